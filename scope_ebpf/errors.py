@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What can go wrong for a user, each with its exit code.
+
+A message says what happened, why, and what to do now. ``cli.main`` catches
+:class:`ScopeError` once and prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class ScopeError(Exception):
+    """Something a user can act on. Subclasses carry the exit code."""
+
+    exit_code = 1
+
+
+class UsageError(ScopeError):
+    """The command line asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class NoSuchProcessError(ScopeError):
+    """The pid is gone, or never was."""
+
+    exit_code = 3
+
+
+class NotABeamError(ScopeError):
+    """The process runs, but is no BEAM VM."""
+
+    exit_code = 4
+
+
+class NotRootError(ScopeError):
+    """BPF needs privileges that this process does not have."""
+
+    exit_code = 5
+
+
+class NotPermittedError(ScopeError):
+    """The target belongs to somebody else and may not be looked at."""
+
+    exit_code = 6
+
+
+class KernelTooOldError(ScopeError):
+    """The kernel has no BPF ring buffer."""
+
+    exit_code = 7
+
+
+class NoBtfError(ScopeError):
+    """The kernel does not describe its own types."""
+
+    exit_code = 8
+
+
+class TargetEndedError(ScopeError):
+    """The target ended before or while it was observed."""
+
+    exit_code = 9
+
+
+class OutputError(ScopeError):
+    """The output cannot be written: a full disk, a missing folder."""
+
+    exit_code = 10
+
+
+class NothingToAttachError(ScopeError):
+    """No hook of what was asked for is there."""
+
+    exit_code = 11
+
+
+class HostError(ScopeError):
+    """The host lacks a part we need, such as libbpf or the BPF objects."""
+
+    exit_code = 12
+
+
+class ReadRefusedError(ScopeError):
+    """A reading of the VM's memory failed its check and is switched off."""
+
+    exit_code = 13

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Builds a beam.smp that carries USDT probes, from the distribution's own source package.
+#
+#   tests/beams/build-usdt.sh [FOLDER]
+#
+# The source is that of the erlang-base installed here, so the emulator runs on the installed OTP
+# libraries. Takes four to eight minutes and 700 MB once; prints the folder, which is named after the
+# source version and is used as it is the next time. BINDIR=FOLDER/bin selects this emulator.
+set -euo pipefail
+
+cache=${1:-${SCOPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scope-ebpf}}
+version=$(dpkg-query -W -f '${source:Version}' erlang-base)
+out=$cache/usdt-$version
+if [ -x "$out/bin/beam.smp" ]; then
+    echo "$out"
+    exit 0
+fi
+
+say() { echo "build-usdt: $*" >&2; }
+
+mkdir -p "$cache"
+work=$(mktemp -d "$cache/build.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# An apt root of its own: the machine's sources may name no source packages, and are not ours to change.
+apt=$work/apt
+mkdir -p "$apt"/etc/apt/{sources.list.d,preferences.d,trusted.gpg.d,apt.conf.d} \
+    "$apt"/var/lib/{apt/lists/partial,dpkg} "$apt"/var/cache/apt/archives/partial
+cp -r /etc/apt/apt.conf.d/. "$apt/etc/apt/apt.conf.d/"
+cp -r /etc/apt/trusted.gpg.d/. "$apt/etc/apt/trusted.gpg.d/"
+touch "$apt/var/lib/dpkg/status"
+for file in /etc/apt/sources.list.d/*.sources; do
+    [ -f "$file" ] && sed 's/^Types:.*/Types: deb-src/' "$file" >"$apt/etc/apt/sources.list.d/${file##*/}"
+done
+for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+    [ -f "$file" ] && sed -n 's/^deb /deb-src /p' "$file" >"$apt/etc/apt/sources.list.d/src-${file##*/}"
+done
+options=(-o "Dir::Etc=$apt/etc/apt" -o "Dir::State=$apt/var/lib/apt" -o "Dir::Cache=$apt/var/cache/apt"
+    -o "Dir::State::status=$apt/var/lib/dpkg/status" -o APT::Sandbox::User=root)
+
+say "fetching the source of erlang $version"
+apt-get -qq "${options[@]}" update >&2
+(cd "$work" && apt-get -qq "${options[@]}" source "erlang=$version" >&2)
+source=$(find "$work" -maxdepth 1 -type d -name 'erlang-*')
+
+say "building the emulator with USDT probes (log: $cache/build-usdt.log)"
+(
+    cd "$source"
+    export ERL_TOP=$PWD LC_ALL=C.UTF-8 MAKEFLAGS=-j$(nproc)
+    ./configure --prefix=/usr --with-dynamic-trace=systemtap --without-wx --without-javac --without-odbc \
+        --without-ssl --without-megaco --enable-shared-zlib --disable-builtin-zlib
+    make -C erts/lib_src TYPE=opt FLAVOR=jit
+    make -C erts/emulator TYPE=opt FLAVOR=jit
+) >"$cache/build-usdt.log" 2>&1 || {
+    tail -n 20 "$cache/build-usdt.log" >&2
+    say "the build failed; the whole log is $cache/build-usdt.log"
+    exit 1
+}
+
+mkdir -p "$work/out/bin"
+cp "$source"/bin/*/beam.smp "$work/out/bin/"
+strip "$work/out/bin/beam.smp"
+# Everything around the emulator is the installed one.
+for program in erlexec erl_child_setup inet_gethost epmd; do
+    cp /usr/lib/erlang/erts-*/bin/$program "$work/out/bin/"
+done
+mv -T "$work/out" "$out"
+say "built $out"
+echo "$out"
