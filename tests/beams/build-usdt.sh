@@ -10,7 +10,7 @@ set -euo pipefail
 
 cache=${1:-${SCOPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scope-ebpf}}
 version=$(dpkg-query -W -f '${source:Version}' erlang-base)
-out=$cache/usdt-$version
+out=$cache/usdt-${version//:/_}
 if [ -x "$out/bin/beam.smp" ]; then
     echo "$out"
     exit 0
