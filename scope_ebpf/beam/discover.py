@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which processes are BEAM VMs, and what each says about itself.
+
+Everything goes through ``/proc/PID``: the file that runs (also when the one on
+the disk was replaced, or lies in another root) and the memory as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.binary import Binary, UnreadableElfError
+from scope_ebpf.beam.layouts import layout_for
+from scope_ebpf.beam.memory import Memory
+from scope_ebpf.errors import (
+    NoSuchProcessError,
+    NotABeamError,
+    NotPermittedError,
+    ReadRefusedError,
+    ScopeError,
+)
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.layouts import Layout
+
+#: Threads of a VM: ``1_scheduler`` up to OTP 25, ``erts_sched_1`` since 26.
+SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
+#: The greeting of the shell, in every emulator, stripped or not
+#: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
+_BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
+#: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
+_AT_ENTRY = 9
+_MAX_AUXV = 4096
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    One running VM.
+
+    *started* is in seconds since the host booted; *base* is what must be added
+    to an address of the file.
+    """
+
+    pid: int
+    exe: str
+    node: str | None
+    otp_release: str
+    erts_version: str
+    flavor: Literal["jit", "emu"]
+    schedulers: int
+    usdt: bool
+    started: float
+    base: int
+    binary: Binary
+    memory: Memory
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """Give what every JSON output says about its target."""
+        names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The checked layout of this VM's structs; ReadRefusedError if a check failed."""
+        return layout_for(self)
+
+    def address(self, name: str) -> int:
+        """Find a global of the VM in its memory; ReadRefusedError if no symbol tells where."""
+        symbol = self.binary.symbol(name)
+        if symbol is None:
+            raise ReadRefusedError(
+                f"process {self.pid} hides its symbol {name}: its emulator (OTP "
+                f"{self.otp_release}) is stripped. Debug symbols of the same build would show it"
+            )
+        return self.base + symbol.address
+
+
+class Refusal(NamedTuple):
+    """A process that looks like a BEAM but cannot be observed, and why."""
+
+    pid: int
+    reason: ScopeError
+
+
+def beams(proc: Path = Path("/proc")) -> list[Target | Refusal]:
+    """Find every BEAM of the host, by pid; one that ends meanwhile is left out."""
+    found: list[Target | Refusal] = []
+    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
+        if not _has_schedulers(proc / str(pid)):
+            continue
+        try:
+            found.append(inspect(pid, proc))
+        except (NoSuchProcessError, NotABeamError):
+            continue
+        except ScopeError as error:
+            found.append(Refusal(pid, error))
+    return found
+
+
+def inspect(pid: int, proc: Path = Path("/proc")) -> Target:
+    """
+    Look at one process.
+
+    Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
+    cause and what to do about it.
+    """
+    folder = proc / str(pid)
+    started = _started(pid, folder)
+    exe, binary = _open(pid, folder)
+    release, version, flavor = _version(pid, exe, binary)
+    target = Target(
+        pid=pid,
+        exe=exe,
+        node=None,
+        otp_release=release,
+        erts_version=version,
+        flavor=flavor,
+        schedulers=_count_schedulers(folder),
+        usdt=any(site.provider == "erlang" for site in binary.usdt_sites),
+        started=started,
+        base=_base(pid, folder, binary),
+        binary=binary,
+        memory=Memory(pid),
+    )
+    return replace(target, node=_node(target) or _node_argument(folder))
+
+
+def _started(pid: int, folder: Path) -> float:
+    """Tell when the process started; refuse what is no process or has ended."""
+    try:
+        text = (folder / "stat").read_text("utf-8", "replace")
+        status = (folder / "status").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise NoSuchProcessError(f"there is no process {pid}") from None
+    # The name stands in brackets and may hold anything, brackets too.
+    fields = text.rpartition(")")[2].split()
+    if fields[0] in "ZXx":
+        raise NoSuchProcessError(f"process {pid} has ended; its parent has not noticed yet")
+    leader = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
+    if leader and int(leader[1]) != pid:
+        raise NoSuchProcessError(f"{pid} is a thread of process {leader[1]}: use that number")
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _open(pid: int, folder: Path) -> tuple[str, Binary]:
+    try:
+        exe = str((folder / "exe").readlink())
+        return exe, Binary.open(folder / "exe")
+    except PermissionError:
+        raise NotPermittedError(
+            f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
+        ) from None
+    except (FileNotFoundError, ProcessLookupError):
+        if not folder.exists():
+            raise NoSuchProcessError(f"process {pid} has ended") from None
+        raise NotABeamError(f"process {pid} is a thread of the kernel, no BEAM") from None
+    except (UnreadableElfError, OSError) as error:
+        raise NotABeamError(f"process {pid} is no BEAM: {error}") from None
+
+
+def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
+    """Tell OTP release, ERTS version and flavour, from symbols or else from the greeting."""
+    release, version = (_string(binary, name) for name in ("etp_otp_release", "etp_erts_version"))
+    if release and version:
+        jit = binary.symbol("etp_beamasm")
+        number = binary.read(jit.address, 4) if jit else b"\0"
+        return release, version, "jit" if any(number) else "emu"
+    try:
+        banner = _BANNER.search(binary.section(".rodata") or b"")
+    except UnreadableElfError:
+        banner = None
+    if banner is None:
+        raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
+    flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"
+    return banner[1].decode(), banner[2].decode(), flavor
+
+
+def _string(binary: Binary, name: str) -> str | None:
+    symbol = binary.symbol(name)
+    if symbol is None or not 0 < symbol.size <= 64:
+        return None
+    try:
+        text = binary.read(symbol.address, symbol.size).split(b"\0")[0].decode("ascii")
+    except (ValueError, UnreadableElfError):
+        return None
+    return text if re.fullmatch(r"[0-9A-Za-z.+-]+", text) else None
+
+
+def _base(pid: int, folder: Path, binary: Binary) -> int:
+    """Tell how far the kernel moved the program, by where it let it start."""
+    if not binary.relative:
+        return 0
+    try:
+        with (folder / "auxv").open("rb") as file:
+            vector = file.read(_MAX_AUXV)
+    except PermissionError:
+        raise NotPermittedError(
+            f"process {pid} may not be looked into: run as root, or with CAP_SYS_PTRACE"
+        ) from None
+    except OSError:
+        raise NoSuchProcessError(f"process {pid} has ended") from None
+    for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):
+        if kind == _AT_ENTRY:
+            return int(value) - binary.entry
+    raise NoSuchProcessError(f"process {pid} has ended")
+
+
+def _thread_names(folder: Path) -> list[str]:
+    names = []
+    for comm in folder.glob("task/*/comm"):
+        with suppress(OSError):  # threads end, and so do processes
+            names.append(comm.read_text("utf-8", "replace").strip())
+    return names
+
+
+def _has_schedulers(folder: Path) -> bool:
+    return any(SCHEDULER_THREAD.match(name) for name in _thread_names(folder))
+
+
+def _count_schedulers(folder: Path) -> int:
+    return sum(1 for name in _thread_names(folder) if SCHEDULER_THREAD.match(name))
+
+
+def _node(target: Target) -> str | None:
+    """Read the node's name as the VM has it now."""
+    try:
+        node = target.memory.u64(target.address("erts_this_node"))
+        atom = target.memory.u64(node + target.layout.offset("ErlNode", "sysname"))
+        return Atoms(target).text(atom)
+    except ReadRefusedError:
+        return None
+
+
+def _node_argument(folder: Path) -> str | None:
+    """Read the name that the command line asks for, if it says the host as well."""
+    try:
+        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return None
+    for option, value in pairwise(words):
+        if option in ("-name", "-sname") and "@" in value:
+            return value
+    return None
