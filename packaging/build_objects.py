@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Compiles ``probes/*.bpf.c`` into the package, so that a host needs no compiler.
+
+    python packaging/build_objects.py     builds what is older than its source
+
+The same runs as a hatchling hook when a wheel is built.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # run as a script on a machine without hatchling
+    BuildHookInterface = object
+
+ROOT = Path(__file__).resolve().parent.parent
+PROBES = ROOT / "probes"
+OBJECTS = ROOT / "scope_ebpf" / "kernel" / "objects"
+
+FLAGS = "-g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter".split()
+ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+
+
+def compile_probe(source: Path, target: Path) -> None:
+    """One probe to one object; debug sections are dropped, the BTF stays."""
+    machine = platform.machine()
+    subprocess.run(
+        [
+            *["clang", *FLAGS, f"-D__TARGET_ARCH_{ARCHITECTURES[machine]}"],
+            *["-I", str(PROBES / "include"), "-I", f"/usr/include/{machine}-linux-gnu"],
+            *["-c", str(source), "-o", str(target)],
+        ],
+        check=True,
+    )
+    subprocess.run(["llvm-strip", "-g", str(target)], check=True)
+
+
+def build() -> None:
+    """Build every object that is older than a source or a header."""
+    for tool in ("clang", "llvm-strip"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"build_objects: {tool} is missing; packaging/install-deps.sh build")
+    OBJECTS.mkdir(exist_ok=True)
+    newest = max(p.stat().st_mtime for p in [*PROBES.glob("include/*.h"), Path(__file__)])
+    for source in sorted(PROBES.glob("*.bpf.c")):
+        target = OBJECTS / source.with_suffix(".o").name
+        changed = max(newest, source.stat().st_mtime)
+        if not target.exists() or target.stat().st_mtime < changed:
+            compile_probe(source, target)
+
+
+class ObjectsHook(BuildHookInterface):  # type: ignore[misc]
+    """What hatchling calls before it packs the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Build the objects, unless this is an editable install, which has a Makefile."""
+        if version != "editable":
+            build()
+
+
+if __name__ == "__main__":
+    build()
+    sys.exit(0)

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * gc: how long Erlang processes stand still for garbage collection, and what it frees.
+ *
+ * Hooks:  entry and return of erts_garbage_collect, _nobump, _literals, _hibernate and
+ *         erts_gc_after_bif_call_lhf; or erlang:gc_{minor,major}__{start,end}
+ * Counts: gc by minor, major and hibernate; durations
+ * Emits:  gc
+ *
+ * Some calls put the collection off or hand it to a dirty scheduler. A collection moves the heap, so
+ * a call after which the heap lies where it lay was none. A minor one adds 1 to gen_gcs, a major one
+ * sets it to 0 (OTP-25.2.3 erl_gc.c, garbage_collect). erlang:statistics(garbage_collection) leaves
+ * out those of hibernate, and so agrees with minor + major.
+ */
+#include "usdt.bpf.h"
+
+/* check_for_possibly_long_gc hands heaps from this size on to dirty schedulers (erl_gc.c). */
+#define LONG_GC_WORDS (128 * 1024)
+
+struct collecting {
+	__u64 since, process, heap, used;
+	__u16 gen_gcs;
+};
+
+/*
+ * Collections under way: one starts and ends on the thread that runs it. LRU, because a VM killed
+ * half-way never sends the end.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_THREADS);
+	__type(key, __u32);
+	__type(value, struct collecting);
+} collections SEC(".maps");
+
+/* Words in use: the young heap, the old heap, and the message buffers that become heap. */
+static __noinline __u64 used_words(__u64 process)
+{
+	__u64 young = vm_field(KIND_GC, process, settings.process_htop) -
+		      vm_field(KIND_GC, process, settings.process_heap);
+	__u64 old = vm_field(KIND_GC, process, settings.process_old_htop) -
+		    vm_field(KIND_GC, process, settings.process_old_heap);
+
+	return young / 8 + old / 8 + vm_field(KIND_GC, process, settings.process_mbuf_sz);
+}
+
+static __always_inline __u16 gen_gcs(__u64 process)
+{
+	return (__u16)vm_field(KIND_GC, process, settings.process_gen_gcs);
+}
+
+static __always_inline int collected(__u8 class, __u8 flags, __u32 tid, __u64 process,
+				     __u64 duration, __u64 before, __u64 after)
+{
+	struct gc_record *gc;
+
+	count(KIND_GC, class);
+	if (duration != UNKNOWN)
+		observe(KIND_GC, class, duration);
+	gc = record(KIND_GC, class, flags, tid, process);
+	if (gc) {
+		gc->duration_ns = duration;
+		gc->reclaimed = before >= after ? before - after : UNKNOWN;
+		gc->live = after;
+		emit(gc);
+	}
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(gc_entry, __u64 process)
+{
+	struct collecting collecting = {.process = process};
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_ENTRY, &tid))
+		return 0;
+	collecting.gen_gcs = gen_gcs(process);
+	collecting.heap = vm_field(KIND_GC, process, settings.process_heap);
+	collecting.used = used_words(process);
+	collecting.since = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&collections, &tid, &collecting, BPF_ANY))
+		refuse(KIND_GC);
+	return 0;
+}
+
+static __always_inline int ended(__u32 tid, __u64 now, bool hibernate)
+{
+	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
+	__u8 class = GC_HIBERNATE;
+	__u64 process, duration;
+
+	if (!started || !started->since)
+		return 0; /* it began before we came */
+	process = started->process;
+	duration = now - started->since;
+	started->since = 0;
+	if (!settings.process_heap)
+		return collected(GC_UNKNOWN, 0, tid, id_of(KIND_GC, process), duration, 0, UNKNOWN);
+	if (started->heap == vm_field(KIND_GC, process, settings.process_heap) &&
+	    !(hibernate && started->used < LONG_GC_WORDS))
+		return 0; /* put off, or handed to a dirty scheduler */
+	if (!hibernate)
+		class = gen_gcs(process) == started->gen_gcs + 1 ? GC_MINOR : GC_MAJOR;
+	return collected(class, 0, tid, id_of(KIND_GC, process), duration, started->used,
+			 used_words(process));
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(gc_return)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_RETURN, &tid))
+		return 0;
+	return ended(tid, now, false);
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(gc_hibernate_return)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_HIBERNATE_RETURN, &tid))
+		return 0;
+	return ended(tid, now, true);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(gc_start_usdt)
+{
+	struct collecting collecting = {};
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_START_USDT, &tid))
+		return 0;
+	collecting.since = bpf_ktime_get_ns();
+	if (bpf_map_update_elem(&collections, &tid, &collecting, BPF_ANY))
+		refuse(KIND_GC);
+	return 0;
+}
+
+/* The end of the probe pair tells the words that were reclaimed, not those that live. */
+static __always_inline int ended_usdt(struct pt_regs *ctx, __u8 class, __u32 tid, __u64 now)
+{
+	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
+	__u64 duration = started && started->since ? now - started->since : UNKNOWN;
+	struct gc_record *gc;
+
+	if (started)
+		started->since = 0;
+	count(KIND_GC, class);
+	if (duration != UNKNOWN)
+		observe(KIND_GC, class, duration);
+	gc = record(KIND_GC, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	if (gc) {
+		gc->duration_ns = duration;
+		gc->reclaimed = usdt_argument(ctx, 1);
+		gc->live = UNKNOWN;
+		emit(gc);
+	}
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(gc_minor_end_usdt)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_MINOR_END_USDT, &tid))
+		return 0;
+	return ended_usdt(ctx, GC_MINOR, tid, now);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(gc_major_end_usdt)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u32 tid;
+
+	if (!enter(PROGRAM_GC_MAJOR_END_USDT, &tid))
+		return 0;
+	return ended_usdt(ctx, GC_MAJOR, tid, now);
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Turns ``events.toml`` into the C header and the Python module of the same facts.
+
+    python probes/generate.py            writes both
+    python probes/generate.py --check    exits 1 if either is not what would be written
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+HEADER = HERE / "include" / "events.generated.h"
+MODULE = HERE.parent / "scope_ebpf" / "events.py"
+
+SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "s64": 8, "char": 1}
+NUMPY = {"u8": "u1", "u16": "<u2", "u32": "<u4", "u64": "<u8", "s64": "<i8"}
+
+#: A record in the ring is 64 bytes: 8 of the kernel's own header, 56 of ours.
+RECORD_BYTES = 56
+#: Classes of one kind; ``kind * CLASSES + class`` is the place in the maps.
+CLASSES = 8
+
+Table = dict[str, Any]
+
+
+def load() -> Table:
+    """Everything that ``events.toml`` says."""
+    return tomllib.loads((HERE / "events.toml").read_text())
+
+
+def split_type(text: str) -> tuple[str, int | None]:
+    """``"u64[40]"`` is ``("u64", 40)``; a plain type has no length."""
+    match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", text)
+    if match is None or match[1] not in SIZES:
+        raise SystemExit(f"events.toml: {text!r} is no type")
+    return match[1], int(match[2]) if match[2] else None
+
+
+def size_of(fields: list[Table]) -> int:
+    """Bytes of the fields; refuses a hole, because padding must be named."""
+    offset = 0
+    for field in fields:
+        base, length = split_type(field["type"])
+        if offset % SIZES[base]:
+            raise SystemExit(f"events.toml: a hole before {field['name']!r}")
+        offset += SIZES[base] * (length or 1)
+    return offset
+
+
+def record_fields(data: Table, record: Table) -> list[Table]:
+    """The header, the record's own fields, and what fills it up to its 56 bytes."""
+    fields = [*data["header"]["fields"], *record.get("fields", [])]
+    left = RECORD_BYTES - size_of(fields)
+    if left < 0 or left % 8:
+        raise SystemExit(f"events.toml: {record['doc']!r} does not fit")
+    if left:
+        fields.append({"name": "reserved", "type": f"u64[{left // 8}]", "doc": "zero"})
+    return fields
+
+
+def structs(data: Table) -> list[tuple[str, str, list[Table]]]:
+    """Every struct as ``(name, doc, fields)``, in the order it is written."""
+    plain = ["header", "settings", "tally", "durations", "usdt_argument"]
+    result = [(name, data[name]["doc"], data[name]["fields"]) for name in plain]
+    for name, record in data["record"].items():
+        result.append((f"{name}_record", record["doc"], record_fields(data, record)))
+    for name, _, fields in result:
+        size = size_of(fields)
+        if name not in ("header", "durations", "tally") and size % 8:
+            raise SystemExit(f"events.toml: {name} ends in a hole of {8 - size % 8} bytes")
+    return result
+
+
+def c_struct(name: str, doc: str, fields: list[Table]) -> str:
+    """One C struct, a comment beside each field."""
+    lines = [f"/* {doc} */", f"struct {name} {{"]
+    for field in fields:
+        base, length = split_type(field["type"])
+        ctype = "char" if base == "char" else f"__{base}"
+        suffix = f"[{length}]" if length else ""
+        unit = f", {field['unit']}" if "unit" in field else ""
+        lines.append(f"\t{ctype} {field['name']}{suffix}; /* {field['doc']}{unit} */")
+    return "\n".join([*lines, "};", ""])
+
+
+def header_text(data: Table) -> str:
+    """The whole C header."""
+    out = [
+        "/* SPDX-License-Identifier: GPL-2.0-only */",
+        "/* Made by probes/generate.py from probes/events.toml; not written by hand. */",
+        "#ifndef SCOPE_EVENTS_GENERATED_H",
+        "#define SCOPE_EVENTS_GENERATED_H",
+        "",
+        f"#define CLASSES {CLASSES}",
+        f"#define KINDS {len(data['record'])}",
+        "",
+        "enum kind {",
+        *(f"\tKIND_{n.upper()} = {r['id']}," for n, r in data["record"].items()),
+        "};",
+        "",
+    ]
+    for name, record in data["record"].items():
+        if "classes" in record:
+            members = (
+                f"\t{name.upper()}_{c.upper()} = {i}," for i, c in enumerate(record["classes"])
+            )
+            out += [f"enum {name}_class {{", *members, "};", ""]
+    out += [
+        "enum flags {",
+        *(f"\tFLAG_{n} = {1 << i}, /* {d} */" for i, (n, d) in enumerate(data["flags"].items())),
+        "};",
+        "",
+        "enum argument_form {",
+        *(f"\tARGUMENT_{n} = {v}," for n, v in data["argument_forms"].items()),
+        "};",
+        "",
+        "/* One number for each program, for the map of hits. */",
+        "enum program {",
+        *(f"\tPROGRAM_{p.upper()} = {i}," for i, p in enumerate(programs(data))),
+        f"\tPROGRAMS = {len(programs(data))},",
+        "};",
+        "",
+    ]
+    out += [c_struct(*struct) for struct in structs(data)]
+    out += ["#endif", ""]
+    return "\n".join(out)
+
+
+def programs(data: Table) -> list[str]:
+    """Every BPF program that a hook names, once, in order."""
+    return list(dict.fromkeys(h["program"] for w in data["way"] for h in w["hooks"]))
+
+
+def dtype_text(fields: list[Table], *, ring: bool) -> str:
+    """The numpy dtype of one struct; in the ring the kernel's header comes first."""
+    rows = ['    ("ring_length", "<u4"),', '    ("ring_page", "<u4"),'] if ring else []
+    for field in fields:
+        base, length = split_type(field["type"])
+        if base == "char":
+            rows.append(f'    ("{field["name"]}", "S{length}"),')
+        elif length:
+            rows.append(f'    ("{field["name"]}", "{NUMPY[base]}", ({length},)),')
+        else:
+            rows.append(f'    ("{field["name"]}", "{NUMPY[base]}"),')
+    return "np.dtype([\n" + "\n".join(rows) + "\n])"
+
+
+def way_text(way: Table) -> str:
+    """One way to see an event, as a Python expression."""
+    hooks = "".join(
+        f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
+        f"mangled={h.get('mangled', False)}, optional={h.get('optional', False)}),"
+        for h in way["hooks"]
+    )
+    return (
+        f"    Way({way['event']!r}, {way['via']!r}, {way['family']!r}, "
+        f"flavor={way.get('flavor')!r}, on_request={way.get('on_request')!r}, "
+        f"needs={tuple(way.get('needs', []))!r}, hooks=({hooks}\n    )),"
+    )
+
+
+def kind_text(name: str, record: Table) -> str:
+    """One kind of record, as a Python expression."""
+    absent = {
+        f["name"]: int(str(f["absent"]), 0) for f in record.get("fields", []) if "absent" in f
+    }
+    units = {f["name"]: f["unit"] for f in record.get("fields", []) if "unit" in f}
+    return (
+        f"    {name!r}: Kind({record['id']}, {name!r}, {record['doc']!r}, "
+        f"classes={tuple(record.get('classes', ['all']))!r}, counted={record.get('counted')!r}, "
+        f"histogram={record.get('histogram')!r}, units={units!r}, absent={absent!r}),"
+    )
+
+
+MODULE_HEAD = '''# SPDX-License-Identifier: Apache-2.0
+"""
+The records, their vocabulary, and where we may attach.
+
+Made by probes/generate.py from probes/events.toml; not written by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of event: its number, its classes, and how they make up its count."""
+
+    id: int
+    name: str
+    doc: str
+    classes: tuple[str, ...]
+    #: The class whose count is the count of the event; None adds them all up.
+    counted: str | None
+    #: The class whose durations have a histogram, or "all"; None has none.
+    histogram: str | None
+    #: The unit of each own field that has one: ns, words, eterm, address, reductions.
+    units: dict[str, str]
+    #: The value of each own field that means "unknown".
+    absent: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One place of a way, and the BPF program for it."""
+
+    program: str
+    name: str
+    returns: bool
+    mangled: bool
+    optional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to see an event: by function symbols or by USDT probes."""
+
+    event: str
+    via: str
+    family: str
+    flavor: str | None
+    on_request: str | None
+    #: Settings without which the way cannot work.
+    needs: tuple[str, ...]
+    hooks: tuple[Hook, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a way is not taken though it may seem to be there."""
+
+    event: str
+    via: str
+    flavor: str | None
+    reason: str
+
+'''
+
+
+def module_text(data: Table) -> str:
+    """The whole Python module."""
+    records = [(n, record_fields(data, r)) for n, r in data["record"].items()]
+    common = [*data["header"]["fields"]]
+    body = [{"name": "body", "type": "u64[4]"}]
+    out = [
+        MODULE_HEAD,
+        f"CLASSES = {CLASSES}",
+        "",
+        "KINDS = {",
+        *(kind_text(n, r) for n, r in data["record"].items()),
+        "}",
+        "",
+        *(f"FLAG_{n} = {1 << i}  # {d}" for i, (n, d) in enumerate(data["flags"].items())),
+        "",
+        *(f"ARGUMENT_{n} = {v}" for n, v in data["argument_forms"].items()),
+        "",
+        f"PROGRAMS = {tuple(programs(data))!r}",
+        "",
+        "#: Any record as it lies in the ring: 64 bytes, its own fields as four words.",
+        f"RECORD = {dtype_text(common + body, ring=True)}",
+        "",
+        "#: The same 64 bytes, by kind.",
+        "RECORDS = {",
+        *(f"    {name!r}: {dtype_text(fields, ring=True)}," for name, fields in records),
+        "}",
+        "",
+        *(
+            f"{name.upper()} = {dtype_text(data[name]['fields'], ring=False)}\n"
+            for name in ["settings", "tally", "durations", "usdt_argument"]
+        ),
+        "WAYS = (",
+        *(way_text(w) for w in data["way"]),
+        ")",
+        "",
+        "REFUSALS = (",
+        *(
+            f"    Refusal({r['event']!r}, {r['via']!r}, {r.get('flavor')!r}, {r['reason']!r}),"
+            for r in data["refusal"]
+        ),
+        ")",
+        "",
+        "#: The only USDT probes that may ever be attached.",
+        'USDT_ALLOWED = frozenset(h.name for w in WAYS if w.via == "usdt" for h in w.hooks)',
+        "",
+    ]
+    return "\n".join(out)
+
+
+def main() -> int:
+    """Write both files, or compare them."""
+    data = load()
+    wanted = {HEADER: header_text(data), MODULE: module_text(data)}
+    if "--check" in sys.argv:
+        stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
+        for path in stale:
+            sys.stderr.write(f"{path} is not what probes/events.toml says: run `make generate`\n")
+        return 1 if stale else 0
+    for path, text in wanted.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Made by probes/generate.py from probes/events.toml; not written by hand. */
+#ifndef SCOPE_EVENTS_GENERATED_H
+#define SCOPE_EVENTS_GENERATED_H
+
+#define CLASSES 8
+#define KINDS 14
+
+enum kind {
+	KIND_SPAWN = 0,
+	KIND_EXIT = 1,
+	KIND_SEND = 2,
+	KIND_RECEIVE = 3,
+	KIND_SCHEDULE = 4,
+	KIND_GC = 5,
+	KIND_HIBERNATE = 6,
+	KIND_PORT_OPEN = 7,
+	KIND_PORT_CLOSE = 8,
+	KIND_PORT_BUSY = 9,
+	KIND_DIST_BUSY = 10,
+	KIND_DIST_OUTPUT = 11,
+	KIND_CODE_LOAD = 12,
+	KIND_LONG_CALL = 13,
+};
+
+enum exit_class {
+	EXIT_UNKNOWN = 0,
+	EXIT_NORMAL = 1,
+	EXIT_SHUTDOWN = 2,
+	EXIT_KILLED = 3,
+	EXIT_ERROR = 4,
+	EXIT_OTHER = 5,
+};
+
+enum send_class {
+	SEND_LOCAL = 0,
+	SEND_REMOTE = 1,
+};
+
+enum schedule_class {
+	SCHEDULE_IN = 0,
+	SCHEDULE_OUT = 1,
+};
+
+enum gc_class {
+	GC_UNKNOWN = 0,
+	GC_MINOR = 1,
+	GC_MAJOR = 2,
+	GC_HIBERNATE = 3,
+};
+
+enum port_busy_class {
+	PORT_BUSY_BUSY = 0,
+	PORT_BUSY_NOT_BUSY = 1,
+};
+
+enum dist_output_class {
+	DIST_OUTPUT_PORT = 0,
+	DIST_OUTPUT_PROCESS = 1,
+};
+
+enum long_call_class {
+	LONG_CALL_NIF = 0,
+	LONG_CALL_BIF = 1,
+	LONG_CALL_DIRTY_NIF = 2,
+	LONG_CALL_DIRTY_BIF = 3,
+};
+
+enum flags {
+	FLAG_TEXT_PID = 1, /* process, and any other pid of the record, is number | serial << 32, read from a USDT text */
+};
+
+enum argument_form {
+	ARGUMENT_NONE = 0,
+	ARGUMENT_CONSTANT = 1,
+	ARGUMENT_REGISTER = 2,
+	ARGUMENT_MEMORY = 3,
+	ARGUMENT_ABSOLUTE = 4,
+};
+
+/* One number for each program, for the map of hits. */
+enum program {
+	PROGRAM_SPAWN_ENTRY = 0,
+	PROGRAM_SPAWN_RETURN = 1,
+	PROGRAM_SPAWN_USDT = 2,
+	PROGRAM_EXIT_ENTRY = 3,
+	PROGRAM_EXIT_USDT = 4,
+	PROGRAM_HIBERNATE_ENTRY = 5,
+	PROGRAM_HIBERNATE_USDT = 6,
+	PROGRAM_SEND_LOCAL = 7,
+	PROGRAM_SEND_REMOTE = 8,
+	PROGRAM_SEND_REMOTE_NAME = 9,
+	PROGRAM_SEND_USDT = 10,
+	PROGRAM_RECEIVE_ENTRY = 11,
+	PROGRAM_RECEIVE_USDT = 12,
+	PROGRAM_SCHEDULE_IN = 13,
+	PROGRAM_SCHEDULE_OUT = 14,
+	PROGRAM_SCHEDULE_IN_USDT = 15,
+	PROGRAM_SCHEDULE_OUT_USDT = 16,
+	PROGRAM_GC_ENTRY = 17,
+	PROGRAM_GC_RETURN = 18,
+	PROGRAM_GC_HIBERNATE_RETURN = 19,
+	PROGRAM_GC_START_USDT = 20,
+	PROGRAM_GC_MINOR_END_USDT = 21,
+	PROGRAM_GC_MAJOR_END_USDT = 22,
+	PROGRAM_PORT_OPEN_ENTRY = 23,
+	PROGRAM_PORT_OPEN_RETURN = 24,
+	PROGRAM_PORT_OPEN_USDT = 25,
+	PROGRAM_PORT_CLOSE_ENTRY = 26,
+	PROGRAM_PORT_CLOSE_USDT = 27,
+	PROGRAM_PORT_BUSY_ENTRY = 28,
+	PROGRAM_PORT_BUSY_USDT = 29,
+	PROGRAM_PORT_NOT_BUSY_USDT = 30,
+	PROGRAM_DIST_BUSY_ENTRY = 31,
+	PROGRAM_DIST_OUTPUT_PORT = 32,
+	PROGRAM_DIST_OUTPUT_PROCESS = 33,
+	PROGRAM_DIST_OUTPUT_USDT = 34,
+	PROGRAM_CODE_LOAD_ENTRY = 35,
+	PROGRAM_CODE_LOAD_RETURN = 36,
+	PROGRAM_NIF_ENTRY = 37,
+	PROGRAM_CALL_RETURN = 38,
+	PROGRAM_BIF_ENTRY = 39,
+	PROGRAM_DIRTY_NIF_ENTRY = 40,
+	PROGRAM_DIRTY_BIF_ENTRY = 41,
+	PROGRAMS = 42,
+};
+
+/* What every record starts with: 24 of the 56 bytes. */
+struct header {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+};
+
+/* Set once before the programs are loaded; constants to the verifier. An offset of 0 is unknown. */
+struct settings {
+	__u64 streamed; /* bit N: records of kind N go to the ring */
+	__u64 slow_call_ns; /* a call shorter than this is not counted, ns */
+	__u64 pidns_dev; /* our pid namespace, where it is not the host's; else 0 */
+	__u64 pidns_ino; /* the same */
+	__u64 dsig_send_start; /* code of erts_dsig_send, address */
+	__u64 dsig_send_end; /* the first byte after it, address */
+	__u64 am_normal; /* atoms that class an exit reason, eterm */
+	__u64 am_shutdown; /* the same, eterm */
+	__u64 am_killed; /* the same, eterm */
+	__u32 tgid; /* the target, in our pid namespace */
+	__u32 process_heap; /* offsets into struct process, bytes */
+	__u32 process_htop; /* the same, bytes */
+	__u32 process_old_heap; /* the same, bytes */
+	__u32 process_old_htop; /* the same, bytes */
+	__u32 process_mbuf_sz; /* the same, bytes */
+	__u32 process_gen_gcs; /* the same, bytes */
+	__u32 process_sig_save; /* the same, bytes */
+	__u32 port_connected; /* offsets into struct _erl_drv_port, bytes */
+	__u32 port_state; /* the same, bytes */
+};
+
+/* Counts of one class of one kind, per CPU, from 0. */
+struct tally {
+	__u64 count; /* how often it happened */
+	__u64 lost; /* records that found no room in the ring */
+	__u64 refused; /* reads of the VM's memory that failed, and starts that found no room */
+};
+
+/* How long things of one class took, per CPU. */
+struct durations {
+	__u64 total_ns; /* sum, ns */
+	__u64 slots[40]; /* slot N counts 2^N ns up to 2^(N+1); the last is open */
+};
+
+/* Where one argument of a USDT site lies. */
+struct usdt_argument {
+	__s64 value; /* the constant, the displacement, or the address */
+	__u16 reg; /* offset into struct pt_regs */
+	__u8 form; /* ARGUMENT_* */
+	__u8 size; /* 1, 2, 4 or 8, bytes */
+	__u8 is_signed; /* 1: extend the sign */
+	__u8 padding[3]; /* named, so that it is zero */
+};
+
+/* A process was created. */
+struct spawn_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 parent; /* who asked for it, eterm */
+	__u64 module; /* atom: first of M:F/A, eterm */
+	__u64 function; /* atom: second of M:F/A, eterm */
+	__u64 reserved[1]; /* zero */
+};
+
+/* A process began to exit. */
+struct exit_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 reason; /* as the VM holds it; only immediates can be read later, eterm */
+	__u64 tag; /* first element, where the reason is a tuple, eterm */
+	__u64 reserved[2]; /* zero */
+};
+
+/* A process sent a message to a process. */
+struct send_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 receiver; /* pid; absent where it is on another node, eterm */
+	__u64 words; /* size of the copied message, words */
+	__u64 reserved[2]; /* zero */
+};
+
+/* A process took a message out of its mailbox. */
+struct receive_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 message; /* the ErtsMessage, to pair it with its send, address */
+	__u64 words; /* size of the message, words */
+	__u64 reserved[2]; /* zero */
+};
+
+/* A process was scheduled in or out on a normal scheduler. */
+struct schedule_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 duration_ns; /* out: how long it ran, ns */
+	__u64 reductions; /* out: what the VM counted for it, reductions */
+	__u64 reserved[2]; /* zero */
+};
+
+/* A garbage collection of one process ended. */
+struct gc_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 duration_ns; /* how long the process stood still, ns */
+	__u64 reclaimed; /* live words before, less live words after, words */
+	__u64 live; /* words in use after, young and old heap, words */
+	__u64 reserved[1]; /* zero */
+};
+
+/* A process called hibernate. */
+struct hibernate_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 reserved[4]; /* zero */
+};
+
+/* A port was opened. */
+struct port_open_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 port; /* the new port, eterm */
+	char name[24]; /* driver or command, cut at 24 bytes */
+};
+
+/* A port began to close; process is who or what closed it. */
+struct port_close_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 port; /* the port, eterm */
+	__u64 reason; /* as the VM holds it, eterm */
+	__u64 reserved[2]; /* zero */
+};
+
+/* A driver said its port is busy, or no longer; process is the port's owner. */
+struct port_busy_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 port; /* the port, eterm */
+	__u64 reserved[3]; /* zero */
+};
+
+/* A process was suspended because the buffer to another node is full. */
+struct dist_busy_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 reserved[4]; /* zero */
+};
+
+/* Buffered signals for another node were handed to its connection. */
+struct dist_output_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 port; /* the connection, where it is a port, eterm */
+	__u64 reserved[3]; /* zero */
+};
+
+/* A module was loaded. */
+struct code_load_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 module; /* atom, eterm */
+	__u64 reserved[3]; /* zero */
+};
+
+/* A NIF or BIF ran for slow_call_ns or longer. */
+struct long_call_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 duration_ns; /* how long it ran, ns */
+	__u64 code; /* the Erlang code that called it, address */
+	__u64 native; /* the C function, address */
+	__u64 reserved[1]; /* zero */
+};
+
+#endif

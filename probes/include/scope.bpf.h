@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What every probe stands on: the settings, the maps that all share, the target filter, the ring.
+ *
+ * Each probe is an object of its own; the maps named here are made once and handed to the others.
+ * A program may be preempted by another on the same CPU, so counts are added atomically.
+ */
+#ifndef SCOPE_BPF_H
+#define SCOPE_BPF_H
+
+#include <linux/bpf.h>
+#include <linux/ptrace.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "events.generated.h"
+
+#define UNKNOWN (~0ULL)
+
+const volatile struct settings settings; /* the only thing in .rodata, so it lies at offset 0 */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* set before load, a power of two; one page where nothing streams */
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KINDS *CLASSES);
+	__type(key, __u32);
+	__type(value, struct tally);
+} tallies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KINDS *CLASSES);
+	__type(key, __u32);
+	__type(value, struct durations);
+} durations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PROGRAMS);
+	__type(key, __u32);
+	__type(value, __u64);
+} hits SEC(".maps");
+
+/* Things under way belong to a thread: OTP allows 3 x 1024 schedulers and as many other threads. */
+#define MAX_THREADS 8192
+
+/* Whether this is the target; then *tid is the thread, and the program's hit is counted. */
+static __always_inline bool enter(enum program program, __u32 *tid)
+{
+	__u32 key = program;
+	__u64 *hit;
+
+	if (settings.pidns_ino) {
+		struct bpf_pidns_info pids = {};
+
+		if (bpf_get_ns_current_pid_tgid(settings.pidns_dev, settings.pidns_ino, &pids,
+						sizeof(pids)))
+			return false; /* a thread of another pid namespace */
+		if (pids.tgid != settings.tgid)
+			return false;
+		*tid = pids.pid;
+	} else {
+		__u64 both = bpf_get_current_pid_tgid();
+
+		if (both >> 32 != settings.tgid)
+			return false;
+		*tid = (__u32)both;
+	}
+	hit = bpf_map_lookup_elem(&hits, &key);
+	if (hit)
+		__sync_fetch_and_add(hit, 1);
+	return true;
+}
+
+static __always_inline struct tally *tally_of(enum kind kind, __u8 class)
+{
+	__u32 key = kind * CLASSES + class;
+
+	return bpf_map_lookup_elem(&tallies, &key);
+}
+
+static __always_inline void count(enum kind kind, __u8 class)
+{
+	struct tally *tally = tally_of(kind, class);
+
+	if (tally)
+		__sync_fetch_and_add(&tally->count, 1);
+}
+
+/* A read that failed, or a start that found no room: counted, never a wrong number. */
+static __always_inline void refuse(enum kind kind)
+{
+	struct tally *tally = tally_of(kind, 0);
+
+	if (tally)
+		__sync_fetch_and_add(&tally->refused, 1);
+}
+
+/* Eight bytes of the VM at base + offset; 0 where they cannot be read or the offset is unknown. */
+static __always_inline __u64 vm_word(enum kind kind, __u64 base, __u32 offset)
+{
+	__u64 word = 0;
+
+	if (bpf_probe_read_user(&word, sizeof(word), (const void *)(base + offset))) {
+		refuse(kind);
+		return 0;
+	}
+	return word;
+}
+
+static __always_inline __u64 vm_field(enum kind kind, __u64 base, __u32 offset)
+{
+	return offset ? vm_word(kind, base, offset) : 0;
+}
+
+/* The term of a Process or a Port: its ErtsPTabElementCommon starts with it. 0 for no process. */
+static __always_inline __u64 id_of(enum kind kind, __u64 element)
+{
+	return element ? vm_word(kind, element, 0) : 0;
+}
+
+static __always_inline __u32 log2_slot(__u64 value)
+{
+	__u32 slot = 0;
+
+	/* Five steps instead of a loop of forty. */
+	if (value >> 32) {
+		value >>= 32;
+		slot += 32;
+	}
+	if (value >> 16) {
+		value >>= 16;
+		slot += 16;
+	}
+	if (value >> 8) {
+		value >>= 8;
+		slot += 8;
+	}
+	if (value >> 4) {
+		value >>= 4;
+		slot += 4;
+	}
+	if (value >> 2) {
+		value >>= 2;
+		slot += 2;
+	}
+	if (value >> 1)
+		slot += 1;
+	return slot < 40 ? slot : 39;
+}
+
+static __always_inline void observe(enum kind kind, __u8 class, __u64 duration_ns)
+{
+	__u32 key = kind * CLASSES + class;
+	struct durations *seen = bpf_map_lookup_elem(&durations, &key);
+
+	if (!seen)
+		return;
+	__sync_fetch_and_add(&seen->total_ns, duration_ns);
+	__sync_fetch_and_add(&seen->slots[log2_slot(duration_ns)], 1);
+}
+
+/*
+ * Room for a record with its header filled in and its body zero; NULL where nobody wants the record
+ * or the ring is full, which is counted. What is not NULL must be given to emit().
+ */
+static __always_inline void *record(enum kind kind, __u8 class, __u8 flags, __u32 tid,
+				    __u64 process)
+{
+	struct {
+		struct header header;
+		__u64 body[4];
+	} *room;
+	struct tally *tally;
+
+	if (!(settings.streamed & (1ULL << kind)))
+		return NULL;
+	room = bpf_ringbuf_reserve(&ring, sizeof(*room), 0);
+	if (!room) {
+		tally = tally_of(kind, class);
+		if (tally)
+			__sync_fetch_and_add(&tally->lost, 1);
+		return NULL;
+	}
+	room->header.time_ns = bpf_ktime_get_ns();
+	room->header.kind = kind;
+	room->header.class = class;
+	room->header.flags = flags;
+	room->header.tid = tid;
+	room->header.process = process;
+	room->body[0] = 0;
+	room->body[1] = 0;
+	room->body[2] = 0;
+	room->body[3] = 0;
+	return room;
+}
+
+/* The reader looks at the ring by the clock, so that no event pays for waking it. */
+static __always_inline void emit(void *room)
+{
+	bpf_ringbuf_submit(room, BPF_RB_NO_WAKEUP);
+}
+
+#endif

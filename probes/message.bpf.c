@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * message: messages between processes.
+ *
+ * Hooks:  erts_send_message, erts_dsig_send_msg, erts_dsig_send_reg_msg, beam_jit_remove_message;
+ *         or erlang:message__send, message__receive
+ * Counts: send by local and remote, receive
+ * Emits:  send, receive
+ *
+ * Messages from timers, ports, the VM itself and NIFs (enif_send) are no sends of a process and are
+ * not counted as sends; they are counted when they are received.
+ */
+#include "usdt.bpf.h"
+
+static __always_inline int sent(__u8 class, __u8 flags, __u32 tid, __u64 from, __u64 to,
+				__u64 words)
+{
+	struct send_record *send;
+
+	count(KIND_SEND, class);
+	send = record(KIND_SEND, class, flags, tid, from);
+	if (send) {
+		send->receiver = to;
+		send->words = words;
+		emit(send);
+	}
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
+{
+	__u64 from = 0, to = 0;
+	__u32 tid;
+
+	if (!enter(PROGRAM_SEND_LOCAL, &tid))
+		return 0;
+	if (settings.streamed & (1ULL << KIND_SEND)) {
+		from = id_of(KIND_SEND, sender);
+		to = id_of(KIND_SEND, receiver);
+	}
+	return sent(SEND_LOCAL, 0, tid, from, to, UNKNOWN);
+}
+
+/* The sender of ErtsDSigSendContext stands behind other fields that move; it is left out. */
+SEC("uprobe")
+int BPF_KPROBE(send_remote)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SEND_REMOTE, &tid))
+		return 0;
+	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(send_remote_name)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SEND_REMOTE_NAME, &tid))
+		return 0;
+	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN);
+}
+
+/* message__send fires for remote sends as well; only a receiver of this node reads as <0.N.S>. */
+SEC("uprobe")
+int BPF_KPROBE(send_usdt)
+{
+	__u64 from = 0, to;
+	__u32 tid;
+
+	if (!enter(PROGRAM_SEND_USDT, &tid))
+		return 0;
+	to = usdt_pid(ctx, 1);
+	if (settings.streamed & (1ULL << KIND_SEND))
+		from = usdt_pid(ctx, 0);
+	return sent(to ? SEND_LOCAL : SEND_REMOTE, FLAG_TEXT_PID, tid, from, to,
+		    usdt_argument(ctx, 2));
+}
+
+static __always_inline int received(__u8 flags, __u32 tid, __u64 process, __u64 message,
+				    __u64 words)
+{
+	struct receive_record *receive;
+
+	count(KIND_RECEIVE, 0);
+	receive = record(KIND_RECEIVE, 0, flags, tid, process);
+	if (receive) {
+		receive->message = message;
+		receive->words = words;
+		emit(receive);
+	}
+	return 0;
+}
+
+/* The message being taken is what the save pointer of the queue points to. */
+SEC("uprobe")
+int BPF_KPROBE(receive_entry, __u64 process)
+{
+	__u64 id = 0, message = 0;
+	__u32 tid;
+
+	if (!enter(PROGRAM_RECEIVE_ENTRY, &tid))
+		return 0;
+	if (settings.streamed & (1ULL << KIND_RECEIVE)) {
+		id = id_of(KIND_RECEIVE, process);
+		message = vm_field(KIND_RECEIVE, process, settings.process_sig_save);
+		if (message)
+			message = vm_word(KIND_RECEIVE, message, 0);
+	}
+	return received(0, tid, id, message, UNKNOWN);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(receive_usdt)
+{
+	__u64 process = 0;
+	__u32 tid;
+
+	if (!enter(PROGRAM_RECEIVE_USDT, &tid))
+		return 0;
+	if (settings.streamed & (1ULL << KIND_RECEIVE))
+		process = usdt_pid(ctx, 0);
+	return received(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1));
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * port: ports are opened and closed, and become busy.
+ *
+ * Hooks:  erts_open_driver entry and return, erts_deliver_port_exit, set_busy_port;
+ *         or erlang:port__open, port__exit, port__busy, port__not_busy
+ * Counts: port_open that succeeded, port_close, port_busy by busy and not_busy
+ * Emits:  port_open, port_close, port_busy
+ */
+#include "usdt.bpf.h"
+
+/* erl_port.h, OTP 24 to 29: the states in which a port is already on its way out. */
+#define PORT_EXITING (1 << 1)
+#define PORT_CLOSING (1 << 5)
+#define PORT_FREE (1 << 8)
+#define PORT_INITIALIZING (1 << 9)
+
+struct opening {
+	__u64 owner, name;
+};
+
+/* Opens under way, by thread; emptied by the return probe of the same call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_THREADS);
+	__type(key, __u32);
+	__type(value, struct opening);
+} openings SEC(".maps");
+
+SEC("uprobe")
+int BPF_KPROBE(port_open_entry, __u64 driver, __u64 owner, __u64 name)
+{
+	struct opening opening = {.owner = owner, .name = name};
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_OPEN_ENTRY, &tid))
+		return 0;
+	if (bpf_map_update_elem(&openings, &tid, &opening, BPF_ANY))
+		refuse(KIND_PORT_OPEN);
+	return 0;
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(port_open_return, __u64 port)
+{
+	struct port_open_record *open;
+	struct opening *opening;
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_OPEN_RETURN, &tid))
+		return 0;
+	opening = bpf_map_lookup_elem(&openings, &tid);
+	if (!port) { /* the driver would not start */
+		bpf_map_delete_elem(&openings, &tid);
+		return 0;
+	}
+	count(KIND_PORT_OPEN, 0);
+	open = record(KIND_PORT_OPEN, 0, 0, tid, opening ? opening->owner : 0);
+	if (open) {
+		open->port = id_of(KIND_PORT_OPEN, port);
+		if (opening && bpf_probe_read_user_str(open->name, sizeof(open->name),
+						       (const void *)opening->name) < 0)
+			refuse(KIND_PORT_OPEN);
+		emit(open);
+	}
+	bpf_map_delete_elem(&openings, &tid);
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(port_open_usdt)
+{
+	struct port_open_record *open;
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_OPEN_USDT, &tid))
+		return 0;
+	count(KIND_PORT_OPEN, 0);
+	open = record(KIND_PORT_OPEN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	if (open) {
+		if (bpf_probe_read_user_str(open->name, sizeof(open->name),
+					    (const void *)usdt_argument(ctx, 1)) < 0)
+			refuse(KIND_PORT_OPEN);
+		emit(open);
+	}
+	return 0;
+}
+
+static __always_inline int closed(__u8 flags, __u32 tid, __u64 from, __u64 port, __u64 reason)
+{
+	struct port_close_record *close;
+
+	count(KIND_PORT_CLOSE, 0);
+	close = record(KIND_PORT_CLOSE, 0, flags, tid, from);
+	if (close) {
+		close->port = port;
+		close->reason = reason;
+		emit(close);
+	}
+	return 0;
+}
+
+/*
+ * The function does nothing for a port that is closing already, nor for a normal exit of a process
+ * that is linked to the port but does not own it (OTP-25.2.3 io.c, erts_deliver_port_exit).
+ */
+SEC("uprobe")
+int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 send_closed,
+	       __u32 drop_normal)
+{
+	__u64 id;
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_CLOSE_ENTRY, &tid))
+		return 0;
+	id = id_of(KIND_PORT_CLOSE, port);
+	if ((__u32)vm_field(KIND_PORT_CLOSE, port, settings.port_state) &
+	    (PORT_EXITING | PORT_CLOSING | PORT_FREE | PORT_INITIALIZING))
+		return 0;
+	if (drop_normal && settings.am_normal && reason == settings.am_normal && from != id &&
+	    from != vm_field(KIND_PORT_CLOSE, port, settings.port_connected))
+		return 0;
+	return closed(0, tid, from, id, reason);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(port_close_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_CLOSE_USDT, &tid))
+		return 0;
+	return closed(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), 0, 0);
+}
+
+static __always_inline int busy(__u8 class, __u8 flags, __u32 tid, __u64 owner, __u64 port)
+{
+	struct port_busy_record *busy;
+
+	count(KIND_PORT_BUSY, class);
+	busy = record(KIND_PORT_BUSY, class, flags, tid, owner);
+	if (busy) {
+		busy->port = port;
+		emit(busy);
+	}
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(port_busy_entry, __u64 port, __u32 on)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_BUSY_ENTRY, &tid))
+		return 0;
+	return busy(on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY, 0, tid,
+		    vm_field(KIND_PORT_BUSY, port, settings.port_connected),
+		    id_of(KIND_PORT_BUSY, port));
+}
+
+SEC("uprobe")
+int BPF_KPROBE(port_busy_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_BUSY_USDT, &tid))
+		return 0;
+	return busy(PORT_BUSY_BUSY, FLAG_TEXT_PID, tid, 0, 0);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(port_not_busy_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_PORT_NOT_BUSY_USDT, &tid))
+		return 0;
+	return busy(PORT_BUSY_NOT_BUSY, FLAG_TEXT_PID, tid, 0, 0);
+}
+
+char LICENSE[] SEC("license") = "GPL";

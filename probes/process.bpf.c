@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * process: Erlang processes come, sleep and go.
+ *
+ * Hooks:  erl_create_process entry and return, erts_do_exit_process, erts_hibernate;
+ *         or erlang:process__spawn, process__exit, process__hibernate
+ * Counts: spawn, exit by class of its reason, hibernate
+ * Emits:  spawn, exit, hibernate
+ */
+#include "usdt.bpf.h"
+
+struct spawning {
+	__u64 parent, module, function;
+};
+
+/* Spawns under way, by thread; emptied by the return probe of the same call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_THREADS);
+	__type(key, __u32);
+	__type(value, struct spawning);
+} spawns SEC(".maps");
+
+SEC("uprobe")
+int BPF_KPROBE(spawn_entry, __u64 parent, __u64 module, __u64 function)
+{
+	struct spawning spawning = {.module = module, .function = function};
+	__u32 tid;
+
+	if (!enter(PROGRAM_SPAWN_ENTRY, &tid))
+		return 0;
+	spawning.parent = id_of(KIND_SPAWN, parent);
+	if (bpf_map_update_elem(&spawns, &tid, &spawning, BPF_ANY))
+		refuse(KIND_SPAWN);
+	return 0;
+}
+
+SEC("uretprobe")
+int BPF_KRETPROBE(spawn_return, __u64 child)
+{
+	struct spawning *spawning;
+	struct spawn_record *spawn;
+	__u32 tid;
+
+	if (!enter(PROGRAM_SPAWN_RETURN, &tid))
+		return 0;
+	spawning = bpf_map_lookup_elem(&spawns, &tid);
+	if ((child & 0xf) != 0x3) { /* no pid: the table is full, or an argument is bad */
+		bpf_map_delete_elem(&spawns, &tid);
+		return 0;
+	}
+	count(KIND_SPAWN, 0);
+	spawn = record(KIND_SPAWN, 0, 0, tid, child);
+	if (spawn) {
+		if (spawning) {
+			spawn->parent = spawning->parent;
+			spawn->module = spawning->module;
+			spawn->function = spawning->function;
+		}
+		emit(spawn);
+	}
+	bpf_map_delete_elem(&spawns, &tid);
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(spawn_usdt)
+{
+	struct spawn_record *spawn;
+	__u32 tid;
+
+	if (!enter(PROGRAM_SPAWN_USDT, &tid))
+		return 0;
+	count(KIND_SPAWN, 0);
+	spawn = record(KIND_SPAWN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	if (spawn)
+		emit(spawn);
+	return 0;
+}
+
+static __always_inline __u8 atom_class(__u64 atom)
+{
+	if (atom == settings.am_normal)
+		return EXIT_NORMAL;
+	if (atom == settings.am_shutdown)
+		return EXIT_SHUTDOWN;
+	if (atom == settings.am_killed)
+		return EXIT_KILLED;
+	return EXIT_OTHER;
+}
+
+/*
+ * The class of an exit reason. {shutdown, _} is a shutdown; {_, Stacktrace} is what the VM makes of
+ * an error and of an uncaught throw. A tuple is a boxed pointer to its arity and its elements.
+ */
+static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
+{
+	__u64 tuple[3], cell = 0;
+
+	if (!settings.am_normal)
+		return EXIT_UNKNOWN; /* the atom table could not be read */
+	if ((reason & 0x3f) == 0x0b)
+		return atom_class(reason);
+	if ((reason & 3) != 2)
+		return EXIT_OTHER;
+	if (bpf_probe_read_user(tuple, sizeof(tuple), (const void *)(reason & ~7ULL))) {
+		refuse(KIND_EXIT);
+		return EXIT_UNKNOWN;
+	}
+	if (tuple[0] != 2 << 6) /* header of a tuple of two */
+		return EXIT_OTHER;
+	if ((tuple[1] & 0x3f) == 0x0b)
+		*tag = tuple[1];
+	if (tuple[1] == settings.am_shutdown)
+		return EXIT_SHUTDOWN;
+	if ((tuple[2] & 3) != 1)
+		return EXIT_OTHER;
+	/* A stack trace is a list whose first element is the tuple {M, F, A, Location}. */
+	if (bpf_probe_read_user(&cell, sizeof(cell), (const void *)(tuple[2] & ~7ULL)) ||
+	    bpf_probe_read_user(&cell, sizeof(cell), (const void *)(cell & ~7ULL))) {
+		refuse(KIND_EXIT);
+		return EXIT_UNKNOWN;
+	}
+	return cell == 4 << 6 ? EXIT_ERROR : EXIT_OTHER;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
+{
+	struct exit_record *exit;
+	__u64 tag = 0;
+	__u8 class;
+	__u32 tid;
+
+	if (!enter(PROGRAM_EXIT_ENTRY, &tid))
+		return 0;
+	class = reason_class(reason, &tag);
+	count(KIND_EXIT, class);
+	exit = record(KIND_EXIT, class, 0, tid, id_of(KIND_EXIT, process));
+	if (exit) {
+		exit->reason = reason;
+		exit->tag = tag;
+		emit(exit);
+	}
+	return 0;
+}
+
+static __always_inline bool starts_with(const char *text, const char *with, __u32 length)
+{
+	for (__u32 i = 0; i < length; i++)
+		if (text[i] != with[i])
+			return false;
+	return true;
+}
+
+/* The same classes, from OTP's text of the reason, of which the first 64 bytes are looked at. */
+static __noinline __u8 text_class(const char *address)
+{
+	char text[64] = {};
+
+	if (bpf_probe_read_user_str(text, sizeof(text), address) < 0) {
+		refuse(KIND_EXIT);
+		return EXIT_UNKNOWN;
+	}
+	if (starts_with(text, "normal", 7))
+		return EXIT_NORMAL;
+	if (starts_with(text, "shutdown", 9) || starts_with(text, "{shutdown,", 10))
+		return EXIT_SHUTDOWN;
+	if (starts_with(text, "killed", 7))
+		return EXIT_KILLED;
+	if (text[0] != '{')
+		return EXIT_OTHER;
+	for (__u32 i = 1; i < sizeof(text) - 3; i++)
+		if (starts_with(text + i, ",[{", 3))
+			return EXIT_ERROR;
+	return EXIT_OTHER;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(exit_usdt)
+{
+	struct exit_record *exit;
+	__u8 class;
+	__u32 tid;
+
+	if (!enter(PROGRAM_EXIT_USDT, &tid))
+		return 0;
+	class = text_class((const char *)usdt_argument(ctx, 1));
+	count(KIND_EXIT, class);
+	exit = record(KIND_EXIT, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	if (exit)
+		emit(exit);
+	return 0;
+}
+
+static __always_inline int hibernated(__u8 flags, __u32 tid, __u64 process)
+{
+	struct hibernate_record *hibernate;
+
+	count(KIND_HIBERNATE, 0);
+	hibernate = record(KIND_HIBERNATE, 0, flags, tid, process);
+	if (hibernate)
+		emit(hibernate);
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(hibernate_entry, __u64 process)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_HIBERNATE_ENTRY, &tid))
+		return 0;
+	return hibernated(0, tid, id_of(KIND_HIBERNATE, process));
+}
+
+SEC("uprobe")
+int BPF_KPROBE(hibernate_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_HIBERNATE_USDT, &tid))
+		return 0;
+	return hibernated(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+}
+
+char LICENSE[] SEC("license") = "GPL";

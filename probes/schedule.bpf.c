@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * schedule: when a process gets a normal scheduler, and for how long.
+ *
+ * Hooks:  copy_in_registers (in) and erts_schedule (out) under the JIT;
+ *         erlang:process__scheduled and process__unscheduled in the interpreter
+ * Counts: schedule by in and out; durations of out
+ * Emits:  schedule
+ *
+ * Two entries are paired instead of a return probe: this is the hottest path of the VM.
+ */
+#include "usdt.bpf.h"
+
+/* When the process on a thread was scheduled in; 0 once it is out. One entry for each scheduler. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_THREADS);
+	__type(key, __u32);
+	__type(value, __u64);
+} running SEC(".maps");
+
+static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
+{
+	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
+	struct schedule_record *schedule;
+
+	if (since)
+		*since = now;
+	else if (bpf_map_update_elem(&running, &tid, &now, BPF_ANY))
+		refuse(KIND_SCHEDULE);
+	count(KIND_SCHEDULE, SCHEDULE_IN);
+	schedule = record(KIND_SCHEDULE, SCHEDULE_IN, flags, tid, process);
+	if (schedule) {
+		schedule->duration_ns = UNKNOWN;
+		schedule->reductions = UNKNOWN;
+		emit(schedule);
+	}
+	return 0;
+}
+
+static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, __u64 reductions)
+{
+	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
+	struct schedule_record *schedule;
+
+	/* A process that was in before we came has no start. */
+	if (since && *since) {
+		duration = bpf_ktime_get_ns() - *since;
+		*since = 0;
+		observe(KIND_SCHEDULE, SCHEDULE_OUT, duration);
+	}
+	count(KIND_SCHEDULE, SCHEDULE_OUT);
+	schedule = record(KIND_SCHEDULE, SCHEDULE_OUT, flags, tid, process);
+	if (schedule) {
+		schedule->duration_ns = duration;
+		schedule->reductions = reductions;
+		emit(schedule);
+	}
+	return 0;
+}
+
+static __always_inline __u64 streamed_id(__u64 process)
+{
+	return settings.streamed & (1ULL << KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(schedule_in, __u64 process)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SCHEDULE_IN, &tid))
+		return 0;
+	return scheduled_in(0, tid, streamed_id(process));
+}
+
+/* The first argument is NULL on a normal scheduler, the second the process that was running. */
+SEC("uprobe")
+int BPF_KPROBE(schedule_out, __u64 dirty_scheduler, __u64 process, __u32 reductions)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SCHEDULE_OUT, &tid))
+		return 0;
+	if (dirty_scheduler || !process)
+		return 0;
+	return scheduled_out(0, tid, streamed_id(process), reductions);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(schedule_in_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SCHEDULE_IN_USDT, &tid))
+		return 0;
+	return scheduled_in(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+}
+
+SEC("uprobe")
+int BPF_KPROBE(schedule_out_usdt)
+{
+	__u32 tid;
+
+	if (!enter(PROGRAM_SCHEDULE_OUT_USDT, &tid))
+		return 0;
+	return scheduled_out(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), UNKNOWN);
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The arguments of a USDT site, out of the note's text.
+
+The form is that of ``sys/sdt.h`` on x86_64: ``SIZE@OPERAND``, where a negative
+size means a signed value and the operand is AT&T assembly.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+#: Registers by every name an operand may use.
+_WIDE = {r: r for r in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp")}
+_LEGACY = {
+    alias: wide
+    for wide in ("rax", "rbx", "rcx", "rdx")
+    for alias in (f"e{wide[1:]}", wide[1:], f"{wide[1]}l")
+}
+_POINTERS = {
+    alias: wide
+    for wide in ("rsi", "rdi", "rbp", "rsp")
+    for alias in (f"e{wide[1:]}", wide[1:], f"{wide[1:]}l")
+}
+_NUMBERED = {f"r{n}{suffix}": f"r{n}" for n in range(8, 16) for suffix in ("", "d", "w", "b")}
+REGISTERS = {**_WIDE, **_LEGACY, **_POINTERS, **_NUMBERED}
+
+_ARGUMENT = re.compile(r"(-?[1248])@(\S+)")
+_CONSTANT = re.compile(r"\$(-?\w+)")
+_REGISTER = re.compile(r"%(\w+)")
+_MEMORY = re.compile(r"(-?\w+)?\(%(\w+)\)")
+_SYMBOL = re.compile(r"([A-Za-z_.$][\w.$@]*)?([+-]?\d+)?(?:\+([A-Za-z_.$][\w.$@]*))?\(%rip\)")
+
+Form = Literal["constant", "register", "memory", "symbol"]
+
+
+class ArgumentError(ValueError):
+    """An operand has a form that we do not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """
+    One argument of a site.
+
+    *size* in bytes. By *form*: the *value* itself; the *register* that holds it;
+    the *register* plus *value* where it lies; the *symbol* plus *value* where it lies.
+    """
+
+    form: Form
+    size: int
+    is_signed: bool
+    value: int = 0
+    register: str = ""
+    symbol: str = ""
+
+
+def parse(text: str) -> tuple[Argument, ...]:
+    """All arguments of a site, in order; raises ArgumentError for an unknown form."""
+    return tuple(_argument(piece) for piece in text.split())
+
+
+def _argument(piece: str) -> Argument:
+    match = _ARGUMENT.fullmatch(piece)
+    if match is None:
+        raise ArgumentError(f"no USDT argument: {piece!r}")
+    size, operand = int(match[1]), match[2]
+    return _operand(operand, abs(size), is_signed=size < 0)
+
+
+def _operand(operand: str, size: int, *, is_signed: bool) -> Argument:
+    if match := _CONSTANT.fullmatch(operand):
+        return Argument("constant", size, is_signed, value=int(match[1], 0))
+    if match := _REGISTER.fullmatch(operand):
+        return Argument("register", size, is_signed, register=_register(match[1], operand))
+    if match := _SYMBOL.fullmatch(operand):
+        name = match[1] or match[3]
+        if name:
+            return Argument("symbol", size, is_signed, value=int(match[2] or "0"), symbol=name)
+    if match := _MEMORY.fullmatch(operand):
+        return Argument(
+            "memory",
+            size,
+            is_signed,
+            value=int(match[1] or "0", 0),
+            register=_register(match[2], operand),
+        )
+    raise ArgumentError(f"unknown USDT operand: {operand!r}")
+
+
+def _register(name: str, operand: str) -> str:
+    if name not in REGISTERS:
+        raise ArgumentError(f"unknown register in USDT operand: {operand!r}")
+    return REGISTERS[name]

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The part of libbpf 1.x that we call, over ctypes.
+
+Functions return what libbpf returns; :func:`check` turns its NULLs and negative
+numbers into :class:`LibbpfError` with what libbpf printed last. Signatures are
+those of libbpf 1.1 ``src/libbpf.h`` and ``src/bpf.h``.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Any
+
+from scope_ebpf.errors import HostError
+
+#: The level of a libbpf message that is not worth keeping (enum libbpf_print_level).
+_LIBBPF_DEBUG = 2
+
+#: What libbpf said last, newest at the end.
+messages: collections.deque[str] = collections.deque(maxlen=200)
+
+_Print = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+class LibbpfError(HostError):
+    """A call to libbpf failed. ``errno`` is its error number."""
+
+    def __init__(self, what: str, errno: int) -> None:
+        said = "; ".join(list(messages)[-3:])
+        super().__init__(f"{what}: {os.strerror(errno)}" + (f" ({said})" if said else ""))
+        self.errno = errno
+
+
+class OpenOptions(ctypes.Structure):
+    """``struct bpf_object_open_opts`` as far as its name."""
+
+    _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
+
+
+class UprobeOptions(ctypes.Structure):
+    """``struct bpf_uprobe_opts``."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+        ("func_name", c_char_p),
+    )
+
+
+class TestRunOptions(ctypes.Structure):
+    """``struct bpf_test_run_opts``."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "bpf_object__open_mem": (c_void_p, [c_char_p, c_size_t, POINTER(OpenOptions)]),
+    "bpf_object__load": (c_int, [c_void_p]),
+    "bpf_object__close": (None, [c_void_p]),
+    "bpf_object__next_map": (c_void_p, [c_void_p, c_void_p]),
+    "bpf_object__next_program": (c_void_p, [c_void_p, c_void_p]),
+    "bpf_map__name": (c_char_p, [c_void_p]),
+    "bpf_map__fd": (c_int, [c_void_p]),
+    "bpf_map__reuse_fd": (c_int, [c_void_p, c_int]),
+    "bpf_map__set_max_entries": (c_int, [c_void_p, c_uint32]),
+    "bpf_map__set_initial_value": (c_int, [c_void_p, c_void_p, c_size_t]),
+    "bpf_program__name": (c_char_p, [c_void_p]),
+    "bpf_program__fd": (c_int, [c_void_p]),
+    "bpf_program__set_autoload": (c_int, [c_void_p, c_bool]),
+    "bpf_program__attach_uprobe_opts": (
+        c_void_p,
+        [c_void_p, c_int, c_char_p, c_size_t, POINTER(UprobeOptions)],
+    ),
+    "bpf_link__destroy": (c_int, [c_void_p]),
+    "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_prog_test_run_opts": (c_int, [c_int, POINTER(TestRunOptions)]),
+    "libbpf_num_possible_cpus": (c_int, []),
+    "libbpf_version_string": (c_char_p, []),
+}
+
+
+@cache
+def library() -> Any:
+    """libbpf with its signatures set, printing into :data:`messages`."""
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise HostError(
+            "libbpf.so.1 is not on this host; install it (Debian, Ubuntu: apt install libbpf1; "
+            "Fedora: dnf install libbpf)"
+        ) from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    lib.libbpf_set_print(_keep)
+    return lib
+
+
+@_Print
+def _keep(level: int, form: bytes, arguments: int) -> int:
+    # A va_list is handed over as a pointer on x86_64 and arm64, which vsnprintf takes back.
+    if level < _LIBBPF_DEBUG:
+        text = ctypes.create_string_buffer(4096)
+        ctypes.CDLL(None).vsnprintf(text, c_size_t(4096), form, c_void_p(arguments))
+        messages.append(text.value.decode(errors="replace").strip())
+    return 0
+
+
+def check(result: int | None, what: str) -> int:
+    """*result* of a libbpf call, or :class:`LibbpfError` saying *what* failed."""
+    if result is None or (isinstance(result, int) and result < 0):
+        raise LibbpfError(what, -result if result else ctypes.get_errno())
+    return result

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compiled BPF object: its maps, its programs, its life."""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.libbpf import OpenOptions, check, library
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    import numpy as np
+
+
+def object_bytes(family: str) -> bytes:
+    """The compiled object of a probe family, from the package."""
+    path = resources.files("scope_ebpf.kernel").joinpath("objects", f"{family}.bpf.o")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise HostError(
+            f"the BPF object {family}.bpf.o is not in this installation; "
+            "in a source tree `make objects` builds it"
+        ) from error
+
+
+class BpfObject:
+    """
+    An object between open and close.
+
+    Open it, set it up, :meth:`load` it, then take file descriptors from it.
+    Raises HostError where libbpf or the kernel refuses.
+    """
+
+    def __init__(self, family: str, data: bytes) -> None:
+        self.family = family
+        self._lib = library()
+        options = OpenOptions(ctypes.sizeof(OpenOptions), family.encode())
+        self._handle = check(
+            self._lib.bpf_object__open_mem(data, len(data), ctypes.byref(options)),
+            f"cannot open the BPF object {family}",
+        )
+        self.maps = {self._lib.bpf_map__name(m).decode(): m for m in self._each("map")}
+        self.programs = {
+            self._lib.bpf_program__name(p).decode(): p for p in self._each("program")
+        }
+
+    def _each(self, what: str) -> Iterator[int]:
+        step = getattr(self._lib, f"bpf_object__next_{what}")
+        item = step(self._handle, None)
+        while item:
+            yield item
+            item = step(self._handle, item)
+
+    def set_constants(self, settings: np.void) -> None:
+        """Give *settings*, one ``events.SETTINGS``, to the programs as constants."""
+        data = settings.tobytes()
+        for name, bpf_map in self.maps.items():
+            if name.endswith(".rodata"):
+                check(
+                    self._lib.bpf_map__set_initial_value(bpf_map, data, len(data)),
+                    f"cannot set the constants of {self.family}",
+                )
+
+    def set_entries(self, name: str, entries: int) -> None:
+        """Size of a map; for a ring its bytes, a power of two of whole pages."""
+        check(
+            self._lib.bpf_map__set_max_entries(self.maps[name], entries),
+            f"cannot size the map {name}",
+        )
+
+    def share(self, name: str, fd: int) -> None:
+        """Use the map behind *fd* instead of making one."""
+        check(self._lib.bpf_map__reuse_fd(self.maps[name], fd), f"cannot share the map {name}")
+
+    def load(self, wanted: Collection[str]) -> None:
+        """Load the *wanted* programs, by name; the others stay out of the kernel."""
+        for name, program in self.programs.items():
+            self._lib.bpf_program__set_autoload(program, name in wanted)
+        check(
+            self._lib.bpf_object__load(self._handle),
+            f"the kernel refused the BPF object {self.family}",
+        )
+
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of a map; it lives as long as the object."""
+        return check(self._lib.bpf_map__fd(self.maps[name]), f"no map {name}")
+
+    def program_fd(self, name: str) -> int:
+        """The file descriptor of a loaded program."""
+        return check(self._lib.bpf_program__fd(self.programs[name]), f"no program {name}")
+
+    def close(self) -> None:
+        """Give everything back to the kernel."""
+        if self._handle:
+            self._lib.bpf_object__close(self._handle)
+            self._handle = 0

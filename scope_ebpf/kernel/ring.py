@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The BPF ring buffer as numpy batches.
+
+Every record is the same 64 bytes, so what the kernel has written is one array of
+:data:`events.RECORD` over the mapped ring: no copy and no loop, wrap-around
+included, because the kernel maps the data twice in a row
+(Documentation/bpf/ringbuf.rst).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import platform
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_BUSY = np.uint32(1 << 31)
+_DISCARD = np.uint32(1 << 30)
+_RECORD_BYTES = events.RECORD.itemsize
+_BODY_BYTES = _RECORD_BYTES - 8
+
+
+class RingError(HostError):
+    """A record in the ring is not one of ours."""
+
+
+def complete(records: NDArray[np.void]) -> int:
+    """How many of *records*, from the first, the kernel has finished writing."""
+    busy = (records["ring_length"] & _BUSY) != 0
+    return int(busy.argmax()) if busy.any() else len(records)
+
+
+def kept(records: NDArray[np.void]) -> NDArray[np.void]:
+    """
+    The finished *records* without those that were discarded.
+
+    Raises RingError for a record of another size: then the kernel side and this
+    side were built from different descriptions.
+    """
+    lengths = records["ring_length"]
+    odd = (lengths & ~_DISCARD) != _BODY_BYTES
+    if odd.any():
+        raise RingError(
+            f"a record of {int(lengths[odd][0] & ~_DISCARD)} bytes in a ring of {_BODY_BYTES}: "
+            "the BPF objects and this program are of different builds; run `make objects`"
+        )
+    discarded = (lengths & _DISCARD) != 0
+    return records[~discarded] if discarded.any() else records
+
+
+class Ring:
+    """The consumer of the ring behind *fd*, of *size* bytes."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        if platform.machine() != "x86_64":
+            # Elsewhere the producer's stores may be seen out of order; x86 keeps them in order.
+            raise HostError("the ring is read on x86_64 only; other CPUs are not supported yet")
+        page = mmap.PAGESIZE
+        self._size = size
+        self._consumer_map = mmap.mmap(fd, page, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer_map = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        self._consumer = np.frombuffer(self._consumer_map, np.uint64, 1)
+        self._producer = np.frombuffer(self._producer_map, np.uint64, 1)
+        self._records = np.frombuffer(
+            self._producer_map, events.RECORD, 2 * size // _RECORD_BYTES, offset=page
+        )
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[NDArray[np.void]]:
+        """
+        All finished records, shape ``(n,)`` of :data:`events.RECORD`, oldest first.
+
+        They lie in the ring itself and are given back when the block ends: copy
+        what is to be kept.
+        """
+        start = int(self._consumer[0])
+        first = (start & (self._size - 1)) // _RECORD_BYTES
+        written = (int(self._producer[0]) - start) // _RECORD_BYTES
+        records = self._records[first : first + written]
+        records = records[: complete(records)]
+        yield kept(records)
+        self._consumer[0] = start + len(records) * _RECORD_BYTES
+
+    def fill(self) -> float:
+        """The share of the ring that is in use, 0 to 1."""
+        return (int(self._producer[0]) - int(self._consumer[0])) / self._size
+
+    def close(self) -> None:
+        """Unmap the ring. Batches must not be used any more."""
+        del self._consumer, self._producer, self._records
+        # A batch that somebody still holds keeps its mapping; the process's end frees it.
+        for mapping in (self._consumer_map, self._producer_map):
+            with contextlib.suppress(BufferError):
+                mapping.close()

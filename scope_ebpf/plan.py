@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What will be attached to a target, what will not, and why.
+
+Pure: a binary's symbols and notes and what is asked for go in, plain data comes
+out. Nothing is attached that is not in ``events.WAYS``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from scope_ebpf import events
+from scope_ebpf.beam import usdt
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+Via = Literal["auto", "usdt", "symbol"]
+
+#: In the order in which they are shown.
+EVENTS = tuple(events.KINDS)
+#: What a trace looks at unless it is told: everything whose hooks are cheap enough for ten seconds.
+DEFAULT_EVENTS = tuple(
+    event for event in EVENTS if not any(w.on_request for w in events.WAYS if w.event == event)
+)
+
+
+class _Symbol(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> int: ...
+
+
+class _Site(Protocol):
+    @property
+    def provider(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def semaphore(self) -> int: ...
+    @property
+    def arguments(self) -> str: ...
+
+
+class Executable(Protocol):
+    """What the plan needs to know of a binary; ``beam.binary.Binary`` is one."""
+
+    def symbol(self, name: str) -> _Symbol | None:
+        """The function of that name."""
+
+    def matching(self, pattern: re.Pattern[str]) -> Iterable[_Symbol]:
+        """The functions whose whole name matches."""
+
+    def file_offset(self, address: int) -> int:
+        """Where an address lies in the file."""
+
+    @property
+    def usdt_sites(self) -> Collection[_Site]:
+        """The USDT sites of the binary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One breakpoint: a program at a place of the file."""
+
+    program: str
+    family: str
+    name: str
+    #: Offset in the file, bytes.
+    offset: int
+    #: The same place as an ELF address, by which a USDT site is told from the others.
+    address: int
+    returns: bool = False
+    #: Offset of the USDT semaphore in the file, bytes; 0 where there is none.
+    semaphore: int = 0
+    arguments: tuple[usdt.Argument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What becomes of one event."""
+
+    event: str
+    via: Literal["symbol", "usdt", "unavailable"]
+    hook: str
+    attachments: tuple[Attachment, ...]
+    #: Why it is unavailable, or why not the other way; empty where nothing is to be said.
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One item for each event that was asked for, in order."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Every breakpoint of the plan."""
+        return tuple(a for item in self.items for a in item.attachments)
+
+    @property
+    def kinds(self) -> tuple[events.Kind, ...]:
+        """The kinds of event that will be seen."""
+        return tuple(events.KINDS[item.event] for item in self.items if item.attachments)
+
+
+def make_plan(
+    binary: Executable,
+    flavor: str,
+    wanted: Collection[str] = DEFAULT_EVENTS,
+    via: Via = "auto",
+    settings: Collection[str] = (),
+) -> Plan:
+    """
+    How each *wanted* event is seen on *binary*, an emulator of *flavor*.
+
+    *settings* names the settings that are known for the target; a way that needs
+    another one is not taken.
+    """
+    items = [_item(binary, flavor, event, via, settings) for event in EVENTS if event in wanted]
+    return Plan(tuple(items))
+
+
+def _item(
+    binary: Executable, flavor: str, event: str, via: Via, settings: Collection[str]
+) -> Item:
+    reasons = []
+    for way in ("symbol", "usdt"):
+        if via not in ("auto", way):
+            continue
+        found, reason = _way(binary, flavor, event, way, settings)
+        if found:
+            hook = " + ".join(dict.fromkeys(a.name for a in found))
+            return Item(event, "symbol" if way == "symbol" else "usdt", hook, found,
+                        "; ".join(reasons))
+        reasons.append(reason)
+    return Item(event, "unavailable", "", (), "; ".join(reasons))
+
+
+def _way(
+    binary: Executable, flavor: str, event: str, via: str, settings: Collection[str]
+) -> tuple[tuple[Attachment, ...], str]:
+    """The attachments of one way, or why there are none."""
+    for refusal in events.REFUSALS:
+        if (refusal.event, refusal.via) == (event, via) and refusal.flavor in (None, flavor):
+            return (), refusal.reason
+    for way in events.WAYS:
+        if (way.event, way.via) != (event, via) or way.flavor not in (None, flavor):
+            continue
+        missing = [name for name in way.needs if name not in settings]
+        if missing:
+            return (), f"{', '.join(missing)} could not be found in the target"
+        return _attachments(binary, way)
+    return (), f"there is no {via} hook for it"
+
+
+def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment, ...], str]:
+    found: list[Attachment] = []
+    for hook in way.hooks:
+        try:
+            places = (
+                _symbol_places(binary, way, hook)
+                if way.via == "symbol"
+                else _usdt_places(binary, way, hook)
+            )
+        except usdt.ArgumentError as error:
+            return (), f"{hook.name}: {error}"
+        if not places and not hook.optional:
+            kind = "function symbol" if way.via == "symbol" else "USDT probe"
+            return (), f"the binary has no {kind} {hook.name}"
+        found += places
+    return tuple(found), ""
+
+
+def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+    symbol = binary.symbol(hook.name)
+    if symbol is None and hook.mangled:
+        # A C++ function: _Z, the length of the name, the name, the types of the arguments.
+        pattern = re.compile(rf"_Z{len(hook.name)}{hook.name}[A-Z].*")
+        symbol = next(iter(binary.matching(pattern)), None)
+    if symbol is None:
+        return []
+    offset = binary.file_offset(symbol.address)
+    return [
+        Attachment(hook.program, way.family, hook.name, offset, symbol.address, hook.returns)
+    ]
+
+
+def _usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+    return [
+        Attachment(
+            hook.program,
+            way.family,
+            hook.name,
+            binary.file_offset(site.address),
+            site.address,
+            semaphore=binary.file_offset(site.semaphore) if site.semaphore else 0,
+            arguments=usdt.parse(site.arguments),
+        )
+        for site in binary.usdt_sites
+        if site.provider == "erlang" and site.name == hook.name
+    ]
