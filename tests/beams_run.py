@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Real Erlang VMs for tests: started, talked to by lines, and ended by their pid.
+
+    with planted("stock25") as beam:
+        assert beam.ask("spawns 23") == "done spawns 23"
+
+The kinds are the installed OTP 25 (``stock25``), the same with USDT probes (``usdt25``), and the
+OTP of other Debian suites in a root, mount and pid namespace of their own (``bullseye23``,
+``trixie27``, ``sid29``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+HERE: Final = Path(__file__).parent
+WORKLOADS: Final = HERE / "workloads"
+KINDS: Final = ("stock25", "usdt25", "trixie27", "sid29", "bullseye23")
+
+_SUITES: Final = {"trixie27": "trixie", "sid29": "sid", "bullseye23": "bullseye"}
+_OTP_ROOT: Final = Path("/usr/lib/erlang")
+#: The workloads are quiet on stdin and stdout except for their own lines.
+_QUIET: Final = ("-noinput", "-boot", "no_dot_erlang")
+#: Seconds. A VM that starts on a busy machine is slow; one that hangs shall not hang the tests.
+_PATIENCE: Final = 60.0
+
+
+def missing(reason: str) -> NoReturn:
+    """
+    Skip the running test, or fail it where ``SCOPE_REQUIRE_KERNEL=1`` says that all must be there.
+    """
+    import pytest  # noqa: PLC0415 - benches start VMs too, without pytest
+
+    if os.environ.get("SCOPE_REQUIRE_KERNEL") == "1":
+        pytest.fail(f"SCOPE_REQUIRE_KERNEL=1, but {reason}")
+    pytest.skip(reason)
+
+
+def require(condition: object, reason: str) -> None:
+    """
+    Go on only if *condition* holds; see :func:`missing`.
+    """
+    if not condition:
+        missing(reason)
+
+
+def cache() -> Path:
+    """
+    The folder in which built and fetched VMs are kept.
+    """
+    if given := os.environ.get("SCOPE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scope-ebpf"
+
+
+class Beam:
+    """
+    A running VM with a line-based handshake on its stdin and stdout.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], errors: IO[bytes], *, nested: bool
+    ) -> None:
+        self._process = process
+        self._errors = errors
+        self._nested = nested
+        self._pending = b""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    @functools.cached_property
+    def pid(self) -> int:
+        """
+        The pid of ``beam.smp`` on the host; known once the VM has said its first line.
+        """
+        if not self._nested:
+            return self._process.pid
+        own = self._process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        assert len(children) == 1, f"unshare has the children {children}"
+        return int(children[0])
+
+    @property
+    def alive(self) -> bool:
+        """
+        Whether the VM still runs.
+        """
+        return self._process.poll() is None
+
+    def readline(self, timeout: float = _PATIENCE) -> str:
+        """
+        The next line that the VM prints, without its end.
+
+        Raises :class:`TimeoutError` when none comes within *timeout* seconds, and
+        :class:`EOFError`, with what it wrote on stderr, when the VM ends.
+        """
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stdout, selectors.EVENT_READ)
+            while b"\n" not in self._pending:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError(f"no line within {timeout} s; so far: {self._pending!r}")
+                chunk = os.read(self._stdout.fileno(), 65536)
+                if not chunk:
+                    raise EOFError(f"the VM ended: {self.stderr()}")
+                self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode(errors="replace").rstrip("\r")
+
+    def expect(self, line: str, timeout: float = _PATIENCE) -> None:
+        """
+        Read the next line, which must be *line*.
+        """
+        got = self.readline(timeout)
+        assert line == got, f"the VM said {got!r} where {line!r} was due: {self.stderr()}"
+
+    def send(self, line: str) -> None:
+        """
+        Write one line to the VM's stdin.
+        """
+        self._stdin.write(line.encode() + b"\n")
+        self._stdin.flush()
+
+    def ask(self, line: str, timeout: float = _PATIENCE) -> str:
+        """
+        Send a command and return its answer.
+        """
+        self.send(line)
+        return self.readline(timeout)
+
+    def plant(self, command: str, timeout: float = _PATIENCE) -> int:
+        """
+        Send a command that counts (``spawns 23``) and return the count that the VM reports.
+        """
+        name = command.partition(" ")[0]
+        answer = self.ask(command, timeout)
+        assert answer.startswith(f"done {name} "), f"{command!r} was answered {answer!r}"
+        return int(answer.rpartition(" ")[2])
+
+    def stats(self) -> dict[str, int]:
+        """
+        What the VM itself counts, for workloads with a ``stats`` command.
+        """
+        name, *pairs = self.ask("stats").split()
+        assert name == "stats"
+        return {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
+
+    def stderr(self) -> str:
+        """
+        What the VM wrote on stderr until now.
+        """
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()
+
+    def stop(self) -> None:
+        """
+        Kill the VM and wait for its end; fine if it has ended before.
+        """
+        if self.alive:
+            self._process.kill()  # unshare takes its child with it
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
+        self._errors.close()
+
+
+@dataclass(frozen=True)
+class _Build:
+    """
+    How one kind of VM is started.
+    """
+
+    root: Path | None  # of a chroot
+    environment: Mapping[str, str]
+    erl: tuple[str, ...]
+    erlc: tuple[str, ...]
+
+    def command(self, program: Sequence[str], modules: Path) -> list[str]:
+        """
+        The command line of *program*, which sees the folder *modules* under the name :meth:`seen`.
+        """
+        if self.root is None:
+            return list(program)
+        script = (
+            'mount -t proc proc "$1/proc" && mount -t tmpfs tmp "$1/tmp"'
+            ' && mount --bind "$2" "$1/mnt" && shift 2 && exec chroot "$@"'
+        )
+        return [
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"),
+            *(str(self.root), str(modules), str(self.root), *program),
+        ]
+
+    def seen(self, modules: Path) -> str:
+        """
+        Where the VM finds the folder *modules*.
+        """
+        return str(modules) if self.root is None else "/mnt"
+
+
+@functools.cache
+def build(kind: str) -> _Build:
+    """
+    The build of *kind*; the test is skipped, with the reason, where it is not there.
+    """
+    if kind in _SUITES:
+        return _suite(kind)
+    if kind not in KINDS:
+        raise ValueError(f"no such kind of VM: {kind}; there are {', '.join(KINDS)}")
+    require(_OTP_ROOT.is_dir() and shutil.which("erlc"), "erlang-base is not installed")
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    if kind == "stock25":
+        return _Build(None, environment, ("erl",), ("erlc",))
+    built = sorted(cache().glob("usdt-*/bin"), key=lambda folder: folder.stat().st_mtime)
+    require(built, "no BEAM with USDT probes is there; tests/beams/build-usdt.sh builds it")
+    environment |= {"EMU": "beam", "ROOTDIR": str(_OTP_ROOT), "PROGNAME": "erl"}
+    environment["BINDIR"] = str(built[-1])
+    return _Build(None, environment, (f"{built[-1]}/erlexec",), ("erlc",))
+
+
+def _suite(kind: str) -> _Build:
+    """
+    The Erlang of another Debian suite, behind a root of its own.
+    """
+    require(os.geteuid() == 0, f"{kind} lives in a chroot, which takes root")
+    made = _run([str(HERE / "beams/chroot.sh"), _SUITES[kind]])
+    require(made.returncode == 0, f"{kind} cannot be made: {made.stderr.strip()}")
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
+    return _Build(Path(made.stdout.strip()), environment, ("/usr/bin/erl",), ("/usr/bin/erlc",))
+
+
+def _run(
+    command: Sequence[str], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@functools.cache
+def compiled(kind: str) -> Path:
+    """
+    A folder with every workload of ``tests/workloads``, compiled by that OTP release itself.
+
+    OTP 23 refuses the code of 25, and so does 29.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="scope-workloads-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)
+    sources = [shutil.copy(source, folder) for source in sorted(WORKLOADS.glob("*.erl"))]
+    this = build(kind)
+    seen = this.seen(folder)
+    command = [*this.erlc, "-o", seen, *(f"{seen}/{Path(source).name}" for source in sources)]
+    done = _run(this.command(command, folder), env=this.environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"the workloads do not compile for {kind}: {done.stdout}{done.stderr}")
+    return folder
+
+
+@contextmanager
+def start_beam(
+    kind: str,
+    *args: str,
+    eval: str | None = None,  # noqa: A002 - the flag's name
+    module_dir: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Beam]:
+    """
+    Start a VM with the flags *args*, and kill it at the end of the block.
+
+    *eval* is an expression that it evaluates at its start, *module_dir* a folder of compiled
+    modules (the default is those of ``tests/workloads``), *env* is added to its environment.
+    """
+    this = build(kind)
+    modules = module_dir or compiled(kind)
+    program = [*this.erl, *_QUIET, "-pa", this.seen(modules), *args]
+    if eval is not None:
+        program += ["-eval", eval]
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - the VM closes it
+    process = subprocess.Popen(
+        this.command(program, modules),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env={**this.environment, **(env or {})},
+    )
+    beam = Beam(process, errors, nested=this.root is not None)
+    try:
+        yield beam
+    finally:
+        beam.stop()
+
+
+@contextmanager
+def planted(kind: str, *args: str, env: Mapping[str, str] | None = None) -> Iterator[Beam]:
+    """
+    A VM that runs ``planted.erl``, warm and waiting for its first command.
+    """
+    with start_beam(kind, *args, "-s", "planted", env=env) as beam:
+        beam.expect("ready")
+        yield beam
