@@ -13,6 +13,7 @@
 %% Runs Command(Control, Words) for each line, after Prepare(Control), until stdin ends.
 serve(Prepare, Command) ->
     Control = open_port({fd, 0, 1}, [{line, 4096}, eof]),
+    _ = words("load what this takes"),
     Prepare(Control),
     say(Control, "ready"),
     loop(Control, Command).
@@ -29,9 +30,11 @@ loop(Control, Command) ->
 %% The next line, cut into words. The end of stdin is the end of the VM, whatever is under way.
 next(Control) ->
     receive
-        {Control, {data, {eol, Line}}} -> string:lexemes(Line, " ");
+        {Control, {data, {eol, Line}}} -> words(Line);
         {Control, eof} -> erlang:halt(0)
     end.
+
+words(Line) -> string:lexemes(Line, " ").
 
 say(Control, Text) ->
     true = erlang:port_command(Control, [Text, $\n]),

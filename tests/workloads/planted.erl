@@ -9,12 +9,12 @@
 %%   messages N         N sends, N receives
 %%   gc_major N         N major collections, each reclaiming 100 words and a few
 %%   gc_minor N         N minor collections, likewise
-%%   hibernates N       N hibernations, N sends, N receives   1 spawn and exit
-%%   ports N            N ports opened, N closed              N receives (the answer to the opening)
-%%   programs N         the same with /bin/true               as above
-%%   busy_port K        1 port busy, 1 not busy, K processes  K spawns and exits, 2 ports, messages
+%%   hibernates N       N hibernations, N sends, N receives   1 spawn and exit, N collections (hibernating)
+%%   ports N            N ports opened, N closed
+%%   programs N         the same with /bin/true               N receives (the answer to the opening)
+%%   busy_port K        1 port busy, 1 not busy, K processes  K spawns and exits, 2 ports, some receives
 %%                      suspended on it
-%%   code_loads N       N modules loaded                      messages to the code server
+%%   code_loads N       N modules loaded                      some 100 messages each, to purge the old
 %%   dirty_calls N      N native calls on a dirty scheduler
 %%   long_bifs N        N calls of a BIF that do not yield, tens of milliseconds each
 %%   storm KIND N       events without end, until the line "stop" (then: done storm COUNT)
@@ -25,6 +25,7 @@
 %%   who                nothing; answers "who MAIN PARTNER", two pids
 %%
 %% Each command line is one receive. Collections come on their own as well: allocation asks for them.
+%% Closing any port calls set_busy_port(Port, 0), so "not busy" is a change of state, not a call.
 %% Nothing waits for a process by a message or a monitor, because these would be events too: the main
 %% process yields until the process is no longer in the VM's table.
 -module(planted).
