@@ -22,6 +22,7 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.binary import Binary, UnreadableElfError
 from scope_ebpf.beam.layouts import layout_for
 from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.roots import Roots
 from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
@@ -75,15 +76,14 @@ class Target:
         """The checked layout of this VM's structs; ReadRefusedError if a check failed."""
         return layout_for(self)
 
+    @cached_property
+    def roots(self) -> Roots:
+        """Where the VM's global tables lie."""
+        return Roots(self)
+
     def address(self, name: str) -> int:
-        """Find a global of the VM in its memory; ReadRefusedError if no symbol tells where."""
-        symbol = self.binary.symbol(name)
-        if symbol is None:
-            raise ReadRefusedError(
-                f"process {self.pid} hides its symbol {name}: its emulator (OTP "
-                f"{self.otp_release}) is stripped. Debug symbols of the same build would show it"
-            )
-        return self.base + symbol.address
+        """Find a global of the VM in its memory; ReadRefusedError if nothing tells where."""
+        return self.roots.address(name)
 
 
 class Refusal(NamedTuple):
