@@ -17,6 +17,8 @@ import functools
 import os
 import selectors
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -160,6 +162,18 @@ class Beam:
         name, *pairs = self.ask("stats").split()
         assert name == "stats"
         return {key: int(value) for key, value in (pair.split("=") for pair in pairs)}
+
+    def freeze(self) -> None:
+        """
+        Stop the VM where it stands (SIGSTOP), until :meth:`thaw`.
+        """
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """
+        Let a frozen VM go on.
+        """
+        os.kill(self.pid, signal.SIGCONT)
 
     def stderr(self) -> str:
         """
@@ -312,3 +326,37 @@ def planted(kind: str, *args: str, env: Mapping[str, str] | None = None) -> Iter
     with start_beam(kind, *args, "-s", "planted", env=env) as beam:
         beam.expect("ready")
         yield beam
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """
+    A TCP port on which nobody listens now.
+    """
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
+    """
+    Two connected nodes on loopback that run ``dist.erl``: the one to watch, and its peer.
+
+    There is no port mapper: both nodes listen on the same port of two loopback addresses.
+    """
+    port = free_port()
+
+    def node(name: str, address: str) -> tuple[str, ...]:
+        interface = "{" + address.replace(".", ",") + "}"
+        return (
+            *("-name", f"{name}@{address}", "-setcookie", "planted", "-connect_all", "false"),
+            *("-start_epmd", "false", "-erl_epmd_port", str(port)),
+            *("-kernel", "inet_dist_use_interface", interface, "-s", "dist"),
+        )
+
+    watched = start_beam(kind, *node("watched", "127.0.0.1"), *args)
+    with watched as beam, start_beam(kind, *node("peer", "127.0.0.2")) as peer:
+        beam.expect("ready")
+        peer.expect("ready")
+        beam.plant("connect peer@127.0.0.2")
+        yield beam, peer

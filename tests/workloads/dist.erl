@@ -1,0 +1,79 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% Plants events of the distribution in one of two nodes on loopback. Both run this module; commands
+%% go to the one that is watched, the other holds the sink for its messages.
+%%
+%%   connect NODE   connects; done connect 1
+%%   remote N       N messages to the sink, one back when it has them all; done remote N
+%%   fill           messages of 64 KiB until the distribution port is busy, suspending nobody; done fill
+%%                  COUNT. It ends only if the peer does not read, so stop that one first (SIGSTOP).
+%%   block K        K processes send to the peer and are suspended: the line "suspended K", and
+%%                  "done block K" when all have sent after all (SIGCONT).
+-module(dist).
+-export([start/0, main/0, sink/0, blocked_sender/2]).
+
+%% For erl -s dist.
+start() -> spawn(?MODULE, main, []).
+
+main() ->
+    register(dist_sink, spawn(?MODULE, sink, [])),
+    control:serve(fun(_Control) -> ok end, fun command/2).
+
+sink() ->
+    receive
+        {last, From} -> From ! received;
+        _ -> ok
+    end,
+    sink().
+
+command(_Control, ["connect", Name]) ->
+    Node = list_to_atom(Name),
+    true = net_kernel:connect_node(Node),
+    remote(Node, 1), % code for the way there and back is loaded
+    "done connect 1";
+command(_Control, ["remote", N]) ->
+    remote(peer(), list_to_integer(N)),
+    ["done remote ", N];
+command(_Control, ["fill"]) ->
+    ["done fill ", integer_to_list(fill({dist_sink, peer()}, <<0:(8 * 65536)>>, 0))];
+command(Control, ["block", K]) ->
+    Sent = atomics:new(1, []),
+    Senders = [spawn(?MODULE, blocked_sender, [{dist_sink, peer()}, Sent])
+               || _ <- lists:seq(1, list_to_integer(K))],
+    [until(fun() -> process_info(Sender, status) =:= {status, suspended} end) || Sender <- Senders],
+    control:say(Control, ["suspended ", K]),
+    until(fun() -> atomics:get(Sent, 1) =:= length(Senders) end),
+    ["done block ", K].
+
+peer() ->
+    [Node] = nodes(connected),
+    Node.
+
+remote(Node, N) ->
+    To = {dist_sink, Node},
+    [To ! I || I <- lists:seq(2, N)],
+    To ! {last, self()},
+    receive received -> ok end.
+
+%% The port is also busy for a moment while its queue waits for a scheduler: that passes.
+fill(To, Message, Sent) ->
+    case sent(To, Message, 100) of
+        true -> fill(To, Message, Sent + 1);
+        false -> Sent
+    end.
+
+sent(_To, _Message, 0) -> false;
+sent(To, Message, Attempts) ->
+    case erlang:send(To, Message, [nosuspend, noconnect]) of
+        ok -> true;
+        nosuspend -> receive after 1 -> sent(To, Message, Attempts - 1) end
+    end.
+
+blocked_sender(To, Sent) ->
+    To ! planted,
+    atomics:add(Sent, 1, 1).
+
+until(Holds) ->
+    case Holds() of
+        true -> ok;
+        false -> receive after 1 -> until(Holds) end
+    end.
