@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.beam.memory import UnreadableMemoryError
-from scope_ebpf.beam.terms import LIST, POINTER_MASK, PRIMARY_MASK, is_atom, is_small, small
+from scope_ebpf.beam.terms import (
+    ATOM_MASK,
+    ATOM_TAG,
+    LIST,
+    POINTER_MASK,
+    PRIMARY_MASK,
+    is_atom,
+    is_small,
+    small,
+)
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ _SETS = 3
 _MAX_RANGES = 1 << 20
 _MAX_FUNCTIONS = 1 << 20
 _MAX_NAME = 1024
+_MAX_ATTRIBUTES = 1 << 16
 #: Modules whose tables are kept. A large application has some 2,000.
 CACHE = 4096
 #: A location packs a file's number above 24 bits of line (OTP-25.2.3 beam_code.h).
@@ -79,6 +89,7 @@ class CodeMap:
         self._modules: dict[int, _Module] = {}
         self._starts = self._ends = np.empty(0, np.uint64)
         self._functions: dict[int, Mfa | None] = {}
+        self._headers: dict[str, int] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -100,6 +111,7 @@ class CodeMap:
         if len(modules) < len(self._modules):
             self._functions.clear()
         self._modules = modules
+        self._headers = {}
 
     def __len__(self) -> int:
         """Tell how many ranges of code there are."""
@@ -146,6 +158,37 @@ class CodeMap:
         except ReadRefusedError:
             pass
         return None
+
+    def attributes(self, module: str) -> bytes:
+        """
+        Read the attributes of a loaded module, in the external term format.
+
+        ReadRefusedError if it is not loaded, or claims more than a module has.
+        """
+        if module not in self._headers:
+            self._headers = self._names()
+        start = self._headers.get(module)
+        if start is None:
+            raise ReadRefusedError(f"there is no module {module}")
+        place = start + self._layout.offset("BeamCodeHeader", "attr_ptr")
+        address, size = self._memory.words(place, 2).tolist()
+        if size > _MAX_ATTRIBUTES:
+            raise ReadRefusedError(f"module {module} claims {size} bytes of attributes")
+        return self._memory.read(address, size)
+
+    def _names(self) -> dict[str, int]:
+        """Tell where each module starts, by the name in its first function."""
+        first = np.uint64(self._layout.offset("BeamCodeHeader", "functions"))
+        place = np.uint64(self._layout.offset("ErtsCodeInfo", "mfa.module"))
+        functions, _ = self._memory.gather(self._starts + first, 8)
+        terms, _ = self._memory.gather(functions.view(np.uint64)[:, 0] + place, 8)
+        names = terms.view(np.uint64)[:, 0]
+        atoms = names & np.uint64(ATOM_MASK) == ATOM_TAG
+        starts = dict(
+            zip((names[atoms] >> np.uint64(6)).tolist(), self._starts[atoms].tolist(), strict=True)
+        )
+        texts = self._atoms.texts(starts)
+        return {text: starts[index] for index, text in texts.items() if text is not None}
 
     def _set(self, index: int) -> NDArray[np.uint64]:
         """Read one set of ranges, shape ``(n, 2)``: start and end of each module."""

@@ -110,6 +110,7 @@ SIZES = (
     Field("first_message", "sig_qs.first", np.uint64),
     Field("psd", "psd", np.uint64),
     Field("arg_reg", "arg_reg", np.uint64),
+    Field("registers", "arity", np.uint8),  # the low byte of a word up to OTP 26
 )
 #: Everything else that is shown of one process.
 DETAIL = (

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How much memory a process has, to the byte that ``process_info(P, memory)`` tells.
+
+The sum is that of erts_process_memory (OTP-25.2.3
+erts/emulator/beam/erl_process_dump.c, the same in OTP-27.3.4.1): the struct,
+its heaps, links and monitors, mailbox, dictionary and rarely used data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.processes import EXITING, base_bytes
+from scope_ebpf.beam.terms import BOXED, POINTER_MASK, PRIMARY_MASK
+from scope_ebpf.beam.walk import pointers, walk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.discover import Target
+
+_WORD = 8
+#: Links, monitors or messages of one process that are looked at; more are estimated.
+LIMIT = 2000
+#: Fragments of one message that are looked at.
+_FRAGMENTS = 64
+
+# struct ErtsMonLnkNode__, OTP-25.2.3 erts/emulator/beam/erl_monitor_link.h, unchanged in 27.3.4.1:
+# tree (parent, right, left) or list (next, previous), the other side, then four 16-bit numbers.
+_NODE = 40
+_RIGHT, _LEFT, _NEXT = 8, 16, 0
+_OFFSET, _FLAGS, _TYPE = 32, 36, 38
+_EXTENDED = 1 << 4
+_REMOTE_KINDS, _NODE_KINDS = (3, 4), (6, 7)
+_SUSPEND, _ALIAS = 8, 9
+#: Terms in ErtsMonitorData: its reference, and the other side as each half sees it.
+_REFERENCE, _SIDES = 80, (24, 64)
+_REFERENCES = 88  # ErtsMonitorData.refc
+_MONITOR_DATA, _MONITOR_HEAP, _MONITOR_SUSPEND = 96, 128, 112
+_REMOTE_LINK, _REMOTE_REFERENCES, _REMOTE_HEAP = 120, 80, 112  # ErtsELink
+#: sizeof(ErtsPSD), OTP-25.2.3 and OTP-27.3.4.1 erl_process.h: an array of pointers.
+_PSD = {24: 80, 25: 80, 26: 80, 27: 96, 28: 96, 29: 96}
+#: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
+_DICTIONARY_SIZE, _DICTIONARY_HEAD = 8, 24
+#: A message whose payload lies behind it in the same block (ERTS_MSG_COMBINED_HFRAG).
+_COMBINED = 1
+_RECEIVE_MARK = 16  # ERTS_SIG_Q_OP_RECV_MARK
+
+
+class Sizes(NamedTuple):
+    """Bytes of each process, shape ``(n,)``, and which are exact: the rest are estimates."""
+
+    bytes: NDArray[np.uint64]
+    exact: NDArray[np.bool_]
+
+
+def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
+    """
+    Tell the memory of each process; *rows* need the columns LOAD and SIZES.
+
+    A mailbox of more than *limit* messages is estimated by its first ones, and
+    so are links and monitors; messages from other nodes that nobody has
+    decoded yet have no size that could be known.
+    """
+    layout = target.layout
+    total = base_bytes(rows, layout.size("Process")).astype(np.float64)
+    exact = np.ones(len(rows), np.bool_)
+    alive = rows["state"] & np.uint32(EXITING) == 0
+    for part in (_links, _monitors, _watchers):
+        size, whole = part(target, np.where(alive, rows[_ROOTS[part.__name__]], 0), limit)
+        total += size
+        exact &= whole
+    size, whole = _messages(target, rows, limit)
+    total += size
+    exact &= whole
+    total += np.where(rows["psd"] != 0, _PSD.get(layout.release, _PSD[29]), 0)
+    own = rows["pointer"] + np.uint64(layout.offset("Process", "def_arg_reg"))
+    total += np.where(rows["arg_reg"] != own, rows["registers"] * np.uint64(_WORD), 0)
+    size, whole = _dictionaries(target, rows["dictionary"])
+    return Sizes((total + size).astype(np.uint64), exact & whole)
+
+
+def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    return np.bincount(owners, weights=sizes, minlength=count).astype(np.float64)
+
+
+def _tree(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+    return [column(nodes, _RIGHT, np.uint64), column(nodes, _LEFT, np.uint64)]
+
+
+_Part = tuple["NDArray[np.float64]", "NDArray[np.bool_]"]
+
+
+def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, _tree, limit)
+    sizes = np.full(len(owners), float(_NODE))
+    remote = column(nodes, _FLAGS, np.uint16) & np.uint16(_EXTENDED) != 0
+    if remote.any():
+        offset = column(nodes, _OFFSET, np.uint16)[remote].astype(np.uint64)
+        data, read = target.memory.gather(addresses[remote] - offset, _REMOTE_LINK)
+        references = np.maximum(column(data, _REMOTE_REFERENCES, np.uint32), 1)
+        arity = column(data, _REMOTE_HEAP, np.uint64) >> np.uint64(6)
+        sizes[remote] = (_REMOTE_LINK + _WORD * arity) // references
+        whole[owners[remote][~read]] = False
+    return _sum(owners, sizes, len(roots)), whole
+
+
+def _monitors(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, _tree, limit)
+    return _monitor_sizes(target, owners, addresses, nodes, whole)
+
+
+def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    """Measure monitors in a ring, where the last one leads to the first again."""
+
+    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+        onward = column(nodes, _NEXT, np.uint64)
+        return [np.where(np.isin(onward, roots), 0, onward)]
+
+    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, follow, limit)
+    return _monitor_sizes(target, owners, addresses, nodes, whole)
+
+
+_ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
+
+
+def _monitor_sizes(
+    target: Target,
+    owners: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    nodes: NDArray[np.uint8],
+    whole: NDArray[np.bool_],
+) -> _Part:
+    """Tell each monitor's share: two processes may hold one block together."""
+    offset = column(nodes, _OFFSET, np.uint16).astype(np.uint64)
+    references, read = target.memory.gather(addresses - offset + np.uint64(_REFERENCES), 4)
+    shares = np.maximum(column(references, 0, np.uint32), 1)
+    kind = column(nodes, _TYPE, np.uint16)
+    sizes = np.full(len(owners), _MONITOR_HEAP)
+    sizes[kind == _SUSPEND] = _MONITOR_SUSPEND
+    sizes[kind == _ALIAS] = _MONITOR_DATA
+    extended = column(nodes, _FLAGS, np.uint16) & np.uint16(_EXTENDED) != 0
+    named = extended & (kind != _ALIAS) & (kind != _SUSPEND)
+    sizes[named], measured = _extended(target, (addresses - offset)[named], kind[named])
+    whole[owners[~read]] = False
+    whole[owners[named][~measured]] = False
+    return _sum(owners, (sizes // shares).astype(np.float64), len(whole)), whole
+
+
+def _extended(
+    target: Target, data: NDArray[np.uint64], kind: NDArray[np.uint16]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Measure monitors by name and to other nodes, which carry terms of their own."""
+    nodes, whole = target.memory.gather(data, _MONITOR_HEAP)
+    remote = np.isin(kind, _REMOTE_KINDS)
+    words = np.full(len(data), -1, np.int64)
+    for place, applies in (
+        (_REFERENCE, ~np.isin(kind, _NODE_KINDS)),
+        *((p, remote) for p in _SIDES),
+    ):
+        term = column(nodes, place, np.uint64)
+        boxed = applies & (term & np.uint64(PRIMARY_MASK) == BOXED)
+        headers, read = target.memory.gather(term[boxed] & np.uint64(POINTER_MASK), _WORD)
+        words[boxed] += (column(headers, 0, np.uint64) >> np.uint64(6)).astype(np.int64) + 1
+        whole[np.flatnonzero(boxed)[~read]] = False
+    return _MONITOR_HEAP + _WORD * words, whole
+
+
+def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
+    """Tell the bytes of each mailbox, estimated from the first messages of a long one."""
+    layout, memory = target.layout, target.memory
+    block = layout.size("ErtsMessage")
+    used = layout.offset("ErtsMessage", "hfrag.used_size")
+    fragment = layout.offset("ErtsMessage", "hfrag.next")
+    roots = rows["first_message"]
+    owners, _, nodes, whole = walk(
+        memory, roots, block, pointers(layout.offset("ErtsMessage", "next")), limit
+    )
+    tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
+    data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)
+    signal = (tag & np.uint64(3) == 0) & (tag != 0)
+    mark = signal & (tag >> np.uint64(6) & np.uint64(0xFF) == _RECEIVE_MARK)
+    whole[owners[signal & ~mark]] = False
+    whole[owners[(tag == 0) & (data != 0)]] = False  # not decoded yet
+    sizes = np.where(signal, 0.0, float(block))
+    sizes[mark] = fragment + 2 * _WORD  # ErtsRecvMarker
+    combined = ~signal & (data == _COMBINED)
+    sizes[combined] += _WORD * column(nodes, used, np.uint64)[combined]
+    # The payload goes on in further fragments, or lies in fragments alone.
+    chained = np.where(combined, column(nodes, fragment, np.uint64), data)
+    chained[signal | (tag == 0)] = 0
+    pieces, _, fragments, complete = walk(
+        memory, chained, used - fragment + _WORD, pointers(0), _FRAGMENTS
+    )
+    lengths = column(fragments, used - fragment, np.uint64) * np.uint64(_WORD)
+    sizes += _sum(pieces, lengths.astype(np.float64), len(chained))
+    whole[owners[~complete]] = False
+    size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
+    cut = ~whole & (seen > 0)
+    size[cut] *= np.maximum(rows["mailbox"][cut] / seen[cut], 1.0)
+    return size, whole
+
+
+def _dictionaries(target: Target, roots: NDArray[np.uint64]) -> _Part:
+    sizes = np.zeros(len(roots))
+    whole = np.ones(len(roots), np.bool_)
+    have = np.flatnonzero(roots)
+    words, read = target.memory.gather(roots[have] + np.uint64(_DICTIONARY_SIZE), 4)
+    sizes[have] = _DICTIONARY_HEAD + _WORD * column(words, 0, np.uint32).astype(np.float64)
+    whole[have[~read]] = False
+    return sizes, whole

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Following pointers of many processes at once: trees and lists, level by level.
+
+Every walk has a bound, because a list that changes while it is read may lead
+anywhere, and in circles.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf.beam.memory import column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.memory import Memory
+
+
+def walk(
+    memory: Memory,
+    roots: NDArray[np.uint64],
+    size: int,
+    follow: Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]],
+    limit: int,
+) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint8], NDArray[np.bool_]]:
+    """
+    Read every node that can be reached from each of the *roots*.
+
+    *follow* takes nodes, shape ``(n, size)``, and gives the pointers that lead
+    on, each of shape ``(n,)``; 0 leads nowhere. Returns for each node whose it
+    is (an index into *roots*), its address and its bytes, and for each root
+    whether all of its nodes were read. A root with more than *limit* levels,
+    or more nodes than *limit*, is not whole.
+    """
+    owners = np.flatnonzero(roots)
+    frontier = roots[owners]
+    whole = np.ones(len(roots), np.bool_)
+    found: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint8]]] = []
+    counts = np.zeros(len(roots), np.int64)
+    for _ in range(limit):
+        if not len(frontier):
+            break
+        nodes, read = memory.gather(frontier, size)
+        whole[owners[~read]] = False
+        owners, frontier, nodes = owners[read], frontier[read], nodes[read]
+        found.append((owners, frontier, nodes))
+        counts += np.bincount(owners, minlength=len(roots))
+        whole[counts > limit] = False
+        onward = follow(nodes)
+        owners = np.concatenate([owners] * len(onward))
+        frontier = np.concatenate(onward)
+        go = (frontier != 0) & whole[owners]
+        owners, frontier = owners[go], frontier[go]
+    whole[owners] = False  # what is left was not followed
+    if not found:
+        return owners, frontier, np.empty((0, size), np.uint8), whole
+    return (
+        np.concatenate([item[0] for item in found]),
+        np.concatenate([item[1] for item in found]),
+        np.concatenate([item[2] for item in found]),
+        whole,
+    )
+
+
+def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:
+    """Make the *follow* of a simple list, whose next pointer lies at *offset*."""
+    return lambda nodes: [column(nodes, offset, np.uint64)]
