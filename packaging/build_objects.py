@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBES = ROOT / "probes"
 OBJECTS = ROOT / "scope_ebpf" / "kernel" / "objects"
 
-FLAGS = "-g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter".split()
+FLAGS = (
+    *("-g", "-O2", "-target", "bpf", "-mcpu=v3"),
+    # BPF_KPROBE names arguments by their place, so some are there to be skipped.
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"),
+)
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
@@ -60,7 +64,7 @@ def build() -> None:
 class ObjectsHook(BuildHookInterface):  # type: ignore[misc]
     """What hatchling calls before it packs the wheel."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         """Build the objects, unless this is an editable install, which has a Makefile."""
         if version != "editable":
             build()

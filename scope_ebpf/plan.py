@@ -128,18 +128,17 @@ def make_plan(
     return Plan(tuple(items))
 
 
-def _item(
-    binary: Executable, flavor: str, event: str, via: Via, settings: Collection[str]
-) -> Item:
-    reasons = []
+def _item(binary: Executable, flavor: str, event: str, via: Via, settings: Collection[str]) -> Item:
+    reasons: list[str] = []
     for way in ("symbol", "usdt"):
         if via not in ("auto", way):
             continue
         found, reason = _way(binary, flavor, event, way, settings)
         if found:
             hook = " + ".join(dict.fromkeys(a.name for a in found))
-            return Item(event, "symbol" if way == "symbol" else "usdt", hook, found,
-                        "; ".join(reasons))
+            return Item(
+                event, "symbol" if way == "symbol" else "usdt", hook, found, "; ".join(reasons)
+            )
         reasons.append(reason)
     return Item(event, "unavailable", "", (), "; ".join(reasons))
 
@@ -188,9 +187,7 @@ def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> li
     if symbol is None:
         return []
     offset = binary.file_offset(symbol.address)
-    return [
-        Attachment(hook.program, way.family, hook.name, offset, symbol.address, hook.returns)
-    ]
+    return [Attachment(hook.program, way.family, hook.name, offset, symbol.address, hook.returns)]
 
 
 def _usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:

@@ -45,14 +45,22 @@ struct {
 	__type(value, __u64);
 } hits SEC(".maps");
 
+/* 1 while events count: all hooks begin and end at one moment, however long attaching takes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} gate SEC(".maps");
+
 /* Things under way belong to a thread: OTP allows 3 x 1024 schedulers and as many other threads. */
 #define MAX_THREADS 8192
 
-/* Whether this is the target; then *tid is the thread, and the program's hit is counted. */
+/* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */
 static __always_inline bool enter(enum program program, __u32 *tid)
 {
-	__u32 key = program;
-	__u64 *hit;
+	__u32 key = program, first = 0;
+	__u64 *hit, *open;
 
 	if (settings.pidns_ino) {
 		struct bpf_pidns_info pids = {};
@@ -73,7 +81,8 @@ static __always_inline bool enter(enum program program, __u32 *tid)
 	hit = bpf_map_lookup_elem(&hits, &key);
 	if (hit)
 		__sync_fetch_and_add(hit, 1);
-	return true;
+	open = bpf_map_lookup_elem(&gate, &first);
+	return open && *open;
 }
 
 static __always_inline struct tally *tally_of(enum kind kind, __u8 class)

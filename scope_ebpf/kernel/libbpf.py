@@ -90,6 +90,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__name": (c_char_p, [c_void_p]),
     "bpf_program__fd": (c_int, [c_void_p]),
     "bpf_program__set_autoload": (c_int, [c_void_p, c_bool]),
+    "bpf_program__set_expected_attach_type": (c_int, [c_void_p, c_int]),
     "bpf_program__attach_uprobe_opts": (
         c_void_p,
         [c_void_p, c_int, c_char_p, c_size_t, POINTER(UprobeOptions)],
@@ -105,7 +106,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def library() -> Any:
-    """libbpf with its signatures set, printing into :data:`messages`."""
+    """Libbpf with its signatures set, printing into :data:`messages`."""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -117,11 +118,10 @@ def library() -> Any:
         function = getattr(lib, name)
         function.restype = result
         function.argtypes = arguments
-    lib.libbpf_set_print(_keep)
+    lib.libbpf_set_print(_keep_callback)
     return lib
 
 
-@_Print
 def _keep(level: int, form: bytes, arguments: int) -> int:
     # A va_list is handed over as a pointer on x86_64 and arm64, which vsnprintf takes back.
     if level < _LIBBPF_DEBUG:
@@ -129,6 +129,9 @@ def _keep(level: int, form: bytes, arguments: int) -> int:
         ctypes.CDLL(None).vsnprintf(text, c_size_t(4096), form, c_void_p(arguments))
         messages.append(text.value.decode(errors="replace").strip())
     return 0
+
+
+_keep_callback = _Print(_keep)
 
 
 def check(result: int | None, what: str) -> int:

@@ -13,8 +13,6 @@ from scope_ebpf.kernel.libbpf import OpenOptions, check, library
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    import numpy as np
-
 
 def object_bytes(family: str) -> bytes:
     """The compiled object of a probe family, from the package."""
@@ -45,9 +43,7 @@ class BpfObject:
             f"cannot open the BPF object {family}",
         )
         self.maps = {self._lib.bpf_map__name(m).decode(): m for m in self._each("map")}
-        self.programs = {
-            self._lib.bpf_program__name(p).decode(): p for p in self._each("program")
-        }
+        self.programs = {self._lib.bpf_program__name(p).decode(): p for p in self._each("program")}
 
     def _each(self, what: str) -> Iterator[int]:
         step = getattr(self._lib, f"bpf_object__next_{what}")
@@ -56,9 +52,8 @@ class BpfObject:
             yield item
             item = step(self._handle, item)
 
-    def set_constants(self, settings: np.void) -> None:
-        """Give *settings*, one ``events.SETTINGS``, to the programs as constants."""
-        data = settings.tobytes()
+    def set_constants(self, data: bytes) -> None:
+        """Give *data*, one ``events.SETTINGS``, to the programs as constants."""
         for name, bpf_map in self.maps.items():
             if name.endswith(".rodata"):
                 check(
@@ -77,10 +72,16 @@ class BpfObject:
         """Use the map behind *fd* instead of making one."""
         check(self._lib.bpf_map__reuse_fd(self.maps[name], fd), f"cannot share the map {name}")
 
-    def load(self, wanted: Collection[str]) -> None:
-        """Load the *wanted* programs, by name; the others stay out of the kernel."""
+    def load(self, wanted: Collection[str], attach_type: int | None = None) -> None:
+        """
+        Load the *wanted* programs, by name; the others stay out of the kernel.
+
+        *attach_type* of enum bpf_attach_type, where it is not the default.
+        """
         for name, program in self.programs.items():
             self._lib.bpf_program__set_autoload(program, name in wanted)
+            if attach_type is not None:
+                self._lib.bpf_program__set_expected_attach_type(program, attach_type)
         check(
             self._lib.bpf_object__load(self._handle),
             f"the kernel refused the BPF object {self.family}",

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace doctor``: what works here, what does not, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf import events
+from scope_ebpf.beam.constants import kernel_constants, known
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.uprobes import has_multi
+from scope_ebpf.plan import EVENTS, make_plan
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.errors import ScopeError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the doctor."""
+    parser.add_argument("pid", type=int, nargs="?", metavar="PID", help="the VM's process")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns the exit code of the first problem, or 0."""
+    facts = host.facts()
+    document: dict[str, Any] = {
+        "schema": 1,
+        "host": [
+            {"name": f.name, "value": f.value, "problem": f.problem and str(f.problem)}
+            for f in facts
+        ],
+        "detach": "together" if has_multi() else "one hook after the other (before Linux 6.6)",
+    }
+    if arguments.pid is not None:
+        document |= _examine(arguments.pid)
+    if arguments.format == "json":
+        json.dump(document, sys.stdout, indent=2)
+        print()
+    else:
+        _print(document)
+    problem: ScopeError | None = next((f.problem for f in facts if f.problem), None)
+    return problem.exit_code if problem else 0
+
+
+def _examine(pid: int) -> dict[str, Any]:
+    """The target and the state of each event's hooks, both ways."""
+    target = inspect(pid)
+    settings, refused = kernel_constants(target)
+    chosen, *ways = (
+        make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
+        for via in ("auto", "symbol", "usdt")
+    )
+    rows = []
+    for item, *others in zip(chosen.items, *(w.items for w in ways), strict=True):
+        way = next((w for w in events.WAYS if (w.event, w.via) == (item.event, item.via)), None)
+        other = next((o for o in others if o.via != item.via and not o.attachments), None)
+        rows.append(
+            {
+                "event": item.event,
+                "state": "on" if item.attachments else "off",
+                "via": item.via,
+                "hooks": list(dict.fromkeys(a.name for a in item.attachments)),
+                "places": len(item.attachments),
+                "why": item.reason,
+                "on_request": way.on_request if way else None,
+                "other_way": other.reason if other and item.attachments else None,
+            }
+        )
+    return {"target": target.as_json(), "refused": refused, "hooks": rows}
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich import box  # noqa: PLC0415 - slow to import
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 80
+    console.print("[bold]host[/bold]")
+    for fact in document["host"]:
+        mark = "[red]no[/red] " if fact["problem"] else "ok "
+        console.print(f"  {mark} {fact['name']}: {escape(fact['problem'] or fact['value'])}")
+    console.print(f"  ok  hooks are taken out {document['detach']}")
+    if "target" not in document:
+        console.print("\n`scope-trace doctor PID` looks at a VM; `scope-trace list` finds them.")
+        return
+    target = document["target"]
+    console.print(
+        f"\n[bold]{escape(str(target['node'] or 'a node without a name'))}[/bold] "
+        f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
+        f"{target['flavor']}, {target['schedulers']} schedulers\n  {escape(target['exe'])}\n"
+    )
+    for reason in document["refused"]:
+        console.print(f"[yellow]not read: {escape(reason)}[/yellow]")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("event", "", "via", "hooks, or why not"):
+        table.add_column(name, overflow="fold")
+    for row in document["hooks"]:
+        state = "[green]on[/green]" if row["state"] == "on" else "[red]off[/red]"
+        what = ", ".join(row["hooks"]) or row["why"]
+        if row["on_request"]:
+            state, what = "ask", f"{what}: {row['on_request']}"
+        if row["why"] and row["hooks"]:
+            what += f" ({row['why']})"
+        table.add_row(row["event"], state, row["via"], escape(what))
+    console.print(table)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace list``: the BEAMs on this host."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.beam.discover import Refusal, Target, beams
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the list."""
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    found = beams()
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+    if arguments.format == "json":
+        rows = [_row(t, uptime) for t in found if isinstance(t, Target)]
+        refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
+        json.dump({"schema": 1, "beams": rows, "refused": refused}, sys.stdout, indent=2)
+        print()
+        return 0
+    targets = [t for t in found if isinstance(t, Target)]
+    if targets:
+        _print_table([_row(target, uptime) for target in targets])
+    for refusal in found:
+        if isinstance(refusal, Refusal):
+            print(f"scope-trace: {refusal.reason}", file=sys.stderr)
+    if not found:
+        print("no BEAM runs on this host (or none that you may see: try with sudo)")
+    return 0
+
+
+def _row(target: Target, uptime: float) -> dict[str, Any]:
+    return {
+        **target.as_json(),
+        "hooks": "usdt" if target.usdt else _symbols(target),
+        "uptime_seconds": round(uptime - target.started, 1),
+    }
+
+
+def _symbols(target: Target) -> str:
+    """Whether the emulator's functions can be found by name; OTP 29 hides them."""
+    return "symbols" if target.binary.symbol("erts_schedule") else "none"
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich import box  # noqa: PLC0415 - slow to import
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("pid", "node", "OTP", "erts", "flavor", "hooks", "uptime"):
+        table.add_column(name, justify="right" if name in ("pid", "uptime") else "left")
+    for row in rows:
+        table.add_row(
+            str(row["pid"]),
+            escape(row["node"] or "-"),
+            row["otp_release"],
+            row["erts_version"],
+            row["flavor"],
+            row["hooks"],
+            _uptime(row["uptime_seconds"]),
+        )
+    console.print(table)
+
+
+def _uptime(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, secs = divmod(rest, 60)
+    if days:
+        return f"{days}d {hours}h"
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {secs}s"

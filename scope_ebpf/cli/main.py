@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace``: the commands, and the one place where errors become messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import TYPE_CHECKING
+
+# numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from scope_ebpf.errors import ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Each command's module, and what it does. Without a command, ``trace`` is meant.
+COMMANDS = {
+    "trace": "count, time and stream what a VM does (the default)",
+    "doctor": "every hook of a VM: on, off, and why; what the host lacks",
+    "list": "the BEAMs on this host",
+}
+_MODULES = {"list": "scope_ebpf.cli.list_beams"}
+
+_EXAMPLES = """\
+examples:
+  scope-trace list                                 which VMs run here
+  sudo scope-trace --pid 4711                      ten seconds, then a summary
+  sudo scope-trace --pid 4711 --duration 60 --format json --output run.json
+  sudo scope-trace --pid 4711 --events spawn,exit --format jsonl | head
+  sudo scope-trace --pid 4711 --events gc --stream
+  sudo scope-trace doctor 4711                     why an event is not available
+
+The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    top_level = not words or words[0] in ("-h", "--help", "--version")
+    if not top_level and words[0] not in COMMANDS:
+        words.insert(0, "trace")
+    command = None if top_level else words[0]
+    arguments = _parser(command).parse_args(words or ["--help"])
+    try:
+        code: int = arguments.run(arguments)
+    except ScopeError as error:
+        print(f"scope-trace: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has enough. Nothing may be flushed into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser, with the options of *command* alone: the others' modules stay unloaded."""
+    parser = argparse.ArgumentParser(
+        prog="scope-trace",
+        usage="scope-trace [COMMAND] [OPTIONS]",
+        description="See inside an Erlang or Elixir VM from the outside, with eBPF.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("scope-ebpf")
+    parser.add_argument("--version", action="version", version=f"scope-trace {version}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            prog="scope-trace" if name == "trace" else f"scope-trace {name}",
+        )
+        if name == command:
+            module = importlib.import_module(_MODULES.get(name, f"scope_ebpf.cli.{name}"))
+            module.add_arguments(added)
+            added.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

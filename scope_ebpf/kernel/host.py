@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What this host offers, and what it lacks, for BPF programs on another process.
+
+*root* is the folder that holds ``proc`` and ``sys``, so tests can use a folder of
+files.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import HostError, KernelTooOldError, NoBtfError, NotRootError, ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: BPF_MAP_TYPE_RINGBUF came with this release.
+OLDEST_KERNEL = (5, 8)
+#: include/uapi/linux/capability.h
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+#: The inode of the host's own pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+_HOST_PID_NAMESPACE = 0xEFFFFFFC
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing about the host: what it is, and what is wrong with it, if anything is."""
+
+    name: str
+    value: str
+    problem: ScopeError | None = None
+
+
+def facts(root: Path = Path("/"), release: str | None = None) -> list[Fact]:
+    """Everything that decides whether we can work here, most important first."""
+    checks: list[Callable[[], Fact]] = [
+        lambda: _privileges(root),
+        lambda: _kernel(release or platform.release()),
+        lambda: _btf(root),
+        _machine,
+        _libbpf,
+    ]
+    return [check() for check in checks]
+
+
+def require(root: Path = Path("/"), release: str | None = None) -> None:
+    """Raise the first problem of this host, if it has one."""
+    for fact in facts(root, release):
+        if fact.problem:
+            raise fact.problem
+
+
+def capabilities(root: Path = Path("/")) -> int:
+    """The effective capabilities of this process, as a bit mask."""
+    status = (root / "proc/self/status").read_text()
+    match = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
+    return int(match[1], 16) if match else 0
+
+
+def pid_namespace(root: Path = Path("/")) -> tuple[int, int]:
+    """Device and inode of our pid namespace; (0, 0) where it is the host's own."""
+    status = os.stat(root / "proc/self/ns/pid")  # noqa: PTH116 - a magic link, not a file
+    if status.st_ino == _HOST_PID_NAMESPACE:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _privileges(root: Path) -> Fact:
+    mask = capabilities(root)
+    if mask & 1 << CAP_SYS_ADMIN:
+        return Fact("privileges", "CAP_SYS_ADMIN")
+    return Fact(
+        "privileges",
+        "none",
+        NotRootError("attaching BPF programs needs root: run the same with sudo"),
+    )
+
+
+def _kernel(release: str) -> Fact:
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match and (int(match[1]), int(match[2])) >= OLDEST_KERNEL:
+        return Fact("kernel", release)
+    return Fact(
+        "kernel",
+        release,
+        KernelTooOldError(
+            f"Linux {release} has no BPF ring buffer: it came with 5.8, so this host needs a "
+            "newer kernel (Debian 11, Ubuntu 20.10, RHEL 8.5 or later have one)"
+        ),
+    )
+
+
+def _btf(root: Path) -> Fact:
+    path = root / "sys/kernel/btf/vmlinux"
+    if path.exists():
+        return Fact("kernel BTF", "yes")
+    return Fact(
+        "kernel BTF",
+        "no",
+        NoBtfError(
+            "this kernel does not describe its types (no /sys/kernel/btf/vmlinux): it needs one "
+            "built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels have been since 2021"
+        ),
+    )
+
+
+def _machine() -> Fact:
+    machine = platform.machine()
+    if machine == "x86_64":
+        return Fact("machine", machine)
+    return Fact("machine", machine, HostError(f"{machine} is not supported yet, only x86_64 is"))
+
+
+def _libbpf() -> Fact:
+    from scope_ebpf.kernel.libbpf import library  # noqa: PLC0415 - may be missing; then we say so
+
+    try:
+        return Fact("libbpf", library().libbpf_version_string().decode())
+    except HostError as error:
+        return Fact("libbpf", "no", error)

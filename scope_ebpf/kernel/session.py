@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A plan attached to a target, from load to detach.
+
+Nothing is pinned: programs, maps, links and breakpoints live as long as the file
+descriptors of this process, and go with it by whatever door it leaves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.libbpf import LibbpfError, check, library
+from scope_ebpf.kernel.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.ring import Ring
+from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Uprobes, has_multi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.usdt import Argument
+    from scope_ebpf.plan import Attachment, Plan
+
+#: Maps that every probe shares; the first object makes them.
+SHARED = ("ring", "tallies", "durations", "hits", "gate")
+#: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
+DEFAULT_RING_BYTES = 16 << 20
+#: Arguments that a USDT site has room for in the kernel (probes/include/usdt.bpf.h).
+USDT_ARGUMENTS = 8
+
+#: Where a register lies in struct pt_regs, bytes (arch/x86/include/uapi/asm/ptrace.h).
+_REGISTERS = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8"),
+    *("rax", "rcx", "rdx", "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp"),
+)
+_PT_REGS = {name: 8 * place for place, name in enumerate(_REGISTERS)}
+_FORMS = {
+    "constant": events.ARGUMENT_CONSTANT,
+    "register": events.ARGUMENT_REGISTER,
+    "memory": events.ARGUMENT_MEMORY,
+    "symbol": events.ARGUMENT_ABSOLUTE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A hook that the kernel would not attach."""
+
+    attachment: Attachment
+    reason: str
+
+
+class Session:
+    """
+    Loads what *plan* needs, attaches it to process *pid*, and reads its maps.
+
+    *base* is the load address of the target, *settings* one ``events.SETTINGS``
+    with ``tgid`` and ``streamed`` set. *addresses* gives the value of symbols
+    that USDT arguments name. *path* is the file to probe, if it is not the one that
+    runs; *multi* forces or forbids uprobe_multi links. Use it as a context manager; what cannot be
+    attached is in :attr:`failures`, and if nothing can, NothingToAttachError.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pid: int,
+        base: int,
+        settings: NDArray[np.void],
+        *,
+        addresses: dict[str, int] | None = None,
+        ring_bytes: int = DEFAULT_RING_BYTES,
+        path: Path | None = None,
+        multi: bool | None = None,
+    ) -> None:
+        self.failures: list[Failure] = []
+        self._plan = plan
+        self._pid = pid
+        self._base = base
+        self._addresses = addresses or {}
+        self._objects: dict[str, BpfObject] = {}
+        self._multi = has_multi() if multi is None else multi
+        self._uprobes = Uprobes(path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi)
+        self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
+        self._settings = settings.copy()
+        self._settings["pidns_dev"], self._settings["pidns_ino"] = host.pid_namespace()
+        self._ring_bytes = ring_bytes if int(settings["streamed"]) else 4096
+        self.ring: Ring
+
+    def __enter__(self) -> Self:
+        try:
+            self._load()
+            self.ring = Ring(self._map_fd("ring"), self._ring_bytes)
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _load(self) -> None:
+        families = list(dict.fromkeys(a.family for a in self._plan.attachments))
+        if not families:
+            raise NothingToAttachError(
+                "none of the events that were asked for has a hook on this target; "
+                "`scope-trace doctor PID` says why"
+            )
+        for family in families:
+            opened = BpfObject(family, object_bytes(family))
+            opened.set_constants(self._settings.tobytes())
+            if self._objects:
+                for name in SHARED:
+                    opened.share(name, self._map_fd(name))
+            else:
+                opened.set_entries("ring", self._ring_bytes)
+            self._objects[family] = opened
+            wanted = {a.program for a in self._plan.attachments if a.family == family}
+            opened.load(wanted, TRACE_UPROBE_MULTI if self._multi else None)
+
+    def _attach(self) -> None:
+        places: dict[str, list[Attachment]] = {}
+        for attachment in self._plan.attachments:
+            places.setdefault(attachment.program, []).append(attachment)
+        for program, group in places.items():
+            owner = self._objects[group[0].family]
+            try:
+                for attachment in group:
+                    if attachment.arguments:
+                        self._describe(attachment)
+                self._uprobes.attach(owner.programs[program], owner.program_fd(program), group)
+            except (LibbpfError, KeyError) as error:
+                self.failures += [Failure(attachment, str(error)) for attachment in group]
+        if not self._uprobes:
+            raise NothingToAttachError(f"no hook could be attached: {self.failures[0].reason}")
+
+    def _describe(self, attachment: Attachment) -> None:
+        """Tell the kernel side where the arguments of a USDT site lie."""
+        if attachment.name not in events.USDT_ALLOWED:
+            raise HostError(f"{attachment.name} is not on the list of USDT probes we may attach")
+        site = np.zeros(USDT_ARGUMENTS, events.USDT_ARGUMENT)
+        for place, argument in zip(site, attachment.arguments, strict=False):
+            self._describe_argument(place, argument)
+        key = ctypes.c_uint64(self._base + attachment.address)
+        check(
+            library().bpf_map_update_elem(
+                self._objects[attachment.family].map_fd("usdt_sites"),
+                ctypes.byref(key),
+                site.tobytes(),
+                0,
+            ),
+            f"cannot describe the arguments of {attachment.name}",
+        )
+
+    def _describe_argument(self, place: np.void, argument: Argument) -> None:
+        place["form"] = _FORMS[argument.form]
+        place["size"] = argument.size
+        place["is_signed"] = argument.is_signed
+        place["value"] = argument.value
+        if argument.register:
+            place["reg"] = _PT_REGS[argument.register]
+        if argument.symbol:
+            place["value"] += self._addresses[argument.symbol]
+
+    def _map_fd(self, name: str) -> int:
+        return next(iter(self._objects.values())).map_fd(name)
+
+    def _per_cpu(
+        self, name: str, dtype: np.dtype[np.void], keys: Iterable[int]
+    ) -> NDArray[np.void]:
+        """A per-CPU array's values at *keys*, shape ``(keys, cpus)``."""
+        wanted = list(keys)
+        values = np.zeros((len(wanted), self._cpus), dtype)
+        fd = self._map_fd(name)
+        for row, number in zip(values, wanted, strict=True):
+            key = ctypes.c_uint32(number)
+            check(
+                library().bpf_map_lookup_elem(fd, ctypes.byref(key), row.ctypes.data),
+                f"cannot read the map {name}",
+            )
+        return values
+
+    def _by_kind(self, name: str, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+        kinds = len(events.KINDS)
+        return self._per_cpu(name, dtype, range(kinds * events.CLASSES)).reshape(
+            kinds, events.CLASSES, self._cpus
+        )
+
+    def tallies(self) -> NDArray[np.void]:
+        """Counts from the start, shape ``(kinds, classes, cpus)`` of ``events.TALLY``."""
+        return self._by_kind("tallies", events.TALLY)
+
+    def durations(self) -> NDArray[np.void]:
+        """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.DURATIONS``."""
+        return self._by_kind("durations", events.DURATIONS)
+
+    def hits(self) -> dict[str, int]:
+        """How often each program ran on the target, by its name."""
+        dtype = np.dtype([("hits", "<u8")])
+        values = self._per_cpu("hits", dtype, range(len(events.PROGRAMS)))["hits"].sum(axis=1)
+        return dict(zip(events.PROGRAMS, values.tolist(), strict=True))
+
+    def count(self, *, on: bool) -> None:
+        """Let events count from now on, or no longer: for all hooks at one moment."""
+        key, value = ctypes.c_uint32(0), ctypes.c_uint64(on)
+        check(
+            library().bpf_map_update_elem(
+                self._map_fd("gate"), ctypes.byref(key), ctypes.byref(value), 0
+            ),
+            "cannot open the gate",
+        )
+
+    def detach(self) -> None:
+        """Take every breakpoint out of the target; the maps can still be read."""
+        self._uprobes.detach()
+
+    def close(self) -> None:
+        """Detach, and give everything back to the kernel."""
+        self.detach()
+        if hasattr(self, "ring"):
+            self.ring.close()
+        while self._objects:
+            self._objects.popitem()[1].close()

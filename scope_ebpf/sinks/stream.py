@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events as lines, while they happen: JSON for programs, text for people."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.sinks.columns import columns, wall_offset_ns
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.sinks.columns import Terms
+
+Style = Literal["jsonl", "text"]
+_KIND_NAMES = tuple(events.KINDS)
+
+
+class Stream:
+    """Writes batches of records to *output*, one event a line, oldest first."""
+
+    def __init__(self, output: TextIO, terms: Terms, style: Style) -> None:
+        self._output = output
+        self._terms = terms
+        self._line = _json_lines if style == "jsonl" else _text_lines
+        self._offset = wall_offset_ns()
+
+    def write(self, records: NDArray[np.void]) -> None:
+        """Write all of a batch; raises OSError where the output does."""
+        if not len(records):
+            return
+        records = records[np.argsort(records["time_ns"], kind="stable")]
+        lines = np.empty(len(records), object)
+        for number in np.unique(records["kind"]).tolist():
+            chosen = records["kind"] == number
+            lines[chosen] = self._lines(_KIND_NAMES[number], records[chosen])
+        self._output.write("\n".join(lines.tolist()) + "\n")
+        self._output.flush()
+
+    def _lines(self, name: str, records: NDArray[np.void]) -> list[str]:
+        times = (records["time_ns"].astype(np.int64) + self._offset).tolist()
+        return self._line(name, times, records["tid"].tolist(), columns(name, records, self._terms))
+
+
+def _json_lines(
+    name: str, times: list[int], tids: list[int], table: dict[str, list[str | int | float | None]]
+) -> list[str]:
+    """The object of each event: seconds since 1970, event, thread, then its own fields."""
+    form = f'{{"time":%d.%09d,"event":"{name}","tid":%d'
+    cells: list[list[str | int]] = [
+        [t // 1_000_000_000 for t in times],
+        [t % 1_000_000_000 for t in times],
+        list(tids),
+    ]
+    for label, values in table.items():
+        form += f',"{label}":%s'
+        cells.append([_json_cell(v) for v in values])
+    form += "}"
+    return [form % row for row in zip(*cells, strict=True)]
+
+
+def _json_cell(value: str | float | None, known: dict[str, str] = {}) -> str | int:  # noqa: B006
+    """One value as JSON; the texts of pids come again and again, so they are kept."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        text = known.get(value)
+        if text is None:
+            if len(known) > _KEPT_TEXTS:
+                known.clear()
+            text = known[value] = json.dumps(value)
+        return text
+    return repr(value)
+
+
+_KEPT_TEXTS = 65536
+
+
+def _text_lines(
+    name: str, times: list[int], tids: list[int], table: dict[str, list[str | int | float | None]]
+) -> list[str]:
+    """Time of day, who, what, and the fields that are known."""
+    del tids  # a scheduler's thread tells a person nothing that its place in time does not
+    labels = [label for label in table if label not in ("pid", "class")]
+    what = [f"{name}/{c}" for c in table["class"]] if "class" in table else [name] * len(times)
+    lines = []
+    for row, (moment, pid, event) in enumerate(zip(times, table["pid"], what, strict=True)):
+        fields = " ".join(
+            f"{label}={_text_cell(table[label][row])}"
+            for label in labels
+            if table[label][row] is not None
+        )
+        micros = moment % 1_000_000_000 // 1000
+        clock = f"{_clock(moment // 1_000_000_000)}.{micros:06d}"
+        lines.append(f"{clock} {_text_cell(pid or '-'):<14} {event:<16} {fields}".rstrip())
+    return lines
+
+
+@lru_cache(maxsize=16)
+def _clock(second: int) -> str:
+    """The time of day; a trace asks for each second many times."""
+    return time.strftime("%H:%M:%S", time.localtime(second))
+
+
+def _text_cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.9f}"
+    # A name from the VM is hostile: no control character of it reaches a terminal.
+    return "".join(c if c.isprintable() else "?" for c in str(value))
