@@ -1,0 +1,67 @@
+# The front door. `make demo` and `make test` do all their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
+DEPS := packaging/install-deps.sh
+
+.PHONY: help demo test lint unit kernel bench soak objects generate wheel clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run objects ## install what is missing, start a small Erlang node, look at it
+	@$(DEPS) demo
+	@$(SUDO) bash docs/demo/run.sh $(BIN)/scope-trace
+
+test: $(VENV)/.test objects ## install what the tests need and run them all (root)
+	@$(DEPS) test
+	@$(MAKE) --no-print-directory lint
+	@tests/beams/build-usdt.sh >/dev/null
+	@for suite in trixie sid; do tests/beams/chroot.sh $$suite >/dev/null; done
+	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
+		$(BIN)/pytest
+
+lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
+	@$(DEPS) build test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
+	@shellcheck packaging/*.sh tests/beams/*.sh docs/demo/*.sh .ci/run
+	@$(PYTHON) probes/generate.py --check
+
+unit: $(VENV)/.test objects ## the tests that need no root
+	@$(BIN)/pytest tests/unit tests/contract
+
+kernel: $(VENV)/.test objects ## the tests on real VMs (root)
+	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/pytest tests/kernel
+
+bench: $(VENV)/.test objects ## every figure that the README quotes (root)
+	@$(DEPS) test bench
+	@$(SUDO) $(BIN)/python bench/pipeline.py
+
+objects: ## build the BPF objects that are older than their source
+	@$(DEPS) build
+	@$(PYTHON) packaging/build_objects.py
+
+generate: ## make the C header and the Python module of probes/events.toml
+	@$(PYTHON) probes/generate.py
+
+wheel: $(VENV)/.test objects ## a wheel with the objects in it
+	@$(BIN)/pip -q wheel --no-deps -w dist .
+
+clean: ## remove what was built here (not the cache of test VMs)
+	rm -rf $(VENV) build dist scope_ebpf/kernel/objects
+
+$(VENV)/.run: pyproject.toml
+	@$(DEPS) run
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing the Python packages into $(VENV)"
+	@$(BIN)/pip -q install --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run pyproject.toml
+	@echo "installing the Python packages for the tests into $(VENV)"
+	@$(BIN)/pip -q install --disable-pip-version-check -e '.[test]'
+	@touch $@
