@@ -128,7 +128,16 @@ def header_text(data: Table) -> str:
         "",
     ]
     out += [c_struct(*struct) for struct in structs(data)]
-    out += ["#endif", ""]
+    out += [
+        "/* Every record, so that each object's BTF describes them all; libbpf skips the section. */",
+        "union any_record {",
+        *(f"\tstruct {name}_record {name};" for name in data["record"]),
+        "};",
+        'const union any_record *any_record __attribute__((section(".records"), used));',
+        "",
+        "#endif",
+        "",
+    ]
     return "\n".join(out)
 
 

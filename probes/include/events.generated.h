@@ -358,4 +358,23 @@ struct long_call_record {
 	__u64 reserved[1]; /* zero */
 };
 
+/* Every record, so that each object's BTF describes them all; libbpf skips the section. */
+union any_record {
+	struct spawn_record spawn;
+	struct exit_record exit;
+	struct send_record send;
+	struct receive_record receive;
+	struct schedule_record schedule;
+	struct gc_record gc;
+	struct hibernate_record hibernate;
+	struct port_open_record port_open;
+	struct port_close_record port_close;
+	struct port_busy_record port_busy;
+	struct dist_busy_record dist_busy;
+	struct dist_output_record dist_output;
+	struct code_load_record code_load;
+	struct long_call_record long_call;
+};
+const union any_record *any_record __attribute__((section(".records"), used));
+
 #endif
