@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
 STREAM_INTERVAL = 0.01
+#: Records that are turned into lines at once: 6 MB of text and its parts.
+BATCH = 8192
 #: How often anything else is looked at.
 QUIET_INTERVAL = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -138,6 +140,7 @@ class Trace:
                 _say_failures(session)
                 session.count(on=True)
                 started = time.monotonic()
+                _say_started(self._target.pid, self._duration, quiet=sink is None)
                 try:
                     error = self._watch(session, sink, pidfd, started, cpu_before)
                 finally:
@@ -159,11 +162,12 @@ class Trace:
         self, session: Session, sink: Stream | None, pidfd: int, started: float, cpu: float | None
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
+        behind = False
         ended = select.poll()
         ended.register(pidfd, select.POLLIN)
         with _progress(self._duration, visible=sink is None) as advance:
             while not self._stop:
-                left = interval
+                left = 0.0 if behind else interval
                 if self._duration is not None:
                     left = min(left, started + self._duration - time.monotonic())
                     if left <= 0:
@@ -179,8 +183,7 @@ class Trace:
                 advance(time.monotonic() - started)
                 if sink:
                     try:
-                        with session.ring.batch() as records:
-                            sink.write(records)
+                        behind = _write(session, sink)
                     except OSError as broken:
                         return self._output_broke(broken)
         return None
@@ -192,8 +195,8 @@ class Trace:
         if sink is None or self._stop.startswith("output"):
             return error
         try:
-            with session.ring.batch() as records:
-                sink.write(records)
+            while _write(session, sink):
+                pass
         except OSError as broken:
             return self._output_broke(broken) or error
         return error
@@ -220,10 +223,25 @@ class Trace:
         )
 
 
+def _write(session: Session, sink: Stream) -> bool:
+    """Write some of what is in the ring; whether more of it is waiting."""
+    with session.ring.batch(BATCH) as records:
+        sink.write(records)
+        return len(records) == BATCH
+
+
 def _hit_seconds(hits: dict[str, int]) -> float:
     from scope_ebpf.kernel.cost import measure  # noqa: PLC0415 - after the trace, not before it
 
     return measure().total(hits)
+
+
+def _say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
+    """One line for whoever waits for the trace to count, unless a progress bar says it."""
+    if quiet and sys.stderr.isatty():
+        return
+    length = "" if duration is None else f" for {duration:g} s"
+    print(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
 
 
 def _say_failures(session: Session) -> None:
