@@ -77,9 +77,12 @@ class Ring:
         )
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[NDArray[np.void]]:
+    def batch(self, most: int | None = None) -> Iterator[NDArray[np.void]]:
         """
-        All finished records, shape ``(n,)`` of :data:`events.RECORD`, oldest first.
+        The finished records, shape ``(n,)`` of :data:`events.RECORD`, oldest first.
+
+        All of them, or the first *most*: a sink that makes text of them needs ten
+        times their memory.
 
         They lie in the ring itself and are given back when the block ends: copy
         what is to be kept.
@@ -87,7 +90,7 @@ class Ring:
         start = int(self._consumer[0])
         first = (start & (self._size - 1)) // _RECORD_BYTES
         written = (int(self._producer[0]) - start) // _RECORD_BYTES
-        records = self._records[first : first + written]
+        records = self._records[first : first + (written if most is None else min(written, most))]
         records = records[: complete(records)]
         yield kept(records)
         self._consumer[0] = start + len(records) * _RECORD_BYTES
