@@ -176,10 +176,10 @@ def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit
         jit = binary.symbol("etp_beamasm")
         number = binary.read(jit.address, 4) if jit else b"\0"
         return release, version, "jit" if any(number) else "emu"
-    try:
-        banner = _BANNER.search(binary.section(".rodata") or b"")
-    except UnreadableElfError:
-        banner = None
+    banner = None
+    with suppress(UnreadableElfError):
+        texts = (binary.section(name) or b"" for name in (".rodata", ".data"))
+        banner = next((found for text in texts if (found := _BANNER.search(text))), None)
     if banner is None:
         raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
     flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"

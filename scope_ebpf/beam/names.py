@@ -110,8 +110,9 @@ class Names:
         index = np.uint32(term >> 6)
         slot = np.where(index & mask >= used, index & mask >> np.uint32(1), index & mask)
         read &= slot < used
-        have, tables, slot = have[read], tables[read], slot[read].astype(np.uint64)
-        words, _ = self._memory.gather(tables + np.uint64(_SLOTS) + slot * np.uint64(_WORD), _WORD)
+        have, tables = have[read], tables[read]
+        places: NDArray[np.uint64] = slot[read].astype(np.uint64) * np.uint64(_WORD)
+        words, _ = self._memory.gather(tables + np.uint64(_SLOTS) + places, _WORD)
         self._search(column(words, 0, np.uint64), term, have, values)
         return values
 

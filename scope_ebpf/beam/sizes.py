@@ -16,7 +16,7 @@ import numpy as np
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.processes import EXITING, base_bytes
 from scope_ebpf.beam.terms import BOXED, POINTER_MASK, PRIMARY_MASK
-from scope_ebpf.beam.walk import pointers, walk
+from scope_ebpf.beam.walk import Walk, pointers, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,21 +29,10 @@ LIMIT = 2000
 #: Fragments of one message that are looked at.
 _FRAGMENTS = 64
 
-# struct ErtsMonLnkNode__, OTP-25.2.3 erts/emulator/beam/erl_monitor_link.h, unchanged in 27.3.4.1:
-# tree (parent, right, left) or list (next, previous), the other side, then four 16-bit numbers.
-_NODE = 40
-_RIGHT, _LEFT, _NEXT = 8, 16, 0
-_OFFSET, _FLAGS, _TYPE = 32, 36, 38
+#: Bits and kinds of links and monitors (OTP-25.2.3 erl_monitor_link.h, the same in 27.3.4.1).
 _EXTENDED = 1 << 4
 _REMOTE_KINDS, _NODE_KINDS = (3, 4), (6, 7)
 _SUSPEND, _ALIAS = 8, 9
-#: Terms in ErtsMonitorData: its reference, and the other side as each half sees it.
-_REFERENCE, _SIDES = 80, (24, 64)
-_REFERENCES = 88  # ErtsMonitorData.refc
-_MONITOR_DATA, _MONITOR_HEAP, _MONITOR_SUSPEND = 96, 128, 112
-_REMOTE_LINK, _REMOTE_REFERENCES, _REMOTE_HEAP = 120, 80, 112  # ErtsELink
-#: sizeof(ErtsPSD), OTP-25.2.3 and OTP-27.3.4.1 erl_process.h: an array of pointers.
-_PSD = {24: 80, 25: 80, 26: 80, 27: 96, 28: 96, 29: 96}
 #: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
 _DICTIONARY_SIZE, _DICTIONARY_HEAD = 8, 24
 #: A message whose payload lies behind it in the same block (ERTS_MSG_COMBINED_HFRAG).
@@ -77,7 +66,7 @@ def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> 
     size, whole = _messages(target, rows, limit)
     total += size
     exact &= whole
-    total += np.where(rows["psd"] != 0, _PSD.get(layout.release, _PSD[29]), 0)
+    total += np.where(rows["psd"] != 0, layout.size("ErtsPSD"), 0)
     own = rows["pointer"] + np.uint64(layout.offset("Process", "def_arg_reg"))
     total += np.where(rows["arg_reg"] != own, rows["registers"] * np.uint64(_WORD), 0)
     size, whole = _dictionaries(target, rows["dictionary"])
@@ -88,41 +77,60 @@ def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> N
     return np.bincount(owners, weights=sizes, minlength=count).astype(np.float64)
 
 
-def _tree(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
-    return [column(nodes, _RIGHT, np.uint64), column(nodes, _LEFT, np.uint64)]
-
-
 _Part = tuple["NDArray[np.float64]", "NDArray[np.bool_]"]
 
 
+def _tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+    """Read the nodes of a tree of links or monitors."""
+    right, left = (
+        target.layout.offset("ErtsMonLnkNode", f"node.tree.{side}") for side in ("right", "left")
+    )
+
+    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+        return [column(nodes, right, np.uint64), column(nodes, left, np.uint64)]
+
+    return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+
+
+def _ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+    """Read the nodes of a ring, where the last one leads to the first again."""
+    place = target.layout.offset("ErtsMonLnkNode", "node.list.next")
+
+    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+        onward = column(nodes, place, np.uint64)
+        return [np.where(np.isin(onward, roots), 0, onward)]
+
+    return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+
+
 def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, _tree, limit)
-    sizes = np.full(len(owners), float(_NODE))
-    remote = column(nodes, _FLAGS, np.uint16) & np.uint16(_EXTENDED) != 0
+    layout = target.layout
+    owners, addresses, nodes, whole = _tree(target, roots, limit)
+    sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
+    remote = _extended_flag(target, nodes)
     if remote.any():
-        offset = column(nodes, _OFFSET, np.uint16)[remote].astype(np.uint64)
-        data, read = target.memory.gather(addresses[remote] - offset, _REMOTE_LINK)
-        references = np.maximum(column(data, _REMOTE_REFERENCES, np.uint32), 1)
-        arity = column(data, _REMOTE_HEAP, np.uint64) >> np.uint64(6)
-        sizes[remote] = (_REMOTE_LINK + _WORD * arity) // references
+        full = layout.size("ErtsELink")
+        offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16)[remote]
+        data, read = target.memory.gather(addresses[remote] - offset.astype(np.uint64), full)
+        shares = np.maximum(column(data, layout.offset("ErtsELink", "ld.refc"), np.uint32), 1)
+        arity = column(data, layout.offset("ErtsELink", "heap"), np.uint64) >> np.uint64(6)
+        sizes[remote] = (full + _WORD * arity.astype(np.int64)) // shares
         whole[owners[remote][~read]] = False
     return _sum(owners, sizes, len(roots)), whole
 
 
 def _monitors(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, _tree, limit)
-    return _monitor_sizes(target, owners, addresses, nodes, whole)
+    return _monitor_sizes(target, *_tree(target, roots, limit))
 
 
 def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    """Measure monitors in a ring, where the last one leads to the first again."""
+    return _monitor_sizes(target, *_ring(target, roots, limit))
 
-    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
-        onward = column(nodes, _NEXT, np.uint64)
-        return [np.where(np.isin(onward, roots), 0, onward)]
 
-    owners, addresses, nodes, whole = walk(target.memory, roots, _NODE, follow, limit)
-    return _monitor_sizes(target, owners, addresses, nodes, whole)
+def _extended_flag(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint16)
+    extended: NDArray[np.bool_] = flags & np.uint16(_EXTENDED) != 0
+    return extended
 
 
 _ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
@@ -136,14 +144,16 @@ def _monitor_sizes(
     whole: NDArray[np.bool_],
 ) -> _Part:
     """Tell each monitor's share: two processes may hold one block together."""
-    offset = column(nodes, _OFFSET, np.uint16).astype(np.uint64)
-    references, read = target.memory.gather(addresses - offset + np.uint64(_REFERENCES), 4)
+    layout = target.layout
+    offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16).astype(np.uint64)
+    place = np.uint64(layout.offset("ErtsMonitorData", "refc"))
+    references, read = target.memory.gather(addresses - offset + place, 4)
     shares = np.maximum(column(references, 0, np.uint32), 1)
-    kind = column(nodes, _TYPE, np.uint16)
-    sizes = np.full(len(owners), _MONITOR_HEAP)
-    sizes[kind == _SUSPEND] = _MONITOR_SUSPEND
-    sizes[kind == _ALIAS] = _MONITOR_DATA
-    extended = column(nodes, _FLAGS, np.uint16) & np.uint16(_EXTENDED) != 0
+    kind = column(nodes, layout.offset("ErtsMonLnkNode", "type"), np.uint16)
+    sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
+    sizes[kind == _SUSPEND] = layout.size("ErtsMonitorSuspend")
+    sizes[kind == _ALIAS] = layout.size("ErtsMonitorData")
+    extended = _extended_flag(target, nodes)
     named = extended & (kind != _ALIAS) & (kind != _SUSPEND)
     sizes[named], measured = _extended(target, (addresses - offset)[named], kind[named])
     whole[owners[~read]] = False
@@ -155,19 +165,22 @@ def _extended(
     target: Target, data: NDArray[np.uint64], kind: NDArray[np.uint16]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Measure monitors by name and to other nodes, which carry terms of their own."""
-    nodes, whole = target.memory.gather(data, _MONITOR_HEAP)
+    layout = target.layout
+    size = layout.size("ErtsMonitorDataExtended")
+    nodes, whole = target.memory.gather(data, size)
     remote = np.isin(kind, _REMOTE_KINDS)
     words = np.full(len(data), -1, np.int64)
-    for place, applies in (
-        (_REFERENCE, ~np.isin(kind, _NODE_KINDS)),
-        *((p, remote) for p in _SIDES),
+    for field, applies in (
+        ("ref", ~np.isin(kind, _NODE_KINDS)),
+        ("origin.other", remote),
+        ("u.target.other", remote),
     ):
-        term = column(nodes, place, np.uint64)
+        term = column(nodes, layout.offset("ErtsMonitorData", field), np.uint64)
         boxed = applies & (term & np.uint64(PRIMARY_MASK) == BOXED)
         headers, read = target.memory.gather(term[boxed] & np.uint64(POINTER_MASK), _WORD)
         words[boxed] += (column(headers, 0, np.uint64) >> np.uint64(6)).astype(np.int64) + 1
         whole[np.flatnonzero(boxed)[~read]] = False
-    return _MONITOR_HEAP + _WORD * words, whole
+    return size + _WORD * words, whole
 
 
 def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
@@ -177,8 +190,14 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     used = layout.offset("ErtsMessage", "hfrag.used_size")
     fragment = layout.offset("ErtsMessage", "hfrag.next")
     roots = rows["first_message"]
+    # A message without a payload of its own ends where the payload would begin.
     owners, _, nodes, whole = walk(
-        memory, roots, block, pointers(layout.offset("ErtsMessage", "next")), limit
+        memory,
+        roots,
+        block,
+        pointers(layout.offset("ErtsMessage", "next")),
+        limit,
+        fragment,
     )
     tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
     data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)

@@ -8,7 +8,7 @@ anywhere, and in circles.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,21 +22,36 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.memory import Memory
 
 
+class Walk(NamedTuple):
+    """
+    The nodes of many structures.
+
+    For each node whose it is (an index into the roots), its address and its
+    bytes; and for each root whether all of its nodes were read.
+    """
+
+    owners: NDArray[np.int64]
+    addresses: NDArray[np.uint64]
+    nodes: NDArray[np.uint8]
+    whole: NDArray[np.bool_]
+
+
 def walk(
     memory: Memory,
     roots: NDArray[np.uint64],
     size: int,
     follow: Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]],
     limit: int,
-) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint8], NDArray[np.bool_]]:
+    *,
+    least: int = 0,
+) -> Walk:
     """
     Read every node that can be reached from each of the *roots*.
 
     *follow* takes nodes, shape ``(n, size)``, and gives the pointers that lead
-    on, each of shape ``(n,)``; 0 leads nowhere. Returns for each node whose it
-    is (an index into *roots*), its address and its bytes, and for each root
-    whether all of its nodes were read. A root with more than *limit* levels,
-    or more nodes than *limit*, is not whole.
+    on, each of shape ``(n,)``; 0 leads nowhere. A root with more than *limit*
+    levels, or more nodes than *limit*, is not whole. Where a node may be cut
+    short by the end of mapped memory, *least* bytes of it will do.
     """
     owners = np.flatnonzero(roots)
     frontier = roots[owners]
@@ -47,6 +62,8 @@ def walk(
         if not len(frontier):
             break
         nodes, read = memory.gather(frontier, size)
+        if least and not read.all():
+            nodes[~read, :least], read[~read] = memory.gather(frontier[~read], least)
         whole[owners[~read]] = False
         owners, frontier, nodes = owners[read], frontier[read], nodes[read]
         found.append((owners, frontier, nodes))
@@ -59,8 +76,8 @@ def walk(
         owners, frontier = owners[go], frontier[go]
     whole[owners] = False  # what is left was not followed
     if not found:
-        return owners, frontier, np.empty((0, size), np.uint8), whole
-    return (
+        return Walk(owners, frontier, np.empty((0, size), np.uint8), whole)
+    return Walk(
         np.concatenate([item[0] for item in found]),
         np.concatenate([item[1] for item in found]),
         np.concatenate([item[2] for item in found]),
