@@ -194,6 +194,43 @@ class Beam:
         self._errors.close()
 
 
+@functools.cache
+def _toy_binary() -> Path:
+    require(shutil.which("gcc"), "gcc is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="scope-toy-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    flags = ("-O2", "-fno-omit-frame-pointer", "-fPIE", "-pie", "-rdynamic")
+    out = folder / "beam.smp"
+    done = _run(["gcc", *flags, "-o", str(out), str(WORKLOADS / "toy_usdt.c")])
+    require("sys/sdt.h: No such file" not in done.stderr, "systemtap-sdt-dev is not installed")
+    assert done.returncode == 0, f"toy_usdt.c does not compile: {done.stderr}"
+    return out
+
+
+@contextmanager
+def toy() -> Iterator[Beam]:
+    """
+    The program of ``toy_usdt.c``, ready; ``ask("go")`` fires each of its probes 23 times.
+    """
+    with _started([str(_toy_binary())], nested=False) as program:
+        program.expect("ready")
+        yield program
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], *, nested: bool, env: Mapping[str, str] | None = None
+) -> Iterator[Beam]:
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=env)
+    beam = Beam(process, errors, nested=nested)
+    try:
+        yield beam
+    finally:
+        beam.stop()
+
+
 @dataclass(frozen=True)
 class _Build:
     """
@@ -303,19 +340,10 @@ def start_beam(
     program = [*this.erl, *_QUIET, "-pa", this.seen(modules), *args]
     if eval is not None:
         program += ["-eval", eval]
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - the VM closes it
-    process = subprocess.Popen(
-        this.command(program, modules),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env={**this.environment, **(env or {})},
-    )
-    beam = Beam(process, errors, nested=this.root is not None)
-    try:
+    nested = this.root is not None
+    environment = {**this.environment, **(env or {})}
+    with _started(this.command(program, modules), nested=nested, env=environment) as beam:
         yield beam
-    finally:
-        beam.stop()
 
 
 @contextmanager
