@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs from apt what a purpose needs, on Debian 12 or Ubuntu 24.04 and later.
+#
+#   packaging/install-deps.sh [run] [build] [demo] [test] [bench]     default: run
+#
+# Packages that are there cost nothing: apt is asked only about those that are not. No service is
+# started by what this installs, and those that the tests use are started by the tests.
+set -euo pipefail
+
+say() { echo "install-deps: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+packages_for() {
+    case $1 in
+    # The tool itself: libbpf loads the objects, python runs the rest.
+    run) echo libbpf1 python3 python3-venv ;;
+    # The BPF objects, and the wheel around them.
+    build) echo clang llvm libbpf-dev linux-libc-dev make git ;;
+    demo) echo erlang-base procps ;;
+    # VMs to look at (two real applications among them), compilers for the USDT build of one, and
+    # witnesses that count the same events with other means.
+    test) echo \
+        erlang-base erlang-dev erlang-crypto erlang-tools erlang-runtime-tools \
+        rabbitmq-server ejabberd \
+        gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
+        bpftrace binutils clang-format shellcheck mmdebstrap debian-archive-keyring \
+        util-linux procps tmux ;;
+    # The tools that the figures are compared with. Kernel headers only so that bcc can compile.
+    bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
+    *) die "no such purpose: $1 (there are run, build, demo, test and bench)" ;;
+    esac
+}
+
+# The headers of the running kernel where apt has them, or else those of the archive's kernel.
+headers() {
+    if apt-cache show "linux-headers-$(uname -r)" >/dev/null 2>&1; then
+        echo "linux-headers-$(uname -r)"
+    elif grep -q '^ID=ubuntu' /etc/os-release; then
+        echo linux-headers-generic
+    else
+        echo "linux-headers-$(dpkg --print-architecture)"
+    fi
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        env "$@"
+    else
+        sudo env "$@"
+    fi
+}
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+    die "this machine has no apt; install what packages_for() in $0 lists by its own means"
+fi
+
+missing=()
+for purpose in "${@:-run}"; do
+    listed=$(packages_for "$purpose")
+    for package in $listed; do
+        if ! is_installed "$package" && [[ " ${missing[*]-} " != *" $package "* ]]; then
+            missing+=("$package")
+        fi
+    done
+done
+if [ ${#missing[@]} -eq 0 ]; then
+    exit 0
+fi
+if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
+    die "not root and no sudo; missing are: ${missing[*]}"
+fi
+
+log=$(mktemp)
+# Some packages start their service when they are installed. This file keeps invoke-rc.d from it; one
+# that the machine has for itself stays as it is.
+guard=/usr/sbin/policy-rc.d
+guarded=
+finish() {
+    rm -f "$log"
+    [ -z "$guarded" ] || as_root rm -f "$guard"
+}
+trap finish EXIT
+if [ ! -e "$guard" ]; then
+    guarded=yes
+    # shellcheck disable=SC2016 # $1 is for the other shell
+    as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$guard"
+fi
+
+# Runs apt-get; its chatter is shown only if it fails.
+apt_get() {
+    as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 \
+        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1 </dev/null && return
+    tail -n 20 "$log" >&2
+    return 1
+}
+
+say "reading the package lists"
+apt_get update || die "apt-get update failed"
+say "installing ${missing[*]}"
+apt_get install --no-install-recommends "${missing[@]}" || die "apt-get install failed"
+say "done"
