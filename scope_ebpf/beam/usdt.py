@@ -28,10 +28,12 @@ _NUMBERED = {f"r{n}{suffix}": f"r{n}" for n in range(8, 16) for suffix in ("", "
 REGISTERS = {**_WIDE, **_LEGACY, **_POINTERS, **_NUMBERED}
 
 _ARGUMENT = re.compile(r"(-?[1248])@(\S+)")
-_CONSTANT = re.compile(r"\$(-?\w+)")
-_REGISTER = re.compile(r"%(\w+)")
-_MEMORY = re.compile(r"(-?\w+)?\(%(\w+)\)")
-_SYMBOL = re.compile(r"([A-Za-z_.$][\w.$@]*)?([+-]?\d+)?(?:\+([A-Za-z_.$][\w.$@]*))?\(%rip\)")
+_NUMBER = r"-?(?:0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19})"
+_NAME = r"[A-Za-z_.$][A-Za-z0-9_.$@]*"
+_CONSTANT = re.compile(rf"\$({_NUMBER})")
+_REGISTER = re.compile(r"%([a-z0-9]+)")
+_MEMORY = re.compile(rf"({_NUMBER})?\(%([a-z0-9]+)\)")
+_SYMBOL = re.compile(rf"({_NAME})([+-][0-9]{{1,19}})?\(%rip\)|([0-9]{{1,19}})\+({_NAME})\(%rip\)")
 
 Form = Literal["constant", "register", "memory", "symbol"]
 
@@ -72,22 +74,29 @@ def _argument(piece: str) -> Argument:
 
 def _operand(operand: str, size: int, *, is_signed: bool) -> Argument:
     if match := _CONSTANT.fullmatch(operand):
-        return Argument("constant", size, is_signed, value=int(match[1], 0))
+        return Argument("constant", size, is_signed, value=_number(match[1], operand))
     if match := _REGISTER.fullmatch(operand):
         return Argument("register", size, is_signed, register=_register(match[1], operand))
     if match := _SYMBOL.fullmatch(operand):
-        name = match[1] or match[3]
-        if name:
-            return Argument("symbol", size, is_signed, value=int(match[2] or "0"), symbol=name)
+        name, moved = match[1] or match[4], match[2] or match[3] or "0"
+        return Argument("symbol", size, is_signed, value=_number(moved, operand), symbol=name)
     if match := _MEMORY.fullmatch(operand):
         return Argument(
             "memory",
             size,
             is_signed,
-            value=int(match[1] or "0", 0),
+            value=_number(match[1] or "0", operand),
             register=_register(match[2], operand),
         )
     raise ArgumentError(f"unknown USDT operand: {operand!r}")
+
+
+def _number(text: str, operand: str) -> int:
+    """A number as the assembler writes it, as the signed 64 bits that it is to the kernel side."""
+    value = int(text, 16 if "x" in text else 10)
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ArgumentError(f"a number of more than 64 bits in USDT operand: {operand!r}")
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _register(name: str, operand: str) -> str:
