@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Attachment, Plan
 
 #: Maps that every probe shares; the first object makes them.
-SHARED = ("ring", "tallies", "durations", "hits", "gate")
+SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances")
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
+#: The only names of places in a target that anything is ever attached to.
+_ALLOWED = frozenset(hook.name for way in events.WAYS for hook in way.hooks)
 #: Arguments that a USDT site has room for in the kernel (probes/include/usdt.bpf.h).
 USDT_ARGUMENTS = 8
 
@@ -84,6 +86,9 @@ class Session:
         path: Path | None = None,
         multi: bool | None = None,
     ) -> None:
+        for attachment in plan.attachments:
+            if path is None and attachment.name not in _ALLOWED:
+                raise HostError(f"{attachment.name} is not on the list of what we may attach to")
         self.failures: list[Failure] = []
         self._plan = plan
         self._pid = pid
@@ -153,8 +158,6 @@ class Session:
 
     def _describe(self, attachment: Attachment) -> None:
         """Tell the kernel side where the arguments of a USDT site lie."""
-        if attachment.name not in events.USDT_ALLOWED:
-            raise HostError(f"{attachment.name} is not on the list of USDT probes we may attach")
         site = np.zeros(USDT_ARGUMENTS, events.USDT_ARGUMENT)
         for place, argument in zip(site, attachment.arguments, strict=False):
             self._describe_argument(place, argument)
