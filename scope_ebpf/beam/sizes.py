@@ -31,6 +31,7 @@ _FRAGMENTS = 64
 
 #: Bits and kinds of links and monitors (OTP-25.2.3 erl_monitor_link.h, the same in 27.3.4.1).
 _EXTENDED = 1 << 4
+_EXTENDED_28, _KIND_28 = 1 << 11, 0x1F  # since OTP 28
 _REMOTE_KINDS, _NODE_KINDS = (3, 4), (6, 7)
 _SUSPEND, _ALIAS = 8, 9
 #: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
@@ -66,7 +67,10 @@ def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> 
     size, whole = _messages(target, rows, limit)
     total += size
     exact &= whole
-    total += np.where(rows["psd"] != 0, layout.size("ErtsPSD"), 0)
+    if layout.has("ErtsPSD", "sizeof"):
+        total += np.where(rows["psd"] != 0, layout.size("ErtsPSD"), 0)
+    else:
+        exact &= rows["psd"] == 0
     own = rows["pointer"] + np.uint64(layout.offset("Process", "def_arg_reg"))
     total += np.where(rows["arg_reg"] != own, rows["registers"] * np.uint64(_WORD), 0)
     size, whole = _dictionaries(target, rows["dictionary"])
@@ -128,9 +132,26 @@ def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
 
 
 def _extended_flag(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint16)
-    extended: NDArray[np.bool_] = flags & np.uint16(_EXTENDED) != 0
+    """Tell which links or monitors have terms of their own behind them."""
+    bit = _EXTENDED if _has_type(target) else _EXTENDED_28
+    # The upper half of the word is the kind, where that has a field of its own.
+    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint32)
+    extended: NDArray[np.bool_] = flags & np.uint32(bit) != 0
     return extended
+
+
+def _kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Tell what kind of monitor each is; since OTP 28 it shares a word with the flags."""
+    if _has_type(target):
+        place = target.layout.offset("ErtsMonLnkNode", "type")
+        return column(nodes, place, np.uint16).astype(np.uint32)
+    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint32)
+    kind: NDArray[np.uint32] = flags & np.uint32(_KIND_28)
+    return kind
+
+
+def _has_type(target: Target) -> bool:
+    return target.layout.has("ErtsMonLnkNode", "type")
 
 
 _ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
@@ -149,7 +170,7 @@ def _monitor_sizes(
     place = np.uint64(layout.offset("ErtsMonitorData", "refc"))
     references, read = target.memory.gather(addresses - offset + place, 4)
     shares = np.maximum(column(references, 0, np.uint32), 1)
-    kind = column(nodes, layout.offset("ErtsMonLnkNode", "type"), np.uint16)
+    kind = _kind(target, nodes)
     sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
     sizes[kind == _SUSPEND] = layout.size("ErtsMonitorSuspend")
     sizes[kind == _ALIAS] = layout.size("ErtsMonitorData")
@@ -162,7 +183,7 @@ def _monitor_sizes(
 
 
 def _extended(
-    target: Target, data: NDArray[np.uint64], kind: NDArray[np.uint16]
+    target: Target, data: NDArray[np.uint64], kind: NDArray[np.uint32]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Measure monitors by name and to other nodes, which carry terms of their own."""
     layout = target.layout
@@ -197,7 +218,7 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
         block,
         pointers(layout.offset("ErtsMessage", "next")),
         limit,
-        fragment,
+        least=fragment,
     )
     tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
     data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Finding the VM's tables without symbols.
+
+Each search ends in a check that a wrong place does not pass: a pid that leads
+back to its slot, an atom table that carries its name, a scheduler whose run
+queue points back to it. No place, or two, is no answer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG, PID_TAG, PORT_TAG, IdCodec, Shuffle
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.discover import Target
+
+#: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
+_SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
+_WORD = 8
+#: Slots of a table that are looked at.
+_SAMPLE = 1024
+
+
+def data(target: Target) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Read the VM's variables: (address, words) of each section that holds some."""
+    for name in _SECTIONS:
+        section = target.binary.section_address(name)
+        if section is None:
+            continue
+        address, size = section
+        start = target.base + address + -address % _WORD
+        yield start, target.memory.words(start, max(0, size // _WORD - 1))
+
+
+def referenced(target: Target, function: str) -> list[int]:
+    """Tell which addresses of the VM's memory an exported function names (x86-64)."""
+    # Not needed where there are symbols, and slow to load.
+    import capstone  # noqa: PLC0415
+    from capstone import x86_const  # noqa: PLC0415
+
+    symbol = target.binary.symbol(function)
+    if symbol is None or target.binary.machine != "x64" or symbol.size > 1 << 14:
+        return []
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    code = target.binary.read(symbol.address, symbol.size)
+    found = [
+        target.base + instruction.address + instruction.size + operand.mem.disp
+        for instruction in decoder.disasm(code, symbol.address)
+        for operand in instruction.operands
+        if operand.type == x86_const.X86_OP_MEM and operand.mem.base == x86_const.X86_REG_RIP
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _only(places: list[int]) -> int | None:
+    unique = set(places)
+    return unique.pop() if len(unique) == 1 else None
+
+
+def _by_function(
+    function: str, struct: str, field: str, check: Callable[[Target, int], bool], target: Target
+) -> int | None:
+    """Find a struct by an exported function that reads one field of it."""
+    places = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
+    return _only([place for place in places if _holds(check, target, place)])
+
+
+def _holds(check: Callable[[Target, int], bool], target: Target, place: int) -> bool:
+    try:
+        return check(target, place)
+    except ReadRefusedError:
+        return False
+
+
+def _is_table(tag: int, target: Target, place: int) -> bool:
+    """Tell whether a process or port table lies at *place*: its elements know their slots."""
+    layout, memory = target.layout, target.memory
+    slots = memory.u32(place + layout.offset("ErtsPTab", "r.o.max"))
+    if not 0 < slots < 1 << 28:
+        return False
+    table = memory.u64(place + layout.offset("ErtsPTab", "r.o.tab"))
+    invalid = memory.u64(place + layout.offset("ErtsPTab", "r.o.invalid_element"))
+    elements = memory.words(table, min(slots, _SAMPLE))
+    filled = np.flatnonzero((elements != 0) & (elements != invalid) & (elements & 7 == 0))
+    ids, read = memory.gather(elements[filled], _WORD)
+    raw = column(ids, 0, np.uint64)
+    shuffle = Shuffle.read(memory, layout, place) if layout.release >= 26 else None
+    known = IdCodec(28, shuffle).slot(raw) == filled
+    good = read & known & (raw & np.uint64(0xF) == tag)
+    # Some may have come or gone between the two readings.
+    return len(filled) > 0 and int(good.sum()) * 2 > len(filled)
+
+
+def _is_atom_table(target: Target, place: int) -> bool:
+    """Tell whether the table at *place* says that it is the atom table."""
+    name = target.memory.u64(place + target.layout.offset("IndexTable", "htable.name"))
+    return target.memory.read(name, 9) == b"atom_tab\0"
+
+
+def _code_ranges(target: Target) -> int | None:
+    """
+    Find ``struct ranges r[3]`` (OTP-25.2.3 erts/emulator/beam/beam_ranges.c).
+
+    Three times in a row: an array, how much of it is used, how large it is,
+    and a place within it.
+    """
+    layout = target.layout
+    stride = layout.size("ranges") // _WORD
+    fields = [layout.offset("ranges", f) // _WORD for f in ("modules", "n", "allocated", "mid")]
+    found = []
+    for address, words in data(target):
+        fits = np.ones(max(0, len(words) - 3 * stride), np.bool_)
+        for shift in (0, stride, 2 * stride):
+            at = [words[shift + field : shift + field + len(fits)] for field in fields]
+            fits &= (at[0] != 0) & (at[1] > 0) & (at[1] <= at[2]) & (at[2] < 1 << 20)
+            fits &= (at[3] >= at[0]) & (at[3] < at[0] + at[2] * np.uint64(2 * _WORD))
+        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
+    return _only([place for place in found if _holds(_in_order, target, place)])
+
+
+def _in_order(target: Target, place: int) -> bool:
+    """Tell whether three sets of ranges of code, each in rising order, start at *place*."""
+    layout = target.layout
+    for index in range(3):
+        at = place + index * layout.size("ranges")
+        modules = target.memory.u64(at + layout.offset("ranges", "modules"))
+        count = target.memory.u64(at + layout.offset("ranges", "n"))
+        edges = target.memory.words(modules, 2 * count)
+        if edges[0] >= edges[-1] or (edges[1:] < edges[:-1]).any():
+            return False
+    return True
+
+
+def _pointing(
+    target: Target,
+    size: int,
+    fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
+) -> int | None:
+    """
+    Find a variable that points to *size* bytes which *fits* says are what we look for.
+
+    The VM may keep several variables for one thing; for two things there is no answer.
+    """
+    found: dict[int, int] = {}
+    for address, words in data(target):
+        places = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+        # What is not mapped is no failed reading here.
+        failures = target.memory.failures
+        structs, read = target.memory.gather(words[places], size)
+        target.memory.failures = failures
+        for place in places[read & fits(words[places], structs)].tolist():
+            found.setdefault(int(words[place]), address + _WORD * place)
+    return _only(list(found.values()))
+
+
+def _this_node(target: Target) -> int | None:
+    """Find ``erts_this_node``: the node whose connection bears the same name."""
+    layout, memory = target.layout, target.memory
+    name, entry = (layout.offset("ErlNode", field) for field in ("sysname", "dist_entry"))
+
+    def fits(_: NDArray[np.uint64], nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        sysname = column(nodes, name, np.uint64)
+        place = np.uint64(layout.offset("DistEntry", "sysname"))
+        atom = sysname & np.uint64(ATOM_MASK) == ATOM_TAG
+        failures = memory.failures
+        other, read = memory.gather(column(nodes, entry, np.uint64) + place, _WORD)
+        memory.failures = failures
+        same: NDArray[np.bool_] = atom & read & (column(other, 0, np.uint64) == sysname)
+        return same
+
+    return _pointing(target, entry + _WORD, fits)
+
+
+def _schedulers(kind: int, target: Target) -> int | None:
+    """
+    Find an array of scheduler data, by its first element.
+
+    The sleep info of a scheduler names its scheduler (OTP-25.2.3 erl_process.h).
+    """
+    layout, memory = target.layout, target.memory
+    field = {
+        name: layout.offset("ErtsSchedulerData", name)
+        for name in ("type", "no", "dirty_no", "run_queue", "ssi")
+    }
+    number = "dirty_no" if kind else "no"
+
+    def fits(addresses: NDArray[np.uint64], structs: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        good = column(structs, field["type"], np.uint32) == kind
+        good &= column(structs, field[number], np.uint64) == 1
+        good &= column(structs, field["dirty_no" if not kind else "no"], np.uint64) == 0
+        failures = memory.failures
+        owner, read = memory.gather(column(structs, field["ssi"], np.uint64), _WORD)
+        memory.failures = failures
+        same: NDArray[np.bool_] = good & read & (column(owner, 0, np.uint64) == addresses)
+        return same
+
+    return _pointing(target, max(field.values()) + _WORD, fits)
+
+
+#: How each table is found where no symbol tells.
+SEARCHES: dict[str, Callable[[Target], int | None]] = {
+    "erts_proc": partial(
+        _by_function, "enif_is_process_alive", "ErtsPTab", "r.o.tab", partial(_is_table, PID_TAG)
+    ),
+    "erts_port": partial(
+        _by_function, "enif_is_port_alive", "ErtsPTab", "r.o.tab", partial(_is_table, PORT_TAG)
+    ),
+    "erts_atom_table": partial(
+        _by_function, "enif_get_atom", "IndexTable", "seg_table", _is_atom_table
+    ),
+    "r": _code_ranges,
+    "erts_this_node": _this_node,
+    "erts_aligned_scheduler_data": partial(_schedulers, 0),
+    "erts_aligned_dirty_cpu_scheduler_data": partial(_schedulers, 1),
+    "erts_aligned_dirty_io_scheduler_data": partial(_schedulers, 2),
+}
