@@ -78,7 +78,7 @@ int BPF_KPROBE(dirty_bif_entry, __u64 scheduler, __u64 process, __u64 code)
 SEC("uretprobe")
 int BPF_KRETPROBE(call_return)
 {
-	__u64 now = bpf_ktime_get_ns(), duration;
+	__u64 now = bpf_ktime_get_ns(), since, duration;
 	struct long_call_record *call;
 	struct calling *calling;
 	__u32 tid;
@@ -88,8 +88,11 @@ int BPF_KRETPROBE(call_return)
 	calling = bpf_map_lookup_elem(&calls, &tid);
 	if (!calling || !calling->since)
 		return 0; /* it began before we came */
-	duration = now - calling->since;
+	since = calling->since;
+	duration = now - since;
 	calling->since = 0;
+	if (stale(KIND_LONG_CALL, since))
+		return 0;
 	if (duration < settings.slow_call_ns)
 		return 0;
 	count(KIND_LONG_CALL, calling->class);

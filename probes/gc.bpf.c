@@ -88,13 +88,16 @@ static __always_inline int ended(__u32 tid, __u64 now, bool hibernate)
 {
 	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
 	__u8 class = GC_HIBERNATE;
-	__u64 process, duration;
+	__u64 process, since, duration;
 
 	if (!started || !started->since)
 		return 0; /* it began before we came */
 	process = started->process;
-	duration = now - started->since;
+	since = started->since;
+	duration = now - since;
 	started->since = 0;
+	if (stale(KIND_GC, since))
+		return 0;
 	if (!settings.process_heap)
 		return collected(GC_UNKNOWN, 0, tid, id_of(KIND_GC, process), duration, 0, UNKNOWN);
 	if (started->heap == vm_field(KIND_GC, process, settings.process_heap) &&
@@ -146,8 +149,11 @@ int BPF_KPROBE(gc_start_usdt)
 static __always_inline int ended_usdt(struct pt_regs *ctx, __u8 class, __u32 tid, __u64 now)
 {
 	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
-	__u64 duration = started && started->since ? now - started->since : UNKNOWN;
+	__u64 duration = UNKNOWN;
 	struct gc_record *gc;
+
+	if (started && started->since && !stale(KIND_GC, started->since))
+		duration = now - started->since;
 
 	if (started)
 		started->since = 0;

@@ -66,7 +66,7 @@ def record_fields(data: Table, record: Table) -> list[Table]:
 
 def structs(data: Table) -> list[tuple[str, str, list[Table]]]:
     """Every struct as ``(name, doc, fields)``, in the order it is written."""
-    plain = ["header", "settings", "tally", "durations", "usdt_argument"]
+    plain = ["header", "settings", "tally", "durations", "allowance", "usdt_argument"]
     result = [(name, data[name]["doc"], data[name]["fields"]) for name in plain]
     for name, record in data["record"].items():
         result.append((f"{name}_record", record["doc"], record_fields(data, record)))
@@ -99,6 +99,7 @@ def header_text(data: Table) -> str:
         "",
         f"#define CLASSES {CLASSES}",
         f"#define KINDS {len(data['record'])}",
+        f"#define RECORD_BYTES {RECORD_BYTES}",
         "",
         "enum kind {",
         *(f"\tKIND_{n.upper()} = {r['id']}," for n, r in data["record"].items()),
@@ -126,6 +127,7 @@ def header_text(data: Table) -> str:
         f"\tPROGRAMS = {len(programs(data))},",
         "};",
         "",
+        *kinds_of_programs(data),
     ]
     out += [c_struct(*struct) for struct in structs(data)]
     out += [
@@ -144,6 +146,23 @@ def header_text(data: Table) -> str:
 def programs(data: Table) -> list[str]:
     """Every BPF program that a hook names, once, in order."""
     return list(dict.fromkeys(h["program"] for w in data["way"] for h in w["hooks"]))
+
+
+def kinds_of_programs(data: Table) -> list[str]:
+    """The C function that tells the kind of a program; a constant once it is inlined."""
+    kinds = {h["program"]: w["event"] for w in data["way"] for h in w["hooks"]}
+    cases = [f"\tcase PROGRAM_{p.upper()}:\n\t\treturn KIND_{k.upper()};" for p, k in kinds.items()]
+    return [
+        "static __always_inline enum kind kind_of(enum program program)",
+        "{",
+        "\tswitch (program) {",
+        *cases,
+        "\tdefault:",
+        "\t\treturn KINDS; /* no kind */",
+        "\t}",
+        "}",
+        "",
+    ]
 
 
 def dtype_text(fields: list[Table], *, ring: bool) -> str:
@@ -285,7 +304,7 @@ def module_text(data: Table) -> str:
         "",
         *(
             f"{name.upper()} = {dtype_text(data[name]['fields'], ring=False)}\n"
-            for name in ["settings", "tally", "durations", "usdt_argument"]
+            for name in ["settings", "tally", "durations", "allowance", "usdt_argument"]
         ),
         "WAYS = (",
         *(way_text(w) for w in data["way"]),

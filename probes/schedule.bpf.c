@@ -44,7 +44,7 @@ static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, _
 	struct schedule_record *schedule;
 
 	/* A process that was in before we came has no start. */
-	if (since && *since) {
+	if (since && *since && !stale(KIND_SCHEDULE, *since)) {
 		duration = bpf_ktime_get_ns() - *since;
 		*since = 0;
 		observe(KIND_SCHEDULE, SCHEDULE_OUT, duration);

@@ -321,6 +321,13 @@ DURATIONS = np.dtype([
     ("slots", "<u8", (40,)),
 ])
 
+ALLOWANCE = np.dtype([
+    ("limited", "<u8"),
+    ("left", "<i8"),
+    ("since_ns", "<u8"),
+    ("tripped_ns", "<u8"),
+])
+
 USDT_ARGUMENT = np.dtype([
     ("value", "<i8"),
     ("reg", "<u2"),

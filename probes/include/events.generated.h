@@ -5,6 +5,7 @@
 
 #define CLASSES 8
 #define KINDS 14
+#define RECORD_BYTES 56
 
 enum kind {
 	KIND_SPAWN = 0,
@@ -125,6 +126,98 @@ enum program {
 	PROGRAMS = 42,
 };
 
+static __always_inline enum kind kind_of(enum program program)
+{
+	switch (program) {
+	case PROGRAM_SPAWN_ENTRY:
+		return KIND_SPAWN;
+	case PROGRAM_SPAWN_RETURN:
+		return KIND_SPAWN;
+	case PROGRAM_SPAWN_USDT:
+		return KIND_SPAWN;
+	case PROGRAM_EXIT_ENTRY:
+		return KIND_EXIT;
+	case PROGRAM_EXIT_USDT:
+		return KIND_EXIT;
+	case PROGRAM_HIBERNATE_ENTRY:
+		return KIND_HIBERNATE;
+	case PROGRAM_HIBERNATE_USDT:
+		return KIND_HIBERNATE;
+	case PROGRAM_SEND_LOCAL:
+		return KIND_SEND;
+	case PROGRAM_SEND_REMOTE:
+		return KIND_SEND;
+	case PROGRAM_SEND_REMOTE_NAME:
+		return KIND_SEND;
+	case PROGRAM_SEND_USDT:
+		return KIND_SEND;
+	case PROGRAM_RECEIVE_ENTRY:
+		return KIND_RECEIVE;
+	case PROGRAM_RECEIVE_USDT:
+		return KIND_RECEIVE;
+	case PROGRAM_SCHEDULE_IN:
+		return KIND_SCHEDULE;
+	case PROGRAM_SCHEDULE_OUT:
+		return KIND_SCHEDULE;
+	case PROGRAM_SCHEDULE_IN_USDT:
+		return KIND_SCHEDULE;
+	case PROGRAM_SCHEDULE_OUT_USDT:
+		return KIND_SCHEDULE;
+	case PROGRAM_GC_ENTRY:
+		return KIND_GC;
+	case PROGRAM_GC_RETURN:
+		return KIND_GC;
+	case PROGRAM_GC_HIBERNATE_RETURN:
+		return KIND_GC;
+	case PROGRAM_GC_START_USDT:
+		return KIND_GC;
+	case PROGRAM_GC_MINOR_END_USDT:
+		return KIND_GC;
+	case PROGRAM_GC_MAJOR_END_USDT:
+		return KIND_GC;
+	case PROGRAM_PORT_OPEN_ENTRY:
+		return KIND_PORT_OPEN;
+	case PROGRAM_PORT_OPEN_RETURN:
+		return KIND_PORT_OPEN;
+	case PROGRAM_PORT_OPEN_USDT:
+		return KIND_PORT_OPEN;
+	case PROGRAM_PORT_CLOSE_ENTRY:
+		return KIND_PORT_CLOSE;
+	case PROGRAM_PORT_CLOSE_USDT:
+		return KIND_PORT_CLOSE;
+	case PROGRAM_PORT_BUSY_ENTRY:
+		return KIND_PORT_BUSY;
+	case PROGRAM_PORT_BUSY_USDT:
+		return KIND_PORT_BUSY;
+	case PROGRAM_PORT_NOT_BUSY_USDT:
+		return KIND_PORT_BUSY;
+	case PROGRAM_DIST_BUSY_ENTRY:
+		return KIND_DIST_BUSY;
+	case PROGRAM_DIST_OUTPUT_PORT:
+		return KIND_DIST_OUTPUT;
+	case PROGRAM_DIST_OUTPUT_PROCESS:
+		return KIND_DIST_OUTPUT;
+	case PROGRAM_DIST_OUTPUT_USDT:
+		return KIND_DIST_OUTPUT;
+	case PROGRAM_CODE_LOAD_ENTRY:
+		return KIND_CODE_LOAD;
+	case PROGRAM_CODE_LOAD_RETURN:
+		return KIND_CODE_LOAD;
+	case PROGRAM_NIF_ENTRY:
+		return KIND_LONG_CALL;
+	case PROGRAM_CALL_RETURN:
+		return KIND_LONG_CALL;
+	case PROGRAM_BIF_ENTRY:
+		return KIND_LONG_CALL;
+	case PROGRAM_DIRTY_NIF_ENTRY:
+		return KIND_LONG_CALL;
+	case PROGRAM_DIRTY_BIF_ENTRY:
+		return KIND_LONG_CALL;
+	default:
+		return KINDS; /* no kind */
+	}
+}
+
 /* What every record starts with: 24 of the 56 bytes. */
 struct header {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
@@ -169,6 +262,14 @@ struct tally {
 struct durations {
 	__u64 total_ns; /* sum, ns */
 	__u64 slots[40]; /* slot N counts 2^N ns up to 2^(N+1); the last is open */
+};
+
+/* How often the hooks of one kind may still be hit before the kernel closes their gate. */
+struct allowance {
+	__u64 limited; /* 0: there is no limit, and the rest means nothing */
+	__s64 left; /* hits; spent SPENT_AT_ONCE at a time on each CPU */
+	__u64 since_ns; /* when the gate was opened, ns */
+	__u64 tripped_ns; /* when it closed itself; 0 while it is open, ns */
 };
 
 /* Where one argument of a USDT site lies. */

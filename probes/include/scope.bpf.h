@@ -53,14 +53,72 @@ struct {
 	__type(value, __u64);
 } gate SEC(".maps");
 
+/*
+ * What the governor lets each kind spend. Zero means no limit, as in a trace that a person watches.
+ * The trap of a hit costs far more than this; a gate that closed keeps the counts right until the
+ * daemon, which is woken, has taken the hooks out.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KINDS);
+	__type(key, __u32);
+	__type(value, struct allowance);
+} allowances SEC(".maps");
+
+/* Hits that a CPU spends at once: few enough for a window of thousands, rare enough to share. */
+#define SPENT_AT_ONCE 64
+
 /* Things under way belong to a thread: OTP allows 3 x 1024 schedulers and as many other threads. */
 #define MAX_THREADS 8192
+
+/* Close the gate of a kind and wake who reads the ring. A discarded record is seen by nobody. */
+static __noinline int trip(struct allowance *allowance)
+{
+	void *room;
+
+	if (!allowance)
+		return 0;
+	allowance->tripped_ns = bpf_ktime_get_ns();
+	room = bpf_ringbuf_reserve(&ring, RECORD_BYTES, 0);
+	if (room)
+		bpf_ringbuf_discard(room, BPF_RB_FORCE_WAKEUP);
+	return 0;
+}
+
+/* Spend one hit of a kind's allowance, of a program that was hit this often before on this CPU. */
+static __always_inline bool allowed(enum kind kind, __u64 before)
+{
+	__u32 key = kind;
+	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &key);
+
+	if (!allowance)
+		return false;
+	if (!allowance->limited)
+		return true;
+	if (allowance->tripped_ns)
+		return false;
+	if (before % SPENT_AT_ONCE)
+		return true;
+	__sync_fetch_and_add(&allowance->left, -SPENT_AT_ONCE);
+	if (allowance->left <= 0)
+		trip(allowance);
+	return true;
+}
+
+/* Whether something began before the gate of its kind was opened: then its end may be another's. */
+static __always_inline bool stale(enum kind kind, __u64 since_ns)
+{
+	__u32 key = kind;
+	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &key);
+
+	return allowance && since_ns < allowance->since_ns;
+}
 
 /* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */
 static __always_inline bool enter(enum program program, __u32 *tid)
 {
 	__u32 key = program, first = 0;
-	__u64 *hit, *open;
+	__u64 *hit, *open, before;
 
 	if (settings.pidns_ino) {
 		struct bpf_pidns_info pids = {};
@@ -79,10 +137,12 @@ static __always_inline bool enter(enum program program, __u32 *tid)
 		*tid = (__u32)both;
 	}
 	hit = bpf_map_lookup_elem(&hits, &key);
-	if (hit)
-		__sync_fetch_and_add(hit, 1);
+	if (!hit)
+		return false; /* cannot be: the key is within the map */
+	before = *hit;
+	__sync_fetch_and_add(hit, 1);
 	open = bpf_map_lookup_elem(&gate, &first);
-	return open && *open;
+	return open && *open && allowed(kind_of(program), before);
 }
 
 static __always_inline struct tally *tally_of(enum kind kind, __u8 class)
