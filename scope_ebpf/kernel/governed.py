@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A session whose hooks come and go, one event at a time, while the programs stay loaded.
+
+The gate of an event counts down an allowance and closes itself when that is spent
+(``struct allowance`` in probes/events.toml); taking the hooks out is up to us,
+and a full allowance wakes whoever polls :meth:`GovernedSession.fileno`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.kernel.libbpf import LibbpfError, check, library
+from scope_ebpf.kernel.session import Failure, Session
+from scope_ebpf.kernel.stats import ProgramStats, program_stats
+from scope_ebpf.kernel.uprobes import Uprobes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.plan import Item, Plan
+
+#: Links of one target that are taken out at once; each waits for a grace period of the kernel.
+_WORKERS = 8
+
+
+class GovernedSession(Session):
+    """
+    A :class:`Session` that starts with every gate closed and no hook attached.
+
+    *workers* takes hooks out; it is shared by all sessions of a process.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pid: int,
+        base: int,
+        settings: NDArray[np.void],
+        *,
+        workers: ThreadPoolExecutor,
+        addresses: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__(plan, pid, base, settings, addresses=addresses)
+        self._workers = workers
+        self._items = {item.event: item for item in plan.items if item.attachments}
+        self._attached: dict[str, Uprobes] = {}
+
+    def _attach(self) -> None:
+        for event in self._items:
+            self.close_gate(event)
+        for item in self._items.values():
+            for attachment in item.attachments:
+                if attachment.arguments:
+                    self._describe(attachment)
+        self.count(on=True)
+
+    def fileno(self) -> int:
+        """Readable when an allowance was spent; :meth:`quiet` makes it wait again."""
+        return self._map_fd("ring")
+
+    def quiet(self) -> None:
+        """Take the bell's ringing for heard."""
+        with self.ring.batch():
+            pass
+
+    def attach(self, event: str) -> bool:
+        """Put the hooks of *event* in, its gate still closed; False if that failed."""
+        uprobes = Uprobes(Path(f"/proc/{self._pid}/exe"), self._pid, multi=self._multi)
+        try:
+            self._attach_item(uprobes, self._items[event])
+        except (LibbpfError, KeyError) as error:
+            self.failures += [
+                Failure(a, str(error))
+                for a in self._items[event].attachments
+                if not any(f.attachment == a for f in self.failures)
+            ]
+            self._workers.submit(uprobes.detach)
+            return False
+        self._attached[event] = uprobes
+        return True
+
+    def _attach_item(self, uprobes: Uprobes, item: Item) -> None:
+        for program in dict.fromkeys(a.program for a in item.attachments):
+            places = [a for a in item.attachments if a.program == program]
+            owner = self._objects[places[0].family]
+            uprobes.attach(owner.programs[program], owner.program_fd(program), places)
+
+    def release(self, event: str) -> None:
+        """
+        Take the hooks of *event* out, without waiting for it.
+
+        They stop costing at once; the kernel's grace period after that runs in a
+        worker.
+        """
+        uprobes = self._attached.pop(event, None)
+        if uprobes is not None:
+            self._workers.submit(uprobes.detach)
+
+    @property
+    def attached(self) -> Collection[str]:
+        """The events whose hooks are in."""
+        return self._attached.keys()
+
+    def open_gate(self, event: str, hits: int | None) -> int:
+        """Let *event* count, for *hits* more hits or without end; when that was, ns."""
+        now = time.monotonic_ns()
+        self._allow(event, limited=hits is not None, left=hits or 0, since=now)
+        return now
+
+    def close_gate(self, event: str) -> int:
+        """Let *event* count no longer; when it stopped, ns: now, or when its gate shut itself."""
+        tripped = self.tripped(event)
+        now = tripped or time.monotonic_ns()
+        self._allow(event, limited=True, left=0, since=0, tripped=now)
+        return now
+
+    def refill(self, event: str, hits: int) -> None:
+        """Let *event*, whose gate is open, be hit *hits* times from now on."""
+        allowance = self._allowance(event)
+        if not allowance["tripped_ns"]:
+            self._allow(event, limited=True, left=hits, since=int(allowance["since_ns"]))
+
+    def tripped(self, event: str) -> int:
+        """When the gate of *event* shut itself, ns; 0 while it has not."""
+        return int(self._allowance(event)["tripped_ns"])
+
+    def kind(self, event: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Tallies and durations of one event from the start, shape ``(classes,)``."""
+        first = events.KINDS[event].id * events.CLASSES
+        keys = range(first, first + events.CLASSES)
+        tallies = self._per_cpu("tallies", events.TALLY, keys)
+        durations = self._per_cpu("durations", events.DURATIONS, keys)
+        return _sum_cpus(tallies, events.TALLY), _sum_cpus(durations, events.DURATIONS)
+
+    def program_stats(self) -> dict[str, ProgramStats]:
+        """Runs and run time of each program; nothing while the kernel does not measure them."""
+        wanted = {a.program: a.family for a in self._plan.attachments}
+        return {
+            program: program_stats(self._objects[family].program_fd(program))
+            for program, family in wanted.items()
+        }
+
+    def detach(self) -> None:
+        """Take every hook out; returns when the last one is gone."""
+        waiting = [self._workers.submit(u.detach) for u in self._attached.values()]
+        self._attached.clear()
+        for done in waiting:
+            done.result()
+
+    def _allowance(self, event: str) -> np.void:
+        value = np.zeros(1, events.ALLOWANCE)
+        key = ctypes.c_uint32(events.KINDS[event].id)
+        check(
+            library().bpf_map_lookup_elem(
+                self._map_fd("allowances"), ctypes.byref(key), value.ctypes.data
+            ),
+            "cannot read an allowance",
+        )
+        found: np.void = value[0]
+        return found
+
+    def _allow(self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0) -> None:
+        value = np.array([(limited, left, since, tripped)], events.ALLOWANCE)
+        key = ctypes.c_uint32(events.KINDS[event].id)
+        check(
+            library().bpf_map_update_elem(
+                self._map_fd("allowances"), ctypes.byref(key), value.ctypes.data, 0
+            ),
+            "cannot set an allowance",
+        )
+
+
+def _sum_cpus(values: NDArray[np.void], dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Add up the CPUs: shape ``(classes, cpus)`` becomes ``(classes,)``."""
+    result = np.zeros(len(values), dtype)
+    for name in dtype.names or ():
+        result[name] = values[name].sum(axis=1)
+    return result
+
+
+def make_workers() -> ThreadPoolExecutor:
+    """The threads that wait for the kernel when hooks are taken out."""
+    return ThreadPoolExecutor(_WORKERS, thread_name_prefix="detach")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel says about BPF programs: how often each ran, and for how long."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from scope_ebpf.kernel.libbpf import check, library
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: enum bpf_stats_type, include/uapi/linux/bpf.h.
+_STATS_RUN_TIME = 0
+
+
+class ProgramStats(NamedTuple):
+    """Runs of one program since it was loaded, while the kernel measured."""
+
+    runs: int
+    seconds: float
+
+
+class _ProgramInfo(ctypes.Structure):
+    """``struct bpf_prog_info`` (include/uapi/linux/bpf.h) up to what is read here."""
+
+    _fields_ = (
+        ("before", ctypes.c_uint8 * 192),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+    )
+
+
+def program_stats(fd: int) -> ProgramStats:
+    """What the kernel measured of the program behind *fd*."""
+    info = _ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    check(
+        library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
+        "cannot ask for the run time of a program",
+    )
+    return ProgramStats(info.run_cnt, info.run_time_ns / 1e9)
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Let the kernel measure every BPF program of the host while the block runs (Linux 5.8)."""
+    fd = check(library().bpf_enable_stats(_STATS_RUN_TIME), "cannot measure BPF run time")
+    try:
+        yield
+    finally:
+        os.close(fd)
