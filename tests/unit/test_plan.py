@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from scope_ebpf import events
+from scope_ebpf.beam.usdt import Argument
+from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.session import Session
+from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan, make_plan
+
+BASE = 0x400000
+DANGEROUS = ("process__port_unblocked", "global__function__entry")
+MANGLED = {
+    "beam_jit_remove_message": "_Z23beam_jit_remove_messageP7process",
+    "beam_jit_call_nif": "_Z17beam_jit_call_nifP7processPKvPmPFmP18enif_environment_tiS3_EP14mod",
+    "beam_jit_call_bif": "_Z17beam_jit_call_bifP7processPmPKvPFmS0_S1_S3_Em",
+}
+HOOKS = [hook for way in events.WAYS for hook in way.hooks]
+SYMBOLS = [h.name for way in events.WAYS if way.via == "symbol" for h in way.hooks]
+
+
+@dataclass
+class Symbol:
+    name: str
+    address: int
+
+
+@dataclass
+class Site:
+    name: str
+    address: int
+    semaphore: int = 0
+    arguments: str = ""
+    provider: str = "erlang"
+
+
+@dataclass
+class Executable:
+    """
+    A binary whose bytes lie BASE below their addresses.
+    """
+
+    symbols: dict[str, int] = field(default_factory=dict)
+    usdt_sites: tuple[Site, ...] = ()
+
+    def symbol(self, name: str) -> Symbol | None:
+        return Symbol(name, self.symbols[name]) if name in self.symbols else None
+
+    def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
+        return [Symbol(n, a) for n, a in sorted(self.symbols.items()) if pattern.match(n)]
+
+    def file_offset(self, address: int) -> int:
+        return address - BASE
+
+
+def stock(*without: str) -> Executable:
+    """
+    A binary with every function of every way, but those named.
+    """
+    names = [MANGLED.get(name, name) for name in dict.fromkeys(SYMBOLS) if name not in without]
+    return Executable({name: BASE + 16 * n for n, name in enumerate(names, 1)})
+
+
+def with_probes(symbols: bool = False) -> Executable:
+    """
+    A binary with one site of every allowed probe, and of those that must never be attached.
+    """
+    sites = [
+        Site(name, BASE + 0x1000 + n, BASE + 0x2000 + 2 * n, "8@%rax 4@$1")
+        for n, name in enumerate(sorted(events.USDT_ALLOWED) + list(DANGEROUS))
+    ]
+    return Executable(stock().symbols if symbols else {}, tuple(sites))
+
+
+def item(binary: Executable, event: str, flavor: str = "jit", via: str = "auto", **more) -> Item:
+    (only,) = make_plan(binary, flavor, [event], via, **more).items
+    return only
+
+
+def test_a_stock_binary_is_seen_by_its_symbols():
+    """
+    On a binary with all functions every event is seen by symbols, without a word of excuse.
+    """
+    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
+    assert dict.fromkeys(EVENTS, ("symbol", "")) == {i.event: (i.via, i.reason) for i in plan.items}
+
+
+def test_an_attachment_says_where_in_the_file_it_goes():
+    """
+    A symbol becomes a place by its offset in the file, entry and return apart.
+    """
+    binary = Executable({"erl_create_process": BASE + 0x123})
+    expected = (
+        Attachment("spawn_entry", "process", "erl_create_process", 0x123, BASE + 0x123),
+        Attachment("spawn_return", "process", "erl_create_process", 0x123, BASE + 0x123, True),
+    )
+    assert Item("spawn", "symbol", "erl_create_process", expected, "") == item(binary, "spawn")
+
+
+def test_a_missing_symbol_makes_an_event_unavailable_and_is_named():
+    """
+    Without its function an event is unavailable, and the reason names what is missing both ways.
+    """
+    expected = Item(
+        "exit",
+        "unavailable",
+        "",
+        (),
+        "the binary has no function symbol erts_do_exit_process; "
+        "the binary has no USDT probe process__exit",
+    )
+    assert expected == item(stock("erts_do_exit_process"), "exit")
+
+
+def test_one_missing_function_of_several_takes_the_whole_way():
+    """
+    A collection that one of its functions would hide is not counted by the others alone.
+    """
+    found = item(stock("erts_garbage_collect_hibernate"), "gc")
+    assert ("unavailable", ()) == (found.via, found.attachments)
+
+
+def test_an_optional_function_may_be_missing():
+    """
+    OTP 28 has no function for sends to remote names, and sends are seen all the same.
+    """
+    found = item(stock("erts_dsig_send_reg_msg"), "send")
+    assert ("symbol", "erts_send_message + erts_dsig_send_msg") == (found.via, found.hook)
+
+
+def test_a_mangled_name_is_found_by_its_plain_one():
+    """
+    A C++ function is found under the plain name, which the plan shows.
+    """
+    found = item(stock(), "receive")
+    assert ("symbol", "beam_jit_remove_message") == (found.via, found.hook)
+
+
+def test_a_plain_name_comes_before_a_mangled_one():
+    """
+    OTP 24 has the same functions in C: the plain name is taken as it is.
+    """
+    found = item(Executable({"beam_jit_remove_message": BASE + 1}), "receive")
+    assert [1] == [a.offset for a in found.attachments]
+
+
+def test_a_longer_mangled_name_is_another_function():
+    """
+    A function whose name only begins like ours is not taken for it.
+    """
+    names = {"_Z31beam_jit_remove_message_quicklyP7process": BASE + 1}
+    assert "unavailable" == item(Executable(names), "receive").via
+
+
+def test_probes_are_taken_where_there_are_no_symbols():
+    """
+    A USDT build without symbols is seen by its probes, and the plan says why not by symbols.
+    """
+    found = item(with_probes(), "hibernate")
+    assert ("usdt", "process__hibernate", "the binary has no function symbol erts_hibernate") == (
+        found.via,
+        found.hook,
+        found.reason,
+    )
+
+
+def test_symbols_come_before_probes():
+    """
+    Where both ways are there the cheaper one is taken, which is the symbol.
+    """
+    assert "symbol" == item(with_probes(symbols=True), "exit").via
+
+
+def test_every_site_of_a_probe_is_attached():
+    """
+    A probe with several sites is attached at each, with its semaphore and its arguments.
+    """
+    sites = (
+        Site("message__send", BASE + 1, BASE + 100, "8@%rax"),
+        Site("message__send", BASE + 2, BASE + 100, "8@$7"),
+        Site("message__send", BASE + 3, 0, ""),
+        Site("message__send", BASE + 4, BASE + 100, "8@%rax", provider="other"),
+    )
+    rax = Argument("register", 8, is_signed=False, register="rax")
+    seven = Argument("constant", 8, is_signed=False, value=7)
+    expected = [(1, 100, (rax,)), (2, 100, (seven,)), (3, 0, ())]
+    found = item(Executable({}, sites), "send").attachments
+    assert expected == [(a.offset, a.semaphore, a.arguments) for a in found]
+
+
+def test_a_probe_whose_arguments_are_not_understood_is_not_attached():
+    """
+    A site with an unknown operand makes its way unavailable, with the operand in the reason.
+    """
+    binary = Executable({}, (Site("process__exit", BASE + 1, 0, "8@%xmm0"),))
+    found = item(binary, "exit", via="usdt")
+    assert ("unavailable", "process__exit: unknown register in USDT operand: '%xmm0'") == (
+        found.via,
+        found.reason,
+    )
+
+
+@pytest.mark.parametrize("refusal", events.REFUSALS, ids=lambda r: f"{r.event}-{r.via}-{r.flavor}")
+def test_a_way_that_lies_is_refused(refusal: events.Refusal):
+    """
+    A way that OTP breaks on a build is not taken even if all its hooks are there, and says why.
+    """
+    binary = with_probes(symbols=True)
+    found = item(binary, refusal.event, refusal.flavor or "jit", refusal.via, settings=["x"])
+    assert ("unavailable", refusal.reason) == (found.via, found.reason)
+
+
+def test_scheduling_of_the_interpreter_is_seen_by_probes():
+    """
+    The interpreter has no function for scheduling in, so a USDT build of it takes the probes.
+    """
+    found = item(with_probes(symbols=True), "schedule", "emu")
+    assert ("usdt", "process__scheduled + process__unscheduled") == (found.via, found.hook)
+
+
+@pytest.mark.parametrize("via", ["symbol", "usdt"])
+def test_a_forced_way_takes_no_other(via: str):
+    """
+    ``--via`` takes that kind of hook only, and says nothing of the other.
+    """
+    plan = make_plan(with_probes(symbols=True), "jit", EVENTS, via, ["dsig_send_start"])
+    assert {via} == {i.via for i in plan.items} - {"unavailable"}
+    assert all(a.semaphore == 0 for a in plan.attachments) is (via == "symbol")
+
+
+def test_a_way_that_needs_what_is_not_known_is_not_taken():
+    """
+    A busy distribution port is told by an address, without which nothing is counted for it.
+    """
+    found = item(stock(), "dist_busy", via="symbol")
+    assert ("unavailable", "dsig_send_start could not be found in the target") == (
+        found.via,
+        found.reason,
+    )
+    known = item(stock(), "dist_busy", via="symbol", settings=["dsig_send_start"])
+    assert "erts_suspend" == known.hook
+
+
+def test_events_come_in_one_order():
+    """
+    A plan has its events in the order of the description, however they were asked for.
+    """
+    plan = make_plan(stock(), "jit", ["gc", "exit", "spawn"])
+    assert ["spawn", "exit", "gc"] == [i.event for i in plan.items]
+    assert ["spawn", "exit", "gc"] == [kind.name for kind in plan.kinds]
+
+
+def test_what_costs_much_is_on_request_only():
+    """
+    By default everything is looked at but the long calls, which cost a return probe each.
+    """
+    assert {"long_call"} == set(EVENTS) - set(DEFAULT_EVENTS)
+
+
+@pytest.mark.parametrize("flavor", ["jit", "emu"])
+@pytest.mark.parametrize("via", ["auto", "symbol", "usdt"])
+@pytest.mark.parametrize("symbols", [True, False])
+def test_the_dangerous_probes_are_in_no_plan(flavor: str, via: str, symbols: bool):
+    """
+    The probes that hang or crash a VM are planned on no build, whatever is asked for.
+    """
+    plan = make_plan(with_probes(symbols), flavor, EVENTS, via, ["dsig_send_start"])
+    assert [] == [a.name for a in plan.attachments if a.name in DANGEROUS]
+
+
+def test_the_dangerous_probes_are_in_no_list():
+    """
+    The probes that hang or crash a VM are in no way, no hook and no allow-list.
+    """
+    assert set() == set(DANGEROUS) & ({h.name for h in HOOKS} | events.USDT_ALLOWED)
+
+
+def test_the_allow_list_is_all_that_probes_are_attached_to():
+    """
+    The allow-list is exactly this one, so that a new probe is a decision and not an accident.
+    """
+    expected = """
+        dist__output dist__outputv gc_major__end gc_major__start gc_minor__end gc_minor__start
+        message__receive message__send port__busy port__exit port__not_busy port__open
+        process__exit process__hibernate process__scheduled process__spawn process__unscheduled
+    """
+    assert expected.split() == sorted(events.USDT_ALLOWED)
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda h: f"{h.program}-{h.name}")
+def test_no_hook_is_a_pattern(hook: events.Hook):
+    """
+    Every hook names one function or probe; there is no wildcard.
+    """
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", hook.name)
+
+
+@pytest.mark.parametrize("name", [*DANGEROUS, "process__*", "catclose"])
+@pytest.mark.parametrize("arguments", [(), (Argument("constant", 8, is_signed=False),)])
+def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
+    """
+    A plan that was made by other means cannot attach a place that is not on the list either.
+    """
+    place = Attachment("exit_usdt", "process", name, 1, BASE, semaphore=2, arguments=arguments)
+    plan = Plan((Item("exit", "usdt", name, (place,), ""),))
+    with pytest.raises(HostError) as error:
+        Session(plan, 1, 0, np.zeros((), events.SETTINGS))
+    assert f"{name} is not on the list of what we may attach to" == str(error.value)
