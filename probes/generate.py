@@ -183,7 +183,8 @@ def way_text(way: Table) -> str:
     """One way to see an event, as a Python expression."""
     hooks = "".join(
         f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
-        f"mangled={h.get('mangled', False)}, optional={h.get('optional', False)}),"
+        f"mangled={h.get('mangled', False)}, "
+        f"optional={h.get('optional', False)}, arguments={tuple(h.get('arguments', []))!r}),"
         for h in way["hooks"]
     )
     return (
@@ -247,6 +248,8 @@ class Hook:
     returns: bool
     mangled: bool
     optional: bool
+    #: Settings that tell the program the registers of its arguments.
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

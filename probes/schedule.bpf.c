@@ -64,14 +64,28 @@ static __always_inline __u64 streamed_id(__u64 process)
 	return settings.streamed & (1ULL << KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
 }
 
-SEC("uprobe")
-int BPF_KPROBE(schedule_in, __u64 process)
+/* The breakpoint may lie some instructions into the function, where its process has been moved. */
+static __always_inline __u64 moved_argument(struct pt_regs *ctx)
 {
+	__u64 process = 0;
+
+	if (!(settings.streamed & (1ULL << KIND_SCHEDULE)))
+		return 0;
+	bpf_probe_read_kernel(&process, sizeof(process),
+			      (void *)ctx + settings.schedule_in_register);
+	return process;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(schedule_in)
+{
+	__u64 process;
 	__u32 tid;
 
 	if (!enter(PROGRAM_SCHEDULE_IN, &tid))
 		return 0;
-	return scheduled_in(0, tid, streamed_id(process));
+	process = moved_argument(ctx);
+	return scheduled_in(0, tid, id_of(KIND_SCHEDULE, process));
 }
 
 /* The first argument is NULL on a normal scheduler, the second the process that was running. */

@@ -39,6 +39,8 @@ class Hook:
     returns: bool
     mangled: bool
     optional: bool
+    #: Settings that tell the program the registers of its arguments.
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +310,8 @@ SETTINGS = np.dtype([
     ("process_sig_save", "<u4"),
     ("port_connected", "<u4"),
     ("port_state", "<u4"),
+    ("schedule_in_register", "<u4"),
+    ("padding", "<u4"),
 ])
 
 TALLY = np.dtype([
@@ -339,108 +343,108 @@ USDT_ARGUMENT = np.dtype([
 
 WAYS = (
     Way('spawn', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False),
-        Hook('spawn_return', 'erl_create_process', returns=True, mangled=False, optional=False),
+        Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('spawn_return', 'erl_create_process', returns=True, mangled=False, optional=False, arguments=()),
     )),
     Way('spawn', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('spawn_usdt', 'process__spawn', returns=False, mangled=False, optional=False),
+        Hook('spawn_usdt', 'process__spawn', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('exit', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('exit_entry', 'erts_do_exit_process', returns=False, mangled=False, optional=False),
+        Hook('exit_entry', 'erts_do_exit_process', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('exit', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('exit_usdt', 'process__exit', returns=False, mangled=False, optional=False),
+        Hook('exit_usdt', 'process__exit', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('hibernate', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('hibernate_entry', 'erts_hibernate', returns=False, mangled=False, optional=False),
+        Hook('hibernate_entry', 'erts_hibernate', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('hibernate', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('hibernate_usdt', 'process__hibernate', returns=False, mangled=False, optional=False),
+        Hook('hibernate_usdt', 'process__hibernate', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('send', 'symbol', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('send_local', 'erts_send_message', returns=False, mangled=False, optional=False),
-        Hook('send_remote', 'erts_dsig_send_msg', returns=False, mangled=False, optional=True),
-        Hook('send_remote_name', 'erts_dsig_send_reg_msg', returns=False, mangled=False, optional=True),
+        Hook('send_local', 'erts_send_message', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('send_remote', 'erts_dsig_send_msg', returns=False, mangled=False, optional=True, arguments=()),
+        Hook('send_remote_name', 'erts_dsig_send_reg_msg', returns=False, mangled=False, optional=True, arguments=()),
     )),
     Way('send', 'usdt', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('send_usdt', 'message__send', returns=False, mangled=False, optional=False),
+        Hook('send_usdt', 'message__send', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('receive', 'symbol', 'message', flavor='jit', on_request=None, needs=(), hooks=(
-        Hook('receive_entry', 'beam_jit_remove_message', returns=False, mangled=True, optional=False),
+        Hook('receive_entry', 'beam_jit_remove_message', returns=False, mangled=True, optional=False, arguments=()),
     )),
     Way('receive', 'usdt', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('receive_usdt', 'message__receive', returns=False, mangled=False, optional=False),
+        Hook('receive_usdt', 'message__receive', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('schedule', 'symbol', 'schedule', flavor='jit', on_request=None, needs=(), hooks=(
-        Hook('schedule_in', 'copy_in_registers', returns=False, mangled=False, optional=False),
-        Hook('schedule_out', 'erts_schedule', returns=False, mangled=False, optional=False),
+        Hook('schedule_in', 'copy_in_registers', returns=False, mangled=False, optional=False, arguments=('schedule_in_register',)),
+        Hook('schedule_out', 'erts_schedule', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('schedule', 'usdt', 'schedule', flavor='emu', on_request=None, needs=(), hooks=(
-        Hook('schedule_in_usdt', 'process__scheduled', returns=False, mangled=False, optional=False),
-        Hook('schedule_out_usdt', 'process__unscheduled', returns=False, mangled=False, optional=False),
+        Hook('schedule_in_usdt', 'process__scheduled', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('schedule_out_usdt', 'process__unscheduled', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('gc', 'symbol', 'gc', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('gc_entry', 'erts_garbage_collect_nobump', returns=False, mangled=False, optional=False),
-        Hook('gc_return', 'erts_garbage_collect_nobump', returns=True, mangled=False, optional=False),
-        Hook('gc_entry', 'erts_garbage_collect', returns=False, mangled=False, optional=False),
-        Hook('gc_return', 'erts_garbage_collect', returns=True, mangled=False, optional=False),
-        Hook('gc_entry', 'erts_gc_after_bif_call_lhf', returns=False, mangled=False, optional=False),
-        Hook('gc_return', 'erts_gc_after_bif_call_lhf', returns=True, mangled=False, optional=False),
-        Hook('gc_entry', 'erts_garbage_collect_literals', returns=False, mangled=False, optional=False),
-        Hook('gc_return', 'erts_garbage_collect_literals', returns=True, mangled=False, optional=False),
-        Hook('gc_entry', 'erts_garbage_collect_hibernate', returns=False, mangled=False, optional=False),
-        Hook('gc_hibernate_return', 'erts_garbage_collect_hibernate', returns=True, mangled=False, optional=False),
+        Hook('gc_entry', 'erts_garbage_collect_nobump', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_return', 'erts_garbage_collect_nobump', returns=True, mangled=False, optional=False, arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_return', 'erts_garbage_collect', returns=True, mangled=False, optional=False, arguments=()),
+        Hook('gc_entry', 'erts_gc_after_bif_call_lhf', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_return', 'erts_gc_after_bif_call_lhf', returns=True, mangled=False, optional=False, arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect_literals', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_return', 'erts_garbage_collect_literals', returns=True, mangled=False, optional=False, arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect_hibernate', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_hibernate_return', 'erts_garbage_collect_hibernate', returns=True, mangled=False, optional=False, arguments=()),
     )),
     Way('gc', 'usdt', 'gc', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('gc_start_usdt', 'gc_minor__start', returns=False, mangled=False, optional=False),
-        Hook('gc_minor_end_usdt', 'gc_minor__end', returns=False, mangled=False, optional=False),
-        Hook('gc_start_usdt', 'gc_major__start', returns=False, mangled=False, optional=False),
-        Hook('gc_major_end_usdt', 'gc_major__end', returns=False, mangled=False, optional=False),
+        Hook('gc_start_usdt', 'gc_minor__start', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_minor_end_usdt', 'gc_minor__end', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_start_usdt', 'gc_major__start', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('gc_major_end_usdt', 'gc_major__end', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('port_open', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_open_entry', 'erts_open_driver', returns=False, mangled=False, optional=False),
-        Hook('port_open_return', 'erts_open_driver', returns=True, mangled=False, optional=False),
+        Hook('port_open_entry', 'erts_open_driver', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('port_open_return', 'erts_open_driver', returns=True, mangled=False, optional=False, arguments=()),
     )),
     Way('port_open', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_open_usdt', 'port__open', returns=False, mangled=False, optional=False),
+        Hook('port_open_usdt', 'port__open', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('port_close', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_close_entry', 'erts_deliver_port_exit', returns=False, mangled=False, optional=False),
+        Hook('port_close_entry', 'erts_deliver_port_exit', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('port_close', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_close_usdt', 'port__exit', returns=False, mangled=False, optional=False),
+        Hook('port_close_usdt', 'port__exit', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('port_busy', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_busy_entry', 'set_busy_port', returns=False, mangled=False, optional=False),
+        Hook('port_busy_entry', 'set_busy_port', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('port_busy', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_busy_usdt', 'port__busy', returns=False, mangled=False, optional=False),
-        Hook('port_not_busy_usdt', 'port__not_busy', returns=False, mangled=False, optional=False),
+        Hook('port_busy_usdt', 'port__busy', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('port_not_busy_usdt', 'port__not_busy', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('dist_busy', 'symbol', 'dist', flavor=None, on_request=None, needs=('dsig_send_start',), hooks=(
-        Hook('dist_busy_entry', 'erts_suspend', returns=False, mangled=False, optional=False),
+        Hook('dist_busy_entry', 'erts_suspend', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('dist_output', 'symbol', 'dist', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('dist_output_port', 'erts_dist_command', returns=False, mangled=False, optional=False),
-        Hook('dist_output_process', 'dist_ctrl_get_data_1', returns=False, mangled=False, optional=True),
+        Hook('dist_output_port', 'erts_dist_command', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('dist_output_process', 'dist_ctrl_get_data_1', returns=False, mangled=False, optional=True, arguments=()),
     )),
     Way('dist_output', 'usdt', 'dist', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('dist_output_usdt', 'dist__output', returns=False, mangled=False, optional=False),
-        Hook('dist_output_usdt', 'dist__outputv', returns=False, mangled=False, optional=False),
+        Hook('dist_output_usdt', 'dist__output', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('dist_output_usdt', 'dist__outputv', returns=False, mangled=False, optional=False, arguments=()),
     )),
     Way('code_load', 'symbol', 'code', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('code_load_entry', 'erts_finish_loading', returns=False, mangled=False, optional=False),
-        Hook('code_load_return', 'erts_finish_loading', returns=True, mangled=False, optional=False),
+        Hook('code_load_entry', 'erts_finish_loading', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('code_load_return', 'erts_finish_loading', returns=True, mangled=False, optional=False, arguments=()),
     )),
     Way('long_call', 'symbol', 'call', flavor='jit', on_request='a return probe on every NIF and BIF call, which a busy VM makes by the 100,000 a second', needs=(), hooks=(
-        Hook('nif_entry', 'beam_jit_call_nif', returns=False, mangled=True, optional=False),
-        Hook('call_return', 'beam_jit_call_nif', returns=True, mangled=True, optional=False),
-        Hook('bif_entry', 'beam_jit_call_bif', returns=False, mangled=True, optional=False),
-        Hook('call_return', 'beam_jit_call_bif', returns=True, mangled=True, optional=False),
-        Hook('dirty_nif_entry', 'erts_call_dirty_nif', returns=False, mangled=False, optional=False),
-        Hook('call_return', 'erts_call_dirty_nif', returns=True, mangled=False, optional=False),
-        Hook('dirty_bif_entry', 'erts_call_dirty_bif', returns=False, mangled=False, optional=False),
-        Hook('call_return', 'erts_call_dirty_bif', returns=True, mangled=False, optional=False),
+        Hook('nif_entry', 'beam_jit_call_nif', returns=False, mangled=True, optional=False, arguments=()),
+        Hook('call_return', 'beam_jit_call_nif', returns=True, mangled=True, optional=False, arguments=()),
+        Hook('bif_entry', 'beam_jit_call_bif', returns=False, mangled=True, optional=False, arguments=()),
+        Hook('call_return', 'beam_jit_call_bif', returns=True, mangled=True, optional=False, arguments=()),
+        Hook('dirty_nif_entry', 'erts_call_dirty_nif', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('call_return', 'erts_call_dirty_nif', returns=True, mangled=False, optional=False, arguments=()),
+        Hook('dirty_bif_entry', 'erts_call_dirty_bif', returns=False, mangled=False, optional=False, arguments=()),
+        Hook('call_return', 'erts_call_dirty_bif', returns=True, mangled=False, optional=False, arguments=()),
     )),
 )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from scope_ebpf import events
-from scope_ebpf.beam import usdt
+from scope_ebpf.beam import entry, usdt
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -33,6 +33,8 @@ class _Symbol(Protocol):
     def name(self) -> str: ...
     @property
     def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 
 class _Site(Protocol):
@@ -60,6 +62,9 @@ class Executable(Protocol):
     def file_offset(self, address: int) -> int:
         """Where an address lies in the file."""
 
+    def read(self, address: int, size: int) -> bytes:
+        """What the file holds at an address."""
+
     @property
     def usdt_sites(self) -> Collection[_Site]:
         """The USDT sites of the binary."""
@@ -77,6 +82,8 @@ class Attachment:
     #: The same place as an ELF address, by which a USDT site is told from the others.
     address: int
     returns: bool = False
+    #: Settings that tell the program where its arguments are, and the register of each.
+    registers: tuple[tuple[str, str], ...] = ()
     #: Offset of the USDT semaphore in the file, bytes; 0 where there is none.
     semaphore: int = 0
     arguments: tuple[usdt.Argument, ...] = ()
@@ -186,8 +193,23 @@ def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> li
         symbol = next(iter(binary.matching(pattern)), None)
     if symbol is None:
         return []
-    offset = binary.file_offset(symbol.address)
-    return [Attachment(hook.program, way.family, hook.name, offset, symbol.address, hook.returns)]
+    place = entry.START if hook.returns else _entry(binary, symbol, hook)
+    address = symbol.address + place.shift
+    registers = tuple(zip(hook.arguments, (r or "" for r in place.registers), strict=False))
+    offset = binary.file_offset(address)
+    return [
+        Attachment(hook.program, way.family, hook.name, offset, address, hook.returns, registers)
+    ]
+
+
+def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entry:
+    """Where to see the call: elsewhere than at its start only if the program can follow."""
+    place = entry.cheap_entry(binary.read(symbol.address, symbol.size))
+    if hook.arguments:
+        usable = all(place.registers[: len(hook.arguments)])
+    else:
+        usable = place.registers == entry.ARGUMENTS
+    return place if usable else entry.START
 
 
 def _usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:

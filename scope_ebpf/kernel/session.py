@@ -99,6 +99,9 @@ class Session:
         self._uprobes = Uprobes(path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi)
         self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         self._settings = settings.copy()
+        for attachment in plan.attachments:
+            for name, register in attachment.registers:
+                self._settings[name] = _PT_REGS[register]
         self._settings["pidns_dev"], self._settings["pidns_ino"] = host.pid_namespace()
         self._ring_bytes = ring_bytes if int(settings["streamed"]) else 4096
         self.ring: Ring
