@@ -4,7 +4,7 @@ Compiles ``probes/*.bpf.c`` into the package, so that a host needs no compiler.
 
     python packaging/build_objects.py     builds what is older than its source
 
-The same runs as a hatchling hook when a wheel is built.
+``build_hook.py`` runs the same when a wheel is built.
 """
 
 from __future__ import annotations
@@ -14,12 +14,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run as a script on a machine without hatchling
-    BuildHookInterface = object
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBES = ROOT / "probes"
@@ -59,15 +53,6 @@ def build() -> None:
         changed = max(newest, source.stat().st_mtime)
         if not target.exists() or target.stat().st_mtime < changed:
             compile_probe(source, target)
-
-
-class ObjectsHook(BuildHookInterface):  # type: ignore[misc]
-    """What hatchling calls before it packs the wheel."""
-
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Build the objects, unless this is an editable install, which has a Makefile."""
-        if version != "editable":
-            build()
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def header_text(data: Table) -> str:
     ]
     out += [c_struct(*struct) for struct in structs(data)]
     out += [
-        "/* Every record, so that each object's BTF describes them all; libbpf skips the section. */",
+        "/* Every record, so that each object's BTF has them; libbpf skips the section. */",
         "union any_record {",
         *(f"\tstruct {name}_record {name};" for name in data["record"]),
         "};",
@@ -184,7 +184,8 @@ def way_text(way: Table) -> str:
     hooks = "".join(
         f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
         f"mangled={h.get('mangled', False)}, "
-        f"optional={h.get('optional', False)}, arguments={tuple(h.get('arguments', []))!r}),"
+        f"optional={h.get('optional', False)}, "
+        f"arguments={tuple(h.get('arguments', []))!r}),"
         for h in way["hooks"]
     )
     return (

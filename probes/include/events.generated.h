@@ -461,7 +461,7 @@ struct long_call_record {
 	__u64 reserved[1]; /* zero */
 };
 
-/* Every record, so that each object's BTF describes them all; libbpf skips the section. */
+/* Every record, so that each object's BTF has them; libbpf skips the section. */
 union any_record {
 	struct spawn_record spawn;
 	struct exit_record exit;

@@ -59,7 +59,7 @@ def cheap_entry(code: bytes) -> Entry:
 
 def is_emulated(code: bytes) -> bool:
     """Whether the kernel emulates the first instruction of *code*."""
-    first, second = (*code[:2], 0, 0)[:2]
+    first, second = code.ljust(2, b"\0")[:2]
     if first == 0x41:  # push of r8 to r15
         return 0x50 <= second <= 0x57
     if first == 0x0F:  # a conditional jump, far
@@ -97,7 +97,7 @@ _REGISTER, _IMMEDIATE = 1, 2
 
 def _leaves(instruction: Any) -> bool:
     """Whether the function may end or go elsewhere here."""
-    name = instruction.mnemonic
+    name: str = instruction.mnemonic
     return name.startswith(("j", "ret", "call", "syscall", "int", "ud", "hlt", "loop"))
 
 
@@ -111,8 +111,10 @@ def _follow(instruction: Any, where: dict[int, set[str]]) -> None:
         if source.type == _REGISTER and source.size == 8:
             name = instruction.reg_name(source.reg)
             copies = {number for number, registers in where.items() if name in registers}
-    for number in where:
-        where[number] = where[number] - names | (names if number in copies else set())
+    for number, registers in where.items():
+        registers.difference_update(names)
+        if number in copies:
+            registers.update(names)
 
 
 def _wide(name: str) -> str:

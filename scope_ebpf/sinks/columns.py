@@ -9,7 +9,7 @@ ten microseconds for a line, and a loop over fields would take them all.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def columns(
     if len(kind.classes) > 1:
         names = np.array([*kind.classes, *[""] * (256 - len(kind.classes))], object)
         result["class"] = names[rows["class"]].tolist()
-    for field in rows.dtype.names[_HEADER_FIELDS:]:
+    for field in (rows.dtype.names or ())[_HEADER_FIELDS:]:
         if field == "reserved":
             continue
         label, values = _column(kind, field, rows[field], terms, text_pids=text_pids)
@@ -72,6 +72,8 @@ def _column(
     if values.dtype.kind == "S":
         return field, [v.decode("latin-1") for v in values.tolist()]
     missing = values == absent if absent is not None else np.zeros(len(values), bool)
+    label: str
+    scaled: NDArray[Any]
     if unit == "ns":
         label, scaled = f"{field.removesuffix('_ns')}_seconds", values.astype(np.float64) / 1e9
     elif unit == "words":
