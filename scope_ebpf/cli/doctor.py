@@ -13,6 +13,7 @@ from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS, make_plan
+from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
     import argparse
@@ -94,12 +95,12 @@ def _print(document: dict[str, Any]) -> None:
         return
     target = document["target"]
     console.print(
-        f"\n[bold]{escape(str(target['node'] or 'a node without a name'))}[/bold] "
+        f"\n[bold]{escape(plain(str(target['node'] or 'a node without a name')))}[/bold] "
         f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
-        f"{target['flavor']}, {target['schedulers']} schedulers\n  {escape(target['exe'])}\n"
+        f"{target['flavor']}, {target['schedulers']} schedulers\n  {escape(plain(target['exe']))}\n"
     )
     for reason in document["refused"]:
-        console.print(f"[yellow]not read: {escape(reason)}[/yellow]")
+        console.print(f"[yellow]not read: {escape(plain(reason))}[/yellow]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("event", "", "via", "hooks, or why not"):
         table.add_column(name, overflow="fold")
@@ -110,5 +111,5 @@ def _print(document: dict[str, Any]) -> None:
             state, what = "ask", f"{what}: {row['on_request']}"
         if row["why"] and row["hooks"]:
             what += f" ({row['why']})"
-        table.add_row(row["event"], state, row["via"], escape(what))
+        table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.discover import Refusal, Target, beams
+from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table([_row(target, uptime) for target in targets])
     for refusal in found:
         if isinstance(refusal, Refusal):
-            print(f"scope-trace: {refusal.reason}", file=sys.stderr)
+            print(f"scope-trace: {plain(str(refusal.reason))}", file=sys.stderr)
     if not found:
         print("no BEAM runs on this host (or none that you may see: try with sudo)")
     return 0
@@ -66,7 +67,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(
             str(row["pid"]),
-            escape(row["node"] or "-"),
+            escape(plain(row["node"] or "-")),
             row["otp_release"],
             row["erts_version"],
             row["flavor"],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.errors import ScopeError
+from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except ScopeError as error:
-        print(f"scope-trace: {error}", file=sys.stderr)
+        print(f"scope-trace: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough. Nothing may be flushed into the closed pipe.

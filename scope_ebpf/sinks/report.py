@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scope_ebpf.sinks.plain import plain
+
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -28,7 +30,7 @@ def print_report(summary: Summary, output: TextIO) -> None:
         console.width = WIDTH
     target = summary.target
     console.print(
-        f"[bold]{escape(str(target['node'] or 'a node without a name'))}[/bold] "
+        f"[bold]{escape(plain(str(target['node'] or 'a node without a name')))}[/bold] "
         f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
         f"{target['flavor']}, {target['schedulers']} schedulers\n"
     )
@@ -38,7 +40,7 @@ def print_report(summary: Summary, output: TextIO) -> None:
             _print_histogram(console, f"{event.item.event} {name}", histogram)
     _print_unavailable(console, summary)
     for note in summary.notes:
-        console.print(f"note: {escape(note)}", style="yellow")
+        console.print(f"note: {escape(plain(note))}", style="yellow")
     console.print(last_lines(summary), style="bold")
 
 
@@ -94,7 +96,7 @@ def _print_unavailable(console: Console, summary: Summary) -> None:
     if gone:
         console.print("\n[bold]not available[/bold]")
     for item in gone:
-        console.print(f"  {item.event}: {escape(item.reason)}")
+        console.print(f"  {item.event}: {escape(plain(item.reason))}")
     console.print()
 
 

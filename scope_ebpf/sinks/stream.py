@@ -12,6 +12,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.sinks.columns import columns, wall_offset_ns
+from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -113,5 +114,4 @@ def _clock(second: int) -> str:
 def _text_cell(value: str | float | None) -> str:
     if isinstance(value, float):
         return f"{value:.9f}"
-    # A name from the VM is hostile: no control character of it reaches a terminal.
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return plain(str(value))
