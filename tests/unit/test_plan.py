@@ -14,6 +14,11 @@ from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan, make_plan
 
 BASE = 0x400000
+NOP = b"\x90"
+PUSH = b"\x55"
+ENDBR = b"\xf3\x0f\x1e\xfa"
+MOV_R8_RDI = b"\x49\x89\xf8"
+MOV_RDI_RSI = b"\x48\x89\xf7"
 DANGEROUS = ("process__port_unblocked", "global__function__entry")
 MANGLED = {
     "beam_jit_remove_message": "_Z23beam_jit_remove_messageP7process",
@@ -28,6 +33,7 @@ SYMBOLS = [h.name for way in events.WAYS if way.via == "symbol" for h in way.hoo
 class Symbol:
     name: str
     address: int
+    size: int = 16
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Executable:
 
     symbols: dict[str, int] = field(default_factory=dict)
     usdt_sites: tuple[Site, ...] = ()
+    code: bytes = PUSH
 
     def symbol(self, name: str) -> Symbol | None:
         return Symbol(name, self.symbols[name]) if name in self.symbols else None
@@ -56,6 +63,9 @@ class Executable:
 
     def file_offset(self, address: int) -> int:
         return address - BASE
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.code.ljust(size, NOP)[:size]
 
 
 def stock(*without: str) -> Executable:
@@ -97,7 +107,9 @@ def test_an_attachment_says_where_in_the_file_it_goes():
     binary = Executable({"erl_create_process": BASE + 0x123})
     expected = (
         Attachment("spawn_entry", "process", "erl_create_process", 0x123, BASE + 0x123),
-        Attachment("spawn_return", "process", "erl_create_process", 0x123, BASE + 0x123, True),
+        Attachment(
+            "spawn_return", "process", "erl_create_process", 0x123, BASE + 0x123, returns=True
+        ),
     )
     assert Item("spawn", "symbol", "erl_create_process", expected, "") == item(binary, "spawn")
 
@@ -174,6 +186,27 @@ def test_symbols_come_before_probes():
     Where both ways are there the cheaper one is taken, which is the symbol.
     """
     assert "symbol" == item(with_probes(symbols=True), "exit").via
+
+
+def test_a_function_that_begins_expensively_is_hooked_behind_that():
+    """
+    Where the first instruction takes a second trap the hook sits on the next cheap one, and the
+    program is told the register in which its argument is there.
+    """
+    code = MOV_R8_RDI + MOV_RDI_RSI + PUSH
+    binary = Executable({"copy_in_registers": BASE + 64, "erts_schedule": BASE + 128}, code=code)
+    place, out = item(binary, "schedule").attachments
+    assert (64 + 6, BASE + 64 + 6) == (place.offset, place.address)
+    assert (("schedule_in_register", "r8"),) == place.registers
+    assert (128, ()) == (out.offset, out.registers)
+
+
+def test_a_return_is_hooked_at_the_start():
+    """
+    The kernel finds the return address where the function begins, so a return probe sits there.
+    """
+    binary = Executable({"erl_create_process": BASE + 64}, code=ENDBR + PUSH)
+    assert [64 + 4, 64] == [place.offset for place in item(binary, "spawn").attachments]
 
 
 def test_every_site_of_a_probe_is_attached():

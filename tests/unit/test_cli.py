@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.cli import main as cli
+from scope_ebpf.cli import trace
+from scope_ebpf.errors import HostError, NotRootError, OutputError, ScopeError, UsageError
+from scope_ebpf.kernel import host
+from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
+
+if TYPE_CHECKING:
+    import argparse
+
+ABSENT = 2**22 + 1  # above the highest pid that Linux gives
+
+
+def ended(*words: str) -> int:
+    """
+    The code with which argparse ends the program.
+    """
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    return end.value.code
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], []])
+def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture):
+    """
+    The help, which is also what comes without any word, lists every command with what it does.
+    """
+    assert 0 == ended(*words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert [] == [name for name, does in cli.COMMANDS.items() if f"{name} {does}" not in said]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture):
+    """
+    Each command's own help begins with its usage and says what it does.
+    """
+    assert 0 == ended(command, "--help")
+    said = capsys.readouterr().out
+    does = cli.COMMANDS[command]
+    assert said.startswith("usage: scope-trace")
+    assert f"{does[0].upper()}{does[1:]}." in " ".join(said.split())
+
+
+def test_help_of_a_trace_lists_every_event(capsys: pytest.CaptureFixture):
+    """
+    Whoever wants to name events finds them all in the help.
+    """
+    ended("--pid", "1", "--help")
+    said = capsys.readouterr().out
+    assert [] == [event for event in EVENTS if event not in said]
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture):
+    """
+    --version says the version that is installed.
+    """
+    assert 0 == ended("--version")
+    assert f"scope-trace {importlib.metadata.version('scope-ebpf')}\n" == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--pid"],
+        ["--pid", "x"],
+        ["--pid", "1.5"],
+        ["--duration", "5"],
+        ["--pid", "1", "--duration", "-1"],
+        ["--pid", "1", "--duration", "soon"],
+        ["--pid", "1", "--duration", "nan"],
+        ["--pid", "1", "--duration", "inf"],
+        ["--pid", "1", "--slow-call", "-3"],
+        ["--pid", "1", "--ring", "3"],
+        ["--pid", "1", "--ring", "0"],
+        ["--pid", "1", "--ring", "2048"],
+        ["--pid", "1", "--format", "xml"],
+        ["--pid", "1", "--via", "luck"],
+        ["--pid", "1", "--no-such-option"],
+        ["doctor", "x"],
+        ["no-such-command"],
+    ],
+)
+def test_a_word_that_makes_no_sense_ends_with_usage(
+    words: list[str], capsys: pytest.CaptureFixture
+):
+    """
+    A number that is none, an option that is none: usage and one line, exit code 2.
+    """
+    assert 2 == ended(*words)
+    said = capsys.readouterr()
+    last = said.err.splitlines()[-1]
+    assert ("", True) == (said.out, ": error: " in last)
+    assert "Traceback" not in said.err
+
+
+def test_an_unknown_event_is_named_with_those_there_are():
+    """
+    An event that does not exist is named, and so are all that do.
+    """
+    with pytest.raises(UsageError) as error:
+        trace.parse_events("spawn,telepathy,exit")
+    assert f"no such event: telepathy; there are: all, {', '.join(EVENTS)}" == str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_a_list_without_events_is_refused(text: str):
+    """
+    A list in which no event is left is a mistake, not a trace of nothing.
+    """
+    with pytest.raises(UsageError, match=r"^no such event: \(none given\)"):
+        trace.parse_events(text)
+
+
+def test_events_are_what_was_asked_for():
+    """
+    A list, all of them, or the default ones.
+    """
+    assert ("gc", "spawn") == trace.parse_events("gc, spawn,")
+    assert EVENTS == trace.parse_events("all")
+    assert DEFAULT_EVENTS == trace.parse_events(None)
+
+
+def test_a_duration_of_zero_has_no_end():
+    """
+    0 seconds mean as long as Ctrl-C lets it.
+    """
+    assert (None, 2.5) == (trace.positive("0"), trace.positive("2.5"))
+
+
+def test_the_ring_is_a_power_of_two():
+    """
+    The ring is as many megabytes as the kernel allows: a power of two, 1 to 1024.
+    """
+    taken = []
+    for n in range(2050):
+        try:
+            taken.append(trace.ring_megabytes(str(n)))
+        except ValueError:
+            continue
+    assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024] == taken
+
+
+@pytest.fixture
+def good_host(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(host, "require", lambda: None)
+
+
+@pytest.mark.parametrize("pid", [ABSENT, 0, -1])
+def test_a_pid_that_is_not_there_has_its_line_and_code(
+    pid: int, good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    A pid that does not exist, or cannot, is said in one line, with exit code 3.
+    """
+    assert 3 == cli.main(["--pid", str(pid)])
+    assert ("", f"scope-trace: there is no process {pid}\n") == capsys.readouterr()
+
+
+def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFixture):
+    """
+    An unknown event ends with exit code 2, before the target is looked at.
+    """
+    assert 2 == cli.main(["--pid", str(ABSENT), "--events", "telepathy"])
+    assert capsys.readouterr().err.startswith("scope-trace: no such event: telepathy; there are")
+
+
+def test_a_process_that_is_no_beam_has_its_line_and_code(
+    good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    A process that runs something else is said by its program, with exit code 4.
+    """
+    assert 4 == cli.main(["--pid", str(os.getpid())])
+    exe = os.readlink("/proc/self/exe")  # noqa: PTH115
+    expected = f"scope-trace: process {os.getpid()} runs {exe}, which is no BEAM\n"
+    assert ("", expected) == capsys.readouterr()
+
+
+def test_without_privileges_a_trace_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """
+    Without root nothing is looked at: one line, exit code 5.
+    """
+    monkeypatch.setattr(host, "capabilities", lambda *_: 0)
+    assert 5 == cli.main(["--pid", str(os.getpid())])
+    expected = "scope-trace: attaching BPF programs needs root: run the same with sudo\n"
+    assert ("", expected) == capsys.readouterr()
+
+
+class Command:
+    """
+    A command whose run does what it is given.
+    """
+
+    def __init__(self, run) -> None:
+        self._run = run
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        pass
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        return self._run()
+
+
+def raising(error: BaseException):
+    def run() -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("error", [NotRootError("a"), OutputError("b"), HostError("c")])
+def test_an_error_is_one_line_without_a_traceback(
+    error: ScopeError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """
+    Every error of ours becomes one line on stderr and its own exit code.
+    """
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(error)))
+    assert error.exit_code == cli.main(["list"])
+    assert ("", f"scope-trace: {error}\n") == capsys.readouterr()
+
+
+def test_a_name_in_a_message_cannot_write_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """
+    A file or node that has an escape sequence or a newline for a name does not print it.
+    """
+    error = HostError("process 1 runs /tmp/\x1b[2J\nx")
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(error)))
+    cli.main(["list"])
+    assert "scope-trace: process 1 runs /tmp/?[2J?x\n" == capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_trace_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """
+    Ctrl-C while nothing is traced yet ends as a shell expects it, without a traceback.
+    """
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda _: Command(raising(KeyboardInterrupt()))
+    )
+    assert 130 == cli.main(["list"])
+    assert ("", "") == capsys.readouterr()
+
+
+def test_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch):
+    """
+    What is not an error of ours is not swallowed.
+    """
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(KeyError("x"))))
+    with pytest.raises(KeyError):
+        cli.main(["list"])

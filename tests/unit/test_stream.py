@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stream_fixtures import HOSTILE, UNKNOWN, Terms, record
+
+from scope_ebpf.sinks import stream
+from scope_ebpf.sinks.stream import Stream
+
+#: 2023-11-14 22:13:20 UTC, and when that was on the monotonic clock.
+BEGIN = 1_700_000_000
+OFFSET = BEGIN * 10**9
+
+
+@pytest.fixture(autouse=True)
+def fixed_clock(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stream, "wall_offset_ns", lambda: OFFSET)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    stream._clock.cache_clear()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def written(style: stream.Style, *records: np.ndarray, terms: Terms | None = None) -> str:
+    output = io.StringIO()
+    Stream(output, terms or Terms(), style).write(np.concatenate(records))
+    return output.getvalue()
+
+
+def test_an_event_is_one_json_line():
+    """
+    A line is one JSON object: time of day in seconds, event, thread, and the event's own fields.
+    """
+    one = record("spawn", time_ns=1_500, tid=77, process=3, parent=5, module=0, function=9)
+    assert (
+        '{"time":1700000000.000001500,"event":"spawn","tid":77,'
+        '"pid":"t3","parent":"t5","module":null,"function":"t9"}\n'
+    ) == written("jsonl", one)
+
+
+def test_units_and_absent_values_are_as_in_the_columns():
+    """
+    In JSON a duration is in seconds, a size in bytes, and what is not known is null.
+    """
+    one = record(
+        "gc", process=3, duration_ns=2_500, reclaimed=UNKNOWN, live=2, **{"class": "minor"}
+    )
+    expected = {
+        "time": BEGIN,
+        "event": "gc",
+        "tid": 0,
+        "pid": "t3",
+        "class": "minor",
+        "duration_seconds": 2.5e-06,
+        "reclaimed_bytes": None,
+        "live_bytes": 16,
+    }
+    assert expected == json.loads(written("jsonl", one))
+
+
+def test_lines_are_in_the_order_of_time():
+    """
+    Events of several kinds and CPUs come out oldest first, and equal times keep their order.
+    """
+    batch = [
+        record("exit", time_ns=30, process=1),
+        record("spawn", time_ns=10, process=2),
+        record("gc", time_ns=20, process=3),
+        record("spawn", time_ns=20, process=4),
+        record("exit", time_ns=5, process=5),
+    ]
+    lines = [json.loads(line) for line in written("jsonl", *batch).splitlines()]
+    assert ["t5", "t2", "t3", "t4", "t1"] == [line["pid"] for line in lines]
+    assert ["exit", "spawn", "gc", "spawn", "exit"] == [line["event"] for line in lines]
+
+
+def test_an_empty_batch_writes_nothing():
+    """
+    No event makes no line, not even an empty one.
+    """
+    output = io.StringIO()
+    Stream(output, Terms(), "jsonl").write(record("spawn")[:0])
+    assert "" == output.getvalue()
+
+
+def test_hostile_text_stays_within_its_json_string():
+    """
+    Quotes, newlines and control characters of an atom come back as they were, on one line.
+    """
+    text = written("jsonl", record("code_load", process=3, module=9), terms=Terms({9: HOSTILE}))
+    assert (1, True) == (text.count("\n"), text.isascii())
+    assert HOSTILE == json.loads(text)["module"]
+
+
+@given(st.text(max_size=40), st.binary(max_size=24))
+def test_any_text_survives_json(atom: str, name: bytes):
+    """
+    Whatever a VM calls its atoms and ports, a line parses and says the same.
+    """
+    output = io.StringIO()
+    terms = Terms({3: atom})
+    Stream(output, terms, "jsonl").write(record("port_open", process=3, port=4, name=name))
+    line = json.loads(output.getvalue())
+    assert (atom, name.rstrip(b"\0").decode("latin-1")) == (line["pid"], line["name"])
+    assert 1 == output.getvalue().count("\n")
+
+
+def test_text_is_for_people():
+    """
+    A text line has the time of day, who, what with its class, and the fields that are known.
+    """
+    batch = [
+        record("spawn", time_ns=1_234_567_891, process=3, parent=5),
+        record("gc", time_ns=2_000_000_000, process=3, duration_ns=1500, **{"class": "major"}),
+        record("hibernate", time_ns=3_000_000_000),
+    ]
+    assert (
+        "22:13:21.234567 t3             spawn            parent=t5\n"
+        "22:13:22.000000 t3             gc/major         "
+        "duration_seconds=0.000001500 reclaimed_bytes=0 live_bytes=0\n"
+        "22:13:23.000000 -              hibernate\n"
+    ) == written("text", *batch)
+
+
+def test_no_control_character_reaches_a_terminal():
+    """
+    In text every character of a name that is not printable is a question mark.
+    """
+    text = written("text", record("code_load", process=3, module=9), terms=Terms({9: HOSTILE}))
+    assert (
+        '22:13:20.000000 t3             code_load        module=?[2J"?\\??%s {"a":1}??\n'
+    ) == text
+
+
+@given(st.text(max_size=40))
+def test_text_is_one_line_for_any_name(atom: str):
+    """
+    No name of a VM makes a second line or an escape sequence.
+    """
+    output = io.StringIO()
+    Stream(output, Terms({3: atom}), "text").write(record("hibernate", process=3))
+    text = output.getvalue()
+    assert (True, "\n") == (text[:-1].isprintable(), text[-1])
+
+
+def test_the_names_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """
+    Texts are kept for the next time they come, but never more than a fixed number.
+    """
+    monkeypatch.setattr(stream, "_KEPT_TEXTS", 10)
+    for n in range(1, 100):
+        written("jsonl", record("hibernate", process=n))
+    assert len(stream._json_cell.__defaults__[0]) <= 11
