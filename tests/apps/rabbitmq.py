@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+RabbitMQ as the distribution ships it, on loopback, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from apps.app import App, free_ports, write_cookie
+from beams_run import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_INSTALLED: Final = Path("/usr/lib/rabbitmq/lib")
+_PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus]."
+
+
+@contextmanager
+def rabbitmq() -> Iterator[App]:
+    """
+    A running broker; its ``ports`` are ``amqp``, ``management`` and ``prometheus``.
+
+    The user guest with the password guest may do everything. It starts in about eight seconds.
+    """
+    homes = sorted(_INSTALLED.glob("rabbitmq_server-*"))
+    require(homes, "rabbitmq-server is not installed")
+    with tempfile.TemporaryDirectory(prefix="scope-rabbitmq-") as name:
+        app = _start(homes[-1], Path(name))
+        try:
+            app.wait_until("whereis(rabbit) =/= undefined andalso rabbit:is_running()")
+            yield app
+        finally:
+            app.stop()
+
+
+def _start(home: Path, folder: Path) -> App:
+    names = ("amqp", "management", "prometheus", "dist", "epmd")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    (folder / "rabbitmq.conf").write_text(_configuration(ports))
+    (folder / "enabled_plugins").write_text(_PLUGINS)
+    write_cookie(folder)
+    environment = {**os.environ, **_environment(home, folder, ports)}
+    # The port mapper is started here, so that it ends here; the VM would leave one behind.
+    epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1"], env=environment)
+    with (folder / "console.log").open("wb") as log:
+        process = subprocess.Popen(
+            [home / "sbin/rabbitmq-server"],  # not the one in /usr/sbin, which changes the user
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    return App(process, folder, ports["dist"], ports, pid=process.pid, helpers=[epmd])
+
+
+def _configuration(ports: dict[str, int]) -> str:
+    return f"""\
+listeners.tcp.1 = 127.0.0.1:{ports["amqp"]}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {ports["management"]}
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {ports["prometheus"]}
+log.console = true
+log.file = false
+"""
+
+
+def _environment(home: Path, folder: Path, ports: dict[str, int]) -> dict[str, str]:
+    return {
+        "HOME": str(folder),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(ports["epmd"]),
+        "RABBITMQ_HOME": str(home),
+        "RABBITMQ_NODENAME": "rabbit@localhost",
+        "RABBITMQ_DIST_PORT": str(ports["dist"]),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_FEATURE_FLAGS_FILE": str(folder / "feature_flags"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        # With this the script becomes the VM, instead of waiting for it: one pid for both.
+        "RABBITMQ_ALLOW_INPUT": "true",
+        "RABBITMQ_SERVER_START_ARGS": "-noinput",
+    }
