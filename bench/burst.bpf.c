@@ -18,7 +18,7 @@ int burst(struct xdp_md *ctx)
 		send = record(KIND_SEND, SEND_LOCAL, 0, i, i);
 		if (send) {
 			send->receiver = i;
-			send->words = UNKNOWN;
+			send->size = UNKNOWN;
 			emit(send);
 		}
 	}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Turns ``events.toml`` into the C header and the Python module of the same facts.
+Turns ``events.toml`` into the C header, the Python module and the page of the same facts.
 
-    python probes/generate.py            writes both
-    python probes/generate.py --check    exits 1 if either is not what would be written
+    python probes/generate.py            writes all three
+    python probes/generate.py --check    exits 1 if one is not what would be written
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 HEADER = HERE / "include" / "events.generated.h"
 MODULE = HERE.parent / "scope_ebpf" / "events.py"
+PAGE = HERE.parent / "docs" / "events.md"
 
 SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "s64": 8, "char": 1}
 NUMPY = {"u8": "u1", "u16": "<u2", "u32": "<u4", "u64": "<u8", "s64": "<i8"}
@@ -328,10 +329,59 @@ def module_text(data: Table) -> str:
     return "\n".join(out)
 
 
+PAGE_HEAD = """\
+# Events
+
+Made by probes/generate.py from probes/events.toml; not written by hand. What a hit of each hook
+costs is printed by `bench/pipeline.py hits`.
+
+Every line of `--format jsonl` has `time` (seconds since 1970), `event`, `tid` (the OS thread) and
+`pid` (the Erlang process; `null` where it is not known); an event with classes has `class`. Its own
+fields follow; `null` is a value that is not known.
+"""
+
+
+def page_label(field: Table) -> str:
+    """A field's name and unit where people see it: ns become seconds, words become bytes."""
+    name = str(field["name"])
+    unit = field.get("unit")
+    if unit == "ns":
+        return f"`{name.removesuffix('_ns')}_seconds`"
+    return f"`{name}_bytes`" if unit == "words" else f"`{name}`"
+
+
+def page_section(name: str, record: Table, data: Table) -> list[str]:
+    """What a user must know of one event."""
+    lines = [f"## {name}", "", record["doc"], ""]
+    if "classes" in record:
+        lines += [f"Classes: {', '.join(record['classes'])}.", ""]
+    for way in data["way"]:
+        if way["event"] == name:
+            hooks = ", ".join(dict.fromkeys(f"`{h['name']}`" for h in way["hooks"]))
+            only = f" ({way['flavor']} only)" if "flavor" in way else ""
+            lines += [f"- By {way['via']}{only}: {hooks}"]
+    lines += [
+        f"- Not by {r['via']}: {r['reason']}"
+        for r in data["refusal"]
+        if r["event"] == name and "flavor" not in r
+    ]
+    if record.get("fields"):
+        lines += ["", "| field | |", "| --- | --- |"]
+        lines += [f"| {page_label(f)} | {f['doc']} |" for f in record["fields"]]
+    lines += ["", *(f"- {text}" for text in record.get("caveats", []))]
+    return [*lines, ""] if record.get("caveats") else lines
+
+
+def page_text(data: Table) -> str:
+    """The whole page."""
+    sections = (line for n, r in data["record"].items() for line in page_section(n, r, data))
+    return "\n".join([PAGE_HEAD, *sections]).rstrip() + "\n"
+
+
 def main() -> int:
-    """Write both files, or compare them."""
+    """Write the files, or compare them."""
     data = load()
-    wanted = {HEADER: header_text(data), MODULE: module_text(data)}
+    wanted = {HEADER: header_text(data), MODULE: module_text(data), PAGE: page_text(data)}
     if "--check" in sys.argv:
         stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
         for path in stale:

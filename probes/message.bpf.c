@@ -21,7 +21,7 @@ static __always_inline int sent(__u8 class, __u8 flags, __u32 tid, __u64 from, _
 	send = record(KIND_SEND, class, flags, tid, from);
 	if (send) {
 		send->receiver = to;
-		send->words = words;
+		send->size = words;
 		emit(send);
 	}
 	return 0;
@@ -88,7 +88,7 @@ static __always_inline int received(__u8 flags, __u32 tid, __u64 process, __u64 
 	receive = record(KIND_RECEIVE, 0, flags, tid, process);
 	if (receive) {
 		receive->message = message;
-		receive->words = words;
+		receive->size = words;
 		emit(receive);
 	}
 	return 0;

@@ -72,8 +72,8 @@ CLASSES = 8
 KINDS = {
     'spawn': Kind(0, 'spawn', 'A process was created.', classes=('all',), counted=None, histogram=None, units={'parent': 'eterm', 'module': 'eterm', 'function': 'eterm'}, absent={'parent': 0, 'module': 0, 'function': 0}),
     'exit': Kind(1, 'exit', 'A process began to exit.', classes=('unknown', 'normal', 'shutdown', 'killed', 'error', 'other'), counted=None, histogram=None, units={'reason': 'eterm', 'tag': 'eterm'}, absent={'reason': 0, 'tag': 0}),
-    'send': Kind(2, 'send', 'A process sent a message to a process.', classes=('local', 'remote'), counted=None, histogram=None, units={'receiver': 'eterm', 'words': 'words'}, absent={'receiver': 0, 'words': 18446744073709551615}),
-    'receive': Kind(3, 'receive', 'A process took a message out of its mailbox.', classes=('all',), counted=None, histogram=None, units={'message': 'address', 'words': 'words'}, absent={'message': 0, 'words': 18446744073709551615}),
+    'send': Kind(2, 'send', 'A process sent a message to a process.', classes=('local', 'remote'), counted=None, histogram=None, units={'receiver': 'eterm', 'size': 'words'}, absent={'receiver': 0, 'size': 18446744073709551615}),
+    'receive': Kind(3, 'receive', 'A process took a message out of its mailbox.', classes=('all',), counted=None, histogram=None, units={'message': 'address', 'size': 'words'}, absent={'message': 0, 'size': 18446744073709551615}),
     'schedule': Kind(4, 'schedule', 'A process was scheduled in or out on a normal scheduler.', classes=('in', 'out'), counted='in', histogram='out', units={'duration_ns': 'ns', 'reductions': 'reductions'}, absent={'duration_ns': 18446744073709551615, 'reductions': 18446744073709551615}),
     'gc': Kind(5, 'gc', 'A garbage collection of one process ended.', classes=('unknown', 'minor', 'major', 'hibernate'), counted=None, histogram='all', units={'duration_ns': 'ns', 'reclaimed': 'words', 'live': 'words'}, absent={'duration_ns': 18446744073709551615, 'reclaimed': 18446744073709551615, 'live': 18446744073709551615}),
     'hibernate': Kind(6, 'hibernate', 'A process called hibernate.', classes=('all',), counted=None, histogram=None, units={}, absent={}),
@@ -148,7 +148,7 @@ RECORDS = {
     ("tid", "<u4"),
     ("process", "<u8"),
     ("receiver", "<u8"),
-    ("words", "<u8"),
+    ("size", "<u8"),
     ("reserved", "<u8", (2,)),
 ]),
     'receive': np.dtype([
@@ -161,7 +161,7 @@ RECORDS = {
     ("tid", "<u4"),
     ("process", "<u8"),
     ("message", "<u8"),
-    ("words", "<u8"),
+    ("size", "<u8"),
     ("reserved", "<u8", (2,)),
 ]),
     'schedule': np.dtype([

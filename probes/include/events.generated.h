@@ -320,7 +320,7 @@ struct send_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 receiver; /* pid; absent where it is on another node, eterm */
-	__u64 words; /* size of the copied message, words */
+	__u64 size; /* size of the copied message, words */
 	__u64 reserved[2]; /* zero */
 };
 
@@ -333,7 +333,7 @@ struct receive_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 message; /* the ErtsMessage, to pair it with its send, address */
-	__u64 words; /* size of the message, words */
+	__u64 size; /* size of the message, words */
 	__u64 reserved[2]; /* zero */
 };
 
