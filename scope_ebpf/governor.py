@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What keeps the cost of observing one target under its budget.
+
+Pure: times, CPU seconds and costs go in, what is to be switched comes out. The
+caller keeps the clock, counts hits and attaches hooks.
+
+The target earns a budget by the CPU it uses, and every hit spends of it. Events
+whose hooks cost little stay in; the others share what is left, each in short
+windows at irregular times. Whatever is in has an allowance that the kernel counts
+down, and the allowances together are never more than what has been earned: so
+a target that grows hot between two looks of ours is let go before its budget is
+spent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: Seconds for which what was not spent is kept.
+BURST = 1.0
+#: The share of the budget that is given out; the rest is for costs that no hit shows.
+HEADROOM = 0.75
+#: Seconds: no window is shorter, because attaching takes some milliseconds, or longer.
+SHORTEST, LONGEST = 0.005, 0.1
+#: Seconds between two windows of one event, if its cost allows that.
+SPACING = 1.0
+#: Hooks that used up their allowance come back for good when they would take less than this part
+#: of their share, in this many windows in a row.
+CALM, CALM_WINDOWS = 0.5, 5
+#: The weight of the newest reading in a moving average.
+_NEW = 0.3
+#: Seconds over which ratios are told.
+_MEMORY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to switch: *hits* is the allowance; *length* that of a window in seconds."""
+
+    what: Literal["attach", "window", "refill", "release"]
+    event: str
+    hits: int = 0
+    length: float = 0.0
+
+
+@dataclass(slots=True)
+class _Event:
+    """What is known of one event; costs in seconds of the target's CPU."""
+
+    hit_cost: float
+    mode: Literal["always", "windows"] = "always"
+    attached: bool = False
+    #: What its hooks would cost in a second if they were in; None before anything is known.
+    demand: float | None = None
+    share: float = 0.0
+    #: The allowance that it has now.
+    granted: float = 0.0
+    #: What a window cost lately, and how many there were since the allowance was spent.
+    window_cost: float = 0.0
+    windows: int = 0
+    next_window: float = 0.0
+    calm: int = 0
+    spent: float = 0.0
+    open_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=240))
+
+
+class Governor:
+    """
+    Decides for one target.
+
+    *hit_costs* gives the events and the seconds of CPU that a hit of each costs;
+    *budget* is a share of the CPU that the target uses, and *floor* the CPUs that a
+    target counts as using at least, so that an idle one can be observed.
+    """
+
+    def __init__(
+        self,
+        hit_costs: Mapping[str, float],
+        now: float,
+        *,
+        budget: float = 0.01,
+        floor: float = 0.05,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.budget = budget
+        self._floor = floor
+        self._random = rng or random.Random()  # noqa: S311 - irregular, not secret
+        self._events = {name: _Event(cost) for name, cost in hit_costs.items()}
+        self._now = self._started = now
+        self._cpu: float | None = None
+        self.income = budget * floor
+        self.balance = self.income * BURST
+        self._past: deque[tuple[float, float, float]] = deque(maxlen=240)
+
+    def tick(self, now: float, cpu_seconds: float, spent: Mapping[str, float]) -> list[Action]:
+        """
+        Take stock, about once a second.
+
+        *cpu_seconds* that the target used and seconds that hits took of them, by
+        event, both since they began to be counted. Other costs may be *spent* under
+        names that are no event. Returns what to switch now.
+        """
+        passed = max(now - self._now, 1e-3)
+        first = self._cpu is None
+        used = max(0.0, cpu_seconds - (self._cpu or 0.0)) if not first else 0.0
+        self._cpu, self._now = cpu_seconds, now
+        earned = self.budget * max(used, self._floor * passed)
+        self.income += _NEW * (earned / passed - self.income)
+        self.balance += earned
+        for name, total in spent.items():
+            self._spend(name, total, passed)
+        self.balance = min(self.balance, self.income * BURST)
+        self._past.append((now, cpu_seconds, sum(spent.values())))
+        self._share_out()
+        return [] if first else self._refills()
+
+    def _spend(self, name: str, total: float, passed: float) -> None:
+        event = self._events.get(name)
+        if event is None:  # not ours to switch, but paid for
+            event = self._events[name] = _Event(0.0, attached=True)
+        cost = total - event.spent
+        event.spent = total
+        self.balance -= cost
+        if event.attached and event.mode == "always":
+            rate = cost / passed
+            # Up at once, down slowly.
+            known = event.demand or 0.0
+            event.demand = rate if rate > known else known + _NEW * (rate - known)
+
+    def _charge(self, event: _Event, cost: float) -> None:
+        """Take *cost* from the balance now; the next tick finds it in what was spent."""
+        self.balance -= cost
+        event.spent += cost
+
+    def _share_out(self) -> None:
+        names = list(self._events)
+        demands = [self._events[name].demand for name in names]
+        shares = water_fill(
+            [self.income if demand is None else demand for demand in demands],
+            self.income * HEADROOM,
+        )
+        for name, share in zip(names, shares, strict=True):
+            self._events[name].share = share
+
+    def _refills(self) -> list[Action]:
+        """Allowances for what stays in; together they are no more than the balance."""
+        always = {n: e for n, e in self._events.items() if e.mode == "always" and e.hit_cost}
+        least = self.income / (4 * max(1, len(self._events)))
+        weights = {name: (e.demand or 0.0) + least for name, e in always.items()}
+        total = sum(weights.values()) + sum(
+            e.share for e in self._events.values() if e.mode == "windows"
+        )
+        actions = []
+        for name, event in always.items():
+            hits = int(max(0.0, self.balance) * weights[name] / total / event.hit_cost)
+            what: Literal["refill", "attach"] = "refill" if event.attached else "attach"
+            if hits or event.attached:
+                event.attached, event.granted = True, hits * event.hit_cost
+                actions.append(Action(what, name, hits))
+        return actions
+
+    def tripped(self, event: str, now: float) -> list[Action]:
+        """The allowance of *event* is spent: its hooks come out, and windows take their place."""
+        state = self._events[event]
+        if state.mode == "windows" or not state.attached:
+            return []
+        state.mode, state.attached, state.calm, state.windows = "windows", False, 0, 0
+        self._charge(state, state.granted)
+        # The first window will tell how much it is.
+        state.demand = max(state.demand or 0.0, self.income)
+        self._schedule(state, now)
+        return [Action("release", event)]
+
+    def due(self, now: float) -> Action | None:
+        """The window that is to be opened now, if one is."""
+        waiting = [(e.next_window, n) for n, e in self._events.items() if e.mode == "windows"]
+        if not waiting:
+            return None
+        at, name = min(waiting)
+        event = self._events[name]
+        cost = max(event.window_cost, event.share * SHORTEST)
+        if at > now:
+            return None
+        if self.balance < cost:
+            event.next_window = now + (cost - self.balance) / self.income
+            return None
+        length = SHORTEST
+        if event.demand:
+            length = min(max(event.share * SPACING / event.demand, SHORTEST), LONGEST)
+        allowed = min(self.balance, 3 * max(cost, event.share * SPACING))
+        event.attached = True
+        return Action("window", name, max(1, int(allowed / event.hit_cost)), length)
+
+    def next_due(self) -> float | None:
+        """When :meth:`due` should be asked again; None while there are no windows."""
+        return min(
+            (e.next_window for e in self._events.values() if e.mode == "windows"), default=None
+        )
+
+    def closed(self, event: str, now: float, seconds: float, cost: float) -> None:
+        """
+        A window was open for *seconds*, whose hits took *cost* seconds of the target's.
+
+        What hits cost before the gate opened and after it closed comes in with
+        the next :meth:`tick`.
+        """
+        state = self._events[event]
+        state.attached = False
+        state.open_seconds.append((now, seconds))
+        self._charge(state, cost)
+        state.window_cost = max(cost, state.window_cost * (1 - _NEW))
+        demand = cost / max(seconds, 1e-6)
+        known = state.demand if state.windows and state.demand is not None else demand
+        state.demand = known + _NEW * (demand - known)
+        state.windows += 1
+        state.calm = state.calm + 1 if max(demand, state.demand) < CALM * self._fair(state) else 0
+        if state.calm >= CALM_WINDOWS:
+            state.mode = "always"  # the next tick puts it in
+        else:
+            self._schedule(state, now)
+
+    def _fair(self, event: _Event) -> float:
+        """What *event* could have if the others kept what they have."""
+        others = sum(e.share for e in self._events.values() if e is not event)
+        return max(event.share, self.income * HEADROOM - others)
+
+    def failed(self, event: str) -> None:
+        """The hooks of *event* cannot be attached: leave it alone."""
+        del self._events[event]
+
+    def _schedule(self, event: _Event, now: float) -> None:
+        pause = SPACING
+        if event.share > 0:
+            pause = max(pause, event.window_cost / event.share)
+        event.next_window = now + pause * self._random.uniform(0.5, 1.5)
+
+    def overhead_ratio(self) -> float:
+        """The seconds that hits took, of those the target used, over the last minute."""
+        past = [p for p in self._past if p[0] >= self._now - _MEMORY]
+        if len(past) < 2:
+            return 0.0
+        (start, cpu, spent), (end, cpu_now, spent_now) = past[0], past[-1]
+        used = max(cpu_now - cpu, self._floor * (end - start))
+        return (spent_now - spent) / used if used > 0 else 0.0
+
+    def sampling_ratio(self, event: str) -> float:
+        """The share of the last minute in which *event* was counted."""
+        state = self._events.get(event)
+        if state is None:
+            return 0.0
+        if state.mode == "always":
+            return 1.0 if state.attached else 0.0
+        since = max(self._started, self._now - _MEMORY)
+        opened = sum(seconds for at, seconds in state.open_seconds if at >= since)
+        return opened / max(self._now - since, 1e-3)
+
+    def modes(self) -> dict[str, str]:
+        """Whether each event is always on or in windows."""
+        return {name: e.mode for name, e in self._events.items() if e.hit_cost}
+
+
+def water_fill(demands: Iterable[float], total: float) -> list[float]:
+    """
+    Share *total* out fairly: nobody gets more than asked for, what is over goes to the rest.
+
+    >>> water_fill([1.0, 8.0, 9.0], 11.0)
+    [1.0, 5.0, 5.0]
+    """
+    wanted = list(demands)
+    shares = [0.0] * len(wanted)
+    left = total
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    for done, place in enumerate(order):
+        shares[place] = min(wanted[place], left / (len(order) - done))
+        left -= shares[place]
+    return shares

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The governor against simulated targets: steps, spikes, idleness, and every mixture of them.
+"""
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scope_ebpf.governor import Governor, water_fill
+
+HIT = 1e-6
+#: How late hooks come out after their gate has closed, and how long they take to go in, seconds.
+LAG = 0.002
+STEP = 0.001
+#: Seconds of budget that the first second, whose CPU use nobody knows yet, may cost.
+START = 0.001
+
+Load = Callable[[float], float]
+
+
+class Simulation:
+    """
+    A target whose events happen at given rates, and a kernel that counts down allowances.
+    """
+
+    def __init__(self, loads: dict[str, Load], cpus: Load, seed: int = 1) -> None:
+        self.loads, self.cpus = loads, cpus
+        self.governor = Governor(dict.fromkeys(loads, HIT), 0.0, rng=random.Random(seed))
+        self.now = self.cpu = 0.0
+        self.spent = dict.fromkeys(loads, 0.0)
+        self.left: dict[str, float] = {}
+        self.removed: dict[str, float] = {}
+        self.window: tuple[str, float, float, float] | None = None
+        self.worst = 0.0
+        self.cost_by_second: list[float] = []
+        self.cpu_by_second: list[float] = []
+
+    def run(self, seconds: float) -> None:
+        for step in range(round(seconds / STEP)):
+            if step % 1000 == 0:
+                self._tick()
+                self.cost_by_second.append(0.0)
+                self.cpu_by_second.append(0.0)
+            self._step()
+
+    def _tick(self) -> None:
+        for action in self.governor.tick(self.now, self.cpu, self.spent):
+            self.left[action.event] = action.hits
+
+    def _step(self) -> None:
+        self.now += STEP
+        used = self.cpus(self.now) * STEP
+        self.cpu += used
+        self.cpu_by_second[-1] += used
+        for event, load in self.loads.items():
+            if event in self.left or self.removed.get(event, 0.0) > self.now:
+                hits = load(self.now) * STEP
+                self.spent[event] += hits * HIT
+                self.cost_by_second[-1] += hits * HIT
+                if event in self.left:
+                    self.left[event] -= hits
+        self._switch()
+
+    def _switch(self) -> None:
+        for event in [e for e, left in self.left.items() if left <= 0]:
+            if self.window and self.window[0] == event:
+                self._close()
+            else:
+                self._remove(event)
+                self.governor.tripped(event, self.now)
+        if self.window and self.now >= self.window[1]:
+            self._close()
+        if self.window is None:
+            action = self.governor.due(self.now)
+            if action:
+                self.left[action.event] = action.hits
+                opened = self.now, self.spent[action.event]
+                self.window = (action.event, self.now + action.length, *opened)
+
+    def _remove(self, event: str) -> None:
+        del self.left[event]
+        self.removed[event] = self.now + LAG
+
+    def _close(self) -> None:
+        assert self.window is not None
+        event, _, opened, spent = self.window
+        self.window = None
+        self._remove(event)
+        self.governor.closed(event, self.now, self.now - opened, self.spent[event] - spent)
+
+    def share(self, first: int = 0) -> float:
+        """
+        Cost over CPU from that second on.
+        """
+        return sum(self.cost_by_second[first:]) / sum(self.cpu_by_second[first:])
+
+
+def constant(value: float) -> Load:
+    return lambda _now: value
+
+
+def step(at: float, before: float, after: float) -> Load:
+    return lambda now: before if now < at else after
+
+
+@pytest.mark.parametrize("rate", [10, 1_000, 20_000, 1_000_000])
+def test_a_steady_target_costs_no_more_than_its_budget(rate):
+    """
+    Whatever the rate, after the first second the cost stays under one percent.
+    """
+    run = Simulation({"send": constant(rate), "receive": constant(rate)}, constant(2.0))
+    run.run(60)
+    assert run.share(1) <= 0.01
+
+
+def test_what_fits_into_the_budget_stays_in():
+    """
+    An event that costs a tenth of the budget is counted all the time.
+    """
+    run = Simulation({"gc": constant(2_000)}, constant(2.0))
+    run.run(30)
+    assert {"gc": "always"} == run.governor.modes()
+    assert run.governor.sampling_ratio("gc") == 1.0
+
+
+def test_the_hot_share_what_the_quiet_leave():
+    """
+    Three hot events get windows, and a quiet one beside them stays in.
+    """
+    loads = {name: constant(500_000) for name in ("send", "receive", "schedule")}
+    run = Simulation({**loads, "spawn": constant(100)}, constant(2.0))
+    run.run(60)
+    modes = run.governor.modes()
+    assert modes["spawn"] == "always"
+    assert {modes[name] for name in loads} == {"windows"}
+    ratios = [run.governor.sampling_ratio(name) for name in loads]
+    assert min(ratios) > 0.001
+    assert max(ratios) < 3 * min(ratios)
+
+
+def test_a_sudden_million_a_second_costs_no_more_than_the_second_had():
+    """
+    A quiet event that becomes hot between two ticks is out before its second's budget is spent.
+    """
+    run = Simulation({"send": step(20.3, 100, 1_000_000)}, constant(2.0))
+    run.run(30)
+    lag = 1_000_000 * (LAG + STEP) * HIT
+    assert max(run.cost_by_second[20:]) <= 0.01 * 2.0 + lag
+    assert run.governor.modes()["send"] == "windows"
+
+
+def test_a_spike_that_has_passed_is_forgotten():
+    """
+    After a spike of two seconds the event is counted all the time again.
+    """
+    run = Simulation({"send": lambda now: 1_000_000 if 10 < now < 12 else 100}, constant(2.0))
+    run.run(60)
+    assert run.governor.modes()["send"] == "always"
+    assert run.share(1) <= 0.01
+
+
+def test_an_idle_target_is_observed_at_a_fixed_small_price():
+    """
+    A target that uses no CPU has the budget of one that uses a twentieth of a core.
+    """
+    run = Simulation({"gc": constant(50), "send": constant(200)}, constant(0.0))
+    run.run(60)
+    assert max(run.cost_by_second[1:]) <= 0.01 * 0.05 + START
+    assert set(run.governor.modes().values()) == {"always"}
+
+
+def test_windows_come_at_irregular_times():
+    """
+    No two pauses between windows are alike, so nothing that is periodic hides.
+    """
+    run = Simulation({"send": constant(1_000_000)}, constant(2.0))
+    run.run(60)
+    opened = [at for at, _ in run.governor._events["send"].open_seconds]
+    pauses = {round(b - a, 2) for a, b in itertools.pairwise(opened)}
+    assert len(opened) > 10
+    assert len(pauses) > len(opened) / 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.floats(0, 6)), min_size=1, max_size=6),
+    st.floats(0.1, 4),
+    st.integers(0, 2**32),
+)
+def test_no_mixture_of_steps_breaks_the_budget(steps, cpus, seed):
+    """
+    Rates from one to a million a second in any order cost no more than budget, lag and start.
+    """
+
+    def load(now: float) -> float:
+        return 10 ** next((e for at, e in sorted(steps, reverse=True) if now >= at), 0)
+
+    run = Simulation({"send": load, "gc": constant(100)}, constant(cpus), seed)
+    run.run(25)
+    lags = len(steps) * 1_000_000 * LAG * HIT
+    assert sum(run.cost_by_second) <= 0.01 * sum(run.cpu_by_second) + lags + START
+
+
+@given(st.lists(st.floats(0, 100), min_size=1), st.floats(0, 100))
+def test_shares_are_fair(demands, total):
+    """
+    Nobody gets more than asked for, nothing is kept back, and who gets less than asked for gets
+    no less than any other.
+    """
+    shares = water_fill(demands, total)
+    assert all(0 <= share <= demand for share, demand in zip(shares, demands, strict=True))
+    assert sum(shares) == pytest.approx(min(total, sum(demands)))
+    hungry = [s for s, d in zip(shares, demands, strict=True) if s < d]
+    if hungry:
+        assert min(hungry) >= max(shares) - 1e-9

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Totals from windows, held against totals that are known.
+"""
+
+import numpy as np
+import pytest
+
+from scope_ebpf.metrics.scaling import WINDOWS, Estimate, quantile
+
+#: Seeds of the simulated minutes.
+SEEDS = range(300)
+
+
+def minute(seed: int) -> tuple[float, float, float]:
+    """
+    A minute of bursts at a rate that wanders, seen in 40 windows of 10 ms: estimate, truth, error.
+    """
+    rng = np.random.default_rng(seed)
+    switches = rng.gamma(2.0, 1000.0, 6000)  # context switches in each 10 ms
+    sends = rng.poisson(switches * rng.gamma(20.0, 0.1, 6000))
+    estimate = Estimate(1, 1)
+    for place in rng.choice(6000, WINDOWS, replace=False):
+        estimate.window(np.array([float(sends[place])]), float(switches[place]))
+    estimate.advance(float(switches.sum()))
+    return float(estimate.total[0]), float(sends.sum()), estimate.error_ratio()
+
+
+def test_totals_are_within_their_stated_error():
+    """
+    In at least 95 of 100 simulated minutes the truth is where the stated error says it is.
+    """
+    minutes = [minute(seed) for seed in SEEDS]
+    within = [abs(found - truth) <= error * found for found, truth, error in minutes]
+    assert sum(within) >= 0.95 * len(SEEDS)
+    assert max(error for _, _, error in minutes) < 0.25
+
+
+def test_a_slow_window_is_no_lower_rate():
+    """
+    Hooks that halve the target's speed in a window halve its measure too.
+    """
+    estimate = Estimate(1, 1)
+    for slowness in (0.5, 0.8, 0.6):
+        estimate.window(np.array([1000.0 * slowness]), 2000.0 * slowness)
+    assert estimate.advance(60_000.0)
+    assert estimate.total[0] == pytest.approx(30_000)
+
+
+def test_what_is_always_counted_is_exact():
+    """
+    Counts of an event that is always on are added as they are.
+    """
+    estimate = Estimate(3, 2)
+    estimate.exact(np.array([1.0, 2.0, 0.5]))
+    estimate.exact(np.array([1.0, 0.0, 0.5]))
+    assert [2.0, 2.0, 1.0] == estimate.total.tolist()
+
+
+def test_nothing_is_made_up_before_the_first_window():
+    """
+    Without a window there is no rate: nothing is added, and the caller is told.
+    """
+    estimate = Estimate(1, 1)
+    assert not estimate.advance(1000.0)
+    assert [0.0] == estimate.total.tolist()
+    assert estimate.error_ratio() == 1.0
+
+
+def test_too_few_windows_have_an_error_of_one():
+    """
+    Two windows say nothing about how windows differ.
+    """
+    estimate = Estimate(1, 1)
+    for _ in range(2):
+        estimate.window(np.array([100.0]), 10.0)
+    assert estimate.error_ratio() == 1.0
+    estimate.window(np.array([100.0]), 10.0)
+    assert estimate.error_ratio() < 1.0
+
+
+def test_more_windows_never_make_the_quantile_larger():
+    """
+    The quantile falls with the number of windows, and stays above that of a normal spread.
+    """
+    values = [quantile(freedom) for freedom in range(1, 200)]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] > 1.96
