@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from btf import UNION, Btf, differences, shape_of
+
+import scope_ebpf
+from scope_ebpf import events
+
+OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
+FAMILIES = sorted({way.family for way in events.WAYS})
+#: What every object has.
+SHARED = {
+    "settings": events.SETTINGS,
+    "tally": events.TALLY,
+    "durations": events.DURATIONS,
+    "allowance": events.ALLOWANCE,
+}
+#: What has arguments of USDT sites.
+WITH_USDT = sorted({way.family for way in events.WAYS if way.via == "usdt"})
+RING_HEADER = 8
+
+
+def btf(family: str) -> Btf:
+    return Btf(OBJECTS / f"{family}.bpf.o")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_record_of_every_object_is_the_dtype(family: str):
+    """
+    Each record has the same fields at the same places in the object as in numpy, field by field.
+    """
+    found = btf(family)
+    lines = []
+    for name, dtype in events.RECORDS.items():
+        struct = f"{name}_record"
+        lines += differences(struct, found.shape(struct), shape_of(dtype, RING_HEADER))
+    assert [] == lines
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_map_value_of_every_object_is_the_dtype(family: str):
+    """
+    Settings, tallies, histograms and allowances have the same fields at the same places on both sides.
+    """
+    found = btf(family)
+    lines = []
+    for name, dtype in SHARED.items():
+        lines += differences(name, found.shape(name), shape_of(dtype))
+    assert [] == lines
+
+
+@pytest.mark.parametrize("family", WITH_USDT)
+def test_the_description_of_a_usdt_argument_is_the_dtype(family: str):
+    """
+    Where an argument of a USDT site lies is described alike on both sides.
+    """
+    found = btf(family).shape("usdt_argument")
+    assert [] == differences("usdt_argument", found, shape_of(events.USDT_ARGUMENT))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_object_knows_no_record_that_we_do_not(family: str):
+    """
+    The records that the object describes are those of the dtypes, no more and no fewer.
+    """
+    union = btf(family).shape("any_record", UNION)
+    assert sorted(events.RECORDS) == sorted(field.name for field in union.fields)
+
+
+def altered(name: str, **formats: str) -> np.dtype:
+    """
+    A record's dtype with other formats of some fields, all fields where they were.
+    """
+    dtype = events.RECORDS[name]
+    return np.dtype(
+        {
+            "names": dtype.names,
+            "formats": [formats.get(n, dtype.fields[n][0]) for n in dtype.names],
+            "offsets": [dtype.fields[n][1] for n in dtype.names],
+            "itemsize": dtype.itemsize,
+        }
+    )
+
+
+def test_a_narrowed_field_is_found_though_padding_hides_it():
+    """
+    A field that is narrower on one side is a difference, even if every size and offset is the same.
+    """
+    wrong = altered("schedule", duration_ns="<u4")
+    assert events.RECORDS["schedule"].itemsize == wrong.itemsize
+    lines = differences(
+        "schedule_record",
+        btf("schedule").shape("schedule_record"),
+        shape_of(wrong, RING_HEADER),
+    )
+    assert [
+        (
+            "schedule_record.duration_ns: "
+            "Field(name='duration_ns', offset=24, size=8, count=1, signed=False) is not "
+            "Field(name='duration_ns', offset=24, size=4, count=1, signed=False)"
+        )
+    ] == lines
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        altered("schedule", duration_ns="<i8"),
+        altered("schedule", reserved=("<u4", (2,))),
+        np.dtype([*events.RECORDS["schedule"].descr, ("more", "<u8")]),
+        np.dtype(
+            [
+                ("duration", *f[1:]) if f[0] == "duration_ns" else f
+                for f in events.RECORDS["schedule"].descr
+            ]
+        ),
+    ],
+    ids=["another sign", "a shorter array", "one field more", "another name"],
+)
+def test_any_other_difference_is_found_too(dtype: np.dtype):
+    """
+    A sign, a length, a name or a field too many are differences.
+    """
+    shape = btf("schedule").shape("schedule_record")
+    assert [] != differences("schedule_record", shape, shape_of(dtype, RING_HEADER))
+
+
+def test_a_struct_that_is_not_there_is_a_difference():
+    """
+    A struct that the object does not describe cannot pass for an equal one.
+    """
+    lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.TALLY))
+    assert ["telepathy: the object's BTF does not have it"] == lines

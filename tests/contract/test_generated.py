@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GENERATE = ROOT / "probes/generate.py"
+
+
+@pytest.fixture
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", GENERATE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_files_are_what_the_description_says():
+    """
+    The C header and the Python module are those that events.toml makes.
+    """
+    done = subprocess.run(
+        [sys.executable, str(GENERATE), "--check"], capture_output=True, text=True
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_a_stale_file_is_found(generate, tmp_path: Path, monkeypatch, capsys):
+    """
+    The check names a file that was changed by hand, and fails.
+    """
+    stale = tmp_path / "events.generated.h"
+    stale.write_text(generate.HEADER.read_text() + "/* by hand */\n")
+    monkeypatch.setattr(generate, "HEADER", stale)
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert 1 == generate.main()
+    expected = f"{stale} is not what probes/events.toml says: run `make generate`\n"
+    assert expected == capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([("a", "u32"), ("b", "u64")], "events.toml: a hole before 'b'"),
+        ([("a", "u128")], "events.toml: 'u128' is no type"),
+        ([(f"w{n}", "u64") for n in range(5)], "events.toml: 'a test' does not fit"),
+        ([("a", "u32")], "events.toml: 'a test' does not fit"),
+    ],
+    ids=["hole", "type", "too long", "ends in a hole"],
+)
+def test_a_record_that_cannot_be_laid_out_is_refused(generate, fields, said: str):
+    """
+    Holes, unknown types and records that do not fit are refused by name.
+    """
+    rows = [{"name": name, "type": kind, "doc": ""} for name, kind in fields]
+    with pytest.raises(SystemExit) as error:
+        generate.record_fields(generate.load(), {"doc": "a test", "fields": rows})
+    assert said == str(error.value)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+import scope_ebpf
+from scope_ebpf import events
+
+OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
+PROBES = Path(__file__).parents[2] / "probes"
+FAMILIES = sorted({way.family for way in events.WAYS})
+
+
+def programs(path: Path) -> dict[str, str]:
+    """
+    The programs of an object that go to functions of the VM, and the section each lies in.
+    """
+    with path.open("rb") as file:
+        elf = ELFFile(file)
+        found = {}
+        for symbol in elf.get_section_by_name(".symtab").iter_symbols():
+            section = symbol["st_shndx"]
+            if symbol["st_info"]["type"] != "STT_FUNC" or not isinstance(section, int):
+                continue
+            name = elf.get_section(section).name
+            if name in ("uprobe", "uretprobe"):
+                found[symbol.name] = name
+        return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_object_has_the_programs_of_its_hooks_and_no_others(family: str):
+    """
+    Each hook's program is in its family's object, for an entry or a return as the hook says.
+    """
+    expected = {
+        hook.program: "uretprobe" if hook.returns else "uprobe"
+        for way in events.WAYS
+        if way.family == family
+        for hook in way.hooks
+    }
+    assert expected == programs(OBJECTS / f"{family}.bpf.o")
+
+
+def test_every_probe_is_built():
+    """
+    Each source has an object, and each object a source.
+    """
+    sources = {path.name.removesuffix(".bpf.c") for path in PROBES.glob("*.bpf.c")}
+    objects = {path.name.removesuffix(".bpf.o") for path in OBJECTS.glob("*.bpf.o")}
+    assert sources == objects
+    assert set(FAMILIES) <= objects
+
+
+def test_every_object_is_newer_than_what_it_was_built_from():
+    """
+    No test here looks at an object that was built from another source than the one beside it.
+    """
+    newest = max(path.stat().st_mtime for path in PROBES.glob("include/*.h"))
+    stale = [
+        path.name
+        for path in OBJECTS.glob("*.bpf.o")
+        if path.stat().st_mtime
+        < max(newest, (PROBES / path.with_suffix(".c").name).stat().st_mtime)
+    ]
+    assert [] == stale, "run `make objects`"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_object_is_under_the_gpl(family: str):
+    """
+    The kernel gives its helpers to programs under the GPL only, and our sources say so too.
+    """
+    with (OBJECTS / f"{family}.bpf.o").open("rb") as file:
+        assert b"GPL\0" == ELFFile(file).get_section_by_name("license").data()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from beams_run import require
+
+from scope_ebpf import errors
+
+ROOT = Path(__file__).parents[2]
+LICENSED = (".py", ".c", ".h", ".erl", ".ex", ".sh")
+#: Where packages come from is a matter of each machine's own settings. Put together, so that this
+#: file does not name them.
+REGISTRIES = [
+    ".".join(parts)
+    for parts in (
+        ("deb", "debian", "org"),
+        ("snapshot", "debian", "org"),
+        ("archive", "ubuntu", "com"),
+        ("pypi", "org"),
+        ("files", "pythonhosted", "org"),
+        ("registry", "npmjs", "org"),
+        ("repo", "hex", "pm"),
+    )
+]
+GITHUB = "github.com"
+
+
+def tracked() -> list[Path]:
+    """
+    The files that the repository knows, and that are there.
+    """
+    require(shutil.which("git") and (ROOT / ".git").exists(), "this is no git checkout")
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def text(path: Path) -> str:
+    return path.read_text(errors="replace")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def license_of(path: Path) -> str | None:
+    head = "\n".join(text(path).splitlines()[:3])
+    found = re.search(r"SPDX-License-Identifier: ([\w.-]+)", head)
+    return found and found[1]
+
+
+def test_every_source_names_its_licence():
+    """
+    BPF programs are under the GPL 2, because the kernel asks for it; all else is under Apache 2.
+    """
+    wrong = {}
+    for path in tracked():
+        if path.suffix not in LICENSED:
+            continue
+        header = path.is_relative_to(ROOT / "probes") and path.suffix == ".h"
+        of_the_kernel_side = header or path.name.endswith(".bpf.c")
+        expected = "GPL-2.0-only" if of_the_kernel_side else "Apache-2.0"
+        if license_of(path) != expected:
+            wrong[name(path)] = license_of(path)
+    assert {} == wrong
+
+
+def test_no_file_names_a_package_registry():
+    """
+    Packages come from wherever the machine's own tools are told to take them.
+    """
+    named = [(name(path), host) for path in tracked() for host in REGISTRIES if host in text(path)]
+    assert [] == named
+
+
+def test_only_documents_link_to_the_forge():
+    """
+    Nothing that runs or is built refers to a repository on the net.
+    """
+    documents = (".md", ".rst", ".1", ".8", ".html")
+    named = [
+        name(path)
+        for path in tracked()
+        if path.suffix not in documents and not path.is_relative_to(ROOT / "docs")
+        if GITHUB in text(path)
+    ]
+    assert [] == named
+
+
+def test_each_error_has_its_own_exit_code():
+    """
+    A script can tell from the exit code what went wrong: no two errors share one.
+    """
+    codes = {
+        error.__name__: error.exit_code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ScopeError)
+    }
+    assert len(codes) == len(set(codes.values()))
+    assert set(codes.values()) <= set(range(1, 64))
+    assert codes["UsageError"] == 2
+
+
+def undescribed(source: str) -> list[str]:
+    """
+    The tests of a file without a docstring that is one sentence.
+    """
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if not (ast.get_docstring(node) or "").endswith(".")
+    ]
+
+
+def test_every_test_says_what_it_shows():
+    """
+    The docstrings of the tests, one after the other, are the specification.
+    """
+    tests = [path for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"]
+    bare = [(name(path), test) for path in tests for test in undescribed(text(path))]
+    assert [] == bare
+
+
+@pytest.mark.parametrize("body", ["pass", '"""no full stop"""', "'''x.'''"])
+def test_a_test_without_a_sentence_is_found(body: str):
+    """
+    The check above sees a test that says nothing.
+    """
+    found = undescribed(f"def test_x():\n    {body}\n")
+    assert ([] if body.endswith(".'''") else ["test_x"]) == found
