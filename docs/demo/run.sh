@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Starts a small Erlang node and looks at it: run.sh SCOPE_TRACE [OPTIONS]
 set -euo pipefail
 trace=$1

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds a beam.smp that carries USDT probes, from the distribution's own source package.
 #
 #   tests/beams/build-usdt.sh [FOLDER]
