@@ -44,7 +44,7 @@ def test_every_record_of_every_object_is_the_dtype(family: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_map_value_of_every_object_is_the_dtype(family: str):
     """
-    Settings, tallies, histograms and allowances have the same fields at the same places on both sides.
+    Settings and the values of maps have the same fields at the same places on both sides.
     """
     found = btf(family)
     lines = []
