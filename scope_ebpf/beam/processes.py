@@ -22,7 +22,7 @@ from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,9 +115,8 @@ SIZES = (
 #: Everything else that is shown of one process.
 DETAIL = (
     Field("flags", "flags", np.uint32),
-    Field("started_interval", "common.u.alive.started_interval", np.uint64),
-    Field("off_heap", "off_heap.first", np.uint64),
     Field("off_heap_words", "off_heap.overhead", np.uint64),
+    Field("old_binaries", "bin_old_vheap", np.uint64),
     Field("middle_message", "sig_qs.cont", np.uint64),
     Field("outer_message", "sig_inq.first", np.uint64),
     Field("max_minor_gcs", "max_gen_gcs", np.uint16),
@@ -182,7 +181,9 @@ class ProcessTable:
 
     def pointers(self, first: int, last: int) -> NDArray[np.uint64]:
         """Read the slots *first* to *last* of the table; 0 where there is no process."""
-        slots = self._memory.words(self._slots + _WORD * first, last - first)
+        return self._live(self._memory.words(self._slots + _WORD * first, last - first))
+
+    def _live(self, slots: NDArray[np.uint64]) -> NDArray[np.uint64]:
         # A slot that is being taken has a bit set or holds the invalid process.
         return np.where((slots == self._invalid) | (slots & np.uint64(7) != 0), 0, slots)
 
@@ -208,37 +209,50 @@ class ProcessTable:
 
     def one(self, pid: int) -> NDArray[np.void]:
         """Read the one process with this pid term, shape ``(1,)``; ``(0,)`` if it is not there."""
-        slot = int(self._codec.slot(np.array([pid], np.uint64))[0])
-        if slot >= self.slots:
-            return np.empty(0, self._dtype)
-        rows, torn, unreadable = self._block(slot, slot + 1)
-        if torn or unreadable:
+        slots = self._codec.slot(np.array([pid], np.uint64))
+        snapshot = self.at(slots[slots < self.slots].astype(np.int64))
+        if snapshot.torn or snapshot.unreadable:
             raise ReadRefusedError("the process changed faster than it could be read: try again")
-        found: NDArray[np.void] = rows[rows["id"] == pid]
+        found: NDArray[np.void] = snapshot.rows[snapshot.rows["id"] == pid]
         return found
 
+    def at(self, slots: NDArray[np.int64]) -> Snapshot:
+        """Read the processes in some slots of the table."""
+        began = time.process_time()
+        places = np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
+
+        def pointers() -> NDArray[np.uint64]:
+            words, _ = self._memory.gather(places, _WORD)
+            return self._live(column(words, 0, np.uint64))
+
+        rows, torn, unreadable = self._settled(slots, pointers)
+        return Snapshot(rows, self.count(), torn, unreadable, time.process_time() - began)
+
     def _block(self, first: int, last: int) -> tuple[NDArray[np.void], int, int]:
-        """Read some slots until each row is whole, or ATTEMPTS times."""
-        pointers = self.pointers(first, last)
-        if not pointers.any():
-            return np.empty(0, self._dtype), 0, 0
+        return self._settled(np.arange(first, last), lambda: self.pointers(first, last))
+
+    def _settled(
+        self, slots: NDArray[np.int64], look: Callable[[], NDArray[np.uint64]]
+    ) -> tuple[NDArray[np.void], int, int]:
+        """Read some slots until each row is whole, or ATTEMPTS times; *look* reads pointers."""
+        pointers = look()
         wanted = np.flatnonzero(pointers)
-        found = []
+        found = [np.empty(0, self._dtype)]
         read = np.ones(0, np.bool_)
         for _ in range(ATTEMPTS):
-            spawned = self._spawned()
-            rows, read = self._rows(first + wanted, pointers[wanted])
+            if not len(wanted):
+                break
+            spawned, free = self._spawned(), self.slots - self.count()
+            rows, read = self._rows(slots[wanted], pointers[wanted])
             whole = read & self._whole(rows)
-            after = self.pointers(first, last)
-            if self._spawned() - spawned >= self.slots // 2:
+            after = look()
+            if (self._spawned() - spawned) % (1 << 32) >= free // 2:
                 whole &= self._same_id(rows)
             same = after[wanted] == pointers[wanted]
             found.append(rows[whole & same & (rows["state"] & FREE == 0)])
             # A slot that is empty now held a process that has ended: nothing is missing.
             again = ~(whole & same) & (after[wanted] != 0)
             wanted, pointers, read = wanted[again], after, read[again]
-            if not len(wanted):
-                break
         return np.concatenate(found), int(read.sum()), int((~read).sum())
 
     def _rows(
@@ -272,8 +286,8 @@ class ProcessTable:
         """
         Read the pids again.
 
-        A slot is used again only after all others, so this is needed only when
-        half a table of processes was made within one reading.
+        A slot is used again only after all that are free, so this is needed
+        only when as many processes were made within one reading.
         """
         place = np.uint64(self._layout.offset("Process", "common.id"))
         again, read = self._memory.gather(rows["pointer"] + place, _WORD)
@@ -281,8 +295,9 @@ class ProcessTable:
         return same
 
     def _spawned(self) -> int:
-        place = self._layout.offset("ErtsPTab", "vola.tile.last_data")
-        return self._memory.u64(self._table + place)
+        """Read the VM's running count of slots that were taken."""
+        place = self._layout.offset("ErtsPTab", "vola.tile.aid_ix")
+        return self._memory.u32(self._table + place)
 
 
 def statuses(states: NDArray[np.uint32]) -> list[str]:

@@ -84,7 +84,7 @@ def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> N
 _Part = tuple["NDArray[np.float64]", "NDArray[np.bool_]"]
 
 
-def _tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+def tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     """Read the nodes of a tree of links or monitors."""
     right, left = (
         target.layout.offset("ErtsMonLnkNode", f"node.tree.{side}") for side in ("right", "left")
@@ -96,7 +96,7 @@ def _tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
 
 
-def _ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     """Read the nodes of a ring, where the last one leads to the first again."""
     place = target.layout.offset("ErtsMonLnkNode", "node.list.next")
 
@@ -109,7 +109,7 @@ def _ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
 
 def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
     layout = target.layout
-    owners, addresses, nodes, whole = _tree(target, roots, limit)
+    owners, addresses, nodes, whole = tree(target, roots, limit)
     sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
     remote = _extended_flag(target, nodes)
     if remote.any():
@@ -124,11 +124,11 @@ def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
 
 
 def _monitors(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    return _monitor_sizes(target, *_tree(target, roots, limit))
+    return _monitor_sizes(target, *tree(target, roots, limit))
 
 
 def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    return _monitor_sizes(target, *_ring(target, roots, limit))
+    return _monitor_sizes(target, *ring(target, roots, limit))
 
 
 def _extended_flag(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:

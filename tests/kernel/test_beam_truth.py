@@ -5,10 +5,15 @@ What is read from outside, held against what the VM says of itself.
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixture
 
-from scope_ebpf.beam.view import document
+from scope_ebpf.beam.detail import FIELDS, detail, find, stack
+from scope_ebpf.beam.schedulers import hindrance
+from scope_ebpf.beam.view import Viewer, document
 
 MOVES = {"reductions": 0}
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -52,3 +57,60 @@ def test_every_field_of_every_process_is_what_process_info_says(zoo: Zoo, kind: 
     compared, wrong = differences(mixed)
     assert wrong[:20] == []
     assert compared >= SIZES[kind] * 0.85
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stack_is_what_process_info_says_with_files_and_lines(zoo: Zoo, kind: str):  # noqa: F811
+    """
+    The innermost eight frames of a deep process and of gen_servers are those of the VM, with lines.
+    """
+    mixed = zoo(kind)
+    viewer = Viewer(mixed.target(), FIELDS)
+    for name in ("names_deep", "names_waiter", "logger", "names_event", "names_hot"):
+        rows = find(viewer, name)
+        ours = [f"{frame}@{frame.file or ''}:{frame.line or 0}" for frame in stack(viewer, rows[0])]
+        pid = viewer.pids.text(int(rows["id"][0]))
+        theirs = mixed.beam.ask(f"location {pid}").split()
+        assert theirs == ours[: len(theirs)], name
+        assert len(theirs) == min(8, len(ours)), name
+
+
+def test_code_that_was_replaced_is_named_anew(zoo: Zoo):  # noqa: F811
+    """
+    A process in a module that is loaded again is seen in the new code, by a view made before.
+    """
+    mixed = zoo("trixie27")
+    viewer = Viewer(mixed.target(), FIELDS)
+    before = stack(viewer, find(viewer, "names_hot")[0])[0]
+    assert ("names_hot:loop_1/0", "names_hot_1.erl:100") == (str(before), before.location)
+    assert mixed.beam.ask("upgrade") == "done"
+    viewer.refresh()
+    after = stack(viewer, find(viewer, "names_hot")[0])[0]
+    assert ("names_hot:loop_2/0", "names_hot_2.erl:200") == (str(after), after.location)
+
+
+@pytest.mark.parametrize("kind", ["stock25", "sid29"])
+def test_a_mailbox_shows_tags_and_no_contents(zoo: Zoo, kind: str):  # noqa: F811
+    """
+    The first messages are shown in their order, by their tags.
+    """
+    viewer = Viewer(zoo(kind).target(), FIELDS)
+    shown = detail(viewer, find(viewer, "names_full"))
+    assert 1006 == shown["message_queue_len"]
+    call = "{'$gen_call', _, _}"
+    assert [call, call, call, "go", "list", "{_, _}", "{filler, _}"] == shown["messages"][:7]
+    assert 1 == shown["links"]
+
+
+def test_a_stopped_vm_is_read_and_said_to_be_stopped(zoo: Zoo):  # noqa: F811
+    """
+    SIGSTOP does not keep us from reading, and is told.
+    """
+    mixed = zoo("usdt25")
+    os.kill(mixed.beam.pid, signal.SIGSTOP)
+    try:
+        seen = read(mixed)
+        assert seen["processes_total"] == seen["read"] > 1000
+        assert "stopped" in (hindrance(mixed.target()) or "")
+    finally:
+        os.kill(mixed.beam.pid, signal.SIGCONT)

@@ -45,8 +45,9 @@ main(N) ->
     [spawn(fun() -> label(I) end) || I <- lists:seq(1, 50)],
     spawn(fun() -> register(names_deep, self()), deep(20) end),
     spawn(fun() -> register('names odd\nname \x{e9}\x{3b1}', self()), plain() end),
-    spawn(fun() -> register(names_waiter, self()), gen_server:call(names_deaf, x, infinity) end),
     spawn(fun() -> register(names_deaf, self()), deaf() end),
+    until(fun() -> whereis(names_deaf) =/= undefined end),
+    spawn(fun() -> register(names_waiter, self()), gen_server:call(names_deaf, x, infinity) end),
     hot(),
     control:serve(fun(_) -> settle() end, fun command/2).
 

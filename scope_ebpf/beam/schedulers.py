@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What each scheduler does now, from its own data, its run queue and the kernel.
+
+Reads a VM that is stopped or wedged like any other. What is on a scheduler is
+read without stopping it: process and function may be of two instants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.nifs import native_function
+from scope_ebpf.beam.processes import PRIORITY
+from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
+from scope_ebpf.beam.threads import Thread, threads
+from scope_ebpf.errors import ReadRefusedError, ScopeError
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.nifs import NativeFunction
+    from scope_ebpf.beam.view import Viewer
+
+_WORD = 8
+#: Where each kind keeps its data; threads of other kinds run no processes.
+_ARRAYS = {
+    "normal": "erts_aligned_scheduler_data",
+    "dirty_cpu": "erts_aligned_dirty_cpu_scheduler_data",
+    "dirty_io": "erts_aligned_dirty_io_scheduler_data",
+}
+#: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
+_SLEEP_FLAGS = 24
+_SLEEPING, _WAITING, _SUSPENDED = 1 << 0, 1 << 3, 1 << 4
+_QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One run queue: how many wait, by priority, and what it has counted since the VM began."""
+
+    lengths: dict[str, int]
+    ports: int
+    reductions: int
+    switches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """
+    One thread of the VM.
+
+    *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
+    runtime's own work), ``suspended`` or ``stopped``. *queue* is None where a
+    kind shares the queue of its first scheduler, and for other threads.
+    """
+
+    thread: Thread
+    doing: str
+    process: str | None = None
+    name: str | None = None
+    function: str | None = None
+    port: str | None = None
+    nif: NativeFunction | None = None
+    queue: Queue | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields of one scheduler in ``schedulers --format json``."""
+        queue = self.queue
+        return {
+            "kind": self.thread.role,
+            "number": self.thread.number,
+            "tid": self.thread.tid,
+            "doing": self.doing,
+            "process": self.process,
+            "name": self.name,
+            "function": self.function,
+            "port": self.port,
+            "nif": self.nif._asdict() if self.nif else None,
+            "run_queue": queue.lengths | {"ports": queue.ports} if queue else None,
+        }
+
+
+class Schedulers:
+    """Reads all schedulers of one VM; *viewer* puts names on what they run."""
+
+    def __init__(self, target: Target, viewer: Viewer) -> None:
+        self._target = target
+        self._viewer = viewer
+        self._ports = PortCodec.of(target)
+        self.refused: dict[str, str] = {}
+        self._arrays: dict[str, int] = {}
+        for role, name in _ARRAYS.items():
+            try:
+                self._arrays[role] = target.memory.u64(target.address(name))
+            except ReadRefusedError as error:
+                self.refused[role] = str(error)
+
+    def read(self) -> list[Scheduler]:
+        """Look at every thread once."""
+        return [self._read(thread) for thread in threads(self._target.pid)]
+
+    def _read(self, thread: Thread) -> Scheduler:
+        array = self._arrays.get(thread.role)
+        if array is None:
+            return Scheduler(thread, _kernel_view(thread))
+        try:
+            return self._scheduler(thread, array)
+        except ReadRefusedError:
+            return Scheduler(thread, _kernel_view(thread))
+
+    def _scheduler(self, thread: Thread, array: int) -> Scheduler:
+        layout, memory = self._target.layout, self._target.memory
+        place = array + (thread.number - 1) * layout.size("ErtsAlignedSchedulerData")
+        field = {
+            name: layout.offset("ErtsSchedulerData", name)
+            for name in (
+                "no",
+                "dirty_no",
+                "ssi",
+                "current_process",
+                "current_port",
+                "current_nif",
+                "run_queue",
+            )
+        }
+        raw = memory.read(place, max(field.values()) + _WORD)
+        value = {name: int.from_bytes(raw[at : at + _WORD], "little") for name, at in field.items()}
+        if thread.number not in (value["no"], value["dirty_no"] & 0xFFFFFFFF):
+            raise ReadRefusedError(f"scheduler {thread.number} calls itself {value['no']}")
+        flags = memory.u32(value["ssi"] + _SLEEP_FLAGS)
+        busy = value["current_process"] or value["current_port"]
+        doing = _doing(thread, flags, running=bool(busy))
+        queue = None
+        if thread.role == "normal" or thread.number == 1:
+            queue = self._queue(value["run_queue"])
+        if doing not in ("running", "stopped"):
+            return Scheduler(thread, doing, queue=queue)
+        process, name, function = self._process(value["current_process"])
+        nif = native_function(self._target, value["current_nif"], function)
+        port = self._port(value["current_port"])
+        return Scheduler(thread, doing, process, name, function, port, nif, queue)
+
+    def _process(self, pointer: int) -> tuple[str | None, str | None, str | None]:
+        """Tell pid, name or initial call, and function of the process at *pointer*."""
+        if not pointer:
+            return None, None, None
+        try:
+            pid = self._target.memory.u64(pointer)
+            rows = self._viewer.table.one(pid)
+        except ReadRefusedError:
+            return None, None, None
+        if not is_pid(pid) or not len(rows):
+            return None, None, None
+        names = self._viewer.names
+        current = names.current_functions(rows)[0]
+        name = names.registered(rows)[0] or names.initial_calls(rows)[0]
+        text = str(current) if current else None
+        return self._viewer.pids.text(pid), str(name) if name else None, text
+
+    def _port(self, pointer: int) -> str | None:
+        if not pointer:
+            return None
+        try:
+            port = self._target.memory.u64(pointer)
+        except ReadRefusedError:
+            return None
+        return self._ports.text(port) if is_port(port) else None
+
+    def _queue(self, place: int) -> Queue:
+        layout = self._target.layout
+        raw = np.frombuffer(
+            self._target.memory.read(place, layout.size("ErtsRunQueue")), np.uint8
+        ).reshape(1, -1)
+
+        def value(offset: int, kind: type[np.generic]) -> int:
+            return int(column(raw, offset, kind)[0])
+
+        first = layout.offset("ErtsRunQueue", "procs.prio_info")
+        lengths = {
+            priority: value(first + _QUEUE_INFO * place, np.int32)
+            for place, priority in enumerate(PRIORITY)
+        }
+        return Queue(
+            lengths,
+            value(layout.offset("ErtsRunQueue", "ports.info.len"), np.int32),
+            value(layout.offset("ErtsRunQueue", "procs.reductions"), np.uint64),
+            value(layout.offset("ErtsRunQueue", "procs.context_switches"), np.uint64),
+        )
+
+
+def _kernel_view(thread: Thread) -> str:
+    """Say what the kernel alone can tell of a thread."""
+    if thread.state in "Tt":
+        return "stopped"
+    return "working" if thread.state in "RD" else "sleeping"
+
+
+def _doing(thread: Thread, flags: int, *, running: bool) -> str:
+    if thread.state in "Tt":
+        return "stopped"
+    if running:
+        return "running"
+    if flags & _SUSPENDED:
+        return "suspended"
+    if flags & _SLEEPING:
+        return "sleeping"
+    return "busy-waiting" if flags & _WAITING else _kernel_view(thread)
+
+
+def hindrance(target: Target, found: list[Scheduler] | None = None) -> str | None:
+    """Say what keeps a VM from working: stopped, or every scheduler in a native function."""
+    try:
+        seen = threads(target.pid)
+        if seen and all(thread.state in "Tt" for thread in seen):
+            return "The VM is stopped (SIGSTOP or a debugger); SIGCONT lets it go on."
+        if found is None:
+            return None
+        normal = [item for item in found if item.thread.role == "normal"]
+        if normal and all(item.nif is not None for item in normal):
+            names = sorted({item.nif.library for item in normal if item.nif})
+            return f"Every scheduler is in a native function of {', '.join(names)}: nothing runs."
+    except ScopeError:
+        pass
+    return None

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VM's threads as the kernel sees them: what each is for, its state, its CPU time."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Names that the VM gives its threads, up to OTP 25 and since OTP 26; the kernel cuts at 15.
+_ROLES = (
+    (re.compile(r"^(?:(\d+)_scheduler|erts_sched_(\d+))$"), "normal"),
+    (re.compile(r"^(?:(\d+)_dirty_cpu_s\w*|erts_dcpus_(\d+))$"), "dirty_cpu"),
+    (re.compile(r"^(?:(\d+)_dirty_io_s\w*|erts_dios_(\d+))$"), "dirty_io"),
+    (re.compile(r"^(?:(\d+)_poller|erts_poll_(\d+))$"), "poll"),
+    (re.compile(r"^(?:(\d+)_aux|erts_aux_(\d+))$"), "aux"),
+)
+#: Order in which threads are shown.
+ROLES = tuple(role for _, role in _ROLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """
+    One thread.
+
+    *number* is the VM's own (from 1 for schedulers), *state* the kernel's
+    letter (R, S, D, T, t), *cpu_seconds* what it has used in all, *waits* how
+    often it gave the CPU away.
+    """
+
+    tid: int
+    role: str
+    number: int
+    state: str
+    cpu_seconds: float
+    waits: int
+
+
+def role_of(name: str) -> tuple[str, int] | None:
+    """Tell what a thread is for, by its name; None for one that is not the VM's own work."""
+    for pattern, role in _ROLES:
+        match = pattern.match(name)
+        if match:
+            return role, int(next(group for group in match.groups() if group is not None))
+    return None
+
+
+def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
+    """Read the threads of a VM, in the order of :data:`ROLES`; those that end are left out."""
+    tick = os.sysconf("SC_CLK_TCK")
+    found = []
+    for folder in proc.glob(f"{pid}/task/*"):
+        try:
+            role = role_of((folder / "comm").read_text("utf-8", "replace").strip())
+            if role is None:
+                continue
+            fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            status = (folder / "status").read_text("utf-8", "replace")
+        except OSError:
+            continue
+        waits = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
+        used = (int(fields[11]) + int(fields[12])) / tick
+        found.append(
+            Thread(int(folder.name), *role, fields[0], used, int(waits[1]) if waits else 0)
+        )
+    return sorted(found, key=lambda thread: (ROLES.index(thread.role), thread.number))

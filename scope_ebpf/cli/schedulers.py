@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace schedulers``: what each thread of a VM does now, and for how long."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.beam import discover
+from scope_ebpf.beam.processes import IDENTITY
+from scope_ebpf.beam.schedulers import Scheduler, Schedulers, hindrance
+from scope_ebpf.beam.shapes import escaped
+from scope_ebpf.beam.view import Viewer
+from scope_ebpf.cli.top import short
+from scope_ebpf.errors import NoSuchProcessError, TargetEndedError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from scope_ebpf.beam.discover import Target
+
+_HEADINGS = ("THREAD", "DOING", "CPU%", "SWITCH/S", "REDS/S", "QUEUE", "PROCESS AND FUNCTION")
+_PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One thread at two instants: what it does, its rates, and how long it was seen at it."""
+
+    scheduler: Scheduler
+    cpu_share: float | None
+    switches_per_second: float | None
+    reductions_per_second: float | None
+    unchanged_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields of one thread; a rate is null where the VM keeps no count of it."""
+        return self.scheduler.as_json() | {
+            "cpu_share": self.cpu_share,
+            "context_switches_per_second": self.switches_per_second,
+            "reductions_per_second": self.reductions_per_second,
+            "unchanged_seconds": round(self.unchanged_seconds, 3),
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``schedulers``."""
+    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
+    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.add_argument("--interval", type=float, default=None, metavar="SECONDS")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the threads; raises ScopeError."""
+    interval = args.interval if args.interval is not None else (0.3 if args.once else 1.0)
+    if interval <= 0:
+        raise UsageError("--interval wants a number above 0")
+    target = discover.inspect(args.pid)
+    try:
+        for looks, trouble, refused in _looks(target, interval):
+            _show(target, looks, trouble, refused, args.format)
+            if args.once:
+                break
+    except NoSuchProcessError as error:
+        raise TargetEndedError(f"process {target.pid} ended while it was watched") from error
+    return 0
+
+
+def _looks(
+    target: Target, interval: float
+) -> Iterator[tuple[list[Look], str | None, dict[str, str]]]:
+    """Look again and again; the first two looks make the first result."""
+    schedulers = Schedulers(target, Viewer(target, IDENTITY))
+    before: dict[int, Scheduler] = {}
+    since: dict[int, tuple[object, float]] = {}
+    last = 0.0
+    while True:
+        found, now = schedulers.read(), time.monotonic()
+        for item in found:
+            work = _work(item)
+            if since.get(item.thread.tid, (None, 0.0))[0] != work:
+                since[item.thread.tid] = (work, now)
+        if before:
+            looks = [
+                _look(
+                    item, before.get(item.thread.tid), now - last, now - since[item.thread.tid][1]
+                )
+                for item in found
+            ]
+            yield looks, hindrance(target, found), schedulers.refused
+        before, last = {item.thread.tid: item for item in found}, now
+        time.sleep(interval)
+
+
+def _work(item: Scheduler) -> object:
+    """Tell one piece of work from the next, as far as it can be seen."""
+    switches = item.queue.switches if item.queue else None
+    # A process that waits in a native function makes no context switches meanwhile.
+    return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
+
+
+def _look(item: Scheduler, before: Scheduler | None, seconds: float, unchanged: float) -> Look:
+    if before is None:
+        return Look(item, None, None, None, unchanged)
+    cpu = (item.thread.cpu_seconds - before.thread.cpu_seconds) / seconds
+    switches = reductions = None
+    if item.queue and before.queue:
+        switches = max(0, item.queue.switches - before.queue.switches) / seconds
+        reductions = max(0, item.queue.reductions - before.queue.reductions) / seconds
+    return Look(item, max(0.0, cpu), switches, reductions, unchanged)
+
+
+def _show(
+    target: Target, looks: list[Look], trouble: str | None, refused: dict[str, str], form: str
+) -> None:
+    if form == "json":
+        document = {
+            "schema": 1,
+            "target": target.as_json(),
+            "trouble": trouble,
+            "refused": refused,
+            "threads": [look.as_json() for look in looks],
+        }
+        print(json.dumps(document))
+        sys.stdout.flush()
+        return
+    if sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="")
+    print(
+        f"{escaped(target.node or '?')}  pid {target.pid}  OTP {target.otp_release} "
+        f"({target.flavor})"
+    )
+    for line in (trouble, *refused.values()):
+        if line:
+            print(line)
+    print(_PLAIN.format(*_HEADINGS))
+    for look in looks:
+        print(_PLAIN.format(*_cells(look)).rstrip())
+    sys.stdout.flush()
+
+
+def _cells(look: Look) -> tuple[str, ...]:
+    item = look.scheduler
+    queue = item.queue
+    lengths = "-"
+    if queue:
+        lengths = "/".join(str(length) for length in (*queue.lengths.values(), queue.ports))
+    rates = (look.switches_per_second, look.reductions_per_second)
+    return (
+        f"{item.thread.role} {item.thread.number}",
+        item.doing,
+        "-" if look.cpu_share is None else f"{100 * look.cpu_share:.0f}",
+        *("-" if rate is None else short(rate) for rate in rates),
+        lengths,
+        _what(item, look.unchanged_seconds),
+    )
+
+
+def _what(item: Scheduler, seconds: float) -> str:
+    parts = [part for part in (item.process, item.name, item.port) if part]
+    if item.nif:
+        symbol = f" ({item.nif.symbol})" if item.nif.symbol else ""
+        parts.append(f"in NIF {item.nif.function}{symbol} of {item.nif.library}")
+    elif item.function:
+        parts.append(f"in {item.function}")
+    if parts and seconds > 0:
+        parts.append(f"for {seconds:.1f} s or longer")
+    return escaped(" ".join(parts))
