@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Real applications under their load clients, traced whole: what is lost, and does the GC count agree.
+
+    sudo .venv/bin/python bench/real_apps.py [rabbitmq|ejabberd ...] [--seconds 60]
+
+Every default event is streamed to a file at the default ring size. The witness is
+``erlang:statistics(garbage_collection)``, asked before and after the trace. Asking
+collects as well, and some come between the asking and the tracing: a trace without
+load tells how many, and they are taken off (*gc_of_asking*).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from apps.ejabberd import ejabberd  # noqa: E402
+from apps.rabbitmq import rabbitmq  # noqa: E402
+
+if TYPE_CHECKING:
+    from apps.app import App
+
+GCS = "element(1, erlang:statistics(garbage_collection))"
+
+
+def trace(app: App, load: list[str], seconds: float, folder: Path) -> dict[str, Any]:
+    """One trace around a load: the summary's JSON, lines by event, and the VM's own GC count."""
+    lines, report = folder / "events.jsonl", folder / "report.txt"
+    before = int(app.eval(GCS))
+    with report.open("w") as errors:
+        tool = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "scope_ebpf.cli.main",
+                "--pid",
+                str(app.pid),
+                "--duration",
+                "0",
+                "--format",
+                "jsonl",
+                "--output",
+                str(lines),
+            ],
+            stderr=errors,
+            cwd=ROOT,
+        )
+        while "tracing process" not in report.read_text():
+            if tool.poll() is not None:
+                raise SystemExit(report.read_text())
+        done = subprocess.run(load, check=True, capture_output=True, text=True)
+        tool.terminate()
+        _, _, usage = os.wait4(tool.pid, 0)
+    after = int(app.eval(GCS))
+    with lines.open() as stream:
+        events = [json.loads(line) for line in stream]
+    classes = Counter(e["class"] for e in events if e["event"] == "gc")
+    return {
+        "seconds": seconds,
+        "load": json.loads(done.stdout),
+        "lines": dict(Counter(e["event"] for e in events)),
+        "per_second": round(len(events) / seconds),
+        "lost": next(x for x in report.read_text().splitlines() if x.startswith("lost")),
+        "gc_seen": classes["minor"] + classes["major"],
+        "gc_of_the_vm": after - before,
+        "tool_cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "tool_rss_mb": round(usage.ru_maxrss / 1024),
+    }
+
+
+def measure(app: App, load: list[str], seconds: float) -> dict[str, Any]:
+    """A trace without load, then the one that counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        asking = trace(app, [sys.executable, "-c", "print('{}')"], 1, Path(folder))
+        result = trace(app, [*load, "--seconds", str(seconds)], seconds, Path(folder))
+    result["gc_of_asking"] = asking["gc_of_the_vm"] - asking["gc_seen"]
+    truth = result["gc_of_the_vm"] - result["gc_of_asking"]
+    result["gc_difference"] = f"{abs(result['gc_seen'] - truth) / truth:.3%}"
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("apps", nargs="*", default=["rabbitmq", "ejabberd"])
+    parser.add_argument("--seconds", type=float, default=60)
+    arguments = parser.parse_args()
+    for name, start, port in (("rabbitmq", rabbitmq, "amqp"), ("ejabberd", ejabberd, "c2s")):
+        if name in arguments.apps:
+            with start() as app:
+                client = str(ROOT / f"tests/apps/load_{name}.py")
+                load = [sys.executable, client, "--port", str(app.ports[port])]
+                result = measure(app, load, arguments.seconds)
+            print(name, json.dumps(result, indent=2), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
