@@ -187,11 +187,21 @@ class Beam:
         Kill the VM and wait for its end; fine if it has ended before.
         """
         if self.alive:
-            self._process.kill()  # unshare takes its child with it
+            self._kill()
         self._process.wait()
         self._stdin.close()
         self._stdout.close()
         self._errors.close()
+
+    def _kill(self) -> None:
+        """
+        Kill the VM first, so that unshare, which waits for it, leaves no zombie to somebody else.
+        """
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            self._process.wait(10)
+        except (AssertionError, OSError, subprocess.TimeoutExpired):
+            self._process.kill()  # before the VM was there; unshare takes with it what is
 
 
 @functools.cache
