@@ -83,15 +83,16 @@ class Atoms:
             found.update(fresh)
         return found
 
-    def index(self, name: str) -> int | None:
+    def index(self, name: str, first: int = 0) -> int | None:
         """
-        Find the index of the atom called *name*, or None.
+        Find the index of the atom called *name*, at *first* or behind it, or None.
 
         Looks among the atoms that the VM is born with, then among all.
         """
         total = len(self)
         wanted = name.encode()
-        for start, stop in ((0, min(_FIRST, total)), (_FIRST, total)):
+        middle = max(first, min(_FIRST, total))
+        for start, stop in ((first, middle), (middle, total)):
             indices = np.arange(start, stop, dtype=np.int64)
             addresses, lengths, good = self._places(indices)
             rows = np.flatnonzero(good & (lengths == len(wanted)))
@@ -101,9 +102,9 @@ class Atoms:
                     return start + int(row)
         return None
 
-    def term(self, name: str) -> int | None:
-        """Find the term of the atom called *name*, or None."""
-        index = self.index(name)
+    def term(self, name: str, first: int = 0) -> int | None:
+        """Find the term of the atom called *name*, as :meth:`index` does, or None."""
+        index = self.index(name, first)
         return None if index is None else index << 6 | ATOM_TAG
 
     def _keep(self, fresh: dict[int, str]) -> None:

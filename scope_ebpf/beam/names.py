@@ -79,7 +79,7 @@ class Names:
         self._layout = target.layout
         self._atoms = atoms
         self._code = code
-        self._keys: dict[str, int | None] = {}
+        self._keys: dict[str, tuple[int | None, int]] = {}
         self._behaviours: dict[str, str | None] = {}
 
     def registered(self, rows: NDArray[np.void]) -> list[str | None]:
@@ -118,12 +118,12 @@ class Names:
 
     def identities(self, rows: NDArray[np.void]) -> list[Identity]:
         """Tell initial call, behaviour and callback module of each process, length ``n``."""
-        calls = self.initial_calls(rows)
-        current = self.current_functions(rows)
-        return [
-            Identity(call, *self._behaviour(call, now))
-            for call, now in zip(calls, current, strict=True)
-        ]
+        made: dict[tuple[Mfa | None, Mfa | None], Identity] = {}
+        pairs = list(zip(self.initial_calls(rows), self.current_functions(rows), strict=True))
+        # Most processes are like many others.
+        for call, now in set(pairs):
+            made[call, now] = Identity(call, *self._behaviour(call, now))
+        return [made[pair] for pair in pairs]
 
     def initial_calls(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Tell where each process began; behind proc_lib, what it was asked to run."""
@@ -137,26 +137,44 @@ class Names:
             read &= source & np.uint64(ATOM_MASK) == ATOM_TAG
             place[boxed[read]] = source[read]
         arity[boxed[read]] = terms[2][read] >> np.uint64(4)
-        texts = self._texts(np.concatenate([module, function]))
-        return [
-            Mfa(texts[m], texts[f], a) if m in texts and f in texts and a < 256 else None
-            for m, f, a in zip(module.tolist(), function.tolist(), arity.tolist(), strict=True)
+        names = {0: None} | self._texts(np.concatenate([module, function]))
+        triple = np.stack([module, function, arity], axis=1)
+        # One number for each triple, where atoms and arity leave room for it, sorts fast.
+        key = module << np.uint64(28) ^ function << np.uint64(2) ^ arity
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        if (triple[first][inverse] != triple).any():
+            _, first, inverse = np.unique(triple, axis=0, return_index=True, return_inverse=True)
+        calls = [
+            Mfa(m_text, f_text, a)
+            if (m_text := names.get(m)) is not None
+            and (f_text := names.get(f)) is not None
+            and a < 256
+            else None
+            for m, f, a in triple[first].tolist()
         ]
+        return _spread(calls, inverse)
 
     def current_functions(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Tell the function each process is in, or was in when it last ran."""
-        known = {int(p): self._code.mfa(int(p)) for p in np.unique(rows["current"]) if p}
-        pcs = self._code.functions(np.unique(rows["pc"][rows["current"] == 0]).tolist())
-        return [
-            known[current] if current else pcs[pc]
-            for current, pc in zip(rows["current"].tolist(), rows["pc"].tolist(), strict=True)
+        # A function that was set aside for us, or else the code's own address.
+        exact = rows["current"] != 0
+        where = np.where(exact, rows["current"], rows["pc"])
+        places, first, inverse = np.unique(where, return_index=True, return_inverse=True)
+        found = [
+            self._code.mfa(place) if known else self._code.function(place)
+            for place, known in zip(places.tolist(), exact[first].tolist(), strict=True)
         ]
+        return _spread(found, inverse)
 
     def _key(self, name: str) -> int | None:
-        # An atom that is not there yet may come.
-        if self._keys.get(name) is None:
-            self._keys[name] = self._atoms.term(name)
-        return self._keys[name]
+        term, searched = self._keys.get(name, (None, 0))
+        if term is None:
+            # An atom that is not there yet may come, among the new ones.
+            total = len(self._atoms)
+            if total > searched:
+                term = self._atoms.term(name, searched)
+                self._keys[name] = (term, total)
+        return term
 
     def _texts(self, terms: NDArray[np.uint64]) -> dict[int, str]:
         unique = np.unique(terms[terms & np.uint64(ATOM_MASK) == ATOM_TAG])
@@ -209,6 +227,14 @@ class Names:
             except ReadRefusedError:
                 return None
         return self._behaviours[module]
+
+
+def _spread(found: list[Mfa | None], inverse: NDArray[np.int64]) -> list[Mfa | None]:
+    """Give each row the object that stands for it."""
+    objects = np.empty(len(found), object)
+    objects[:] = found
+    spread: list[Mfa | None] = objects[inverse.reshape(-1)].tolist()
+    return spread
 
 
 def _declared(attributes: bytes) -> str | None:

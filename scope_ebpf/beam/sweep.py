@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes import ProcessTable, Snapshot
 
-#: What one process takes here; a table of a million takes 44 MB.
-_ROW = np.dtype(
-    [
-        ("id", np.uint64),
-        ("reductions", np.uint64),
-        ("seen", np.float64),
-        ("rate", np.float32),
-        ("memory", np.uint64),
-        ("mailbox", np.int64),
-        ("minor_gcs", np.uint16),
-    ]
-)
+#: Columns and what they hold for an empty slot; a table of a million takes 44 MB.
+_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
+    "id": (np.uint64, 0),
+    "reductions": (np.uint64, 0),
+    "seen": (np.float64, 0),
+    "rate": (np.float32, -1),
+    "memory": (np.int64, -1),
+    "mailbox": (np.int64, -1),
+    "minor_gcs": (np.int32, -1),
+}
 #: What ``--sort`` may name, and the column behind it.
 SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "minor_gcs"}
 
@@ -65,64 +63,61 @@ class Sweep:
         self._process_size = process_size
         self._budget = budget
         self._clock = clock
-        self._rows = np.zeros(table.slots, _ROW)
-        self._blocks = np.arange(table.slots) // CHUNK
+        # Whole blocks, so that a part of the table is a slice.
+        self._blocks = -(-table.slots // CHUNK)
+        size = self._blocks * CHUNK
+        self._columns = {
+            name: np.full(size, empty, kind) for name, (kind, empty) in _COLUMNS.items()
+        }
+        self._counts = np.zeros(self._blocks, np.int64)
         self._part = 0
         self._parts = 1
-        self._cost = 0.0
         self._torn: dict[int, int] = {}
 
     def turn(self) -> State:
         """Read the next part; the first turn reads everything."""
+        began = time.process_time()
         part, parts = self._part, self._parts
         snapshot = self._table.snapshot(part, parts)
         self._take(snapshot, part, parts)
-        if parts == 1:
-            self._torn.clear()
         self._torn[part] = snapshot.torn + snapshot.unreadable
-        self._plan(snapshot.seconds * parts)
-        return State(
-            snapshot.total,
-            int(np.count_nonzero(self._rows["id"])),
-            sum(self._torn.values()),
-            parts,
-            snapshot.seconds,
-        )
+        torn, seconds = sum(self._torn.values()), time.process_time() - began
+        self._part = (part + 1) % parts
+        if self._part == 0:
+            self._plan(seconds * parts)
+        return State(snapshot.total, int(self._counts.sum()), torn, parts, seconds)
 
     def top(self, sort: str, limit: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Tell the slots of the *limit* processes with most of *sort*, and their reductions/s."""
-        column = self._rows[SORTS[sort]].astype(np.float64)
-        column[self._rows["id"] == 0] = -1
-        count = min(limit, len(column))
-        best = np.argpartition(column, len(column) - count)[len(column) - count :]
-        best = best[np.argsort(-column[best], kind="stable")]
-        best = best[column[best] >= 0]
-        return best, self._rows["rate"][best]
+        column = self._columns[SORTS[sort]]
+        # The blocks with the largest maxima hold them all; partition is slow among equals.
+        blocks = np.argsort(-column.reshape(self._blocks, CHUNK).max(axis=1), kind="stable")[:limit]
+        slots = (np.sort(blocks)[:, None] * CHUNK + np.arange(CHUNK)).reshape(-1)
+        slots = slots[self._columns["id"][slots] != 0]
+        best = slots[np.argsort(-column[slots].astype(np.float64), kind="stable")[:limit]]
+        return best, self._columns["rate"][best]
 
     def _plan(self, cost: float) -> None:
-        """Go on to the next part, and cut the table so that a part fits the budget."""
-        self._part = (self._part + 1) % self._parts
-        if self._part == 0:
-            wanted = max(1, math.ceil(cost / self._budget))
-            self._parts = min(wanted, max(1, len(self._rows) // CHUNK))
-            self._torn.clear() if self._parts > 1 else None
+        """Cut the table so that a part of it fits the budget."""
+        wanted = max(1, math.ceil(cost / self._budget))
+        parts = min(wanted, self._blocks)
+        if parts != self._parts:
+            self._parts, self._torn = parts, {}
 
     def _take(self, snapshot: Snapshot, part: int, parts: int) -> None:
-        now = self._clock()
-        rows = snapshot.rows
-        old = self._rows[rows["slot"]]
-        new = np.zeros(len(rows), _ROW)
-        for name in ("id", "reductions", "mailbox", "minor_gcs"):
-            new[name] = rows[name]
-        new["memory"] = base_bytes(rows, self._process_size)
-        new["seen"] = now
+        now, rows = self._clock(), snapshot.rows
+        slots, columns = rows["slot"], self._columns
         # Who was not there last time has done all its work since.
-        before = np.where(old["id"] == rows["id"], old["reductions"], 0)
-        elapsed = now - old["seen"]
-        known = (old["seen"] > 0) & (elapsed > 0) & (rows["reductions"] >= before)
+        before = np.where(columns["id"][slots] == rows["id"], columns["reductions"][slots], 0)
+        elapsed = now - columns["seen"][slots]
+        known = (columns["seen"][slots] > 0) & (elapsed > 0) & (rows["reductions"] >= before)
         work = (rows["reductions"] - np.where(known, before, rows["reductions"])).astype(np.float64)
-        new["rate"] = work / np.where(known, elapsed, 1.0)
-        mine = self._blocks % parts == part
-        self._rows["id"][mine] = 0
-        self._rows["seen"][mine] = now
-        self._rows[rows["slot"]] = new
+        for name, (_, empty) in _COLUMNS.items():
+            columns[name].reshape(self._blocks, CHUNK)[part::parts] = empty
+        columns["seen"].reshape(self._blocks, CHUNK)[part::parts] = now
+        for name in ("id", "reductions", "mailbox", "minor_gcs"):
+            columns[name][slots] = rows[name]
+        columns["memory"][slots] = base_bytes(rows, self._process_size)
+        columns["rate"][slots] = work / np.where(known, elapsed, 1.0)
+        ids = columns["id"].reshape(self._blocks, CHUNK)[part::parts]
+        self._counts[part::parts] = np.count_nonzero(ids, axis=1)

@@ -133,7 +133,9 @@ worker(End, Count) ->
 nif(Dirty) ->
     ok = names_nif:load(),
     Function = case Dirty of true -> fun names_nif:dirty/0; false -> fun names_nif:wedge/0 end,
-    [spawn(fun() -> register(list_to_atom("names_nif_" ++ integer_to_list(I)), self()), Function() end)
+    %% Bound to its scheduler each: work that waits behind a native function may wait for ever.
+    [spawn_opt(fun() -> register(list_to_atom("names_nif_" ++ integer_to_list(I)), self()), Function() end,
+               [{scheduler, case Dirty of true -> 0; false -> I end}])
      || I <- lists:seq(1, erlang:system_info(schedulers_online))],
     "done".
 
