@@ -63,14 +63,17 @@ def trace(app: App, load: list[str], seconds: float, folder: Path) -> dict[str, 
         tool.terminate()
         _, _, usage = os.wait4(tool.pid, 0)
     after = int(app.eval(GCS))
+    seen, classes = Counter[str](), Counter[str]()
     with lines.open() as stream:
-        events = [json.loads(line) for line in stream]
-    classes = Counter(e["class"] for e in events if e["event"] == "gc")
+        for event in map(json.loads, stream):
+            seen[event["event"]] += 1
+            if event["event"] == "gc":
+                classes[event["class"]] += 1
     return {
         "seconds": seconds,
         "load": json.loads(done.stdout),
-        "lines": dict(Counter(e["event"] for e in events)),
-        "per_second": round(len(events) / seconds),
+        "lines": dict(seen),
+        "per_second": round(seen.total() / seconds),
         "lost": next(x for x in report.read_text().splitlines() if x.startswith("lost")),
         "gc_seen": classes["minor"] + classes["major"],
         "gc_of_the_vm": after - before,

@@ -27,7 +27,7 @@ struct {
 static __always_inline int called(__u8 class, __u32 tid, __u64 process, __u64 code, __u64 native)
 {
 	struct calling calling = {
-		.process = process, .code = code, .native = native, .class = class};
+	    .process = process, .code = code, .native = native, .class = class};
 
 	calling.since = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&calls, &tid, &calling, BPF_ANY))
@@ -97,8 +97,8 @@ int BPF_KRETPROBE(call_return)
 		return 0;
 	count(KIND_LONG_CALL, calling->class);
 	observe(KIND_LONG_CALL, calling->class, duration);
-	call = record(KIND_LONG_CALL, calling->class, 0, tid,
-		      id_of(KIND_LONG_CALL, calling->process));
+	call =
+	    record(KIND_LONG_CALL, calling->class, 0, tid, id_of(KIND_LONG_CALL, calling->process));
 	if (call) {
 		call->duration_ns = duration;
 		call->code = calling->code;

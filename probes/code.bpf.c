@@ -49,8 +49,7 @@ int BPF_KRETPROBE(code_load_return, __u64 result)
 		return 0; /* it began before we came */
 	if (result == NIL) {
 		count(KIND_CODE_LOAD, 0);
-		load = record(KIND_CODE_LOAD, 0, 0, tid,
-			      id_of(KIND_CODE_LOAD, loading->process));
+		load = record(KIND_CODE_LOAD, 0, 0, tid, id_of(KIND_CODE_LOAD, loading->process));
 		if (load) {
 			load->module = vm_word(KIND_CODE_LOAD, loading->module, 0);
 			emit(load);

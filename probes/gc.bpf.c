@@ -7,10 +7,12 @@
  * Counts: gc by minor, major and hibernate; durations
  * Emits:  gc
  *
- * Some calls put the collection off or hand it to a dirty scheduler. A collection moves the heap, so
- * a call after which the heap lies where it lay was none. A minor one adds 1 to gen_gcs, a major one
- * sets it to 0 (OTP-25.2.3 erl_gc.c, garbage_collect). erlang:statistics(garbage_collection) leaves
- * out those of hibernate, and so agrees with minor + major.
+ * Some calls put the collection off or hand it to a dirty scheduler: then nothing has changed, or
+ * the process has abandoned its heap until the collection comes (OTP-25.2.3 erl_gc.c,
+ * delay_garbage_collection). A collection moves the heap, changes gen_gcs (a minor one adds 1, a
+ * major one sets it to 0) or the words in use; a heap alone may be moved back to where it lay.
+ * erlang:statistics(garbage_collection) leaves out those of hibernate, and so agrees with
+ * minor + major.
  */
 #include "usdt.bpf.h"
 
@@ -18,7 +20,7 @@
 #define LONG_GC_WORDS (128 * 1024)
 
 struct collecting {
-	__u64 since, process, heap, used;
+	__u64 since, process, heap, used, abandoned;
 	__u16 gen_gcs;
 };
 
@@ -78,6 +80,7 @@ int BPF_KPROBE(gc_entry, __u64 process)
 	collecting.gen_gcs = gen_gcs(process);
 	collecting.heap = vm_field(KIND_GC, process, settings.process_heap);
 	collecting.used = used_words(process);
+	collecting.abandoned = vm_field(KIND_GC, process, settings.process_abandoned_heap);
 	collecting.since = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&collections, &tid, &collecting, BPF_ANY))
 		refuse(KIND_GC);
@@ -87,26 +90,32 @@ int BPF_KPROBE(gc_entry, __u64 process)
 static __always_inline int ended(__u32 tid, __u64 now, bool hibernate)
 {
 	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
-	__u8 class = GC_HIBERNATE;
-	__u64 process, since, duration;
+	__u64 process, duration, after;
+	__u8 class;
+	bool same;
 
 	if (!started || !started->since)
 		return 0; /* it began before we came */
 	process = started->process;
-	since = started->since;
-	duration = now - since;
+	duration = now - started->since;
 	started->since = 0;
-	if (stale(KIND_GC, since))
-		return 0;
 	if (!settings.process_heap)
 		return collected(GC_UNKNOWN, 0, tid, id_of(KIND_GC, process), duration, 0, UNKNOWN);
-	if (started->heap == vm_field(KIND_GC, process, settings.process_heap) &&
-	    !(hibernate && started->used < LONG_GC_WORDS))
-		return 0; /* put off, or handed to a dirty scheduler */
-	if (!hibernate)
-		class = gen_gcs(process) == started->gen_gcs + 1 ? GC_MINOR : GC_MAJOR;
-	return collected(class, 0, tid, id_of(KIND_GC, process), duration, started->used,
-			 used_words(process));
+	if (vm_field(KIND_GC, process, settings.process_abandoned_heap))
+		return 0; /* put off */
+	after = used_words(process);
+	class = gen_gcs(process) == (__u16)(started->gen_gcs + 1) ? GC_MINOR : GC_MAJOR;
+	same = started->heap == vm_field(KIND_GC, process, settings.process_heap) &&
+	       started->gen_gcs == gen_gcs(process) && started->used == after;
+	if (hibernate) {
+		class = GC_HIBERNATE;
+		same = same && started->used >= LONG_GC_WORDS; /* else it lies where it lay */
+	}
+	if (same)
+		return 0; /* handed to a dirty scheduler */
+	/* What an abandoned heap held cannot be told from outside. */
+	return collected(class, 0, tid, id_of(KIND_GC, process), duration,
+			 started->abandoned ? 0 : started->used, after);
 }
 
 SEC("uretprobe")

@@ -10,9 +10,9 @@
 #include "usdt.bpf.h"
 
 /* erl_port.h, OTP 24 to 29: the states in which a port is already on its way out. */
-#define PORT_EXITING (1 << 1)
-#define PORT_CLOSING (1 << 5)
-#define PORT_FREE (1 << 8)
+#define PORT_EXITING	  (1 << 1)
+#define PORT_CLOSING	  (1 << 5)
+#define PORT_FREE	  (1 << 8)
 #define PORT_INITIALIZING (1 << 9)
 
 struct opening {

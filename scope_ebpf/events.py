@@ -311,7 +311,7 @@ SETTINGS = np.dtype([
     ("port_connected", "<u4"),
     ("port_state", "<u4"),
     ("schedule_in_register", "<u4"),
-    ("padding", "<u4"),
+    ("process_abandoned_heap", "<u4"),
 ])
 
 TALLY = np.dtype([

@@ -250,7 +250,7 @@ struct settings {
 	__u32 port_connected; /* offsets into struct _erl_drv_port, bytes */
 	__u32 port_state; /* the same, bytes */
 	__u32 schedule_in_register; /* where in struct pt_regs copy_in_registers has its process, bytes */
-	__u32 padding; /* named, so that it is zero */
+	__u32 process_abandoned_heap; /* one more offset into struct process, bytes */
 };
 
 /* Counts of one class of one kind, per CPU, from 0. */

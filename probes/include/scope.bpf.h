@@ -21,7 +21,8 @@ const volatile struct settings settings; /* the only thing in .rodata, so it lie
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096); /* set before load, a power of two; one page where nothing streams */
+	__uint(max_entries,
+	       4096); /* set before load, a power of two; one page where nothing streams */
 } ring SEC(".maps");
 
 struct {
@@ -243,7 +244,7 @@ static __always_inline void *record(enum kind kind, __u8 class, __u8 flags, __u3
 	struct {
 		struct header header;
 		__u64 body[4];
-	} *room;
+	} * room;
 	struct tally *tally;
 
 	if (!(settings.streamed & (1ULL << kind)))

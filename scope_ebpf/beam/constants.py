@@ -30,6 +30,7 @@ _OFFSETS = {
     "process_old_htop": ("Process", "old_htop"),
     "process_mbuf_sz": ("Process", "mbuf_sz"),
     "process_gen_gcs": ("Process", "gen_gcs"),
+    "process_abandoned_heap": ("Process", "abandoned_heap"),
     "process_sig_save": ("Process", "sig_qs.save"),
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),

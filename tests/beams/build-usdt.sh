@@ -47,7 +47,8 @@ source=$(find "$work" -maxdepth 1 -type d -name 'erlang-*')
 say "building the emulator with USDT probes (log: $cache/build-usdt.log)"
 (
     cd "$source"
-    export ERL_TOP=$PWD LC_ALL=C.UTF-8 MAKEFLAGS=-j$(nproc)
+    MAKEFLAGS=-j$(nproc)
+    export ERL_TOP=$PWD LC_ALL=C.UTF-8 MAKEFLAGS
     ./configure --prefix=/usr --with-dynamic-trace=systemtap --without-wx --without-javac --without-odbc \
         --without-ssl --without-megaco --enable-shared-zlib --disable-builtin-zlib
     make -C erts/lib_src TYPE=opt FLAVOR=jit
