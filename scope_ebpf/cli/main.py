@@ -24,6 +24,9 @@ COMMANDS = {
     "trace": "count, time and stream what a VM does (the default)",
     "doctor": "every hook of a VM: on, off, and why; what the host lacks",
     "list": "the BEAMs on this host",
+    "top": "the processes of a VM, by what they use, as a table that moves",
+    "ps": "everything known of one Erlang process",
+    "schedulers": "what each scheduler thread does now, and on what",
 }
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
@@ -35,6 +38,8 @@ examples:
   sudo scope-trace --pid 4711 --events spawn,exit --format jsonl | head
   sudo scope-trace --pid 4711 --events gc --stream
   sudo scope-trace doctor 4711                     why an event is not available
+  sudo scope-trace top --pid 4711 --sort mailbox   who has the longest queue
+  sudo scope-trace ps rabbit_event --pid 4711      one process, its stack, its mailbox
 
 The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
 """
