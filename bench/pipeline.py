@@ -190,7 +190,7 @@ def part_live(folder: Path) -> dict[str, Any]:
     del folder
     wanted = ("spawn", "exit", "send", "receive", "schedule", "gc")
     with beams_run.planted("stock25") as beam:
-        beam.send("storm pingpong 8")
+        beam.ask("storm pingpong 8")
         with observing(beam.pid, wanted, streamed=True) as session:
             seen, most, cpu, start = 0, 0.0, time.thread_time(), time.monotonic()
             while time.monotonic() < start + 20:
@@ -281,7 +281,7 @@ def part_start(folder: Path) -> dict[str, Any]:
         calm.kill()
         calm.wait()
     with beams_run.planted("stock25") as beam:
-        beam.send("storm pingpong 2")
+        beam.ask("storm pingpong 2")
         result["full load"] = first_events("a VM that takes every CPU", beam.pid)
         beam.send("stop")
         beam.readline()
@@ -346,7 +346,7 @@ def part_peers(folder: Path) -> dict[str, Any]:
 
     result: dict[str, Any] = {}
     with beams_run.planted("stock25") as beam:
-        beam.send("storm pingpong 8")
+        beam.ask("storm pingpong 8")
         for name, run in {
             "scope-ebpf": lambda: ours(beam.pid, 10),
             "bcc": lambda: peer_bcc.measure(beam.pid, 10),

@@ -5,9 +5,8 @@ Real applications under their load clients, traced whole: what is lost, and does
     sudo .venv/bin/python bench/real_apps.py [rabbitmq|ejabberd ...] [--seconds 60]
 
 Every default event is streamed to a file at the default ring size. The witness is
-``erlang:statistics(garbage_collection)``, asked before and after the trace. Asking
-collects as well, and some come between the asking and the tracing: a trace without
-load tells how many, and they are taken off (*gc_of_asking*).
+``erlang:statistics(garbage_collection)``, asked before and after the trace; asking
+takes some collections itself.
 """
 
 from __future__ import annotations
@@ -69,28 +68,19 @@ def trace(app: App, load: list[str], seconds: float, folder: Path) -> dict[str, 
             seen[event["event"]] += 1
             if event["event"] == "gc":
                 classes[event["class"]] += 1
+    gcs = classes["minor"] + classes["major"]
     return {
         "seconds": seconds,
         "load": json.loads(done.stdout),
         "lines": dict(seen),
         "per_second": round(seen.total() / seconds),
         "lost": next(x for x in report.read_text().splitlines() if x.startswith("lost")),
-        "gc_seen": classes["minor"] + classes["major"],
+        "gc_seen": gcs,
         "gc_of_the_vm": after - before,
+        "gc_difference": f"{abs(after - before - gcs) / (after - before):.3%}",
         "tool_cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "tool_rss_mb": round(usage.ru_maxrss / 1024),
     }
-
-
-def measure(app: App, load: list[str], seconds: float) -> dict[str, Any]:
-    """A trace without load, then the one that counts."""
-    with tempfile.TemporaryDirectory() as folder:
-        asking = trace(app, [sys.executable, "-c", "print('{}')"], 1, Path(folder))
-        result = trace(app, [*load, "--seconds", str(seconds)], seconds, Path(folder))
-    result["gc_of_asking"] = asking["gc_of_the_vm"] - asking["gc_seen"]
-    truth = result["gc_of_the_vm"] - result["gc_of_asking"]
-    result["gc_difference"] = f"{abs(result['gc_seen'] - truth) / truth:.3%}"
-    return result
 
 
 def main() -> int:
@@ -103,7 +93,9 @@ def main() -> int:
             with start() as app:
                 client = str(ROOT / f"tests/apps/load_{name}.py")
                 load = [sys.executable, client, "--port", str(app.ports[port])]
-                result = measure(app, load, arguments.seconds)
+                load += ["--seconds", str(arguments.seconds)]
+                with tempfile.TemporaryDirectory() as folder:
+                    result = trace(app, load, arguments.seconds, Path(folder))
             print(name, json.dumps(result, indent=2), flush=True)
     return 0
 
