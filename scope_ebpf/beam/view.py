@@ -5,18 +5,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import ALL, ProcessTable, Snapshot, statuses
 from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import LIMIT, memory_bytes
-from scope_ebpf.beam.terms import PidCodec, is_pid
+from scope_ebpf.beam.terms import PID_TAG, PidCodec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code import Mfa
@@ -52,33 +53,34 @@ class Viewer:
         current = self.names.current_functions(rows)
         sizes = memory_bytes(self.target, rows, limit)
         labels = self.labels(rows)
-        states = statuses(rows["state"])
-        pids = self.pids.texts(rows["id"])
-        parents, leaders = self._pids(rows["parent"]), self._pids(rows["group_leader"])
-        described = []
-        for place, row in enumerate(rows):
-            call, behaviour, module = identities[place]
-            described.append(
-                {
-                    "pid": pids[place],
-                    "name": names[place],
-                    "initial_call": _text(call),
-                    "behaviour": behaviour,
-                    "module": module,
-                    "label": labels[place],
-                    "status": states[place],
-                    "current_function": _text(current[place]),
-                    "reductions": int(row["reductions"]),
-                    "message_queue_len": int(row["mailbox"]),
-                    "memory_bytes": int(sizes.bytes[place]),
-                    "heap_words": int(row["heap_words"]),
-                    "stack_words": int(row["stack_words"]),
-                    "minor_gcs": int(row["minor_gcs"]),
-                    "parent": parents[place],
-                    "group_leader": leaders[place],
-                    **({} if sizes.exact[place] else {"memory_estimated": True}),
-                }
-            )
+        texts: dict[Mfa | None, str | None] = {
+            mfa: str(mfa) if mfa else None
+            for mfa in {*current, *(i.initial_call for i in identities)}
+        }
+        columns: dict[str, list[Any]] = {
+            "pid": self.pids.texts(rows["id"]),
+            "name": [*names],
+            "initial_call": [texts[identity.initial_call] for identity in identities],
+            "behaviour": [identity.behaviour for identity in identities],
+            "module": [identity.module for identity in identities],
+            "label": [*labels],
+            "status": [*statuses(rows["state"])],
+            "current_function": [texts[mfa] for mfa in current],
+            "reductions": rows["reductions"].tolist(),
+            "message_queue_len": rows["mailbox"].tolist(),
+            "memory_bytes": sizes.bytes.tolist(),
+            "heap_words": rows["heap_words"].tolist(),
+            "stack_words": rows["stack_words"].tolist(),
+            "minor_gcs": rows["minor_gcs"].tolist(),
+            "parent": self._pids(rows["parent"]),
+            "group_leader": self._pids(rows["group_leader"]),
+        }
+        described = [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
+        for place in np.flatnonzero(~sizes.exact).tolist():
+            described[place]["memory_estimated"] = True
         return described
 
     def labels(self, rows: NDArray[np.void]) -> list[str | None]:
@@ -86,16 +88,17 @@ class Viewer:
         terms = self.names.dictionary(rows, "$process_label")
         return [self.terms.text(term) if term else None for term in terms.tolist()]
 
-    def _pids(self, terms: NDArray[np.uint64]) -> list[str | None]:
+    def _pids(self, terms: NDArray[np.uint64]) -> list[Any]:
         """Write pids; None for ``undefined`` and for processes of other nodes."""
-        texts = self.pids.texts(terms)
-        return [
-            text if is_pid(term) else None for text, term in zip(texts, terms.tolist(), strict=True)
-        ]
+        unique, inverse = np.unique(terms, return_inverse=True)
+        texts = np.array(self.pids.texts(unique), object)
+        texts[unique & np.uint64(0xF) != PID_TAG] = None
+        written: list[Any] = texts[inverse.reshape(-1)].tolist()
+        return written
 
 
-def document(target: Target, snapshot: Snapshot, processes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make the document of ``top --once --format json``."""
+def document(target: Target, snapshot: Snapshot) -> dict[str, Any]:
+    """Make the document of ``top --once --format json``, but for the processes."""
     return {
         "schema": 1,
         "target": target.as_json(),
@@ -103,9 +106,4 @@ def document(target: Target, snapshot: Snapshot, processes: list[dict[str, Any]]
         "read": len(snapshot),
         "torn": snapshot.torn + snapshot.unreadable,
         "seconds": round(snapshot.seconds, 3),
-        "processes": processes,
     }
-
-
-def _text(mfa: Mfa | None) -> str | None:
-    return str(mfa) if mfa is not None else None

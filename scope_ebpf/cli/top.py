@@ -7,13 +7,15 @@ import json
 import math
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scope_ebpf.beam import discover
-from scope_ebpf.beam.processes import LOAD, ProcessTable
+from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
 from scope_ebpf.beam.schedulers import hindrance
 from scope_ebpf.beam.shapes import escaped
+from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.sweep import SORTS, State, Sweep
 from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.errors import NoSuchProcessError, TargetEndedError, UsageError
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.discover import Target
@@ -34,12 +35,7 @@ _WALK = 200
 _HEADINGS = ("PID", "NAME OR INITIAL CALL", "REDS/S", "MEMORY", "MAIL", "STATUS", "IN FUNCTION")
 _RIGHT = (2, 3, 4)
 _PLAIN = "{:<11} {:<20.20} {:>6} {:>6} {:>4} {:<9.9} {}"
-_SORT_KEYS = {
-    "reductions": "reductions",
-    "mailbox": "message_queue_len",
-    "memory": "memory_bytes",
-    "gc": "minor_gcs",
-}
+_KEYS = {"reductions": "reductions", "mailbox": "mailbox", "gc": "minor_gcs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,15 +66,18 @@ def run(args: argparse.Namespace) -> int:
 def _print_json(target: Target, args: argparse.Namespace) -> int:
     if not args.once:
         raise UsageError("--format json goes with --once: one document, then the end")
-    began = time.process_time()
     viewer = Viewer(target)
     snapshot = viewer.table.snapshot()
-    processes = viewer.describe(snapshot.rows)
-    snapshot = replace(snapshot, seconds=time.process_time() - began)
-    key = _SORT_KEYS[args.sort]
-    processes.sort(key=lambda process: process[key], reverse=True)
-    json.dump(document(target, snapshot, processes[: args.limit]), sys.stdout)
-    print()
+    rows = snapshot.rows
+    key = memory_bytes(target, rows).bytes if args.sort == "memory" else rows[_KEYS[args.sort]]
+    order = np.argsort(-key.astype(np.int64), kind="stable")[: args.limit]
+    head = json.dumps(document(target, snapshot))
+    print(head[:-1], end=', "processes": [')
+    # Some at a time: a million of them would not fit in memory as objects.
+    for first in range(0, len(order), CHUNK):
+        described = json.dumps(viewer.describe(rows[order[first : first + CHUNK]]))
+        print(", " * (first > 0) + described[1:-1], end="")
+    print("]}")
     return 0
 
 

@@ -22,7 +22,7 @@ KINDS = ("stock25", "usdt25", "trixie27", "sid29")
 def read(mixed: Mixed) -> dict:
     viewer = mixed.viewer()
     snapshot = viewer.table.snapshot()
-    return document(viewer.target, snapshot, viewer.describe(snapshot.rows))
+    return document(viewer.target, snapshot) | {"processes": viewer.describe(snapshot.rows)}
 
 
 def differences(mixed: Mixed) -> tuple[int, list[str]]:
