@@ -347,12 +347,13 @@ def part_peers(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with beams_run.planted("stock25") as beam:
         beam.ask("storm pingpong 8")
-        for name, run in {
-            "scope-ebpf": lambda: ours(beam.pid, 10),
-            "bcc": lambda: peer_bcc.measure(beam.pid, 10),
-            "bpftrace (counts only)": lambda: peer_bpftrace.measure(beam.pid, 10),
-        }.items():
-            result[name] = run()
+        runs: dict[str, Callable[[int, float], dict[str, Any]]] = {
+            "scope-ebpf": ours,
+            "bcc": peer_bcc.measure,
+            "bpftrace (counts only)": peer_bpftrace.measure,
+        }
+        for name, run in runs.items():
+            result[name] = run(beam.pid, 10)
             say(f"  {name}: {json.dumps(result[name])}")
         beam.send("stop")
         beam.readline()

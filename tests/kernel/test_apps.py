@@ -22,21 +22,23 @@ GCS = "element(1, erlang:statistics(garbage_collection))"
 @pytest.mark.parametrize("name", APPS)
 def test_nothing_of_an_application_under_load_is_lost_and_its_collections_agree(name, tmp_path):
     """
-    At the default ring size every line arrives, and the VM's own count of collections is ours.
+    At the default ring size every line arrives, and the collections are as many as the VM counted
+    within the trace, and no more than it counted around it.
     """
     require_root()
     start, port = APPS[name]
     client = [sys.executable, LOADS / f"load_{name}.py", "--seconds", "5"]
     with start() as app:
-        before = int(app.eval(GCS))
+        outer = [int(app.eval(GCS))]
         output = tmp_path / "lines"
         with trace(app.pid, "--output", str(output), form="jsonl") as run:
+            inner = [int(app.eval(GCS))]
             subprocess.run([*client, "--port", str(app.ports[port])], check=True, timeout=120)
+            inner.append(int(app.eval(GCS)))
             outcome = run.stop()
-        truth = int(app.eval(GCS)) - before
+        outer.append(int(app.eval(GCS)))
     assert "lost: 0 records" in outcome.errors
     lines = output.read_text().splitlines()
     seen = sum('"event":"gc"' in line and '"class":"hibernate"' not in line for line in lines)
     assert seen > 1000
-    # Asking takes some tens of collections on its own, which the trace does not see.
-    assert seen == pytest.approx(truth, rel=0.005, abs=200)
+    assert inner[1] - inner[0] <= seen <= outer[1] - outer[0]
