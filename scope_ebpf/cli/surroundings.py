@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trace meets around it: its output, other traces, signals, a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from scope_ebpf.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def open_output(path: str | None) -> Iterator[TextIO]:
+    """Standard output, or the file at *path*."""
+    if path is None or path == "-":
+        yield sys.stdout
+        return
+    try:
+        output = open(path, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
+    except OSError as error:
+        raise output_error(error, path) from error
+    try:
+        yield output
+    finally:
+        # What could not be written was reported when writing failed.
+        with contextlib.suppress(OSError):
+            output.close()
+
+
+def output_error(error: OSError, path: str | None) -> OutputError:
+    """What a failed write to *path* means to a user."""
+    where = f" {path}" if path else ""
+    return OutputError(
+        f"cannot write the output{where}: {error.strerror}; "
+        "what was written before is whole, free some space or choose another --output"
+    )
+
+
+@contextlib.contextmanager
+def alone(pid: int) -> Iterator[list[str]]:
+    """
+    Notes about other traces of the same target.
+
+    A name in the abstract socket namespace is taken for as long as we live, and is
+    nothing that can be left behind.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
+        try:
+            name.bind(f"\0scope-ebpf/trace/{pid}")
+        except OSError:
+            yield [f"another scope-trace observes process {pid}: both count right, costs add up"]
+            return
+        yield []
+
+
+@contextlib.contextmanager
+def stop_signals(stop: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the trace well while the block runs."""
+    reasons = {
+        signal.SIGINT: "interrupted",
+        signal.SIGTERM: "terminated",
+        signal.SIGHUP: "hung up",
+    }
+    before = {
+        number: signal.signal(number, lambda n, _: stop(reasons[signal.Signals(n)]))
+        for number in reasons
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar(duration: float | None, *, visible: bool) -> Iterator[Callable[[float], object]]:
+    """A progress bar on a terminal; elsewhere nothing. Yields what moves it, in seconds."""
+    if not (visible and sys.stderr.isatty()):
+        yield lambda _seconds: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    with Progress(
+        TextColumn("tracing"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("Ctrl-C ends it"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("tracing", total=duration)
+        yield lambda seconds: progress.update(task, completed=seconds)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trace of one target, from attach to detach."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
+from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
+from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
+from scope_ebpf.kernel.session import Session
+from scope_ebpf.plan import make_plan
+from scope_ebpf.summary import Cost, Summary, fold
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.plan import Plan
+    from scope_ebpf.sinks.stream import Stream
+
+#: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
+STREAM_INTERVAL = 0.01
+#: Records that are turned into lines at once: 6 MB of text and its parts.
+BATCH = 8192
+#: How often anything else is looked at.
+QUIET_INTERVAL = 0.1
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Trace:
+    """One trace of one target, from attach to detach."""
+
+    def __init__(
+        self,
+        target: Target,
+        wanted: tuple[str, ...],
+        arguments: argparse.Namespace,
+        *,
+        streamed: bool,
+    ) -> None:
+        self.notes: list[str] = []
+        self._target = target
+        self._duration: float | None = arguments.duration
+        self._output_path: str | None = arguments.output
+        self._settings, refused = kernel_constants(target)
+        self.notes += refused
+        self.plan = make_plan(
+            target.binary, target.flavor, wanted, arguments.via, known(self._settings)
+        )
+        if not self.plan.attachments:
+            reasons = "; ".join(f"{i.event}: {i.reason}" for i in self.plan.items)
+            raise NothingToAttachError(
+                f"process {target.pid} (OTP {target.otp_release}) has no hook for what was asked "
+                f"for ({reasons}); `scope-trace doctor {target.pid}` lists every hook"
+            )
+        if streamed:
+            self._settings["streamed"] = sum(1 << kind.id for kind in self.plan.kinds)
+        if arguments.slow_call is not None:
+            self._settings["slow_call_ns"] = int(arguments.slow_call * 1e6)
+        self._session = self._make_session(self.plan, arguments.ring << 20)
+        self._stop = ""
+        self._seconds = 0.0
+        self._cpu_seconds: float | None = None
+
+    def _make_session(self, plan: Plan, ring_bytes: int) -> Session:
+        names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
+        target = self._target
+        return Session(
+            plan,
+            target.pid,
+            target.base,
+            self._settings,
+            addresses=symbol_values(target, names),
+            ring_bytes=ring_bytes,
+        )
+
+    def run(self, sink: Stream | None) -> ScopeError | None:
+        """
+        Trace until something ends it.
+
+        Returns the error that ended it early, if it was one: what was seen until
+        then is still there to be summed up.
+        """
+        pidfd = _pidfd(self._target.pid)
+        cpu_before = _cpu_seconds(self._target.pid)
+        error: ScopeError | None = None
+        try:
+            with self._session as session, stop_signals(self._ask_to_stop):
+                _say_failures(session)
+                session.count(on=True)
+                started = time.monotonic()
+                _say_started(self._target.pid, self._duration, quiet=sink is None)
+                try:
+                    error = self._watch(session, sink, pidfd, started, cpu_before)
+                finally:
+                    session.count(on=False)
+                    self._seconds = time.monotonic() - started
+                # A program that passed the gate before it closed has ended once all are out.
+                session.detach()
+                error = self._drain(session, sink, error)
+                self._tallies = session.tallies()
+                self._durations = session.durations()
+                self._hits = session.hits()
+        finally:
+            os.close(pidfd)
+        return error
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._stop = self._stop or reason
+
+    def _watch(
+        self, session: Session, sink: Stream | None, pidfd: int, started: float, cpu: float | None
+    ) -> ScopeError | None:
+        interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
+        behind = False
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        with progress_bar(self._duration, visible=sink is None) as advance:
+            while not self._stop:
+                left = 0.0 if behind else interval
+                if self._duration is not None:
+                    left = min(left, started + self._duration - time.monotonic())
+                    if left <= 0:
+                        self._ask_to_stop("duration")
+                        return None
+                if ended.poll(left * 1000):
+                    self._ask_to_stop("target ended")
+                    pid = self._target.pid
+                    return TargetEndedError(f"process {pid} ended while it was traced")
+                now = _cpu_seconds(self._target.pid)
+                if now is not None and cpu is not None:
+                    self._cpu_seconds = now - cpu
+                advance(time.monotonic() - started)
+                if sink:
+                    try:
+                        behind = _write(session, sink)
+                    except OSError as broken:
+                        return self._output_broke(broken)
+        return None
+
+    def _drain(
+        self, session: Session, sink: Stream | None, error: ScopeError | None
+    ) -> ScopeError | None:
+        """Write what is still in the ring, unless the output is what ended the trace."""
+        if sink is None or self._stop.startswith("output"):
+            return error
+        try:
+            while _write(session, sink):
+                pass
+        except OSError as broken:
+            return self._output_broke(broken) or error
+        return error
+
+    def _output_broke(self, broken: OSError) -> ScopeError | None:
+        if isinstance(broken, BrokenPipeError):
+            self._ask_to_stop("output closed")
+            return None
+        self._ask_to_stop("output failed")
+        return output_error(broken, self._output_path)
+
+    def summary(self) -> Summary:
+        """What was seen; after :meth:`run`."""
+        hits = sum(self._hits.values())
+        cpu = _hit_seconds(self._hits)
+        share = cpu / self._cpu_seconds if self._cpu_seconds else None
+        return Summary(
+            target=self._target.as_json(),
+            duration_seconds=self._seconds,
+            stopped_because=self._stop,
+            events=fold(self.plan, self._tallies, self._durations),
+            cost=Cost(hits, cpu, None if share is None else round(share, 6)),
+            notes=tuple(self.notes),
+        )
+
+
+def _write(session: Session, sink: Stream) -> bool:
+    """Write some of what is in the ring; whether more of it is waiting."""
+    with session.ring.batch(BATCH) as records:
+        sink.write(records)
+        return len(records) == BATCH
+
+
+def _hit_seconds(hits: dict[str, int]) -> float:
+    from scope_ebpf.kernel.cost import measure  # noqa: PLC0415 - after the trace, not before it
+
+    return measure().total(hits)
+
+
+def _say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
+    """One line for whoever waits for the trace to count, unless a progress bar says it."""
+    if quiet and sys.stderr.isatty():
+        return
+    length = "" if duration is None else f" for {duration:g} s"
+    print(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
+
+
+def _say_failures(session: Session) -> None:
+    for failure in session.failures:
+        print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise TargetEndedError(f"process {pid} ended before it could be traced") from None
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """User and system seconds of a process, None if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - read a hundred times a second
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / _TICKS
