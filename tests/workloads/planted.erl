@@ -16,7 +16,8 @@
 %%                      suspended on it
 %%   code_loads N       N modules loaded                      some 100 messages each, to purge the old
 %%   dirty_calls N      N native calls on a dirty scheduler
-%%   long_bifs N        N calls of a BIF that do not yield, tens of milliseconds each
+%%   long_bifs N        N calls of a BIF, tens of milliseconds  some short calls of BIFs
+%%                      each, on a dirty scheduler or not
 %%   storm KIND N       events without end, until the line "stop" (then: done storm COUNT)
 %%                      pingpong: N pairs, COUNT sends and as many receives
 %%                      spawn: N spawners, COUNT spawns and exits (and those of the spawners)
@@ -239,9 +240,12 @@ dirty_calls(N) ->
     times(N, fun() -> {ok, _} = file:read_file_info("/", [raw]) end),
     N.
 
+%% By a name that the compiler does not know: the JIT calls a BIF that it knows straight, without a
+%% function that could be hooked.
 long_bifs(N) ->
-    Zeros = binary:copy(<<0>>, 1 bsl 24),
-    times(N, fun() -> erlang:md5(Zeros) end),
+    ToText = list_to_existing_atom("integer_to_list"),
+    Number = 1 bsl 100000,
+    times(N, fun() -> apply(erlang, ToText, [Number]) end),
     N.
 
 %%% Storms

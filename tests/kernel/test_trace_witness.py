@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+from beams_run import require
+from tracing import BREAKPOINT, Way, bytes_at, trace, wait_until
+
+from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.kernel.session import Session
+from scope_ebpf.kernel.uprobes import has_multi
+from scope_ebpf.plan import make_plan
+from scope_ebpf.summary import fold
+
+SPAWNS = 200_000
+MESSAGES = 400_000
+#: What bpftrace counts, and the name that its count has. All are functions of every stock build.
+WITNESSED = {
+    "erl_create_process": "spawn",
+    "erts_do_exit_process": "exit",
+    "erts_send_message": "send",
+}
+RECEIVE = re.compile(r"_Z23beam_jit_remove_message[A-Z].*")
+
+
+def witnessed(pid: int) -> dict[str, str]:
+    """
+    The functions of this emulator by their whole names, and the event each stands for.
+    """
+    (receive,) = inspect(pid).binary.matching(RECEIVE)
+    return {**WITNESSED, receive.name: "receive"}
+
+
+@contextmanager
+def bpftrace(pid: int):
+    """
+    bpftrace counting the same functions of the same process; gives what ends it and its counts.
+    """
+    require(shutil.which("bpftrace"), "bpftrace is not installed")
+    target = inspect(pid)
+    names = witnessed(pid)
+    program = " ".join(
+        f"uprobe:/proc/{pid}/exe:{name} /pid == {pid}/ {{ @{event} = count(); }}"
+        for name, event in names.items()
+    )
+    process = subprocess.Popen(
+        ["bpftrace", "-f", "json", "-e", program], stdout=subprocess.PIPE, text=True
+    )
+    places = [target.base + target.binary.symbol(name).address for name in names]
+    try:
+        wait_until(
+            lambda: (
+                process.poll() is not None or set(bytes_at(pid, places).values()) == {BREAKPOINT}
+            ),
+            "bpftrace's breakpoints",
+        )
+        assert process.poll() is None, "bpftrace ended"
+
+        def end() -> dict[str, int]:
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[0].splitlines()
+            lines = [json.loads(line) for line in said if line.strip()]
+            maps = [line["data"] for line in lines if line.get("type") == "map"]
+            return {name.removeprefix("@"): count for one in maps for name, count in one.items()}
+
+        yield end
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_them(way: Way):
+    """
+    200,000 spawns and exits and 400,000 sends and receives are counted, none is lost, and bpftrace
+    counts the same in the same run.
+    """
+    beam = way.beam
+    with bpftrace(beam.pid) as end_of_bpftrace:
+        with trace(beam.pid, *way.words("spawn,exit,send,receive")) as run:
+            beam.plant(f"spawns {SPAWNS}", timeout=120)
+            beam.plant(f"messages {MESSAGES}", timeout=120)
+            outcome = run.stop()
+        witness = end_of_bpftrace()
+    counts = {name: event["count"] for name, event in outcome.events.items()}
+    # Two command lines, each of which is received.
+    planted = {"spawn": SPAWNS, "exit": SPAWNS, "send": MESSAGES, "receive": MESSAGES + 2}
+    assert planted == counts
+    assert planted == witness
+    assert 0 == outcome.document["lost_total"]
+
+
+@pytest.mark.parametrize("kind", ["stock25", "usdt25"])
+def test_both_ways_of_attaching_count_the_same(kind: str, vm):
+    """
+    A kernel without links for many places counts by perf events what a newer one counts by those.
+    """
+    beam = vm(kind)
+    target = inspect(beam.pid)
+    settings, _ = kernel_constants(target)
+    via = "usdt" if kind == "usdt25" else "symbol"
+    wanted = ("spawn", "exit", "hibernate", "port_open")
+    plan = make_plan(target.binary, target.flavor, wanted, via, known(settings))
+    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
+    addresses = symbol_values(target, names)
+    found = []
+    for multi in {has_multi(), False}:
+        given = (plan, beam.pid, target.base, settings)
+        with Session(*given, addresses=addresses, multi=multi) as session:
+            session.count(on=True)
+            beam.plant("spawns 23")
+            beam.plant("ports 29")
+            session.count(on=False)
+            session.detach()
+            events = fold(plan, session.tallies(), session.durations())
+            assert [] == session.failures
+            found.append({name: event.count for name, event in events.items()})
+    expected = {"spawn": 23, "exit": 23, "hibernate": 0, "port_open": 29}
+    assert [expected] * len(found) == found
