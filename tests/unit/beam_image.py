@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A VM's memory made by hand: a few processes, atoms, messages and links in a flat image.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scope_ebpf.beam import layouts
+from scope_ebpf.beam.memory import Memory
+from scope_ebpf.errors import ReadRefusedError
+
+PAGE = 4096
+BASE = 0x10000
+ATOMS = [
+    "_", "normal", "$initial_call", "$ancestors", "names_server", "init", "gen_server", "loop",
+    "my_name", "erlang", "apply", "$gen_call",
+]  # fmt: skip
+
+
+class ImageMemory(Memory):
+    """
+    Reads from an image instead of a process; *holes* are pages that are not mapped.
+    """
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__(0)
+        self.image = image
+        self.holes: set[int] = set()
+
+    def _readv(self, out: np.ndarray, remote: np.ndarray) -> int:
+        self.calls += 1
+        done = 0
+        for base, length in remote.tolist():
+            for page in range(base // PAGE, (base + max(length, 1) - 1) // PAGE + 1):
+                if page in self.holes or not BASE <= page * PAGE < BASE + len(self.image):
+                    return done
+            out[done : done + length] = np.frombuffer(self.image, np.uint8, length, base - BASE)
+            done += length
+        return done
+
+
+@dataclass
+class Image:
+    """
+    The image under construction, and the place of each global in it.
+    """
+
+    data: bytearray = field(default_factory=lambda: bytearray(64))
+    roots: dict[str, int] = field(default_factory=dict)
+    layout: layouts.Layout = layouts.load(25, usdt=False, interpreter=False)
+    pid: int = 0
+    otp_release: str = "25"
+
+    def put(self, data: bytes) -> int:
+        """
+        Add some bytes; say at which address.
+        """
+        self.data += b"\0" * (-len(self.data) % 16)
+        place = BASE + len(self.data)
+        self.data += data
+        return place
+
+    def words(self, *words: int) -> int:
+        return self.put(struct.pack(f"<{len(words)}Q", *words))
+
+    def struct(self, name: str, /, **fields: tuple[int, str]) -> bytes:
+        """
+        One struct of the layout; ``common__id=(1, "Q")`` is the field ``common.id``.
+        """
+        data = bytearray(self.layout.size(name))
+        for key, (value, kind) in fields.items():
+            offset = self.layout.offset(name, key.replace("__", "."))
+            struct.pack_into("<" + kind, data, offset, value)
+        return bytes(data)
+
+    @property
+    def memory(self) -> ImageMemory:
+        if not hasattr(self, "_memory"):
+            self.data += b"\0" * (-len(self.data) % PAGE)
+            self._memory = ImageMemory(self.data)
+        return self._memory
+
+    def address(self, name: str) -> int:
+        if name not in self.roots:
+            raise ReadRefusedError(f"no {name}")
+        return self.roots[name]
+
+    def find(self, name: str) -> int | None:
+        return self.roots.get(name)
+
+
+def atom(name: str) -> int:
+    return ATOMS.index(name) << 6 | 0x0B
+
+
+def pid(slot: int) -> int:
+    return slot << 32 | slot << 4 | 3
+
+
+def make(processes: int = 8) -> Image:
+    """
+    A VM with some processes, each a gen_server with a name, a dictionary, two messages and a link.
+    """
+    image = Image()
+    _atom_table(image)
+    _code(image)
+    slots = [_process(image, slot) for slot in range(processes)]
+    table = image.words(*slots, *([0] * 8))
+    image.roots["erts_proc"] = image.put(
+        image.struct(
+            "ErtsPTab",
+            r__o__tab=(table, "Q"),
+            r__o__max=(len(slots) + 8, "I"),
+            r__o__invalid_element=(1, "Q"),
+            vola__tile__count=(len(slots), "I"),
+        )
+    )
+    image.roots["erts_port"] = image.roots["erts_proc"]
+    return image
+
+
+def _atom_table(image: Image) -> None:
+    entries = []
+    for index, name in enumerate(ATOMS):
+        text = image.put(name.encode())
+        entries.append(
+            image.put(
+                image.struct(
+                    "Atom", slot__index=(index, "I"), len=(len(name), "H"), name=(text, "Q")
+                )
+            )
+        )
+    segments = image.words(image.words(*entries, *([0] * (1024 - len(entries)))))
+    image.roots["erts_atom_table"] = image.put(
+        image.struct("IndexTable", entries=(len(ATOMS), "I"), seg_table=(segments, "Q"))
+    )
+
+
+def _code(image: Image) -> None:
+    """
+    One module with one function, gen_server:loop/7.
+    """
+    info = struct.pack("<5Q", 0, 0, atom("gen_server"), atom("loop"), 7)
+    header = bytearray(image.layout.offset("BeamCodeHeader", "functions") + 16)
+    start = image.put(bytes(header) + info + bytes(64))
+    first = start + len(header)
+    place = start - BASE
+    struct.pack_into("<Q", image.data, place, 1)
+    struct.pack_into("<QQ", image.data, place + len(header) - 16, first, first + len(info) + 64)
+    ranges = image.words(start, first + len(info) + 64)
+    image.roots["r"] = image.words(*([ranges, 1, 1, ranges] * 3))
+    image.roots["pc"] = first + len(info) + 8
+
+
+def _process(image: Image, slot: int) -> int:
+    place = BASE + len(image.data) + -len(image.data) % 16  # where the struct will be
+    size = image.layout.size("Process")
+    image.put(bytes(size))
+    call = image.words(3 << 6, atom("names_server"), atom("init"), 1 << 4 | 0xF) | 2
+    pair = image.words(2 << 6, atom("$initial_call"), call) | 2
+    index = ATOMS.index("$initial_call")
+    data = [0x3B] * 8
+    data[index & 7] = image.words(pair, 0x3B) | 1
+    dictionary = image.put(struct.pack("<4IQ8Q", 7, 8, 8, 0, 1, *data))
+    message = image.words(2 << 6, atom("$gen_call"), atom("normal")) | 2
+    second = image.put(image.struct("ErtsMessage", m=(message, "Q")))
+    first = image.put(image.struct("ErtsMessage", next=(second, "Q"), m=(atom("normal"), "Q")))
+    link = image.put(image.struct("ErtsMonLnkNode", type=(10, "H")))
+    name = image.put(image.struct("RegProc", p=(place, "Q"), name=(atom("my_name"), "Q")))
+    heap = image.put(bytes(8 * 32))
+    stop = heap + 8 * 28
+    struct.pack_into("<Q", image.data, stop - BASE, image.roots["pc"])
+    row = image.struct(
+        "Process",
+        common__id=(pid(slot), "Q"),
+        common__u__alive__reg=(name, "Q"),
+        common__u__alive__links=(link, "Q"),
+        heap=(heap, "Q"),
+        htop=(heap + 64, "Q"),
+        stop=(stop, "Q"),
+        hend=(heap + 8 * 32, "Q"),
+        heap_sz=(32, "Q"),
+        arg_reg=(place + image.layout.offset("Process", "def_arg_reg"), "Q"),
+        i=(image.roots["pc"], "Q"),
+        reds=(1000 + slot, "Q"),
+        dictionary=(dictionary, "Q"),
+        u__initial__module=(atom("erlang"), "Q"),
+        u__initial__function=(atom("apply"), "Q"),
+        u__initial__arity=(2, "Q"),
+        parent=(pid(0), "Q"),
+        group_leader=(pid(0), "Q"),
+        sig_qs__first=(first, "Q"),
+        sig_qs__len=(2, "Q"),
+    )
+    image.data[place - BASE : place - BASE + size] = row
+    return place

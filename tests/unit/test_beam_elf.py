@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+ELF files that lie, are cut, or are none.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scope_ebpf.beam.binary import Binary, UnreadableElfError
+
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+NOBITS, PROGBITS, SYMTAB, STRTAB, NOTE, DYNSYM = 8, 1, 2, 3, 7, 11
+
+
+def note(owner: bytes, kind: int, description: bytes) -> bytes:
+    def pad(data: bytes) -> bytes:
+        return data + b"\0" * (-len(data) % 4)
+
+    return struct.pack("<III", len(owner), len(description), kind) + pad(owner) + pad(description)
+
+
+def table(symbols: dict[str, tuple[int, int, int]]) -> tuple[bytes, bytes]:
+    """
+    A symbol table and its names; each symbol has an address, a size and a type.
+    """
+    names, rows = b"\0", _SYMBOL.pack(0, 0, 0, 0, 0, 0)
+    for name, (address, size, kind) in symbols.items():
+        rows += _SYMBOL.pack(len(names), 1 << 4 | kind, 0, 1, address, size)
+        names += name.encode() + b"\0"
+    return rows, names
+
+
+def elf(sections: dict[str, tuple[int, int, bytes]]) -> bytes:
+    """
+    A small 64-bit ELF file; each section has a type, an address and its bytes.
+    """
+    strings, body, heads = b"\0", b"", [_SECTION.pack(*[0] * 10)]
+    start = _HEADER.size + _SEGMENT.size
+    everything = sections | {".shstrtab": (STRTAB, 0, b"")}
+    names = {}
+    for name in everything:
+        names[name] = len(strings)
+        strings += name.encode() + b"\0"
+    everything[".shstrtab"] = (STRTAB, 0, strings)
+    for name, (kind, address, data) in everything.items():
+        offset = start + len(body)
+        entry = 24 if kind in (SYMTAB, DYNSYM) else 0
+        link = len(heads) + 1 if entry else 0  # the names come next
+        heads.append(
+            _SECTION.pack(names[name], kind, 2, address, offset, len(data), link, 0, 1, entry)
+        )
+        body += data
+    header = _HEADER.pack(
+        b"\x7fELF\x02\x01\x01" + bytes(9), 3, 62, 1, 0x40, _HEADER.size, start + len(body), 0,
+        64, 56, 1, 64, len(heads), len(heads) - 1,
+    )  # fmt: skip
+    segment = _SEGMENT.pack(1, 5, start, 0x1000, 0x1000, len(body), len(body), 0x1000)
+    return header + segment + body + b"".join(heads)
+
+
+def opened(tmp_path: Path, data: bytes) -> Binary:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    return Binary.open(path)
+
+
+def stapsdt(address: int, base: int, semaphore: int) -> bytes:
+    return struct.pack("<QQQ", address, base, semaphore) + b"erlang\0message__send\x008@%r12\0"
+
+
+def test_symbols_of_two_tables_are_joined_and_the_first_one_wins(tmp_path: Path):
+    """
+    .symtab comes before .dynsym, and each name is found in either.
+    """
+    rows, names = table({"both": (0x1000, 8, 2), "own": (0x1010, 4, 1)})
+    dynamic, dynamic_names = table({"both": (0x2000, 8, 2), "exported": (0x1020, 2, 2)})
+    binary = opened(
+        tmp_path,
+        elf(
+            {
+                ".symtab": (SYMTAB, 0, rows),
+                ".strtab": (STRTAB, 0, names),
+                ".dynsym": (DYNSYM, 0, dynamic),
+                ".dynstr": (STRTAB, 0, dynamic_names),
+            }
+        ),
+    )
+    assert ".symtab" == binary.symbol_source
+    found = {s.name: (s.address, s.is_function) for s in binary.matching(re.compile(""))}
+    assert {"both": (0x1000, True), "own": (0x1010, False), "exported": (0x1020, True)} == found
+    assert binary.symbol("exported").address == 0x1020
+    assert binary.symbol("missing") is None
+    assert "own" == binary.function_at(0x1012).name
+
+
+def test_symbols_packed_in_the_file_are_found(tmp_path: Path):
+    """
+    A stripped file may carry its symbols compressed.
+    """
+    rows, names = table({"hidden": (0x1000, 8, 2)})
+    inner = elf({".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)})
+    binary = opened(tmp_path, elf({".gnu_debugdata": (PROGBITS, 0, lzma.compress(inner))}))
+    assert ".gnu_debugdata" == binary.symbol_source
+    assert binary.symbol("hidden").address == 0x1000
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_debug_file_is_believed_only_if_its_checksum_is_right(tmp_path: Path, honest: bool):
+    """
+    Symbols of another build would be wrong symbols.
+    """
+    rows, names = table({"secret": (0x1000, 8, 2)})
+    debug = elf({".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)})
+    (tmp_path / ".debug").mkdir()
+    (tmp_path / ".debug/file.debug").write_bytes(debug)
+    crc = zlib.crc32(debug) + (not honest) & 0xFFFFFFFF
+    link = b"file.debug\0\0" + struct.pack("<I", crc)
+    binary = opened(tmp_path, elf({".gnu_debuglink": (PROGBITS, 0, link)}))
+    assert honest == (binary.symbol("secret") is not None)
+
+
+def test_a_usdt_site_moves_as_its_base_moved(tmp_path: Path):
+    """
+    A prelinked file's notes hold the addresses from before.
+    """
+    binary = opened(
+        tmp_path,
+        elf(
+            {
+                ".stapsdt.base": (PROGBITS, 0x5100, b"\0"),
+                ".note.stapsdt": (NOTE, 0, note(b"stapsdt\0", 3, stapsdt(0x1010, 0x5000, 0x6000))),
+            }
+        ),
+    )
+    (site,) = binary.usdt_sites
+    assert ("erlang", "message__send", "8@%r12") == (site.provider, site.name, site.arguments)
+    assert (0x1110, 0x6100) == (site.address, site.semaphore)
+
+
+def test_an_address_outside_the_file_is_an_error(tmp_path: Path):
+    """
+    There is no offset for what is not in the file.
+    """
+    binary = opened(tmp_path, elf({".text": (PROGBITS, 0x1000, b"code")}))
+    assert b"code" == binary.read(0x1000, 4)
+    with pytest.raises(ValueError, match="0x9999"):
+        binary.file_offset(0x9999)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x01\x01\x01" + bytes(60)]
+)
+def test_what_is_no_elf_file_is_refused(tmp_path: Path, data: bytes):
+    """
+    A script, a stub and a 32-bit file are no VM.
+    """
+    with pytest.raises(UnreadableElfError):
+        opened(tmp_path, data)
+
+
+def exercise(data: bytes, folder: Path) -> None:
+    try:
+        binary = opened(folder, data)
+        binary.matching(re.compile("erts"))
+        binary.symbol("erts_schedule")
+        binary.function_at(0x1001)
+        assert isinstance(binary.usdt_sites, tuple)
+        assert binary.build_id is None or binary.build_id
+        binary.read(0x1000, 16)
+    except (UnreadableElfError, ValueError):
+        pass
+
+
+@settings(max_examples=300, deadline=2000, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=30),
+    st.integers(0, 4000),
+)
+def test_a_damaged_file_is_refused_or_read_but_never_hangs(
+    tmp_path: Path, damage: list[tuple[int, int]], cut: int
+):
+    """
+    Any bytes changed, any length cut: a clear refusal, or what is left of the truth.
+    """
+    rows, names = table({f"erts_{n}": (0x1000 + n, 1, 2) for n in range(20)})
+    inner = lzma.compress(elf({".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)}))
+    data = bytearray(
+        elf(
+            {
+                ".dynsym": (DYNSYM, 0, rows),
+                ".dynstr": (STRTAB, 0, names),
+                ".note.gnu.build-id": (NOTE, 0, note(b"GNU\0", 3, b"0123")),
+                ".note.stapsdt": (NOTE, 0, note(b"stapsdt\0", 3, stapsdt(1, 2, 3))),
+                ".gnu_debugdata": (PROGBITS, 0, inner),
+            }
+        )
+    )
+    for place, value in damage:
+        data[place % len(data)] = value
+    exercise(bytes(data[: len(data) - cut if cut < len(data) // 2 else len(data)]), tmp_path)
+
+
+def test_forty_symbols_of_a_large_file_take_no_time(tmp_path: Path):
+    """
+    40,000 symbols are there, 40 are wanted: less than 150 ms of CPU.
+    """
+    rows, names = table({f"symbol_number_{n}": (n, 1, 2) for n in range(40000)})
+    (tmp_path / "file").write_bytes(
+        elf({".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)})
+    )
+    code = (
+        "import time, sys; from pathlib import Path; from scope_ebpf.beam.binary import Binary; "
+        "began = time.process_time(); b = Binary.open(Path(sys.argv[1])); "
+        "assert all(b.symbol(f'symbol_number_{n * 999}').address == n * 999 for n in range(40)); "
+        "print(time.process_time() - began)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "file")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert float(done.stdout) < 0.15

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Reading an image of a VM: whole, damaged, with pages missing, and in circles.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import beam_image
+from beam_image import BASE, PAGE, make
+
+from scope_ebpf.beam.detail import FIELDS, detail
+from scope_ebpf.beam.sizes import memory_bytes
+from scope_ebpf.beam.view import Viewer
+from scope_ebpf.errors import ReadRefusedError
+
+
+def view(image: beam_image.Image) -> Viewer:
+    image.memory  # noqa: B018 - the image is complete from here on
+    target = SimpleNamespace(
+        pid=0,
+        otp_release="25",
+        memory=image.memory,
+        layout=image.layout,
+        address=image.address,
+        roots=image,
+    )
+    return Viewer(target, FIELDS)
+
+
+def test_an_image_is_read_whole():
+    """
+    Names, behaviour-less initial call, function, mailbox and size of each process are there.
+    """
+    viewer = view(make(8))
+    snapshot = viewer.table.snapshot()
+    assert (8, 8, 0, 0) == (len(snapshot), snapshot.total, snapshot.torn, snapshot.unreadable)
+    row = viewer.describe(snapshot.rows)[3]
+    shown = {key: row[key] for key in ("pid", "name", "initial_call", "behaviour", "module")}
+    assert {
+        "pid": "<0.3.0>",
+        "name": "my_name",
+        "initial_call": "names_server:init/1",
+        "behaviour": "gen_server",
+        "module": "names_server",
+    } == shown
+    assert ("gen_server:loop/7", 2, 1003) == (
+        row["current_function"],
+        row["message_queue_len"],
+        row["reductions"],
+    )
+    # The struct, its heap, a link, two messages and a dictionary of eight words.
+    assert 776 + 8 * 32 + 40 + 2 * 88 + 24 + 8 * 8 == row["memory_bytes"]
+    shown = detail(viewer, snapshot.rows[3:4])
+    assert ["normal", "{'$gen_call', _}"] == shown["messages"]
+    assert [{"function": "gen_server:loop/7", "location": None}] == shown["stack"]
+
+
+def test_a_process_under_construction_is_torn_and_not_shown():
+    """
+    All locks held means that somebody makes or ends the process now.
+    """
+    image = make(4)
+    viewer = view(image)
+    pointer = int(viewer.table.snapshot().rows["pointer"][2])
+    struct.pack_into(
+        "<I", image.data, pointer - BASE + image.layout.offset("Process", "lock.flags"), 0x1F
+    )
+    snapshot = viewer.table.snapshot()
+    assert (3, 4, 1) == (len(snapshot), snapshot.total, snapshot.torn)
+
+
+def test_a_mailbox_in_a_circle_ends():
+    """
+    A message that leads to itself is looked at a bounded number of times, and the size is a guess.
+    """
+    image = make(2)
+    viewer = view(image)
+    rows = viewer.table.snapshot().rows
+    first = int(rows["first_message"][0])
+    struct.pack_into("<Q", image.data, first - BASE, first)
+    sizes = memory_bytes(viewer.target, rows, limit=50)
+    assert [False, True] == sizes.exact.tolist()
+    assert 10 == len(detail(viewer, rows[:1])["messages"])
+
+
+def test_a_list_in_a_circle_ends():
+    """
+    A label that is a list without end is cut.
+    """
+    image = make(1)
+    cell = image.words(0x1F, 0)
+    struct.pack_into("<Q", image.data, cell - BASE + 8, cell | 1)
+    assert len(view(image).terms.text(cell | 1)) < 200
+
+
+@settings(max_examples=150, deadline=4000, suppress_health_check=list(HealthCheck))
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 7)), max_size=200),
+    holes=st.sets(st.integers(0, 20), max_size=3),
+)
+def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
+    flips: list[tuple[int, int]], holes: set[int]
+):
+    """
+    Flipped bits and missing pages: refusals and torn rows, values within bounds, little memory.
+    """
+    image = make(8)
+    size = len(image.data)
+    image.memory.holes = {BASE // PAGE + hole for hole in holes}
+    for place, bit in flips:
+        image.data[place % size] ^= 1 << bit
+    tracemalloc.start()
+    try:
+        viewer = view(image)
+        snapshot = viewer.table.snapshot()
+        for row in viewer.describe(snapshot.rows, 100):
+            assert 0 <= row["message_queue_len"] < 1 << 40
+            assert 0 <= row["heap_words"] < 1 << 40
+            assert row["name"] is None or len(row["name"]) <= 1020
+        for place in range(len(snapshot)):
+            detail(viewer, snapshot.rows[place : place + 1])
+    except ReadRefusedError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # A process table that claims millions of slots is read in blocks.
+    assert peak < 600 << 20
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=50), st.integers(0, 256))
+def test_gathering_at_any_address_says_what_was_read(addresses: list[int], size: int):
+    """
+    A row is either what is there or zero and counted as a failure.
+    """
+    image = make(2)
+    good = [BASE + address % 512 for address in addresses[::2]]
+    places = np.array(good + addresses[1::2], np.uint64)
+    memory = image.memory
+    rows, read = memory.gather(places, size)
+    assert memory.failures == int((~read).sum())
+    for place, row, ok in zip(places.tolist(), rows, read.tolist(), strict=True):
+        start = place - BASE
+        assert row.tobytes() == (image.data[start : start + size] if ok else bytes(size))
+    assert read[: len(good)].all()
