@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import stat
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,15 +16,26 @@ from scope_ebpf.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: How much of a file is looked at at once for its last newline, bytes.
+_BLOCK = 65536
+
 
 @contextlib.contextmanager
 def open_output(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or the file at *path*."""
+    """
+    Standard output, or the file at *path*.
+
+    A file ends with a whole line whatever happens: what a full disk cut off is taken
+    back. ``sys.stdout`` itself is not used, because under PYTHONUNBUFFERED it drops
+    what a signal or a full disk keeps it from writing at once.
+    """
     if path is None or path == "-":
-        yield sys.stdout
-        return
+        sys.stdout.flush()
+        place: str | int = sys.stdout.fileno()
+    else:
+        place = path
     try:
-        output = open(path, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
+        output = open(place, "w", encoding="utf-8", closefd=place is path)  # noqa: SIM115
     except OSError as error:
         raise output_error(error, path) from error
     try:
@@ -31,6 +44,26 @@ def open_output(path: str | None) -> Iterator[TextIO]:
         # What could not be written was reported when writing failed.
         with contextlib.suppress(OSError):
             output.close()
+        if place is path:
+            _end_with_a_line(path)
+
+
+def _end_with_a_line(path: str) -> None:
+    """Cut a regular file behind its last newline."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return
+        with open(path, "rb+") as file:  # noqa: PTH123
+            end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - _BLOCK)
+                file.seek(start)
+                newline = file.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            file.truncate(end)
 
 
 def output_error(error: OSError, path: str | None) -> OutputError:
