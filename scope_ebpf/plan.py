@@ -16,7 +16,7 @@ from scope_ebpf import events
 from scope_ebpf.beam import entry, usdt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 Via = Literal["auto", "usdt", "symbol"]
 
@@ -116,6 +116,19 @@ class Plan:
     def kinds(self) -> tuple[events.Kind, ...]:
         """The kinds of event that will be seen."""
         return tuple(events.KINDS[item.event] for item in self.items if item.attachments)
+
+    def without(self, failures: Mapping[Attachment, str]) -> Plan:
+        """The same plan once some hooks could not be attached, with the reason of each."""
+        return Plan(tuple(_without(item, failures) for item in self.items))
+
+
+def _without(item: Item, failures: Mapping[Attachment, str]) -> Item:
+    """An event of which a hook is missing would count wrong, so it is not counted at all."""
+    failed = {a.name: failures[a] for a in item.attachments if a in failures}
+    if not failed:
+        return item
+    reason = "; ".join(f"{name} could not be attached ({why})" for name, why in failed.items())
+    return Item(item.event, "unavailable", "", (), reason)
 
 
 def make_plan(

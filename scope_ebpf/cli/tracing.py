@@ -91,6 +91,7 @@ class Trace:
         error: ScopeError | None = None
         try:
             with self._session as session, stop_signals(self._ask_to_stop):
+                self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
                 _say_failures(session)
                 session.count(on=True)
                 started = time.monotonic()

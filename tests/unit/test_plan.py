@@ -333,6 +333,18 @@ def test_no_hook_is_a_pattern(hook: events.Hook):
     assert re.fullmatch(r"[a-z][a-z0-9_]*", hook.name)
 
 
+def test_an_event_of_which_a_hook_could_not_be_attached_is_not_counted():
+    """
+    If the kernel refuses one hook of several, the event is unavailable and says why; others stay.
+    """
+    plan = make_plan(stock(), "jit", ["spawn", "exit"])
+    refused = plan.items[0].attachments[1]
+    reason = "erl_create_process could not be attached (no space left)"
+    expected = Plan((Item("spawn", "unavailable", "", (), reason), plan.items[1]))
+    assert expected == plan.without({refused: "no space left"})
+    assert plan == plan.without({})
+
+
 @pytest.mark.parametrize("name", [*DANGEROUS, "process__*", "catclose"])
 @pytest.mark.parametrize("arguments", [(), (Argument("constant", 8, is_signed=False),)])
 def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
