@@ -143,6 +143,12 @@ class Run:
         """
         os.kill(self.pid, number)
 
+    def so_far(self) -> bytes:
+        """
+        What it has written on stdout until now.
+        """
+        return os.pread(self._output.fileno(), 1 << 24, 0)
+
     def wait(self) -> Outcome:
         """
         What it left behind, once it has ended on its own.

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import beams_run
+import pytest
+from tracing import require_root, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Each way as it is for these tests: two nodes of a kind.
+WAYS = {"stock": ("stock25", "auto"), "usdt": ("usdt25", "usdt")}
+
+
+@pytest.fixture(params=WAYS, scope="module")
+def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[beams_run.Beam, beams_run.Beam, str]]:
+    """
+    A node, its peer, and how to look at the first.
+    """
+    require_root()
+    kind, via = WAYS[request.param]
+    with beams_run.dist_pair(kind) as (watched, peer):
+        yield watched, peer, via
+
+
+def test_messages_to_another_node_are_remote_sends(nodes):
+    """
+    23 messages to a process of another node are 23 remote sends, and go out in one output or more.
+    """
+    watched, _, via = nodes
+    with trace(watched.pid, "--via", via, "--events", "send,dist_output") as run:
+        watched.plant("remote 23")
+        events = run.stop().events
+    assert 23 == events["send"]["by_class"]["remote"]
+    # Each output takes all that waits, so there are no more of them than messages and ticks.
+    assert 1 <= events["dist_output"]["count"] <= 23 + 2
+
+
+def test_senders_to_a_node_that_does_not_read_are_busy(nodes):
+    """
+    Seven processes that are suspended because the buffer to a stopped node is full are counted.
+    """
+    watched, peer, via = nodes
+    with trace(watched.pid, "--via", via, "--events", "dist_busy,exit") as run:
+        peer.freeze()
+        try:
+            assert watched.ask("fill", timeout=120).startswith("done fill ")
+            assert "suspended 7" == watched.ask("block 7")
+        finally:
+            peer.thaw()
+        watched.expect("done block 7")
+        event = run.stop().events["dist_busy"]
+    if via == "usdt":
+        reason = "dist__port_busy was not seen to fire when senders were suspended"
+        assert {"via": "unavailable", "reason": reason} == event
+    else:
+        assert 7 == event["count"]
+
+
+def test_a_node_is_called_by_its_name(nodes):
+    """
+    The document names the node as it calls itself.
+    """
+    watched, _, via = nodes
+    with trace(watched.pid, "--via", via, "--events", "exit") as run:
+        target = run.stop().document["target"]
+    assert ("watched@127.0.0.1", "25", "jit") == (
+        target["node"],
+        target["otp_release"],
+        target["flavor"],
+    )
