@@ -26,9 +26,10 @@ REGISTRIES = [
         ("files", "pythonhosted", "org"),
         ("registry", "npmjs", "org"),
         ("repo", "hex", "pm"),
+        ("github", "com"),
     )
 ]
-GITHUB = "github.com"
+GITHUB = REGISTRIES.pop()
 
 
 def tracked() -> list[Path]:
