@@ -50,7 +50,7 @@ class TermText:
             return [f"<0.{w & 0xFFFFFFFF}.{w >> 32}>" if w else None for w in words]
         pids = [w for w in words if terms.is_pid(w)]
         texts: dict[int, str | None] = {}
-        if pids and self._pids:
+        if pids and self._pids is not None:
             array = np.array(pids, np.uint64)
             texts = dict(zip(pids, self._pids.texts(array), strict=True))
         return [texts[w] if w in texts else self._text(w) for w in words]
@@ -58,9 +58,9 @@ class TermText:
     def _text(self, word: int) -> str | None:
         if word == terms.NON_VALUE:
             return None
-        if terms.is_port(word) and self._ports:
+        if terms.is_port(word) and self._ports is not None:
             return self._ports.text(word)
-        if terms.is_atom(word) and self._atoms:
+        if terms.is_atom(word) and self._atoms is not None:
             with suppress(ScopeError):
                 return self._atoms.text(word)[:_MAX_TEXT]
         return next((text(word) for holds, text in _SHAPES if holds(word)), hex(word))
