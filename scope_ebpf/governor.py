@@ -28,14 +28,14 @@ BURST = 1.0
 #: The share of the budget that is given out; the rest is for costs that no hit shows.
 HEADROOM = 0.75
 #: Seconds: no window is shorter, because attaching takes some milliseconds, or longer.
-SHORTEST, LONGEST = 0.005, 0.1
-#: Seconds between two windows of one event, if its cost allows that.
+SHORTEST, LONGEST = 0.003, 0.1
+#: Seconds between two windows of one event, at most and if its cost allows that.
 SPACING = 1.0
 #: Hooks that used up their allowance come back for good when they would take less than this part
 #: of their share, in this many windows in a row.
 CALM, CALM_WINDOWS = 0.5, 5
-#: The weight of the newest reading in a moving average.
-_NEW = 0.3
+#: The weights of the newest reading in moving averages.
+_NEW, _NEW_INCOME = 0.3, 0.6
 #: Seconds over which ratios are told.
 _MEMORY = 60.0
 
@@ -65,7 +65,9 @@ class _Event:
     #: What a window cost lately, and how many there were since the allowance was spent.
     window_cost: float = 0.0
     windows: int = 0
+    #: When the next window may be at the earliest, and what windows cost, of late.
     next_window: float = 0.0
+    used: float = 0.0
     calm: int = 0
     spent: float = 0.0
     open_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=240))
@@ -86,7 +88,7 @@ class Governor:
         now: float,
         *,
         budget: float = 0.01,
-        floor: float = 0.05,
+        floor: float = 0.2,
         rng: random.Random | None = None,
     ) -> None:
         self.budget = budget
@@ -97,6 +99,7 @@ class Governor:
         self._cpu: float | None = None
         self.income = budget * floor
         self.balance = self.income * BURST
+        self._retry = now
         self._past: deque[tuple[float, float, float]] = deque(maxlen=240)
 
     def tick(self, now: float, cpu_seconds: float, spent: Mapping[str, float]) -> list[Action]:
@@ -112,12 +115,14 @@ class Governor:
         used = max(0.0, cpu_seconds - (self._cpu or 0.0)) if not first else 0.0
         self._cpu, self._now = cpu_seconds, now
         earned = self.budget * max(used, self._floor * passed)
-        self.income += _NEW * (earned / passed - self.income)
+        self.income += _NEW_INCOME * (earned / passed - self.income)
         self.balance += earned
         for name, total in spent.items():
             self._spend(name, total, passed)
         self.balance = min(self.balance, self.income * BURST)
         self._past.append((now, cpu_seconds, sum(spent.values())))
+        for event in self._events.values():
+            event.used *= 1 - 1 / _MEMORY
         self._share_out()
         return [] if first else self._refills()
 
@@ -133,6 +138,9 @@ class Governor:
             # Up at once, down slowly.
             known = event.demand or 0.0
             event.demand = rate if rate > known else known + _NEW * (rate - known)
+        elif event.mode == "windows":
+            event.window_cost += cost  # what was hit before and after the gate was open
+            event.used += cost
 
     def _charge(self, event: _Event, cost: float) -> None:
         """Take *cost* from the balance now; the next tick finds it in what was spent."""
@@ -175,34 +183,40 @@ class Governor:
         self._charge(state, state.granted)
         # The first window will tell how much it is.
         state.demand = max(state.demand or 0.0, self.income)
+        others = [e.used for e in self._events.values() if e.mode == "windows" and e is not state]
+        state.used = min(others, default=0.0)
         self._schedule(state, now)
         return [Action("release", event)]
 
     def due(self, now: float) -> Action | None:
         """The window that is to be opened now, if one is."""
-        waiting = [(e.next_window, n) for n, e in self._events.items() if e.mode == "windows"]
-        if not waiting:
+        ready = [n for n, e in self._events.items() if e.mode == "windows" and e.next_window <= now]
+        if not ready or now < self._retry:
             return None
-        at, name = min(waiting)
+        name = min(ready, key=lambda ready_name: self._events[ready_name].used)
         event = self._events[name]
-        cost = max(event.window_cost, event.share * SHORTEST)
-        if at > now:
-            return None
-        if self.balance < cost:
-            event.next_window = now + (cost - self.balance) / self.income
+        cost = event.window_cost or self.income * SHORTEST
+        earned = self.income * HEADROOM * min(now - self._now, BURST)
+        free = self.balance - self._granted() + earned
+        if free < cost:
+            wait = (cost - free) / (self.income * HEADROOM)
+            self._retry = now + min(wait, SPACING) * self._random.uniform(1.0, 1.5)
             return None
         length = SHORTEST
         if event.demand:
             length = min(max(event.share * SPACING / event.demand, SHORTEST), LONGEST)
-        allowed = min(self.balance, 3 * max(cost, event.share * SPACING))
+        allowed = min(free, 3 * max(cost, event.share * SPACING))
         event.attached = True
         return Action("window", name, max(1, int(allowed / event.hit_cost)), length)
 
+    def _granted(self) -> float:
+        """What those that stay in may still spend."""
+        return sum(e.granted for e in self._events.values() if e.mode == "always" and e.attached)
+
     def next_due(self) -> float | None:
         """When :meth:`due` should be asked again; None while there are no windows."""
-        return min(
-            (e.next_window for e in self._events.values() if e.mode == "windows"), default=None
-        )
+        waiting = [e.next_window for e in self._events.values() if e.mode == "windows"]
+        return max(min(waiting), self._retry) if waiting else None
 
     def closed(self, event: str, now: float, seconds: float, cost: float) -> None:
         """
@@ -215,6 +229,7 @@ class Governor:
         state.attached = False
         state.open_seconds.append((now, seconds))
         self._charge(state, cost)
+        state.used += cost
         state.window_cost = max(cost, state.window_cost * (1 - _NEW))
         demand = cost / max(seconds, 1e-6)
         known = state.demand if state.windows and state.demand is not None else demand
@@ -231,15 +246,17 @@ class Governor:
         others = sum(e.share for e in self._events.values() if e is not event)
         return max(event.share, self.income * HEADROOM - others)
 
+    def price(self, event: str, hit_cost: float) -> None:
+        """A hit of *event* costs *hit_cost* seconds, it has turned out."""
+        if event in self._events:
+            self._events[event].hit_cost = hit_cost
+
     def failed(self, event: str) -> None:
         """The hooks of *event* cannot be attached: leave it alone."""
         del self._events[event]
 
     def _schedule(self, event: _Event, now: float) -> None:
-        pause = SPACING
-        if event.share > 0:
-            pause = max(pause, event.window_cost / event.share)
-        event.next_window = now + pause * self._random.uniform(0.5, 1.5)
+        event.next_window = now + SPACING * self._random.uniform(0.3, 1.0)
 
     def overhead_ratio(self) -> float:
         """The seconds that hits took, of those the target used, over the last minute."""

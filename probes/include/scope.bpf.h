@@ -98,7 +98,7 @@ static __always_inline bool allowed(enum kind kind, __u64 before)
 		return true;
 	if (allowance->tripped_ns)
 		return false;
-	if (before % SPENT_AT_ONCE)
+	if ((before + 1) % SPENT_AT_ONCE)
 		return true;
 	__sync_fetch_and_add(&allowance->left, -SPENT_AT_ONCE);
 	if (allowance->left <= 0)

@@ -41,6 +41,7 @@ class Estimate:
     counts: int
     total: NDArray[np.float64] = field(init=False)
     _windows: deque[tuple[NDArray[np.float64], float]] = field(init=False)
+    _hint: list[tuple[NDArray[np.float64], float]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.total = np.zeros(self.width)
@@ -60,15 +61,20 @@ class Estimate:
 
         False, and nothing added, where no window tells yet.
         """
-        known = sum(m for _, m in self._windows)
-        if known <= 0:
+        windows = [w for w in self._windows if w[1] > 0] or self._hint
+        if not windows:
             return False
-        self.total += sum(s for s, _ in self._windows) * (measure / known)
+        self.total += sum(s for s, _ in windows) * (measure / sum(m for _, m in windows))
         return True
 
-    def forget(self) -> None:
-        """The windows are of another time: begin anew."""
+    def begin(self, seen: NDArray[np.float64], measure: float) -> None:
+        """
+        From now on there are windows; those of former times do not count.
+
+        *seen* while the measure went on by *measure* is believed until the first.
+        """
         self._windows.clear()
+        self._hint = [(seen, measure)] if measure > 0 and seen.any() else []
 
     def error_ratio(self) -> float:
         """

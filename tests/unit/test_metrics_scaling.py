@@ -67,6 +67,19 @@ def test_nothing_is_made_up_before_the_first_window():
     assert estimate.error_ratio() == 1.0
 
 
+def test_a_hint_is_believed_until_the_first_window():
+    """
+    What was seen before the hooks came out tells the rate until a window does.
+    """
+    estimate = Estimate(1, 1)
+    estimate.begin(np.array([50.0]), 100.0)
+    assert estimate.advance(10.0)
+    assert [5.0] == estimate.total.tolist()
+    estimate.window(np.array([10.0]), 10.0)
+    assert estimate.advance(10.0)
+    assert [15.0] == estimate.total.tolist()
+
+
 def test_too_few_windows_have_an_error_of_one():
     """
     Two windows say nothing about how windows differ.

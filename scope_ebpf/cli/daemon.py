@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-ebpfd``: the daemon, from its options to its end."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import importlib.metadata
+import logging
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from scope_ebpf.daemon import config as settings
+from scope_ebpf.daemon.notify import Logfmt, log, say
+from scope_ebpf.errors import ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_CONFIG = Path("/etc/scope-ebpf/config.toml")
+
+_DESCRIPTION = """\
+Observe every Erlang and Elixir VM of this host from the outside, within a budget of its
+CPU, and export metrics for Prometheus. The VMs are not changed, restarted or asked.
+"""
+_EPILOG = """\
+signals: SIGHUP reads the config again; SIGTERM detaches from everything and ends.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon until a signal ends it; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.hash_password:
+            return _hash_password()
+        return _run(arguments)
+    except ScopeError as error:
+        print(f"scope-ebpfd: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from scope_ebpf.daemon.http import serve  # noqa: PLC0415 - after the options are known good
+    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415
+    from scope_ebpf.kernel import cost, host  # noqa: PLC0415
+    from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
+
+    def read() -> settings.Config:
+        return _config(arguments)
+
+    config = read()
+    host.require()
+    _log_to_stderr(arguments.log_level)
+    with measuring():
+        daemon = Daemon(config, cost.measure(), read)
+        server = serve(daemon)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda n, _: daemon.ask(signal.Signals(n)))
+        host_name, port = server.server_address[:2]
+        say(logging.INFO, "listening", address=f"{host_name!s}:{port}", budget=config.budget)
+        try:
+            daemon.run()
+        finally:
+            server.shutdown()
+            server.server_close()
+    say(logging.INFO, "ended")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> settings.Config:
+    path = arguments.config
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    overrides = {
+        "listen": arguments.listen,
+        "budget": arguments.budget,
+        "strict": arguments.strict or None,
+        "compat": arguments.compat,
+    }
+    return settings.load(path, overrides)
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(Logfmt())
+    log.addHandler(handler)
+    log.setLevel(level.upper())
+
+
+def _hash_password() -> int:
+    from scope_ebpf.daemon.http import hash_password  # noqa: PLC0415
+
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    print(hash_password(password.encode(), secrets.token_bytes(16)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scope-ebpfd",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("scope-ebpf")
+    parser.add_argument("--version", action="version", version=f"scope-ebpfd {version}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there"
+    )
+    parser.add_argument(
+        "--listen", metavar="ADDRESS:PORT", help=f"default: {settings.DEFAULT_LISTEN}"
+    )
+    parser.add_argument(
+        "--budget", metavar="SHARE", help="what hooks may take of a target's CPU (default: 1%%)"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end with an error if anything cannot be observed"
+    )
+    parser.add_argument(
+        "--compat",
+        action="append",
+        choices=["erlang-vm"],
+        help="offer series under the names of prometheus.erl as well",
+    )
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], default="info"
+    )
+    parser.add_argument(
+        "--hash-password", action="store_true", help="read a password, print its hash, end"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

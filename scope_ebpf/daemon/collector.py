@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scrape sees: the readings of all targets, and the daemon's own figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client.registry import Collector
+
+from scope_ebpf.metrics.exposition import Page, expose
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from scope_ebpf.daemon.loop import Daemon
+
+
+class Readings(Collector):
+    """Collects from *daemon*, without waiting for its loop."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def describe(self) -> list[Metric]:
+        """Nothing: so that nobody collects to find out."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of this moment."""
+        page, daemon = Page(), self._daemon
+        runs: Counter[str] = Counter()
+        seconds: Counter[str] = Counter()
+        for watch in list(daemon.watches.values()):
+            reading = watch.reading
+            expose(page, reading)
+            for program, (ran, took) in reading.programs.items():
+                runs[program] += ran
+                seconds[program] += took  # type: ignore[assignment]
+        for program in sorted(runs):
+            page.add("scope_ebpf_program_runs_total", runs[program], program=program)
+            page.add("scope_ebpf_program_run_seconds_total", seconds[program], program=program)
+        self._own(page)
+        yield from page.families()
+
+    def _own(self, page: Page) -> None:
+        daemon = self._daemon
+        page.add("scope_ebpf_targets", len(daemon.watches))
+        page.add("scope_ebpf_targets_refused", len(daemon.refused))
+        page.add("scope_ebpf_targets_seen_total", daemon.seen)
+        page.add("scope_ebpf_hit_cost_seconds", daemon.cost.entry, at="entry")
+        page.add("scope_ebpf_hit_cost_seconds", daemon.cost.returns, at="return")
+        page.add("scope_ebpf_scan_seconds_total", daemon.scanner.seconds)
+        for where in ("watch", "http"):
+            page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
+        for result, count in daemon.reloads.items():
+            page.add("scope_ebpf_config_reloads_total", count, result=result)

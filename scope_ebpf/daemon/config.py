@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The daemon's config: a TOML file over defaults, options of the command line over that.
+
+Every key is checked for its name and its unit; ConfigError says in one line which
+one is wrong, what was found and what is wanted.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+DEFAULT_LISTEN = "127.0.0.1:9568"
+
+
+class ConfigError(UsageError):
+    """The config asks for something that does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings; times in seconds, shares from 0 to 1."""
+
+    listen: tuple[str, int] = ("127.0.0.1", 9568)
+    budget: float = 0.01
+    strict: bool = False
+    #: Seconds between two looks for new VMs, and the age from which a VM is observed.
+    scan_interval: float = 2.0
+    min_age: float = 1.0
+    #: The least seconds between two snapshots of a VM's processes.
+    snapshot_interval: float = 15.0
+    top: int = 5
+    compat: tuple[str, ...] = ()
+    include_nodes: tuple[re.Pattern[str], ...] = ()
+    exclude_nodes: tuple[re.Pattern[str], ...] = ()
+    include_paths: tuple[re.Pattern[str], ...] = ()
+    exclude_paths: tuple[re.Pattern[str], ...] = ()
+    include_cgroups: tuple[re.Pattern[str], ...] = ()
+    exclude_cgroups: tuple[re.Pattern[str], ...] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    #: User name to password hash, as ``scope-ebpfd --hash-password`` writes it.
+    users: dict[str, str] = field(default_factory=dict)
+
+    def wants(self, node: str, path: str, cgroup: str) -> bool:
+        """Whether a VM is observed: nothing excludes it, and if anything includes, it does."""
+        for value, include, exclude in (
+            (node, self.include_nodes, self.exclude_nodes),
+            (path, self.include_paths, self.exclude_paths),
+            (cgroup, self.include_cgroups, self.exclude_cgroups),
+        ):
+            if any(pattern.search(value) for pattern in exclude):
+                return False
+            if include and not any(pattern.search(value) for pattern in include):
+                return False
+        return True
+
+
+def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
+    """
+    Read the file at *path*, if there is one to be read.
+
+    Raises ConfigError. *overrides* are values as the file would have them.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is no TOML: {error}") from None
+    table |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    config = replace(Config(), **{k: _value(k, v, path) for k, v in table.items()})
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError("TLS needs both tls_cert and tls_key")
+    return config
+
+
+def _value(key: str, value: Any, path: Path | None) -> Any:
+    where = str(path) if path else "the command line"
+    parse = _KEYS.get(key)
+    if parse is None:
+        raise ConfigError(f"{where} has the unknown key {key!r}; there are: {', '.join(_KEYS)}")
+    try:
+        return parse(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {key} = {value!r} is wrong: {error}") from None
+
+
+def share(value: Any) -> float:
+    """``"1%"`` or ``0.01``: more than 0, at most half of it all."""
+    number = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
+        if match is None:
+            raise ValueError('a share is written like "1%"')
+        number = float(match[1]) / 100
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 0.5:
+        raise ValueError('wanted is a share above 0, up to "50%"')
+    return float(number)
+
+
+def address(value: Any) -> tuple[str, int]:
+    """``"127.0.0.1:9568"``, ``"[::1]:9568"``."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+)):(\d{1,5})", str(value))
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f'wanted is an address and a port, like "{DEFAULT_LISTEN}"')
+    return match[1] or match[2], int(match[3])
+
+
+def seconds(least: float) -> Callable[[Any], float]:
+    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds."""
+    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+    def parse(value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError('a time is written like "15s"')  # noqa: TRY004 - as all others
+        match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|s|m|h)?\s*", str(value))
+        if match is None:
+            raise ValueError('a time is written like "15s", "500ms" or "1m"')
+        found = float(match[1]) * units[match[2] or "s"]
+        if found < least:
+            raise ValueError(f"it must be {least:g} s at least")
+        return found
+
+    return parse
+
+
+def count(most: int) -> Callable[[Any], int]:
+    """A whole number from 0 to *most*."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"wanted is a whole number from 0 to {most}")
+        return value
+
+    return parse
+
+
+def patterns(value: Any) -> tuple[re.Pattern[str], ...]:
+    """A list of regular expressions."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("wanted is a list of regular expressions")
+    try:
+        return tuple(re.compile(item) for item in value)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+
+
+def _choices(*names: str) -> Callable[[Any], tuple[str, ...]]:
+    def parse(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not set(value) <= set(names):
+            raise ValueError(f"wanted is a list of: {', '.join(names)}")
+        return tuple(value)
+
+    return parse
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("wanted is true or false")  # noqa: TRY004 - one kind of error for all
+    return value
+
+
+def _users(value: Any) -> dict[str, str]:
+    good = isinstance(value, dict) and all(
+        re.fullmatch(r"pbkdf2:\d+:[0-9a-f]+:[0-9a-f]+", str(text)) for text in value.values()
+    )
+    if not good:
+        raise ValueError("wanted is a table of names and what `scope-ebpfd --hash-password` prints")
+    return dict(value)
+
+
+_KEYS: dict[str, Callable[[Any], Any]] = {
+    "listen": address,
+    "budget": share,
+    "strict": _boolean,
+    "scan_interval": seconds(0.1),
+    "min_age": seconds(0.0),
+    "snapshot_interval": seconds(1.0),
+    "top": count(20),
+    "compat": _choices("erlang-vm"),
+    **{
+        f"{verb}_{what}": patterns
+        for verb in ("include", "exclude")
+        for what in ("nodes", "paths", "cgroups")
+    },
+    "tls_cert": str,
+    "tls_key": str,
+    "users": _users,
+}
+assert set(_KEYS) == {f.name for f in fields(Config)}  # noqa: S101 - a key without a setting is a bug

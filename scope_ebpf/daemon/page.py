@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page at ``/``: what is observed, how, and at what price. No script, no outside file."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scope_ebpf.daemon.loop import Daemon
+    from scope_ebpf.metrics.reading import Reading
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
+<title>scope-ebpf</title><style>
+body { font: 14px/1.4 sans-serif; margin: 2em; max-width: 60em }
+table { border-collapse: collapse; margin: .5em 0 1.5em }
+th, td { text-align: left; padding: .2em .8em; border-bottom: 1px solid #ccc }
+td.n { text-align: right } .off { color: #a00 } .windows { color: #a60 }
+</style></head><body><h1>scope-ebpf</h1>
+<p><a href="/metrics">metrics</a> &middot; <a href="/healthz">health</a> &middot;
+<a href="/readyz">readiness</a></p>
+"""
+
+
+def page(daemon: Daemon) -> str:
+    """Write the page of this moment."""
+    readings = [watch.reading for watch in list(daemon.watches.values())]
+    parts = [_HEAD]
+    parts.append(f"<p>{len(readings)} observed, {len(daemon.refused)} refused.</p>")
+    parts += [_target(reading) for reading in readings]
+    if daemon.refused:
+        rows = "".join(
+            f"<tr><td>{pid}</td><td>{escape(why)}</td></tr>"
+            for pid, why in list(daemon.refused.items())
+        )
+        parts.append(f"<h2>refused</h2><table><tr><th>pid</th><th>why</th></tr>{rows}</table>")
+    parts.append("</body></html>")
+    return "\n".join(parts)
+
+
+def _target(reading: Reading) -> str:
+    info = reading.info
+    rows = "".join(
+        f'<tr><td>{hook}</td><td class="{event.mode}">{event.mode}</td><td>{event.via}</td>'
+        f'<td class="n">{event.sampling_ratio:.2%}</td><td>{escape(event.reason)}</td></tr>'
+        for hook, event in reading.events.items()
+    )
+    return (
+        f"<h2>{escape(reading.node[:255])}</h2>"
+        f"<p>pid {info['pid']}, OTP {escape(info['otp_release'])}, {info['flavor']}, "
+        f"{reading.schedulers} schedulers. Hooks take {reading.overhead:.3%} of its CPU; the "
+        f"budget is {reading.budget:.2%}.</p>"
+        "<table><tr><th>event</th><th>mode</th><th>via</th><th>counted</th><th>note</th></tr>"
+        f"{rows}</table>"
+    )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of one target at one moment: plain data, made by the daemon, read by a scrape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scope_ebpf import events
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.counters import Counters, Limits
+
+#: Columns of an event's totals: the counts of its classes, then for each class its sum of
+#: durations in ns and its 40 slots.
+SLOTS = 40
+COUNTS = events.CLASSES
+WIDTH = COUNTS + events.CLASSES * (1 + SLOTS)
+
+
+def sum_column(class_number: int) -> int:
+    """Where the sum of durations of a class stands in the totals; its slots follow."""
+    return COUNTS + class_number * (1 + SLOTS)
+
+
+@dataclass(frozen=True, slots=True)
+class EventReading:
+    """One event: its totals (``WIDTH`` columns), and how well they are known."""
+
+    totals: NDArray[np.float64]
+    mode: str
+    via: str
+    reason: str
+    sampling_ratio: float
+    error_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReading:
+    """What ``/proc`` says of the VM's process; times in seconds."""
+
+    cpu_seconds: float
+    minor_faults: int
+    major_faults: int
+    rss_bytes: int
+    start_time: float
+    throttled_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One target; what could not be read is None."""
+
+    node: str
+    info: dict[str, str]
+    schedulers: int
+    process: ProcessReading
+    events: dict[str, EventReading]
+    counters: Counters | None
+    limits: Limits | None
+    budget: float
+    overhead: float
+    hook_seconds: float
+    trips: int
+    windows: int
+    lost: int
+    refused_kernel: int
+    refused_user: int
+    programs: dict[str, tuple[int, float]] = field(default_factory=dict)

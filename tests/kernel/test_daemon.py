@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The daemon on real VMs: what it exports against what the VM says, and how it begins and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import beams_run
+from prometheus_client.parser import text_string_to_metric_families
+
+#: Seconds. What takes longer than this hangs.
+PATIENCE = 60.0
+
+
+class Running:
+    """
+    A daemon, and what it serves.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process, self.port = process, port
+
+    def get(self, path: str = "/metrics") -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
+    def samples(self, pid: int) -> dict[tuple[str, ...], float]:
+        """
+        The target's samples: by name, then the values of its other labels.
+        """
+        families = list(text_string_to_metric_families(self.get()))
+        every = [sample for family in families for sample in family.samples]
+        infos = [s for s in every if s.name == "beam_target_info"]
+        nodes = {s.labels["pid"]: s.labels["node"] for s in infos}
+        node = nodes.get(str(pid))
+        return {
+            (s.name, *(v for k, v in sorted(s.labels.items()) if k != "node")): s.value
+            for s in every
+            if node is not None and s.labels.get("node") == node
+        }
+
+    def until(self, pid: int, holds) -> dict[tuple[str, ...], float]:
+        """
+        The first samples for which *holds*; the daemon takes stock once a second.
+        """
+        deadline = time.monotonic() + PATIENCE
+        found: dict[tuple[str, ...], float] = {}
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                found = self.samples(pid)
+                if found and holds(found):
+                    return found
+            assert self.process.poll() is None, "the daemon has ended"
+            select.select([], [], [], 0.1)  # there is nothing to wait for but the next look
+        raise AssertionError(f"never: {found}")
+
+    def end(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, errors.decode()
+
+
+#: The daemon under test looks at VMs of this test alone, and finds them soon.
+NAME = f"observed{os.getpid()}"
+QUICK = f'scan_interval = "200ms"\nmin_age = 0\ninclude_nodes = ["^{NAME}@"]\n'
+
+
+@contextlib.contextmanager
+def named(*args: str):
+    """
+    A VM that runs ``planted.erl``, with the name that the daemon looks for.
+    """
+    port = str(beams_run.free_port())
+    options = ("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port)
+    with beams_run.planted(
+        "stock25", *options, "-kernel", "inet_dist_use_interface", "{127,0,0,1}", *args
+    ) as beam:
+        yield beam
+
+
+@contextlib.contextmanager
+def daemon(config: str, folder: Path):
+    """
+    A daemon on a port of its own.
+    """
+    beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
+    port = beams_run.free_port()
+    path = folder / "config.toml"
+    path.write_text(config)
+    options = ["--listen", f"127.0.0.1:{port}", "--config", str(path)]
+    command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        yield Running(process, port)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stderr.close()
+
+
+def always(samples) -> bool:
+    """
+    Whether every hook is in for good.
+    """
+    ratios = [v for k, v in samples.items() if k[0] == "scope_ebpf_sampling_ratio"]
+    return len(ratios) >= 13 and all(ratio == 1.0 for ratio in ratios)
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """
+    A quiet VM under observation, each of its hooks in.
+    """
+    with named("+S", "2:2") as beam:
+        config = QUICK + 'budget = "5%"\n'
+        with daemon(config, tmp_path_factory.mktemp("daemon")) as running:
+            running.until(beam.pid, always)
+            yield beam, running
+
+
+def test_planted_events_are_counted(observed):
+    """
+    What few events the VM is told to have are the figures of the next look, exactly.
+    """
+    beam, running = observed
+    before = running.until(beam.pid, always)
+    planted = {
+        ("beam_process_spawns_total",): beam.plant("spawns 23"),
+        ("beam_process_exits_total", "error"): beam.plant("exits error 23"),
+        ("beam_code_loads_total",): beam.plant("code_loads 7"),
+        ("beam_ports_opened_total",): beam.plant("ports 23"),
+        ("beam_hibernations_total",): beam.plant("hibernates 5"),
+    }
+    planted["beam_process_spawns_total",] += 23 + 1  # those of the exits, and the one that sleeps
+    running.until(
+        beam.pid, lambda now: all(now[key] - before[key] == planted[key] for key in planted)
+    )
+
+
+def test_counters_are_those_of_the_vm(observed):
+    """
+    Processes, ports, atoms, collections and context switches agree with the VM's own statistics.
+    """
+    beam, running = observed
+    stats = beam.stats()
+    now = running.until(
+        beam.pid, lambda n: n[("beam_context_switches_total",)] >= stats["context_switches"]
+    )
+    assert stats["processes"] == now["beam_processes",]
+    assert stats["ports"] == now["beam_ports",]
+    assert stats["atoms"] == now["beam_atoms",]
+    assert stats["schedulers"] == now["beam_schedulers",]
+    assert now["beam_garbage_collections_total",] - stats["collections"] in range(5)
+    assert now["beam_context_switches_total",] - stats["context_switches"] in range(50)
+    assert now["scope_ebpf_events_lost_total",] == 0
+    assert now["scope_ebpf_reads_refused_total", "user"] == 0
+
+
+def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):
+    """
+    Millions of messages take the hooks out; their number is estimated, their cost is bounded.
+    """
+    beam, running = observed
+    beam.send("storm pingpong 2")
+    beam.expect("storming")
+    hot = running.until(
+        beam.pid,
+        lambda n: (
+            n["scope_ebpf_windows_total",] > 20
+            and n["scope_ebpf_sampling_error_ratio", "send"] < 0.5
+        ),
+    )
+    assert hot["scope_ebpf_trips_total",] >= 1
+    assert hot["scope_ebpf_sampling_ratio", "send"] < 1
+    assert beam.ask("stop").startswith("done storm")
+    assert hot["scope_ebpf_overhead_ratio",] <= 1.1 * hot["scope_ebpf_budget_ratio",]
+
+
+def test_the_page_says_what_is_observed(observed):
+    """
+    The page at / lists the target, its hooks and the budget, and asks nobody else for anything.
+    """
+    beam, running = observed
+    page = running.get("/")
+    assert f"pid {beam.pid}" in page
+    assert "schedule" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert running.get("/healthz") == "ok\n"
+    assert running.get("/readyz") == "ready\n"
+    with pytest.raises(urllib.error.HTTPError) as missing:
+        running.get("/nothing")
+    assert missing.value.code == 404
+
+
+def test_a_scraper_that_does_not_read_harms_nobody(observed):
+    """
+    Twenty clients that connect and say nothing do not keep a scrape from being answered.
+    """
+    beam, running = observed
+    with contextlib.ExitStack() as open_sockets:
+        for _ in range(3):
+            client = open_sockets.enter_context(
+                socket.create_connection(("127.0.0.1", running.port))
+            )
+            client.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert running.samples(beam.pid)
+
+
+def test_sigterm_takes_everything_out_and_the_vm_goes_on(tmp_path):
+    """
+    The daemon ends with 0, its last words are that it ended, and the VM answers.
+    """
+    with named("+S", "2:2") as beam, daemon(QUICK, tmp_path) as running:
+        running.until(beam.pid, always)
+        code, errors = running.end()
+        assert code == 0, errors
+        assert "message=ended" in errors
+        assert beam.plant("messages 23") == 23
+
+
+def test_a_target_that_is_killed_is_let_go(tmp_path):
+    """
+    When a VM ends its series end, and the daemon goes on.
+    """
+    with daemon(QUICK, tmp_path) as running, contextlib.ExitStack() as second:
+        with named("+S", "1:1") as beam:
+            running.until(beam.pid, lambda n: True)
+        other = second.enter_context(named("+S", "1:1"))
+        running.until(other.pid, lambda n: True)
+        assert not running.samples(beam.pid)
+
+
+def test_a_config_is_read_again_or_refused(tmp_path):
+    """
+    SIGHUP takes the new config; a wrong one is refused and the old one stays.
+    """
+    with named("+S", "1:1") as beam:
+        config = QUICK + 'budget = "2%"\n'
+        with daemon(config, tmp_path) as running:
+            path = tmp_path / "config.toml"
+            running.until(beam.pid, lambda n: n["scope_ebpf_budget_ratio",] == 0.02)
+            path.write_text(config.replace("2%", "3%"))
+            running.process.send_signal(signal.SIGHUP)
+            running.until(beam.pid, lambda n: n["scope_ebpf_budget_ratio",] == 0.03)
+            path.write_text("bugdet = 1\n")
+            running.process.send_signal(signal.SIGHUP)
+            running.until(
+                beam.pid,
+                lambda _: 'scope_ebpf_config_reloads_total{result="refused"} 1.0' in running.get(),
+            )
+            code, errors = running.end()
+            assert code == 0
+            assert "bugdet" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--listen", "nowhere"], "an address and a port"),
+        (["--budget", "lots"], "a share is written like"),
+        (["--config", "/nowhere/config.toml"], "No such file"),
+    ],
+)
+def test_a_bad_start_is_one_line(options, why):
+    """
+    What cannot be is said in one line, without a traceback, and the exit code is that of usage.
+    """
+    command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line():
+    """
+    Two daemons cannot listen on one port, and the second says so.
+    """
+    beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "scope_ebpf.cli.daemon", "--listen", address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "cannot listen on" in done.stderr

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The config: what is taken, and the one line that says why something is not.
+"""
+
+import re
+
+import pytest
+
+from scope_ebpf.daemon.config import Config, ConfigError, load
+from scope_ebpf.daemon.http import hash_password, matches
+
+
+def write(folder, text):
+    path = folder / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_the_defaults_hold():
+    """
+    No config at all is a good config.
+    """
+    assert Config() == load(None)
+
+
+def test_a_file_is_read_in_its_units(tmp_path):
+    """
+    Shares, times and addresses are written as people write them.
+    """
+    text = 'listen = "[::1]:1234"\nbudget = "0.5%"\nsnapshot_interval = "1m"\nscan_interval = 0.5\n'
+    config = load(write(tmp_path, text))
+    assert ("::1", 1234) == config.listen
+    assert config.budget == pytest.approx(0.005)
+    assert config.snapshot_interval == 60.0
+    assert config.scan_interval == 0.5
+
+
+def test_the_command_line_wins(tmp_path):
+    """
+    An option overrides the file.
+    """
+    config = load(write(tmp_path, 'budget = "1%"\n'), {"budget": "2%", "listen": None})
+    assert config.budget == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("bugdet = 0.01", "unknown key 'bugdet'"),
+        ('budget = "1s"', "a share is written like"),
+        ("budget = 0", "above 0"),
+        ("budget = true", "above 0"),
+        ('listen = "9568"', "an address and a port"),
+        ('listen = "127.0.0.1:99999"', "an address and a port"),
+        ('snapshot_interval = "10 parsecs"', "a time is written like"),
+        ("snapshot_interval = 0.1", "1 s at least"),
+        ("top = 1000", "from 0 to 20"),
+        ('exclude_nodes = ["("]', "no regular expression"),
+        ('compat = ["erlang"]', "a list of: erlang-vm"),
+        ('users = {a = "secret"}', "--hash-password"),
+        ('tls_cert = "x"', "TLS needs both"),
+        ("budget = ", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, text, why):
+    """
+    A wrong key, unit or value is refused with its name and what is wanted.
+    """
+    with pytest.raises(ConfigError, match=re.escape(why)) as refused:
+        load(write(tmp_path, text + "\n"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    """
+    A config that was asked for must be there.
+    """
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_targets_are_chosen_by_name_path_and_cgroup(tmp_path):
+    """
+    What is excluded is out, and where something is included the rest is out.
+    """
+    text = 'include_nodes = ["^rabbit@"]\nexclude_cgroups = ["/test"]\n'
+    config = load(write(tmp_path, text))
+    assert config.wants("rabbit@a", "/usr/lib/beam.smp", "/system.slice")
+    assert not config.wants("other@a", "/usr/lib/beam.smp", "/system.slice")
+    assert not config.wants("rabbit@a", "/usr/lib/beam.smp", "/test/1")
+
+
+def test_a_password_is_kept_as_a_hash():
+    """
+    The hash says yes to its password and to no other.
+    """
+    stored = hash_password(b"secret", b"salt", rounds=10)
+    assert matches(stored, b"secret")
+    assert not matches(stored, b"Secret")
+    assert "secret" not in stored

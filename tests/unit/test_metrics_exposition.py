@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The exposition: what the catalogue says is what is exported, whatever a node is called.
+"""
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from scope_ebpf import events
+from scope_ebpf.beam.counters import Counters, Limits
+from scope_ebpf.metrics.catalogue import catalogue
+from scope_ebpf.metrics.exposition import MAX_LABEL, Page, expose
+from scope_ebpf.metrics.reading import WIDTH, EventReading, ProcessReading, Reading, sum_column
+
+INFO = {
+    "pid": "1",
+    "otp_release": "25",
+    "erts_version": "13",
+    "flavor": "jit",
+    "hooks": "symbol",
+    "exe": "/x",
+}
+
+
+def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
+    """
+    A reading in which everything is known.
+    """
+    event = EventReading(np.ones(WIDTH), "always", "symbol", "", 1.0, 0.0)
+    queues = np.zeros(schedulers + 2, np.int32)
+    return Reading(
+        node=node,
+        info=INFO,
+        schedulers=schedulers,
+        process=ProcessReading(1.5, 1, 2, 3, 4.0, 0.5),
+        events=dict.fromkeys(events.KINDS, event),
+        counters=Counters(1, 2, queues, 3, 4, 5, 6, 7, 8),
+        limits=Limits(9, 10, 11),
+        budget=0.01,
+        overhead=0.002,
+        hook_seconds=1.0,
+        trips=1,
+        windows=2,
+        lost=3,
+        refused_kernel=4,
+        refused_user=5,
+    )
+
+
+def exported(*readings: Reading) -> str:
+    """
+    The text that a scrape gets.
+    """
+
+    class Fixed:
+        def collect(self):
+            page = Page()
+            for one in readings:
+                expose(page, one)
+            return page.families()
+
+    registry = CollectorRegistry()
+    registry.register(Fixed())
+    return generate_latest(registry).decode()
+
+
+def samples(text: str):
+    return [s for family in text_string_to_metric_families(text) for s in family.samples]
+
+
+def test_a_node_of_sixteen_schedulers_has_at_most_300_series():
+    """
+    The default set is bounded, and so is what a node costs Prometheus.
+    """
+    assert len(samples(exported(reading()))) <= 300
+
+
+def test_the_number_of_series_does_not_depend_on_schedulers():
+    """
+    A node of a thousand schedulers has as many series as one of two.
+    """
+    small, large = (samples(exported(reading(schedulers=n))) for n in (2, 1000))
+    assert len(small) == len(large)
+
+
+@pytest.mark.parametrize("node", ['"a"@b', "a\nb@c", "a\\@b", "é@ü", '{a="b"}', "x" * 10_000])
+def test_node_names_are_data(node):
+    """
+    Quotes, newlines and ten kilobytes come out as they went in, or cut.
+    """
+    found = {s.labels["node"] for s in samples(exported(reading(node)))}
+    assert {node[:MAX_LABEL]} == found
+
+
+def test_a_name_that_is_not_in_the_catalogue_cannot_be_exported():
+    """
+    The catalogue is complete because nothing else can be added.
+    """
+    with pytest.raises(KeyError):
+        Page().add("beam_invented_total", 1, node="a")
+    with pytest.raises(KeyError, match="has the labels"):
+        Page().add("beam_processes", 1, nodes="a")
+
+
+def test_a_histogram_counts_what_is_below_each_bound():
+    """
+    Slots up to 2^N ns are in the bucket of 2^N ns, and all are in +Inf.
+    """
+    totals = np.zeros(WIDTH)
+    place = sum_column(1)  # schedule, out
+    totals[place] = 5e9
+    totals[place + 1 + 9] = 3  # 512 ns to 1024 ns
+    totals[place + 1 + 10] = 2  # 1024 ns to 2048 ns
+    totals[place + 1 + 39] = 1  # the open end
+    event = EventReading(totals, "always", "symbol", "", 1.0, 0.0)
+    one = reading()
+    one.events["schedule"] = event
+    buckets = {
+        s.labels.get("le"): s.value
+        for s in samples(exported(one))
+        if s.name.startswith("beam_schedule_duration_seconds")
+    }
+    assert buckets["1.024e-06"] == 3
+    assert buckets["4.096e-06"] == 5
+    assert buckets["+Inf"] == 6
+
+
+def test_what_cannot_be_observed_has_no_figure():
+    """
+    An event without a hook is 0 in hook_attached, and its series are not there.
+    """
+    one = reading()
+    one.events["send"] = EventReading(np.zeros(WIDTH), "off", "unavailable", "no symbol", 0, 1)
+    found = samples(exported(one))
+    assert not [s for s in found if s.name == "beam_messages_sent_total"]
+    attached = [s for s in found if s.name == "scope_ebpf_hook_attached"]
+    assert {s.labels["hook"]: s.value for s in attached}["send"] == 0
+
+
+def test_names_end_in_their_unit():
+    """
+    Base units, plural, before _total: as Prometheus wants it.
+    """
+    for series in catalogue().values():
+        assert series.name.startswith(("beam_", "scope_ebpf_", "erlang_vm_"))
+        assert series.name.endswith("_total") == (series.type == "counter"), series.name
+        if series.unit:
+            assert series.family.endswith(f"_{series.unit}"), series.name
+        assert series.help.endswith(".")
