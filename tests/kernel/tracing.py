@@ -316,16 +316,16 @@ def in_kernel() -> dict[str, set[int]]:
     The numbers of all programs, maps and links that the kernel has.
     """
     kinds = zip(_NUMBERED, ("prog", "map", "link"), strict=True)
-    return {kind: _bpftool(what) for kind, what in kinds}
+    return {kind: {entry["id"] for entry in _bpftool(what)} for kind, what in kinds}
 
 
-def _bpftool(what: str) -> set[int]:
+def _bpftool(what: str) -> list[dict[str, Any]]:
     command = ["bpftool", "--json", what, "show"]
     for _ in range(10):
         # It fails when something vanishes between two of its calls.
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            return {entry["id"] for entry in json.loads(done.stdout or "[]")}
+            return json.loads(done.stdout or "[]")
     raise AssertionError(f"bpftool {what}: {done.stdout}{done.stderr}")
 
 
@@ -334,6 +334,9 @@ def left_behind(before: dict[str, set[int]]) -> dict[str, set[int]]:
     What the kernel has beside *before* that no process holds.
     """
     now, held = in_kernel(), held_anywhere()
+    for program in _bpftool("prog"):
+        if program["id"] in held["prog_id"]:
+            held["map_id"] |= set(program.get("map_ids", []))
     return {kind: now[kind] - before[kind] - held[kind] for kind in now}
 
 
@@ -341,7 +344,13 @@ def nothing_left(before: dict[str, set[int]]) -> None:
     """
     Wait until the kernel has given back whatever came after *before* and is nobody's.
     """
-    wait_until(
-        lambda: not any(left_behind(before).values()),
-        f"the end of {left_behind(before)}",
-    )
+    left: dict[str, set[int]] = {}
+
+    def nothing() -> bool:
+        left.update(left_behind(before))
+        return not any(left.values())
+
+    try:
+        wait_until(nothing, "the end of everything")
+    except AssertionError:
+        raise AssertionError(f"left behind: {left}") from None
