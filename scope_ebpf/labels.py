@@ -45,9 +45,14 @@ class Label(NamedTuple):
     module: str | None = None
     mailbox: int | None = None
 
+    @property
+    def who(self) -> str | None:
+        """The shortest that tells a person who this is: name, else module, else initial call."""
+        return self.name or (self.module if self.behaviour else None) or self.initial_call
+
     def __str__(self) -> str:
         """Write ``<0.97.0> rabbit_channel (gen_server2, mailbox 14,210)``."""
-        who = self.name or (self.module if self.behaviour else None) or self.initial_call
+        who = self.who
         facts = [self.behaviour] if self.behaviour else []
         facts += [f"mailbox {self.mailbox:,}"] if self.mailbox else []
         return " ".join(
@@ -73,8 +78,12 @@ class Labels:
         self._slots = self._table.slots
         self.misses = 0
 
-    def labels(self, pids: Iterable[int]) -> dict[int, Label]:
-        """Name many pids, given as terms; what is no pid of this VM is left out."""
+    def labels(self, pids: Iterable[int], most: int | None = None) -> dict[int, Label]:
+        """
+        Name many pids, given as terms; what is no pid of this VM is left out.
+
+        Of those that must be looked up, *most* at most are; the others are left out.
+        """
         wanted = {pid for pid in pids if is_pid(pid)}
         oldest = self._clock() - FRESH
         found = {
@@ -82,7 +91,7 @@ class Labels:
             for pid in wanted
             if (kept := self._kept.get(pid)) is not None and kept[0] > oldest
         }
-        missing = sorted(wanted - found.keys())
+        missing = sorted(wanted - found.keys())[:most]
         if missing:
             self.misses += len(missing)
             fresh = self._look(missing)

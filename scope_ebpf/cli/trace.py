@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf import events
+from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import ScopeError, UsageError
+from scope_ebpf.errors import ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
+    from scope_ebpf.beam.discover import Target
     from scope_ebpf.summary import Summary
 
 
@@ -32,12 +36,37 @@ def run(arguments: argparse.Namespace) -> int:
     with open_output(arguments.output) as output, alone(target.pid) as notes:
         trace = Trace(target, wanted, arguments, streamed=streams)
         trace.notes += notes
-        sink = Stream(output, TermText(target), arguments.format) if streams else None
+        who = _names(target) if streams else None
+        sink = Stream(output, TermText(target), arguments.format, who) if streams else None
         error = trace.run(sink)
         error = _finish(trace.summary(), output, arguments) or error
     if error:
         raise error
     return 0
+
+
+#: Processes that are looked up for one batch of lines: a storm of spawns must not stop the reader.
+_LOOKUPS = 64
+
+
+def _names(target: Target) -> Callable[[list[int]], dict[int, str | None]] | None:
+    """What names processes in a stream; None where the VM's tables cannot be read."""
+    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415 - only for a stream
+    from scope_ebpf.labels import Labels  # noqa: PLC0415
+
+    try:
+        atoms = Atoms(target)
+        labels = Labels(target, atoms, CodeMap(target, atoms))
+    except ReadRefusedError:
+        return None
+
+    def who(pids: list[int]) -> dict[int, str | None]:
+        # A target that has ended has no names any more; its events are still told.
+        with contextlib.suppress(ScopeError):
+            return {pid: label.who for pid, label in labels.labels(pids, _LOOKUPS).items()}
+        return {}
+
+    return who
 
 
 def parse_events(text: str | None) -> tuple[str, ...]:

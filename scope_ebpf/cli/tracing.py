@@ -123,13 +123,14 @@ class Trace:
         ended.register(pidfd, select.POLLIN)
         with progress_bar(self._duration, visible=sink is None) as advance:
             while not self._stop:
-                left = 0.0 if behind else interval
+                pause = 0.0 if behind else interval
                 if self._duration is not None:
-                    left = min(left, started + self._duration - time.monotonic())
+                    left = started + self._duration - time.monotonic()
                     if left <= 0:
                         self._ask_to_stop("duration")
                         return None
-                if ended.poll(left * 1000):
+                    pause = min(pause, left)
+                if ended.poll(pause * 1000):
                     self._ask_to_stop("target ended")
                     pid = self._target.pid
                     return TargetEndedError(f"process {pid} ended while it was traced")

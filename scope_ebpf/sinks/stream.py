@@ -15,6 +15,7 @@ from scope_ebpf.sinks.columns import columns, wall_offset_ns
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from numpy.typing import NDArray
@@ -26,11 +27,22 @@ _KIND_NAMES = tuple(events.KINDS)
 
 
 class Stream:
-    """Writes batches of records to *output*, one event a line, oldest first."""
+    """
+    Writes batches of records to *output*, one event a line, oldest first.
 
-    def __init__(self, output: TextIO, terms: Terms, style: Style) -> None:
+    *who* names processes, given as terms; None where it does not know them.
+    """
+
+    def __init__(
+        self,
+        output: TextIO,
+        terms: Terms,
+        style: Style,
+        who: Callable[[list[int]], dict[int, str | None]] | None = None,
+    ) -> None:
         self._output = output
         self._terms = terms
+        self._who = who
         self._line = _json_lines if style == "jsonl" else _text_lines
         self._offset = wall_offset_ns()
 
@@ -48,7 +60,18 @@ class Stream:
 
     def _lines(self, name: str, records: NDArray[np.void]) -> list[str]:
         times = (records["time_ns"].astype(np.int64) + self._offset).tolist()
-        return self._line(name, times, records["tid"].tolist(), columns(name, records, self._terms))
+        table = columns(name, records, self._terms)
+        if self._who:
+            table = {"pid": table.pop("pid"), "who": self._names(records), **table}
+        return self._line(name, times, records["tid"].tolist(), table)
+
+    def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
+        """Who each record's process is; a pid that came as text cannot be looked up."""
+        if self._who is None or (records["flags"] & events.FLAG_TEXT_PID).any():
+            return [None] * len(records)
+        words = records["process"].tolist()
+        names = self._who(words)
+        return [names.get(word) for word in words]
 
 
 def _json_lines(
@@ -68,21 +91,14 @@ def _json_lines(
     return [form % row for row in zip(*cells, strict=True)]
 
 
-def _json_cell(value: str | float | None, known: dict[str, str] = {}) -> str | int:  # noqa: B006
-    """One value as JSON; the texts of pids come again and again, so they are kept."""
+def _json_cell(value: str | float | None) -> str:
     if value is None:
         return "null"
-    if isinstance(value, str):
-        text = known.get(value)
-        if text is None:
-            if len(known) > _KEPT_TEXTS:
-                known.clear()
-            text = known[value] = json.dumps(value)
-        return text
-    return repr(value)
+    return _json_text(value) if isinstance(value, str) else repr(value)
 
 
-_KEPT_TEXTS = 65536
+#: A pid's text comes again and again.
+_json_text = lru_cache(maxsize=65536)(json.dumps)
 
 
 def _text_lines(
@@ -90,8 +106,9 @@ def _text_lines(
 ) -> list[str]:
     """Time of day, who, what, and the fields that are known."""
     del tids  # a scheduler's thread tells a person nothing that its place in time does not
-    labels = [label for label in table if label not in ("pid", "class")]
+    labels = [label for label in table if label not in ("pid", "class", "who")]
     what = [f"{name}/{c}" for c in table["class"]] if "class" in table else [name] * len(times)
+    who = [f"{_text_cell(w or '-'):<24} " for w in table["who"]] if "who" in table else None
     lines = []
     for row, (moment, pid, event) in enumerate(zip(times, table["pid"], what, strict=True)):
         fields = " ".join(
@@ -101,7 +118,8 @@ def _text_lines(
         )
         micros = moment % 1_000_000_000 // 1000
         clock = f"{_clock(moment // 1_000_000_000)}.{micros:06d}"
-        lines.append(f"{clock} {_text_cell(pid or '-'):<14} {event:<16} {fields}".rstrip())
+        name = who[row] if who else ""
+        lines.append(f"{clock} {_text_cell(pid or '-'):<14} {name}{event:<16} {fields}".rstrip())
     return lines
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_fixtures import HOSTILE, UNKNOWN, Terms, record
 
+from scope_ebpf import events
 from scope_ebpf.sinks import stream
 from scope_ebpf.sinks.stream import Stream
 
@@ -152,11 +153,23 @@ def test_text_is_one_line_for_any_name(atom: str):
     assert (True, "\n") == (text[:-1].isprintable(), text[-1])
 
 
-def test_the_names_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch):
+def test_a_process_is_named_where_its_name_is_known():
     """
-    Texts are kept for the next time they come, but never more than a fixed number.
+    Who a process is stands beside its pid; null where nobody knows.
     """
-    monkeypatch.setattr(stream, "_KEPT_TEXTS", 10)
-    for n in range(1, 100):
-        written("jsonl", record("hibernate", process=n))
-    assert len(stream._json_cell.__defaults__[0]) <= 11
+    output = io.StringIO()
+    who = {3: "rabbit_event"}
+    sink = Stream(output, Terms(), "jsonl", lambda words: {w: who.get(w) for w in words})
+    sink.write(np.concatenate([record("hibernate", process=3), record("hibernate", process=4)]))
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert [("t3", "rabbit_event"), ("t4", None)] == [(x["pid"], x["who"]) for x in lines]
+
+
+def test_a_pid_that_came_as_text_is_not_looked_up():
+    """
+    The word of a USDT record is no term, and would name another process.
+    """
+    output = io.StringIO()
+    sink = Stream(output, Terms(), "jsonl", lambda words: dict.fromkeys(words, "wrong"))
+    sink.write(record("hibernate", process=3, flags=events.FLAG_TEXT_PID))
+    assert None is json.loads(output.getvalue())["who"]
