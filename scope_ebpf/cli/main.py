@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not top_level and words[0] not in COMMANDS:
         words.insert(0, "trace")
     command = None if top_level else words[0]
-    arguments = _parser(command).parse_args(words or ["--help"])
     try:
+        arguments = _parser(command).parse_args(words or ["--help"])
         code: int = arguments.run(arguments)
     except ScopeError as error:
         print(f"scope-trace: {plain(str(error))}", file=sys.stderr)
