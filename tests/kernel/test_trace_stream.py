@@ -101,6 +101,20 @@ def test_what_finds_no_room_is_lost_in_no_silence(way: Way):
     assert f"lost: {2 * FLOOD - seen.total():,} records" in outcome.errors
 
 
+def test_a_ring_that_wraps_many_times_gives_each_record_once(way: Way):
+    """
+    Of events that fill a small ring six times over, each is seen once or counted as lost.
+    """
+    with trace(way.beam.pid, *way.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
+        way.beam.plant(f"spawns {FLOOD}", timeout=120)
+        outcome = run.stop()
+    for name in ("spawn", "exit"):
+        pids = [line["pid"] for line in outcome.lines if line["event"] == name]
+        assert len(pids) == len(set(pids))
+        assert (FLOOD, FLOOD - len(pids)) == outcome.reported(name)
+    assert FITS < len(outcome.lines)
+
+
 def test_a_reader_that_does_not_read_costs_records_and_no_more(way: Way):
     """
     A full pipe behind scope-trace holds neither the VM nor the counts; what was lost is told.
