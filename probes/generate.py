@@ -27,6 +27,9 @@ RECORD_BYTES = 56
 #: Classes of one kind; ``kind * CLASSES + class`` is the place in the maps.
 CLASSES = 8
 
+#: Structs of maps, in the order they are written.
+PLAIN = ("tally", "durations", "allowance", "thread", "thread_totals", "usdt_argument")
+
 Table = dict[str, Any]
 
 
@@ -67,7 +70,7 @@ def record_fields(data: Table, record: Table) -> list[Table]:
 
 def structs(data: Table) -> list[tuple[str, str, list[Table]]]:
     """Every struct as ``(name, doc, fields)``, in the order it is written."""
-    plain = ["header", "settings", "tally", "durations", "allowance", "usdt_argument"]
+    plain = ["header", "settings", *PLAIN]
     result = [(name, data[name]["doc"], data[name]["fields"]) for name in plain]
     for name, record in data["record"].items():
         result.append((f"{name}_record", record["doc"], record_fields(data, record)))
@@ -120,6 +123,12 @@ def header_text(data: Table) -> str:
         "",
         "enum argument_form {",
         *(f"\tARGUMENT_{n} = {v}," for n, v in data["argument_forms"].items()),
+        "};",
+        "",
+        "/* Why a thread is off its CPU. */",
+        "enum off_reason {",
+        *(f"\tOFF_{n} = {v}," for n, v in data["off_reasons"].items()),
+        f"\tOFF_REASONS = {len(data['off_reasons'])},",
         "};",
         "",
         "/* One number for each program, for the map of hits. */",
@@ -297,6 +306,9 @@ def module_text(data: Table) -> str:
         "",
         *(f"ARGUMENT_{n} = {v}" for n, v in data["argument_forms"].items()),
         "",
+        "#: Why a thread is off its CPU, by its number.",
+        f"OFF_REASONS = {tuple(n.lower() for n in data['off_reasons'])!r}",
+        "",
         f"PROGRAMS = {tuple(programs(data))!r}",
         "",
         "#: Any record as it lies in the ring: 64 bytes, its own fields as four words.",
@@ -309,7 +321,7 @@ def module_text(data: Table) -> str:
         "",
         *(
             f"{name.upper()} = {dtype_text(data[name]['fields'], ring=False)}\n"
-            for name in ["settings", "tally", "durations", "allowance", "usdt_argument"]
+            for name in ["settings", *PLAIN]
         ),
         "WAYS = (",
         *(way_text(w) for w in data["way"]),

@@ -94,6 +94,9 @@ ARGUMENT_REGISTER = 2
 ARGUMENT_MEMORY = 3
 ARGUMENT_ABSOLUTE = 4
 
+#: Why a thread is off its CPU, by its number.
+OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued')
+
 PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry')
 
 #: Any record as it lies in the ring: 64 bytes, its own fields as four words.
@@ -330,6 +333,24 @@ ALLOWANCE = np.dtype([
     ("left", "<i8"),
     ("since_ns", "<u8"),
     ("tripped_ns", "<u8"),
+])
+
+THREAD = np.dtype([
+    ("since_ns", "<u8"),
+    ("ready_ns", "<u8"),
+    ("row", "<u4"),
+    ("cpu", "<u4"),
+    ("reason", "<u4"),
+    ("running", "<u4"),
+])
+
+THREAD_TOTALS = np.dtype([
+    ("on_ns", "<u8"),
+    ("off_ns", "<u8", (4,)),
+    ("switches", "<u8"),
+    ("migrations", "<u8"),
+    ("waited_ns", "<u8"),
+    ("slots", "<u8", (40,)),
 ])
 
 USDT_ARGUMENT = np.dtype([

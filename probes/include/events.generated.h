@@ -79,6 +79,15 @@ enum argument_form {
 	ARGUMENT_ABSOLUTE = 4,
 };
 
+/* Why a thread is off its CPU. */
+enum off_reason {
+	OFF_IDLE = 0,
+	OFF_BLOCKED = 1,
+	OFF_PREEMPTED = 2,
+	OFF_QUEUED = 3,
+	OFF_REASONS = 4,
+};
+
 /* One number for each program, for the map of hits. */
 enum program {
 	PROGRAM_SPAWN_ENTRY = 0,
@@ -272,6 +281,26 @@ struct allowance {
 	__s64 left; /* hits; spent SPENT_AT_ONCE at a time on each CPU */
 	__u64 since_ns; /* when the gate was opened, ns */
 	__u64 tripped_ns; /* when it closed itself; 0 while it is open, ns */
+};
+
+/* One OS thread that is watched, and what it does now. */
+struct thread {
+	__u64 since_ns; /* since when; 0 before its first switch, ns */
+	__u64 ready_ns; /* since when it waits for a CPU; 0 if it does not, ns */
+	__u32 row; /* which thread_totals its time goes to */
+	__u32 cpu; /* the CPU it ran on last, plus 1 */
+	__u32 reason; /* OFF_*, while it is off */
+	__u32 running; /* 1 while it is on a CPU */
+};
+
+/* Time of all threads of one row, per CPU, from 0. */
+struct thread_totals {
+	__u64 on_ns; /* on a CPU, ns */
+	__u64 off_ns[4]; /* off it, by OFF_*, ns */
+	__u64 switches; /* times it was given a CPU */
+	__u64 migrations; /* times that was another CPU than before */
+	__u64 waited_ns; /* ready, and waiting for a CPU, ns */
+	__u64 slots[40]; /* single waits: slot N counts 2^N ns up to 2^(N+1); the last is open */
 };
 
 /* Where one argument of a USDT site lies. */

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from prometheus_client.registry import Collector
@@ -32,13 +32,15 @@ class Readings(Collector):
         """Every family of this moment."""
         page, daemon = Page(), self._daemon
         runs: Counter[str] = Counter()
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         for watch in list(daemon.watches.values()):
             reading = watch.reading
             expose(page, reading)
             for program, (ran, took) in reading.programs.items():
                 runs[program] += ran
-                seconds[program] += took  # type: ignore[assignment]
+                seconds[program] += took
+        for program, stats in daemon.thread_stats.items():
+            runs[program], seconds[program] = stats.runs, stats.seconds
         for program in sorted(runs):
             page.add("scope_ebpf_program_runs_total", runs[program], program=program)
             page.add("scope_ebpf_program_run_seconds_total", seconds[program], program=program)

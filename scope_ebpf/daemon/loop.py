@@ -21,14 +21,17 @@ from scope_ebpf.beam.discover import Refusal, Target, inspect
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.discovery import NAMELESS, Scanner
 from scope_ebpf.daemon.notify import notify, say
+from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.governed import make_workers
+from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.kernel.stats import ProgramStats
 
 #: Seconds between two stocktakings of a target.
 TICK = 1.0
@@ -55,6 +58,9 @@ class Daemon:
         self.seen = 0
         self.ready = False
         self.turned = time.monotonic()
+        self.thread_watch: ThreadWatch | None = None
+        self.thread_trouble = ""
+        self.thread_stats: dict[str, ProgramStats] = {}
         self._workers = make_workers()
         self._poll = select.epoll()
         self._files: dict[int, Callable[[], None]] = {}
@@ -101,6 +107,8 @@ class Daemon:
         self._workers.shutdown(wait=True)
         for pid in list(self.watches):
             self._drop(pid, "the daemon ends")
+        if self.thread_watch:
+            self.thread_watch.close()
 
     # Targets ---------------------------------------------------------------------------------
 
@@ -111,6 +119,8 @@ class Daemon:
             elif found.pid not in self.watches:
                 self._observe(found)
         self.refused = {p: r for p, r in self.refused.items() if os.path.exists(f"/proc/{p}")}  # noqa: PTH110
+        if self.thread_watch:
+            self.thread_stats = self.thread_watch.stats()
         if not self.ready:
             self.ready = True
             notify("READY=1")
@@ -144,6 +154,17 @@ class Daemon:
                 f"--strict, and process {target.pid} has no hook for {off[0].event}: "
                 f"{off[0].reason}"
             )
+
+    def _watch_threads(self, pid: int) -> WatchedThreads | None:
+        """The target's threads, where the kernel lets us watch them and there is room."""
+        if self.thread_watch is None and not self.thread_trouble:
+            self.thread_watch, self.thread_trouble = attach_or_reason()
+            if self.thread_trouble:
+                say(logging.WARNING, "threads are not watched", why=self.thread_trouble)
+        place = self.thread_watch.add() if self.thread_watch else None
+        if self.thread_watch is None or place is None:
+            return None
+        return WatchedThreads(self.thread_watch, pid, place)
 
     def _rename(self) -> None:
         """Nodes that had no name when they were found may have one now."""

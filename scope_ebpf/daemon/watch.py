@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.discover import Target
+    from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
 
 #: Which of the VM's counters goes along with an event; the others go along with reductions, because
@@ -67,11 +68,19 @@ class Watch:
     """
 
     def __init__(
-        self, target: Target, node: str, budget: float, cost: HitCost, workers: ThreadPoolExecutor
+        self,
+        target: Target,
+        node: str,
+        budget: float,
+        cost: HitCost,
+        workers: ThreadPoolExecutor,
+        *,
+        threads: WatchedThreads | None = None,
     ) -> None:
         self.target, self.node = target, node
         self.notes: list[str] = []
         self._cost = cost
+        self._threads = threads
         self._cgroup = cgroup_of(target.pid)
         self._counters = self._make_counters()
         self._spawned = (self._counters.read().spawned, 0) if self._counters else (0, 0)
@@ -127,6 +136,8 @@ class Watch:
         self._listen(now)
         counters = self._take_counters()
         reading = read_process(self.target.pid, self._cgroup)
+        if self._threads:
+            self._threads.tick()
         self._account(counters)
         self._price()
         for action in self._governor.tick(now, reading.cpu_seconds, self._spent()):
@@ -155,6 +166,8 @@ class Watch:
     def close(self) -> None:
         """Take everything out of the target and the kernel."""
         self.session.close()
+        if self._threads:
+            self._threads.close()
 
     # Switching -------------------------------------------------------------------------------
 
@@ -263,7 +276,10 @@ class Watch:
 
     def _spent(self) -> dict[str, float]:
         hits = self.session.hits()
-        return {event: self._spent_on(event, hits) for event in self._programs}
+        spent = {event: self._spent_on(event, hits) for event in self._programs}
+        if self._threads:
+            spent["threads"] = self._threads.spent()
+        return spent
 
     def _price(self) -> None:
         """Correct what a hit costs by the run time that the kernel measures."""
@@ -304,6 +320,7 @@ class Watch:
             lost=int(tallies["lost"].sum()),
             refused_kernel=int(tallies["refused"].sum()),
             refused_user=target.memory.failures,
+            threads=self._threads.totals if self._threads else None,
             programs={p: (s.runs, s.seconds) for p, s in self.session.program_stats().items()},
         )
 

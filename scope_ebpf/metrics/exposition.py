@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from prometheus_client.core import Metric
 
 from scope_ebpf import events
+from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
 #: A label value is no longer than this; OTP's names are at most 255 characters.
@@ -85,7 +86,12 @@ def expose(page: Page, reading: Reading) -> None:
             page.add(series.name, getattr(reading.limits, series.limit), node=reading.node)
         elif series.process:
             page.add(series.name, getattr(reading.process, series.process), node=reading.node)
+        elif series.threads and reading.threads is not None:
+            totals = reading.threads[series.threads] * series.factor
+            for role, value in zip(ROLES, totals.tolist(), strict=True):
+                page.add(series.name, value, node=reading.node, scheduler_type=role)
     _expose_target(page, reading)
+    _expose_waits(page, reading)
     _expose_observer(page, reading)
 
 
@@ -135,6 +141,21 @@ def _expose_target(page: Page, reading: Reading) -> None:
         *normal, cpu, io = reading.counters.run_queues.tolist()
         for kind, length in (("normal", sum(normal)), ("dirty_cpu", cpu), ("dirty_io", io)):
             page.add("beam_run_queue_length", length, node=node, scheduler_type=kind)
+
+
+def _expose_waits(page: Page, reading: Reading) -> None:
+    if reading.threads is None:
+        return
+    for role, totals in zip(ROLES, reading.threads, strict=True):
+        labels = {"node": reading.node, "scheduler_type": role}
+        for reason, ns in zip(events.OFF_REASONS, totals["off_ns"].tolist(), strict=True):
+            page.add("beam_thread_offcpu_seconds_total", ns / 1e9, **labels, reason=reason)
+        page.histogram(
+            "beam_thread_run_queue_latency_seconds",
+            totals["slots"].astype(np.float64),
+            float(totals["waited_ns"]),
+            **labels,
+        )
 
 
 def _expose_observer(page: Page, reading: Reading) -> None:

@@ -70,3 +70,5 @@ class Reading:
     refused_kernel: int
     refused_user: int
     programs: dict[str, tuple[int, float]] = field(default_factory=dict)
+    #: Totals by type of thread, shape ``(5,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
+    threads: NDArray[np.void] | None = None

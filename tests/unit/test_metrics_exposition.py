@@ -46,6 +46,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         lost=3,
         refused_kernel=4,
         refused_user=5,
+        threads=np.ones(5, events.THREAD_TOTALS),
     )
 
 

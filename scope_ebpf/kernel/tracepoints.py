@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How the kernel schedules the threads of all targets: one object for the whole host.
+
+The tracepoints run on every switch of the host, so they are attached once, when
+the first target comes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.errors import HostError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.libbpf import check, library
+from scope_ebpf.kernel.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.stats import ProgramStats, program_stats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+#: Rows of thread_totals: targets that can be watched, times types of threads (threads.bpf.c).
+TYPES = 5
+MAX_TARGETS = 64
+_PROGRAMS = ("thread_switch", "thread_wakeup", "thread_wakeup_new")
+
+
+class ThreadWatch:
+    """
+    The scheduler's tracepoints, attached.
+
+    Raises HostError where the kernel refuses them, or where we are in a pid
+    namespace of our own, in which threads have other numbers.
+    """
+
+    def __init__(self) -> None:
+        if host.pid_namespace() != (0, 0):
+            raise HostError(
+                "the daemon runs in a pid namespace, where it cannot tell the kernel which threads "
+                "to watch; run it in the host's (docker: --pid=host)"
+            )
+        self._object = BpfObject("threads", object_bytes("threads"))
+        self._object.load(_PROGRAMS)
+        self._links = [
+            check(
+                library().bpf_program__attach(self._object.programs[name]),
+                f"cannot attach {name} to the scheduler's tracepoints",
+            )
+            for name in _PROGRAMS
+        ]
+        self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
+        self._free = list(range(MAX_TARGETS))
+
+    def add(self) -> int | None:
+        """A place for one more target, with all its totals from 0; None if there is none left."""
+        if not self._free:
+            return None
+        target = self._free.pop(0)
+        empty = np.zeros(self._cpus, events.THREAD_TOTALS)
+        for row in range(target * TYPES, (target + 1) * TYPES):
+            self._update("thread_rows", row, empty)
+        return target
+
+    def watch(self, target: int, types: Mapping[int, int]) -> None:
+        """Watch threads of *target*: by tid, the number of its type."""
+        for tid, number in types.items():
+            value = np.zeros(1, events.THREAD)
+            value["row"] = target * TYPES + number
+            self._update("watched", tid, value)
+
+    def unwatch(self, tids: Iterable[int]) -> None:
+        """Forget threads; one that is not there is none too many."""
+        for tid in tids:
+            key = ctypes.c_uint32(tid)
+            library().bpf_map_delete_elem(self._object.map_fd("watched"), ctypes.byref(key))
+
+    def remove(self, target: int) -> None:
+        """Give the place of *target*, whose threads are no longer watched, to another."""
+        self._free.append(target)
+
+    def totals(self, target: int) -> NDArray[np.void]:
+        """Totals by type of thread, shape ``(TYPES,)`` of ``events.THREAD_TOTALS``."""
+        result = np.zeros(TYPES, events.THREAD_TOTALS)
+        values = np.zeros(self._cpus, events.THREAD_TOTALS)
+        for number in range(TYPES):
+            key = ctypes.c_uint32(target * TYPES + number)
+            check(
+                library().bpf_map_lookup_elem(
+                    self._object.map_fd("thread_rows"), ctypes.byref(key), values.ctypes.data
+                ),
+                "cannot read the map thread_rows",
+            )
+            for name in events.THREAD_TOTALS.names or ():
+                result[name][number] = values[name].sum(axis=0)
+        return result
+
+    def stats(self) -> dict[str, ProgramStats]:
+        """Runs and run time of each program."""
+        return {name: program_stats(self._object.program_fd(name)) for name in _PROGRAMS}
+
+    def close(self) -> None:
+        """Detach, and give everything back to the kernel."""
+        while self._links:
+            library().bpf_link__destroy(self._links.pop())
+        self._object.close()
+
+    def _update(self, name: str, number: int, value: NDArray[np.void]) -> None:
+        key = ctypes.c_uint32(number)
+        check(
+            library().bpf_map_update_elem(
+                self._object.map_fd(name), ctypes.byref(key), value.ctypes.data, 0
+            ),
+            f"cannot write the map {name}",
+        )
+
+
+def attach_or_reason() -> tuple[ThreadWatch | None, str]:
+    """The tracepoints, or why there are none."""
+    try:
+        return ThreadWatch(), ""
+    except HostError as error:
+        return None, str(error)
