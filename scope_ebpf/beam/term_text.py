@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.errors import ScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scope_ebpf.beam.discover import Target
 
 #: A name of a VM is cut at this length.
