@@ -64,8 +64,9 @@ def main(seconds: float, spawners: int) -> int:
         elapsed = time.monotonic() - began
         spawned = int(beam.ask("calm").split()[1])
         print(
-            f"{elapsed:.0f} s, {spawned / elapsed:,.0f} spawns/s, {snapshots} snapshots, {rows} rows, "
-            f"{torn} torn, {nameless} without an initial call, {len(errors)} impossible values"
+            f"{elapsed:.0f} s, {spawned / elapsed:,.0f} spawns/s, {snapshots} snapshots, "
+            f"{rows} rows, {torn} torn, {nameless} without an initial call, "
+            f"{len(errors)} impossible values"
         )
         print("\n".join(errors[:20]))
     return 1 if errors else 0

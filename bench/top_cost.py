@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import beams_run
+import beams_run  # noqa: E402 - found by the line above
 
 _TOP = """
 import argparse, sys

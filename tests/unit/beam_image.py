@@ -52,7 +52,9 @@ class Image:
 
     data: bytearray = field(default_factory=lambda: bytearray(64))
     roots: dict[str, int] = field(default_factory=dict)
-    layout: layouts.Layout = layouts.load(25, usdt=False, interpreter=False)
+    layout: layouts.Layout = field(
+        default_factory=lambda: layouts.load(25, usdt=False, interpreter=False)
+    )
     pid: int = 0
     otp_release: str = "25"
 

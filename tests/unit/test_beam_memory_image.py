@@ -8,10 +8,12 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import beam_image
 from beam_image import BASE, PAGE, make
 
+from scope_ebpf.beam import layouts
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.view import Viewer
@@ -79,6 +82,29 @@ def test_a_process_under_construction_is_torn_and_not_shown():
     )
     snapshot = viewer.table.snapshot()
     assert (3, 4, 1) == (len(snapshot), snapshot.total, snapshot.torn)
+
+
+@pytest.mark.parametrize(
+    ("field", "check"), [("common.id", "pids lead back"), ("heap_sz", "heap pointers are in order")]
+)
+def test_a_layout_that_does_not_fit_is_refused_by_the_name_of_the_check(field: str, check: str):
+    """
+    One field elsewhere, and no process is shown.
+    """
+    image = make(8)
+    structs = {**image.layout.structs, "Process": dict(image.layout.structs["Process"])}
+    structs["Process"][field] += 8
+    image.layout = replace(image.layout, structs=structs)
+    with pytest.raises(ReadRefusedError, match=f"{check}.* of 8 processes"):
+        view(image)
+
+
+@pytest.mark.parametrize(("release", "nearest"), [("30", 29), ("23", 24), ("26", 26), ("odd", 29)])
+def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nearest: int):
+    """
+    It is marked as a guess, and only the checks decide.
+    """
+    assert (nearest, release == "26") == layouts.nearest(release)
 
 
 def test_a_mailbox_in_a_circle_ends():
