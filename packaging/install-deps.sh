@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs from apt what a purpose needs, on Debian 12 or Ubuntu 24.04 and later.
 #
-#   packaging/install-deps.sh [run] [build] [demo] [test] [bench]     default: run
+#   packaging/install-deps.sh [run] [build] [demo] [test] [bench] [vm]     default: run
 #
 # Packages that are there cost nothing: apt is asked only about those that are not. No service is
 # started by what this installs, and those that the tests use are started by the tests.
@@ -31,7 +31,10 @@ packages_for() {
         util-linux procps tmux ;;
     # The tools that the figures are compared with. Kernel headers only so that bcc can compile.
     bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
-    *) die "no such purpose: $1 (there are run, build, demo, test and bench)" ;;
+    # Virtual machines that boot other kernels, by software emulation.
+    vm) echo qemu-system-x86 seabios busybox-static cpio e2fsprogs kmod mmdebstrap debian-archive-keyring \
+        make python3 python3-venv ;;
+    *) die "no such purpose: $1 (there are run, build, demo, test, bench and vm)" ;;
     esac
 }
 
