@@ -30,16 +30,10 @@ if ! command -v mmdebstrap >/dev/null; then
     exit 1
 fi
 
-# The first Debian archive that apt is told of: deb822 sources first, then the one-line form.
-mirror=$(
-    cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-        sed -n -E 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+).*/\2/p' |
-        grep -E '/debian/?$' | head -n 1
-) || true
-if [ -z "$mirror" ]; then
-    say "apt on this machine knows no Debian archive, so $suite cannot be had"
+mirror=$("$(dirname "$0")/mirror.sh") || {
+    say "so $suite cannot be had"
     exit 1
-fi
+}
 
 mkdir -p "$cache"
 exec 9>"$cache/.$suite.lock"
