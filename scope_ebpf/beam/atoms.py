@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 _PAGE = 1024
 #: The most bytes of one atom: 255 characters of UTF-8.
 MAX_BYTES = 255 * 4
-#: Texts kept. The VM's own limit is 1,048,576 atoms by default; most are never asked for.
+#: No VM has more; the default limit is 1,048,576 (erl +t).
+MAX_ATOMS = 1 << 25
+#: Texts kept; most are never asked for.
 CACHE = 1 << 16
-#: Atoms that the VM itself knows come first; where a search for a name begins.
-_FIRST = 8192
+#: Atoms that a search looks at together.
+_BLOCK = 8192
 #: Where the bytes follow in the heap binary that holds a name since OTP 28
 #: (ErlHeapBits.data, OTP-28.5 erts/emulator/beam/erl_bits.h).
 _HEAP_BITS_DATA = 16
@@ -55,7 +57,10 @@ class Atoms:
 
     def __len__(self) -> int:
         """Tell how many atoms the VM has now."""
-        return self._memory.u32(self._table + self._entries)
+        count = self._memory.u32(self._table + self._entries)
+        if count > MAX_ATOMS:
+            raise ReadRefusedError(f"process {self._memory.pid} claims {count} atoms")
+        return count
 
     def text(self, term: int) -> str:
         """Read the text of an atom term; ReadRefusedError for what is no atom of this VM."""
@@ -87,13 +92,12 @@ class Atoms:
         """
         Find the index of the atom called *name*, at *first* or behind it, or None.
 
-        Looks among the atoms that the VM is born with, then among all.
+        Those that the VM is born with come first, and a search ends with them.
         """
         total = len(self)
         wanted = name.encode()
-        middle = max(first, min(_FIRST, total))
-        for start, stop in ((first, middle), (middle, total)):
-            indices = np.arange(start, stop, dtype=np.int64)
+        for start in range(first, total, _BLOCK):
+            indices = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
             addresses, lengths, good = self._places(indices)
             rows = np.flatnonzero(good & (lengths == len(wanted)))
             names, _ = self._memory.gather_ragged(addresses[rows], lengths[rows])

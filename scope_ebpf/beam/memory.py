@@ -127,7 +127,7 @@ class Memory:
         out = np.empty(int(sizes.sum()), np.uint8)
         good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
         data, ends = out.tobytes(), np.cumsum(sizes).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][: len(ends)]
         return [
             data[start:end] if ok else b""
             for start, end, ok in zip(starts, ends, good.tolist(), strict=True)

@@ -35,8 +35,10 @@ ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
 _MAX_SLOTS = 1 << 27
 #: No heap, stack or mailbox is larger.
-_MAX_WORDS = 1 << 40
+_MAX_WORDS = 1 << 36
 _WORD = 8
+#: Processes that a layout is held against before it is believed.
+_SAMPLE = 64
 
 # ERTS_PSFLG_*, OTP-25.2.3 erts/emulator/beam/erl_process.h, the same in OTP 24 to 29: flag N is
 # bit 6 + N, above three pairs of priority bits.
@@ -173,6 +175,31 @@ class ProcessTable:
         names = [(item.name, item.kind) for item in self.fields]
         extra = [("slot", np.uint32), ("pointer", np.uint64), ("mailbox", np.int64)]
         self._dtype = np.dtype([*names, *extra, ("stack_words", np.uint64)])
+        self._verify(target)
+
+    def _verify(self, target: Target) -> None:
+        """Hold the layout against the oldest processes there are; refuse it if most do not fit."""
+        for first in range(0, self.slots, CHUNK):
+            last = min(first + CHUNK, self.slots)
+            pointers = self.pointers(first, last)
+            filled = np.flatnonzero(pointers)[:_SAMPLE]
+            if not len(filled):
+                continue
+            rows, read = self._rows(first + filled, pointers[filled])
+            back = read & (self._codec.slot(rows["id"]) == rows["slot"])
+            whole = read & self._whole(rows)
+            for check, good in (
+                ("pids lead back to their slots", back),
+                ("heap pointers are in order", whole),
+            ):
+                if int(good.sum()) * 2 < len(filled):
+                    raise ReadRefusedError(
+                        f"process {target.pid} (OTP {target.otp_release}): the check that {check} "
+                        f"holds for {int(good.sum())} of {len(filled)} processes, so "
+                        f"{self._layout} does not fit and no process is read"
+                    )
+            return
+        # A VM without any process is about to begin, or to end.
 
     def count(self) -> int:
         """Tell how many processes the table itself counts."""
@@ -280,7 +307,30 @@ class ProcessTable:
         size = (end - heap == rows["heap_words"] * np.uint64(_WORD)) | (rows["abandoned"] != 0)
         mailbox = (rows["mailbox"] >= 0) & (rows["mailbox"] < _MAX_WORDS)
         whole: NDArray[np.bool_] = number & slot & made & order & size & mailbox
-        return whole & (rows["heap_words"] < _MAX_WORDS)
+        whole &= rows["heap_words"] < _MAX_WORDS
+        if "old_heap" in (self._dtype.names or ()):
+            old = rows["old_hend"] - rows["old_heap"]  # huge where the end comes first
+            whole &= (rows["old_heap"] == 0) | (old < _WORD * _MAX_WORDS)
+            whole &= rows["fragment_words"] < _MAX_WORDS
+        return whole
+
+    def still(self, rows: NDArray[np.void]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """
+        Tell which processes are there yet, and whose mailboxes begin where they did.
+
+        What was read behind a process's pointers is that process's only then.
+        """
+        slots, there = self._memory.gather(
+            np.uint64(self._slots) + rows["slot"].astype(np.uint64) * np.uint64(_WORD), _WORD
+        )
+        there &= column(slots, 0, np.uint64) == rows["pointer"]
+        there &= self._same_id(rows)
+        calm = there.copy()
+        have = np.flatnonzero(there & (rows["first_message"] != 0))
+        place = np.uint64(self._layout.offset("Process", "sig_qs.first"))
+        first, _ = self._memory.gather(rows["pointer"][have] + place, _WORD)
+        calm[have] &= column(first, 0, np.uint64) == rows["first_message"][have]
+        return there, calm
 
     def _same_id(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """

@@ -17,10 +17,12 @@ from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.nifs import native_function
 from scope_ebpf.beam.processes import PRIORITY
 from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
-from scope_ebpf.beam.threads import Thread, threads
+from scope_ebpf.beam.threads import ROLES, Thread, threads
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.nifs import NativeFunction
     from scope_ebpf.beam.view import Viewer
@@ -99,9 +101,14 @@ class Schedulers:
             except ReadRefusedError as error:
                 self.refused[role] = str(error)
 
-    def read(self) -> list[Scheduler]:
-        """Look at every thread once."""
-        return [self._read(thread) for thread in threads(self._target.pid)]
+    def read(self, roles: Container[str] = ROLES) -> list[Scheduler]:
+        """Look once at every thread that has one of the *roles*."""
+        found = threads(self._target.pid)
+        return [self._read(thread) for thread in found if thread.role in roles]
+
+    def trouble(self) -> str | None:
+        """Say what keeps the VM from working, or None."""
+        return hindrance(self._target, self.read(("normal",)))
 
     def _read(self, thread: Thread) -> Scheduler:
         array = self._arrays.get(thread.role)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
 
 _WORD = 8
+#: Nobody has more in mailbox, links and dictionary of one process.
+_MAX_BESIDES = 1 << 36
+#: Words of one message or one name of a remote process that are believed.
+_MAX_PAYLOAD = 1 << 32
 #: Links, monitors or messages of one process that are looked at; more are estimated.
 LIMIT = 2000
 #: Fragments of one message that are looked at.
@@ -57,7 +61,8 @@ def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> 
     decoded yet have no size that could be known.
     """
     layout = target.layout
-    total = base_bytes(rows, layout.size("Process")).astype(np.float64)
+    base = base_bytes(rows, layout.size("Process")).astype(np.float64)
+    total = base.copy()
     exact = np.ones(len(rows), np.bool_)
     alive = rows["state"] & np.uint32(EXITING) == 0
     for part in (_links, _monitors, _watchers):
@@ -74,7 +79,9 @@ def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> 
     own = rows["pointer"] + np.uint64(layout.offset("Process", "def_arg_reg"))
     total += np.where(rows["arg_reg"] != own, rows["registers"] * np.uint64(_WORD), 0)
     size, whole = _dictionaries(target, rows["dictionary"])
-    return Sizes((total + size).astype(np.uint64), exact & whole)
+    # Memory that was freed and used again under the reader may claim anything.
+    odd = total + size > base + _MAX_BESIDES
+    return Sizes(np.where(odd, base, total + size).astype(np.uint64), exact & whole & ~odd)
 
 
 def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -118,6 +125,7 @@ def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
         data, read = target.memory.gather(addresses[remote] - offset.astype(np.uint64), full)
         shares = np.maximum(column(data, layout.offset("ErtsELink", "ld.refc"), np.uint32), 1)
         arity = column(data, layout.offset("ErtsELink", "heap"), np.uint64) >> np.uint64(6)
+        arity = np.minimum(arity, 64)  # a pid of another node has three words
         sizes[remote] = (full + _WORD * arity.astype(np.int64)) // shares
         whole[owners[remote][~read]] = False
     return _sum(owners, sizes, len(roots)), whole
@@ -199,7 +207,8 @@ def _extended(
         term = column(nodes, layout.offset("ErtsMonitorData", field), np.uint64)
         boxed = applies & (term & np.uint64(PRIMARY_MASK) == BOXED)
         headers, read = target.memory.gather(term[boxed] & np.uint64(POINTER_MASK), _WORD)
-        words[boxed] += (column(headers, 0, np.uint64) >> np.uint64(6)).astype(np.int64) + 1
+        arity = np.minimum(column(headers, 0, np.uint64) >> np.uint64(6), 64)
+        words[boxed] += arity.astype(np.int64) + 1
         whole[np.flatnonzero(boxed)[~read]] = False
     return size + _WORD * words, whole
 
@@ -229,15 +238,19 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     sizes = np.where(signal, 0.0, float(block))
     sizes[mark] = fragment + 2 * _WORD  # ErtsRecvMarker
     combined = ~signal & (data == _COMBINED)
-    sizes[combined] += _WORD * column(nodes, used, np.uint64)[combined]
+    words = column(nodes, used, np.uint64)
+    whole[owners[combined & (words > _MAX_PAYLOAD)]] = False
+    sizes[combined] += _WORD * np.where(words > _MAX_PAYLOAD, 0, words)[combined]
     # The payload goes on in further fragments, or lies in fragments alone.
     chained = np.where(combined, column(nodes, fragment, np.uint64), data)
     chained[signal | (tag == 0)] = 0
     pieces, _, fragments, complete = walk(
         memory, chained, used - fragment + _WORD, pointers(0), _FRAGMENTS
     )
-    lengths = column(fragments, used - fragment, np.uint64) * np.uint64(_WORD)
-    sizes += _sum(pieces, lengths.astype(np.float64), len(chained))
+    words = column(fragments, used - fragment, np.uint64)
+    complete[pieces[words > _MAX_PAYLOAD]] = False
+    lengths = _WORD * np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
+    sizes += _sum(pieces, lengths, len(chained))
     whole[owners[~complete]] = False
     size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
     cut = ~whole & (seen > 0)

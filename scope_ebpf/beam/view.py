@@ -10,7 +10,7 @@ import numpy as np
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.names import Names
-from scope_ebpf.beam.processes import ALL, ProcessTable, Snapshot, statuses
+from scope_ebpf.beam.processes import ALL, ProcessTable, Snapshot, base_bytes, statuses
 from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import LIMIT, memory_bytes
 from scope_ebpf.beam.terms import PID_TAG, PidCodec
@@ -30,7 +30,8 @@ class Viewer:
     Everything that is needed to show processes of one VM.
 
     A row's keys are the contract of ``top --format json``. A memory that is an
-    estimate (a mailbox too long to walk) has ``memory_estimated`` besides.
+    estimate (a mailbox too long to walk, a process that runs or ended meanwhile)
+    has ``memory_estimated`` besides.
     """
 
     def __init__(self, target: Target, fields: Sequence[Field] = ALL) -> None:
@@ -53,6 +54,16 @@ class Viewer:
         current = self.names.current_functions(rows)
         sizes = memory_bytes(self.target, rows, limit)
         labels = self.labels(rows)
+        there, calm = self.table.still(rows)
+        # The size of what is gone, or has moved on, is at least that of its heaps.
+        least = base_bytes(rows, self.target.layout.size("Process"))
+        memory, exact = np.where(calm, sizes.bytes, least), sizes.exact & calm
+        for place in np.flatnonzero(~there).tolist():
+            # Behind its pointers may be another process's names by now.
+            row = rows[place : place + 1].copy()
+            row["dictionary"] = 0
+            names[place], labels[place] = None, None
+            identities[place] = self.names.identities(row)[0]
         texts: dict[Mfa | None, str | None] = {
             mfa: str(mfa) if mfa else None
             for mfa in {*current, *(i.initial_call for i in identities)}
@@ -68,7 +79,7 @@ class Viewer:
             "current_function": [texts[mfa] for mfa in current],
             "reductions": rows["reductions"].tolist(),
             "message_queue_len": rows["mailbox"].tolist(),
-            "memory_bytes": sizes.bytes.tolist(),
+            "memory_bytes": memory.tolist(),
             "heap_words": rows["heap_words"].tolist(),
             "stack_words": rows["stack_words"].tolist(),
             "minor_gcs": rows["minor_gcs"].tolist(),
@@ -79,7 +90,7 @@ class Viewer:
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)
         ]
-        for place in np.flatnonzero(~sizes.exact).tolist():
+        for place in np.flatnonzero(~exact).tolist():
             described[place]["memory_estimated"] = True
         return described
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.detail import FIELDS, MAX_MESSAGES, detail, find
-from scope_ebpf.beam.schedulers import hindrance
+from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import UsageError
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
         print()
         return 0
-    trouble = hindrance(target)
+    trouble = Schedulers(target, viewer).trouble()
     if trouble:
         print(trouble)
     print("\n".join(_text(described)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
-from scope_ebpf.beam.schedulers import hindrance
+from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.sweep import SORTS, State, Sweep
@@ -83,10 +83,10 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
 
 def _print_text(target: Target, args: argparse.Namespace) -> int:
     """Print tables one after the other; with --once the one after the first interval."""
-    for number, (state, rows) in enumerate(_turns(target, args, args.limit or 20)):
+    for number, (state, trouble, rows) in enumerate(_turns(target, args, args.limit or 20)):
         if args.once and number == 0:
             continue  # reductions per second take two looks
-        print("\n".join(_header(target, state, args.sort)))
+        print("\n".join(_header(target, state, trouble, args.sort)))
         print(_PLAIN.format(*_HEADINGS))
         for row in rows:
             print(_PLAIN.format(*row).rstrip())
@@ -105,7 +105,7 @@ def _live(target: Target, args: argparse.Namespace) -> int:
     console = Console()
     limit = args.limit or max(5, console.height - 6)
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for state, rows in _turns(target, args, limit):
+        for state, trouble, rows in _turns(target, args, limit):
             table = Table(box=None, expand=True, pad_edge=False)
             for place, heading in enumerate(_HEADINGS):
                 justify = "right" if place in _RIGHT else "left"
@@ -113,16 +113,17 @@ def _live(target: Target, args: argparse.Namespace) -> int:
             for row in rows:
                 # As text, not as markup: the words are the VM's.
                 table.add_row(*(Text(cell) for cell in row))
-            header = Text("\n".join(_header(target, state, args.sort)))
+            header = Text("\n".join(_header(target, state, trouble, args.sort)))
             live.update(Group(header, table), refresh=True)
     return 0
 
 
 def _turns(
     target: Target, args: argparse.Namespace, limit: int
-) -> Iterator[tuple[State, list[tuple[str, ...]]]]:
-    """Look again and again; yield what was seen and the rows to show."""
+) -> Iterator[tuple[State, str | None, list[tuple[str, ...]]]]:
+    """Look again and again; yield what was seen, what is wrong, and the rows to show."""
     viewer = Viewer(target)
+    schedulers = Schedulers(target, viewer)
     table = ProcessTable(target, LOAD)
     # One picture is worth a whole reading; what goes on for hours is not.
     budget = math.inf if args.once else BUDGET * args.interval
@@ -132,7 +133,7 @@ def _turns(
         state = sweep.turn()
         slots, rates = sweep.top(args.sort, limit)
         viewer.refresh()
-        yield state, _rows(viewer, slots, rates)
+        yield state, schedulers.trouble(), _rows(viewer, slots, rates)
         due = max(due + args.interval, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
 
@@ -167,7 +168,7 @@ def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
     )
 
 
-def _header(target: Target, state: State, sort: str) -> list[str]:
+def _header(target: Target, state: State, trouble: str | None, sort: str) -> list[str]:
     release = f"OTP {target.otp_release} ({target.flavor})"
     read = f"read {state.read} in {state.seconds:.2f} s of CPU, torn {state.torn}"
     lines = [
@@ -178,7 +179,6 @@ def _header(target: Target, state: State, sort: str) -> list[str]:
         lines.append(
             f"Read in {state.parts} parts, one per turn: a row may be that many turns old."
         )
-    trouble = hindrance(target)
     return [*lines, trouble] if trouble else lines
 
 

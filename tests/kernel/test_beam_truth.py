@@ -14,6 +14,7 @@ from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixtur
 from scope_ebpf.beam.detail import FIELDS, detail, find, stack
 from scope_ebpf.beam.schedulers import hindrance
 from scope_ebpf.beam.view import Viewer, document
+from scope_ebpf.labels import Labels
 
 MOVES = {"reductions": 0}
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -114,3 +115,23 @@ def test_a_stopped_vm_is_read_and_said_to_be_stopped(zoo: Zoo):  # noqa: F811
         assert "stopped" in (hindrance(mixed.target()) or "")
     finally:
         os.kill(mixed.beam.pid, signal.SIGCONT)
+
+
+def test_pids_of_events_get_names_and_forget_them_when_they_change(zoo: Zoo):  # noqa: F811
+    """
+    A label says who a pid is and how many wait; one that has ended is a pid and no more.
+    """
+    viewer = Viewer(zoo("stock25").target(), FIELDS)
+    now = [0.0]
+    labels = Labels(viewer.target, viewer.atoms, viewer.code, clock=lambda: now[0])
+    full, logger = (int(find(viewer, name)["id"][0]) for name in ("names_full", "logger"))
+    assert str(labels.label(full)).endswith("names_full (mailbox 1,006)")
+    assert str(labels.label(logger)).endswith("logger (gen_server)")
+    nobody = full ^ 1 << 20 | 3
+    assert viewer.pids.text(nobody) == str(labels.label(nobody))
+    assert 3 == labels.misses
+    labels.labels([full, logger, nobody])
+    assert 3 == labels.misses
+    now[0] = 60.0
+    labels.labels([full, logger])
+    assert 5 == labels.misses

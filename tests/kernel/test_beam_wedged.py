@@ -17,7 +17,7 @@ import beams_run
 import pytest
 from beam_fixtures import zoo  # noqa: F401 - a fixture
 
-from scope_ebpf.cli import schedulers
+from scope_ebpf.cli import schedulers, top
 
 SOURCE = Path(__file__).parents[1] / "workloads/names_nif.c"
 
@@ -70,3 +70,8 @@ def test_schedulers_that_sit_in_a_native_function_are_named(library, capsys, com
         assert seconds < 1
         assert bool(seen["trouble"]) == (kind == "normal")
         assert all(t["unchanged_seconds"] > 0 for t in there)
+        args = argparse.Namespace(
+            pid=beam.pid, once=True, interval=0.1, format="text", limit=5, sort="mailbox"
+        )
+        top.run(args)
+        assert (kind == "normal") == ("nothing runs" in capsys.readouterr().out)
