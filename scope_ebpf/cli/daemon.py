@@ -60,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = read()
     host.require()
+    # The loop must not wait long for a thread that reads a table or writes a scrape.
+    sys.setswitchinterval(0.0005)
     _log_to_stderr(arguments.log_level)
     with measuring():
         daemon = Daemon(config, cost.measure(), read)

@@ -21,6 +21,7 @@ from scope_ebpf.beam.discover import Refusal, Target, inspect
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.discovery import NAMELESS, Scanner
 from scope_ebpf.daemon.notify import notify, say
+from scope_ebpf.daemon.snapshots import Snapshots
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
@@ -78,6 +79,8 @@ class Daemon:
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
         _hurry()
+        snapshots = Snapshots(lambda: list(self.watches.values()), lambda: self.config)
+        snapshots.start()
         try:
             next_scan = next_rename = 0.0
             while not self._asked & {signal.SIGTERM, signal.SIGINT}:
@@ -97,6 +100,7 @@ class Daemon:
                 self._wait(next_scan)
         finally:
             notify("STOPPING=1")
+            snapshots.close()
             self.close()
 
     def close(self) -> None:

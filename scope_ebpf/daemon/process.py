@@ -29,7 +29,8 @@ def read_process(
 ) -> ProcessReading:
     """Read them. NoSuchProcessError if the process has ended."""
     try:
-        text = (proc / str(pid) / "stat").read_bytes()
+        with open(f"{proc}/{pid}/stat", "rb") as stat:  # noqa: PTH123 - read every second
+            text = stat.read()
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     # The name stands in brackets and may hold anything, brackets too.
@@ -40,7 +41,7 @@ def read_process(
         major_faults=int(fields[9]),
         rss_bytes=int(fields[21]) * _PAGE,
         start_time=_boot_time() + int(fields[19]) / _TICKS,
-        throttled_seconds=_throttled(cgroups / cgroup.lstrip("/")) if cgroup else None,
+        throttled_seconds=_throttled(f"{cgroups}{cgroup}") if cgroup else None,
     )
 
 
@@ -48,10 +49,11 @@ def _boot_time() -> float:
     return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 1)
 
 
-def _throttled(folder: Path) -> float | None:
+def _throttled(folder: str) -> float | None:
     """Seconds for which a cgroup's quota was used up; None where it has no quota."""
     try:
-        text = (folder / "cpu.stat").read_text()
+        with open(f"{folder}/cpu.stat") as file:  # noqa: PTH123
+            text = file.read()
     except OSError:
         return None
     for line in text.splitlines():

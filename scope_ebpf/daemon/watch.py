@@ -22,7 +22,7 @@ from scope_ebpf.daemon.process import cgroup_of, read_process
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.governor import Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading, Reading, sum_column
+from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading, Reading
 from scope_ebpf.metrics.scaling import Estimate
 from scope_ebpf.plan import DEFAULT_EVENTS, Item, make_plan
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.metrics.reading import ProcessReading
+    from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Which of the VM's counters goes along with an event; the others go along with reductions, because
 #: how many messages a program sends for each of its calls does not change when hooks slow it down.
@@ -79,6 +81,8 @@ class Watch:
     ) -> None:
         self.target, self.node = target, node
         self.notes: list[str] = []
+        #: The last snapshot of the process table; whoever takes snapshots puts it here.
+        self.snapshot: SnapshotReading | None = None
         self._cost = cost
         self._threads = threads
         self._cgroup = cgroup_of(target.pid)
@@ -115,7 +119,9 @@ class Watch:
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
         self.session.__enter__()
-        self.reading = self._read(self._take_counters())
+        self._lost = self._refused = 0
+        process = read_process(target.pid, self._cgroup)
+        self.reading = self._read(self._take_counters(), process, 0.0)
 
     def _make_counters(self) -> CounterReader | None:
         try:
@@ -135,14 +141,15 @@ class Watch:
         now = time.monotonic()
         self._listen(now)
         counters = self._take_counters()
-        reading = read_process(self.target.pid, self._cgroup)
+        process = read_process(self.target.pid, self._cgroup)
         if self._threads:
             self._threads.tick()
         self._account(counters)
         self._price()
-        for action in self._governor.tick(now, reading.cpu_seconds, self._spent()):
+        spent = self._spent()
+        for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, now, counters)
-        self.reading = self._read(counters)
+        self.reading = self._read(counters, process, sum(spent.values()))
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
@@ -229,24 +236,27 @@ class Watch:
 
     def _account(self, counters: Counters | None) -> None:
         """Bring every event's totals up to now."""
-        modes = self._governor.modes()
+        modes, every = self._governor.modes(), self.session.kinds()
+        self._lost, self._refused = (int(every[0][name].sum()) for name in ("lost", "refused"))
         for event, estimate in self._estimates.items():
             measure = self._measure(event, counters)
             if event in self.session.attached and modes.get(event) == "always":
-                estimate.exact(self._news(event))
+                number = events.KINDS[event].id
+                estimate.exact(self._news(event, (every[0][number], every[1][number])))
                 self._measured[event] = measure
             elif estimate.advance(measure - self._measured.setdefault(event, measure)):
                 self._measured[event] = measure
 
-    def _news(self, event: str) -> NDArray[np.float64]:
+    def _news(
+        self, event: str, totals: tuple[NDArray[np.void], NDArray[np.void]] | None = None
+    ) -> NDArray[np.float64]:
         """What the kernel counted of *event* since it was last asked."""
-        tallies, durations = self.session.kind(event)
+        tallies, durations = totals or self.session.kind(event)
         now = np.zeros(WIDTH)
         now[:COUNTS] = tallies["count"]
-        for number in range(events.CLASSES):
-            place = sum_column(number)
-            now[place] = durations["total_ns"][number]
-            now[place + 1 : place + 1 + SLOTS] = durations["slots"][number]
+        by_class = now[COUNTS:].reshape(events.CLASSES, 1 + SLOTS)
+        by_class[:, 0] = durations["total_ns"]
+        by_class[:, 1:] = durations["slots"]
         news = now - self._seen[event]
         self._seen[event] = now
         return news
@@ -294,8 +304,8 @@ class Watch:
 
     # Telling ---------------------------------------------------------------------------------
 
-    def _read(self, counters: Counters | None) -> Reading:
-        target, tallies = self.target, self.session.tallies()
+    def _read(self, counters: Counters | None, process: ProcessReading, spent: float) -> Reading:
+        target = self.target
         info = {
             "pid": str(target.pid),
             "otp_release": target.otp_release,
@@ -308,19 +318,20 @@ class Watch:
             node=self.node,
             info=info,
             schedulers=target.schedulers,
-            process=read_process(target.pid, self._cgroup),
+            process=process,
             events={event: self._event(event, item) for event, item in self._items.items()},
             counters=counters,
             limits=self._limits,
             budget=self._governor.budget,
             overhead=self._governor.overhead_ratio(),
-            hook_seconds=sum(self._spent().values()),
+            hook_seconds=spent,
             trips=self.trips,
             windows=self.windows,
-            lost=int(tallies["lost"].sum()),
-            refused_kernel=int(tallies["refused"].sum()),
+            lost=self._lost,
+            refused_kernel=self._refused,
             refused_user=target.memory.failures,
             threads=self._threads.totals if self._threads else None,
+            snapshot=self.snapshot,
             programs={p: (s.runs, s.seconds) for p, s in self.session.program_stats().items()},
         )
 

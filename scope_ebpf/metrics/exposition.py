@@ -17,11 +17,14 @@ from scope_ebpf import events
 from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
+from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+
+    from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: A label value is no longer than this; OTP's names are at most 255 characters.
 MAX_LABEL = 255
@@ -33,10 +36,10 @@ class Page:
     def __init__(self) -> None:
         self._families: dict[str, Metric] = {}
 
-    def add(self, name: str, value: float, **labels: str) -> None:
+    def add(self, series_name: str, value: float, /, **labels: str) -> None:
         """One sample of a counter or a gauge; KeyError for a name that is not in the catalogue."""
-        series = catalogue()[name]
-        self._family(series).add_sample(name, _checked(series, labels), value)
+        series = catalogue()[series_name]
+        self._family(series).add_sample(series_name, _checked(series, labels), value)
 
     def histogram(
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
@@ -86,12 +89,16 @@ def expose(page: Page, reading: Reading) -> None:
             page.add(series.name, getattr(reading.limits, series.limit), node=reading.node)
         elif series.process:
             page.add(series.name, getattr(reading.process, series.process), node=reading.node)
+        elif series.snapshot and reading.snapshot:
+            page.add(series.name, getattr(reading.snapshot, series.snapshot), node=reading.node)
         elif series.threads and reading.threads is not None:
             totals = reading.threads[series.threads] * series.factor
             for role, value in zip(ROLES, totals.tolist(), strict=True):
                 page.add(series.name, value, node=reading.node, scheduler_type=role)
     _expose_target(page, reading)
     _expose_waits(page, reading)
+    if reading.snapshot:
+        _expose_snapshot(page, reading.node, reading.snapshot)
     _expose_observer(page, reading)
 
 
@@ -156,6 +163,25 @@ def _expose_waits(page: Page, reading: Reading) -> None:
             float(totals["waited_ns"]),
             **labels,
         )
+
+
+def _expose_snapshot(page: Page, node: str, taken: SnapshotReading) -> None:
+    for name, steps, counts in (
+        ("beam_mailbox_processes", MAILBOX_STEPS, taken.mailbox_counts),
+        ("beam_memory_processes", MEMORY_STEPS, taken.memory_counts),
+    ):
+        for step, number in zip(steps, counts.tolist(), strict=True):
+            page.add(name, number, node=node, at_least=str(step))
+    for name, ranking in (
+        ("beam_top_mailbox_messages", taken.mailboxes),
+        ("beam_top_memory_bytes", taken.memories),
+    ):
+        for rank, one in enumerate(ranking, 1):
+            who = taken.names.get(one.pid, "?")
+            page.add(name, one.value, node=node, rank=str(rank), name=who)
+    page.add("scope_ebpf_snapshot_cpu_seconds", taken.seconds, node=node)
+    page.add("scope_ebpf_snapshot_timestamp_seconds", taken.taken, node=node)
+    page.add("scope_ebpf_snapshot_torn_processes", taken.torn, node=node)
 
 
 def _expose_observer(page: Page, reading: Reading) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.counters import Counters, Limits
+    from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class its sum of
 #: durations in ns and its 40 slots.
@@ -72,3 +73,4 @@ class Reading:
     programs: dict[str, tuple[int, float]] = field(default_factory=dict)
     #: Totals by type of thread, shape ``(5,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
     threads: NDArray[np.void] | None = None
+    snapshot: SnapshotReading | None = None

@@ -13,6 +13,7 @@ from scope_ebpf.beam.counters import Counters, Limits
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import MAX_LABEL, Page, expose
 from scope_ebpf.metrics.reading import WIDTH, EventReading, ProcessReading, Reading, sum_column
+from scope_ebpf.metrics.snapshot import SnapshotReading, Top
 
 INFO = {
     "pid": "1",
@@ -22,6 +23,15 @@ INFO = {
     "hooks": "symbol",
     "exe": "/x",
 }
+
+
+def snapshot() -> SnapshotReading:
+    """
+    A snapshot whose rankings are full.
+    """
+    taken = SnapshotReading(5)
+    taken.mailboxes = taken.memories = [Top(pid, 10 - pid) for pid in range(5)]
+    return taken
 
 
 def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
@@ -47,6 +57,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         refused_kernel=4,
         refused_user=5,
         threads=np.ones(5, events.THREAD_TOTALS),
+        snapshot=snapshot(),
     )
 
 
