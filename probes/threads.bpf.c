@@ -27,6 +27,7 @@
 struct task_struct {
 	int pid;
 	unsigned int __state;
+	void *stack;
 } __attribute__((preserve_access_index));
 
 /* Until Linux 5.14. */
@@ -50,6 +51,17 @@ struct {
 	__type(value, struct thread_totals);
 } thread_rows SEC(".maps");
 
+#define THREAD_SIZE 16384 /* of the kernel's stack: x86_64 */
+
+/* The registers of the thread that runs, as they were when it entered the kernel. */
+static __always_inline struct pt_regs *registers_of(struct task_struct *current)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
+		return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	/* Until Linux 5.15 no helper tells; they are at the very top of its stack. */
+	return (struct pt_regs *)(BPF_CORE_READ(current, stack) + THREAD_SIZE) - 1;
+}
+
 static __always_inline unsigned int state_of(struct task_struct *task)
 {
 	if (bpf_core_field_exists(task->__state))
@@ -64,13 +76,11 @@ static __always_inline unsigned int state_of(struct task_struct *task)
  */
 static __always_inline __u8 why_off(struct task_struct *task)
 {
-	struct pt_regs *registers;
 	__u64 call = 0;
 
 	if (!(state_of(task) & TASK_INTERRUPTIBLE)) /* beside it may stand that it is freezable */
 		return OFF_BLOCKED;
-	registers = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	if (bpf_probe_read_kernel(&call, sizeof(call), &registers->orig_rax))
+	if (bpf_probe_read_kernel(&call, sizeof(call), &registers_of(task)->orig_rax))
 		return OFF_BLOCKED;
 	switch (call) {
 	case 202: /* futex */
