@@ -7,7 +7,8 @@ What it costs to look at every process of a VM: from outside, and from inside.
 Starts a VM with that many processes (default 200,000) and reads them all from
 outside, as ``top`` does; then lets the VM ask ``erlang:process_info`` about each,
 as ``etop`` and ``observer_cli`` do (the items that etop wants). Prints processes
-per second, bytes, CPU seconds, and the reductions that the VM paid.
+per second, bytes, CPU seconds, and the reductions that the VM paid. One process
+somewhere among them gets a large mailbox, and ``top --sort mailbox`` must find it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from scope_ebpf.beam.view import Viewer
 _INSIDE = """
     N = {count},
     Wait = fun W() -> receive never -> W() end end,
-    [spawn(Wait) || _ <- lists:seq(1, N)],
+    Pids = [spawn(Wait) || _ <- lists:seq(1, N)],
+    Full = lists:nth(max(1, N * 2 div 3), Pids),
+    [Full ! {{planted, I}} || I <- lists:seq(1, {messages})],
     Items = [registered_name, initial_call, memory, reductions, current_function,
              message_queue_len],
     Cpu = fun() -> {{C, _}} = erlang:statistics(runtime), C end,
@@ -46,14 +49,16 @@ _INSIDE = """
                 L()
         end
     end,
-    io:format("ready~n"), Look().
+    io:format("~s~n", [pid_to_list(Full)]), Look().
 """
+#: Messages in the one large mailbox.
+_MESSAGES = 5000
 
 
 def main(count: int) -> int:
     command = ["erl", "-noshell", "+P", str(max(262144, 2 * count)), "-eval"]
     vm = subprocess.Popen(
-        [*command, _INSIDE.format(count=count)],
+        [*command, _INSIDE.format(count=count, messages=_MESSAGES)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -61,8 +66,9 @@ def main(count: int) -> int:
     assert vm.stdin is not None
     assert vm.stdout is not None
     try:
-        assert vm.stdout.readline() == "ready\n"
+        full = vm.stdout.readline().strip()
         _outside(discover.inspect(vm.pid))
+        _largest_mailbox(vm.pid, full)
         for attempt in ("first time", "again"):
             vm.stdin.write("\n")
             vm.stdin.flush()
@@ -114,6 +120,27 @@ def _outside(target: discover.Target) -> None:
         f"top, each turn: {np.mean(costs[2:]):.3f} s of CPU, the table in {state.parts} parts; "
         f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
     )
+
+
+def _largest_mailbox(pid: int, full: str) -> None:
+    """Let the command itself look for it, as a person would, start and names included."""
+    command = [sys.executable, "-m", "scope_ebpf.cli.main", "top", "--pid", str(pid), "--once"]
+    before = _children_seconds()
+    done = subprocess.run(
+        [*command, "--sort", "mailbox", "--limit", "1"], capture_output=True, text=True, check=True
+    )
+    seconds = _children_seconds() - before
+    first = done.stdout.splitlines()[-1]
+    found = first.split()[0] == full
+    print(
+        f"top --once --sort mailbox: {'finds' if found else 'DOES NOT FIND'} {full} with "
+        f"{_MESSAGES:,} messages, in {seconds:.2f} s of CPU: {first}"
+    )
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":
