@@ -96,7 +96,9 @@ class Session:
         self._addresses = addresses or {}
         self._objects: dict[str, BpfObject] = {}
         self._multi = has_multi() if multi is None else multi
-        self._uprobes = Uprobes(path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi)
+        self._uprobes = Uprobes(
+            path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi, by_child=True
+        )
         self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         self._settings = settings.copy()
         for attachment in plan.attachments:
@@ -147,15 +149,20 @@ class Session:
         places: dict[str, list[Attachment]] = {}
         for attachment in self._plan.attachments:
             places.setdefault(attachment.program, []).append(attachment)
+        ready: list[tuple[int, int, list[Attachment]]] = []
         for program, group in places.items():
             owner = self._objects[group[0].family]
             try:
                 for attachment in group:
                     if attachment.arguments:
                         self._describe(attachment)
-                self._uprobes.attach(owner.programs[program], owner.program_fd(program), group)
+                ready.append((owner.programs[program], owner.program_fd(program), group))
             except (LibbpfError, KeyError) as error:
                 self.failures += [Failure(attachment, str(error)) for attachment in group]
+        results = self._uprobes.attach_all(ready)
+        for (_, _, group), failed in zip(ready, results, strict=True):
+            if failed:
+                self.failures += [Failure(attachment, str(failed)) for attachment in group]
         if not self._uprobes:
             raise NothingToAttachError(f"no hook could be attached: {self.failures[0].reason}")
 

@@ -5,23 +5,33 @@ Breakpoints of BPF programs in one process.
 From Linux 6.6 on one link carries all places of a program (uprobe_multi). Before
 that each place is a perf event of its own, and the kernel takes those out one
 after the other: 0.1 s each here, against 0.3 s for everything.
+
+A SIGKILL that comes while the kernel writes to the target makes it give up half-way:
+it says "failed to unregister, leaking uprobe", and the breakpoint stays. So whoever may
+be killed has a child do it, which nobody knows of and which ends with its work. The
+kernel's own cleaning up behind a process that was killed is not cut short.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
+import signal
+import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from errno import ESRCH
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
 from scope_ebpf.kernel.libbpf import LibbpfError, UprobeOptions, check, library
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from scope_ebpf.plan import Attachment
@@ -31,6 +41,8 @@ _BPF_LINK_CREATE = 28
 _SYS_BPF = 321
 TRACE_UPROBE_MULTI = 48
 _RETURN = 1
+#: What a child answers beside the link: 0 or an error number.
+_ERRNO = struct.Struct("i")
 
 
 class _LinkCreate(ctypes.Structure):
@@ -59,12 +71,18 @@ def has_multi(release: str | None = None) -> bool:
 
 
 class Uprobes:
-    """All breakpoints of file *path* in process *pid*; *multi* as :func:`has_multi` says."""
+    """
+    All breakpoints of file *path* in process *pid*; *multi* as :func:`has_multi` says.
 
-    def __init__(self, path: Path, pid: int, *, multi: bool) -> None:
+    *by_child*: a child of ours writes them, so that we may be killed at any moment.
+    Not for a process with threads of its own.
+    """
+
+    def __init__(self, path: Path, pid: int, *, multi: bool, by_child: bool = False) -> None:
         self._pid = pid
         self._path = bytes(path)
         self._multi = multi
+        self._by_child = by_child
         self._fds: list[int] = []
         self._links: list[int] = []
 
@@ -122,13 +140,98 @@ class Uprobes:
             raise LibbpfError(f"cannot attach to {places[0].name}", ctypes.get_errno())
         return link
 
+    def attach_all(
+        self, programs: Sequence[tuple[int, int, Sequence[Attachment]]]
+    ) -> list[LibbpfError | None]:
+        """Each of *programs* as :meth:`attach` does it; what went wrong with each, if it did."""
+        if self._multi and self._by_child:
+            return self._attach_all_by_child(programs)
+        results: list[LibbpfError | None] = []
+        for program, fd, places in programs:
+            try:
+                self.attach(program, fd, places)
+                results.append(None)
+            except LibbpfError as error:
+                results.append(error)
+        return results
+
+    def _attach_all_by_child(
+        self, programs: Sequence[tuple[int, int, Sequence[Attachment]]]
+    ) -> list[LibbpfError | None]:
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def attach() -> None:
+            ours.close()
+            for _, fd, places in programs:
+                try:
+                    link = self._attach_multi(fd, places)
+                except LibbpfError as error:
+                    its.send(_ERRNO.pack(error.errno))
+                else:
+                    socket.send_fds(its, [_ERRNO.pack(0)], [link])
+
+        results: list[LibbpfError | None] = []
+        with ours, its:
+            child = _fork(attach)
+            its.close()
+            for _, _, places in programs:
+                answer, fds, _, _ = socket.recv_fds(ours, _ERRNO.size, 1)
+                self._fds += fds
+                (errno,) = _ERRNO.unpack(answer or _ERRNO.pack(ESRCH))  # the child was killed
+                failed = LibbpfError(f"cannot attach to {places[0].name}", errno)
+                results.append(None if fds else failed)
+        os.waitpid(child, 0)
+        return results
+
     def detach(self) -> None:
         """Take every breakpoint out; returns when the last one is gone."""
         if not len(self):
             return
+        if not self._by_child:
+            self._close_all()
+            return
+        reading, writing = os.pipe()
+
+        def close() -> None:
+            os.close(writing)
+            os.read(reading, 1)  # until we have closed ours, so that these are the last
+            self._close_all()
+
+        child = _fork(close)
+        os.close(reading)
+        for fd in self._fds:
+            os.close(fd)
+        for link in self._links:
+            library().bpf_link__destroy(link)
+        self._fds.clear()
+        self._links.clear()
+        os.close(writing)
+        os.waitpid(child, 0)
+
+    def _close_all(self) -> None:
         # The kernel waits a grace period for each link; together they wait as long as one.
         with ThreadPoolExecutor(len(self)) as pool:
             list(pool.map(os.close, self._fds))
             list(pool.map(library().bpf_link__destroy, self._links))
         self._fds.clear()
         self._links.clear()
+
+
+def _fork(work: Callable[[], None]) -> int:
+    """A child that does *work* and nothing else, whatever signals come; its pid."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        child = os.fork()
+        if child == 0:
+            _end_after(work)
+        return child
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_after(work: Callable[[], None]) -> Never:
+    try:
+        with contextlib.suppress(Exception):  # our end of the socket says what went wrong
+            work()
+    finally:
+        os._exit(0)
