@@ -348,9 +348,9 @@ Made by probes/generate.py from probes/events.toml; not written by hand. What a 
 costs is printed by `bench/pipeline.py hits`.
 
 Every line of `--format jsonl` has `time` (seconds since 1970), `event`, `tid` (the OS thread) and
-`pid` (the Erlang process), and `who`: its registered name, else the module of its behaviour, else its
-initial call, as it was when first seen (`null` for a process that had ended by then). An event with
-classes has `class`. Its own fields follow; `null` is a value that is not known.
+`pid` (the Erlang process), and `who`: its registered name, else the module of its behaviour, else
+its initial call, as it was when first seen (`null` for a process that had ended by then). An event
+with classes has `class`. Its own fields follow; `null` is a value that is not known.
 """
 
 
