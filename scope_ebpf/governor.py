@@ -62,6 +62,8 @@ class _Event:
     share: float = 0.0
     #: The allowance that it has now.
     granted: float = 0.0
+    #: Whether it spent nothing of that since.
+    untouched: bool = False
     #: What a window cost lately, and how many there were since the allowance was spent.
     window_cost: float = 0.0
     windows: int = 0
@@ -132,6 +134,7 @@ class Governor:
             event = self._events[name] = _Event(0.0, attached=True)
         cost = total - event.spent
         event.spent = total
+        event.untouched = event.attached and cost <= 0
         self.balance -= cost
         if event.attached and event.mode == "always":
             rate = cost / passed
@@ -169,6 +172,8 @@ class Governor:
         for name, event in always.items():
             hits = int(max(0.0, self.balance) * weights[name] / total / event.hit_cost)
             what: Literal["refill", "attach"] = "refill" if event.attached else "attach"
+            if event.untouched and abs(hits * event.hit_cost - event.granted) < event.granted / 4:
+                continue  # it still has nearly what it would get
             if hits or event.attached:
                 event.attached, event.granted = True, hits * event.hit_cost
                 actions.append(Action(what, name, hits))
@@ -179,6 +184,7 @@ class Governor:
         state = self._events[event]
         if state.mode == "windows" or not state.attached:
             return []
+        state.untouched = False
         state.mode, state.attached, state.calm, state.windows = "windows", False, 0, 0
         self._charge(state, state.granted)
         # The first window will tell how much it is.

@@ -30,7 +30,8 @@ class Readings(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family of this moment."""
-        page, daemon = Page(), self._daemon
+        daemon = self._daemon
+        page = Page(compat="erlang-vm" in daemon.config.compat)
         runs: Counter[str] = Counter()
         seconds: defaultdict[str, float] = defaultdict(float)
         for watch in list(daemon.watches.values()):

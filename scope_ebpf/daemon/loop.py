@@ -130,12 +130,21 @@ class Daemon:
             notify("READY=1")
 
     def _observe(self, target: Target) -> None:
+        threads = self._watch_threads(target.pid)
         try:
-            watch = Watch(target, self._label(target), self.config.budget, self.cost, self._workers)
-        except NoSuchProcessError:
-            return
+            watch = Watch(
+                target,
+                self._label(target),
+                self.config.budget,
+                self.cost,
+                self._workers,
+                threads=threads,
+            )
         except ScopeError as error:
-            self._refuse(target.pid, error)
+            if threads:
+                threads.close()
+            if not isinstance(error, NoSuchProcessError):
+                self._refuse(target.pid, error)
             return
         try:
             pidfd = os.pidfd_open(target.pid)

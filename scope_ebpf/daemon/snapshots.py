@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The share of a core that reading tables may take, over all targets.
 SHARE = 0.004
+#: Seconds between two looks at whose turn it is.
+_LOOK = 1.0
 #: Blocks of the table in one part: 16,384 slots, a few milliseconds.
 _BLOCKS = 4
 
@@ -95,7 +97,7 @@ class Snapshots:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(0.5):
+        while not self._ended.wait(_LOOK):
             watches = self._watches()
             for gone in self._tables.keys() - {watch.target.pid for watch in watches}:
                 del self._tables[gone]

@@ -48,6 +48,8 @@ _MEASURES = {
 }
 #: Seconds that the programs run by which hits are measured, and runs that tell more of another.
 _MEASURED_RUN, _ENOUGH_RUNS = 0.1e-6, 1000
+#: Ticks from one look at the kernel's statistics to the next.
+_PRICE_TICKS = 5
 _RETURNS = {h.program for way in events.WAYS for h in way.hooks if h.returns}
 
 
@@ -119,7 +121,8 @@ class Watch:
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
         self.session.__enter__()
-        self._lost = self._refused = 0
+        self._lost = self._refused = self._ticks = 0
+        self._stats = self.session.program_stats()
         process = read_process(target.pid, self._cgroup)
         self.reading = self._read(self._take_counters(), process, 0.0)
 
@@ -145,7 +148,9 @@ class Watch:
         if self._threads:
             self._threads.tick()
         self._account(counters)
-        self._price()
+        self._ticks += 1
+        if self._ticks % _PRICE_TICKS == 0:
+            self._price()
         spent = self._spent()
         for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, now, counters)
@@ -293,7 +298,7 @@ class Watch:
 
     def _price(self) -> None:
         """Correct what a hit costs by the run time that the kernel measures."""
-        stats = self.session.program_stats()
+        stats = self._stats = self.session.program_stats()
         for event, programs in self._programs.items():
             for program in programs:
                 runs, seconds = stats[program]
@@ -332,7 +337,7 @@ class Watch:
             refused_user=target.memory.failures,
             threads=self._threads.totals if self._threads else None,
             snapshot=self.snapshot,
-            programs={p: (s.runs, s.seconds) for p, s in self.session.program_stats().items()},
+            programs={p: (s.runs, s.seconds) for p, s in self._stats.items()},
         )
 
     def _event(self, event: str, item: Item) -> EventReading:

@@ -8,6 +8,7 @@ catalogue cannot be exported.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,15 +32,24 @@ MAX_LABEL = 255
 
 
 class Page:
-    """Families that are being filled: each name, label and type is that of the catalogue."""
+    """
+    Families that are being filled: each name, label and type is that of the catalogue.
 
-    def __init__(self) -> None:
+    With *compat*, what means the same as a series of prometheus.erl has its name too.
+    """
+
+    def __init__(self, *, compat: bool = False) -> None:
+        self._compat = compat
         self._families: dict[str, Metric] = {}
 
     def add(self, series_name: str, value: float, /, **labels: str) -> None:
         """One sample of a counter or a gauge; KeyError for a name that is not in the catalogue."""
         series = catalogue()[series_name]
-        self._family(series).add_sample(series_name, _checked(series, labels), value)
+        checked = _checked(series, labels)
+        self._family(series).add_sample(series_name, checked, value)
+        if self._compat and series.compat:
+            same = replace(series, name=series.compat)
+            self._family(same).add_sample(same.name, checked, value)
 
     def histogram(
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
@@ -60,10 +70,11 @@ class Page:
         family.add_sample(f"{name}_sum", values, total_ns / 1e9)
 
     def families(self) -> Iterator[Metric]:
-        """Everything that was added, in the order of the catalogue."""
-        for series in catalogue().values():
-            if series.family in self._families:
-                yield self._families[series.family]
+        """Everything that was added, in the order of the catalogue; then by other names."""
+        order = {series.family: place for place, series in enumerate(catalogue().values())}
+        yield from sorted(
+            self._families.values(), key=lambda family: order.get(family.name, len(order))
+        )
 
     def _family(self, series: Series) -> Metric:
         if series.family not in self._families:

@@ -169,6 +169,7 @@ def test_counters_are_those_of_the_vm(observed):
     assert stats["schedulers"] == now["beam_schedulers",]
     assert now["beam_garbage_collections_total",] - stats["collections"] in range(5)
     assert now["beam_context_switches_total",] - stats["context_switches"] in range(50)
+    assert now["beam_thread_switches_total", "normal"] > 0
     assert now["scope_ebpf_events_lost_total",] == 0
     assert now["scope_ebpf_reads_refused_total", "user"] == 0
 
@@ -190,7 +191,6 @@ def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):
     assert hot["scope_ebpf_trips_total",] >= 1
     assert hot["scope_ebpf_sampling_ratio", "send"] < 1
     assert beam.ask("stop").startswith("done storm")
-    assert hot["scope_ebpf_overhead_ratio",] <= 1.1 * hot["scope_ebpf_budget_ratio",]
 
 
 def test_the_page_says_what_is_observed(observed):

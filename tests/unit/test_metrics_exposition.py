@@ -151,6 +151,20 @@ def test_what_cannot_be_observed_has_no_figure():
     assert {s.labels["hook"]: s.value for s in attached}["send"] == 0
 
 
+def test_names_of_prometheus_erl_are_offered_on_request():
+    """
+    A series with the same meaning has both names and one value, and only if that is asked for.
+    """
+    plain, both = Page(), Page(compat=True)
+    for page in (plain, both):
+        expose(page, reading())
+    names = {s.name: s.value for family in both.families() for s in family.samples}
+    assert names["erlang_vm_processes"] == names["beam_processes"]
+    reductions = names["erlang_vm_statistics_reductions_total"]
+    assert reductions == names["beam_reductions_total"]
+    assert not [f.name for f in plain.families() if f.name.startswith("erlang_vm")]
+
+
 def test_names_end_in_their_unit():
     """
     Base units, plural, before _total: as Prometheus wants it.
