@@ -6,7 +6,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 
-.PHONY: help demo test lint unit kernel bench soak objects generate wheel clean
+.PHONY: help demo test lint unit kernel vm bench soak objects generate wheel clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -36,6 +36,11 @@ unit: $(VENV)/.test objects ## the tests that need no root
 
 kernel: $(VENV)/.test objects ## the tests on real VMs (root)
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/pytest tests/kernel
+
+vm: $(VENV)/.test objects ## the same counts on other kernels, in emulated machines (minutes each)
+	@$(DEPS) build vm
+	@$(SUDO) env SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" PYTHON=$(BIN)/python \
+		tests/vm/run.sh
 
 bench: $(VENV)/.test objects ## every figure that the README quotes (root)
 	@$(DEPS) test bench

@@ -1,0 +1,204 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Boots kernels of other Debian releases and runs guest.py in each: do the BPF objects load, and do
+# they count right?
+#
+#   tests/vm/run.sh [RELEASE...]     bullseye: 5.10, bookworm: 6.1, trixie: 6.12, trixie-backports: 7.x
+#                                    default: the first three
+#
+# Each machine is emulated by software and takes a few minutes. What is fetched is kept in
+# ~/.cache/scope-ebpf/vm: a disk with bookworm's Erlang and Python (270 MB), and a kernel of each
+# release (15 MB). They come from the mirror that this machine's own apt uses; remove the folder for
+# newer ones.
+# SCOPE_VM_ACCEL=kvm takes the hardware's help where there is some.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+project=$(cd "$here/../.." && pwd)
+cache=${SCOPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scope-ebpf}
+vm=$cache/vm
+python=${PYTHON:-$project/.venv/bin/python}
+accel=${SCOPE_VM_ACCEL:-tcg,thread=multi}
+patience=${SCOPE_VM_PATIENCE:-1800} # seconds for one machine
+
+packages=erlang-base,python3,libbpf1,libelf1,bpftool,util-linux,procps
+# A cloud kernel has virtio built as modules, and reads its disk by ext4.
+modules=(virtio_pci virtio_blk ext4 overlay)
+
+say() { echo "vm: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+for tool in qemu-system-x86_64 busybox cpio mke2fs modprobe depmod mmdebstrap xz; do
+    command -v "$tool" >/dev/null || die "$tool is not installed; packaging/install-deps.sh vm installs it"
+done
+[ "$(id -u)" -eq 0 ] || die "a disk full of root's files takes root to make"
+[ -x "$python" ] || die "no $python; \`make vm\` makes it"
+
+mkdir -p "$vm"
+exec 9>"$vm/.lock"
+flock 9
+work=$(mktemp -d "$vm/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+mirror=$("$project/tests/beams/mirror.sh")
+
+# This machine's proxy and timeouts hold for the other releases too, whose date may have passed.
+apt-config dump | grep '^Acquire::' >"$work/apt.conf" || true
+echo 'Acquire::Check-Valid-Until "false";' >>"$work/apt.conf"
+
+# An ext4 image of a folder, with room for a few files more.
+image() { # FOLDER FILE
+    local kilobytes
+    kilobytes=$(du -sk "$1" | cut -f 1)
+    rm -f "$2"
+    mke2fs -q -t ext4 -O ^has_journal -d "$1" "$2" $((kilobytes * 5 / 4 + 32768))k >/dev/null
+}
+
+# The disk: bookworm, whose libbpf is the oldest that we say we take, and the Python packages.
+make_disk() {
+    local out
+    "$python" - "$project/pyproject.toml" >"$work/requirements" <<'PYTHON'
+import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
+PYTHON
+    out=$vm/disk-$(echo "$packages" | cat - "$work/requirements" | sha256sum | cut -c 1-12).ext4
+    if [ ! -e "$out" ]; then
+        say "making the disk (log: $vm/disk.log)"
+        mmdebstrap --variant=minbase --include="$packages" --aptopt="$work/apt.conf" \
+            --skip=cleanup/apt/lists bookworm "$work/root" "$mirror" >"$vm/disk.log" 2>&1 || {
+            tail -n 5 "$vm/disk.log" >&2
+            die "mmdebstrap failed; the whole log is $vm/disk.log"
+        }
+        rm -rf "$work"/root/usr/share/{doc,man,locale,info} "$work"/root/var/{lib/apt/lists,cache/apt}/*
+        mkdir -p "$work/root/opt/python"
+        # For the Python of the disk, whichever Python this is.
+        "$python" -m pip -qq install --disable-pip-version-check --target "$work/root/opt/python" \
+            --python-version 3.11 --only-binary :all: \
+            --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
+            --platform manylinux_2_27_x86_64 -r "$work/requirements"
+        image "$work/root" "$work/disk"
+        rm -rf "$work/root" "$vm"/disk-*.ext4
+        mv "$work/disk" "$out"
+    fi
+    disk=$out
+}
+
+# A release's kernel and its modules, unpacked.
+make_kernel() { # RELEASE
+    local apt=$work/apt-$1 out=$vm/$1 options names suite
+    if [ -e "$out/vmlinuz" ]; then
+        return
+    fi
+    say "fetching the kernel of $1"
+    mkdir -p "$apt"/etc/apt/{sources.list.d,preferences.d,trusted.gpg.d,apt.conf.d} \
+        "$apt"/var/lib/{apt/lists/partial,dpkg} "$apt"/var/cache/apt/archives/partial \
+        "$work/kernel"
+    touch "$apt/var/lib/dpkg/status"
+    cp "$work/apt.conf" "$apt/etc/apt/apt.conf.d/00"
+    for suite in "${1%-backports}" "$1"; do
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
+    done | sort -u >"$apt/etc/apt/sources.list"
+    options=(-o "Dir=$apt" -o "Dir::State::status=$apt/var/lib/dpkg/status" -o APT::Sandbox::User=root
+        -o APT::Architecture=amd64)
+    apt-get -qq "${options[@]}" update >&2
+    # From 7.x on the image is a package of its own, and so are the modules and the list of those built in.
+    names=$(apt-get -qq "${options[@]}" --no-install-recommends -t "$1" -s install linux-image-cloud-amd64 |
+        sed -n -E 's/^Inst (linux-(image|binary|modules|base)-[0-9][^ ]*) .*/\1/p')
+    [ -n "$names" ] || die "$1 has no kernel for us"
+    # shellcheck disable=SC2086 # names, one word each
+    (cd "$work/kernel" && apt-get -qq "${options[@]}" download $names >&2 &&
+        for package in *.deb; do dpkg -x "$package" .; done)
+    [ -e "$work/kernel/lib" ] || ln -s usr/lib "$work/kernel/lib"
+    rm -rf "$out"
+    mkdir -p "$out/modules"
+    unpack_modules "$work/kernel" "$out/modules"
+    find "$work/kernel" -name 'vmlinuz*' -exec mv {} "$out/vmlinuz" \;
+    rm -rf "$work/kernel"
+}
+
+# The modules that the guest needs, in the order in which they are loaded.
+unpack_modules() { # TREE FOLDER
+    local version module path name
+    version=$(basename "$1"/lib/modules/*)
+    touch "$2/order" # which stays empty where all is built in
+    depmod -b "$1" "$version"
+    for module in "${modules[@]}"; do
+        modprobe -d "$1" -S "$version" --show-depends "$module"
+    done | awk '$1 == "insmod" && !seen[$2]++ {print $2}' | while read -r path; do
+        name=$(basename "$path")
+        case $name in
+        *.xz) xz -dc "$path" >"$2/${name%.xz}" ;;
+        *.zst) zstd -qdc "$path" >"$2/${name%.zst}" ;;
+        *) cp "$path" "$2/" ;;
+        esac
+        name=${name%.xz}
+        echo "${name%.zst}" >>"$2/order"
+    done
+    echo "$version" >"$2/version"
+}
+
+# What is looked at: the wheel, the tests' own programs, and a BEAM with USDT probes if one was built.
+make_payload() {
+    mkdir -p "$work/payload/tests"
+    "$python" -m pip -qq install --disable-pip-version-check --no-deps --no-build-isolation \
+        --target "$work/payload/wheel" "$project"
+    cp -r "$project"/tests/{beams_run.py,beams,workloads,kernel,vm} "$work/payload/tests/"
+    local built
+    built=$(find "$cache" -maxdepth 1 -name 'usdt-*' | sort | tail -n 1)
+    if [ -n "$built" ]; then
+        mkdir -p "$work/payload/cache"
+        cp -r "$built" "$work/payload/cache/"
+    else
+        say "no BEAM with USDT probes is there, so those are not tried; tests/beams/build-usdt.sh"
+    fi
+    tar -C "$work/payload" -cf "$work/payload.tar" .
+    truncate -s %1M "$work/payload.tar" # a disk is of whole sectors
+}
+
+make_initramfs() { # RELEASE
+    local tree=$work/initramfs-$1
+    mkdir -p "$tree"/{bin,proc,sys,dev,disk,space,root}
+    cp "$(command -v busybox)" "$tree/bin/"
+    ln -s busybox "$tree/bin/sh"
+    cp -r "$vm/$1/modules" "$tree/"
+    cp "$here/init.sh" "$tree/init"
+    chmod 755 "$tree/init"
+    (cd "$tree" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/$1.initramfs"
+}
+
+boot() { # RELEASE; 0 if its last line says that nothing failed
+    local log=$vm/$1.log last
+    say "$1: Linux $(cat "$vm/$1/modules/version") (log: $log)"
+    nice -n 15 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
+        -nodefaults -display none -no-reboot -serial stdio \
+        -kernel "$vm/$1/vmlinuz" -initrd "$work/$1.initramfs" \
+        -append "console=ttyS0 quiet panic=-1" \
+        -drive "file=$disk,format=raw,if=virtio,readonly=on" \
+        -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
+        </dev/null 2>&1 9>&- | tr -d '\r' >"$log" || true
+    grep '^  *\(ok\|FAILED\|skipped\) ' "$log" || true
+    last=$(grep '^scope-vm: ' "$log" | tail -n 1)
+    if [ -z "$last" ]; then
+        tail -n 20 "$log" >&2
+        last="scope-vm: the guest ended without a result"
+    fi
+    echo "$1, Linux $(cat "$vm/$1/modules/version"): ${last#scope-vm: }"
+    [[ $last == *" passed, 0 failed" ]]
+}
+
+releases=("${@:-}")
+[ $# -gt 0 ] || releases=(bullseye bookworm trixie)
+make_disk
+for release in "${releases[@]}"; do
+    make_kernel "$release"
+done
+make_payload
+failed=()
+for release in "${releases[@]}"; do
+    make_initramfs "$release"
+    boot "$release" || failed+=("$release")
+done
+[ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
