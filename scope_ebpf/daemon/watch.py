@@ -48,6 +48,8 @@ _MEASURES = {
 }
 #: Seconds that the programs run by which hits are measured, and runs that tell more of another.
 _MEASURED_RUN, _ENOUGH_RUNS = 0.1e-6, 1000
+#: The part of a window's measure of which it may be unclear whether it was in the window.
+_DOUBT = 0.1
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
 _RETURNS = {h.program for way in events.WAYS for h in way.hooks if h.returns}
@@ -60,7 +62,9 @@ class _Window:
     event: str
     closes: float
     opened_ns: int
-    measure: float
+    #: The measure, read just before its gate was opened and just after.
+    before: float
+    after: float
     cost: float
 
 
@@ -210,13 +214,15 @@ class Watch:
             self._failed[event] = self.session.failures[-1].reason
             self._governor.failed(event)
             return
-        counters = counters or self._take_counters()
+        if action.what == "window" or counters is None:
+            counters = self._take_counters()
         opened = self.session.open_gate(event, action.hits)
         if action.what == "window":
             self.windows += 1
-            measure = self._measure(event, counters)
+            after = self._measure(event, self._take_counters())
             closes = max(time.monotonic(), now) + action.length
-            self._window = _Window(event, closes, opened, measure, self._spent_on(event))
+            before = self._measure(event, counters)
+            self._window = _Window(event, closes, opened, before, after, self._spent_on(event))
         else:
             self._measured[event] = self._measure(event, counters)
 
@@ -224,16 +230,23 @@ class Watch:
         window = self._window
         assert window is not None  # noqa: S101 - the callers look
         self._window = None
-        measure = self._measure(window.event, self._take_counters())
+        before = self._measure(window.event, self._take_counters())
+        tripped = self.session.tripped(window.event)
         read_ns = time.monotonic_ns()
         closed_ns = self.session.close_gate(window.event)
+        after = self._measure(window.event, self._take_counters())
         self.session.release(window.event)
         seconds = max(0, closed_ns - window.opened_ns) / 1e9
-        # A gate that shut itself did so before we read the measure.
-        part = min(1.0, (closed_ns - window.opened_ns) / max(1, read_ns - window.opened_ns))
-        self._estimates[window.event].window(
-            self._news(window.event), (measure - window.measure) * part
-        )
+        if tripped:  # it closed before we read the measure
+            after = before
+        doubt = (after - before) + (window.after - window.before)
+        measure = (after + before - window.after - window.before) / 2
+        if tripped:
+            measure *= min(1.0, (tripped - window.opened_ns) / max(1, read_ns - window.opened_ns))
+        news = self._news(window.event)
+        # Who was kept from running between two of our readings does not know what belongs together.
+        if doubt <= _DOUBT * measure or not measure:
+            self._estimates[window.event].window(news, measure)
         cost = self._spent_on(window.event) - window.cost
         self._governor.closed(window.event, now, seconds, cost)
 

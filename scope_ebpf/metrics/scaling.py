@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Windows that are remembered: half a minute to a minute of them.
 WINDOWS = 40
+#: Windows in which nothing happens, after which the burst is over that took the hooks out.
+_QUIET = 3
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom. It would fall to 1.96; here it
 #: stays, because the ratio of few windows is spread a little wider than the formula says.
 _T95 = (0.0, 12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
@@ -61,7 +63,9 @@ class Estimate:
 
         False, and nothing added, where no window tells yet.
         """
-        windows = [w for w in self._windows if w[1] > 0] or self._hint
+        windows = [w for w in self._windows if w[1] > 0]
+        if not windows and len(self._windows) >= _QUIET:
+            windows = self._hint
         if not windows:
             return False
         self.total += sum(s for s, _ in windows) * (measure / sum(m for _, m in windows))
@@ -71,7 +75,8 @@ class Estimate:
         """
         From now on there are windows; those of former times do not count.
 
-        *seen* while the measure went on by *measure* is believed until the first.
+        The first tells of the time before it as well. *seen* while the measure went
+        on by *measure* is believed only if nothing happens any more in the next few.
         """
         self._windows.clear()
         self._hint = [(seen, measure)] if measure > 0 and seen.any() else []

@@ -67,17 +67,28 @@ def test_nothing_is_made_up_before_the_first_window():
     assert estimate.error_ratio() == 1.0
 
 
-def test_a_hint_is_believed_until_the_first_window():
+def test_the_first_window_tells_of_the_time_before_it():
     """
-    What was seen before the hooks came out tells the rate until a window does.
+    What was seen before the hooks came out is too little to go by; the next window is not.
     """
     estimate = Estimate(1, 1)
     estimate.begin(np.array([50.0]), 100.0)
-    assert estimate.advance(10.0)
-    assert [5.0] == estimate.total.tolist()
+    assert not estimate.advance(1000.0)
     estimate.window(np.array([10.0]), 10.0)
-    assert estimate.advance(10.0)
-    assert [15.0] == estimate.total.tolist()
+    assert estimate.advance(1000.0)
+    assert [1000.0] == estimate.total.tolist()
+
+
+def test_a_burst_that_is_over_is_not_forgotten():
+    """
+    Where nothing happens any more, the rate before the hooks came out is all that is known.
+    """
+    estimate = Estimate(1, 1)
+    estimate.begin(np.array([50.0]), 100.0)
+    for _ in range(3):
+        estimate.window(np.array([0.0]), 0.0)
+    assert estimate.advance(1000.0)
+    assert [500.0] == estimate.total.tolist()
 
 
 def test_too_few_windows_have_an_error_of_one():
