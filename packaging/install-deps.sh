@@ -27,8 +27,8 @@ packages_for() {
         erlang-base erlang-dev erlang-crypto erlang-tools erlang-runtime-tools \
         rabbitmq-server ejabberd \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
-        bpftrace binutils clang-format shellcheck mmdebstrap debian-archive-keyring \
-        util-linux procps tmux ;;
+        bpftrace "$(bpftool)" prometheus \
+        binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps ;;
     # The tools that the figures are compared with. Kernel headers only so that bcc can compile.
     bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
     # Virtual machines that boot other kernels, by software emulation.
@@ -36,6 +36,11 @@ packages_for() {
         make python3 python3-venv ;;
     *) die "no such purpose: $1 (there are run, build, demo, test, bench and vm)" ;;
     esac
+}
+
+# Shows what programs the kernel holds; Ubuntu has it among the kernel's tools.
+bpftool() {
+    if grep -q '^ID=ubuntu' /etc/os-release; then echo linux-tools-common; else echo bpftool; fi
 }
 
 # The headers of the running kernel where apt has them, or else those of the archive's kernel.
