@@ -28,7 +28,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
-	@shellcheck packaging/*.sh tests/beams/*.sh docs/demo/*.sh .ci/run
+	@shellcheck packaging/*.sh tests/beams/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
