@@ -4,7 +4,7 @@ What the pipeline does and what it costs, in one run on one machine.
 
     sudo .venv/bin/python bench/pipeline.py [PART ...] [--json FILE]
 
-Parts: ring, reader, live, hits, start, peers; without any, all of them. Figures are
+Parts: ring, reader, live, hits, start, peers, leave; without any, all of them. Figures are
 CPU seconds, counts and ratios of paired runs: wall times of a shared machine say
 little.
 """
@@ -43,7 +43,7 @@ from scope_ebpf.kernel.libbpf import TestRunOptions, check, library  # noqa: E40
 from scope_ebpf.kernel.objects import BpfObject  # noqa: E402
 from scope_ebpf.kernel.ring import Ring  # noqa: E402
 from scope_ebpf.kernel.session import Session  # noqa: E402
-from scope_ebpf.plan import make_plan  # noqa: E402
+from scope_ebpf.plan import EVENTS, make_plan  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -383,6 +383,23 @@ def ours(pid: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def part_leave(folder: Path) -> dict[str, Any]:
+    """How long it takes to take every hook out, by one link a program and by one a place."""
+    del folder
+    result = {}
+    with beams_run.planted("stock25") as beam:
+        target = inspect(beam.pid)
+        settings, _ = kernel_constants(target)
+        plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
+        for name, multi in (("links of programs", True), ("links of places", False)):
+            with Session(plan, beam.pid, target.base, settings, multi=multi) as session:
+                start = time.monotonic()
+                session.detach()
+                result[name] = time.monotonic() - start
+            say(f"  {len(plan.attachments)} hooks, {name}: {result[name]:.2f} s")
+    return result
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ring": part_ring,
     "reader": part_reader,
@@ -390,6 +407,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hits": part_hits,
     "start": part_start,
     "peers": part_peers,
+    "leave": part_leave,
 }
 
 

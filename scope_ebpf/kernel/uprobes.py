@@ -4,7 +4,7 @@ Breakpoints of BPF programs in one process.
 
 From Linux 6.6 on one link carries all places of a program (uprobe_multi). Before
 that each place is a perf event of its own, and the kernel takes those out one
-after the other: 0.1 s each here, against 0.3 s for everything.
+after the other, 0.1 s each; together they take as long as one (bench/pipeline.py leave).
 
 A SIGKILL that comes while the kernel writes to the target makes it give up half-way:
 it says "failed to unregister, leaking uprobe", and the breakpoint stays. So whoever may
