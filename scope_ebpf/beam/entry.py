@@ -3,9 +3,10 @@
 Where in a function a breakpoint is cheap.
 
 The kernel emulates some instructions under a breakpoint; any other it copies
-aside and steps over in single-step mode, which takes a second and dearer trap. So a breakpoint on a function that begins otherwise is
-put on its first instruction that is emulated, as long as no branch comes before
-it and the arguments are still in registers. Linux: arch/x86/kernel/uprobes.c,
+aside and steps over in single-step mode, which takes a second and dearer trap.
+So a breakpoint on a function that begins otherwise is put on its first
+instruction that is emulated, as long as no branch comes before it and the
+arguments are still in registers. Linux: arch/x86/kernel/uprobes.c,
 branch_setup_xol_ops and push_setup_xol_ops.
 """
 
