@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The growing totals of one target's events, exact while always counted, else from windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
+from scope_ebpf.metrics.scaling import Estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.plan import Item
+
+    #: Tallies and durations of one event, shape ``(classes,)`` each.
+    Counted = tuple[NDArray[np.void], NDArray[np.void]]
+
+
+class Totals:
+    """The totals of *names*; what is *counted* are the kernel's maps, which only grow."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._estimates = {event: Estimate(WIDTH, COUNTS) for event in names}
+        self._seen = {event: np.zeros(WIDTH) for event in self._estimates}
+        #: The measure up to which the totals reach.
+        self._measured: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._estimates)
+
+    def opened(self, event: str, measure: float) -> None:
+        """From *measure* on *event* is always counted."""
+        self._measured[event] = measure
+
+    def exact(self, event: str, counted: Counted, measure: float) -> None:
+        """All that happened up to *measure* was counted."""
+        self._estimates[event].exact(self._news(event, counted))
+        self._measured[event] = measure
+
+    def estimated(self, event: str, measure: float) -> None:
+        """Windows tell what happened up to *measure*, if there were any."""
+        since = self._measured.setdefault(event, measure)
+        if self._estimates[event].advance(measure - since):
+            self._measured[event] = measure
+
+    def tripped(self, event: str, counted: Counted, measure: float) -> None:
+        """What was counted until now is exact, and the best that is known of what follows."""
+        news, estimate = self._news(event, counted), self._estimates[event]
+        estimate.exact(news)
+        estimate.begin(news, measure - self._measured.get(event, measure))
+        self._measured[event] = measure
+
+    def window(self, event: str, counted: Counted, measure: float | None) -> None:
+        """In a window the measure went on by *measure*; None where that is not known."""
+        news = self._news(event, counted)
+        if measure is not None:
+            self._estimates[event].window(news, measure)
+
+    def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
+        """What a scrape shows of *event*, seen as *item* says."""
+        estimate = self._estimates[event]
+        return EventReading(
+            totals=estimate.total.copy(),
+            mode=mode,
+            via=item.via,
+            reason=item.reason,
+            sampling_ratio=sampling_ratio,
+            error_ratio=0.0 if mode == "always" else estimate.error_ratio(),
+        )
+
+    def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
+        """What the kernel counted of *event* since it was last asked."""
+        tallies, durations = counted
+        now = np.zeros(WIDTH)
+        now[:COUNTS] = tallies["count"]
+        by_class = now[COUNTS:].reshape(events.CLASSES, 1 + SLOTS)
+        by_class[:, 0] = durations["total_ns"]
+        by_class[:, 1:] = durations["slots"]
+        news = now - self._seen[event]
+        self._seen[event] = now
+        return news
+
+
+def off(item: Item, reason: str) -> EventReading:
+    """An event that is not seen, and why."""
+    return EventReading(np.zeros(WIDTH), "off", item.via, reason, 0.0, 1.0)
