@@ -9,6 +9,7 @@ Compiles ``probes/*.bpf.c`` into the package, so that a host needs no compiler.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROBES = ROOT / "probes"
 OBJECTS = ROOT / "scope_ebpf" / "kernel" / "objects"
+VOCABULARY = ROOT / "scope_ebpf" / "events.py"
 
 FLAGS = (
     *("-g", "-O2", "-target", "bpf", "-mcpu=v3"),
@@ -27,12 +29,25 @@ FLAGS = (
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
+def shared_sources() -> list[Path]:
+    """What every object is built with beside its own source."""
+    return [*sorted(PROBES.glob("include/*.h")), Path(__file__), VOCABULARY]
+
+
+def build_id() -> str:
+    """Two fingerprints: of the vocabulary alone, and of everything that objects share."""
+    shared = hashlib.sha256(b"".join(path.read_bytes() for path in shared_sources()))
+    vocabulary = hashlib.sha256(VOCABULARY.read_bytes())
+    return f"{vocabulary.hexdigest()[:16]} {shared.hexdigest()[:16]}"
+
+
 def compile_probe(source: Path, target: Path) -> None:
     """One probe to one object; debug sections are dropped, the BTF stays."""
     machine = platform.machine()
     subprocess.run(
         [
             *["clang", *FLAGS, f"-D__TARGET_ARCH_{ARCHITECTURES[machine]}"],
+            f'-DBUILD="{build_id()}"',
             *["-I", str(PROBES / "include"), "-I", f"/usr/include/{machine}-linux-gnu"],
             *["-c", str(source), "-o", str(target)],
         ],
@@ -47,7 +62,7 @@ def build() -> None:
         if shutil.which(tool) is None:
             raise SystemExit(f"build_objects: {tool} is missing; packaging/install-deps.sh build")
     OBJECTS.mkdir(exist_ok=True)
-    newest = max(p.stat().st_mtime for p in [*PROBES.glob("include/*.h"), Path(__file__)])
+    newest = max(path.stat().st_mtime for path in shared_sources())
     for source in sorted(PROBES.glob("*.bpf.c")):
         target = OBJECTS / source.with_suffix(".o").name
         changed = max(newest, source.stat().st_mtime)

@@ -227,9 +227,15 @@ Made by probes/generate.py from probes/events.toml; not written by hand.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+#: Of this file, as it was when this process began. Each BPF object carries that of the file it was
+#: built beside, so that one of another build is refused.
+FINGERPRINT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +408,8 @@ def main() -> int:
         return 1 if stale else 0
     for path, text in wanted.items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+        if not path.exists() or path.read_text() != text:  # what is newer is built again
+            path.write_text(text)
     return 0
 
 

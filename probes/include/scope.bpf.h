@@ -17,6 +17,9 @@
 
 #define UNKNOWN (~0ULL)
 
+/* Who loads the object compares it (kernel/objects.py); libbpf skips the section. */
+const char build[] __attribute__((section(".build"), used)) = "scope-ebpf build " BUILD;
+
 const volatile struct settings settings; /* the only thing in .rodata, so it lies at offset 0 */
 
 struct {

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from scope_ebpf import events
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.libbpf import OpenOptions, check, library
 
@@ -14,16 +16,46 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 
+#: What packaging/build_objects.py writes into each object.
+_BUILD = re.compile(rb"scope-ebpf build ([0-9a-f]{16}) ([0-9a-f]{16})\0")
+#: The build of the first object that this process took; all others share its maps.
+_builds: list[bytes] = []
+
+
 def object_bytes(family: str) -> bytes:
-    """The compiled object of a probe family, from the package."""
+    """
+    The compiled object of a probe family, from the package.
+
+    Raises HostError if it is not there, or is of another build than this program or
+    the objects that it took before: the maps and records of those differ, and counts
+    would be wrong.
+    """
     path = resources.files("scope_ebpf.kernel").joinpath("objects", f"{family}.bpf.o")
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise HostError(
             f"the BPF object {family}.bpf.o is not in this installation; "
             "in a source tree `make objects` builds it"
         ) from error
+    _check_build(family, data)
+    return data
+
+
+def _check_build(family: str, data: bytes) -> None:
+    found = _BUILD.search(data)
+    if found is None or found[1] != events.FINGERPRINT.encode():
+        other = "program"
+    elif found[2] != (_builds or [found[2]])[0]:
+        other = "objects that are in use"
+    else:
+        _builds[:] = [found[2]]
+        return
+    raise HostError(
+        f"the BPF object {family}.bpf.o is of another build than the {other}: an upgrade came "
+        "while this runs, or was left half done. Start it again; if that does not help, install "
+        "the package once more (in a source tree: `make generate objects`)"
+    )
 
 
 class BpfObject:
