@@ -6,7 +6,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 
-.PHONY: help demo test lint unit kernel vm bench soak objects generate wheel clean
+.PHONY: help demo test lint unit kernel vm bench soak objects generate dashboards wheel clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -52,6 +52,9 @@ objects: ## build the BPF objects that are older than their source
 
 generate: ## make the C header and the Python module of probes/events.toml
 	@$(PYTHON) probes/generate.py
+
+dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
+	@$(BIN)/python dashboards/build.py
 
 wheel: $(VENV)/.test objects ## a wheel with the objects in it
 	@$(BIN)/pip -q wheel --no-deps -w dist .

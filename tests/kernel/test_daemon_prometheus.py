@@ -75,8 +75,8 @@ def test_prometheus_takes_what_we_say(tmp_path):
             try:
                 wanted = [
                     "up == 1",
-                    "node:beam_gc_busy:ratio_rate5m > 0",
-                    "node:beam_scheduler_starved:ratio_rate5m >= 0",
+                    "instance_node:beam_gc_busy:ratio_rate5m > 0",
+                    "instance_node:beam_scheduler_starved:ratio_rate5m >= 0",
                     "beam_processes / beam_process_limit > 0",
                     "rate(beam_thread_run_queue_latency_seconds_count[4s]) > 0",
                 ]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Distribution and ports: does something outside keep the node's processes waiting?
+"""
+
+from boards.colours import GREEN, ORANGE, PURPLE, SKY
+from boards.records import Board, Panel, Query, Row
+
+_NODES = Row(
+    "To other nodes",
+    (
+        Panel(
+            "Senders suspended by a full link",
+            "eps",
+            "Times a second that a process was suspended because the buffer to another node was "
+            "full.",
+            "the network or the other node is slower than the senders. Find who sends much "
+            "(large messages above all); a larger +zdbbl only hides it.",
+            (Query("sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=1,
+        ),
+        Panel(
+            "Signals handed to links",
+            "ops",
+            "Times a second that buffered signals were handed to a connection, to its port or to "
+            "its process (TLS).",
+            "few with many remote messages are large batches: the link is at its limit.",
+            (
+                Query(
+                    "sum by (NODE, via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
+                    "{{via}} {{node}}",
+                ),
+            ),
+            hues=(("^port", SKY), ("^process", ORANGE)),
+        ),
+        Panel(
+            "Messages to other nodes",
+            "mps",
+            "Messages that processes sent to other nodes; from windows where they are many.",
+            "much of it for little work is chatter: gather messages, or keep data where it is used.",
+            (
+                Query(
+                    """sum by (NODE)
+                        (rate(beam_messages_sent_total{HERE, scope="remote"}[RATE]))""",
+                    hue=PURPLE,
+                ),
+            ),
+        ),
+    ),
+)
+
+_PORTS = Row(
+    "Ports",
+    (
+        Panel(
+            "Ports that say busy",
+            "eps",
+            "Times a second that a driver said that its port is busy, so that writers are "
+            "suspended.",
+            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
+            "see the mailboxes behind them.",
+            (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=1,
+        ),
+        Panel(
+            "Ports, of what the table holds",
+            "percentunit",
+            "How full the port table is.",
+            "at the limit no file or socket can be opened. Find what does not close, or raise +Q.",
+            (Query("beam_ports{HERE} / beam_port_limit{HERE}"),),
+            warn=0.7,
+            bad=0.85,
+        ),
+        Panel(
+            "Ports",
+            "short",
+            "Ports of each VM: sockets of gen_tcp, pipes, drivers.",
+            "a line that only rises is something that does not close.",
+            (Query("sum by (NODE) (beam_ports{HERE})"),),
+        ),
+        Panel(
+            "Ports opened and closed",
+            "ops",
+            "Ports that were opened and closed, a second.",
+            "many of both are connections that live short: let clients keep theirs.",
+            (
+                Query(
+                    "sum by (NODE) (rate(beam_ports_opened_total{HERE}[RATE]))",
+                    "opened {{node}}",
+                    GREEN,
+                ),
+                Query(
+                    "sum by (NODE) (rate(beam_ports_closed_total{HERE}[RATE]))",
+                    "closed {{node}}",
+                    ORANGE,
+                ),
+            ),
+            width=24,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "distribution",
+    "Distribution and ports",
+    "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
+    (_NODES, _PORTS),
+)

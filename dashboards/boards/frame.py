@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the dashboards have in common: variables, links, marks on the time axis, and the grid.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import (
+    AnnotationQuery,
+    DashboardCursorSync,
+    DashboardLinkType,
+    GridPos,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+
+from boards.colours import PURPLE, VERMILLION
+from boards.panels import SOURCE, built
+
+if TYPE_CHECKING:
+    from boards.records import Board, Row
+
+TAG: Final = "scope-ebpf"
+_COLUMNS: Final = 24
+_EVERY: Final = VariableOption(text=["All"], value=["$__all"])
+#: Name, colour, expression and text of the marks on the time axis.
+_MARKS: Final = (
+    (
+        "VM started",
+        PURPLE,
+        'changes(beam_start_time_seconds{instance=~"$host", node=~"$node"}[$__rate_interval]) > 0',
+        "{{node}} was started",
+    ),
+    (
+        "Alert",
+        VERMILLION,
+        'ALERTS{alertname=~"(Beam|Scope).*", alertstate="firing", node=~"$node|"}',
+        "{{alertname}} {{node}}",
+    ),
+)
+
+
+def text(board: Board) -> str:
+    """The dashboard as the JSON that Grafana reads."""
+    made = (
+        dashboard.Dashboard(f"scope-ebpf / {board.title}")
+        .uid(board.uid)
+        .description(board.description)
+        .tags([TAG, "beam", "erlang"])
+        .time("now-1h", "now")
+        .refresh("30s")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .readonly()
+    )
+    made.variables(_variables()).links([_links()]).annotations([_Mark(*each) for each in _MARKS])
+    line = 0
+    for row in board.rows:
+        line = _add_row(made, row, line)
+    model = made.build()
+    for number, panel in enumerate(model.panels or [], 1):
+        panel.id_val = number
+    return json.dumps(model, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+
+
+def _add_row(made: dashboard.Dashboard, row: Row, line: int) -> int:
+    """Lay out *row* from *line* on, and return the line after it."""
+    made.with_row(dashboard.Row(row.title).grid_pos(GridPos(x=0, y=line, w=_COLUMNS, h=1)))
+    line, column, height = line + 1, 0, 0
+    for panel in row.panels:
+        if column + panel.width > _COLUMNS:
+            line, column, height = line + height, 0, 0
+        place = GridPos(x=column, y=line, w=panel.width, h=panel.height)
+        made.with_panel(built(panel).grid_pos(place))
+        column, height = column + panel.width, max(height, panel.height)
+    return line + height
+
+
+def _variables() -> list[Any]:
+    return [
+        dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"),
+        _choice("host", "Host", "label_values(beam_target_info, instance)"),
+        _choice("node", "Node", 'label_values(beam_target_info{instance=~"$host"}, node)'),
+    ]
+
+
+def _choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
+    return (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query(query)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(_EVERY)
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+    )
+
+
+def _links() -> dashboard.DashboardLink:
+    link = dashboard.DashboardLink("scope-ebpf").type(DashboardLinkType.DASHBOARDS).tags([TAG])
+    return link.keep_time(True).include_vars(True)
+
+
+class _Titled(AnnotationQuery):
+    """The SDK's model with a field of the Prometheus data source that it does not know."""
+
+    title = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "titleFormat": self.title}
+
+
+class _Mark(dashboard.AnnotationQuery):
+    """A mark that says what it is."""
+
+    def __init__(self, name: str, colour: str, expr: str, title: str) -> None:
+        made = _Titled(name=name, datasource=SOURCE, icon_color=colour, expr=expr)
+        made.title = title
+        self._internal = made

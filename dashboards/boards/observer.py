@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The observer itself: what does looking cost, and how good are the figures?
+"""
+
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.records import Board, Panel, Query, Row
+
+#: The daemon's own series have no node.
+_DAEMON = 'instance=~"$host"'
+
+_COST = Row(
+    "What it costs",
+    (
+        Panel(
+            "CPU taken from the VM, and what it may be",
+            "percentunit",
+            "CPU that hooks took from each VM, as a share of what it used in the last minute, and "
+            "the budget.",
+            "the daemon comes too late to take hooks out: it needs CPU (a higher priority), or a "
+            "smaller budget.",
+            (
+                Query("sum by (NODE) (scope_ebpf_overhead_ratio{HERE})", "taken {{node}}"),
+                Query("sum by (NODE) (scope_ebpf_budget_ratio{HERE})", "budget {{node}}", GREY),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Budget spent",
+            "percentunit",
+            "The share of the budget that is spent.",
+            "see the panel beside: more than all of it for minutes means that the daemon does not "
+            "get the CPU to hold it.",
+            (
+                Query(
+                    """sum by (NODE) (scope_ebpf_overhead_ratio{HERE})
+                        / sum by (NODE) (scope_ebpf_budget_ratio{HERE})"""
+                ),
+            ),
+            warn=1,
+            bad=1.2,
+            width=12,
+        ),
+        Panel(
+            "CPU of the hooks",
+            "short",
+            "CPUs that hits of hooks took from each VM: hits, times what a hit costs on this host.",
+            "it follows the VM's CPU, by the budget.",
+            (
+                Query(
+                    "sum by (NODE) (rate(scope_ebpf_hook_cpu_seconds_total{HERE}[RATE]))", hue=BLUE
+                ),
+            ),
+        ),
+        Panel(
+            "CPU of the daemon",
+            "short",
+            "CPUs that the daemon itself used, and of that what looking for VMs takes.",
+            "large process tables are read too often: raise snapshot_interval.",
+            (
+                Query(
+                    f"rate(process_cpu_seconds_total{{{_DAEMON}}}[RATE])"
+                    f" and on (instance) scope_ebpf_targets{{{_DAEMON}}}",
+                    "daemon {{instance}}",
+                ),
+                Query(
+                    f"rate(scope_ebpf_scan_seconds_total{{{_DAEMON}}}[RATE])",
+                    "looking for VMs {{instance}}",
+                    ORANGE,
+                ),
+            ),
+            warn=0.1,
+            bad=0.3,
+        ),
+        Panel(
+            "Memory of the daemon",
+            "bytes",
+            "Resident memory of the daemon; flat, however long it runs.",
+            "it grows: restart it, and tell its developers what kind of VMs it looked at.",
+            (
+                Query(
+                    f"process_resident_memory_bytes{{{_DAEMON}}}"
+                    f" and on (instance) scope_ebpf_targets{{{_DAEMON}}}",
+                    "{{instance}}",
+                    GREEN,
+                ),
+            ),
+            warn=120 * 2**20,
+            bad=250 * 2**20,
+        ),
+        Panel(
+            "Run time of BPF programs",
+            "short",
+            "CPUs that each BPF program took, without the trap that leads to it; the largest ten.",
+            "which event costs most. The trap of a hook in the VM is more than its program.",
+            (
+                Query(
+                    f"""topk(10, sum by (instance, program)
+                        (rate(scope_ebpf_program_run_seconds_total{{{_DAEMON}}}[RATE])))""",
+                    "{{program}} {{instance}}",
+                    PURPLE,
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Runs of BPF programs",
+            "ops",
+            "Runs of each BPF program, a second; the largest ten.",
+            "which event comes most often.",
+            (
+                Query(
+                    f"""topk(10, sum by (instance, program)
+                        (rate(scope_ebpf_program_runs_total{{{_DAEMON}}}[RATE])))""",
+                    "{{program}} {{instance}}",
+                    PURPLE,
+                ),
+            ),
+            width=12,
+        ),
+    ),
+)
+
+_QUALITY = Row(
+    "How good the figures are",
+    (
+        Panel(
+            "Time in which each event was counted",
+            "percentunit",
+            "The share of the last minute in which the event's hooks were in; all of it means that "
+            "the counts are exact.",
+            "this event is hot and counted in windows. Its rates are estimates, with the error "
+            "beside.",
+            (Query("min by (hook, NODE) (scope_ebpf_sampling_ratio{HERE})", "{{hook}} {{node}}"),),
+            "bars",
+            high=1,
+            warn=1,
+            bad=0.001,
+            falling=True,
+            height=10,
+        ),
+        Panel(
+            "Error of rates from windows",
+            "percentunit",
+            "By which part a rate may be wrong, in 95 of 100 cases; all of it means that too "
+            "little was seen to tell.",
+            "take this event's rates as a hint only. A larger budget gives more windows.",
+            (
+                Query(
+                    "max by (hook, NODE) (scope_ebpf_sampling_error_ratio{HERE})",
+                    "{{hook}} {{node}}",
+                ),
+            ),
+            "bars",
+            high=1,
+            warn=0.1,
+            bad=0.5,
+            height=10,
+        ),
+        Panel(
+            "Hooks that cannot be had",
+            "short",
+            "Events that cannot be observed in a VM.",
+            "`scope-trace doctor PID` says why; often the VM's symbols are hidden (OTP 29).",
+            (
+                Query(
+                    """count by (NODE) (scope_ebpf_hook_attached{HERE} == 0)
+                        or 0 * sum by (NODE) (scope_ebpf_hook_attached{HERE})"""
+                ),
+            ),
+            "stat",
+            warn=1,
+            bad=5,
+            height=10,
+        ),
+        Panel(
+            "Windows and trips",
+            "ops",
+            "Windows in which hot hooks were in, and times a hook spent its allowance and was "
+            "taken out, a second.",
+            "many trips are a load that jumps. The counts of such a second are estimates.",
+            (
+                Query(
+                    "sum by (NODE) (rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows {{node}}"
+                ),
+                Query(
+                    "sum by (NODE) (rate(scope_ebpf_trips_total{HERE}[RATE]))",
+                    "trips {{node}}",
+                    ORANGE,
+                ),
+            ),
+        ),
+        Panel(
+            "Lost and refused",
+            "eps",
+            "Records that found no room in the ring, and readings of the VM's memory that failed "
+            "(in a probe: kernel, in the daemon: user), a second.",
+            "counts are too low by what is lost. The daemon had no CPU for a while, or the VM was "
+            "replaced under it.",
+            (
+                Query(
+                    "sum by (NODE) (rate(scope_ebpf_events_lost_total{HERE}[RATE]))",
+                    "lost {{node}}",
+                    VERMILLION,
+                ),
+                Query(
+                    "sum by (NODE, where) (rate(scope_ebpf_reads_refused_total{HERE}[RATE]))",
+                    "refused ({{where}}) {{node}}",
+                    ORANGE,
+                ),
+            ),
+            warn=0.01,
+            bad=1,
+        ),
+        Panel(
+            "Age of the snapshot",
+            "s",
+            "How long ago the process table was read: so old are mailboxes and rankings.",
+            "large tables are read rarely. If it only rises, the table cannot be read: "
+            "`scope-trace doctor PID`.",
+            (Query("time() - max by (NODE) (scope_ebpf_snapshot_timestamp_seconds{HERE})"),),
+            warn=60,
+            bad=300,
+        ),
+    ),
+)
+
+_STATE = Row(
+    "The daemon",
+    (
+        Panel(
+            "VMs",
+            "short",
+            "VMs that are observed, and those that were found and are refused.",
+            "the daemon's page at / says why a VM is refused.",
+            (
+                Query(f"scope_ebpf_targets{{{_DAEMON}}}", "observed {{instance}}"),
+                Query(
+                    f"scope_ebpf_targets_refused{{{_DAEMON}}}", "refused {{instance}}", VERMILLION
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            "VMs that came",
+            "short",
+            "VMs that were taken under observation, in the last hour.",
+            "more than are deployed: a VM starts again and again.",
+            (
+                Query(
+                    f"increase(scope_ebpf_targets_seen_total{{{_DAEMON}}}[1h])",
+                    "{{instance}}",
+                    BLUE,
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            "Errors and refused configurations",
+            "short",
+            "Things that went wrong in the daemon and were logged, and configurations that it "
+            "would not take, in the last ten minutes.",
+            "the daemon's log has the cause: `journalctl -u scope-ebpfd`.",
+            (
+                Query(
+                    f"sum by (instance, where) (increase(scope_ebpf_errors_total{{{_DAEMON}}}[10m]))",
+                    "{{where}} {{instance}}",
+                    ORANGE,
+                ),
+                Query(
+                    f"""sum by (instance) (increase(
+                        scope_ebpf_config_reloads_total{{{_DAEMON}, result="refused"}}[10m]))""",
+                    "config {{instance}}",
+                    VERMILLION,
+                ),
+            ),
+            warn=1,
+            bad=5,
+            width=6,
+        ),
+        Panel(
+            "Reading a process table",
+            "s",
+            "CPU time of the last reading of each VM's process table.",
+            "see how many processes the VM has; raise snapshot_interval if it is too much.",
+            (Query("sum by (NODE) (scope_ebpf_snapshot_cpu_seconds{HERE})", hue=GREEN),),
+            width=6,
+        ),
+        Panel(
+            "Processes that could not be read",
+            "short",
+            "Processes that changed faster than they could be read, in the last snapshot.",
+            "a few are normal on a busy node. Many are a VM that spawns as fast as it can.",
+            (Query("sum by (NODE) (scope_ebpf_snapshot_torn_processes{HERE})", hue=ORANGE),),
+            width=12,
+        ),
+        Panel(
+            "Cost of a hit",
+            "s",
+            "CPU that one hit takes from a VM on this host, at the entry of a function or its "
+            "return; measured when the daemon starts.",
+            "some virtual machines make breakpoints dear. The budget holds all the same, with "
+            "fewer windows.",
+            (
+                Query(
+                    f"max by (instance, at) (scope_ebpf_hit_cost_seconds{{{_DAEMON}}})",
+                    "{{at}} {{instance}}",
+                    SKY,
+                ),
+            ),
+            warn=5e-6,
+            bad=2e-5,
+            width=12,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "observer",
+    "The observer itself",
+    "What looking costs the VMs and the host, how good the figures are, and what was lost or refused.",
+    (_COST, _QUALITY, _STATE),
+)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Records of panels as Grafana's panels.
+"""
+
+from __future__ import annotations
+
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Final
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.models.common import (
+    BarGaugeDisplayMode,
+    BarGaugeNamePlacement,
+    BigValueColorMode,
+    BigValueGraphMode,
+    BigValueTextMode,
+    GraphThresholdsStyleMode,
+    HeatmapCellLayout,
+    LegendDisplayMode,
+    LegendPlacement,
+    ScaleDistribution,
+    SortOrder,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+    VizOrientation,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+)
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
+
+from boards.colours import PURPLE, STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from boards.records import Panel, Query
+
+SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
+#: What a link to another dashboard takes along.
+CONTEXT: Final = (
+    "${datasource:queryparam}&${host:queryparam}&${node:queryparam}&${__url_time_range}"
+)
+#: Labels of the scrape itself, which tell an operator nothing.
+_CLUTTER: Final = ("Time", "__name__", "job", "instance", "exe", "hooks", "Value #A")
+
+
+def built(panel: Panel) -> Any:
+    """The SDK's builder of *panel*, without its place."""
+    made = _KINDS[panel.kind](panel)
+    made.title(panel.title).description(panel.description).datasource(SOURCE)
+    made.unit(panel.unit).no_value("no data").thresholds(_thresholds(panel))
+    for bound, setter in ((panel.low, made.min), (panel.high, made.max)):
+        if bound is not None:
+            setter(bound)
+    if panel.decimals is not None:
+        made.decimals(panel.decimals)
+    made.targets(
+        [_target(panel, *each) for each in zip(ascii_uppercase, panel.queries, strict=False)]
+    )
+    if panel.more:
+        title = f"More: {panel.more}"
+        url = f"/d/scope-ebpf-{panel.more}?{CONTEXT}"
+        made.links([dashboard.DashboardLink(title).type(DashboardLinkType.LINK).url(url)])
+    return made
+
+
+def _target(panel: Panel, ref: str, query: Query) -> prometheus.Dataquery:
+    target = prometheus.Dataquery().ref_id(ref).expr(query.promql).datasource(SOURCE)
+    target.legend_format(query.legend).editor_mode(QueryEditorMode.CODE)
+    if panel.kind == "table":
+        return target.instant().format(PromQueryFormat.TABLE)
+    if panel.kind == "bars":
+        return target.instant()
+    if panel.kind == "heatmap":
+        return target.range().format(PromQueryFormat.HEATMAP)
+    return target.range()
+
+
+def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
+    calm, warn, bad = STATES
+    bounds = [(panel.warn, warn), (panel.bad, bad)]
+    steps = [Threshold(value=None, color=calm)]
+    if panel.falling:
+        bounds = [(panel.warn, calm), (panel.bad, warn)][::-1]
+        steps = [Threshold(value=None, color=bad)]
+    steps += [Threshold(value=at, color=colour) for at, colour in bounds if at is not None]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def _shades(hue: str) -> list[DynamicConfigValue]:
+    value = {"mode": FieldColorModeId.SHADES, "fixedColor": hue}
+    return [DynamicConfigValue(id_val="color", value=value)]
+
+
+def _series(panel: Panel) -> timeseries.Panel:
+    made = timeseries.Panel().fill_opacity(30 if panel.stack else 8).line_width(2)
+    made.show_points(VisibilityMode.NEVER)
+    made.color_scheme(
+        dashboard.FieldColor().mode(FieldColorModeId.SHADES).fixed_color(panel.queries[0].hue)
+    )
+    made.legend(
+        common.VizLegendOptions()
+        .show_legend(True)
+        .display_mode(LegendDisplayMode.LIST)
+        .placement(LegendPlacement.BOTTOM)
+    )
+    made.tooltip(
+        common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING)
+    )
+    if panel.bad is not None:
+        made.thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED)
+        )
+    if panel.stack:
+        made.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
+    for ref, query in list(zip(ascii_uppercase, panel.queries, strict=False))[1:]:
+        made.override_by_query(ref, _shades(query.hue))
+    for pattern, hue in panel.hues:
+        made.override_by_regexp(f"/{pattern}/", _shades(hue))
+    return made
+
+
+def _latest() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("")
+
+
+def _stat(panel: Panel) -> stat.Panel:
+    made = stat.Panel().reduce_options(_latest()).orientation(VizOrientation.AUTO)
+    made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
+    made.color_mode(
+        BigValueColorMode.BACKGROUND_SOLID if panel.bad is not None else BigValueColorMode.VALUE
+    )
+    return made.graph_mode(BigValueGraphMode.AREA).text_mode(BigValueTextMode.VALUE_AND_NAME)
+
+
+def _bars(_panel: Panel) -> bargauge.Panel:
+    made = bargauge.Panel().reduce_options(_latest()).orientation(VizOrientation.HORIZONTAL)
+    made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
+    made.name_placement(BarGaugeNamePlacement.LEFT).show_unfilled(True)
+    return made.display_mode(BarGaugeDisplayMode.BASIC)
+
+
+def _table(panel: Panel) -> table.Panel:
+    made = table.Panel().show_header(True)
+    made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
+    names = {
+        f"Value #{ref}": q.column
+        for ref, q in zip(ascii_uppercase, panel.queries, strict=False)
+        if q.column
+    }
+    made.transformations(
+        [
+            DataTransformerConfig(id_val="merge", options={}),
+            DataTransformerConfig(
+                id_val="organize",
+                options={
+                    "excludeByName": dict.fromkeys(_CLUTTER, True),
+                    "indexByName": {},
+                    "renameByName": names,
+                },
+            ),
+        ]
+    )
+    for query in panel.queries:
+        if query.unit:
+            made.override_by_name(
+                query.column, [DynamicConfigValue(id_val="unit", value=query.unit)]
+            )
+    return made
+
+
+def _heatmap(panel: Panel) -> heatmap.Panel:
+    made = heatmap.Panel().calculate(False).cell_gap(1)
+    made.color(
+        heatmap.HeatmapColorOptions()
+        .mode(HeatmapColorMode.SCHEME)
+        .scheme("Cividis")
+        .steps(64)
+        .fill(STATES[0])
+        .exponent(0.5)
+    )
+    made.exemplars_color(PURPLE).rows_frame(
+        heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.AUTO)
+    )
+    made.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
+    return made.y_axis(heatmap.YAxisConfig().unit(panel.unit)).show_legend().hide_y_histogram()
+
+
+_KINDS: Final[dict[str, Callable[[Panel], Any]]] = {
+    "series": _series,
+    "stat": _stat,
+    "bars": _bars,
+    "table": _table,
+    "heatmap": _heatmap,
+}

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Processes: who has a long mailbox, who is large, who comes and goes?
+"""
+
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.records import Board, Panel, Query, Row
+
+_NORMAL = (
+    ("^normal", SKY),
+    ("^shutdown", BLUE),
+    ("^killed", PURPLE),
+    ("^error", VERMILLION),
+    ("^other", ORANGE),
+    ("^unknown", GREY),
+)
+_STEPS = (
+    ("^1 ", GREY),
+    ("^10 ", SKY),
+    ("^100 ", BLUE),
+    ("^1000 ", GREEN),
+    ("^10000 ", ORANGE),
+    ("^100000 ", VERMILLION),
+)
+
+_MAILBOXES = Row(
+    "Mailboxes",
+    (
+        Panel(
+            "Messages that wait",
+            "short",
+            "Messages in all mailboxes of each VM.",
+            "some process reads slower than others write to it. The ranking beside names it; "
+            "`scope-trace ps` shows what it does.",
+            (Query("sum by (NODE) (beam_mailbox_messages{HERE})"),),
+            warn=10_000,
+            bad=100_000,
+        ),
+        Panel(
+            "Processes with a mailbox of at least",
+            "short",
+            "In how many processes' mailboxes at least so many messages wait.",
+            "one process far up is a bottleneck; many processes a little up are a node that has "
+            "too little CPU.",
+            (
+                Query(
+                    "sum by (NODE, at_least) (beam_mailbox_processes{HERE})",
+                    "{{at_least}} {{node}}",
+                ),
+            ),
+            hues=_STEPS,
+        ),
+        Panel(
+            "Longest mailboxes",
+            "short",
+            "The processes with most messages waiting: registered name, else module, else initial "
+            "call. Empty while nothing waits.",
+            "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
+            "Calls with a time-out make it worse: they are sent again.",
+            (Query("sort_desc(beam_top_mailbox_messages{HERE})", "{{name}} {{node}}"),),
+            "bars",
+            warn=1000,
+            bad=10_000,
+        ),
+    ),
+)
+
+_LIFE = Row(
+    "Coming and going",
+    (
+        Panel(
+            "Processes, of what the table holds",
+            "percentunit",
+            "How full the process table is.",
+            "at the limit every spawn fails. Find who spawns and does not end; only then raise +P.",
+            (Query("beam_processes{HERE} / beam_process_limit{HERE}"),),
+            warn=0.7,
+            bad=0.85,
+        ),
+        Panel(
+            "Processes",
+            "short",
+            "Erlang processes of each VM.",
+            "a line that only rises is a leak: the ranking by memory and the exits beside help to "
+            "find what does not end.",
+            (Query("sum by (NODE) (beam_processes{HERE})"),),
+        ),
+        Panel(
+            "Spawns",
+            "ops",
+            "Processes that were made, a second.",
+            "thousands a second are fine for the VM; each costs about as much as a small "
+            "collection, so a change by ten times is worth a look.",
+            (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))", hue=GREEN),),
+        ),
+        Panel(
+            "Exits by reason",
+            "ops",
+            "Processes that ended, by the class of their reason.",
+            "processes crash. The node's log has the reasons; `scope-trace --events exit` shows "
+            "who they are as it happens.",
+            (
+                Query(
+                    "sum by (NODE, reason) (rate(beam_process_exits_total{HERE}[RATE]))",
+                    "{{reason}} {{node}}",
+                ),
+            ),
+            hues=_NORMAL,
+            width=12,
+        ),
+        Panel(
+            "Crashes",
+            "ops",
+            "Processes that ended by an error, a second.",
+            "read the node's log; a supervisor that restarts without end comes to its own end "
+            "after a while.",
+            (
+                Query(
+                    """sum by (NODE)
+                        (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))""",
+                    hue=VERMILLION,
+                ),
+            ),
+            warn=0.1,
+            bad=1,
+            width=12,
+        ),
+    ),
+)
+
+_WORK = Row(
+    "What they do",
+    (
+        Panel(
+            "Messages sent",
+            "mps",
+            "Messages that processes sent, to their own node (local) or another (remote); from "
+            "windows where they are many.",
+            "compare with what is received: the difference waits.",
+            (
+                Query(
+                    "sum by (NODE, scope) (rate(beam_messages_sent_total{HERE}[RATE]))",
+                    "{{scope}} {{node}}",
+                ),
+            ),
+            hues=(("^local", SKY), ("^remote", ORANGE)),
+        ),
+        Panel(
+            "Messages received",
+            "mps",
+            "Messages that processes took out of their mailboxes; from windows where they are many.",
+            "compare with what is sent.",
+            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))", hue=GREEN),),
+        ),
+        Panel(
+            "Hibernations",
+            "ops",
+            "Processes that hibernated, a second; each is a full collection.",
+            "a busy process that hibernates collects its whole heap each time: give it a time-out "
+            "before it does.",
+            (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))", hue=PURPLE),),
+        ),
+    ),
+)
+
+_SIZE = Row(
+    "Who is large",
+    (
+        Panel(
+            "Largest processes",
+            "bytes",
+            "The processes with most memory in struct and heaps.",
+            "a heap this large makes each full collection long. Look at the state it keeps and at "
+            "its mailbox (`scope-trace ps`).",
+            (Query("sort_desc(beam_top_memory_bytes{HERE})", "{{name}} {{node}}"),),
+            "bars",
+            warn=100 * 2**20,
+            bad=2**30,
+            width=12,
+        ),
+        Panel(
+            "Processes with memory of at least",
+            "short",
+            "How many processes have at least so many bytes in struct and heaps.",
+            "more in the upper steps is state that grows; see the ranking.",
+            (
+                Query(
+                    "sum by (NODE, at_least) (beam_memory_processes{HERE})",
+                    "{{at_least}} bytes {{node}}",
+                ),
+            ),
+            hues=(
+                ("^65536 ", GREY),
+                ("^1048576 ", SKY),
+                ("^16777216 ", ORANGE),
+                ("^268435456 ", VERMILLION),
+            ),
+            width=12,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "processes",
+    "Processes",
+    "Mailboxes and who they belong to, processes that come, go and crash, messages, and who is large.",
+    (_MAILBOXES, _LIFE, _WORK, _SIZE),
+)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Schedulers: do they wait for a CPU, work, spin, or sleep?
+"""
+
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.records import Board, Panel, Query, Row
+
+#: A colour for each type of thread, wherever threads are told apart.
+TYPES = (
+    ("^normal", SKY),
+    ("^dirty_cpu", ORANGE),
+    ("^dirty_io", GREEN),
+    ("^poll", PURPLE),
+    ("^aux", GREY),
+)
+_REASONS = (
+    ("^queued", VERMILLION),
+    ("^preempted", ORANGE),
+    ("^blocked", PURPLE),
+    ("^idle", GREY),
+    ("^on a CPU", SKY),
+)
+
+
+def _quantiles(series: str, where: str = "") -> tuple[Query, ...]:
+    """The median, the 99th of 100 and the 999th of 1,000, of a histogram."""
+    return tuple(
+        Query(
+            f"histogram_quantile({q}, sum by (NODE, le) (rate({series}_bucket{{HERE{where}}}[RATE])))",
+            f"{name} {{{{node}}}}",
+            hue,
+        )
+        for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE), (0.999, "p99.9", VERMILLION))
+    )
+
+
+_WAITING = Row(
+    "Waiting for a CPU",
+    (
+        Panel(
+            "Run queue latency of normal schedulers",
+            "s",
+            "How long a normal scheduler that was ready waited until the kernel gave it a CPU.",
+            "others take the CPU: other processes of this host, or the quota of the cgroup. "
+            "Above a few ms every answer of the node is late by as much.",
+            _quantiles("beam_thread_run_queue_latency_seconds", ', scheduler_type="normal"'),
+            warn=0.005,
+            bad=0.02,
+            width=12,
+        ),
+        Panel(
+            "Run queue latency, all waits",
+            "s",
+            "How many waits of normal schedulers took how long; brighter is more.",
+            "a second band far above the first is a neighbour that has its turn in whole time "
+            "slices.",
+            (
+                Query(
+                    """sum by (le) (increase(
+                        beam_thread_run_queue_latency_seconds_bucket{HERE, scheduler_type="normal"}
+                        [RATE]))""",
+                    "{{le}}",
+                ),
+            ),
+            "heatmap",
+            low=None,
+            width=12,
+        ),
+        Panel(
+            "Where a normal scheduler's time goes",
+            "percentunit",
+            "Shares of the time of one normal scheduler: on a CPU; queued (woken, and waiting for a "
+            "CPU); preempted (another ran instead); blocked (asleep in a system call); idle.",
+            "queued and preempted are the host's doing. Blocked is the VM's: a NIF or a driver that "
+            "waits for a disk or a lock on a normal scheduler.",
+            (
+                Query(
+                    """sum by (NODE, reason) (rate(beam_thread_offcpu_seconds_total{HERE,
+                        scheduler_type="normal"}[RATE]))
+                        / on (NODE) group_left sum by (NODE) (beam_schedulers{HERE})""",
+                    "{{reason}} {{node}}",
+                ),
+                Query(
+                    """sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type="normal"}[RATE])) / sum by (NODE) (beam_schedulers{HERE})""",
+                    "on a CPU {{node}}",
+                ),
+            ),
+            stack=True,
+            width=12,
+            hues=_REASONS,
+        ),
+        Panel(
+            "Schedulers that wait for a CPU",
+            "percentunit",
+            "The share of the time in which a normal scheduler was ready and had no CPU.",
+            "the host or the cgroup has too little CPU for this VM. Move a neighbour, raise the "
+            "quota, or lower +S to what the VM really gets.",
+            (
+                Query(
+                    """sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE,
+                        scheduler_type="normal", reason=~"preempted|queued"}[RATE]))
+                        / sum by (NODE) (beam_schedulers{HERE})"""
+                ),
+            ),
+            warn=0.05,
+            bad=0.1,
+        ),
+        Panel(
+            "Throttled by the cgroup",
+            "s",
+            "Seconds per second for which the cgroup's quota was used up; 0 also without a quota.",
+            "the container may use less CPU than it has schedulers. Raise the quota, or set +S to "
+            "the CPUs that it stands for.",
+            (
+                Query(
+                    """sum by (NODE) (rate(beam_cgroup_throttled_seconds_total{HERE}[RATE]))
+                        or 0 * sum by (NODE) (beam_schedulers{HERE})"""
+                ),
+            ),
+            warn=0.01,
+            bad=0.05,
+            width=4,
+        ),
+    ),
+)
+
+_WORK = Row(
+    "What the schedulers do",
+    (
+        Panel(
+            "CPU by type of thread",
+            "short",
+            "CPUs that the VM's threads of each type used.",
+            "dirty schedulers at work are long NIFs or file operations; much of poll or aux is "
+            "sockets, or the VM's own housekeeping.",
+            (
+                Query(
+                    """sum by (NODE, scheduler_type)
+                        (rate(beam_thread_cpu_seconds_total{HERE}[RATE]))""",
+                    "{{scheduler_type}} {{node}}",
+                ),
+            ),
+            stack=True,
+            hues=TYPES,
+        ),
+        Panel(
+            "Run queues",
+            "short",
+            "Erlang processes and ports that are ready and wait for a scheduler, by the schedulers' "
+            "type.",
+            "normal: more work than schedulers, or one that does not yield. Dirty: more long NIFs "
+            "or file operations than dirty schedulers; see +SDcpu and +SDio.",
+            (
+                Query(
+                    "sum by (NODE, scheduler_type) (beam_run_queue_length{HERE})",
+                    "{{scheduler_type}} {{node}}",
+                ),
+            ),
+            warn=20,
+            bad=100,
+            hues=TYPES,
+        ),
+        Panel(
+            "Reductions per second of CPU",
+            "short",
+            "Reductions for each CPU second that normal schedulers used.",
+            "a fall without a release is busy waiting, NIFs, or a CPU that was slowed down.",
+            (
+                Query(
+                    """sum by (NODE) (rate(beam_reductions_total{HERE}[RATE]))
+                        / clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type="normal"}[RATE])), 0.001)""",
+                    hue=GREEN,
+                ),
+            ),
+        ),
+    ),
+)
+
+_LENGTHS = Row(
+    "How long a process keeps its scheduler",
+    (
+        Panel(
+            "Length of schedules",
+            "s",
+            "How long a process had a normal scheduler before it was scheduled out; from windows "
+            "where schedules are many.",
+            "a NIF or a BIF does not yield. `scope-trace --events long_call` names it; such code "
+            "belongs on a dirty scheduler.",
+            _quantiles("beam_schedule_duration_seconds"),
+            warn=0.01,
+            bad=0.067,
+            width=12,
+        ),
+        Panel(
+            "Length of schedules, all",
+            "s",
+            "How many schedules took how long; brighter is more.",
+            "whatever is above one ms used more than its 4,000 reductions are worth.",
+            (
+                Query(
+                    "sum by (le) (increase(beam_schedule_duration_seconds_bucket{HERE}[RATE]))",
+                    "{{le}}",
+                ),
+            ),
+            "heatmap",
+            low=None,
+            width=12,
+        ),
+    ),
+)
+
+_SWITCHES = Row(
+    "Switches",
+    (
+        Panel(
+            "Erlang context switches",
+            "ops",
+            "Times a second that an Erlang process was given a scheduler.",
+            "many with few reductions each is much messaging in small steps.",
+            (Query("sum by (NODE) (rate(beam_context_switches_total{HERE}[RATE]))", hue=BLUE),),
+        ),
+        Panel(
+            "Switches of threads",
+            "ops",
+            "Times a second that the kernel gave a thread of each type a CPU.",
+            "many of normal schedulers are schedulers that go to sleep and are woken: the load is "
+            "small or comes in bursts.",
+            (
+                Query(
+                    "sum by (NODE, scheduler_type) (rate(beam_thread_switches_total{HERE}[RATE]))",
+                    "{{scheduler_type}} {{node}}",
+                ),
+            ),
+            hues=TYPES,
+        ),
+        Panel(
+            "Migrations of threads",
+            "ops",
+            "Times a second that a thread was given another CPU than before, where its caches are "
+            "cold.",
+            "schedulers are not bound, and the host moves them. +sbt db binds them; do that only "
+            "where the VM has its CPUs for itself.",
+            (
+                Query(
+                    "sum by (NODE, scheduler_type) (rate(beam_thread_migrations_total{HERE}[RATE]))",
+                    "{{scheduler_type}} {{node}}",
+                ),
+            ),
+            hues=TYPES,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "schedulers",
+    "Schedulers",
+    "What the kernel does with the VM's threads and what the VM does with them: waiting for a CPU, "
+    "working, sleeping, and how long processes keep their scheduler.",
+    (_WAITING, _WORK, _LENGTHS, _SWITCHES),
+)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The dashboards are what their tables make, and say what an operator needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from colorspacious import cspace_convert, deltaE
+
+from scope_ebpf.metrics.catalogue import catalogue
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "dashboards"
+FILES = sorted(FOLDER.glob("*.json"))
+RULES = FOLDER / "rules.yml"
+_SERIES = re.compile(r"\b(?:beam|scope_ebpf)_[a-z0-9_]+\b")
+_HEX = re.compile(r'"(#[0-9A-Fa-f]{6})"')
+
+
+def board(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def panels(path: Path) -> list[dict]:
+    return [panel for panel in board(path)["panels"] if panel["type"] != "row"]
+
+
+EVERY = [
+    pytest.param(panel, id=f"{path.stem}: {panel['title']}")
+    for path in FILES
+    for panel in panels(path)
+]
+
+
+@pytest.fixture
+def build(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("build")
+
+
+def test_the_dashboards_are_current(build):
+    """
+    Each JSON file is what the tables of its module make, and there are no others.
+    """
+    assert build.stale() == []
+    assert len(FILES) == 6
+
+
+def test_a_dashboard_changed_by_hand_is_found(build, monkeypatch, tmp_path, capsys):
+    """
+    A file that is not what its table makes is named, one that no table makes too.
+    """
+    for path in FILES:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "overview.json").write_text("{}\n")
+    (tmp_path / "stray.json").write_text("{}\n")
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--check"])
+    assert build.main() == 1
+    said = capsys.readouterr().err
+    assert [line.split()[0] for line in said.splitlines()] == [
+        str(tmp_path / "overview.json"),
+        str(tmp_path / "stray.json"),
+    ]
+
+
+@pytest.mark.parametrize("panel", EVERY)
+def test_a_panel_says_what_it_shows_and_what_to_do(panel):
+    """
+    Description, unit, legends and, where it says red, what is red are there.
+    """
+    shows, _, act = panel["description"].partition("\n\n**When it ")
+    assert shows.endswith((".", ")"))
+    assert len(act.partition(":** ")[2]) > 20
+    defaults = panel["fieldConfig"]["defaults"]
+    assert defaults["unit"]
+    steps = defaults["thresholds"]["steps"]
+    assert (len(steps) > 1) == act.startswith("is red")
+    bounds = [step["value"] for step in steps[1:]]
+    assert bounds == sorted(bounds)
+    assert panel["targets"]
+    assert all(target["legendFormat"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_panels_lie_side_by_side(path):
+    """
+    No two panels cover one place, none sticks out, and no two have one title or number.
+    """
+    taken = set()
+    for panel in board(path)["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not taken & cells, panel["title"]
+        taken |= cells
+    titles = [panel["title"] for panel in panels(path)]
+    assert len(titles) == len(set(titles))
+    numbers = [panel["id"] for panel in board(path)["panels"]]
+    assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_dashboard_chooses_source_host_and_nodes(path):
+    """
+    The variables are the same everywhere, so that links can take them along.
+    """
+    variables = {v["name"]: v for v in board(path)["templating"]["list"]}
+    assert list(variables) == ["datasource", "host", "node"]
+    assert variables["node"]["multi"]
+    assert variables["node"]["includeAll"]
+    sources = {panel["datasource"]["uid"] for panel in panels(path)}
+    assert sources == {"${datasource}"}
+
+
+def test_links_lead_to_a_dashboard():
+    """
+    Links of panels and of alerts name a dashboard that exists, and keep the time or the node.
+    """
+    uids = {board(path)["uid"] for path in FILES}
+    links = [link["url"] for path in FILES for p in panels(path) for link in p.get("links") or []]
+    assert len(links) > 10
+    assert all("${node:queryparam}" in link for link in links)
+    alerts = [rule["annotations"]["dashboard"] for rule in rules() if "alert" in rule]
+    found = {re.match(r"/d/([a-z-]+)\?", link)[1] for link in [*links, *alerts]}
+    assert found <= uids
+    for path in FILES:
+        (menu,) = board(path)["links"]
+        assert set(menu["tags"]) <= set(board(path)["tags"])
+        assert menu["includeVars"]
+
+
+def rules() -> list[dict]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def expressions() -> str:
+    shown = [target["expr"] for path in FILES for p in panels(path) for target in p["targets"]]
+    return "\n".join([*shown, *(rule["expr"] for rule in rules())])
+
+
+def exported() -> dict[str, str]:
+    """
+    The names that a scrape has, and of which series of the catalogue each is.
+    """
+    return {
+        series.name + part: series.name
+        for series in catalogue().values()
+        for part in (("_bucket", "_count", "_sum") if series.type == "histogram" else ("",))
+    }
+
+
+def test_every_series_that_is_asked_for_is_exported():
+    """
+    A panel on a series that nobody exports would be empty for ever.
+    """
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    text = expressions()
+    for name in recorded:
+        text = text.replace(name, "")
+    assert set(_SERIES.findall(text)) - exported().keys() == set()
+
+
+@pytest.mark.parametrize(
+    "alert", [rule for rule in rules() if "alert" in rule], ids=lambda r: r["alert"]
+)
+def test_an_alert_says_what_to_do_and_where_to_look(alert):
+    """
+    Severity, summary, description and the link to a dashboard are there.
+    """
+    assert alert["labels"]["severity"] in ("info", "warning", "critical")
+    notes = alert["annotations"]
+    assert set(notes) == {"summary", "description", "dashboard"}
+    assert "$labels.node" in notes["summary"]
+    assert len(notes["description"]) > 40
+    assert "var-node={{ $labels.node | urlquery }}" in notes["dashboard"]
+
+
+def apart(kind: str) -> float:
+    """
+    The distance (CAM02-UCS) of the two colours that are most alike to people with *kind*.
+    """
+    space = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100}
+    seen = [
+        np.clip(
+            cspace_convert([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)], space, "sRGB1"), 0, 1
+        )
+        for c in sorted(palette())
+    ]
+    return min(deltaE(a, b, input_space="sRGB1") for a, b in combinations(seen, 2))
+
+
+def palette() -> set[str]:
+    return {colour for path in FILES for colour in _HEX.findall(path.read_text())}
+
+
+@pytest.mark.parametrize("kind", ["protanomaly", "deuteranomaly", "tritanomaly"])
+def test_colours_stay_apart_for_the_colour_blind(kind):
+    """
+    Any two colours of the dashboards are told apart without red, without green and without blue.
+    """
+    assert len(palette()) == 8
+    assert apart(kind) > 10
+
+
+def test_no_colour_has_a_name():
+    """
+    Grafana's own red and green are not used: all colours are of the palette, or follow from it.
+    """
+    for path in FILES:
+        named = re.findall(r'"(?:fixedColor|color|iconColor|fill)": "([^"#]+)"', path.read_text())
+        assert named == []
