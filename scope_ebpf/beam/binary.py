@@ -53,6 +53,7 @@ class Binary:
         self.path = path
         self._elf = elf
         self._names: dict[str, Symbol | None] = {}
+        self._matches: dict[re.Pattern[str], list[Symbol]] = {}
 
     @classmethod
     def open(cls, path: Path) -> Binary:
@@ -107,11 +108,13 @@ class Binary:
 
     def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
         """Every symbol whose name matches *pattern* from its start, sorted by name."""
-        union: dict[str, Symbol] = {}
-        for table in self.tables:
-            for symbol in table.matching(pattern):
-                union.setdefault(symbol.name, symbol)
-        return sorted(union.values(), key=lambda symbol: symbol.name)
+        if pattern not in self._matches:
+            union: dict[str, Symbol] = {}
+            for table in self.tables:
+                for symbol in table.matching(pattern):
+                    union.setdefault(symbol.name, symbol)
+            self._matches[pattern] = sorted(union.values(), key=lambda symbol: symbol.name)
+        return list(self._matches[pattern])
 
     def function_at(self, address: int) -> Symbol | None:
         """Find the symbol that spans an address of the file, or None."""

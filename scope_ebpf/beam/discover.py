@@ -18,20 +18,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.binary import Binary, UnreadableElfError
 from scope_ebpf.beam.layouts import layout_for
 from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.node import MAX_NAME, NodeName
 from scope_ebpf.beam.roots import Roots
 from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
-    ReadRefusedError,
     ScopeError,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scope_ebpf.beam.layouts import Layout
 
 #: Threads of a VM: ``1_scheduler`` up to OTP 25, ``erts_sched_1`` since 26.
@@ -108,16 +109,18 @@ def beams(proc: Path = Path("/proc")) -> list[Target | Refusal]:
     return found
 
 
-def inspect(pid: int, proc: Path = Path("/proc")) -> Target:
+def inspect(
+    pid: int, proc: Path = Path("/proc"), opened: Callable[[Path], Binary] = Binary.open
+) -> Target:
     """
-    Look at one process.
+    Look at one process; *opened* gives the file that it runs.
 
     Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
     cause and what to do about it.
     """
     folder = proc / str(pid)
     started = _started(pid, folder)
-    exe, binary = _open(pid, folder)
+    exe, binary = _open(pid, folder, opened)
     release, version, flavor = _version(pid, exe, binary)
     target = Target(
         pid=pid,
@@ -133,7 +136,7 @@ def inspect(pid: int, proc: Path = Path("/proc")) -> Target:
         binary=binary,
         memory=Memory(pid),
     )
-    return replace(target, node=_node(target) or _node_argument(folder))
+    return replace(target, node=NodeName(target).read() or _node_argument(folder))
 
 
 def _started(pid: int, folder: Path) -> float:
@@ -153,10 +156,10 @@ def _started(pid: int, folder: Path) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _open(pid: int, folder: Path) -> tuple[str, Binary]:
+def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str, Binary]:
     try:
         exe = str((folder / "exe").readlink())
-        return exe, Binary.open(folder / "exe")
+        return exe, opened(folder / "exe")
     except PermissionError:
         raise NotPermittedError(
             f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
@@ -232,16 +235,6 @@ def _count_schedulers(folder: Path) -> int:
     return sum(1 for name in _thread_names(folder) if SCHEDULER_THREAD.match(name))
 
 
-def _node(target: Target) -> str | None:
-    """Read the node's name as the VM has it now."""
-    try:
-        node = target.memory.u64(target.address("erts_this_node"))
-        atom = target.memory.u64(node + target.layout.offset("ErlNode", "sysname"))
-        return Atoms(target).text(atom)
-    except ReadRefusedError:
-        return None
-
-
 def _node_argument(folder: Path) -> str | None:
     """Read the name that the command line asks for, if it says the host as well."""
     try:
@@ -250,5 +243,5 @@ def _node_argument(folder: Path) -> str | None:
         return None
     for option, value in pairwise(words):
         if option in ("-name", "-sname") and "@" in value:
-            return value
+            return value[:MAX_NAME]
     return None

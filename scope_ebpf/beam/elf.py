@@ -12,6 +12,7 @@ import lzma
 import os
 import stat
 import struct
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -194,6 +195,8 @@ class Elf:
         self.name = name
         self._stream = stream
         self._size = stream.seek(0, os.SEEK_END)
+        #: Threads that look at VMs of one program share this file.
+        self._reading = threading.Lock()
         try:
             elf = ELFFile(stream)
             self._refuse_odd(elf)
@@ -234,8 +237,9 @@ class Elf:
         """*size* bytes of the file, or an error: never fewer."""
         if size > MAX_TABLE or offset + size > self._size:
             raise UnreadableElfError(f"{self.name} is cut short: {size} bytes wanted at {offset}")
-        self._stream.seek(offset)
-        return self._stream.read(size)
+        with self._reading:
+            self._stream.seek(offset)
+            return self._stream.read(size)
 
     def section(self, name: str) -> bytes | None:
         """Read a section; None where the file has no such section."""

@@ -8,6 +8,7 @@ import getpass
 import importlib.metadata
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -63,6 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
     # The loop must not wait long for a thread that reads a table or writes a scrape.
     sys.setswitchinterval(0.0005)
     _log_to_stderr(arguments.log_level)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty
     with measuring():
         daemon = Daemon(config, cost.measure(), read)
         server = serve(daemon)

@@ -34,13 +34,13 @@ class Readings(Collector):
         page = Page(compat="erlang-vm" in daemon.config.compat)
         runs: Counter[str] = Counter()
         seconds: defaultdict[str, float] = defaultdict(float)
-        for watch in list(daemon.watches.values()):
+        for watch in daemon.targets.watches:
             reading = watch.reading
             expose(page, reading)
             for program, (ran, took) in reading.programs.items():
                 runs[program] += ran
                 seconds[program] += took
-        for program, stats in daemon.thread_stats.items():
+        for program, stats in daemon.host_stats.items():
             runs[program], seconds[program] = stats.runs, stats.seconds
         for program in sorted(runs):
             page.add("scope_ebpf_program_runs_total", runs[program], program=program)
@@ -50,9 +50,9 @@ class Readings(Collector):
 
     def _own(self, page: Page) -> None:
         daemon = self._daemon
-        page.add("scope_ebpf_targets", len(daemon.watches))
-        page.add("scope_ebpf_targets_refused", len(daemon.refused))
-        page.add("scope_ebpf_targets_seen_total", daemon.seen)
+        page.add("scope_ebpf_targets", len(daemon.targets.watches))
+        page.add("scope_ebpf_targets_refused", len(daemon.targets.refused))
+        page.add("scope_ebpf_targets_seen_total", daemon.targets.seen)
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.entry, at="entry")
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.returns, at="return")
         page.add("scope_ebpf_scan_seconds_total", daemon.scanner.seconds)

@@ -33,8 +33,9 @@ class Config:
     listen: tuple[str, int] = ("127.0.0.1", 9568)
     budget: float = 0.01
     strict: bool = False
-    #: Seconds between two looks for new VMs, and the age from which a VM is observed.
-    scan_interval: float = 2.0
+    #: Seconds between two looks for VMs that the kernel did not tell of, and the age from which a
+    #: VM is observed.
+    scan_interval: float = 10.0
     min_age: float = 1.0
     #: The least seconds between two snapshots of a VM's processes.
     snapshot_interval: float = 15.0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-VMs that start and end, found by looking at ``/proc`` now and then.
+VMs that start and end: the kernel tells of those that start, a look at ``/proc`` finds the rest.
 
 A look costs a few microseconds for a process that was seen before; only
 processes with threads of a BEAM are looked into.
@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
+from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, Target, inspect
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.errors import NoSuchProcessError, NotABeamError, ScopeError
@@ -24,8 +27,26 @@ if TYPE_CHECKING:
 
 #: Looks at a process before it counts as no BEAM: an emulator starts its schedulers within one.
 _LOOKS = 3
-#: What a node is called that has no name yet, and seconds until it is asked again.
-NAMELESS, RENAMED = "nonode@nohost", 2.0
+#: Seconds until a VM that nobody wants is looked at again: its node may get another name.
+RENAMED = 5.0
+#: Seconds until a VM that could not be observed is tried again.
+RETRY = 60.0
+
+
+class Files:
+    """The programs that VMs run, each read once while anybody uses it."""
+
+    def __init__(self) -> None:
+        self._open: WeakValueDictionary[tuple[int, ...], Binary] = WeakValueDictionary()
+
+    def open(self, path: Path) -> Binary:
+        """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
+        status = path.stat()
+        key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        binary = self._open.get(key)
+        if binary is None:
+            binary = self._open[key] = Binary.open(path)
+        return binary
 
 
 class Scanner:
@@ -33,68 +54,103 @@ class Scanner:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
+        self._files = Files()
         #: By pid: the program that ran, and how often it is still looked at.
         self._seen: dict[int, tuple[str, int]] = {}
-        self._not_before: dict[int, float] = {}
+        #: VMs that nobody has, by pid: when each is looked into, in seconds of the monotonic clock.
+        self._due: dict[int, float] = {}
+        #: Those of them that are not wanted, so that their programs stay open.
+        self._unwanted: dict[int, Target] = {}
         self.seconds = 0.0
 
-    def scan(self, config: Config) -> list[Target | Refusal]:
-        """Every VM that was not found before, wanted by *config* and old enough."""
-        began = time.thread_time()
-        found = list(self._new(config))
-        self.seconds += time.thread_time() - began
-        return found
+    def started(self, pid: int, when: float) -> None:
+        """Look into *pid*, a VM that has just started, once it is *when*."""
+        self._due[pid] = when
 
-    def forget(self, pid: int | None = None) -> None:
-        """Look at *pid* again as if it were new, or at everything."""
-        if pid is None:
-            self._seen.clear()
-            self._not_before.clear()
-        else:
-            self._seen.pop(pid, None)
-            self._not_before.pop(pid, None)
+    def scan(self) -> None:
+        """Look for VMs that nobody told us of, and forget those that have ended."""
+        with self._timed():
+            pids = {int(n) for n in os.listdir(self._proc) if n.isdecimal()}  # noqa: PTH208 - fast
+            for gone in (self._seen.keys() | self._due.keys()) - pids:
+                self.ended(gone)
+            for pid in pids - self._due.keys():
+                self._glance(pid)
 
-    def _new(self, config: Config) -> Iterator[Target | Refusal]:
-        pids = [int(name) for name in os.listdir(self._proc) if name.isdecimal()]  # noqa: PTH208 - fast
-        for gone in self._seen.keys() - set(pids):
-            del self._seen[gone]
-            self._not_before.pop(gone, None)
-        for pid in pids:
-            try:
-                exe = os.readlink(self._proc / str(pid) / "exe")  # noqa: PTH115 - any text is fine
-            except OSError:
-                continue  # a thread of the kernel, or it has ended
-            seen, left = self._seen.get(pid, ("", _LOOKS))
-            if seen != exe:
-                left = _LOOKS
-            if left <= 0 or self._not_before.get(pid, 0.0) > time.monotonic():
-                continue
-            self._seen[pid] = (exe, left - 1)
-            if _has_schedulers(self._proc / str(pid)):
-                yield from self._inspected(pid, exe, config)
+    def next_due(self) -> float | None:
+        """When :meth:`take` may have something, monotonic seconds."""
+        return min(self._due.values(), default=None)
 
-    def _inspected(self, pid: int, exe: str, config: Config) -> Iterator[Target | Refusal]:
+    def take(self, config: Config) -> Target | Refusal | None:
+        """
+        The next VM that *config* wants and that is old enough, if there is one now.
+
+        One at a time: to begin with a VM takes tens of milliseconds, in which those
+        that are observed already would have to wait.
+        """
+        now = time.monotonic()
+        with self._timed():
+            for pid in [pid for pid, when in self._due.items() if when <= now]:
+                found = self._look_into(pid, config, now)
+                if found:
+                    return found
+        return None
+
+    def again(self, pid: int, seconds: float) -> None:
+        """Look into *pid* again after so many seconds."""
+        self._due[pid] = time.monotonic() + seconds
+
+    def ended(self, pid: int) -> None:
+        """Forget *pid*: whoever has that number next is somebody else."""
+        for known in (self._seen, self._due, self._unwanted):
+            known.pop(pid, None)
+
+    def forget(self) -> None:
+        """Look at everything again as if it were new."""
+        self._seen.clear()
+        self._due.clear()
+        self._unwanted.clear()
+
+    def _glance(self, pid: int) -> None:
         try:
-            target = inspect(pid, self._proc)
+            exe = os.readlink(self._proc / str(pid) / "exe")  # noqa: PTH115 - any text is fine
+        except OSError:
+            return  # a thread of the kernel, or it has ended
+        seen, left = self._seen.get(pid, (exe, _LOOKS))
+        if seen != exe:
+            left = _LOOKS
+        if left <= 0:
+            return
+        found = _has_schedulers(self._proc / str(pid))
+        if found:
+            self._due[pid] = 0.0
+        self._seen[pid] = (exe, 0 if found else left - 1)
+
+    def _look_into(self, pid: int, config: Config, now: float) -> Target | Refusal | None:
+        del self._due[pid]
+        self._unwanted.pop(pid, None)
+        try:
+            target = inspect(pid, self._proc, self._files.open)
         except (NoSuchProcessError, NotABeamError):
-            return
+            return None
         except ScopeError as error:
-            self._seen[pid] = (exe, 0)
-            yield Refusal(pid, error)
-            return
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - target.started
-        if age < config.min_age:
-            self._seen[pid] = (exe, _LOOKS)  # its time will come
-            return
+            self._due[pid] = now + RETRY
+            return Refusal(pid, error)
+        self._seen[pid] = (target.exe, 0)
+        young = config.min_age - (time.clock_gettime(time.CLOCK_BOOTTIME) - target.started)
+        if young > 0:
+            self._due[pid] = now + young
+            return None
         if config.wants(target.node or "", target.exe, cgroup_of(pid, self._proc)):
-            self._seen[pid] = (exe, 0)
-            yield target
-        elif (target.node or NAMELESS) == NAMELESS:
-            # It may get its name later: a node has none until its distribution has started.
-            self._seen[pid] = (exe, _LOOKS)
-            self._not_before[pid] = time.monotonic() + RENAMED
-        else:
-            self._seen[pid] = (exe, 0)
+            return target
+        self._unwanted[pid] = target
+        self._due[pid] = now + RENAMED
+        return None
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.thread_time()
+        yield
+        self.seconds += time.thread_time() - began
 
 
 def _has_schedulers(folder: Path) -> bool:

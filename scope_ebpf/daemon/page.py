@@ -25,14 +25,14 @@ td.n { text-align: right } .off { color: #a00 } .windows { color: #a60 }
 
 def page(daemon: Daemon) -> str:
     """Write the page of this moment."""
-    readings = [watch.reading for watch in list(daemon.watches.values())]
+    readings = [watch.reading for watch in daemon.targets.watches]
     parts = [_HEAD]
-    parts.append(f"<p>{len(readings)} observed, {len(daemon.refused)} refused.</p>")
+    parts.append(f"<p>{len(readings)} observed, {len(daemon.targets.refused)} refused.</p>")
     parts += [_target(reading) for reading in readings]
-    if daemon.refused:
+    if daemon.targets.refused:
         rows = "".join(
             f"<tr><td>{pid}</td><td>{escape(why)}</td></tr>"
-            for pid, why in list(daemon.refused.items())
+            for pid, why in list(daemon.targets.refused.items())
         )
         parts.append(f"<h2>refused</h2><table><tr><th>pid</th><th>why</th></tr>{rows}</table>")
     parts.append("</body></html>")

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The VMs under observation: each is taken in, ticked, called by its name, and let go.
+
+All of this runs in the daemon's loop; a scrape reads the readings that it leaves behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import selectors
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.discover import Refusal, Target
+from scope_ebpf.beam.node import NAMELESS, NodeName
+from scope_ebpf.daemon.discovery import RETRY
+from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.process import cgroup_of
+from scope_ebpf.daemon.threads import WatchedThreads
+from scope_ebpf.daemon.watch import Watch
+from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.kernel.governed import make_workers
+from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from scope_ebpf.daemon.config import Config
+    from scope_ebpf.daemon.discovery import Scanner
+    from scope_ebpf.kernel.cost import HitCost
+
+#: Seconds between two stocktakings of a target.
+TICK = 1.0
+#: File descriptors that a target takes at most, with room for scrapes and readings.
+_FILES = 256
+
+
+@dataclass(slots=True)
+class _Observed:
+    watch: Watch
+    pidfd: int
+    name: NodeName
+    since: float
+    next_tick: float = 0.0
+
+
+class Targets:
+    """
+    Observes what it is given by :meth:`take`, through *files*, which the loop waits for.
+
+    What cannot be observed is in :attr:`refused`, by pid, with the reason; what goes
+    wrong later is counted in *errors*, and tried again.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        cost: HitCost,
+        files: selectors.BaseSelector,
+        scanner: Scanner,
+        errors: Counter[str],
+    ) -> None:
+        self.config = config
+        self.refused: dict[int, str] = {}
+        self.seen = 0
+        self.thread_watch: ThreadWatch | None = None
+        self._thread_trouble = ""
+        self._cost = cost
+        self._files = files
+        self._scanner = scanner
+        self._errors = errors
+        self._workers = make_workers()
+        self._observed: dict[int, _Observed] = {}
+
+    @property
+    def watches(self) -> list[Watch]:
+        """The watches of this moment, for any thread."""
+        return [observed.watch for observed in list(self._observed.values())]
+
+    def take(self, found: Target | Refusal) -> None:
+        """Begin to observe what discovery has found, or say why not."""
+        if isinstance(found, Refusal):
+            self._refuse(found.pid, found.reason)
+            return
+        if found.pid in self._observed:
+            return
+        threads = None
+        try:
+            _require_room()
+            threads = self._watch_threads(found.pid)
+            label = self._label(found.node, found.pid)
+            watch = Watch(
+                found, label, self.config.budget, self._cost, self._workers, threads=threads
+            )
+        except NoSuchProcessError:
+            if threads:
+                threads.close()
+        except (ScopeError, OSError) as error:
+            if threads:
+                threads.close()
+            self._refuse(found.pid, error)
+        else:
+            self._keep(found, watch)
+
+    def restarted(self, pid: int, at: float) -> None:
+        """Let go of *pid* if it was observed before another VM started in it."""
+        observed = self._observed.get(pid)
+        if observed and observed.since < at:
+            self.drop(pid, "another VM runs in it")
+
+    def next_turn(self) -> float | None:
+        """When :meth:`turn` has something to do, monotonic seconds."""
+        times = [observed.next_tick for observed in self._observed.values()]
+        times += [due for watch in self.watches if (due := watch.next_turn()) is not None]
+        return min(times, default=None)
+
+    def turn(self) -> None:
+        """Do what is due: take stock, close and open windows."""
+        for pid, observed in list(self._observed.items()):
+            try:
+                self._turn_one(observed)
+            except NoSuchProcessError:
+                self.drop(pid, "it has ended")
+            except Exception as error:  # noqa: BLE001 - one target must not take the others along
+                self._errors["watch"] += 1
+                self.drop(pid, "it cannot be observed any more")
+                self._refuse(pid, error)
+
+    def choose(self, config: Config) -> None:
+        """Go by *config* from now on; what it does not want, or wants otherwise, is let go."""
+        changed = config.budget != self.config.budget
+        self.config = config
+        self.refused.clear()
+        for pid, observed in list(self._observed.items()):
+            if changed or not self._wants(observed):
+                self.drop(pid, "the config has changed")
+
+    def drop(self, pid: int, why: str) -> None:
+        """Let go of *pid*, if it is observed."""
+        observed = self._observed.pop(pid, None)
+        if observed is None:
+            return
+        self._files.unregister(observed.pidfd)
+        self._files.unregister(observed.watch.session.fileno())
+        os.close(observed.pidfd)
+        observed.watch.close()
+        self._scanner.ended(pid)
+        say(logging.INFO, "no longer observing", pid=pid, node=observed.watch.node, why=why)
+
+    def forget_ended(self) -> None:
+        """Refusals of processes that have ended are no news."""
+        for pid in list(self.refused):
+            if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - fast
+                self.refused.pop(pid, None)
+
+    def close(self) -> None:
+        """Let go of all, their hooks all at once: each waits for the kernel."""
+        for watch in self.watches:
+            for event in list(watch.session.attached):
+                watch.session.release(event)
+        self._workers.shutdown(wait=True)
+        for pid in list(self._observed):
+            self.drop(pid, "the daemon ends")
+        if self.thread_watch:
+            self.thread_watch.close()
+
+    # One of them -----------------------------------------------------------------------------
+
+    def _keep(self, target: Target, watch: Watch) -> None:
+        pid = target.pid
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            watch.close()
+            return
+        self._observed[pid] = _Observed(watch, pidfd, NodeName(target), time.monotonic())
+        self.refused.pop(pid, None)
+        self.seen += 1
+        self._files.register(pidfd, selectors.EVENT_READ, lambda: self.drop(pid, "it has ended"))
+        self._files.register(watch.session.fileno(), selectors.EVENT_READ, watch.rang)
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - target.started
+        say(
+            logging.INFO,
+            "observing",
+            pid=pid,
+            node=watch.node,
+            otp=target.otp_release,
+            age_seconds=f"{age:.2f}",
+        )
+        off = [item for item in watch.plan.items if not item.attachments]
+        for item in off:
+            say(logging.WARNING, "hook off", pid=pid, hook=item.event, why=item.reason)
+        if off and self.config.strict:
+            raise NothingToAttachError(
+                f"--strict, and process {pid} has no hook for {off[0].event}: {off[0].reason}"
+            )
+
+    def _turn_one(self, observed: _Observed) -> None:
+        now = time.monotonic()
+        if now >= observed.next_tick:
+            observed.next_tick = now + TICK
+            observed.watch.tick()
+            self._follow_name(observed)
+        due = observed.watch.next_turn()
+        if due is not None and now >= due and observed.watch.target.pid in self._observed:
+            observed.watch.turn()
+
+    def _follow_name(self, observed: _Observed) -> None:
+        """A node gets its name when its distribution starts, and may change it later."""
+        watch, name = observed.watch, observed.name.read()
+        pid = watch.target.pid
+        if name is None or watch.node in (name, f"{name}#{pid}"):
+            return
+        before, watch.node = watch.node, self._label(name, pid)
+        say(logging.INFO, "renamed", pid=pid, node=watch.node, before=before)
+        if not self._wants(observed):
+            self.drop(pid, "its new name is not wanted")
+            self._scanner.again(pid, TICK)
+
+    def _wants(self, observed: _Observed) -> bool:
+        target = observed.watch.target
+        name = observed.name.read() or target.node or ""
+        return self.config.wants(name, target.exe, cgroup_of(target.pid))
+
+    def _label(self, name: str | None, pid: int) -> str:
+        """The node's name, and the pid where another that is observed has the same."""
+        name = name or NAMELESS
+        return f"{name}#{pid}" if name in {watch.node for watch in self.watches} else name
+
+    def _watch_threads(self, pid: int) -> WatchedThreads | None:
+        """The target's threads, where the kernel lets us watch them and there is room."""
+        if self.thread_watch is None and not self._thread_trouble:
+            self.thread_watch, self._thread_trouble = attach_or_reason()
+            if self._thread_trouble:
+                say(logging.WARNING, "threads are not watched", why=self._thread_trouble)
+        place = self.thread_watch.add() if self.thread_watch else None
+        if self.thread_watch is None or place is None:
+            return None
+        return WatchedThreads(self.thread_watch, pid, place)
+
+    def _refuse(self, pid: int, error: Exception) -> None:
+        """Say it once, and try again later: what is missing may come back."""
+        self._scanner.again(pid, RETRY)
+        reason = str(error) if isinstance(error, ScopeError) else repr(error)
+        if self.refused.get(pid) != reason:
+            self.refused[pid] = reason
+            say(logging.WARNING, "refused", pid=pid, why=reason)
+        if self.config.strict and isinstance(error, ScopeError):
+            raise error
+
+
+def _require_room() -> None:
+    """A target that could not be observed whole must not take what the others need."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - fast
+    if used + _FILES > limit:
+        raise HostError(
+            f"{used} of {limit} files that the daemon may have open are open; raise LimitNOFILE "
+            "in its unit (or ulimit -n) to observe more VMs"
+        )
