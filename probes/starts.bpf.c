@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "build.h"
 #include "events.generated.h"
 
 #define COMM_BYTES 16

@@ -15,6 +15,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
+#include "build.h"
 #include "events.generated.h"
 
 #define TASK_RUNNING	   0

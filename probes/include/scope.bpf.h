@@ -13,12 +13,10 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "build.h"
 #include "events.generated.h"
 
 #define UNKNOWN (~0ULL)
-
-/* Who loads the object compares it (kernel/objects.py); libbpf skips the section. */
-const char build[] __attribute__((section(".build"), used)) = "scope-ebpf build " BUILD;
 
 const volatile struct settings settings; /* the only thing in .rodata, so it lies at offset 0 */
 
