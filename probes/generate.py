@@ -194,7 +194,8 @@ def way_text(way: Table) -> str:
     hooks = "".join(
         f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
         f"mangled={h.get('mangled', False)}, "
-        f"optional={h.get('optional', False)}, "
+        f"optional={h.get('optional', False)}, call={h.get('call')!r}, "
+        f"at_call={tuple(h.get('at_call', {}).items())!r}, "
         f"arguments={tuple(h.get('arguments', []))!r}),"
         for h in way["hooks"]
     )
@@ -265,13 +266,17 @@ class Hook:
     returns: bool
     mangled: bool
     optional: bool
+    #: The function whose call within this one is the place, rather than the entry.
+    call: str | None
+    #: Settings that are told a register there, and which.
+    at_call: tuple[tuple[str, str], ...]
     #: Settings that tell the program the registers of its arguments.
     arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to see an event: by function symbols or by USDT probes."""
+    """One way to see an event: by function symbols, by USDT probes or by tracepoints."""
 
     event: str
     via: str

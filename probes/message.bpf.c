@@ -2,8 +2,8 @@
 /*
  * message: messages between processes.
  *
- * Hooks:  erts_send_message, erts_dsig_send_msg, erts_dsig_send_reg_msg, beam_jit_remove_message;
- *         or erlang:message__send, message__receive
+ * Hooks:  erts_send_message where it queues the message, erts_dsig_send_msg,
+ * erts_dsig_send_reg_msg, beam_jit_remove_message; or erlang:message__send, message__receive
  * Counts: send by local and remote, receive
  * Emits:  send, receive
  *
@@ -13,7 +13,7 @@
 #include "usdt.bpf.h"
 
 static __always_inline int sent(__u8 class, __u8 flags, __u32 tid, __u64 from, __u64 to,
-				__u64 words)
+				__u64 words, __u64 message)
 {
 	struct send_record *send;
 
@@ -22,15 +22,20 @@ static __always_inline int sent(__u8 class, __u8 flags, __u32 tid, __u64 from, _
 	if (send) {
 		send->receiver = to;
 		send->size = words;
+		send->message = message;
 		emit(send);
 	}
 	return 0;
 }
 
+/*
+ * At the call of erts_queue_proc_message the two processes are the arguments that they are at the
+ * entry, and the message stands beside them (OTP-25.2.3 and 27.3.4.1 erl_message.c).
+ */
 SEC("uprobe")
 int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 {
-	__u64 from = 0, to = 0;
+	__u64 from = 0, to = 0, message = 0;
 	__u32 tid;
 
 	if (!enter(PROGRAM_SEND_LOCAL, &tid))
@@ -38,8 +43,11 @@ int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 	if (settings.streamed & (1ULL << KIND_SEND)) {
 		from = id_of(KIND_SEND, sender);
 		to = id_of(KIND_SEND, receiver);
+		if (settings.send_message_register)
+			bpf_probe_read_kernel(&message, sizeof(message),
+					      (void *)ctx + settings.send_message_register);
 	}
-	return sent(SEND_LOCAL, 0, tid, from, to, UNKNOWN);
+	return sent(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message);
 }
 
 /* The sender of ErtsDSigSendContext stands behind other fields that move; it is left out. */
@@ -50,7 +58,7 @@ int BPF_KPROBE(send_remote)
 
 	if (!enter(PROGRAM_SEND_REMOTE, &tid))
 		return 0;
-	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN);
+	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN, 0);
 }
 
 SEC("uprobe")
@@ -60,7 +68,7 @@ int BPF_KPROBE(send_remote_name)
 
 	if (!enter(PROGRAM_SEND_REMOTE_NAME, &tid))
 		return 0;
-	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN);
+	return sent(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN, 0);
 }
 
 /* message__send fires for remote sends as well; only a receiver of this node reads as <0.N.S>. */
@@ -76,11 +84,11 @@ int BPF_KPROBE(send_usdt)
 	if (settings.streamed & (1ULL << KIND_SEND))
 		from = usdt_pid(ctx, 0);
 	return sent(to ? SEND_LOCAL : SEND_REMOTE, FLAG_TEXT_PID, tid, from, to,
-		    usdt_argument(ctx, 2));
+		    usdt_argument(ctx, 2), 0);
 }
 
 static __always_inline int received(__u8 flags, __u32 tid, __u64 process, __u64 message,
-				    __u64 words)
+				    __u64 words, __u64 sender)
 {
 	struct receive_record *receive;
 
@@ -89,6 +97,7 @@ static __always_inline int received(__u8 flags, __u32 tid, __u64 process, __u64 
 	if (receive) {
 		receive->message = message;
 		receive->size = words;
+		receive->sender = sender;
 		emit(receive);
 	}
 	return 0;
@@ -98,7 +107,7 @@ static __always_inline int received(__u8 flags, __u32 tid, __u64 process, __u64 
 SEC("uprobe")
 int BPF_KPROBE(receive_entry, __u64 process)
 {
-	__u64 id = 0, message = 0;
+	__u64 id = 0, message = 0, sender = 0;
 	__u32 tid;
 
 	if (!enter(PROGRAM_RECEIVE_ENTRY, &tid))
@@ -108,8 +117,10 @@ int BPF_KPROBE(receive_entry, __u64 process)
 		message = vm_field(KIND_RECEIVE, process, settings.process_sig_save);
 		if (message)
 			message = vm_word(KIND_RECEIVE, message, 0);
+		if (message)
+			sender = vm_field(KIND_RECEIVE, message, settings.message_sender);
 	}
-	return received(0, tid, id, message, UNKNOWN);
+	return received(0, tid, id, message, UNKNOWN, sender);
 }
 
 SEC("uprobe")
@@ -122,7 +133,7 @@ int BPF_KPROBE(receive_usdt)
 		return 0;
 	if (settings.streamed & (1ULL << KIND_RECEIVE))
 		process = usdt_pid(ctx, 0);
-	return received(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1));
+	return received(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1), 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -33,12 +33,29 @@ static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
 	if (schedule) {
 		schedule->duration_ns = UNKNOWN;
 		schedule->reductions = UNKNOWN;
+		schedule->runnable = UNKNOWN;
 		emit(schedule);
 	}
 	return 0;
 }
 
-static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, __u64 reductions)
+/* ERTS_PSFLG_ACTIVE and ERTS_PSFLG_SUSPENDED (OTP-25.2.3 and 27.3.4.1 erl_process.h). */
+#define ACTIVE	  (1ULL << 13)
+#define SUSPENDED (1ULL << 16)
+
+/* Whether a process that goes out could go on; a process that waits has said so before. */
+static __always_inline __u64 could_go_on(__u64 process)
+{
+	__u64 state;
+
+	if (!settings.process_state || !(settings.streamed & (1ULL << KIND_SCHEDULE)))
+		return UNKNOWN;
+	state = vm_word(KIND_SCHEDULE, process, settings.process_state);
+	return (state & (ACTIVE | SUSPENDED)) == ACTIVE;
+}
+
+static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, __u64 reductions,
+					 __u64 runnable)
 {
 	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
@@ -54,6 +71,7 @@ static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, _
 	if (schedule) {
 		schedule->duration_ns = duration;
 		schedule->reductions = reductions;
+		schedule->runnable = runnable;
 		emit(schedule);
 	}
 	return 0;
@@ -98,7 +116,7 @@ int BPF_KPROBE(schedule_out, __u64 dirty_scheduler, __u64 process, __u32 reducti
 		return 0;
 	if (dirty_scheduler || !process)
 		return 0;
-	return scheduled_out(0, tid, streamed_id(process), reductions);
+	return scheduled_out(0, tid, streamed_id(process), reductions, could_go_on(process));
 }
 
 SEC("uprobe")
@@ -118,7 +136,7 @@ int BPF_KPROBE(schedule_out_usdt)
 
 	if (!enter(PROGRAM_SCHEDULE_OUT_USDT, &tid))
 		return 0;
-	return scheduled_out(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), UNKNOWN);
+	return scheduled_out(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), UNKNOWN, UNKNOWN);
 }
 
 char LICENSE[] SEC("license") = "GPL";

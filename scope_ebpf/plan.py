@@ -28,6 +28,11 @@ DEFAULT_EVENTS = tuple(
 )
 
 
+#: In the order in which they are tried. The kernel's tracepoints are there whatever the VM is.
+_HOW: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
+_BY_TRACEPOINT = {way.event for way in events.WAYS if way.via == "tracepoint"}
+
+
 class _Symbol(Protocol):
     @property
     def name(self) -> str: ...
@@ -72,7 +77,7 @@ class Executable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One breakpoint: a program at a place of the file."""
+    """One breakpoint: a program at a place of the file. A tracepoint has no place."""
 
     program: str
     family: str
@@ -87,6 +92,7 @@ class Attachment:
     #: Offset of the USDT semaphore in the file, bytes; 0 where there is none.
     semaphore: int = 0
     arguments: tuple[usdt.Argument, ...] = ()
+    tracepoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class Item:
     """What becomes of one event."""
 
     event: str
-    via: Literal["symbol", "usdt", "unavailable"]
+    via: Literal["symbol", "usdt", "tracepoint", "unavailable"]
     hook: str
     attachments: tuple[Attachment, ...]
     #: Why it is unavailable, or why not the other way; empty where nothing is to be said.
@@ -150,15 +156,15 @@ def make_plan(
 
 def _item(binary: Executable, flavor: str, event: str, via: Via, settings: Collection[str]) -> Item:
     reasons: list[str] = []
-    for way in ("symbol", "usdt"):
-        if via not in ("auto", way):
+    for way in _HOW:
+        if way == "tracepoint" and event not in _BY_TRACEPOINT:
+            continue
+        if via not in ("auto", way) and way != "tracepoint":
             continue
         found, reason = _way(binary, flavor, event, way, settings)
         if found:
             hook = " + ".join(dict.fromkeys(a.name for a in found))
-            return Item(
-                event, "symbol" if way == "symbol" else "usdt", hook, found, "; ".join(reasons)
-            )
+            return Item(event, way, hook, found, "; ".join(reasons))
         reasons.append(reason)
     return Item(event, "unavailable", "", (), "; ".join(reasons))
 
@@ -181,6 +187,11 @@ def _way(
 
 
 def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment, ...], str]:
+    if way.via == "tracepoint":
+        hooks = (
+            Attachment(h.program, way.family, h.name, 0, 0, tracepoint=True) for h in way.hooks
+        )
+        return tuple(hooks), ""
     found: list[Attachment] = []
     for hook in way.hooks:
         try:
@@ -206,6 +217,11 @@ def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> li
         symbol = next(iter(binary.matching(pattern)), None)
     if symbol is None:
         return []
+    if hook.call and (at_call := _call(binary, symbol, hook.call)):
+        offset = binary.file_offset(at_call)
+        return [
+            Attachment(hook.program, way.family, hook.name, offset, at_call, registers=hook.at_call)
+        ]
     place = entry.START if hook.returns else _entry(binary, symbol, hook)
     address = symbol.address + place.shift
     registers = tuple(zip(hook.arguments, (r or "" for r in place.registers), strict=False))
@@ -213,6 +229,16 @@ def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> li
     return [
         Attachment(hook.program, way.family, hook.name, offset, address, hook.returns, registers)
     ]
+
+
+def _call(binary: Executable, symbol: _Symbol, called: str) -> int | None:
+    """The address of the one place where a function calls *called*, if there is one."""
+    target = binary.symbol(called)
+    if target is None:
+        return None
+    code = binary.read(symbol.address, symbol.size)
+    place = entry.one_call(code, target.address - symbol.address)
+    return None if place is None else symbol.address + place
 
 
 def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entry:

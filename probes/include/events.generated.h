@@ -4,7 +4,7 @@
 #define SCOPE_EVENTS_GENERATED_H
 
 #define CLASSES 8
-#define KINDS 14
+#define KINDS 15
 #define RECORD_BYTES 56
 
 enum kind {
@@ -22,6 +22,7 @@ enum kind {
 	KIND_DIST_OUTPUT = 11,
 	KIND_CODE_LOAD = 12,
 	KIND_LONG_CALL = 13,
+	KIND_THREAD = 14,
 };
 
 enum exit_class {
@@ -65,6 +66,12 @@ enum long_call_class {
 	LONG_CALL_BIF = 1,
 	LONG_CALL_DIRTY_NIF = 2,
 	LONG_CALL_DIRTY_BIF = 3,
+};
+
+enum thread_class {
+	THREAD_ON = 0,
+	THREAD_OFF = 1,
+	THREAD_WOKEN = 2,
 };
 
 enum flags {
@@ -132,7 +139,9 @@ enum program {
 	PROGRAM_BIF_ENTRY = 39,
 	PROGRAM_DIRTY_NIF_ENTRY = 40,
 	PROGRAM_DIRTY_BIF_ENTRY = 41,
-	PROGRAMS = 42,
+	PROGRAM_SWITCHED = 42,
+	PROGRAM_WOKEN = 43,
+	PROGRAMS = 44,
 };
 
 static __always_inline enum kind kind_of(enum program program)
@@ -222,6 +231,10 @@ static __always_inline enum kind kind_of(enum program program)
 		return KIND_LONG_CALL;
 	case PROGRAM_DIRTY_BIF_ENTRY:
 		return KIND_LONG_CALL;
+	case PROGRAM_SWITCHED:
+		return KIND_THREAD;
+	case PROGRAM_WOKEN:
+		return KIND_THREAD;
 	default:
 		return KINDS; /* no kind */
 	}
@@ -260,6 +273,10 @@ struct settings {
 	__u32 port_state; /* the same, bytes */
 	__u32 schedule_in_register; /* where in struct pt_regs copy_in_registers has its process, bytes */
 	__u32 process_abandoned_heap; /* one more offset into struct process, bytes */
+	__u32 process_state; /* the same, bytes */
+	__u32 send_message_register; /* where in struct pt_regs a sent message is; 0 where the hook is too early, bytes */
+	__u32 message_sender; /* offset into ErtsMessage, bytes */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* Counts of one class of one kind, per CPU, from 0. */
@@ -350,7 +367,8 @@ struct send_record {
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 receiver; /* pid; absent where it is on another node, eterm */
 	__u64 size; /* size of the copied message, words */
-	__u64 reserved[2]; /* zero */
+	__u64 message; /* the ErtsMessage, which its receive tells as well, address */
+	__u64 reserved[1]; /* zero */
 };
 
 /* A process took a message out of its mailbox. */
@@ -363,7 +381,8 @@ struct receive_record {
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 message; /* the ErtsMessage, to pair it with its send, address */
 	__u64 size; /* size of the message, words */
-	__u64 reserved[2]; /* zero */
+	__u64 sender; /* who the VM noted as the sender; an atom for its own services, eterm */
+	__u64 reserved[1]; /* zero */
 };
 
 /* A process was scheduled in or out on a normal scheduler. */
@@ -376,7 +395,8 @@ struct schedule_record {
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 duration_ns; /* out: how long it ran, ns */
 	__u64 reductions; /* out: what the VM counted for it, reductions */
-	__u64 reserved[2]; /* zero */
+	__u64 runnable; /* out: 1 if it could go on, 0 if it waits */
+	__u64 reserved[1]; /* zero */
 };
 
 /* A garbage collection of one process ended. */
@@ -490,6 +510,20 @@ struct long_call_record {
 	__u64 reserved[1]; /* zero */
 };
 
+/* The kernel gave an OS thread of the VM a CPU, took it away, or made it ready to run. */
+struct thread_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u32 cpu; /* which CPU */
+	__u32 other; /* the thread that ran before (on) or after (off); 0 is none */
+	__u64 state; /* off: the kernel's state of the thread, 0 if it was preempted */
+	__u64 reserved[2]; /* zero */
+};
+
 /* Every record, so that each object's BTF has them; libbpf skips the section. */
 union any_record {
 	struct spawn_record spawn;
@@ -506,6 +540,7 @@ union any_record {
 	struct dist_output_record dist_output;
 	struct code_load_record code_load;
 	struct long_call_record long_call;
+	struct thread_record thread;
 };
 const union any_record *any_record __attribute__((section(".records"), used));
 

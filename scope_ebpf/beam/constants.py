@@ -32,6 +32,7 @@ _OFFSETS = {
     "process_gen_gcs": ("Process", "gen_gcs"),
     "process_abandoned_heap": ("Process", "abandoned_heap"),
     "process_sig_save": ("Process", "sig_qs.save"),
+    "process_state": ("Process", "state"),
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),
 }
@@ -57,6 +58,8 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
         layout = target.layout
         for name, (struct, field) in _OFFSETS.items():
             settings[name] = layout.offset(struct, field)
+        # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
+        settings["message_sender"] = layout.offset("ErtsMessage", "m") + 16
     except ReadRefusedError as error:
         refused.append(str(error))
     try:

@@ -57,6 +57,22 @@ def cheap_entry(code: bytes) -> Entry:
     return START
 
 
+def one_call(code: bytes, target: int) -> int | None:
+    """
+    Where the function *code* calls *target*, an offset from its start; None if not at one place.
+
+    The kernel emulates a call, and a jump that stands for one, under a breakpoint.
+    """
+    places = [
+        instruction.address
+        for instruction in _disassemble(code)
+        if instruction.mnemonic in ("call", "jmp")
+        and instruction.operands[0].type == _IMMEDIATE
+        and instruction.operands[0].imm == target
+    ]
+    return places[0] if len(places) == 1 else None
+
+
 def is_emulated(code: bytes) -> bool:
     """Whether the kernel emulates the first instruction of *code*."""
     first, second = code.ljust(2, b"\0")[:2]

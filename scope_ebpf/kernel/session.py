@@ -18,9 +18,10 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.libbpf import LibbpfError, check, library
+from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.ring import Ring
+from scope_ebpf.kernel.tracepoints import attach_tracepoint
 from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Uprobes, has_multi
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Session:
         self._base = base
         self._addresses = addresses or {}
         self._objects: dict[str, BpfObject] = {}
+        self._links: list[int] = []
         self._multi = has_multi() if multi is None else multi
         self._uprobes = Uprobes(
             path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi, by_child=True
@@ -143,7 +145,10 @@ class Session:
                 opened.set_entries("ring", self._ring_bytes)
             self._objects[family] = opened
             wanted = {a.program for a in self._plan.attachments if a.family == family}
-            opened.load(wanted, TRACE_UPROBE_MULTI if self._multi else None)
+            breakpoints = not any(
+                a.tracepoint for a in self._plan.attachments if a.program in wanted
+            )
+            opened.load(wanted, TRACE_UPROBE_MULTI if self._multi and breakpoints else None)
 
     def _attach(self) -> None:
         places: dict[str, list[Attachment]] = {}
@@ -153,17 +158,20 @@ class Session:
         for program, group in places.items():
             owner = self._objects[group[0].family]
             try:
+                if group[0].tracepoint:
+                    self._links.append(attach_tracepoint(owner.programs[program], group[0].name))
+                    continue
                 for attachment in group:
                     if attachment.arguments:
                         self._describe(attachment)
                 ready.append((owner.programs[program], owner.program_fd(program), group))
-            except (LibbpfError, KeyError) as error:
+            except (HostError, KeyError) as error:
                 self.failures += [Failure(attachment, str(error)) for attachment in group]
         results = self._uprobes.attach_all(ready)
         for (_, _, group), failed in zip(ready, results, strict=True):
             if failed:
                 self.failures += [Failure(attachment, str(failed)) for attachment in group]
-        if not self._uprobes:
+        if not self._uprobes and not self._links:
             raise NothingToAttachError(f"no hook could be attached: {self.failures[0].reason}")
 
     def _describe(self, attachment: Attachment) -> None:
@@ -241,7 +249,9 @@ class Session:
         )
 
     def detach(self) -> None:
-        """Take every breakpoint out of the target; the maps can still be read."""
+        """Take every hook out; the maps can still be read."""
+        while self._links:
+            library().bpf_link__destroy(self._links.pop())
         self._uprobes.detach()
 
     def close(self) -> None:

@@ -31,6 +31,18 @@ MAX_TARGETS = 64
 _PROGRAMS = ("thread_switch", "thread_wakeup", "thread_wakeup_new")
 
 
+def attach_tracepoint(program: int, name: str) -> int:
+    """
+    Attach a loaded program to the tracepoint it is for; the link.
+
+    Raises HostError where the kernel refuses it, or where the threads that it tells
+    of have other numbers than we know.
+    """
+    if host.pid_namespace() != (0, 0):
+        raise HostError("within a pid namespace threads have other numbers than the kernel's")
+    return check(library().bpf_program__attach(program), f"cannot attach to {name}")
+
+
 class ThreadWatch:
     """
     The scheduler's tracepoints, attached.

@@ -16,7 +16,7 @@ FAMILIES = sorted({way.family for way in events.WAYS})
 
 def programs(path: Path) -> dict[str, str]:
     """
-    The programs of an object that go to functions of the VM, and the section each lies in.
+    The programs of an object, and the section each lies in; tracepoints by their names.
     """
     with path.open("rb") as file:
         elf = ELFFile(file)
@@ -26,18 +26,27 @@ def programs(path: Path) -> dict[str, str]:
             if symbol["st_info"]["type"] != "STT_FUNC" or not isinstance(section, int):
                 continue
             name = elf.get_section(section).name
-            if name in ("uprobe", "uretprobe"):
-                found[symbol.name] = name
+            if name in ("uprobe", "uretprobe") or name.startswith("tp_btf/"):
+                found[symbol.name] = name.removeprefix("tp_btf/")
         return found
+
+
+def section(way: events.Way, hook: events.Hook) -> str:
+    """
+    What the section of a hook's program is called.
+    """
+    if way.via == "tracepoint":
+        return hook.name
+    return "uretprobe" if hook.returns else "uprobe"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_object_has_the_programs_of_its_hooks_and_no_others(family: str):
     """
-    Each hook's program is in its family's object, for an entry or a return as the hook says.
+    Each hook's program is in its family's object, for what the hook says.
     """
     expected = {
-        hook.program: "uretprobe" if hook.returns else "uprobe"
+        hook.program: section(way, hook)
         for way in events.WAYS
         if way.family == family
         for hook in way.hooks

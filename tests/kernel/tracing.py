@@ -256,6 +256,8 @@ def hooked_addresses(pid: int, events: Sequence[str] = EVENTS) -> dict[int, int]
     places = {}
     for via in ("symbol", "usdt"):
         for attachment in make_plan(target.binary, target.flavor, events, via).attachments:
+            if attachment.tracepoint:
+                continue
             byte = target.binary.read(attachment.address, 1)[0]
             places[target.base + attachment.address] = byte
     return places

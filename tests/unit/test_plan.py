@@ -94,10 +94,51 @@ def item(binary: Executable, event: str, flavor: str = "jit", via: str = "auto",
 
 def test_a_stock_binary_is_seen_by_its_symbols():
     """
-    On a binary with all functions every event is seen by symbols, without a word of excuse.
+    On a binary with all functions every event of the VM is seen by symbols, without an excuse.
     """
     plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
-    assert dict.fromkeys(EVENTS, ("symbol", "")) == {i.event: (i.via, i.reason) for i in plan.items}
+    expected = dict.fromkeys(EVENTS, ("symbol", "")) | {"thread": ("tracepoint", "")}
+    assert expected == {i.event: (i.via, i.reason) for i in plan.items}
+
+
+def test_the_kernels_own_events_need_nothing_of_the_binary():
+    """
+    What the kernel's tracepoints tell is there for any VM, whatever way is asked for.
+    """
+    found = item(Executable(), "thread", via="usdt")
+    places = [(a.program, a.name, a.tracepoint) for a in found.attachments]
+    expected = [("switched", "sched_switch", True), ("woken", "sched_wakeup", True)]
+    assert ("tracepoint", expected) == (found.via, places)
+
+
+def calling(*targets: int) -> Executable:
+    """
+    A binary whose erts_send_message, at BASE + 16, pushes and then calls each of *targets*.
+    """
+    names = {"erts_send_message": BASE + 16, "erts_queue_proc_message": BASE + 0x800}
+    code, place = PUSH, BASE + 16 + len(PUSH)
+    for target in targets:
+        place += 5
+        code += b"\xe8" + (target - place).to_bytes(4, "little", signed=True)
+    return Executable(names, code=code)
+
+
+def test_a_send_is_seen_where_it_queues_its_message():
+    """
+    The breakpoint is on the call that queues the message, and the program is told its register.
+    """
+    (place,) = item(calling(BASE + 0x700, BASE + 0x800), "send").attachments
+    assert (("send_message_register", "rcx"),) == place.registers
+    assert (22, BASE + 22, "send_local") == (place.offset, place.address, place.program)
+
+
+@pytest.mark.parametrize("calls", [(), (BASE + 0x700,), (BASE + 0x800, BASE + 0x800)])
+def test_a_send_that_does_not_queue_at_one_place_is_seen_at_its_entry(calls: tuple[int, ...]):
+    """
+    Where that call is not there, or is there twice, sends count all the same, without the message.
+    """
+    (place,) = item(calling(*calls), "send").attachments
+    assert (16, ()) == (place.offset, place.registers)
 
 
 def test_an_attachment_says_where_in_the_file_it_goes():
@@ -262,7 +303,7 @@ def test_a_forced_way_takes_no_other(via: str):
     ``--via`` takes that kind of hook only, and says nothing of the other.
     """
     plan = make_plan(with_probes(symbols=True), "jit", EVENTS, via, ["dsig_send_start"])
-    assert {via} == {i.via for i in plan.items} - {"unavailable"}
+    assert {via} == {i.via for i in plan.items} - {"unavailable", "tracepoint"}
     assert all(a.semaphore == 0 for a in plan.attachments) is (via == "symbol")
 
 
@@ -292,7 +333,7 @@ def test_what_costs_much_is_on_request_only():
     """
     By default everything is looked at but the long calls, which cost a return probe each.
     """
-    assert {"long_call"} == set(EVENTS) - set(DEFAULT_EVENTS)
+    assert {"long_call", "thread"} == set(EVENTS) - set(DEFAULT_EVENTS)
 
 
 @pytest.mark.parametrize("flavor", ["jit", "emu"])

@@ -98,7 +98,7 @@ def attach_type(family: str) -> int | None:
     """
     How the programs of an object are attached: breakpoints by one link, where the kernel has it.
     """
-    breakpoints = family in {way.family for way in events.WAYS}
+    breakpoints = family in {way.family for way in events.WAYS if way.via != "tracepoint"}
     return TRACE_UPROBE_MULTI if MULTI and breakpoints else None
 
 
