@@ -6,7 +6,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 
-.PHONY: help demo test lint unit kernel vm bench soak objects generate dashboards wheel clean
+.PHONY: help demo test lint unit kernel vm bench soak objects generate dashboards wheel packages \
+	packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -28,7 +29,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
-	@shellcheck packaging/*.sh tests/beams/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/scripts/* tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
@@ -58,6 +59,15 @@ dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 
 wheel: $(VENV)/.test objects ## a wheel with the objects in it
 	@$(BIN)/pip -q wheel --no-deps -w dist .
+
+packages: $(VENV)/.test objects ## a deb and an rpm in dist/
+	@$(BIN)/python packaging/build_packages.py
+
+packages-test: packages ## lintian, vagrant and its provisioning in a bare Debian (root, minutes)
+	@$(DEPS) test packages
+	@lintian --allow-root --fail-on error,warning dist/*.deb
+	@$(SUDO) env SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
+		$(BIN)/pytest tests/packages tests/vagrant
 
 clean: ## remove what was built here (not the cache of test VMs)
 	rm -rf $(VENV) build dist scope_ebpf/kernel/objects

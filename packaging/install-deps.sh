@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs from apt what a purpose needs, on Debian 12 or Ubuntu 24.04 and later.
 #
-#   packaging/install-deps.sh [run] [build] [demo] [test] [bench] [vm]     default: run
+#   packaging/install-deps.sh [run] [build] [demo] [test] [packages] [bench] [vm]     default: run
 #
 # Packages that are there cost nothing: apt is asked only about those that are not. No service is
 # started by what this installs, and those that the tests use are started by the tests.
@@ -28,13 +28,16 @@ packages_for() {
         rabbitmq-server ejabberd \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
         bpftrace "$(bpftool)" prometheus \
-        binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps ;;
+        binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
+        rpm systemd ;;
+    # What looks at the packages and at the machine image beyond that.
+    packages) echo lintian vagrant vagrant-libvirt ;;
     # The tools that the figures are compared with. Kernel headers only so that bcc can compile.
     bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
     # Virtual machines that boot other kernels, by software emulation.
     vm) echo qemu-system-x86 seabios busybox-static cpio e2fsprogs kmod mmdebstrap debian-archive-keyring \
         make python3 python3-venv ;;
-    *) die "no such purpose: $1 (there are run, build, demo, test, bench and vm)" ;;
+    *) die "no such purpose: $1 (there are run, build, demo, test, packages, bench and vm)" ;;
     esac
 }
 

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import beams_run
+import pytest
+from machine import Machine, machine, only_child, root
+from tracing import Run, require_root, wait_until
+
+from scope_ebpf.cli.main import COMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+CONFIG = "/etc/scope-ebpf/config.toml"
+#: What apt would do with a conffile that a person has changed, when nobody is there to be asked.
+KEEP = ("--force-confdef", "--force-confold")
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    A folder with the deb and the rpm of these sources, and the deb of an upgrade.
+    """
+    require_root()
+    folder = tmp_path_factory.mktemp("packages")
+    folder.chmod(0o755)
+    output(sys.executable, str(ROOT / "packaging/build_packages.py"), "--to", str(folder))
+    upgrade(folder / f"scope-ebpf_{VERSION}-1_amd64.deb", folder)
+    return folder
+
+
+def upgrade(deb: Path, folder: Path) -> None:
+    """
+    The same package with a higher version and another default config.
+    """
+    tree = folder / "tree"
+    output("dpkg-deb", "-R", str(deb), str(tree))
+    control = tree / "DEBIAN/control"
+    control.write_text(control.read_text().replace(f"Version: {VERSION}-1", "Version: 99-1"))
+    config = tree / CONFIG.lstrip("/")
+    config.write_text(config.read_text() + "# new in 99\n")
+    output("dpkg-deb", "--root-owner-group", "-b", str(tree), str(folder / "upgrade.deb"))
+    shutil.rmtree(tree)
+
+
+@pytest.fixture(scope="module")
+def deb(packages: Path) -> Path:
+    return packages / f"scope-ebpf_{VERSION}-1_amd64.deb"
+
+
+@pytest.fixture(scope="module")
+def bare(deb: Path) -> Path:
+    """
+    Debian with exactly what the deb says that it depends on, and an Erlang to look at.
+    """
+    depends = output("dpkg-deb", "-f", str(deb), "Depends")
+    return root("erlang-base", *re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends))
+
+
+@pytest.fixture
+def fresh(packages: Path, bare: Path) -> Iterator[Machine]:
+    """
+    A machine on which nothing was installed yet.
+    """
+    with machine(bare, packages) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def installed(packages: Path, bare: Path, deb: Path) -> Iterator[Machine]:
+    with machine(bare, packages) as made:
+        made.run("dpkg", "-i", f"/mnt/{deb.name}")
+        yield made
+
+
+@contextmanager
+def planted(where: Machine) -> Iterator[beams_run.Beam]:
+    """
+    A node in the machine that plants events on command.
+    """
+    modules = where.path("/tmp/modules")
+    shutil.copytree(beams_run.compiled("stock25"), modules, dirs_exist_ok=True)
+    pipe = subprocess.PIPE
+    erl = ("erl", "-noinput", "-pa", "/tmp/modules", "-s", "planted")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(where.command(*erl), stdin=pipe, stdout=pipe, stderr=errors)
+        beam = beams_run.Beam(process, errors, nested=True)
+        try:
+            beam.expect("ready")
+            yield beam
+        finally:
+            beam.stop()
+
+
+def only_beam(where: Machine) -> int:
+    """
+    The pid in the machine of the only node there.
+    """
+    (beam,) = json.loads(where.run("scope-trace", "list", "--format", "json"))["beams"]
+    assert beam["otp_release"] == "25"
+    return beam["pid"]
+
+
+def test_it_installs_with_nothing_but_what_it_depends_on(fresh: Machine, deb: Path):
+    """
+    dpkg configures the package on a bare Debian 12, every file as packed, and starts no daemon.
+    """
+    said = fresh.run("dpkg", "-i", f"/mnt/{deb.name}")
+    assert "the daemon is not started by itself" in said
+    assert "installed" == fresh.run("dpkg-query", "-W", "-f", "${db:Status-Status}", "scope-ebpf")
+    assert "" == fresh.run("dpkg", "--verify", "scope-ebpf")
+    assert "scope-ebpfd" not in fresh.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def test_the_commands_say_their_version(installed: Machine):
+    """
+    Both entry points find the code, its metadata and the distribution's libraries.
+    """
+    assert f"scope-trace {VERSION}\n" == installed.run("scope-trace", "--version")
+    assert f"scope-ebpfd {VERSION}\n" == installed.run("scope-ebpfd", "--version")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(installed: Machine, command: str):
+    """
+    Every command can be imported there, and its help and its man page are there.
+    """
+    assert installed.run("scope-trace", command, "--help").startswith("usage: scope-trace")
+    page = "scope-trace" if command == "trace" else f"scope-trace-{command}"
+    assert installed.path(f"/usr/share/man/man1/{page}.1.gz").exists()
+
+
+def test_the_daemon_has_its_pages(installed: Machine):
+    """
+    The daemon, its config and what Prometheus takes are documented and there.
+    """
+    for name in (
+        "man/man8/scope-ebpfd.8.gz",
+        "man/man5/scope-ebpf-config.5.gz",
+        "scope-ebpf/rules.yml",
+        "scope-ebpf/prometheus.yml",
+    ):
+        assert installed.path(f"/usr/share/{name}").exists(), name
+    boards = {path.name for path in installed.path("/usr/share/scope-ebpf/dashboards").iterdir()}
+    assert {path.name for path in (ROOT / "dashboards").glob("*.json")} == boards
+
+
+def test_it_sees_a_node_there(installed: Machine):
+    """
+    A trace from within, of a node within, counts what was planted: 23 spawns.
+    """
+    with planted(installed) as beam:
+        pid = str(only_beam(installed))
+        words = ("scope-trace", "--pid", pid, "--duration", "0", "--format", "json")
+        run = Run(installed.command(*words), None)
+        try:
+            run.wait_for_counting()
+            beam.plant("spawns 23")
+            os.kill(only_child(run.pid), signal.SIGINT)
+            document = run.wait().document
+        finally:
+            run.close()
+    assert 23 == document["events"]["spawn"]["count"]
+    assert 0 == document["lost_total"]
+
+
+def test_its_daemon_is_scraped_there(installed: Machine):
+    """
+    The installed daemon finds a node by itself, serves its figures, and ends on SIGTERM.
+    """
+    port = beams_run.free_port()
+    with planted(installed):
+        daemon = Run(installed.command("scope-ebpfd", "--listen", f"127.0.0.1:{port}"), None)
+        try:
+
+            def page() -> str:
+                assert daemon.process.poll() is None, daemon.wait().errors
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                        return answer.read().decode()
+                except OSError:
+                    return ""
+
+            wait_until(lambda: "beam_target_info{" in page(), "a node among the metrics")
+            os.kill(only_child(daemon.pid), signal.SIGTERM)
+            outcome = daemon.wait()
+        finally:
+            daemon.close()
+    assert 0 == outcome.code, outcome.errors
+
+
+def test_a_config_that_nobody_changed_follows_the_package(fresh: Machine, deb: Path):
+    """
+    An upgrade brings its config where the old one is as it came.
+    """
+    fresh.run("dpkg", "-i", f"/mnt/{deb.name}")
+    assert "640 root" == fresh.run("stat", "-c", "%a %U", CONFIG).strip()
+    fresh.run("dpkg", *KEEP, "-i", "/mnt/upgrade.deb")
+    assert "# new in 99" in fresh.path(CONFIG).read_text()
+
+
+def test_a_config_that_was_changed_survives(fresh: Machine, deb: Path):
+    """
+    An upgrade and a removal leave a person's config alone; only a purge takes it.
+    """
+    fresh.run("dpkg", "-i", f"/mnt/{deb.name}")
+    changed = fresh.path(CONFIG)
+    changed.write_text('budget = "0.5%"\n')
+    fresh.run("dpkg", *KEEP, "-i", "/mnt/upgrade.deb")
+    assert 'budget = "0.5%"\n' == changed.read_text()
+    assert "# new in 99" in fresh.path(f"{CONFIG}.dpkg-dist").read_text()
+    fresh.run("dpkg", "--remove", "scope-ebpf")
+    assert 'budget = "0.5%"\n' == changed.read_text()
+    fresh.run("dpkg", "--purge", "scope-ebpf")
+    assert not changed.parent.exists()
+
+
+def test_a_removal_leaves_nothing_but_the_config(fresh: Machine, deb: Path):
+    """
+    No file of ours stays, nor bytecode that Python wrote beside them.
+    """
+    fresh.run("dpkg", "-i", f"/mnt/{deb.name}")
+    fresh.run("scope-trace", "list")
+    assert list(fresh.path("/usr/lib/scope-ebpf/scope_ebpf/__pycache__").iterdir())
+    fresh.run("dpkg", "--remove", "scope-ebpf")
+    left = fresh.run("find", "/etc", "/usr", "/var/lib/systemd", "-path", "*scope-ebpf*")
+    assert ["/etc/scope-ebpf", CONFIG] == sorted(left.split())
+    fresh.run("dpkg", "--purge", "scope-ebpf")
+    assert "" == fresh.run("find", "/etc", "/usr", "-path", "*scope-ebpf*")
+
+
+def test_the_rpm_has_the_same_files(packages: Path, deb: Path):
+    """
+    What one package has the other has too, and the rpm's digests are right.
+    """
+    rpm = str(packages / f"scope-ebpf-{VERSION}-1.x86_64.rpm")
+    of_deb = {
+        line.split(maxsplit=5)[5].removeprefix(".")
+        for line in output("dpkg-deb", "-c", str(deb)).splitlines()
+        if not line.startswith("d")
+    }
+    of_rpm = set(
+        output("rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILENAMES}\n]", rpm).splitlines()
+    )
+    assert of_deb == {line.split()[1] for line in of_rpm if not line.startswith("d")}
+    assert "digests OK" in output("rpm", "--checksig", rpm)
+    assert CONFIG == output("rpm", "-qpc", rpm).strip()
+    assert "python3dist(numpy)" in output("rpm", "-qp", "--requires", rpm)
+
+
+def test_the_same_sources_make_the_same_packages(packages: Path, tmp_path: Path):
+    """
+    Whoever builds the packages again can compare them with what was published, bit by bit.
+    """
+    output(sys.executable, str(ROOT / "packaging/build_packages.py"), "--to", str(tmp_path))
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (packages / path.name).read_bytes(), path.name
