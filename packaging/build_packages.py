@@ -92,7 +92,7 @@ def main() -> None:
     dist.mkdir(exist_ok=True)
     nfpm = Path(sys.executable).with_name("nfpm")
     for kind in ("deb", "rpm"):
-        command = [nfpm, "package", "-f", "packaging/nfpm.yaml", "-p", kind, "-t", f"{dist}/"]
+        command = [str(nfpm), "package", "-f", "packaging/nfpm.yaml", "-p", kind, "-t", f"{dist}/"]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     for path in sorted(dist.glob(f"scope-ebpf[-_]{version}*")):
         sys.stdout.write(f"{path}  {path.stat().st_size // 1024} KiB\n")
