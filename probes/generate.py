@@ -28,7 +28,10 @@ RECORD_BYTES = 56
 CLASSES = 8
 
 #: Structs of maps, in the order they are written.
-PLAIN = ("tally", "durations", "allowance", "thread", "thread_totals", "usdt_argument")
+PLAIN = (
+    *("tally", "durations", "allowance", "thread", "thread_totals", "usdt_argument"),
+    *("call_settings", "call_place", "call_totals", "call_pending", "call_hit"),
+)
 
 Table = dict[str, Any]
 

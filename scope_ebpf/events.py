@@ -394,6 +394,46 @@ USDT_ARGUMENT = np.dtype([
     ("padding", "u1", (3,)),
 ])
 
+CALL_SETTINGS = np.dtype([
+    ("limit", "<u8"),
+    ("return_limit", "<u8"),
+    ("process_hend", "<u4"),
+    ("map_subtag", "<u4"),
+])
+
+CALL_PLACE = np.dtype([
+    ("module", "<u8"),
+    ("function", "<u8"),
+    ("arity", "<u4"),
+    ("number", "<u4"),
+])
+
+CALL_TOTALS = np.dtype([
+    ("calls", "<u8"),
+    ("lost", "<u8"),
+    ("refused", "<u8"),
+    ("strange", "<u8"),
+    ("beyond", "<u8"),
+])
+
+CALL_PENDING = np.dtype([
+    ("since_ns", "<u8"),
+    ("address", "<u8"),
+])
+
+CALL_HIT = np.dtype([
+    ("time_ns", "<u8"),
+    ("process", "<u8"),
+    ("address", "<u8"),
+    ("caller", "<u8"),
+    ("since_ns", "<u8"),
+    ("tid", "<u4"),
+    ("arity", "<u4"),
+    ("x", "<u8", (8,)),
+    ("pieces", "<u8", (112,)),
+    ("reserved", "<u8"),
+])
+
 WAYS = (
     Way('spawn', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
         Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),

@@ -330,6 +330,51 @@ struct usdt_argument {
 	__u8 padding[3]; /* named, so that it is zero */
 };
 
+/* What the programs of function.bpf.c must know of a target; constants to the verifier. */
+struct call_settings {
+	__u64 limit; /* calls that are counted, of all functions */
+	__u64 return_limit; /* returns that are looked at */
+	__u32 process_hend; /* offset of hend in struct process, bytes */
+	__u32 map_subtag; /* tag of a map's header word */
+};
+
+/* An address at which a breakpoint stands: a function's first instruction, or where a call returns to. */
+struct call_place {
+	__u64 module; /* what must stand before a function's code; 0 for a return address, eterm */
+	__u64 function; /* the same, eterm */
+	__u32 arity; /* the same */
+	__u32 number; /* its place in call_totals */
+};
+
+/* What happened at one place, per CPU, from 0. */
+struct call_totals {
+	__u64 calls; /* calls, or returns of calls that were waited for */
+	__u64 lost; /* of those, without a record: the ring was full */
+	__u64 refused; /* hits of which the process or the function could not be read */
+	__u64 strange; /* hits of other code at the same address; returns that nobody waited for */
+	__u64 beyond; /* hits beyond the limit */
+};
+
+/* A call whose return is waited for. */
+struct call_pending {
+	__u64 since_ns; /* when it began, ns */
+	__u64 address; /* the function, address */
+};
+
+/* One call, or the return of one, as it lies in the ring of function.bpf.c: 1024 bytes with the kernel's header. */
+struct call_hit {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 process; /* who called, eterm */
+	__u64 address; /* the function's first instruction, address */
+	__u64 caller; /* where it returns to, address */
+	__u64 since_ns; /* of a return: when the call began; else 0, ns */
+	__u32 tid; /* the OS thread */
+	__u32 arity; /* arguments of the function, of which x has the first eight */
+	__u64 x[8]; /* the arguments, eterm */
+	__u64 pieces[112]; /* fourteen times a term and the first seven words it points to */
+	__u64 reserved; /* zero */
+};
+
 /* A process was created. */
 struct spawn_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
