@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from scope_ebpf.metrics.catalogue import catalogue
+from scope_ebpf.metrics.compat import rules
 
 PAGE = Path(__file__).parent / "metrics.md"
 _HEAD = """\
@@ -28,16 +29,33 @@ exact while `scope_ebpf_sampling_ratio` is 1 and else scaled from windows with t
 | --- | --- | --- | --- | --- |
 """
 
+_COMPAT = """
+## With --compat erlang-vm
+
+What means the same as a series of prometheus.erl has its name too, with the label `node`: the name
+of version 6, and that of version 4 and 5 where it was another, as RabbitMQ's dashboards have it.
+`erlang_vm_allocators` is without `instance_no`: all instances are added up.
+
+Not the same, and so not offered: `msacc` (states that the VM measures itself, if asked), the kinds
+atom, code and other of memory (made of tables that only the VM can measure), and dist by peer.
+
+| version 6 | version 4 and 5 | made of |
+| --- | --- | --- |
+"""
+
 
 def text() -> str:
     """The whole page."""
     rows = [
-        f"| `{s.name}` | {s.type} | {', '.join(s.labels)} | {s.source} | {s.help}"
-        + (f" Also `{s.compat}`." if s.compat else "")
-        + " |"
+        f"| `{s.name}` | {s.type} | {', '.join(s.labels)} | {s.source} | {s.help}" + " |"
         for s in catalogue().values()
     ]
-    return _HEAD + "\n".join(rows) + "\n"
+    theirs = [
+        f"| `{rule.name}` | {f'`{rule.old}`' if rule.old else ''} | `{rule.source}` |"
+        for source in rules().values()
+        for rule in source
+    ]
+    return _HEAD + "\n".join(rows) + "\n" + _COMPAT + "\n".join(sorted(theirs)) + "\n"
 
 
 if __name__ == "__main__":

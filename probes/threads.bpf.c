@@ -20,8 +20,8 @@
 
 #define TASK_RUNNING	   0
 #define TASK_INTERRUPTIBLE 1
-/* 64 targets with five types of threads each. */
-#define MAX_ROWS 320
+/* 64 targets with six types of threads each. */
+#define MAX_ROWS 384
 /* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. */
 #define MAX_WATCHED 65536
 

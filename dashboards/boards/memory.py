@@ -3,10 +3,10 @@
 Memory and garbage collection: what grows, and what does collecting cost?
 """
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from boards.records import Board, Panel, Query, Row
 
-GENERATIONS = (("minor", SKY), ("major", ORANGE), ("hibernate", PURPLE))
+GENERATIONS = (("minor", SKY), ("major", ORANGE))
 
 _HELD = Row(
     "What is held",

@@ -5,7 +5,8 @@ What the VM counts anyway, read from its memory: exact, and free for the VM.
 Run queues and scheduler data are arrays of structs, whose places are checked
 before use: each struct carries its own number. Sources: OTP-25.2.3
 erts/emulator/beam/erl_process.h (struct ErtsRunQueue_, struct
-ErtsSchedulerData_), erl_ptab.h (ErtsPTab), index.h (IndexTable).
+ErtsSchedulerData_, ErtsSchedulerSleepInfo), erl_ptab.h (ErtsPTab), index.h
+(IndexTable), erl_db.c (erts_ets_table_count), io.c (reply_io_bytes).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.threads import threads
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
 
 #: OTP allows 1024 schedulers of each of the three kinds.
 _MAX_SCHEDULERS = 1024
-#: Slots of an array of run queues that are no queue of normal schedulers: dirty CPU, dirty IO.
-_DIRTY = 2
+#: Each kind of scheduler: the array of their data, and how many there are.
+_KINDS = {
+    "normal": ("erts_aligned_scheduler_data", "erts_no_schedulers"),
+    "dirty_cpu": ("erts_aligned_dirty_cpu_scheduler_data", "erts_no_dirty_cpu_schedulers"),
+    "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
+}
+KINDS = tuple(_KINDS)
+#: ErtsSchedulerSleepInfo.flags, and the bit of a scheduler that is not online.
+SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 
 #: Behind the count of a table: how many places were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
@@ -38,17 +47,23 @@ class Counters:
     """
     One reading.
 
-    *run_queues* has the processes and ports ready to run: one number for each
-    normal scheduler, then dirty CPU, then dirty IO. *collections* and
-    *reclaimed_words* leave out what dirty schedulers collected. *spawned* grows
-    by one for each process that is made, modulo 2^32, from any number.
+    *run_queues* has the processes and ports ready to run, by the kinds of
+    :data:`KINDS`; *online* the schedulers of each kind that are. *collections* and
+    *reclaimed_words* leave out what dirty schedulers collected, *bytes_in* and
+    *bytes_out* what ports moved outside of normal schedulers. *spawned* grows by
+    one for each process that is made, modulo 2^32, from any number.
     """
 
     context_switches: int
     reductions: int
-    run_queues: NDArray[np.int32]
+    run_queues: tuple[int, ...]
+    schedulers: tuple[int, ...]
+    online: tuple[int, ...]
     collections: int
     reclaimed_words: int
+    bytes_in: int
+    bytes_out: int
+    ets_tables: int
     spawned: int
     processes: int
     ports: int
@@ -69,50 +84,52 @@ class CounterReader:
 
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
-        self._layout = layout = target.layout
-        self._normal = self._u32(target, "erts_no_schedulers")
-        if not 0 < self._normal <= _MAX_SCHEDULERS:
-            raise ReadRefusedError(
-                f"process {target.pid} claims {self._normal} schedulers, so its counters are "
-                "not read"
-            )
-        self._queues = _array(
-            self._memory.u64(target.address("erts_aligned_run_queues")),
-            self._normal + _DIRTY,
-            layout.size("ErtsAlignedRunQueue"),
-        )
-        self._schedulers = _array(
-            self._memory.u64(target.address("erts_aligned_scheduler_data")),
-            self._normal,
-            layout.size("ErtsAlignedSchedulerData"),
-        )
-        self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
-        self._taken = layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
-        self._atoms = target.address("erts_atom_table")
+        self._layout = target.layout
+        counts = _counts(target)
+        self._schedulers = {kind: self._array(target, kind, counts[kind]) for kind in KINDS}
         self._check(target)
+        # A kind of dirty schedulers shares one queue; each normal scheduler has its own.
+        queues = {kind: self._pointers(kind, "run_queue") for kind in KINDS}
+        self._queues = np.concatenate(
+            [queues["normal"], queues["dirty_cpu"][:1], queues["dirty_io"][:1]]
+        )
+        self._check_queues(target)
+        self._sleepers = np.concatenate([self._pointers(kind, "ssi") for kind in KINDS])
+        self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
+        self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
+        self._atoms = target.address("erts_atom_table")
 
     def read(self) -> Counters:
         """Read everything, in a handful of system calls."""
-        queues = self._fields(
+        switches, reductions, lengths = self._fields(
             self._queues,
             "ErtsRunQueue",
             ("procs.context_switches", np.uint64),
             ("procs.reductions", np.uint64),
             ("len", np.int32),
-            ("ports.info.len", np.int32),
         )
-        collections, reclaimed = self._fields(
-            self._schedulers,
+        collections, reclaimed, bytes_in, bytes_out, tables = self._fields(
+            self._schedulers["normal"],
             "ErtsSchedulerData",
             ("gc_info.garbage_cols", np.uint64),
             ("gc_info.reclaimed", np.uint64),
+            ("io.in", np.uint64),
+            ("io.out", np.uint64),
+            ("ets_tables.count", np.uint64),
         )
+        normal = len(self._schedulers["normal"])
+        counts = tuple(len(self._schedulers[kind]) for kind in KINDS)
         return Counters(
-            context_switches=int(queues[0].sum()),
-            reductions=int(queues[1].sum()),
-            run_queues=(queues[2] + queues[3]).astype(np.int32),
+            context_switches=int(switches.sum()),
+            reductions=int(reductions.sum()),
+            run_queues=(int(lengths[:normal].sum()), int(lengths[normal]), int(lengths[-1])),
+            schedulers=counts,
+            online=self._online(counts),
             collections=int(collections.sum()),
             reclaimed_words=int(reclaimed.sum()),
+            bytes_in=int(bytes_in.sum()),
+            bytes_out=int(bytes_out.sum()),
+            ets_tables=int(tables.sum()),
             spawned=self._memory.u32(self._tables["erts_proc"] + self._taken),
             processes=self._table("erts_proc", "vola.tile.count"),
             ports=self._table("erts_port", "vola.tile.count"),
@@ -126,6 +143,13 @@ class CounterReader:
             ports=self._table("erts_port", "r.o.max"),
             atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "limit")),
         )
+
+    def _online(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        raw, good = self._memory.gather(self._sleepers + np.uint64(SLEEP_FLAGS), 4)
+        if not good.all():
+            raise ReadRefusedError("the schedulers' states could not be read")
+        on = column(raw, 0, np.uint32) & SUSPENDED == 0
+        return tuple(int(part.sum()) for part in np.split(on, np.cumsum(counts)[:-1]))
 
     def _table(self, name: str, field: str) -> int:
         return self._memory.u32(self._tables[name] + self._layout.offset("ErtsPTab", field))
@@ -144,23 +168,48 @@ class CounterReader:
             for offset, (_, kind) in zip(offsets, fields, strict=True)
         ]
 
-    def _check(self, target: Target) -> None:
-        """Each scheduler's data tells its number, each run queue its index."""
-        numbers = self._fields(self._schedulers, "ErtsSchedulerData", ("no", np.uint64))[0]
-        indexes = self._fields(self._queues, "ErtsRunQueue", ("ix", np.int32))[0]
-        good = (numbers == np.arange(1, self._normal + 1)).all()
-        if not good or not (indexes[: self._normal] == np.arange(self._normal)).all():
+    def _pointers(self, kind: str, field: str) -> NDArray[np.uint64]:
+        found: NDArray[np.uint64] = self._fields(
+            self._schedulers[kind], "ErtsSchedulerData", (field, np.uint64)
+        )[0]
+        return found
+
+    def _array(self, target: Target, kind: str, count: int) -> NDArray[np.uint64]:
+        if not 0 < count <= _MAX_SCHEDULERS:
             raise ReadRefusedError(
-                f"process {target.pid}: its schedulers are not where {self._layout} has them, "
+                f"process {target.pid} claims {count} schedulers of the kind {kind}, so its "
+                "counters are not read"
+            )
+        start = self._memory.u64(target.address(_KINDS[kind][0]))
+        stride = np.uint64(self._layout.size("ErtsAlignedSchedulerData"))
+        return np.uint64(start) + np.arange(count, dtype=np.uint64) * stride
+
+    def _check(self, target: Target) -> None:
+        """Each scheduler's data tells its number."""
+        for kind, places in self._schedulers.items():
+            field = "no" if kind == "normal" else "dirty_no"
+            numbers = self._fields(places, "ErtsSchedulerData", (field, np.uint64))[0]
+            if not (numbers & np.uint64(0xFFFFFFFF) == np.arange(1, len(places) + 1)).all():
+                raise ReadRefusedError(
+                    f"process {target.pid}: its schedulers are not where {self._layout} has them, "
+                    "so its counters are not read"
+                )
+
+    def _check_queues(self, target: Target) -> None:
+        """Each run queue tells its place: those of normal schedulers, then dirty CPU, dirty IO."""
+        indexes = self._fields(self._queues, "ErtsRunQueue", ("ix", np.int32))[0]
+        if not (indexes == np.arange(len(self._queues))).all():
+            raise ReadRefusedError(
+                f"process {target.pid}: its run queues are not where {self._layout} has them, "
                 "so its counters are not read"
             )
 
-    def _u32(self, target: Target, name: str) -> int:
-        return self._memory.u32(target.address(name))
 
-
-def _array(start: int, count: int, stride: int) -> NDArray[np.uint64]:
-    places: NDArray[np.uint64] = np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(
-        stride
-    )
-    return places
+def _counts(target: Target) -> dict[str, int]:
+    """How many schedulers of each kind there are: what the VM says, or else its threads."""
+    found = {}
+    roles = [thread.role for thread in threads(target.pid)]
+    for kind, (_, name) in _KINDS.items():
+        place = target.roots.find(name)
+        found[kind] = roles.count(kind) if place is None else target.memory.u32(place)
+    return found

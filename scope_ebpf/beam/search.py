@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope_ebpf.beam.allocators import COUNT, FIRST_UTIL, RECORD, instances, numbered
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG, PID_TAG, PORT_TAG, IdCodec, Shuffle
 from scope_ebpf.errors import ReadRefusedError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 #: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
 _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
 _WORD = 8
+#: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
+_EHEAP, _ENABLED = 6, 1 | 1 << 32
 #: Slots of a table that are looked at.
 _SAMPLE = 1024
 
@@ -209,6 +212,47 @@ def _schedulers(kind: int, target: Target) -> int | None:
     return _pointing(target, max(field.values()) + _WORD, fits)
 
 
+def _allocators(target: Target) -> int | None:
+    """
+    Find ``erts_allctrs_info``: records that point to records of the same numbers.
+
+    Nearly every allocator has instances, whose record erts_allctr_thr_spec[N] is
+    what the field extra of erts_allctrs_info[N] points to (OTP-25.2.3 erl_alloc.c).
+    """
+    first, last, words_each = FIRST_UTIL, COUNT - 1, RECORD // _WORD
+    found = []
+    for address, words in data(target):
+        size = len(words) - COUNT * words_each
+        if size <= 0:
+            continue
+        fits = np.ones(size, np.bool_)
+        for number in (first, _EHEAP, last):
+            at = number * words_each
+            fits &= words[at : at + size] == _ENABLED
+        step = words[_EHEAP * words_each + 2 :][:size] - words[first * words_each + 2 :][:size]
+        fits &= step == (_EHEAP - first) * RECORD
+        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
+    return _only([place for place in found if _holds(_is_allocators, target, place)])
+
+
+def _is_allocators(target: Target, place: int) -> bool:
+    specs = _specs_of(target, place)
+    return all(
+        numbered(target, instances(target, place, specs, number), number)
+        for number in range(FIRST_UTIL, COUNT)
+    )
+
+
+def _specs_of(target: Target, info: int) -> int:
+    return target.memory.u64(info + _EHEAP * RECORD + 2 * _WORD) - _EHEAP * RECORD
+
+
+def _allocator_specs(target: Target) -> int | None:
+    """Find ``erts_allctr_thr_spec``, to which ``erts_allctrs_info`` points."""
+    info = target.roots.find("erts_allctrs_info")
+    return None if info is None else _specs_of(target, info)
+
+
 #: How each table is found where no symbol tells.
 SEARCHES: dict[str, Callable[[Target], int | None]] = {
     "erts_proc": partial(
@@ -222,6 +266,8 @@ SEARCHES: dict[str, Callable[[Target], int | None]] = {
     ),
     "r": _code_ranges,
     "erts_this_node": _this_node,
+    "erts_allctrs_info": _allocators,
+    "erts_allctr_thr_spec": _allocator_specs,
     "erts_aligned_scheduler_data": partial(_schedulers, 0),
     "erts_aligned_dirty_cpu_scheduler_data": partial(_schedulers, 1),
     "erts_aligned_dirty_io_scheduler_data": partial(_schedulers, 2),

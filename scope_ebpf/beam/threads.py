@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 #: Names that the VM gives its threads, up to OTP 25 and since OTP 26; the kernel cuts at 15.
 _ROLES = (
@@ -15,6 +16,7 @@ _ROLES = (
     (re.compile(r"^(?:(\d+)_dirty_io_s\w*|erts_dios_(\d+))$"), "dirty_io"),
     (re.compile(r"^(?:(\d+)_poller|erts_poll_(\d+))$"), "poll"),
     (re.compile(r"^(?:(\d+)_aux|erts_aux_(\d+))$"), "aux"),
+    (re.compile(r"^(?:erts_)?async_(\d+)$"), "async"),
 )
 #: Order in which threads are shown.
 ROLES = tuple(role for _, role in _ROLES)
@@ -66,3 +68,37 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
             Thread(int(folder.name), *role, fields[0], used, int(waits[1]) if waits else 0)
         )
     return sorted(found, key=lambda thread: (ROLES.index(thread.role), thread.number))
+
+
+class TaskFaults(NamedTuple):
+    """One thread: minor and major page faults since it began, and what it is for, if we know."""
+
+    tid: int
+    role: str | None
+    minor: int
+    major: int
+
+
+def faults(pid: int, proc: str = "/proc") -> list[TaskFaults]:
+    """
+    Read the page faults of every thread, and last those of the whole process under its pid's 0.
+
+    One file for each thread; those that end meanwhile are left out.
+    """
+    found = []
+    folder = f"{proc}/{pid}"
+    try:
+        tids = os.listdir(f"{folder}/task")  # noqa: PTH208 - fast
+    except OSError:
+        return []
+    for tid in [f"task/{tid}" for tid in tids] + ["."]:
+        try:
+            with open(f"{folder}/{tid}/stat", "rb") as stat:  # noqa: PTH123 - one for each thread
+                head, _, rest = stat.read().rpartition(b")")
+        except OSError:
+            continue
+        fields = rest.split()
+        role = role_of(head.partition(b"(")[2].decode("utf-8", "replace"))
+        number = int(tid[5:] or 0)
+        found.append(TaskFaults(number, role[0] if role else None, int(fields[7]), int(fields[9])))
+    return found

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.registry import Collector
 
-from scope_ebpf.metrics.exposition import Page, expose
+from scope_ebpf.metrics.exposition import expose
+from scope_ebpf.metrics.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

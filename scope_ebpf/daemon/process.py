@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``/proc`` and the cgroup say of a VM's process (proc(5), cgroup-v2.rst)."""
+"""What ``/proc`` says of a VM's process (proc(5))."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.metrics.reading import ProcessReading
 
+if TYPE_CHECKING:
+    from scope_ebpf.daemon.throttling import Throttling
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
@@ -25,7 +28,7 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
 
 
 def read_process(
-    pid: int, cgroup: str = "", proc: Path = Path("/proc"), cgroups: Path = _CGROUPS
+    pid: int, throttling: Throttling | None = None, proc: Path = Path("/proc")
 ) -> ProcessReading:
     """Read them. NoSuchProcessError if the process has ended."""
     try:
@@ -35,29 +38,16 @@ def read_process(
         raise NoSuchProcessError(f"process {pid} has ended") from None
     # The name stands in brackets and may hold anything, brackets too.
     fields = text.rpartition(b")")[2].split()
+    started = int(fields[19]) / _TICKS
     return ProcessReading(
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
-        minor_faults=int(fields[7]),
-        major_faults=int(fields[9]),
+        user_seconds=int(fields[11]) / _TICKS,
         rss_bytes=int(fields[21]) * _PAGE,
-        start_time=_boot_time() + int(fields[19]) / _TICKS,
-        throttled_seconds=_throttled(f"{cgroups}{cgroup}") if cgroup else None,
+        start_time=_boot_time() + started,
+        uptime=time.clock_gettime(time.CLOCK_BOOTTIME) - started,
+        throttled=throttling.read() if throttling else None,
     )
 
 
 def _boot_time() -> float:
     return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 1)
-
-
-def _throttled(folder: str) -> float | None:
-    """Seconds for which a cgroup's quota was used up; None where it has no quota."""
-    try:
-        with open(f"{folder}/cpu.stat") as file:  # noqa: PTH123
-            text = file.read()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "throttled_usec":
-            return int(value) / 1e6
-    return None

@@ -19,6 +19,7 @@ from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.readers import Readers
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.labels import Labels
 from scope_ebpf.metrics.snapshot import SnapshotReading
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: The share of a core that reading tables may take, over all targets.
 SHARE = 0.004
+#: The same for reading the VM's own memory besides.
+MEMORY_SHARE = 0.0005
 #: Seconds between two looks at whose turn it is.
 _LOOK = 1.0
 #: Blocks of the table in one part: 16,384 slots, a few milliseconds.
@@ -84,6 +87,7 @@ class Snapshots:
         self._watches = watches
         self._config = config
         self._tables: dict[int, Table | None] = {}
+        self._readers: dict[int, Readers] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
@@ -99,11 +103,28 @@ class Snapshots:
     def _run(self) -> None:
         while not self._ended.wait(_LOOK):
             watches = self._watches()
-            for gone in self._tables.keys() - {watch.target.pid for watch in watches}:
-                del self._tables[gone]
+            here = {watch.target.pid for watch in watches}
+            for kept in (self._tables, self._readers):
+                for gone in kept.keys() - here:
+                    kept.pop(gone)
             for watch in watches:
                 if not self._ended.is_set():
+                    self._read(watch, len(watches))
                     self._take(watch, len(watches))
+
+    def _read(self, watch: Watch, targets: int) -> None:
+        pid = watch.target.pid
+        try:
+            if pid not in self._readers:
+                self._readers[pid] = Readers(watch.target)
+            readers = self._readers[pid]
+            if time.monotonic() < readers.due:
+                return
+            watch.memory = readers.read()
+        except NoSuchProcessError:
+            return  # the loop drops it
+        rarely = readers.seconds * targets / MEMORY_SHARE
+        readers.due = time.monotonic() + max(self._config().snapshot_interval, rarely)
 
     def _take(self, watch: Watch, targets: int) -> None:
         pid = watch.target.pid

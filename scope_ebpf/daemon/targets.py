@@ -231,15 +231,13 @@ class Targets:
         name = name or NAMELESS
         return f"{name}#{pid}" if name in {watch.node for watch in self.watches} else name
 
-    def _watch_threads(self, pid: int) -> WatchedThreads | None:
+    def _watch_threads(self, pid: int) -> WatchedThreads:
         """The target's threads, where the kernel lets us watch them and there is room."""
         if self.thread_watch is None and not self._thread_trouble:
             self.thread_watch, self._thread_trouble = attach_or_reason()
             if self._thread_trouble:
                 say(logging.WARNING, "threads are not watched", why=self._thread_trouble)
         place = self.thread_watch.add() if self.thread_watch else None
-        if self.thread_watch is None or place is None:
-            return None
         return WatchedThreads(self.thread_watch, pid, place)
 
     def _refuse(self, pid: int, error: Exception) -> None:

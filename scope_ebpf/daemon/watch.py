@@ -18,7 +18,8 @@ from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.daemon import totals
 from scope_ebpf.daemon.measures import Measures
 from scope_ebpf.daemon.prices import Prices
-from scope_ebpf.daemon.process import cgroup_of, read_process
+from scope_ebpf.daemon.process import read_process
+from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.metrics.reading import ProcessReading
+    from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: The part of a window's measure of which it may be unclear whether it was in the window.
@@ -75,8 +76,10 @@ class Watch:
         self.notes: list[str] = []
         #: The last snapshot of the process table; whoever takes snapshots puts it here.
         self.snapshot: SnapshotReading | None = None
+        #: The same of the VM's own memory.
+        self.memory: MemoryReading | None = None
         self._threads = threads
-        self._cgroup = cgroup_of(target.pid)
+        self._throttling = Throttling(target.pid)
         self._measures = Measures(target)
         if self._measures.refused:
             self.notes.append(self._measures.refused)
@@ -105,7 +108,7 @@ class Watch:
         self.session.__enter__()
         self._lost = self._refused = self._ticks = 0
         self._stats = self.session.program_stats()
-        process = read_process(target.pid, self._cgroup)
+        process = read_process(target.pid, self._throttling)
         self.reading = self._read(self._measures.read(), process, 0.0)
 
     # What the loop calls ---------------------------------------------------------------------
@@ -115,7 +118,7 @@ class Watch:
         now = time.monotonic()
         self._listen(now)
         counters = self._measures.read()
-        process = read_process(self.target.pid, self._cgroup)
+        process = read_process(self.target.pid, self._throttling)
         if self._threads:
             self._threads.tick()
         self._account(counters)
@@ -268,6 +271,8 @@ class Watch:
             refused_kernel=self._refused,
             refused_user=target.memory.failures,
             threads=self._threads.totals if self._threads else None,
+            books=self._threads.books if self._threads else None,
+            memory=self.memory,
             snapshot=self.snapshot,
             programs={p: (s.runs, s.seconds) for p, s in self._stats.items()},
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Rows of thread_totals: targets that can be watched, times types of threads (threads.bpf.c).
-TYPES = 5
+TYPES = 6
 MAX_TARGETS = 64
 _PROGRAMS = ("thread_switch", "thread_wakeup", "thread_wakeup_new")
 

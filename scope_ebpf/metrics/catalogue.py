@@ -30,8 +30,6 @@ class Series:
     threads: str | None = None
     factor: float = 1
     bounds: tuple[int, int, int] | None = None
-    #: The series of prometheus.erl 6 with the same meaning.
-    compat: str | None = None
 
     @property
     def family(self) -> str:

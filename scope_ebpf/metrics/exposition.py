@@ -8,84 +8,23 @@ catalogue cannot be exported.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from prometheus_client.core import Metric
 
 from scope_ebpf import events
+from scope_ebpf.beam.counters import KINDS
 from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
+from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from numpy.typing import NDArray
 
+    from scope_ebpf.metrics.page import Page
     from scope_ebpf.metrics.snapshot import SnapshotReading
-
-#: A label value is no longer than this; OTP's names are at most 255 characters.
-MAX_LABEL = 255
-
-
-class Page:
-    """
-    Families that are being filled: each name, label and type is that of the catalogue.
-
-    With *compat*, what means the same as a series of prometheus.erl has its name too.
-    """
-
-    def __init__(self, *, compat: bool = False) -> None:
-        self._compat = compat
-        self._families: dict[str, Metric] = {}
-
-    def add(self, series_name: str, value: float, /, **labels: str) -> None:
-        """One sample of a counter or a gauge; KeyError for a name that is not in the catalogue."""
-        series = catalogue()[series_name]
-        checked = _checked(series, labels)
-        self._family(series).add_sample(series_name, checked, value)
-        if self._compat and series.compat:
-            same = replace(series, name=series.compat)
-            self._family(same).add_sample(same.name, checked, value)
-
-    def histogram(
-        self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
-    ) -> None:
-        """
-        One histogram of log2 *slots*: slot N counts 2^N ns up to 2^(N+1).
-
-        A bound of 2^E ns takes in all slots below E.
-        """
-        series = catalogue()[name]
-        family, values = self._family(series), _checked(series, labels)
-        running = slots.cumsum()
-        for exponent in series.exponents:
-            bound = {**values, "le": repr(2**exponent / 1e9)}
-            family.add_sample(f"{name}_bucket", bound, float(running[exponent - 1]))
-        family.add_sample(f"{name}_bucket", {**values, "le": "+Inf"}, float(running[-1]))
-        family.add_sample(f"{name}_count", values, float(running[-1]))
-        family.add_sample(f"{name}_sum", values, total_ns / 1e9)
-
-    def families(self) -> Iterator[Metric]:
-        """Everything that was added, in the order of the catalogue; then by other names."""
-        order = {series.family: place for place, series in enumerate(catalogue().values())}
-        yield from sorted(
-            self._families.values(), key=lambda family: order.get(family.name, len(order))
-        )
-
-    def _family(self, series: Series) -> Metric:
-        if series.family not in self._families:
-            self._families[series.family] = Metric(series.family, series.help, series.type)
-        return self._families[series.family]
-
-
-def _checked(series: Series, labels: Mapping[str, str]) -> dict[str, str]:
-    if set(labels) != set(series.labels):
-        raise KeyError(f"{series.name} has the labels {series.labels}, not {tuple(labels)}")
-    return {name: labels[name][:MAX_LABEL] for name in series.labels}
 
 
 def expose(page: Page, reading: Reading) -> None:
@@ -93,24 +32,41 @@ def expose(page: Page, reading: Reading) -> None:
     for series in catalogue().values():
         if series.event:
             _expose_event(page, series, reading)
-        elif series.counter and reading.counters:
-            value = getattr(reading.counters, series.counter) * series.factor
-            page.add(series.name, value, node=reading.node)
-        elif series.limit and reading.limits:
-            page.add(series.name, getattr(reading.limits, series.limit), node=reading.node)
-        elif series.process:
-            page.add(series.name, getattr(reading.process, series.process), node=reading.node)
-        elif series.snapshot and reading.snapshot:
-            page.add(series.name, getattr(reading.snapshot, series.snapshot), node=reading.node)
         elif series.threads and reading.threads is not None:
-            totals = reading.threads[series.threads] * series.factor
-            for role, value in zip(ROLES, totals.tolist(), strict=True):
+            for role, totals in _awake(reading.threads):
+                value = float(totals[series.threads]) * series.factor
                 page.add(series.name, value, node=reading.node, scheduler_type=role)
+        else:
+            _expose_field(page, series, reading)
     _expose_target(page, reading)
+    _expose_counters(page, reading)
     _expose_waits(page, reading)
+    if reading.memory:
+        expose_memory(page, reading.node, reading.memory)
     if reading.snapshot:
         _expose_snapshot(page, reading.node, reading.snapshot)
     _expose_observer(page, reading)
+
+
+def _awake(threads: NDArray[np.void]) -> list[tuple[str, np.void]]:
+    """Types of threads that ever ran, with their totals: async threads hardly ever do."""
+    return [
+        (role, totals)
+        for role, totals in zip(ROLES, threads, strict=True)
+        if role != "async" or totals["switches"]
+    ]
+
+
+def _expose_field(page: Page, series: Series, reading: Reading) -> None:
+    """A series that is one field of one part of the reading, where that part is known."""
+    for part, field in (
+        (reading.counters, series.counter),
+        (reading.limits, series.limit),
+        (reading.process, series.process),
+        (reading.snapshot, series.snapshot),
+    ):
+        if field and part:
+            page.add(series.name, getattr(part, field) * series.factor, node=reading.node)
 
 
 def _expose_event(page: Page, series: Series, reading: Reading) -> None:
@@ -148,23 +104,41 @@ def _expose_durations(
 
 
 def _expose_target(page: Page, reading: Reading) -> None:
-    node, process = reading.node, reading.process
+    node = reading.node
     page.add("beam_target_info", 1, node=node, **reading.info)
     page.add("beam_schedulers", reading.schedulers, node=node)
-    page.add("beam_page_faults_total", process.minor_faults, node=node, type="minor")
-    page.add("beam_page_faults_total", process.major_faults, node=node, type="major")
-    if process.throttled_seconds is not None:
-        page.add("beam_cgroup_throttled_seconds_total", process.throttled_seconds, node=node)
-    if reading.counters:
-        *normal, cpu, io = reading.counters.run_queues.tolist()
-        for kind, length in (("normal", sum(normal)), ("dirty_cpu", cpu), ("dirty_io", io)):
-            page.add("beam_run_queue_length", length, node=node, scheduler_type=kind)
+    page.elsewhere("user_seconds", reading.process.user_seconds, node=node)
+    page.elsewhere("uptime", reading.process.uptime, node=node)
+    throttled = reading.process.throttled
+    if throttled:
+        page.add("beam_cgroup_throttled_seconds_total", throttled.seconds, node=node)
+        page.add("beam_cgroup_throttled_periods_total", throttled.throttled, node=node)
+        page.add("beam_cgroup_periods_total", throttled.periods, node=node)
+    books = reading.books
+    if books:
+        for role, count in zip(ROLES, books.counts, strict=True):
+            page.add("beam_threads", count, node=node, scheduler_type=role)
+        for kind, faults in (("minor", books.minor), ("major", books.major)):
+            for role, count in zip((*ROLES, "other"), faults, strict=True):
+                page.add("beam_page_faults_total", count, node=node, scheduler_type=role, type=kind)
+
+
+def _expose_counters(page: Page, reading: Reading) -> None:
+    node, counters = reading.node, reading.counters
+    if counters is None:
+        return
+    for kind, length in zip(KINDS, counters.run_queues, strict=True):
+        page.add("beam_run_queue_length", length, node=node, scheduler_type=kind)
+    for kind, online in zip(KINDS[:2], counters.online, strict=False):
+        page.add("beam_schedulers_online", online, node=node, scheduler_type=kind)
+    page.add("beam_port_io_bytes_total", counters.bytes_in, node=node, direction="in")
+    page.add("beam_port_io_bytes_total", counters.bytes_out, node=node, direction="out")
 
 
 def _expose_waits(page: Page, reading: Reading) -> None:
     if reading.threads is None:
         return
-    for role, totals in zip(ROLES, reading.threads, strict=True):
+    for role, totals in _awake(reading.threads):
         labels = {"node": reading.node, "scheduler_type": role}
         for reason, ns in zip(events.OFF_REASONS, totals["off_ns"].tolist(), strict=True):
             page.add("beam_thread_offcpu_seconds_total", ns / 1e9, **labels, reason=reason)
@@ -202,6 +176,7 @@ def _expose_observer(page: Page, reading: Reading) -> None:
         page.add("scope_ebpf_hook_attached", attached, node=node, hook=hook, via=event.via)
         if attached:
             page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
+        if event.mode == "windows":
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
     page.add("scope_ebpf_trips_total", reading.trips, node=node)
     page.add("scope_ebpf_windows_total", reading.windows, node=node)

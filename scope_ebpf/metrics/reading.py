@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.allocators import AllocatorReading
     from scope_ebpf.beam.counters import Counters, Limits
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
@@ -44,11 +45,43 @@ class ProcessReading:
     """What ``/proc`` says of the VM's process; times in seconds."""
 
     cpu_seconds: float
-    minor_faults: int
-    major_faults: int
+    user_seconds: float
     rss_bytes: int
     start_time: float
-    throttled_seconds: float | None
+    uptime: float
+    throttled: Throttled | None
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """Periods of a cgroup's CPU quota, those in which it was used up, and for how long in all."""
+
+    periods: int
+    throttled: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadBooks:
+    """
+    What ``/proc`` says of the threads: how many there are by type, in the order of ROLES.
+
+    *minor* and *major* are their page faults; the last of each are those of all
+    other threads of the process.
+    """
+
+    counts: tuple[int, ...]
+    minor: tuple[int, ...]
+    major: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReading:
+    """What is read of the VM's memory now and then; None where it is refused."""
+
+    allocators: AllocatorReading | None = None
+    #: Why parts of it are refused, by part.
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +104,8 @@ class Reading:
     refused_kernel: int
     refused_user: int
     programs: dict[str, tuple[int, float]] = field(default_factory=dict)
-    #: Totals by type of thread, shape ``(5,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
+    books: ThreadBooks | None = None
+    memory: MemoryReading | None = None
+    #: Totals by type of thread, shape ``(6,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
     threads: NDArray[np.void] | None = None
     snapshot: SnapshotReading | None = None

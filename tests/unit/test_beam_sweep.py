@@ -82,7 +82,8 @@ def test_a_table_that_costs_more_than_the_budget_is_read_in_parts():
         ("erts_dcpus_1", ("dirty_cpu", 1)),
         ("erts_dios_3", ("dirty_io", 3)),
         ("erts_aux_1", ("aux", 1)),
-        ("async_1", None),
+        ("async_1", ("async", 1)),
+        ("erts_async_12", ("async", 12)),
         ("beam.smp", None),
     ],
 )

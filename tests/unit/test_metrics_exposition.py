@@ -9,10 +9,22 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from scope_ebpf import events
+from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
 from scope_ebpf.beam.counters import Counters, Limits
 from scope_ebpf.metrics.catalogue import catalogue
-from scope_ebpf.metrics.exposition import MAX_LABEL, Page, expose
-from scope_ebpf.metrics.reading import WIDTH, EventReading, ProcessReading, Reading, sum_column
+from scope_ebpf.metrics.compat import rules
+from scope_ebpf.metrics.exposition import expose
+from scope_ebpf.metrics.page import MAX_LABEL, Page
+from scope_ebpf.metrics.reading import (
+    WIDTH,
+    EventReading,
+    MemoryReading,
+    ProcessReading,
+    Reading,
+    ThreadBooks,
+    Throttled,
+    sum_column,
+)
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top
 
 INFO = {
@@ -23,6 +35,9 @@ INFO = {
     "hooks": "symbol",
     "exe": "/x",
 }
+
+#: Allocators of OTP 25 to 29.
+NAMES = ("temp", "sl", "std", "ll", "eheap", "ets", "fix", "literal", "binary", "driver")
 
 
 def snapshot() -> SnapshotReading:
@@ -39,14 +54,18 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
     A reading in which everything is known.
     """
     event = EventReading(np.ones(WIDTH), "always", "symbol", "", 1.0, 0.0)
-    queues = np.zeros(schedulers + 2, np.int32)
+    kinds = {"mbcs": (60, 40), "sbcs": (30, 20), "mbcs_pool": (10, 5)}
+    allocators = tuple(Allocator(name, 100, 65, kinds) for name in NAMES)
+    six, seven = (1,) * 6, (1,) * 7
     return Reading(
         node=node,
         info=INFO,
         schedulers=schedulers,
-        process=ProcessReading(1.5, 1, 2, 3, 4.0, 0.5),
+        process=ProcessReading(1.5, 1.0, 3, 4.0, 5.0, Throttled(7, 8, 0.5)),
         events=dict.fromkeys(events.KINDS, event),
-        counters=Counters(1, 2, queues, 3, 4, 5, 6, 7, 8),
+        counters=Counters(
+            1, 2, (3, 2, 1), (schedulers, schedulers, 10), (2, 2, 10), 3, 4, 5, 6, 7, 8, 9, 10, 11
+        ),
         limits=Limits(9, 10, 11),
         budget=0.01,
         overhead=0.002,
@@ -56,7 +75,9 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         lost=3,
         refused_kernel=4,
         refused_user=5,
-        threads=np.ones(5, events.THREAD_TOTALS),
+        threads=np.ones(6, events.THREAD_TOTALS),
+        books=ThreadBooks(six, seven, seven),
+        memory=MemoryReading(AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3))),
         snapshot=snapshot(),
     )
 
@@ -134,8 +155,8 @@ def test_a_histogram_counts_what_is_below_each_bound():
         for s in samples(exported(one))
         if s.name.startswith("beam_schedule_duration_seconds")
     }
-    assert buckets["1.024e-06"] == 3
-    assert buckets["4.096e-06"] == 5
+    assert buckets["2.048e-06"] == 5
+    assert buckets["1.6384e-05"] == 5
     assert buckets["+Inf"] == 6
 
 
@@ -153,16 +174,34 @@ def test_what_cannot_be_observed_has_no_figure():
 
 def test_names_of_prometheus_erl_are_offered_on_request():
     """
-    A series with the same meaning has both names and one value, and only if that is asked for.
+    A series with the same meaning has their names and one value, and only if that is asked for.
     """
     plain, both = Page(), Page(compat=True)
     for page in (plain, both):
         expose(page, reading())
-    names = {s.name: s.value for family in both.families() for s in family.samples}
+    families = list(both.families())
+    names = {s.name: s.value for family in families for s in family.samples}
     assert names["erlang_vm_processes"] == names["beam_processes"]
-    reductions = names["erlang_vm_statistics_reductions_total"]
-    assert reductions == names["beam_reductions_total"]
+    assert names["erlang_vm_process_count"] == names["beam_processes"]
+    assert names["erlang_vm_statistics_runtime_seconds_total"] == 1.0
+    assert names["erlang_vm_statistics_runtime_milliseconds"] == 1000.0
+    assert names["erlang_vm_statistics_garbage_collection_words_reclaimed"] == 4
+    assert names["erlang_vm_statistics_run_queues_length"] == 3 + 2
+    labels = {tuple(s.labels.values()) for f in families for s in f.samples if "_vm_all" in s.name}
+    assert ("a@b", "eheap_alloc", "mbcs", "carriers_size") in labels
     assert not [f.name for f in plain.families() if f.name.startswith("erlang_vm")]
+
+
+def test_every_rule_of_other_names_is_of_a_series_that_there_is():
+    """
+    Each name of prometheus.erl comes out of a full reading, and none is there twice.
+    """
+    page = Page(compat=True)
+    expose(page, reading())
+    found = [family.name for family in page.families()]
+    wanted = {r.name.removesuffix("_total") for every in rules().values() for r in every}
+    assert wanted <= set(found)
+    assert len(found) == len(set(found))
 
 
 def test_names_end_in_their_unit():

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whether a VM's cgroup has used up its CPU quota (cgroup-v2.rst, sched-bwc.rst).
+
+A quota of any cgroup around the VM holds its threads back: that of a container as well
+as that of its pod. The figures are those of the one that was throttled most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scope_ebpf.metrics.reading import Throttled
+
+_CGROUPS = Path("/sys/fs/cgroup")
+#: cpu.stat is read for this many cgroups, from the VM's own outwards.
+_DEPTH = 16
+
+
+class Throttling:
+    """The cgroups of process *pid* that may have a quota, by version 2 or 1."""
+
+    def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
+        self._files = [f"{folder}/cpu.stat" for folder in _folders(pid, proc, cgroups)]
+
+    def read(self) -> Throttled | None:
+        """What the most throttled of them says; None where none has a quota."""
+        found = [one for one in map(_read, self._files) if one and one.periods]
+        return max(found, key=lambda one: one.seconds, default=None)
+
+
+def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
+    """Where the CPU controller has the process, and all above but the root."""
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if "cpu" in controllers.split(","):
+            return _upwards(cgroups / controllers, path)
+    unified = next((line[3:] for line in lines if line.startswith("0::")), None)
+    return [] if unified is None else _upwards(cgroups, unified)
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:end]) for end in range(len(parts), 0, -1)][:_DEPTH]
+
+
+def _read(file: str) -> Throttled | None:
+    try:
+        with open(file) as stat:  # noqa: PTH123 - read every second
+            text = stat.read()
+    except OSError:
+        return None
+    values = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
+    seconds = (
+        int(values.get("throttled_usec", 0)) / 1e6 or int(values.get("throttled_time", 0)) / 1e9
+    )
+    return Throttled(int(values.get("nr_periods", 0)), int(values.get("nr_throttled", 0)), seconds)

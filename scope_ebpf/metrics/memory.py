@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read of the VM's own memory, as Prometheus families."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.allocators import AllocatorReading
+    from scope_ebpf.metrics.page import Page
+    from scope_ebpf.metrics.reading import MemoryReading
+
+
+def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
+    """Add what was read, and what was refused."""
+    if memory.allocators:
+        _expose_allocators(page, node, memory.allocators)
+
+
+def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None:
+    use = reading.memory
+    for kind, size in (
+        ("total", use.total),
+        ("processes", use.processes),
+        ("processes_used", use.processes_used),
+        ("system", use.system),
+        ("binary", use.binary),
+        ("ets", use.ets),
+        ("code", use.loaded_code),
+    ):
+        if size is not None:
+            page.add("beam_memory_bytes", size, node=node, kind=kind)
+    if use.processes is not None and use.processes_used is not None:
+        used, free = use.processes_used, use.processes - use.processes_used
+        for usage, size in (("used", used), ("free", free)):
+            page.elsewhere("processes_bytes", size, node=node, usage=usage)
+    for one in reading.allocators:
+        labels = {"node": node, "allocator": one.name}
+        page.add("beam_allocator_carriers_bytes", one.carriers, **labels)
+        page.add("beam_allocator_blocks_bytes", one.blocks, **labels)
+        for kind, (carriers, blocks) in one.kinds.items():
+            for usage, size in (("carriers", carriers), ("blocks", blocks)):
+                page.elsewhere("allocator_bytes", size, **labels, kind=kind, usage=usage)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is read of a VM's memory for metrics, held against what the VM says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import beams_run
+
+from scope_ebpf.beam.allocators import AllocatorReader
+from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.readers import Readers
+
+KINDS = ("stock25", "usdt25", "trixie27", "sid29")
+#: Not the same number of any two kinds of schedulers, and not all of them online.
+SCHEDULERS = ("+S", "4:2", "+SDcpu", "3:1", "+SDio", "5")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def witnessed(request):
+    """
+    A VM of each kind that answers what it knows of itself, and our view of it.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.start_beam(request.param, *SCHEDULERS, "-s", "witness") as beam:
+        beam.expect("ready")
+        yield request.param, beam, inspect(beam.pid)
+
+
+def facts(answer: str) -> dict[str, int]:
+    """
+    The numbers of one answer, by name.
+    """
+    return {name: int(value) for name, value in (pair.split("=") for pair in answer.split()[1:])}
+
+
+def test_counters_are_those_of_the_vm(witnessed):
+    """
+    Every counter agrees with erlang:statistics and system_info, but for what asking itself takes.
+    """
+    _, beam, target = witnessed
+    reader = CounterReader(target)
+    before, said, after = reader.read(), facts(beam.ask("statistics")), reader.read()
+    for name in ("context_switches", "reductions", "collections", "reclaimed_words"):
+        # A process that runs is accounted for when it leaves its scheduler.
+        assert getattr(before, name) <= said[name] <= getattr(after, name) + 5_000, name
+    assert before.bytes_in <= said["bytes_in"] <= after.bytes_in
+    assert before.bytes_out <= said["bytes_out"] <= after.bytes_out
+    assert said["processes"] == after.processes
+    assert said["ports"] == after.ports
+    assert said["atoms"] == after.atoms
+    assert said["ets_tables"] == after.ets_tables
+    assert after.schedulers == (said["normal"], said["dirty_cpu"], said["dirty_io"]) == (4, 3, 5)
+    assert after.online[:2] == (said["normal_online"], said["dirty_cpu_online"]) == (2, 1)
+    limits = reader.limits()
+    assert said["process_limit"] == limits.processes
+    assert said["port_limit"] == limits.ports
+    assert said["atom_limit"] == limits.atoms
+
+
+def test_run_queues_are_as_long_as_the_vm_says(witnessed):
+    """
+    With more processes that never wait than schedulers, those that wait for one are counted.
+    """
+    _, beam, target = witnessed
+    reader = CounterReader(target)
+    assert beam.ask("crowd 23") == "done crowd 23"
+    # Two schedulers are online, and one of the crowd is on each of them.
+    lengths = [reader.read().run_queues[0] for _ in range(200)]
+    assert beam.ask("disperse") == "done disperse"
+    assert sorted(lengths)[100] in range(19, 24)
+
+
+def test_tables_that_come_are_counted(witnessed):
+    """
+    23 ETS tables are 23 more.
+    """
+    _, beam, target = witnessed
+    reader = CounterReader(target)
+    before = reader.read().ets_tables
+    assert beam.ask("tables 23") == "done tables 23"
+    assert reader.read().ets_tables - before == 23
+
+
+def test_allocators_have_what_the_vm_says(witnessed):
+    """
+    Carriers agree to the byte while nothing happens, those in the pool too; blocks nearly.
+    """
+    _, beam, target = witnessed
+    reader = AllocatorReader(target)
+    for _ in range(20):
+        before, said, after = reader.read(), facts(beam.ask("allocators")), reader.read()
+        sizes = {one.name: one.carriers for one in after.allocators}
+        if sizes == {one.name: one.carriers for one in before.allocators}:
+            break
+    assert said == {f"{name}_alloc": size for name, size in sizes.items()}
+
+
+def test_memory_is_what_erlang_memory_says(witnessed):
+    """
+    Twenty megabytes of binaries and as much of ETS appear where the VM has them.
+
+    The process that asks has a heap and copies, which are gone when we look.
+    """
+    kind, beam, target = witnessed
+    assert beam.ask("hold 20") == "done hold 20"
+    said, use = facts(beam.ask("memory")), AllocatorReader(target).read().memory
+    near = 400_000
+    assert said["binary"] > 20 << 20
+    assert said["ets"] > 20 << 20
+    assert use.binary == pytest.approx(said["binary"], abs=near)
+    assert use.processes == pytest.approx(said["processes"], abs=near)
+    assert use.processes_used == pytest.approx(said["processes_used"], abs=near)
+    if kind == "sid29":  # two variables have no symbol there
+        assert (use.total, use.system, use.ets, use.loaded_code) == (None,) * 4
+        return
+    assert use.ets == pytest.approx(said["ets"], abs=near)
+    assert use.total == pytest.approx(said["total"], abs=2 * near)
+    assert use.system == pytest.approx(said["system"], abs=2 * near)
+    assert said["code"] / 2 < use.loaded_code < said["code"]
+
+
+def test_what_does_not_fit_is_refused(witnessed, monkeypatch):
+    """
+    Allocators that are not where the layout has them yield a reason, and no number.
+    """
+    _, _, target = witnessed
+    wrong = {**target.layout.structs["Allctr_t"], "alloc_no": 132}
+    monkeypatch.setitem(target.layout.structs, "Allctr_t", wrong)
+    target.roots._found.clear()
+    reading = Readers(target).read()
+    assert reading.allocators is None
+    assert "allocators" in reading.refused
