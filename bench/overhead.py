@@ -33,7 +33,8 @@ import beams_run
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.governed import GovernedSession, make_workers
+from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.uprobes import Attacher
 from scope_ebpf.plan import DEFAULT_EVENTS, make_plan
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ def always(pid: int, found: dict[str, list[float]]) -> Iterator[None]:
     target = inspect(pid)
     settings, _ = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", known(settings))
-    workers = make_workers()
-    with GovernedSession(plan, pid, target.base, settings, workers=workers) as session:
+    with (
+        Attacher() as attacher,
+        GovernedSession(plan, pid, target.base, settings, attacher=attacher) as session,
+    ):
         for item in plan.items:
             if item.attachments:
                 session.attach(item.event)
@@ -131,7 +134,6 @@ def always(pid: int, found: dict[str, list[float]]) -> Iterator[None]:
         yield
         passed = time.monotonic() - began
         found["hits/s, always on"].append((sum(session.hits().values()) - hits) / passed)
-    workers.shutdown()
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Daemon:
 
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
-        _hurry()
+        _hurry(self.targets.attacher.pid)
         self._hear_of_starts()
         snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config)
         snapshots.start()
@@ -164,13 +164,14 @@ class Daemon:
         say(logging.INFO, "config read")
 
 
-def _hurry() -> None:
+def _hurry(attacher: int) -> None:
     """
-    Let this thread run before what it observes.
+    Let this thread, and process *attacher*, run before what they observe.
 
     Hooks that have spent their allowance cost the target until they are out.
     """
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
+        for number in (threading.get_native_id(), attacher):
+            os.setpriority(os.PRIO_PROCESS, number, _PRIORITY)
     except OSError as error:
         say(logging.WARNING, "runs at a common priority", why=error)

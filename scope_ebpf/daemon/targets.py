@@ -23,8 +23,8 @@ from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
-from scope_ebpf.kernel.governed import make_workers
 from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
+from scope_ebpf.kernel.uprobes import Attacher
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -73,8 +73,9 @@ class Targets:
         self._files = files
         self._scanner = scanner
         self._errors = errors
-        self._workers = make_workers()
+        self.attacher = Attacher()
         self._observed: dict[int, _Observed] = {}
+        files.register(self.attacher.fileno(), selectors.EVENT_READ, self._alone)
 
     @property
     def watches(self) -> list[Watch]:
@@ -94,7 +95,7 @@ class Targets:
             threads = self._watch_threads(found.pid)
             label = self._label(found.node, found.pid)
             watch = Watch(
-                found, label, self.config.budget, self._cost, self._workers, threads=threads
+                found, label, self.config.budget, self._cost, self.attacher, threads=threads
             )
         except NoSuchProcessError:
             if threads:
@@ -159,14 +160,18 @@ class Targets:
 
     def close(self) -> None:
         """Let go of all, their hooks all at once: each waits for the kernel."""
-        for watch in self.watches:
-            for event in list(watch.session.attached):
-                watch.session.release(event)
-        self._workers.shutdown(wait=True)
+        self._files.unregister(self.attacher.fileno())
+        self.attacher.close()
         for pid in list(self._observed):
             self.drop(pid, "the daemon ends")
         if self.thread_watch:
             self.thread_watch.close()
+
+    def _alone(self) -> None:
+        raise HostError(
+            "the process that holds the breakpoints has ended, and they with it; "
+            "the daemon ends, too, so that it is started anew"
+        )
 
     # One of them -----------------------------------------------------------------------------
 

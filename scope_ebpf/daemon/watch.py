@@ -27,12 +27,11 @@ from scope_ebpf.metrics.reading import EventReading, Reading
 from scope_ebpf.plan import DEFAULT_EVENTS, Item, make_plan
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.kernel.uprobes import Attacher
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
@@ -68,7 +67,7 @@ class Watch:
         node: str,
         budget: float,
         cost: HitCost,
-        workers: ThreadPoolExecutor,
+        attacher: Attacher,
         *,
         threads: WatchedThreads | None = None,
     ) -> None:
@@ -94,7 +93,7 @@ class Watch:
             target.pid,
             target.base,
             settings,
-            workers=workers,
+            attacher=attacher,
             addresses=symbol_values(target, names),
         )
         self._items = {item.event: item for item in self.plan.items}

@@ -12,34 +12,29 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.kernel.libbpf import LibbpfError, check, library
+from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.session import Failure, Session
 from scope_ebpf.kernel.stats import ProgramStats, program_stats
-from scope_ebpf.kernel.uprobes import Uprobes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.plan import Item, Plan
-
-#: Links of one target that are taken out at once; each waits for a grace period of the kernel.
-_WORKERS = 8
+    from scope_ebpf.kernel.uprobes import Attacher, Uprobes
+    from scope_ebpf.plan import Attachment, Item, Plan
 
 
 class GovernedSession(Session):
     """
     A :class:`Session` that starts with every gate closed and no hook attached.
 
-    *workers* takes hooks out; it is shared by all sessions of a process.
+    *attacher* puts hooks in and takes them out; it is shared by all sessions of a process.
     """
 
     def __init__(
@@ -49,11 +44,10 @@ class GovernedSession(Session):
         base: int,
         settings: NDArray[np.void],
         *,
-        workers: ThreadPoolExecutor,
+        attacher: Attacher,
         addresses: dict[str, int] | None = None,
     ) -> None:
-        super().__init__(plan, pid, base, settings, addresses=addresses)
-        self._workers = workers
+        super().__init__(plan, pid, base, settings, addresses=addresses, attacher=attacher)
         self._items = {item.event: item for item in plan.items if item.attachments}
         self._attached: dict[str, Uprobes] = {}
         self._one_by_one = False
@@ -78,36 +72,40 @@ class GovernedSession(Session):
 
     def attach(self, event: str) -> bool:
         """Put the hooks of *event* in, its gate still closed; False if that failed."""
-        uprobes = Uprobes(Path(f"/proc/{self._pid}/exe"), self._pid, multi=self._multi)
-        try:
-            self._attach_item(uprobes, self._items[event])
-        except (LibbpfError, KeyError) as error:
+        uprobes = self._make_uprobes()
+        wanted = self._by_program(self._items[event])
+        results = uprobes.attach(wanted)
+        if any(results):
+            uprobes.detach(wait=False)
             self.failures += [
-                Failure(a, str(error))
-                for a in self._items[event].attachments
-                if not any(f.attachment == a for f in self.failures)
+                Failure(place, str(result))
+                for (_, places), result in zip(wanted, results, strict=True)
+                for place in places
+                if result
             ]
-            self._workers.submit(uprobes.detach)
             return False
         self._attached[event] = uprobes
         return True
 
-    def _attach_item(self, uprobes: Uprobes, item: Item) -> None:
-        for program in dict.fromkeys(a.program for a in item.attachments):
-            places = [a for a in item.attachments if a.program == program]
-            owner = self._objects[places[0].family]
-            uprobes.attach(owner.programs[program], owner.program_fd(program), places)
+    def _by_program(self, item: Item) -> list[tuple[int, Sequence[Attachment]]]:
+        places: dict[str, list[Attachment]] = {}
+        for attachment in item.attachments:
+            places.setdefault(attachment.program, []).append(attachment)
+        return [
+            (self._objects[group[0].family].program_fd(program), group)
+            for program, group in places.items()
+        ]
 
     def release(self, event: str) -> None:
         """
         Take the hooks of *event* out, without waiting for it.
 
-        They stop costing at once; the kernel's grace period after that runs in a
-        worker.
+        They stop costing at once; the kernel's grace period after that passes
+        elsewhere.
         """
         uprobes = self._attached.pop(event, None)
         if uprobes is not None:
-            self._workers.submit(uprobes.detach)
+            uprobes.detach(wait=False)
 
     @property
     def attached(self) -> Collection[str]:
@@ -191,10 +189,10 @@ class GovernedSession(Session):
 
     def detach(self) -> None:
         """Take every hook out; returns when the last one is gone."""
-        waiting = [self._workers.submit(u.detach) for u in self._attached.values()]
+        numbers = [number for uprobes in self._attached.values() for number in uprobes.numbers]
         self._attached.clear()
-        for done in waiting:
-            done.result()
+        if numbers and self._attacher:
+            self._attacher.detach(numbers, wait=True)
 
     def _allowance(self, event: str) -> np.void:
         value = np.zeros(1, events.ALLOWANCE)
@@ -225,8 +223,3 @@ def _sum_cpus(values: NDArray[np.void], dtype: np.dtype[np.void]) -> NDArray[np.
     for name in dtype.names or ():
         result[name] = values[name].sum(axis=1)
     return result
-
-
-def make_workers() -> ThreadPoolExecutor:
-    """The threads that wait for the kernel when hooks are taken out."""
-    return ThreadPoolExecutor(_WORKERS, thread_name_prefix="detach")

@@ -42,18 +42,6 @@ class OpenOptions(ctypes.Structure):
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
 
 
-class UprobeOptions(ctypes.Structure):
-    """``struct bpf_uprobe_opts``."""
-
-    _fields_ = (
-        ("sz", c_size_t),
-        ("ref_ctr_offset", c_size_t),
-        ("bpf_cookie", c_uint64),
-        ("retprobe", c_bool),
-        ("func_name", c_char_p),
-    )
-
-
 class TestRunOptions(ctypes.Structure):
     """``struct bpf_test_run_opts``."""
 
@@ -91,10 +79,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__fd": (c_int, [c_void_p]),
     "bpf_program__set_autoload": (c_int, [c_void_p, c_bool]),
     "bpf_program__set_expected_attach_type": (c_int, [c_void_p, c_int]),
-    "bpf_program__attach_uprobe_opts": (
-        c_void_p,
-        [c_void_p, c_int, c_char_p, c_size_t, POINTER(UprobeOptions)],
-    ),
     "bpf_link__destroy": (c_int, [c_void_p]),
     "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
     "bpf_map_lookup_batch": (

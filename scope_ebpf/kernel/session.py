@@ -22,7 +22,7 @@ from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.ring import Ring
 from scope_ebpf.kernel.tracepoints import attach_tracepoint
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Uprobes, has_multi
+from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,8 +71,9 @@ class Session:
     *base* is the load address of the target, *settings* one ``events.SETTINGS``
     with ``tgid`` and ``streamed`` set. *addresses* gives the value of symbols
     that USDT arguments name. *path* is the file to probe, if it is not the one that
-    runs; *multi* forces or forbids uprobe_multi links. Use it as a context manager; what cannot be
-    attached is in :attr:`failures`, and if nothing can, NothingToAttachError.
+    runs; *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
+    use too. Use it as a context manager; what cannot be attached is in :attr:`failures`,
+    and if nothing can, NothingToAttachError.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Session:
         ring_bytes: int = DEFAULT_RING_BYTES,
         path: Path | None = None,
         multi: bool | None = None,
+        attacher: Attacher | None = None,
     ) -> None:
         for attachment in plan.attachments:
             if path is None and attachment.name not in _ALLOWED:
@@ -98,9 +100,9 @@ class Session:
         self._objects: dict[str, BpfObject] = {}
         self._links: list[int] = []
         self._multi = has_multi() if multi is None else multi
-        self._uprobes = Uprobes(
-            path or Path(f"/proc/{pid}/exe"), pid, multi=self._multi, by_child=True
-        )
+        self._path = path or Path(f"/proc/{pid}/exe")
+        self._attacher, self._own_attacher = attacher, attacher is None
+        self._uprobes: Uprobes | None = None
         self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         self._settings = settings.copy()
         for attachment in plan.attachments:
@@ -112,6 +114,7 @@ class Session:
 
     def __enter__(self) -> Self:
         try:
+            self._attacher = self._attacher or Attacher()  # starts while we load
             self._load()
             self.ring = Ring(self._map_fd("ring"), self._ring_bytes)
             self._attach()
@@ -154,7 +157,7 @@ class Session:
         places: dict[str, list[Attachment]] = {}
         for attachment in self._plan.attachments:
             places.setdefault(attachment.program, []).append(attachment)
-        ready: list[tuple[int, int, list[Attachment]]] = []
+        ready: list[tuple[int, list[Attachment]]] = []
         for program, group in places.items():
             owner = self._objects[group[0].family]
             try:
@@ -164,15 +167,20 @@ class Session:
                 for attachment in group:
                     if attachment.arguments:
                         self._describe(attachment)
-                ready.append((owner.programs[program], owner.program_fd(program), group))
+                ready.append((owner.program_fd(program), group))
             except (HostError, KeyError) as error:
                 self.failures += [Failure(attachment, str(error)) for attachment in group]
-        results = self._uprobes.attach_all(ready)
-        for (_, _, group), failed in zip(ready, results, strict=True):
+        self._uprobes = self._make_uprobes()
+        results = self._uprobes.attach(ready)
+        for (_, group), failed in zip(ready, results, strict=True):
             if failed:
                 self.failures += [Failure(attachment, str(failed)) for attachment in group]
         if not self._uprobes and not self._links:
             raise NothingToAttachError(f"no hook could be attached: {self.failures[0].reason}")
+
+    def _make_uprobes(self) -> Uprobes:
+        assert self._attacher is not None  # noqa: S101 - the block has begun
+        return Uprobes(self._path, self._pid, self._attacher, multi=self._multi)
 
     def _describe(self, attachment: Attachment) -> None:
         """Tell the kernel side where the arguments of a USDT site lie."""
@@ -252,7 +260,8 @@ class Session:
         """Take every hook out; the maps can still be read."""
         while self._links:
             library().bpf_link__destroy(self._links.pop())
-        self._uprobes.detach()
+        if self._uprobes:
+            self._uprobes.detach()
 
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""
@@ -261,3 +270,6 @@ class Session:
             self.ring.close()
         while self._objects:
             self._objects.popitem()[1].close()
+        if self._attacher and self._own_attacher:
+            self._attacher.close()
+            self._attacher = None

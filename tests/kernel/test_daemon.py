@@ -82,15 +82,14 @@ QUICK = f'scan_interval = "200ms"\nmin_age = 0\ninclude_nodes = ["^{NAME}@"]\n'
 
 
 @contextlib.contextmanager
-def named(*args: str):
+def named(*args: str, env: dict[str, str] | None = None):
     """
     A VM that runs ``planted.erl``, with the name that the daemon looks for.
     """
     port = str(beams_run.free_port())
     options = ("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port)
-    with beams_run.planted(
-        "stock25", *options, "-kernel", "inet_dist_use_interface", "{127,0,0,1}", *args
-    ) as beam:
+    options += ("-kernel", "inet_dist_use_interface", "{127,0,0,1}")
+    with beams_run.planted("stock25", *options, *args, env=env) as beam:
         yield beam
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from tracing import (
-    bpf_numbers,
     breakpoints,
+    holdings,
     hooked_addresses,
     in_kernel,
     nothing_left,
@@ -65,7 +65,7 @@ def has(run: Run, what: str) -> bool:
     Whether a run that still lives holds something of a kind; fails if it ended meanwhile.
     """
     assert run.process.poll() is None, run.process.stderr.read()
-    return bool(bpf_numbers(run.pid)[what])
+    return bool(holdings(run.pid)[what])
 
 
 def loading(run: Run) -> None:
@@ -82,9 +82,9 @@ def tracing(run: Run) -> None:
 
 def detaching(run: Run) -> None:
     run.wait_for_counting()
-    links = len(bpf_numbers(run.pid)["link_id"])
+    links = len(holdings(run.pid)["link_id"])
     run.send(signal.SIGINT)
-    wait_until(lambda: len(bpf_numbers(run.pid)["link_id"]) < links, "the first link's end")
+    wait_until(lambda: len(holdings(run.pid)["link_id"]) < links, "the first link's end")
 
 
 def starting_up(run: Run) -> None:
@@ -157,7 +157,7 @@ def test_the_witness_sees_what_a_trace_holds(beam: beams_run.Beam, clean: None):
     """
     before = in_kernel()
     with trace(beam.pid) as run:
-        held = bpf_numbers(run.pid)
+        held = holdings(run.pid)
         now = in_kernel()
         assert {"prog_id", "map_id", "link_id"} == {kind for kind in held if held[kind]}
         assert [] == [kind for kind in held if not held[kind] <= now[kind] - before[kind]]

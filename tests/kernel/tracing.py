@@ -301,6 +301,18 @@ def bpf_numbers(pid: int) -> dict[str, set[int]]:
     return found
 
 
+def holdings(pid: int) -> dict[str, set[int]]:
+    """
+    The same of a process and of its children, one of which holds its links.
+    """
+    found = bpf_numbers(pid)
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            for kind, numbers in bpf_numbers(int(child)).items():
+                found[kind] |= numbers
+    return found
+
+
 def held_anywhere() -> dict[str, set[int]]:
     """
     The same of all processes together.

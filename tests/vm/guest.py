@@ -260,7 +260,7 @@ def killed(beam: beams_run.Beam, via: str) -> str:
     before = tracing.in_kernel()
     places = tracing.hooked_addresses(beam.pid)
     with trace(beam.pid, "--via", via) as run:
-        held = tracing.bpf_numbers(run.pid)
+        held = tracing.holdings(run.pid)
         assert held["prog_id"], "it holds no program"
         assert tracing.breakpoints(beam.pid, places) > 0, "there are no breakpoints"
         run.send(signal.SIGKILL)
