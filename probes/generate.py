@@ -31,6 +31,7 @@ CLASSES = 8
 PLAIN = (
     *("tally", "durations", "allowance", "thread", "thread_totals", "usdt_argument"),
     *("call_settings", "call_place", "call_totals", "call_pending", "call_hit"),
+    *("sample_settings", "sampled_thread", "sample"),
 )
 
 Table = dict[str, Any]

@@ -7,7 +7,7 @@
  * Emits:  nothing
  *
  * One object watches all targets: every switch of the host runs it, so a thread that is not watched
- * costs two lookups. Kernel structs are named as far as they are used; CO-RE finds the fields.
+ * costs two lookups.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -17,6 +17,7 @@
 #include <bpf/bpf_tracing.h>
 #include "build.h"
 #include "events.generated.h"
+#include "task.bpf.h"
 
 #define TASK_RUNNING	   0
 #define TASK_INTERRUPTIBLE 1
@@ -24,12 +25,6 @@
 #define MAX_ROWS 384
 /* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. */
 #define MAX_WATCHED 65536
-
-struct task_struct {
-	int pid;
-	unsigned int __state;
-	void *stack;
-} __attribute__((preserve_access_index));
 
 /* Until Linux 5.14. */
 struct task_struct___old {
@@ -51,17 +46,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct thread_totals);
 } thread_rows SEC(".maps");
-
-#define THREAD_SIZE 16384 /* of the kernel's stack: x86_64 */
-
-/* The registers of the thread that runs, as they were when it entered the kernel. */
-static __always_inline struct pt_regs *registers_of(struct task_struct *current)
-{
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
-		return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	/* Until Linux 5.15 no helper tells; they are at the very top of its stack. */
-	return (struct pt_regs *)(BPF_CORE_READ(current, stack) + THREAD_SIZE) - 1;
-}
 
 static __always_inline unsigned int state_of(struct task_struct *task)
 {

@@ -434,6 +434,60 @@ CALL_HIT = np.dtype([
     ("reserved", "<u8"),
 ])
 
+SAMPLE_SETTINGS = np.dtype([
+    ("tgid", "<u4"),
+    ("process_heap", "<u4"),
+    ("process_stop", "<u4"),
+    ("process_hend", "<u4"),
+    ("process_frame_pointer", "<u4"),
+    ("process_i", "<u4"),
+    ("process_current", "<u4"),
+    ("process_state", "<u4"),
+    ("scheduler_process", "<u4"),
+    ("scheduler_port", "<u4"),
+    ("scheduler_nif", "<u4"),
+    ("schedule_in_register", "<u4"),
+    ("period_ns", "<u8"),
+])
+
+SAMPLED_THREAD = np.dtype([
+    ("scheduler", "<u8"),
+    ("stack_top", "<u8"),
+])
+
+SAMPLE = np.dtype([
+    ("time_ns", "<u8"),
+    ("weight_ns", "<u8"),
+    ("tid", "<u4"),
+    ("failed", "<u4"),
+    ("kernel_frames", "<u4"),
+    ("state", "<u4"),
+    ("erlang_bytes", "<u4"),
+    ("native_bytes", "<u4"),
+    ("ip", "<u8"),
+    ("sp", "<u8"),
+    ("rbp", "<u8"),
+    ("rbx", "<u8"),
+    ("r12", "<u8"),
+    ("r13", "<u8"),
+    ("r14", "<u8"),
+    ("r15", "<u8"),
+    ("stack_top", "<u8"),
+    ("process", "<u8"),
+    ("pid", "<u8"),
+    ("port", "<u8"),
+    ("nif", "<u8"),
+    ("heap", "<u8"),
+    ("stop", "<u8"),
+    ("hend", "<u8"),
+    ("frame_pointer", "<u8"),
+    ("i", "<u8"),
+    ("current", "<u8"),
+    ("bottom", "<u8"),
+    ("erlang_from", "<u8"),
+    ("kernel", "<u8", (64,)),
+])
+
 WAYS = (
     Way('spawn', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
         Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),

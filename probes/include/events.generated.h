@@ -375,6 +375,63 @@ struct call_hit {
 	__u64 reserved; /* zero */
 };
 
+/* What the profiler's programs must know of the target; an offset is in bytes, 0 where unknown. */
+struct sample_settings {
+	__u32 tgid; /* the target */
+	__u32 process_heap; /* struct process */
+	__u32 process_stop; /* struct process */
+	__u32 process_hend; /* struct process */
+	__u32 process_frame_pointer; /* struct process; none before OTP 25 */
+	__u32 process_i; /* struct process */
+	__u32 process_current; /* struct process */
+	__u32 process_state; /* struct process */
+	__u32 scheduler_process; /* ErtsSchedulerData: current_process */
+	__u32 scheduler_port; /* ErtsSchedulerData: current_port */
+	__u32 scheduler_nif; /* ErtsSchedulerData: current_nif */
+	__u32 schedule_in_register; /* offset into struct pt_regs of the process that is scheduled in */
+	__u64 period_ns; /* off-CPU: how much waiting one sample stands for, ns */
+};
+
+/* A scheduler thread of the target. */
+struct sampled_thread {
+	__u64 scheduler; /* its ErtsSchedulerData, address */
+	__u64 stack_top; /* where its C stack begins when Erlang code calls C, address */
+};
+
+/* One look at a thread, or at a process that waited; the words of its stacks follow it in the ring. */
+struct sample {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 weight_ns; /* how much time it stands for, ns */
+	__u32 tid; /* the OS thread */
+	__u32 failed; /* reads of the target's memory that failed */
+	__u32 kernel_frames; /* of kernel, from the innermost */
+	__u32 state; /* off-CPU: the state word of the process when it went off */
+	__u32 erlang_bytes; /* of the Erlang stack, first behind this struct */
+	__u32 native_bytes; /* of the C stack, behind the Erlang stack */
+	__u64 ip; /* the registers of the thread in user space, address */
+	__u64 sp; /* stack pointer; the C stack's words begin here, address */
+	__u64 rbp; /* saved by whom is called, as are the next five */
+	__u64 rbx; /*  */
+	__u64 r12; /*  */
+	__u64 r13; /*  */
+	__u64 r14; /*  */
+	__u64 r15; /*  */
+	__u64 stack_top; /* that of sampled_thread, address */
+	__u64 process; /* the Process on the scheduler, address */
+	__u64 pid; /* who that is, eterm */
+	__u64 port; /* the port on the scheduler, eterm */
+	__u64 nif; /* environment of the native function that runs, address */
+	__u64 heap; /* of the process, as the next five, address */
+	__u64 stop; /* top of the stack, as of the last time it was put down, address */
+	__u64 hend; /* where the stack begins, address */
+	__u64 frame_pointer; /* likewise, address */
+	__u64 i; /* likewise, the code to go on with, address */
+	__u64 current; /* likewise, the ErtsCodeMFA, address */
+	__u64 bottom; /* the last word of the Erlang stack: where the process ends, address */
+	__u64 erlang_from; /* address of the first word of the Erlang stack that follows, address */
+	__u64 kernel[64]; /* return addresses in the kernel, address */
+};
+
 /* A process was created. */
 struct spawn_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */

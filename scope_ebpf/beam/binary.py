@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.elf import Elf, Symbol, SymbolTable, UnreadableElfError
+from scope_ebpf.beam.elf import Elf, Segment, Symbol, SymbolTable, UnreadableElfError
 
 if TYPE_CHECKING:
     import re
@@ -79,6 +79,11 @@ class Binary:
     def relative(self) -> bool:
         """Whether the file is loaded at an address of the kernel's choice (PIE)."""
         return self._elf.relative
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the kernel loads."""
+        return self._elf.segments
 
     @property
     def entry(self) -> int:

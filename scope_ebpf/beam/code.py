@@ -147,6 +147,20 @@ class CodeMap:
         except ReadRefusedError:
             return None
 
+    def bounds(self, address: int) -> tuple[int, int] | None:
+        """Tell where the function around a code address begins and ends."""
+        place = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        if place < 0 or address >= int(self._ends[place]):
+            return None
+        try:
+            functions = self._module(int(self._starts[place]), int(self._ends[place])).functions
+        except ReadRefusedError:
+            return None
+        index = int(np.searchsorted(functions, np.uint64(address), side="right")) - 1
+        if not 0 <= index < len(functions) - 1:
+            return None
+        return int(functions[index]), int(functions[index + 1])
+
     def mfa(self, address: int) -> Mfa | None:
         """Read an ErtsCodeMFA: two atoms and a number."""
         try:

@@ -55,7 +55,7 @@ _USED_KINDS = (0, _OBJECT, _FUNCTION, _INDIRECT)
 
 
 #: What pyelftools raises for a hostile file is not one tree.
-_PARSE_ERRORS = (
+PARSE_ERRORS = (
     ELFError,
     ConstructError,
     ArithmeticError,
@@ -209,7 +209,7 @@ class Elf:
             self.segments = tuple(_segment(item) for item in elf.iter_segments("PT_LOAD"))
         except UnreadableElfError:
             raise
-        except _PARSE_ERRORS as error:
+        except PARSE_ERRORS as error:
             raise UnreadableElfError(f"{name} is not a readable ELF file: {error}") from error
 
     def _refuse_odd(self, elf: ELFFile) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _WORD = 8
 #: Where each kind keeps its data; threads of other kinds run no processes.
-_ARRAYS = {
+ARRAYS = {
     "normal": "erts_aligned_scheduler_data",
     "dirty_cpu": "erts_aligned_dirty_cpu_scheduler_data",
     "dirty_io": "erts_aligned_dirty_io_scheduler_data",
@@ -95,7 +95,7 @@ class Schedulers:
         self._ports = PortCodec.of(target)
         self.refused: dict[str, str] = {}
         self._arrays: dict[str, int] = {}
-        for role, name in _ARRAYS.items():
+        for role, name in ARRAYS.items():
             try:
                 self._arrays[role] = target.memory.u64(target.address(name))
             except ReadRefusedError as error:

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From a copied stack to functions: C frames, then the Erlang frames beneath them.
+
+The JIT runs Erlang code on the process's own stack and changes to the thread's
+when it calls C. The return address into Erlang code then lies at the very top of
+the C stack, and the instructions that follow it say where the Erlang stack
+pointer was put meanwhile: into the process (``c_p->stop``) or a register
+(emit_enter_runtime and emit_leave_runtime, OTP-25.2.3 and 29.0.2
+erts/emulator/beam/jit/x86/beam_asm.hpp).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.frames import R12, R13, R14, R15, RBP, RBX, RETURN, RSP
+from scope_ebpf.beam.jit_frames import JitFrames
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.code import CodeMap, Mfa
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.native import NativeCode, NativeName
+
+#: C frames that are followed, and Erlang frames that are kept: from the innermost.
+MAX_NATIVE = 128
+MAX_ERLANG = 512
+_WORD = 8
+_CALLEE_SAVED = {RBX: "rbx", RBP: "rbp", R12: "r12", R13: "r13", R14: "r14", R15: "r15"}
+#: process_main is one piece of code, of less than this, around its call of erts_schedule.
+_MAIN = 1024
+#: Addresses that are kept with what is known of them.
+_CACHE = 1 << 16
+
+
+class Stack(NamedTuple):
+    """
+    What one sample showed, innermost first.
+
+    *erlang* is None where no process was on the scheduler. *complete*: its Erlang
+    frames reach down to where the process began (MAX_ERLANG of them are kept).
+    *unwound*: every C frame was found.
+    """
+
+    native: tuple[NativeName, ...]
+    erlang: tuple[Mfa, ...] | None
+    complete: bool
+    unwound: bool
+
+
+class _Walk(NamedTuple):
+    """C frames as addresses, the registers at the end, and whether that end is a true one."""
+
+    addresses: list[int]
+    registers: dict[int, int]
+    whole: bool
+
+
+class Stacks:
+    """Reads the stacks of samples, each an ``events.SAMPLE`` and the words behind it."""
+
+    def __init__(self, target: Target, code: CodeMap, native: NativeCode) -> None:
+        self._target = target
+        self._code = code
+        self._native = native
+        self._stop = target.layout.offset("Process", "stop")
+        self._frame_pointers = self._has_frame_pointers()
+        self._locations: dict[int, Mfa | None] = {}
+        self._jit = JitFrames(target.memory)
+        self._schedule = 0
+
+    def refresh(self) -> None:
+        """Take in code and libraries that came or went; what is known of addresses may be wrong."""
+        self._code.refresh()
+        self._native.refresh()
+        self._jit.forget()
+        self._locations.clear()
+
+    def read(self, record: bytes) -> Stack:
+        """Read one sample."""
+        head = np.frombuffer(record, events.SAMPLE, 1)[0]
+        first = events.SAMPLE.itemsize
+        erlang = np.frombuffer(record, np.uint64, int(head["erlang_bytes"]) // _WORD, first)
+        native = record[first + int(head["erlang_bytes"]) :][: int(head["native_bytes"])]
+        walk = self._walk(head, native)
+        names = tuple(self._native.name(address) for address in walk.addresses)
+        if not head["process"]:
+            self._learn(walk)
+            return Stack(names, None, complete=False, unwound=walk.whole)
+        # Where the JIT keeps frame pointers a process has one as soon as it was put down.
+        self._frame_pointers |= bool(head["stop"] <= head["frame_pointer"] < head["hend"])
+        frames, complete = self._erlang(head, erlang, walk)
+        return Stack(names, frames, complete, walk.whole)
+
+    def _walk(self, head: np.void, stack: bytes) -> _Walk:
+        """Follow the C frames to Erlang code, or to where the thread began."""
+        registers = {number: int(head[name]) for number, name in _CALLEE_SAVED.items()}
+        registers |= {RSP: int(head["sp"]), RETURN: int(head["ip"])}
+        bottom = int(head["sp"])
+        addresses: list[int] = []
+        while not self._native.jit(registers[RETURN]):
+            # A return address may be the first of the next function.
+            address = registers[RETURN] - (1 if addresses else 0)
+            if len(addresses) >= MAX_NATIVE or not registers[RETURN]:
+                return _Walk(addresses, registers, not registers[RETURN])
+            addresses.append(address)
+            rules = self._native.rules(address)
+            if rules is None:
+                return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
+            if rules.outermost:
+                return _Walk(addresses, registers, whole=True)
+            frame = registers.get(rules.base, 0) + rules.offset
+            after = registers | {RSP: frame}
+            for register, offset in rules.saved.items():
+                place = frame + offset - bottom
+                if not 0 <= place <= len(stack) - _WORD:
+                    return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
+                after[register] = int.from_bytes(stack[place : place + _WORD], "little")
+            if frame <= registers[RSP] or RETURN not in rules.saved:
+                return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
+            registers = after
+        return _Walk(addresses, registers, whole=True)
+
+    def _from_the_top(self, head: np.void, stack: bytes, walk: _Walk) -> _Walk:
+        """Go on at the top of the C stack, where the return address into Erlang code lies."""
+        place = int(head["stack_top"]) - int(head["sp"]) - _WORD
+        if not head["stack_top"] or not 0 <= place <= len(stack) - _WORD:
+            return walk
+        address = int.from_bytes(stack[place : place + _WORD], "little")
+        if not self._native.jit(address):
+            return walk
+        # Which value the saved registers had is not known.
+        return _Walk(walk.addresses, {RSP: int(head["stack_top"]), RETURN: address}, whole=False)
+
+    def _learn(self, walk: _Walk) -> None:
+        """Keep where process_main calls erts_schedule: no process runs only within that call."""
+        if walk.whole and walk.addresses and self._native.jit(walk.registers[RETURN]):
+            self._schedule = walk.registers[RETURN]
+
+    def _erlang(
+        self, head: np.void, words: NDArray[np.uint64], walk: _Walk
+    ) -> tuple[tuple[Mfa, ...], bool]:
+        """Find the Erlang frames, and tell whether they are all there."""
+        address = walk.registers[RETURN]
+        jit = self._native.jit(address)
+        on_stack = int(head["heap"]) <= walk.registers[RSP] <= int(head["hend"])
+        if jit and on_stack:
+            top: int | None = walk.registers[RSP]
+        else:
+            top = self._put_down(head, walk) if jit else int(head["stop"])
+        # Where C code was called the address is that behind the call.
+        inner = [self._location(address - (1 if walk.addresses else 0))] if jit else []
+        if jit and abs(address - self._schedule) < _MAIN:
+            inner = [self._location(int(head["i"]))]  # it is being scheduled, in or out
+        if head["nif"] or not jit:
+            inner = [self._function(head)]
+        found = [frame for frame in inner if frame is not None]
+        start = (top - int(head["erlang_from"])) // _WORD if top is not None else -1
+        if not len(words) or not 0 <= start <= len(words):
+            return tuple(found), False
+        if jit and self._code.bounds(address):
+            start += self._skip_frame(address, words[start:])
+        frames = found + self._scan(words[start:], int(head["erlang_from"]) + start * _WORD)
+        end = int(head["erlang_from"]) + int(head["erlang_bytes"])
+        complete = end == int(head["hend"]) and self._native.jit(int(head["bottom"]))
+        return tuple(frames[:MAX_ERLANG]), complete
+
+    def _function(self, head: np.void) -> Mfa | None:
+        """Tell what a process does that runs no Erlang code: a native function, or where it was."""
+        function = self._code.mfa(int(head["current"])) if head["current"] else None
+        return function or self._location(int(head["i"]))
+
+    def _scan(self, words: NDArray[np.uint64], at: int) -> list[Mfa]:
+        """Find the frames in the words of a stack that begins at *at*, but its last word."""
+        candidates = np.flatnonzero(words[:-1] & np.uint64(3) == 0)
+        candidates = candidates[self._code.inside(words[candidates])]
+        frames = []
+        for place in candidates.tolist():
+            address = int(words[place])
+            if not self._jit.is_return(address):
+                continue
+            if self._frame_pointers and place and not self._linked(words, place, at):
+                continue
+            frame = self._location(address - 1)
+            if frame is not None:
+                frames.append(frame)
+        return frames
+
+    def _linked(self, words: NDArray[np.uint64], place: int, at: int) -> bool:
+        """Whether a return address has a frame pointer beneath it, or was only just put there."""
+        pointer = int(words[place - 1]) if place else 0
+        end = at + len(words) * _WORD
+        return pointer == 0 or (pointer % _WORD == 0 and at + place * _WORD < pointer < end)
+
+    def _put_down(self, head: np.void, walk: _Walk) -> int | None:
+        """Tell where the Erlang stack began when C code was called; None if that was clobbered."""
+        if self._frame_pointers or self._jit.put_down(walk.registers[RETURN]) == "stop":
+            return int(head["stop"])
+        return walk.registers.get(RBP)
+
+    def _skip_frame(self, address: int, words: NDArray[np.uint64]) -> int:
+        """
+        Tell how many words of the stack the function at *address* has for itself.
+
+        Until it has filled them there may be return addresses of others in them, from before.
+        """
+        bounds = None if self._frame_pointers else self._code.bounds(address)
+        if bounds is None:
+            return 0
+        for size in self._jit.sizes(address, *bounds):
+            place = size // _WORD
+            if place < len(words) and self._is_frame(int(words[place])):
+                return place
+        return 0
+
+    def _is_frame(self, address: int) -> bool:
+        """Whether a word of the stack is somewhere to return to; the last one is no function."""
+        return address & 3 == 0 and self._native.jit(address) and self._jit.is_return(address)
+
+    def _location(self, address: int) -> Mfa | None:
+        if address not in self._locations:
+            if len(self._locations) >= _CACHE:
+                self._locations.clear()
+            self._locations[address] = self._code.location(address)
+        return self._locations[address]
+
+    def _has_frame_pointers(self) -> bool:
+        """Whether the JIT keeps frame pointers (``+JPperf true``); ERTS_FRAME_LAYOUT_FP_RA is 1."""
+        place = self._target.roots.find("erts_frame_layout")
+        return place is not None and self._target.memory.u32(place) == 1
