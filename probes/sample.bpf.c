@@ -19,6 +19,14 @@
 /* Erlang code puts its stack pointer down only sometimes: this much may lie above it. */
 #define ABOVE_STOP 4096
 
+/* When the timer of this CPU ran last: what a sample stands for is the time since then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} ticks SEC(".maps");
+
 struct whole {
 	struct sample sample;
 	__u8 data[MAX_ERLANG + MAX_NATIVE];
@@ -121,10 +129,24 @@ static __always_inline void read_scheduler(struct sample *sample, __u32 tid)
 		sample->port = word(sample, port);
 }
 
+/* A timer that comes far too late, or for the first time, stands for one period. */
+static __always_inline __u64 since_last(__u64 now)
+{
+	__u32 first = 0;
+	__u64 *last = bpf_map_lookup_elem(&ticks, &first), elapsed;
+
+	if (!last)
+		return settings.period_ns;
+	elapsed = now - *last;
+	*last = now;
+	return elapsed < 4 * settings.period_ns ? elapsed : settings.period_ns;
+}
+
 SEC("perf_event")
 int take_sample(struct bpf_perf_event_data *ctx)
 {
 	__u64 both = bpf_get_current_pid_tgid();
+	__u64 now = bpf_ktime_get_ns(), weight = since_last(now);
 	__u32 cpu = bpf_get_smp_processor_id(), tid = (__u32)both, size;
 	struct whole *whole;
 	struct sample *sample;
@@ -137,8 +159,8 @@ int take_sample(struct bpf_perf_event_data *ctx)
 		return 0; /* a CPU that came after us */
 	sample = &whole->sample;
 	__builtin_memset(sample, 0, sizeof(*sample));
-	sample->time_ns = bpf_ktime_get_ns();
-	sample->weight_ns = settings.period_ns;
+	sample->time_ns = now;
+	sample->weight_ns = weight;
 	sample->tid = tid;
 	read_registers(sample);
 	kernel = bpf_get_stack(ctx, sample->kernel, sizeof(sample->kernel), 0);

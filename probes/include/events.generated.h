@@ -389,7 +389,7 @@ struct sample_settings {
 	__u32 scheduler_port; /* ErtsSchedulerData: current_port */
 	__u32 scheduler_nif; /* ErtsSchedulerData: current_nif */
 	__u32 schedule_in_register; /* offset into struct pt_regs of the process that is scheduled in */
-	__u64 period_ns; /* off-CPU: how much waiting one sample stands for, ns */
+	__u64 period_ns; /* how much time one sample stands for, ns */
 };
 
 /* A scheduler thread of the target. */

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "build.h"
 #include "events.generated.h"
 
 const volatile struct sample_settings settings; /* the only thing in .rodata */

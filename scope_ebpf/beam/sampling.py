@@ -34,8 +34,11 @@ def sample_settings(target: Target) -> NDArray[np.void]:
     """
     The settings for *target*, one ``events.SAMPLE_SETTINGS``, without its period.
 
-    ReadRefusedError where the layout of the target's structs is not known.
+    ReadRefusedError where the layout of the target's structs is not known, or its code.
     """
+    if target.binary.machine != "x64":
+        raise ReadRefusedError(f"{target.binary.machine} is not supported yet, only x86_64 is")
+    target.address("r")
     settings = np.zeros((), events.SAMPLE_SETTINGS)
     settings["tgid"] = target.pid
     layout = target.layout

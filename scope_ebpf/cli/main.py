@@ -24,6 +24,7 @@ COMMANDS = {
     "trace": "count, time and stream what a VM does (the default)",
     "doctor": "every hook of a VM: on, off, and why; what the host lacks",
     "list": "the BEAMs on this host",
+    "profile": "where a VM's CPU time goes, or its waiting: a flame graph, or a table",
     "top": "the processes of a VM, by what they use, as a table that moves",
     "ps": "everything known of one Erlang process",
     "schedulers": "what each scheduler thread does now, and on what",
@@ -38,6 +39,7 @@ examples:
   sudo scope-trace --pid 4711 --events spawn,exit --format jsonl | head
   sudo scope-trace --pid 4711 --events gc --stream
   sudo scope-trace doctor 4711                     why an event is not available
+  sudo scope-trace profile --pid 4711 -o cpu.html  a flame graph of ten seconds
   sudo scope-trace top --pid 4711 --sort mailbox   who has the longest queue
   sudo scope-trace ps rabbit_event --pid 4711      one process, its stack, its mailbox
 

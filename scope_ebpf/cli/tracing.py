@@ -86,8 +86,8 @@ class Trace:
         Returns the error that ended it early, if it was one: what was seen until
         then is still there to be summed up.
         """
-        pidfd = _pidfd(self._target.pid)
-        cpu_before = _cpu_seconds(self._target.pid)
+        pidfd = open_pidfd(self._target.pid)
+        cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
         try:
             with self._session as session, stop_signals(self._ask_to_stop):
@@ -134,7 +134,7 @@ class Trace:
                     self._ask_to_stop("target ended")
                     pid = self._target.pid
                     return TargetEndedError(f"process {pid} ended while it was traced")
-                now = _cpu_seconds(self._target.pid)
+                now = cpu_seconds(self._target.pid)
                 if now is not None and cpu is not None:
                     self._cpu_seconds = now - cpu
                 advance(time.monotonic() - started)
@@ -206,14 +206,15 @@ def _say_failures(session: Session) -> None:
         print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
 
 
-def _pidfd(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
+    """A descriptor that tells when process *pid* ends; TargetEndedError if it has."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise TargetEndedError(f"process {pid} ended before it could be traced") from None
 
 
-def _cpu_seconds(pid: int) -> float | None:
+def cpu_seconds(pid: int) -> float | None:
     """User and system seconds of a process, None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - read a hundred times a second

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
+import struct
 from pathlib import Path
 
 from scope_ebpf.errors import HostError, NotRootError
@@ -32,6 +34,8 @@ EXCLUDE_KERNEL = 1 << 5
 EXCLUDE_HV = 1 << 6
 FREQUENCY = 1 << 10
 _FD_CLOEXEC = 1 << 3
+#: PERF_EVENT_IOC_PERIOD, _IOW('$', 4, __u64).
+_SET_PERIOD = 0x40082404
 
 
 class Attributes(ctypes.Structure):
@@ -99,6 +103,11 @@ def attach(program: int, fd: int, what: str) -> int:
     except LibbpfError:
         os.close(fd)
         raise
+
+
+def set_period(fd: int, nanoseconds: int) -> None:
+    """Let the timer *fd* run at other intervals from now on; OSError if the kernel does not."""
+    fcntl.ioctl(fd, _SET_PERIOD, struct.pack("<Q", nanoseconds))
 
 
 def online_cpus(root: Path = Path("/")) -> list[int]:

@@ -8,7 +8,9 @@ meets.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import random
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
 _COUNTS = ("taken", "lost")
+#: How far a timer's period moves from the one that was asked for, up and down.
+_SHIFT = 0.25
 
 
 class Sampler:
@@ -51,6 +55,7 @@ class Sampler:
         self._settings["period_ns"] = round(1e9 / hz)
         self._hz = hz
         self._links: list[int] = []
+        self._timers: list[int] = []
         self._possible = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         size = min(_MAX_RING, _RING_PER_CPU * self._possible)
         self._ring_bytes = 1 << (size - 1).bit_length()
@@ -87,9 +92,11 @@ class Sampler:
             fd = perf_events.perf_event_open(attributes, cpu=cpu)
             program = self._object.programs["take_sample"]
             self._links.append(perf_events.attach(program, fd, f"the timer of CPU {cpu}"))
+            self._timers.append(fd)  # the link owns it
 
     def stop(self) -> None:
         """Stop the timers; what is in the ring can still be read."""
+        self._timers.clear()
         while self._links:
             library().bpf_link__destroy(self._links.pop())
 
@@ -107,7 +114,20 @@ class Sampler:
 
     def records(self) -> Iterator[bytes]:
         """Give the samples since the last call, each an ``events.SAMPLE`` and its words."""
+        self._shift()
         return self._ring.records()
+
+    def _shift(self) -> None:
+        """
+        Let each timer run a little faster or slower from now on.
+
+        A program that repeats itself as often as the timer would be met at the same place
+        over and over.
+        """
+        period = int(self._settings["period_ns"])
+        for fd in self._timers:
+            with contextlib.suppress(OSError):  # a CPU that went offline
+                perf_events.set_period(fd, round(period * (1 + _SHIFT * (2 * random.random() - 1))))
 
     def counts(self) -> dict[str, int]:
         """How many samples were ``taken``, and of these ``lost`` for want of room."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace profile``: where a VM's time goes, by process, function and line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.cli.profiling import on_cpu
+from scope_ebpf.cli.sample_reader import OWNERS
+from scope_ebpf.cli.surroundings import output_error
+from scope_ebpf.cli.trace import positive
+from scope_ebpf.errors import HostError, UsageError
+from scope_ebpf.kernel import host
+from scope_ebpf.sinks.profile_report import last_lines, print_profile
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    from scope_ebpf.profile import Profile
+
+MAX_HZ = 999
+_ENDINGS = {
+    ".speedscope.json": "speedscope",
+    ".json": "speedscope",
+    ".pb.gz": "pprof",
+    ".folded": "folded",
+    ".svg": "flamegraph.svg",
+    ".html": "flamegraph.html",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a profile."""
+    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    parser.add_argument(
+        "--duration",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
+    )
+    parser.add_argument(
+        "--hz",
+        type=int,
+        default=99,
+        help=f"samples a second on each CPU, 1 to {MAX_HZ} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=OWNERS,
+        default="name",
+        help="what stacks stand under: processes by their name or module, each process for "
+        "itself, or the thread (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=f"write there, in the format that its ending tells: {', '.join(_ENDINGS)}; "
+        "without it, a table is printed",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    if not 1 <= arguments.hz <= MAX_HZ:
+        raise UsageError(f"--hz wants 1 to {MAX_HZ} samples a second; 99 costs next to nothing")
+    host.require()
+    write = _writer(arguments.output)
+    target = inspect(arguments.pid)
+    with _output(arguments.output) as path:
+        profile, error = on_cpu(target, arguments.hz, arguments.duration, arguments.by)
+        if path is None:
+            print_profile(profile, sys.stdout)
+        else:
+            try:
+                path.write_bytes(write(profile))
+            except OSError as broken:
+                raise output_error(broken, str(path)) from broken
+            print(last_lines(profile) + f"written: {path}", file=sys.stderr)
+    if error:
+        raise error
+    return 0
+
+
+def _writer(name: str | None) -> Callable[[Profile], bytes]:
+    """Choose the format by the ending of *name*, before anything is done."""
+    # Each is imported only if it is wanted.
+    ending = next((e for e in _ENDINGS if name is not None and name.endswith(e)), None)
+    if name is not None and ending is None:
+        raise UsageError(f"-o {name}: its ending tells no format; there are {', '.join(_ENDINGS)}")
+    if ending == ".pb.gz":
+        try:
+            from scope_ebpf.sinks.pprof import pprof  # noqa: PLC0415
+        except ImportError:
+            raise HostError(
+                "profiles for pprof need Python's protobuf; install it (Debian: apt install "
+                "python3-protobuf; pip: scope-ebpf[export]), or choose another ending"
+            ) from None
+        return pprof
+    if ending == ".folded":
+        from scope_ebpf.sinks.folded import folded  # noqa: PLC0415
+
+        return folded
+    if ending in (".svg", ".html"):
+        from scope_ebpf.sinks import flamegraph  # noqa: PLC0415
+
+        return flamegraph.svg if ending == ".svg" else flamegraph.html
+    from scope_ebpf.sinks.speedscope import speedscope  # noqa: PLC0415
+
+    return speedscope
+
+
+@contextlib.contextmanager
+def _output(name: str | None) -> Iterator[Path | None]:
+    """The file to write, which can be written as far as can be told beforehand."""
+    if name is None:
+        yield None
+        return
+    path = Path(name)
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise output_error(error, name) from error
+    try:
+        yield path
+    finally:
+        # Nothing came: no empty file is left behind.
+        with contextlib.suppress(OSError):
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One profile of one target, from the first sample to the last."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
+from scope_ebpf.cli.sample_reader import Reader
+from scope_ebpf.cli.surroundings import progress_bar, stop_signals
+from scope_ebpf.cli.tracing import cpu_seconds, open_pidfd
+from scope_ebpf.errors import NoSuchProcessError, TargetEndedError
+from scope_ebpf.kernel.sampler import Sampler
+from scope_ebpf.profile import Profile
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.errors import ScopeError
+
+#: Samples are read so often, seconds: soon enough to name a process that is about to end.
+_INTERVAL = 0.1
+#: Code may be loaded at any time; its tables are looked at so often, seconds.
+_REFRESH = 1.0
+
+
+def on_cpu(
+    target: Target, hz: int, duration: float | None, by: str
+) -> tuple[Profile, ScopeError | None]:
+    """
+    Sample what runs, *hz* times a second on each CPU, for *duration* seconds (None: until asked).
+
+    Returns the profile and the error that ended it early, if it was one: what was seen until
+    then is in the profile.
+    """
+    profile = Profile("cpu", target.as_json(), hz, time.time())
+    reader = Reader(target, profile, by)
+    with Sampler(sample_settings(target), hz) as sampler:
+        run = _Run(target, profile, sampler, reader)
+        return profile, run.go(duration)
+
+
+class _Run:
+    def __init__(self, target: Target, profile: Profile, sampler: Sampler, reader: Reader) -> None:
+        self._target = target
+        self._profile = profile
+        self._sampler = sampler
+        self._reader = reader
+
+    def go(self, duration: float | None) -> ScopeError | None:
+        """Sample until something ends it."""
+        profile, target = self._profile, self._target
+        pidfd = open_pidfd(target.pid)
+        error: ScopeError | None = None
+        try:
+            with stop_signals(self._ask_to_stop):
+                self._sampler.know(scheduler_threads(target))
+                before = cpu_seconds(target.pid)
+                self._sampler.start()
+                started = time.monotonic()
+                _say_started(target.pid, duration)
+                error = self._watch(pidfd, started, duration, before)
+                self._sampler.stop()
+                profile.seconds = time.monotonic() - started
+                error = self._take() or error
+        finally:
+            os.close(pidfd)
+        profile.quality.lost = self._sampler.counts()["lost"]
+        if self._reader.undecoded:
+            profile.quality.lost += self._reader.undecoded
+            profile.notes.append(
+                f"{self._reader.undecoded} samples of the target's last moments had no names any "
+                "more; they are among the lost"
+            )
+        return error
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._profile.stopped_because = self._profile.stopped_because or reason
+
+    def _watch(
+        self, pidfd: int, started: float, duration: float | None, before: float | None
+    ) -> ScopeError | None:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        refreshed = started
+        with progress_bar(duration, visible=True) as advance:
+            while not self._profile.stopped_because:
+                now = time.monotonic()
+                used = cpu_seconds(self._target.pid)
+                if used is not None and before is not None:
+                    self._profile.cpu_seconds = used - before
+                left = _INTERVAL if duration is None else started + duration - now
+                if left <= 0:
+                    self._ask_to_stop("duration")
+                    return None
+                advance(now - started)
+                if ended.poll(min(_INTERVAL, left) * 1000):
+                    return self._ended()
+                error = self._take()
+                if error:
+                    return error
+                if now - refreshed >= _REFRESH:
+                    refreshed = now
+                    self._reader.refresh()
+        return None
+
+    def _take(self) -> ScopeError | None:
+        try:
+            self._reader.take(list(self._sampler.records()))
+        except NoSuchProcessError:
+            return self._ended()
+        return None
+
+    def _ended(self) -> ScopeError:
+        self._ask_to_stop("target ended")
+        return TargetEndedError(f"process {self._target.pid} ended while it was profiled")
+
+
+def _say_started(pid: int, duration: float | None) -> None:
+    if sys.stderr.isatty():
+        return
+    length = "" if duration is None else f" for {duration:g} s"
+    print(f"scope-trace: profiling process {pid}{length}; Ctrl-C ends it", file=sys.stderr)

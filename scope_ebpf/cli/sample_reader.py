@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the samples of the kernel to a profile, while the target runs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.code import CodeMap
+from scope_ebpf.beam.native import NativeCode
+from scope_ebpf.beam.stacks import Stacks
+from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
+from scope_ebpf.beam.threads import role_of
+from scope_ebpf.kernel.kallsyms import KernelSymbols
+from scope_ebpf.labels import Label, Labels
+from scope_ebpf.profile import Frame, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.stacks import Stack
+    from scope_ebpf.profile import Profile
+
+#: What threads that run no process are called, by their role.
+_THREADS = {
+    "normal": "(scheduler)",
+    "dirty_cpu": "(dirty CPU scheduler)",
+    "dirty_io": "(dirty I/O scheduler)",
+    "poll": "(poll thread)",
+    "aux": "(aux thread)",
+}
+#: What the outermost frame is: ``name`` puts processes of one name or module together.
+OWNERS = ("name", "pid", "thread")
+
+
+class Reader:
+    """Puts names on samples of one target and adds them to a profile; *by* is one of OWNERS."""
+
+    def __init__(self, target: Target, profile: Profile, by: str = "name") -> None:
+        atoms = Atoms(target)
+        code = CodeMap(target, atoms)
+        self._target = target
+        self._profile = profile
+        self._by = by
+        self._stacks = Stacks(target, code, NativeCode(target))
+        self._labels = Labels(target, atoms, code)
+        self._ports = PortCodec.of(target)
+        self._roles: dict[int, tuple[str, str]] = {}
+        self.undecoded = 0
+        if target.flavor == "emu":
+            profile.notes.append(
+                "the interpreter keeps its stack to itself: processes and native code are shown, "
+                "Erlang functions are not"
+            )
+
+    def refresh(self) -> None:
+        """Take in code that was loaded and libraries that were mapped since."""
+        self._stacks.refresh()
+
+    def take(self, records: Iterable[bytes]) -> None:
+        """
+        Add samples to the profile, each an ``events.SAMPLE`` and its words.
+
+        Raises NoSuchProcessError once the target has ended; then :attr:`undecoded` counts those
+        that came too late.
+        """
+        batch = [(record, np.frombuffer(record, events.SAMPLE, 1)[0]) for record in records]
+        self.undecoded += len(batch)
+        pids = {int(head["pid"]) for _, head in batch}
+        labels = self._labels.labels(pid for pid in pids if is_pid(pid))
+        for record, head in batch:
+            self._add(record, head, labels)
+            self.undecoded -= 1
+
+    def _add(self, record: bytes, head: np.void, labels: dict[int, Label]) -> None:
+        stack = self._stacks.read(record)
+        quality = self._profile.quality
+        quality.samples += 1
+        quality.with_process += stack.erlang is not None
+        quality.complete += stack.complete
+        quality.unwound += stack.unwound
+        quality.failed += bool(head["failed"])
+        role, thread = self._thread(int(head["tid"]))
+        frames = (self._owner(head, stack, labels, role, thread), *self._frames(head, stack))
+        self._profile.samples.append(
+            Sample(int(head["time_ns"]), thread, frames, int(head["weight_ns"]))
+        )
+
+    def _frames(self, head: np.void, stack: Stack) -> list[Frame]:
+        frames = [
+            Frame(str(mfa), "erlang", mfa.file, mfa.line) for mfa in reversed(stack.erlang or ())
+        ]
+        frames += [Frame(name.name, "native", name.file) for name in reversed(stack.native)]
+        kernel = head["kernel"][: int(head["kernel_frames"])].tolist()
+        frames += [Frame(self._kernel.name(address), "kernel") for address in reversed(kernel)]
+        return frames
+
+    def _owner(
+        self, head: np.void, stack: Stack, labels: dict[int, Label], role: str, thread: str
+    ) -> Frame:
+        """Tell who ran, as the outermost frame."""
+        if self._by == "thread":
+            return Frame(thread, "thread")
+        label = labels.get(int(head["pid"]))
+        if stack.erlang is None or label is None:
+            if is_port(int(head["port"])):
+                port = self._ports.text(int(head["port"]))
+                return Frame(port if self._by == "pid" else "(port)", "thread")
+            return Frame(_THREADS.get(role, f"({role})"), "thread")
+        if self._by == "pid":
+            return Frame(f"{label.pid} {label.who or ''}".rstrip(), "process")
+        if label.who is None and stack.erlang:
+            # It has ended before it was looked up: where it began is all there is.
+            return Frame(f"{stack.erlang[-1]} (ended)", "process")
+        return Frame(label.who or "(ended)", "process")
+
+    def _thread(self, tid: int) -> tuple[str, str]:
+        """Tell role and name of a thread; what the VM did not name is called by its name."""
+        if tid not in self._roles:
+            comm = Path(f"/proc/{self._target.pid}/task/{tid}/comm")
+            try:
+                name = comm.read_text("utf-8", "replace").strip()
+            except OSError:
+                return "other thread", "ended"
+            role = role_of(name)
+            text = name if role is None else f"{role[0].replace('_', ' ')} {role[1]}"
+            self._roles[tid] = (role[0] if role else f"thread {name}", text)
+        return self._roles[tid]
+
+    @cached_property
+    def _kernel(self) -> KernelSymbols:
+        return KernelSymbols()

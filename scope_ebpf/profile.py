@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A profile as plain data: stacks, and how much time each stands for.
+
+Every sink makes its own document of it. A stack goes from the outermost frame,
+which is a process or a thread, to the innermost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What a frame may be: who ran, Erlang code, native code, the kernel, why a process waited.
+KINDS = ("process", "thread", "erlang", "native", "kernel", "wait")
+
+
+class Frame(NamedTuple):
+    """One frame. *name* is M:F/A for Erlang code; *file* and *line* are where it was within."""
+
+    name: str
+    kind: str
+    file: str | None = None
+    line: int | None = None
+
+
+class Sample(NamedTuple):
+    """When a sample was taken (CLOCK_MONOTONIC, ns), on which thread, its stack, its weight."""
+
+    time_ns: int
+    thread: str
+    stack: tuple[Frame, ...]
+    weight_ns: int
+
+
+class Row(NamedTuple):
+    """One function or process in a table: nanoseconds at its own, and with all it called."""
+
+    name: str
+    kind: str
+    own_ns: int
+    total_ns: int
+
+
+@dataclass(slots=True)
+class Quality:
+    """
+    What the figures of a profile stand on.
+
+    *with_process* samples met a process on its scheduler; *complete* of these have an
+    Erlang stack down to where the process began. *unwound* of all samples have every C
+    frame. *lost* found no room, *failed* samples had memory that could not be read.
+    """
+
+    samples: int = 0
+    with_process: int = 0
+    complete: int = 0
+    unwound: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Profile:
+    """
+    Samples of one target.
+
+    *kind* is ``cpu`` or ``off-cpu``; *seconds* is how long it took. *cpu_seconds* is what
+    the kernel says the target used meanwhile, None where that is not known. *notes* are
+    for whoever reads the figures.
+    """
+
+    kind: str
+    target: dict[str, str | int | None]
+    hz: int
+    started: float
+    seconds: float = 0.0
+    cpu_seconds: float | None = None
+    stopped_because: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    quality: Quality = field(default_factory=Quality)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """One line that says what was profiled."""
+        node = self.target["node"] or f"process {self.target['pid']}"
+        what = "CPU" if self.kind == "cpu" else "waiting"
+        return f"{node}: {what}, {self.seconds:.1f} s"
+
+    @property
+    def total_ns(self) -> int:
+        """The time that all samples stand for."""
+        return sum(sample.weight_ns for sample in self.samples)
+
+    def stacks(self) -> Counter[tuple[Frame, ...]]:
+        """Time by stack, ns."""
+        found: Counter[tuple[Frame, ...]] = Counter()
+        for sample in self.samples:
+            found[sample.stack] += sample.weight_ns
+        return found
+
+    def owners(self) -> list[Row]:
+        """Who ran: the outermost frames, the most time first."""
+        found: Counter[tuple[str, str]] = Counter()
+        for stack, weight in self.stacks().items():
+            found[stack[0].name, stack[0].kind] += weight
+        return [Row(name, kind, ns, ns) for (name, kind), ns in found.most_common()]
+
+    def functions(self) -> list[Row]:
+        """What ran: every function of any kind, the most time at its own first."""
+        own: Counter[tuple[str, str]] = Counter()
+        total: Counter[tuple[str, str]] = Counter()
+        for stack, weight in self.stacks().items():
+            names = [(frame.name, frame.kind) for frame in stack[1:]]
+            if names:
+                own[names[-1]] += weight
+            for name in set(names):
+                total[name] += weight
+        ordered = sorted(total, key=lambda key: (-own[key], -total[key], key))
+        return [Row(*key, own[key], total[key]) for key in ordered]
+
+
+class Node:
+    """A frame in the tree of all stacks; *weight* and *own* in ns."""
+
+    __slots__ = ("children", "frame", "own", "weight")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.weight = 0
+        self.own = 0
+        self.children: dict[Frame, Node] = {}
+
+    def walk(self, depth: int = 0, start: int = 0) -> Iterator[tuple[int, int, Node]]:
+        """Every node as (depth, where it begins in ns, node), a parent before its children."""
+        waiting = [(depth, start, self)]
+        while waiting:
+            depth, start, node = waiting.pop()
+            yield depth, start, node
+            for child in sorted(node.children.values(), key=lambda child: child.frame.name):
+                waiting.append((depth + 1, start, child))
+                start += child.weight
+
+
+def tree(profile: Profile, *, lines: bool = False) -> Node:
+    """Put all stacks into one tree; with *lines*, each line of a function is a frame of its own."""
+    root = Node(Frame("all", "thread"))
+    for stack, weight in profile.stacks().items():
+        node = root
+        node.weight += weight
+        for frame in stack:
+            key = frame if lines else frame._replace(line=None)
+            node = node.children.setdefault(key, Node(key))
+            node.weight += weight
+        node.own += weight
+    return root

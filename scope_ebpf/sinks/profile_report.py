@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profile as text: who ran, what ran, and what the figures stand on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scope_ebpf.sinks.plain import plain
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from scope_ebpf.profile import Profile, Row
+
+#: Rows of each table.
+OWNERS = 10
+FUNCTIONS = 25
+WIDTH = 80
+
+
+def print_profile(profile: Profile, output: TextIO) -> None:
+    """Print both tables and the last lines."""
+    total = max(1, profile.total_ns)
+    target = profile.target
+    output.write(
+        f"{plain(str(target['node'] or 'a node without a name'))} (pid {target['pid']}): "
+        f"OTP {target['otp_release']}, erts {target['erts_version']}, {target['flavor']}, "
+        f"{target['schedulers']} schedulers\n\n"
+    )
+    _table("PROCESS", profile.owners(), total, OWNERS, output, own=False)
+    output.write("\n")
+    _table("FUNCTION", profile.functions(), total, FUNCTIONS, output, own=True)
+    output.write("\n" + last_lines(profile))
+
+
+def _table(
+    heading: str, rows: list[Row], total: int, most: int, output: TextIO, *, own: bool
+) -> None:
+    columns = f"{'OWN%':>6} {'TOTAL%':>6} {'SECONDS':>8}" if own else f"{'%':>6} {'SECONDS':>8}"
+    output.write(f"{columns}  {heading}\n")
+    for row in rows[:most]:
+        share = f"{100 * row.total_ns / total:6.1f}"
+        numbers = f"{100 * row.own_ns / total:6.1f} {share}" if own else share
+        seconds = row.own_ns if own else row.total_ns
+        text = f"{numbers} {seconds / 1e9:8.3f}  {plain(row.name)}"
+        text += f" [{row.kind}]" if row.kind in ("native", "kernel") else ""
+        output.write(text + "\n")
+    if len(rows) > most:
+        rest = sum(row.own_ns for row in rows[most:])
+        blank = " " * 7 if own else ""
+        output.write(
+            f"{100 * rest / total:6.1f} {blank}{rest / 1e9:8.3f}  ({len(rows) - most} more)\n"
+        )
+
+
+def last_lines(profile: Profile) -> str:
+    """What was seen, how much of it is whole, what is missing, and why it ended."""
+    quality = profile.quality
+    lines = [f"stopped: {profile.stopped_because}, after {profile.seconds:.1f} s"]
+    seen = f"samples: {quality.samples:,}, {profile.total_ns / 1e9:.2f} s"
+    if profile.cpu_seconds is not None:
+        seen += f" of the {profile.cpu_seconds:.2f} CPU s that the target used"
+    lines.append(seen)
+    lines.append(
+        f"whole: {_share(quality.complete, quality.with_process)} of the {quality.with_process:,} "
+        f"Erlang stacks reach the process's beginning;\n"
+        f"       {_share(quality.unwound, quality.samples)} of the samples have every C frame"
+    )
+    lines.append(f"lost: {quality.lost:,} samples; {quality.failed:,} with unreadable memory")
+    lines += [f"note: {plain(note)}" for note in profile.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
