@@ -126,8 +126,9 @@ class Sampler:
         """
         period = int(self._settings["period_ns"])
         for fd in self._timers:
+            share = 1 + _SHIFT * (2 * random.random() - 1)  # noqa: S311 - nobody is to be kept out
             with contextlib.suppress(OSError):  # a CPU that went offline
-                perf_events.set_period(fd, round(period * (1 + _SHIFT * (2 * random.random() - 1))))
+                perf_events.set_period(fd, round(period * share))
 
     def counts(self) -> dict[str, int]:
         """How many samples were ``taken``, and of these ``lost`` for want of room."""
