@@ -29,7 +29,16 @@ CLASSES = 8
 
 #: Structs of maps, in the order they are written.
 PLAIN = (
-    *("tally", "durations", "allowance", "thread", "thread_totals", "usdt_argument"),
+    *(
+        "tally",
+        "durations",
+        "allowance",
+        "thread",
+        "thread_totals",
+        "native_key",
+        "native",
+        "usdt_argument",
+    ),
     *("call_settings", "call_place", "call_totals", "call_pending", "call_hit"),
     *("sample_settings", "sampled_thread", "sample"),
 )

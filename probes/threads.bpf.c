@@ -2,8 +2,8 @@
 /*
  * threads: how long the VM's threads wait for a CPU, and why they are off it.
  *
- * Hooks:  sched_switch, sched_wakeup, sched_wakeup_new
- * Counts: thread_totals of each row (a target and a type of thread), per CPU
+ * Hooks:  sched_switch, sched_wakeup, sched_wakeup_new; the clock of each CPU
+ * Counts: thread_totals of each row (a target and a type of thread), natives; per CPU
  * Emits:  nothing
  *
  * One object watches all targets: every switch of the host runs it, so a thread that is not watched
@@ -11,6 +11,7 @@
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
+#include <linux/bpf_perf_event.h>
 #include <linux/ptrace.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -23,8 +24,23 @@
 #define TASK_INTERRUPTIBLE 1
 /* 64 targets with six types of threads each. */
 #define MAX_ROWS 384
-/* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. */
-#define MAX_WATCHED 65536
+/* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. Room is made
+ * at once (2 MB), because before Linux 6.1 what the clock runs may not use another kind of map. */
+#define MAX_WATCHED 16384
+
+struct cfs_rq {
+	int throttle_count;
+} __attribute__((preserve_access_index));
+
+struct sched_entity {
+	struct cfs_rq *cfs_rq;
+} __attribute__((preserve_access_index));
+
+/* What task.bpf.h does not name; libbpf looks for the fields in the kernel's struct task_struct. */
+struct task_struct___quota {
+	struct sched_entity se;
+	bool throttled;
+} __attribute__((preserve_access_index));
 
 /* Until Linux 5.14. */
 struct task_struct___old {
@@ -35,7 +51,6 @@ struct task_struct___old {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_WATCHED);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct thread);
 } watched SEC(".maps");
@@ -47,6 +62,14 @@ struct {
 	__type(value, struct thread_totals);
 } thread_rows SEC(".maps");
 
+/* Native functions of all targets: made by the clock, taken away with their target. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct native_key);
+	__type(value, struct native);
+} natives SEC(".maps");
+
 static __always_inline unsigned int state_of(struct task_struct *task)
 {
 	if (bpf_core_field_exists(task->__state))
@@ -55,13 +78,48 @@ static __always_inline unsigned int state_of(struct task_struct *task)
 }
 
 /*
- * Where a thread sleeps that waits for work: in a futex (schedulers) or a poll (who watches
- * sockets). A futex is a lock as well, which cannot be told apart here. Numbers of x86_64 system
- * calls.
+ * Whether a thread that wants to run may not, because its cgroup has used up its quota. Since Linux
+ * 6.18 that is a thread's own state; before, its run queue says so.
  */
-static __always_inline __u8 why_off(struct task_struct *task)
+static __always_inline bool is_throttled(struct task_struct *plain)
+{
+	struct task_struct___quota *task = (void *)plain;
+	struct cfs_rq *queue;
+
+	if (bpf_core_field_exists(task->throttled))
+		return BPF_CORE_READ(task, throttled);
+	if (!bpf_core_field_exists(task->se.cfs_rq) ||
+	    !bpf_core_field_exists(struct cfs_rq, throttle_count))
+		return false; /* a kernel without groups or quotas */
+	queue = BPF_CORE_READ(task, se.cfs_rq);
+	return queue && BPF_CORE_READ(queue, throttle_count) > 0;
+}
+
+/* ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h) */
+#define SSI_POLL_SLEEPING (1 << 1)
+#define SSI_TSE_SLEEPING  (1 << 2)
+#define SSI_WAITING	  (1 << 3)
+
+/* What the running scheduler says of itself; -1 where it cannot be read or there is nothing. */
+static __always_inline int sleep_flags(struct thread *thread)
+{
+	int flags = -1;
+
+	if (!thread->sleep_flags ||
+	    bpf_probe_read_user(&flags, sizeof(flags), (void *)thread->sleep_flags))
+		return -1;
+	return flags;
+}
+
+/*
+ * Where a thread sleeps that waits for work: in a futex (schedulers) or a poll (who watches
+ * sockets). A futex is a lock as well: a scheduler that does not say it waits sleeps for a lock, or
+ * in native code. Of other threads that cannot be told. Numbers of x86_64 system calls.
+ */
+static __always_inline __u8 why_off(struct task_struct *task, struct thread *thread)
 {
 	__u64 call = 0;
+	int flags;
 
 	if (!(state_of(task) & TASK_INTERRUPTIBLE)) /* beside it may stand that it is freezable */
 		return OFF_BLOCKED;
@@ -76,7 +134,8 @@ static __always_inline __u8 why_off(struct task_struct *task)
 	case 232: /* epoll_wait */
 	case 281: /* epoll_pwait */
 	case 441: /* epoll_pwait2 */
-		return OFF_IDLE;
+		flags = sleep_flags(thread);
+		return flags != -1 && !(flags & SSI_WAITING) ? OFF_BLOCKED : OFF_IDLE;
 	default:
 		return OFF_BLOCKED;
 	}
@@ -113,10 +172,10 @@ static __always_inline void leave(struct task_struct *task, bool preempted, __u6
 	thread->since_ns = now;
 	thread->ready_ns = 0;
 	if (preempted || state_of(task) == TASK_RUNNING) {
-		thread->reason = OFF_PREEMPTED;
+		thread->reason = is_throttled(task) ? OFF_THROTTLED : OFF_PREEMPTED;
 		thread->ready_ns = now;
 	} else {
-		thread->reason = why_off(task);
+		thread->reason = why_off(task, thread);
 	}
 }
 
@@ -144,10 +203,14 @@ static __always_inline void arrive(struct task_struct *task, __u64 now)
 		waited = now - ready;
 		if (thread->reason < OFF_REASONS)
 			totals->off_ns[thread->reason] += ready - thread->since_ns;
-		totals->off_ns[thread->reason == OFF_PREEMPTED ? OFF_PREEMPTED : OFF_QUEUED] +=
-		    waited;
-		totals->waited_ns += waited;
-		totals->slots[log2_slot(waited)]++;
+		if (thread->reason == OFF_THROTTLED) {
+			totals->off_ns[OFF_THROTTLED] += waited;
+		} else {
+			totals->off_ns[thread->reason == OFF_PREEMPTED ? OFF_PREEMPTED
+								       : OFF_QUEUED] += waited;
+			totals->waited_ns += waited;
+			totals->slots[log2_slot(waited)]++;
+		}
 	}
 	thread->running = 1;
 	thread->cpu = cpu + 1;
@@ -185,6 +248,85 @@ SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(thread_wakeup_new, struct task_struct *task)
 {
 	return woken(task);
+}
+
+/*
+ * Native code (NIFs) by name. A call is long if two samples find it: the scheduler has not been in
+ * its loop between them, and the process has called nothing that takes a reduction.
+ */
+static __always_inline void sample_native(struct thread *thread, struct thread_totals *totals)
+{
+	struct native_key key = {.target = thread->target};
+	struct native empty = {}, *native;
+	__u64 process = 0, environment = 0, reductions = 0, code = 0, mfa[3];
+	__u64 seen = thread->seen_process;
+	__s64 fcalls = 0;
+	bool same;
+
+	thread->seen_process = 0;
+	if (bpf_probe_read_user(&environment, sizeof(environment),
+				(void *)(thread->scheduler + thread->at_nif)) ||
+	    !environment)
+		return;
+	if (bpf_probe_read_user(&process, sizeof(process),
+				(void *)(thread->scheduler + thread->at_process)) ||
+	    bpf_probe_read_user(&reductions, sizeof(reductions),
+				(void *)(thread->scheduler + thread->at_reductions)) ||
+	    bpf_probe_read_user(&fcalls, sizeof(fcalls), (void *)(process + thread->at_fcalls)) ||
+	    bpf_probe_read_user(&code, sizeof(code), (void *)(process + thread->at_code)) ||
+	    !code || bpf_probe_read_user(mfa, sizeof(mfa), (void *)(code - thread->before_code))) {
+		totals->refused++;
+		return;
+	}
+	/* By name: the code of a dirty call is another's as soon as the call is over. */
+	key.module = mfa[0];
+	key.function = mfa[1];
+	key.arity = mfa[2];
+	native = bpf_map_lookup_elem(&natives, &key);
+	if (!native) {
+		bpf_map_update_elem(&natives, &key, &empty, BPF_NOEXIST);
+		native = bpf_map_lookup_elem(&natives, &key);
+	}
+	if (!native) {
+		totals->refused++;
+		return;
+	}
+	native->samples++;
+	same = seen == process && thread->seen_reductions == reductions &&
+	       thread->seen_fcalls == fcalls;
+	if (same && !thread->long_call)
+		native->long_calls++;
+	thread->long_call = same;
+	thread->seen_process = process;
+	thread->seen_reductions = reductions;
+	thread->seen_fcalls = fcalls;
+}
+
+SEC("perf_event")
+int thread_sample(struct bpf_perf_event_data *context)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid(), row;
+	struct thread *thread = bpf_map_lookup_elem(&watched, &tid);
+	struct thread_totals *totals;
+	int flags;
+
+	if (!thread)
+		return 0;
+	row = thread->row;
+	totals = bpf_map_lookup_elem(&thread_rows, &row);
+	if (!totals)
+		return 0;
+	totals->samples++;
+	if (!thread->scheduler)
+		return 0;
+	flags = sleep_flags(thread);
+	if (flags == -1)
+		totals->refused++;
+	else if (!(flags & SSI_WAITING))
+		sample_native(thread, totals);
+	else if (!(flags & (SSI_POLL_SLEEPING | SSI_TSE_SLEEPING)))
+		totals->busy_waits++; /* else it is on its way into a system call, or back */
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -106,7 +106,7 @@ ARGUMENT_MEMORY = 3
 ARGUMENT_ABSOLUTE = 4
 
 #: Why a thread is off its CPU, by its number.
-OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued')
+OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued', 'throttled')
 
 PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
 
@@ -374,15 +374,45 @@ THREAD = np.dtype([
     ("cpu", "<u4"),
     ("reason", "<u4"),
     ("running", "<u4"),
+    ("scheduler", "<u8"),
+    ("sleep_flags", "<u8"),
+    ("seen_process", "<u8"),
+    ("seen_reductions", "<u8"),
+    ("seen_fcalls", "<i8"),
+    ("at_process", "<u2"),
+    ("at_nif", "<u2"),
+    ("at_reductions", "<u2"),
+    ("at_code", "<u2"),
+    ("before_code", "<u2"),
+    ("at_fcalls", "<u2"),
+    ("long_call", "<u2"),
+    ("padding", "u1", (2,)),
+    ("target", "<u4"),
+    ("more_padding", "u1", (4,)),
 ])
 
 THREAD_TOTALS = np.dtype([
     ("on_ns", "<u8"),
-    ("off_ns", "<u8", (4,)),
+    ("off_ns", "<u8", (5,)),
     ("switches", "<u8"),
     ("migrations", "<u8"),
     ("waited_ns", "<u8"),
     ("slots", "<u8", (40,)),
+    ("samples", "<u8"),
+    ("busy_waits", "<u8"),
+    ("refused", "<u8"),
+])
+
+NATIVE_KEY = np.dtype([
+    ("module", "<u8"),
+    ("function", "<u8"),
+    ("arity", "<u4"),
+    ("target", "<u4"),
+])
+
+NATIVE = np.dtype([
+    ("samples", "<u8"),
+    ("long_calls", "<u8"),
 ])
 
 USDT_ARGUMENT = np.dtype([

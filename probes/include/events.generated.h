@@ -92,7 +92,8 @@ enum off_reason {
 	OFF_BLOCKED = 1,
 	OFF_PREEMPTED = 2,
 	OFF_QUEUED = 3,
-	OFF_REASONS = 4,
+	OFF_THROTTLED = 4,
+	OFF_REASONS = 5,
 };
 
 /* One number for each program, for the map of hits. */
@@ -308,16 +309,48 @@ struct thread {
 	__u32 cpu; /* the CPU it ran on last, plus 1 */
 	__u32 reason; /* OFF_*, while it is off */
 	__u32 running; /* 1 while it is on a CPU */
+	__u64 scheduler; /* its ErtsSchedulerData; 0 where it has none, or we do not know, address */
+	__u64 sleep_flags; /* ErtsSchedulerSleepInfo.flags of it, address */
+	__u64 seen_process; /* the process in native code at the last sample; 0 if none was, address */
+	__u64 seen_reductions; /* what the scheduler had counted then */
+	__s64 seen_fcalls; /* what the process had left then */
+	__u16 at_process; /* offset of current_process in ErtsSchedulerData, bytes */
+	__u16 at_nif; /* offset of current_nif in it, bytes */
+	__u16 at_reductions; /* offset of reductions in it, bytes */
+	__u16 at_code; /* offset in struct process of what tells the native function, bytes */
+	__u16 before_code; /* how far before that its ErtsCodeMFA lies, bytes */
+	__u16 at_fcalls; /* offset of fcalls in struct process, bytes */
+	__u16 long_call; /* 1 if the call at the last sample was counted as long */
+	__u8 padding[2]; /* named, so that it is zero */
+	__u32 target; /* which target it is of */
+	__u8 more_padding[4]; /* the same */
 };
 
 /* Time of all threads of one row, per CPU, from 0. */
 struct thread_totals {
 	__u64 on_ns; /* on a CPU, ns */
-	__u64 off_ns[4]; /* off it, by OFF_*, ns */
+	__u64 off_ns[5]; /* off it, by OFF_*, ns */
 	__u64 switches; /* times it was given a CPU */
 	__u64 migrations; /* times that was another CPU than before */
 	__u64 waited_ns; /* ready, and waiting for a CPU, ns */
 	__u64 slots[40]; /* single waits: slot N counts 2^N ns up to 2^(N+1); the last is open */
+	__u64 samples; /* times the clock found it on a CPU */
+	__u64 busy_waits; /* of these, how often it was a scheduler that spun without work */
+	__u64 refused; /* reads of the VM's memory that failed, and natives that found no room */
+};
+
+/* A native function of a target. */
+struct native_key {
+	__u64 module; /* atom: first of M:F/A, eterm */
+	__u64 function; /* atom: second of M:F/A, eterm */
+	__u32 arity; /* third of it */
+	__u32 target; /* whose it is */
+};
+
+/* What the clock saw of one native function, per CPU, from 0. */
+struct native {
+	__u64 samples; /* times it was found running */
+	__u64 long_calls; /* calls that were found running twice */
 };
 
 /* Where one argument of a USDT site lies. */

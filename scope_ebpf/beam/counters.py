@@ -34,6 +34,8 @@ _KINDS = {
     "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
 }
 KINDS = tuple(_KINDS)
+#: The array of each kind alone.
+SCHEDULER_DATA = {kind: array for kind, (array, _) in _KINDS.items()}
 #: ErtsSchedulerSleepInfo.flags, and the bit of a scheduler that is not online.
 SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 

@@ -75,6 +75,7 @@ class TaskFaults(NamedTuple):
 
     tid: int
     role: str | None
+    number: int
     minor: int
     major: int
 
@@ -98,7 +99,6 @@ def faults(pid: int, proc: str = "/proc") -> list[TaskFaults]:
         except OSError:
             continue
         fields = rest.split()
-        role = role_of(head.partition(b"(")[2].decode("utf-8", "replace"))
-        number = int(tid[5:] or 0)
-        found.append(TaskFaults(number, role[0] if role else None, int(fields[7]), int(fields[9])))
+        role, number = role_of(head.partition(b"(")[2].decode("utf-8", "replace")) or (None, 0)
+        found.append(TaskFaults(int(tid[5:] or 0), role, number, int(fields[7]), int(fields[9])))
     return found

@@ -92,7 +92,7 @@ class Targets:
         threads = None
         try:
             _require_room()
-            threads = self._watch_threads(found.pid)
+            threads = self._watch_threads(found)
             label = self._label(found.node, found.pid)
             watch = Watch(
                 found, label, self.config.budget, self._cost, self.attacher, threads=threads
@@ -236,14 +236,17 @@ class Targets:
         name = name or NAMELESS
         return f"{name}#{pid}" if name in {watch.node for watch in self.watches} else name
 
-    def _watch_threads(self, pid: int) -> WatchedThreads:
+    def _watch_threads(self, target: Target) -> WatchedThreads:
         """The target's threads, where the kernel lets us watch them and there is room."""
         if self.thread_watch is None and not self._thread_trouble:
             self.thread_watch, self._thread_trouble = attach_or_reason()
             if self._thread_trouble:
                 say(logging.WARNING, "threads are not watched", why=self._thread_trouble)
+            elif self.thread_watch and self.thread_watch.unsampled:
+                why = self.thread_watch.unsampled
+                say(logging.WARNING, "busy waiting and native code are not told", why=why)
         place = self.thread_watch.add() if self.thread_watch else None
-        return WatchedThreads(self.thread_watch, pid, place)
+        return WatchedThreads(self.thread_watch, target, place)
 
     def _refuse(self, pid: int, error: Exception) -> None:
         """Say it once, and try again later: what is missing may come back."""

@@ -3,36 +3,51 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.counters import KINDS
+from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
-from scope_ebpf.metrics.reading import ThreadBooks
+from scope_ebpf.daemon.natives import Natives
+from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER
+from scope_ebpf.metrics.reading import Sampled, ThreadBooks
+from scope_ebpf.metrics.scaling import share_error
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.discover import Target
     from scope_ebpf.kernel.tracepoints import ThreadWatch
 
 #: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.
 _LOOK = 10
+#: Ticks for which samples tell the error of the share of busy waiting.
+_MEMORY = 60
 
 
 class WatchedThreads:
     """
-    Watches the threads of process *pid* through *watch*, as its target number *place*.
+    Watches the threads of *target* through *watch*, as its target number *place*.
 
     Without them only ``/proc`` tells, and *totals* is None.
     """
 
-    def __init__(self, watch: ThreadWatch | None, pid: int, place: int | None) -> None:
-        self._watch, self._pid, self._place = watch, pid, place or 0
+    def __init__(self, watch: ThreadWatch | None, target: Target, place: int | None) -> None:
+        self._watch, self._pid, self._place = watch, target.pid, place or 0
         if place is None:
             self._watch = None
         self._tids: set[int] = set()
         self._ticks = 0
         self._faults = Faults()
+        self._places = _places(target)
+        self._natives = Natives(target, 1 / SAMPLE_HZ)
+        self._samples: deque[tuple[int, int]] = deque(maxlen=_MEMORY)
         self.totals: NDArray[np.void] | None = None
         self.books = ThreadBooks((), (), ())
         self._look()
@@ -47,15 +62,20 @@ class WatchedThreads:
 
     def spent(self) -> float:
         """
-        Seconds of CPU that the tracepoints took of the target.
+        Seconds of CPU that the tracepoints and the clock took of the target.
 
         Each time a thread is given a CPU it was woken or had left one before, so
         that is two runs.
         """
         if self._watch is None or self.totals is None:
             return 0.0
-        runs, seconds = map(sum, zip(*self._watch.stats().values(), strict=True))
-        return 2 * float(self.totals["switches"].sum()) * seconds / runs if runs else 0.0
+        stats = self._watch.stats()
+        sampler = stats.pop(SAMPLER)
+        runs, seconds = map(sum, zip(*stats.values(), strict=True))
+        spent = 2 * float(self.totals["switches"].sum()) * seconds / runs if runs else 0.0
+        if sampler.runs:
+            spent += float(self.totals["samples"].sum()) * sampler.seconds / sampler.runs
+        return spent
 
     def close(self) -> None:
         """Watch them no longer."""
@@ -64,19 +84,48 @@ class WatchedThreads:
             self._watch.remove(self._place)
 
     def _read(self) -> None:
-        if self._watch:
-            self.totals = self._watch.totals(self._place)
+        if self._watch is None:
+            return
+        self.totals = totals = self._watch.totals(self._place)
+        if self._watch.unsampled or self._places is None:
+            return
+        self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
+        (first, waits), (last, waits_now) = self._samples[0], self._samples[-1]
+        sampled = self.books.sampled
+        natives = sampled.natives if sampled else {}
+        if self._ticks % _LOOK == 0:
+            natives = self._natives.take(self._watch.natives(self._place))
+        busy = tuple(float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ for kind in KINDS)
+        error = share_error(waits_now - waits, last - first)
+        self.books = replace(self.books, sampled=Sampled(busy, error, natives))
 
     def _look(self) -> None:
         seen = faults(self._pid)
-        self.books = self._faults.add(seen)
-        found = {one.tid: ROLES.index(one.role) for one in seen if one.role}
+        self.books = replace(self._faults.add(seen), sampled=self.books.sampled)
+        found = {one.tid: one for one in seen if one.role}
         if self._watch:
             self._watch.unwatch(self._tids - found.keys())
             self._watch.watch(
-                self._place, {tid: role for tid, role in found.items() if tid not in self._tids}
+                self._place,
+                {tid: self._record(one) for tid, one in found.items() if tid not in self._tids},
             )
         self._tids = set(found)
+
+    def _record(self, thread: TaskFaults) -> NDArray[np.void]:
+        """One thread for the kernel side, with what it may look at."""
+        record = np.zeros((), events.THREAD)
+        record["row"] = ROLES.index(thread.role or "")
+        place = self._places.find(thread.role or "", thread.number) if self._places else None
+        for name, value in place._asdict().items() if place else ():
+            record[name] = value
+        return record
+
+
+def _places(target: Target) -> SchedulerPlaces | None:
+    try:
+        return SchedulerPlaces(target)
+    except ReadRefusedError:
+        return None
 
 
 class Faults:
@@ -91,7 +140,7 @@ class Faults:
         """Take in a reading of all threads; the whole process is its last."""
         threads = {one.tid: one for one in seen if one.role}
         for tid, one in threads.items():
-            before = self._last.get(tid, TaskFaults(tid, one.role, 0, 0))
+            before = self._last.get(tid, TaskFaults(tid, one.role, 0, 0, 0))
             self._minor[one.role or ""] += max(0, one.minor - before.minor)
             self._major[one.role or ""] += max(0, one.major - before.major)
         self._last = threads

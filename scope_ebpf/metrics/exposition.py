@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.metrics.page import Page
+    from scope_ebpf.metrics.reading import Sampled
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 
@@ -121,6 +122,15 @@ def _expose_target(page: Page, reading: Reading) -> None:
         for kind, faults in (("minor", books.minor), ("major", books.major)):
             for role, count in zip((*ROLES, "other"), faults, strict=True):
                 page.add("beam_page_faults_total", count, node=node, scheduler_type=role, type=kind)
+
+
+def _expose_sampled(page: Page, node: str, sampled: Sampled) -> None:
+    for kind, seconds in zip(KINDS, sampled.busy_wait, strict=True):
+        page.add("beam_busy_wait_seconds_total", seconds, node=node, scheduler_type=kind)
+    page.add("scope_ebpf_busy_wait_error_ratio", sampled.error_ratio, node=node)
+    for name, one in sampled.natives.items():
+        page.add("beam_native_cpu_seconds_total", one.seconds, node=node, name=name)
+        page.add("beam_native_long_calls_total", one.long_calls, node=node, name=name)
 
 
 def _expose_counters(page: Page, reading: Reading) -> None:

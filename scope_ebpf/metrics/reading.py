@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf import events
 
@@ -61,6 +61,27 @@ class Throttled:
     seconds: float
 
 
+class NativeReading(NamedTuple):
+    """What the clock found of native functions of one name: seconds on a CPU, and long calls."""
+
+    seconds: float
+    long_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """
+    What the clock found: seconds of busy waiting by type of scheduler, in the order of KINDS.
+
+    *error_ratio* is by how much the share of busy waiting in the CPU time of the last
+    minute may be off, in 95 of 100 cases. *natives* are by ``m:f/a``, the last is ``other``.
+    """
+
+    busy_wait: tuple[float, ...]
+    error_ratio: float
+    natives: dict[str, NativeReading]
+
+
 @dataclass(frozen=True, slots=True)
 class ThreadBooks:
     """
@@ -73,6 +94,7 @@ class ThreadBooks:
     counts: tuple[int, ...]
     minor: tuple[int, ...]
     major: tuple[int, ...]
+    sampled: Sampled | None = None
 
 
 @dataclass(frozen=True, slots=True)

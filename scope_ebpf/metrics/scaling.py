@@ -106,3 +106,13 @@ class Estimate:
 def quantile(freedom: int) -> float:
     """By how many standard errors an estimate is off, at most, in 95 of 100 cases."""
     return _T95[min(freedom, len(_T95) - 1)]
+
+
+def share_error(found: int, samples: int) -> float:
+    """By how much the share *found* of independent *samples* may be off, in 95 of 100 cases."""
+    if samples <= 0:
+        return 1.0
+    # Wilson's interval is sound for few samples, and for a share of 0 or 1 too.
+    z, share = 1.96, found / samples
+    spread = share * (1 - share) / samples + (z / (2 * samples)) ** 2
+    return min(1.0, z * float(np.sqrt(spread)) / (1 + z**2 / samples) + z**2 / (2 * samples))

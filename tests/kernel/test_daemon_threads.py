@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import beams_run
 
 from scope_ebpf import events
+from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.threads import ROLES, threads
 from scope_ebpf.daemon.threads import WatchedThreads
+from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.tracepoints import TYPES, ThreadWatch
 
@@ -71,18 +74,19 @@ def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
     With a hog on each CPU the schedulers wait in the run queue, as long as schedstat says.
     """
     with beams_run.planted("stock25", "+S", "2:2") as beam:
-        seen = WatchedThreads(watch, beam.pid, watch.add())
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         beam.send("storm pingpong 2")
         beam.expect("storming")
         with hogs():
             # From one figure to the next: what is under way at the edges is small beside it.
             seen.tick()
             first, ours = books(beam.pid), seen.totals[NORMAL].copy()
-            while books(beam.pid)[1] - first[1] < 1.0:
+            while books(beam.pid)[1] - first[1] < 3.0:
                 os.sched_yield()
             seen.tick()
             last, now = books(beam.pid), seen.totals[NORMAL].copy()
         assert beam.ask("stop").startswith("done storm")
+        assert int(now["off_ns"][events.OFF_REASONS.index("throttled")]) == 0
         waited = (int(now["waited_ns"]) - int(ours["waited_ns"])) / 1e9
         assert waited == pytest.approx(last[1] - first[1], rel=0.1)
         counted = int(now["slots"].sum() - ours["slots"].sum())
@@ -95,7 +99,7 @@ def test_what_is_off_the_cpu_is_off_for_a_reason(watch):
     A VM that waits for its next command is idle; time on and off adds up to the time there was.
     """
     with beams_run.planted("stock25", "+S", "1:1") as beam:
-        seen = WatchedThreads(watch, beam.pid, watch.add())
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         for _ in range(20):
             beam.plant("messages 2000")
         seen.tick()
@@ -114,7 +118,7 @@ def test_a_place_that_is_used_again_begins_at_nothing(watch):
     for _ in range(2):
         with beams_run.planted("stock25", "+S", "1:1") as beam:
             places.append(watch.add())
-            seen = WatchedThreads(watch, beam.pid, places[-1])
+            seen = WatchedThreads(watch, inspect(beam.pid), places[-1])
             before = watch.totals(places[-1])
             assert len(before) == TYPES
             beam.plant("messages 2000")
@@ -124,3 +128,134 @@ def test_a_place_that_is_used_again_begins_at_nothing(watch):
         for _ in range(63):
             watch.remove(watch.add())
     assert places[0] == places[1]
+
+
+def busy_share(watch, *options: str) -> tuple[float, float, float]:
+    """
+    The share of busy waiting in the CPU time of normal schedulers: ours, its error, the VM's own.
+    """
+    with beams_run.start_beam("stock25", "+S", "2:2", *options, "-s", "witness") as beam:
+        beam.expect("ready")
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        first = books(beam.pid)[0]
+        before = seen.books.sampled.busy_wait[0]
+        said = beam.ask("flicker 4000")
+        seen.tick()
+        cpu = books(beam.pid)[0] - first
+        worked = int(said.partition("worked=")[2]) / 1e6
+        ours = (seen.books.sampled.busy_wait[0] - before) / cpu
+        error = seen.books.sampled.error_ratio
+        seen.close()
+    return ours, error, 1 - worked / cpu
+
+
+def test_busy_waiting_is_told_from_work(watch):
+    """
+    Schedulers that spin for long are on a CPU without work, as scheduler_wall_time says they are.
+    """
+    ours, error, theirs = busy_share(watch, "+sbwt", "very_long")
+    assert theirs > 0.5
+    assert ours == pytest.approx(theirs, abs=2 * error + 0.05)
+
+
+def test_who_may_not_spin_does_not(watch):
+    """
+    Without busy waiting nearly nothing of the same work is told to be that.
+    """
+    ours, error, _ = busy_share(watch, "+sbwt", "none")
+    assert ours <= error
+
+
+@pytest.fixture(scope="module")
+def spinning(tmp_path_factory):
+    """
+    A VM with native functions that compute for as long as they are told to.
+    """
+    beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
+    folder = tmp_path_factory.mktemp("nif")
+    source = Path(__file__).parents[1] / "workloads/names_nif.c"
+    (include,) = Path("/usr/lib/erlang").glob("erts-*/include")
+    command = ["gcc", "-shared", "-fPIC", f"-I{include}", "-o", str(folder / "names_nif.so")]
+    subprocess.run([*command, str(source)], check=True)
+    env = {"NAMES_NIF": str(folder / "names_nif")}
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness", env=env) as beam:
+        beam.expect("ready")
+        yield beam
+
+
+@pytest.mark.parametrize("kind", ["spin", "dirty_spin"])
+def test_long_native_calls_are_told_by_name(watch, spinning, kind):
+    """
+    23 calls of 50 ms are 23 long calls and 1.15 s of CPU under their name; short ones are none.
+    """
+    seen = WatchedThreads(watch, inspect(spinning.pid), watch.add())
+    assert spinning.ask(f"spin {kind} 23 50") == "done spin 23"
+    assert spinning.ask(f"spin {kind} 600 1") == "done spin 600"
+    for _ in range(10):
+        seen.tick()
+    found = seen.books.sampled.natives[f"names_nif:{kind}/1"]
+    seen.close()
+    assert found.long_calls == 23
+    assert found.seconds == pytest.approx(23 * 0.05 + 600 * 0.001, rel=0.15)
+
+
+@contextlib.contextmanager
+def quota(pid: int, share: float):
+    """
+    A cgroup of its own for a process, which may use *share* of a CPU.
+    """
+    first, second = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    folder = (first if first.is_dir() else second) / f"scope-test-{pid}"
+    if not first.is_dir():
+        (second / "cgroup.subtree_control").write_text("+cpu")
+    folder.mkdir()
+    try:
+        if first.is_dir():
+            (folder / "cpu.cfs_period_us").write_text("100000")
+            (folder / "cpu.cfs_quota_us").write_text(str(int(100_000 * share)))
+        else:
+            (folder / "cpu.max").write_text(f"{int(100_000 * share)} 100000")
+        (folder / "cgroup.procs").write_text(str(pid))
+        yield folder
+    finally:
+        (folder.parent / "cgroup.procs").write_text(str(pid))
+        folder.rmdir()
+
+
+def test_a_quota_that_is_used_up_throttles(watch):
+    """
+    Two schedulers that may use half a CPU are kept from running for most of the time.
+    """
+    with beams_run.planted("stock25", "+S", "2:2") as beam, quota(beam.pid, 0.5) as folder:
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        throttling = Throttling(beam.pid)
+        beam.send("storm pingpong 2")
+        beam.expect("storming")
+        while (read := throttling.read()) is None or read.throttled < 10:
+            select.select([], [], [], 0.05)  # half a period
+        assert beam.ask("stop").startswith("done storm")
+        seen.tick()
+        off = dict(zip(events.OFF_REASONS, seen.totals["off_ns"][NORMAL].tolist(), strict=True))
+        # The kernel's is by CPU, ours by thread; no more than one of them can be on a CPU.
+        assert off["throttled"] / 1e9 > 0.3 * read.seconds > 0
+        assert read.throttled <= read.periods
+        text = (folder / "cpu.stat").read_text()
+        assert f"nr_throttled {throttling.read().throttled}" in text
+        seen.close()
+
+
+def test_page_faults_are_those_of_the_threads(watch):
+    """
+    A collection of fresh memory faults on schedulers, and all types together are the process's own.
+    """
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness") as beam:
+        beam.expect("ready")
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        before = seen.books.minor[NORMAL]
+        assert beam.ask("hold 20") == "done hold 20"
+        for _ in range(10):
+            seen.tick()
+        fields = Path(f"/proc/{beam.pid}/stat").read_text().rpartition(")")[2].split()
+        assert seen.books.minor[NORMAL] - before > (20 << 20) / 4096
+        assert sum(seen.books.minor) == pytest.approx(int(fields[7]), abs=200)
+        seen.close()

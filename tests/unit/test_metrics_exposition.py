@@ -19,8 +19,10 @@ from scope_ebpf.metrics.reading import (
     WIDTH,
     EventReading,
     MemoryReading,
+    NativeReading,
     ProcessReading,
     Reading,
+    Sampled,
     ThreadBooks,
     Throttled,
     sum_column,
@@ -57,6 +59,10 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
     kinds = {"mbcs": (60, 40), "sbcs": (30, 20), "mbcs_pool": (10, 5)}
     allocators = tuple(Allocator(name, 100, 65, kinds) for name in NAMES)
     six, seven = (1,) * 6, (1,) * 7
+    natives = {
+        name: NativeReading(1.0, 2) for name in ("a:b/1", "c:d/2", "e:f/3", "g:h/4", "other")
+    }
+    sampled = Sampled((1.0, 2.0, 3.0), 0.1, natives)
     return Reading(
         node=node,
         info=INFO,
@@ -76,7 +82,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         refused_kernel=4,
         refused_user=5,
         threads=np.ones(6, events.THREAD_TOTALS),
-        books=ThreadBooks(six, seven, seven),
+        books=ThreadBooks(six, seven, seven, sampled),
         memory=MemoryReading(AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3))),
         snapshot=snapshot(),
     )

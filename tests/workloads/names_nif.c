@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Native functions that sleep for ever on the scheduler that calls them. */
+/* Native functions that sleep for ever on the scheduler that calls them, or compute for a while. */
 #include <erl_nif.h>
+#include <time.h>
 #include <unistd.h>
 
 static ERL_NIF_TERM names_wedge(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
@@ -15,7 +16,25 @@ static ERL_NIF_TERM names_dirty(ErlNifEnv *env, int argc, const ERL_NIF_TERM arg
                 pause();
 }
 
+/* Milliseconds of the thread's own CPU time. */
+static ERL_NIF_TERM names_spin(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
+{
+        struct timespec now;
+        long milliseconds, end;
+
+        if (!enif_get_long(env, argv[0], &milliseconds))
+                return enif_make_badarg(env);
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        end = now.tv_sec * 1000 + now.tv_nsec / 1000000 + milliseconds;
+        do
+                clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        while (now.tv_sec * 1000 + now.tv_nsec / 1000000 < end);
+        return enif_make_atom(env, "ok");
+}
+
 static ErlNifFunc functions[] = {
+        {"spin", 1, names_spin, 0},
+        {"dirty_spin", 1, names_spin, ERL_NIF_DIRTY_JOB_CPU_BOUND},
         {"wedge", 0, names_wedge, 0},
         {"dirty", 0, names_dirty, ERL_NIF_DIRTY_JOB_CPU_BOUND},
 };

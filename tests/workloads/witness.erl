@@ -8,8 +8,9 @@
 %%   tables N     N ETS tables, which stay
 %%   hold N       N megabytes of binaries, and about as many of ETS, which stay
 %%   crowd N      N processes that never wait, until "disperse"
-%%   accounts     what scheduler_wall_time and microstate accounting say since the last time
-%%   idle N, busy N  N milliseconds in which this process waits, or computes
+%%   flicker N    N milliseconds in which a process wakes up each millisecond; answers for how many
+%%                microseconds the normal schedulers worked meanwhile, as scheduler_wall_time says
+%%   spin KIND N MS  N calls of a native function of MS milliseconds each; KIND is spin or dirty_spin
 -module(witness).
 -export([start/0]).
 -export([main/0, spin/0]).
@@ -62,6 +63,16 @@ answer(["hold", N]) ->
 answer(["crowd", N]) ->
     put(crowd, [spawn(?MODULE, spin, []) || _ <- lists:seq(1, list_to_integer(N))]),
     done("crowd", N);
+answer(["flicker", N]) ->
+    erlang:system_flag(scheduler_wall_time, true),
+    Before = worked(),
+    flicker(erlang:monotonic_time(millisecond) + list_to_integer(N)),
+    facts([{worked, worked() - Before}]);
+answer(["spin", Kind, N, Milliseconds]) ->
+    _ = names_nif:load(),
+    [ok = names_nif:(list_to_atom(Kind))(list_to_integer(Milliseconds))
+     || _ <- lists:seq(1, list_to_integer(N))],
+    done("spin", N);
 answer(["disperse"]) ->
     Crowd = erase(crowd),
     [exit(Process, kill) || Process <- Crowd],
@@ -74,6 +85,19 @@ facts(Pairs) ->
 done(Name, N) -> ["done ", Name, " ", N].
 
 spin() -> spin().
+
+flicker(End) ->
+    receive after 1 -> ok end,
+    case erlang:monotonic_time(millisecond) < End of
+        true -> flicker(End);
+        false -> ok
+    end.
+
+%% Microseconds that normal schedulers worked, since this is measured.
+worked() ->
+    Normal = erlang:system_info(schedulers),
+    Active = lists:sum([A || {I, A, _} <- erlang:statistics(scheduler_wall_time), I =< Normal]),
+    erlang:convert_time_unit(Active, native, microsecond).
 
 gone(Processes) ->
     case lists:any(fun is_process_alive/1, Processes) of
