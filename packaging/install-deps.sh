@@ -22,17 +22,18 @@ packages_for() {
     build) echo clang llvm libbpf-dev linux-libc-dev make git ;;
     demo) echo erlang-base procps ;;
     # VMs to look at (two real applications among them), compilers for the USDT build of one, and
-    # witnesses that count the same events with other means.
+    # witnesses that count the same events with other means. bcc, and kernel headers for it, compile
+    # the probes that users write.
     test) echo \
         erlang-base erlang-dev erlang-crypto erlang-tools erlang-runtime-tools \
         rabbitmq-server ejabberd \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
         bpftrace "$(bpftool)" prometheus \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
-        rpm systemd ;;
+        rpm systemd python3-bpfcc "$(headers)" ;;
     # What looks at the packages and at the machine image beyond that.
     packages) echo lintian vagrant vagrant-libvirt ;;
-    # The tools that the figures are compared with. Kernel headers only so that bcc can compile.
+    # The tools that the figures are compared with.
     bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
     # Virtual machines that boot other kernels, by software emulation.
     vm) echo qemu-system-x86 seabios busybox-static cpio e2fsprogs kmod mmdebstrap debian-archive-keyring \

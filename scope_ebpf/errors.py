@@ -13,6 +13,8 @@ class ScopeError(Exception):
     """Something a user can act on. Subclasses carry the exit code."""
 
     exit_code = 1
+    #: Lines of somebody else's that explain it, such as a compiler's.
+    details: tuple[str, ...] = ()
 
 
 class UsageError(ScopeError):
@@ -85,3 +87,19 @@ class ReadRefusedError(ScopeError):
     """A reading of the VM's memory failed its check and is switched off."""
 
     exit_code = 13
+
+
+class CompilerMissingError(ScopeError):
+    """The host cannot compile a user's probe: bcc or kernel headers are missing."""
+
+    exit_code = 17
+
+
+class ProbeError(ScopeError):
+    """A user's probe does not compile, or is not allowed to do what it does."""
+
+    exit_code = 18
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = tuple(details.splitlines())

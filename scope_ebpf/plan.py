@@ -196,7 +196,7 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
     for hook in way.hooks:
         try:
             places = (
-                _symbol_places(binary, way, hook)
+                symbol_places(binary, way, hook)
                 if way.via == "symbol"
                 else _usdt_places(binary, way, hook)
             )
@@ -209,7 +209,8 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
     return tuple(found), ""
 
 
-def _symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+    """Where a hook goes that is a function: one place, or none."""
     symbol = binary.symbol(hook.name)
     if symbol is None and hook.mangled:
         # A C++ function: _Z, the length of the name, the name, the types of the arguments.

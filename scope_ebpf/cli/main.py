@@ -28,6 +28,7 @@ COMMANDS = {
     "top": "the processes of a VM, by what they use, as a table that moves",
     "ps": "everything known of one Erlang process",
     "schedulers": "what each scheduler thread does now, and on what",
+    "run": "a probe of yours, written in C, compiled on the spot",
 }
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
     except ScopeError as error:
         print(f"scope-trace: {plain(str(error))}", file=sys.stderr)
+        for line in error.details:
+            print(f"  {plain(line.expandtabs())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough. Nothing may be flushed into the closed pipe.

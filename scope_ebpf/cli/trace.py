@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open_output(arguments.output) as output, alone(target.pid) as notes:
         trace = Trace(target, wanted, arguments, streamed=streams)
         trace.notes += notes
-        who = _names(target) if streams else None
+        who = names_of(target) if streams else None
         sink = Stream(output, TermText(target), arguments.format, who) if streams else None
         error = trace.run(sink)
         error = _finish(trace.summary(), output, arguments) or error
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 _LOOKUPS = 64
 
 
-def _names(target: Target) -> Callable[[list[int]], dict[int, str | None]] | None:
+def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | None:
     """What names processes in a stream; None where the VM's tables cannot be read."""
     from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415 - only for a stream
     from scope_ebpf.labels import Labels  # noqa: PLC0415

@@ -95,7 +95,7 @@ class Trace:
                 _say_failures(session)
                 session.count(on=True)
                 started = time.monotonic()
-                _say_started(self._target.pid, self._duration, quiet=sink is None)
+                say_started(self._target.pid, self._duration, quiet=sink is None)
                 try:
                     error = self._watch(session, sink, pidfd, started, cpu_before)
                 finally:
@@ -193,7 +193,7 @@ def _hit_seconds(hits: dict[str, int]) -> float:
     return measure().total(hits)
 
 
-def _say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
+def say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
     """One line for whoever waits for the trace to count, unless a progress bar says it."""
     if quiet and sys.stderr.isatty():
         return

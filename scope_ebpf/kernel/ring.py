@@ -2,8 +2,8 @@
 """
 The BPF ring buffer as numpy batches.
 
-Every record is the same 64 bytes, so what the kernel has written is one array of
-:data:`events.RECORD` over the mapped ring: no copy and no loop, wrap-around
+Every record has the same size, so what the kernel has written is one array of them,
+:data:`events.RECORD` for our own probes, over the mapped ring: no copy and no loop, wrap-around
 included, because the kernel maps the data twice in a row
 (Documentation/bpf/ringbuf.rst).
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _BUSY = np.uint32(1 << 31)
 _DISCARD = np.uint32(1 << 30)
-_RECORD_BYTES = events.RECORD.itemsize
-_BODY_BYTES = _RECORD_BYTES - 8
+#: What the kernel puts before each record, bytes.
+_HEADER_BYTES = 8
 
 
 class RingError(HostError):
@@ -49,10 +49,11 @@ def kept(records: NDArray[np.void]) -> NDArray[np.void]:
     side were built from different descriptions.
     """
     lengths = records["ring_length"]
-    odd = (lengths & ~_DISCARD) != _BODY_BYTES
+    body_bytes = records.dtype.itemsize - _HEADER_BYTES
+    odd = (lengths & ~_DISCARD) != body_bytes
     if odd.any():
         raise RingError(
-            f"a record of {int(lengths[odd][0] & ~_DISCARD)} bytes in a ring of {_BODY_BYTES}: "
+            f"a record of {int(lengths[odd][0] & ~_DISCARD)} bytes in a ring of {body_bytes}: "
             "the BPF objects and this program are of different builds; run `make objects`"
         )
     discarded = (lengths & _DISCARD) != 0
@@ -60,9 +61,13 @@ def kept(records: NDArray[np.void]) -> NDArray[np.void]:
 
 
 class Ring:
-    """The consumer of the ring behind *fd*, of *size* bytes."""
+    """
+    The consumer of the ring behind *fd*, of *size* bytes.
 
-    def __init__(self, fd: int, size: int) -> None:
+    Its records are all of type *record*, whose bytes are a power of two.
+    """
+
+    def __init__(self, fd: int, size: int, record: np.dtype[np.void] = events.RECORD) -> None:
         if platform.machine() != "x86_64":
             # Elsewhere the producer's stores may be seen out of order; x86 keeps them in order.
             raise HostError("the ring is read on x86_64 only; other CPUs are not supported yet")
@@ -72,14 +77,15 @@ class Ring:
         self._producer_map = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
         self._consumer = np.frombuffer(self._consumer_map, np.uint64, 1)
         self._producer = np.frombuffer(self._producer_map, np.uint64, 1)
+        self._step = record.itemsize
         self._records = np.frombuffer(
-            self._producer_map, events.RECORD, 2 * size // _RECORD_BYTES, offset=page
+            self._producer_map, record, 2 * size // self._step, offset=page
         )
 
     @contextlib.contextmanager
     def batch(self, most: int | None = None) -> Iterator[NDArray[np.void]]:
         """
-        The finished records, shape ``(n,)`` of :data:`events.RECORD`, oldest first.
+        The finished records, shape ``(n,)``, oldest first.
 
         All of them, or the first *most*: a sink that makes text of them needs ten
         times their memory.
@@ -88,12 +94,12 @@ class Ring:
         what is to be kept.
         """
         start = int(self._consumer[0])
-        first = (start & (self._size - 1)) // _RECORD_BYTES
-        written = (int(self._producer[0]) - start) // _RECORD_BYTES
+        first = (start & (self._size - 1)) // self._step
+        written = (int(self._producer[0]) - start) // self._step
         records = self._records[first : first + (written if most is None else min(written, most))]
         records = records[: complete(records)]
         yield kept(records)
-        self._consumer[0] = start + len(records) * _RECORD_BYTES
+        self._consumer[0] = start + len(records) * self._step
 
     def fill(self) -> float:
         """The share of the ring that is in use, 0 to 1."""

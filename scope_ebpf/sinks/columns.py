@@ -42,8 +42,14 @@ def columns(
     ns become ``_seconds``, words become ``_bytes``, terms become text; None is an
     absent value. The header's time is left to the caller.
     """
-    kind = events.KINDS[name]
-    rows = np.ascontiguousarray(records).view(events.RECORDS[name])
+    return columns_of(events.KINDS[name], events.RECORDS[name], records, terms)
+
+
+def columns_of(
+    kind: events.Kind, dtype: np.dtype[np.void], records: NDArray[np.void], terms: Terms
+) -> dict[str, list[str | int | float | None]]:
+    """The same of any *kind*, whose records are of *dtype* when they are known to be of it."""
+    rows = np.ascontiguousarray(records).view(dtype)
     text_pids = bool((rows["flags"] & events.FLAG_TEXT_PID).any())
     result: dict[str, list[str | int | float | None]] = {
         "pid": list(_terms(rows["process"], terms, text_pids=text_pids))

@@ -37,7 +37,7 @@ def print_report(summary: Summary, output: TextIO) -> None:
     console.print(_table(summary))
     for event in summary.events.values():
         for name, histogram in event.histograms.items():
-            _print_histogram(console, f"{event.item.event} {name}", histogram)
+            print_histogram(console, f"{event.item.event} {name}", histogram)
     _print_unavailable(console, summary)
     for note in summary.notes:
         console.print(f"note: {escape(plain(note))}", style="yellow")
@@ -76,7 +76,8 @@ def _parts(event: EventSummary) -> str:
     return ", ".join(parts)
 
 
-def _print_histogram(console: Console, title: str, histogram: Histogram) -> None:
+def print_histogram(console: Console, title: str, histogram: Histogram) -> None:
+    """Durations that are there, a line for each power of two."""
     used = [n for n, count in enumerate(histogram.slots) if count]
     mean = histogram.total_seconds / histogram.count
     console.print(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.sinks.columns import columns, wall_offset_ns
+from scope_ebpf.sinks.columns import columns_of, wall_offset_ns
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
     from scope_ebpf.sinks.columns import Terms
 
 Style = Literal["jsonl", "text"]
-_KIND_NAMES = tuple(events.KINDS)
+#: Each kind of record with its own fields, by its number.
+Vocabulary = Sequence[tuple[events.Kind, np.dtype[np.void]]]
+_OURS: Vocabulary = [(kind, events.RECORDS[kind.name]) for kind in events.KINDS.values()]
 
 
 class Stream:
     """
     Writes batches of records to *output*, one event a line, oldest first.
 
-    *who* names processes, given as terms; None where it does not know them.
+    *who* names processes, given as terms; None where it does not know them. The kinds
+    of records are those of *vocabulary*.
     """
 
     def __init__(
@@ -39,10 +43,12 @@ class Stream:
         terms: Terms,
         style: Style,
         who: Callable[[list[int]], dict[int, str | None]] | None = None,
+        vocabulary: Vocabulary = _OURS,
     ) -> None:
         self._output = output
         self._terms = terms
         self._who = who
+        self._vocabulary = vocabulary
         self._line = _json_lines if style == "jsonl" else _text_lines
         self._offset = wall_offset_ns()
 
@@ -54,16 +60,19 @@ class Stream:
         lines = np.empty(len(records), object)
         for number in np.unique(records["kind"]).tolist():
             chosen = records["kind"] == number
-            lines[chosen] = self._lines(_KIND_NAMES[number], records[chosen])
+            kind, dtype = self._vocabulary[number]
+            lines[chosen] = self._lines(kind, dtype, records[chosen])
         self._output.write("\n".join(lines.tolist()) + "\n")
         self._output.flush()
 
-    def _lines(self, name: str, records: NDArray[np.void]) -> list[str]:
+    def _lines(
+        self, kind: events.Kind, dtype: np.dtype[np.void], records: NDArray[np.void]
+    ) -> list[str]:
         times = (records["time_ns"].astype(np.int64) + self._offset).tolist()
-        table = columns(name, records, self._terms)
+        table = columns_of(kind, dtype, records, self._terms)
         if self._who:
             table = {"pid": table.pop("pid"), "who": self._names(records), **table}
-        return self._line(name, times, records["tid"].tolist(), table)
+        return self._line(kind.name, times, records["tid"].tolist(), table)
 
     def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
         """Who each record's process is; a pid that came as text cannot be looked up."""

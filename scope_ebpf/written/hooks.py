@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where the functions of a user's probe are attached, by their names.
+
+    on_PROGRAM       where our own program of that name sits, such as on_gc_entry
+    uprobe__NAME     the entry of a function of the VM
+    uretprobe__NAME  its return
+
+Functions only: a USDT probe of OTP formats its arguments inside the VM, and two of
+them end it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from scope_ebpf import events
+from scope_ebpf.errors import NothingToAttachError, ProbeError
+from scope_ebpf.plan import symbol_places
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.binary import Binary
+    from scope_ebpf.plan import Attachment
+
+_FAMILY = "written"
+_FUNCTION = {"uprobe__": False, "uretprobe__": True}
+
+
+def named() -> dict[str, tuple[events.Way, ...]]:
+    """Each ``on_`` name, and the ways that its program is part of."""
+    ways = [way for way in events.WAYS if way.via == "symbol"]
+    programs = dict.fromkeys(hook.program for way in ways for hook in way.hooks)
+    return {
+        f"on_{program}": tuple(w for w in ways if any(h.program == program for h in w.hooks))
+        for program in programs
+    }
+
+
+def places(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
+    """
+    Every place of *function* in an emulator of *flavor*.
+
+    Raises ProbeError for a name that tells no hook, and NothingToAttachError for one
+    that this VM does not have.
+    """
+    if function in named():
+        return _own(binary, flavor, function)
+    prefix = next((p for p in _FUNCTION if function.startswith(p)), None)
+    if prefix is None:
+        raise ProbeError(_unknown(function))
+    name = function.removeprefix(prefix)
+    hook = events.Hook(
+        function,
+        name,
+        returns=_FUNCTION[prefix],
+        mangled=True,
+        optional=False,
+        call=None,
+        at_call=(),
+        arguments=(),
+    )
+    symbol = binary.symbol(name)
+    variable = symbol is not None and not symbol.is_function
+    found = [] if variable else symbol_places(binary, _way(hook), hook)
+    if not found:
+        raise NothingToAttachError(f"{function}: the VM has no function {name} that can be seen")
+    return tuple(found)
+
+
+def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
+    program = function.removeprefix("on_")
+    found: list[Attachment] = []
+    missing: list[str] = []
+    for way in named()[function]:
+        if way.flavor not in (None, flavor):
+            missing.append(f"{way.event} has no hook in an emulator of flavor {flavor}")
+            continue
+        for hook in way.hooks:
+            if hook.program == program:
+                # The probe takes its arguments where the function has them.
+                plain = replace(hook, program=function, call=None, at_call=(), arguments=())
+                places = symbol_places(binary, way, plain)
+                found += places
+                if not places and not hook.optional:
+                    missing.append(f"the VM has no function {hook.name} that can be seen")
+    if missing or not found:
+        reasons = "; ".join(missing) or "nothing to attach to"
+        raise NothingToAttachError(f"{function}: {reasons}")
+    return tuple(dict.fromkeys(found))
+
+
+def _way(hook: events.Hook) -> events.Way:
+    return events.Way(hook.program, "symbol", _FAMILY, None, None, (), (hook,))
+
+
+def _unknown(function: str) -> str:
+    if function.startswith("usdt"):
+        return (
+            f"{function}: USDT probes cannot be used by a probe of yours; take the function "
+            "behind it, `scope-trace run --hooks` lists those that we use"
+        )
+    return (
+        f"{function} is the name of no hook: there are uprobe__FUNCTION, uretprobe__FUNCTION and "
+        "those that `scope-trace run --hooks` lists; a function that is none is `static inline`"
+    )
