@@ -7,17 +7,13 @@ Nothing is pinned: what is attached lives as long as the file descriptors of thi
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from scope_ebpf.errors import HostError, NothingToAttachError
-from scope_ebpf.kernel.perf_events import Attributes, perf_event_open
+from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.ring import Ring
 from scope_ebpf.kernel.stats import program_stats
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Uprobes, has_multi
+from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,11 +23,6 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.compiler import Compiled
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.plan import Attachment
-
-#: include/uapi/linux/perf_event.h, PERF_EVENT_IOC_SET_BPF and _ENABLE.
-_SET_BPF = 0x40042408
-_ENABLE = 0x2400
-_PMU = Path("/sys/bus/event_source/devices/uprobe/type")
 
 
 class WrittenSession:
@@ -54,11 +45,9 @@ class WrittenSession:
     ) -> None:
         self._probe = probe
         self._places = places
-        self._pid = pid
-        self._path = Path(f"/proc/{pid}/exe")
         self._multi = has_multi() if multi is None else multi
-        self._uprobes = Uprobes(self._path, pid, multi=True, by_child=True)
-        self._events: list[int] = []
+        self._attacher = Attacher()
+        self._uprobes = Uprobes(Path(f"/proc/{pid}/exe"), pid, self._attacher, multi=self._multi)
         self._programs: dict[str, int] = {}
         self.ring = Ring(probe.map_fd("beam_ring"), ring_bytes, record)
 
@@ -78,33 +67,10 @@ class WrittenSession:
         self.close()
 
     def _attach(self) -> None:
-        if not self._multi:
-            for function, places in self._places.items():
-                for place in places:
-                    self._events.append(self._open(self._programs[function], place))
-            return
-        wanted = [(0, self._programs[name], places) for name, places in self._places.items()]
-        failed = [error for error in self._uprobes.attach_all(wanted) if error]
+        wanted = [(self._programs[name], places) for name, places in self._places.items()]
+        failed = [error for error in self._uprobes.attach(wanted) if error]
         if failed:
             raise NothingToAttachError(str(failed[0]))
-
-    def _open(self, program: int, place: Attachment) -> int:
-        """One perf event with the program on it: what there is before Linux 6.6."""
-        path = ctypes.create_string_buffer(bytes(self._path))
-        attributes = Attributes(
-            type=int(_PMU.read_text()),
-            config=int(place.returns),
-            breakpoint_address=ctypes.addressof(path),
-            breakpoint_length=place.offset,
-        )
-        fd = perf_event_open(attributes, pid=self._pid)
-        try:
-            fcntl.ioctl(fd, _SET_BPF, program)
-            fcntl.ioctl(fd, _ENABLE, 0)
-        except OSError as error:
-            os.close(fd)
-            raise HostError(f"cannot attach to {place.name}: {error.strerror}") from error
-        return fd
 
     def hits(self) -> dict[str, int]:
         """How often each function ran, while the kernel measures (``stats.measuring``)."""
@@ -126,11 +92,10 @@ class WrittenSession:
     def detach(self) -> None:
         """Take every breakpoint out; the maps can still be read."""
         self._uprobes.detach()
-        while self._events:
-            os.close(self._events.pop())
 
     def close(self) -> None:
         """Detach, and give everything back."""
         self.detach()
+        self._attacher.close()
         self.ring.close()
         self._probe.close()
