@@ -30,7 +30,7 @@ packages_for() {
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
         bpftrace "$(bpftool)" prometheus \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
-        rpm systemd python3-bpfcc "$(headers)" ;;
+        rpm systemd python3-bpfcc "$(headers)" openssl ;;
     # What looks at the packages and at the machine image beyond that.
     packages) echo lintian vagrant vagrant-libvirt ;;
     # The tools that the figures are compared with.

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from scope_ebpf.daemon.http import serve  # noqa: PLC0415 - after the options are known good
-    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415
+    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415 - after the options are known good
+    from scope_ebpf.daemon.server import serve  # noqa: PLC0415
     from scope_ebpf.kernel import cost, host  # noqa: PLC0415
     from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
 

@@ -48,6 +48,8 @@ class Daemon:
         self.config = config
         self.cost = cost
         self._reload = reload
+        #: Who else must know a config that was read again.
+        self.heeding: list[Callable[[Config], None]] = []
         self.errors: Counter[str] = Counter()
         self.reloads: Counter[str] = Counter(ok=0, refused=0)
         self.ready = False
@@ -159,6 +161,8 @@ class Daemon:
         if config.listen != self.config.listen:
             say(logging.WARNING, "listen changes with the next start only")
         self.config = config
+        for heed in self.heeding:
+            heed(config)
         self.targets.choose(config)
         self.scanner.forget()
         say(logging.INFO, "config read")
