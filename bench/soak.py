@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+BEAMs that come and go under load, for an hour, and what that leaves in the daemon.
+
+    bench/soak.py [--minutes 60] [--starts 2] [--crowd 12] [--cycle 60]
+
+In each cycle VMs are started, so many a second and so many at once; some end within
+the tenth of a second, while the daemon takes them in, some are stopped and killed.
+Beside them two VMs are under full load, and in one that stays events are planted and
+compared with what the daemon counts. At the end of a cycle all others are gone, and
+the daemon's memory, files, BPF maps and programs, links and threads must be what they
+were after the first one. Prints a line for each cycle; exits 1 if anything grew, was
+missed or was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import beams_run
+from prometheus_client.parser import text_string_to_metric_families
+
+#: A VM that lived so many seconds and was not observed was missed: a second until it counts as a VM
+#: (min_age), a second of a busy daemon, and one for a busy machine.
+LONG_ENOUGH = 3.0
+#: Seconds that a VM may live, drawn at random: some end before or while they are attached.
+LIVES = (0.05, 0.3, 1.05, 1.2, 2.0, 4.0, 8.0)
+#: MB by which memory at rest may differ from that after the second cycle: the allocator's noise.
+ALLOWED_MB = 6.0
+PLANTED = 23
+PATIENCE = 60.0
+_OBSERVING = re.compile(r"message=observing pid=(\d+) .*age_seconds=([0-9.]+)")
+_BOOT = """
+    {{ok, Folder}} = {{ok, "{folder}"}},
+    Stdlib = "$ROOT/lib/" ++ filename:basename(code:lib_dir(stdlib)) ++ "/ebin",
+    Script = {{script, {{"soak", "1"}}, [{{preLoaded, []}}, {{progress, preloaded}},
+        {{path, [Stdlib]}}, {{primLoad, [lists]}}, {{progress, started}}]}},
+    ok = file:write_file(Folder ++ "/soak.boot", term_to_binary(Script)), halt().
+"""
+
+
+@dataclass(slots=True)
+class Guest:
+    """One VM that comes and goes."""
+
+    process: subprocess.Popen[bytes]
+    born: float
+    life: float
+    frozen: bool
+
+
+@dataclass(slots=True)
+class Rest:
+    """What the daemon has while nothing goes on."""
+
+    rss_mb: float
+    files: int
+    maps: int
+    programs: int
+    links: int
+    threads: int
+
+    def grown(self, first: Rest) -> list[str]:
+        """What is more than at *first*."""
+        more = [
+            f"{name} {getattr(first, name)} -> {getattr(self, name)}"
+            for name in ("files", "maps", "programs", "links", "threads")
+            if getattr(self, name) > getattr(first, name)
+        ]
+        if self.rss_mb > first.rss_mb + ALLOWED_MB:
+            more.append(f"rss_mb {first.rss_mb:.1f} -> {self.rss_mb:.1f}")
+        return more
+
+
+@dataclass(slots=True)
+class Count:
+    """What one cycle did."""
+
+    started: int = 0
+    long: int = 0
+    missed: list[int] = field(default_factory=list)
+    most: int = 0
+
+
+class Daemon:
+    """The daemon under test, and what it says."""
+
+    def __init__(self, folder: Path, least_age: float) -> None:
+        self.port = beams_run.free_port()
+        config = folder / "config.toml"
+        config.write_text(
+            f'min_age = {least_age}\nbudget = "5%"\nsnapshot_interval = "2s"\n'
+            f'include_cgroups = []\ninclude_paths = ["beam"]\n'
+        )
+        options = ["--listen", f"127.0.0.1:{self.port}", "--config", str(config)]
+        command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        #: By pid of a VM: its age when it was observed first, seconds.
+        self.observed: dict[int, float] = {}
+        self.trouble: Counter[str] = Counter()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if found := _OBSERVING.search(line):
+                self.observed[int(found[1])] = float(found[2])
+            elif line.startswith(("level=error", "Traceback")) or "message=refused" in line:
+                self.trouble[line.strip()[:200]] += 1
+
+    def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=20) as page:
+            families = text_string_to_metric_families(page.read().decode())
+            return [(s.name, s.labels, s.value) for family in families for s in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a series over everything that *labels* leave open."""
+        return sum(
+            value
+            for found, has, value in self.samples()
+            if found == name and labels.items() <= has.items()
+        )
+
+    def node_of(self, pid: int) -> str | None:
+        infos = (has for name, has, _ in self.samples() if name == "beam_target_info")
+        return next((has["node"] for has in infos if has["pid"] == str(pid)), None)
+
+    def rest(self) -> Rest:
+        """What it has now, from /proc."""
+        folder = Path(f"/proc/{self.process.pid}")
+        status = (folder / "status").read_text()
+        kinds: Counter[str] = Counter()
+        for entry in (folder / "fd").iterdir():
+            with suppress(OSError):
+                kinds[os.readlink(entry)] += 1
+        rss = re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)
+        threads = re.search(r"^Threads:\s+(\d+)", status, re.MULTILINE)
+        assert rss
+        assert threads
+        return Rest(
+            rss_mb=int(rss[1]) / 1024,
+            files=sum(kinds.values()),
+            maps=kinds["anon_inode:bpf-map"],
+            programs=kinds["anon_inode:bpf-prog"],
+            links=kinds["anon_inode:bpf_link"] + kinds["anon_inode:[perf_event]"],
+            threads=int(threads[1]),
+        )
+
+    def end(self) -> float:
+        """End it; seconds that took."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        return time.monotonic() - began
+
+
+class Crowd:
+    """The VMs that come and go."""
+
+    def __init__(self, folder: Path, daemon: Daemon, most: int) -> None:
+        boot = _BOOT.format(folder=folder)
+        subprocess.run(["erl", "-noshell", "-boot", "no_dot_erlang", "-eval", boot], check=True)
+        small = ("+S", "1:1", "+SDcpu", "1:1", "+SDio", "1", "+A", "1")
+        self._command = ["erl", "-noshell", "-boot", str(folder / "soak"), *small]
+        self._daemon, self._most = daemon, most
+        self._chance = random.Random(23)
+        self.guests: list[Guest] = []
+
+    def start(self, count: Count) -> None:
+        """One more, if there is room."""
+        if len(self.guests) >= self._most:
+            return
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(self._command, stdin=null, stdout=null, stderr=null)
+        life = self._chance.choice(LIVES)
+        self.guests.append(Guest(process, time.monotonic(), life, self._chance.random() < 0.1))
+        count.started += 1
+        count.most = max(count.most, len(self.guests))
+
+    def reap(self, count: Count, *, everybody: bool = False) -> None:
+        """End those whose time has come."""
+        for guest in list(self.guests):
+            age = time.monotonic() - guest.born
+            if age < guest.life and not everybody:
+                if guest.frozen and age > guest.life / 2:
+                    guest.process.send_signal(signal.SIGSTOP)
+                continue
+            guest.process.kill()
+            guest.process.wait()
+            self.guests.remove(guest)
+            if age > LONG_ENOUGH:
+                count.long += 1
+                if guest.process.pid not in self._daemon.observed:
+                    count.missed.append(guest.process.pid)
+
+
+def until(holds: object, what: str) -> None:
+    """Wait until *holds* says so."""
+    assert callable(holds)
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"soak: never: {what}")
+        time.sleep(0.2)
+
+
+def plant(daemon: Daemon, stays: beams_run.Beam) -> tuple[int, float]:
+    """Plant exits in the VM that stays; how many, and how many the daemon has counted of them."""
+    node = daemon.node_of(stays.pid) or ""
+
+    def counted() -> float:
+        return daemon.total("beam_process_exits_total", node=node, reason="error")
+
+    before = counted()
+    planted = stays.plant(f"exits error {PLANTED}")
+    with suppress(SystemExit):
+        until(lambda: counted() - before >= planted, "the planted exits are counted")
+    return planted, counted() - before
+
+
+def cycle(daemon: Daemon, crowd: Crowd, seconds: float, rate: float) -> Count:
+    """VMs come and go for so long, two of them under load; at the end all are gone."""
+    count, ends = Count(), time.monotonic() + seconds
+    with ExitStack() as stack:
+        for storm in ("storm pingpong 2", "storm spawn 1"):
+            beam = stack.enter_context(beams_run.planted("stock25", "+S", "1:1"))
+            os.setpriority(os.PRIO_PROCESS, beam.pid, 10)
+            beam.send(storm)
+        due = time.monotonic()
+        while time.monotonic() < ends:
+            if time.monotonic() >= due:
+                crowd.start(count)
+                due += 1 / rate
+            crowd.reap(count)
+            time.sleep(min(0.05, 1 / rate))
+        until(lambda: not crowd.guests or crowd.reap(count) or not crowd.guests, "guests end")
+    until(lambda: daemon.total("scope_ebpf_targets") <= 1, "the daemon lets go")
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0, help="default: 60")
+    parser.add_argument("--starts", type=float, default=2.0, help="VMs a second (default: 2)")
+    parser.add_argument("--crowd", type=int, default=12, help="VMs at once (default: 12)")
+    parser.add_argument("--cycle", type=float, default=60.0, help="seconds (default: 60)")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        return soak(Path(folder), wanted)
+
+
+def soak(folder: Path, wanted: argparse.Namespace) -> int:
+    daemon = Daemon(folder, 1.0)
+    try:
+        until(lambda: _ready(daemon), "the daemon is ready")
+        with beams_run.planted("stock25", "+S", "1:1") as stays:
+            until(lambda: daemon.node_of(stays.pid) is not None, "the VM that stays is observed")
+            wrong = _cycles(folder, daemon, stays, wanted)
+    finally:
+        took = daemon.end()
+    print(f"SIGTERM to end: {took:.2f} s, exit code {daemon.process.returncode}")
+    for line, times in daemon.trouble.most_common(10):
+        print(f"{times} x {line}")
+    if daemon.process.returncode != 0:
+        wrong.append(f"exit code {daemon.process.returncode}")
+    print("soak: " + ("; ".join(wrong) if wrong else "nothing grew, nothing was missed or lost"))
+    return 1 if wrong else 0
+
+
+def _ready(daemon: Daemon) -> bool:
+    with suppress(OSError):
+        return daemon.total("scope_ebpf_targets") >= 0
+    return False
+
+
+def _cycles(
+    folder: Path, daemon: Daemon, stays: beams_run.Beam, wanted: argparse.Namespace
+) -> list[str]:
+    crowd = Crowd(folder, daemon, wanted.crowd)
+    rests: list[Rest] = []
+    wrong: list[str] = []
+    ages: list[float] = []
+    print(
+        "cycle starts most  long missed  age50  age99  rss_MB files maps progs links threads lost"
+    )
+    ends = time.monotonic() + 60 * wanted.minutes
+    while time.monotonic() < ends or len(rests) < 3:
+        seen = set(daemon.observed)
+        count = cycle(daemon, crowd, wanted.cycle, wanted.starts)
+        planted, counted = plant(daemon, stays)
+        rests.append(rest := daemon.rest())
+        fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
+        ages += fresh
+        lost = daemon.total("scope_ebpf_events_lost_total")
+        at = [fresh[int(len(fresh) * part)] if fresh else 0.0 for part in (0.5, 0.99)]
+        print(
+            f"{len(rests):5} {count.started:6} {count.most:4} {count.long:5} {len(count.missed):6} "
+            f"{at[0]:6.2f} {at[1]:6.2f} {rest.rss_mb:7.1f} {rest.files:5} {rest.maps:4} "
+            f"{rest.programs:5} {rest.links:5} {rest.threads:7} {lost:4.0f}",
+            flush=True,
+        )
+        if count.missed:
+            wrong.append(f"cycle {len(rests)}: missed {count.missed}")
+        if counted != planted:
+            wrong.append(f"cycle {len(rests)}: planted {planted}, counted {counted:g}")
+        if lost:
+            wrong.append(f"cycle {len(rests)}: {lost:g} events lost")
+    # The first cycle loads code and fills pools; from then on nothing may grow.
+    return wrong + rests[-1].grown(rests[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
