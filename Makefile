@@ -47,6 +47,10 @@ bench: $(VENV)/.test objects ## every figure that the README quotes (root)
 	@$(DEPS) test bench
 	@$(SUDO) $(BIN)/python bench/pipeline.py
 
+soak: $(VENV)/.test objects ## an hour of BEAMs that come and go under the daemon (root)
+	@$(DEPS) test
+	@$(SUDO) $(BIN)/python bench/soak.py
+
 objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build
 	@$(PYTHON) packaging/build_objects.py

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,21 +114,31 @@ class Daemon:
         #: By pid of a VM: its age when it was observed first, seconds.
         self.observed: dict[int, float] = {}
         self.trouble: Counter[str] = Counter()
+        self._last: deque[str] = deque(maxlen=30)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            self._last.append(line)
             if found := _OBSERVING.search(line):
                 self.observed[int(found[1])] = float(found[2])
             elif line.startswith(("level=error", "Traceback")) or "message=refused" in line:
                 self.trouble[line.strip()[:200]] += 1
 
     def samples(self) -> list[tuple[str, dict[str, str], float]]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=20) as page:
-            families = text_string_to_metric_families(page.read().decode())
-            return [(s.name, s.labels, s.value) for family in families for s in family.samples]
+        """All that is exported now: names, labels, values."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=20) as page:
+                families = text_string_to_metric_families(page.read().decode())
+        except OSError:
+            if self.process.poll() is not None:
+                self._reader.join(PATIENCE)
+                raise SystemExit("soak: the daemon has ended:\n" + "".join(self._last)) from None
+            raise
+        return [(s.name, s.labels, s.value) for family in families for s in family.samples]
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a series over everything that *labels* leave open."""
@@ -139,28 +149,31 @@ class Daemon:
         )
 
     def node_of(self, pid: int) -> str | None:
+        """The label of a VM; None where it is not observed."""
         infos = (has for name, has, _ in self.samples() if name == "beam_target_info")
         return next((has["node"] for has in infos if has["pid"] == str(pid)), None)
 
     def rest(self) -> Rest:
-        """What it has now, from /proc."""
-        folder = Path(f"/proc/{self.process.pid}")
-        status = (folder / "status").read_text()
+        """What it and the process that holds its breakpoints have now, from /proc."""
+        own = self.process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         kinds: Counter[str] = Counter()
-        for entry in (folder / "fd").iterdir():
-            with suppress(OSError):
-                kinds[os.readlink(entry)] += 1
-        rss = re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)
-        threads = re.search(r"^Threads:\s+(\d+)", status, re.MULTILINE)
-        assert rss
-        assert threads
+        sums: Counter[str] = Counter()
+        for folder in (Path("/proc", pid) for pid in (str(own), *children)):
+            for entry in (folder / "fd").iterdir():
+                with suppress(OSError):
+                    kinds[str(entry.readlink())] += 1
+            for line in (folder / "status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in ("VmRSS", "Threads"):
+                    sums[name] += int(value.split()[0])
         return Rest(
-            rss_mb=int(rss[1]) / 1024,
+            rss_mb=sums["VmRSS"] / 1024,
             files=sum(kinds.values()),
             maps=kinds["anon_inode:bpf-map"],
             programs=kinds["anon_inode:bpf-prog"],
             links=kinds["anon_inode:bpf_link"] + kinds["anon_inode:[perf_event]"],
-            threads=int(threads[1]),
+            threads=sums["Threads"],
         )
 
     def end(self) -> float:
@@ -194,11 +207,11 @@ class Crowd:
         count.started += 1
         count.most = max(count.most, len(self.guests))
 
-    def reap(self, count: Count, *, everybody: bool = False) -> None:
+    def reap(self, count: Count) -> None:
         """End those whose time has come."""
         for guest in list(self.guests):
             age = time.monotonic() - guest.born
-            if age < guest.life and not everybody:
+            if age < guest.life:
                 if guest.frozen and age > guest.life / 2:
                     guest.process.send_signal(signal.SIGSTOP)
                 continue
@@ -250,7 +263,9 @@ def cycle(daemon: Daemon, crowd: Crowd, seconds: float, rate: float) -> Count:
                 due += 1 / rate
             crowd.reap(count)
             time.sleep(min(0.05, 1 / rate))
-        until(lambda: not crowd.guests or crowd.reap(count) or not crowd.guests, "guests end")
+        while crowd.guests:
+            crowd.reap(count)
+            time.sleep(0.05)
     until(lambda: daemon.total("scope_ebpf_targets") <= 1, "the daemon lets go")
     return count
 
@@ -296,7 +311,6 @@ def _cycles(
     crowd = Crowd(folder, daemon, wanted.crowd)
     rests: list[Rest] = []
     wrong: list[str] = []
-    ages: list[float] = []
     print(
         "cycle starts most  long missed  age50  age99  rss_MB files maps progs links threads lost"
     )
@@ -307,12 +321,11 @@ def _cycles(
         planted, counted = plant(daemon, stays)
         rests.append(rest := daemon.rest())
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
-        ages += fresh
         lost = daemon.total("scope_ebpf_events_lost_total")
         at = [fresh[int(len(fresh) * part)] if fresh else 0.0 for part in (0.5, 0.99)]
         print(
-            f"{len(rests):5} {count.started:6} {count.most:4} {count.long:5} {len(count.missed):6} "
-            f"{at[0]:6.2f} {at[1]:6.2f} {rest.rss_mb:7.1f} {rest.files:5} {rest.maps:4} "
+            f"{len(rests):5} {count.started:6} {count.most:4} {count.long:4} {len(count.missed):6} "
+            f"{at[0]:6.2f} {at[1]:6.2f} {rest.rss_mb:6.1f} {rest.files:5} {rest.maps:4} "
             f"{rest.programs:5} {rest.links:5} {rest.threads:7} {lost:4.0f}",
             flush=True,
         )

@@ -104,11 +104,15 @@ class Watch:
         self._window: _Window | None = None
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
-        self.session.__enter__()
         self._lost = self._refused = self._ticks = 0
-        self._stats = self.session.program_stats()
-        process = read_process(target.pid, self._throttling)
-        self.reading = self._read(self._measures.read(), process, 0.0)
+        self.session.__enter__()
+        try:
+            self._stats = self.session.program_stats()
+            process = read_process(target.pid, self._throttling)
+            self.reading = self._read(self._measures.read(), process, 0.0)
+        except BaseException:
+            self.session.close()  # a target may end at any moment
+            raise
 
     # What the loop calls ---------------------------------------------------------------------
 

@@ -38,12 +38,12 @@ def serving(config=LOCAL):
     A daemon that does not run, but is asked.
     """
     daemon = Daemon(config, HitCost(1e-6, 1e-6), lambda: config)
-    server = serve(daemon)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(daemon.targets.close)
+        server = serve(daemon)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
         yield daemon, server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")
