@@ -40,7 +40,8 @@ _WORD = 8
 #: Header subtags, OTP-25.2.3 and OTP-27.3.4.1 erts/emulator/beam/erl_term.h.
 _SUBTAG = 0x3F
 _TUPLE = 0x00
-_KINDS = {
+#: What a header says of what it heads; tuples and cons cells are not among them.
+KINDS_ALWAYS = {
     0x08: "integer",
     0x0C: "integer",
     0x10: "reference",
@@ -51,8 +52,8 @@ _KINDS = {
     0x38: "reference",
 }
 #: Bitstrings and maps have other subtags since OTP 27.
-_KINDS_24 = {0x04: "match", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x3C: "map"}
-_KINDS_27 = {0x04: "fun", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x2C: "map"}
+KINDS_24 = {0x04: "match", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x3C: "map"}
+KINDS_27 = {0x04: "fun", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x2C: "map"}
 _HEAP_BITS, _SUB_BITS = 0x20, 0x24
 
 
@@ -65,7 +66,7 @@ class TermReader:
         self._pids = PidCodec.of(target)
         self._ports = PortCodec.of(target)
         self._bits = target.layout.release >= 27
-        self._kinds = _KINDS | (_KINDS_27 if self._bits else _KINDS_24)
+        self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._left = 0
 
     def shape(self, term: int) -> str:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Functions through code upgrades: which versions there are, and which should be watched.
+
+A new version lies in the tables of modules a moment before anybody runs it, so
+it can mostly be watched from its first call on. Where it was not, the gap is told.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scope_ebpf.beam.functions import Function, Functions
+    from scope_ebpf.beam.modules import Code, Modules
+
+
+@dataclass(slots=True)
+class Version:
+    """
+    One version of a watched function; *number* counts from 1 in the order they were seen.
+
+    *gap_ns* is how long it may have run before it was watched: 0 where it was watched in time,
+    None as long as it is not the current one.
+    """
+
+    function: Function
+    number: int
+    watched: bool = False
+    gap_ns: int | None = None
+
+
+class Follow:
+    """
+    Follows *chosen* functions; *clock* is in ns.
+
+    *at* has every version by the address of its first instruction.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        modules: Modules,
+        chosen: list[Function],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.at: dict[int, Version] = {}
+        self._functions = functions
+        self._modules = modules
+        self._chosen = chosen
+        self._clock = clock
+        self._versions: dict[tuple[int, int], Version | None] = {}
+        self._codes: dict[int, Code] = {}
+        self._been: set[int] = set()
+        self._looked = clock()
+        self.wanted: list[Version] = []
+        self.look()
+        for version in self.wanted:
+            version.gap_ns = 0  # it was there before anybody asked
+
+    def look(self) -> bool:
+        """Look for new versions; whether :attr:`wanted`, most important first, has changed."""
+        before, now = self._looked, self._clock()
+        codes = self._modules.code(dict.fromkeys(f.terms[0] >> 6 for f in self._chosen))
+        self._looked = now
+        if codes == self._codes:
+            return False
+        if self._modules.knows_active:
+            # What was current before, or lies in the unused tables at first, is not to come.
+            known = self._codes or codes
+            self._been |= {c.current for c in known.values()}
+            if not self._codes:
+                self._been |= {h for code in codes.values() for h in code.others}
+        self._codes = codes
+        current, coming, old = [], [], []
+        for number, function in enumerate(self._chosen):
+            code = codes[function.terms[0] >> 6]
+            current += self._version(number, code.current)
+            others = [h for h in code.others if h not in self._been]
+            coming += [v for h in others for v in self._version(number, h)]
+            old += self._version(number, code.old)
+        for version in current:
+            if version.gap_ns is None:
+                version.gap_ns = 0 if version.watched else now - before
+        self.wanted = list({id(v): v for v in (*current, *coming, *old)}.values())
+        return True
+
+    def _version(self, number: int, header: int) -> list[Version]:
+        """The version of function *number* in the code at *header*: one, or none."""
+        if not header:
+            return []
+        key = (number, header)
+        if self._versions.get(key) is None:
+            function = self._functions.again(self._chosen[number], header)
+            if function is None:
+                return []
+            known = sum(1 for n, _ in self._versions if n == number)
+            self._versions[key] = self.at[function.address] = Version(function, known + 1)
+        version = self._versions[key]
+        return [version] if version else []
+
+    def watch(self, versions: list[Version]) -> None:
+        """Say that *versions* are watched from now on."""
+        now = self._clock()
+        for version in versions:
+            if not version.watched:
+                version.watched = True
+                if version.gap_ns:
+                    version.gap_ns += now - self._looked

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Breakpoints of the CPU on code of some threads, each with a BPF program.
+
+The debug registers stop a thread before it executes an instruction, wherever
+that lies, and nothing is written to the target. x86 has four of them, and the
+kernel gives them to each thread as it runs. They go with our file descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import platform
+import re
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.kernel.libbpf import library
+from scope_ebpf.kernel.perf_events import (
+    DISABLED,
+    EXCLUDE_HV,
+    EXCLUDE_KERNEL,
+    TYPE_BREAKPOINT,
+    Attributes,
+    attach,
+    perf_event_open,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+#: Debug registers for addresses: DR0 to DR3.
+MOST = 4
+#: include/uapi/linux/hw_breakpoint.h: HW_BREAKPOINT_X, whose length is that of a long.
+_EXECUTE = 4
+_LONG = 8
+#: include/uapi/linux/perf_event.h: PERF_EVENT_IOC_REFRESH lets an event overflow so many times
+#: more, then the kernel disables it.
+_REFRESH = 0x2402
+
+
+def program_decides(release: str | None = None) -> bool:
+    """
+    Whether on this kernel, or that of *release*, a hit counts as an overflow only if its program
+    says so: then the program can disable its own breakpoint. Before Linux 6.10 each hit counts.
+    """
+    match = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return match is not None and (int(match[1]), int(match[2])) >= (6, 10)
+
+
+class Breakpoints:
+    """
+    Breakpoints on threads; *limit* is how many hits one of a thread may take in all.
+
+    *programs* are libbpf's handles by the names that :meth:`set` is given.
+    """
+
+    def __init__(self, programs: Mapping[str, int], limit: int) -> None:
+        self._programs = programs
+        self._overflows = 1 if program_decides() else limit
+        self._links: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        """How many breakpoints there are, over all threads."""
+        return len(self._links)
+
+    def set(self, wanted: Mapping[int, str], tids: Collection[int]) -> None:
+        """
+        Have breakpoints at the *wanted* addresses, each with its program's name, and no others.
+
+        A thread that has ended is left out. Raises NotRootError, or NothingToAttachError where
+        somebody else holds the debug registers; then what was there before is gone as well.
+        """
+        for place in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
+            library().bpf_link__destroy(self._links.pop(place))
+        try:
+            for address, program in wanted.items():
+                for tid in tids:
+                    if (address, tid) not in self._links:
+                        self._open(address, tid, program)
+        except HostError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take all out."""
+        while self._links:
+            library().bpf_link__destroy(self._links.popitem()[1])
+
+    def _open(self, address: int, tid: int, program: str) -> None:
+        attributes = Attributes(
+            type=TYPE_BREAKPOINT,
+            period_or_frequency=1,
+            flags=DISABLED | EXCLUDE_KERNEL | EXCLUDE_HV,
+            breakpoint_type=_EXECUTE,
+            breakpoint_address=address,
+            breakpoint_length=_LONG,
+        )
+        try:
+            fd = perf_event_open(attributes, pid=tid)
+        except HostError as error:
+            code = getattr(error.__cause__, "errno", 0)
+            if code == errno.ESRCH:
+                return
+            raise _explained(code, error) from error
+        self._links[address, tid] = attach(self._programs[program], fd, f"thread {tid}")
+        with contextlib.suppress(OSError):  # it counts without a limit of its own then
+            fcntl.ioctl(fd, _REFRESH, self._overflows)
+
+
+def _explained(code: int, error: HostError) -> HostError | NothingToAttachError:
+    if code in (errno.ENOSPC, errno.EBUSY):
+        return NothingToAttachError(
+            "the CPU's four debug registers are taken: a debugger or another scope-trace calls "
+            "watches this process, or perf the whole host; end that, or ask for fewer functions"
+        )
+    if code in (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT, errno.EINVAL):
+        return NothingToAttachError(
+            "this CPU, or the virtual machine's host, gives no hardware breakpoints, and there is "
+            "no other way into code that the JIT made"
+        )
+    return error
