@@ -151,7 +151,7 @@ static __always_inline __u32 terms_of(const __u64 *piece)
 		return arity >= 6 ? 0xfc : ((1U << arity) - 1) << 2;
 	}
 	/* A map of at most 32 keys: its size, then a tuple of its keys. */
-	if ((header & 0x3f) == call_settings.map_subtag && (header >> 6 & 3) == 1)
+	if ((header & 0x3f) == call_settings.map_subtag && (header >> 6 & 3) == 0)
 		return 1 << 3;
 	return 0;
 }

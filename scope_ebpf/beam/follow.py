@@ -9,6 +9,7 @@ it can mostly be watched from its first call on. Where it was not, the gap is to
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ class Version:
     One version of a watched function; *number* counts from 1 in the order they were seen.
 
     *gap_ns* is how long it may have run before it was watched: 0 where it was watched in time,
-    None as long as it is not the current one.
+    None for code that does not run yet.
     """
 
     function: Function
@@ -38,7 +39,7 @@ class Follow:
     """
     Follows *chosen* functions; *clock* is in ns.
 
-    *at* has every version by the address of its first instruction.
+    *all* has every version in the order they were seen, *at* the newest at each address.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Follow:
         self._modules = modules
         self._chosen = chosen
         self._clock = clock
-        self._versions: dict[tuple[int, int], Version | None] = {}
+        self.all: list[Version] = []
+        self._versions: dict[tuple[int, int], Version] = {}
+        self._numbers: Counter[int] = Counter()
         self._codes: dict[int, Code] = {}
         self._been: set[int] = set()
         self._looked = clock()
@@ -69,39 +72,49 @@ class Follow:
         self._looked = now
         if codes == self._codes:
             return False
-        if self._modules.knows_active:
-            # What was current before, or lies in the unused tables at first, is not to come.
-            known = self._codes or codes
-            self._been |= {c.current for c in known.values()}
-            if not self._codes:
-                self._been |= {h for code in codes.values() for h in code.others}
-        self._codes = codes
+        # What was current before, or lies in the unused tables at first, is not to come.
+        known = self._codes or codes
+        self._been |= {c.current for c in known.values()}
+        if not self._codes and self._modules.knows_active:
+            self._been |= {h for code in codes.values() for h in code.others}
+        previous, self._codes = self._codes, codes
         current, coming, old = [], [], []
         for number, function in enumerate(self._chosen):
-            code = codes[function.terms[0] >> 6]
-            current += self._version(number, code.current)
+            index = function.terms[0] >> 6
+            code, last = codes[index], previous.get(index)
+            # Code never comes back: at an address that was current before lies other code now.
+            again = last is not None and code.current != last.current
+            current += self._version(number, code.current, again=again)
             others = [h for h in code.others if h not in self._been]
             coming += [v for h in others for v in self._version(number, h)]
             old += self._version(number, code.old)
-        for version in current:
-            if version.gap_ns is None:
-                version.gap_ns = 0 if version.watched else now - before
+        run = (*current, *old) if self._modules.knows_active else (*current, *coming, *old)
+        for version in run:
+            version.gap_ns = self._gap(version, now - before)
         self.wanted = list({id(v): v for v in (*current, *coming, *old)}.values())
         return True
 
-    def _version(self, number: int, header: int) -> list[Version]:
+    def _gap(self, version: Version, since_ns: int) -> int:
+        if version.gap_ns is not None:
+            return version.gap_ns
+        return 0 if version.watched else since_ns
+
+    def _version(self, number: int, header: int, *, again: bool = False) -> list[Version]:
         """The version of function *number* in the code at *header*: one, or none."""
         if not header:
             return []
         key = (number, header)
-        if self._versions.get(key) is None:
+        known = self._versions.get(key)
+        if known is None or (again and known.gap_ns is not None):
             function = self._functions.again(self._chosen[number], header)
             if function is None:
                 return []
-            known = sum(1 for n, _ in self._versions if n == number)
-            self._versions[key] = self.at[function.address] = Version(function, known + 1)
-        version = self._versions[key]
-        return [version] if version else []
+            self._numbers[number] += 1
+            # Where the same address was watched until now, it still is.
+            version = Version(function, self._numbers[number], known is not None and known.watched)
+            known = self._versions[key] = self.at[function.address] = version
+            self.all.append(version)
+        return [known]
 
     def watch(self, versions: list[Version]) -> None:
         """Say that *versions* are watched from now on."""

@@ -40,12 +40,14 @@ class Code(NamedTuple):
     Where the code of one module starts, a BeamCodeHeader each; 0 for none.
 
     *others* is what the tables that are not in use say: code that comes, or was. Where the
-    VM hides which table is in use, *current* is of the one that changed last.
+    VM hides which table is in use, *current* is of the one that changed last. *tables* has current
+    and old code of each of them.
     """
 
     current: int
     old: int
     others: tuple[int, ...]
+    tables: tuple[tuple[int, int], ...] = ()
 
 
 class Modules:
@@ -58,6 +60,7 @@ class Modules:
         self._tables = _find(target)
         self._active_at = target.roots.find("the_active_code_index")
         self._places: dict[int, list[int]] = {}
+        self._last: dict[int, tuple[tuple[tuple[int, int], ...], int]] = {}
 
     @property
     def knows_active(self) -> bool:
@@ -84,18 +87,23 @@ class Modules:
         rows, _ = self._memory.gather(places.reshape(-1), size)
         current = column(rows, self._layout.offset("Module", "curr.code_hdr"), np.uint64)
         old = column(rows, self._layout.offset("Module", "old.code_hdr"), np.uint64)
-        active = self._active()
-        result = {}
-        for row, index in enumerate(wanted):
-            here = current[row * _TABLES : (row + 1) * _TABLES].tolist()
-            others = tuple(dict.fromkeys(h for h in here if h and h != here[active]))
-            result[index] = Code(here[active], int(old[row * _TABLES + active]), others)
-        return result
+        pairs = np.stack([current, old], axis=1).reshape(-1, _TABLES, 2)
+        return {
+            index: self._code(index, tuple((int(c), int(o)) for c, o in tables))
+            for index, tables in zip(wanted, pairs, strict=True)
+        }
 
-    def _active(self) -> int:
-        if self._active_at is None:
-            return 0
-        return self._memory.u32(self._active_at) % _TABLES
+    def _code(self, index: int, tables: tuple[tuple[int, int], ...]) -> Code:
+        if self._active_at is not None:
+            number = self._memory.u32(self._active_at) % _TABLES
+        else:
+            before, number = self._last.get(index, (tables, 0))
+            changed = [n for n in range(_TABLES) if tables[n] != before[n]]
+            number = changed[-1] if changed else number
+            self._last[index] = tables, number
+        current, old = tables[number]
+        others = dict.fromkeys(c for c, _ in tables if c not in (0, current))
+        return Code(current, old, tuple(others), tables)
 
     def _locate(self, wanted: list[int]) -> None:
         """Find the entries of modules in each table; 0 where a table has none yet."""

@@ -45,7 +45,7 @@ _SUBTAG = 0x3F
 MAP_24, MAP_27 = 0x3C, 0x2C
 _SUB_BITS_27 = 0x24
 #: erl_map.h: what kind of map, above the subtag; a flat one has its keys in a tuple.
-_FLAT = 1
+_FLAT = 0
 
 
 class Shaper:

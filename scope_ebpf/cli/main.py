@@ -29,6 +29,7 @@ COMMANDS = {
     "ps": "everything known of one Erlang process",
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
+    "calls": "who calls a function, with what arguments, and for how long",
 }
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
@@ -42,6 +43,7 @@ examples:
   sudo scope-trace doctor 4711                     why an event is not available
   sudo scope-trace profile --pid 4711 -o cpu.html  a flame graph of ten seconds
   sudo scope-trace top --pid 4711 --sort mailbox   who has the longest queue
+  sudo scope-trace calls lists:map/2 --pid 4711    who calls it, with what
   sudo scope-trace ps rabbit_event --pid 4711      one process, its stack, its mailbox
 
 The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace calls 'MODULE:FUNCTION/ARITY'``: who calls a function, with what, for how long."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.functions import Functions, parse
+from scope_ebpf.beam.modules import Modules
+from scope_ebpf.cli.surroundings import alone, open_output, output_error
+from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.breakpoints import MOST
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.functions import Function
+
+DEFAULT_LIMIT = 1000
+#: What a person may ask for: 8 s of the VM's time.
+MAX_LIMIT = 1_000_000
+_DEFAULT_SECONDS = 15.0
+#: Candidates that a refusal lists.
+_LISTED = 20
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``calls``."""
+    parser.add_argument(
+        "functions",
+        nargs="+",
+        metavar="FUNCTION",
+        help="MODULE:FUNCTION/ARITY, without /ARITY for each, * for anything; for Elixir "
+        "'MyApp.Server.handle_call/3'. Four at most",
+    )
+    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    parser.add_argument(
+        "--duration",
+        type=seconds,
+        default=_DEFAULT_SECONDS,
+        metavar="TIME",
+        help="how long: 15, 15s, 2m (default: %(default)gs); 0 for as long as Ctrl-C lets it",
+    )
+    parser.add_argument(
+        "--limit",
+        type=calls,
+        default=DEFAULT_LIMIT,
+        metavar="CALLS",
+        help="end after so many calls; each costs the VM some microseconds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--durations",
+        action="store_true",
+        help="measure how long calls take, where they return to a place that many return to; "
+        "then three functions at most",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["text", "jsonl"],
+        default="text",
+        help="jsonl: one event a line, the summary last (default: %(default)s)",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+
+
+def seconds(text: str) -> float | None:
+    """A time such as ``15``, ``15s``, ``500ms`` or ``2m``, in seconds; None for 0, without end."""
+    unit = next((u for u in _UNITS if text.endswith(u)), "")
+    value = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value or None
+
+
+def calls(text: str) -> int:
+    """A limit: 1 to MAX_LIMIT."""
+    value = int(text.replace("_", "").replace(",", ""))
+    if not 1 <= value <= MAX_LIMIT:
+        raise ValueError(text)
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    patterns = [parse(text) for text in arguments.functions]
+    host.require()
+    target = inspect(arguments.pid)
+    refuse_interpreter(target)
+    atoms = Atoms(target)
+    modules = Modules(target, atoms)
+    functions = Functions(target, atoms, modules)
+    candidates = {f.address: f for pattern in patterns for f in functions.find(pattern)}
+    chosen = choose(list(candidates.values()), MOST - arguments.durations)
+    return _watch(arguments, target, (atoms, modules, functions), chosen)
+
+
+def _watch(
+    arguments: argparse.Namespace,
+    target: Target,
+    found: tuple[Atoms, Modules, Functions],
+    chosen: list[Function],
+) -> int:
+    from scope_ebpf.cli.call_run import CallRun  # noqa: PLC0415 - only for what can be watched
+    from scope_ebpf.sinks.calls import CallLines, print_calls  # noqa: PLC0415 - rich is slow
+
+    with open_output(arguments.output) as output, alone(target.pid) as notes:
+        made = CallRun(
+            target,
+            found,
+            chosen,
+            limit=arguments.limit,
+            duration=arguments.duration,
+            durations=arguments.durations,
+        )
+        made.summary.notes += notes
+        try:
+            error = made.run(
+                CallLines(output, arguments.format),
+                lambda: _say_started(arguments, target, chosen),
+            )
+            if arguments.format == "jsonl":
+                output.write(json.dumps(made.summary.as_json()) + "\n")
+            else:
+                print_calls(made.summary, output)
+            output.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as broken:
+            raise output_error(broken, arguments.output) from broken
+    if error:
+        raise error
+    return 0
+
+
+def refuse_interpreter(target: Target) -> None:
+    """Raise NothingToAttachError for a VM whose functions are no machine code."""
+    if target.flavor == "jit":
+        return
+    raise NothingToAttachError(
+        f"process {target.pid} runs the interpreter, where a function is data that no breakpoint "
+        "stops at; calls can be watched on the JIT (OTP 24 and later on x86_64). Inside the VM, "
+        "erlang:trace sees them"
+    )
+
+
+def choose(candidates: list[Function], most: int) -> list[Function]:
+    """
+    The functions to watch: all *candidates*.
+
+    UsageError if they are more than *most*, or if one of them is not Erlang.
+    """
+    native = [str(f) for f in candidates if f.is_bif]
+    erlang = [f for f in candidates if not f.is_bif]
+    if native and not erlang:
+        raise UsageError(
+            f"{', '.join(native[:_LISTED])}: written in C, and called without passing any Erlang "
+            "code. `scope-trace --events long_call` sees such calls that take a millisecond or "
+            "more (--slow-call); `calls` sees the Erlang functions around them"
+        )
+    if len(erlang) > most:
+        shown = "\n  ".join(str(f) for f in erlang[:_LISTED])
+        rest = f"\n  and {len(erlang) - _LISTED} more" if len(erlang) > _LISTED else ""
+        raise UsageError(
+            f"{len(erlang)} functions fit, and the CPU has debug registers for {most}"
+            + (" beside the one for durations" if most < MOST else "")
+            + f"; name those you mean:\n  {shown}{rest}"
+        )
+    return erlang
+
+
+def _say_started(arguments: argparse.Namespace, target: Target, chosen: list[Function]) -> None:
+    length = "until Ctrl-C" if arguments.duration is None else f"for {arguments.duration:g} s"
+    print(
+        f"watching {', '.join(map(str, chosen))} in process {target.pid} {length}, "
+        f"{arguments.limit:,} calls at most",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of functions as they happen, a line each, and the tables at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scope_ebpf.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
+from scope_ebpf.sinks.columns import wall_offset_ns
+from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.report import WIDTH, duration
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+_EVENTS = {Call: "call", Return: "return", Upgrade: "code"}
+#: What a live line is coloured by, on a terminal.
+_STYLES = {Call: "", Return: "dim", Upgrade: "bold yellow"}
+
+
+class CallLines:
+    """Writes what happens to *output*, as text or as one JSON object a line."""
+
+    def __init__(self, output: TextIO, form: str) -> None:
+        self._output = output
+        self._json = form == "jsonl"
+        self._offset = wall_offset_ns()
+        terminal = output.isatty() and not self._json
+        self._console = Console(file=output, highlight=False, soft_wrap=True) if terminal else None
+
+    def write(self, seen: Call | Return | Upgrade) -> None:
+        """Write one line."""
+        moment = seen.time_ns + self._offset
+        if self._json:
+            self._output.write(json.dumps(_document(seen, moment)) + "\n")
+            return
+        text = plain(f"{_clock(moment)} {_text(seen)}")
+        if self._console:
+            self._console.print(escape(text), style=_STYLES[type(seen)])
+        else:
+            self._output.write(text + "\n")
+
+    def flush(self) -> None:
+        """Let whoever reads along see it."""
+        self._output.flush()
+
+
+def _clock(moment: int) -> str:
+    seconds, rest = divmod(moment, 1_000_000_000)
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 1000:06d}"
+
+
+def _text(seen: Call | Return | Upgrade) -> str:
+    name = _named(seen.function, seen.version)
+    if isinstance(seen, Upgrade):
+        return f"-- {name}: other code was loaded; {_gap(seen.gap_ns)}"
+    head = f"{seen.pid:<12} {seen.who or '-'}"
+    if isinstance(seen, Return):
+        return f"{head}  {name} returned after {duration(seen.duration_ns / 1e9)}"
+    arguments = ", ".join(seen.shapes)
+    line = f" ({seen.line.rpartition('/')[2]})" if seen.line else ""
+    return f"{head}  {name}({arguments}) <- {seen.caller}{line}"
+
+
+def _named(function: str, version: int) -> str:
+    return function if version == 1 else f"{function} v{version}"
+
+
+def _gap(gap_ns: int | None) -> str:
+    if gap_ns is None:
+        return "its calls are counted from now on"
+    if gap_ns == 0:
+        return "it was watched before it ran, so no call is missing"
+    return f"its calls of the first {duration(gap_ns / 1e9)} at most are not counted"
+
+
+def _document(seen: Call | Return | Upgrade, moment: int) -> dict[str, Any]:
+    fields = asdict(seen)
+    fields.pop("time_ns")
+    for name in ("duration", "gap"):
+        if f"{name}_ns" in fields:
+            value = fields.pop(f"{name}_ns")
+            fields[f"{name}_seconds"] = None if value is None else value / 1e9
+    if "shapes" in fields:
+        fields["arguments"] = list(fields.pop("shapes"))
+    return {"time": moment / 1e9, "event": _EVENTS[type(seen)], **fields}
+
+
+def print_calls(summary: CallSummary, output: TextIO) -> None:
+    """Print the tables; colours only where *output* is a terminal."""
+    console = Console(file=output, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print()
+    console.print(_functions(summary))
+    for title, counts in (
+        ("process", _processes(summary)),
+        ("caller (where it returns to)", summary.callers),
+    ):
+        if counts:
+            console.print(_counts(title, counts))
+    for note in summary.notes:
+        console.print(f"note: {escape(plain(note))}", style="yellow")
+    lost = sum(t.lost for t in summary.functions.values())
+    refused = sum(t.refused for t in summary.functions.values())
+    console.print(
+        f"stopped: {summary.stopped_because}, after {summary.duration_seconds:.1f} s\n"
+        f"counted: {summary.calls:,} calls; without a line: {lost:,}; not readable: {refused:,}",
+        style="bold",
+    )
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+
+
+def _functions(summary: CallSummary) -> Table:
+    table = _table()
+    table.add_column("function")
+    measured = ("measured", "p50", "p99", "max") if summary.durations else ()
+    for name in ("calls", "per second", *measured):
+        table.add_column(name, justify="right")
+    for _, totals in sorted(summary.functions.items()):
+        table.add_row(*_row(totals, summary))
+    return table
+
+
+def _row(totals: Totals, summary: CallSummary) -> list[str]:
+    rate = totals.calls / summary.duration_seconds if summary.duration_seconds else 0
+    cells = [escape(plain(_named(totals.function, totals.version)))]
+    cells += [f"{totals.calls:,}", f"{rate:,.1f}"]
+    if summary.durations:
+        values = totals.percentiles()
+        cells.append(f"{len(totals.durations_ns):,}")
+        cells += [duration(value) for value in values] if values else ["-"] * 3
+    return cells
+
+
+def _processes(summary: CallSummary) -> Counter[str]:
+    return Counter({" ".join(filter(None, key)): count for key, count in summary.processes.items()})
+
+
+def _counts(title: str, counts: Counter[str]) -> Table:
+    table = _table()
+    table.add_column(title)
+    table.add_column("calls", justify="right")
+    for name, count in counts.most_common(TOP):
+        table.add_row(escape(plain(name)), f"{count:,}")
+    if len(counts) > TOP:
+        rest = sum(counts.values()) - sum(count for _, count in counts.most_common(TOP))
+        table.add_row(f"{len(counts) - TOP:,} more", f"{rest:,}")
+    return table
