@@ -103,3 +103,15 @@ class ProbeError(ScopeError):
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = tuple(details.splitlines())
+
+
+class CaptureError(ScopeError):
+    """A file is no capture, or one that cannot be read."""
+
+    exit_code = 20
+
+
+class MissingPackageError(ScopeError):
+    """A Python package that only some need is not installed."""
+
+    exit_code = 21

@@ -83,12 +83,12 @@ class Cost:
     What observing took from the target.
 
     *hits* of all programs on it; *cpu_seconds* those hits took, estimated with the
-    cost of a hit on this host; *share_of_target* of the CPU that the target used,
+    cost of a hit on this host; *share_of_target* of the CPU that the target used.
     None where that is not known.
     """
 
     hits: int
-    cpu_seconds: float
+    cpu_seconds: float | None
     share_of_target: float | None
 
 
@@ -110,6 +110,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The document of ``--format json``."""
+        cpu = self.cost.cpu_seconds
         return {
             "schema": SCHEMA,
             "target": self.target,
@@ -119,7 +120,7 @@ class Summary:
             "lost_total": self.lost_total,
             "cost": {
                 "hits": self.cost.hits,
-                "cpu_seconds": round(self.cost.cpu_seconds, 6),
+                "cpu_seconds": None if cpu is None else round(cpu, 6),
                 "share_of_target": self.cost.share_of_target,
             },
             "notes": list(self.notes),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _MAX_TEXT = 255
 
 
+class _Atoms(Protocol):
+    def text(self, term: int) -> str:
+        """The text of an atom term; ReadRefusedError where it is not known."""
+
+
 class TermText:
     """
     Text of terms of one target.
@@ -32,7 +37,7 @@ class TermText:
     def __init__(self, target: Target) -> None:
         self._pids: terms.PidCodec | None = None
         self._ports: terms.PortCodec | None = None
-        self._atoms: Atoms | None = None
+        self._atoms: _Atoms | None = None
         with suppress(ScopeError):
             self._pids = terms.PidCodec.of(target)
         with suppress(ScopeError):

@@ -104,14 +104,14 @@ class IdCodec:
 
     def __init__(self, number_bits: int, shuffle: Shuffle | None) -> None:
         self._bits = number_bits
-        self._shuffle = shuffle
+        self.shuffle = shuffle
 
     def data(self, raw: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Undo the shuffle: number and serial as one counter, shape of *raw*."""
         raw = np.asarray(raw, np.uint64)
-        if self._shuffle is None:
+        if self.shuffle is None:
             return (raw >> np.uint64(4)) & np.uint64(0x0FFFFFFF)
-        s = self._shuffle
+        s = self.shuffle
         field = raw >> np.uint64(4)
         fixed = field & np.uint64(~s.mask & 0xFFFFFFFFFFFFFFFF)
         low = (field >> np.uint64(s.low_shift)) & np.uint64(s.low_mask)
@@ -122,9 +122,9 @@ class IdCodec:
     def slot(self, raw: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Tell the table slot of each identifier, shape of *raw*."""
         raw = np.asarray(raw, np.uint64)
-        if self._shuffle is None:
+        if self.shuffle is None:
             return raw >> np.uint64(32)
-        return (raw >> np.uint64(4)) & np.uint64(self._shuffle.mask)
+        return (raw >> np.uint64(4)) & np.uint64(self.shuffle.mask)
 
     def decode(self, raw: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Tell number and serial of each identifier, two arrays of the shape of *raw*."""

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
@@ -18,10 +18,13 @@ from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.plan import Plan
-    from scope_ebpf.sinks.stream import Stream
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
 STREAM_INTERVAL = 0.01
@@ -30,6 +33,13 @@ BATCH = 8192
 #: How often anything else is looked at.
 QUIET_INTERVAL = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Sink(Protocol):
+    """Where the records of a trace go."""
+
+    def write(self, records: NDArray[np.void]) -> None:
+        """Take a batch, which is the ring's own memory; raises OSError where it cannot."""
 
 
 class Trace:
@@ -65,6 +75,8 @@ class Trace:
         self._session = self._make_session(self.plan, arguments.ring << 20)
         self._stop = ""
         self._seconds = 0.0
+        self._bar = False
+        self._beat: Callable[[Session], str | None] | None = None
         self._cpu_seconds: float | None = None
 
     def _make_session(self, plan: Plan, ring_bytes: int) -> Session:
@@ -79,13 +91,23 @@ class Trace:
             ring_bytes=ring_bytes,
         )
 
-    def run(self, sink: Stream | None) -> ScopeError | None:
+    def run(
+        self,
+        sink: Sink | None,
+        beat: Callable[[Session], str | None] | None = None,
+        *,
+        progress: bool = False,
+    ) -> ScopeError | None:
         """
         Trace until something ends it.
 
+        *beat* is called again and again, some 100 times a second for a sink, and
+        may give a reason to stop; the last time when all hooks are out. Without a
+        sink, or with *progress*, a terminal shows a bar.
         Returns the error that ended it early, if it was one: what was seen until
         then is still there to be summed up.
         """
+        self._beat = beat
         pidfd = open_pidfd(self._target.pid)
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
@@ -95,7 +117,8 @@ class Trace:
                 _say_failures(session)
                 session.count(on=True)
                 started = time.monotonic()
-                say_started(self._target.pid, self._duration, quiet=sink is None)
+                self._bar = progress or sink is None
+                say_started(self._target.pid, self._duration, quiet=self._bar)
                 try:
                     error = self._watch(session, sink, pidfd, started, cpu_before)
                 finally:
@@ -107,6 +130,7 @@ class Trace:
                 self._tallies = session.tallies()
                 self._durations = session.durations()
                 self._hits = session.hits()
+                self._ended_ns = time.monotonic_ns()
         finally:
             os.close(pidfd)
         return error
@@ -115,13 +139,13 @@ class Trace:
         self._stop = self._stop or reason
 
     def _watch(
-        self, session: Session, sink: Stream | None, pidfd: int, started: float, cpu: float | None
+        self, session: Session, sink: Sink | None, pidfd: int, started: float, cpu: float | None
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
         behind = False
         ended = select.poll()
         ended.register(pidfd, select.POLLIN)
-        with progress_bar(self._duration, visible=sink is None) as advance:
+        with progress_bar(self._duration, visible=self._bar) as advance:
             while not self._stop:
                 pause = 0.0 if behind else interval
                 if self._duration is not None:
@@ -141,12 +165,15 @@ class Trace:
                 if sink:
                     try:
                         behind = _write(session, sink)
+                        reason = self._beat(session) if self._beat else None
                     except OSError as broken:
                         return self._output_broke(broken)
+                    if reason:
+                        self._ask_to_stop(reason)
         return None
 
     def _drain(
-        self, session: Session, sink: Stream | None, error: ScopeError | None
+        self, session: Session, sink: Sink | None, error: ScopeError | None
     ) -> ScopeError | None:
         """Write what is still in the ring, unless the output is what ended the trace."""
         if sink is None or self._stop.startswith("output"):
@@ -154,6 +181,8 @@ class Trace:
         try:
             while _write(session, sink):
                 pass
+            if self._beat:
+                self._beat(session)
         except OSError as broken:
             return self._output_broke(broken) or error
         return error
@@ -164,6 +193,10 @@ class Trace:
             return None
         self._ask_to_stop("output failed")
         return output_error(broken, self._output_path)
+
+    def maps(self) -> tuple[int, int, NDArray[np.void], NDArray[np.void]]:
+        """When the trace ended, ns; all hits; the counts and durations; after :meth:`run`."""
+        return self._ended_ns, sum(self._hits.values()), self._tallies, self._durations
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
@@ -180,7 +213,7 @@ class Trace:
         )
 
 
-def _write(session: Session, sink: Stream) -> bool:
+def _write(session: Session, sink: Sink) -> bool:
     """Write some of what is in the ring; whether more of it is waiting."""
     with session.ring.batch(BATCH) as records:
         sink.write(records)

@@ -47,11 +47,12 @@ def print_report(summary: Summary, output: TextIO) -> None:
 def last_lines(summary: Summary) -> str:
     """Why it stopped, what was lost, what it cost: a line each."""
     cost = summary.cost
+    cpu = "" if cost.cpu_seconds is None else f", {cost.cpu_seconds:.3f} s of CPU"
     share = "" if cost.share_of_target is None else f", {cost.share_of_target:.1%} of the target's"
     return (
         f"stopped: {summary.stopped_because}, after {summary.duration_seconds:.1f} s\n"
         f"lost: {summary.lost_total:,} records\n"
-        f"cost: {cost.hits:,} hits, {cost.cpu_seconds:.3f} s of CPU{share}"
+        f"cost: {cost.hits:,} hits{cpu}{share}"
     )
 
 

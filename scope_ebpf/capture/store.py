@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the blocks of a capture go: a file as they come, or memory that forgets the oldest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from scope_ebpf.capture import frames
+from scope_ebpf.capture.frames import BlockKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+#: Room that a bounded file keeps for its last blocks, bytes.
+_FOR_THE_END = 64 << 10
+
+
+class Store(Protocol):
+    """What a writer needs of it."""
+
+    def put(self, kind: BlockKind, payload: bytes) -> bool:
+        """Keep one block; False if there is no room for it. Raises OSError."""
+
+
+class FileStore:
+    """
+    A file that grows by whole blocks, to *most* bytes at most.
+
+    Each block is handed to the kernel at once, so that what was written is there
+    whatever becomes of us. A block that the disk has no room for is taken back.
+    """
+
+    def __init__(self, path: str, most: int | None = None) -> None:
+        self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115, PTH123 - close()
+        self._most = most
+        self.bytes = 0
+        self._write(frames.start())
+
+    def put(self, kind: BlockKind, payload: bytes) -> bool:
+        """Write one block; False if it would make the file too large. Raises OSError."""
+        data = frames.frame(kind, payload)
+        if self._most is not None:
+            last = kind in (BlockKind.MAPS, BlockKind.END)
+            room = self._most if last else self._most - _FOR_THE_END
+            if self.bytes + len(data) > room:
+                return False
+        self._write(data)
+        return True
+
+    def _write(self, data: bytes) -> None:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self.bytes)
+                self._file.seek(self.bytes)
+            raise
+        self.bytes += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class RingStore:
+    """
+    The last *most* bytes of blocks, in memory; whole blocks are dropped from the front.
+
+    Blocks without which the others cannot be read are kept apart: *lasting* makes
+    them anew whenever the ring is written to a file.
+    """
+
+    def __init__(self, most: int, lasting: Callable[[], Iterable[tuple[BlockKind, bytes]]]) -> None:
+        self._most = most
+        self._lasting = lasting
+        self._blocks: deque[bytes] = deque()
+        self.bytes = 0
+        self.dropped = 0
+
+    def put(self, kind: BlockKind, payload: bytes) -> bool:
+        """Keep one block, and forget what there is no room for any more."""
+        if kind in (BlockKind.HEAD, BlockKind.NAMES):
+            return True
+        data = frames.frame(kind, payload)
+        self._blocks.append(data)
+        self.bytes += len(data)
+        while self.bytes > self._most and len(self._blocks) > 1:
+            self.bytes -= len(self._blocks.popleft())
+            self.dropped += 1
+        return True
+
+    def write(self, path: str, end: bytes) -> int:
+        """
+        Write what is kept to *path*, whole or not at all, with the last block *end*; its bytes.
+
+        Raises OSError.
+        """
+        part = Path(f"{path}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(frames.start())
+                for kind, payload in self._lasting():
+                    file.write(frames.frame(kind, payload))
+                file.writelines(self._blocks)
+                file.write(frames.frame(BlockKind.END, end))
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        return size

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a capture, as blocks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.capture import facts, schema
+from scope_ebpf.capture.frames import BlockKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.capture.store import Store
+    from scope_ebpf.labels import Label
+
+#: Names that are kept to be written again with a ring.
+_KEPT = 1 << 17
+#: Names in one block.
+_AT_ONCE = 4096
+_COUNT = np.dtype("<u8")
+
+
+class Names:
+    """Every process and atom that was named, and those that are not written yet."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, list[str | None]] = {}
+        self._atoms: dict[int, str] = {}
+        self._fresh_processes: dict[int, list[str | None]] = {}
+        self._fresh_atoms: dict[int, str] = {}
+
+    def process(self, term: int, label: Label) -> None:
+        """Know a process by its label; nothing changes if it has said nothing new."""
+        facts = [label.name, label.initial_call, label.behaviour, label.module]
+        if any(facts) and self._processes.get(term) != facts:
+            self._processes[term] = self._fresh_processes[term] = facts
+            _bound(self._processes)
+
+    def atom(self, term: int, text: str) -> None:
+        """Know an atom by its text."""
+        self._atoms[term] = self._fresh_atoms[term] = text
+        _bound(self._atoms)
+
+    def fresh(self) -> Iterator[bytes]:
+        """What was not given out before, as payloads of blocks."""
+        yield from _payloads(self._fresh_processes, self._fresh_atoms)
+        self._fresh_processes.clear()
+        self._fresh_atoms.clear()
+
+    def all(self) -> Iterator[bytes]:
+        """Everything that is kept, as payloads of blocks."""
+        yield from _payloads(self._processes, self._atoms)
+
+
+def _bound(known: dict[int, Any]) -> None:
+    if len(known) > _KEPT:
+        del known[next(iter(known))]
+
+
+def _payloads(processes: dict[int, list[str | None]], atoms: dict[int, str]) -> Iterator[bytes]:
+    for name, table in (("processes", processes), ("atoms", atoms)):
+        rows = [[term, value] for term, value in table.items()]
+        for first in range(0, len(rows), _AT_ONCE):
+            yield _json({name: rows[first : first + _AT_ONCE]})
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+class Writer:
+    """Writes to *store*; :attr:`full` is set once it had no room for a block."""
+
+    def __init__(self, store: Store, names: Names) -> None:
+        self._store = store
+        self._names = names
+        self.full = False
+        #: Records that were kept, and those for which there was no room.
+        self.events = self.left_out = 0
+
+    def head(self, head: facts.Head) -> None:
+        """What holds for all that follows."""
+        self._put(BlockKind.HEAD, head_payload(head))
+
+    def records(self, records: NDArray[np.void]) -> None:
+        """A batch, shape ``(n,)`` of ``events.RECORD``; the names that it needs come first."""
+        for payload in self._names.fresh():
+            self._put(BlockKind.NAMES, payload)
+        if self._put(BlockKind.RECORDS, schema.pack(records)):
+            self.events += len(records)
+        else:
+            self.left_out += len(records)
+
+    def samples(self, samples: dict[str, Any]) -> None:
+        """What was read at some moments."""
+        self._put(BlockKind.SAMPLES, _json(samples))
+
+    def maps(
+        self, time_ns: int, hits: int, tallies: NDArray[np.void], durations: NDArray[np.void]
+    ) -> None:
+        """The session's maps at *time_ns*, both of shape ``(kinds, classes, cpus)``."""
+        self._put(BlockKind.MAPS, maps_payload(time_ns, hits, tallies, durations))
+
+    def end(self, end: facts.End) -> None:
+        """The last block."""
+        for payload in self._names.fresh():
+            self._put(BlockKind.NAMES, payload)
+        self._put(BlockKind.END, end_payload(end))
+
+    def _put(self, kind: BlockKind, payload: bytes) -> bool:
+        if self.full and kind not in (BlockKind.MAPS, BlockKind.END):
+            return False  # nothing may be missing in the middle
+        fits = self._store.put(kind, payload)
+        self.full = self.full or not fits
+        return fits
+
+
+def head_payload(head: facts.Head) -> bytes:
+    """The first block's payload."""
+    return _json(facts.head_as_json(head, schema.describe()))
+
+
+def end_payload(end: facts.End) -> bytes:
+    """The last block's payload."""
+    return _json(end.as_json())
+
+
+def maps_payload(
+    time_ns: int, hits: int, tallies: NDArray[np.void], durations: NDArray[np.void]
+) -> bytes:
+    """Time and hits, then each field of both maps, all CPUs together."""
+    parts = [np.array([time_ns, hits], _COUNT).tobytes()]
+    for values, dtype in ((tallies, events.TALLY), (durations, events.DURATIONS)):
+        names = dtype.names or ()
+        parts += [values[name].sum(axis=2).astype(_COUNT).tobytes() for name in names]
+    return b"".join(parts)

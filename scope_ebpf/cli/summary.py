@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace summary FILE``: the summary of a capture, as its trace printed it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from scope_ebpf.capture.reader import Capture
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.capture.reader import Contents
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    contents = Capture(arguments.capture).contents()
+    summary = contents.summary()
+    if arguments.format == "json":
+        json.dump(summary.as_json(), sys.stdout, indent=2)
+        print()
+    else:
+        from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
+
+        print_report(summary, sys.stdout)
+    warn(contents)
+    return 0
+
+
+def warn(contents: Contents) -> None:
+    """Say on stderr what of a capture could not be read."""
+    if contents.damage:
+        print(
+            f"scope-trace: only the first {contents.records:,} events can be read: "
+            f"{contents.damage}",
+            file=sys.stderr,
+        )
+    for name, count in contents.unknown.items():
+        print(
+            f"scope-trace: {count:,} events of a kind that this version does not know: {name!r}",
+            file=sys.stderr,
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
