@@ -40,7 +40,7 @@ PLAIN = (
         "usdt_argument",
     ),
     *("call_settings", "call_place", "call_totals", "call_pending", "call_hit"),
-    *("sample_settings", "sampled_thread", "sample"),
+    *("sample_settings", "sampled_thread", "sample", "waiting", "wait_site", "wait_total"),
 )
 
 Table = dict[str, Any]
@@ -142,6 +142,11 @@ def header_text(data: Table) -> str:
         "enum off_reason {",
         *(f"\tOFF_{n} = {v}," for n, v in data["off_reasons"].items()),
         f"\tOFF_REASONS = {len(data['off_reasons'])},",
+        "};",
+        "",
+        "/* Why a process is off its scheduler. */",
+        "enum wait_reason {",
+        *(f"\tWAIT_{n} = {v}," for n, v in data["wait_reasons"].items()),
         "};",
         "",
         "/* One number for each program, for the map of hits. */",
@@ -332,6 +337,9 @@ def module_text(data: Table) -> str:
         "",
         "#: Why a thread is off its CPU, by its number.",
         f"OFF_REASONS = {tuple(n.lower() for n in data['off_reasons'])!r}",
+        "",
+        "#: Why a process is off its scheduler, by its number.",
+        f"WAIT_REASONS = {tuple(n.lower() for n in data['wait_reasons'])!r}",
         "",
         f"PROGRAMS = {tuple(programs(data))!r}",
         "",

@@ -108,6 +108,9 @@ ARGUMENT_ABSOLUTE = 4
 #: Why a thread is off its CPU, by its number.
 OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued', 'throttled')
 
+#: Why a process is off its scheduler, by its number.
+WAIT_REASONS = ('receive', 'run_queue', 'suspended', 'dirty')
+
 PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
 
 #: Any record as it lies in the ring: 64 bytes, its own fields as four words.
@@ -491,7 +494,7 @@ SAMPLE = np.dtype([
     ("tid", "<u4"),
     ("failed", "<u4"),
     ("kernel_frames", "<u4"),
-    ("state", "<u4"),
+    ("reason", "<u4"),
     ("erlang_bytes", "<u4"),
     ("native_bytes", "<u4"),
     ("ip", "<u8"),
@@ -516,6 +519,25 @@ SAMPLE = np.dtype([
     ("bottom", "<u8"),
     ("erlang_from", "<u8"),
     ("kernel", "<u8", (64,)),
+])
+
+WAITING = np.dtype([
+    ("since_ns", "<u8"),
+    ("i", "<u8"),
+    ("position_ns", "<u8"),
+    ("point_ns", "<u8"),
+    ("reason", "<u4"),
+    ("seen", "<u4"),
+])
+
+WAIT_SITE = np.dtype([
+    ("i", "<u8"),
+    ("reason", "<u8"),
+])
+
+WAIT_TOTAL = np.dtype([
+    ("ns", "<u8"),
+    ("count", "<u8"),
 ])
 
 WAYS = (

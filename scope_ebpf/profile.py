@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One function or process in a table: nanoseconds at its own, and with all it called."""
+    """A row of a table: nanoseconds of a function or process at its own, and with all it called."""
 
     name: str
     kind: str
@@ -112,17 +112,29 @@ class Profile:
         return [Row(name, kind, ns, ns) for (name, kind), ns in found.most_common()]
 
     def functions(self) -> list[Row]:
-        """What ran: every function of any kind, the most time at its own first."""
-        own: Counter[tuple[str, str]] = Counter()
-        total: Counter[tuple[str, str]] = Counter()
+        """
+        Every Erlang function, the most time at its own first.
+
+        Its own is also the time of native code that it called: a BIF, a collection.
+        """
+        own: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for stack, weight in self.stacks().items():
-            names = [(frame.name, frame.kind) for frame in stack[1:]]
+            names = [frame.name for frame in stack if frame.kind == "erlang"]
             if names:
                 own[names[-1]] += weight
             for name in set(names):
                 total[name] += weight
-        ordered = sorted(total, key=lambda key: (-own[key], -total[key], key))
-        return [Row(*key, own[key], total[key]) for key in ordered]
+        ordered = sorted(total, key=lambda name: (-own[name], -total[name], name))
+        return [Row(name, "erlang", own[name], total[name]) for name in ordered]
+
+    def innermost(self) -> list[Row]:
+        """What ran or waited that is no Erlang code: innermost frames, the most time first."""
+        found: Counter[tuple[str, str]] = Counter()
+        for stack, weight in self.stacks().items():
+            if stack[-1].kind in ("native", "kernel", "wait"):
+                found[stack[-1].name, stack[-1].kind] += weight
+        return [Row(name, kind, ns, ns) for (name, kind), ns in found.most_common()]
 
 
 class Node:

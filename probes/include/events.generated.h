@@ -96,6 +96,14 @@ enum off_reason {
 	OFF_REASONS = 5,
 };
 
+/* Why a process is off its scheduler. */
+enum wait_reason {
+	WAIT_RECEIVE = 0,
+	WAIT_RUN_QUEUE = 1,
+	WAIT_SUSPENDED = 2,
+	WAIT_DIRTY = 3,
+};
+
 /* One number for each program, for the map of hits. */
 enum program {
 	PROGRAM_SPAWN_ENTRY = 0,
@@ -438,7 +446,7 @@ struct sample {
 	__u32 tid; /* the OS thread */
 	__u32 failed; /* reads of the target's memory that failed */
 	__u32 kernel_frames; /* of kernel, from the innermost */
-	__u32 state; /* off-CPU: the state word of the process when it went off */
+	__u32 reason; /* off-CPU: WAIT_* */
 	__u32 erlang_bytes; /* of the Erlang stack, first behind this struct */
 	__u32 native_bytes; /* of the C stack, behind the Erlang stack */
 	__u64 ip; /* the registers of the thread in user space, address */
@@ -463,6 +471,28 @@ struct sample {
 	__u64 bottom; /* the last word of the Erlang stack: where the process ends, address */
 	__u64 erlang_from; /* address of the first word of the Erlang stack that follows, address */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
+};
+
+/* One process that was seen going off its scheduler. */
+struct waiting {
+	__u64 since_ns; /* since when it is off; 0 while it is on, ns */
+	__u64 i; /* the code to go on with, address */
+	__u64 position_ns; /* how far it is in the stretch of waiting that one sample stands for, ns */
+	__u64 point_ns; /* where in that stretch the sample is taken, ns */
+	__u32 reason; /* WAIT_* */
+	__u32 seen; /* 1 once it was seen on a scheduler */
+};
+
+/* A place in the code where processes wait, and why. */
+struct wait_site {
+	__u64 i; /* the code to go on with, address */
+	__u64 reason; /* WAIT_* */
+};
+
+/* All waiting at one place. */
+struct wait_total {
+	__u64 ns; /* how long, ns */
+	__u64 count; /* how often */
 };
 
 /* A process was created. */

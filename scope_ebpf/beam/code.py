@@ -90,6 +90,8 @@ class CodeMap:
         self._starts = self._ends = np.empty(0, np.uint64)
         self._functions: dict[int, Mfa | None] = {}
         self._headers: dict[str, int] = {}
+        #: Grows whenever code was loaded or purged.
+        self.generation = 0
         self.refresh()
 
     def refresh(self) -> None:
@@ -98,6 +100,8 @@ class CodeMap:
         if self._active_at is not None:
             sets = [sets[self._memory.u32(self._active_at) % _SETS]]
         ranges = _without_overlaps(np.unique(np.concatenate(sets), axis=0))
+        before = np.stack([self._starts, self._ends], axis=1)
+        self.generation += not np.array_equal(before, ranges)
         self._starts, self._ends = ranges[:, 0], ranges[:, 1]
         size = self._layout.offset("BeamCodeHeader", "functions") + 8
         kept = list(self._modules.values())[-CACHE:]
@@ -110,6 +114,7 @@ class CodeMap:
         }
         if len(modules) < len(self._modules):
             self._functions.clear()
+            self.generation += 1
         self._modules = modules
         self._headers = {}
 

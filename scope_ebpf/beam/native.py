@@ -17,12 +17,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.elf import Elf, UnreadableElfError
 from scope_ebpf.beam.frames import CallFrames
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.frames import Rules
 
@@ -91,6 +95,9 @@ class NativeCode:
             self._regions = found
             self._starts = [region.start for region in found]
             self._names.clear()
+            made = [region for region in found if region.jit]
+            self._jit_starts = np.array([region.start for region in made], np.uint64)
+            self._jit_ends = np.array([region.end for region in made], np.uint64)
 
     def region(self, address: int) -> Region | None:
         """Find the executable region around *address*."""
@@ -103,6 +110,14 @@ class NativeCode:
         """Whether *address* lies in code that the VM made itself."""
         region = self.region(address)
         return region is not None and region.jit
+
+    def jit_many(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Tell which addresses lie in code that the VM made itself, shape of *addresses*."""
+        if not len(self._jit_starts):
+            return np.zeros(len(addresses), np.bool_)
+        place = np.searchsorted(self._jit_starts, addresses, side="right") - 1
+        found: NDArray[np.bool_] = (place >= 0) & (addresses < self._jit_ends[place])
+        return found
 
     def rules(self, address: int) -> Rules | None:
         """Tell how to find the caller of the code at *address*; None where nothing tells."""

@@ -73,13 +73,39 @@ class Stacks:
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
         self._schedule = 0
+        self._foreign: set[int] = set()
 
     def refresh(self) -> None:
-        """Take in code and libraries that came or went; what is known of addresses may be wrong."""
+        """Take in code and libraries that came or went; then forget what is known of addresses."""
+        before = self._code.generation
         self._code.refresh()
         self._native.refresh()
-        self._jit.forget()
-        self._locations.clear()
+        if self._code.generation != before:
+            self._jit.forget()
+            self._locations.clear()
+
+    def _meet(self, head: np.void, words: NDArray[np.uint64]) -> None:
+        """
+        Look at the VM's tables again if a stack leads into code that is in none of them.
+
+        Some of it never will be, the JIT's own: an address is looked up once.
+        """
+        ours = [int(head[name]) for name in ("ip", "i") if head[name]]
+        candidates = words[words & np.uint64(3) == 0]
+        candidates = candidates[self._native.jit_many(candidates)]
+        ours += [word for word in candidates.tolist() if self._jit.is_return(word)]
+        unknown = {
+            address
+            for address in ours
+            if address not in self._foreign and self._native.jit(address)
+        }
+        places = np.array(sorted(unknown), np.uint64)
+        strange = places[~self._code.inside(places)].tolist()
+        if strange:
+            self.refresh()
+            if len(self._foreign) >= _CACHE:
+                self._foreign.clear()
+            self._foreign.update(strange)
 
     def read(self, record: bytes) -> Stack:
         """Read one sample."""
@@ -87,6 +113,7 @@ class Stacks:
         first = events.SAMPLE.itemsize
         erlang = np.frombuffer(record, np.uint64, int(head["erlang_bytes"]) // _WORD, first)
         native = record[first + int(head["erlang_bytes"]) :][: int(head["native_bytes"])]
+        self._meet(head, erlang)
         walk = self._walk(head, native)
         names = tuple(self._native.name(address) for address in walk.addresses)
         if not head["process"]:
@@ -96,6 +123,26 @@ class Stacks:
         self._frame_pointers |= bool(head["stop"] <= head["frame_pointer"] < head["hend"])
         frames, complete = self._erlang(head, erlang, walk)
         return Stack(names, frames, complete, walk.whole)
+
+    def waiting(self, record: bytes) -> Stack:
+        """Read the sample of a process that waited: its stack is as it was put down."""
+        head = np.frombuffer(record, events.SAMPLE, 1)[0]
+        size = int(head["erlang_bytes"]) // _WORD
+        words = np.frombuffer(record, np.uint64, size, events.SAMPLE.itemsize)
+        self._frame_pointers |= bool(head["stop"] <= head["frame_pointer"] < head["hend"])
+        self._meet(head, words)
+        inner = self._location(int(head["i"])) or self._function(head)
+        frames = [inner] if inner else []
+        if not size:
+            return Stack((), tuple(frames), complete=False, unwound=True)
+        frames += self._scan(words, int(head["erlang_from"]))
+        end = int(head["erlang_from"]) + int(head["erlang_bytes"])
+        complete = end == int(head["hend"]) and self._native.jit(int(head["bottom"]))
+        return Stack((), tuple(frames[:MAX_ERLANG]), complete, unwound=True)
+
+    def location(self, address: int) -> Mfa | None:
+        """Name a place in Erlang code, with its line."""
+        return self._location(address)
 
     def _walk(self, head: np.void, stack: bytes) -> _Walk:
         """Follow the C frames to Erlang code, or to where the thread began."""
@@ -176,8 +223,8 @@ class Stacks:
         return function or self._location(int(head["i"]))
 
     def _scan(self, words: NDArray[np.uint64], at: int) -> list[Mfa]:
-        """Find the frames in the words of a stack that begins at *at*, but its last word."""
-        candidates = np.flatnonzero(words[:-1] & np.uint64(3) == 0)
+        """Find the frames in the words of a stack that begins at *at*."""
+        candidates = np.flatnonzero(words & np.uint64(3) == 0)
         candidates = candidates[self._code.inside(words[candidates])]
         frames = []
         for place in candidates.tolist():

@@ -13,6 +13,7 @@ from scope_ebpf.cli.profiling import on_cpu
 from scope_ebpf.cli.sample_reader import OWNERS
 from scope_ebpf.cli.surroundings import output_error
 from scope_ebpf.cli.trace import positive
+from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.sinks.profile_report import last_lines, print_profile
@@ -51,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"samples a second on each CPU, 1 to {MAX_HZ} (default: %(default)s)",
     )
     parser.add_argument(
+        "--off-cpu",
+        action="store_true",
+        help="what processes wait in, instead of what they run: each wait from when a process "
+        "leaves its scheduler until it has one again (costs two breakpoints for each)",
+    )
+    parser.add_argument(
         "--by",
         choices=OWNERS,
         default="name",
@@ -74,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     write = _writer(arguments.output)
     target = inspect(arguments.pid)
     with _output(arguments.output) as path:
-        profile, error = on_cpu(target, arguments.hz, arguments.duration, arguments.by)
+        profiler = off_cpu if arguments.off_cpu else on_cpu
+        profile, error = profiler(target, arguments.hz, arguments.duration, arguments.by)
         if path is None:
             print_profile(profile, sys.stdout)
         else:

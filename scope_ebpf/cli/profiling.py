@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
 from scope_ebpf.cli.sample_reader import Reader
@@ -18,6 +18,8 @@ from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.errors import ScopeError
 
@@ -39,12 +41,31 @@ def on_cpu(
     profile = Profile("cpu", target.as_json(), hz, time.time())
     reader = Reader(target, profile, by)
     with Sampler(sample_settings(target), hz) as sampler:
-        run = _Run(target, profile, sampler, reader)
+        sampler.know(scheduler_threads(target))
+        run = Run(target, profile, sampler, reader)
         return profile, run.go(duration)
 
 
-class _Run:
-    def __init__(self, target: Target, profile: Profile, sampler: Sampler, reader: Reader) -> None:
+class Source(Protocol):
+    """Where samples come from."""
+
+    def start(self) -> None:
+        """Let it begin."""
+
+    def stop(self) -> None:
+        """Let it end; what there is can still be read."""
+
+    def records(self) -> Iterator[bytes]:
+        """Give what came since the last call."""
+
+    def counts(self) -> dict[str, int]:
+        """Tell how many were lost."""
+
+
+class Run:
+    """One run of a *sampler*, from start to stop."""
+
+    def __init__(self, target: Target, profile: Profile, sampler: Source, reader: Reader) -> None:
         self._target = target
         self._profile = profile
         self._sampler = sampler
@@ -57,7 +78,6 @@ class _Run:
         error: ScopeError | None = None
         try:
             with stop_signals(self._ask_to_stop):
-                self._sampler.know(scheduler_threads(target))
                 before = cpu_seconds(target.pid)
                 self._sampler.start()
                 started = time.monotonic()

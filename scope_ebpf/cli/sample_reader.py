@@ -35,8 +35,21 @@ _THREADS = {
     "poll": "(poll thread)",
     "aux": "(aux thread)",
 }
+#: In the order of ``events.WAIT_REASONS``.
+_WAITS = (
+    "[waits for a message or a timeout]",
+    "[waits in the run queue]",
+    "[suspended: a busy port or node, or another process]",
+    "[on a dirty scheduler, or waiting for one]",
+)
 #: What the outermost frame is: ``name`` puts processes of one name or module together.
 OWNERS = ("name", "pid", "thread")
+
+
+def wait_frame(reason: int) -> Frame:
+    """Say why a process waited, as the innermost frame."""
+    known = reason < len(_WAITS)
+    return Frame(_WAITS[reason] if known else "[waits]", "wait")
 
 
 class Reader:
@@ -53,6 +66,8 @@ class Reader:
         self._ports = PortCodec.of(target)
         self._roles: dict[int, tuple[str, str]] = {}
         self.undecoded = 0
+        #: Of each sample of waiting: where in the code, and why.
+        self.sites: list[tuple[int, int]] = []
         if target.flavor == "emu":
             profile.notes.append(
                 "the interpreter keeps its stack to itself: processes and native code are shown, "
@@ -79,18 +94,29 @@ class Reader:
             self.undecoded -= 1
 
     def _add(self, record: bytes, head: np.void, labels: dict[int, Label]) -> None:
-        stack = self._stacks.read(record)
+        waits = self._profile.kind == "off-cpu"
+        stack = self._stacks.waiting(record) if waits else self._stacks.read(record)
         quality = self._profile.quality
         quality.samples += 1
         quality.with_process += stack.erlang is not None
         quality.complete += stack.complete
         quality.unwound += stack.unwound
         quality.failed += bool(head["failed"])
-        role, thread = self._thread(int(head["tid"]))
+        role, thread = ("", "waiting") if waits else self._thread(int(head["tid"]))
         frames = (self._owner(head, stack, labels, role, thread), *self._frames(head, stack))
+        if waits:
+            self.sites.append((int(head["i"]), int(head["reason"])))
+            frames = (*frames, wait_frame(int(head["reason"])))
         self._profile.samples.append(
             Sample(int(head["time_ns"]), thread, frames, int(head["weight_ns"]))
         )
+
+    def code_frame(self, address: int) -> Frame:
+        """Name a place in Erlang code as a frame."""
+        found = self._stacks.location(address)
+        if found is None:
+            return Frame("[runtime]", "native")
+        return Frame(str(found), "erlang", found.file, found.line)
 
     def _frames(self, head: np.void, stack: Stack) -> list[Frame]:
         frames = [

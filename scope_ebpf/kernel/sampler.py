@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 #: Room for the samples of a second at 99 Hz and 20 KB each, for every CPU.
 _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
-_COUNTS = ("taken", "lost")
+#: Rows of the map of counts.
+PER_CPU_COUNTS = ("taken", "lost")
 #: How far a timer's period moves from the one that was asked for, up and down.
 _SHIFT = 0.25
 
@@ -134,7 +135,7 @@ class Sampler:
         """How many samples were ``taken``, and of these ``lost`` for want of room."""
         result = {}
         values = np.zeros(self._possible, np.uint64)
-        for number, name in enumerate(_COUNTS):
+        for number, name in enumerate(PER_CPU_COUNTS):
             key = ctypes.c_uint32(number)
             check(
                 library().bpf_map_lookup_elem(

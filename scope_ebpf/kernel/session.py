@@ -47,7 +47,7 @@ _REGISTERS = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8"),
     *("rax", "rcx", "rdx", "rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp"),
 )
-_PT_REGS = {name: 8 * place for place, name in enumerate(_REGISTERS)}
+PT_REGS = {name: 8 * place for place, name in enumerate(_REGISTERS)}
 _FORMS = {
     "constant": events.ARGUMENT_CONSTANT,
     "register": events.ARGUMENT_REGISTER,
@@ -107,7 +107,7 @@ class Session:
         self._settings = settings.copy()
         for attachment in plan.attachments:
             for name, register in attachment.registers:
-                self._settings[name] = _PT_REGS[register]
+                self._settings[name] = PT_REGS[register]
         self._settings["pidns_dev"], self._settings["pidns_ino"] = host.pid_namespace()
         self._ring_bytes = ring_bytes if int(settings["streamed"]) else 4096
         self.ring: Ring
@@ -204,7 +204,7 @@ class Session:
         place["is_signed"] = argument.is_signed
         place["value"] = argument.value
         if argument.register:
-            place["reg"] = _PT_REGS[argument.register]
+            place["reg"] = PT_REGS[argument.register]
         if argument.symbol:
             place["value"] += self._addresses[argument.symbol]
 

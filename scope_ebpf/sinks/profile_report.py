@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 #: Rows of each table.
 OWNERS = 10
-FUNCTIONS = 25
-WIDTH = 80
+FUNCTIONS = 20
+INNERMOST = 10
+_WHERE = {
+    "cpu": ("ERLANG FUNCTION", "OUTSIDE ERLANG CODE"),
+    "off-cpu": ("WAITING IN", "WHY"),
+}
 
 
 def print_profile(profile: Profile, output: TextIO) -> None:
-    """Print both tables and the last lines."""
+    """Print the tables and the last lines."""
     total = max(1, profile.total_ns)
     target = profile.target
+    function, inside = _WHERE[profile.kind]
     output.write(
         f"{plain(str(target['node'] or 'a node without a name'))} (pid {target['pid']}): "
         f"OTP {target['otp_release']}, erts {target['erts_version']}, {target['flavor']}, "
@@ -29,7 +34,9 @@ def print_profile(profile: Profile, output: TextIO) -> None:
     )
     _table("PROCESS", profile.owners(), total, OWNERS, output, own=False)
     output.write("\n")
-    _table("FUNCTION", profile.functions(), total, FUNCTIONS, output, own=True)
+    _table(function, profile.functions(), total, FUNCTIONS, output, own=True)
+    output.write("\n")
+    _table(inside, profile.innermost(), total, INNERMOST, output, own=False)
     output.write("\n" + last_lines(profile))
 
 
@@ -58,14 +65,19 @@ def last_lines(profile: Profile) -> str:
     quality = profile.quality
     lines = [f"stopped: {profile.stopped_because}, after {profile.seconds:.1f} s"]
     seen = f"samples: {quality.samples:,}, {profile.total_ns / 1e9:.2f} s"
-    if profile.cpu_seconds is not None:
+    if profile.kind == "off-cpu":
+        seen += " of waiting, all processes together"
+    elif profile.cpu_seconds is not None:
         seen += f" of the {profile.cpu_seconds:.2f} CPU s that the target used"
     lines.append(seen)
     lines.append(
         f"whole: {_share(quality.complete, quality.with_process)} of the {quality.with_process:,} "
-        f"Erlang stacks reach the process's beginning;\n"
-        f"       {_share(quality.unwound, quality.samples)} of the samples have every C frame"
+        "Erlang stacks reach the process's beginning"
     )
+    if profile.kind == "cpu":
+        lines.append(
+            f"       {_share(quality.unwound, quality.samples)} of the samples have every C frame"
+        )
     lines.append(f"lost: {quality.lost:,} samples; {quality.failed:,} with unreadable memory")
     lines += [f"note: {plain(note)}" for note in profile.notes]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@
 %%   waits SECONDS             answers "done waits A B": microseconds of two planted waits
 -module(split).
 -export([start/0]).
--export([main/0, worker/2, turn/1]).
+-export([main/0, worker/2, turn/1, waiter/2]).
 
 %% For erl -s split.
 start() -> spawn(?MODULE, main, []).
@@ -22,7 +22,28 @@ command(_Control, ["run", Seconds, Processes]) ->
     Workers = [spawn_link(?MODULE, worker, [Parent, End]) || _ <- lists:seq(1, list_to_integer(Processes))],
     Spent = [receive {Worker, Times} -> Times end || Worker <- Workers],
     Sums = [lists:sum([element(N, Times) || Times <- Spent]) || N <- [1, 2, 3]],
-    ["done run", [[" ", integer_to_list(Sum)] || Sum <- Sums]].
+    ["done run", [[" ", integer_to_list(Sum)] || Sum <- Sums]];
+command(_Control, ["waits", Seconds]) ->
+    End = erlang:monotonic_time(microsecond) + list_to_integer(Seconds) * 1000000,
+    Parent = self(),
+    Waiter = spawn_link(?MODULE, waiter, [Parent, End]),
+    {A, B} = receive {Waiter, Times} -> Times end,
+    ["done waits ", integer_to_list(A), " ", integer_to_list(B)].
+
+%% Waits in two modules in turn, three times as long in one as in the other; what it really took is
+%% measured around each wait.
+waiter(Parent, End) -> Parent ! {self(), waits({0, 0}, End)}.
+
+waits({A, B} = Times, End) ->
+    T0 = erlang:monotonic_time(microsecond),
+    case T0 < End of
+        true ->
+            ok = split_a:wait(30),
+            T1 = erlang:monotonic_time(microsecond),
+            ok = split_b:wait(10),
+            waits({A + T1 - T0, B + erlang:monotonic_time(microsecond) - T1}, End);
+        false -> Times
+    end.
 
 worker(Parent, End) ->
     put(turns, 0),

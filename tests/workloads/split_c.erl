@@ -1,7 +1,7 @@
 %% SPDX-License-Identifier: Apache-2.0
 %% One of three modules that do the same work, so that only who called it differs (see split.erl).
 -module(split_c).
--export([work/1]).
+-export([work/1, wait/1]).
 
 work(0) -> 0;
 work(N) ->
@@ -10,3 +10,9 @@ work(N) ->
 
 spin(0, Sum) -> Sum;
 spin(N, Sum) -> spin(N - 1, (Sum * 31 + N) band 16#ffffff).
+
+wait(Milliseconds) ->
+    receive
+        never -> ok
+    after Milliseconds -> ok
+    end.
