@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 PACKAGE = Path(scope_ebpf.__file__).parent
 
 #: What may not be imported by whom. A part is a package or a module right below scope_ebpf.
-PURE = ("beam", "events", "plan", "summary", "calls", "metrics", "governor", "labels", "errors")
+PURE = (
+    *("beam", "events", "plan", "profile", "summary", "calls"),
+    *("metrics", "governor", "labels", "errors"),
+)
 FORBIDDEN = {
     **{key: {"kernel", "cli", "sinks"} for key in PURE},
     "sinks": {"kernel", "cli"},

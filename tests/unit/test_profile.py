@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from profile_fixtures import HOSTILE, TARGET, hostile, profile
+
+from scope_ebpf.profile import Row, tree
+from scope_ebpf.sinks.flamegraph import html, svg
+from scope_ebpf.sinks.folded import folded
+from scope_ebpf.sinks.pprof import message, pprof
+from scope_ebpf.sinks.profile_report import print_profile
+from scope_ebpf.sinks.speedscope import speedscope
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_outermost_frames_are_who_ran():
+    """
+    Time by process or thread, the most first.
+    """
+    expected = [
+        Row("shop_cart", "process", 60_000_000, 60_000_000),
+        Row("(scheduler)", "thread", 50_000_000, 50_000_000),
+    ]
+    assert expected == profile().owners()
+
+
+def test_an_erlang_function_has_the_time_of_the_native_code_it_called():
+    """
+    What is its own is where it was the innermost Erlang function, whatever line it was in.
+    """
+    expected = [
+        Row("shop:price/2", "erlang", 60_000_000, 60_000_000),
+        Row("shop:loop/1", "erlang", 0, 60_000_000),
+    ]
+    assert expected == profile().functions()
+
+
+def test_a_function_that_calls_itself_counts_once():
+    """
+    Recursion does not make more time of a sample than it stands for.
+    """
+    made = profile()
+    made.samples = [
+        sample._replace(stack=(sample.stack[0], *sample.stack[1:2] * 5)) for sample in made.samples
+    ]
+    loop = next(row for row in made.functions() if row.name == "shop:loop/1")
+    assert 60_000_000 == loop.total_ns
+
+
+def test_code_outside_of_erlang_is_counted_where_it_is_the_innermost():
+    """
+    Native and kernel functions by their own time, each kind apart.
+    """
+    expected = [
+        Row("do_futex", "kernel", 50_000_000, 50_000_000),
+        Row("ets_lookup_2", "native", 20_000_000, 20_000_000),
+    ]
+    assert expected == profile().innermost()
+
+
+def test_the_tree_holds_each_nanosecond_once():
+    """
+    A node's weight is its own and its children's, and children stand side by side.
+    """
+    root = tree(profile())
+    assert 110_000_000 == root.weight
+    for _, _, node in root.walk():
+        assert node.weight == node.own + sum(c.weight for c in node.children.values())
+    places = sorted((depth, start, node.frame.name) for depth, start, node in root.walk())
+    assert [(1, 0, "(scheduler)"), (1, 50_000_000, "shop_cart")] == places[1:3]
+
+
+def test_collapsed_stacks_are_one_line_each_with_the_line_of_the_source():
+    """
+    The whole document, in microseconds.
+    """
+    expected = """\
+(scheduler);do_futex_[k] 50000
+shop_cart;shop:loop/1 (shop.erl:12);shop:price/2 (shop.erl:40) 40000
+shop_cart;shop:loop/1 (shop.erl:12);shop:price/2 (shop.erl:44);ets_lookup_2 20000
+"""
+    assert expected == folded(profile()).decode()
+
+
+def test_collapsed_stacks_of_hostile_names_have_as_many_frames():
+    """
+    No name makes a frame or a line of its own.
+    """
+    (line,) = folded(hostile()).decode().splitlines()
+    stack, _, value = line.rpartition(" ")
+    assert (2, "10000") == (len(stack.split(";")), value)
+    assert line.isprintable()
+
+
+def test_a_speedscope_document_has_all_samples_and_each_thread():
+    """
+    Stacks go from the outermost frame on, in the order of time, and weights sum up.
+    """
+    document = json.loads(speedscope(profile()))
+    frames = document["shared"]["frames"]
+    whole, first, second = document["profiles"]
+    assert ["all", "normal 1", "normal 2"] == [p["name"] for p in document["profiles"]]
+    assert [20_000_000, 50_000_000, 30_000_000, 10_000_000] == whole["weights"]
+    assert whole["endValue"] == sum(whole["weights"])
+    assert (3, 1) == (len(first["samples"]), len(second["samples"]))
+    shown = [frames[place] for place in first["samples"][0]]
+    assert ["shop_cart", "shop:loop/1", "shop:price/2", "ets_lookup_2"] == [
+        f["name"] for f in shown
+    ]
+    assert {"name": "shop:price/2", "file": "shop.erl", "line": 44} == shown[2]
+    assert {"sampled"} == {p["type"] for p in document["profiles"]}
+
+
+def test_a_pprof_profile_reads_back():
+    """
+    Innermost location first, functions with file and line, both values, the labels.
+    """
+    read = message().FromString(gzip.decompress(pprof(profile())))
+    text = list(read.string_table)
+    assert "" == text[0]
+    types = [(text[t.type], text[t.unit]) for t in read.sample_type]
+    assert [("samples", "count"), ("cpu", "nanoseconds")] == types
+    functions = {f.id: f for f in read.function}
+    places = {
+        p.id: [(text[functions[n.function_id].name], n.line) for n in p.line] for p in read.location
+    }
+    found = {
+        tuple(places[place][0] for place in sample.location_id): list(sample.value)
+        for sample in read.sample
+    }
+    stack = (("shop:price/2", 40), ("shop:loop/1", 12), ("shop_cart", 0))
+    assert [2, 40_000_000] == found[stack]
+    labels = {text[label.key]: text[label.str] for label in read.sample[0].label}
+    assert {"thread": "normal 1", "process": "shop_cart"} == labels
+    assert (1_000_000_000, round(1e9 / 99)) == (read.duration_nanos, read.period)
+
+
+def test_a_pprof_profile_has_the_wire_numbers_of_the_published_schema():
+    """
+    What another reader of the format sees: field 1 sample types, 2 samples, 4 locations, 5
+    functions, 6 strings, 10 the duration, 12 the period.
+    """
+    data, place, seen = gzip.decompress(pprof(profile())), 0, {}
+    while place < len(data):
+        key, place = varint(data, place)
+        value, place = varint(data, place)
+        if key & 7 == 2:
+            seen.setdefault(key >> 3, []).append(data[place : place + value])
+            place += value
+        else:
+            assert 0 == key & 7
+            seen.setdefault(key >> 3, []).append(value)
+    assert {1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 14} == set(seen)
+    assert (2, 3, b"", [1_000_000_000]) == (len(seen[1]), len(seen[2]), seen[6][0], seen[10])
+
+
+def varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+
+
+@pytest.mark.parametrize("made", [profile, hostile])
+def test_a_flame_graph_is_well_formed_and_asks_for_nothing(made):
+    """
+    The SVG parses as XML, has a box for each frame, and no address but that of its namespace.
+    """
+    text = svg(made()).decode()
+    root = ET.fromstring(text)
+    boxes = [g for g in root.iter(f"{SVG}g") if g.get("class") == "box"]
+    assert sum(1 for _ in tree(made()).walk()) == len(boxes)
+    assert {"http://www.w3.org/2000/svg"} == set(re.findall(r"https?://[^\"' ]+", text))
+    assert [] == [e for e in root.iter() if "href" in e.attrib or "src" in e.attrib]
+    assert [f"{SVG}script"] == [e.tag for e in root.iter() if e.tag.endswith("script")]
+
+
+class Tags(HTMLParser):
+    """
+    The tags and attributes of a page.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def test_a_page_of_hostile_names_holds_only_our_own_tags():
+    """
+    A name is text in the page, never markup, and its control characters are gone.
+    """
+    text = html(hostile()).decode()
+    tags = Tags()
+    tags.feed(text)
+    known = Tags()
+    known.feed(html(profile()).decode())
+    assert set(known.tags) == set(tags.tags)
+    assert set(known.attributes) == set(tags.attributes)
+    assert 1 == tags.tags.count("script")
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_a_report_fits_a_terminal_and_says_what_it_stands_on():
+    """
+    The whole text.
+    """
+    output = io.StringIO()
+    print_profile(profile(), output)
+    expected = """\
+shop@host (pid 4711): OTP 25, erts 13.1.5, jit, 2 schedulers
+
+     %  SECONDS  PROCESS
+  54.5    0.060  shop_cart
+  45.5    0.050  (scheduler)
+
+  OWN% TOTAL%  SECONDS  ERLANG FUNCTION
+  54.5   54.5    0.060  shop:price/2
+   0.0   54.5    0.000  shop:loop/1
+
+     %  SECONDS  OUTSIDE ERLANG CODE
+  45.5    0.050  do_futex [kernel]
+  18.2    0.020  ets_lookup_2 [native]
+
+stopped: duration, after 1.0 s
+samples: 4, 0.11 s of the 0.12 CPU s that the target used
+whole: 100.0 % of the 3 Erlang stacks reach the process's beginning
+       100.0 % of the samples have every C frame
+lost: 0 samples; 0 with unreadable memory
+"""
+    assert expected == output.getvalue()
+
+
+def test_a_report_of_hostile_names_has_no_control_characters():
+    """
+    Nothing of a VM reaches a terminal but text.
+    """
+    output = io.StringIO()
+    print_profile(hostile(), output)
+    assert output.getvalue().replace("\n", "").isprintable()
+    assert HOSTILE not in output.getvalue()
+
+
+def test_a_profile_without_samples_is_a_document_too():
+    """
+    A VM that did nothing has an empty profile in every format.
+    """
+    empty = profile()
+    empty.samples = []
+    output = io.StringIO()
+    print_profile(empty, output)
+    assert b"" == folded(empty)
+    assert [] == json.loads(speedscope(empty))["profiles"][0]["samples"]
+    assert 0 == len(message().FromString(gzip.decompress(pprof(empty))).sample)
+    ET.fromstring(svg(empty))
+    assert str(TARGET["pid"]) in output.getvalue()
