@@ -28,7 +28,7 @@ packages_for() {
         erlang-base erlang-dev erlang-crypto erlang-tools erlang-runtime-tools \
         rabbitmq-server ejabberd \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
-        bpftrace "$(bpftool)" prometheus \
+        bpftrace "$(bpftool)" prometheus nodejs \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
         rpm systemd python3-bpfcc "$(headers)" openssl ;;
     # What looks at the packages and at the machine image beyond that.

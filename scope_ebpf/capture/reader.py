@@ -78,6 +78,8 @@ class Contents:
     file_bytes: int = 0
     #: Why there is no more of it; empty for a whole one.
     damage: str = ""
+    #: Whole blocks, none of records, that say something else than their kind does.
+    left_out: int = 0
     #: Records of kinds that this program does not know.
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -129,7 +131,10 @@ class Capture:
                 try:
                     _take(contents, schema, block.kind, block.payload)
                 except CaptureError as error:
-                    frames.damage = f"{error} at byte {frames.end:,}"
+                    if block.kind == BlockKind.RECORDS:
+                        frames.damage = f"{error} at byte {frames.end:,}"
+                    else:
+                        contents.left_out += 1
         if contents is None or schema is None:
             why = frames.damage or "it has no blocks"
             raise CaptureError(f"{self.path} is a capture of which nothing can be read: {why}")

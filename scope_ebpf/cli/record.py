@@ -22,7 +22,7 @@ from scope_ebpf.cli.recording import Recorder
 from scope_ebpf.cli.surroundings import alone, output_error
 from scope_ebpf.cli.trace import parse_events, positive, ring_megabytes
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import OutputError, ReadRefusedError, ScopeError
+from scope_ebpf.errors import OutputError, ScopeError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.summary import Cost
@@ -158,7 +158,7 @@ class Flight:
         try:
             counters = self.recorder.counters
             waiting = int(counters.read().run_queues.sum()) if counters else 0
-        except ReadRefusedError:
+        except ScopeError:
             return None
         return f"{said}: {waiting} wait in the run queues" if waiting else None
 

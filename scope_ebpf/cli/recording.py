@@ -65,7 +65,7 @@ class Namer:
     def everybody(self) -> None:
         """Name all processes that are there, unless they are too many."""
         with suppress(ScopeError):
-            if self._table and self._table.count() <= _NAMED_FIRST:
+            if self._table is not None and self._table.count() <= _NAMED_FIRST:
                 self.look(self._table.snapshot().rows["id"].tolist())
 
     def records(self, records: NDArray[np.void]) -> None:
@@ -77,7 +77,7 @@ class Namer:
         self.look(pids)
         self._seen.update(pids)
         atoms = [term for term in terms if is_atom(term)]
-        if atoms and self._atoms:
+        if atoms and self._atoms is not None:
             with suppress(ScopeError):
                 texts = self._atoms.texts(term >> 6 for term in atoms)
                 for term in atoms:
@@ -87,14 +87,14 @@ class Namer:
 
     def look(self, pids: Iterable[int]) -> None:
         """Name these processes, or notice that they are called otherwise now."""
-        if self._labels:
+        if self._labels is not None:
             with suppress(ScopeError):
                 for pid, label in self._labels.labels(pids).items():
                     self._names.process(pid, label)
 
     def mailboxes(self, pids: list[int]) -> list[tuple[int, int]]:
         """Messages that wait for each of *pids*, for those that are there."""
-        if not self._table or not pids:
+        if self._table is None or not pids:
             return []
         with suppress(ScopeError):
             slots = self._pids.slot(np.array(pids, np.uint64))
@@ -206,7 +206,7 @@ class Recorder:
         self.begin()
         now = time.monotonic()
         if self._is_due(_QUEUES, now) and self.counters:
-            with suppress(ReadRefusedError):
+            with suppress(ScopeError):  # a target that has ended, too
                 lengths = self.counters.read().run_queues.tolist()
                 self._queues.append([time.monotonic_ns(), lengths])
         if self._is_due(_MAILBOXES, now):

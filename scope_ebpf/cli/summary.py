@@ -38,6 +38,11 @@ def warn(contents: Contents) -> None:
             f"{contents.damage}",
             file=sys.stderr,
         )
+    if contents.left_out:
+        print(
+            f"scope-trace: {contents.left_out:,} blocks of the capture cannot be understood",
+            file=sys.stderr,
+        )
     for name, count in contents.unknown.items():
         print(
             f"scope-trace: {count:,} events of a kind that this version does not know: {name!r}",

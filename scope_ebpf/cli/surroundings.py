@@ -112,8 +112,10 @@ def stop_signals(stop: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(duration: float | None, *, visible: bool) -> Iterator[Callable[[float], object]]:
-    """A progress bar on a terminal; elsewhere nothing. Yields what moves it, in seconds."""
+def progress_bar(
+    whole: float | None, *, visible: bool, what: str = "tracing"
+) -> Iterator[Callable[[float], object]]:
+    """A progress bar on a terminal; elsewhere nothing. Yields what moves it, to *whole*."""
     if not (visible and sys.stderr.isatty()):
         yield lambda _seconds: None
         return
@@ -121,12 +123,12 @@ def progress_bar(duration: float | None, *, visible: bool) -> Iterator[Callable[
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     with Progress(
-        TextColumn("tracing"),
+        TextColumn(what),
         BarColumn(),
         TimeRemainingColumn(),
         TextColumn("Ctrl-C ends it"),
         console=Console(stderr=True),
         transient=True,
     ) as progress:
-        task = progress.add_task("tracing", total=duration)
-        yield lambda seconds: progress.update(task, completed=seconds)
+        task = progress.add_task(what, total=whole)
+        yield lambda done: progress.update(task, completed=done)

@@ -35,6 +35,7 @@ class Stream:
 
     *who* names processes, given as terms; None where it does not know them. The kinds
     of records are those of *vocabulary*.
+    *offset_ns* is what makes a record's time the time of day; now's without it.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Stream:
         style: Style,
         who: Callable[[list[int]], dict[int, str | None]] | None = None,
         vocabulary: Vocabulary = _OURS,
+        offset_ns: int | None = None,
     ) -> None:
         self._output = output
         self._terms = terms
         self._who = who
         self._vocabulary = vocabulary
         self._line = _json_lines if style == "jsonl" else _text_lines
-        self._offset = wall_offset_ns()
+        self._offset = wall_offset_ns() if offset_ns is None else offset_ns
 
     def write(self, records: NDArray[np.void]) -> None:
         """Write all of a batch; raises OSError where the output does."""

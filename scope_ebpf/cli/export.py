@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace export FILE --to FORMAT``: a recorded trace for other tools."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from scope_ebpf.capture.reader import Capture
+from scope_ebpf.cli.summary import warn
+from scope_ebpf.cli.surroundings import open_output, output_error, progress_bar
+from scope_ebpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scope_ebpf.capture.reader import Contents
+
+#: Each format, and what a file of it is called.
+FORMATS = {
+    "perfetto": ".pftrace",
+    "jsonl": ".jsonl",
+    "parquet": ".parquet",
+    "otlp": ".otlp.jsonl",
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    capture = Capture(arguments.capture)
+    contents = capture.contents()
+    path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
+    with progress_bar(contents.records, visible=path != "-", what="exporting") as moved:
+        said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
+    warn(contents)
+    if path != "-":
+        print(f"scope-trace: wrote {path}: {said}", file=sys.stderr)
+    return 0
+
+
+def _perfetto(
+    capture: Capture,
+    contents: Contents,
+    path: str,
+    arguments: argparse.Namespace,
+    moved: Callable[[float], object],
+) -> str:
+    from scope_ebpf.sinks.perfetto import Timeline  # noqa: PLC0415 - an extra
+
+    with _binary(path) as output:
+        timeline = Timeline(capture, contents, output, arguments.processes)
+        timeline.write(moved)
+    flows = timeline.flows
+    return (
+        f"{contents.records:,} events, {timeline.packets:,} packets; messages: "
+        f"{flows.paired:,} from send to receive, {flows.unreceived:,} sends without a known "
+        f"receive, {flows.unsent:,} receives without a known send"
+    )
+
+
+def _jsonl(
+    capture: Capture,
+    contents: Contents,
+    path: str,
+    _arguments: argparse.Namespace,
+    moved: Callable[[float], object],
+) -> str:
+    from scope_ebpf.capture.terms import CapturedTerms  # noqa: PLC0415
+    from scope_ebpf.sinks.stream import Stream  # noqa: PLC0415
+
+    terms = CapturedTerms(contents)
+    done = 0
+    with open_output(path) as output:
+        sink = Stream(output, terms, "jsonl", terms.who, offset_ns=contents.head.clocks.to_wall)
+        try:
+            for batch in capture.batches():
+                sink.write(batch)
+                done += len(batch)
+                moved(done)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise output_error(error, path) from error
+    return f"{done:,} events"
+
+
+@contextmanager
+def _binary(path: str) -> Iterator[IO[bytes]]:
+    """The file at *path*, or standard output; what could not be written whole is removed."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise UsageError("a terminal cannot show that: give a file with -o")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with open(path, "wb") as output:  # noqa: PTH123 - the user's own words
+            yield output
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+_EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="(default: the capture's name with the format's own ending; - is standard output)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=64,
+        metavar="N",
+        help="perfetto: tracks for the N busiest processes (default: %(default)s)",
+    )
+
+
+_EXAMPLES = """\
+examples:
+  scope-trace export run.scope --to perfetto        then open run.pftrace in ui.perfetto.dev
+  scope-trace export run.scope --to jsonl -o - | jq 'select(.event == "gc")'
+
+The capture is all that is needed: no root, no VM.
+"""
