@@ -45,6 +45,7 @@ class Stream:
         style: Style,
         who: Callable[[list[int]], dict[int, str | None]] | None = None,
         vocabulary: Vocabulary = _OURS,
+        *,
         offset_ns: int | None = None,
     ) -> None:
         self._output = output
