@@ -16,10 +16,8 @@ PACKAGE = Path(scope_ebpf.__file__).parent
 
 #: What may not be imported by whom. A part is a package or a module right below scope_ebpf.
 PURE = (
-PURE = (
     *("beam", "events", "plan", "profile", "summary", "calls"),
     *("metrics", "governor", "labels", "errors", "capture"),
-)
 )
 FORBIDDEN = {
     **{key: {"kernel", "cli", "sinks"} for key in PURE},
