@@ -2,12 +2,27 @@
 /*
  * dist: the way to other nodes.
  *
- * Hooks:  erts_suspend, erts_dist_command, dist_ctrl_get_data_1;
+ * Hooks:  erts_suspend, erts_resume_processes, erts_dist_command, dist_ctrl_get_data_1;
  *         or erlang:dist__output, dist__outputv
- * Counts: dist_busy; dist_output by port and process (a connection held by a process, as with TLS)
- * Emits:  dist_busy, dist_output
+ * Counts: dist_busy, and how long processes were suspended; dist_output by port and process (a
+ * connection held by a process, as with TLS) Emits:  dist_busy, dist_output
  */
 #include "usdt.bpf.h"
+
+/* Since when each process waits. LRU: one that is killed while it waits is never resumed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} suspended SEC(".maps");
+
+/* struct ErtsProcList_, OTP 24 to 29 (erl_process.h) */
+struct proc_list {
+	__u64 pid, started_interval, next;
+};
+/* Those of one connection that are resumed at once; of more, the rest has no duration. */
+#define MAX_RESUMED 128
 
 /*
  * A send to a node whose buffer is full suspends the sender from within erts_dsig_send, so the
@@ -17,7 +32,7 @@ SEC("uprobe")
 int BPF_KPROBE(dist_busy_entry, __u64 process)
 {
 	struct dist_busy_record *busy;
-	__u64 caller;
+	__u64 caller, id, now;
 	__u32 tid;
 
 	if (!enter(PROGRAM_DIST_BUSY_ENTRY, &tid))
@@ -26,9 +41,38 @@ int BPF_KPROBE(dist_busy_entry, __u64 process)
 	if (caller < settings.dsig_send_start || caller >= settings.dsig_send_end)
 		return 0;
 	count(KIND_DIST_BUSY, 0);
-	busy = record(KIND_DIST_BUSY, 0, 0, tid, id_of(KIND_DIST_BUSY, process));
+	id = id_of(KIND_DIST_BUSY, process);
+	now = bpf_ktime_get_ns();
+	bpf_map_update_elem(&suspended, &id, &now, BPF_ANY);
+	busy = record(KIND_DIST_BUSY, 0, 0, tid, id);
 	if (busy)
 		emit(busy);
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(dist_resume, __u64 list)
+{
+	__u64 now = bpf_ktime_get_ns(), *since, pid;
+	struct proc_list one = {};
+	__u32 tid;
+
+	if (!enter(PROGRAM_DIST_RESUME, &tid))
+		return 0;
+	for (int place = 0; list && place < MAX_RESUMED; place++) {
+		if (bpf_probe_read_user(&one, sizeof(one), (const void *)list)) {
+			refuse(KIND_DIST_BUSY);
+			return 0;
+		}
+		list = one.next;
+		pid = one.pid;
+		since = bpf_map_lookup_elem(&suspended, &pid);
+		if (!since)
+			continue; /* it waited for a port, or began to before we came */
+		if (!stale(KIND_DIST_BUSY, *since))
+			observe(KIND_DIST_BUSY, 0, now - *since);
+		bpf_map_delete_elem(&suspended, &pid);
+	}
 	return 0;
 }
 

@@ -4,7 +4,8 @@
  *
  * Hooks:  erts_open_driver entry and return, erts_deliver_port_exit, set_busy_port;
  *         or erlang:port__open, port__exit, port__busy, port__not_busy
- * Counts: port_open that succeeded, port_close, port_busy by busy and not_busy
+ * Counts: port_open that succeeded, port_close, port_busy by busy and not_busy; how long ports were
+ *         busy, by symbol
  * Emits:  port_open, port_close, port_busy
  */
 #include "usdt.bpf.h"
@@ -133,6 +134,31 @@ int BPF_KPROBE(port_close_usdt)
 	return closed(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), 0, 0);
 }
 
+/* Since when each port is busy. A port that closes is said to be no longer, so nothing stays. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} busy_ports SEC(".maps");
+
+/* By its windows, a port that was busy before one, or is after it, is not seen. */
+static __always_inline void time_busy(__u8 class, __u64 port)
+{
+	__u64 now = bpf_ktime_get_ns(), *since;
+
+	if (class == PORT_BUSY_BUSY) {
+		bpf_map_update_elem(&busy_ports, &port, &now, BPF_NOEXIST);
+		return;
+	}
+	since = bpf_map_lookup_elem(&busy_ports, &port);
+	if (!since)
+		return;
+	if (!stale(KIND_PORT_BUSY, *since))
+		observe(KIND_PORT_BUSY, PORT_BUSY_BUSY, now - *since);
+	bpf_map_delete_elem(&busy_ports, &port);
+}
+
 static __always_inline int busy(__u8 class, __u8 flags, __u32 tid, __u64 owner, __u64 port)
 {
 	struct port_busy_record *busy;
@@ -149,13 +175,16 @@ static __always_inline int busy(__u8 class, __u8 flags, __u32 tid, __u64 owner, 
 SEC("uprobe")
 int BPF_KPROBE(port_busy_entry, __u64 port, __u32 on)
 {
+	__u64 id;
+	__u8 class;
 	__u32 tid;
 
 	if (!enter(PROGRAM_PORT_BUSY_ENTRY, &tid))
 		return 0;
-	return busy(on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY, 0, tid,
-		    vm_field(KIND_PORT_BUSY, port, settings.port_connected),
-		    id_of(KIND_PORT_BUSY, port));
+	id = id_of(KIND_PORT_BUSY, port);
+	class = on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY;
+	time_busy(class, id);
+	return busy(class, 0, tid, vm_field(KIND_PORT_BUSY, port, settings.port_connected), id);
 }
 
 SEC("uprobe")

@@ -4,7 +4,7 @@
  *
  * Hooks:  erl_create_process entry and return, erts_do_exit_process, erts_hibernate;
  *         or erlang:process__spawn, process__exit, process__hibernate
- * Counts: spawn, exit by class of its reason, hibernate
+ * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
  * Emits:  spawn, exit, hibernate
  */
 #include "usdt.bpf.h"
@@ -20,6 +20,17 @@ struct {
 	__type(key, __u32);
 	__type(value, struct spawning);
 } spawns SEC(".maps");
+
+/*
+ * When each process was made. LRU, because those that end while nobody looks stay; so the oldest of
+ * more than this many that live are forgotten.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u64);
+} births SEC(".maps");
 
 SEC("uprobe")
 int BPF_KPROBE(spawn_entry, __u64 parent, __u64 module, __u64 function)
@@ -40,6 +51,7 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 {
 	struct spawning *spawning;
 	struct spawn_record *spawn;
+	__u64 now;
 	__u32 tid;
 
 	if (!enter(PROGRAM_SPAWN_RETURN, &tid))
@@ -50,6 +62,8 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 		return 0;
 	}
 	count(KIND_SPAWN, 0);
+	now = bpf_ktime_get_ns();
+	bpf_map_update_elem(&births, &child, &now, BPF_ANY);
 	spawn = record(KIND_SPAWN, 0, 0, tid, child);
 	if (spawn) {
 		if (spawning) {
@@ -124,11 +138,26 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 	return cell == 4 << 6 ? EXIT_ERROR : EXIT_OTHER;
 }
 
+/*
+ * How long a process lived, if all are counted that were made when it was and ended when it did:
+ * windows would see those that live shortly, and no others.
+ */
+static __always_inline void lived(__u8 class, __u64 id)
+{
+	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&births, &id);
+
+	if (!since)
+		return; /* it was there before we came */
+	if (lasting(KIND_SPAWN, *since, now) && lasting(KIND_EXIT, *since, now))
+		observe(KIND_EXIT, class, now - *since);
+	bpf_map_delete_elem(&births, &id);
+}
+
 SEC("uprobe")
 int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 {
 	struct exit_record *exit;
-	__u64 tag = 0;
+	__u64 tag = 0, id;
 	__u8 class;
 	__u32 tid;
 
@@ -136,7 +165,9 @@ int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 		return 0;
 	class = reason_class(reason, &tag);
 	count(KIND_EXIT, class);
-	exit = record(KIND_EXIT, class, 0, tid, id_of(KIND_EXIT, process));
+	id = id_of(KIND_EXIT, process);
+	lived(class, id);
+	exit = record(KIND_EXIT, class, 0, tid, id);
 	if (exit) {
 		exit->reason = reason;
 		exit->tag = tag;

@@ -89,8 +89,8 @@ KINDS = {
     'hibernate': Kind(6, 'hibernate', 'A process called hibernate.', classes=('all',), counted=None, histogram=None, units={}, absent={}),
     'port_open': Kind(7, 'port_open', 'A port was opened.', classes=('all',), counted=None, histogram=None, units={'port': 'eterm'}, absent={'port': 0}),
     'port_close': Kind(8, 'port_close', 'A port began to close; process is who or what closed it.', classes=('all',), counted=None, histogram=None, units={'port': 'eterm', 'reason': 'eterm'}, absent={'port': 0, 'reason': 0}),
-    'port_busy': Kind(9, 'port_busy', "A driver said its port is busy, or no longer; process is the port's owner.", classes=('busy', 'not_busy'), counted='busy', histogram=None, units={'port': 'eterm'}, absent={'port': 0}),
-    'dist_busy': Kind(10, 'dist_busy', 'A process was suspended because the buffer to another node is full.', classes=('all',), counted=None, histogram=None, units={}, absent={}),
+    'port_busy': Kind(9, 'port_busy', "A driver said its port is busy, or no longer; process is the port's owner.", classes=('busy', 'not_busy'), counted='busy', histogram='busy', units={'port': 'eterm'}, absent={'port': 0}),
+    'dist_busy': Kind(10, 'dist_busy', 'A process was suspended because the buffer to another node is full.', classes=('all',), counted=None, histogram='all', units={}, absent={}),
     'dist_output': Kind(11, 'dist_output', 'Buffered signals for another node were handed to its connection.', classes=('port', 'process'), counted=None, histogram=None, units={'port': 'eterm'}, absent={'port': 0}),
     'code_load': Kind(12, 'code_load', 'A module was loaded.', classes=('all',), counted=None, histogram=None, units={'module': 'eterm'}, absent={'module': 0}),
     'long_call': Kind(13, 'long_call', 'A NIF or BIF ran for slow_call_ns or longer.', classes=('nif', 'bif', 'dirty_nif', 'dirty_bif'), counted=None, histogram='all', units={'duration_ns': 'ns', 'code': 'address', 'native': 'address'}, absent={'code': 0, 'native': 0}),
@@ -111,7 +111,7 @@ OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued', 'throttled')
 #: Why a process is off its scheduler, by its number.
 WAIT_REASONS = ('receive', 'run_queue', 'suspended', 'dirty')
 
-PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
+PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
 
 #: Any record as it lies in the ring: 64 bytes, its own fields as four words.
 RECORD = np.dtype([
@@ -622,6 +622,7 @@ WAYS = (
     )),
     Way('dist_busy', 'symbol', 'dist', flavor=None, on_request=None, needs=('dsig_send_start',), hooks=(
         Hook('dist_busy_entry', 'erts_suspend', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('dist_resume', 'erts_resume_processes', returns=False, mangled=False, optional=True, call=None, at_call=(), arguments=()),
     )),
     Way('dist_output', 'symbol', 'dist', flavor=None, on_request=None, needs=(), hooks=(
         Hook('dist_output_port', 'erts_dist_command', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),

@@ -116,6 +116,21 @@ static __always_inline bool stale(enum kind kind, __u64 since_ns)
 	return allowance && since_ns < allowance->since_ns;
 }
 
+/* A gate that has been open for so long is not that of a window. */
+#define LASTING 1000000000ULL
+
+/* Whether something of *since_ns* and now are within one time in which a kind is always counted. */
+static __always_inline bool lasting(enum kind kind, __u64 since_ns, __u64 now)
+{
+	__u32 key = kind;
+	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &key);
+
+	if (!allowance || !allowance->limited)
+		return true; /* a trace: open until it ends */
+	return !allowance->tripped_ns && since_ns >= allowance->since_ns &&
+	       now - allowance->since_ns > LASTING;
+}
+
 /* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */
 static __always_inline bool enter(enum program program, __u32 *tid)
 {

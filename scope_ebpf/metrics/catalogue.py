@@ -23,6 +23,8 @@ class Series:
     event: str | None = None
     class_label: str | None = None
     classes: tuple[str, ...] = ()
+    seconds: bool = False
+    merged: bool = False
     counter: str | None = None
     limit: str | None = None
     process: str | None = None

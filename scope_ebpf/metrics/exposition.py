@@ -21,11 +21,12 @@ from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from scope_ebpf.metrics.page import Page
     from scope_ebpf.metrics.reading import Sampled
     from scope_ebpf.metrics.snapshot import SnapshotReading
+
+#: Types of threads whose waits are told: of async threads only how long they ran.
+_WAITING = ROLES[: ROLES.index("async")]
 
 
 def expose(page: Page, reading: Reading) -> None:
@@ -34,7 +35,8 @@ def expose(page: Page, reading: Reading) -> None:
         if series.event:
             _expose_event(page, series, reading)
         elif series.threads and reading.threads is not None:
-            for role, totals in _awake(reading.threads):
+            roles = ROLES if series.threads == "on_ns" else _WAITING
+            for role, totals in zip(roles, reading.threads, strict=False):
                 value = float(totals[series.threads]) * series.factor
                 page.add(series.name, value, node=reading.node, scheduler_type=role)
         else:
@@ -47,15 +49,6 @@ def expose(page: Page, reading: Reading) -> None:
     if reading.snapshot:
         _expose_snapshot(page, reading.node, reading.snapshot)
     _expose_observer(page, reading)
-
-
-def _awake(threads: NDArray[np.void]) -> list[tuple[str, np.void]]:
-    """Types of threads that ever ran, with their totals: async threads hardly ever do."""
-    return [
-        (role, totals)
-        for role, totals in zip(ROLES, threads, strict=True)
-        if role != "async" or totals["switches"]
-    ]
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:
@@ -84,7 +77,8 @@ def _expose_event(page: Page, series: Series, reading: Reading) -> None:
         _expose_durations(page, series, event, wanted, reading.node)
         return
     if series.class_label is None:
-        total = sum(event.totals[number] for number, _ in wanted)
+        columns = [sum_column(n) if series.seconds else n for n, _ in wanted]
+        total = sum(event.totals[column] for column in columns) * series.factor
         page.add(series.name, float(total), node=reading.node)
         return
     for number, name in wanted:
@@ -95,8 +89,12 @@ def _expose_event(page: Page, series: Series, reading: Reading) -> None:
 def _expose_durations(
     page: Page, series: Series, event: EventReading, wanted: list[tuple[int, str]], node: str
 ) -> None:
-    for number, name in wanted:
-        place = sum_column(number)
+    places = [sum_column(number) for number, _ in wanted]
+    if series.merged:
+        slots = np.sum([event.totals[at + 1 : at + 1 + SLOTS] for at in places], axis=0)
+        page.histogram(series.name, slots, float(sum(event.totals[places])), node=node)
+        return
+    for place, (_, name) in zip(places, wanted, strict=True):
         slots = event.totals[place + 1 : place + 1 + SLOTS]
         labels = {"node": node}
         if series.class_label:
@@ -120,8 +118,13 @@ def _expose_target(page: Page, reading: Reading) -> None:
         for role, count in zip(ROLES, books.counts, strict=True):
             page.add("beam_threads", count, node=node, scheduler_type=role)
         for kind, faults in (("minor", books.minor), ("major", books.major)):
-            for role, count in zip((*ROLES, "other"), faults, strict=True):
-                page.add("beam_page_faults_total", count, node=node, scheduler_type=role, type=kind)
+            by_role = {role: faults[ROLES.index(role)] for role in KINDS}
+            by_role["other"] = sum(faults) - sum(by_role.values())
+            for role, count in by_role.items():
+                labels = {"node": node, "scheduler_type": role, "type": kind}
+                page.add("beam_page_faults_total", count, **labels)
+        if books.sampled:
+            _expose_sampled(page, node, books.sampled)
 
 
 def _expose_sampled(page: Page, node: str, sampled: Sampled) -> None:
@@ -148,7 +151,7 @@ def _expose_counters(page: Page, reading: Reading) -> None:
 def _expose_waits(page: Page, reading: Reading) -> None:
     if reading.threads is None:
         return
-    for role, totals in _awake(reading.threads):
+    for role, totals in zip(_WAITING, reading.threads, strict=False):
         labels = {"node": reading.node, "scheduler_type": role}
         for reason, ns in zip(events.OFF_REASONS, totals["off_ns"].tolist(), strict=True):
             page.add("beam_thread_offcpu_seconds_total", ns / 1e9, **labels, reason=reason)

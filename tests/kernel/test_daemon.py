@@ -153,6 +153,23 @@ def test_planted_events_are_counted(observed):
     )
 
 
+def test_what_takes_time_is_timed(observed):
+    """
+    Processes that come and go have lived, and a port that was busy was so for a while.
+    """
+    beam, running = observed
+    lived, busy = ("beam_process_lifetime_seconds_count",), ("beam_port_busy_seconds_total",)
+    # Spawns and exits must both have been counted for a second.
+    before = running.until(beam.pid, lambda n: beam.plant("spawns 1") and always(n) and n[lived])
+    beam.plant("exits error 23")
+    beam.plant("busy_port 5")
+    # The five writers, too, and what warmed up.
+    now = running.until(beam.pid, lambda n: n[lived] - before[lived] >= 23 + 5)
+    assert now[lived] - before[lived] < 23 + 5 + 10
+    assert 0 < now[busy] - before[busy] < 60
+    assert now["beam_port_busy_total",] - before["beam_port_busy_total",] == 1
+
+
 def test_counters_are_those_of_the_vm(observed):
     """
     Processes, ports, atoms, collections and context switches agree with the VM's own statistics.

@@ -57,6 +57,8 @@ def test_senders_to_a_node_that_does_not_read_are_busy(nodes):
         assert {"via": "unavailable", "reason": reason} == event
     else:
         assert 7 == event["count"]
+        (durations,) = event["durations"].values()
+        assert 7 == sum(bucket["count"] for bucket in durations["buckets"])
 
 
 def test_a_node_is_called_by_its_name(nodes):

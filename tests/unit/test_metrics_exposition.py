@@ -28,6 +28,7 @@ from scope_ebpf.metrics.reading import (
     sum_column,
 )
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top
+from scope_ebpf.plan import DEFAULT_EVENTS
 
 INFO = {
     "pid": "1",
@@ -68,7 +69,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         info=INFO,
         schedulers=schedulers,
         process=ProcessReading(1.5, 1.0, 3, 4.0, 5.0, Throttled(7, 8, 0.5)),
-        events=dict.fromkeys(events.KINDS, event),
+        events=dict.fromkeys(DEFAULT_EVENTS, event),
         counters=Counters(
             1, 2, (3, 2, 1), (schedulers, schedulers, 10), (2, 2, 10), 3, 4, 5, 6, 7, 8, 9, 10, 11
         ),

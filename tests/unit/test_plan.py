@@ -317,7 +317,7 @@ def test_a_way_that_needs_what_is_not_known_is_not_taken():
         found.reason,
     )
     known = item(stock(), "dist_busy", via="symbol", settings=["dsig_send_start"])
-    assert "erts_suspend" == known.hook
+    assert known.hook.startswith("erts_suspend")
 
 
 def test_events_come_in_one_order():
