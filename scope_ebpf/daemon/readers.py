@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from scope_ebpf.beam.allocators import AllocatorReader
+from scope_ebpf.beam.connections import ConnectionReader
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.errors import NoSuchProcessError, ScopeError
@@ -41,12 +42,15 @@ class Readers:
         self._refused: dict[str, str] = {}
         self.seconds = self.due = 0.0
         self._allocators = self._made("allocators", lambda: AllocatorReader(target))
+        self._connections = self._made("connections", lambda: ConnectionReader(target))
 
     def read(self) -> MemoryReading:
         """Read all that can be. NoSuchProcessError if the process has ended."""
         began = time.thread_time()
         reading = MemoryReading(
-            allocators=self._part("allocators", self._allocators), refused=dict(self._refused)
+            allocators=self._part("allocators", self._allocators),
+            connections=self._part("connections", self._connections),
+            refused=self._refused,
         )
         self.seconds = time.thread_time() - began
         return reading
@@ -57,7 +61,7 @@ class Readers:
         except NoSuchProcessError:
             raise
         except ScopeError as error:
-            self._refuse(part, error)
+            self.refuse(part, error)
             return None
 
     def _part(self, part: str, reader: _Reader[_Read] | None) -> _Read | None:
@@ -68,7 +72,8 @@ class Readers:
             self._refused.pop(part, None)
         return reading
 
-    def _refuse(self, part: str, error: ScopeError) -> None:
+    def refuse(self, part: str, error: ScopeError) -> None:
+        """Say once why *part* is not read; it is among what readings say is refused."""
         if part not in self._refused:
-            say(logging.WARNING, "not read", pid=self._pid, part=part, why=error)
+            say(logging.WARNING, "memory not read", pid=self._pid, part=part, why=error)
         self._refused[part] = str(error)

@@ -8,7 +8,6 @@ reading takes no more than a fixed share of a core, whatever the number of proce
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import replace
@@ -18,11 +17,10 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
-from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readers import Readers
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.labels import Labels
-from scope_ebpf.metrics.snapshot import SnapshotReading
+from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +48,7 @@ class Table:
         self._table = ProcessTable(target, LOAD)
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
+        self._reductions = Reductions()
         self.due = 0.0
 
     def read(self, top: int, pause: Callable[[float], None]) -> SnapshotReading:
@@ -61,6 +60,7 @@ class Table:
             began = time.thread_time()
             snapshot = self._table.snapshot(part, parts)
             reading.take_in(snapshot.rows, snapshot.torn + snapshot.unreadable, size)
+            reading.take_in_rates(snapshot.rows, *self._reductions.since(part, snapshot.rows))
             took = time.thread_time() - began
             reading.seconds += took
             pause(took)
@@ -70,7 +70,7 @@ class Table:
 
     def _names(self, reading: SnapshotReading) -> dict[int, str]:
         """Names of those that are shown; one that has ended meanwhile has none."""
-        pids = {one.pid for one in (*reading.mailboxes, *reading.memories)}
+        pids = {one.pid for one in (*reading.mailboxes, *reading.memories, *reading.rates)}
         try:
             if self._labels is None:
                 self._labels = Labels(self._target, self._atoms, CodeMap(self._target, self._atoms))
@@ -141,7 +141,7 @@ class Snapshots:
             return
         except ScopeError as error:
             self._tables[pid] = None
-            say(logging.WARNING, "processes are not read", pid=pid, why=error)
+            self._readers[pid].refuse("processes", error)
             return
         watch.snapshot = reading
         rarely = reading.seconds * targets / SHARE

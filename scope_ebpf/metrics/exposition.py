@@ -170,13 +170,16 @@ def _expose_snapshot(page: Page, node: str, taken: SnapshotReading) -> None:
     ):
         for step, number in zip(steps, counts.tolist(), strict=True):
             page.add(name, number, node=node, at_least=str(step))
-    for name, ranking in (
-        ("beam_top_mailbox_messages", taken.mailboxes),
-        ("beam_top_memory_bytes", taken.memories),
+    for name, ranking, total in (
+        ("beam_top_mailbox_messages", taken.mailboxes, taken.messages),
+        ("beam_top_memory_bytes", taken.memories, taken.memory),
+        ("beam_top_reductions_per_second", taken.rates, taken.rate),
     ):
         for rank, one in enumerate(ranking, 1):
             who = taken.names.get(one.pid, "?")
             page.add(name, one.value, node=node, rank=str(rank), name=who)
+        rest = total - sum(one.value for one in ranking)
+        page.add(name, max(0, rest), node=node, rank="other", name="")
     page.add("scope_ebpf_snapshot_cpu_seconds", taken.seconds, node=node)
     page.add("scope_ebpf_snapshot_timestamp_seconds", taken.taken, node=node)
     page.add("scope_ebpf_snapshot_torn_processes", taken.torn, node=node)
@@ -191,6 +194,8 @@ def _expose_observer(page: Page, reading: Reading) -> None:
             page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
         if event.mode == "windows":
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
+    for what in _refused(reading):
+        page.add("scope_ebpf_refused", 1, node=node, what=what)
     page.add("scope_ebpf_trips_total", reading.trips, node=node)
     page.add("scope_ebpf_windows_total", reading.windows, node=node)
     page.add("scope_ebpf_overhead_ratio", reading.overhead, node=node)
@@ -199,3 +204,15 @@ def _expose_observer(page: Page, reading: Reading) -> None:
     page.add("scope_ebpf_events_lost_total", reading.lost, node=node)
     page.add("scope_ebpf_reads_refused_total", reading.refused_kernel, node=node, where="kernel")
     page.add("scope_ebpf_reads_refused_total", reading.refused_user, node=node, where="user")
+
+
+def _refused(reading: Reading) -> list[str]:
+    """What cannot be told of a target; the daemon's log says why."""
+    refused = set(reading.memory.refused) if reading.memory else set()
+    if reading.counters is None:
+        refused.add("counters")
+    if reading.threads is None:
+        refused.add("threads")
+    if reading.books is None or reading.books.sampled is None:
+        refused.add("samples")
+    return sorted(refused)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.connections import TYPES
+
 if TYPE_CHECKING:
     from scope_ebpf.beam.allocators import AllocatorReading
     from scope_ebpf.metrics.page import Page
@@ -12,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
-    """Add what was read, and what was refused."""
+    """Add what was read."""
     if memory.allocators:
         _expose_allocators(page, node, memory.allocators)
+    connections = memory.connections
+    if connections:
+        for kind, count in zip(TYPES, connections.nodes, strict=True):
+            page.add("beam_connected_nodes", count, node=node, type=kind)
+        page.add("beam_dist_queue_bytes", connections.queued, node=node)
+        page.add("beam_dist_busy_connections", connections.busy, node=node)
 
 
 def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.allocators import AllocatorReading
+    from scope_ebpf.beam.connections import Connections
     from scope_ebpf.beam.counters import Counters, Limits
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
@@ -102,6 +103,7 @@ class MemoryReading:
     """What is read of the VM's memory now and then; None where it is refused."""
 
     allocators: AllocatorReading | None = None
+    connections: Connections | None = None
     #: Why parts of it are refused, by part.
     refused: dict[str, str] = field(default_factory=dict)
 

@@ -8,6 +8,7 @@ processes never lies in memory at once.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import numpy as np
 from scope_ebpf.beam.processes import base_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 #: Processes are counted by at least how many messages wait, and how many bytes they have.
@@ -53,6 +56,9 @@ class SnapshotReading:
     )
     mailboxes: list[Top] = field(default_factory=list)
     memories: list[Top] = field(default_factory=list)
+    #: Reductions a second since the snapshot before, of all and of the busiest.
+    rate: int = 0
+    rates: list[Top] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     taken: float = 0.0
@@ -70,6 +76,15 @@ class SnapshotReading:
         self.mailboxes = self._most(self.mailboxes, rows["id"], mailbox)
         self.memories = self._most(self.memories, rows["id"], memory)
 
+    def take_in_rates(
+        self, rows: NDArray[np.void], reductions: NDArray[np.int64], seconds: float
+    ) -> None:
+        """Add what *rows* have done in *seconds*; nothing where that is 0."""
+        if seconds > 0:
+            rates = (reductions / seconds).astype(np.int64)
+            self.rate += int(rates.sum())
+            self.rates = self._most(self.rates, rows["id"], rates)
+
     def _most(
         self, known: list[Top], pids: NDArray[np.uint64], values: NDArray[np.int64]
     ) -> list[Top]:
@@ -79,6 +94,37 @@ class SnapshotReading:
         found = [Top(int(pids[p]), int(values[p])) for p in places.tolist() if values[p] > 0]
         ranked = sorted([*known, *found], key=lambda one: (-one.value, one.pid))
         return ranked[: self.top]
+
+
+class Reductions:
+    """
+    What each process has done since the snapshot before, by its reductions.
+
+    Those of a process that runs are counted when it leaves its scheduler, and a pid
+    that was not there is a new process. Of each 16 bytes are kept.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64], float]] = {}
+
+    def since(self, part: int, rows: NDArray[np.void]) -> tuple[NDArray[np.int64], float]:
+        """Reductions of each of *rows*, of the same *part* as before, and in how many seconds."""
+        now = self._clock()
+        order = np.argsort(rows["id"])
+        ids, done = rows["id"][order], rows["reductions"][order]
+        before = self._last.get(part)
+        self._last[part] = ids, done, now
+        if before is None:
+            return np.zeros(len(rows), np.int64), 0.0
+        old_ids, old_done, then = before
+        places = np.searchsorted(old_ids, rows["id"])
+        places[places == len(old_ids)] = 0
+        known = (old_ids[places] == rows["id"]) if len(old_ids) else np.zeros(len(rows), np.bool_)
+        base = np.where(known, old_done[places], 0) if len(old_ids) else 0
+        # A count that fell is that of another process with the same pid.
+        grown = np.maximum((rows["reductions"] - base).astype(np.int64), 0)
+        return grown, now - then
 
 
 def _at_least(values: NDArray[np.int64], steps: tuple[int, ...]) -> NDArray[np.int64]:

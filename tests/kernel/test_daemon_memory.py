@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import beams_run
 
 from scope_ebpf.beam.allocators import AllocatorReader
+from scope_ebpf.beam.connections import ConnectionReader, Connections
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.daemon.readers import Readers
@@ -140,3 +141,21 @@ def test_what_does_not_fit_is_refused(witnessed, monkeypatch):
     reading = Readers(target).read()
     assert reading.allocators is None
     assert "allocators" in reading.refused
+
+
+def test_connections_are_those_there_are():
+    """
+    One visible node is connected; while it does not read, what waits for it is told, and as busy.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.dist_pair("stock25") as (watched, peer):
+        reader = ConnectionReader(inspect(watched.pid))
+        assert reader.read() == Connections((1, 0), 0, 0)
+        peer.freeze()
+        try:
+            assert watched.ask("fill", timeout=120).startswith("done fill ")
+            full = reader.read()
+        finally:
+            peer.thaw()
+        assert (full.nodes, full.busy) == ((1, 0), 1)
+        assert full.queued > 1 << 16

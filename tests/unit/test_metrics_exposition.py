@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scope_ebpf import events
 from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
+from scope_ebpf.beam.connections import Connections
 from scope_ebpf.beam.counters import Counters, Limits
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
@@ -48,7 +49,7 @@ def snapshot() -> SnapshotReading:
     A snapshot whose rankings are full.
     """
     taken = SnapshotReading(5)
-    taken.mailboxes = taken.memories = [Top(pid, 10 - pid) for pid in range(5)]
+    taken.mailboxes = taken.memories = taken.rates = [Top(pid, 10 - pid) for pid in range(5)]
     return taken
 
 
@@ -84,7 +85,9 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         refused_user=5,
         threads=np.ones(6, events.THREAD_TOTALS),
         books=ThreadBooks(six, seven, seven, sampled),
-        memory=MemoryReading(AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3))),
+        memory=MemoryReading(
+            AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3)), Connections((1, 0), 5, 0)
+        ),
         snapshot=snapshot(),
     )
 

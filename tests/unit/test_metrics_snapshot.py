@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, SnapshotReading, Top
+from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, Reductions, SnapshotReading, Top
 
 COLUMNS = ("id", "mailbox", "heap_words", "fragment_words", "old_heap", "old_hend", "abandoned")
 ROW = np.dtype(
@@ -74,3 +74,38 @@ def test_parts_make_the_whole(mailboxes, parts):
     assert whole.mailbox_counts.tolist() == sum_of_parts.mailbox_counts.tolist()
     assert whole.messages == sum_of_parts.messages
     assert [t.value for t in whole.mailboxes] == [t.value for t in sum_of_parts.mailboxes]
+
+
+def done(**reductions: int):
+    """
+    Rows of processes by pid, and what each has done since it began.
+    """
+    rows = np.zeros(len(reductions), np.dtype([("id", np.uint64), ("reductions", np.uint64)]))
+    rows["id"] = [int(name[1:]) for name in reductions]
+    rows["reductions"] = list(reductions.values())
+    return rows
+
+
+def test_the_busiest_are_those_that_did_most_since_the_last_snapshot():
+    """
+    Reductions of former times do not count, and a new process has done all of its own.
+    """
+    moments = iter([10.0, 12.0])
+    reductions = Reductions(lambda: next(moments))
+    first = done(p1=1_000_000, p2=50, p3=7)
+    assert reductions.since(0, first)[1] == 0
+    now = done(p3=7, p4=600, p1=1_000_100)
+    reading = SnapshotReading(2)
+    reading.take_in_rates(now, *reductions.since(0, now))
+    assert [Top(4, 300), Top(1, 50)] == reading.rates
+    assert reading.rate == 350
+
+
+def test_a_pid_that_is_used_again_has_not_done_less_than_nothing():
+    """
+    A count that fell is taken for nothing, and an empty table for a table.
+    """
+    reductions = Reductions(iter([1.0, 2.0, 3.0]).__next__)
+    reductions.since(0, done())
+    assert reductions.since(0, done(p1=500))[0].tolist() == [500]
+    assert reductions.since(0, done(p1=3))[0].tolist() == [0]
