@@ -49,8 +49,9 @@ class Counters:
     """
     One reading.
 
-    *run_queues* has the processes and ports ready to run, by the kinds of
-    :data:`KINDS`; *online* the schedulers of each kind that are. *collections* and
+    *run_queues* has the processes and ports ready to run: one number for each
+    normal scheduler, then dirty CPU, then dirty IO. *schedulers* and *online* count
+    by the kinds of :data:`KINDS`. *collections* and
     *reclaimed_words* leave out what dirty schedulers collected, *bytes_in* and
     *bytes_out* what ports moved outside of normal schedulers. *spawned* grows by
     one for each process that is made, modulo 2^32, from any number.
@@ -58,7 +59,7 @@ class Counters:
 
     context_switches: int
     reductions: int
-    run_queues: tuple[int, ...]
+    run_queues: NDArray[np.int32]
     schedulers: tuple[int, ...]
     online: tuple[int, ...]
     collections: int
@@ -70,6 +71,12 @@ class Counters:
     processes: int
     ports: int
     atoms: int
+
+    @property
+    def waiting(self) -> tuple[int, int, int]:
+        """What is ready to run, by the kinds of :data:`KINDS`."""
+        *normal, cpu, io = self.run_queues.tolist()
+        return sum(normal), cpu, io
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +126,11 @@ class CounterReader:
             ("io.out", np.uint64),
             ("ets_tables.count", np.uint64),
         )
-        normal = len(self._schedulers["normal"])
         counts = tuple(len(self._schedulers[kind]) for kind in KINDS)
         return Counters(
             context_switches=int(switches.sum()),
             reductions=int(reductions.sum()),
-            run_queues=(int(lengths[:normal].sum()), int(lengths[normal]), int(lengths[-1])),
+            run_queues=lengths,
             schedulers=counts,
             online=self._online(counts),
             collections=int(collections.sum()),

@@ -140,7 +140,7 @@ def _expose_counters(page: Page, reading: Reading) -> None:
     node, counters = reading.node, reading.counters
     if counters is None:
         return
-    for kind, length in zip(KINDS, counters.run_queues, strict=True):
+    for kind, length in zip(KINDS, counters.waiting, strict=True):
         page.add("beam_run_queue_length", length, node=node, scheduler_type=kind)
     for kind, online in zip(KINDS[:2], counters.online, strict=False):
         page.add("beam_schedulers_online", online, node=node, scheduler_type=kind)

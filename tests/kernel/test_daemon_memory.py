@@ -76,7 +76,7 @@ def test_run_queues_are_as_long_as_the_vm_says(witnessed):
     reader = CounterReader(target)
     assert beam.ask("crowd 23") == "done crowd 23"
     # Two schedulers are online, and one of the crowd is on each of them.
-    lengths = [reader.read().run_queues[0] for _ in range(200)]
+    lengths = [reader.read().waiting[0] for _ in range(200)]
     assert beam.ask("disperse") == "done disperse"
     assert sorted(lengths)[100] in range(19, 24)
 
