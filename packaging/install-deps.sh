@@ -26,7 +26,7 @@ packages_for() {
     # the probes that users write.
     test) echo \
         erlang-base erlang-dev erlang-crypto erlang-tools erlang-runtime-tools \
-        rabbitmq-server ejabberd \
+        rabbitmq-server ejabberd elixir \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
         bpftrace "$(bpftool)" prometheus nodejs \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \

@@ -29,6 +29,9 @@
 
 const volatile struct call_settings call_settings;
 
+/* So that the object's BTF has it, though the programs only point to it. */
+const struct call_hit *any_hit __attribute__((section(".records"), used));
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096); /* set before load */

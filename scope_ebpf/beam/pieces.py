@@ -39,6 +39,8 @@ WORDS = 8
 #: Elements of a tuple that a piece has, elements of a list and keys of a map that are shown.
 _ELEMENTS = 6
 _MAX_TEXT = 200
+#: Terms of all arguments: more than fit into the pieces, fewer than would break the stack.
+_TERMS = 128
 _UNKNOWN = "..."
 #: erl_term.h: the subtag of a header; since OTP 27 bitstrings and maps have others.
 _SUBTAG = 0x3F
@@ -59,14 +61,19 @@ class Shaper:
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._map = MAP_27 if self._bits else MAP_24
         self._pieces: dict[int, list[int]] = {}
+        self._left = 0
 
     def shapes(self, terms: list[int], pieces: NDArray[np.uint64]) -> list[str]:
         """Write each of *terms*, from *pieces* of shape ``(14, WORDS)``."""
         self._pieces = {row[0]: row[1:] for row in pieces.tolist() if row[0]}
+        self._left = _TERMS
         texts = [self._shape(term) for term in terms]
         return [text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..." for text in texts]
 
     def _shape(self, term: int) -> str:
+        self._left -= 1
+        if self._left < 0:
+            return _UNKNOWN  # a circle, or that full of terms
         writers = (
             (is_atom, self._atom),
             (is_small, lambda term: str(small(term))),

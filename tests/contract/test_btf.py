@@ -135,3 +135,14 @@ def test_a_struct_that_is_not_there_is_a_difference():
     """
     lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.TALLY))
     assert ["telepathy: the object's BTF does not have it"] == lines
+
+
+@pytest.mark.parametrize(
+    "name", ["call_settings", "call_place", "call_totals", "call_pending", "call_hit"]
+)
+def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
+    """
+    What function.bpf.c shares with Python has the same fields at the same places on both sides.
+    """
+    found = btf("function").shape(name)
+    assert [] == differences(name, found, shape_of(getattr(events, name.upper())))
