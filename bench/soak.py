@@ -19,6 +19,7 @@ import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, deque
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class Daemon:
         config = folder / "config.toml"
         config.write_text(
             f'min_age = {least_age}\nbudget = "5%"\nsnapshot_interval = "2s"\n'
-            f'include_cgroups = []\ninclude_paths = ["beam"]\n'
+            f'include_paths = ["^{folder}/"]\n'
         )
         options = ["--listen", f"127.0.0.1:{self.port}", "--config", str(config)]
         command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
@@ -191,7 +192,8 @@ class Crowd:
         boot = _BOOT.format(folder=folder)
         subprocess.run(["erl", "-noshell", "-boot", "no_dot_erlang", "-eval", boot], check=True)
         small = ("+S", "1:1", "+SDcpu", "1:1", "+SDio", "1", "+A", "1")
-        self._command = ["erl", "-noshell", "-boot", str(folder / "soak"), *small]
+        self._command = [str(folder / "erlexec"), "-noshell", "-boot", str(folder / "soak"), *small]
+        self._environment = environment(folder)
         self._daemon, self._most = daemon, most
         self._chance = random.Random(23)
         self.guests: list[Guest] = []
@@ -201,7 +203,9 @@ class Crowd:
         if len(self.guests) >= self._most:
             return
         null = subprocess.DEVNULL
-        process = subprocess.Popen(self._command, stdin=null, stdout=null, stderr=null)
+        process = subprocess.Popen(
+            self._command, stdin=null, stdout=null, stderr=null, env=self._environment
+        )
         life = self._chance.choice(LIVES)
         self.guests.append(Guest(process, time.monotonic(), life, self._chance.random() < 0.1))
         count.started += 1
@@ -224,6 +228,24 @@ class Crowd:
                     count.missed.append(guest.process.pid)
 
 
+def emulator(folder: Path) -> None:
+    """A copy of the emulator, by whose path the daemon knows our VMs from others."""
+    (source,) = Path("/usr/lib/erlang").glob("erts-*/bin")
+    for program in ("beam.smp", "erlexec", "erl_child_setup", "inet_gethost"):
+        shutil.copy(source / program, folder)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What erlexec wants to know."""
+    root = {"ROOTDIR": "/usr/lib/erlang", "EMU": "beam", "PROGNAME": "erl"}
+    return {**os.environ, **root, "BINDIR": str(folder)}
+
+
+def planted(folder: Path) -> AbstractContextManager[beams_run.Beam]:
+    """A VM that runs ``planted.erl`` on our copy: of this kind the script lets us choose it."""
+    return beams_run.planted("usdt25", "+S", "1:1", env={"BINDIR": str(folder)})
+
+
 def until(holds: object, what: str) -> None:
     """Wait until *holds* says so."""
     assert callable(holds)
@@ -242,18 +264,18 @@ def plant(daemon: Daemon, stays: beams_run.Beam) -> tuple[int, float]:
         return daemon.total("beam_process_exits_total", node=node, reason="error")
 
     before = counted()
-    planted = stays.plant(f"exits error {PLANTED}")
+    told = stays.plant(f"exits error {PLANTED}")
     with suppress(SystemExit):
-        until(lambda: counted() - before >= planted, "the planted exits are counted")
-    return planted, counted() - before
+        until(lambda: counted() - before >= told, "the planted exits are counted")
+    return told, counted() - before
 
 
-def cycle(daemon: Daemon, crowd: Crowd, seconds: float, rate: float) -> Count:
+def cycle(folder: Path, daemon: Daemon, crowd: Crowd, seconds: float, rate: float) -> Count:
     """VMs come and go for so long, two of them under load; at the end all are gone."""
     count, ends = Count(), time.monotonic() + seconds
     with ExitStack() as stack:
         for storm in ("storm pingpong 2", "storm spawn 1"):
-            beam = stack.enter_context(beams_run.planted("stock25", "+S", "1:1"))
+            beam = stack.enter_context(planted(folder))
             os.setpriority(os.PRIO_PROCESS, beam.pid, 10)
             beam.send(storm)
         due = time.monotonic()
@@ -282,21 +304,36 @@ def main() -> int:
 
 
 def soak(folder: Path, wanted: argparse.Namespace) -> int:
+    """All cycles; then the daemon is ended while VMs are under load. The exit code."""
+    emulator(folder)
     daemon = Daemon(folder, 1.0)
     try:
         until(lambda: _ready(daemon), "the daemon is ready")
-        with beams_run.planted("stock25", "+S", "1:1") as stays:
+        with planted(folder) as stays:
             until(lambda: daemon.node_of(stays.pid) is not None, "the VM that stays is observed")
             wrong = _cycles(folder, daemon, stays, wanted)
+            took = _end_under_load(folder, daemon)
     finally:
-        took = daemon.end()
-    print(f"SIGTERM to end: {took:.2f} s, exit code {daemon.process.returncode}")
+        daemon.process.kill()
+        daemon.process.wait()
+    print(f"SIGTERM to end, VMs under load: {took:.2f} s, exit code {daemon.process.returncode}")
     for line, times in daemon.trouble.most_common(10):
         print(f"{times} x {line}")
     if daemon.process.returncode != 0:
         wrong.append(f"exit code {daemon.process.returncode}")
     print("soak: " + ("; ".join(wrong) if wrong else "nothing grew, nothing was missed or lost"))
     return 1 if wrong else 0
+
+
+def _end_under_load(folder: Path, daemon: Daemon) -> float:
+    """End the daemon with three VMs under load in its hands; seconds that took."""
+    with ExitStack() as stack:
+        for storm in ("storm pingpong 2", "storm spawn 1", "storm gc 1"):
+            beam = stack.enter_context(planted(folder))
+            beam.send(storm)
+        until(lambda: daemon.total("scope_ebpf_targets") == 4, "all are observed")
+        until(lambda: daemon.total("scope_ebpf_windows_total") > 10, "windows are open")
+        return daemon.end()
 
 
 def _ready(daemon: Daemon) -> bool:
@@ -317,8 +354,8 @@ def _cycles(
     ends = time.monotonic() + 60 * wanted.minutes
     while time.monotonic() < ends or len(rests) < 3:
         seen = set(daemon.observed)
-        count = cycle(daemon, crowd, wanted.cycle, wanted.starts)
-        planted, counted = plant(daemon, stays)
+        count = cycle(folder, daemon, crowd, wanted.cycle, wanted.starts)
+        told, counted = plant(daemon, stays)
         rests.append(rest := daemon.rest())
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
         lost = daemon.total("scope_ebpf_events_lost_total")
@@ -331,8 +368,8 @@ def _cycles(
         )
         if count.missed:
             wrong.append(f"cycle {len(rests)}: missed {count.missed}")
-        if counted != planted:
-            wrong.append(f"cycle {len(rests)}: planted {planted}, counted {counted:g}")
+        if counted != told:
+            wrong.append(f"cycle {len(rests)}: planted {told}, counted {counted:g}")
         if lost:
             wrong.append(f"cycle {len(rests)}: {lost:g} events lost")
     # The first cycle loads code and fills pools; from then on nothing may grow.

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How long a scrape takes, and how many series it has, whatever the size of the node.
+
+    bench/scrape.py [--processes 1000000] [--scrapes 50]
+
+Observes three nodes, one after the other: a small one, one of 16 schedulers, and one
+with a million processes whose table is being read while it is scraped. Prints the time
+of a scrape (median, 99th percentile, longest) and the series of the node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import beams_run
+import daemon_run
+import numpy as np
+
+#: A million processes that wait, a hundred mailboxes and registered names among them.
+_CROWD = (
+    "spawn(fun() -> Wait = fun(F) -> receive never -> F(F) end end, "
+    "Pids = [spawn(fun() -> Wait(Wait) end) || _ <- lists:seq(1, {count})], "
+    '[begin P = lists:nth(I * 10, Pids), register(list_to_atom("n" ++ integer_to_list(I)), P), '
+    "[P ! J || J <- lists:seq(1, I)] end || I <- lists:seq(1, 100)], "
+    'io:format("ready~n"), Wait(Wait) end).'
+)
+_CONFIG = 'min_age = 0\nsnapshot_interval = "1s"\n'
+_SERIES, _SECONDS = 300, 0.05
+
+
+def measure(name: str, flags: tuple[str, ...], count: int, scrapes: int, folder: Path) -> bool:
+    """One node; whether it is within what is promised."""
+    code = _CROWD.format(count=count)
+    named, config = daemon_run.alone("scraped")
+    with beams_run.start_beam("stock25", *flags, *named, eval=code) as beam:
+        beam.expect("ready", timeout=300)
+        with daemon_run.daemon(folder, _CONFIG + config) as daemon:
+            daemon.until_observed(beam.pid, "beam_top_mailbox_messages")
+            times = []
+            for _ in range(scrapes):
+                began = time.monotonic()
+                daemon.page()
+                times.append(time.monotonic() - began)
+                time.sleep(0.1)
+            series = daemon.series_of(beam.pid)
+            rss = daemon.resident_mb()
+    total, longest = sum(series.values()), max(times)
+    print(
+        f"{name:28} {np.median(times) * 1000:7.1f} {np.percentile(times, 99) * 1000:7.1f} "
+        f"{longest * 1000:7.1f} {total:7} {rss:7.0f}",
+        flush=True,
+    )
+    if total > _SERIES:
+        most = sorted(series.items(), key=lambda item: -item[1])[:12]
+        print("    " + ", ".join(f"{name} {count}" for name, count in most))
+    return total <= _SERIES and float(np.median(times)) <= _SECONDS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--processes", type=int, default=1_000_000, help="default: 1,000,000")
+    parser.add_argument("--scrapes", type=int, default=50, help="default: 50")
+    wanted = parser.parse_args()
+    nodes = (
+        ("small", ("+S", "2:2"), 1_000),
+        ("16 schedulers", ("+S", "16:16"), 1_000),
+        (f"{wanted.processes:,} processes", ("+P", str(2 * wanted.processes)), wanted.processes),
+    )
+    print("node                         median    99 %  longest  series  RSS MB")
+    with tempfile.TemporaryDirectory() as folder:
+        good = [
+            measure(name, flags, count, wanted.scrapes, Path(folder))
+            for name, flags, count in nodes
+        ]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
