@@ -3,7 +3,7 @@
 A flame graph in one file: an SVG, or an HTML page around it. It asks for nothing from outside.
 
 All boxes are drawn, so the file shows something without its script, too; the script zooms (click)
-and searches.
+and searches. Who ran stands at the top and what it called beneath, so that a page begins with it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _graph(profile: Profile, search: str) -> str:
     nodes = list(root.walk())
     drawn = [item for item in nodes if item[2].weight >= whole * _NARROWEST and item[0] < _DEEPEST]
     height = _TOP + (max((depth for depth, _, _ in drawn), default=0) + 2) * _ROW
-    boxes = "\n".join(_box(item, whole, height) for item in drawn)
+    boxes = "\n".join(_box(item, whole) for item in drawn)
     left_out = len(nodes) - len(drawn)
     note = f"; {left_out:,} frames too narrow or too deep to draw" if left_out else ""
     script = resources.files("scope_ebpf.sinks").joinpath("flamegraph.js").read_text("utf-8")
@@ -87,11 +87,11 @@ def _graph(profile: Profile, search: str) -> str:
     )
 
 
-def _box(item: tuple[int, int, Node], whole: int, height: int) -> str:
+def _box(item: tuple[int, int, Node], whole: int) -> str:
     depth, start, node = item
     x, share = start / whole, node.weight / whole
     left, wide = _LEFT + x * _WIDTH, share * _WIDTH
-    y = height - (depth + 2) * _ROW
+    y = _TOP + depth * _ROW
     name = plain(node.frame.name)
     place = f"\n{node.frame.file}" if node.frame.file else ""
     title = f"{name} ({100 * share:.2f} %, {node.weight / 1e6:,.0f} ms){place}"
