@@ -141,7 +141,7 @@ class Reader:
             return Frame(_THREADS.get(role, f"({role})"), "thread")
         if self._by == "pid":
             return Frame(f"{label.pid} {label.who or ''}".rstrip(), "process")
-        if label.who is None and stack.erlang:
+        if label.who is None and stack.erlang and stack.complete:
             # It has ended before it was looked up: where it began is all there is.
             return Frame(f"{stack.erlang[-1]} (ended)", "process")
         return Frame(label.who or "(ended)", "process")
