@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Boots kernels of other Debian releases and runs guest.py in each: do the BPF objects load, and do
-# they count right?
+# they count right? And boots bookworm with systemd, installs the deb and runs unit.py: does the
+# service start, reload, stop, and leave nothing?
 #
-#   tests/vm/run.sh [RELEASE...]     bullseye: 5.10, bookworm: 6.1, trixie: 6.12, trixie-backports: 7.x
-#                                    default: the first three
+#   tests/vm/run.sh [RELEASE...]     bullseye: 5.10, bookworm: 6.1, trixie: 6.12, trixie-backports: 7.x,
+#                                    unit: the service on bookworm; default: the first three and unit
 #
 # Each machine is emulated by software and takes a few minutes. What is fetched is kept in
 # ~/.cache/scope-ebpf/vm: a disk with bookworm's Erlang and Python (270 MB), and a kernel of each
@@ -22,6 +23,8 @@ accel=${SCOPE_VM_ACCEL:-tcg,thread=multi}
 patience=${SCOPE_VM_PATIENCE:-1800} # seconds for one machine
 
 packages=erlang-base,python3,libbpf1,libelf1,bpftool,util-linux,procps
+# With systemd the package brings its own dependencies.
+unit_packages=erlang-base,bpftool,util-linux,procps,systemd-sysv
 # A cloud kernel has virtio built as modules, and reads its disk by ext4.
 modules=(virtio_pci virtio_blk ext4 overlay)
 
@@ -57,33 +60,54 @@ image() { # FOLDER FILE
     mke2fs -q -t ext4 -O ^has_journal -d "$1" "$2" $((kilobytes * 5 / 4 + 32768))k >/dev/null
 }
 
+# A bare bookworm with packages, in $work/root.
+make_root() { # PACKAGES
+    mmdebstrap --variant=minbase --include="$1" --aptopt="$work/apt.conf" \
+        --skip=cleanup/apt/lists bookworm "$work/root" "$mirror" >"$vm/disk.log" 2>&1 || {
+        tail -n 5 "$vm/disk.log" >&2
+        die "mmdebstrap failed; the whole log is $vm/disk.log"
+    }
+    rm -rf "$work"/root/usr/share/{doc,man,locale,info} "$work"/root/var/{lib/apt/lists,cache/apt}/*
+}
+
+# What is in $work/root becomes a disk, in place of older ones of its kind.
+keep_root() { # KIND FILE
+    image "$work/root" "$work/disk"
+    rm -rf "$work/root" "$vm/$1"-*.ext4
+    mv "$work/disk" "$2"
+}
+
 # The disk: bookworm, whose libbpf is the oldest that we say we take, and the Python packages.
 make_disk() {
-    local out
     "$python" - "$project/pyproject.toml" >"$work/requirements" <<'PYTHON'
 import sys, tomllib
 print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
 PYTHON
-    out=$vm/disk-$(echo "$packages" | cat - "$work/requirements" | sha256sum | cut -c 1-12).ext4
-    if [ ! -e "$out" ]; then
-        say "making the disk (log: $vm/disk.log)"
-        mmdebstrap --variant=minbase --include="$packages" --aptopt="$work/apt.conf" \
-            --skip=cleanup/apt/lists bookworm "$work/root" "$mirror" >"$vm/disk.log" 2>&1 || {
-            tail -n 5 "$vm/disk.log" >&2
-            die "mmdebstrap failed; the whole log is $vm/disk.log"
-        }
-        rm -rf "$work"/root/usr/share/{doc,man,locale,info} "$work"/root/var/{lib/apt/lists,cache/apt}/*
-        mkdir -p "$work/root/opt/python"
-        # For the Python of the disk, whichever Python this is.
-        "$python" -m pip -qq install --disable-pip-version-check --target "$work/root/opt/python" \
-            --python-version 3.11 --only-binary :all: \
-            --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
-            --platform manylinux_2_27_x86_64 -r "$work/requirements"
-        image "$work/root" "$work/disk"
-        rm -rf "$work/root" "$vm"/disk-*.ext4
-        mv "$work/disk" "$out"
-    fi
-    disk=$out
+    disk=$vm/disk-$(echo "$packages" | cat - "$work/requirements" | sha256sum | cut -c 1-12).ext4
+    [ ! -e "$disk" ] || return 0
+    say "making the disk (log: $vm/disk.log)"
+    make_root "$packages"
+    mkdir -p "$work/root/opt/python"
+    # For the Python of the disk, whichever Python this is.
+    "$python" -m pip -qq install --disable-pip-version-check --target "$work/root/opt/python" \
+        --python-version 3.11 --only-binary :all: \
+        --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
+        --platform manylinux_2_27_x86_64 -r "$work/requirements"
+    keep_root disk "$disk"
+}
+
+# The deb, and the disk for it: bookworm with systemd and what the deb depends on.
+make_unit_disk() {
+    local depends
+    "$python" "$project/packaging/build_packages.py" --to "$work/payload" >/dev/null
+    mv "$work"/payload/*.deb "$work/payload/scope-ebpf.deb"
+    rm -f "$work"/payload/*.rpm
+    depends=$(dpkg-deb -f "$work/payload/scope-ebpf.deb" Depends | sed 's/ ([^)]*)//g; s/, /,/g')
+    unit_disk=$vm/unit-$(echo "$unit_packages,$depends" | sha256sum | cut -c 1-12).ext4
+    [ ! -e "$unit_disk" ] || return 0
+    say "making the disk with systemd (log: $vm/disk.log)"
+    make_root "$unit_packages,$depends"
+    keep_root unit "$unit_disk"
 }
 
 # A release's kernel and its modules, unpacked.
@@ -154,29 +178,41 @@ make_payload() {
     else
         say "no BEAM with USDT probes is there, so those are not tried; tests/beams/build-usdt.sh"
     fi
+}
+
+pack_payload() {
     tar -C "$work/payload" -cf "$work/payload.tar" .
     truncate -s %1M "$work/payload.tar" # a disk is of whole sectors
 }
 
+# The kernel that a release is tried on.
+kernel_of() { # RELEASE
+    if [ "$1" = unit ]; then echo bookworm; else echo "$1"; fi
+}
+
 make_initramfs() { # RELEASE
-    local tree=$work/initramfs-$1
+    local tree=$work/initramfs-$1 init=init.sh
+    [ "$1" != unit ] || init=unit-init.sh
     mkdir -p "$tree"/{bin,proc,sys,dev,disk,space,root}
     cp "$(command -v busybox)" "$tree/bin/"
     ln -s busybox "$tree/bin/sh"
-    cp -r "$vm/$1/modules" "$tree/"
-    cp "$here/init.sh" "$tree/init"
+    cp -r "$vm/$(kernel_of "$1")/modules" "$tree/"
+    cp "$here/$init" "$tree/init"
     chmod 755 "$tree/init"
     (cd "$tree" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/$1.initramfs"
 }
 
 boot() { # RELEASE; 0 if its last line says that nothing failed
-    local log=$vm/$1.log last
-    say "$1: Linux $(cat "$vm/$1/modules/version") (log: $log)"
+    local log=$vm/$1.log last kernel version image=$disk
+    kernel=$vm/$(kernel_of "$1")
+    version=$(cat "$kernel/modules/version")
+    [ "$1" != unit ] || image=$unit_disk
+    say "$1: Linux $version (log: $log)"
     nice -n 15 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
         -nodefaults -display none -no-reboot -serial stdio \
-        -kernel "$vm/$1/vmlinuz" -initrd "$work/$1.initramfs" \
-        -append "console=ttyS0 quiet panic=-1" \
-        -drive "file=$disk,format=raw,if=virtio,readonly=on" \
+        -kernel "$kernel/vmlinuz" -initrd "$work/$1.initramfs" \
+        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service" \
+        -drive "file=$image,format=raw,if=virtio,readonly=on" \
         -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
         </dev/null 2>&1 9>&- | tr -d '\r' >"$log" || true
     grep '^  *\(ok\|FAILED\|skipped\) ' "$log" || true
@@ -185,17 +221,20 @@ boot() { # RELEASE; 0 if its last line says that nothing failed
         tail -n 20 "$log" >&2
         last="scope-vm: the guest ended without a result"
     fi
-    echo "$1, Linux $(cat "$vm/$1/modules/version"): ${last#scope-vm: }"
+    echo "$1, Linux $version: ${last#scope-vm: }"
     [[ $last == *" passed, 0 failed" ]]
 }
 
 releases=("${@:-}")
-[ $# -gt 0 ] || releases=(bullseye bookworm trixie)
-make_disk
+[ $# -gt 0 ] || releases=(bullseye bookworm trixie unit)
 for release in "${releases[@]}"; do
-    make_kernel "$release"
+    make_kernel "$(kernel_of "$release")"
 done
 make_payload
+disk='' unit_disk=''
+[[ "${releases[*]}" = unit ]] || make_disk
+[[ " ${releases[*]} " != *" unit "* ]] || make_unit_disk
+pack_payload
 failed=()
 for release in "${releases[@]}"; do
     make_initramfs "$release"
