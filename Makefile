@@ -29,7 +29,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
-	@shellcheck packaging/*.sh packaging/scripts/* tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
@@ -71,7 +71,7 @@ packages-test: packages ## lintian, vagrant and its provisioning in a bare Debia
 	@$(DEPS) test packages
 	@lintian --allow-root --fail-on error,warning dist/*.deb
 	@$(SUDO) env SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
-		$(BIN)/pytest tests/packages tests/vagrant
+		$(BIN)/pytest tests/packages tests/vagrant/provision_test.py
 
 clean: ## remove what was built here (not the cache of test VMs)
 	rm -rf $(VENV) build dist scope_ebpf/kernel/objects

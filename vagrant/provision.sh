@@ -26,7 +26,7 @@ die() {
 
 [ "$(id -u)" -eq 0 ] || die "this takes root"
 grep -q '^VERSION_CODENAME=bookworm' /etc/os-release || say "this is made for Debian 12; going on"
-deb=$(find "$sources/dist" -maxdepth 1 -name 'scope-ebpf_*_amd64.deb' 2>/dev/null | sort -V | tail -n 1)
+deb=$(find "$sources/dist" -maxdepth 1 -name 'scope-ebpf_*_amd64.deb' 2>/dev/null | sort -V | tail -n 1) || true
 [ -n "$deb" ] || die "no package in $sources/dist; \`make packages\` builds it"
 
 has_systemd() { [ -d /run/systemd/system ]; }
