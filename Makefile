@@ -20,6 +20,7 @@ test: $(VENV)/.test objects ## install what the tests need and run them all (roo
 	@$(MAKE) --no-print-directory lint
 	@tests/beams/build-usdt.sh >/dev/null
 	@for suite in trixie sid; do tests/beams/chroot.sh $$suite >/dev/null; done
+	@tests/dashboards/grafana/install.sh >/dev/null
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
 		$(BIN)/pytest
 

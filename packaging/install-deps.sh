@@ -29,6 +29,7 @@ packages_for() {
         rabbitmq-server ejabberd elixir \
         gcc g++ make perl libc6-dev libncurses-dev zlib1g-dev dpkg-dev systemtap-sdt-dev xz-utils \
         bpftrace "$(bpftool)" prometheus nodejs \
+        "$(npm)" "$(browser)" fonts-dejavu-core \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
         rpm systemd python3-bpfcc "$(headers)" openssl ;;
     # What looks at the packages and at the machine image beyond that.
@@ -46,6 +47,12 @@ packages_for() {
 bpftool() {
     if grep -q '^ID=ubuntu' /etc/os-release; then echo linux-tools-common; else echo bpftool; fi
 }
+
+# The package manager of node, to draw the dashboards with; one from elsewhere will do.
+npm() { if ! type -P npm >/dev/null; then echo npm; fi; }
+
+# A browser to draw them in. Ubuntu has none as a package; one that is there will do.
+browser() { if ! grep -q '^ID=ubuntu' /etc/os-release; then echo chromium; fi; }
 
 # The headers of the running kernel where apt has them, or else those of the archive's kernel.
 headers() {

@@ -97,7 +97,23 @@ _PORTS = Row(
                     ORANGE,
                 ),
             ),
-            width=24,
+            width=12,
+        ),
+        Panel(
+            "Bytes through ports",
+            "Bps",
+            "Bytes that came in and went out through ports, distribution included; as "
+            "erlang:statistics(io) counts them.",
+            "compare with what the network carries. What goes out and is not taken in at the other "
+            "end makes ports busy.",
+            (
+                Query(
+                    "sum by (NODE, direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
+                    "{{direction}} {{node}}",
+                ),
+            ),
+            hues=(("^in", SKY), ("^out", ORANGE)),
+            width=12,
         ),
     ),
 )

@@ -12,13 +12,16 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import (
     AnnotationQuery,
+    Dashboard,
     DashboardCursorSync,
     DashboardLinkType,
     GridPos,
+    Panel,
     VariableOption,
     VariableRefresh,
     VariableSort,
 )
+from grafana_foundation_sdk.models.table import Options as TableOptions
 
 from boards.colours import PURPLE, VERMILLION
 from boards.panels import SOURCE, built
@@ -63,10 +66,18 @@ def text(board: Board) -> str:
     line = 0
     for row in board.rows:
         line = _add_row(made, row, line)
-    model = made.build()
+    return json.dumps(_tidied(made.build()), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+
+
+def _tidied(model: Dashboard) -> Dashboard:
+    """The *model* with numbered panels, and without what the SDK writes and Grafana 12 does not know."""
     for number, panel in enumerate(model.panels or [], 1):
         panel.id_val = number
-    return json.dumps(model, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+        if isinstance(panel, Panel) and isinstance(panel.options, TableOptions):
+            panel.options.footer = None
+    for variable in (model.templating and model.templating.list_val) or []:
+        variable.auto = variable.auto_min = variable.auto_count = None
+    return model
 
 
 def _add_row(made: dashboard.Dashboard, row: Row, line: int) -> int:

@@ -3,7 +3,7 @@
 Memory and garbage collection: what grows, and what does collecting cost?
 """
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from boards.records import Board, Panel, Query, Row
 
 GENERATIONS = (("minor", SKY), ("major", ORANGE))
@@ -27,6 +27,34 @@ _HELD = Row(
             ),
         ),
         Panel(
+            "Memory by kind",
+            "bytes",
+            "What the VM has given out, by what it is for: as erlang:memory() says it, with the rest "
+            "of the system's memory as other. A kind that hidden symbols keep from us is in other.",
+            "binary: large binaries that some process still refers to, often after it only passed "
+            "them on. ets: a table without a bound. processes: see the largest of them.",
+            (
+                Query(
+                    """sum by (NODE, kind)
+                        (beam_memory_bytes{HERE, kind=~"processes|binary|ets|code"})""",
+                    "{{kind}} {{node}}",
+                ),
+                Query(
+                    """sum by (NODE) (beam_memory_bytes{HERE, kind="system"})
+                        - sum by (NODE) (beam_memory_bytes{HERE, kind=~"binary|ets|code"})""",
+                    "other {{node}}",
+                    GREY,
+                ),
+            ),
+            stack=True,
+            hues=(
+                ("^processes", SKY),
+                ("^binary", ORANGE),
+                ("^ets", GREEN),
+                ("^code", PURPLE),
+            ),
+        ),
+        Panel(
             "Growth of resident memory",
             "Bps",
             "By how much resident memory grew or shrank, a second, over the last ten minutes.",
@@ -46,6 +74,44 @@ _HELD = Row(
             bad=0.85,
         ),
         Panel(
+            "Fragmentation",
+            "percentunit",
+            "The share of what the VM's allocators have from the system that they have not given out.",
+            "memory that was used once and is kept: look which allocator has it. Its carriers go "
+            "back when the last block in them does; see the +M flags for their sizes.",
+            (
+                Query(
+                    """1 - sum by (NODE) (beam_allocator_blocks_bytes{HERE})
+                        / sum by (NODE) (beam_allocator_carriers_bytes{HERE})""",
+                    hue=PURPLE,
+                ),
+            ),
+            warn=0.5,
+            bad=0.7,
+            high=1,
+        ),
+        Panel(
+            "Memory of allocators",
+            "bytes",
+            "What each allocator of the VM has from the system: eheap has the heaps, binary the "
+            "large binaries, ets the tables, ll what lives long (code, atoms).",
+            "the allocator says what kind of memory grew, even where the kinds above cannot be read.",
+            (
+                Query(
+                    "sort_desc(sum by (NODE, allocator) (beam_allocator_carriers_bytes{HERE}))",
+                    "{{allocator}} {{node}}",
+                ),
+            ),
+            "bars",
+        ),
+        Panel(
+            "ETS tables",
+            "short",
+            "ETS tables of each VM.",
+            "a line that only rises is a table for each of something, and nobody deletes them.",
+            (Query("sum by (NODE) (beam_ets_tables{HERE})", hue=GREEN),),
+        ),
+        Panel(
             "Largest processes",
             "bytes",
             "The processes with most memory in struct and heaps.",
@@ -54,7 +120,6 @@ _HELD = Row(
             "bars",
             warn=100 * 2**20,
             bad=2**30,
-            width=12,
             more="processes",
         ),
         Panel(
@@ -71,7 +136,6 @@ _HELD = Row(
                 ),
             ),
             hues=(("^minor", SKY), ("^major", VERMILLION)),
-            width=12,
         ),
     ),
 )
@@ -126,14 +190,13 @@ _COLLECTED = Row(
             (
                 Query(
                     """histogram_quantile(0.99, sum by (NODE, generation, le) (rate(
-                        beam_garbage_collection_duration_seconds_bucket{HERE,
-                        generation=~"minor|major"}[RATE])))""",
+                        beam_garbage_collection_duration_seconds_bucket{HERE}[RATE])))""",
                     "{{generation}} {{node}}",
                 ),
             ),
             warn=0.01,
             bad=0.1,
-            hues=tuple((f"^{name}", hue) for name, hue in GENERATIONS),
+            hues=GENERATIONS,
         ),
         Panel(
             "Length of collections, all",
@@ -153,7 +216,7 @@ _COLLECTED = Row(
         Panel(
             "Collections by generation",
             "ops",
-            "Minor collections, major ones (the whole heap) and those of hibernation.",
+            "Minor collections, and major ones (the whole heap).",
             "many major ones are processes whose heap cannot hold what they keep; min_heap_size "
             "helps those that live short.",
             (
@@ -163,7 +226,7 @@ _COLLECTED = Row(
                     "{{generation}} {{node}}",
                 ),
             ),
-            hues=tuple((f"^{name}", hue) for name, hue in GENERATIONS),
+            hues=GENERATIONS,
         ),
     ),
 )
@@ -177,7 +240,7 @@ _CODE = Row(
             "Modules that were loaded, a second. Loading code stops all schedulers for a moment.",
             "a node in production that loads code all the time does it by mistake: look for "
             "modules that are compiled while it runs.",
-            (Query("sum by (NODE) (rate(beam_code_loads_total{HERE}[RATE]))", hue=GREY),),
+            (Query("sum by (NODE) (rate(beam_code_loads_total{HERE}[RATE]))", hue=BLUE),),
             width=24,
             height=6,
         ),

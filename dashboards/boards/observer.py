@@ -3,7 +3,7 @@
 The observer itself: what does looking cost, and how good are the figures?
 """
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, YELLOW
 from boards.records import Board, Panel, Query, Row
 
 #: The daemon's own series have no node.
@@ -95,12 +95,12 @@ _COST = Row(
             "which event costs most. The trap of a hook in the VM is more than its program.",
             (
                 Query(
-                    f"""topk(10, sum by (instance, program)
-                        (rate(scope_ebpf_program_run_seconds_total{{{_DAEMON}}}[RATE])))""",
+                    f"""sort_desc(topk(10, sum by (instance, program)
+                        (rate(scope_ebpf_program_run_seconds_total{{{_DAEMON}}}[RATE]))))""",
                     "{{program}} {{instance}}",
-                    PURPLE,
                 ),
             ),
+            "bars",
             width=12,
         ),
         Panel(
@@ -110,12 +110,12 @@ _COST = Row(
             "which event comes most often.",
             (
                 Query(
-                    f"""topk(10, sum by (instance, program)
-                        (rate(scope_ebpf_program_runs_total{{{_DAEMON}}}[RATE])))""",
+                    f"""sort_desc(topk(10, sum by (instance, program)
+                        (rate(scope_ebpf_program_runs_total{{{_DAEMON}}}[RATE]))))""",
                     "{{program}} {{instance}}",
-                    PURPLE,
                 ),
             ),
+            "bars",
             width=12,
         ),
     ),
@@ -158,6 +158,19 @@ _QUALITY = Row(
             height=10,
         ),
         Panel(
+            "Error of busy waiting",
+            "percentunit",
+            "By how much the share of busy waiting in the CPU time of the last minute may be off, in "
+            "95 of 100 cases.",
+            "the VM used little CPU, so the clock found it seldom: look at a longer time.",
+            (Query("max by (NODE) (scope_ebpf_busy_wait_error_ratio{HERE})"),),
+            "stat",
+            warn=0.05,
+            bad=0.2,
+            width=4,
+            height=10,
+        ),
+        Panel(
             "Hooks that cannot be had",
             "short",
             "Events that cannot be observed in a VM.",
@@ -171,6 +184,7 @@ _QUALITY = Row(
             "stat",
             warn=1,
             bad=5,
+            width=4,
             height=10,
         ),
         Panel(
@@ -211,6 +225,7 @@ _QUALITY = Row(
             ),
             warn=0.01,
             bad=1,
+            hues=(("^lost", VERMILLION), ("kernel", ORANGE), ("user", YELLOW)),
         ),
         Panel(
             "Age of the snapshot",
@@ -277,6 +292,7 @@ _STATE = Row(
             warn=1,
             bad=5,
             width=6,
+            hues=(("^http", YELLOW), ("^watch", ORANGE), ("^config", VERMILLION)),
         ),
         Panel(
             "Reading a process table",
@@ -310,6 +326,7 @@ _STATE = Row(
             ),
             warn=5e-6,
             bad=2e-5,
+            hues=(("^entry", SKY), ("^return", GREEN)),
             width=12,
         ),
     ),

@@ -53,8 +53,8 @@ _HOST = Row(
         ),
         Panel(
             "Throttled by the cgroup",
-            "s",
-            "Seconds per second for which the VM's cgroup had used up its CPU quota; 0 also without "
+            "percentunit",
+            "The share of the time for which the VM's cgroup had used up its CPU quota; 0 also without "
             "a quota.",
             "the quota (of the container) is smaller than what the schedulers want at once. Raise "
             "it, or start as many schedulers as it has CPUs: +S.",
@@ -213,21 +213,27 @@ _NODES = Row(
             "Each VM that is observed, its release and what it holds now.",
             "a node that is missing was not found or is refused: the daemon's page at / says why.",
             (
-                Query("beam_target_info{HERE}"),
+                Query(
+                    """max by (NODE, otp_release, erts_version, flavor, pid)
+                        (beam_target_info{HERE})"""
+                ),
                 Query(
                     "sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE]))",
                     column="CPUs",
                 ),
-                Query("beam_resident_memory_bytes{HERE}", column="memory", unit="bytes"),
-                Query("beam_processes{HERE}", column="processes"),
-                Query("beam_ports{HERE}", column="ports"),
-                Query("beam_mailbox_messages{HERE}", column="messages waiting"),
+                Query(
+                    "sum by (NODE) (beam_resident_memory_bytes{HERE})",
+                    column="memory",
+                    unit="bytes",
+                ),
+                Query("sum by (NODE) (beam_processes{HERE})", column="processes"),
+                Query("sum by (NODE) (beam_ports{HERE})", column="ports"),
+                Query("sum by (NODE) (beam_mailbox_messages{HERE})", column="messages waiting"),
             ),
             "table",
             width=24,
             height=6,
             low=None,
-            decimals=2,
         ),
         Panel(
             "CPU",

@@ -47,7 +47,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-from boards.colours import PURPLE, STATES
+from boards.colours import BLUE, PURPLE, STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,8 @@ SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 CONTEXT: Final = (
     "${datasource:queryparam}&${host:queryparam}&${node:queryparam}&${__url_time_range}"
 )
-#: Labels of the scrape itself, which tell an operator nothing.
-_CLUTTER: Final = ("Time", "__name__", "job", "instance", "exe", "hooks", "Value #A")
+#: Columns of a table that tell an operator nothing.
+_CLUTTER: Final = ("Time", "Value #A")
 
 
 def built(panel: Panel) -> Any:
@@ -97,6 +97,8 @@ def _target(panel: Panel, ref: str, query: Query) -> prometheus.Dataquery:
 
 def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
     calm, warn, bad = STATES
+    if panel.kind == "stat" and panel.bad is not None:
+        calm = BLUE  # the background of white figures
     bounds = [(panel.warn, warn), (panel.bad, bad)]
     steps = [Threshold(value=None, color=calm)]
     if panel.falling:
@@ -106,17 +108,18 @@ def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
     return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
 
 
-def _shades(hue: str) -> list[DynamicConfigValue]:
-    value = {"mode": FieldColorModeId.SHADES, "fixedColor": hue}
+def _of_colour(hue: str) -> list[DynamicConfigValue]:
+    value = {"mode": FieldColorModeId.FIXED, "fixedColor": hue}
     return [DynamicConfigValue(id_val="color", value=value)]
 
 
 def _series(panel: Panel) -> timeseries.Panel:
     made = timeseries.Panel().fill_opacity(30 if panel.stack else 8).line_width(2)
     made.show_points(VisibilityMode.NEVER)
-    made.color_scheme(
-        dashboard.FieldColor().mode(FieldColorModeId.SHADES).fixed_color(panel.queries[0].hue)
-    )
+    # A colour is one meaning. Where all series mean the same, its shades tell the nodes apart.
+    alone = len(panel.queries) == 1 and not panel.hues
+    mode = FieldColorModeId.SHADES if alone else FieldColorModeId.FIXED
+    made.color_scheme(dashboard.FieldColor().mode(mode).fixed_color(panel.queries[0].hue))
     made.legend(
         common.VizLegendOptions()
         .show_legend(True)
@@ -133,9 +136,9 @@ def _series(panel: Panel) -> timeseries.Panel:
     if panel.stack:
         made.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
     for ref, query in list(zip(ascii_uppercase, panel.queries, strict=False))[1:]:
-        made.override_by_query(ref, _shades(query.hue))
+        made.override_by_query(ref, _of_colour(query.hue))
     for pattern, hue in panel.hues:
-        made.override_by_regexp(f"/{pattern}/", _shades(hue))
+        made.override_by_regexp(f"/{pattern}/", _of_colour(hue))
     return made
 
 

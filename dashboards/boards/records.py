@@ -30,7 +30,7 @@ Kind = Literal["series", "stat", "bars", "table", "heatmap"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression, what its series are called, and the colour that its series are shades of."""
+    """One expression, what its series are called, and their colour."""
 
     expr: str
     legend: str = "{{node}}"
@@ -69,7 +69,7 @@ class Panel:
     low: float | None = 0
     high: float | None = None
     decimals: int | None = None
-    #: Series whose name matches are shades of that colour.
+    #: Series whose name matches have that colour.
     hues: tuple[tuple[str, str], ...] = ()
     #: The key of the dashboard that shows more of it.
     more: str = ""

@@ -3,7 +3,7 @@
 Schedulers: do they wait for a CPU, work, spin, or sleep?
 """
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from boards.records import Board, Panel, Query, Row
 
 #: A colour for each type of thread, wherever threads are told apart.
@@ -109,18 +109,19 @@ _WAITING = Row(
         ),
         Panel(
             "Throttled by the cgroup",
-            "s",
-            "Seconds per second for which the cgroup's quota was used up; 0 also without a quota.",
+            "percentunit",
+            "The share of the quota's periods in which it was used up; 0 also without a quota.",
             "the container may use less CPU than it has schedulers. Raise the quota, or set +S to "
             "the CPUs that it stands for.",
             (
                 Query(
-                    """sum by (NODE) (rate(beam_cgroup_throttled_seconds_total{HERE}[RATE]))
+                    """sum by (NODE) (rate(beam_cgroup_throttled_periods_total{HERE}[RATE]))
+                        / sum by (NODE) (rate(beam_cgroup_periods_total{HERE}[RATE]))
                         or 0 * sum by (NODE) (beam_schedulers{HERE})"""
                 ),
             ),
-            warn=0.01,
-            bad=0.05,
+            warn=0.05,
+            bad=0.25,
             width=4,
         ),
     ),
@@ -144,6 +145,7 @@ _WORK = Row(
             ),
             stack=True,
             hues=TYPES,
+            width=6,
         ),
         Panel(
             "Run queues",
@@ -161,6 +163,28 @@ _WORK = Row(
             warn=20,
             bad=100,
             hues=TYPES,
+            width=6,
+        ),
+        Panel(
+            "Schedulers and other threads",
+            "short",
+            "Threads of the VM by type, and how many of its schedulers are online.",
+            "fewer online than there are: somebody called erlang:system_flag. More normal ones "
+            "than CPUs wait for each other: +S.",
+            (
+                Query(
+                    "sum by (NODE, scheduler_type) (beam_threads{HERE})",
+                    "{{scheduler_type}} {{node}}",
+                ),
+                Query(
+                    """sum by (NODE, scheduler_type)
+                        (beam_schedulers_online{HERE, scheduler_type="normal"})""",
+                    "online {{node}}",
+                    BLUE,
+                ),
+            ),
+            hues=(*TYPES, ("^async", YELLOW)),
+            width=6,
         ),
         Panel(
             "Reductions per second of CPU",
@@ -173,6 +197,67 @@ _WORK = Row(
                         / clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
                         scheduler_type="normal"}[RATE])), 0.001)""",
                     hue=GREEN,
+                ),
+            ),
+            width=6,
+        ),
+    ),
+)
+
+_SPENT = Row(
+    "Work, busy waiting, native code",
+    (
+        Panel(
+            "Work and busy waiting",
+            "short",
+            "CPUs that schedulers, normal and dirty, used: for work, and spinning for work to come "
+            "(busy waiting); the second is found by the clock, with an error that the dashboard of "
+            "the observer states.",
+            "busy waiting is no load. It goes by itself where others want the CPU; +sbwt none ends "
+            "it, where a container is billed or throttled for it.",
+            (
+                Query(
+                    """clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type=~"normal|dirty_cpu|dirty_io"}[RATE]))
+                        - sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE])), 0)""",
+                    "work {{node}}",
+                ),
+                Query(
+                    "sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE]))",
+                    "busy waiting {{node}}",
+                    ORANGE,
+                ),
+            ),
+            stack=True,
+        ),
+        Panel(
+            "Native code",
+            "short",
+            "CPUs in native functions (NIFs), dirty ones too, by name; the ten that use most. A "
+            "function without a name yet is in other.",
+            "what is here is work that Erlang cannot interrupt. On a normal scheduler it must be "
+            "short: see the long calls beside.",
+            (
+                Query(
+                    """sort_desc(topk(10, sum by (NODE, name)
+                        (rate(beam_native_cpu_seconds_total{HERE}[RATE]))))""",
+                    "{{name}} {{node}}",
+                ),
+            ),
+            "bars",
+        ),
+        Panel(
+            "Long native calls",
+            "ops",
+            "Calls of native functions, a second, that took 21 ms or longer, by name; some from 10 "
+            "ms on.",
+            "one on a normal scheduler keeps all else there waiting: it belongs on a dirty "
+            "scheduler, or must yield. One on a dirty scheduler may be as long as it likes.",
+            (
+                Query(
+                    "sum by (NODE, name) (rate(beam_native_long_calls_total{HERE}[RATE]))",
+                    "{{name}} {{node}}",
+                    VERMILLION,
                 ),
             ),
         ),
@@ -259,5 +344,5 @@ BOARD = Board(
     "Schedulers",
     "What the kernel does with the VM's threads and what the VM does with them: waiting for a CPU, "
     "working, sleeping, and how long processes keep their scheduler.",
-    (_WAITING, _WORK, _LENGTHS, _SWITCHES),
+    (_WAITING, _WORK, _SPENT, _LENGTHS, _SWITCHES),
 )

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One scene for all tests here: the daemon watches RabbitMQ under load, Prometheus scrapes both.
+
+What was answered is kept: the tests ask the answers, not the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asked
+import beams_run
+import witness
+from prometheus import prometheus
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
+
+import test_daemon
+from apps.rabbitmq import rabbitmq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from apps.app import App
+    from prometheus import Prometheus
+
+TESTS = Path(__file__).parents[1]
+#: Seconds of load before the dashboards are looked at: what they show of it.
+SHOWN = 25
+#: A budget that leaves many windows in a short time; that it holds is shown elsewhere.
+CONFIG = """
+scan_interval = "200ms"
+min_age = 0
+snapshot_interval = "1s"
+budget = "10%"
+include_nodes = ["^rabbit@localhost$"]
+compat = ["erlang-vm"]
+"""
+#: A process that reads nothing, and what waits for it.
+DEAF, WAITING = "scope_deaf", 2300
+PLANT_DEAF = f"""
+    begin
+        register({DEAF}, spawn(fun() -> receive never -> ok end end)),
+        [{DEAF} ! planted || _ <- lists:seq(1, {WAITING})],
+        done
+    end"""
+#: As many processes that want a scheduler all the time, until a deadline.
+BUSY = 23
+PLANT_BUSY = f"""
+    begin
+        End = erlang:monotonic_time(millisecond) + 20000,
+        Spin = fun S() -> erlang:monotonic_time(millisecond) < End andalso S() end,
+        [spawn(Spin) || _ <- lists:seq(1, {BUSY})],
+        done
+    end"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """
+    What Prometheus answered: of each expression its samples now, and its series over the load.
+    """
+
+    now: dict[str, list[dict]]
+    over: dict[str, list[dict]]
+    rule_groups: list[dict]
+    start: float
+    end: float
+    #: Between two looks of RabbitMQ at itself: under load, at rest, with a full run queue.
+    loaded: witness.Between
+    resting: witness.Between
+    crowded: witness.Between
+
+
+def play(folder: Path) -> Scene:
+    """
+    Play it, with its files in *folder*; it takes less than a minute.
+    """
+    beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
+    rules = asked.FOLDER / "rules.yml"
+    with rabbitmq() as app, test_daemon.daemon(CONFIG, folder) as daemon:
+        ports = {"scope": daemon.port, "rabbitmq": app.ports["prometheus"]}
+        daemon.until(app.pid, lambda n: ("scope_ebpf_snapshot_cpu_seconds",) in n)
+        assert app.eval(PLANT_DEAF) == "done"
+        with prometheus(folder, rules, **ports) as server:
+            with load(app):
+                server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")
+                loaded = between(app, daemon, of_memory=False)
+                end = time.time()
+                start = end - SHOWN
+                over = answers(server, start, end)
+                now = {text: server.now(text, end) for text in every()}
+            groups = server.ask("rules")["groups"]
+        resting = between(app, daemon)
+        assert app.eval(PLANT_BUSY) == "done"
+        crowded = between(app, daemon, of_memory=False)
+    return Scene(now, over, groups, start, end, loaded, resting, crowded)
+
+
+def every() -> set[str]:
+    """
+    Every expression, and what each consists of that must answer for itself.
+    """
+    texts = {one.expression for one in (*asked.panels(), *asked.rules())}
+    return texts | {part for text in texts for part in asked.alternatives(text)}
+
+
+def answers(server: Prometheus, start: float, end: float) -> dict[str, list[dict]]:
+    shown = {one.expression for one in asked.panels() if not one.instant}
+    return {text: server.over(text, start, end) for text in shown}
+
+
+@contextmanager
+def load(app: App) -> Iterator[None]:
+    """
+    Messages through RabbitMQ while the block runs.
+    """
+    client = [sys.executable, TESTS / "apps/load_rabbitmq.py", "--seconds", "120"]
+    running = subprocess.Popen(
+        [*client, "--port", str(app.ports["amqp"])], stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+        assert running.poll() is None, "the load has ended too soon"
+    finally:
+        running.kill()
+        running.wait()
+
+
+def between(app: App, daemon: test_daemon.Running, *, of_memory: bool = True) -> witness.Between:
+    """
+    What we read of the VM after it was asked once, and before it was asked again.
+
+    All is read twice anew, for only the second reading was begun after the first answer; memory
+    and mailboxes only if *of_memory* says so, for they are read more rarely.
+    """
+    before = witness.scrape(app.ports["prometheus"])
+    for what in ("beam_reductions_total", "scope_ebpf_snapshot_timestamp_seconds")[: 1 + of_memory]:
+        for _ in range(2):
+            ours = renewed(daemon, what)
+    return witness.Between(before, ours, witness.scrape(app.ports["prometheus"]))
+
+
+def renewed(daemon: test_daemon.Running, what: str) -> witness.Samples:
+    """
+    What we say when the series *what* has changed.
+    """
+    ours = witness.scrape(daemon.port)
+    last = witness.value(ours, what)
+    deadline = time.monotonic() + test_daemon.PATIENCE
+    while witness.value(ours, what) == last:
+        assert time.monotonic() < deadline, "the daemon reads nothing anew"
+        select.select([], [], [], 0.1)  # until its next look
+        ours = witness.scrape(daemon.port)
+    return ours
