@@ -33,6 +33,8 @@ PLAIN = (
         "tally",
         "durations",
         "allowance",
+        "measure",
+        "edge",
         "thread",
         "thread_totals",
         "native_key",

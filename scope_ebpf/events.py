@@ -368,6 +368,20 @@ ALLOWANCE = np.dtype([
     ("left", "<i8"),
     ("since_ns", "<u8"),
     ("tripped_ns", "<u8"),
+    ("until_ns", "<u8"),
+    ("begun", "<u8"),
+])
+
+MEASURE = np.dtype([
+    ("address", "<u8"),
+    ("stride", "<u4"),
+    ("words", "<u4"),
+])
+
+EDGE = np.dtype([
+    ("time_ns", "<u8"),
+    ("measure", "<u8"),
+    ("refused", "<u8"),
 ])
 
 THREAD = np.dtype([

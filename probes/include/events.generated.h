@@ -310,6 +310,22 @@ struct allowance {
 	__s64 left; /* hits; spent SPENT_AT_ONCE at a time on each CPU */
 	__u64 since_ns; /* when the gate was opened, ns */
 	__u64 tripped_ns; /* when it closed itself; 0 while it is open, ns */
+	__u64 until_ns; /* when its window ends; 0: it is no window, ns */
+	__u64 begun; /* 1 after the first hit of a window */
+};
+
+/* Where the VM counts what goes along with one kind: words whose sum is read at a window's edges. */
+struct measure {
+	__u64 address; /* the first word, address */
+	__u32 stride; /* from one word to the next, bytes */
+	__u32 words; /* how many there are */
+};
+
+/* What a measure was at one edge of a window: at its first hit, or at the hit that closed its gate. */
+struct edge {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 measure; /* the sum of the words, modulo 2^64 */
+	__u64 refused; /* parts of the words that could not be read */
 };
 
 /* One OS thread that is watched, and what it does now. */

@@ -67,24 +67,119 @@ struct {
 	__type(value, struct allowance);
 } allowances SEC(".maps");
 
+/* Nothing where the VM's counters could not be found. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KINDS);
+	__type(key, __u32);
+	__type(value, struct measure);
+} measures SEC(".maps");
+
+enum edge_of_window { EDGE_BEGIN, EDGE_END, EDGES };
+
+/*
+ * The edges of each kind's last window, at kind * EDGES + edge. A hash, because to add what is not
+ * there yet is atomic on every kernel: of hits on several CPUs one makes the edge, and makes it
+ * whole. Emptied by the daemon before the next window.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, KINDS *EDGES);
+	__type(key, __u32);
+	__type(value, struct edge);
+} edges SEC(".maps");
+
 /* Hits that a CPU spends at once: few enough for a window of thousands, rare enough to share. */
 #define SPENT_AT_ONCE 64
+
+/*
+ * Words of a measure: as many as normal schedulers that OTP allows. Summed up in parts, each by a
+ * function of its own to the verifier: one loop over all would take it 35 ms in each program.
+ */
+#define MAX_WORDS 1024
+#define PART	  32
 
 /* Things under way belong to a thread: OTP allows 3 x 1024 schedulers and as many other threads. */
 #define MAX_THREADS 8192
 
-/* Close the gate of a kind and wake who reads the ring. A discarded record is seen by nobody. */
-static __noinline int trip(struct allowance *allowance)
+/* The sum of some words of a kind's measure, from number *first*; UNKNOWN if one cannot be read. */
+__noinline __u64 sum_part(__u32 kind, __u32 first)
+{
+	struct measure *measure = bpf_map_lookup_elem(&measures, &kind);
+	__u64 word, sum = 0;
+
+	if (!measure)
+		return UNKNOWN; /* cannot be: the key is within the map */
+	for (__u32 i = 0; i < PART; i++) {
+		__u64 place = measure->address + (__u64)(first + i) * measure->stride;
+
+		if (first + i >= measure->words)
+			break;
+		if (bpf_probe_read_user(&word, sizeof(word), (const void *)place))
+			return UNKNOWN;
+		sum += word;
+	}
+	return sum;
+}
+
+/* Note what a kind's measure is now, unless that was done. */
+__noinline int note_edge(__u32 kind, __u32 which)
+{
+	struct measure *measure = bpf_map_lookup_elem(&measures, &kind);
+	struct edge edge = {.time_ns = bpf_ktime_get_ns()};
+	__u32 key = kind * EDGES + which;
+
+	if (!measure)
+		return 0;
+	for (__u32 first = 0; first < MAX_WORDS && first < measure->words; first += PART) {
+		__u64 sum = sum_part(kind, first);
+
+		if (sum == UNKNOWN)
+			edge.refused++;
+		edge.measure += sum;
+	}
+	bpf_map_update_elem(&edges, &key, &edge, BPF_NOEXIST);
+	return 0;
+}
+
+/*
+ * Close the gate of a kind whose allowance is spent, and wake who reads the ring. A discarded
+ * record is seen by nobody.
+ */
+static __noinline int trip(struct allowance *allowance, __u32 kind)
 {
 	void *room;
 
 	if (!allowance)
 		return 0;
 	allowance->tripped_ns = bpf_ktime_get_ns();
+	note_edge(kind, EDGE_END);
 	room = bpf_ringbuf_reserve(&ring, RECORD_BYTES, 0);
 	if (room)
 		bpf_ringbuf_discard(room, BPF_RB_FORCE_WAKEUP);
 	return 0;
+}
+
+/*
+ * Whether a hit in a window counts. The first one and the first one after the end note the measure,
+ * so that what was counted and what the VM did meanwhile belong together, however long the daemon
+ * waits for a CPU. The first counts, the last does not. Who is preempted here does not keep a hit
+ * on another CPU from noting the edge in time.
+ */
+static __always_inline bool within(struct allowance *allowance, __u32 kind)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (now >= allowance->until_ns) {
+		note_edge(kind, EDGE_END);
+		allowance->tripped_ns = now;
+		return false;
+	}
+	if (!allowance->begun) {
+		note_edge(kind, EDGE_BEGIN);
+		allowance->begun = 1;
+	}
+	return true;
 }
 
 /* Spend one hit of a kind's allowance, of a program that was hit this often before on this CPU. */
@@ -99,12 +194,15 @@ static __always_inline bool allowed(enum kind kind, __u64 before)
 		return true;
 	if (allowance->tripped_ns)
 		return false;
+	if (allowance->until_ns && !within(allowance, key))
+		return false;
 	if ((before + 1) % SPENT_AT_ONCE)
 		return true;
 	__sync_fetch_and_add(&allowance->left, -SPENT_AT_ONCE);
-	if (allowance->left <= 0)
-		trip(allowance);
-	return true;
+	if (allowance->left > 0)
+		return true;
+	trip(allowance, key);
+	return false;
 }
 
 /* Whether something began before the gate of its kind was opened: then its end may be another's. */

@@ -152,6 +152,25 @@ class CounterReader:
             atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "limit")),
         )
 
+    def places(self) -> dict[str, NDArray[np.uint64]]:
+        """
+        Where the words lie whose sum is a counter of the normal schedulers, by its name.
+
+        In a row, with equal spaces. Of the word of *spawned* the lower 32 bits count.
+        """
+        queue, data = "ErtsRunQueue", "ErtsSchedulerData"
+        schedulers = self._schedulers["normal"]
+        queues = self._queues[: len(schedulers)]
+        return {
+            "context_switches": queues + self._at(queue, "procs.context_switches"),
+            "reductions": queues + self._at(queue, "procs.reductions"),
+            "collections": schedulers + self._at(data, "gc_info.garbage_cols"),
+            "spawned": np.array([self._tables["erts_proc"] + self._taken], np.uint64),
+        }
+
+    def _at(self, struct: str, field: str) -> np.uint64:
+        return np.uint64(self._layout.offset(struct, field))
+
     def _online(self, counts: tuple[int, ...]) -> tuple[int, ...]:
         raw, good = self._memory.gather(self._sleepers + np.uint64(SLEEP_FLAGS), 4)
         if not good.all():

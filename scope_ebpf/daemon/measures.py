@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VM counts itself, read each second, and which of it goes along with which event."""
+"""
+What the VM counts itself: all of it to be exported, and some of it as the measure of events.
+
+A measure goes along with an event, and is known for all the time: what was counted of
+the event in a window, over how far its measure went on, is a rate that holds outside.
+It is read by us each second, and by the BPF programs at the edges of a window.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from scope_ebpf.beam.counters import Counters, Limits
     from scope_ebpf.beam.discover import Target
 
@@ -22,6 +32,19 @@ _MEASURES = {
     "gc": "collections",
     "schedule": "context_switches",
 }
+#: The counters that wrap, and where.
+_WRAP = {"spawned": 1 << 32}
+#: The measure of events whose counter cannot be read: nanoseconds.
+TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Where a measure is counted: *words* of 8 bytes, each *stride* bytes behind the last."""
+
+    address: int
+    stride: int
+    words: int
 
 
 class Measures:
@@ -35,12 +58,18 @@ class Measures:
         self.refused = ""
         self.limits: Limits | None = None
         self._reader: CounterReader | None = None
+        self._memory = target.memory
+        self._places: dict[str, NDArray[np.uint64]] = {}
         self._spawned = self._last = 0
         try:
             self._reader = CounterReader(target)
+            self._places = self._reader.places()
         except ReadRefusedError as error:
             self.refused = str(error)
             return
+        self._addresses = np.concatenate(list(self._places.values()))
+        sizes = [len(places) for places in self._places.values()]
+        self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned
         self.limits = self._reader.limits()
 
@@ -56,9 +85,31 @@ class Measures:
         self._last = counters.spawned
         return replace(counters, spawned=self._spawned)
 
-    @staticmethod
-    def of(event: str, counters: Counters | None) -> float:
-        """What goes along with *event*, as *counters* have it; seconds where there are none."""
-        if counters is None:
-            return time.monotonic()
-        return float(getattr(counters, _MEASURES.get(event, "reductions")))
+    def of(self, event: str) -> str:
+        """The name of the measure of *event*."""
+        name = _MEASURES.get(event, "reductions")
+        return name if name in self._places else TIME
+
+    def now(self) -> dict[str, int]:
+        """Every measure, by its name, as it is now. Raises ReadRefusedError."""
+        found = {TIME: time.monotonic_ns()}
+        if not self._places:
+            return found
+        raw, good = self._memory.gather(self._addresses, 8)
+        if not good.all():
+            raise ReadRefusedError("the counters of the VM could not be read")
+        sums = np.add.reduceat(raw.view(np.uint64)[:, 0], self._starts)
+        found |= dict(zip(self._places, sums.tolist(), strict=True))
+        return found
+
+    def words(self, event: str) -> Words | None:
+        """Where a BPF program reads the measure of *event*; None where that is time."""
+        places = self._places.get(self.of(event))
+        if places is None:
+            return None
+        stride = int(places[1] - places[0]) if len(places) > 1 else 0
+        return Words(int(places[0]), stride, len(places))
+
+    def passed(self, event: str, since: int, until: int) -> float:
+        """How far the measure of *event* went on from one reading to a later one."""
+        return float((until - since) % _WRAP.get(self.of(event), 1 << 64))

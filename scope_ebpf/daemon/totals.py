@@ -12,10 +12,11 @@ from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
 from scope_ebpf.metrics.scaling import Estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.daemon.windows import Closed
     from scope_ebpf.plan import Item
 
     #: Tallies and durations of one event, shape ``(classes,)`` each.
@@ -23,44 +24,50 @@ if TYPE_CHECKING:
 
 
 class Totals:
-    """The totals of *names*; what is *counted* are the kernel's maps, which only grow."""
+    """
+    The totals of *names*; what is *counted* are the kernel's maps, which only grow.
 
-    def __init__(self, names: Iterable[str]) -> None:
+    *passed* tells how far the measure of an event goes from one reading to another.
+    """
+
+    def __init__(self, names: Iterable[str], passed: Callable[[str, int, int], float]) -> None:
         self._estimates = {event: Estimate(WIDTH, COUNTS) for event in names}
         self._seen = {event: np.zeros(WIDTH) for event in self._estimates}
+        self._passed = passed
         #: The measure up to which the totals reach.
-        self._measured: dict[str, float] = {}
+        self._measured: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._estimates)
 
-    def opened(self, event: str, measure: float) -> None:
+    def opened(self, event: str, measure: int) -> None:
         """From *measure* on *event* is always counted."""
         self._measured[event] = measure
 
-    def exact(self, event: str, counted: Counted, measure: float) -> None:
+    def exact(self, event: str, counted: Counted, measure: int) -> None:
         """All that happened up to *measure* was counted."""
         self._estimates[event].exact(self._news(event, counted))
         self._measured[event] = measure
 
-    def estimated(self, event: str, measure: float) -> None:
+    def estimated(self, event: str, measure: int) -> None:
         """Windows tell what happened up to *measure*, if there were any."""
         since = self._measured.setdefault(event, measure)
-        if self._estimates[event].advance(measure - since):
+        if self._estimates[event].advance(self._passed(event, since, measure)):
             self._measured[event] = measure
 
-    def tripped(self, event: str, counted: Counted, measure: float) -> None:
+    def tripped(self, event: str, counted: Counted, measure: int) -> None:
         """What was counted until now is exact, and the best that is known of what follows."""
         news, estimate = self._news(event, counted), self._estimates[event]
+        since = self._measured.get(event, measure)
         estimate.exact(news)
-        estimate.begin(news, measure - self._measured.get(event, measure))
+        estimate.begin(news, self._passed(event, since, measure))
         self._measured[event] = measure
 
-    def window(self, event: str, counted: Counted, measure: float | None) -> None:
-        """In a window the measure went on by *measure*; None where that is not known."""
+    def window(self, event: str, counted: Counted, closed: Closed) -> None:
+        """A window of *event* was *closed*."""
         news = self._news(event, counted)
-        if measure is not None:
-            self._estimates[event].window(news, measure)
+        if closed.measure is not None:
+            self._estimates[event].window(news, closed.measure, closed.speed)
 
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
         """What a scrape shows of *event*, seen as *item* says."""

@@ -10,7 +10,6 @@ allowance was spent. What a scrape shows is the last :attr:`Watch.reading`.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
@@ -20,6 +19,7 @@ from scope_ebpf.daemon.measures import Measures
 from scope_ebpf.daemon.prices import Prices
 from scope_ebpf.daemon.process import read_process
 from scope_ebpf.daemon.throttling import Throttling
+from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
@@ -27,6 +27,8 @@ from scope_ebpf.metrics.reading import EventReading, Reading
 from scope_ebpf.plan import DEFAULT_EVENTS, Item, make_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.daemon.threads import WatchedThreads
@@ -35,23 +37,8 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
-#: The part of a window's measure of which it may be unclear whether it was in the window.
-_DOUBT = 0.1
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
-
-
-@dataclass(slots=True)
-class _Window:
-    """A window that is open."""
-
-    event: str
-    closes: float
-    opened_ns: int
-    #: The measure, read just before its gate was opened and just after.
-    before: float
-    after: float
-    cost: float
 
 
 class Watch:
@@ -100,19 +87,29 @@ class Watch:
         self._prices = Prices(self.plan, cost)
         costs = self._prices.hit_costs()
         self._governor = Governor(costs, time.monotonic(), budget=budget)
-        self._totals = totals.Totals(costs)
-        self._window: _Window | None = None
+        self._totals = totals.Totals(costs, self._measures.passed)
+        self._approach: Approach | None = None
+        self._window: Window | None = None
+        self._spent_before = 0.0
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
         self._lost = self._refused = self._ticks = 0
         self.session.__enter__()
         try:
+            self._tell_measures(costs)
             self._stats = self.session.program_stats()
             process = read_process(target.pid, self._throttling)
             self.reading = self._read(self._measures.read(), process, 0.0)
         except BaseException:
             self.session.close()  # a target may end at any moment
             raise
+
+    def _tell_measures(self, names: Iterable[str]) -> None:
+        """Programs read the measure of an event themselves at the edges of its windows."""
+        for event in names:
+            words = self._measures.words(event)
+            if words:
+                self.session.measure(event, words.address, words.stride, words.words)
 
     # What the loop calls ---------------------------------------------------------------------
 
@@ -124,13 +121,14 @@ class Watch:
         process = read_process(self.target.pid, self._throttling)
         if self._threads:
             self._threads.tick()
-        self._account(counters)
+        measures = self._measures.now()
+        self._account(measures)
         self._ticks += 1
         if self._ticks % _PRICE_TICKS == 0:
             self._correct_prices()
         spent = self._spent()
         for action in self._governor.tick(now, process.cpu_seconds, spent):
-            self._act(action, now, counters)
+            self._act(action, measures)
         self.reading = self._read(counters, process, sum(spent.values()))
 
     def turn(self) -> None:
@@ -138,13 +136,18 @@ class Watch:
         now = time.monotonic()
         if self._window and now >= self._window.closes:
             self._close_window(now)
-        if self._window is None:
+        if self._approach and now >= self._approach.ready:
+            approach, self._approach = self._approach, None
+            self._open_window(approach)
+        elif self._window is None and self._approach is None:
             action = self._governor.due(now)
             if action:
-                self._act(action, now, None)
+                self._approach = Approach(self._measures, action)
 
     def next_turn(self) -> float | None:
         """When :meth:`turn` has something to do, monotonic seconds; None if it does not know."""
+        if self._approach:
+            return self._approach.ready
         return self._window.closes if self._window else self._governor.next_due()
 
     def rang(self) -> None:
@@ -168,62 +171,51 @@ class Watch:
             self.session.release(event)
             self.trips += 1
             self._governor.tripped(event, now)
-            measure = self._measures.of(event, self._measures.read())
+            end = self.session.edges(event).end
+            measure = end[1] if end else self._measures.now()[self._measures.of(event)]
             self._totals.tripped(event, self.session.kind(event), measure)
 
-    def _act(self, action: Action, now: float, counters: Counters | None) -> None:
+    def _act(self, action: Action, measures: dict[str, int]) -> None:
         event = action.event
         if action.what == "refill":
             self.session.refill(event, action.hits)
-            return
-        if not self.session.attach(event):
-            self._failed[event] = self.session.failures[-1].reason
-            self._governor.failed(event)
-            return
-        if action.what == "window" or counters is None:
-            counters = self._measures.read()
-        opened = self.session.open_gate(event, action.hits)
-        if action.what == "window":
+        elif self._attached(event):
+            self.session.open_gate(event, action.hits)
+            self._totals.opened(event, measures[self._measures.of(event)])
+
+    def _attached(self, event: str) -> bool:
+        """Put the hooks of *event* in; where that fails the event is off."""
+        if self.session.attach(event):
+            return True
+        self._failed[event] = self.session.failures[-1].reason
+        self._governor.failed(event)
+        return False
+
+    def _open_window(self, approach: Approach) -> None:
+        action, speed = approach.action, approach.speed()
+        if self._attached(action.event):
             self.windows += 1
-            after = self._measures.of(event, self._measures.read())
-            closes = max(time.monotonic(), now) + action.length
-            before = self._measures.of(event, counters)
-            self._window = _Window(event, closes, opened, before, after, self._spent_on(event))
-        else:
-            self._totals.opened(event, self._measures.of(event, counters))
+            self._window = Window(self.session, self._measures, action, speed)
+            self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:
         window = self._window
         assert window is not None  # noqa: S101 - the callers look
         self._window = None
-        before = self._measures.of(window.event, self._measures.read())
-        tripped = self.session.tripped(window.event)
-        read_ns = time.monotonic_ns()
-        closed_ns = self.session.close_gate(window.event)
-        after = self._measures.of(window.event, self._measures.read())
+        closed = window.close()
         self.session.release(window.event)
-        seconds = max(0, closed_ns - window.opened_ns) / 1e9
-        if tripped:  # it closed before we read the measure
-            after = before
-        doubt = (after - before) + (window.after - window.before)
-        measure = (after + before - window.after - window.before) / 2
-        if tripped:
-            measure *= min(1.0, (tripped - window.opened_ns) / max(1, read_ns - window.opened_ns))
-        # Who was kept from running between two of our readings does not know what belongs together.
-        sure = doubt <= _DOUBT * measure or not measure
-        counted = self.session.kind(window.event)
-        self._totals.window(window.event, counted, measure if sure else None)
-        cost = self._spent_on(window.event) - window.cost
-        self._governor.closed(window.event, now, seconds, cost)
+        self._totals.window(window.event, self.session.kind(window.event), closed)
+        cost = self._spent_on(window.event) - self._spent_before
+        self._governor.closed(window.event, now, closed.seconds, cost)
 
     # Counting --------------------------------------------------------------------------------
 
-    def _account(self, counters: Counters | None) -> None:
+    def _account(self, measures: dict[str, int]) -> None:
         """Bring every event's totals up to now."""
         modes, every = self._governor.modes(), self.session.kinds()
         self._lost, self._refused = (int(every[0][name].sum()) for name in ("lost", "refused"))
         for event in self._totals:
-            measure = self._measures.of(event, counters)
+            measure = measures[self._measures.of(event)]
             if event in self.session.attached and modes.get(event) == "always":
                 number = events.KINDS[event].id
                 self._totals.exact(event, (every[0][number], every[1][number]), measure)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from scope_ebpf import events
 from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.session import Failure, Session
 from scope_ebpf.kernel.stats import ProgramStats, program_stats
+from scope_ebpf.kernel.uprobes import wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.uprobes import Attacher, Uprobes
     from scope_ebpf.plan import Attachment, Item, Plan
+
+
+#: Edges of a window (probes/include/scope.bpf.h, enum edge_of_window).
+_EDGES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """
+    What the measure of an event was at the edges of its window, and when, ns.
+
+    None for an edge at which nothing was hit, and where the measure could not be read.
+    """
+
+    begin: tuple[int, int] | None
+    end: tuple[int, int] | None
 
 
 class GovernedSession(Session):
@@ -50,6 +68,8 @@ class GovernedSession(Session):
         super().__init__(plan, pid, base, settings, addresses=addresses, attacher=attacher)
         self._items = {item.event: item for item in plan.items if item.attachments}
         self._attached: dict[str, Uprobes] = {}
+        #: Of events whose hooks are on their way out, what tells when they are.
+        self._leaving: dict[str, int] = {}
         self._one_by_one = False
 
     def _attach(self) -> None:
@@ -72,11 +92,13 @@ class GovernedSession(Session):
 
     def attach(self, event: str) -> bool:
         """Put the hooks of *event* in, its gate still closed; False if that failed."""
+        # Until the old ones are gone each hit would run a program twice.
+        wait_gone(self._leaving.pop(event, None))
         uprobes = self._make_uprobes()
         wanted = self._by_program(self._items[event])
         results = uprobes.attach(wanted)
         if any(results):
-            uprobes.detach(wait=False)
+            wait_gone(uprobes.detach())
             self.failures += [
                 Failure(place, str(result))
                 for (_, places), result in zip(wanted, results, strict=True)
@@ -104,8 +126,8 @@ class GovernedSession(Session):
         elsewhere.
         """
         uprobes = self._attached.pop(event, None)
-        if uprobes is not None:
-            uprobes.detach(wait=False)
+        if uprobes is not None and (leaving := uprobes.detach()) is not None:
+            self._leaving[event] = leaving
 
     @property
     def attached(self) -> Collection[str]:
@@ -114,9 +136,41 @@ class GovernedSession(Session):
 
     def open_gate(self, event: str, hits: int | None) -> int:
         """Let *event* count, for *hits* more hits or without end; when that was, ns."""
+        self._forget_edges(event)
         now = time.monotonic_ns()
         self._allow(event, limited=hits is not None, left=hits or 0, since=now)
         return now
+
+    def measure(self, event: str, address: int, stride: int, words: int) -> None:
+        """Tell the programs where the VM counts what goes along with *event*."""
+        value = np.array([(address, stride, words)], events.MEASURE)
+        self._put("measures", events.KINDS[event].id, value)
+
+    def open_window(self, event: str, hits: int, seconds: float) -> tuple[int, int]:
+        """Let *event* count for *seconds*, or *hits* hits; its beginning and its end, ns."""
+        self._forget_edges(event)
+        since = time.monotonic_ns()
+        until = since + int(seconds * 1e9)
+        self._allow(event, limited=True, left=hits, since=since, until=until)
+        return since, until
+
+    def edges(self, event: str) -> Edges:
+        """What the hits at the edges of the last window of *event* found."""
+        return Edges(*(self._edge(events.KINDS[event].id * _EDGES + e) for e in range(_EDGES)))
+
+    def _forget_edges(self, event: str) -> None:
+        for edge in range(_EDGES):
+            key = ctypes.c_uint32(events.KINDS[event].id * _EDGES + edge)
+            library().bpf_map_delete_elem(self._map_fd("edges"), ctypes.byref(key))
+
+    def _edge(self, number: int) -> tuple[int, int] | None:
+        value = np.zeros(1, events.EDGE)
+        key = ctypes.c_uint32(number)
+        absent = library().bpf_map_lookup_elem(
+            self._map_fd("edges"), ctypes.byref(key), value.ctypes.data
+        )
+        time_ns, measure, refused = value[0].tolist()
+        return None if absent or refused else (time_ns, measure)
 
     def close_gate(self, event: str) -> int:
         """Let *event* count no longer; when it stopped, ns: now, or when its gate shut itself."""
@@ -189,10 +243,10 @@ class GovernedSession(Session):
 
     def detach(self) -> None:
         """Take every hook out; returns when the last one is gone."""
-        numbers = [number for uprobes in self._attached.values() for number in uprobes.numbers]
-        self._attached.clear()
-        if numbers and self._attacher:
-            self._attacher.detach(numbers, wait=True)
+        for event in list(self._attached):
+            self.release(event)
+        while self._leaving:
+            wait_gone(self._leaving.popitem()[1])
 
     def _allowance(self, event: str) -> np.void:
         value = np.zeros(1, events.ALLOWANCE)
@@ -206,14 +260,19 @@ class GovernedSession(Session):
         found: np.void = value[0]
         return found
 
-    def _allow(self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0) -> None:
-        value = np.array([(limited, left, since, tripped)], events.ALLOWANCE)
-        key = ctypes.c_uint32(events.KINDS[event].id)
+    def _allow(
+        self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0, until: int = 0
+    ) -> None:
+        value = np.array([(limited, left, since, tripped, until, 0)], events.ALLOWANCE)
+        self._put("allowances", events.KINDS[event].id, value)
+
+    def _put(self, name: str, number: int, value: NDArray[np.void]) -> None:
+        key = ctypes.c_uint32(number)
         check(
             library().bpf_map_update_elem(
-                self._map_fd("allowances"), ctypes.byref(key), value.ctypes.data, 0
+                self._map_fd(name), ctypes.byref(key), value.ctypes.data, 0
             ),
-            "cannot set an allowance",
+            f"cannot write the map {name}",
         )
 
 

@@ -22,7 +22,7 @@ from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.ring import Ring
 from scope_ebpf.kernel.tracepoints import attach_tracepoint
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi
+from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Attachment, Plan
 
 #: Maps that every probe shares; the first object makes them.
-SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances")
+SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances", "measures", "edges")
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
 #: The only names of places in a target that anything is ever attached to.
@@ -261,7 +261,7 @@ class Session:
         while self._links:
             library().bpf_link__destroy(self._links.pop())
         if self._uprobes:
-            self._uprobes.detach()
+            wait_gone(self._uprobes.detach())
 
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""

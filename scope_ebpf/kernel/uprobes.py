@@ -114,17 +114,15 @@ class Attacher:
         numbers: list[int] = json.loads(answer)
         return numbers
 
-    def detach(self, numbers: Sequence[int], *, wait: bool) -> None:
-        """Take them out; *wait* until the last is gone, or let it happen."""
+    def detach(self, numbers: Sequence[int]) -> int:
+        """Take them out, without waiting; what :func:`wait_gone` waits for."""
         reading, writing = os.pipe()
         try:
             with self._lock, contextlib.suppress(HostError):  # they ended with it
-                self._send({"numbers": numbers}, [writing] if wait else [])
+                self._send({"numbers": numbers}, [writing])
         finally:
             os.close(writing)
-            if wait:
-                os.read(reading, 1)  # until it has closed its end
-            os.close(reading)
+        return reading
 
     def _ask(self, request: object, fds: list[int]) -> bytes:
         self._send(request, fds)
@@ -175,8 +173,17 @@ class Uprobes:
         self.numbers += [number for number in numbers if number > 0]
         return results
 
-    def detach(self, *, wait: bool = True) -> None:
-        """Take every breakpoint out; returns when the last one is gone, or without a *wait*."""
-        if self.numbers:
-            self._holder.detach(self.numbers, wait=wait)
-            self.numbers.clear()
+    def detach(self) -> int | None:
+        """Take every breakpoint out, without waiting; what :func:`wait_gone` waits for."""
+        if not self.numbers:
+            return None
+        leaving = self._holder.detach(self.numbers)
+        self.numbers.clear()
+        return leaving
+
+
+def wait_gone(leaving: int | None) -> None:
+    """Return when the last of those that were taken out is gone."""
+    if leaving is not None:
+        os.read(leaving, 1)  # until its other end is closed
+        os.close(leaving)

@@ -18,6 +18,8 @@ SHARED = {
     "tally": events.TALLY,
     "durations": events.DURATIONS,
     "allowance": events.ALLOWANCE,
+    "measure": events.MEASURE,
+    "edge": events.EDGE,
 }
 #: What has arguments of USDT sites.
 WITH_USDT = sorted({way.family for way in events.WAYS if way.via == "usdt"})

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One window: an event counts from one moment to another, and its measure is read at both.
+
+The kernel decides when it ends, and its programs read the measure at the first hit in
+it and at the first hit after it, in the same run in which they let that hit count or
+not. So what was counted and how far the measure went on belong together, however long
+we wait for a CPU. We read the measure as well, once after the window was opened and
+once before it is closed. Before the first hit and after the end nothing counts, so of
+two readings there the one nearer to the edge is taken: were it always that of the hit,
+windows would tend to begin where an event happens.
+
+Hooks slow the target down where the event is frequent, and a spent allowance ends a
+window early there. Each window by itself has the right ratio; but together they would
+make too little of the times when the event is frequent. So it is told how fast the
+measure went just before the hooks came (``metrics/scaling.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scope_ebpf.daemon.measures import TIME
+
+if TYPE_CHECKING:
+    from scope_ebpf.daemon.measures import Measures
+    from scope_ebpf.governor import Action
+    from scope_ebpf.kernel.governed import Edges, GovernedSession
+
+#: The part of a window by which an edge may be off.
+_DOUBT = 0.1
+#: Seconds for which the measure is looked at before a window: about as long as the window.
+_SHORTEST, _LONGEST = 0.005, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The measure, and the time when it was read, ns."""
+
+    time_ns: int
+    measure: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """
+    How long a window was open, and how far the measure went on; None if that is not known.
+
+    *speed* is how far it went in each second before there were hooks.
+    """
+
+    seconds: float
+    measure: float | None
+    speed: float | None
+
+
+class Approach:
+    """The time before a window: how fast the measure goes while no hook is in."""
+
+    def __init__(self, measures: Measures, action: Action) -> None:
+        self.action = action
+        self._measures = measures
+        self._first = self.read()
+        #: When the window may be opened, monotonic seconds.
+        self.ready = time.monotonic() + min(max(action.length, _SHORTEST), _LONGEST)
+
+    def read(self) -> Reading:
+        """The measure as it is now."""
+        measure = self._measures.now()[self._measures.of(self.action.event)]
+        return Reading(time.monotonic_ns(), measure)
+
+    def speed(self) -> float:
+        """The measure in each second since the beginning."""
+        last = self.read()
+        passed = self._measures.passed(self.action.event, self._first.measure, last.measure)
+        return passed / max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
+
+
+class Window:
+    """A window of an event whose hooks are in; the loop closes it after :attr:`closes`."""
+
+    def __init__(
+        self, session: GovernedSession, measures: Measures, action: Action, speed: float
+    ) -> None:
+        self.event = action.event
+        self._session, self._measures, self._speed = session, measures, speed
+        self._since, self._until = session.open_window(action.event, action.hits, action.length)
+        #: Monotonic seconds.
+        self.closes = self._until / 1e9
+        self._opened = self._read()
+
+    def close(self) -> Closed:
+        """Close its gate, if the kernel has not. Raises ReadRefusedError."""
+        closing = self._read()
+        stopped = self._session.close_gate(self.event)
+        seconds = max(0, min(stopped, self._until) - self._since) / 1e9
+        if self._measures.of(self.event) == TIME:
+            late = (self._opened.time_ns - self._since) / 1e9
+            return Closed(seconds, seconds * 1e9 if late <= _DOUBT * seconds else None, None)
+        begin, end = bounds(self._opened, closing, self._session.edges(self.event), self._until)
+        # Whose allowance was spent may have been preempted before it read the measure.
+        late = (end.time_ns - stopped) / 1e9 if stopped < self._until else 0.0
+        if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
+            return Closed(seconds, None, None)
+        measure = self._measures.passed(self.event, begin.measure, end.measure)
+        return Closed(seconds, measure, self._speed)
+
+    def _read(self) -> Reading:
+        measure = self._measures.now()[self._measures.of(self.event)]
+        return Reading(time.monotonic_ns(), measure)
+
+
+def bounds(opened: Reading, closing: Reading, edges: Edges, until: int) -> tuple[Reading, Reading]:
+    """
+    The readings between which a window lies that ended at *until*, or when it tripped.
+
+    *opened* and *closing* are ours, with the time at which they were complete.
+    """
+    begin = Reading(*edges.begin) if edges.begin else None
+    end = Reading(*edges.end) if edges.end else None
+    if begin is None or opened.time_ns < begin.time_ns:
+        begin = opened
+    if end is None or until < closing.time_ns < end.time_ns:
+        end = closing
+    return begin, end

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is counted in a window and the measure of that window belong together, on a busy machine too.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import beams_run
+import pytest
+import windows_run
+from tracing import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WINDOWS = 40
+SCHEDULERS = 2
+#: Of an event under way at an edge, hook and counter may lie on different sides of it: for each
+#: scheduler one event, and one more for what another CPU does while the measure is being read.
+SLACK = 2 * SCHEDULERS + 2
+
+
+@pytest.fixture(scope="module")
+def bursts() -> Iterator[beams_run.Beam]:
+    """
+    A VM that counts what it does.
+    """
+    require_root()
+    with beams_run.start_beam("stock25", "+S", f"{SCHEDULERS}:2", "-s", "bursts") as beam:
+        beam.expect("ready")
+        yield beam
+
+
+@pytest.mark.parametrize("hogs", [0, 3])
+@pytest.mark.parametrize(
+    ("load", "event"), [("spawn", "spawn"), ("gc", "gc"), ("bursts", "schedule")]
+)
+def test_a_window_counts_what_the_vm_counts_in_it(
+    bursts: beams_run.Beam, load: str, event: str, hogs: int
+):
+    """
+    Spawns, collections and schedules of each window are as many as the VM counts itself between its
+    two edges, but for the one or two of each scheduler that are under way there.
+    """
+    rng = random.Random(1)
+    assert "running" == bursts.ask(f"run {load} 4")
+    with windows_run.busy(hogs), windows_run.observing(bursts, event) as eye:
+        seen = [eye.window(event, rng.uniform(0.003, 0.01)) for _ in range(WINDOWS)]
+    assert "resting" == bursts.ask("rest")
+    told = [(s.count, s.closed.measure) for s in seen if s.closed.measure is not None]
+    apart = [(count, measure) for count, measure in told if abs(count - measure) > SLACK]
+    assert [] == apart
+    assert len(told) > WINDOWS // 2
+    assert sum(count for count, _ in told) > 10 * WINDOWS
+
+
+def test_a_spent_allowance_ends_a_window_with_its_measure(bursts: beams_run.Beam):
+    """
+    A window whose hits are used up ends early, and its measure is that of the hit that ended it.
+    """
+    assert "running" == bursts.ask("run spawn 4")
+    with windows_run.observing(bursts, "spawn") as eye:
+        seen = [eye.window("spawn", 0.2, hits=2000) for _ in range(5)]
+    assert "resting" == bursts.ask("rest")
+    told = [window for window in seen if window.closed.measure is not None]
+    assert told
+    for count, closed in told:
+        assert closed.seconds < 0.2
+        assert abs(count - closed.measure) <= SLACK
+
+
+def test_the_truth_is_within_the_stated_error(bursts: beams_run.Beam):
+    """
+    Totals of messages, sent in bursts beside CPU hogs, are where their stated errors say they are:
+    95 of 100 (bench/windows.py), so of ten all but three. Who states 100 % has said nothing.
+    """
+    rng = random.Random(1)
+    assert "running" == bursts.ask("run bursts 4")
+    truth = windows_run.Truth(bursts.pid)
+    with windows_run.busy(2), windows_run.observing(bursts, "send") as eye:
+        blocks = [windows_run.block(truth, eye, "send", 12, rng) for _ in range(10)]
+    assert "resting" == bursts.ask("rest")
+    assert sum(block.within or block.error >= 1 for block in blocks) >= 7, blocks

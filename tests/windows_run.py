@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Windows on a real VM, as the daemon opens and closes them, beside what the VM did meanwhile.
+
+    with observing(beam, "send") as eye:
+        count, closed = eye.window("send", 0.005)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.constants import kernel_constants, known
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.memory import Memory
+from scope_ebpf.daemon.measures import Measures
+from scope_ebpf.daemon.windows import Approach, Closed, Window
+from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.governor import Action
+from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.metrics.scaling import Estimate
+from scope_ebpf.plan import make_plan
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+    from beams_run import Beam
+
+#: More hits than any window here has.
+_UNLIMITED = 1 << 40
+
+
+class Seen(NamedTuple):
+    """
+    One window: what was counted, and what else is known of it.
+    """
+
+    count: int
+    closed: Closed
+
+
+class Eye:
+    """
+    Opens windows on one target.
+    """
+
+    def __init__(self, session: GovernedSession, measures: Measures) -> None:
+        self.session, self.measures = session, measures
+
+    def window(self, event: str, seconds: float, hits: int = _UNLIMITED) -> Seen:
+        """
+        One window of *seconds*, or of *hits*.
+        """
+        before = self._count(event)
+        action = Action("window", event, hits, seconds)
+        approach = Approach(self.measures, action)
+        time.sleep(max(0.0, approach.ready - time.monotonic()))
+        speed = approach.speed()
+        assert self.session.attach(event), self.session.failures
+        window = Window(self.session, self.measures, action, speed)
+        time.sleep(max(0.0, window.closes - time.monotonic()))
+        closed = window.close()
+        self.session.release(event)
+        return Seen(self._count(event) - before, closed)
+
+    def now(self, event: str) -> int:
+        """
+        The measure of *event* now.
+        """
+        return self.measures.now()[self.measures.of(event)]
+
+    def _count(self, event: str) -> int:
+        tallies, _ = self.session.kind(event)
+        # Of schedules those in are counted: those out are the same.
+        return int(tallies["count"][0] if event == "schedule" else tallies["count"].sum())
+
+
+@contextlib.contextmanager
+def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
+    """
+    An eye on *beam* for the events *wanted*.
+    """
+    target = inspect(beam.pid)
+    measures = Measures(target)
+    assert not measures.refused
+    settings, _ = kernel_constants(target)
+    plan = make_plan(target.binary, target.flavor, wanted, "auto", known(settings))
+    with (
+        Attacher() as attacher,
+        GovernedSession(plan, beam.pid, target.base, settings, attacher=attacher) as session,
+    ):
+        for event in wanted:
+            words = measures.words(event)
+            assert words is not None
+            session.measure(event, words.address, words.stride, words.words)
+        yield Eye(session, measures)
+
+
+@contextlib.contextmanager
+def busy(hogs: int) -> Iterator[None]:
+    """
+    That many other processes that take all the CPU they get.
+    """
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(hogs)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    Some windows, the total that they tell, its stated error, and the truth.
+    """
+
+    found: float
+    error: float
+    truth: int
+
+    @property
+    def within(self) -> bool:
+        """
+        Whether the truth is where the stated error says it is.
+        """
+        return abs(self.found - self.truth) <= self.error * self.found
+
+
+def block(truth: Truth, eye: Eye, event: str, windows: int, rng: random.Random) -> Block:
+    """
+    A total from *windows* windows at irregular times.
+    """
+    estimate = Estimate(1, 1)
+    began, first = eye.now(event), truth()
+    for _ in range(windows):
+        time.sleep(rng.uniform(0.02, 0.08))
+        seen = eye.window(event, rng.uniform(0.003, 0.01))
+        if seen.closed.measure is not None:
+            count = np.array([float(seen.count)])
+            estimate.window(count, seen.closed.measure, seen.closed.speed)
+    estimate.advance(eye.measures.passed(event, began, eye.now(event)))
+    return Block(float(estimate.total[0]), estimate.error_ratio(), truth() - first)
+
+
+class Truth:
+    """
+    What ``bursts.erl`` counts of its own doing, found in the memory of its VM.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._memory = Memory(pid)
+        mark = np.array([0xC0047E45EBBF5C09, 0x5C09EEBBF0000000 | pid], np.uint64).tobytes()
+        found = [(start, self._find(mark, start, end)) for start, end in _writable(pid)]
+        (self._place,) = [start + place + len(mark) for start, place in found if place >= 0]
+
+    def _find(self, mark: bytes, start: int, end: int) -> int:
+        try:
+            return self._memory.read(start, end - start).find(mark)
+        except ReadRefusedError:  # not all of it is there; atomics lie in what is
+            return -1
+
+    def __call__(self) -> int:
+        return self._memory.u64(self._place)
+
+
+def _writable(pid: int) -> Iterator[tuple[int, int]]:
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        bounds, mode, _, _, inode, *_ = line.split()
+        if mode.startswith("rw-p") and inode == "0":
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            yield start, end
