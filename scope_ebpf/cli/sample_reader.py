@@ -35,6 +35,8 @@ _THREADS = {
     "poll": "(poll thread)",
     "aux": "(aux thread)",
 }
+#: What the thread of a dirty scheduler runs processes in.
+_DIRTY_MAIN = "erts_dirty_process_main"
 #: In the order of ``events.WAIT_REASONS``.
 _WAITS = (
     "[waits for a message or a timeout]",
@@ -122,7 +124,12 @@ class Reader:
         frames = [
             Frame(str(mfa), "erlang", mfa.file, mfa.line) for mfa in reversed(stack.erlang or ())
         ]
-        frames += [Frame(name.name, "native", name.file) for name in reversed(stack.native)]
+        native = [Frame(name.name, "native", name.file) for name in reversed(stack.native)]
+        if stack.erlang is not None:
+            # How a dirty scheduler's thread came to run the process says nothing of it.
+            main = [place for place, frame in enumerate(native) if frame.name == _DIRTY_MAIN]
+            native = native[main[0] + 1 :] if main else native
+        frames += native
         kernel = head["kernel"][: int(head["kernel_frames"])].tolist()
         frames += [Frame(self._kernel.name(address), "kernel") for address in reversed(kernel)]
         return frames

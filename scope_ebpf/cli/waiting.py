@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -13,17 +14,22 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.processes import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.sampling import sample_settings
+from scope_ebpf.beam.threads import ROLES, threads
 from scope_ebpf.cli.profiling import Run
 from scope_ebpf.cli.sample_reader import Reader, wait_frame
 from scope_ebpf.errors import NothingToAttachError, ScopeError
+from scope_ebpf.kernel.tracepoints import attach_or_reason
 from scope_ebpf.kernel.waits import Waits
 from scope_ebpf.plan import make_plan
 from scope_ebpf.profile import Frame, Profile, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.threads import Thread
     from scope_ebpf.plan import Attachment
 
 #: Samples a second that we can name, if every process of the target waits all the time and is
@@ -53,7 +59,7 @@ def off_cpu(
     settings = sample_settings(target)
     period = max(10**9 // hz, table.count() * 10**9 // _MOST_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
-    with Waits(settings, places) as waits:
+    with Waits(settings, places) as waits, _threads(target, profile):
         rows = table.snapshot().rows
         rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MOST_KNOWN]
         waits.know(rows["pointer"], rows["pc"], time.monotonic_ns())
@@ -65,6 +71,38 @@ def off_cpu(
     _weigh(profile, reader, sites)
     _say_cost(profile, times)
     return profile, error
+
+
+@contextlib.contextmanager
+def _threads(target: Target, profile: Profile) -> Iterator[None]:
+    """Note what the VM's threads did meanwhile, as the kernel schedules them."""
+    watch, reason = attach_or_reason()
+    place = watch.add() if watch else None
+    if watch is None or place is None:
+        profile.notes.append(f"what the threads did is not known: {reason}")
+        yield
+        return
+    try:
+        watch.watch(place, {thread.tid: _watched(thread) for thread in threads(target.pid)})
+        yield
+        for role, row in zip(ROLES, watch.totals(place), strict=True):
+            on = row["on_ns"] / 1e9
+            off = dict(zip(events.OFF_REASONS, row["off_ns"] / 1e9, strict=True))
+            if on >= 0.001:
+                ready = off["preempted"] + off["queued"]
+                profile.notes.append(
+                    f"{role.replace('_', ' ')} threads: {on:.3f} s on a CPU, {off['idle']:.3f} s "
+                    f"asleep for want of work or a lock, {off['blocked']:.3f} s asleep elsewhere, "
+                    f"{ready:.3f} s ready without a CPU"
+                )
+    finally:
+        watch.close()
+
+
+def _watched(thread: Thread) -> NDArray[np.void]:
+    value = np.zeros(1, events.THREAD)
+    value["row"] = ROLES.index(thread.role)
+    return value
 
 
 def _hooks(target: Target) -> Sequence[Attachment]:
