@@ -36,7 +36,8 @@ ARRAYS = {
 }
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _SLEEP_FLAGS = 24
-_SLEEPING, _WAITING, _SUSPENDED = 1 << 0, 1 << 3, 1 << 4
+#: A scheduler that spins says that it sleeps; only how it sleeps is said when it does.
+_SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
 _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
 
