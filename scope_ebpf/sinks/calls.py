@@ -102,6 +102,8 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
         console.width = WIDTH
     console.print()
     console.print(_functions(summary))
+    if summary.durations:
+        console.print(_durations(summary))
     for title, counts in (
         ("process", _processes(summary)),
         ("caller (where it returns to)", summary.callers),
@@ -119,30 +121,33 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
     )
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-
-
 def _functions(summary: CallSummary) -> Table:
-    table = _table()
-    table.add_column("function")
-    measured = ("measured", "p50", "p99", "max") if summary.durations else ()
-    for name in ("calls", "per second", *measured):
-        table.add_column(name, justify="right")
+    table = _table("function", "calls", "per second")
     for _, totals in sorted(summary.functions.items()):
-        table.add_row(*_row(totals, summary))
+        rate = totals.calls / summary.duration_seconds if summary.duration_seconds else 0
+        table.add_row(_name_of(totals), f"{totals.calls:,}", f"{rate:,.1f}")
     return table
 
 
-def _row(totals: Totals, summary: CallSummary) -> list[str]:
-    rate = totals.calls / summary.duration_seconds if summary.duration_seconds else 0
-    cells = [escape(plain(_named(totals.function, totals.version)))]
-    cells += [f"{totals.calls:,}", f"{rate:,.1f}"]
-    if summary.durations:
+def _durations(summary: CallSummary) -> Table:
+    table = _table("durations", "measured", "p50", "p99", "max")
+    for _, totals in sorted(summary.functions.items()):
         values = totals.percentiles()
-        cells.append(f"{len(totals.durations_ns):,}")
-        cells += [duration(value) for value in values] if values else ["-"] * 3
-    return cells
+        cells = [duration(value) for value in values] if values else ["-"] * 3
+        table.add_row(_name_of(totals), f"{len(totals.durations_ns):,}", *cells)
+    return table
+
+
+def _name_of(totals: Totals) -> str:
+    return escape(plain(_named(totals.function, totals.version)))
+
+
+def _table(title: str, *numbers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(title, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _processes(summary: CallSummary) -> Counter[str]:
@@ -150,9 +155,7 @@ def _processes(summary: CallSummary) -> Counter[str]:
 
 
 def _counts(title: str, counts: Counter[str]) -> Table:
-    table = _table()
-    table.add_column(title)
-    table.add_column("calls", justify="right")
+    table = _table(title, "calls")
     for name, count in counts.most_common(TOP):
         table.add_row(escape(plain(name)), f"{count:,}")
     if len(counts) > TOP:

@@ -328,7 +328,8 @@ def test_the_tables_sum_up_what_was_seen():
     output = io.StringIO()
     print_calls(summary, output)
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert ["cart:add/1", "v2", "23", "11.5", "23", "12", *("ms", "23") * 2, "ms"] in lines
+    assert ["cart:add/1", "v2", "23", "11.5"] in lines
+    assert ["cart:add/1", "v2", "23", "12", *("ms", "23") * 2, "ms"] in lines
     assert ["<0.9.0>", "cart", "23"] in lines
     assert ["m:f/0", "23"] in lines
     assert ["note:", "all", "of", "it"] in lines
