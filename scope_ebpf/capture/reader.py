@@ -73,7 +73,7 @@ class Contents:
     records: int = 0
     first_ns: int = 0
     last_ns: int = 0
-    #: Bytes of the records before compression, and of the whole blocks in the file.
+    #: Bytes of all blocks behind the first before compression, and of all in the file.
     raw_bytes: int = 0
     file_bytes: int = 0
     #: Why there is no more of it; empty for a whole one.
@@ -128,6 +128,7 @@ class Capture:
                         raise CaptureError(f"{self.path}: its first block is not there")
                     contents, schema = Contents(head_of(document)), Schema(document.get("schema"))
                     continue
+                contents.raw_bytes += len(block.payload)
                 try:
                     _take(contents, schema, block.kind, block.payload)
                 except CaptureError as error:
@@ -195,7 +196,6 @@ def _take(contents: Contents, schema: Schema, kind: int, payload: bytes) -> None
     """Take one block up; CaptureError if it is not what its kind says."""
     if kind == BlockKind.RECORDS:
         rows = schema.records(payload)
-        contents.raw_bytes += len(payload)
         if len(rows):
             first, last = int(rows["time_ns"].min()), int(rows["time_ns"].max())
             contents.first_ns = min(contents.first_ns, first) if contents.records else first

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.cli.summary import warn
 from scope_ebpf.cli.surroundings import open_output, output_error, progress_bar
-from scope_ebpf.errors import UsageError
+from scope_ebpf.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,12 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     capture = Capture(arguments.capture)
     contents = capture.contents()
+    if arguments.endpoint and arguments.to != "otlp":
+        raise UsageError("--endpoint is for --to otlp")
     path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
     with progress_bar(contents.records, visible=path != "-", what="exporting") as moved:
         said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
     warn(contents)
-    if path != "-":
-        print(f"scope-trace: wrote {path}: {said}", file=sys.stderr)
+    if path != "-" or arguments.endpoint:
+        what = f"sent to {arguments.endpoint}" if arguments.endpoint else f"wrote {path}"
+        print(f"scope-trace: {what}: {said}", file=sys.stderr)
     return 0
 
 
@@ -87,6 +90,54 @@ def _jsonl(
     return f"{done:,} events"
 
 
+def _parquet(
+    capture: Capture,
+    contents: Contents,
+    path: str,
+    _arguments: argparse.Namespace,
+    moved: Callable[[float], object],
+) -> str:
+    from scope_ebpf.sinks.parquet import write  # noqa: PLC0415 - an extra
+
+    with _binary(path) as output:
+        return f"{write(capture, contents, output, moved):,} rows"
+
+
+def _otlp(
+    capture: Capture,
+    contents: Contents,
+    path: str,
+    arguments: argparse.Namespace,
+    moved: Callable[[float], object],
+) -> str:
+    from scope_ebpf.sinks.otlp import Spans, line  # noqa: PLC0415
+
+    spans = Spans(capture, contents)
+    if arguments.endpoint:
+        for request in spans.requests(moved):
+            _post(arguments.endpoint, line(request).encode())
+        return f"{spans.made:,} spans"
+    with _binary(path) as output:
+        for request in spans.requests(moved):
+            output.write(line(request).encode())
+    return f"{spans.made:,} spans"
+
+
+def _post(url: str, body: bytes) -> None:
+    import urllib.error  # noqa: PLC0415 - for this alone
+    import urllib.request  # noqa: PLC0415
+
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--endpoint is a URL of http or https, not {url}")
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+            answer.read(1 << 16)
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise OutputError(f"{url} does not take the spans: {error}") from None
+
+
 @contextmanager
 def _binary(path: str) -> Iterator[IO[bytes]]:
     """The file at *path*, or standard output; what could not be written whole is removed."""
@@ -103,7 +154,9 @@ def _binary(path: str) -> Iterator[IO[bytes]]:
         raise output_error(error, path) from error
 
 
-_EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl}
+_EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl, "parquet": _parquet, "otlp": _otlp}
+#: Seconds that a collector may take for one request.
+_PATIENCE = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +177,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         metavar="N",
         help="perfetto: tracks for the N busiest processes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="otlp: post the spans there, such as http://localhost:4318/v1/traces",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from stream_fixtures import record
+from stream_fixtures import UNKNOWN, record
 
 from scope_ebpf import events
 from scope_ebpf.beam.terms import PidCodec, PortCodec
@@ -89,14 +89,15 @@ def story() -> np.ndarray:
     at = 10 * SECOND
     one, two = ({"process": pid(n), "tid": 100 + n} for n in (1, 2))
     out = {"class": "out", "reductions": 23}
+    enters = {"class": "in", "duration_ns": UNKNOWN, "reductions": UNKNOWN, "runnable": UNKNOWN}
     return np.concatenate(
         [
-            record("schedule", time_ns=at + 1000, **one, **{"class": "in"}),
+            record("schedule", time_ns=at + 1000, **one, **enters),
             record("send", time_ns=at + 2000, **one, receiver=pid(2), message=0xA0),
             record("send", time_ns=at + 2100, **one, receiver=pid(1), message=0xB0),
             record("receive", time_ns=at + 2200, **one, message=0xB0, sender=pid(1)),
             record("schedule", time_ns=at + 3000, **one, **out, duration_ns=2000, runnable=0),
-            record("schedule", time_ns=at + 2500, **two, **{"class": "in"}),
+            record("schedule", time_ns=at + 2500, **two, **enters),
             record("receive", time_ns=at + 2600, **two, message=0xA0, sender=pid(1)),
             record("receive", time_ns=at + 2700, **two, message=0xC0, sender=pid(9)),
             record(

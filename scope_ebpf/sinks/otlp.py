@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A capture as OpenTelemetry spans: schedules, collections, long calls.
+
+The form is OTLP/JSON (opentelemetry.io/docs/specs/otlp), one export request a line as
+the file exporter writes it; the same requests can be posted to a collector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf import events
+from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.sinks.columns import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.capture.reader import Capture, Contents
+
+#: Spans in one request.
+SPANS = 1000
+_BATCH = 8192
+_INTERNAL = 1  # SpanKind
+_TIMED = ("schedule", "gc", "long_call")
+_UNKNOWN = 0xFFFFFFFFFFFFFFFF
+
+
+class Spans:
+    """Makes the spans of one capture; they are children of one span for the whole of it."""
+
+    def __init__(self, capture: Capture, contents: Contents) -> None:
+        self._capture = capture
+        self._contents = contents
+        self._terms = CapturedTerms(contents)
+        self._to_wall = contents.head.clocks.to_wall
+        target = contents.head.target
+        seed = f"{target['node']} {target['pid']} {contents.head.clocks.realtime}"
+        self._trace = hashlib.sha256(seed.encode()).hexdigest()[:32]
+        self.made = 0
+
+    def requests(
+        self, moved: Callable[[int], object] = lambda _done: None
+    ) -> Iterator[dict[str, Any]]:
+        """Export requests of SPANS spans at most, as OTLP/JSON has them."""
+        contents = self._contents
+        first, last = contents.first_ns or contents.head.clocks.monotonic, contents.last_ns
+        waiting = [self._span("scope-trace record", first, max(first, last), {})]
+        done = 0
+        for batch in self._capture.batches(_BATCH):
+            for name in _TIMED:
+                rows = batch[batch["kind"] == events.KINDS[name].id]
+                waiting += self._spans(name, rows)
+            while len(waiting) >= SPANS:
+                yield self._request(waiting[:SPANS])
+                waiting = waiting[SPANS:]
+            done += len(batch)
+            moved(done)
+        if waiting:
+            yield self._request(waiting)
+
+    def _spans(self, name: str, rows: NDArray[np.void]) -> list[dict[str, Any]]:
+        rows = rows[rows["body"][:, 0] != _UNKNOWN]  # each has its duration first
+        if not len(rows):
+            return []
+        table = columns(name, rows, self._terms)
+        words = rows["process"].tolist()
+        who = self._terms.who(words)
+        ends = rows["time_ns"].tolist()
+        durations, tids = rows["body"][:, 0].tolist(), rows["tid"].tolist()
+        table.pop("duration_seconds")
+        spans = []
+        for place, (end, duration, word, tid) in enumerate(
+            zip(ends, durations, words, tids, strict=True)
+        ):
+            facts = {f"beam.{label}": values[place] for label, values in table.items()}
+            facts |= {"beam.process": who.get(word), "thread.id": tid}
+            role = self._contents.threads.get(tid)
+            facts["beam.scheduler"] = f"{role[0]} {role[1]}" if role else None
+            spans.append(self._span(name, end - duration, end, facts))
+        return spans
+
+    def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> dict[str, Any]:
+        self.made += 1
+        span = {
+            "traceId": self._trace,
+            "spanId": f"{self.made:016x}",
+            "name": name,
+            "kind": _INTERNAL,
+            "startTimeUnixNano": str(begin + self._to_wall),
+            "endTimeUnixNano": str(end + self._to_wall),
+            "attributes": _attributes(facts),
+        }
+        if self.made > 1:
+            span["parentSpanId"] = f"{1:016x}"
+        return span
+
+    def _request(self, spans: list[dict[str, Any]]) -> dict[str, Any]:
+        target, host = self._contents.head.target, self._contents.head.host
+        resource = {
+            "service.name": str(target["node"] or "beam"),
+            "process.pid": target["pid"],
+            "process.executable.path": target["exe"],
+            "process.runtime.name": "BEAM",
+            "process.runtime.version": f"{target['otp_release']} ({target['erts_version']})",
+            "host.name": host.get("name"),
+        }
+        scope = {"name": "scope-ebpf", "version": importlib.metadata.version("scope-ebpf")}
+        return {
+            "resourceSpans": [
+                {
+                    "resource": {"attributes": _attributes(resource)},
+                    "scopeSpans": [{"scope": scope, "spans": spans}],
+                }
+            ]
+        }
+
+
+def line(request: dict[str, Any]) -> str:
+    """A request as one line."""
+    return json.dumps(request, separators=(",", ":")) + "\n"
+
+
+def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is known of *facts*; 64-bit numbers are strings in protobuf's JSON."""
+    return [
+        {"key": key, "value": _value(value)} for key, value in facts.items() if value is not None
+    ]
+
+
+def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, int):
+        # OTLP knows signed numbers only; none of ours is that large but an address.
+        return {"intValue": str(value)} if value < 1 << 63 else {"stringValue": hex(value)}
+    if isinstance(value, float):
+        return {"doubleValue": value}
+    return {"stringValue": str(value)}

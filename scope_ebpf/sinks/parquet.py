@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A capture as one Parquet table: a row for each event, null for what an event does not have."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.errors import MissingPackageError
+from scope_ebpf.sinks.columns import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.capture.reader import Capture, Contents
+
+#: Rows in one group of the file.
+_BATCH = 1 << 16
+_HEADER = len(events.RECORD.names or ()) - 1
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the Parquet export needs the Python package pyarrow ({error}): "
+            "pip install 'scope-ebpf[export]'"
+        ) from None
+    return pa, parquet
+
+
+def _fields(pa: Any) -> dict[str, Any]:
+    """The type of every column: what all events have, then the fields of each kind."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    fields: dict[str, Any] = {
+        "time": pa.timestamp("ns", "UTC"),
+        "event": text,
+        "tid": pa.uint32(),
+        "pid": text,
+        "who": text,
+        "class": text,
+    }
+    for name, kind in events.KINDS.items():
+        dtype = events.RECORDS[name]
+        for field in (dtype.names or ())[_HEADER:]:
+            unit = kind.units.get(field)
+            if field == "reserved":
+                continue
+            if unit == "ns":
+                fields[f"{field.removesuffix('_ns')}_seconds"] = pa.float64()
+            elif unit == "words":
+                fields[f"{field}_bytes"] = pa.uint64()
+            else:
+                term = unit == "eterm" or dtype[field].kind == "S"
+                fields[field] = text if term else pa.uint64()
+    return fields
+
+
+def write(
+    capture: Capture,
+    contents: Contents,
+    output: IO[bytes],
+    moved: Callable[[int], object] = lambda _done: None,
+) -> int:
+    """Write everything to *output*; how many rows. Raises OSError where it does."""
+    pa, parquet = _pyarrow()
+    fields = _fields(pa)
+    schema = pa.schema(list(fields.items()))
+    terms = CapturedTerms(contents)
+    done = 0
+    with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
+        for batch in capture.batches(_BATCH):
+            table = _table(batch, fields, terms, contents.head.clocks.to_wall)
+            arrays = [pa.array(table[name], kind) for name, kind in fields.items()]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            done += len(batch)
+            moved(done)
+    return done
+
+
+def _table(
+    batch: NDArray[np.void], fields: dict[str, Any], terms: CapturedTerms, to_wall: int
+) -> dict[str, Any]:
+    """Every column of a batch, in the order of its records."""
+    empty = np.full(len(batch), None, object)
+    made: dict[str, Any] = {name: empty.copy() for name in fields}
+    made["time"] = batch["time_ns"].astype(np.int64) + to_wall
+    made["tid"] = batch["tid"]
+    names = tuple(events.KINDS)
+    for number in np.unique(batch["kind"]).tolist():
+        chosen = batch["kind"] == number
+        made["event"][chosen] = names[number]
+        rows = batch[chosen]
+        for label, values in columns(names[number], rows, terms).items():
+            made[label][chosen] = values
+        made["who"][chosen] = _who(rows, terms)
+    return made
+
+
+def _who(rows: NDArray[np.void], terms: CapturedTerms) -> list[str | None]:
+    if (rows["flags"] & events.FLAG_TEXT_PID).any():
+        return [None] * len(rows)
+    words = rows["process"].tolist()
+    names = terms.who(words)
+    return [names.get(word) for word in words]

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import base64
+import collections
+import io
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from capture_fixtures import SECOND, head, maps, pid, story, write
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
+from pyarrow import parquet as reading
+from stream_fixtures import HOSTILE, record
+
+from scope_ebpf.capture.reader import Capture
+from scope_ebpf.capture.store import FileStore
+from scope_ebpf.capture.writer import Names, Writer
+from scope_ebpf.labels import Label
+from scope_ebpf.sinks import parquet
+from scope_ebpf.sinks.otlp import SPANS, Spans
+from scope_ebpf.sinks.perfetto import Timeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: When the story begins on Perfetto's clock, which counts from the boot.
+AT = 11 * SECOND
+Event = pb.TrackEvent
+
+
+class Read:
+    """
+    A timeline, parsed back by Perfetto's published schema.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        trace = pb.Trace()
+        trace.ParseFromString(data)
+        self.packets = trace.packet
+        self.tracks = {
+            p.track_descriptor.uuid: p.track_descriptor
+            for p in self.packets
+            if p.HasField("track_descriptor")
+        }
+        self._texts: dict[str, dict[int, str]] = collections.defaultdict(dict)
+        self.events: list[tuple] = []
+        for packet in self.packets:
+            self._intern(packet.interned_data)
+            if packet.HasField("track_event"):
+                self.events.append(self._event(packet))
+
+    def _intern(self, data: pb.InternedData) -> None:
+        for field in ("event_names", "debug_annotation_names"):
+            self._texts[field] |= {e.iid: e.name for e in getattr(data, field)}
+        strings = data.debug_annotation_string_values
+        self._texts["strings"] |= {e.iid: e.str.decode() for e in strings}
+
+    def _event(self, packet: pb.TracePacket) -> tuple:
+        event = packet.track_event
+        name = self._texts["event_names"].get(event.name_iid, "")
+        notes = {
+            self._texts["debug_annotation_names"][note.name_iid]: (
+                self._texts["strings"][note.string_value_iid]
+                if note.string_value_iid
+                else note.uint_value
+            )
+            for note in event.debug_annotations
+        }
+        return packet.timestamp - AT, self.name(event.track_uuid), name, event, notes
+
+    def name(self, uuid: int) -> str:
+        track = self.tracks[uuid]
+        return track.name or track.thread.thread_name or track.process.process_name
+
+    def slices(self, track: str) -> list[tuple]:
+        """
+        Begin, end and name of each slice of a track; without an end the end is None.
+        """
+        found, begun = [], []
+        own = [e for e in self.events if e[1] == track]
+        for time, _, name, event, notes in sorted(own, key=lambda e: e[0]):
+            if event.type == Event.TYPE_SLICE_BEGIN:
+                begun.append([time, None, name, notes])
+                found.append(begun[-1])
+            elif event.type == Event.TYPE_SLICE_END:
+                begun.pop()[1] = time
+        return [tuple(each) for each in found]
+
+
+def timeline(path: Path, busiest: int = 64) -> Read:
+    capture, output = Capture(path), io.BytesIO()
+    Timeline(capture, capture.contents(), output, busiest).write()
+    return Read(output.getvalue())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "run.scope")
+    return tmp_path / "run.scope"
+
+
+def test_each_scheduler_has_a_track_with_what_ran_on_it(path: Path):
+    """
+    A process is a slice on the scheduler that ran it, with its pid and reductions; a collection
+    lies within.
+    """
+    read = timeline(path)
+    ran = {"pid": "<0.1.0>", "reductions": 23}
+    assert [(1000, 3000, "planted_main", ran)] == read.slices("scheduler 1")
+    two = {"pid": "<0.2.0>"}
+    assert [
+        (2500, 3500, "<0.2.0>", two | {"reductions": 23}),
+        (2900, 3100, "gc major", two | {"reclaimed_bytes": 40}),
+    ] == read.slices("scheduler 2")
+    (thread,) = (t.thread for t in read.tracks.values() if t.thread.thread_name == "scheduler 2")
+    assert (4711, 102) == (thread.pid, thread.tid)
+
+
+def test_a_busy_process_has_a_track_with_its_states(path: Path):
+    """
+    A process runs, waits until it is sent something, and is runnable when it was put back.
+    """
+    read = timeline(path)
+    running = (1000, 3000, "running", {"on": "scheduler 1", "reductions": 23})
+    assert [running, (3000, None, "waiting", {})] == read.slices("planted_main <0.1.0>")
+    names = [(begin, end, name) for begin, end, name, _ in read.slices("<0.2.0>")]
+    expected = [(2500, 3500, "running"), (2900, 3100, "gc major"), (3500, 3600, "runnable")]
+    assert expected == names
+
+
+def test_a_process_that_waits_is_runnable_once_it_is_sent_something(tmp_path: Path):
+    """
+    A message ends the waiting of its receiver, which then is runnable until it runs.
+    """
+    at, who = 10 * SECOND, {"process": pid(1), "tid": 101}
+    write(
+        tmp_path / "x",
+        np.concatenate(
+            [
+                record(
+                    "schedule",
+                    time_ns=at + 100,
+                    **who,
+                    runnable=0,
+                    duration_ns=50,
+                    **{"class": "out"},
+                ),
+                record(
+                    "send", time_ns=at + 300, process=pid(2), tid=102, receiver=pid(1), message=7
+                ),
+                record("schedule", time_ns=at + 450, **who, **{"class": "in"}),
+            ]
+        ),
+    )
+    found = [
+        (b, e, name) for b, e, name, _ in timeline(tmp_path / "x").slices("planted_main <0.1.0>")
+    ]
+    assert [
+        (50, 100, "running"),
+        (100, 300, "waiting"),
+        (300, 450, "runnable"),
+        (450, None, "running"),
+    ] == found
+
+
+def test_messages_are_arrows_from_send_to_receive(path: Path):
+    """
+    A send and its receive have one number, and both say who is at the other end.
+    """
+    read = timeline(path)
+    begun = {n: (e[1], e[4]["to"]) for e in read.events for n in e[3].flow_ids}
+    ended = {n: (e[1], e[4]["from"]) for e in read.events for n in e[3].terminating_flow_ids}
+    main = "planted_main <0.1.0>"
+    assert {(main, "<0.2.0>"), (main, "<0.1.0>")} == set(begun.values())
+    assert [("<0.2.0>", "<0.1.0>"), (main, "<0.1.0>")] == [ended[n] for n in sorted(ended)]
+    assert set(begun) == set(ended)
+
+
+def test_only_the_busiest_have_tracks(path: Path):
+    """
+    Beyond the bound processes have no track; their messages are on the track of their scheduler.
+    """
+    read = timeline(path, 1)
+    tracks = {t.name for t in read.tracks.values()}
+    assert ("planted_main <0.1.0>" in tracks, "<0.2.0>" in tracks) == (True, False)
+    assert "receive" in {e[2] for e in read.events if e[1] == "scheduler 2"}
+
+
+def test_lengths_of_queues_are_counters(path: Path):
+    """
+    What was read of run queues and mailboxes is a counter at that moment.
+    """
+    read = timeline(path)
+    found = {
+        (e[1], e[0]): e[3].counter_value for e in read.events if e[3].type == Event.TYPE_COUNTER
+    }
+    assert {
+        ("run queue 1", 500): 3,
+        ("run queue 2", 500): 0,
+        ("run queue dirty CPU", 500): 0,
+        ("run queue dirty IO", 500): 0,
+        ("mailbox of <0.2.0> <0.2.0>", 600): 23,
+    } == found
+
+
+def test_what_was_lost_is_seen(path: Path):
+    """
+    Lost records are a slice over the time in which they were lost, with how many of what.
+    """
+    lost = [s for s in timeline(path).slices("LOST RECORDS") if s[2]]
+    assert [(0, SECOND, "1 records lost", {"spawn": 1})] == lost
+
+
+def test_the_kernels_switches_are_its_own_events(tmp_path: Path):
+    """
+    The kernel's scheduling is written as the kernel's events, by CPU, each switch once.
+    """
+    at = 10 * SECOND
+    write(
+        tmp_path / "x",
+        np.concatenate(
+            [
+                record("thread", time_ns=at + 1, tid=101, cpu=1, **{"class": "woken"}),
+                record("thread", time_ns=at + 2, tid=101, cpu=1, other=999, **{"class": "on"}),
+                record(
+                    "thread", time_ns=at + 3, tid=101, cpu=1, other=102, state=1, **{"class": "off"}
+                ),
+                record("thread", time_ns=at + 3, tid=102, cpu=1, other=101, **{"class": "on"}),
+                record("thread", time_ns=at + 4, tid=102, cpu=1, other=999, **{"class": "off"}),
+            ]
+        ),
+    )
+    read = timeline(tmp_path / "x")
+    (bundle,) = (p.ftrace_events for p in read.packets if p.HasField("ftrace_events"))
+    switches = [
+        (
+            e.timestamp - AT,
+            e.sched_switch.prev_pid,
+            e.sched_switch.next_pid,
+            e.sched_switch.prev_state,
+        )
+        for e in bundle.event
+        if e.HasField("sched_switch")
+    ]
+    assert (1, [(2, 0, 101, 0), (3, 101, 102, 1), (4, 102, 0, 0)]) == (bundle.cpu, switches)
+    assert [101] == [e.sched_wakeup.pid for e in bundle.event if e.HasField("sched_wakeup")]
+
+
+def test_a_port_is_busy_from_busy_to_not_busy(tmp_path: Path):
+    """
+    A port that is busy has a track that says for how long; one that never was has none.
+    """
+    at, port = 10 * SECOND, 5 << 4 | 7
+    events = [(10, "not_busy"), (20, "busy"), (25, "busy"), (40, "not_busy"), (50, "not_busy")]
+    write(
+        tmp_path / "x",
+        np.concatenate(
+            [
+                record("port_busy", time_ns=at + time, process=pid(1), port=port, **{"class": name})
+                for time, name in events
+            ]
+        ),
+    )
+    found = timeline(tmp_path / "x").slices("#Port<0.5>")
+    assert [(20, 40, "busy", {"owner": "<0.1.0>"})] == found
+
+
+def test_hostile_names_stay_within_their_tracks(tmp_path: Path):
+    """
+    Control characters of a VM's names do not reach a track's name.
+    """
+    store, names = FileStore(str(tmp_path / "x")), Names()
+    writer = Writer(store, names)
+    writer.head(head())
+    names.process(pid(1), Label("<0.1.0>", HOSTILE))
+    writer.records(story())
+    writer.maps(11 * SECOND, 1, *maps())
+    store.close()
+    read = timeline(tmp_path / "x")
+    assert all(track.name.isprintable() for track in read.tracks.values())
+    assert all(event[2].isprintable() for event in read.events)
+
+
+def test_a_table_has_a_row_for_each_event(path: Path):
+    """
+    Every event is a row with its own fields in their units, and null for those it does not have.
+    """
+    output = io.BytesIO()
+    capture = Capture(path)
+    assert len(story()) == parquet.write(capture, capture.contents(), output)
+    table = reading.read_table(output).drop_columns(["time"]).to_pylist()
+    assert ["schedule", "send", "send", "receive"] == [row["event"] for row in table[:4]]
+    send = {key: value for key, value in table[1].items() if value is not None}
+    assert {
+        "event": "send",
+        "tid": 101,
+        "pid": "<0.1.0>",
+        "who": "planted_main",
+        "class": "local",
+        "receiver": "<0.2.0>",
+        "size_bytes": 0,
+        "message": 0xA0,
+    } == send
+    (gc,) = (row for row in table if row["event"] == "gc")
+    assert (2e-07, 40, 56) == (gc["duration_seconds"], gc["reclaimed_bytes"], gc["live_bytes"])
+    assert "normal" == table[-1]["reason"]
+    times = reading.read_table(output)["time"].cast("int64").to_pylist()
+    assert 1_700_000_000 * SECOND + 1000 == times[0]
+
+
+def parsed(request: dict) -> ExportTraceServiceRequest:
+    """
+    A request as OpenTelemetry's own schema reads it, whose JSON has ids in base64.
+    """
+    text = json.dumps(request)
+    for span in request["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+        for key in ("traceId", "spanId", "parentSpanId"):
+            if key in span:
+                span[key] = base64.b64encode(bytes.fromhex(span[key])).decode()
+    assert json.loads(text)
+    return json_format.ParseDict(request, ExportTraceServiceRequest())
+
+
+def test_spans_are_schedules_and_collections(path: Path):
+    """
+    What took time is a span on its scheduler, a child of the one that stands for the whole capture.
+    """
+    capture = Capture(path)
+    (request,) = Spans(capture, capture.contents()).requests()
+    (resource,) = parsed(request).resource_spans
+    facts = {a.key: a.value for a in resource.resource.attributes}
+    assert ("shop@host", 4711) == (
+        facts["service.name"].string_value,
+        facts["process.pid"].int_value,
+    )
+    whole, *spans = resource.scope_spans[0].spans
+    assert ["schedule", "schedule", "gc"] == [span.name for span in spans]
+    assert {whole.span_id} == {span.parent_span_id for span in spans}
+    assert {whole.trace_id} == {span.trace_id for span in spans}
+    first = spans[0]
+    assert (1_700_000_000 * SECOND + 1000, 2000) == (
+        first.start_time_unix_nano,
+        first.end_time_unix_nano - first.start_time_unix_nano,
+    )
+    attributes = {a.key: a.value for a in first.attributes}
+    assert ("planted_main", "normal 1", 23) == (
+        attributes["beam.process"].string_value,
+        attributes["beam.scheduler"].string_value,
+        attributes["beam.reductions"].int_value,
+    )
+
+
+def test_spans_come_in_bounded_requests(tmp_path: Path):
+    """
+    No request has more spans than the bound, and every span has an id of its own.
+    """
+    write(tmp_path / "x", *[story()] * 700)
+    capture = Capture(tmp_path / "x")
+    requests = list(Spans(capture, capture.contents()).requests())
+    spans = [request["resourceSpans"][0]["scopeSpans"][0]["spans"] for request in requests]
+    assert [SPANS, SPANS, 101] == [len(each) for each in spans]
+    assert 2101 == len({span["spanId"] for each in spans for span in each})
