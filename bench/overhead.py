@@ -2,12 +2,14 @@
 """
 What observing costs a VM at full load: throughput with and without, in turns, in one go.
 
-    sudo .venv/bin/python bench/overhead.py [--rounds 6] [--seconds 8]
+    sudo .venv/bin/python bench/overhead.py [--rounds 5] [--seconds 3] [--loads ...] [--idle 15]
 
-Each load runs in one VM. Rounds alternate: without anything, with the daemon, and with all its
-hooks always in (what the governor saves), in an order that is mixed for each round. Throughput is
-what the VM counts itself, per second of CPU that the VM used, so that other work on the machine
-disturbs little; the ratio is taken within each round, and the median of the rounds is shown.
+Each load runs in one VM. A round has four slices: without anything, with the daemon and its
+defaults, with sends always traced (what the governor saves), and without again; every other round
+has them backwards. Throughput is what was done per second of CPU that the VM used, so that other
+work on the machine disturbs little; wall-clock throughput stands beside it. Ratios are taken within
+each round; shown are their mean and its 95 % confidence interval. Daemon CPU includes that of
+the process that holds its breakpoints. The defaults take about eight minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import signal
 import statistics
 import subprocess
@@ -23,190 +24,200 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import beams_run
+import psutil
+from overhead_loads import LOADS, Load, named
 
-from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.constants import kernel_constants
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.plan import DEFAULT_EVENTS, make_plan
+from scope_ebpf.kernel.cost import measure as measure_cost
+from scope_ebpf.kernel.session import Session
+from scope_ebpf.metrics.scaling import quantile
+from scope_ebpf.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The load, and the counter of the VM that is its throughput.
-LOADS = {
-    "pingpong 4": "context_switches",
-    "spawn 4": "spawned",
-    "gc 4": "collections",
-}
-NAME = f"bench{os.getpid()}"
+    Found = defaultdict[str, list[float]]
+
+#: Seconds until the daemon has taken hot hooks out, at most: a load that is not hot has no windows.
+_SETTLE = 8.0
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The CPU clock of a process (clock_getcpuclockid)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
-class Meter:
-    """Throughput of one VM, in events per second of its CPU."""
+class Daemon:
+    """A daemon with its defaults, that looks at one VM only."""
 
-    def __init__(self, pid: int, counter: str) -> None:
-        self.pid, self.counter = pid, counter
-        self.reader = CounterReader(inspect(pid))
-
-    def run(self, seconds: float) -> tuple[float, float]:
-        """Events per CPU second, and CPUs used."""
-        first, cpu, began = self._count(), cpu_seconds(self.pid), time.monotonic()
-        time.sleep(seconds)
-        events = (self._count() - first) % 2**32
-        used = cpu_seconds(self.pid) - cpu
-        return events / used, used / (time.monotonic() - began)
-
-    def _count(self) -> int:
-        return int(getattr(self.reader.read(), self.counter))
-
-
-@contextlib.contextmanager
-def with_daemon(pid: int, found: dict[str, list[float]]) -> Iterator[None]:
-    """The daemon with its defaults, settled; what it used itself goes to *found*."""
-    port = beams_run.free_port()
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-        config.write(f'include_nodes = ["^{NAME}@"]\nmin_age = 0\nscan_interval = 1\n')
-        config.flush()
-        command = [sys.executable, "-m", "scope_ebpf.cli.daemon", "--config", config.name]
-        process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL
+    def __init__(self, exe: str) -> None:
+        self._port = beams_run.free_port()
+        self._config = tempfile.NamedTemporaryFile("w", suffix=".toml")  # noqa: SIM115
+        self._config.write(f"include_paths = ['^{exe}$']\nmin_age = 0\n")
+        self._config.flush()
+        command = [sys.executable, "-m", "scope_ebpf.cli.daemon", "--config", self._config.name]
+        self.process = subprocess.Popen(
+            [*command, "--listen", f"127.0.0.1:{self._port}"], stderr=subprocess.DEVNULL
         )
-        try:
-            _settle(port)
-            began, own, target = time.monotonic(), cpu_seconds(process.pid), cpu_seconds(pid)
-            yield
-            own = cpu_seconds(process.pid) - own
-            target = cpu_seconds(pid) - target
-            found["daemon, of the VM's CPU"].append(own / target)
-            found["daemon, of a core"].append(own / (time.monotonic() - began))
-            found["own estimate"].append(_metric(port, "scope_ebpf_overhead_ratio"))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
 
+    def family(self) -> list[psutil.Process]:
+        """The daemon, and what holds its breakpoints."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children()]
 
-def _settle(port: int) -> None:
-    """Wait until the daemon has taken hot hooks out and opened a few windows."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, StopIteration):
-            if _metric(port, "scope_ebpf_windows_total") >= 4:
-                return
-        time.sleep(0.2)
-    raise SystemExit("the daemon opened no windows within a minute")
+    def cpu(self) -> float:
+        """Seconds of CPU of both."""
+        return sum(cpu_seconds(process.pid) for process in self.family())
 
+    def metric(self, name: str) -> float:
+        """The first sample of a series."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(name + "{")).split()[-1])
 
-def _metric(port: int, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return float(next(line for line in lines if line.startswith(name + "{")).split()[-1])
+    def settle(self) -> None:
+        """Return when it has opened a few windows, or has had the time to."""
+        deadline = time.monotonic() + 60
+        since = None
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, StopIteration):
+                windows = self.metric("scope_ebpf_windows_total")
+                since = since or time.monotonic()
+                if windows >= 4 or time.monotonic() > since + _SETTLE:
+                    return
+            time.sleep(0.2)
+        raise SystemExit("the daemon does not see the VM")
+
+    def end(self) -> None:
+        """End it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+        self._config.close()
 
 
 @contextlib.contextmanager
-def always(pid: int, found: dict[str, list[float]]) -> Iterator[None]:
-    """Every hook in, all the time."""
-    target = inspect(pid)
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", known(settings))
-    with (
-        Attacher() as attacher,
-        GovernedSession(plan, pid, target.base, settings, attacher=attacher) as session,
-    ):
-        for item in plan.items:
-            if item.attachments:
-                session.attach(item.event)
-                session.open_gate(item.event, None)
-        hits = sum(session.hits().values())
-        began = time.monotonic()
+def with_daemon(load: Load, found: Found) -> Iterator[None]:
+    daemon = Daemon(str(Path(f"/proc/{load.pid}/exe").readlink()))
+    try:
+        daemon.settle()
+        own, target, hooks = daemon.cpu(), cpu_seconds(load.pid), _hooks(daemon)
         yield
-        passed = time.monotonic() - began
-        found["hits/s, always on"].append((sum(session.hits().values()) - hits) / passed)
+        target = cpu_seconds(load.pid) - target
+        found["daemon's own CPU, of the VM's"].append((daemon.cpu() - own) / target)
+        found["hits x cost, of the VM's CPU"].append((_hooks(daemon) - hooks) / target)
+    finally:
+        daemon.end()
+
+
+def _hooks(daemon: Daemon) -> float:
+    return daemon.metric("scope_ebpf_hook_cpu_seconds_total")
 
 
 @contextlib.contextmanager
-def nothing(_pid: int, _found: dict[str, list[float]]) -> Iterator[None]:
-    """Nobody looks."""
+def with_sends_traced(load: Load, found: Found) -> Iterator[None]:
+    target = inspect(load.pid)
+    settings, _ = kernel_constants(target)
+    plan = make_plan(target.binary, target.flavor, ("send",))
+    with Session(plan, load.pid, target.base, settings) as session:
+        session.count(on=True)
+        hits, used = session.hits(), cpu_seconds(load.pid)
+        yield
+        news = {program: count - hits[program] for program, count in session.hits().items()}
+        used = cpu_seconds(load.pid) - used
+        found["sends traced: hits x cost, of the VM's CPU"].append(_cost.total(news) / used)
+
+
+@contextlib.contextmanager
+def without(_load: Load, _found: Found) -> Iterator[None]:
     yield
 
 
-WAYS = {"without": nothing, "daemon": with_daemon, "always": always}
+WAYS = (("without", without), ("daemon", with_daemon), ("sends", with_sends_traced))
+_cost = measure_cost()
 
 
-def measure(load: str, rounds: int, seconds: float) -> None:
-    port = str(beams_run.free_port())
-    options = [
-        *("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port),
-        *("-kernel", "inet_dist_use_interface", "{127,0,0,1}", "+S", "2:2"),
-    ]
-    found: dict[str, list[float]] = {
-        name: []
-        for name in (
-            "daemon, of the VM's CPU",
-            "daemon, of a core",
-            "own estimate",
-            "hits/s, always on",
-        )
-    }
-    lost: dict[str, list[float]] = {"daemon": [], "always": [], "without": []}
-    with beams_run.planted("stock25", *options) as beam:
-        meter = Meter(beam.pid, LOADS[load])
-        beam.send(f"storm {load}")
-        beam.expect("storming")
-        meter.run(2.0)
-        for _ in range(rounds):
-            rates: dict[str, float] = {}
-            # Without comes twice: how far the two differ is what the method cannot see.
-            order = [*WAYS, "without"]
-            random.shuffle(order)
-            for way in order:
-                with WAYS[way](beam.pid, found):
-                    rate, _ = meter.run(seconds)
-                if way == "without" and way in rates:
-                    lost["without"].append(1 - rate / rates[way])
-                    rates[way] = (rates[way] + rate) / 2
-                else:
-                    rates[way] = rate
-            for way in ("daemon", "always"):
-                lost[way].append(1 - rates[way] / rates["without"])
-        beam.ask("stop")
-    print(f"\n{load} ({LOADS[load]} per CPU second of the VM, {rounds} rounds of {seconds:g} s)")
-    for way, values in lost.items():
-        name = "without, twice" if way == "without" else f"lost with {way}"
-        spread = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-        print(
-            f"  {name:24} median {statistics.median(values):8.2%}"
-            f"   quartiles {spread[0]:8.2%} {spread[2]:8.2%}"
-        )
-    for name, values in found.items():
-        text = (
-            f"{statistics.median(values):,.0f}"
-            if "hits" in name
-            else (f"{statistics.median(values):.2%}")
-        )
-        print(f"  {name:24} median {text:>8}")
+def slice_of(load: Load, seconds: float) -> tuple[float, float]:
+    """Work for each second of the VM's CPU, and for each second."""
+    cpu, began = cpu_seconds(load.pid), time.monotonic()
+    done = load.work(seconds)
+    return done / (cpu_seconds(load.pid) - cpu), done / (time.monotonic() - began)
+
+
+def measure(name: str, rounds: int, seconds: float) -> None:
+    found: Found = defaultdict(list)
+    with LOADS[name]() as load:
+        slice_of(load, 2.0)
+        for number in range(rounds):
+            rates: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            order = [*WAYS, WAYS[0]]
+            for way, context in order if number % 2 else reversed(order):
+                with context(load, found):
+                    rates[way].append(slice_of(load, seconds))
+            first, last = rates["without"]
+            for column, per in enumerate(("CPU second", "second")):
+                base = (first[column] + last[column]) / 2
+                found[f"without, first to last, per {per}"].append(last[column] / first[column])
+                for way in ("daemon", "sends"):
+                    found[f"{way} to without, per {per}"].append(rates[way][0][column] / base)
+        print(f"\n{name}: {load.unit}, {rounds} rounds of 4 x {seconds:g} s")
+    for label in sorted(found):
+        print(f"  {label:46} {interval(found[label])}", flush=True)
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % confidence interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:9.2%}"
+    off = quantile(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:9.2%}  [{mean - off:8.2%} .. {mean + off:8.2%}]"
+
+
+def idle(seconds: float) -> None:
+    """A VM that does nothing: what the daemon takes beside it."""
+    with beams_run.planted("stock25", *named()) as beam:
+        daemon = Daemon(str(Path(f"/proc/{beam.pid}/exe").readlink()))
+        try:
+            daemon.settle()
+            cpu, began = daemon.cpu(), time.monotonic()
+            memory = _memory(daemon)
+            time.sleep(seconds)
+            share = (daemon.cpu() - cpu) / (time.monotonic() - began)
+            print(f"\nidle VM, {seconds:g} s: the daemon takes {share:.2%} of a core")
+            print(f"  resident at first {memory}")
+            print(f"  resident at last  {_memory(daemon)}")
+        finally:
+            daemon.end()
+
+
+def _memory(daemon: Daemon) -> str:
+    own, *others = [process.memory_info().rss / 1e6 for process in daemon.family()]
+    return f"{own:.1f} MB, and {sum(others):.1f} MB of what holds its breakpoints"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each slice")
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=list(LOADS))
+    parser.add_argument("--idle", type=float, default=15.0, help="seconds; 0 leaves it out")
     arguments = parser.parse_args()
-    for load in arguments.loads:
-        measure(load, arguments.rounds, arguments.seconds)
+    if os.geteuid() != 0:
+        raise SystemExit("attaching BPF programs takes root: sudo")
+    if arguments.idle:
+        idle(arguments.idle)
+    for name in arguments.loads:
+        measure(name, arguments.rounds, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ packages_for() {
     # What looks at the packages and at the machine image beyond that.
     packages) echo lintian vagrant vagrant-libvirt ;;
     # The tools that the figures are compared with.
-    bench) echo erlang-base bpftrace python3-bpfcc "$(headers)" ;;
+    bench) echo erlang-base rabbitmq-server wrk bpftrace python3-bpfcc "$(headers)" ;;
     # Virtual machines that boot other kernels, by software emulation.
     vm) echo qemu-system-x86 seabios busybox-static cpio e2fsprogs kmod mmdebstrap debian-archive-keyring \
         make python3 python3-venv ;;

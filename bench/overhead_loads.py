@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loads of ``bench/overhead.py``: VMs at work, and how much they have done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import beams_run
+
+from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.discover import inspect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: What a planted storm is measured by: the counter of the VM that is its throughput.
+_STORMS = {"pingpong": "context_switches", "spawn": "spawned", "gc": "collections"}
+NAME = f"bench{os.getpid()}"
+
+
+class Load:
+    """A VM *pid* at work; *work* lets it work for some seconds and tells how much it did."""
+
+    def __init__(self, pid: int, unit: str, work: Callable[[float], float]) -> None:
+        self.pid, self.unit, self.work = pid, unit, work
+
+
+def _sleeping(count: Callable[[], int]) -> Callable[[float], float]:
+    def work(seconds: float) -> float:
+        before = count()
+        time.sleep(seconds)
+        return (count() - before) % 2**32
+
+    return work
+
+
+def named() -> list[str]:
+    """Options of a VM by whose name the daemon finds it."""
+    port = str(beams_run.free_port())
+    return [
+        *("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port),
+        *("-kernel", "inet_dist_use_interface", "{127,0,0,1}", "+S", "2:2"),
+    ]
+
+
+@contextlib.contextmanager
+def storm(kind: str) -> Iterator[Load]:
+    """A storm of ``planted.erl``."""
+    with beams_run.planted("stock25", *named()) as beam:
+        reader = CounterReader(inspect(beam.pid))
+        assert beam.ask(f"storm {kind} 4") == "storming"
+        counter = _STORMS[kind]
+        yield Load(beam.pid, counter, _sleeping(lambda: int(getattr(reader.read(), counter))))
+        beam.ask("stop")
+
+
+@contextlib.contextmanager
+def rabbitmq() -> Iterator[Load]:
+    """RabbitMQ, through which pika publishes and consumes messages of 256 bytes."""
+    from apps.load_rabbitmq import Load as Traffic  # noqa: PLC0415 - pika, which others need not
+    from apps.rabbitmq import rabbitmq as broker  # noqa: PLC0415
+
+    with broker() as app:
+
+        def work(seconds: float) -> float:
+            traffic = Traffic(app.ports["amqp"], 256)
+            traffic.run(seconds)
+            return float(traffic.consumed)
+
+        yield Load(app.pid, "messages", work)
+
+
+@contextlib.contextmanager
+def cowboy() -> Iterator[Load]:
+    """Cowboy, asked by wrk over 16 connections."""
+    paths = [
+        str(path)
+        for name in ("cowboy", "cowlib", "ranch")
+        for path in Path("/usr/lib/rabbitmq/lib").glob(f"*/plugins/{name}-*/ebin")
+    ]
+    port = str(beams_run.free_port())
+    options = [*named(), "-pa", *paths, "-web_port", port, "-s", "web"]
+    with beams_run.start_beam("stock25", *options) as beam:
+        beam.expect("ready")
+
+        def work(seconds: float) -> float:
+            command = ["wrk", "-t", "1", "-c", "16", "-d", f"{max(1, round(seconds))}s"]
+            done = subprocess.run(
+                [*command, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=True
+            )
+            found = re.search(r"(\d+) requests in", done.stdout)
+            assert found, done.stdout
+            return float(found[1])
+
+        yield Load(beam.pid, "requests", work)
+
+
+LOADS: dict[str, Callable[[], contextlib.AbstractContextManager[Load]]] = {
+    "pingpong": lambda: storm("pingpong"),
+    "spawn": lambda: storm("spawn"),
+    "gc": lambda: storm("gc"),
+    "rabbitmq": rabbitmq,
+    "cowboy": cowboy,
+}
