@@ -186,12 +186,13 @@ def rabbitmq() -> None:
     client = [sys.executable, str(ROOT / "tests/apps/load_rabbitmq.py"), "--seconds", "20"]
     with (
         started() as app,
+        tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
             [*client, "--port", str(app.ports["amqp"])], stdout=subprocess.DEVNULL
         ) as load,
     ):
         time.sleep(1)  # until the client has connected
-        with profile(app.pid) as run:
+        with profile(app.pid, "-o", f"{folder}/out.folded") as run:
             load.wait()
     print(f"rabbitmq: {_whole(run)}")
 

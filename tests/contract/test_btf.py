@@ -73,6 +73,25 @@ def test_the_object_knows_no_record_that_we_do_not(family: str):
     assert sorted(events.RECORDS) == sorted(field.name for field in union.fields)
 
 
+#: What the profiler's objects share with user space.
+OF_PROFILES = {
+    "sample": ("sample_settings", "sampled_thread", "sample"),
+    "wait": ("sample_settings", "waiting", "wait_site", "wait_total"),
+}
+
+
+@pytest.mark.parametrize("family", OF_PROFILES)
+def test_every_struct_of_a_profile_is_the_dtype(family: str):
+    """
+    Settings, samples and values of maps are laid out alike on both sides.
+    """
+    found = btf(family)
+    lines = []
+    for name in OF_PROFILES[family]:
+        lines += differences(name, found.shape(name), shape_of(getattr(events, name.upper())))
+    assert [] == lines
+
+
 def altered(name: str, **formats: str) -> np.dtype:
     """
     A record's dtype with other formats of some fields, all fields where they were.

@@ -84,12 +84,21 @@ SETTINGS = {
 }
 
 
-def settings(given: dict[str, int]) -> bytes:
+#: Objects with settings of their own, which are the same for whatever is asked for.
+OWN = {
+    "function": events.CALL_SETTINGS,
+    "sample": events.SAMPLE_SETTINGS,
+    "wait": events.SAMPLE_SETTINGS,
+}
+BREAKPOINTS = {way.family for way in events.WAYS if way.via != "tracepoint"} | {"wait"}
+
+
+def settings(family: str, given: dict[str, int]) -> bytes:
     """
     Settings in which all is known and 8, which is a register's place too, but for what is *given*.
     """
-    made = np.zeros((), events.SETTINGS)
-    for name in events.SETTINGS.names:
+    made = np.zeros((), OWN.get(family, events.SETTINGS))
+    for name in made.dtype.names:
         made[name] = given.get(name, 0 if name == "pidns_ino" else 8)
     return made.tobytes()
 
@@ -98,8 +107,7 @@ def attach_type(family: str) -> int | None:
     """
     How the programs of an object are attached: breakpoints by one link, where the kernel has it.
     """
-    breakpoints = family in {way.family for way in events.WAYS if way.via != "tracepoint"}
-    return TRACE_UPROBE_MULTI if MULTI and breakpoints else None
+    return TRACE_UPROBE_MULTI if MULTI and family in BREAKPOINTS else None
 
 
 def loads(family: str) -> str:
@@ -110,11 +118,11 @@ def loads(family: str) -> str:
         opened = BpfObject(family, object_bytes(family))
         messages.clear()
         try:
-            opened.set_constants(settings(given))
+            opened.set_constants(settings(family, given))
             opened.load(opened.programs.keys(), attach_type(family))
             assert all(opened.program_fd(name) >= 0 for name in opened.programs)
         except LibbpfError:
-            explain(family, settings(given))
+            explain(family, settings(family, given))
             raise
         finally:
             opened.close()
