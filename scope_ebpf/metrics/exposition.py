@@ -204,6 +204,9 @@ def _expose_observer(page: Page, reading: Reading) -> None:
     page.add("scope_ebpf_events_lost_total", reading.lost, node=node)
     page.add("scope_ebpf_reads_refused_total", reading.refused_kernel, node=node, where="kernel")
     page.add("scope_ebpf_reads_refused_total", reading.refused_user, node=node, where="user")
+    if reading.threads is not None:
+        missed = int(reading.threads["refused"].sum())
+        page.add("scope_ebpf_reads_refused_total", missed, node=node, where="clock")
 
 
 def _refused(reading: Reading) -> list[str]:
