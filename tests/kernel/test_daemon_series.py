@@ -98,12 +98,12 @@ def test_figures_agree_with_those_rabbitmq_exports_of_itself(tmp_path):
         config = 'scan_interval = "200ms"\nmin_age = 0\nsnapshot_interval = "1s"\n'
         config += f'include_nodes = ["^{name}$"]\ncompat = ["erlang-vm"]\n'
         with test_daemon.daemon(config, tmp_path) as running:
-            running.until(app.pid, lambda n: ("beam_memory_bytes", "total") in n)
+            stamp = ("scope_ebpf_snapshot_timestamp_seconds",)
+            running.until(app.pid, lambda n: n.keys() >= {("beam_memory_bytes", "total"), stamp})
             url = f"http://127.0.0.1:{app.ports['prometheus']}/metrics"
             for _ in range(2):  # the first loads what asking takes
                 with urllib.request.urlopen(url, timeout=30) as answer:
                     theirs = by_labels(answer.read().decode())
-            stamp = ("scope_ebpf_snapshot_timestamp_seconds",)
             now = running.samples(app.pid)[stamp]
             running.until(app.pid, lambda n: n[stamp] > now)
             ours = by_labels(running.get())

@@ -5,10 +5,13 @@ Quotas of the cgroups around a VM, in trees of either version.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.metrics.reading import Throttled
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def tree(folder: Path, cgroup: str, stats: dict[str, str]) -> tuple[Path, Path]:
