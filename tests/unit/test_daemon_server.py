@@ -165,7 +165,7 @@ def test_garbage_is_answered_with_an_error_or_not_at_all(site, garbage, capfd):
     _, port = site
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(30)
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        with contextlib.suppress(OSError):  # it may have hung up in between
             client.sendall(garbage)
             client.shutdown(socket.SHUT_WR)
         said = until_closed(client)

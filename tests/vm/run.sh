@@ -211,7 +211,7 @@ boot() { # RELEASE; 0 if its last line says that nothing failed
     nice -n 15 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
         -nodefaults -display none -no-reboot -serial stdio \
         -kernel "$kernel/vmlinuz" -initrd "$work/$1.initramfs" \
-        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service" \
+        -append "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service" \
         -drive "file=$image,format=raw,if=virtio,readonly=on" \
         -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
         </dev/null 2>&1 9>&- | tr -d '\r' >"$log" || true
