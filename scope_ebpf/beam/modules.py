@@ -59,6 +59,7 @@ class Modules:
         self._atoms = atoms
         self._tables = _find(target)
         self._active_at = target.roots.find("the_active_code_index")
+        self._counts: list[int] = []
         self._places: dict[int, list[int]] = {}
         self._last: dict[int, tuple[tuple[tuple[int, int], ...], int]] = {}
 
@@ -78,9 +79,11 @@ class Modules:
         return {text: index for index, text in texts.items() if text is not None}
 
     def code(self, indices: Iterable[int]) -> dict[int, Code]:
-        """The code of modules, given by the index of their name; two system calls."""
+        """The code of modules, given by the index of their name; some system calls."""
         wanted = list(indices)
-        if any(0 in self._places.get(index, (0,)) for index in wanted):
+        counts, active = self._state()
+        if counts != self._counts or any(index not in self._places for index in wanted):
+            self._counts = counts
             self._locate(wanted)
         places = np.array([self._places[index] for index in wanted], np.uint64)
         size = self._layout.size("Module")
@@ -89,13 +92,24 @@ class Modules:
         old = column(rows, self._layout.offset("Module", "old.code_hdr"), np.uint64)
         pairs = np.stack([current, old], axis=1).reshape(-1, _TABLES, 2)
         return {
-            index: self._code(index, tuple((int(c), int(o)) for c, o in tables))
+            index: self._code(index, tuple((int(c), int(o)) for c, o in tables), active)
             for index, tables in zip(wanted, pairs, strict=True)
         }
 
-    def _code(self, index: int, tables: tuple[tuple[int, int], ...]) -> Code:
-        if self._active_at is not None:
-            number = self._memory.u32(self._active_at) % _TABLES
+    def _state(self) -> tuple[list[int], int | None]:
+        """Read how many entries each table has, and which is in use, at one moment."""
+        entries = self._layout.offset("IndexTable", "entries")
+        places = [table + entries for table in self._tables]
+        places += [] if self._active_at is None else [self._active_at]
+        rows, good = self._memory.gather(np.array(places, np.uint64), 4)
+        if not good.all():
+            raise ReadRefusedError("the tables of modules cannot be read any more")
+        numbers: list[int] = rows.view(np.uint32)[:, 0].tolist()
+        return numbers[:_TABLES], numbers[_TABLES] % _TABLES if self.knows_active else None
+
+    def _code(self, index: int, tables: tuple[tuple[int, int], ...], active: int | None) -> Code:
+        if active is not None:
+            number = active
         else:
             before, number = self._last.get(index, (tables, 0))
             changed = [n for n in range(_TABLES) if tables[n] != before[n]]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Seconds. New code is looked for in each turn, and runs some ms after it can be seen.
 TURN = 0.004
 #: How often threads and the places that calls return to are looked at again.
-_SLOW = 0.25
+_SLOW = 1.0
 #: Arguments of which the kernel side keeps the terms.
 _ARGUMENTS = 8
 
@@ -122,18 +122,10 @@ class CallRun:
             elif now - slow > _SLOW or self._wants_return():
                 slow = now
                 self._set()
-            if self._taken() >= self._limit:
+            if self._watch.taken() >= self._limit:
                 self._ask_to_stop(f"the limit of {self._limit:,} calls was reached")
             if self._duration is not None and now - started >= self._duration:
                 self._ask_to_stop("duration")
-
-    def _taken(self) -> int:
-        """Calls that the kernel has counted so far."""
-        return sum(
-            totals["calls"]
-            for address, totals in self._watch.totals().items()
-            if address in self._follow.at
-        )
 
     def _wants_return(self) -> bool:
         """Whether the first calls have told where they return to, and nothing stands there yet."""

@@ -33,7 +33,8 @@ HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.d
 _RING_BYTES = 4 << 20
 #: Versions of functions and return addresses in one run (MAX_PLACES, function.bpf.c).
 MAX_PLACES = 64
-_STATE_OPEN = 2
+#: Places in call_state (function.bpf.c).
+_STATE_CALLS, _STATE_OPEN = 0, 2
 #: Returns that are looked at, for each call that may be: a place that calls return to may be
 #: shared by other functions.
 _RETURNS_PER_CALL = 10
@@ -113,6 +114,14 @@ class CallWatch:
     def batch(self) -> AbstractContextManager[NDArray[np.void]]:
         """What came since the last time, shape ``(n,)`` of :data:`HIT`; as ``Ring.batch``."""
         return self._ring.batch()
+
+    def taken(self) -> int:
+        """Calls that were counted so far, of all functions."""
+        key, value = ctypes.c_uint32(_STATE_CALLS), ctypes.c_uint64()
+        fd = self._object.map_fd("call_state")
+        done = library().bpf_map_lookup_elem(fd, ctypes.byref(key), ctypes.byref(value))
+        check(done, "cannot read the map call_state")
+        return value.value
 
     def totals(self) -> dict[int, dict[str, int]]:
         """What was counted at each place, by address and then by the names of CALL_TOTALS."""
