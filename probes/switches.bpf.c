@@ -11,12 +11,7 @@
  * used. Kernel structs are named as far as they are used; CO-RE finds the fields.
  */
 #include "scope.bpf.h"
-#include <bpf/bpf_core_read.h>
-
-struct task_struct {
-	int pid, tgid;
-	unsigned int __state;
-} __attribute__((preserve_access_index));
+#include "task.bpf.h"
 
 /* Until Linux 5.14. */
 struct task_struct___old {

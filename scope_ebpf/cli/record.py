@@ -157,7 +157,7 @@ class Flight:
             return f"{said}: a process does not leave its scheduler"
         try:
             counters = self.recorder.counters
-            waiting = sum(counters.read().run_queues) if counters else 0
+            waiting = int(sum(counters.read().run_queues)) if counters else 0
         except ScopeError:
             return None
         return f"{said}: {waiting} wait in the run queues" if waiting else None

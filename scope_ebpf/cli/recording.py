@@ -207,7 +207,7 @@ class Recorder:
         now = time.monotonic()
         if self._is_due(_QUEUES, now) and self.counters:
             with suppress(ScopeError):  # a target that has ended, too
-                lengths = list(self.counters.read().run_queues)
+                lengths = [int(n) for n in self.counters.read().run_queues]
                 self._queues.append([time.monotonic_ns(), lengths])
         if self._is_due(_MAILBOXES, now):
             self._look_at_mailboxes()
