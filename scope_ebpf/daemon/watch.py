@@ -93,6 +93,8 @@ class Watch:
         self._spent_before = 0.0
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
+        self._hits: dict[str, int] = {}
+        self._hit = False
         self._lost = self._refused = self._ticks = 0
         self.session.__enter__()
         try:
@@ -211,16 +213,23 @@ class Watch:
     # Counting --------------------------------------------------------------------------------
 
     def _account(self, measures: dict[str, int]) -> None:
-        """Bring every event's totals up to now."""
-        modes, every = self._governor.modes(), self.session.kinds()
-        self._lost, self._refused = (int(every[0][name].sum()) for name in ("lost", "refused"))
+        """Bring every event's totals up to now; maps of events that were not hit are not read."""
+        modes, hits = self._governor.modes(), self.session.hits()
+        counted, hit = None, hits != self._hits
+        # A program that was under way at the last look had been hit, but had not counted yet.
+        if hit or self._hit:
+            counted, self._hits = self.session.kinds(), hits
+            self._lost, self._refused = (int(counted[0][n].sum()) for n in ("lost", "refused"))
+        self._hit = hit
         for event in self._totals:
             measure = measures[self._measures.of(event)]
-            if event in self.session.attached and modes.get(event) == "always":
-                number = events.KINDS[event].id
-                self._totals.exact(event, (every[0][number], every[1][number]), measure)
-            else:
+            if event not in self.session.attached or modes.get(event) != "always":
                 self._totals.estimated(event, measure)
+            elif counted is None:
+                self._totals.opened(event, measure)
+            else:
+                number = events.KINDS[event].id
+                self._totals.exact(event, (counted[0][number], counted[1][number]), measure)
 
     def _spent_on(self, event: str) -> float:
         return self._prices.spent_on(event, self.session.hits())
@@ -254,7 +263,7 @@ class Watch:
             info=info,
             schedulers=target.schedulers,
             process=process,
-            events={event: self._event(event, item) for event, item in self._items.items()},
+            events=self._events(),
             counters=counters,
             limits=self._measures.limits,
             budget=self._governor.budget,
@@ -272,9 +281,14 @@ class Watch:
             programs={p: (s.runs, s.seconds) for p, s in self._stats.items()},
         )
 
-    def _event(self, event: str, item: Item) -> EventReading:
-        mode = self._governor.modes().get(event, "off")
+    def _events(self) -> dict[str, EventReading]:
+        modes = self._governor.modes()
+        return {
+            event: self._event(item, modes.get(event, "off")) for event, item in self._items.items()
+        }
+
+    def _event(self, item: Item, mode: str) -> EventReading:
         if mode == "off":
-            return totals.off(item, self._failed.get(event, item.reason))
-        ratio = self._governor.sampling_ratio(event)
-        return self._totals.reading(event, item, mode, ratio)
+            return totals.off(item, self._failed.get(item.event, item.reason))
+        ratio = self._governor.sampling_ratio(item.event)
+        return self._totals.reading(item.event, item, mode, ratio)
