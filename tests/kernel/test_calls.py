@@ -74,6 +74,23 @@ def test_a_process_that_is_preempted_at_its_entry_has_called_once(beam: Beam):
     assert planted == 23001
 
 
+def test_the_tracing_of_the_vm_itself_counts_the_same(beam: Beam):
+    """
+    erlang:trace counts calls with a breakpoint of its own in the same function; both agree.
+    """
+    with calling(beam.pid, "lists:droplast/1") as run:
+        planted = beam.plant("traced 23")
+        assert 46 == planted == run.stop().summary["calls"]
+
+
+def test_a_native_function_is_counted_where_erlang_calls_it(beam: Beam):
+    """
+    A NIF has an Erlang stub that each call passes, so its calls are counted as any other's.
+    """
+    with calling(beam.pid, "prim_file:read_info_nif/2") as run:
+        assert 23 == beam.plant("native 23") == run.stop().summary["calls"]
+
+
 def test_the_shapes_of_arguments_are_what_was_called_with(beam: Beam):
     """
     Atoms, numbers, pids and keys are told, texts are only measured, the ninth argument is not.

@@ -56,6 +56,15 @@ plant(reload, N, _) ->
         {module, _} = code:load_file(called_server),
         counters:add(persistent_term:get(called), 1, 1)
     end, N);
+plant(traced, N, _) ->
+    %% The VM's own tracing counts, at its own breakpoint in the same function.
+    Function = {lists, droplast, 1},
+    1 = erlang:trace_pattern(Function, true, [call_count]),
+    each(fun(_) -> [1] = lists:droplast([1, 2]) end, N),
+    {call_count, Calls} = erlang:trace_info(Function, call_count),
+    erlang:trace_pattern(Function, false, [call_count]),
+    counters:add(persistent_term:get(called), 1, Calls);
+plant(native, N, _) -> each(fun(_) -> {ok, _} = prim_file:read_file_info("/"), count() end, N);
 plant(shapes, N, _) ->
     Big = maps:from_list([{I, I} || I <- lists:seq(1, 40)]),
     each(fun(I) ->
