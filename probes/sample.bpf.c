@@ -19,12 +19,23 @@
 /* Erlang code puts its stack pointer down only sometimes: this much may lie above it. */
 #define ABOVE_STOP 4096
 
-/* When the timer of this CPU ran last: what a sample stands for is the time since then. */
+/*
+ * The timer runs faster than samples are taken: of each so many ticks one is drawn, so that what
+ * repeats itself as often as samples are taken is not met at the same place over and over.
+ */
+#define DRAWN_FROM 4 /* as in kernel/sampler.py */
+
+struct tick {
+	__u64 last_ns;
+	__u32 count;
+	__u32 drawn;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct tick);
 } ticks SEC(".maps");
 
 struct whole {
@@ -129,30 +140,39 @@ static __always_inline void read_scheduler(struct sample *sample, __u32 tid)
 		sample->port = word(sample, port);
 }
 
-/* A timer that comes far too late, or for the first time, stands for one period. */
-static __always_inline __u64 since_last(__u64 now)
+/* How much time this tick stands for; 0 if another was drawn. One far too late stands for a period.
+ */
+static __always_inline __u64 draw(__u64 now)
 {
 	__u32 first = 0;
-	__u64 *last = bpf_map_lookup_elem(&ticks, &first), elapsed;
+	struct tick *tick = bpf_map_lookup_elem(&ticks, &first);
+	__u64 weight;
+	bool hit;
 
-	if (!last)
-		return settings.period_ns;
-	elapsed = now - *last;
-	*last = now;
-	return elapsed < 4 * settings.period_ns ? elapsed : settings.period_ns;
+	if (!tick)
+		return 0; /* cannot be: the key is within the map */
+	weight = DRAWN_FROM * (now - tick->last_ns);
+	tick->last_ns = now;
+	if (!tick->count)
+		tick->drawn = bpf_get_prandom_u32() % DRAWN_FROM;
+	hit = tick->count == tick->drawn;
+	tick->count = (tick->count + 1) % DRAWN_FROM;
+	if (!hit)
+		return 0;
+	return weight < 4 * settings.period_ns ? weight : settings.period_ns;
 }
 
 SEC("perf_event")
 int take_sample(struct bpf_perf_event_data *ctx)
 {
 	__u64 both = bpf_get_current_pid_tgid();
-	__u64 now = bpf_ktime_get_ns(), weight = since_last(now);
+	__u64 now = bpf_ktime_get_ns(), weight = draw(now);
 	__u32 cpu = bpf_get_smp_processor_id(), tid = (__u32)both, size;
 	struct whole *whole;
 	struct sample *sample;
 	long kernel;
 
-	if (both >> 32 != settings.tgid)
+	if (!weight || both >> 32 != settings.tgid)
 		return 0;
 	whole = bpf_map_lookup_elem(&scratch, &cpu);
 	if (!whole)

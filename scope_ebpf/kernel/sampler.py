@@ -34,6 +34,8 @@ _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
 #: Rows of the map of counts.
 PER_CPU_COUNTS = ("taken", "lost")
+#: Ticks of a timer of which one becomes a sample (sample.bpf.c).
+_DRAWN_FROM = 4
 #: How far a timer's period moves from the one that was asked for, up and down.
 _SHIFT = 0.25
 
@@ -41,6 +43,8 @@ _SHIFT = 0.25
 class Sampler:
     """
     Samples process ``settings["tgid"]`` *hz* times a second on every CPU, while it is open.
+
+    A CPU's timer runs four times as often, and one tick of four is drawn.
 
     *settings* is one ``events.SAMPLE_SETTINGS``. Raises NotRootError or HostError where the
     kernel refuses.
@@ -54,7 +58,7 @@ class Sampler:
             )
         self._settings = settings.copy()
         self._settings["period_ns"] = round(1e9 / hz)
-        self._hz = hz
+        self._tick = round(1e9 / hz / _DRAWN_FROM)
         self._links: list[int] = []
         self._timers: list[int] = []
         self._possible = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
@@ -88,7 +92,7 @@ class Sampler:
             attributes = perf_events.Attributes(
                 type=perf_events.TYPE_SOFTWARE,
                 config=perf_events.SW_CPU_CLOCK,
-                period_or_frequency=int(self._settings["period_ns"]),
+                period_or_frequency=self._tick,
             )
             fd = perf_events.perf_event_open(attributes, cpu=cpu)
             program = self._object.programs["take_sample"]
@@ -125,11 +129,10 @@ class Sampler:
         A program that repeats itself as often as the timer would be met at the same place
         over and over.
         """
-        period = int(self._settings["period_ns"])
         for fd in self._timers:
             share = 1 + _SHIFT * (2 * random.random() - 1)  # noqa: S311 - nobody is to be kept out
             with contextlib.suppress(OSError):  # a CPU that went offline
-                perf_events.set_period(fd, round(period * share))
+                perf_events.set_period(fd, round(self._tick * share))
 
     def counts(self) -> dict[str, int]:
         """How many samples were ``taken``, and of these ``lost`` for want of room."""
