@@ -138,10 +138,10 @@ def split() -> None:
         total = sum(found.values())
         shares = [100 * found[module] / total for module in MODULES]
         real = [100 * spent / sum(truth) for spent in truth]
-        worst = max(abs(a - b) for a, b in zip(shares, real, strict=True))
+        worst = max(abs(a - b) for a, b in zip(shares, (60, 30, 10), strict=True))
         print(
-            f"split: {' '.join((kind, *flags))}: {_percent(shares)} sampled, {_percent(real)} by "
-            f"the VM's clock: {worst:.2f} points apart; {_whole(run)}"
+            f"split: {' '.join((kind, *flags))}: {_percent(shares)} sampled, 60 / 30 / 10 planted "
+            f"({_percent(real)} by the VM's clock): {worst:.2f} points apart; {_whole(run)}"
         )
 
 

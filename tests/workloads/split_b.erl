@@ -5,7 +5,7 @@
 
 work(0) -> 0;
 work(N) ->
-    Sum = spin(20000, 0),
+    Sum = spin(2000, 0),
     Sum + work(N - 1).
 
 spin(0, Sum) -> Sum;
