@@ -21,6 +21,37 @@ _NODES = Row(
             bad=1,
         ),
         Panel(
+            "Time that senders are suspended",
+            "percentunit",
+            "For how long processes were suspended because the buffer to another node was full, over "
+            "all senders: 200% is two of them all the time. Added up when each goes on.",
+            "they do nothing else meanwhile, and their own mailboxes grow. See who sends much; the "
+            "link or the other node is too slow.",
+            (Query("sum by (NODE) (rate(beam_dist_suspended_seconds_total{HERE}[RATE]))"),),
+            warn=0.01,
+            bad=0.1,
+        ),
+        Panel(
+            "Waiting to be sent",
+            "bytes",
+            "What waits in the buffers to other nodes, all together.",
+            "a buffer is full at 1 MB by default (+zdbbl), and its senders are suspended from then "
+            "on.",
+            (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
+            warn=2**19,
+            bad=2**20,
+        ),
+        Panel(
+            "Full links",
+            "short",
+            "Connections to other nodes whose buffer is full now.",
+            "a node that does not read or a network that does not carry: every sender to it is "
+            "suspended.",
+            (Query("sum by (NODE) (beam_dist_busy_connections{HERE})"),),
+            warn=1,
+            bad=1,
+        ),
+        Panel(
             "Signals handed to links",
             "ops",
             "Times a second that buffered signals were handed to a connection, to its port or to "
@@ -47,6 +78,14 @@ _NODES = Row(
                 ),
             ),
         ),
+        Panel(
+            "Connected nodes",
+            "short",
+            "Nodes that are connected, visible and hidden (tools, mostly).",
+            "fewer than the cluster has: see the node's log for net ticks that did not come.",
+            (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} {{node}}"),),
+            hues=(("^visible", SKY), ("^hidden", ORANGE)),
+        ),
     ),
 )
 
@@ -63,6 +102,16 @@ _PORTS = Row(
             (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
             warn=0.1,
             bad=1,
+        ),
+        Panel(
+            "Time that ports are busy",
+            "percentunit",
+            "For how long ports were busy, over all ports: 200% is two of them all the time. Added "
+            "up when each no longer is.",
+            "their writers stand still. See who writes to what: `scope-trace --events port_busy`.",
+            (Query("sum by (NODE) (rate(beam_port_busy_seconds_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=0.5,
         ),
         Panel(
             "Ports, of what the table holds",

@@ -116,7 +116,7 @@ _HELD = Row(
             "bytes",
             "The processes with most memory in struct and heaps.",
             "look at the state it keeps and at its mailbox: `scope-trace ps`.",
-            (Query("sort_desc(beam_top_memory_bytes{HERE})", "{{name}} {{node}}"),),
+            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} {{node}}"),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,

@@ -188,6 +188,24 @@ _QUALITY = Row(
             height=10,
         ),
         Panel(
+            "Parts that are not told",
+            "short",
+            "Parts of what could be told of a VM that are not: counters, processes, allocators, "
+            "connections, threads, samples. 0 where all is.",
+            "the daemon's log says why; often the VM's release is not known, or it ended meanwhile.",
+            (
+                Query(
+                    "sum by (NODE, what) (scope_ebpf_refused{HERE})"
+                    " or 0 * sum by (NODE) (scope_ebpf_budget_ratio{HERE})",
+                    "{{what}} {{node}}",
+                    ORANGE,
+                ),
+            ),
+            warn=1,
+            bad=1,
+            width=6,
+        ),
+        Panel(
             "Windows and trips",
             "ops",
             "Windows in which hot hooks were in, and times a hook spent its allowance and was "
@@ -203,6 +221,7 @@ _QUALITY = Row(
                     ORANGE,
                 ),
             ),
+            width=6,
         ),
         Panel(
             "Lost and refused",
@@ -226,6 +245,7 @@ _QUALITY = Row(
             warn=0.01,
             bad=1,
             hues=(("^lost", VERMILLION), ("kernel", ORANGE), ("user", YELLOW)),
+            width=6,
         ),
         Panel(
             "Age of the snapshot",
@@ -236,6 +256,7 @@ _QUALITY = Row(
             (Query("time() - max by (NODE) (scope_ebpf_snapshot_timestamp_seconds{HERE})"),),
             warn=60,
             bad=300,
+            width=6,
         ),
     ),
 )

@@ -57,7 +57,11 @@ _MAILBOXES = Row(
             "call. Empty while nothing waits.",
             "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
             "Calls with a time-out make it worse: they are sent again.",
-            (Query("sort_desc(beam_top_mailbox_messages{HERE})", "{{name}} {{node}}"),),
+            (
+                Query(
+                    'sort_desc(beam_top_mailbox_messages{HERE, rank!="other"})', "{{name}} {{node}}"
+                ),
+            ),
             "bars",
             warn=1000,
             bad=10_000,
@@ -94,6 +98,23 @@ _LIFE = Row(
             (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))", hue=GREEN),),
         ),
         Panel(
+            "Lifetimes",
+            "s",
+            "How long processes lived that ended, half of them and 99 of 100; those that live on are "
+            "not in it.",
+            "processes that live for less than a ms cost more to make than they do; a request that "
+            "lives longer than its client waits is work for nobody.",
+            tuple(
+                Query(
+                    f"""histogram_quantile({q}, sum by (NODE, le)
+                        (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE])))""",
+                    f"{name} {{{{node}}}}",
+                    hue,
+                )
+                for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
+            ),
+        ),
+        Panel(
             "Exits by reason",
             "ops",
             "Processes that ended, by the class of their reason.",
@@ -106,7 +127,6 @@ _LIFE = Row(
                 ),
             ),
             hues=_NORMAL,
-            width=12,
         ),
         Panel(
             "Crashes",
@@ -123,7 +143,6 @@ _LIFE = Row(
             ),
             warn=0.1,
             bad=1,
-            width=12,
         ),
     ),
 )
@@ -131,6 +150,21 @@ _LIFE = Row(
 _WORK = Row(
     "What they do",
     (
+        Panel(
+            "Busiest processes",
+            "ops",
+            "The processes that did most reductions a second between the last two snapshots.",
+            "one process can use one scheduler at most. One that is always first and has a long "
+            "mailbox is the bottleneck: split what it does.",
+            (
+                Query(
+                    'sort_desc(beam_top_reductions_per_second{HERE, rank!="other"})',
+                    "{{name}} {{node}}",
+                ),
+            ),
+            "bars",
+            width=12,
+        ),
         Panel(
             "Messages sent",
             "mps",
@@ -144,6 +178,7 @@ _WORK = Row(
                 ),
             ),
             hues=(("^local", SKY), ("^remote", ORANGE)),
+            width=12,
         ),
         Panel(
             "Messages received",
@@ -151,6 +186,7 @@ _WORK = Row(
             "Messages that processes took out of their mailboxes; from windows where they are many.",
             "compare with what is sent.",
             (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))", hue=GREEN),),
+            width=12,
         ),
         Panel(
             "Hibernations",
@@ -159,6 +195,7 @@ _WORK = Row(
             "a busy process that hibernates collects its whole heap each time: give it a time-out "
             "before it does.",
             (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))", hue=PURPLE),),
+            width=12,
         ),
     ),
 )
@@ -172,7 +209,7 @@ _SIZE = Row(
             "The processes with most memory in struct and heaps.",
             "a heap this large makes each full collection long. Look at the state it keeps and at "
             "its mailbox (`scope-trace ps`).",
-            (Query("sort_desc(beam_top_memory_bytes{HERE})", "{{name}} {{node}}"),),
+            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} {{node}}"),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,

@@ -25,6 +25,8 @@ FOLDER = ROOT / "dashboards"
 FILES = sorted(FOLDER.glob("*.json"))
 RULES = FOLDER / "rules.yml"
 _SERIES = re.compile(r"\b(?:beam|scope_ebpf)_[a-z0-9_]+\b")
+#: Series that no panel and no rule shows, and why.
+UNSEEN: dict[str, str] = {}
 _HEX = re.compile(r'"(#[0-9A-Fa-f]{6})"')
 
 
@@ -175,6 +177,15 @@ def test_every_series_that_is_asked_for_is_exported():
     for name in recorded:
         text = text.replace(name, "")
     assert set(_SERIES.findall(text)) - exported().keys() == set()
+
+
+def test_every_series_that_is_exported_is_seen():
+    """
+    Each series of the catalogue is in a panel or a rule, or stands above with the reason.
+    """
+    names = exported()
+    seen = {names[name] for name in _SERIES.findall(expressions()) if name in names}
+    assert catalogue().keys() - seen == UNSEEN.keys()
 
 
 @pytest.mark.parametrize(

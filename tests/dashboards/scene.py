@@ -45,12 +45,13 @@ budget = "10%"
 include_nodes = ["^rabbit@localhost$"]
 compat = ["erlang-vm"]
 """
-#: A process that reads nothing, and what waits for it.
+#: A process that reads nothing, and what waits for it; and one whose children end at once.
 DEAF, WAITING = "scope_deaf", 2300
-PLANT_DEAF = f"""
+PLANT = f"""
     begin
         register({DEAF}, spawn(fun() -> receive never -> ok end end)),
         [{DEAF} ! planted || _ <- lists:seq(1, {WAITING})],
+        spawn(fun Spawn() -> spawn(fun() -> ok end), receive after 100 -> Spawn() end end),
         done
     end"""
 #: As many processes that want a scheduler all the time, until a deadline.
@@ -90,7 +91,7 @@ def play(folder: Path) -> Scene:
     with rabbitmq() as app, test_daemon.daemon(CONFIG, folder) as daemon:
         ports = {"scope": daemon.port, "rabbitmq": app.ports["prometheus"]}
         daemon.until(app.pid, lambda n: ("scope_ebpf_snapshot_cpu_seconds",) in n)
-        assert app.eval(PLANT_DEAF) == "done"
+        assert app.eval(PLANT) == "done"
         with prometheus(folder, rules, **ports) as server:
             with load(app):
                 server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")

@@ -17,6 +17,7 @@ EMPTY = {
     "beam_cgroup_": "a VM without a quota has no such series",
     "ALERTS": "there is no such series until an alert is pending",
     "== 0)": "every hook could be had, so none is counted",
+    "scope_ebpf_refused{": "every part could be told, so none is counted",
 }
 
 
