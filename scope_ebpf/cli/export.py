@@ -147,11 +147,16 @@ def _binary(path: str) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    whole = False
     try:
         with open(path, "wb") as output:  # noqa: PTH123 - the user's own words
             yield output
+        whole = True
     except OSError as error:
         raise output_error(error, path) from error
+    finally:
+        if not whole and Path(path).is_file():
+            Path(path).unlink()
 
 
 _EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl, "parquet": _parquet, "otlp": _otlp}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import collections
 import json
 import os
+import re
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +21,6 @@ from tracing import SCOPE_TRACE, Run, require_root, scope_trace, trace, wait_unt
 
 from scope_ebpf import events
 from scope_ebpf.capture.reader import Capture
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 N = 23
 
@@ -319,3 +317,34 @@ def test_a_flight_recorder_writes_when_the_vm_stalls(tmp_path: Path):
     assert "the VM is stopped" in Capture(path).contents().end.stopped_because
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.2.scope", "run.scope"]
     assert 0 == outcome.code
+
+
+def switches(pid: int) -> int:
+    """
+    How often the threads of a process gave up their CPU, as the kernel counts it.
+    """
+    total = 0
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        found = re.findall(r"ctxt_switches:\s*(\d+)", (folder / "status").read_text())
+        total += sum(map(int, found))
+    return total
+
+
+def test_the_kernels_switches_are_those_that_it_counts(tmp_path: Path):
+    """
+    As many threads leave a CPU in a capture as the kernel itself has counted meanwhile.
+    """
+    require_root()
+    path = tmp_path / "run.scope"
+    with planted("stock25") as beam:
+        outer = switches(beam.pid)
+        with record(beam.pid, path, "--events", "thread") as run:
+            inner = switches(beam.pid)
+            for _ in range(N):
+                beam.plant("messages 1000")
+            inner = switches(beam.pid) - inner
+            run.stop()
+        outer = switches(beam.pid) - outer
+    seen = int((rows(path, "thread")["class"] == 1).sum())
+    # The kernel does not tell every single switch.
+    assert inner * 0.97 <= seen <= outer

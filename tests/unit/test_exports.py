@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import base64
 import collections
+import http.server
 import io
 import json
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +22,7 @@ from stream_fixtures import HOSTILE, record
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore
 from scope_ebpf.capture.writer import Names, Writer
+from scope_ebpf.cli.main import main
 from scope_ebpf.labels import Label
 from scope_ebpf.sinks import parquet
 from scope_ebpf.sinks.otlp import SPANS, Spans
@@ -352,6 +356,76 @@ def test_spans_are_schedules_and_collections(path: Path):
         attributes["beam.scheduler"].string_value,
         attributes["beam.reductions"].int_value,
     )
+
+
+@pytest.fixture
+def collector():
+    """
+    A server that takes what is posted to it: its address, and the bodies.
+    """
+    bodies: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
+        thread.join()
+
+
+def test_spans_are_posted_to_a_collector(path: Path, collector, capsys: pytest.CaptureFixture):
+    """
+    With --endpoint the same spans that a file would have go to a collector, and no file is written.
+    """
+    url, bodies = collector
+    capture = Capture(path)
+    (request,) = Spans(capture, capture.contents()).requests()
+    assert 0 == main(["export", str(path), "--to", "otlp", "--endpoint", f"{url}/v1/traces"])
+    assert [request] == [json.loads(body) for body in bodies]
+    assert ["run.scope"] == [each.name for each in path.parent.iterdir()]
+    assert "4 spans" in capsys.readouterr().err
+
+
+def test_a_collector_that_refuses_is_named(path: Path, collector, capsys: pytest.CaptureFixture):
+    """
+    Where a collector does not take the spans, one line says which and why.
+    """
+    url, _ = collector
+    assert 10 == main(["export", str(path), "--to", "otlp", "--endpoint", f"{url}/nowhere"])
+    assert f"scope-trace: {url}/nowhere does not take the spans: HTTP Error 404" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_disk_that_is_full_leaves_no_half_export(path: Path, capsys: pytest.CaptureFixture):
+    """
+    What cannot be written is said in one line.
+    """
+    assert 10 == main(["export", str(path), "--to", "perfetto", "-o", "/dev/full"])
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["perfetto", "parquet"])
+def test_a_missing_package_is_named(
+    path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """
+    Without its Python package an export says what to install, and leaves no file.
+    """
+    for name in ("pyarrow", "perfetto.protos.perfetto.trace"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert 21 == main(["export", str(path), "--to", form])
+    assert "pip install 'scope-ebpf[export]'" in capsys.readouterr().err
+    assert ["run.scope"] == [each.name for each in path.parent.iterdir()]
 
 
 def test_spans_come_in_bounded_requests(tmp_path: Path):
