@@ -110,3 +110,22 @@ def test_more_windows_never_make_the_quantile_larger():
     values = [quantile(freedom) for freedom in range(1, 200)]
     assert values == sorted(values, reverse=True)
     assert values[-1] > 1.96
+
+
+@pytest.mark.parametrize(("told", "low"), [(True, False), (False, True)])
+def test_slow_windows_count_for_the_time_that_they_stand_for(told, low):
+    """
+    Half of the time has events, and its windows are slowed down to a quarter: with the speed that
+    the measure had before them the total is right, and without it too low.
+    """
+    estimate = Estimate(1, 1)
+    for number in range(WINDOWS):
+        busy = number % 2
+        measure = 250.0 if busy else 1000.0
+        seen = np.array([0.1 * measure * busy])
+        estimate.window(seen, measure, 100_000.0 if told else None)
+    assert estimate.advance(1_000_000.0)
+    assert (estimate.total[0] < 25_000) == low
+    if told:
+        assert estimate.total[0] == pytest.approx(50_000)
+        assert estimate.error_ratio() < 0.5
