@@ -37,8 +37,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import beams_run
 from prometheus_client.parser import text_string_to_metric_families
 
-#: A VM that lived so many seconds and was not observed was missed: a second until it counts as a VM
-#: (min_age), a second of a busy daemon, and one for a busy machine.
+from scope_ebpf.beam.threads import threads
+
+#: A VM whose schedulers ran for so many seconds and that was not observed was missed: a second
+#: until it is old enough (min_age), a second of a busy daemon, and one for a busy machine.
 LONG_ENOUGH = 3.0
 #: Seconds that a VM may live, drawn at random: some end before or while they are attached.
 LIVES = (0.05, 0.3, 1.05, 1.2, 2.0, 4.0, 8.0)
@@ -64,6 +66,8 @@ class Guest:
     born: float
     life: float
     frozen: bool
+    #: When its schedulers were seen first.
+    up: float | None = None
 
 
 @dataclass(slots=True)
@@ -214,7 +218,10 @@ class Crowd:
     def reap(self, count: Count) -> None:
         """End those whose time has come."""
         for guest in list(self.guests):
-            age = time.monotonic() - guest.born
+            now = time.monotonic()
+            age = now - guest.born
+            if guest.up is None and any(t.role == "normal" for t in threads(guest.process.pid)):
+                guest.up = now
             if age < guest.life:
                 if guest.frozen and age > guest.life / 2:
                     guest.process.send_signal(signal.SIGSTOP)
@@ -222,7 +229,7 @@ class Crowd:
             guest.process.kill()
             guest.process.wait()
             self.guests.remove(guest)
-            if age > LONG_ENOUGH:
+            if guest.up is not None and now - guest.up > LONG_ENOUGH:
                 count.long += 1
                 if guest.process.pid not in self._daemon.observed:
                     count.missed.append(guest.process.pid)

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, Target, inspect
+from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.errors import NoSuchProcessError, NotABeamError, ScopeError
 
@@ -59,8 +60,8 @@ class Scanner:
         self._seen: dict[int, tuple[str, int]] = {}
         #: VMs that nobody has, by pid: when each is looked into, in seconds of the monotonic clock.
         self._due: dict[int, float] = {}
-        #: Those of them that are not wanted, so that their programs stay open.
-        self._unwanted: dict[int, Target] = {}
+        #: Those of them that are not wanted, by pid: what they were called, and who tells it now.
+        self._unwanted: dict[int, tuple[str | None, NodeName]] = {}
         self.seconds = 0.0
 
     def started(self, pid: int, when: float) -> None:
@@ -88,8 +89,11 @@ class Scanner:
         that are observed already would have to wait.
         """
         now = time.monotonic()
+        due = [pid for pid, when in self._due.items() if when <= now]
+        if not due:
+            return None
         with self._timed():
-            for pid in [pid for pid, when in self._due.items() if when <= now]:
+            for pid in due:
                 found = self._look_into(pid, config, now)
                 if found:
                     return found
@@ -127,8 +131,10 @@ class Scanner:
 
     def _look_into(self, pid: int, config: Config, now: float) -> Target | Refusal | None:
         del self._due[pid]
-        self._unwanted.pop(pid, None)
         try:
+            if self._is_called_as_before(pid):
+                self._due[pid] = now + RENAMED
+                return None
             target = inspect(pid, self._proc, self._files.open)
         except (NoSuchProcessError, NotABeamError):
             return None
@@ -142,9 +148,17 @@ class Scanner:
             return None
         if config.wants(target.node or "", target.exe, cgroup_of(pid, self._proc)):
             return target
-        self._unwanted[pid] = target
+        self._unwanted[pid] = target.node, NodeName(target)
         self._due[pid] = now + RENAMED
         return None
+
+    def _is_called_as_before(self, pid: int) -> bool:
+        """Whether *pid* was not wanted, and nothing has changed that could make it so."""
+        name, now = self._unwanted.get(pid, (None, None))
+        if now is not None and name is not None and now.read() == name:
+            return True
+        self._unwanted.pop(pid, None)
+        return False
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
