@@ -40,7 +40,7 @@ struct {
 
 struct whole {
 	struct sample sample;
-	__u8 data[MAX_ERLANG + MAX_NATIVE];
+	__u8 data[MAX_ERLANG + MAX_NATIVE + PAGE];
 };
 
 /* Where a sample is put together, one for each CPU; user space sets how many. */
@@ -114,9 +114,9 @@ static __always_inline __u32 copy_native(struct whole *whole, __u32 place)
 			size = end - at;
 		if (place >= MAX_ERLANG + MAX_NATIVE - PAGE)
 			break;
+		/* No longer than a page; Linux 5.10 believes it only of a mask right here. */
+		asm volatile("" : "+r"(size));
 		size &= 2 * PAGE - 1;
-		if (size > PAGE)
-			break; /* cannot be; the verifier wants to know */
 		if (bpf_probe_read_user(whole->data + place, size, (const void *)at))
 			break;
 		at += size;
