@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which processes discovery looks into, and when: over a folder that stands for /proc.
+"""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from scope_ebpf.beam import discover
+from scope_ebpf.beam.discover import Refusal
+from scope_ebpf.daemon import discovery
+from scope_ebpf.daemon.config import Config
+from scope_ebpf.daemon.discovery import Scanner
+from scope_ebpf.errors import NoSuchProcessError, NotPermittedError
+
+QUICK = Config(min_age=0.0)
+
+
+def process(proc, pid, *threads):
+    """
+    A process with *threads* of these names.
+    """
+    folder = proc / str(pid)
+    for number, name in enumerate(threads or ("beam.smp", "1_scheduler")):
+        (folder / "task" / str(pid + number)).mkdir(parents=True)
+        (folder / "task" / str(pid + number) / "comm").write_text(name + "\n")
+    (folder / "exe").symlink_to("/usr/bin/something")
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """
+    The pids that were looked into; each is a VM that is old enough, unless it is told otherwise.
+    """
+    pids = []
+
+    def inspect(pid, proc, opened):
+        pids.append(pid)
+        return SimpleNamespace(pid=pid, exe="/usr/bin/something", node="a@b", started=0.0)
+
+    monkeypatch.setattr(discovery, "inspect", inspect)
+    return pids
+
+
+def test_only_what_has_schedulers_is_looked_into(tmp_path, looked):
+    """
+    Of all processes those with the threads of a VM are, old names and new, and each once.
+    """
+    process(tmp_path, 10, "bash")
+    process(tmp_path, 20, "beam.smp", "1_scheduler")
+    process(tmp_path, 30, "renamed", "erts_sched_1")
+    scanner = Scanner(tmp_path)
+    for _ in range(5):
+        scanner.scan()
+        while scanner.take(QUICK):
+            pass
+    assert sorted(looked) == [20, 30]
+
+
+def test_one_is_given_at_a_time(tmp_path, looked):
+    """
+    A crowd is taken in one by one, so that the loop comes round in between.
+    """
+    for pid in (20, 30, 40):
+        process(tmp_path, pid)
+    scanner = Scanner(tmp_path)
+    scanner.scan()
+    taken = [scanner.take(QUICK) for _ in range(4)]
+    assert sorted(found.pid for found in taken[:3]) == [20, 30, 40]
+    assert taken[3] is None
+
+
+def test_a_start_that_was_told_is_due_when_it_is_old_enough(tmp_path, looked):
+    """
+    A pid that the kernel told is not looked into before its time.
+    """
+    scanner = Scanner(tmp_path)
+    later = time.monotonic() + 1000
+    scanner.started(20, later)
+    assert scanner.take(QUICK) is None
+    assert scanner.next_due() == later
+    scanner.started(20, time.monotonic())
+    assert scanner.take(QUICK).pid == 20
+
+
+def test_a_pid_that_is_used_again_is_looked_into_again(tmp_path, looked):
+    """
+    When a VM has ended, the next process of its number is somebody else.
+    """
+    process(tmp_path, 20)
+    scanner = Scanner(tmp_path)
+    for _ in range(2):
+        scanner.scan()
+        assert scanner.take(QUICK).pid == 20
+        scanner.ended(20)
+    assert looked == [20, 20]
+
+
+def test_what_cannot_be_looked_into_is_tried_again_later(tmp_path, monkeypatch):
+    """
+    A refusal is given with its reason, and its pid is due again, but not at once.
+    """
+
+    def refuse(pid, proc, opened):
+        raise NotPermittedError("no")
+
+    monkeypatch.setattr(discovery, "inspect", refuse)
+    scanner = Scanner(tmp_path)
+    scanner.started(20, 0.0)
+    found = scanner.take(QUICK)
+    assert isinstance(found, Refusal)
+    assert str(found.reason) == "no"
+    assert scanner.next_due() > time.monotonic() + discovery.RETRY / 2
+    assert scanner.take(QUICK) is None
+
+
+def test_one_that_has_ended_meanwhile_is_nothing(tmp_path, monkeypatch):
+    """
+    A VM that lived for less than it must be old is forgotten without a word.
+    """
+
+    def gone(pid, proc, opened):
+        raise NoSuchProcessError("gone")
+
+    monkeypatch.setattr(discovery, "inspect", gone)
+    scanner = Scanner(tmp_path)
+    scanner.started(20, 0.0)
+    assert scanner.take(QUICK) is None
+    assert scanner.next_due() is None
+
+
+def test_a_name_of_ten_kilobytes_on_the_command_line_is_cut(tmp_path):
+    """
+    What is read where the VM's memory tells no name is as short as a name can be.
+    """
+    (tmp_path / "cmdline").write_bytes(b"beam.smp\0-name\0" + b"x" * 10_000 + b"@host\0")
+    assert discover._node_argument(tmp_path) == "x" * 255
