@@ -32,7 +32,7 @@ mount -t proc proc proc
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount --bind "$2" mnt
-echo 127.0.0.1 localhost >etc/hosts
+echo "127.0.0.1 localhost $(hostname)" >etc/hosts
 mount -t tmpfs run run
 mount -t tmpfs tmp tmp
 exec chroot . sh -c 'echo begun; exec sleep infinity'

@@ -96,6 +96,8 @@ def starts() -> str:
     """
     The start returns when the daemon has said that it is ready (Type=notify), and it is.
     """
+    # A hit is dear where the CPU is emulated: with less of a budget the hooks are hardly ever in.
+    CONFIG.write_text('budget = "50%"\n')
     systemctl("enable", "--now", UNIT)
     assert shown("ActiveState") == "active"
     assert page("readyz"), "it is not ready"
@@ -120,14 +122,14 @@ def reloads() -> None:
     """
     A reload takes a new config, and refuses a wrong one without ending.
     """
-    CONFIG.write_text('budget = "2%"\n')
+    CONFIG.write_text('budget = "40%"\n')
     systemctl("reload", UNIT)
     wait_for('scope_ebpf_config_reloads_total{result="ok"} 1.0')
-    CONFIG.write_text('bugdet = "2%"\n')
+    CONFIG.write_text('bugdet = "40%"\n')
     systemctl("reload", UNIT)
     wait_for('scope_ebpf_config_reloads_total{result="refused"} 1.0')
     assert shown("ActiveState") == "active"
-    CONFIG.write_text("")
+    CONFIG.write_text('budget = "50%"\n')
 
 
 def watched() -> None:
