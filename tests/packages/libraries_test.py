@@ -47,7 +47,8 @@ def test_the_unit_tests_pass_on_the_distributions_libraries(sources: Path):
     test = (
         "cp -r /mnt /root/scope && cd /root/scope && export PYTHONPATH=/usr/lib/scope-ebpf"
         # Exports by pyarrow and others are an extra, which Debian 12 does not have.
-        " && python3 -m pytest -q -p no:cacheprovider tests/unit --ignore tests/unit/test_exports.py"
+        " && python3 -m pytest -q -p no:cacheprovider tests/unit"
+        " --ignore tests/unit/test_exports.py"
     )
     with machine(root("erlang-base", *TOOLS, *depends), sources) as bare:
         bare.run("dpkg", "-i", f"/mnt/{deb.name}")
