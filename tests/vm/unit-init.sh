@@ -32,6 +32,9 @@ StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
 UNIT
+# An emulated CPU takes longer than the 90 s that systemd gives a service to start.
+mkdir -p /root/etc/systemd/system/scope-ebpfd.service.d
+printf '[Service]\nTimeoutStartSec=600\nWatchdogSec=300\n' >/root/etc/systemd/system/scope-ebpfd.service.d/slow.conf
 mkdir -p /root/etc/systemd/system/multi-user.target.wants
 ln -s ../scope-vm.service /root/etc/systemd/system/multi-user.target.wants/
 exec switch_root /root /lib/systemd/systemd
