@@ -85,6 +85,8 @@ _NODES = Row(
             "fewer than the cluster has: see the node's log for net ticks that did not come.",
             (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} {{node}}"),),
             hues=(("^visible", SKY), ("^hidden", ORANGE)),
+            width=24,
+            height=6,
         ),
     ),
 )
@@ -146,7 +148,6 @@ _PORTS = Row(
                     ORANGE,
                 ),
             ),
-            width=12,
         ),
         Panel(
             "Bytes through ports",
@@ -162,7 +163,6 @@ _PORTS = Row(
                 ),
             ),
             hues=(("^in", SKY), ("^out", ORANGE)),
-            width=12,
         ),
     ),
 )

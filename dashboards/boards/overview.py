@@ -8,7 +8,7 @@ from boards.records import Board, Panel, Query, Row
 
 _STARVED = """
     sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE, scheduler_type="normal",
-        reason=~"preempted|queued"}[RATE])) / sum by (NODE) (beam_schedulers{HERE})"""
+        reason=~"preempted|queued|throttled"}[RATE])) / sum by (NODE) (beam_schedulers{HERE})"""
 _THROTTLED = """
     sum by (NODE) (rate(beam_cgroup_throttled_seconds_total{HERE}[RATE]))
         or 0 * sum by (NODE) (beam_schedulers{HERE})"""

@@ -21,6 +21,7 @@ from grafana_foundation_sdk.builders import (
 from grafana_foundation_sdk.models.common import (
     BarGaugeDisplayMode,
     BarGaugeNamePlacement,
+    BarGaugeSizing,
     BigValueColorMode,
     BigValueGraphMode,
     BigValueTextMode,
@@ -133,6 +134,8 @@ def _series(panel: Panel) -> timeseries.Panel:
         made.thresholds_style(
             common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED)
         )
+    if panel.unit == "percentunit":
+        made.axis_soft_max(0.01)  # where all is zero the axis would reach to 10,000 %
     if panel.stack:
         made.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
     for ref, query in list(zip(ascii_uppercase, panel.queries, strict=False))[1:]:
@@ -159,6 +162,7 @@ def _bars(_panel: Panel) -> bargauge.Panel:
     made = bargauge.Panel().reduce_options(_latest()).orientation(VizOrientation.HORIZONTAL)
     made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
     made.name_placement(BarGaugeNamePlacement.LEFT).show_unfilled(True)
+    made.sizing(BarGaugeSizing.MANUAL).min_viz_height(16).max_viz_height(32)
     return made.display_mode(BarGaugeDisplayMode.BASIC)
 
 

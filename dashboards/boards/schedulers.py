@@ -13,9 +13,11 @@ TYPES = (
     ("^dirty_io", GREEN),
     ("^poll", PURPLE),
     ("^aux", GREY),
+    ("^async", YELLOW),
 )
 _REASONS = (
     ("^queued", VERMILLION),
+    ("^throttled", YELLOW),
     ("^preempted", ORANGE),
     ("^blocked", PURPLE),
     ("^idle", GREY),
@@ -71,8 +73,8 @@ _WAITING = Row(
             "Where a normal scheduler's time goes",
             "percentunit",
             "Shares of the time of one normal scheduler: on a CPU; queued (woken, and waiting for a "
-            "CPU); preempted (another ran instead); blocked (asleep in a system call); idle.",
-            "queued and preempted are the host's doing. Blocked is the VM's: a NIF or a driver that "
+            "CPU); preempted (another ran instead); throttled (by the cgroup's quota); blocked (asleep in a system call); idle.",
+            "queued, preempted and throttled are the host's doing. Blocked is the VM's: a NIF or a driver that "
             "waits for a disk or a lock on a normal scheduler.",
             (
                 Query(
@@ -100,7 +102,7 @@ _WAITING = Row(
             (
                 Query(
                     """sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE,
-                        scheduler_type="normal", reason=~"preempted|queued"}[RATE]))
+                        scheduler_type="normal", reason=~"preempted|queued|throttled"}[RATE]))
                         / sum by (NODE) (beam_schedulers{HERE})"""
                 ),
             ),
@@ -183,7 +185,7 @@ _WORK = Row(
                     BLUE,
                 ),
             ),
-            hues=(*TYPES, ("^async", YELLOW)),
+            hues=TYPES,
             width=6,
         ),
         Panel(

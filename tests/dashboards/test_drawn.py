@@ -70,7 +70,7 @@ def answers(board: dict, scene) -> dict:
 
 def looks(folder: Path, scenes: list[dict]) -> dict[str, dict[int, Look]]:
     """
-    Draw *scenes*; their pictures are in *folder*, and in ``SCOPE_PICTURES`` if that is given.
+    Draw *scenes*; their pictures are in *folder*.
     """
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     require(chromium, "chromium is not installed")
@@ -79,9 +79,6 @@ def looks(folder: Path, scenes: list[dict]) -> dict[str, dict[int, Look]]:
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     assert answer["errors"] == []
-    if kept := os.environ.get("SCOPE_PICTURES"):
-        for picture in folder.glob("*.png"):
-            shutil.copy(picture, kept)
     return {
         uid: {
             int(number): Look(said["blank"][number], counted, said["text"][number])
@@ -98,7 +95,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(scene, folder):
-    return looks(folder, [answers(board, scene) for board in asked.dashboards()])
+    """
+    All dashboards; their pictures are kept in ``SCOPE_PICTURES``, if that is given.
+    """
+    seen = looks(folder, [answers(board, scene) for board in asked.dashboards()])
+    if kept := os.environ.get("SCOPE_PICTURES"):
+        for picture in folder.glob("*.png"):
+            shutil.copy(picture, kept)
+    return seen
 
 
 @pytest.mark.parametrize(("uid", "panel"), EVERY)

@@ -100,7 +100,8 @@ function Values({ panel, data, width, height, timeRange }: Drawn) {
       width={width}
       height={height}
       autoGrid={!bars}
-      minVizHeight={bars ? 16 : undefined}
+      minVizHeight={panel.options.minVizHeight}
+      maxVizHeight={panel.options.maxVizHeight}
       orientation={bars ? VizOrientation.Horizontal : VizOrientation.Auto}
       renderValue={({ value, alignmentFactors, count, ...size }: any) =>
         bars ? (
