@@ -244,7 +244,7 @@ _QUALITY = Row(
             ),
             warn=0.01,
             bad=1,
-            hues=(("^lost", VERMILLION), ("kernel", ORANGE), ("user", YELLOW)),
+            hues=(("^lost", VERMILLION), ("kernel", ORANGE), ("user", YELLOW), ("clock", SKY)),
             width=6,
         ),
         Panel(
