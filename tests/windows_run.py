@@ -144,14 +144,16 @@ def block(truth: Truth, eye: Eye, event: str, windows: int, rng: random.Random) 
     A total from *windows* windows at irregular times.
     """
     estimate = Estimate(1, 1)
-    began, first = eye.now(event), truth()
+    began, since, first = eye.now(event), time.monotonic(), truth()
     for _ in range(windows):
         time.sleep(rng.uniform(0.02, 0.08))
         seen = eye.window(event, rng.uniform(0.003, 0.01))
         if seen.closed.measure is not None:
             count = np.array([float(seen.count)])
-            estimate.window(count, seen.closed.measure, seen.closed.speed)
-    estimate.advance(eye.measures.passed(event, began, eye.now(event)))
+            closed = seen.closed
+            estimate.window(count, closed.measure, closed.seconds, closed.speed)
+    passed = eye.measures.passed(event, began, eye.now(event))
+    estimate.advance(passed, time.monotonic() - since)
     return Block(float(estimate.total[0]), estimate.error_ratio(), truth() - first)
 
 

@@ -47,6 +47,14 @@ class Words:
     words: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A measure, and the monotonic time when it was read, ns."""
+
+    time_ns: int
+    measure: int
+
+
 class Measures:
     """
     The counters of *target*, where they can be read; *refused* says why they cannot.
@@ -101,6 +109,11 @@ class Measures:
         sums = np.add.reduceat(raw.view(np.uint64)[:, 0], self._starts)
         found |= dict(zip(self._places, sums.tolist(), strict=True))
         return found
+
+    def reading(self, event: str, found: dict[str, int] | None = None) -> Mark:
+        """The measure of *event*, now or as :meth:`now` has *found* it. Raises ReadRefusedError."""
+        found = self.now() if found is None else found
+        return Mark(found[TIME], found[self.of(event)])
 
     def words(self, event: str) -> Words | None:
         """Where a BPF program reads the measure of *event*; None where that is time."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.daemon.measures import Mark
     from scope_ebpf.daemon.windows import Closed
     from scope_ebpf.plan import Item
 
@@ -34,40 +35,41 @@ class Totals:
         self._estimates = {event: Estimate(WIDTH, COUNTS) for event in names}
         self._seen = {event: np.zeros(WIDTH) for event in self._estimates}
         self._passed = passed
-        #: The measure up to which the totals reach.
-        self._measured: dict[str, int] = {}
+        #: Up to where the totals reach.
+        self._reached: dict[str, Mark] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._estimates)
 
-    def opened(self, event: str, measure: int) -> None:
-        """From *measure* on *event* is always counted."""
-        self._measured[event] = measure
+    def opened(self, event: str, now: Mark) -> None:
+        """From *now* on *event* is always counted."""
+        self._reached[event] = now
 
-    def exact(self, event: str, counted: Counted, measure: int) -> None:
-        """All that happened up to *measure* was counted."""
+    def exact(self, event: str, counted: Counted, now: Mark) -> None:
+        """All that happened up to *now* was counted."""
         self._estimates[event].exact(self._news(event, counted))
-        self._measured[event] = measure
+        self._reached[event] = now
 
-    def estimated(self, event: str, measure: int) -> None:
-        """Windows tell what happened up to *measure*, if there were any."""
-        since = self._measured.setdefault(event, measure)
-        if self._estimates[event].advance(self._passed(event, since, measure)):
-            self._measured[event] = measure
+    def estimated(self, event: str, now: Mark) -> None:
+        """Windows tell what happened up to *now*, if there were any."""
+        since = self._reached.setdefault(event, now)
+        seconds = (now.time_ns - since.time_ns) / 1e9
+        if self._estimates[event].advance(self._passed(event, since.measure, now.measure), seconds):
+            self._reached[event] = now
 
-    def tripped(self, event: str, counted: Counted, measure: int) -> None:
+    def tripped(self, event: str, counted: Counted, now: Mark) -> None:
         """What was counted until now is exact, and the best that is known of what follows."""
         news, estimate = self._news(event, counted), self._estimates[event]
-        since = self._measured.get(event, measure)
+        since = self._reached.get(event, now)
         estimate.exact(news)
-        estimate.begin(news, self._passed(event, since, measure))
-        self._measured[event] = measure
+        estimate.begin(news, self._passed(event, since.measure, now.measure))
+        self._reached[event] = now
 
     def window(self, event: str, counted: Counted, closed: Closed) -> None:
         """A window of *event* was *closed*."""
         news = self._news(event, counted)
         if closed.measure is not None:
-            self._estimates[event].window(news, closed.measure, closed.speed)
+            self._estimates[event].window(news, closed.measure, closed.seconds, closed.speed)
 
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
         """What a scrape shows of *event*, seen as *item* says."""

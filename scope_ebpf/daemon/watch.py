@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.daemon import totals
-from scope_ebpf.daemon.measures import Measures
+from scope_ebpf.daemon.measures import Mark, Measures
 from scope_ebpf.daemon.prices import Prices
 from scope_ebpf.daemon.process import read_process
 from scope_ebpf.daemon.throttling import Throttling
@@ -174,8 +174,8 @@ class Watch:
             self.trips += 1
             self._governor.tripped(event, now)
             end = self.session.edges(event).end
-            measure = end[1] if end else self._measures.now()[self._measures.of(event)]
-            self._totals.tripped(event, self.session.kind(event), measure)
+            reached = Mark(*end) if end else self._measures.reading(event)
+            self._totals.tripped(event, self.session.kind(event), reached)
 
     def _act(self, action: Action, measures: dict[str, int]) -> None:
         event = action.event
@@ -183,7 +183,7 @@ class Watch:
             self.session.refill(event, action.hits)
         elif self._attached(event):
             self.session.open_gate(event, action.hits)
-            self._totals.opened(event, measures[self._measures.of(event)])
+            self._totals.opened(event, self._measures.reading(event, measures))
 
     def _attached(self, event: str) -> bool:
         """Put the hooks of *event* in; where that fails the event is off."""
@@ -222,14 +222,14 @@ class Watch:
             self._lost, self._refused = (int(counted[0][n].sum()) for n in ("lost", "refused"))
         self._hit = hit
         for event in self._totals:
-            measure = measures[self._measures.of(event)]
+            reached = self._measures.reading(event, measures)
             if event not in self.session.attached or modes.get(event) != "always":
-                self._totals.estimated(event, measure)
+                self._totals.estimated(event, reached)
             elif counted is None:
-                self._totals.opened(event, measure)
+                self._totals.opened(event, reached)
             else:
                 number = events.KINDS[event].id
-                self._totals.exact(event, (counted[0][number], counted[1][number]), measure)
+                self._totals.exact(event, (counted[0][number], counted[1][number]), reached)
 
     def _spent_on(self, event: str) -> float:
         return self._prices.spent_on(event, self.session.hits())

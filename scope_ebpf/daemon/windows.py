@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.measures import TIME
+from scope_ebpf.daemon.measures import TIME, Mark
 
 if TYPE_CHECKING:
     from scope_ebpf.daemon.measures import Measures
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
 _DOUBT = 0.1
 #: Seconds for which the measure is looked at before a window: about as long as the window.
 _SHORTEST, _LONGEST = 0.005, 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The measure, and the time when it was read, ns."""
-
-    time_ns: int
-    measure: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +58,10 @@ class Approach:
         #: When the window may be opened, monotonic seconds.
         self.ready = time.monotonic() + min(max(action.length, _SHORTEST), _LONGEST)
 
-    def read(self) -> Reading:
+    def read(self) -> Mark:
         """The measure as it is now."""
         measure = self._measures.now()[self._measures.of(self.action.event)]
-        return Reading(time.monotonic_ns(), measure)
+        return Mark(time.monotonic_ns(), measure)
 
     def speed(self) -> float:
         """The measure in each second since the beginning."""
@@ -107,19 +99,19 @@ class Window:
         measure = self._measures.passed(self.event, begin.measure, end.measure)
         return Closed(seconds, measure, self._speed)
 
-    def _read(self) -> Reading:
+    def _read(self) -> Mark:
         measure = self._measures.now()[self._measures.of(self.event)]
-        return Reading(time.monotonic_ns(), measure)
+        return Mark(time.monotonic_ns(), measure)
 
 
-def bounds(opened: Reading, closing: Reading, edges: Edges, until: int) -> tuple[Reading, Reading]:
+def bounds(opened: Mark, closing: Mark, edges: Edges, until: int) -> tuple[Mark, Mark]:
     """
     The readings between which a window lies that ended at *until*, or when it tripped.
 
     *opened* and *closing* are ours, with the time at which they were complete.
     """
-    begin = Reading(*edges.begin) if edges.begin else None
-    end = Reading(*edges.end) if edges.end else None
+    begin = Mark(*edges.begin) if edges.begin else None
+    end = Mark(*edges.end) if edges.end else None
     if begin is None or opened.time_ns < begin.time_ns:
         begin = opened
     if end is None or until < closing.time_ns < end.time_ns:

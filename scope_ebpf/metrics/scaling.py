@@ -3,16 +3,18 @@
 Totals from windows.
 
 An event is counted in short windows only, but something that goes along with it (a
-measure: context switches, spawns, collections, or else time) is known for all the
-time between. The total is estimated by the ratio of the two in the last windows,
-times the measure (a ratio estimator, Cochran, Sampling Techniques, ch. 6). Where
-the hooks slow the target down in a window, both are slowed down alike, which
-a rate per second would not survive.
+measure: context switches, spawns, collections, reductions, or else time) is known for
+all the time between. A window has a rate of events and a speed of its measure; what
+the hooks slow down in it, they slow down alike. Through the rates of all windows, over
+their speeds, goes a line; and since the speed is known at every moment, so is the rate
+(a regression estimator, Cochran, Sampling Techniques, ch. 7). Where events follow the
+measure the line leads to the origin, and it does not matter how slow a window was;
+where a program does either this or that, the speed tells how much of which.
 
-But slow windows would count for less than the time that they stand for, and slow are
-those in which the event is frequent. So windows are put together by strata of alike
-ratios, and each stratum weighs what the measure did just before its windows, when no
-hook was in (a separate ratio estimator, as there).
+Then it does matter, since slow are those windows in which the event is frequent. How
+fast the measure went just before a window, when no hook was in, tells by how much; but
+the program may have turned to something else in between. So that is taken from windows
+of alike ratios together, as their median.
 """
 
 from __future__ import annotations
@@ -30,8 +32,14 @@ if TYPE_CHECKING:
 WINDOWS = 40
 #: Windows in which nothing happens, after which the burst is over that took the hooks out.
 _QUIET = 3
-#: Windows of which something can be said at least, and strata at most.
-_FEW, _STRATA = 3, 4
+#: Windows of which something can be said at least, and of which a line is drawn.
+_FEW, _LINE = 3, 8
+#: Windows of alike ratios are as slow as each other, in so many groups.
+_ALIKE = 4
+#: The spread of speeds, for their size, at which windows and origin decide alike about the slope.
+_SPREAD = 0.05
+#: Groups of windows that are left out in turn to see how much each decides (a jackknife).
+_LEFT_OUT = 13
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom. It would fall to 1.96; here it
 #: stays, because the ratio of few windows is spread a little wider than the formula says.
 _T95 = (0.0, 12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
@@ -43,55 +51,74 @@ class Estimate:
     The growing totals of one event: counts of its classes, histogram slots, sums.
 
     *total* has as many columns as *width*; the first *counts* of them are counts,
-    whose sum is what the error is stated for.
+    whose sum is what the error is stated for. It never falls.
     """
 
     width: int
     counts: int
     total: NDArray[np.float64] = field(init=False)
-    #: Of each window what was counted, its measure, and the speed of that before.
-    _windows: deque[tuple[NDArray[np.float64], float, float]] = field(init=False)
+    #: The same as the line has it, which for a moment may fall.
+    _level: NDArray[np.float64] = field(init=False)
+    #: What was counted in each window.
+    _seen: deque[NDArray[np.float64]] = field(init=False)
+    #: Of each window its sum, measure, seconds, the speed before it, and what had passed by then.
+    _windows: deque[tuple[float, ...]] = field(init=False)
+    #: The measure and the seconds that have passed.
+    _passed: tuple[float, float] = field(init=False, default=(0.0, 0.0))
     _hint: tuple[NDArray[np.float64], float] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.total = np.zeros(self.width)
+        self._level = np.zeros(self.width)
+        self._seen = deque(maxlen=WINDOWS)
         self._windows = deque(maxlen=WINDOWS)
 
     def exact(self, seen: NDArray[np.float64]) -> None:
         """Add what was counted while the event was always counted."""
         self.total += seen
+        self._level = self.total.copy()
 
-    def window(self, seen: NDArray[np.float64], measure: float, speed: float | None = None) -> None:
+    def window(
+        self,
+        seen: NDArray[np.float64],
+        measure: float,
+        seconds: float,
+        speed: float | None = None,
+    ) -> None:
         """
-        Remember a window: what was counted in it, and how far the measure went.
+        Remember a window of *seconds*: what was counted in it, and how far the measure went.
 
-        *speed* is how far the measure went in each second before the hooks came;
-        either all windows have it or none.
+        *speed* is how far the measure went in each second before the hooks came, if
+        that is known.
         """
+        seconds = max(seconds, 1e-9)
         measure = max(measure, 0.0)
-        self._windows.append((seen, measure, measure if speed is None else speed))
+        before = measure / seconds if speed is None else speed
+        self._seen.append(seen)
+        counts = float(seen[: self.counts].sum())
+        self._windows.append((counts, measure, seconds, before, *self._passed))
 
-    def advance(self, measure: float) -> bool:
+    def advance(self, measure: float, seconds: float) -> bool:
         """
-        Add what must have happened while the measure went on by *measure*.
+        Add what must have happened in *seconds*, in which the measure went on by *measure*.
 
         False, and nothing added, where no window tells yet.
         """
-        windows = [w for w in self._windows if w[1] > 0]
-        if windows and any(speed for _, _, speed in windows):
-            rows = np.array([seen for seen, _, _ in windows])
-            self.total += _Strata(*self._columns()).weights @ rows * measure
+        columns = self._columns()
+        if columns[1].any():
+            self._level = self._level + weights(columns, measure, seconds) @ np.array(self._seen)
         elif len(self._windows) >= _QUIET and self._hint:
             seen, over = self._hint
-            self.total += seen * (measure / over)
+            self._level = self._level + seen * (measure / over)
         else:
             return False
+        self.total = np.maximum(self.total, self._level)
+        self._passed = self._passed[0] + measure, self._passed[1] + seconds
         return True
 
     def _columns(self) -> NDArray[np.float64]:
-        """Counts, measures and speeds of the windows in which the measure went on."""
-        rows = [(float(s[: self.counts].sum()), m, v) for s, m, v in self._windows if m > 0]
-        return np.array(rows, np.float64).reshape(-1, 3).T
+        """Sums, measures, seconds and speeds before of the windows, shape ``(4, n)``."""
+        return np.array(self._windows, np.float64).reshape(-1, 6).T[:4]
 
     def begin(self, seen: NDArray[np.float64], measure: float) -> None:
         """
@@ -100,6 +127,7 @@ class Estimate:
         The first tells of the time before it as well. *seen* while the measure went
         on by *measure* is believed only if nothing happens any more in the next few.
         """
+        self._seen.clear()
         self._windows.clear()
         self._hint = (seen, measure) if measure > 0 and seen.any() else None
 
@@ -110,47 +138,73 @@ class Estimate:
         1.0 where too little was seen to tell.
         """
         columns = self._columns()
-        counts, size = float(columns[0].sum()), columns.shape[1]
-        if size < _FEW or not counts or not columns[2].any():
+        size, counts = columns.shape[1], float(columns[0].sum())
+        if size < _FEW or not counts or not columns[1].any():
             return 1.0
-        strata = _Strata(*columns)
-        without = strata.without_each()
-        variance = (size - 1) / size * float(((without - without.mean()) ** 2).sum())
+        measure, seconds = (self._passed[n] - self._windows[0][4 + n] for n in (0, 1))
+        if seconds <= 0:
+            measure, seconds = float((columns[1] / columns[2]).mean()), 1.0
+        found = float(weights(columns, measure, seconds) @ columns[0])
+        if found <= 0:
+            return 1.0
+        groups = min(size, _LEFT_OUT)
+        # At random, since the program may have a rhythm that the windows fall in with.
+        of = np.random.default_rng(size).permutation(size) % groups
+        kept = [columns[:, of != group] for group in range(groups)]
+        without = np.array([float(weights(some, measure, seconds) @ some[0]) for some in kept])
+        variance = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
+        variance *= size / (size - 2)  # the line fits its windows better than others
         # Counting itself scatters too, which few windows may not show.
-        variance = max(variance, strata.ratio**2 / counts)
-        return min(1.0, quantile(size - 1) * float(np.sqrt(variance)) / max(strata.ratio, 1e-300))
+        variance = max(variance, found**2 / counts)
+        return min(1.0, quantile(groups - 1) * float(np.sqrt(variance)) / found)
 
 
-class _Strata:
-    """Windows by their ratio of count to measure; all arguments of shape ``(n,)``."""
+def weights(columns: NDArray[np.float64], measure: float, seconds: float) -> NDArray[np.float64]:
+    """
+    What to multiply each window's counts with for the total of some *seconds*, shape ``(n,)``.
 
-    def __init__(
-        self,
-        counts: NDArray[np.float64],
-        measures: NDArray[np.float64],
-        speeds: NDArray[np.float64],
-    ) -> None:
-        self._rows = np.array([counts, measures, speeds])
-        strata = min(_STRATA, max(1, len(counts) // _FEW))
-        order = np.argsort(counts / measures, kind="stable")
-        self._of = np.empty(len(counts), np.int64)
-        self._of[order] = np.arange(len(counts)) * strata // len(counts)
-        sums = np.array([np.bincount(self._of, row, strata) for row in self._rows])
-        self._sums = sums
-        #: What each window's counts are multiplied by, for one unit of measure.
-        self.weights = (sums[2] / sums[1] / sums[2].sum())[self._of]
-        self.ratio = float(self.weights @ counts)
+    *columns* are sums, measures, seconds and speeds before of windows, shape ``(4, n)``;
+    in those seconds the measure went on by *measure*.
+    """
+    faster = _slowness(*columns) / columns[2]
+    found: NDArray[np.float64] = _line(columns[1] * faster, measure, seconds) * faster
+    return found
 
-    def without_each(self) -> NDArray[np.float64]:
-        """The ratio as it would be without each of the windows: the jackknife."""
-        whole = self._sums[:, self._of]
-        less = whole - self._rows
-        all_speed = self._sums[2].sum()
-        share = whole[0] / whole[1] * whole[2]
-        new = less[0] / np.maximum(less[1], 1e-300) * less[2]
-        rest = np.maximum(all_speed - self._rows[2], 1e-300)
-        found: NDArray[np.float64] = (self.ratio * all_speed - share + new) / rest
-        return found
+
+def _slowness(
+    counts: NDArray[np.float64],
+    measures: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    before: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """By how much the hooks slowed the target down in each window."""
+    size = len(counts)
+    groups = min(_ALIKE, max(1, size // _FEW))
+    went = np.maximum(measures, 1e-9)
+    order = np.argsort(counts / went, kind="stable")
+    slow = before * lengths / went
+    found = np.empty(size)
+    for group in np.array_split(order, groups):
+        found[group] = max(1.0, float(np.median(slow[group])))
+    return found
+
+
+def _line(speeds: NDArray[np.float64], measure: float, seconds: float) -> NDArray[np.float64]:
+    """What the rate of each window counts for, by least squares; no further than the speeds go."""
+    mean, size = float(speeds.mean()), len(speeds)
+    if mean <= 0:
+        return np.zeros(size)
+    if size < _LINE or seconds <= 0:
+        return np.full(size, measure / mean / size)
+    speed, apart = measure / seconds, speeds - mean
+    edge = min(max(speed, float(speeds.min())), float(speeds.max()))
+    # Beyond the slowest and the fastest window it goes straight to and from the origin.
+    scale = seconds if edge == speed or not edge else measure / edge
+    # Speeds that are alike tell nothing of a slope: then it is that of the line to the origin.
+    alike = _SPREAD * size * mean**2
+    slopes = (apart + alike / (size * mean)) / (float(apart @ apart) + alike)
+    line: NDArray[np.float64] = scale * (1 / size + (edge - mean) * slopes)
+    return line
 
 
 def quantile(freedom: int) -> float:

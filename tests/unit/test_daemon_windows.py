@@ -5,10 +5,11 @@ Between which readings of its measure a window lies.
 
 import pytest
 
-from scope_ebpf.daemon.windows import Reading, bounds
+from scope_ebpf.daemon.measures import Mark
+from scope_ebpf.daemon.windows import bounds
 from scope_ebpf.kernel.governed import Edges
 
-OPENED, CLOSING, UNTIL = Reading(100, 1), Reading(1100, 9), 1000
+OPENED, CLOSING, UNTIL = Mark(100, 1), Mark(1100, 9), 1000
 
 
 @pytest.mark.parametrize(

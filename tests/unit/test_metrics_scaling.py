@@ -21,8 +21,8 @@ def minute(seed: int) -> tuple[float, float, float]:
     sends = rng.poisson(switches * rng.gamma(20.0, 0.1, 6000))
     estimate = Estimate(1, 1)
     for place in rng.choice(6000, WINDOWS, replace=False):
-        estimate.window(np.array([float(sends[place])]), float(switches[place]))
-    estimate.advance(float(switches.sum()))
+        estimate.window(np.array([float(sends[place])]), switches[place], 0.01)
+    estimate.advance(float(switches.sum()), 60.0)
     return float(estimate.total[0]), float(sends.sum()), estimate.error_ratio()
 
 
@@ -42,8 +42,8 @@ def test_a_slow_window_is_no_lower_rate():
     """
     estimate = Estimate(1, 1)
     for slowness in (0.5, 0.8, 0.6):
-        estimate.window(np.array([1000.0 * slowness]), 2000.0 * slowness)
-    assert estimate.advance(60_000.0)
+        estimate.window(np.array([1000.0 * slowness]), 2000.0 * slowness, 1.0)
+    assert estimate.advance(60_000.0, 60.0)
     assert estimate.total[0] == pytest.approx(30_000)
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_made_up_before_the_first_window():
     Without a window there is no rate: nothing is added, and the caller is told.
     """
     estimate = Estimate(1, 1)
-    assert not estimate.advance(1000.0)
+    assert not estimate.advance(1000.0, 1.0)
     assert [0.0] == estimate.total.tolist()
     assert estimate.error_ratio() == 1.0
 
@@ -73,9 +73,9 @@ def test_the_first_window_tells_of_the_time_before_it():
     """
     estimate = Estimate(1, 1)
     estimate.begin(np.array([50.0]), 100.0)
-    assert not estimate.advance(1000.0)
-    estimate.window(np.array([10.0]), 10.0)
-    assert estimate.advance(1000.0)
+    assert not estimate.advance(1000.0, 1.0)
+    estimate.window(np.array([10.0]), 10.0, 0.01)
+    assert estimate.advance(1000.0, 1.0)
     assert [1000.0] == estimate.total.tolist()
 
 
@@ -86,8 +86,8 @@ def test_a_burst_that_is_over_is_not_forgotten():
     estimate = Estimate(1, 1)
     estimate.begin(np.array([50.0]), 100.0)
     for _ in range(3):
-        estimate.window(np.array([0.0]), 0.0)
-    assert estimate.advance(1000.0)
+        estimate.window(np.array([0.0]), 0.0, 0.01)
+    assert estimate.advance(1000.0, 1.0)
     assert [500.0] == estimate.total.tolist()
 
 
@@ -97,9 +97,9 @@ def test_too_few_windows_have_an_error_of_one():
     """
     estimate = Estimate(1, 1)
     for _ in range(2):
-        estimate.window(np.array([100.0]), 10.0)
+        estimate.window(np.array([100.0]), 10.0, 0.01)
     assert estimate.error_ratio() == 1.0
-    estimate.window(np.array([100.0]), 10.0)
+    estimate.window(np.array([100.0]), 10.0, 0.01)
     assert estimate.error_ratio() < 1.0
 
 
@@ -123,8 +123,8 @@ def test_slow_windows_count_for_the_time_that_they_stand_for(told, low):
         busy = number % 2
         measure = 250.0 if busy else 1000.0
         seen = np.array([0.1 * measure * busy])
-        estimate.window(seen, measure, 100_000.0 if told else None)
-    assert estimate.advance(1_000_000.0)
+        estimate.window(seen, measure, 0.01, 100_000.0 if told else None)
+    assert estimate.advance(1_000_000.0, 10.0)
     assert (estimate.total[0] < 25_000) == low
     if told:
         assert estimate.total[0] == pytest.approx(50_000)
