@@ -198,7 +198,7 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
             places = (
                 symbol_places(binary, way, hook)
                 if way.via == "symbol"
-                else _usdt_places(binary, way, hook)
+                else usdt_places(binary, way, hook)
             )
         except usdt.ArgumentError as error:
             return (), f"{hook.name}: {error}"
@@ -252,7 +252,8 @@ def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entr
     return place if usable else entry.START
 
 
-def _usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+def usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+    """Where a hook goes that is a USDT probe: each of its sites; ArgumentError for odd ones."""
     return [
         Attachment(
             hook.program,

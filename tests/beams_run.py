@@ -5,9 +5,9 @@ Real Erlang VMs for tests: started, talked to by lines, and ended by their pid.
     with planted("stock25") as beam:
         assert beam.ask("spawns 23") == "done spawns 23"
 
-The kinds are the installed OTP 25 (``stock25``), the same with USDT probes (``usdt25``), and the
-OTP of other Debian suites in a root, mount and pid namespace of their own (``bullseye23``,
-``trixie27``, ``sid29``).
+The kinds are the installed OTP 25 (``stock25``), the same with USDT probes (``usdt25``), that as an
+interpreter (``emu25``), and the OTP of other Debian suites in a root, mount and pid namespace of
+their own (``bullseye23``, ``trixie27``, ``sid29``).
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 WORKLOADS: Final = HERE / "workloads"
-KINDS: Final = ("stock25", "usdt25", "trixie27", "sid29", "bullseye23")
+KINDS: Final = ("stock25", "usdt25", "emu25", "trixie27", "sid29", "bullseye23")
 
 _SUITES: Final = {"trixie27": "trixie", "sid29": "sid", "bullseye23": "bullseye"}
+#: The emulators of tests/beams/build-usdt.sh, as erlexec wants them named: it adds ``.smp``.
+_PROBED: Final = {"usdt25": "beam", "emu25": "beam.emu"}
 _OTP_ROOT: Final = Path("/usr/lib/erlang")
 #: The workloads are quiet on stdin and stdout except for their own lines.
 _QUIET: Final = ("-noinput", "-boot", "no_dot_erlang")
@@ -97,6 +99,13 @@ class Beam:
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         assert len(children) == 1, f"unshare has the children {children}"
         return int(children[0])
+
+    @property
+    def emulator(self) -> str:
+        """
+        The name of the file that the VM runs.
+        """
+        return Path(f"/proc/{self.pid}/exe").readlink().name
 
     @property
     def alive(self) -> bool:
@@ -287,11 +296,16 @@ def build(kind: str) -> _Build:
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     if kind == "stock25":
         return _Build(None, environment, ("erl",), ("erlc",))
-    built = sorted(cache().glob("usdt-*/bin"), key=lambda folder: folder.stat().st_mtime)
-    require(built, "no BEAM with USDT probes is there; tests/beams/build-usdt.sh builds it")
-    environment |= {"EMU": "beam", "ROOTDIR": str(_OTP_ROOT), "PROGNAME": "erl"}
-    environment["BINDIR"] = str(built[-1])
-    return _Build(None, environment, (f"{built[-1]}/erlexec",), ("erlc",))
+    emulator = _PROBED[kind]
+    files = cache().glob(f"usdt-*/bin/{emulator}.smp")
+    built = sorted(files, key=lambda file: file.stat().st_mtime)
+    require(
+        built, f"no {emulator}.smp with USDT probes is there; tests/beams/build-usdt.sh builds it"
+    )
+    folder = built[-1].parent
+    environment |= {"EMU": emulator, "ROOTDIR": str(_OTP_ROOT), "PROGNAME": "erl"}
+    environment["BINDIR"] = str(folder)
+    return _Build(None, environment, (f"{folder}/erlexec",), ("erlc",))
 
 
 def _suite(kind: str) -> _Build:

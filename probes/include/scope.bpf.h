@@ -229,28 +229,30 @@ static __always_inline bool lasting(enum kind kind, __u64 since_ns, __u64 now)
 	       now - allowance->since_ns > LASTING;
 }
 
-/* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */
-static __always_inline bool enter(enum program program, __u32 *tid)
+/* Whether the target is what runs; then *tid is its thread. */
+static __always_inline bool is_target(__u32 *tid)
 {
-	__u32 key = program, first = 0;
-	__u64 *hit, *open, before;
-
 	if (settings.pidns_ino) {
 		struct bpf_pidns_info pids = {};
 
 		if (bpf_get_ns_current_pid_tgid(settings.pidns_dev, settings.pidns_ino, &pids,
 						sizeof(pids)))
 			return false; /* a thread of another pid namespace */
-		if (pids.tgid != settings.tgid)
-			return false;
 		*tid = pids.pid;
-	} else {
-		__u64 both = bpf_get_current_pid_tgid();
-
-		if (both >> 32 != settings.tgid)
-			return false;
-		*tid = (__u32)both;
+		return pids.tgid == settings.tgid;
 	}
+	*tid = (__u32)bpf_get_current_pid_tgid();
+	return bpf_get_current_pid_tgid() >> 32 == settings.tgid;
+}
+
+/* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */
+static __always_inline bool enter(enum program program, __u32 *tid)
+{
+	__u32 key = program, first = 0;
+	__u64 *hit, *open, before;
+
+	if (!is_target(tid))
+		return false;
 	hit = bpf_map_lookup_elem(&hits, &key);
 	if (!hit)
 		return false; /* cannot be: the key is within the map */

@@ -117,6 +117,18 @@ class Functions:
         self._layout = target.layout
         self._atoms = atoms
         self._modules = modules
+        self._call_bif = 0
+        if target.flavor != "jit":
+            self._call_bif = self._first_word_of_self()
+
+    def _first_word_of_self(self) -> int:
+        """
+        The interpreter's instruction that calls a BIF (call_bif, OTP-25.2.3 beam/emu/ops.tab).
+
+        ``erlang:self/0`` is one, and has no other instruction.
+        """
+        functions = self.find(Pattern("erlang:self/0", "erlang", "self", 0))
+        return self._memory.u64(functions[0].address)
 
     def find(self, pattern: Pattern) -> list[Function]:
         """
@@ -173,14 +185,19 @@ class Functions:
             first, second = (texts[term >> 6] for term in terms)
             if first is None or second is None:
                 continue
-            code = rows[row][size + _PROLOGUE :].tobytes()
+            code = rows[row][size:].tobytes()
             found.append(
                 Function(
                     *(first, second, int(arity[row]), int(starts[row]) + size, header, terms),
-                    is_bif=_CALLS_BIF.match(code) is not None,
+                    is_bif=self._leads_to_c(code),
                 )
             )
         return found
+
+    def _leads_to_c(self, code: bytes) -> bool:
+        if self._call_bif:
+            return int.from_bytes(code[:8], "little") == self._call_bif
+        return _CALLS_BIF.match(code, _PROLOGUE) is not None
 
     def again(self, function: Function, header: int) -> Function | None:
         """The same function in other code of its module; None where that has none."""

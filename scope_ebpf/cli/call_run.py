@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import select
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -15,14 +13,14 @@ from scope_ebpf.beam.pieces import MAP_24, MAP_27, WORDS, Shaper
 from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
-from scope_ebpf.cli.surroundings import stop_signals
-from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError, TargetEndedError
+from scope_ebpf.cli.call_turns import CallTurns
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.breakpoints import MOST
 from scope_ebpf.kernel.call_watch import CallWatch, Place
 from scope_ebpf.labels import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
@@ -32,16 +30,14 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.modules import Modules
     from scope_ebpf.sinks.calls import CallLines
 
-#: Seconds. New code is looked for in each turn, and runs some ms after it can be seen.
-TURN = 0.004
 #: How often threads and the places that calls return to are looked at again.
 _SLOW = 1.0
 #: Arguments of which the kernel side keeps the terms.
 _ARGUMENTS = 8
 
 
-class CallRun:
-    """One run, of the functions *chosen*, for *duration* seconds (None: until Ctrl-C)."""
+class CallRun(CallTurns):
+    """One run on the JIT, of the functions *chosen*."""
 
     def __init__(
         self,
@@ -54,9 +50,7 @@ class CallRun:
         durations: bool,
     ) -> None:
         atoms, modules, functions = found
-        self._target = target
-        self._limit = limit
-        self._duration = duration
+        super().__init__(target, limit, duration, CallSummary(target.as_json(), durations))
         self._code = CodeMap(target, atoms)
         self._labels = Labels(target, atoms, self._code)
         self._pids = PidCodec.of(target)
@@ -67,65 +61,30 @@ class CallRun:
         self._exit = _normal_exit(target)
         self._armed_returns = False
         self._told = {id(version) for version in self._follow.all}
-        self._stop = ""
-        self.summary = CallSummary(target.as_json(), durations)
+        self._looked = time.monotonic()
         for function in chosen:
             self.summary.of(str(function), 1)
-        self._watch = CallWatch(
+        self._breakpoints = CallWatch(
             limit,
             target.layout.offset("Process", "hend"),
             MAP_27 if target.layout.release >= 27 else MAP_24,
         )
 
-    def run(self, lines: CallLines, started: Callable[[], None]) -> ScopeError | None:
-        """Watch until something ends it; the error, if it was one. Calls *started* first."""
-        pidfd = os.pidfd_open(self._target.pid)
-        error: ScopeError | None = None
-        try:
-            with self._watch as watch, stop_signals(self._ask_to_stop):
-                self._set()
-                watch.open(on=True)
-                start = time.monotonic()
-                started()
-                try:
-                    self._turns(pidfd, start, lines)
-                except NoSuchProcessError:
-                    self._ask_to_stop("target ended")
-                finally:
-                    watch.open(on=False)
-                    self.summary.duration_seconds = time.monotonic() - start
-                watch.detach()
-                self._drain(lines)
-                self._sum_up()
-        finally:
-            os.close(pidfd)
-        if self._stop == "target ended":
-            error = TargetEndedError(f"process {self._target.pid} ended while it was watched")
-        self.summary.stopped_because = self._stop
-        return error
+    @property
+    def _watch(self) -> CallWatch:
+        return self._breakpoints
 
-    def _ask_to_stop(self, reason: str) -> None:
-        self._stop = self._stop or reason
+    def _begin(self) -> None:
+        self._set()
 
-    def _turns(self, pidfd: int, started: float, lines: CallLines) -> None:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
-        slow = started
-        while not self._stop:
-            if ended.poll(TURN * 1000):
-                self._ask_to_stop("target ended")
-                return
-            now = time.monotonic()
-            self._drain(lines)
-            if self._follow.look():
-                self._upgrade(lines)
-            elif now - slow > _SLOW or self._wants_return():
-                slow = now
-                self._set()
-            if self._watch.taken() >= self._limit:
-                self._ask_to_stop(f"the limit of {self._limit:,} calls was reached")
-            if self._duration is not None and now - started >= self._duration:
-                self._ask_to_stop("duration")
+    def _look(self, lines: CallLines) -> None:
+        """Follow code, threads and the places that calls return to."""
+        now = time.monotonic()
+        if self._follow.look():
+            self._upgrade(lines)
+        elif now - self._looked > _SLOW or self._wants_return():
+            self._looked = now
+            self._set()
 
     def _wants_return(self) -> bool:
         """Whether the first calls have told where they return to, and nothing stands there yet."""

@@ -13,14 +13,17 @@ from scope_ebpf.beam.functions import Functions, parse
 from scope_ebpf.beam.modules import Modules
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.function_probes import places
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.breakpoints import MOST
+from scope_ebpf.kernel.probe_watch import MOST as PROBED
 
 if TYPE_CHECKING:
     import argparse
 
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.functions import Function
+    from scope_ebpf.cli.call_turns import CallTurns
 
 DEFAULT_LIMIT = 1000
 #: What a person may ask for: 8 s of the VM's time.
@@ -28,6 +31,8 @@ MAX_LIMIT = 1_000_000
 _DEFAULT_SECONDS = 15.0
 #: Candidates that a refusal lists.
 _LISTED = 20
+#: What keeps the functions few, by whether the VM has the JIT.
+_ROOM = {True: "the CPU has debug registers for", False: "the probes are compared with names of"}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
@@ -97,8 +102,25 @@ def run(arguments: argparse.Namespace) -> int:
     modules = Modules(target, atoms)
     functions = Functions(target, atoms, modules)
     candidates = {f.address: f for pattern in patterns for f in functions.find(pattern)}
-    chosen = choose(list(candidates.values()), MOST - arguments.durations)
+    jit = target.flavor == "jit"
+    most = MOST - arguments.durations if jit else PROBED
+    chosen = choose(list(candidates.values()), most, _ROOM[jit])
     return _watch(arguments, target, (atoms, modules, functions), chosen)
+
+
+def _run_of(
+    arguments: argparse.Namespace,
+    target: Target,
+    found: tuple[Atoms, Modules, Functions],
+    chosen: list[Function],
+) -> CallTurns:
+    from scope_ebpf.cli.call_run import CallRun  # noqa: PLC0415 - only for what can be watched
+    from scope_ebpf.cli.probe_run import ProbeRun  # noqa: PLC0415 - the same
+
+    options = {name: getattr(arguments, name) for name in ("limit", "duration", "durations")}
+    if target.flavor == "jit":
+        return CallRun(target, found, chosen, **options)
+    return ProbeRun(target, found[0], chosen, **options)
 
 
 def _watch(
@@ -107,18 +129,10 @@ def _watch(
     found: tuple[Atoms, Modules, Functions],
     chosen: list[Function],
 ) -> int:
-    from scope_ebpf.cli.call_run import CallRun  # noqa: PLC0415 - only for what can be watched
     from scope_ebpf.sinks.calls import CallLines, print_calls  # noqa: PLC0415 - rich is slow
 
     with open_output(arguments.output) as output, alone(target.pid) as notes:
-        made = CallRun(
-            target,
-            found,
-            chosen,
-            limit=arguments.limit,
-            duration=arguments.duration,
-            durations=arguments.durations,
-        )
+        made = _run_of(arguments, target, found, chosen)
         made.summary.notes += notes
         try:
             error = made.run(
@@ -140,21 +154,25 @@ def _watch(
 
 
 def refuse_interpreter(target: Target) -> None:
-    """Raise NothingToAttachError for a VM whose functions are no machine code."""
+    """Raise NothingToAttachError for an interpreter without function probes."""
     if target.flavor == "jit":
         return
-    raise NothingToAttachError(
-        f"process {target.pid} runs the interpreter, where a function is data that no breakpoint "
-        "stops at; calls can be watched on the JIT (OTP 24 and later on x86_64). Inside the VM, "
-        "erlang:trace sees them"
-    )
+    try:
+        places(target.binary, target.flavor, returns=True)
+    except NothingToAttachError as error:
+        raise NothingToAttachError(
+            f"process {target.pid} runs the interpreter, where a function is data that no "
+            f"breakpoint stops at, and {error}; calls can be watched on the JIT (OTP 24 and later "
+            "on x86_64) and on an interpreter that was built with USDT probes. Inside the VM, "
+            "erlang:trace sees them"
+        ) from None
 
 
-def choose(candidates: list[Function], most: int) -> list[Function]:
+def choose(candidates: list[Function], most: int, room: str = _ROOM[True]) -> list[Function]:
     """
     The functions to watch: all *candidates*.
 
-    UsageError if they are more than *most*, or if one of them is not Erlang.
+    UsageError if they are more than *most*, which *room* explains, or if none of them is Erlang.
     """
     native = [str(f) for f in candidates if f.is_bif]
     erlang = [f for f in candidates if not f.is_bif]
@@ -168,7 +186,7 @@ def choose(candidates: list[Function], most: int) -> list[Function]:
         shown = "\n  ".join(str(f) for f in erlang[:_LISTED])
         rest = f"\n  and {len(erlang) - _LISTED} more" if len(erlang) > _LISTED else ""
         raise UsageError(
-            f"{len(erlang)} functions fit, and the CPU has debug registers for {most}"
+            f"{len(erlang)} functions fit, and {room} {most}"
             + (" beside the one for durations" if most < MOST else "")
             + f"; name those you mean:\n  {shown}{rest}"
         )

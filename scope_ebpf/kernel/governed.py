@@ -83,7 +83,7 @@ class GovernedSession(Session):
 
     def fileno(self) -> int:
         """Readable when an allowance was spent; :meth:`quiet` makes it wait again."""
-        return self._map_fd("ring")
+        return self.map_fd("ring")
 
     def quiet(self) -> None:
         """Take the bell's ringing for heard."""
@@ -161,13 +161,13 @@ class GovernedSession(Session):
     def _forget_edges(self, event: str) -> None:
         for edge in range(_EDGES):
             key = ctypes.c_uint32(events.KINDS[event].id * _EDGES + edge)
-            library().bpf_map_delete_elem(self._map_fd("edges"), ctypes.byref(key))
+            library().bpf_map_delete_elem(self.map_fd("edges"), ctypes.byref(key))
 
     def _edge(self, number: int) -> tuple[int, int] | None:
         value = np.zeros(1, events.EDGE)
         key = ctypes.c_uint32(number)
         absent = library().bpf_map_lookup_elem(
-            self._map_fd("edges"), ctypes.byref(key), value.ctypes.data
+            self.map_fd("edges"), ctypes.byref(key), value.ctypes.data
         )
         time_ns, measure, refused = value[0].tolist()
         return None if absent or refused else (time_ns, measure)
@@ -219,7 +219,7 @@ class GovernedSession(Session):
         numbers = np.zeros(len(wanted), np.uint32)
         count, after = ctypes.c_uint32(len(wanted)), ctypes.c_uint32()
         result = library().bpf_map_lookup_batch(
-            self._map_fd(name),
+            self.map_fd(name),
             None,
             ctypes.byref(after),
             numbers.ctypes.data,
@@ -253,7 +253,7 @@ class GovernedSession(Session):
         key = ctypes.c_uint32(events.KINDS[event].id)
         check(
             library().bpf_map_lookup_elem(
-                self._map_fd("allowances"), ctypes.byref(key), value.ctypes.data
+                self.map_fd("allowances"), ctypes.byref(key), value.ctypes.data
             ),
             "cannot read an allowance",
         )
@@ -270,7 +270,7 @@ class GovernedSession(Session):
         key = ctypes.c_uint32(number)
         check(
             library().bpf_map_update_elem(
-                self._map_fd(name), ctypes.byref(key), value.ctypes.data, 0
+                self.map_fd(name), ctypes.byref(key), value.ctypes.data, 0
             ),
             f"cannot write the map {name}",
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from scope_ebpf import events
+from scope_ebpf import events, function_probes
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.libbpf import check, library
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances", "measures", "edges")
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
-#: The only names of places in a target that anything is ever attached to.
+#: The only names of places in a target that anything is ever attached to, on every flavour.
 _ALLOWED = frozenset(hook.name for way in events.WAYS for hook in way.hooks)
 #: Arguments that a USDT site has room for in the kernel (probes/include/usdt.bpf.h).
 USDT_ARGUMENTS = 8
@@ -70,7 +70,8 @@ class Session:
 
     *base* is the load address of the target, *settings* one ``events.SETTINGS``
     with ``tgid`` and ``streamed`` set. *addresses* gives the value of symbols
-    that USDT arguments name. *path* is the file to probe, if it is not the one that
+    that USDT arguments name. *flavor* is the target's; the function probes are attached to an
+    interpreter only. *path* is the file to probe, if it is not the one that
     runs; *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
     use too. Use it as a context manager; what cannot be attached is in :attr:`failures`,
     and if nothing can, NothingToAttachError.
@@ -84,13 +85,15 @@ class Session:
         settings: NDArray[np.void],
         *,
         addresses: dict[str, int] | None = None,
+        flavor: str = "jit",
         ring_bytes: int = DEFAULT_RING_BYTES,
         path: Path | None = None,
         multi: bool | None = None,
         attacher: Attacher | None = None,
     ) -> None:
+        allowed = _ALLOWED | function_probes.allowed(flavor)
         for attachment in plan.attachments:
-            if path is None and attachment.name not in _ALLOWED:
+            if path is None and attachment.name not in allowed:
                 raise HostError(f"{attachment.name} is not on the list of what we may attach to")
         self.failures: list[Failure] = []
         self._plan = plan
@@ -116,7 +119,7 @@ class Session:
         try:
             self._attacher = self._attacher or Attacher()  # starts while we load
             self._load()
-            self.ring = Ring(self._map_fd("ring"), self._ring_bytes)
+            self.ring = Ring(self.map_fd("ring"), self._ring_bytes)
             self._attach()
         except BaseException:
             self.close()
@@ -143,7 +146,7 @@ class Session:
             opened.set_constants(self._settings.tobytes())
             if self._objects:
                 for name in SHARED:
-                    opened.share(name, self._map_fd(name))
+                    opened.share(name, self.map_fd(name))
             else:
                 opened.set_entries("ring", self._ring_bytes)
             self._objects[family] = opened
@@ -208,7 +211,8 @@ class Session:
         if argument.symbol:
             place["value"] += self._addresses[argument.symbol]
 
-    def _map_fd(self, name: str) -> int:
+    def map_fd(self, name: str) -> int:
+        """The file descriptor of a map: one that all share, or one of the first object."""
         return next(iter(self._objects.values())).map_fd(name)
 
     def _per_cpu(
@@ -217,7 +221,7 @@ class Session:
         """A per-CPU array's values at *keys*, shape ``(keys, cpus)``."""
         wanted = list(keys)
         values = np.zeros((len(wanted), self._cpus), dtype)
-        fd = self._map_fd(name)
+        fd = self.map_fd(name)
         for row, number in zip(values, wanted, strict=True):
             key = ctypes.c_uint32(number)
             check(
@@ -251,7 +255,7 @@ class Session:
         key, value = ctypes.c_uint32(0), ctypes.c_uint64(on)
         check(
             library().bpf_map_update_elem(
-                self._map_fd("gate"), ctypes.byref(key), ctypes.byref(value), 0
+                self.map_fd("gate"), ctypes.byref(key), ctypes.byref(value), 0
             ),
             "cannot open the gate",
         )

@@ -50,7 +50,7 @@ NUMBERS = (
     "minor_gcs",
 )
 #: How many processes of mixed kinds live in each VM; the table names what is compared in full.
-SIZES = {"stock25": 10000, "usdt25": 2000, "trixie27": 10000, "sid29": 2000}
+SIZES = {"stock25": 10000, "usdt25": 2000, "emu25": 1000, "trixie27": 10000, "sid29": 2000}
 
 
 @dataclass

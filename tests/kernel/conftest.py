@@ -22,6 +22,7 @@ WAYS = {
     "stock": ("stock25", "auto"),
     "usdt": ("usdt25", "usdt"),
     "symbols-of-usdt": ("usdt25", "symbol"),
+    "interpreter": ("emu25", "auto"),
 }
 
 

@@ -17,7 +17,7 @@ from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.labels import Labels
 
 MOVES = {"reductions": 0}
-KINDS = ("stock25", "usdt25", "trixie27", "sid29")
+KINDS = ("stock25", "usdt25", "emu25", "trixie27", "sid29")
 
 
 def read(mixed: Mixed) -> dict:

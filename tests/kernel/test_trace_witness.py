@@ -76,6 +76,7 @@ def bpftrace(pid: int):
         process.wait()
 
 
+@pytest.mark.parametrize("way", ["stock", "usdt", "symbols-of-usdt"], indirect=True)
 def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_them(way: Way):
     """
     200,000 spawns and exits and 400,000 sends and receives are counted, none is lost, and bpftrace

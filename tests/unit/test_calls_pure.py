@@ -13,8 +13,8 @@ from scope_ebpf.beam.functions import Function, Pattern, parse
 from scope_ebpf.beam.modules import Code
 from scope_ebpf.beam.pieces import Shaper
 from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
-from scope_ebpf.cli.calls import calls, choose, refuse_interpreter, seconds
-from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.cli.calls import calls, choose, seconds
+from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel.breakpoints import program_decides
 from scope_ebpf.sinks.calls import CallLines, print_calls
 
@@ -76,15 +76,6 @@ def test_a_function_in_c_is_refused_with_the_hook_that_sees_it():
     with pytest.raises(UsageError, match=r"written in C.*long_call"):
         choose([function(is_bif=True)], 4)
     assert [function()] == choose([function("send", is_bif=True), function()], 4)
-
-
-def test_the_interpreter_is_refused():
-    """
-    Its functions are data, at which no breakpoint stops.
-    """
-    with pytest.raises(NothingToAttachError, match="interpreter"):
-        refuse_interpreter(SimpleNamespace(flavor="emu", pid=1))
-    refuse_interpreter(SimpleNamespace(flavor="jit", pid=1))
 
 
 def test_times_and_limits_are_read_with_their_units():

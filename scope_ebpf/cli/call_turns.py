@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every run of ``calls`` does, whatever it watches by: it begins, takes turns, and ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol, Self
+
+from scope_ebpf.cli.surroundings import stop_signals
+from scope_ebpf.errors import NoSuchProcessError, ScopeError, TargetEndedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.calls import CallSummary
+    from scope_ebpf.sinks.calls import CallLines
+
+#: Seconds. New code is looked for in each turn, and runs some ms after it can be seen.
+TURN = 0.004
+
+
+class Watch(Protocol):
+    """What is attached to the target while the block lasts."""
+
+    def __enter__(self) -> Self:
+        """Load and attach."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give everything back."""
+
+    def open(self, *, on: bool) -> None:
+        """Let calls count from now on, or no longer."""
+
+    def taken(self) -> int:
+        """Calls that were counted so far, of all functions."""
+
+    def detach(self) -> None:
+        """Take out what is attached; what was counted can still be read."""
+
+
+class CallTurns(ABC):
+    """One run, for *duration* seconds (None: until Ctrl-C) or *limit* calls, into *summary*."""
+
+    def __init__(
+        self, target: Target, limit: int, duration: float | None, summary: CallSummary
+    ) -> None:
+        self._target = target
+        self._limit = limit
+        self._duration = duration
+        self._stop = ""
+        self.summary = summary
+
+    @property
+    @abstractmethod
+    def _watch(self) -> Watch:
+        """What the run is attached by."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Get ready to count, once attached."""
+
+    @abstractmethod
+    def _look(self, lines: CallLines) -> None:
+        """Look after what else has changed, in each turn."""
+
+    @abstractmethod
+    def _drain(self, lines: CallLines) -> None:
+        """Tell what is in the ring."""
+
+    @abstractmethod
+    def _sum_up(self) -> None:
+        """Take over what the kernel counted."""
+
+    def run(self, lines: CallLines, started: Callable[[], None]) -> ScopeError | None:
+        """Watch until something ends it; the error, if it was one. Calls *started* first."""
+        pidfd = os.pidfd_open(self._target.pid)
+        error: ScopeError | None = None
+        try:
+            with self._watch as watch, stop_signals(self._ask_to_stop):
+                self._begin()
+                watch.open(on=True)
+                start = time.monotonic()
+                started()
+                try:
+                    self._turns(pidfd, start, lines)
+                except NoSuchProcessError:
+                    self._ask_to_stop("target ended")
+                finally:
+                    watch.open(on=False)
+                    self.summary.duration_seconds = time.monotonic() - start
+                watch.detach()
+                self._drain(lines)
+                self._sum_up()
+        finally:
+            os.close(pidfd)
+        if self._stop == "target ended":
+            error = TargetEndedError(f"process {self._target.pid} ended while it was watched")
+        self.summary.stopped_because = self._stop
+        return error
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._stop = self._stop or reason
+
+    def _turns(self, pidfd: int, started: float, lines: CallLines) -> None:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        while not self._stop:
+            if ended.poll(TURN * 1000):
+                self._ask_to_stop("target ended")
+                return
+            self._drain(lines)
+            self._look(lines)
+            if self._watch.taken() >= self._limit:
+                self._ask_to_stop(f"the limit of {self._limit:,} calls was reached")
+            if self._duration is not None and time.monotonic() - started >= self._duration:
+                self._ask_to_stop("duration")
