@@ -371,6 +371,7 @@ def test_the_host_is_fine(stock: beams_run.Beam):
     outcome = scope_trace("doctor", str(stock.pid), "--format", "json")
     assert [] == [fact for fact in outcome.document["host"] if fact["problem"]]
     hooks = {row["event"]: (row["state"], row["via"]) for row in outcome.document["hooks"]}
+    assert ("on", "tracepoint") == hooks.pop("thread")
     assert {("on", "symbol")} == set(hooks.values())
     assert stock.pid == outcome.document["target"]["pid"]
 
