@@ -33,6 +33,8 @@ _DEFAULT_SECONDS = 15.0
 _LISTED = 20
 #: What keeps the functions few, by whether the VM has the JIT.
 _ROOM = {True: "the CPU has debug registers for", False: "the probes are compared with names of"}
+#: What to know before a busy interpreter is watched.
+_EVERY_CALL = "; meanwhile each call in the VM, of any function, costs it microseconds"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
@@ -197,7 +199,7 @@ def _say_started(arguments: argparse.Namespace, target: Target, chosen: list[Fun
     length = "until Ctrl-C" if arguments.duration is None else f"for {arguments.duration:g} s"
     print(
         f"watching {', '.join(map(str, chosen))} in process {target.pid} {length}, "
-        f"{arguments.limit:,} calls at most",
+        f"{arguments.limit:,} calls at most" + ("" if target.flavor == "jit" else _EVERY_CALL),
         file=sys.stderr,
         flush=True,
     )

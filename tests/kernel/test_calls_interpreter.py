@@ -6,11 +6,12 @@ Calls of functions in an interpreter with function probes, held against the modu
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import beams_run
 import pytest
-from calling import calling, refused
+from calling import CALLS, calling, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +98,16 @@ def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
         beam.plant("server 23")
         calls = run.stop().of("call")
     assert ["called_server"] * 23 == [call["who"] for call in calls]
+
+
+def test_it_is_told_before_that_every_call_costs(beam: Beam):
+    """
+    All functions pass the probes, so the VM pays for each; how many did is told at the end.
+    """
+    command = [*CALLS, "called:nap/1", "--pid", str(beam.pid), "--duration", "100ms"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "each call in the VM, of any function, costs it" in done.stderr
+    assert "of other functions passed the same probes" in " ".join(done.stdout.split())
 
 
 def test_a_function_in_c_is_refused(beam: Beam):
