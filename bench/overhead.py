@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 
     Found = defaultdict[str, list[float]]
 
-#: Seconds until the daemon has taken hot hooks out, at most: a load that is not hot has no windows.
-_SETTLE = 8.0
+#: Seconds until the daemon has taken hot hooks out and got to know the VM, at least and at most: a
+#: load that is not hot has no windows.
+_AT_LEAST, _SETTLE = 5.0, 8.0
 
 
 def cpu_seconds(pid: int) -> float:
@@ -84,14 +85,15 @@ class Daemon:
         return float(next(line for line in lines if line.startswith(name + "{")).split()[-1])
 
     def settle(self) -> None:
-        """Return when it has opened a few windows, or has had the time to."""
+        """Return when it has opened a few windows and some time after, or has had the time to."""
         deadline = time.monotonic() + 60
         since = None
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, StopIteration):
                 windows = self.metric("scope_ebpf_windows_total")
                 since = since or time.monotonic()
-                if windows >= 4 or time.monotonic() > since + _SETTLE:
+                passed = time.monotonic() - since
+                if passed > (_AT_LEAST if windows >= 4 else _SETTLE):
                     return
             time.sleep(0.2)
         raise SystemExit("the daemon does not see the VM")
