@@ -130,7 +130,7 @@ class ThreadWatch:
         what is known of it as a scheduler.
         """
         for tid, value in threads.items():
-            value["row"] = int(value["row"]) + target * TYPES
+            value["row"] = value["row"] + target * TYPES  # not +=, which numpy 1.24 refuses
             value["target"] = target
             self._update("watched", tid, value)
 

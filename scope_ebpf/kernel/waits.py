@@ -23,7 +23,13 @@ from scope_ebpf.kernel.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.sampler import PER_CPU_COUNTS
 from scope_ebpf.kernel.session import PT_REGS
 from scope_ebpf.kernel.stats import ProgramStats, program_stats
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi
+from scope_ebpf.kernel.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,7 +116,7 @@ class Waits:
     def stop(self) -> None:
         """Take the breakpoints out; what was counted can still be read."""
         self._update("gate", ctypes.c_uint32(0), np.zeros(1, np.uint64))
-        self._uprobes.detach()
+        wait_gone(self._uprobes.detach())
 
     def _update(self, name: str, key: object, value: NDArray[np.generic]) -> None:
         check(
@@ -177,7 +183,7 @@ class Waits:
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""
         if hasattr(self, "_uprobes"):
-            self._uprobes.detach()
+            wait_gone(self._uprobes.detach())
         if hasattr(self, "_attacher"):
             self._attacher.close()
         if hasattr(self, "_ring"):

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Self
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.ring import Ring
 from scope_ebpf.kernel.stats import program_stats
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi
+from scope_ebpf.kernel.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,8 +96,8 @@ class WrittenSession:
         return self._probe.summed("beam_troubles")
 
     def detach(self) -> None:
-        """Take every breakpoint out; the maps can still be read."""
-        self._uprobes.detach()
+        """Take every breakpoint out; when the last is gone the maps can still be read."""
+        wait_gone(self._uprobes.detach())
 
     def close(self) -> None:
         """Detach, and give everything back."""

@@ -50,7 +50,9 @@ def test_every_probe_of_a_program_is_seen_as_often_as_it_fires(outcome: Outcome)
         ("spawn", "exit", "hibernate", "send", "receive", "port_open", "port_close"), ROUND
     )
     expected |= {"gc": 2 * ROUND, "port_busy": 2 * ROUND, "dist_output": 2 * ROUND}
-    assert expected == collections.Counter(line["event"] for line in outcome.lines)
+    seen = collections.Counter(line["event"] for line in outcome.lines)
+    del seen["thread"]  # the kernel's own, of this process as of any
+    assert expected == seen
     assert "lost: 0 records" in outcome.errors
 
 
