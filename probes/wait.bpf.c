@@ -24,11 +24,14 @@ struct short_sample {
 	__u8 data[MAX_STACK];
 };
 
-/* Processes by address; user space adds those that wait when it begins, an exit takes one out. */
+/*
+ * Processes by address; user space adds those that wait when it begins, an exit takes one out.
+ * Allocated beforehand (25 MB): before Linux 6.1 a hash that allocates while a program runs is
+ * unsafe in one that traces, and the kernel warns of it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 262144);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
 	__type(value, struct waiting);
 } processes SEC(".maps");

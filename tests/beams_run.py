@@ -41,7 +41,8 @@ _OTP_ROOT: Final = Path("/usr/lib/erlang")
 #: The workloads are quiet on stdin and stdout except for their own lines.
 _QUIET: Final = ("-noinput", "-boot", "no_dot_erlang")
 #: Seconds. A VM that starts on a busy machine is slow; one that hangs shall not hang the tests.
-_PATIENCE: Final = 60.0
+#: On an emulated machine (tests/vm) it is more.
+PATIENCE: Final = float(os.environ.get("SCOPE_PATIENCE", "60"))
 
 
 def missing(reason: str) -> NoReturn:
@@ -114,7 +115,7 @@ class Beam:
         """
         return self._process.poll() is None
 
-    def readline(self, timeout: float = _PATIENCE) -> str:
+    def readline(self, timeout: float = PATIENCE) -> str:
         """
         The next line that the VM prints, without its end.
 
@@ -134,7 +135,7 @@ class Beam:
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode(errors="replace").rstrip("\r")
 
-    def expect(self, line: str, timeout: float = _PATIENCE) -> None:
+    def expect(self, line: str, timeout: float = PATIENCE) -> None:
         """
         Read the next line, which must be *line*.
         """
@@ -148,14 +149,14 @@ class Beam:
         self._stdin.write(line.encode() + b"\n")
         self._stdin.flush()
 
-    def ask(self, line: str, timeout: float = _PATIENCE) -> str:
+    def ask(self, line: str, timeout: float = PATIENCE) -> str:
         """
         Send a command and return its answer.
         """
         self.send(line)
         return self.readline(timeout)
 
-    def plant(self, command: str, timeout: float = _PATIENCE) -> int:
+    def plant(self, command: str, timeout: float = PATIENCE) -> int:
         """
         Send a command that counts (``spawns 23``) and return the count that the VM reports.
         """

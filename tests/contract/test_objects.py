@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ from elftools.elf.elffile import ELFFile
 
 import scope_ebpf
 from scope_ebpf import events
+from scope_ebpf.kernel.libbpf import library
+from scope_ebpf.kernel.objects import BpfObject, object_bytes
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
 PROBES = Path(__file__).parents[2] / "probes"
 FAMILIES = sorted({way.family for way in events.WAYS})
+#: include/uapi/linux/bpf.h: BPF_F_NO_PREALLOC
+NO_PREALLOC = 1
 
 
 def programs(path: Path) -> dict[str, str]:
@@ -77,6 +82,21 @@ def test_every_object_is_newer_than_what_it_was_built_from():
         < max(newest, (PROBES / path.with_suffix(".c").name).stat().st_mtime)
     ]
     assert [] == stale, "run `make objects`"
+
+
+@pytest.mark.parametrize("family", sorted(path.stem[:-4] for path in OBJECTS.glob("*.bpf.o")))
+def test_no_map_is_allocated_while_a_program_runs(family: str):
+    """
+    Before Linux 6.1 that is unsafe in a program that traces, and loading it makes the kernel warn.
+    """
+    flags = library().bpf_map__map_flags
+    flags.argtypes = [ctypes.c_void_p]
+    opened = BpfObject(family, object_bytes(family))
+    try:
+        late = [name for name, each in opened.maps.items() if flags(each) & NO_PREALLOC]
+    finally:
+        opened.close()
+    assert [] == late
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from beams_run import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CALLS = (sys.executable, "-m", "scope_ebpf.cli.main", "calls")
-#: Seconds until a wait is given up.
-PATIENCE = 60.0
 
 
 @dataclass

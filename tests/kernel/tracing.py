@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from beams_run import Beam, require
+from beams_run import PATIENCE, Beam, require
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.plan import EVENTS, make_plan
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
 BREAKPOINT = 0xCC
-#: Seconds until a wait is given up. A busy machine is slow; a hang shall not hang the tests.
-PATIENCE = 60.0
 
 
 def require_root() -> None:

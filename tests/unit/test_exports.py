@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import base64
-import collections
 import http.server
 import io
 import json
@@ -15,7 +14,7 @@ import pytest
 from capture_fixtures import SECOND, head, maps, pid, story, write
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
+from perfetto_read import Read
 from pyarrow import parquet as reading
 from stream_fixtures import HOSTILE, record
 
@@ -33,72 +32,12 @@ if TYPE_CHECKING:
 
 #: When the story begins on Perfetto's clock, which counts from the boot.
 AT = 11 * SECOND
-Event = pb.TrackEvent
-
-
-class Read:
-    """
-    A timeline, parsed back by Perfetto's published schema.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        trace = pb.Trace()
-        trace.ParseFromString(data)
-        self.packets = trace.packet
-        self.tracks = {
-            p.track_descriptor.uuid: p.track_descriptor
-            for p in self.packets
-            if p.HasField("track_descriptor")
-        }
-        self._texts: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self.events: list[tuple] = []
-        for packet in self.packets:
-            self._intern(packet.interned_data)
-            if packet.HasField("track_event"):
-                self.events.append(self._event(packet))
-
-    def _intern(self, data: pb.InternedData) -> None:
-        for field in ("event_names", "debug_annotation_names"):
-            self._texts[field] |= {e.iid: e.name for e in getattr(data, field)}
-        strings = data.debug_annotation_string_values
-        self._texts["strings"] |= {e.iid: e.str.decode() for e in strings}
-
-    def _event(self, packet: pb.TracePacket) -> tuple:
-        event = packet.track_event
-        name = self._texts["event_names"].get(event.name_iid, "")
-        notes = {
-            self._texts["debug_annotation_names"][note.name_iid]: (
-                self._texts["strings"][note.string_value_iid]
-                if note.string_value_iid
-                else note.uint_value
-            )
-            for note in event.debug_annotations
-        }
-        return packet.timestamp - AT, self.name(event.track_uuid), name, event, notes
-
-    def name(self, uuid: int) -> str:
-        track = self.tracks[uuid]
-        return track.name or track.thread.thread_name or track.process.process_name
-
-    def slices(self, track: str) -> list[tuple]:
-        """
-        Begin, end and name of each slice of a track; without an end the end is None.
-        """
-        found, begun = [], []
-        own = [e for e in self.events if e[1] == track]
-        for time, _, name, event, notes in sorted(own, key=lambda e: e[0]):
-            if event.type == Event.TYPE_SLICE_BEGIN:
-                begun.append([time, None, name, notes])
-                found.append(begun[-1])
-            elif event.type == Event.TYPE_SLICE_END:
-                begun.pop()[1] = time
-        return [tuple(each) for each in found]
 
 
 def timeline(path: Path, busiest: int = 64) -> Read:
     capture, output = Capture(path), io.BytesIO()
     Timeline(capture, capture.contents(), output, busiest).write()
-    return Read(output.getvalue())
+    return Read(output.getvalue(), AT)
 
 
 @pytest.fixture
@@ -200,7 +139,7 @@ def test_lengths_of_queues_are_counters(path: Path):
     """
     read = timeline(path)
     found = {
-        (e[1], e[0]): e[3].counter_value for e in read.events if e[3].type == Event.TYPE_COUNTER
+        (e[1], e[0]): e[3].counter_value for e in read.events if e[3].type == e[3].TYPE_COUNTER
     }
     assert {
         ("run queue 1", 500): 3,

@@ -2,8 +2,7 @@
 """
 The checks that run inside a virtual machine, on the kernel that was booted there.
 
-``run.sh`` starts it in the guest, as root, with the wheel on the path. Each check is a line, and
-the last line says how many passed: that is what ``run.sh`` judges by.
+``run.sh`` starts it in the guest, as root, with the wheel on the path.
 """
 
 # ruff: noqa: T201 - lines are what it is for
@@ -16,14 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import beams_run
 import numpy as np
 import tracing
+from checks import check, conclude, results, run_tests
 from tracing import trace
 
 from scope_ebpf import events
@@ -34,33 +32,11 @@ from scope_ebpf.kernel.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.tracepoints import ThreadWatch
 from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, has_multi
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 #: The argument that says so.
 INSIDE = "inside"
 #: Seconds. All is ten times slower here than where the tests run.
-tracing.PATIENCE = 300.0
-ANSWER = 300.0
+ANSWER = beams_run.PATIENCE
 MULTI = has_multi()
-
-results = {"ok": 0, "FAILED": 0, "skipped": 0}
-
-
-def check(name: str, body: Callable[..., str | None], *arguments: object) -> None:
-    """
-    Run one check and print its line; what it returns is added to that.
-    """
-    started = time.monotonic()
-    try:
-        said = body(*arguments) or ""
-        result = "ok"
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next check runs
-        result, said = "FAILED", f"{type(error).__name__}: {error}"
-        traceback.print_exc(file=sys.stdout)
-    results[result] += 1
-    seconds = time.monotonic() - started
-    print(f"  {result} {name}{f' ({said})' if said else ''}, {seconds:.0f} s", flush=True)
 
 
 def families() -> list[str]:
@@ -360,6 +336,24 @@ def vms() -> list[tuple[str, str]]:
     return kinds
 
 
+#: What else must be the same on each kernel: profile, record, calls and the daemon.
+TESTED = (
+    "kernel/test_profile.py::test_a_planted_split_of_cpu_time_is_found_with_whole_stacks_to_the_line[25]",
+    "kernel/test_profile.py::test_planted_waits_are_named_and_as_long_as_they_were[stock25]",
+    "kernel/test_profile.py::test_native_code_stands_above_the_erlang_function_that_called_it[gc]",
+    "kernel/test_record.py::test_the_summary_of_a_capture_is_that_of_its_trace[stock25]",
+    "kernel/test_record.py::test_the_kernels_switches_are_those_that_it_counts",
+    "vm/arrows_test.py::test_each_message_of_a_ring_is_an_arrow[stock25]",
+    "kernel/test_calls.py::test_every_way_to_call_a_function_counts_once[stock25]",
+    "kernel/test_calls.py::test_the_limit_ends_the_run_and_the_cost[stock25]",
+    "kernel/test_calls.py::test_a_duration_is_that_of_its_own_call[stock25]",
+    "kernel/test_calls.py::test_a_code_upgrade_is_followed[stock25]",
+    "kernel/test_daemon.py::test_planted_events_are_counted",
+    "kernel/test_daemon.py::test_counters_are_those_of_the_vm",
+    "kernel/test_daemon.py::test_sigterm_takes_everything_out_and_the_vm_goes_on",
+)
+
+
 def main() -> None:
     links = "one link for each program" if MULTI else "a perf event for each hook"
     print(f"Linux {platform.release()}, {links}")
@@ -376,15 +370,11 @@ def main() -> None:
             check(f"{kind} {via} collections", collections, beam, via)
             check(f"{kind} {via} killed", killed, beam, via)
     check("in a pid namespace", in_a_namespace)
+    run_tests(TESTED)
     check("kernel log", kernel_is_well)
 
 
 if __name__ == "__main__":
     if INSIDE in sys.argv:
         sys.exit(inside())
-    try:
-        main()
-    except Exception:  # noqa: BLE001 - the last line is due all the same
-        traceback.print_exc(file=sys.stdout)
-        results["FAILED"] += 1
-    print(f"scope-vm: {results['ok']} passed, {results['FAILED']} failed", flush=True)
+    conclude(main)

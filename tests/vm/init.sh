@@ -24,5 +24,6 @@ tar -x -f /root/dev/vdb -C /root/opt/scope
 ifconfig lo 127.0.0.1 up
 chroot /root /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
     PYTHONPATH=/opt/scope/wheel:/opt/python:/opt/scope/tests:/opt/scope/tests/kernel \
-    SCOPE_CACHE=/opt/scope/cache python3 /opt/scope/tests/vm/guest.py
+    SCOPE_CACHE=/opt/scope/cache SCOPE_VM_ONLY="$SCOPE_VM_ONLY" SCOPE_PATIENCE=300 \
+    SCOPE_TEST_BUDGET=50% SCOPE_REQUIRE_KERNEL=1 python3 /opt/scope/tests/vm/guest.py
 poweroff -f

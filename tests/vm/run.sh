@@ -11,7 +11,8 @@
 # ~/.cache/scope-ebpf/vm: a disk with bookworm's Erlang and Python (270 MB), and a kernel of each
 # release (15 MB). They come from the mirror that this machine's own apt uses; remove the folder for
 # newer ones.
-# SCOPE_VM_ACCEL=kvm takes the hardware's help where there is some.
+# SCOPE_VM_ACCEL=kvm takes the hardware's help where there is some, and SCOPE_VM_ONLY=object,profile
+# runs the checks alone whose names have one of these words in them.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -77,11 +78,13 @@ keep_root() { # KIND FILE
     mv "$work/disk" "$2"
 }
 
-# The disk: bookworm, whose libbpf is the oldest that we say we take, and the Python packages.
+# The disk: bookworm, whose libbpf is the oldest that we say we take, and the Python packages, with
+# what tests of tests/kernel take.
 make_disk() {
     "$python" - "$project/pyproject.toml" >"$work/requirements" <<'PYTHON'
 import sys, tomllib
 print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
+print("perfetto", "protobuf", "pytest", sep="\n")
 PYTHON
     disk=$vm/disk-$(echo "$packages" | cat - "$work/requirements" | sha256sum | cut -c 1-12).ext4
     [ ! -e "$disk" ] || return 0
@@ -169,7 +172,8 @@ make_payload() {
     mkdir -p "$work/payload/tests"
     "$python" -m pip -qq install --disable-pip-version-check --no-deps --no-build-isolation \
         --target "$work/payload/wheel" "$project"
-    cp -r "$project"/tests/{beams_run.py,beams,workloads,kernel,vm} "$work/payload/tests/"
+    cp -r "$project"/tests/{beams_run.py,perfetto_read.py,perfetto_sql.py,beams,workloads,kernel,vm} \
+        "$work/payload/tests/"
     local built
     built=$(find "$cache" -maxdepth 1 -name 'usdt-*' | sort | tail -n 1)
     if [ -n "$built" ]; then
@@ -211,10 +215,10 @@ boot() { # RELEASE; 0 if its last line says that nothing failed
     nice -n 15 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
         -nodefaults -display none -no-reboot -serial stdio \
         -kernel "$kernel/vmlinuz" -initrd "$work/$1.initramfs" \
-        -append "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service" \
+        -append "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service${SCOPE_VM_ONLY:+ SCOPE_VM_ONLY=$SCOPE_VM_ONLY}" \
         -drive "file=$image,format=raw,if=virtio,readonly=on" \
         -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
-        </dev/null 2>&1 9>&- | tr -d '\r' >"$log" || true
+        </dev/null 2>&1 9>&- | stdbuf -oL tr -d '\r' >"$log" || true
     grep '^  *\(ok\|FAILED\|skipped\) ' "$log" || true
     last=$(grep '^scope-vm: ' "$log" | tail -n 1)
     if [ -z "$last" ]; then

@@ -24,7 +24,7 @@ cat >/root/etc/systemd/system/scope-vm.service <<'UNIT'
 After=basic.target
 [Service]
 Type=oneshot
-Environment=LC_ALL=C.UTF-8 HOME=/root SCOPE_CACHE=/opt/scope/cache
+Environment=LC_ALL=C.UTF-8 HOME=/root SCOPE_CACHE=/opt/scope/cache SCOPE_PATIENCE=300
 Environment=PYTHONPATH=/usr/lib/scope-ebpf:/opt/scope/tests:/opt/scope/tests/kernel
 ExecStart=/usr/bin/python3 /opt/scope/tests/vm/unit.py
 ExecStopPost=/usr/bin/systemctl poweroff --force --force

@@ -2,55 +2,39 @@
 """
 The checks of the installed systemd unit, inside a virtual machine whose first process is systemd.
 
-``run.sh unit`` installs the package there and starts this. Each check is a line, and the last line
-says how many passed: that is what ``run.sh`` judges by.
+``run.sh unit`` installs the package there and starts this.
 """
 
 # ruff: noqa: T201 - lines are what it is for
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import signal
 import subprocess
-import sys
 import time
-import traceback
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import beams_run
+import checks
 import tracing
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 #: Seconds. All is ten times slower here than where the tests run.
-PATIENCE = 300.0
+PATIENCE = beams_run.PATIENCE
 UNIT = "scope-ebpfd.service"
 CONFIG = Path("/etc/scope-ebpf/config.toml")
 
-results = {"ok": 0, "FAILED": 0}
 
-
-def check(name: str, body: Callable[..., str | None], *arguments: object) -> None:
+def journal() -> None:
     """
-    Run one check and print its line; what it returns is added to that.
+    Print what systemd and the daemon say, for a check that failed.
     """
-    started = time.monotonic()
-    try:
-        said, result = body(*arguments) or "", "ok"
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next check runs
-        result, said = "FAILED", f"{type(error).__name__}: {error}"
-        traceback.print_exc(file=sys.stdout)
-        print(systemctl("status", UNIT, fine=(0, 3, 4)))
-        journal = ["journalctl", "--no-pager", "-o", "cat", "-n", "60", "-u", UNIT]
-        print(subprocess.run(journal, capture_output=True, text=True).stdout)
-    results[result] += 1
-    seconds = time.monotonic() - started
-    print(f"  {result} {name}{f' ({said})' if said else ''}, {seconds:.0f} s", flush=True)
+    print(systemctl("status", UNIT, fine=(0, 3, 4)))
+    lines = ["journalctl", "--no-pager", "-o", "cat", "-n", "60", "-u", UNIT]
+    print(subprocess.run(lines, capture_output=True, text=True).stdout)
 
 
 def systemctl(*words: str, fine: tuple[int, ...] = (0,)) -> str:
@@ -191,6 +175,9 @@ def goes() -> None:
     assert systemctl("is-enabled", UNIT, fine=(1, 4)) in ("", "not-found")
 
 
+check = functools.partial(checks.check, on_failure=journal)
+
+
 def main() -> None:
     print(f"Linux {platform.release()}, systemd")
     check("nothing is started by the package", not_by_itself)
@@ -207,9 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception:  # noqa: BLE001 - the last line is due all the same
-        traceback.print_exc(file=sys.stdout)
-        results["FAILED"] += 1
-    print(f"scope-vm: {results['ok']} passed, {results['FAILED']} failed", flush=True)
+    checks.conclude(main)
