@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What observing costs a VM at full load: throughput with and without, in turns, in one go.
+What observing costs a VM at full load, measured in two ways.
 
-    sudo .venv/bin/python bench/overhead.py [--rounds 5] [--seconds 3] [--loads ...] [--idle 15]
+    sudo .venv/bin/python bench/overhead.py [--rounds 6] [--seconds 6] [--loads ...]
 
-Each load runs in one VM. A round has four slices: without anything, with the daemon and its
-defaults, with sends always traced (what the governor saves), and without again; every other round
-has them backwards. Throughput is what was done per second of CPU that the VM used, so that other
-work on the machine disturbs little; wall-clock throughput stands beside it. Ratios are taken within
-each round; shown are their mean and its 95 % confidence interval. Daemon CPU includes that of
-the process that holds its breakpoints. The defaults take about eight minutes.
+Each load runs in one VM. A round has slices with the daemon and its defaults, with every event
+always counted (what observing costs without a governor) and with sends always counted; before,
+between and after them are slices without anything. Every other round has them backwards. A slice's
+throughput is what was done per second of CPU that the VM used, held against the slices without
+anything on either side of it.
+
+Straight: how much less is done beside the daemon. How much one slice without anything differs from
+the next shows what of it is noise. By slope: where everything is always counted, the loss is large,
+and so is what hits x cost makes of it. How many times more was lost than that says is the *truth of
+hits x cost*; times the daemon's own hits x cost it is what the daemon's hooks take.
+
+Shown are means and their 95 % confidence intervals. Daemon's CPU includes that of the process that
+holds its breakpoints. The defaults take about half an hour.
 """
 
 from __future__ import annotations
@@ -17,161 +24,131 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import beams_run
-import psutil
-from overhead_loads import LOADS, Load, named
+import daemon_run
+from daemon_run import cpu_seconds
+from overhead_loads import LOADS, Load
 
-from scope_ebpf.beam.constants import kernel_constants
+from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.node import NodeName
+from scope_ebpf.daemon.prices import Prices
 from scope_ebpf.kernel.cost import measure as measure_cost
-from scope_ebpf.kernel.session import Session
+from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.stats import measuring
+from scope_ebpf.kernel.uprobes import Attacher
 from scope_ebpf.metrics.scaling import quantile
-from scope_ebpf.plan import make_plan
+from scope_ebpf.plan import DEFAULT_EVENTS, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Found = defaultdict[str, list[float]]
+#: Seconds until the daemon has taken hot hooks out and got to know the VM.
+_SETTLE = 7.0
+_cost = measure_cost()
 
-#: Seconds until the daemon has taken hot hooks out and got to know the VM, at least and at most: a
-#: load that is not hot has no windows.
-_AT_LEAST, _SETTLE = 5.0, 8.0
-
-
-def cpu_seconds(pid: int) -> float:
-    """The CPU clock of a process (clock_getcpuclockid)."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-class Daemon:
-    """A daemon with its defaults, that looks at one VM only."""
-
-    def __init__(self, exe: str) -> None:
-        self._port = beams_run.free_port()
-        self._config = tempfile.NamedTemporaryFile("w", suffix=".toml")  # noqa: SIM115
-        self._config.write(f"include_paths = ['^{exe}$']\nmin_age = 0\n")
-        self._config.flush()
-        command = [sys.executable, "-m", "scope_ebpf.cli.daemon", "--config", self._config.name]
-        self.process = subprocess.Popen(
-            [*command, "--listen", f"127.0.0.1:{self._port}"], stderr=subprocess.DEVNULL
-        )
-
-    def family(self) -> list[psutil.Process]:
-        """The daemon, and what holds its breakpoints."""
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children()]
-
-    def cpu(self) -> float:
-        """Seconds of CPU of both."""
-        return sum(cpu_seconds(process.pid) for process in self.family())
-
-    def metric(self, name: str) -> float:
-        """The first sample of a series."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics") as answer:
-            lines = answer.read().decode().splitlines()
-        return float(next(line for line in lines if line.startswith(name + "{")).split()[-1])
-
-    def settle(self) -> None:
-        """Return when it has opened a few windows and some time after, or has had the time to."""
-        deadline = time.monotonic() + 60
-        since = None
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, StopIteration):
-                windows = self.metric("scope_ebpf_windows_total")
-                since = since or time.monotonic()
-                passed = time.monotonic() - since
-                if passed > (_AT_LEAST if windows >= 4 else _SETTLE):
-                    return
-            time.sleep(0.2)
-        raise SystemExit("the daemon does not see the VM")
-
-    def end(self) -> None:
-        """End it."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
-        self._config.close()
+Found = defaultdict[str, list[float]]
 
 
 @contextlib.contextmanager
 def with_daemon(load: Load, found: Found) -> Iterator[None]:
-    daemon = Daemon(str(Path(f"/proc/{load.pid}/exe").readlink()))
-    try:
-        daemon.settle()
-        own, target, hooks = daemon.cpu(), cpu_seconds(load.pid), _hooks(daemon)
+    node = NodeName(inspect(load.pid)).read()
+    config = f"include_nodes = ['^{node}$']\nmin_age = 0\n"
+    with tempfile.TemporaryDirectory() as folder, daemon_run.daemon(Path(folder), config) as daemon:
+        daemon.until_observed(load.pid)
+        load.work(_SETTLE)
+        own, target, hooks = daemon.cpu_seconds(), cpu_seconds(load.pid), _hooks(daemon)
         yield
         target = cpu_seconds(load.pid) - target
-        found["daemon's own CPU, of the VM's"].append((daemon.cpu() - own) / target)
-        found["hits x cost, of the VM's CPU"].append((_hooks(daemon) - hooks) / target)
-    finally:
-        daemon.end()
+        found["daemon: its own CPU"].append((daemon.cpu_seconds() - own) / target)
+        found["daemon: hits x cost"].append((_hooks(daemon) - hooks) / target)
 
 
-def _hooks(daemon: Daemon) -> float:
-    return daemon.metric("scope_ebpf_hook_cpu_seconds_total")
+def _hooks(daemon: daemon_run.Daemon) -> float:
+    """Seconds that hits took, at what a hit costs by our own measurement."""
+    seconds = daemon.value("scope_ebpf_hook_cpu_seconds_total{")
+    return seconds * _cost.entry / daemon.value('scope_ebpf_hit_cost_seconds{at="entry"}')
 
 
 @contextlib.contextmanager
-def with_sends_traced(load: Load, found: Found) -> Iterator[None]:
+def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> Iterator[None]:
     target = inspect(load.pid)
     settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, ("send",))
-    with Session(plan, load.pid, target.base, settings) as session:
-        session.count(on=True)
+    plan = make_plan(target.binary, target.flavor, events, "auto", known(settings))
+    prices = Prices(plan, _cost)
+    with (
+        contextlib.closing(Attacher()) as attacher,
+        GovernedSession(plan, load.pid, target.base, settings, attacher=attacher) as session,
+        measuring(),
+    ):
+        for event in prices.hit_costs():
+            session.attach(event)
+            session.open_gate(event, None)
         hits, used = session.hits(), cpu_seconds(load.pid)
         yield
         news = {program: count - hits[program] for program, count in session.hits().items()}
         used = cpu_seconds(load.pid) - used
-        found["sends traced: hits x cost, of the VM's CPU"].append(_cost.total(news) / used)
+        prices.correct(session.program_stats())
+        found[f"{way}: hits x cost"].append(sum(prices.spent(news).values()) / used)
 
 
-@contextlib.contextmanager
-def without(_load: Load, _found: Found) -> Iterator[None]:
-    yield
+#: What is held against nothing.
+WAYS = {
+    "daemon": with_daemon,
+    "all counted": lambda load, found: with_counts(load, found, "all counted", DEFAULT_EVENTS),
+    "sends counted": lambda load, found: with_counts(load, found, "sends counted", ("send",)),
+}
 
 
-WAYS = (("without", without), ("daemon", with_daemon), ("sends", with_sends_traced))
-_cost = measure_cost()
+def slice_of(load: Load, seconds: float) -> float:
+    """Work for each second of the VM's CPU."""
+    cpu = cpu_seconds(load.pid)
+    return load.work(seconds) / (cpu_seconds(load.pid) - cpu)
 
 
-def slice_of(load: Load, seconds: float) -> tuple[float, float]:
-    """Work for each second of the VM's CPU, and for each second."""
-    cpu, began = cpu_seconds(load.pid), time.monotonic()
-    done = load.work(seconds)
-    return done / (cpu_seconds(load.pid) - cpu), done / (time.monotonic() - began)
+def play_round(load: Load, seconds: float, found: Found, *, backwards: bool) -> None:
+    """One round: each way between two slices without anything."""
+    ways = list(WAYS.items())
+    before = slice_of(load, seconds)
+    for way, context in reversed(ways) if backwards else ways:
+        with context(load, found):
+            rate = slice_of(load, seconds)
+        after = slice_of(load, seconds)
+        found[f"{way}: done, of without"].append(2 * rate / (before + after))
+        found["without: done, of without"].append(after / before)
+        before = after
 
 
 def measure(name: str, rounds: int, seconds: float) -> None:
+    """Play *rounds* of the load *name* and print what was found."""
     found: Found = defaultdict(list)
     with LOADS[name]() as load:
-        slice_of(load, 2.0)
+        slice_of(load, 3.0)
         for number in range(rounds):
-            rates: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            order = [*WAYS, WAYS[0]]
-            for way, context in order if number % 2 else reversed(order):
-                with context(load, found):
-                    rates[way].append(slice_of(load, seconds))
-            first, last = rates["without"]
-            for column, per in enumerate(("CPU second", "second")):
-                base = (first[column] + last[column]) / 2
-                found[f"without, first to last, per {per}"].append(last[column] / first[column])
-                for way in ("daemon", "sends"):
-                    found[f"{way} to without, per {per}"].append(rates[way][0][column] / base)
-        print(f"\n{name}: {load.unit}, {rounds} rounds of 4 x {seconds:g} s")
+            play_round(load, seconds, found, backwards=number % 2 == 1)
+        print(f"\n{name}: {load.unit}, {rounds} rounds of 7 x {seconds:g} s", flush=True)
+    _by_slope(found)
     for label in sorted(found):
-        print(f"  {label:46} {interval(found[label])}", flush=True)
+        print(f"  {label:48} {interval(found[label])}", flush=True)
+
+
+def _by_slope(found: Found) -> None:
+    """What the daemon's hooks take, by how true hits x cost is where everything is counted."""
+    done, said = (found[f"all counted: {what}"] for what in ("done, of without", "hits x cost"))
+    truth = [(1 - part) / cost for part, cost in zip(done, said, strict=True)]
+    hooks = [cost * statistics.fmean(truth) for cost in found["daemon: hits x cost"]]
+    both = [sum(pair) for pair in zip(hooks, found["daemon: its own CPU"], strict=True)]
+    found["all counted: truth of hits x cost"] = truth
+    found["daemon: its hooks, by slope"] = hooks
+    found["daemon: its hooks, by slope, and its own CPU"] = both
 
 
 def interval(values: list[float]) -> str:
@@ -183,41 +160,16 @@ def interval(values: list[float]) -> str:
     return f"{mean:9.2%}  [{mean - off:8.2%} .. {mean + off:8.2%}]"
 
 
-def idle(seconds: float) -> None:
-    """A VM that does nothing: what the daemon takes beside it."""
-    with beams_run.planted("stock25", *named()) as beam:
-        daemon = Daemon(str(Path(f"/proc/{beam.pid}/exe").readlink()))
-        try:
-            daemon.settle()
-            cpu, began = daemon.cpu(), time.monotonic()
-            memory = _memory(daemon)
-            time.sleep(seconds)
-            share = (daemon.cpu() - cpu) / (time.monotonic() - began)
-            print(f"\nidle VM, {seconds:g} s: the daemon takes {share:.2%} of a core")
-            print(f"  resident at first {memory}")
-            print(f"  resident at last  {_memory(daemon)}")
-        finally:
-            daemon.end()
-
-
-def _memory(daemon: Daemon) -> str:
-    own, *others = [process.memory_info().rss / 1e6 for process in daemon.family()]
-    return f"{own:.1f} MB, and {sum(others):.1f} MB of what holds its breakpoints"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each slice")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each slice")
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=list(LOADS))
-    parser.add_argument("--idle", type=float, default=15.0, help="seconds; 0 leaves it out")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("attaching BPF programs takes root: sudo")
-    if arguments.idle:
-        idle(arguments.idle)
     for name in arguments.loads:
         measure(name, arguments.rounds, arguments.seconds)
 

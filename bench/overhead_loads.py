@@ -44,11 +44,11 @@ def _sleeping(count: Callable[[], int]) -> Callable[[float], float]:
 
 
 def named() -> list[str]:
-    """Options of a VM by whose name the daemon finds it."""
+    """Options of a VM that can be named; with one scheduler, so that others find room beside it."""
     port = str(beams_run.free_port())
     return [
         *("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port),
-        *("-kernel", "inet_dist_use_interface", "{127,0,0,1}", "+S", "2:2"),
+        *("-kernel", "inet_dist_use_interface", "{127,0,0,1}", "+S", "1:1"),
     ]
 
 
