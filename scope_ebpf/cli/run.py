@@ -33,8 +33,8 @@ from scope_ebpf.errors import (
 from scope_ebpf.kernel import host
 from scope_ebpf.sinks.plain import plain
 from scope_ebpf.sinks.stream import Stream
-from scope_ebpf.written import hooks, source
-from scope_ebpf.written.outcome import Outcome
+from scope_ebpf.user_probes import hooks, source
+from scope_ebpf.user_probes.outcome import Outcome
 
 if TYPE_CHECKING:
     import argparse
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.kernel.compiler import Compiled
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.written import WrittenSession
+    from scope_ebpf.kernel.user_probes import UserProbeSession
     from scope_ebpf.plan import Attachment
 
 #: What a probe should not take of the CPU that the VM uses; above it there is a warning.
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The probe's functions are attached by their names: on_gc_entry, uprobe__FUNCTION, "
         "uretprobe__FUNCTION. docs/run.md explains it, with three examples; what beam.h offers "
-        f"stands in {resources.files('scope_ebpf.written').joinpath('beam.h')}"
+        f"stands in {resources.files('scope_ebpf.user_probes').joinpath('beam.h')}"
     )
 
 
@@ -156,7 +156,7 @@ def _prepare(arguments: argparse.Namespace, target: Target) -> source.Source:
 def _compile(arguments: argparse.Namespace, written: source.Source) -> Compiled:
     from scope_ebpf.kernel.compiler import Compiled  # noqa: PLC0415 - bcc is slow to import
 
-    include = str(resources.files("scope_ebpf.written"))
+    include = str(resources.files("scope_ebpf.user_probes"))
     return Compiled(Path(arguments.probe).name, written.text, [f"-I{include}"])
 
 
@@ -216,12 +216,12 @@ class Run:
     def run(self) -> Ended:
         """Run until something ends it; whatever that is, all hooks are out and the ring is read."""
         from scope_ebpf.kernel import cost, stats  # noqa: PLC0415 - after the compiler's complaints
-        from scope_ebpf.kernel.written import WrittenSession  # noqa: PLC0415
+        from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
 
         price = cost.measure()
         pidfd = open_pidfd(self._target.pid)
         report = self._report
-        session = WrittenSession(
+        session = UserProbeSession(
             self._compiled,
             self._places,
             self._target.pid,
@@ -247,7 +247,7 @@ class Run:
     def _stop(self, reason: str) -> None:
         self._report.stopped = self._report.stopped or reason
 
-    def _watch(self, session: WrittenSession, price: HitCost, pidfd: int, started: float) -> None:
+    def _watch(self, session: UserProbeSession, price: HitCost, pidfd: int, started: float) -> None:
         ended = select.poll()
         ended.register(pidfd, select.POLLIN)
         self._cpu_before = cpu_seconds(self._target.pid)
@@ -268,7 +268,7 @@ class Run:
                     self._account(session, price)
                     self._warn()
 
-    def _write(self, session: WrittenSession) -> bool:
+    def _write(self, session: UserProbeSession) -> bool:
         """Write some of what is in the ring; whether more of it waits."""
         most = self._arguments.max_events
         left = BATCH if most is None else min(BATCH, most - self._report.events)
@@ -287,7 +287,7 @@ class Run:
             self._error = output_error(broken, self._arguments.output)
         return False
 
-    def _account(self, session: WrittenSession, price: HitCost) -> None:
+    def _account(self, session: UserProbeSession, price: HitCost) -> None:
         """What the probe has cost until now; the share stays as it was where the target is gone."""
         report = self._report
         report.hits = sum(session.hits().values())
@@ -307,7 +307,7 @@ class Run:
             f"{BUDGET:.0%}; a hook that is hit less, or a shorter --duration, costs less"
         )
 
-    def _collect(self, session: WrittenSession) -> None:
+    def _collect(self, session: UserProbeSession) -> None:
         report = self._report
         report.lost, report.unread, report.full = session.troubles()
         for name in self._written.counts:

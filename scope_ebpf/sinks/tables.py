@@ -14,14 +14,14 @@ from rich.table import Table
 from scope_ebpf.sinks.plain import plain
 from scope_ebpf.sinks.report import print_histogram
 from scope_ebpf.summary import Histogram
-from scope_ebpf.written.source import fields_of, is_term
+from scope_ebpf.user_probes.source import fields_of, is_term
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TextIO
 
     from scope_ebpf.sinks.columns import Terms
-    from scope_ebpf.written.outcome import Outcome
+    from scope_ebpf.user_probes.outcome import Outcome
 
     Who = Callable[[list[int]], dict[int, str | None]]
 

@@ -17,7 +17,7 @@ from tracing import SCOPE_TRACE, Run, scope_trace, wait_until
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel import stats
-from scope_ebpf.written import hooks, source
+from scope_ebpf.user_probes import hooks, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -368,13 +368,13 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     Where the kernel has no uprobe_multi, perf events see the same 46 messages, and go.
     """
     from scope_ebpf.kernel.compiler import Compiled  # noqa: PLC0415
-    from scope_ebpf.kernel.written import WrittenSession  # noqa: PLC0415
+    from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
 
     target = inspect(inserting.pid)
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
     places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
-    session = WrittenSession(compiled, places, target.pid, source.RECORD, 65536, multi=False)
+    session = UserProbeSession(compiled, places, target.pid, source.RECORD, 65536, multi=False)
     with stats.measuring(), session:
         inserting.plant("calls 23")
         session.detach()

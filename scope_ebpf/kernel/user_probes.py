@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Attachment
 
 
-class WrittenSession:
+class UserProbeSession:
     """
     Loads the functions of *probe* and attaches each to its *places* in process *pid*.
 

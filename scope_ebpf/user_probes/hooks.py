@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.binary import Binary
     from scope_ebpf.plan import Attachment
 
-_FAMILY = "written"
+_FAMILY = "user"
 _FUNCTION = {"uprobe__": False, "uretprobe__": True}
 
 
