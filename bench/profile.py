@@ -4,8 +4,8 @@ What a profile costs the VM, and how right it is.
 
     bench/profile.py [cost] [split] [waits] [rabbitmq]      default: all
 
-cost      work per CPU second of the VM with a profile at 99 Hz and without, in pairs of runs; and
-          what the BPF program itself takes, as the kernel measures it
+cost      what the timer of a profile at 99 Hz takes from a busy scheduler (profile_cost.py), what
+          the profiler's own process takes, and what the kernel says of the BPF program
 split     a planted split of CPU time (60, 30, 10 %) beside what the VM measured of it
 waits     two planted waits beside what the VM measured of them
 rabbitmq  how many Erlang stacks are whole in RabbitMQ under load
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 import beams_run  # noqa: E402 - found by the line above
+from profile_cost import reader_cost, timer_cost  # noqa: E402
 from top_cost import cpu_seconds  # noqa: E402
 
 from scope_ebpf.beam.discover import inspect  # noqa: E402
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
-_PAIRS, _SECONDS = 20, 3
 MODULES = ("split_a", "split_b", "split_c")
 
 
@@ -59,31 +58,11 @@ def profile(pid: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         run.wait()
 
 
-def work(beam: beams_run.Beam, seconds: int) -> float:
-    before = cpu_seconds(beam.pid)
-    done = int(beam.ask(f"work {seconds}", timeout=60 + seconds).split()[1])
-    return done / (cpu_seconds(beam.pid) - before)
-
-
 def cost() -> None:
+    timer_cost()
+    reader_cost()
     with beams_run.start_beam("stock25", "-s", "names_mix", "-names_size", "1000") as beam:
         beam.expect("ready", timeout=120)
-        work(beam, 1)
-        ratios = []
-        for pair in range(_PAIRS):
-            measured = {}
-            for watched in (pair % 2 == 0, pair % 2 == 1):
-                if watched:
-                    with profile(beam.pid):
-                        measured[True] = work(beam, _SECONDS)
-                else:
-                    measured[False] = work(beam, _SECONDS)
-            ratios.append(measured[True] / measured[False])
-        mean, error = statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
-        print(
-            f"cost: {_PAIRS} pairs of {_SECONDS} s: work per CPU second of the VM with a profile "
-            f"at 99 Hz / without = {mean:.4f} +- {error:.4f} (standard error)"
-        )
         program(beam)
 
 

@@ -35,7 +35,7 @@ _MAX_RING = 256 << 20
 #: Rows of the map of counts.
 PER_CPU_COUNTS = ("taken", "lost")
 #: Ticks of a timer of which one becomes a sample (sample.bpf.c).
-_DRAWN_FROM = 4
+_DRAWN_FROM = 2
 #: How far a timer's period moves from the one that was asked for, up and down.
 _SHIFT = 0.25
 
@@ -44,7 +44,7 @@ class Sampler:
     """
     Samples process ``settings["tgid"]`` *hz* times a second on every CPU, while it is open.
 
-    A CPU's timer runs four times as often, and one tick of four is drawn.
+    A CPU's timer runs twice as often, and one tick of two is drawn.
 
     *settings* is one ``events.SAMPLE_SETTINGS``. Raises NotRootError or HostError where the
     kernel refuses.
