@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.errors import ScopeError
+from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             prog="scope-trace" if name == "trace" else f"scope-trace {name}",
         )
         if name == command:
-            module = importlib.import_module(_MODULES.get(name, f"scope_ebpf.cli.{name}"))
+            with held_back():  # numpy's import swallows exceptions
+                module = importlib.import_module(_MODULES.get(name, f"scope_ebpf.cli.{name}"))
             module.add_arguments(added)
             added.set_defaults(run=module.run)
     return parser

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.kernel.libbpf import OpenOptions, check, library
 
 if TYPE_CHECKING:
@@ -70,10 +71,11 @@ class BpfObject:
         self.family = family
         self._lib = library()
         options = OpenOptions(ctypes.sizeof(OpenOptions), family.encode())
-        self._handle = check(
-            self._lib.bpf_object__open_mem(data, len(data), ctypes.byref(options)),
-            f"cannot open the BPF object {family}",
-        )
+        with held_back():  # libbpf tells what it does by a callback
+            self._handle = check(
+                self._lib.bpf_object__open_mem(data, len(data), ctypes.byref(options)),
+                f"cannot open the BPF object {family}",
+            )
         self.maps = {self._lib.bpf_map__name(m).decode(): m for m in self._each("map")}
         self.programs = {self._lib.bpf_program__name(p).decode(): p for p in self._each("program")}
 
@@ -114,10 +116,11 @@ class BpfObject:
             self._lib.bpf_program__set_autoload(program, name in wanted)
             if attach_type is not None:
                 self._lib.bpf_program__set_expected_attach_type(program, attach_type)
-        check(
-            self._lib.bpf_object__load(self._handle),
-            f"the kernel refused the BPF object {self.family}",
-        )
+        with held_back():
+            check(
+                self._lib.bpf_object__load(self._handle),
+                f"the kernel refused the BPF object {self.family}",
+            )
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map; it lives as long as the object."""

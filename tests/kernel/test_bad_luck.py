@@ -349,13 +349,14 @@ def test_an_output_in_a_folder_that_is_not_there(stock: beams_run.Beam, tmp_path
     assert (10, True) == (code, f"{path}: No such file or directory" in said)
 
 
-def test_ctrl_c_before_it_counts(stock: beams_run.Beam):
+@pytest.mark.parametrize("library", ["numpy", "libbpf", "libelf"] * 3)
+def test_ctrl_c_before_it_counts(stock: beams_run.Beam, library: str):
     """
     Ctrl-C at any moment of the start ends it without a traceback, and with nothing attached.
     """
     with starting(stock.pid) as run:
         wait_until(
-            lambda: "numpy" in Path(f"/proc/{run.pid}/maps").read_text() or run.process.poll(),
+            lambda: library in Path(f"/proc/{run.pid}/maps").read_text() or run.process.poll(),
             "the start",
         )
         outcome = run.stop()
