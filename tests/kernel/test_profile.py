@@ -124,19 +124,22 @@ def test_a_planted_split_of_cpu_time_is_found_with_whole_stacks_to_the_line(
     for module, share in PLANTED.items():
         error = math.sqrt(share * (1 - share) / len(spinning))
         assert found[module] == pytest.approx(share, abs=ERRORS * error), module
-    whole = 0
+    odd = []
     for stack in spinning:
         names = [frame["name"] for frame in stack]
+        # On a slow machine who ran may have ended before it was looked up.
+        names[0] = names[0].removesuffix(" (ended)")
         module = names[-1].partition(":")[0]
         assert {f"{module}:spin/2", f"{module}:work/1", "split:turn/1"} <= set(names)
         outer = names[:4] == ["split:worker/2", "split:worker/2", "split:turns/2", "split:turn/1"]
         inner = names[4:] == [f"{module}:work/1"] * (len(names) - 5) + [f"{module}:spin/2"]
-        whole += outer and inner
+        if not (outer and inner):
+            odd.append(names)
         line = stack[-1]["line"]
         assert line in (line_of(module, "spin(0, Sum)"), line_of(module, "spin(N, Sum)"))
         assert stack[-2]["line"] in (line_of(module, "Sum = spin"), line_of(module, "Sum + work"))
         assert stack[-1]["file"].endswith(f"{module}.erl")
-    assert whole > 0.95 * len(spinning)
+    assert len(odd) < 0.05 * len(spinning), odd[0]
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27"])

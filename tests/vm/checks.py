@@ -73,6 +73,10 @@ class _Lines:
         self.missing = set(wanted)
         self._begun = 0.0
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            print(report.longreprtext)
+
     def pytest_runtest_logstart(self) -> None:
         self._begun = time.monotonic()
 
@@ -99,7 +103,7 @@ def run_tests(names: Collection[str]) -> None:
     if not wanted:
         return
     lines = _Lines(wanted)
-    options = ["-qq", "-p", "no:terminal", "-p", "no:cacheprovider", f"--rootdir={TESTS}"]
+    options = ["-p", "no:terminal", "-p", "no:cacheprovider", f"--rootdir={TESTS}"]
     pytest.main([*options, *(f"{TESTS}/{name}" for name in wanted)], plugins=[lines])
     for name in sorted(lines.missing):
         tell(name, "FAILED", "it did not run", 0)

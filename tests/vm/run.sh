@@ -212,7 +212,7 @@ boot() { # RELEASE; 0 if its last line says that nothing failed
     version=$(cat "$kernel/modules/version")
     [ "$1" != unit ] || image=$unit_disk
     say "$1: Linux $version (log: $log)"
-    nice -n 15 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
+    nice -n 5 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
         -nodefaults -display none -no-reboot -serial stdio \
         -kernel "$kernel/vmlinuz" -initrd "$work/$1.initramfs" \
         -append "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service${SCOPE_VM_ONLY:+ SCOPE_VM_ONLY=$SCOPE_VM_ONLY}" \
