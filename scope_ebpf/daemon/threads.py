@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from scope_ebpf.beam.counters import KINDS
 from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
 from scope_ebpf.daemon.natives import Natives
+from scope_ebpf.daemon.notify import say
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadBooks
@@ -46,6 +48,9 @@ class WatchedThreads:
         self._ticks = 0
         self._faults = Faults()
         self._places = _places(target)
+        #: The type of each scheduler that is not found in the VM's memory, by its tid.
+        self._unseen: dict[int, str] = {}
+        self._told = False
         self._natives = Natives(target, 1 / SAMPLE_HZ)
         self._samples: deque[tuple[int, int]] = deque(maxlen=_MEMORY)
         self.totals: NDArray[np.void] | None = None
@@ -56,7 +61,7 @@ class WatchedThreads:
     def tick(self) -> None:
         """Read the totals; now and then look for threads that came or went."""
         self._ticks += 1
-        if self._ticks % _LOOK == 0:
+        if self._ticks % _LOOK == 0 or self._ticks < _LOOK:  # at first threads still come
             self._look()
         self._read()
 
@@ -95,7 +100,11 @@ class WatchedThreads:
         natives = sampled.natives if sampled else {}
         if self._ticks % _LOOK == 0:
             natives = self._natives.take(self._watch.natives(self._place))
-        busy = tuple(float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ for kind in KINDS)
+        unseen = set(self._unseen.values())
+        busy = tuple(
+            None if kind in unseen else float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ
+            for kind in KINDS
+        )
         error = share_error(waits_now - waits, last - first)
         self.books = replace(self.books, sampled=Sampled(busy, error, natives))
 
@@ -105,17 +114,38 @@ class WatchedThreads:
         found = {one.tid: one for one in seen if one.role}
         if self._watch:
             self._watch.unwatch(self._tids - found.keys())
+            self._unseen = {tid: kind for tid, kind in self._unseen.items() if tid in found}
+            records = {
+                tid: self._record(one)
+                for tid, one in found.items()
+                if tid not in self._tids or tid in self._unseen
+            }
+            self._tell()
+            # One that is still not found stays as it is: a record begins its times anew.
             self._watch.watch(
                 self._place,
-                {tid: self._record(one) for tid, one in found.items() if tid not in self._tids},
+                {tid: r for tid, r in records.items() if tid not in self._tids or r["scheduler"]},
             )
         self._tids = set(found)
+
+    def _tell(self) -> None:
+        """Say once of which schedulers nobody can tell whether they spin."""
+        if self._unseen and not self._told:
+            self._told = True
+            kinds = ",".join(sorted(set(self._unseen.values())))
+            why = "these schedulers are not found in the VM's memory"
+            what = "busy waiting is not told"
+            say(logging.WARNING, what, pid=self._pid, schedulers=kinds, why=why)
 
     def _record(self, thread: TaskFaults) -> NDArray[np.void]:
         """One thread for the kernel side, with what it may look at."""
         record = np.zeros((), events.THREAD)
-        record["row"] = ROLES.index(thread.role or "")
-        place = self._places.find(thread.role or "", thread.number) if self._places else None
+        role = thread.role or ""
+        record["row"] = ROLES.index(role)
+        place = self._places.find(role, thread.number) if self._places else None
+        self._unseen.pop(thread.tid, None)
+        if role in KINDS and place is None:
+            self._unseen[thread.tid] = role
         for name, value in place._asdict().items() if place else ():
             record[name] = value
         return record

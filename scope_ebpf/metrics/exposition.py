@@ -129,7 +129,8 @@ def _expose_target(page: Page, reading: Reading) -> None:
 
 def _expose_sampled(page: Page, node: str, sampled: Sampled) -> None:
     for kind, seconds in zip(KINDS, sampled.busy_wait, strict=True):
-        page.add("beam_busy_wait_seconds_total", seconds, node=node, scheduler_type=kind)
+        if seconds is not None:
+            page.add("beam_busy_wait_seconds_total", seconds, node=node, scheduler_type=kind)
     page.add("scope_ebpf_busy_wait_error_ratio", sampled.error_ratio, node=node)
     for name, one in sampled.natives.items():
         page.add("beam_native_cpu_seconds_total", one.seconds, node=node, name=name)
@@ -216,6 +217,7 @@ def _refused(reading: Reading) -> list[str]:
         refused.add("counters")
     if reading.threads is None:
         refused.add("threads")
-    if reading.books is None or reading.books.sampled is None:
+    sampled = reading.books.sampled if reading.books else None
+    if sampled is None or None in sampled.busy_wait:
         refused.add("samples")
     return sorted(refused)

@@ -72,13 +72,14 @@ class NativeReading(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """
-    What the clock found: seconds of busy waiting by type of scheduler, in the order of KINDS.
+    What the clock found: seconds of busy waiting by type of scheduler, in the order of KINDS,
+    None for a type of which some schedulers are not found in the VM's memory.
 
     *error_ratio* is by how much the share of busy waiting in the CPU time of the last
     minute may be off, in 95 of 100 cases. *natives* are by ``m:f/a``, the last is ``other``.
     """
 
-    busy_wait: tuple[float, ...]
+    busy_wait: tuple[float | None, ...]
     error_ratio: float
     natives: dict[str, NativeReading]
 

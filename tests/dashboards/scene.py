@@ -58,7 +58,7 @@ PLANT = f"""
 BUSY = 23
 PLANT_BUSY = f"""
     begin
-        End = erlang:monotonic_time(millisecond) + 20000,
+        End = erlang:monotonic_time(millisecond) + 120000,
         Spin = fun S() -> erlang:monotonic_time(millisecond) < End andalso S() end,
         [spawn(Spin) || _ <- lists:seq(1, {BUSY})],
         erlang:yield(),
@@ -129,7 +129,7 @@ def load(app: App) -> Iterator[None]:
     """
     Messages through RabbitMQ while the block runs.
     """
-    client = [sys.executable, TESTS / "apps/load_rabbitmq.py", "--seconds", "120"]
+    client = [sys.executable, TESTS / "apps/load_rabbitmq.py", "--seconds", "600"]
     running = subprocess.Popen(
         [*client, "--port", str(app.ports["amqp"])], stderr=subprocess.DEVNULL
     )

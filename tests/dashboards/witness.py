@@ -19,7 +19,7 @@ def scrape(port: int) -> Samples:
     """
     Every sample of ``/metrics`` of *port* on loopback.
     """
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {
         (s.name, tuple(sorted((k, v) for k, v in s.labels.items() if k != "node"))): s.value

@@ -153,7 +153,7 @@ def test_a_duration_is_that_of_its_own_call(beam: Beam):
     assert {"called:nap/1"} == {event["function"] for event in returns}
     assert 23 <= len(returns) <= planted
     assert before <= len(returns) - 23 + 1
-    assert all(0.002 <= event["duration_seconds"] < 1 for event in returns)
+    assert all(0.002 <= event["duration_seconds"] < 60 for event in returns)
     assert {"called:nap/1": planted, "called:fail/1": 23} == run.counts()
 
 

@@ -38,7 +38,9 @@ class Running:
         self.process, self.port = process, port
 
     def get(self, path: str = "/metrics") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE
+        ) as answer:
             return answer.read().decode()
 
     def samples(self, pid: int) -> dict[tuple[str, ...], float]:
@@ -63,7 +65,7 @@ class Running:
         deadline = time.monotonic() + PATIENCE
         found: dict[tuple[str, ...], float] = {}
         while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            with contextlib.suppress(OSError):
                 found = self.samples(pid)
                 if found and holds(found):
                     return found

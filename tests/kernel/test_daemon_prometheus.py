@@ -36,7 +36,7 @@ def query(port: int, expression: str) -> list[dict]:
     """
     url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=test_daemon.PATIENCE) as answer:
             return json.load(answer)["data"]["result"]
     except OSError:
         return []

@@ -6,11 +6,14 @@ The VM's threads as the kernel schedules them, held against the kernel's own boo
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -20,13 +23,18 @@ import beams_run
 
 from scope_ebpf import events
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.places import Place, SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, threads
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.tracepoints import TYPES, ThreadWatch
+from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
 
 NORMAL = ROLES.index("normal")
+#: Standard errors by which what is sampled may be off.
+SIGMAS = 5
+#: Seconds until enough was seen, on a machine that is busy with other things.
+PATIENCE = 120.0
 
 
 @pytest.fixture
@@ -86,7 +94,9 @@ def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
             seen.tick()
             last, now = books(beam.pid), seen.totals[NORMAL].copy()
         assert beam.ask("stop").startswith("done storm")
-        assert int(now["off_ns"][events.OFF_REASONS.index("throttled")]) == 0
+        limited = Throttling(beam.pid).read()
+        if limited is None or not limited.throttled:  # the tests themselves may have a quota
+            assert int(now["off_ns"][events.OFF_REASONS.index("throttled")]) == 0
         waited = (int(now["waited_ns"]) - int(ours["waited_ns"])) / 1e9
         assert waited == pytest.approx(last[1] - first[1], rel=0.1)
         counted = int(now["slots"].sum() - ours["slots"].sum())
@@ -98,7 +108,8 @@ def test_what_is_off_the_cpu_is_off_for_a_reason(watch):
     """
     A VM that waits for its next command is idle; time on and off adds up to the time there was.
     """
-    with beams_run.planted("stock25", "+S", "1:1") as beam:
+    # Who does not spin sleeps before its next command comes.
+    with beams_run.planted("stock25", "+S", "1:1", "+sbwt", "none") as beam:
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         for _ in range(20):
             beam.plant("messages 2000")
@@ -130,23 +141,45 @@ def test_a_place_that_is_used_again_begins_at_nothing(watch):
     assert places[0] == places[1]
 
 
-def busy_share(watch, kind: str, *options: str) -> tuple[float, float, float]:
+class Spins(NamedTuple):
     """
-    The share of busy waiting in the CPU time of normal schedulers: ours, its error, the VM's own.
+    Of normal schedulers: samples, busy ones among them, CPU seconds, and those without work.
+    """
+
+    samples: int
+    busy: int
+    cpu: float
+    spun: float
+
+    def spread(self) -> float:
+        """
+        By how much the share of busy samples may be off, in all but one of a million cases.
+        """
+        share = min(max(self.busy / self.samples, 1 / self.samples), 1 - 1 / self.samples)
+        return SIGMAS * math.sqrt(share * (1 - share) / self.samples)
+
+
+def spins(watch, kind: str, enough: int, *options: str) -> Spins:
+    """
+    What a VM that is woken each millisecond does, until there are *enough* samples of it.
     """
     with beams_run.start_beam(kind, "+S", "2:2", *options, "-s", "witness") as beam:
         beam.expect("ready")
+        beam.favour()  # beside hogs, who spins is hardly ever on a CPU
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
-        first = books(beam.pid)[0]
-        before = seen.books.sampled.busy_wait[0]
-        said = beam.ask("flicker 4000")
-        seen.tick()
+        first, before = books(beam.pid)[0], seen.totals[NORMAL].copy()
+        spun, worked = seen.books.sampled.busy_wait[0], 0.0
+        deadline = time.monotonic() + PATIENCE
+        while (samples := int(seen.totals[NORMAL]["samples"] - before["samples"])) < enough:
+            assert time.monotonic() < deadline, f"{samples} samples only"
+            worked += int(beam.ask("flicker 1000").partition("worked=")[2]) / 1e6
+            seen.tick()
         cpu = books(beam.pid)[0] - first
-        worked = int(said.partition("worked=")[2]) / 1e6
-        ours = (seen.books.sampled.busy_wait[0] - before) / cpu
-        error = seen.books.sampled.error_ratio
+        busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
+        told = seen.books.sampled.busy_wait[0] - spun
+        assert told == pytest.approx(busy / SAMPLE_HZ)
         seen.close()
-    return ours, error, 1 - worked / cpu
+    return Spins(samples, busy, cpu, cpu - worked)
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
@@ -154,17 +187,46 @@ def test_busy_waiting_is_told_from_work(watch, kind):
     """
     Schedulers that spin for long are on a CPU without work, as scheduler_wall_time says they are.
     """
-    ours, error, theirs = busy_share(watch, kind, "+sbwt", "very_long")
+    found = spins(watch, kind, 200, "+sbwt", "very_long")
+    theirs = found.spun / found.cpu
     assert theirs > 0.5
-    assert ours == pytest.approx(theirs, abs=2 * error + 0.05)
+    # What is neither work nor waiting is the way into the system call that sleeps, and back.
+    assert found.busy / found.samples == pytest.approx(theirs, abs=found.spread() + 0.1)
+    # Each sample stands for the same time.
+    near = SIGMAS * math.sqrt(found.samples)
+    assert found.samples == pytest.approx(found.cpu * SAMPLE_HZ, abs=near + 0.05 * found.samples)
 
 
 def test_who_may_not_spin_does_not(watch):
     """
-    Without busy waiting nearly nothing of the same work is told to be that.
+    Without busy waiting the same work is hardly ever told to be that.
     """
-    ours, error, _ = busy_share(watch, "stock25", "+sbwt", "none")
-    assert ours <= error
+    found = spins(watch, "stock25", 12, "+sbwt", "none")
+    assert found.busy / found.samples < 0.5
+
+
+def test_who_is_not_found_is_not_said_to_work(watch, monkeypatch):
+    """
+    Of a type with a scheduler that is not found nothing is told, rather than no busy waiting; and
+    once it is found, what it does.
+    """
+    find = SchedulerPlaces.find
+    hidden = {("normal", 2), ("dirty_io", 1)}
+
+    def seldom(places: SchedulerPlaces, role: str, number: int) -> Place | None:
+        return None if (role, number) in hidden else find(places, role, number)
+
+    monkeypatch.setattr(SchedulerPlaces, "find", seldom)
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness") as beam:
+        beam.expect("ready")
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        assert [None, True, None] == [
+            told if told is None else True for told in seen.books.sampled.busy_wait
+        ]
+        hidden.clear()
+        seen.tick()
+        assert None not in seen.books.sampled.busy_wait
+        seen.close()
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +243,7 @@ def spinning(tmp_path_factory):
     env = {"NAMES_NIF": str(folder / "names_nif")}
     with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness", env=env) as beam:
         beam.expect("ready")
+        beam.favour()  # two samples find a long call only if it keeps its CPU
         yield beam
 
 
@@ -197,7 +260,7 @@ def test_long_native_calls_are_told_by_name(watch, spinning, kind):
     found = seen.books.sampled.natives[f"names_nif:{kind}/1"]
     seen.close()
     assert found.long_calls == 23
-    assert found.seconds == pytest.approx(23 * 0.05 + 600 * 0.001, rel=0.15)
+    assert found.seconds == pytest.approx(23 * 0.05 + 600 * 0.001, rel=0.25)
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def test_big_gc_sees_each_collection(stock: beams_run.Beam):
     assert {"big_gc"} == {line["event"] for line in mine}
     # The VM rounds 100,000 words up to the next size that it has.
     assert all(line["heap_words_bytes"] >= 800_000 for line in mine)
-    assert all(0 < line["duration_seconds"] < 1 for line in mine)
+    assert all(0 < line["duration_seconds"] < 60 for line in mine)
     assert all(re.fullmatch(r"<0\.\d+\.0>", line["caller"]) for line in mine)
 
 

@@ -65,7 +65,7 @@ def test_a_line_says_how_long_and_how_much(way: Way):
         lines = [line for line in run.stop().lines if line["class"] == "major"]
     assert 23 <= len(lines) <= 27
     assert {main} == {line["pid"] for line in lines}
-    assert all(0 < line["duration_seconds"] < 1 for line in lines)
+    assert all(0 < line["duration_seconds"] < 60 for line in lines)
     # Fifty cells of two words, and what the loop itself leaves.
     usual = collections.Counter(line["reclaimed_bytes"] for line in lines).most_common(1)[0][0]
     assert 800 <= usual < 1600

@@ -103,7 +103,7 @@ def test_collections_that_are_probes_have_a_duration(outcome: Outcome):
     for name in ("minor", "major"):
         lines = [line for line in of(outcome, "gc") if line["class"] == name]
         assert [8 * (1000 + i) for i in range(ROUND)] == [x["reclaimed_bytes"] for x in lines]
-        assert all(0 < line["duration_seconds"] < 1 for line in lines)
+        assert all(0 < line["duration_seconds"] < 60 for line in lines)
         assert {None} == {line["live_bytes"] for line in lines}
 
 
