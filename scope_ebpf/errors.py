@@ -17,6 +17,13 @@ class ScopeError(Exception):
     details: tuple[str, ...] = ()
 
 
+#: What to do where the kernel does not permit something.
+PERMIT = (
+    "run as root, or with CAP_BPF and CAP_PERFMON (before Linux 6.6 CAP_SYS_ADMIN); in a container "
+    "also outside its seccomp filter (docker: --privileged)"
+)
+
+
 class UsageError(ScopeError):
     """The command line asks for something that does not exist."""
 

@@ -20,10 +20,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.daemon import config as settings
 from scope_ebpf.daemon.notify import Logfmt, log, say
-from scope_ebpf.errors import ScopeError
+from scope_ebpf.errors import HostError, NothingToAttachError, ScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scope_ebpf.kernel.cost import HitCost
 
 DEFAULT_CONFIG = Path("/etc/scope-ebpf/config.toml")
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415 - after the options are known good
     from scope_ebpf.daemon.server import serve  # noqa: PLC0415
-    from scope_ebpf.kernel import cost, host  # noqa: PLC0415
+    from scope_ebpf.kernel import host  # noqa: PLC0415
     from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
 
     def read() -> settings.Config:
@@ -67,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty
     with measuring():
-        daemon = Daemon(config, cost.measure(), read)
+        daemon = Daemon(config, _cost(config), read)
         server = serve(daemon)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: daemon.ask(signal.Signals(n)))
@@ -80,6 +82,19 @@ def _run(arguments: argparse.Namespace) -> int:
             server.server_close()
     say(logging.INFO, "ended")
     return 0
+
+
+def _cost(config: settings.Config) -> HitCost:
+    """What a hit costs here; where breakpoints are refused, everything else goes on."""
+    from scope_ebpf.kernel import cost  # noqa: PLC0415
+
+    try:
+        return cost.measure()
+    except (HostError, NothingToAttachError) as error:
+        if config.strict:
+            raise
+        say(logging.WARNING, "the cost of a hit is not known", why=error)
+        return cost.UNKNOWN
 
 
 def _config(arguments: argparse.Namespace) -> settings.Config:

@@ -9,6 +9,7 @@ allowance was spent. What a scrape shows is the last :attr:`Watch.reading`.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.daemon import totals
 from scope_ebpf.daemon.measures import Mark, Measures
+from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.prices import Prices
 from scope_ebpf.daemon.process import read_process
 from scope_ebpf.daemon.throttling import Throttling
@@ -189,8 +191,9 @@ class Watch:
         """Put the hooks of *event* in; where that fails the event is off."""
         if self.session.attach(event):
             return True
-        self._failed[event] = self.session.failures[-1].reason
+        self._failed[event] = why = self.session.failures[-1].reason
         self._governor.failed(event)
+        say(logging.WARNING, "hook off", pid=self.target.pid, hook=event, why=why)
         return False
 
     def _open_window(self, approach: Approach) -> None:

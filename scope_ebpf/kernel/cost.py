@@ -45,6 +45,8 @@ class HitCost:
         )
 
 
+#: Where it cannot be measured: more than any virtual machine that was measured took.
+UNKNOWN = HitCost(entry=5e-6, returns=10e-6)
 _RETURNS = {h.program for w in events.WAYS for h in w.hooks if h.returns}
 
 

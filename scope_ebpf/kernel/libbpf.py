@@ -13,10 +13,11 @@ import collections
 import ctypes
 import os
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from errno import EPERM
 from functools import cache
 from typing import Any
 
-from scope_ebpf.errors import HostError
+from scope_ebpf.errors import PERMIT, HostError
 
 #: The level of a libbpf message that is not worth keeping (enum libbpf_print_level).
 _LIBBPF_DEBUG = 2
@@ -32,7 +33,10 @@ class LibbpfError(HostError):
 
     def __init__(self, what: str, errno: int) -> None:
         said = "; ".join(list(messages)[-3:])
-        super().__init__(f"{what}: {os.strerror(errno)}" + (f" ({said})" if said else ""))
+        text = f"{what}: {os.strerror(errno)}" + (f" ({said})" if said else "")
+        if errno == EPERM:
+            text = f"{what}: the kernel does not permit it; {PERMIT}"
+        super().__init__(text)
         self.errno = errno
 
 

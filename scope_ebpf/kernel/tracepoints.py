@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.errors import HostError
+from scope_ebpf.errors import HostError, NotRootError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.objects import BpfObject, object_bytes
@@ -108,7 +108,7 @@ class ThreadWatch:
                 )
                 fd = perf_event_open(attributes, cpu=cpu)
                 self._links.append(attach(program, fd, f"the clock of CPU {cpu}"))
-        except HostError as error:
+        except (HostError, NotRootError) as error:
             return str(error)
         return ""
 
@@ -210,5 +210,5 @@ def attach_or_reason() -> tuple[ThreadWatch | None, str]:
     """The tracepoints, or why there are none."""
     try:
         return ThreadWatch(), ""
-    except HostError as error:
+    except (HostError, NotRootError) as error:
         return None, str(error)

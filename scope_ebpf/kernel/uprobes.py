@@ -11,6 +11,7 @@ says ``attacher.py``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -21,9 +22,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Self
 
-from scope_ebpf.errors import HostError
+from scope_ebpf.errors import PERMIT, HostError
 from scope_ebpf.kernel import attacher
-from scope_ebpf.kernel.libbpf import LibbpfError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,13 +163,12 @@ class Uprobes:
 
     def attach(
         self, programs: Sequence[tuple[int, Sequence[Attachment]]]
-    ) -> list[LibbpfError | None]:
+    ) -> list[HostError | None]:
         """Attach each of *programs*, an fd and its places; what went wrong with it, if it did."""
-        results: list[LibbpfError | None] = []
+        results: list[HostError | None] = []
         numbers = self._holder.attach(self._path, self._pid, programs, multi=self._multi)
         for number, (_, places) in zip(numbers, programs, strict=True):
-            failed = LibbpfError(f"cannot attach to {places[0].name}", -number)
-            results.append(failed if number < 0 else None)
+            results.append(_refused(places[0].name, -number) if number < 0 else None)
         self.numbers += [number for number in numbers if number > 0]
         return results
 
@@ -180,6 +179,15 @@ class Uprobes:
         leaving = self._holder.detach(self.numbers)
         self.numbers.clear()
         return leaving
+
+
+def _refused(name: str, number: int) -> HostError:
+    """Why there is no breakpoint in function *name*."""
+    if number in (errno.EPERM, errno.EACCES):
+        return HostError(f"the kernel does not permit a breakpoint in {name}: {PERMIT}")
+    if number == errno.ESRCH:
+        return HostError(f"cannot attach to {name}: the process has ended")
+    return HostError(f"cannot attach to {name}: {os.strerror(number)}")
 
 
 def wait_gone(leaving: int | None) -> None:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import beams_run
 from beams_run import PATIENCE
 from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Where the CPU is emulated (tests/vm) a hit is dear, and with less the hooks would come and go.
 BUDGET = os.environ.get("SCOPE_TEST_BUDGET", "5%")
@@ -97,16 +101,16 @@ def named(*args: str, env: dict[str, str] | None = None):
 
 
 @contextlib.contextmanager
-def daemon(config: str, folder: Path):
+def daemon(config: str, folder: Path, prefix: Sequence[str] = ()):
     """
-    A daemon on a port of its own.
+    A daemon on a port of its own; *prefix* goes before its command.
     """
     beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
     port = beams_run.free_port()
     path = folder / "config.toml"
     path.write_text(config)
     options = ["--listen", f"127.0.0.1:{port}", "--config", str(path)]
-    command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
+    command = [*prefix, sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         yield Running(process, port)

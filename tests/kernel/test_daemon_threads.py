@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -30,11 +30,14 @@ from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
 
+if TYPE_CHECKING:
+    from scope_ebpf.metrics.reading import NativeReading
+
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
 SIGMAS = 5
 #: Seconds until enough was seen, on a machine that is busy with other things.
-PATIENCE = 120.0
+PATIENCE = beams_run.PATIENCE
 
 
 @pytest.fixture
@@ -247,20 +250,31 @@ def spinning(tmp_path_factory):
         yield beam
 
 
+def natives(seen: WatchedThreads, kind: str) -> NativeReading:
+    """
+    What is told of a native function now.
+    """
+    for _ in range(10):
+        seen.tick()
+    return seen.books.sampled.natives[f"names_nif:{kind}/1"]
+
+
 @pytest.mark.parametrize("kind", ["spin", "dirty_spin"])
 def test_long_native_calls_are_told_by_name(watch, spinning, kind):
     """
-    23 calls of 50 ms are 23 long calls and 1.15 s of CPU under their name; short ones are none.
+    23 calls of 150 ms are 23 long calls and 3.45 s of CPU under their name; short ones are none.
+
+    A virtual machine may be halted for tens of ms by its host, which it does not notice.
     """
     seen = WatchedThreads(watch, inspect(spinning.pid), watch.add())
-    assert spinning.ask(f"spin {kind} 23 50") == "done spin 23"
+    assert spinning.ask(f"spin {kind} 23 150") == "done spin 23"
+    long = natives(seen, kind)
     assert spinning.ask(f"spin {kind} 600 1") == "done spin 600"
-    for _ in range(10):
-        seen.tick()
-    found = seen.books.sampled.natives[f"names_nif:{kind}/1"]
+    found = natives(seen, kind)
     seen.close()
-    assert found.long_calls == 23
-    assert found.seconds == pytest.approx(23 * 0.05 + 600 * 0.001, rel=0.25)
+    assert long.long_calls == 23
+    assert found.long_calls <= 25  # a halt makes a short one long
+    assert found.seconds == pytest.approx(23 * 0.15 + 600 * 0.001, rel=0.25)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Parts that the kernel does not permit, as in a container: the daemon says so and goes on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import refusing
+import test_daemon
+from tracing import scope_trace
+
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.watch import Watch
+from scope_ebpf.errors import PERMIT, NotRootError
+from scope_ebpf.kernel.cost import UNKNOWN
+from scope_ebpf.kernel.uprobes import Attacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import beams_run
+
+BUSY = ("beam_busy_wait_seconds_total", "normal")
+SPAWNS = ("beam_process_spawns_total",)
+
+
+def hooks(samples: dict[tuple[str, ...], float]) -> set[float]:
+    """
+    Whether hooks are in, all together.
+    """
+    return {value for key, value in samples.items() if key[0] == "scope_ebpf_hook_attached"}
+
+
+def warnings(errors: str, message: str) -> list[str]:
+    """
+    What the log says of something, which must say what to do about it.
+    """
+    found = [line for line in errors.splitlines() if message in line]
+    assert all("CAP_PERFMON" in line and "seccomp" in line for line in found), found
+    assert "Traceback" not in errors
+    return found
+
+
+def test_without_perf_events_everything_else_goes_on(tmp_path: Path):
+    """
+    The clock is refused: one line says so, busy waiting is not told, events count as ever.
+    """
+    refused = refusing.prefix("perf_event_open")
+    with (
+        test_daemon.named("+S", "1:1") as beam,
+        test_daemon.daemon(test_daemon.QUICK, tmp_path, refused) as running,
+    ):
+        before = running.until(beam.pid, test_daemon.always)
+        assert 1 == before["scope_ebpf_refused", "samples"]
+        assert BUSY not in before
+        assert before["beam_thread_switches_total", "normal"] > 0
+        assert 23 == beam.plant("spawns 23")
+        running.until(beam.pid, lambda now: now[SPAWNS] - before[SPAWNS] == 23)
+        code, errors = running.end()
+    assert 0 == code, errors
+    assert 1 == len(warnings(errors, "busy waiting and native code are not told"))
+
+
+def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):
+    """
+    Breakpoints and tracepoints are refused: a line for each, hooks are 0, counters go on.
+    """
+    refused = refusing.prefix("BPF_LINK_CREATE")
+    with (
+        test_daemon.named("+S", "1:1") as beam,
+        test_daemon.daemon(test_daemon.QUICK, tmp_path, refused) as running,
+    ):
+        now = running.until(beam.pid, lambda now: hooks(now) == {0.0})
+        assert 1 == now["scope_ebpf_refused", "threads"]
+        stats = beam.stats()
+        running.until(
+            beam.pid, lambda now: now["beam_context_switches_total",] >= stats["context_switches"]
+        )
+        code, errors = running.end()
+    assert 0 == code, errors
+    assert 1 == len(warnings(errors, "the cost of a hit is not known"))
+    assert 1 == len(warnings(errors, "threads are not watched"))
+    assert len(warnings(errors, "hook off")) >= 12
+
+
+def test_strict_ends_where_hooks_are_refused(tmp_path: Path):
+    """
+    With --strict nothing goes on without them: one line, and an exit code of its own.
+    """
+    path = tmp_path / "config.toml"
+    path.write_text("strict = true\n")
+    daemon = (sys.executable, "-m", "scope_ebpf.cli.daemon", "--config", str(path))
+    command = [*refusing.prefix("BPF_LINK_CREATE"), *daemon, "--listen", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=test_daemon.PATIENCE)
+    assert 11 == done.returncode
+    assert 1 == len(done.stderr.splitlines()) == len(warnings(done.stderr, "not permit"))
+
+
+class Unwilling(Attacher):
+    """
+    Refuses breakpoints at *offset*, as a kernel that does not permit them.
+    """
+
+    offset = -1
+
+    def attach(self, path, pid, programs, *, multi):
+        places = {place.offset for _, group in programs for place in group}
+        if self.offset in places:
+            return [-1] * len(programs)
+        return super().attach(path, pid, programs, multi=multi)
+
+
+def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFixture):
+    """
+    Spawns are not permitted: they are off with the reason, while exits are counted.
+    """
+    with test_daemon.named("+S", "1:1") as beam, Unwilling() as attacher:
+        target = inspect(beam.pid)
+        watch = Watch(target, "node", 0.05, UNKNOWN, attacher)
+        (spawn,) = [item for item in watch.plan.items if item.event == "spawn"]
+        attacher.offset = spawn.attachments[0].offset
+        try:
+            ticks(watch, beam)
+            told = watch.reading.events
+        finally:
+            watch.close()
+    assert "off" == told["spawn"].mode
+    assert told["spawn"].reason.endswith(PERMIT)
+    assert {"always"} == {told[event].mode for event in ("exit", "gc", "hibernate")}
+    assert 23 <= told["exit"].totals.max()
+    assert 1 == sum("hook off" in record.message for record in caplog.records)
+
+
+def ticks(watch: Watch, beam: beams_run.Beam) -> None:
+    """
+    Let it put its hooks in, then count what is planted.
+    """
+    while "exit" not in watch.session.attached:
+        watch.tick()
+    watch.tick()
+    assert 23 == beam.plant("spawns 23")
+    watch.tick()
+
+
+@pytest.mark.parametrize("words", [("profile",), ("calls", "lists:reverse/1")], ids=lambda w: w[0])
+def test_a_command_without_perf_events_says_what_to_do(stock: beams_run.Beam, words):
+    """
+    ``profile`` and ``calls`` end with the exit code of missing privileges, and one line.
+    """
+    more = ("--pid", str(stock.pid), "--duration", "1")
+    done = scope_trace(*words, *more, prefix=refusing.prefix("perf_event_open"))
+    assert NotRootError.exit_code == done.code
+    assert "" == done.output
+    assert 1 == len(done.complaints) == len(warnings(done.errors, "not permit perf events"))
