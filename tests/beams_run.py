@@ -408,6 +408,19 @@ def free_port(address: str = "127.0.0.1") -> int:
     raise RuntimeError(f"no port of {_PORTS} is free")
 
 
+def native_functions(folder: Path) -> dict[str, str]:
+    """
+    The environment in which ``names_nif.erl`` of OTP 25 finds its library, built in *folder*.
+    """
+    require(shutil.which("gcc"), "there is no C compiler for the test's NIF")
+    (include,) = _OTP_ROOT.glob("erts-*/include")
+    made = folder / "names_nif"
+    source = str(WORKLOADS / "names_nif.c")
+    flags = ["-shared", "-fPIC", f"-I{include}", "-o", f"{made}.so"]
+    subprocess.run(["gcc", *flags, source], check=True)
+    return {"NAMES_NIF": str(made)}
+
+
 @contextlib.contextmanager
 def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
     """

@@ -89,15 +89,27 @@ QUICK = f'scan_interval = "200ms"\nmin_age = 0\ninclude_nodes = ["^{NAME}@"]\n'
 
 
 @contextlib.contextmanager
-def named(*args: str, env: dict[str, str] | None = None):
+def named(*args: str, emulator: Path | None = None):
     """
     A VM that runs ``planted.erl``, with the name that the daemon looks for.
+
+    *emulator* is a folder with an emulator of its own: ``erl`` chooses one, so its kind is one
+    that is started without.
+    """
+    kind, env = ("usdt25", {"BINDIR": str(emulator)}) if emulator else ("stock25", None)
+    with beams_run.planted(kind, *name_flags(), *args, env=env) as beam:
+        if emulator:
+            assert Path(f"/proc/{beam.pid}/exe").readlink() == emulator / "beam.smp"
+        yield beam
+
+
+def name_flags() -> tuple[str, ...]:
+    """
+    What gives a VM the name that the daemon looks for, without a port mapper.
     """
     port = str(beams_run.free_port())
     options = ("-name", f"{NAME}@127.0.0.1", "-start_epmd", "false", "-erl_epmd_port", port)
-    options += ("-kernel", "inet_dist_use_interface", "{127,0,0,1}")
-    with beams_run.planted("stock25", *options, *args, env=env) as beam:
-        yield beam
+    return (*options, "-kernel", "inet_dist_use_interface", "{127,0,0,1}")
 
 
 @contextlib.contextmanager

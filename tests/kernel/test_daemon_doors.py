@@ -31,7 +31,7 @@ def storm(private_emulator: Path) -> Iterator[beams_run.Beam]:
     """
     A VM in a storm of messages, which runs from a file of its own.
     """
-    with test_daemon.named("+S", "2:2", env={"BINDIR": str(private_emulator)}) as beam:
+    with test_daemon.named("+S", "2:2", emulator=private_emulator) as beam:
         beam.send("storm pingpong 2")
         beam.expect("storming")
         yield beam

@@ -39,7 +39,7 @@ def test_a_target_whose_binary_was_replaced_is_observed_as_it_runs(
     After an upgrade the file under the VM's path is another; its own is still the one that runs.
     """
     folder = shutil.copytree(private_emulator, tmp_path / "emulator")
-    with test_daemon.named("+S", "1:1", env={"BINDIR": str(folder)}) as beam:
+    with test_daemon.named("+S", "1:1", emulator=folder) as beam:
         (folder / "new").write_bytes(b"#!/bin/false\n")
         (folder / "new").replace(folder / "beam.smp")
         with test_daemon.daemon(test_daemon.QUICK, tmp_path) as running:

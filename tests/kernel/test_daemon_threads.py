@@ -238,12 +238,7 @@ def spinning(tmp_path_factory):
     A VM with native functions that compute for as long as they are told to.
     """
     beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
-    folder = tmp_path_factory.mktemp("nif")
-    source = Path(__file__).parents[1] / "workloads/names_nif.c"
-    (include,) = Path("/usr/lib/erlang").glob("erts-*/include")
-    command = ["gcc", "-shared", "-fPIC", f"-I{include}", "-o", str(folder / "names_nif.so")]
-    subprocess.run([*command, str(source)], check=True)
-    env = {"NAMES_NIF": str(folder / "names_nif")}
+    env = beams_run.native_functions(tmp_path_factory.mktemp("nif"))
     with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness", env=env) as beam:
         beam.expect("ready")
         beam.favour()  # two samples find a long call only if it keeps its CPU

@@ -10,6 +10,7 @@
 %%   crowd N      N processes that never wait, until "disperse"
 %%   flicker N    N milliseconds in which a process wakes up each millisecond; answers for how many
 %%                microseconds the normal schedulers worked meanwhile, as scheduler_wall_time says
+%%   become       ends the VM: its process runs what the environment variable BECOME says; no answer
 %%   spin KIND N MS  N calls of a native function of MS milliseconds each; KIND is spin or dirty_spin
 -module(witness).
 -export([start/0]).
@@ -68,6 +69,9 @@ answer(["flicker", N]) ->
     Before = worked(),
     flicker(erlang:monotonic_time(millisecond) + list_to_integer(N)),
     facts([{worked, worked() - Before}]);
+answer(["become"]) ->
+    _ = names_nif:load(),
+    names_nif:become();
 answer(["spin", Kind, N, Milliseconds]) ->
     _ = names_nif:load(),
     [ok = names_nif:(list_to_atom(Kind))(list_to_integer(Milliseconds))
