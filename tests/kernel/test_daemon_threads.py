@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
 SIGMAS = 5
-#: Seconds until enough was seen, on a machine that is busy with other things.
 PATIENCE = beams_run.PATIENCE
 
 
