@@ -215,6 +215,7 @@ def way_text(way: Table) -> str:
         f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
         f"mangled={h.get('mangled', False)}, "
         f"optional={h.get('optional', False)}, call={h.get('call')!r}, "
+        f"local={h.get('local', False)}, "
         f"at_call={tuple(h.get('at_call', {}).items())!r}, "
         f"arguments={tuple(h.get('arguments', []))!r}),"
         for h in way["hooks"]
@@ -288,6 +289,8 @@ class Hook:
     optional: bool
     #: The function whose call within this one is the place, rather than the entry.
     call: str | None
+    #: That function may have no name; then it is the one without a name that is called.
+    local: bool
     #: Settings that are told a register there, and which.
     at_call: tuple[tuple[str, str], ...]
     #: Settings that tell the program the registers of its arguments.

@@ -2,8 +2,9 @@
 /*
  * message: messages between processes.
  *
- * Hooks:  erts_send_message where it queues the message, erts_dsig_send_msg,
- * erts_dsig_send_reg_msg, beam_jit_remove_message; or erlang:message__send, message__receive
+ * Hooks:  erts_send_message and erts_proc_sig_send_to_alias where they queue the message,
+ * erts_dsig_send_msg, erts_dsig_send_reg_msg, beam_jit_remove_message; or erlang:message__send,
+ * message__receive
  * Counts: send by local and remote, receive
  * Emits:  send, receive
  *
@@ -46,6 +47,28 @@ int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 		if (settings.send_message_register)
 			bpf_probe_read_kernel(&message, sizeof(message),
 					      (void *)ctx + settings.send_message_register);
+	}
+	return sent(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message);
+}
+
+/*
+ * Messages to an alias, a reference that stands for a process: signals until their receiver has
+ * seen that the alias is still one, and then the messages that they were. At the call of
+ * proc_queue_signal sender and receiver are pids, and the message stands beside them
+ * (OTP-25.2.3, 27.3.4.1 and, by another name, 28.0 erl_proc_sig_queue.c).
+ */
+SEC("uprobe")
+int BPF_KPROBE(send_alias, __u64 sender, __u64 from, __u64 receiver)
+{
+	__u64 to = 0, message = 0;
+	__u32 tid;
+
+	if (!enter(PROGRAM_SEND_ALIAS, &tid))
+		return 0;
+	if (settings.send_alias_register) {
+		to = receiver;
+		bpf_probe_read_kernel(&message, sizeof(message),
+				      (void *)ctx + settings.send_alias_register);
 	}
 	return sent(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message);
 }

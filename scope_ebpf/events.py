@@ -47,6 +47,8 @@ class Hook:
     optional: bool
     #: The function whose call within this one is the place, rather than the entry.
     call: str | None
+    #: That function may have no name; then it is the one without a name that is called.
+    local: bool
     #: Settings that are told a register there, and which.
     at_call: tuple[tuple[str, str], ...]
     #: Settings that tell the program the registers of its arguments.
@@ -111,7 +113,7 @@ OFF_REASONS = ('idle', 'blocked', 'preempted', 'queued', 'throttled')
 #: Why a process is off its scheduler, by its number.
 WAIT_REASONS = ('receive', 'run_queue', 'suspended', 'dirty')
 
-PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
+PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
 
 #: Any record as it lies in the ring: 64 bytes, its own fields as four words.
 RECORD = np.dtype([
@@ -349,7 +351,7 @@ SETTINGS = np.dtype([
     ("process_state", "<u4"),
     ("send_message_register", "<u4"),
     ("message_sender", "<u4"),
-    ("padding", "<u4"),
+    ("send_alias_register", "<u4"),
 ])
 
 TALLY = np.dtype([
@@ -556,113 +558,115 @@ WAIT_TOTAL = np.dtype([
 
 WAYS = (
     Way('spawn', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('spawn_return', 'erl_create_process', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('spawn_entry', 'erl_create_process', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('spawn_return', 'erl_create_process', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('spawn', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('spawn_usdt', 'process__spawn', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('spawn_usdt', 'process__spawn', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('exit', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('exit_entry', 'erts_do_exit_process', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('exit_entry', 'erts_do_exit_process', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('exit', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('exit_usdt', 'process__exit', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('exit_usdt', 'process__exit', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('hibernate', 'symbol', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('hibernate_entry', 'erts_hibernate', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('hibernate_entry', 'erts_hibernate', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('hibernate', 'usdt', 'process', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('hibernate_usdt', 'process__hibernate', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('hibernate_usdt', 'process__hibernate', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('send', 'symbol', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('send_local', 'erts_send_message', returns=False, mangled=False, optional=False, call='erts_queue_proc_message', at_call=(('send_message_register', 'rcx'),), arguments=()),
-        Hook('send_remote', 'erts_dsig_send_msg', returns=False, mangled=False, optional=True, call=None, at_call=(), arguments=()),
-        Hook('send_remote_name', 'erts_dsig_send_reg_msg', returns=False, mangled=False, optional=True, call=None, at_call=(), arguments=()),
+        Hook('send_local', 'erts_send_message', returns=False, mangled=False, optional=False, call='erts_queue_proc_message', local=False, at_call=(('send_message_register', 'rcx'),), arguments=()),
+        Hook('send_alias', 'erts_proc_sig_send_to_alias', returns=False, mangled=False, optional=True, call='proc_queue_signal', local=True, at_call=(('send_alias_register', 'rcx'),), arguments=()),
+        Hook('send_alias', 'erts_proc_sig_send_altact_msg', returns=False, mangled=False, optional=True, call='proc_queue_signal', local=True, at_call=(('send_alias_register', 'rcx'),), arguments=()),
+        Hook('send_remote', 'erts_dsig_send_msg', returns=False, mangled=False, optional=True, call=None, local=False, at_call=(), arguments=()),
+        Hook('send_remote_name', 'erts_dsig_send_reg_msg', returns=False, mangled=False, optional=True, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('send', 'usdt', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('send_usdt', 'message__send', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('send_usdt', 'message__send', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('receive', 'symbol', 'message', flavor='jit', on_request=None, needs=(), hooks=(
-        Hook('receive_entry', 'beam_jit_remove_message', returns=False, mangled=True, optional=False, call=None, at_call=(), arguments=()),
+        Hook('receive_entry', 'beam_jit_remove_message', returns=False, mangled=True, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('receive', 'usdt', 'message', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('receive_usdt', 'message__receive', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('receive_usdt', 'message__receive', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('schedule', 'symbol', 'schedule', flavor='jit', on_request=None, needs=(), hooks=(
-        Hook('schedule_in', 'copy_in_registers', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=('schedule_in_register',)),
-        Hook('schedule_out', 'erts_schedule', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('schedule_in', 'copy_in_registers', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=('schedule_in_register',)),
+        Hook('schedule_out', 'erts_schedule', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('schedule', 'usdt', 'schedule', flavor='emu', on_request=None, needs=(), hooks=(
-        Hook('schedule_in_usdt', 'process__scheduled', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('schedule_out_usdt', 'process__unscheduled', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('schedule_in_usdt', 'process__scheduled', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('schedule_out_usdt', 'process__unscheduled', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('gc', 'symbol', 'gc', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('gc_entry', 'erts_garbage_collect_nobump', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_return', 'erts_garbage_collect_nobump', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_entry', 'erts_garbage_collect', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_return', 'erts_garbage_collect', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_entry', 'erts_gc_after_bif_call_lhf', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_return', 'erts_gc_after_bif_call_lhf', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_entry', 'erts_garbage_collect_literals', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_return', 'erts_garbage_collect_literals', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_entry', 'erts_garbage_collect_hibernate', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_hibernate_return', 'erts_garbage_collect_hibernate', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect_nobump', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_return', 'erts_garbage_collect_nobump', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_return', 'erts_garbage_collect', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_entry', 'erts_gc_after_bif_call_lhf', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_return', 'erts_gc_after_bif_call_lhf', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect_literals', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_return', 'erts_garbage_collect_literals', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_entry', 'erts_garbage_collect_hibernate', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_hibernate_return', 'erts_garbage_collect_hibernate', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('gc', 'usdt', 'gc', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('gc_start_usdt', 'gc_minor__start', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_minor_end_usdt', 'gc_minor__end', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_start_usdt', 'gc_major__start', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('gc_major_end_usdt', 'gc_major__end', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('gc_start_usdt', 'gc_minor__start', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_minor_end_usdt', 'gc_minor__end', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_start_usdt', 'gc_major__start', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('gc_major_end_usdt', 'gc_major__end', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_open', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_open_entry', 'erts_open_driver', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('port_open_return', 'erts_open_driver', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_open_entry', 'erts_open_driver', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('port_open_return', 'erts_open_driver', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_open', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_open_usdt', 'port__open', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_open_usdt', 'port__open', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_close', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_close_entry', 'erts_deliver_port_exit', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_close_entry', 'erts_deliver_port_exit', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_close', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_close_usdt', 'port__exit', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_close_usdt', 'port__exit', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_busy', 'symbol', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_busy_entry', 'set_busy_port', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_busy_entry', 'set_busy_port', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('port_busy', 'usdt', 'port', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('port_busy_usdt', 'port__busy', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('port_not_busy_usdt', 'port__not_busy', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('port_busy_usdt', 'port__busy', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('port_not_busy_usdt', 'port__not_busy', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('dist_busy', 'symbol', 'dist', flavor=None, on_request=None, needs=('dsig_send_start',), hooks=(
-        Hook('dist_busy_entry', 'erts_suspend', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('dist_resume', 'erts_resume_processes', returns=False, mangled=False, optional=True, call=None, at_call=(), arguments=()),
+        Hook('dist_busy_entry', 'erts_suspend', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('dist_resume', 'erts_resume_processes', returns=False, mangled=False, optional=True, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('dist_output', 'symbol', 'dist', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('dist_output_port', 'erts_dist_command', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('dist_output_process', 'dist_ctrl_get_data_1', returns=False, mangled=False, optional=True, call=None, at_call=(), arguments=()),
+        Hook('dist_output_port', 'erts_dist_command', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('dist_output_process', 'dist_ctrl_get_data_1', returns=False, mangled=False, optional=True, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('dist_output', 'usdt', 'dist', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('dist_output_usdt', 'dist__output', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('dist_output_usdt', 'dist__outputv', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('dist_output_usdt', 'dist__output', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('dist_output_usdt', 'dist__outputv', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('code_load', 'symbol', 'code', flavor=None, on_request=None, needs=(), hooks=(
-        Hook('code_load_entry', 'erts_finish_loading', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('code_load_return', 'erts_finish_loading', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('code_load_entry', 'erts_finish_loading', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('code_load_return', 'erts_finish_loading', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('long_call', 'symbol', 'call', flavor='jit', on_request='a return probe on every NIF and BIF call, which a busy VM makes by the 100,000 a second', needs=(), hooks=(
-        Hook('nif_entry', 'beam_jit_call_nif', returns=False, mangled=True, optional=False, call=None, at_call=(), arguments=()),
-        Hook('call_return', 'beam_jit_call_nif', returns=True, mangled=True, optional=False, call=None, at_call=(), arguments=()),
-        Hook('bif_entry', 'beam_jit_call_bif', returns=False, mangled=True, optional=False, call=None, at_call=(), arguments=()),
-        Hook('call_return', 'beam_jit_call_bif', returns=True, mangled=True, optional=False, call=None, at_call=(), arguments=()),
-        Hook('dirty_nif_entry', 'erts_call_dirty_nif', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('call_return', 'erts_call_dirty_nif', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('dirty_bif_entry', 'erts_call_dirty_bif', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('call_return', 'erts_call_dirty_bif', returns=True, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('nif_entry', 'beam_jit_call_nif', returns=False, mangled=True, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('call_return', 'beam_jit_call_nif', returns=True, mangled=True, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('bif_entry', 'beam_jit_call_bif', returns=False, mangled=True, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('call_return', 'beam_jit_call_bif', returns=True, mangled=True, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('dirty_nif_entry', 'erts_call_dirty_nif', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('call_return', 'erts_call_dirty_nif', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('dirty_bif_entry', 'erts_call_dirty_bif', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('call_return', 'erts_call_dirty_bif', returns=True, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
     Way('thread', 'tracepoint', 'switches', flavor=None, on_request="it is the kernel's view of the VM's threads, which `record` looks at", needs=(), hooks=(
-        Hook('switched', 'sched_switch', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
-        Hook('woken', 'sched_wakeup', returns=False, mangled=False, optional=False, call=None, at_call=(), arguments=()),
+        Hook('switched', 'sched_switch', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
+        Hook('woken', 'sched_wakeup', returns=False, mangled=False, optional=False, call=None, local=False, at_call=(), arguments=()),
     )),
 )
 

@@ -40,6 +40,7 @@ def _hook(program: str, name: str) -> events.Hook:
         mangled=False,
         optional=False,
         call=None,
+        local=False,
         at_call=(),
         arguments=(),
     )

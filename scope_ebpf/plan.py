@@ -64,6 +64,9 @@ class Executable(Protocol):
     def matching(self, pattern: re.Pattern[str]) -> Iterable[_Symbol]:
         """The functions whose whole name matches."""
 
+    def function_at(self, address: int) -> _Symbol | None:
+        """The function around an address."""
+
     def file_offset(self, address: int) -> int:
         """Where an address lies in the file."""
 
@@ -218,7 +221,7 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
         symbol = next(iter(binary.matching(pattern)), None)
     if symbol is None:
         return []
-    if hook.call and (at_call := _call(binary, symbol, hook.call)):
+    if hook.call and (at_call := _call(binary, symbol, hook)):
         offset = binary.file_offset(at_call)
         return [
             Attachment(hook.program, way.family, hook.name, offset, at_call, registers=hook.at_call)
@@ -232,14 +235,17 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
     ]
 
 
-def _call(binary: Executable, symbol: _Symbol, called: str) -> int | None:
-    """The address of the one place where a function calls *called*, if there is one."""
-    target = binary.symbol(called)
-    if target is None:
+def _call(binary: Executable, symbol: _Symbol, hook: events.Hook) -> int | None:
+    """The address of the one place where a function calls *hook.call*, if there is one."""
+    called = binary.symbol(hook.call or "")
+    calls = entry.calls(binary.read(symbol.address, symbol.size), symbol.address)
+    if called is not None:
+        places = [place for place, target in calls if target == called.address]
+    elif hook.local:
+        places = [place for place, target in calls if binary.function_at(target) is None]
+    else:
         return None
-    code = binary.read(symbol.address, symbol.size)
-    place = entry.one_call(code, target.address - symbol.address)
-    return None if place is None else symbol.address + place
+    return places[0] if len(places) == 1 else None
 
 
 def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entry:

@@ -57,20 +57,20 @@ def cheap_entry(code: bytes) -> Entry:
     return START
 
 
-def one_call(code: bytes, target: int) -> int | None:
+def calls(code: bytes, start: int) -> list[tuple[int, int]]:
     """
-    Where the function *code* calls *target*, an offset from its start; None if not at one place.
+    Where the function *code*, which begins at *start*, calls which address, in its order.
 
-    The kernel emulates a call, and a jump that stands for one, under a breakpoint.
+    The kernel emulates a call, and a jump that stands for one, under a breakpoint. Jumps within
+    the function are left out.
     """
-    places = [
-        instruction.address
+    return [
+        (start + instruction.address, start + target)
         for instruction in _disassemble(code)
-        if instruction.mnemonic in ("call", "jmp")
-        and instruction.operands[0].type == _IMMEDIATE
-        and instruction.operands[0].imm == target
+        if instruction.mnemonic in ("call", "jmp") and instruction.operands[0].type == _IMMEDIATE
+        for target in (instruction.operands[0].imm,)
+        if instruction.mnemonic == "call" or not 0 <= target < len(code)
     ]
-    return places[0] if len(places) == 1 else None
 
 
 def is_emulated(code: bytes) -> bool:

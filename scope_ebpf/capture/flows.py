@@ -5,8 +5,8 @@ Which receive belongs to which send.
 Both tell the address of the VM's ErtsMessage and the receiver, and records of one message are in
 the ring in the order of their causes. So a receive belongs to the last send of its receiver with
 that address. A collection of the receiver may replace a message that waits (OTP-25.2.3 erl_gc.c,
-move_msgs_to_heap), and replies to an alias, timers, ports and NIFs have no send: what cannot be
-paired so is counted, never guessed.
+move_msgs_to_heap), and timers, ports and NIFs have no send: what cannot be paired so is counted,
+never guessed.
 """
 
 from __future__ import annotations

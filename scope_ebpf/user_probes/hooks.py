@@ -57,6 +57,7 @@ def places(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]
         mangled=True,
         optional=False,
         call=None,
+        local=False,
         at_call=(),
         arguments=(),
     )

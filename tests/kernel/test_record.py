@@ -59,6 +59,28 @@ FLOWS = """
            a.ts as sent, b.ts as received
     from flow join slice a on flow.slice_out = a.id join slice b on flow.slice_in = b.id
     order by b.ts"""
+
+
+@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+def test_a_call_of_a_server_is_two_arrows(kind: str, tmp_path: Path):
+    """
+    Of 23 gen_server:calls every request is an arrow, and so is every reply, which goes to an alias.
+    """
+    require_root()
+    path, target = tmp_path / "run.scope", tmp_path / "run.pftrace"
+    with start_beam(kind, "-s", "asking") as beam:
+        beam.expect("ready")
+        with record(beam.pid, path) as run:
+            client, server = beam.ask(f"calls {N}").split()[2:]
+            assert 0 == run.stop().code
+    said = scope_trace("export", str(path), "--to", "perfetto", "-o", str(target))
+    assert 0 == said.code, said.errors
+    (flows,) = ask(target, FLOWS)
+    passed = collections.Counter((flow["sender"], flow["receiver"]) for flow in flows)
+    assert N == passed[client, server]
+    assert N == passed[server, client]
+
+
 #: Every time that a process ran, by the thread on whose track it is.
 RAN = """
     select thread.name as thread, extract_arg(slice.arg_set_id, 'debug.pid') as pid,
