@@ -11,6 +11,8 @@ never guessed.
 
 from __future__ import annotations
 
+from scope_ebpf.beam.terms import is_atom, is_port
+
 #: Sends that wait for their receives; then the oldest are given up.
 _MOST = 1 << 20
 
@@ -22,6 +24,8 @@ class Flows:
         self._open: dict[tuple[int, int], tuple[int, int]] = {}
         self._next = 1
         self.paired = self.sends = self.receives = 0
+        #: Receives of what a port sent, and of what the VM itself did: its timers above all.
+        self.by_ports = self.by_vm = 0
 
     def send(self, sender: int, receiver: int, message: int) -> int:
         """The number of a message that is sent; 0 where nothing tells which it is."""
@@ -40,6 +44,8 @@ class Flows:
         self.receives += 1
         number, sent_by = self._open.pop((receiver, message), (0, 0))
         if not number or (sender and sent_by and sender != sent_by):
+            self.by_ports += is_port(sender)
+            self.by_vm += is_atom(sender)
             return 0
         self.paired += 1
         return number

@@ -60,7 +60,8 @@ def _perfetto(
     return (
         f"{contents.records:,} events, {timeline.packets:,} packets; messages: "
         f"{flows.paired:,} from send to receive, {flows.unreceived:,} sends without a known "
-        f"receive, {flows.unsent:,} receives without a known send"
+        f"receive, {flows.unsent:,} receives without a known send (of ports {flows.by_ports:,}, of "
+        f"timers and other services of the VM {flows.by_vm:,})"
     )
 
 
