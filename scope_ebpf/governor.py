@@ -201,7 +201,9 @@ class Governor:
             return None
         name = min(ready, key=lambda ready_name: self._events[ready_name].used)
         event = self._events[name]
-        cost = event.window_cost or self.income * SHORTEST
+        # What a window cost may be more than is ever saved, if its hooks came out late.
+        saved = max(0.0, self.income * BURST - self._granted())
+        cost = min(event.window_cost or self.income * SHORTEST, 0.9 * saved)
         earned = self.income * HEADROOM * min(now - self._now, BURST)
         free = self.balance - self._granted() + earned
         if free < cost:

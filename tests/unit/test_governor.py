@@ -177,6 +177,27 @@ def test_an_idle_target_is_observed_at_a_fixed_small_price():
     assert set(run.governor.modes().values()) == {"always"}
 
 
+def test_hooks_that_came_out_late_have_windows_again():
+    """
+    What a moment cost in which we got no CPU is paid back, and then there are windows as before.
+    """
+    governor = Governor({"send": HIT}, 0.0, rng=random.Random(1))
+    governor.tick(0.0, 0.0, {"send": 0.0})
+    governor.tick(1.0, 1.0, {"send": 0.0})
+    governor.tripped("send", 1.5)
+    late = 20 * governor.income
+    times = [second / 10 for second in range(20, 400)]
+    opened = []
+    for now in times:
+        if now == int(now):
+            governor.tick(now, now, {"send": late})
+        if governor.due(now):
+            opened.append(now)
+            governor.closed("send", now, 0.01, 0.0)
+    assert 15 < opened[0] < 30
+    assert len(opened) >= 5  # they cost nothing, so it is always on again
+
+
 def test_windows_come_at_irregular_times():
     """
     No two pauses between windows are alike, so nothing that is periodic hides.
