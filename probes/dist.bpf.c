@@ -37,7 +37,7 @@ int BPF_KPROBE(dist_busy_entry, __u64 process)
 
 	if (!enter(PROGRAM_DIST_BUSY_ENTRY, &tid))
 		return 0;
-	caller = vm_word(KIND_DIST_BUSY, PT_REGS_SP(ctx), 0);
+	caller = vm_word(KIND_DIST_BUSY, PT_REGS_SP(ctx), 0) - target.base;
 	if (caller < settings.dsig_send_start || caller >= settings.dsig_send_end)
 		return 0;
 	count(KIND_DIST_BUSY, 0);

@@ -30,6 +30,7 @@ CLASSES = 8
 #: Structs of maps, in the order they are written.
 PLAIN = (
     *(
+        "target",
         "tally",
         "durations",
         "allowance",

@@ -30,7 +30,7 @@ static __always_inline bool watched(struct task_struct *task)
 	__u32 first = 0;
 	__u64 *open;
 
-	if ((__u32)BPF_CORE_READ(task, tgid) != settings.tgid)
+	if ((__u32)BPF_CORE_READ(task, tgid) != target.tgid)
 		return false;
 	open = bpf_map_lookup_elem(&gate, &first);
 	return open && *open;

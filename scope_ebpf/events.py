@@ -336,7 +336,6 @@ SETTINGS = np.dtype([
     ("am_normal", "<u8"),
     ("am_shutdown", "<u8"),
     ("am_killed", "<u8"),
-    ("tgid", "<u4"),
     ("process_heap", "<u4"),
     ("process_htop", "<u4"),
     ("process_old_heap", "<u4"),
@@ -352,6 +351,13 @@ SETTINGS = np.dtype([
     ("send_message_register", "<u4"),
     ("message_sender", "<u4"),
     ("send_alias_register", "<u4"),
+    ("padding", "<u4"),
+])
+
+TARGET = np.dtype([
+    ("base", "<u8"),
+    ("tgid", "<u4"),
+    ("padding", "<u4"),
 ])
 
 TALLY = np.dtype([

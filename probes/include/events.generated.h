@@ -271,12 +271,11 @@ struct settings {
 	__u64 slow_call_ns; /* a call shorter than this is not counted, ns */
 	__u64 pidns_dev; /* our pid namespace, where it is not the host's; else 0 */
 	__u64 pidns_ino; /* the same */
-	__u64 dsig_send_start; /* code of erts_dsig_send, address */
+	__u64 dsig_send_start; /* code of erts_dsig_send, as the file has it, address */
 	__u64 dsig_send_end; /* the first byte after it, address */
 	__u64 am_normal; /* atoms that class an exit reason, eterm */
 	__u64 am_shutdown; /* the same, eterm */
 	__u64 am_killed; /* the same, eterm */
-	__u32 tgid; /* the target, in our pid namespace */
 	__u32 process_heap; /* offsets into struct process, bytes */
 	__u32 process_htop; /* the same, bytes */
 	__u32 process_old_heap; /* the same, bytes */
@@ -292,6 +291,14 @@ struct settings {
 	__u32 send_message_register; /* where in struct pt_regs a sent message is; 0 where the hook is too early, bytes */
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
 	__u32 send_alias_register; /* the same of a message to an alias, bytes */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* Whom loaded programs look at: one target after another, so it is no constant. */
+struct target {
+	__u64 base; /* what is added to an address of its file, address */
+	__u32 tgid; /* its process, in our pid namespace */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* Counts of one class of one kind, per CPU, from 0. */

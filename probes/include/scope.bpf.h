@@ -19,6 +19,7 @@
 #define UNKNOWN (~0ULL)
 
 const volatile struct settings settings; /* the only thing in .rodata, so it lies at offset 0 */
+struct target target; /* the only thing in .bss, for the same reason */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -257,10 +258,10 @@ static __always_inline bool is_target(__u32 *tid)
 						sizeof(pids)))
 			return false; /* a thread of another pid namespace */
 		*tid = pids.pid;
-		return pids.tgid == settings.tgid;
+		return pids.tgid == target.tgid;
 	}
 	*tid = (__u32)bpf_get_current_pid_tgid();
-	return bpf_get_current_pid_tgid() >> 32 == settings.tgid;
+	return bpf_get_current_pid_tgid() >> 32 == target.tgid;
 }
 
 /* Whether an event of the target counts; then *tid is its thread. Every hit on the target costs. */

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.terms import ATOM_TAG
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.binary import Binary
     from scope_ebpf.beam.discover import Target
 
 #: A call that runs for this long has a scheduler to itself for too long
@@ -36,6 +39,8 @@ _OFFSETS = {
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),
 }
+#: By program: the VM makes these atoms when it starts, in an order of its build.
+_indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
 _ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed"}
 
 
@@ -47,12 +52,11 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
     found out stays 0, which the programs take for unknown.
     """
     settings = np.zeros((), events.SETTINGS)
-    settings["tgid"] = target.pid
     settings["slow_call_ns"] = SLOW_CALL_NS
     send = target.binary.symbol("erts_dsig_send")
     if send:
-        settings["dsig_send_start"] = target.base + send.address
-        settings["dsig_send_end"] = target.base + send.address + send.size
+        settings["dsig_send_start"] = send.address
+        settings["dsig_send_end"] = send.address + send.size
     refused = []
     try:
         layout = target.layout
@@ -63,12 +67,22 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
     except ReadRefusedError as error:
         refused.append(str(error))
     try:
-        atoms = Atoms(target)
-        for name, text in _ATOMS.items():
-            settings[name] = atoms.term(text) or 0
+        for name, index in _atoms(target).items():
+            settings[name] = 0 if index is None else index << 6 | ATOM_TAG
     except ReadRefusedError as error:
         refused.append(str(error))
     return settings, refused
+
+
+def _atoms(target: Target) -> dict[str, int | None]:
+    """The index of each atom by its setting, looked up where another VM of this program has it."""
+    atoms, indices = Atoms(target), _indices.setdefault(target.binary, {})
+    texts = atoms.texts(index for index in indices.values() if index is not None)
+    for name, text in _ATOMS.items():
+        index = indices.get(name)
+        if index is None or texts[index] != text:
+            indices[name] = atoms.index(text)
+    return dict(indices)
 
 
 def known(settings: NDArray[np.void]) -> list[str]:

@@ -172,7 +172,6 @@ def _session(target: Target, *, returns: bool) -> Session:
     places = function_probes.places(target.binary, target.flavor, returns=returns)
     hook = " + ".join(dict.fromkeys(place.name for place in places))
     settings = np.zeros((), events.SETTINGS)
-    settings["tgid"] = target.pid
     settings["streamed"] = 1
     names = {a.symbol for place in places for a in place.arguments if a.symbol}
     return Session(

@@ -141,7 +141,7 @@ class Daemon:
 
     def _scan(self) -> None:
         self.scanner.scan()
-        self.targets.forget_ended()
+        self.targets.tidy()
         self.host_stats = {}
         for watch in (self.targets.thread_watch, self._starts):
             self.host_stats |= watch.stats() if watch else {}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import select
 import selectors
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
 from scope_ebpf.kernel.uprobes import Attacher
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 TICK = 1.0
 #: File descriptors that a target takes at most, with room for scrapes and readings.
 _FILES = 256
+#: Loaded programs that wait for the next target, at most, each a hundred files, and for how long.
+_SPARES, _SPARE_SECONDS = 8, 20.0
 
 
 @dataclass(slots=True)
@@ -74,6 +79,7 @@ class Targets:
         self._scanner = scanner
         self._errors = errors
         self.attacher = Attacher()
+        self._spares = Spares(_SPARES, _SPARE_SECONDS, self._listen)
         self._observed: dict[int, _Observed] = {}
         files.register(self.attacher.fileno(), selectors.EVENT_READ, self._alone)
 
@@ -95,7 +101,13 @@ class Targets:
             threads = self._watch_threads(found)
             label = self._label(found.node, found.pid)
             watch = Watch(
-                found, label, self.config.budget, self._cost, self.attacher, threads=threads
+                found,
+                label,
+                self.config.budget,
+                self._cost,
+                self.attacher,
+                spares=self._spares,
+                threads=threads,
             )
         except NoSuchProcessError:
             if threads:
@@ -152,8 +164,9 @@ class Targets:
         self._scanner.ended(pid)
         say(logging.INFO, "no longer observing", pid=pid, node=observed.watch.node, why=why)
 
-    def forget_ended(self) -> None:
-        """Refusals of processes that have ended are no news."""
+    def tidy(self) -> None:
+        """Let go of programs that nobody needs, and of refusals of processes that have ended."""
+        self._spares.tidy()
         for pid in list(self.refused):
             if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - fast
                 self.refused.pop(pid, None)
@@ -164,6 +177,7 @@ class Targets:
         self.attacher.close()
         for pid in list(self._observed):
             self.drop(pid, "the daemon ends")
+        self._spares.tidy(everything=True)
         if self.thread_watch:
             self.thread_watch.close()
 
@@ -172,6 +186,16 @@ class Targets:
             "the process that holds the breakpoints has ended, and they with it; "
             "the daemon ends, too, so that it is started anew"
         )
+
+    def _listen(self) -> None:
+        """Take out what has spent its allowance: while a VM is taken in, others wait for us."""
+        poll = select.poll()
+        rings = {watch.session.fileno(): watch for watch in self.watches}
+        for ring in rings:
+            poll.register(ring, select.POLLIN)
+        for ring, _ in poll.poll(0):
+            with suppress(ScopeError):  # the next turn finds it again
+                rings[ring].rang()
 
     # One of them -----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
@@ -26,21 +27,25 @@ from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
-from scope_ebpf.plan import DEFAULT_EVENTS, Item, make_plan
+from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scope_ebpf.beam.binary import Binary
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.kernel.programs import Spares
     from scope_ebpf.kernel.uprobes import Attacher
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
+#: Plans by program, and within it by the settings that were found out.
+_plans: WeakKeyDictionary[Binary, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
 
 
 class Watch:
@@ -58,6 +63,7 @@ class Watch:
         cost: HitCost,
         attacher: Attacher,
         *,
+        spares: Spares,
         threads: WatchedThreads | None = None,
     ) -> None:
         self.target, self.node = target, node
@@ -73,7 +79,7 @@ class Watch:
             self.notes.append(self._measures.refused)
         settings, refused = kernel_constants(target)
         self.notes += refused
-        self.plan = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", known(settings))
+        self.plan = _plan_for(target, known(settings))
         if not self.plan.attachments:
             raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
         names = {g.symbol for a in self.plan.attachments for g in a.arguments if g.symbol}
@@ -83,6 +89,7 @@ class Watch:
             target.base,
             settings,
             attacher=attacher,
+            spares=spares,
             addresses=symbol_values(target, names),
         )
         self._items = {item.event: item for item in self.plan.items}
@@ -295,3 +302,11 @@ class Watch:
             return totals.off(item, self._failed.get(item.event, item.reason))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)
+
+
+def _plan_for(target: Target, settings: list[str]) -> Plan:
+    """What is attached to *target*, where *settings* are known: one plan for all VMs of a build."""
+    plans, key = _plans.setdefault(target.binary, {}), (target.flavor, *settings)
+    if key not in plans:
+        plans[key] = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", settings)
+    return plans[key]

@@ -68,7 +68,6 @@ def measure() -> HitCost:
         place = Attachment(program, family, "catclose", offset, 0, program in _RETURNS)
         plan = Plan((Item("hibernate", "symbol", "catclose", (place,), ""),))
         settings = np.zeros((), events.SETTINGS)
-        settings["tgid"] = os.getpid()
         with Session(plan, os.getpid(), 0, settings, path=path) as session:
             session.count(on=True)
             costs.append(max(0.0, _seconds_per_call(function) - bare))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.kernel.programs import Build, Programs, Spares
     from scope_ebpf.kernel.uprobes import Attacher, Uprobes
     from scope_ebpf.plan import Attachment, Item, Plan
 
@@ -52,7 +53,9 @@ class GovernedSession(Session):
     """
     A :class:`Session` that starts with every gate closed and no hook attached.
 
-    *attacher* puts hooks in and takes them out; it is shared by all sessions of a process.
+    *attacher* puts hooks in and takes them out, and *spares* keeps programs for the next
+    session; both are shared by all sessions of a process. Without spares closing waits until
+    the last hook is out.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class GovernedSession(Session):
         settings: NDArray[np.void],
         *,
         attacher: Attacher,
+        spares: Spares | None = None,
         addresses: dict[str, int] | None = None,
     ) -> None:
         super().__init__(plan, pid, base, settings, addresses=addresses, attacher=attacher)
@@ -71,8 +75,14 @@ class GovernedSession(Session):
         #: Of events whose hooks are on their way out, what tells when they are.
         self._leaving: dict[str, int] = {}
         self._one_by_one = False
+        self._spares = spares
+        self._ran_before: dict[str, ProgramStats] = {}
+
+    def _load(self, build: Build) -> Programs:
+        return super()._load(build) if self._spares is None else self._spares.take(build)
 
     def _attach(self) -> None:
+        self._ran_before = self._ran()
         for event in self._items:
             self.close_gate(event)
         for item in self._items.values():
@@ -235,11 +245,32 @@ class GovernedSession(Session):
 
     def program_stats(self) -> dict[str, ProgramStats]:
         """Runs and run time of each program; nothing while the kernel does not measure them."""
+        now, before = self._ran(), self._ran_before
+        return {
+            program: ProgramStats(
+                stats.runs - before[program].runs, stats.seconds - before[program].seconds
+            )
+            for program, stats in now.items()
+        }
+
+    def _ran(self) -> dict[str, ProgramStats]:
+        """The same since they were loaded."""
         wanted = {a.program: a.family for a in self._plan.attachments}
         return {
             program: program_stats(self._objects[family].program_fd(program))
             for program, family in wanted.items()
         }
+
+    def close(self) -> None:
+        """Take every hook out, and leave the programs to the next session if there may be one."""
+        if self._spares is None or self._programs is None:
+            super().close()
+            return
+        for event in list(self._attached):
+            self.release(event)
+        self._spares.give(self._programs, list(self._leaving.values()))
+        self._leaving.clear()
+        self._programs = None
 
     def detach(self) -> None:
         """Take every hook out; returns when the last one is gone."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import re
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -57,6 +58,11 @@ def _check_build(family: str, data: bytes) -> None:
         "while this runs, or was left half done. Start it again; if that does not help, install "
         "the package once more (in a source tree: `make generate objects`)"
     )
+
+
+#: enum bpf_map_type (include/uapi/linux/bpf.h): those that are cleared, and how.
+_ARRAYS = {"array": 2, "per_cpu_array": 6}
+_HASHES = {"hash": 1, "lru_hash": 9}
 
 
 class BpfObject:
@@ -125,6 +131,46 @@ class BpfObject:
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map; it lives as long as the object."""
         return check(self._lib.bpf_map__fd(self.maps[name]), f"no map {name}")
+
+    def variables(self) -> int:
+        """The file descriptor of the map that holds the variables of its programs."""
+        return self.map_fd(next(name for name in self.maps if name.endswith(".bss")))
+
+    def clear(self, name: str, cpus: int) -> None:
+        """
+        Let the map called *name* be as after loading; constants and rings stay as they are.
+
+        HostError where the kernel cannot empty a hash in one call (before 5.6).
+        """
+        bpf_map, fd = self.maps[name], self.map_fd(name)
+        kind, entries = self._lib.bpf_map__type(bpf_map), self._lib.bpf_map__max_entries(bpf_map)
+        size = self._lib.bpf_map__value_size(bpf_map)
+        if "." in name:
+            return
+        if kind in _HASHES.values():
+            self._empty(fd, entries, self._lib.bpf_map__key_size(bpf_map), size)
+        elif kind in _ARRAYS.values():
+            zeroes = bytes((size + 7 & ~7) * (cpus if kind == _ARRAYS["per_cpu_array"] else 1))
+            for number in range(entries):
+                key = ctypes.c_uint32(number)
+                result = self._lib.bpf_map_update_elem(fd, ctypes.byref(key), zeroes, 0)
+                check(result, f"cannot clear the map {name}")
+
+    def _empty(self, fd: int, entries: int, key_size: int, size: int) -> None:
+        keys, values = bytearray(entries * key_size), bytearray(entries * size)
+        count, after = ctypes.c_uint32(entries), ctypes.c_uint32()
+        result = self._lib.bpf_map_lookup_and_delete_batch(
+            fd,
+            None,
+            ctypes.byref(after),
+            (ctypes.c_char * len(keys)).from_buffer(keys),
+            (ctypes.c_char * len(values)).from_buffer(values),
+            ctypes.byref(count),
+            None,
+        )
+        # ENOENT says that this was the end of the map.
+        if result != -errno.ENOENT:
+            check(result, "cannot empty a map")
 
     def program_fd(self, name: str) -> int:
         """The file descriptor of a loaded program."""

@@ -19,10 +19,9 @@ from scope_ebpf import events, function_probes
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.libbpf import check, library
-from scope_ebpf.kernel.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.ring import Ring
+from scope_ebpf.kernel.programs import Programs, build_of
 from scope_ebpf.kernel.tracepoints import attach_tracepoint
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, Attacher, Uprobes, has_multi, wait_gone
+from scope_ebpf.kernel.uprobes import Attacher, Uprobes, has_multi, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,10 +30,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.usdt import Argument
+    from scope_ebpf.kernel.objects import BpfObject
+    from scope_ebpf.kernel.programs import Build
+    from scope_ebpf.kernel.ring import Ring
     from scope_ebpf.plan import Attachment, Plan
 
-#: Maps that every probe shares; the first object makes them.
-SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances", "measures", "edges")
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
 #: The only names of places in a target that anything is ever attached to, on every flavour.
@@ -69,7 +69,7 @@ class Session:
     Loads what *plan* needs, attaches it to process *pid*, and reads its maps.
 
     *base* is the load address of the target, *settings* one ``events.SETTINGS``
-    with ``tgid`` and ``streamed`` set. *addresses* gives the value of symbols
+    with ``streamed`` set. *addresses* gives the value of symbols
     that USDT arguments name. *flavor* is the target's; the function probes are attached to an
     interpreter only. *path* is the file to probe, if it is not the one that
     runs; *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
@@ -100,26 +100,26 @@ class Session:
         self._pid = pid
         self._base = base
         self._addresses = addresses or {}
-        self._objects: dict[str, BpfObject] = {}
+        self._programs: Programs | None = None
         self._links: list[int] = []
         self._multi = has_multi() if multi is None else multi
         self._path = path or Path(f"/proc/{pid}/exe")
         self._attacher, self._own_attacher = attacher, attacher is None
         self._uprobes: Uprobes | None = None
-        self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         self._settings = settings.copy()
         for attachment in plan.attachments:
             for name, register in attachment.registers:
                 self._settings[name] = PT_REGS[register]
         self._settings["pidns_dev"], self._settings["pidns_ino"] = host.pid_namespace()
         self._ring_bytes = ring_bytes if int(settings["streamed"]) else 4096
-        self.ring: Ring
 
     def __enter__(self) -> Self:
         try:
             self._attacher = self._attacher or Attacher()  # starts while we load
-            self._load()
-            self.ring = Ring(self.map_fd("ring"), self._ring_bytes)
+            self._programs = self._load(
+                build_of(self._plan, self._settings, self._ring_bytes, multi=self._multi)
+            )
+            self._programs.look_at(self._pid, self._base)
             self._attach()
         except BaseException:
             self.close()
@@ -134,27 +134,26 @@ class Session:
     ) -> None:
         self.close()
 
-    def _load(self) -> None:
-        families = list(dict.fromkeys(a.family for a in self._plan.attachments))
-        if not families:
-            raise NothingToAttachError(
-                "none of the events that were asked for has a hook on this target; "
-                "`scope-trace doctor PID` says why"
-            )
-        for family in families:
-            opened = BpfObject(family, object_bytes(family))
-            opened.set_constants(self._settings.tobytes())
-            if self._objects:
-                for name in SHARED:
-                    opened.share(name, self.map_fd(name))
-            else:
-                opened.set_entries("ring", self._ring_bytes)
-            self._objects[family] = opened
-            wanted = {a.program for a in self._plan.attachments if a.family == family}
-            breakpoints = not any(
-                a.tracepoint for a in self._plan.attachments if a.program in wanted
-            )
-            opened.load(wanted, TRACE_UPROBE_MULTI if self._multi and breakpoints else None)
+    def _load(self, build: Build) -> Programs:
+        return Programs(build)
+
+    @property
+    def _loaded(self) -> Programs:
+        assert self._programs is not None  # noqa: S101 - the block has begun
+        return self._programs
+
+    @property
+    def _objects(self) -> dict[str, BpfObject]:
+        return self._loaded.objects
+
+    @property
+    def _cpus(self) -> int:
+        return self._loaded.cpus
+
+    @property
+    def ring(self) -> Ring:
+        """Where records are, and where a spent allowance rings."""
+        return self._loaded.ring
 
     def _attach(self) -> None:
         places: dict[str, list[Attachment]] = {}
@@ -213,7 +212,7 @@ class Session:
 
     def map_fd(self, name: str) -> int:
         """The file descriptor of a map: one that all share, or one of the first object."""
-        return next(iter(self._objects.values())).map_fd(name)
+        return self._loaded.map_fd(name)
 
     def _per_cpu(
         self, name: str, dtype: np.dtype[np.void], keys: Iterable[int]
@@ -270,10 +269,9 @@ class Session:
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""
         self.detach()
-        if hasattr(self, "ring"):
-            self.ring.close()
-        while self._objects:
-            self._objects.popitem()[1].close()
+        if self._programs:
+            self._programs.close()
+            self._programs = None
         if self._attacher and self._own_attacher:
             self._attacher.close()
             self._attacher = None

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Programs that have lost their target look at the next one of the same build.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import beams_run
+import pytest
+
+from scope_ebpf import events
+from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.programs import Programs, Spares
+from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WANTED = ("spawn", "exit", "gc", "dist_busy")
+PATIENCE = 30.0
+
+
+@pytest.fixture(scope="module")
+def attacher() -> Iterator[Attacher]:
+    """
+    What puts hooks in.
+    """
+    beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
+    with Attacher() as running:
+        yield running
+
+
+def session(beam: beams_run.Beam, attacher: Attacher, spares: Spares) -> GovernedSession:
+    """
+    A session on *beam* for the events :data:`WANTED`.
+    """
+    target = inspect(beam.pid)
+    settings, _ = kernel_constants(target)
+    plan = make_plan(target.binary, target.flavor, WANTED, "auto", known(settings))
+    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
+    return GovernedSession(
+        plan,
+        beam.pid,
+        target.base,
+        settings,
+        attacher=attacher,
+        spares=spares,
+        addresses=symbol_values(target, names),
+    )
+
+
+def spawned(beam: beams_run.Beam, session: GovernedSession) -> int:
+    """
+    Plant 23 processes; how many were counted of them.
+    """
+    session.attach("spawn")
+    session.open_gate("spawn", None)
+    assert beam.plant("spawns 23") == 23
+    tallies, _ = session.kind("spawn")
+    return int(tallies["count"].sum())
+
+
+def programs_of(session: GovernedSession) -> Programs:
+    """
+    What a session has loaded.
+    """
+    assert session._programs is not None
+    return session._programs
+
+
+@pytest.mark.parametrize("build", ["stock25", "usdt25"])
+def test_the_next_vm_of_a_build_takes_programs_that_are_as_new(build: str, attacher: Attacher):
+    """
+    It counts its own 23 processes and none of the other VM's, with the programs of that one.
+    """
+    spares = Spares(2, PATIENCE)
+    with beams_run.planted(build, "+S", "1:1") as first, session(first, attacher, spares) as seen:
+        programs = programs_of(seen)
+        assert spawned(first, seen) == 23
+    with beams_run.planted(build, "+S", "1:1") as second:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with session(second, attacher, spares) as seen:
+                if programs_of(seen) is programs:
+                    assert set(seen.hits().values()) == {0}
+                    assert not any(stats.runs for stats in seen.program_stats().values())
+                    assert not any(counted["count"].any() for counted, _ in [seen.kinds()])
+                    assert spawned(second, seen) == 23
+                    break
+            assert time.monotonic() < deadline, "the hooks of the first are never out"
+            time.sleep(0.05)
+    spares.tidy(everything=True)
+    assert len(spares) == 0
+
+
+def test_programs_for_other_settings_are_loaded_anew(attacher: Attacher):
+    """
+    An offset is a constant of a program, so a VM with another one gets programs of its own.
+    """
+    spares = Spares(2, PATIENCE)
+    with beams_run.planted("stock25", "+S", "1:1") as beam:
+        with session(beam, attacher, spares) as seen:
+            build = programs_of(seen).build
+        assert len(spares) == 1
+        settings = build.settings[:-4] + b"\1\0\0\0"
+        assert len(settings) == events.SETTINGS.itemsize
+        other = spares.take(build._replace(settings=settings))
+        assert len(spares) == 1
+        other.close()
+    spares.tidy(everything=True)
+
+
+def test_no_more_are_kept_than_there_is_room_for(attacher: Attacher):
+    """
+    The longest unused are closed first, and after their time all are.
+    """
+    spares = Spares(1, 0.2)
+    with beams_run.planted("stock25", "+S", "1:1") as beam:
+        sessions = [session(beam, attacher, spares) for _ in range(2)]
+        for seen in sessions:
+            seen.__enter__()
+        for seen in sessions:
+            seen.close()
+    assert len(spares) == 1
+    deadline = time.monotonic() + PATIENCE
+    while len(spares) and time.monotonic() < deadline:
+        spares.tidy()
+        time.sleep(0.05)
+    assert len(spares) == 0
