@@ -234,9 +234,13 @@ class CounterReader:
 
 def _counts(target: Target) -> dict[str, int]:
     """How many schedulers of each kind there are: what the VM says, or else its threads."""
-    found = {}
-    roles = [thread.role for thread in threads(target.pid)]
+    found: dict[str, int] = {}
+    roles: list[str] | None = None
     for kind, (_, name) in _KINDS.items():
         place = target.roots.find(name)
-        found[kind] = roles.count(kind) if place is None else target.memory.u32(place)
+        if place is None:
+            roles = [thread.role for thread in threads(target.pid)] if roles is None else roles
+            found[kind] = roles.count(kind)
+        else:
+            found[kind] = target.memory.u32(place)
     return found

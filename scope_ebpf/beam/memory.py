@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,14 @@ IOV_MAX = 1024
 MAX_READ = 1 << 28
 
 _IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
+
+
+class _Piece(ctypes.Structure):
+    """``struct iovec``."""
+
+    _fields_ = (("base", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
 _libc.process_vm_readv.argtypes = (
@@ -75,13 +83,14 @@ class Memory:
         if not 0 <= size <= MAX_READ:
             self.failures += 1
             raise UnreadableMemoryError(f"a reading of {size} bytes at {address:#x} is refused")
-        out = np.empty(size, np.uint8)
-        addresses = np.array([address & 0xFFFFFFFFFFFFFFFF], np.uint64)
-        if not self._gather(addresses, np.array([size], np.uint64), out).all():
+        out = self._read(address & 0xFFFFFFFFFFFFFFFF, size)
+        self.bytes_read += len(out)
+        if len(out) != size:
+            self.failures += 1
             raise UnreadableMemoryError(
                 f"process {self.pid} has no {size} bytes of memory at {address:#x}"
             )
-        return out.tobytes()
+        return out
 
     def u16(self, address: int) -> int:
         """Read an unsigned 16-bit number."""
@@ -160,12 +169,21 @@ class Memory:
                 first += 1
         return good
 
+    def _read(self, address: int, size: int) -> bytes:
+        """What can be read there, without numpy: for a word that takes longer than the call."""
+        out = ctypes.create_string_buffer(size)
+        local, remote = _Piece(ctypes.addressof(out), size), _Piece(address, size)
+        got = self._call(ctypes.byref(local), ctypes.byref(remote), 1)
+        return out.raw[:got]
+
     def _readv(self, out: NDArray[np.uint8], remote: NDArray[np.void]) -> int:
         local = np.array([(out.ctypes.data, len(out))], _IOVEC)
+        return self._call(local.ctypes.data, remote.ctypes.data, len(remote))
+
+    def _call(self, local: Any, remote: Any, pieces: int) -> int:
+        """Fill the one piece *local* from *remote*; how many bytes were read."""
         self.calls += 1
-        got: int = _libc.process_vm_readv(
-            self.pid, local.ctypes.data, 1, remote.ctypes.data, len(remote), 0
-        )
+        got: int = _libc.process_vm_readv(self.pid, local, 1, remote, pieces, 0)
         if got >= 0:
             return got
         code = ctypes.get_errno()

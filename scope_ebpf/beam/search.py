@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.binary import Binary
     from scope_ebpf.beam.discover import Target
 
 #: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
@@ -33,6 +35,8 @@ _WORD = 8
 _EHEAP, _ENABLED = 6, 1 | 1 << 32
 #: Slots of a table that are looked at.
 _SAMPLE = 1024
+#: Variables that were found in another VM of the same program, as the file has their addresses.
+_variables: WeakKeyDictionary[Binary, dict[str, int]] = WeakKeyDictionary()
 
 
 def data(target: Target) -> Iterator[tuple[int, NDArray[np.uint64]]]:
@@ -148,24 +152,47 @@ def _in_order(target: Target, place: int) -> bool:
 
 def _pointing(
     target: Target,
+    name: str,
     size: int,
     fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
 ) -> int | None:
     """
-    Find a variable that points to *size* bytes which *fits* says are what we look for.
+    Find the variable *name*, which points to *size* bytes of which *fits* says that they are it.
 
-    The VM may keep several variables for one thing; for two things there is no answer.
+    The VM may keep several variables for one thing; for two things there is no answer. Where
+    another VM of this program has it is looked first: all variables take a tenth of a second.
     """
+    known = _variables.setdefault(target.binary, {})
+    if name in known:
+        place = target.base + known[name]
+        if _fitting(target, place, target.memory.words(place, 1), size, fits):
+            return place
     found: dict[int, int] = {}
     for address, words in data(target):
-        places = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
-        # What is not mapped is no failed reading here.
-        failures = target.memory.failures
-        structs, read = target.memory.gather(words[places], size)
-        target.memory.failures = failures
-        for place in places[read & fits(words[places], structs)].tolist():
-            found.setdefault(int(words[place]), address + _WORD * place)
-    return _only(list(found.values()))
+        found = _fitting(target, address, words, size, fits) | found
+    only = _only(list(found.values()))
+    if only is not None:
+        known[name] = only - target.base
+    return only
+
+
+def _fitting(
+    target: Target,
+    address: int,
+    words: NDArray[np.uint64],
+    size: int,
+    fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
+) -> dict[int, int]:
+    """What the *words* at *address* point to that fits, and the first of them that does."""
+    found: dict[int, int] = {}
+    places = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+    # What is not mapped is no failed reading here.
+    failures = target.memory.failures
+    structs, read = target.memory.gather(words[places], size)
+    target.memory.failures = failures
+    for place in places[read & fits(words[places], structs)].tolist():
+        found.setdefault(int(words[place]), address + _WORD * place)
+    return found
 
 
 def _this_node(target: Target) -> int | None:
@@ -183,7 +210,7 @@ def _this_node(target: Target) -> int | None:
         same: NDArray[np.bool_] = atom & read & (column(other, 0, np.uint64) == sysname)
         return same
 
-    return _pointing(target, entry + _WORD, fits)
+    return _pointing(target, "erts_this_node", entry + _WORD, fits)
 
 
 def _schedulers(kind: int, target: Target) -> int | None:
@@ -209,7 +236,7 @@ def _schedulers(kind: int, target: Target) -> int | None:
         same: NDArray[np.bool_] = good & read & (column(owner, 0, np.uint64) == addresses)
         return same
 
-    return _pointing(target, max(field.values()) + _WORD, fits)
+    return _pointing(target, f"schedulers {kind}", max(field.values()) + _WORD, fits)
 
 
 def _allocators(target: Target) -> int | None:

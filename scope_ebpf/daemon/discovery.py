@@ -32,13 +32,20 @@ _LOOKS = 3
 RENAMED = 5.0
 #: Seconds until a VM that could not be observed is tried again.
 RETRY = 60.0
+#: Seconds for which a program is kept whose VMs have ended, and programs that are kept so.
+_KEPT, _KEPT_FILES = 60.0, 8
 
 
 class Files:
-    """The programs that VMs run, each read once while anybody uses it."""
+    """
+    The programs that VMs run, each read once while anybody uses it and for a minute after that.
+
+    Not longer: a file that is open keeps its filesystem from being unmounted.
+    """
 
     def __init__(self) -> None:
         self._open: WeakValueDictionary[tuple[int, ...], Binary] = WeakValueDictionary()
+        self._recent: dict[Binary, float] = {}
 
     def open(self, path: Path) -> Binary:
         """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
@@ -47,7 +54,14 @@ class Files:
         binary = self._open.get(key)
         if binary is None:
             binary = self._open[key] = Binary.open(path)
+        self._recent[binary] = time.monotonic()
         return binary
+
+    def tidy(self) -> None:
+        """Let go of files that were not asked for lately."""
+        late = time.monotonic() - _KEPT
+        newest = sorted(self._recent.items(), key=lambda item: item[1])[-_KEPT_FILES:]
+        self._recent = {binary: used for binary, used in newest if used > late}
 
 
 class Scanner:
@@ -70,6 +84,7 @@ class Scanner:
 
     def scan(self) -> None:
         """Look for VMs that nobody told us of, and forget those that have ended."""
+        self._files.tidy()
         with self._timed():
             pids = {int(n) for n in os.listdir(self._proc) if n.isdecimal()}  # noqa: PTH208 - fast
             for gone in (self._seen.keys() | self._due.keys()) - pids:

@@ -32,6 +32,11 @@ class ImageMemory(Memory):
         self.image = image
         self.holes: set[int] = set()
 
+    def _read(self, address: int, size: int) -> bytes:
+        out = np.empty(size, np.uint8)
+        got = self._readv(out, np.array([(address, size)], "<u8,<u8"))
+        return out[:got].tobytes()
+
     def _readv(self, out: np.ndarray, remote: np.ndarray) -> int:
         self.calls += 1
         done = 0
