@@ -60,7 +60,8 @@ class Breakpoints:
     def __init__(self, programs: Mapping[str, int], limit: int) -> None:
         self._programs = programs
         self._overflows = 1 if program_decides() else limit
-        self._links: dict[tuple[int, int], int] = {}
+        #: The link of each, and the event that it owns.
+        self._links: dict[tuple[int, int], tuple[int, int]] = {}
 
     def __len__(self) -> int:
         """How many breakpoints there are, over all threads."""
@@ -74,7 +75,7 @@ class Breakpoints:
         somebody else holds the debug registers; then what was there before is gone as well.
         """
         for place in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
-            library().bpf_link__destroy(self._links.pop(place))
+            library().bpf_link__destroy(self._links.pop(place)[0])
         try:
             for address, program in wanted.items():
                 for tid in tids:
@@ -84,10 +85,21 @@ class Breakpoints:
             self.close()
             raise
 
+    def begin(self) -> None:
+        """
+        Let each take *limit* hits from now on.
+
+        Where every hit counts, those that came while others were still set have used up some or
+        all of what it may take.
+        """
+        if not program_decides():
+            for _, fd in self._links.values():
+                self._allow(fd)
+
     def close(self) -> None:
         """Take all out."""
         while self._links:
-            library().bpf_link__destroy(self._links.popitem()[1])
+            library().bpf_link__destroy(self._links.popitem()[1][0])
 
     def _open(self, address: int, tid: int, program: str) -> None:
         attributes = Attributes(
@@ -105,7 +117,12 @@ class Breakpoints:
             if code == errno.ESRCH:
                 return
             raise _explained(code, error) from error
-        self._links[address, tid] = attach(self._programs[program], fd, f"thread {tid}")
+        link = attach(self._programs[program], fd, f"thread {tid}")
+        self._links[address, tid] = link, fd
+        self._allow(fd)
+
+    def _allow(self, fd: int) -> None:
+        """Let an event overflow so many times more; one that was disabled is enabled."""
         with contextlib.suppress(OSError):  # it counts without a limit of its own then
             fcntl.ioctl(fd, _REFRESH, self._overflows)
 

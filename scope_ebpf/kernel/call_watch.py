@@ -110,6 +110,8 @@ class CallWatch:
         """Let calls count from now on, or no longer."""
         value = np.array(int(on), np.uint64)
         self._update("call_state", ctypes.c_uint32(_STATE_OPEN), value)
+        if on:
+            self._breakpoints.begin()
 
     def batch(self) -> AbstractContextManager[NDArray[np.void]]:
         """What came since the last time, shape ``(n,)`` of :data:`HIT`; as ``Ring.batch``."""

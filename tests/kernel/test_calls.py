@@ -135,6 +135,18 @@ def test_the_limit_ends_the_run_and_the_cost(beam: Beam):
     assert any("beyond the limit" in note for note in summary["notes"])
 
 
+@pytest.mark.parametrize("kind", ["stock25"])
+def test_a_function_that_is_called_all_the_time_is_counted(kind: str):
+    """
+    What it is called before calls count does not use up what its breakpoint may take.
+    """
+    with beams_run.start_beam(kind, "-s", "called") as busy:
+        busy.expect("ready")
+        busy.send("loop 1000000000000")
+        with calling(busy.pid, "called:loop/1", "--limit", "10") as run:
+            assert 10 == run.finish().summary["calls"]
+
+
 def test_a_duration_is_that_of_its_own_call(beam: Beam):
     """
     Calls that sleep for 2 ms last as long, and one that ended by an exception has no end.
