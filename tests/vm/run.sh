@@ -206,19 +206,29 @@ make_initramfs() { # RELEASE
     (cd "$tree" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/$1.initramfs"
 }
 
-boot() { # RELEASE; 0 if its last line says that nothing failed
-    local log=$vm/$1.log last kernel version image=$disk
+start() { # RELEASE LOG
+    local kernel image=$disk
     kernel=$vm/$(kernel_of "$1")
-    version=$(cat "$kernel/modules/version")
     [ "$1" != unit ] || image=$unit_disk
-    say "$1: Linux $version (log: $log)"
     nice -n 5 timeout "$patience" qemu-system-x86_64 -accel "$accel" -cpu max -smp 2 -m 1500 \
         -nodefaults -display none -no-reboot -serial stdio \
         -kernel "$kernel/vmlinuz" -initrd "$work/$1.initramfs" \
         -append "console=ttyS0 quiet panic=-1 no_timer_check systemd.show_status=0 systemd.mask=serial-getty@ttyS0.service${SCOPE_VM_ONLY:+ SCOPE_VM_ONLY=$SCOPE_VM_ONLY}" \
         -drive "file=$image,format=raw,if=virtio,readonly=on" \
         -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
-        </dev/null 2>&1 9>&- | stdbuf -oL tr -d '\r' >"$log" || true
+        </dev/null 2>&1 9>&- | stdbuf -oL tr -d '\r' >"$2" || true
+}
+
+boot() { # RELEASE; 0 if its last line says that nothing failed
+    local log=$vm/$1.log last version try
+    version=$(cat "$vm/$(kernel_of "$1")/modules/version")
+    for try in 1 2 3; do
+        say "$1: Linux $version (log: $log)"
+        start "$1" "$log"
+        # An emulated CPU now and then makes a kernel panic while it starts, before anything of ours ran.
+        if grep -q '^Linux ' "$log" || ! grep -q 'Kernel panic' "$log"; then break; fi
+        say "$1: the kernel panicked while it started, for the $try. time"
+    done
     grep '^  *\(ok\|FAILED\|skipped\) ' "$log" || true
     last=$(grep '^scope-vm: ' "$log" | tail -n 1)
     if [ -z "$last" ]; then
