@@ -36,6 +36,8 @@ _CALLEE_SAVED = {RBX: "rbx", RBP: "rbp", R12: "r12", R13: "r13", R14: "r14", R15
 _MAIN = 1024
 #: Addresses that are kept with what is known of them.
 _CACHE = 1 << 16
+#: Stacks that are kept with their frames.
+_MAX_SCANS = 1 << 12
 
 
 class Stack(NamedTuple):
@@ -73,7 +75,11 @@ class Stacks:
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
         self._schedule = 0
+        #: Words of stacks that were looked at since code was loaded last.
+        self._met: set[int] = set()
         self._foreign: set[int] = set()
+        #: Frames by the words of a stack that lie in code, without frame pointers.
+        self._scans: dict[bytes, list[Mfa]] = {}
 
     def refresh(self) -> None:
         """Take in code and libraries that came or went; then forget what is known of addresses."""
@@ -83,6 +89,8 @@ class Stacks:
         if self._code.generation != before:
             self._jit.forget()
             self._locations.clear()
+            self._met.clear()
+            self._scans.clear()
 
     def _meet(self, head: np.void, words: NDArray[np.uint64]) -> None:
         """
@@ -90,15 +98,17 @@ class Stacks:
 
         Some of it never will be, the JIT's own: an address is looked up once.
         """
-        ours = [int(head[name]) for name in ("ip", "i") if head[name]]
         candidates = words[words & np.uint64(3) == 0]
         candidates = candidates[self._native.jit_many(candidates)]
-        ours += [word for word in candidates.tolist() if self._jit.is_return(word)]
-        unknown = {
-            address
-            for address in ours
-            if address not in self._foreign and self._native.jit(address)
-        }
+        news = set(candidates.tolist()) - self._met
+        if len(self._met) >= _CACHE:
+            self._met.clear()
+        self._met |= news
+        ours = {int(head["ip"]), int(head["i"])}
+        ours |= {word for word in news if self._jit.is_return(word)}
+        unknown = {address for address in ours - self._foreign if self._native.jit(address)}
+        if not unknown:
+            return
         places = np.array(sorted(unknown), np.uint64)
         strange = places[~self._code.inside(places)].tolist()
         if strange:
@@ -226,8 +236,19 @@ class Stacks:
         """Find the frames in the words of a stack that begins at *at*."""
         candidates = np.flatnonzero(words & np.uint64(3) == 0)
         candidates = candidates[self._code.inside(words[candidates])]
+        if self._frame_pointers:
+            return self._frames(words, at, candidates.tolist())
+        # What a process does again and again has the same words in its stack.
+        key = words[candidates].tobytes()
+        if key not in self._scans:
+            if len(self._scans) >= _MAX_SCANS:
+                self._scans.clear()
+            self._scans[key] = self._frames(words, at, candidates.tolist())
+        return self._scans[key]
+
+    def _frames(self, words: NDArray[np.uint64], at: int, places: list[int]) -> list[Mfa]:
         frames = []
-        for place in candidates.tolist():
+        for place in places:
             address = int(words[place])
             if not self._jit.is_return(address):
                 continue

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from scope_ebpf.profile import Frame, Sample
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scope_ebpf.beam.code import Mfa
     from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.native import NativeName
     from scope_ebpf.beam.stacks import Stack
     from scope_ebpf.profile import Profile
 
@@ -46,6 +48,16 @@ _WAITS = (
 )
 #: What the outermost frame is: ``name`` puts processes of one name or module together.
 OWNERS = ("name", "pid", "thread")
+
+
+@lru_cache(1 << 16)
+def _erlang_frame(mfa: Mfa) -> Frame:
+    return Frame(str(mfa), "erlang", mfa.file, mfa.line)
+
+
+@lru_cache(1 << 16)
+def _native_frame(name: NativeName) -> Frame:
+    return Frame(name.name, "native", name.file)
 
 
 def wait_frame(reason: int) -> Frame:
@@ -121,10 +133,8 @@ class Reader:
         return Frame(str(found), "erlang", found.file, found.line)
 
     def _frames(self, head: np.void, stack: Stack) -> list[Frame]:
-        frames = [
-            Frame(str(mfa), "erlang", mfa.file, mfa.line) for mfa in reversed(stack.erlang or ())
-        ]
-        native = [Frame(name.name, "native", name.file) for name in reversed(stack.native)]
+        frames = [_erlang_frame(mfa) for mfa in reversed(stack.erlang or ())]
+        native = [_native_frame(name) for name in reversed(stack.native)]
         if stack.erlang is not None:
             # How a dirty scheduler's thread came to run the process says nothing of it.
             main = [place for place, frame in enumerate(native) if frame.name == _DIRTY_MAIN]
