@@ -170,7 +170,7 @@ _COLLECTED = Row(
         Panel(
             "Memory reclaimed",
             "Bps",
-            "What collections on normal schedulers gave back, a second; counted by the VM, exact.",
+            "What collections gave back, a second; counted by the VM, exact.",
             "this is what the node allocates for a short time. Less of it is less collecting.",
             (
                 Query(

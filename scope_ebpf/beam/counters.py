@@ -52,8 +52,10 @@ class Counters:
     *run_queues* has the processes and ports ready to run: one number for each
     normal scheduler, then dirty CPU, then dirty IO. *schedulers* and *online* count
     by the kinds of :data:`KINDS`. *collections* and
-    *reclaimed_words* leave out what dirty schedulers collected, *bytes_in* and
-    *bytes_out* what ports moved outside of normal schedulers. *spawned* grows by
+    *reclaimed_words* are as ``erlang:statistics(garbage_collection)`` has them, but
+    where *dirty_collections* is None, which counts those on dirty schedulers among
+    them: then these are not told, and left out. *bytes_in* and *bytes_out* leave out
+    what ports moved outside of normal schedulers. *spawned* grows by
     one for each process that is made, modulo 2^32, from any number.
     """
 
@@ -64,6 +66,7 @@ class Counters:
     online: tuple[int, ...]
     collections: int
     reclaimed_words: int
+    dirty_collections: int | None
     bytes_in: int
     bytes_out: int
     ets_tables: int
@@ -107,6 +110,7 @@ class CounterReader:
         self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
         self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
         self._atoms = target.address("erts_atom_table")
+        self._dirty_gc = target.roots.find("dirty_gc.info")
 
     def read(self) -> Counters:
         """Read everything, in a handful of system calls."""
@@ -127,14 +131,16 @@ class CounterReader:
             ("ets_tables.count", np.uint64),
         )
         counts = tuple(len(self._schedulers[kind]) for kind in KINDS)
+        dirty = self._dirty()
         return Counters(
             context_switches=int(switches.sum()),
             reductions=int(reductions.sum()),
             run_queues=lengths,
             schedulers=counts,
             online=self._online(counts),
-            collections=int(collections.sum()),
-            reclaimed_words=int(reclaimed.sum()),
+            collections=int(collections.sum()) + (dirty[0] if dirty else 0),
+            reclaimed_words=int(reclaimed.sum()) + (dirty[1] if dirty else 0),
+            dirty_collections=dirty[0] if dirty else None,
             bytes_in=int(bytes_in.sum()),
             bytes_out=int(bytes_out.sum()),
             ets_tables=int(tables.sum()),
@@ -143,6 +149,16 @@ class CounterReader:
             ports=self._table("erts_port", "vola.tile.count"),
             atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "entries")),
         )
+
+    def _dirty(self) -> tuple[int, int] | None:
+        """Collections on dirty schedulers and the words that they reclaimed, where that is told."""
+        if self._dirty_gc is None:
+            return None
+        first = self._layout.offset("ErtsSchedulerData", "gc_info.reclaimed")
+        step = self._layout.offset("ErtsSchedulerData", "gc_info.garbage_cols") - first
+        words = self._memory.words(self._dirty_gc, 2).tolist()
+        reclaimed, collections = words if step > 0 else reversed(words)
+        return collections, reclaimed
 
     def limits(self) -> Limits:
         """What the tables can hold."""

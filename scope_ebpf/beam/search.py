@@ -9,6 +9,8 @@ queue points back to it. No place, or two, is no answer.
 
 from __future__ import annotations
 
+import re
+import struct
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -33,6 +35,11 @@ _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
 _WORD = 8
 #: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
 _EHEAP, _ENABLED = 6, 1 | 1 << 32
+#: ``lea X(%rip), %rdi; call Y``; soon after it ``movups %xmmN, X(%rip)`` or ``movq $0, X(%rip)``.
+_LOCK_INIT = re.compile(rb"\x48\x8d\x3d(.{4})\xe8(.{4})", re.DOTALL)
+_STORE_ZERO = re.compile(rb"\x0f\x11[\x05\x0d](.{4})|\x48\xc7\x05(.{4})\0{4}", re.DOTALL)
+#: Bytes: of code behind the call, and of data behind the lock.
+_NEAR = 64
 #: Slots of a table that are looked at.
 _SAMPLE = 1024
 #: Variables that were found in another VM of the same program, as the file has their addresses.
@@ -280,6 +287,34 @@ def _allocator_specs(target: Target) -> int | None:
     return None if info is None else _specs_of(target, info)
 
 
+def _dirty_gc(target: Target) -> int | None:
+    """
+    Find what dirty schedulers have collected: ``dirty_gc.info`` (OTP-25.2.3 erl_gc.c), a static.
+
+    ``erts_init_gc`` has the lock before it initialised, and then sets its two words to
+    0, with one instruction or with two. x86-64.
+    """
+    start, lock = (target.binary.symbol(name) for name in ("erts_init_gc", "ethr_mutex_init"))
+    if not (start and lock) or target.binary.machine != "x64":
+        return None
+    code = target.binary.read(start.address, start.size)
+    found = []
+    for call in _LOCK_INIT.finditer(code):
+        mutex = start.address + _beyond(call, 1, call.start(2) - 1)
+        stores = _STORE_ZERO.finditer(code, call.end(), call.end() + _NEAR)
+        places = [start.address + _beyond(store, store.lastindex or 0) for store in stores]
+        behind = [place for place in places if 0 < place - mutex <= _NEAR]
+        if behind and start.address + _beyond(call, 2) == lock.address:
+            found.append(target.base + min(behind))
+    return _only(found)
+
+
+def _beyond(found: re.Match[bytes], group: int, end: int | None = None) -> int:
+    """What an operand means that counts from the *end* of its instruction."""
+    (distance,) = struct.unpack("<i", found[group])
+    return int(distance) + (found.end() if end is None else end)
+
+
 #: How each table is found where no symbol tells.
 SEARCHES: dict[str, Callable[[Target], int | None]] = {
     "erts_proc": partial(
@@ -295,6 +330,7 @@ SEARCHES: dict[str, Callable[[Target], int | None]] = {
     "erts_this_node": _this_node,
     "erts_allctrs_info": _allocators,
     "erts_allctr_thr_spec": _allocator_specs,
+    "dirty_gc.info": _dirty_gc,
     "erts_aligned_scheduler_data": partial(_schedulers, 0),
     "erts_aligned_dirty_cpu_scheduler_data": partial(_schedulers, 1),
     "erts_aligned_dirty_io_scheduler_data": partial(_schedulers, 2),

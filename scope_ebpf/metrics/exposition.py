@@ -108,6 +108,9 @@ def _expose_target(page: Page, reading: Reading) -> None:
     page.add("beam_schedulers", reading.schedulers, node=node)
     page.elsewhere("user_seconds", reading.process.user_seconds, node=node)
     page.elsewhere("uptime", reading.process.uptime, node=node)
+    if reading.counters and reading.counters.dirty_collections is not None:  # else they are not all
+        page.elsewhere("collections", reading.counters.collections, node=node)
+        page.elsewhere("reclaimed_bytes", 8 * reading.counters.reclaimed_words, node=node)
     throttled = reading.process.throttled
     if throttled:
         page.add("beam_cgroup_throttled_seconds_total", throttled.seconds, node=node)
@@ -215,6 +218,8 @@ def _refused(reading: Reading) -> list[str]:
     refused = set(reading.memory.refused) if reading.memory else set()
     if reading.counters is None:
         refused.add("counters")
+    elif reading.counters.dirty_collections is None:
+        refused.add("dirty_collections")
     if reading.threads is None:
         refused.add("threads")
     sampled = reading.books.sampled if reading.books else None

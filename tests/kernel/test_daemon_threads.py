@@ -31,6 +31,8 @@ from scope_ebpf.kernel import host
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from scope_ebpf.metrics.reading import NativeReading
 
 NORMAL = ROLES.index("normal")
@@ -79,6 +81,15 @@ def hogs():
             process.wait()
 
 
+def look(seen: WatchedThreads, pid: int) -> tuple[tuple[tuple[float, float, int], ...], np.void]:
+    """
+    The kernel's books before and after ours were read, and ours: beside hogs that takes a while.
+    """
+    before = books(pid)
+    seen.tick()
+    return (before, books(pid)), seen.totals[NORMAL].copy()
+
+
 def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
     """
     With a hog on each CPU the schedulers wait in the run queue, as long as schedstat says.
@@ -88,21 +99,21 @@ def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
         beam.send("storm pingpong 2")
         beam.expect("storming")
         with hogs():
-            # From one figure to the next: what is under way at the edges is small beside it.
-            seen.tick()
-            first, ours = books(beam.pid), seen.totals[NORMAL].copy()
-            while books(beam.pid)[1] - first[1] < 3.0:
+            first, ours = look(seen, beam.pid)
+            while books(beam.pid)[1] - first[1][1] < 3.0:
                 os.sched_yield()
-            seen.tick()
-            last, now = books(beam.pid), seen.totals[NORMAL].copy()
+            last, now = look(seen, beam.pid)
         assert beam.ask("stop").startswith("done storm")
         limited = Throttling(beam.pid).read()
         if limited is None or not limited.throttled:  # the tests themselves may have a quota
             assert int(now["off_ns"][events.OFF_REASONS.index("throttled")]) == 0
         waited = (int(now["waited_ns"]) - int(ours["waited_ns"])) / 1e9
-        assert waited == pytest.approx(last[1] - first[1], rel=0.1)
         counted = int(now["slots"].sum() - ours["slots"].sum())
-        assert counted == pytest.approx(last[2] - first[2], abs=0.05 * (last[2] - first[2]) + 4)
+        # At least from the second look of the first to the first of the second, at most between
+        # the others; what is under way at the edges is small beside it.
+        least, most = ((last[n][1] - first[1 - n][1], last[n][2] - first[1 - n][2]) for n in (0, 1))
+        assert 0.9 * least[0] <= waited <= 1.1 * most[0]
+        assert 0.95 * least[1] - 4 <= counted <= 1.05 * most[1] + 4
         seen.close()
 
 

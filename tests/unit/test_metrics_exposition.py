@@ -3,6 +3,8 @@
 The exposition: what the catalogue says is what is exported, whatever a node is called.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -79,6 +81,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
             (2, 2, 10),
             3,
             4,
+            1,
             5,
             6,
             7,
@@ -193,6 +196,19 @@ def test_what_cannot_be_observed_has_no_figure():
     assert not [s for s in found if s.name == "beam_messages_sent_total"]
     attached = [s for s in found if s.name == "scope_ebpf_hook_attached"]
     assert {s.labels["hook"]: s.value for s in attached}["send"] == 0
+
+
+def test_collections_that_are_not_all_are_said_to_be_so():
+    """
+    Without those on dirty schedulers they are none of prometheus.erl's, and that is told.
+    """
+    whole, page = reading(), Page(compat=True)
+    assert whole.counters is not None
+    expose(page, replace(whole, counters=replace(whole.counters, dirty_collections=None)))
+    families = list(page.families())
+    assert not [f.name for f in families if "garbage_collection" in f.name and "_vm_" in f.name]
+    refused = [s.labels["what"] for f in families for s in f.samples if "what" in s.labels]
+    assert "dirty_collections" in refused
 
 
 def test_names_of_prometheus_erl_are_offered_on_request():

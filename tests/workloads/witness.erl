@@ -10,6 +10,7 @@
 %%   crowd N      N processes that never wait, until "disperse"
 %%   flicker N    N milliseconds in which a process wakes up each millisecond; answers for how many
 %%                microseconds the normal schedulers worked meanwhile, as scheduler_wall_time says
+%%   dirty_gc N   N collections of a heap so large that a dirty scheduler does them
 %%   become       ends the VM: its process runs what the environment variable BECOME says; no answer
 %%   spin KIND N MS  N calls of a native function of MS milliseconds each; KIND is spin or dirty_spin
 -module(witness).
@@ -69,6 +70,13 @@ answer(["flicker", N]) ->
     Before = worked(),
     flicker(erlang:monotonic_time(millisecond) + list_to_integer(N)),
     facts([{worked, worked() - Before}]);
+answer(["dirty_gc", N]) ->
+    {Pid, Monitor} = spawn_monitor(fun() ->
+        Kept = lists:seq(1, 400000),
+        [erlang:garbage_collect() || _ <- lists:seq(1, list_to_integer(N))],
+        400000 = length(Kept)
+    end),
+    receive {'DOWN', Monitor, process, Pid, normal} -> done("dirty_gc", N) end;
 answer(["become"]) ->
     _ = names_nif:load(),
     names_nif:become();
