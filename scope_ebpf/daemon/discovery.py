@@ -131,7 +131,7 @@ class Scanner:
 
     def _glance(self, pid: int) -> None:
         try:
-            exe = os.readlink(self._proc / str(pid) / "exe")  # noqa: PTH115 - any text is fine
+            exe = os.readlink(f"{self._proc}/{pid}/exe")  # noqa: PTH115 - fast
         except OSError:
             return  # a thread of the kernel, or it has ended
         seen, left = self._seen.get(pid, (exe, _LOOKS))

@@ -23,7 +23,7 @@ from scope_ebpf.daemon.discovery import RETRY
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.threads import WatchedThreads
-from scope_ebpf.daemon.watch import Watch
+from scope_ebpf.daemon.watch import TICK, Watch
 from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
@@ -36,12 +36,10 @@ if TYPE_CHECKING:
     from scope_ebpf.daemon.discovery import Scanner
     from scope_ebpf.kernel.cost import HitCost
 
-#: Seconds between two stocktakings of a target.
-TICK = 1.0
 #: File descriptors that a target takes at most, with room for scrapes and readings.
 _FILES = 256
 #: Loaded programs that wait for the next target, at most, each a hundred files, and for how long.
-_SPARES, _SPARE_SECONDS = 8, 20.0
+_SPARES, _SPARE_SECONDS = 8, 10.0
 
 
 @dataclass(slots=True)
@@ -50,7 +48,6 @@ class _Observed:
     pidfd: int
     name: NodeName
     since: float
-    next_tick: float = 0.0
 
 
 class Targets:
@@ -127,7 +124,7 @@ class Targets:
 
     def next_turn(self) -> float | None:
         """When :meth:`turn` has something to do, monotonic seconds."""
-        times = [observed.next_tick for observed in self._observed.values()]
+        times = [watch.next_tick for watch in self.watches]
         times += [due for watch in self.watches if (due := watch.next_turn()) is not None]
         return min(times, default=None)
 
@@ -230,8 +227,7 @@ class Targets:
 
     def _turn_one(self, observed: _Observed) -> None:
         now = time.monotonic()
-        if now >= observed.next_tick:
-            observed.next_tick = now + TICK
+        if now >= observed.watch.next_tick:
             observed.watch.tick()
             self._follow_name(observed)
         due = observed.watch.next_turn()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.kernel.tracepoints import ThreadWatch
 
-#: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.
-_LOOK = 10
+#: Seconds between two looks at which threads there are: a VM starts nearly all of them at once.
+_LOOK = 10.0
+#: Ticks at first, in which threads still come: then it is looked each time.
+_EARLY = 10
 #: Ticks for which samples tell the error of the share of busy waiting.
 _MEMORY = 60
 
@@ -45,7 +48,7 @@ class WatchedThreads:
         if place is None:
             self._watch = None
         self._tids: set[int] = set()
-        self._ticks = 0
+        self._ticks, self._next_look = 0, 0.0
         self._faults = Faults()
         self._places = _places(target)
         #: The type of each scheduler that is not found in the VM's memory, by its tid.
@@ -56,14 +59,15 @@ class WatchedThreads:
         self.totals: NDArray[np.void] | None = None
         self.books = ThreadBooks((), (), ())
         self._look()
-        self._read()
+        self._read(natives=True)
 
     def tick(self) -> None:
         """Read the totals; now and then look for threads that came or went."""
         self._ticks += 1
-        if self._ticks % _LOOK == 0 or self._ticks < _LOOK:  # at first threads still come
+        due = time.monotonic() >= self._next_look
+        if due or self._ticks < _EARLY:
             self._look()
-        self._read()
+        self._read(natives=due)
 
     def spent(self) -> float:
         """
@@ -88,7 +92,7 @@ class WatchedThreads:
             self._watch.unwatch(self._tids)
             self._watch.remove(self._place)
 
-    def _read(self) -> None:
+    def _read(self, *, natives: bool) -> None:
         if self._watch is None:
             return
         self.totals = totals = self._watch.totals(self._place)
@@ -97,18 +101,19 @@ class WatchedThreads:
         self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
         (first, waits), (last, waits_now) = self._samples[0], self._samples[-1]
         sampled = self.books.sampled
-        natives = sampled.natives if sampled else {}
-        if self._ticks % _LOOK == 0:
-            natives = self._natives.take(self._watch.natives(self._place))
+        named = sampled.natives if sampled else {}
+        if natives:
+            named = self._natives.take(self._watch.natives(self._place))
         unseen = set(self._unseen.values())
         busy = tuple(
             None if kind in unseen else float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ
             for kind in KINDS
         )
         error = share_error(waits_now - waits, last - first)
-        self.books = replace(self.books, sampled=Sampled(busy, error, natives))
+        self.books = replace(self.books, sampled=Sampled(busy, error, named))
 
     def _look(self) -> None:
+        self._next_look = time.monotonic() + _LOOK
         seen = faults(self._pid)
         self.books = replace(self._faults.add(seen), sampled=self.books.sampled)
         found = {one.tid: one for one in seen if one.role}

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
+#: Seconds from one stocktaking to the next, and where next to nothing happens.
+TICK, QUIET_TICK = 1.0, 4.0
+#: What that is: hits a second, a hundredth of what the least of budgets allows, and CPUs in use.
+_QUIET_HITS, _QUIET_CPU = 25, 0.05
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
 #: Plans by program, and within it by the settings that were found out.
@@ -100,6 +104,9 @@ class Watch:
         self._approach: Approach | None = None
         self._window: Window | None = None
         self._spent_before = 0.0
+        #: When :meth:`tick` is due, monotonic seconds.
+        self.next_tick = self._ticked = 0.0
+        self._cpu_seconds = 0.0
         self.trips = self.windows = 0
         self._failed: dict[str, str] = {}
         self._hits: dict[str, int] = {}
@@ -133,14 +140,28 @@ class Watch:
         if self._threads:
             self._threads.tick()
         measures = self._measures.now()
-        self._account(measures)
+        before, hits = self._hits, self.session.hits()
+        self._account(measures, hits)
         self._ticks += 1
         if self._ticks % _PRICE_TICKS == 0:
             self._correct_prices()
-        spent = self._spent()
+        spent = self._spent(hits)
         for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, measures)
         self.reading = self._read(counters, process, sum(spent.values()))
+        more = sum(hits.values()) - sum(before.values())
+        quiet = self._is_quiet(now - self._ticked, more, process.cpu_seconds - self._cpu_seconds)
+        self._ticked, self._cpu_seconds = now, process.cpu_seconds
+        self.next_tick = now + (QUIET_TICK if quiet else TICK)
+
+    def _is_quiet(self, passed: float, hits: int, cpu_seconds: float) -> bool:
+        """Whether so little happens that allowances last for long; one that is spent rings."""
+        return (
+            self._ticks > _PRICE_TICKS  # it has its hooks, and we know it
+            and hits <= _QUIET_HITS * passed
+            and cpu_seconds <= _QUIET_CPU * passed
+            and "windows" not in self._governor.modes().values()
+        )
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
@@ -164,7 +185,9 @@ class Watch:
     def rang(self) -> None:
         """An allowance was spent: take out what spent it."""
         self.session.quiet()
-        self._listen(time.monotonic())
+        now = time.monotonic()
+        self.next_tick = min(self.next_tick, now + TICK)
+        self._listen(now)
 
     def close(self) -> None:
         """Take everything out of the target and the kernel."""
@@ -175,7 +198,7 @@ class Watch:
     # Switching -------------------------------------------------------------------------------
 
     def _listen(self, now: float) -> None:
-        for event in [e for e in self.session.attached if self.session.tripped(e)]:
+        for event in self.session.all_tripped():
             if self._window and self._window.event == event:
                 self._close_window(now)
                 continue
@@ -222,9 +245,9 @@ class Watch:
 
     # Counting --------------------------------------------------------------------------------
 
-    def _account(self, measures: dict[str, int]) -> None:
+    def _account(self, measures: dict[str, int], hits: dict[str, int]) -> None:
         """Bring every event's totals up to now; maps of events that were not hit are not read."""
-        modes, hits = self._governor.modes(), self.session.hits()
+        modes = self._governor.modes()
         counted, hit = None, hits != self._hits
         # A program that was under way at the last look had been hit, but had not counted yet.
         if hit or self._hit:
@@ -244,8 +267,8 @@ class Watch:
     def _spent_on(self, event: str) -> float:
         return self._prices.spent_on(event, self.session.hits())
 
-    def _spent(self) -> dict[str, float]:
-        spent = self._prices.spent(self.session.hits())
+    def _spent(self, hits: dict[str, int]) -> dict[str, float]:
+        spent = self._prices.spent(hits)
         if self._threads:
             spent["threads"] = self._threads.spent()
         return spent

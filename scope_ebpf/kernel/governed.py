@@ -199,6 +199,14 @@ class GovernedSession(Session):
         """When the gate of *event* shut itself, ns; 0 while it has not."""
         return int(self._allowance(event)["tripped_ns"])
 
+    def all_tripped(self) -> list[str]:
+        """The events whose hooks are in and whose gate has shut itself."""
+        values = self._values("allowances", events.ALLOWANCE, len(events.KINDS), 1)
+        if values is None:
+            return [event for event in self._attached if self.tripped(event)]
+        shut = values["tripped_ns"][:, 0]
+        return [event for event in self._attached if shut[events.KINDS[event].id]]
+
     def kind(self, event: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
         """Tallies and durations of one event from the start, shape ``(classes,)``."""
         first = events.KINDS[event].id * events.CLASSES
@@ -223,11 +231,17 @@ class GovernedSession(Session):
     ) -> NDArray[np.void]:
         """As the base class; a whole map is read in one call where the kernel can (5.13)."""
         wanted = list(keys)
-        if self._one_by_one or wanted[0] != 0:
-            return super()._per_cpu(name, dtype, wanted)
-        values = np.zeros((len(wanted), self._cpus), dtype)
-        numbers = np.zeros(len(wanted), np.uint32)
-        count, after = ctypes.c_uint32(len(wanted)), ctypes.c_uint32()
+        values = None if wanted[0] else self._values(name, dtype, len(wanted), self._cpus)
+        return super()._per_cpu(name, dtype, wanted) if values is None else values
+
+    def _values(
+        self, name: str, dtype: np.dtype[np.void], size: int, each: int
+    ) -> NDArray[np.void] | None:
+        """A whole array, *each* values at a key, in one call; None where the kernel cannot."""
+        if self._one_by_one:
+            return None
+        values, numbers = np.zeros((size, each), dtype), np.zeros(size, np.uint32)
+        count, after = ctypes.c_uint32(size), ctypes.c_uint32()
         result = library().bpf_map_lookup_batch(
             self.map_fd(name),
             None,
@@ -238,10 +252,10 @@ class GovernedSession(Session):
             None,
         )
         # ENOENT says that this was the end of the map.
-        if count.value == len(wanted) and result in (0, -errno.ENOENT):
+        if count.value == size and result in (0, -errno.ENOENT):
             return values
         self._one_by_one = True
-        return super()._per_cpu(name, dtype, wanted)
+        return None
 
     def program_stats(self) -> dict[str, ProgramStats]:
         """Runs and run time of each program; nothing while the kernel does not measure them."""

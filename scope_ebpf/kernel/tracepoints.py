@@ -171,6 +171,7 @@ class ThreadWatch:
     def totals(self, target: int) -> NDArray[np.void]:
         """Totals by type of thread, shape ``(TYPES,)`` of ``events.THREAD_TOTALS``."""
         result = np.zeros(TYPES, events.THREAD_TOTALS)
+        sums = result.view(np.uint64).reshape(TYPES, -1)
         values = np.zeros(self._cpus, events.THREAD_TOTALS)
         for number in range(TYPES):
             key = ctypes.c_uint32(target * TYPES + number)
@@ -180,8 +181,8 @@ class ThreadWatch:
                 ),
                 "cannot read the map thread_rows",
             )
-            for name in events.THREAD_TOTALS.names or ():
-                result[name][number] = values[name].sum(axis=0)
+            # All fields are u64.
+            sums[number] = values.view(np.uint64).reshape(self._cpus, -1).sum(axis=0)
         return result
 
     def stats(self) -> dict[str, ProgramStats]:
