@@ -3,14 +3,17 @@
 BEAMs that come and go under load, for an hour, and what that leaves in the daemon.
 
     bench/soak.py [--minutes 60] [--starts 2] [--crowd 12] [--cycle 60]
+                  [--at-once 50] [--rush 20] [--rush-seconds 5]
 
-In each cycle VMs are started, so many a second and so many at once; some end within
-the tenth of a second, while the daemon takes them in, some are stopped and killed.
-Beside them two VMs are under full load, and in one that stays events are planted and
-compared with what the daemon counts. At the end of a cycle all others are gone, and
-the daemon's memory, files, BPF maps and programs, links and threads must be what they
-were after the first one. Prints a line for each cycle; exits 1 if anything grew, was
-missed or was lost.
+At first and at last so many VMs are started at once, and so many in each of a few seconds;
+each must be observed, and is ended then. In between there are cycles, in each of which VMs
+are started, so many a second and so many at once; some end within the tenth of a second,
+while the daemon takes them in, some are stopped and killed. Beside them two VMs are under
+full load, and in one that stays events are planted and compared with what the daemon
+counts. At the end all others are gone, and the daemon's memory, files, BPF maps and
+programs, links and threads must be what they were after the second cycle, once it has let
+go of the programs that it keeps for a while. Prints a line for each cycle; exits 1 if
+anything grew, was missed or was lost.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ LIVES = (0.05, 0.3, 1.05, 1.2, 2.0, 4.0, 8.0)
 ALLOWED_MB = 6.0
 PLANTED = 23
 PATIENCE = 60.0
+#: Seconds in which nothing became less: by then the daemon has let go of what it keeps for a while.
+STILL = 16.0
 _OBSERVING = re.compile(r"message=observing pid=(\d+) .*age_seconds=([0-9.]+)")
 _BOOT = """
     {{ok, Folder}} = {{ok, "{folder}"}},
@@ -107,10 +112,11 @@ class Daemon:
     """The daemon under test, and what it says."""
 
     def __init__(self, folder: Path, least_age: float) -> None:
-        self.port = beams_run.free_port()
+        self.port, self._folder = beams_run.free_port(), folder
         config = folder / "config.toml"
         config.write_text(
             f'min_age = {least_age}\nbudget = "5%"\nsnapshot_interval = "2s"\n'
+            'scan_interval = "2s"\n'
             f'include_paths = ["^{folder}/"]\n'
         )
         options = ["--listen", f"127.0.0.1:{self.port}", "--config", str(config)]
@@ -167,7 +173,10 @@ class Daemon:
         for folder in (Path("/proc", pid) for pid in (str(own), *children)):
             for entry in (folder / "fd").iterdir():
                 with suppress(OSError):
-                    kinds[str(entry.readlink())] += 1
+                    name = str(entry.readlink())
+                    # Of other VMs of the host, which are none of ours, only the program is open.
+                    kinds["" if _is_foreign(name, self._folder) else name] += 1
+            kinds.pop("", None)
             for line in (folder / "status").read_text().splitlines():
                 name, _, value = line.partition(":")
                 if name in ("VmRSS", "Threads"):
@@ -181,12 +190,27 @@ class Daemon:
             threads=sums["Threads"],
         )
 
+    def at_rest(self) -> Rest:
+        """The same, once it has let go of all that it keeps for VMs that may come."""
+        rest, since = self.rest(), time.monotonic()
+        while time.monotonic() - since < STILL:
+            time.sleep(1.0)
+            now = self.rest()
+            if now.programs < rest.programs or now.files < rest.files:
+                since = time.monotonic()
+            rest = now
+        return rest
+
     def end(self) -> float:
         """End it; seconds that took."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(PATIENCE)
         return time.monotonic() - began
+
+
+def _is_foreign(file: str, folder: Path) -> bool:
+    return "beam" in Path(file).name and not file.startswith(f"{folder}/")
 
 
 class Crowd:
@@ -206,14 +230,19 @@ class Crowd:
         """One more, if there is room."""
         if len(self.guests) >= self._most:
             return
+        guest = self.guest()
+        self.guests.append(guest)
+        count.started += 1
+        count.most = max(count.most, len(self.guests))
+
+    def guest(self) -> Guest:
+        """Start one."""
         null = subprocess.DEVNULL
         process = subprocess.Popen(
             self._command, stdin=null, stdout=null, stderr=null, env=self._environment
         )
         life = self._chance.choice(LIVES)
-        self.guests.append(Guest(process, time.monotonic(), life, self._chance.random() < 0.1))
-        count.started += 1
-        count.most = max(count.most, len(self.guests))
+        return Guest(process, time.monotonic(), life, self._chance.random() < 0.1)
 
     def reap(self, count: Count) -> None:
         """End those whose time has come."""
@@ -299,12 +328,48 @@ def cycle(folder: Path, daemon: Daemon, crowd: Crowd, seconds: float, rate: floa
     return count
 
 
+def rush(daemon: Daemon, crowd: Crowd, number: int, rate: float) -> list[str]:
+    """
+    Start *number* VMs, so many a second or all at once; each ends when it is observed.
+
+    Those that were started at once end when all are. Says what was wrong.
+    """
+    here: dict[int, Guest] = {}
+    ages, most, started, began = [], 0, 0, time.monotonic()
+    last = began
+    while started < number or here:
+        while started < number and (not rate or time.monotonic() >= began + started / rate):
+            guest = crowd.guest()
+            here[guest.process.pid], started, last = guest, started + 1, time.monotonic()
+        most = max(most, len(here))
+        seen = [pid for pid in here if pid in daemon.observed]
+        late = time.monotonic() - last > PATIENCE
+        if rate or late or len(seen) == number:
+            for pid in [*here] if late else seen:
+                here[pid].process.kill()
+                here.pop(pid).process.wait()
+                ages.append(daemon.observed.get(pid))
+        time.sleep(0.01)
+    until(lambda: daemon.total("scope_ebpf_targets") <= 1, "the daemon lets go")
+    old = sorted(age for age in ages if age is not None)
+    took = max(1e-3, last - began)
+    print(
+        f"{number} VMs, {number / took:.1f} a second, {most} at once: {len(old)} observed, at the "
+        f"age of {old[len(old) // 2]:.2f} s (median) to {old[-1]:.2f} s",
+        flush=True,
+    )
+    return [f"{len(ages) - len(old)} of {number} VMs never seen"] if len(old) < number else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="default: 60")
     parser.add_argument("--starts", type=float, default=2.0, help="VMs a second (default: 2)")
     parser.add_argument("--crowd", type=int, default=12, help="VMs at once (default: 12)")
     parser.add_argument("--cycle", type=float, default=60.0, help="seconds (default: 60)")
+    parser.add_argument("--at-once", type=int, default=50, help="VMs (default: 50)")
+    parser.add_argument("--rush", type=float, default=20.0, help="VMs a second (default: 20)")
+    parser.add_argument("--rush-seconds", type=float, default=5.0, help="default: 5")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         return soak(Path(folder), wanted)
@@ -354,7 +419,13 @@ def _cycles(
 ) -> list[str]:
     crowd = Crowd(folder, daemon, wanted.crowd)
     rests: list[Rest] = []
-    wrong: list[str] = []
+
+    def rushes() -> list[str]:
+        number = round(wanted.rush * wanted.rush_seconds)
+        at_once = rush(daemon, crowd, wanted.at_once, 0.0)
+        return at_once + rush(daemon, crowd, number, wanted.rush)
+
+    wrong = rushes()
     print(
         "cycle starts most  long missed  age50  age99  rss_MB files maps progs links threads lost"
     )
@@ -363,7 +434,7 @@ def _cycles(
         seen = set(daemon.observed)
         count = cycle(folder, daemon, crowd, wanted.cycle, wanted.starts)
         told, counted = plant(daemon, stays)
-        rests.append(rest := daemon.rest())
+        rests.append(rest := daemon.at_rest() if len(rests) == 1 else daemon.rest())
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
         lost = daemon.total("scope_ebpf_events_lost_total")
         at = [fresh[int(len(fresh) * part)] if fresh else 0.0 for part in (0.5, 0.99)]
@@ -379,8 +450,11 @@ def _cycles(
             wrong.append(f"cycle {len(rests)}: planted {told}, counted {counted:g}")
         if lost:
             wrong.append(f"cycle {len(rests)}: {lost:g} events lost")
+    wrong += rushes()
+    last = daemon.at_rest()
+    print(f"at rest, after the second cycle: {rests[1]}\nat rest, at last: {last}")
     # The first cycle loads code and fills pools; from then on nothing may grow.
-    return wrong + rests[-1].grown(rests[1])
+    return wrong + last.grown(rests[1])
 
 
 if __name__ == "__main__":
