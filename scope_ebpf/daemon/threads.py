@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,10 +27,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.discover import Target
     from scope_ebpf.kernel.tracepoints import ThreadWatch
 
-#: Seconds between two looks at which threads there are: a VM starts nearly all of them at once.
-_LOOK = 10.0
-#: Ticks at first, in which threads still come: then it is looked each time.
-_EARLY = 10
+#: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.
+_LOOK = 10
 #: Ticks for which samples tell the error of the share of busy waiting.
 _MEMORY = 60
 
@@ -48,7 +45,7 @@ class WatchedThreads:
         if place is None:
             self._watch = None
         self._tids: set[int] = set()
-        self._ticks, self._next_look = 0, 0.0
+        self._ticks = 0
         self._faults = Faults()
         self._places = _places(target)
         #: The type of each scheduler that is not found in the VM's memory, by its tid.
@@ -59,15 +56,14 @@ class WatchedThreads:
         self.totals: NDArray[np.void] | None = None
         self.books = ThreadBooks((), (), ())
         self._look()
-        self._read(natives=True)
+        self._read()
 
     def tick(self) -> None:
         """Read the totals; now and then look for threads that came or went."""
         self._ticks += 1
-        due = time.monotonic() >= self._next_look
-        if due or self._ticks < _EARLY:
+        if self._ticks % _LOOK == 0 or self._ticks < _LOOK:  # at first threads still come
             self._look()
-        self._read(natives=due)
+        self._read()
 
     def spent(self) -> float:
         """
@@ -92,7 +88,7 @@ class WatchedThreads:
             self._watch.unwatch(self._tids)
             self._watch.remove(self._place)
 
-    def _read(self, *, natives: bool) -> None:
+    def _read(self) -> None:
         if self._watch is None:
             return
         self.totals = totals = self._watch.totals(self._place)
@@ -101,19 +97,18 @@ class WatchedThreads:
         self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
         (first, waits), (last, waits_now) = self._samples[0], self._samples[-1]
         sampled = self.books.sampled
-        named = sampled.natives if sampled else {}
-        if natives:
-            named = self._natives.take(self._watch.natives(self._place))
+        natives = sampled.natives if sampled else {}
+        if self._ticks % _LOOK == 0:
+            natives = self._natives.take(self._watch.natives(self._place))
         unseen = set(self._unseen.values())
         busy = tuple(
             None if kind in unseen else float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ
             for kind in KINDS
         )
         error = share_error(waits_now - waits, last - first)
-        self.books = replace(self.books, sampled=Sampled(busy, error, named))
+        self.books = replace(self.books, sampled=Sampled(busy, error, natives))
 
     def _look(self) -> None:
-        self._next_look = time.monotonic() + _LOOK
         seen = faults(self._pid)
         self.books = replace(self._faults.add(seen), sampled=self.books.sampled)
         found = {one.tid: one for one in seen if one.role}
