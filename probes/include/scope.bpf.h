@@ -19,7 +19,7 @@
 #define UNKNOWN (~0ULL)
 
 const volatile struct settings settings; /* the only thing in .rodata, so it lies at offset 0 */
-struct target target; /* the only thing in .bss, for the same reason */
+struct target target;			 /* the only thing in .bss, for the same reason */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -19,6 +19,21 @@ _MEASURED_RUN, _ENOUGH_RUNS = 0.1e-6, 1000
 _RETURNS = {h.program for way in events.WAYS for h in way.hooks if h.returns}
 
 
+class Bill:
+    """What counts have cost, each at the price of its time, so that this only grows as they do."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+
+    def total(self, name: str, count: float, price: float) -> float:
+        """Seconds for *count* of *name*, those since the last time at *price*."""
+        more = count - self._counts.get(name, 0)
+        self._counts[name] = count
+        self._seconds[name] = self._seconds.get(name, 0.0) + more * price
+        return self._seconds[name]
+
+
 class Prices:
     """The price of a hit of each program of *plan*, at first what *cost* measured on ourselves."""
 
@@ -28,6 +43,7 @@ class Prices:
             for a in plan.attachments
         }
         self._prices = dict(self._base)
+        self._bill = Bill()
         self._hooks = {
             item.event: [a.program for a in item.attachments]
             for item in plan.items
@@ -48,7 +64,10 @@ class Prices:
 
     def spent_on(self, event: str, hits: Mapping[str, int]) -> float:
         """The same of one event."""
-        return sum(hits[program] * self._prices[program] for program in self._programs[event])
+        return sum(
+            self._bill.total(program, hits[program], self._prices[program])
+            for program in self._programs[event]
+        )
 
     def correct(self, stats: Mapping[str, ProgramStats]) -> None:
         """Believe the kernel, which measures how long each program runs."""

@@ -16,7 +16,9 @@ from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
 from scope_ebpf.daemon.natives import Natives
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.prices import Bill
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.kernel.stats import ProgramStats
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadBooks
 from scope_ebpf.metrics.scaling import share_error
@@ -47,6 +49,7 @@ class WatchedThreads:
         self._tids: set[int] = set()
         self._ticks = 0
         self._faults = Faults()
+        self._bill = Bill()
         self._places = _places(target)
         #: The type of each scheduler that is not found in the VM's memory, by its tid.
         self._unseen: dict[int, str] = {}
@@ -75,12 +78,14 @@ class WatchedThreads:
         if self._watch is None or self.totals is None:
             return 0.0
         stats = self._watch.stats()
-        sampler = stats.pop(SAMPLER)
-        runs, seconds = map(sum, zip(*stats.values(), strict=True))
-        spent = 2 * float(self.totals["switches"].sum()) * seconds / runs if runs else 0.0
-        if sampler.runs:
-            spent += float(self.totals["samples"].sum()) * sampler.seconds / sampler.runs
-        return spent
+        samples = stats.pop(SAMPLER)
+        switches = ProgramStats(*map(sum, zip(*stats.values(), strict=True)))
+        switch, sample = (of.seconds / (of.runs or 1) for of in (switches, samples))
+        prices = {"switches": 2 * switch, "samples": sample}
+        return sum(
+            self._bill.total(name, float(self.totals[name].sum()), price)
+            for name, price in prices.items()
+        )
 
     def close(self) -> None:
         """Watch them no longer."""
