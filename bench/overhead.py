@@ -46,7 +46,8 @@ from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.stats import measuring
 from scope_ebpf.kernel.uprobes import Attacher
 from scope_ebpf.metrics.scaling import quantile
-from scope_ebpf.plan import DEFAULT_EVENTS, make_plan
+from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

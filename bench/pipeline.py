@@ -43,7 +43,8 @@ from scope_ebpf.kernel.libbpf import TestRunOptions, check, library  # noqa: E40
 from scope_ebpf.kernel.objects import BpfObject  # noqa: E402
 from scope_ebpf.kernel.ring import Ring  # noqa: E402
 from scope_ebpf.kernel.session import Session  # noqa: E402
-from scope_ebpf.plan import EVENTS, make_plan  # noqa: E402
+from scope_ebpf.plan import EVENTS  # noqa: E402
+from scope_ebpf.planning import make_plan  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

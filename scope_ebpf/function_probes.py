@@ -12,21 +12,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from scope_ebpf import events
+from scope_ebpf import allowed, events
 from scope_ebpf.beam import usdt
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.plan import usdt_places
+from scope_ebpf.planning import usdt_places
 
 if TYPE_CHECKING:
-    from scope_ebpf.plan import Attachment, Executable
+    from scope_ebpf.plan import Attachment
+    from scope_ebpf.planning import Executable
 
-#: The flavour of emulator that may have them.
-FLAVOR: Final = "emu"
 FAMILY: Final = "interpreted"
 #: M:F/A texts are cut behind so many bytes (DTRACE_TERM_BUF_SIZE, dtrace-wrapper.h).
 MOST_BYTES: Final = 255
-_CALLS: Final = ("local__function__entry", "global__function__entry")
-_RETURNS: Final = ("function__return",)
 #: Functions that look up what is applied and fire; then the instruction that they look up for
 #: fires, too (beam_common.c, and DISPATCH_EXPORT in emu/macros.tab). The second is the call.
 _LOOK_UP: Final = ("apply", "fixed_apply")
@@ -50,19 +47,14 @@ _WAY: Final = events.Way(
     "call",
     "usdt",
     FAMILY,
-    flavor=FLAVOR,
+    flavor=allowed.INTERPRETER,
     on_request=None,
     needs=(),
     hooks=(
-        *(_hook("function_called", name) for name in _CALLS),
-        *(_hook("function_returned", name) for name in _RETURNS),
+        *(_hook("function_called", name) for name in allowed.CALLS),
+        *(_hook("function_returned", name) for name in allowed.RETURNS),
     ),
 )
-
-
-def allowed(flavor: str) -> frozenset[str]:
-    """Names of the probes that may be attached to an emulator of *flavor*: of the JIT, none."""
-    return frozenset(hook.name for hook in _WAY.hooks) if flavor == FLAVOR else frozenset()
 
 
 def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachment, ...]:
@@ -73,16 +65,17 @@ def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachmen
     that lacks one of them.
     """
     found: list[Attachment] = []
-    twice = _look_ups(binary) if flavor == FLAVOR else []
+    names = allowed.at_calls(flavor)
+    twice = _look_ups(binary) if names else []
     for hook in _WAY.hooks:
         try:
-            sites = usdt_places(binary, _WAY, hook) if hook.name in allowed(flavor) else []
+            sites = usdt_places(binary, _WAY, hook) if hook.name in names else []
         except usdt.ArgumentError as error:
             raise NothingToAttachError(f"the USDT probe {hook.name}: {error}") from error
         if not sites:
             # Looked for even where it is not wanted: no JIT has all of them.
             raise NothingToAttachError(f"the emulator has no USDT probe {hook.name} to attach to")
-        if returns or hook.name not in _RETURNS:
+        if returns or hook.name not in allowed.RETURNS:
             found += (s for s in sites if not any(s.address in function for function in twice))
     return tuple(found)
 

@@ -28,7 +28,7 @@ from scope_ebpf.governor import Action
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.uprobes import Attacher
 from scope_ebpf.metrics.scaling import Estimate
-from scope_ebpf.plan import make_plan
+from scope_ebpf.planning import make_plan
 
 if TYPE_CHECKING:
     import random

@@ -12,7 +12,8 @@ from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.uprobes import has_multi
-from scope_ebpf.plan import EVENTS, make_plan
+from scope_ebpf.plan import EVENTS
+from scope_ebpf.planning import make_plan
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:

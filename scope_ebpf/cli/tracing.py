@@ -13,7 +13,7 @@ from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
 from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
 from scope_ebpf.kernel.session import Session
-from scope_ebpf.plan import make_plan
+from scope_ebpf.planning import make_plan
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:

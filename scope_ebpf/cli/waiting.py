@@ -20,7 +20,7 @@ from scope_ebpf.cli.sample_reader import Reader, wait_frame
 from scope_ebpf.errors import NothingToAttachError, ScopeError
 from scope_ebpf.kernel.tracepoints import attach_or_reason
 from scope_ebpf.kernel.waits import Waits
-from scope_ebpf.plan import make_plan
+from scope_ebpf.planning import make_plan
 from scope_ebpf.profile import Frame, Profile, Sample
 
 if TYPE_CHECKING:

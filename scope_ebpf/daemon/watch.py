@@ -27,7 +27,8 @@ from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
-from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan, make_plan
+from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan
+from scope_ebpf.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from scope_ebpf import events, function_probes
+from scope_ebpf import allowed, events
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.libbpf import check, library
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
-#: The only names of places in a target that anything is ever attached to, on every flavour.
-_ALLOWED = frozenset(hook.name for way in events.WAYS for hook in way.hooks)
 #: Arguments that a USDT site has room for in the kernel (probes/include/usdt.bpf.h).
 USDT_ARGUMENTS = 8
 
@@ -91,9 +89,9 @@ class Session:
         multi: bool | None = None,
         attacher: Attacher | None = None,
     ) -> None:
-        allowed = _ALLOWED | function_probes.allowed(flavor)
+        names = allowed.names(flavor)
         for attachment in plan.attachments:
-            if path is None and attachment.name not in allowed:
+            if path is None and attachment.name not in names:
                 raise HostError(f"{attachment.name} is not on the list of what we may attach to")
         self.failures: list[Failure] = []
         self._plan = plan

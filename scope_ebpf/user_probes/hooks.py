@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError, ProbeError
-from scope_ebpf.plan import symbol_places
+from scope_ebpf.planning import symbol_places
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.binary import Binary

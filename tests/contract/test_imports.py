@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+from collections import deque
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ PACKAGE = Path(scope_ebpf.__file__).parent
 
 #: What may not be imported by whom. A part is a package or a module right below scope_ebpf.
 PURE = (
-    *("beam", "events", "plan", "profile", "summary", "calls"),
+    *("allowed", "beam", "events", "plan", "planning", "profile", "summary", "calls"),
     *("metrics", "governor", "labels", "errors", "capture"),
 )
 FORBIDDEN = {
@@ -45,15 +47,52 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
             waiting += ast.iter_child_nodes(node)
 
 
+@cache
+def imports(path: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """
+    Lines of *path*, and what each imports of ours: its name behind scope_ebpf, in parts.
+    """
+    found = ((line, module.split(".")) for line, module in imported(path.read_text()))
+    return tuple((line, tuple(names[1:])) for line, names in found if names[0] == "scope_ebpf")
+
+
+def files(package: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """
+    The files that run when a module is imported, its packages' among them.
+    """
+    for length in range(len(names) + 1):
+        place = package.joinpath(*names[:length])
+        yield from (p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file())
+
+
+def wrong(package: Path, start: Path, forbidden: set[str]) -> Iterator[str]:
+    """
+    What *start* imports of *forbidden* parts, itself or by way of others, each part by the
+    shortest way.
+    """
+    where = start.relative_to(package)
+    seen, said = {start}, set()
+    waiting = deque([(start, 0, ())])
+    while waiting:
+        path, first, way = waiting.popleft()
+        for number, names in imports(path):
+            line = first or number
+            if names and names[0] in forbidden:
+                if not way or names[0] not in said:
+                    by = f" by way of {', '.join(way)}" if way else ""
+                    yield f"{where}:{line} imports scope_ebpf.{names[0]}{by}"
+                said.add(names[0])
+                continue
+            for file in set(files(package, names)) - seen:
+                seen.add(file)
+                waiting.append((file, line, (*way, str(file.relative_to(package)))))
+
+
 def violations(package: Path) -> list[str]:
     lines = set()
     for path in sorted(package.rglob("*.py")):
         part = path.relative_to(package).parts[0].removesuffix(".py")
-        for line, module in imported(path.read_text()):
-            names = module.split(".")
-            if names[0] == "scope_ebpf" and len(names) > 1 and names[1] in FORBIDDEN.get(part, ()):
-                where = path.relative_to(package)
-                lines.add(f"{where}:{line} imports scope_ebpf.{names[1]}")
+        lines |= set(wrong(package, path, FORBIDDEN.get(part, set())))
     return sorted(lines)
 
 
@@ -91,6 +130,22 @@ def test_an_import_the_wrong_way_is_found(tmp_path: Path, place: str, statement:
     path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
     path.write_text(statement + "\n")
+    assert [said] == violations(tmp_path)
+
+
+def test_an_import_by_way_of_others_is_found(tmp_path: Path):
+    """
+    Who imports a module imports what that one imports, and so on; each file on the way is named.
+    """
+    for name, statement in {
+        "kernel/x.py": "import numpy\nfrom scope_ebpf import middle",
+        "middle.py": "from scope_ebpf.other import y",
+        "other/__init__.py": "from scope_ebpf.beam.usdt import parse",
+        "other/y.py": "from scope_ebpf import middle",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(statement + "\n")
+    said = "kernel/x.py:2 imports scope_ebpf.beam by way of middle.py, other/__init__.py"
     assert [said] == violations(tmp_path)
 
 

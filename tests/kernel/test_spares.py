@@ -18,7 +18,7 @@ from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.programs import Programs, Spares
 from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.plan import make_plan
+from scope_ebpf.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

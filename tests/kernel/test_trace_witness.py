@@ -16,7 +16,7 @@ from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.kernel.uprobes import has_multi
-from scope_ebpf.plan import make_plan
+from scope_ebpf.planning import make_plan
 from scope_ebpf.summary import fold
 
 SPAWNS = 200_000

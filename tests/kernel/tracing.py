@@ -27,7 +27,8 @@ from typing import IO, TYPE_CHECKING, Any
 from beams_run import PATIENCE, Beam, require
 
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.plan import EVENTS, make_plan
+from scope_ebpf.plan import EVENTS
+from scope_ebpf.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

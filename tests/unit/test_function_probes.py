@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scope_ebpf import events, function_probes
+from scope_ebpf import allowed, events, function_probes
 from scope_ebpf.cli.calls import refuse_interpreter
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel.session import Session
@@ -51,7 +51,7 @@ def test_a_jit_never_gets_them():
     """
     with pytest.raises(NothingToAttachError):
         function_probes.places(binary(**SYMBOLS), "jit", returns=False)
-    assert not function_probes.allowed("jit")
+    assert not allowed.at_calls("jit")
     assert not set(NAMES) & {hook.name for way in events.WAYS for hook in way.hooks}
     places = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
     for place in places:

@@ -11,7 +11,8 @@ from scope_ebpf import events
 from scope_ebpf.beam.usdt import Argument
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.session import Session
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan, make_plan
+from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
+from scope_ebpf.planning import make_plan
 
 BASE = 0x400000
 NOP = b"\x90"
