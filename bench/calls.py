@@ -29,7 +29,7 @@ from scope_ebpf.beam.threads import threads
 from scope_ebpf.kernel.call_watch import CallWatch, Place
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Fewer than the ring holds, so that each is copied whole.
 CALLS = 4_000

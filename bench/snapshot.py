@@ -83,7 +83,7 @@ def main(count: int) -> int:
     return 0
 
 
-def _outside(target: discover.Target) -> None:
+def _outside(target: discover.Beam) -> None:
     memory = target.memory
     viewer = Viewer(target)
     for what, table in (

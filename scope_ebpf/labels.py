@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.atoms import Atoms
     from scope_ebpf.beam.code import CodeMap
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Labels kept, and for how many seconds.
 CAPACITY = 1 << 14

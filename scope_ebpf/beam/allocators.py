@@ -26,7 +26,7 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Numbers of allocators, ERTS_ALC_A_*; the first is none of alloc_util (erl_alloc_types.h).
 COUNT = 12
@@ -207,7 +207,7 @@ class AllocatorReader:
         return slots * (_SLOT + (_FREE if queue else 0))
 
     def _word(self, name: str) -> int | None:
-        place = self._target.roots.find(name)
+        place = self._target.find(name)
         return None if place is None else self._memory.u64(place)
 
     def _name(self, instance: np.uint64) -> str:

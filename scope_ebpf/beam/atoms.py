@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Atoms in one segment of the table (INDEX_PAGE_SIZE, OTP-25.2.3 erts/emulator/beam/index.h).
 _PAGE = 1024

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Sets of ranges (ERTS_NUM_CODE_IX, OTP-25.2.3 erts/emulator/beam/code_ix.h).
 _SETS = 3
@@ -84,8 +84,8 @@ class CodeMap:
         self._memory = target.memory
         self._layout = target.layout
         self._atoms = atoms
-        self._ranges_at = target.roots.address("r")
-        self._active_at = target.roots.find("the_active_code_index")
+        self._ranges_at = target.address("r")
+        self._active_at = target.find("the_active_code_index")
         self._modules: dict[int, _Module] = {}
         self._starts = self._ends = np.empty(0, np.uint64)
         self._functions: dict[int, Mfa | None] = {}

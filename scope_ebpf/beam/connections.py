@@ -16,7 +16,7 @@ from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: The lists of connected nodes, by what the VM calls them.
 _LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}

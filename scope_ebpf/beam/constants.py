@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.binary import Binary
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: A call that runs for this long has a scheduler to itself for too long
 #: (erl_nif, "Long-running NIFs": a NIF should return within 1 ms).

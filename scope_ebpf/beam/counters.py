@@ -23,7 +23,7 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: OTP allows 1024 schedulers of each of the three kinds.
 _MAX_SCHEDULERS = 1024
@@ -110,7 +110,7 @@ class CounterReader:
         self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
         self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
         self._atoms = target.address("erts_atom_table")
-        self._dirty_gc = target.roots.find("dirty_gc.info")
+        self._dirty_gc = target.find("dirty_gc.info")
 
     def read(self) -> Counters:
         """Read everything, in a handful of system calls."""
@@ -253,7 +253,7 @@ def _counts(target: Target) -> dict[str, int]:
     found: dict[str, int] = {}
     roles: list[str] | None = None
     for kind, (_, name) in _KINDS.items():
-        place = target.roots.find(name)
+        place = target.find(name)
         if place is None:
             roles = [thread.role for thread in threads(target.pid)] if roles is None else roles
             found[kind] = roles.count(kind)

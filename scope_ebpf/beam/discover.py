@@ -12,17 +12,18 @@ import os
 import re
 import struct
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf.beam.binary import Binary, UnreadableElfError
-from scope_ebpf.beam.layouts import layout_for
+from scope_ebpf.beam.layouts.live import layout_for
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.node import MAX_NAME, NodeName
 from scope_ebpf.beam.roots import Roots
+from scope_ebpf.beam.target import Target
 from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
@@ -45,36 +46,12 @@ _AT_ENTRY = 9
 _MAX_AUXV = 4096
 
 
-@dataclass(frozen=True)
-class Target:
-    """
-    One running VM.
-
-    *started* is in seconds since the host booted; *base* is what must be added
-    to an address of the file.
-    """
-
-    pid: int
-    exe: str
-    node: str | None
-    otp_release: str
-    erts_version: str
-    flavor: Literal["jit", "emu"]
-    schedulers: int
-    usdt: bool
-    started: float
-    base: int
-    binary: Binary
-    memory: Memory
-
-    def as_json(self) -> dict[str, str | int | None]:
-        """Give what every JSON output says about its target."""
-        names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
-        return {name: getattr(self, name) for name in names}
+class Beam(Target):
+    """A target whose layout and globals are found in it when they are asked for."""
 
     @cached_property
     def layout(self) -> Layout:
-        """The checked layout of this VM's structs; ReadRefusedError if a check failed."""
+        """Held against the VM, once."""
         return layout_for(self)
 
     @cached_property
@@ -82,8 +59,12 @@ class Target:
         """Where the VM's global tables lie."""
         return Roots(self)
 
+    def find(self, name: str) -> int | None:
+        """By its symbol, or searched for; once."""
+        return self.roots.find(name)
+
     def address(self, name: str) -> int:
-        """Find a global of the VM in its memory; ReadRefusedError if nothing tells where."""
+        """By its symbol, or searched for; once."""
         return self.roots.address(name)
 
 
@@ -94,9 +75,9 @@ class Refusal(NamedTuple):
     reason: ScopeError
 
 
-def beams(proc: Path = Path("/proc")) -> list[Target | Refusal]:
+def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
     """Find every BEAM of the host, by pid; one that ends meanwhile is left out."""
-    found: list[Target | Refusal] = []
+    found: list[Beam | Refusal] = []
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
         if not _has_schedulers(proc / str(pid)):
             continue
@@ -111,7 +92,7 @@ def beams(proc: Path = Path("/proc")) -> list[Target | Refusal]:
 
 def inspect(
     pid: int, proc: Path = Path("/proc"), opened: Callable[[Path], Binary] = Binary.open
-) -> Target:
+) -> Beam:
     """
     Look at one process; *opened* gives the file that it runs.
 
@@ -122,7 +103,7 @@ def inspect(
     started = _started(pid, folder)
     exe, binary = _open(pid, folder, opened)
     release, version, flavor = _version(pid, exe, binary)
-    target = Target(
+    target = Beam(
         pid=pid,
         exe=exe,
         node=None,

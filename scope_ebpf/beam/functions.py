@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.modules import Modules
+    from scope_ebpf.beam.target import Target
 
 _MAX_FUNCTIONS = 1 << 20
 _MAX_ARITY = 255

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: What the tables call themselves, and how many there are (ERTS_NUM_CODE_IX, code_ix.h).
 _NAME = b"module_code"
@@ -58,7 +58,7 @@ class Modules:
         self._layout = target.layout
         self._atoms = atoms
         self._tables = _find(target)
-        self._active_at = target.roots.find("the_active_code_index")
+        self._active_at = target.find("the_active_code_index")
         self._counts: list[int] = []
         self._places: dict[int, list[int]] = {}
         self._last: dict[int, tuple[tuple[tuple[int, int], ...], int]] = {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.atoms import Atoms
     from scope_ebpf.beam.code import CodeMap
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _WORD = 8
 #: ProcDict: mask, slots in use, array size, split, number of elements (32-bit but the last).

@@ -27,8 +27,8 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.frames import Rules
+    from scope_ebpf.beam.target import Target
 
 #: What C++ makes of a function's name: how long it is, then the name.
 _MANGLED = re.compile(r"^_ZN?(?:L|K)?(\d+)")

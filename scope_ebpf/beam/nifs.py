@@ -16,7 +16,7 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _WORD = 8
 #: struct erl_module_nif holds the entry after locks and bookkeeping; it is looked for here.

@@ -14,7 +14,7 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: What a node is called that has no name (OTP-25.2.3 erts/emulator/beam/erl_node_tables.c).
 NAMELESS = "nonode@nohost"

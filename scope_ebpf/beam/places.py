@@ -15,7 +15,7 @@ from scope_ebpf.beam.counters import SCHEDULER_DATA, SLEEP_FLAGS
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: ErtsCodeMFA: module, function, arity; the code follows (OTP-25.2.3 code_ix.h, ErtsCodeInfo).
 _MFA = 24

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Rows in one reading: 4,096 structs are 3 MB, which stay in the processor's cache.
 CHUNK = 4096

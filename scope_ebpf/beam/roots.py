@@ -16,7 +16,7 @@ from scope_ebpf.beam.search import SEARCHES
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Names so short that a symbol of that name may be anything.
 _AMBIGUOUS = ("r",)

@@ -15,7 +15,7 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _OFFSETS = {
     "process_heap": ("Process", "heap"),
@@ -60,7 +60,7 @@ def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
     layout, memory = target.layout, target.memory
     found = {}
     for thread in threads(target.pid):
-        array = target.roots.find(ARRAYS[thread.role]) if thread.role in ARRAYS else None
+        array = target.find(ARRAYS[thread.role]) if thread.role in ARRAYS else None
         if array is None:
             continue
         try:

@@ -23,8 +23,8 @@ from scope_ebpf.errors import ReadRefusedError, ScopeError
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.nifs import NativeFunction
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.beam.view import Viewer
 
 _WORD = 8

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.binary import Binary
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
 _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
@@ -283,7 +283,7 @@ def _specs_of(target: Target, info: int) -> int:
 
 def _allocator_specs(target: Target) -> int | None:
     """Find ``erts_allctr_thr_spec``, to which ``erts_allctrs_info`` points."""
-    info = target.roots.find("erts_allctrs_info")
+    info = target.find("erts_allctrs_info")
     return None if info is None else _specs_of(target, info)
 
 

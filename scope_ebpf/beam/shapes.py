@@ -28,7 +28,7 @@ from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Elements of one tuple or list, characters of one text, terms of one text.
 MAX_ELEMENTS = 8

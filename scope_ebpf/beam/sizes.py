@@ -21,7 +21,7 @@ from scope_ebpf.beam.walk import Walk, pointers, walk
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _WORD = 8
 #: Nobody has more in mailbox, links and dictionary of one process.

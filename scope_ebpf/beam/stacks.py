@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code import CodeMap, Mfa
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.native import NativeCode, NativeName
+    from scope_ebpf.beam.target import Target
 
 #: C frames that are followed, and Erlang frames that are kept: from the innermost.
 MAX_NATIVE = 128
@@ -299,5 +299,5 @@ class Stacks:
 
     def _has_frame_pointers(self) -> bool:
         """Whether the JIT keeps frame pointers (``+JPperf true``); ERTS_FRAME_LAYOUT_FP_RA is 1."""
-        place = self._target.roots.find("erts_frame_layout")
+        place = self._target.find("erts_frame_layout")
         return place is not None and self._target.memory.u32(place) == 1

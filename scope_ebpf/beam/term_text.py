@@ -15,7 +15,7 @@ from scope_ebpf.errors import ScopeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: A name of a VM is cut at this length.
 _MAX_TEXT = 255

@@ -16,9 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.memory import Memory
+    from scope_ebpf.beam.target import Target
 
 PRIMARY_MASK = 0x3
 LIST, BOXED, IMMEDIATE = 0x1, 0x2, 0x3

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code import Mfa
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.processes import Field
+    from scope_ebpf.beam.target import Target
 
 
 class Viewer:

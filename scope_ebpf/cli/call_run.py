@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.functions import Function, Functions
     from scope_ebpf.beam.modules import Modules
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.sinks.calls import CallLines
 
 #: How often threads and the places that calls return to are looked at again.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.calls import CallSummary
     from scope_ebpf.sinks.calls import CallLines
 

@@ -21,8 +21,8 @@ from scope_ebpf.kernel.probe_watch import MOST as PROBED
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.functions import Function
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.cli.call_turns import CallTurns
 
 DEFAULT_LIMIT = 1000

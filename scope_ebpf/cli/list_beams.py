@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam.discover import Refusal, Target, beams
+from scope_ebpf.beam.discover import Beam, Refusal, beams
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     found = beams()
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
     if arguments.format == "json":
-        rows = [_row(t, uptime) for t in found if isinstance(t, Target)]
+        rows = [_row(t, uptime) for t in found if isinstance(t, Beam)]
         refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
         json.dump({"schema": 1, "beams": rows, "refused": refused}, sys.stdout, indent=2)
         print()
         return 0
-    targets = [t for t in found if isinstance(t, Target)]
+    targets = [t for t in found if isinstance(t, Beam)]
     if targets:
         _print_table([_row(target, uptime) for target in targets])
     for refusal in found:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(target: Target, uptime: float) -> dict[str, Any]:
+def _row(target: Beam, uptime: float) -> dict[str, Any]:
     return {
         **target.as_json(),
         "hooks": "usdt" if target.usdt else _symbols(target),
@@ -49,7 +49,7 @@ def _row(target: Target, uptime: float) -> dict[str, Any]:
     }
 
 
-def _symbols(target: Target) -> str:
+def _symbols(target: Beam) -> str:
     """Whether the emulator's functions can be found by name; OTP 29 hides them."""
     return "symbols" if target.binary.symbol("erts_schedule") else "none"
 

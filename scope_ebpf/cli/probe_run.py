@@ -24,8 +24,8 @@ from scope_ebpf.plan import Item, Plan
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.atoms import Atoms
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.functions import Function
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.sinks.calls import CallLines
 
 #: What the probes do not tell.

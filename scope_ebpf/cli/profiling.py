@@ -20,7 +20,7 @@ from scope_ebpf.profile import Profile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.errors import ScopeError
 
 #: Samples are read so often, seconds: soon enough to name a process that is about to end.

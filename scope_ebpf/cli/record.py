@@ -30,7 +30,7 @@ from scope_ebpf.summary import Cost
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.session import Session
     from scope_ebpf.summary import Summary
 

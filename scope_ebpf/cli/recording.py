@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.capture.store import Store
     from scope_ebpf.cli.tracing import Trace
     from scope_ebpf.kernel.session import Session

@@ -39,7 +39,7 @@ from scope_ebpf.user_probes.outcome import Outcome
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.compiler import Compiled
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.user_probes import UserProbeSession

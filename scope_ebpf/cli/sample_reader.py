@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scope_ebpf.beam.code import Mfa
-    from scope_ebpf.beam.discover import Target
     from scope_ebpf.beam.native import NativeName
     from scope_ebpf.beam.stacks import Stack
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.profile import Profile
 
 #: What threads that run no process are called, by their role.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _HEADINGS = ("THREAD", "DOING", "CPU%", "SWITCH/S", "REDS/S", "QUEUE", "PROCESS AND FUNCTION")
 _PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"

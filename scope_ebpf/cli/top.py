@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1

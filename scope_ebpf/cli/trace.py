@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.summary import Summary
 
 

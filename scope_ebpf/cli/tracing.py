@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.plan import Plan
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.

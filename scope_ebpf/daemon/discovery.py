@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, Target, inspect
+from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.errors import NoSuchProcessError, NotABeamError, ScopeError
@@ -24,6 +24,7 @@ from scope_ebpf.errors import NoSuchProcessError, NotABeamError, ScopeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
 
 #: Looks at a process before it counts as no BEAM: an emulator starts its schedulers within one.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.counters import Counters, Limits
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: Which of the VM's counters goes along with an event; the others go along with reductions, because
 #: how many messages a program sends for each of its calls does not change when hooks slow it down.

@@ -12,7 +12,7 @@ from scope_ebpf.metrics.reading import NativeReading
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.tracepoints import Mfa
 
 #: Names that are shown; what has no name of its own is other.

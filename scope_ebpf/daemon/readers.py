@@ -18,7 +18,7 @@ from scope_ebpf.metrics.reading import MemoryReading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 _Result_co = TypeVar("_Result_co", covariant=True)
 _Read = TypeVar("_Read")

@@ -25,7 +25,7 @@ from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.watch import Watch
 

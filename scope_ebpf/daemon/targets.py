@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.discover import Refusal, Target
+from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.beam.node import NAMELESS, NodeName
 from scope_ebpf.daemon.discovery import RETRY
 from scope_ebpf.daemon.notify import say
@@ -32,6 +32,7 @@ from scope_ebpf.kernel.uprobes import Attacher
 if TYPE_CHECKING:
     from collections import Counter
 
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.discovery import Scanner
     from scope_ebpf.kernel.cost import HitCost

@@ -26,7 +26,7 @@ from scope_ebpf.metrics.scaling import share_error
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.tracepoints import ThreadWatch
 
 #: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.

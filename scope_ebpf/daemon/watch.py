@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.binary import Binary
     from scope_ebpf.beam.counters import Counters
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.threads import WatchedThreads
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.programs import Spares

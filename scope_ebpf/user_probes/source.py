@@ -22,7 +22,7 @@ from scope_ebpf.errors import ProbeError, ReadRefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from scope_ebpf.beam.discover import Target
+    from scope_ebpf.beam.target import Target
 
 #: What beam.h is put into: ``struct beam_record`` behind the kernel's own header, 128 bytes.
 RECORD = np.dtype([*events.RECORD.descr[:-1], ("body", "<u8", (12,))])

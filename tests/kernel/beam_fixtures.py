@@ -62,7 +62,7 @@ class Mixed:
     kind: str
     beam: beams_run.Beam
 
-    def target(self) -> discover.Target:
+    def target(self) -> discover.Beam:
         return discover.inspect(self.beam.pid)
 
     def viewer(self) -> Viewer:

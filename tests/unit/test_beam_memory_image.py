@@ -37,7 +37,7 @@ def view(image: beam_image.Image) -> Viewer:
         memory=image.memory,
         layout=image.layout,
         address=image.address,
-        roots=image,
+        find=image.find,
     )
     return Viewer(target, FIELDS)
 

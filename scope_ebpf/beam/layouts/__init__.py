@@ -9,7 +9,7 @@ running VM before anything that was read with it is believed.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scope_ebpf.beam.discover import Target
 
 #: The releases that are described here.
 KNOWN = (24, 25, 26, 27, 28, 29)
@@ -87,29 +86,3 @@ def nearest(release: str) -> tuple[int, bool]:
         wanted = KNOWN[-1]
     best = min(KNOWN, key=lambda known: (abs(known - wanted), -known))
     return best, str(best) == release
-
-
-def layout_for(target: Target) -> Layout:
-    """
-    Choose the layout of a running VM and check it against that VM.
-
-    A release that is not described here is tried with the nearest that is, and
-    believed only if every check holds. Raises ReadRefusedError that names the
-    check, what was expected and what was found.
-    """
-    release, exact = nearest(target.otp_release)
-    layout = load(release, usdt=target.usdt, interpreter=target.flavor == "emu")
-    layout = replace(layout, exact=exact)
-    checked = 0
-    for name, struct in SIZE_CHECKS:
-        symbol = target.binary.symbol(name)
-        if symbol is None or not symbol.size:
-            continue
-        checked += 1
-        if symbol.size != layout.size(struct):
-            raise ReadRefusedError(
-                f"process {target.pid} runs OTP {target.otp_release} with another {struct} than "
-                f"{layout}: symbol {name} has {symbol.size} bytes, expected "
-                f"{layout.size(struct)}. Its memory is not read"
-            )
-    return layout
