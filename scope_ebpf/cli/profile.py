@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.cli.options import add_duration
 from scope_ebpf.cli.profiling import on_cpu
 from scope_ebpf.cli.sample_reader import OWNERS
 from scope_ebpf.cli.surroundings import output_error
-from scope_ebpf.cli.trace import positive
 from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
@@ -38,13 +38,7 @@ _ENDINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
     parser.add_argument("--pid", type=int, required=True, help="the VM's process")
-    parser.add_argument(
-        "--duration",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
-    )
+    add_duration(parser)
     parser.add_argument(
         "--hz",
         type=int,

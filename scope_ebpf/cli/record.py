@@ -18,13 +18,20 @@ from scope_ebpf.capture.facts import End
 from scope_ebpf.capture.frames import BlockKind
 from scope_ebpf.capture.store import FileStore, RingStore
 from scope_ebpf.capture.writer import Names, end_payload, head_payload
+from scope_ebpf.cli.options import (
+    add_duration,
+    add_events,
+    add_hooks,
+    parse_events,
+    positive,
+    ring_megabytes,
+)
 from scope_ebpf.cli.recording import Recorder
 from scope_ebpf.cli.surroundings import alone, output_error
-from scope_ebpf.cli.trace import parse_events, positive, ring_megabytes
 from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError
 from scope_ebpf.kernel import host
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
+from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.summary import Cost
 
 if TYPE_CHECKING:
@@ -233,19 +240,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="run.scope", metavar="FILE", help="(default: %(default)s)"
     )
-    parser.add_argument(
-        "--duration",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
-    )
-    parser.add_argument(
-        "--events",
-        metavar="LIST",
-        help=f"comma-separated, of: all, {', '.join(EVENTS)} "
-        f"(default: all but {', '.join(e for e in EVENTS if e not in RECORDED)})",
-    )
+    add_duration(parser)
+    add_events(parser, RECORDED)
     parser.add_argument(
         "--max-size",
         type=size,
@@ -266,18 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="with --ring: write when nothing was scheduled for so long though something could be",
     )
-    parser.add_argument(
-        "--via",
-        choices=["auto", "symbol", "usdt"],
-        default="auto",
-        help="take this kind of hook only (default: the cheaper one of what is there)",
-    )
-    parser.add_argument(
-        "--slow-call",
-        type=positive,
-        metavar="MS",
-        help="long_call counts NIFs and BIFs of this many milliseconds or more (default: 1)",
-    )
+    add_hooks(parser)
     parser.add_argument(
         "--buffer",
         dest="ring",

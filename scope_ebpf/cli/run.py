@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.cli.options import add_duration, ring_megabytes
 from scope_ebpf.cli.surroundings import alone, open_output, output_error, stop_signals
-from scope_ebpf.cli.trace import names_of, positive, ring_megabytes
+from scope_ebpf.cli.trace import names_of
 from scope_ebpf.cli.tracing import (
     BATCH,
     STREAM_INTERVAL,
@@ -57,13 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
     parser.add_argument("probe", nargs="?", metavar="PROBE.c", help="the probe's C source")
     parser.add_argument("--pid", type=int, help="the VM's process")
-    parser.add_argument(
-        "--duration",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
-    )
+    add_duration(parser)
     parser.add_argument(
         "--max-events", type=int, metavar="N", help="end after this many events (default: no limit)"
     )

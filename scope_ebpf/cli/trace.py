@@ -8,15 +8,21 @@ import json
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from scope_ebpf import events
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.cli.options import (
+    add_duration,
+    add_events,
+    add_hooks,
+    parse_events,
+    ring_megabytes,
+)
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import ReadRefusedError, ScopeError, UsageError
+from scope_ebpf.errors import ReadRefusedError, ScopeError
 from scope_ebpf.kernel import host
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
+from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:
@@ -69,22 +75,6 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     return who
 
 
-def parse_events(text: str | None) -> tuple[str, ...]:
-    """The events that a comma-separated list names; None means the default ones."""
-    if text is None:
-        return DEFAULT_EVENTS
-    if text == "all":
-        return EVENTS
-    wanted = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in wanted if name not in EVENTS]
-    if unknown or not wanted:
-        raise UsageError(
-            f"no such event: {', '.join(unknown) or '(none given)'}; "
-            f"there are: all, {', '.join(EVENTS)}"
-        )
-    return wanted
-
-
 def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> ScopeError | None:
     """The last words: the document, or the report; a stream's report goes to stderr."""
     from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
@@ -108,19 +98,8 @@ def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a trace."""
     parser.add_argument("--pid", type=int, required=True, help="the VM's process")
-    parser.add_argument(
-        "--duration",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
-    )
-    parser.add_argument(
-        "--events",
-        metavar="LIST",
-        help=f"comma-separated, of: all, {', '.join(events.KINDS)} "
-        f"(default: all but {', '.join(e for e in EVENTS if e not in DEFAULT_EVENTS)})",
-    )
+    add_duration(parser)
+    add_events(parser, DEFAULT_EVENTS)
     parser.add_argument(
         "--format",
         choices=["text", "json", "jsonl"],
@@ -129,18 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    parser.add_argument(
-        "--via",
-        choices=["auto", "symbol", "usdt"],
-        default="auto",
-        help="take this kind of hook only (default: the cheaper one of what is there)",
-    )
-    parser.add_argument(
-        "--slow-call",
-        type=positive,
-        metavar="MS",
-        help="long_call counts NIFs and BIFs of this many milliseconds or more (default: 1)",
-    )
+    add_hooks(parser)
     parser.add_argument(
         "--ring",
         type=ring_megabytes,
@@ -148,19 +116,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="ring buffer for streamed events, a power of two (default: %(default)s)",
     )
-
-
-def positive(text: str) -> float | None:
-    """A number of 0 or more; 0 means without end."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value or None
-
-
-def ring_megabytes(text: str) -> int:
-    """A power of two from 1 to 1024."""
-    value = int(text)
-    if value not in [1 << n for n in range(11)]:
-        raise ValueError(text)
-    return value

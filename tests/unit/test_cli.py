@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.cli import main as cli
-from scope_ebpf.cli import trace
+from scope_ebpf.cli import options
 from scope_ebpf.errors import HostError, NotRootError, OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
@@ -107,7 +107,7 @@ def test_an_unknown_event_is_named_with_those_there_are():
     An event that does not exist is named, and so are all that do.
     """
     with pytest.raises(UsageError) as error:
-        trace.parse_events("spawn,telepathy,exit")
+        options.parse_events("spawn,telepathy,exit")
     assert f"no such event: telepathy; there are: all, {', '.join(EVENTS)}" == str(error.value)
 
 
@@ -117,23 +117,23 @@ def test_a_list_without_events_is_refused(text: str):
     A list in which no event is left is a mistake, not a trace of nothing.
     """
     with pytest.raises(UsageError, match=r"^no such event: \(none given\)"):
-        trace.parse_events(text)
+        options.parse_events(text)
 
 
 def test_events_are_what_was_asked_for():
     """
     A list, all of them, or the default ones.
     """
-    assert ("gc", "spawn") == trace.parse_events("gc, spawn,")
-    assert EVENTS == trace.parse_events("all")
-    assert DEFAULT_EVENTS == trace.parse_events(None)
+    assert ("gc", "spawn") == options.parse_events("gc, spawn,")
+    assert EVENTS == options.parse_events("all")
+    assert DEFAULT_EVENTS == options.parse_events(None)
 
 
 def test_a_duration_of_zero_has_no_end():
     """
     0 seconds mean as long as Ctrl-C lets it.
     """
-    assert (None, 2.5) == (trace.positive("0"), trace.positive("2.5"))
+    assert (None, 2.5) == (options.positive("0"), options.positive("2.5"))
 
 
 def test_the_ring_is_a_power_of_two():
@@ -143,7 +143,7 @@ def test_the_ring_is_a_power_of_two():
     taken = []
     for n in range(2050):
         try:
-            taken.append(trace.ring_megabytes(str(n)))
+            taken.append(options.ring_megabytes(str(n)))
         except ValueError:
             continue
     assert [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024] == taken

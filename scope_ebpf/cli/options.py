@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands have alike, and what their texts mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import UsageError
+from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Collection
+
+
+def add_duration(parser: argparse.ArgumentParser) -> None:
+    """``--duration``: None for as long as Ctrl-C lets it."""
+    parser.add_argument(
+        "--duration",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
+    )
+
+
+def add_events(parser: argparse.ArgumentParser, default: Collection[str]) -> None:
+    """``--events``: a text for :func:`parse_events`; None means *default*."""
+    parser.add_argument(
+        "--events",
+        metavar="LIST",
+        help=f"comma-separated, of: all, {', '.join(EVENTS)} "
+        f"(default: all but {', '.join(e for e in EVENTS if e not in default)})",
+    )
+
+
+def add_hooks(parser: argparse.ArgumentParser) -> None:
+    """``--via`` and ``--slow-call``: how events are seen, and from which duration on."""
+    parser.add_argument(
+        "--via",
+        choices=["auto", "symbol", "usdt"],
+        default="auto",
+        help="take this kind of hook only (default: the cheaper one of what is there)",
+    )
+    parser.add_argument(
+        "--slow-call",
+        type=positive,
+        metavar="MS",
+        help="long_call counts NIFs and BIFs of this many milliseconds or more (default: 1)",
+    )
+
+
+def parse_events(text: str | None) -> tuple[str, ...]:
+    """The events that a comma-separated list names; None means the default ones."""
+    if text is None:
+        return DEFAULT_EVENTS
+    if text == "all":
+        return EVENTS
+    wanted = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in wanted if name not in EVENTS]
+    if unknown or not wanted:
+        raise UsageError(
+            f"no such event: {', '.join(unknown) or '(none given)'}; "
+            f"there are: all, {', '.join(EVENTS)}"
+        )
+    return wanted
+
+
+def positive(text: str) -> float | None:
+    """A number of 0 or more; 0 means without end."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value or None
+
+
+def ring_megabytes(text: str) -> int:
+    """A power of two from 1 to 1024."""
+    value = int(text)
+    if value not in [1 << n for n in range(11)]:
+        raise ValueError(text)
+    return value
