@@ -75,8 +75,7 @@ packages-test: packages ## lintian, vagrant and its provisioning in a bare Debia
 	@$(DEPS) test packages
 	@lintian --allow-root --fail-on error,warning dist/*.deb
 	@$(SUDO) env SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
-		$(BIN)/pytest tests/packages tests/packages/*_test.py \
-		tests/vagrant/provision_test.py
+		$(BIN)/pytest tests/packages/*test*.py tests/vagrant/provision_test.py
 
 clean: ## remove what was built here (not the cache of test VMs)
 	rm -rf $(VENV) build dist scope_ebpf/kernel/objects
