@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WANTED = ("spawn", "exit", "gc", "dist_busy")
-PATIENCE = 30.0
+PATIENCE = beams_run.PATIENCE
 
 
 @pytest.fixture(scope="module")

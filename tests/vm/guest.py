@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from checks import check, conclude, results, run_tests
 from tracing import trace
 
 from scope_ebpf import events
+from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.kernel.libbpf import LibbpfError, library, messages
@@ -215,7 +217,8 @@ def streams(beam: beams_run.Beam, via: str) -> str:
     found = dict.fromkeys(COUNTED, 0)
     for line in outcome.lines:
         found[line["event"]] += 1
-    assert found == expected(), f"streamed {found}, planted {expected()}"
+    whose = Counter((line["event"], line["who"], line.get("sender")) for line in outcome.lines)
+    assert found == expected(), f"streamed {found}, planted {expected()}: {whose}"
     return f"{len(outcome.lines)} lines"
 
 
@@ -264,7 +267,7 @@ def scheduling(beam: beams_run.Beam) -> str:
     watch = ThreadWatch()
     try:
         target = watch.add()
-        seen = WatchedThreads(watch, beam.pid, target)
+        seen = WatchedThreads(watch, inspect(beam.pid), target)
         for _ in range(20):
             beam.plant("messages 23", ANSWER)
         first, ours = turns(beam.pid), watched_turns(seen)
@@ -351,6 +354,7 @@ TESTED = (
     "kernel/test_calls.py::test_a_code_upgrade_is_followed[stock25]",
     "kernel/test_daemon.py::test_planted_events_are_counted",
     "kernel/test_daemon.py::test_counters_are_those_of_the_vm",
+    "kernel/test_spares.py::test_the_next_vm_of_a_build_takes_programs_that_are_as_new[stock25]",
     "kernel/test_daemon.py::test_sigterm_takes_everything_out_and_the_vm_goes_on",
 )
 
