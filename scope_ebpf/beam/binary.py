@@ -9,6 +9,7 @@ name wins.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.elf import Elf, Segment, Symbol, SymbolTable, UnreadableElfError
+from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
     import re
@@ -47,7 +49,7 @@ class UsdtSite:
 
 
 class Binary:
-    """An executable or shared object, open for reading."""
+    """An executable or shared object, open for reading; *path* is one that leads to it now."""
 
     def __init__(self, path: Path, elf: Elf) -> None:
         self.path = path
@@ -92,10 +94,16 @@ class Binary:
 
     @cached_property
     def tables(self) -> tuple[SymbolTable, ...]:
-        """The symbol tables there are, the most telling first."""
+        """
+        The symbol tables there are, the most telling first.
+
+        Raises NoSuchProcessError if the file was looked at through a process that has ended.
+        """
         own = self._elf.symbols(".symtab")
         # With a .symtab there is nothing that another file could add.
         others = () if own else (self._from_debug_file(), self._from_minidebuginfo())
+        if others and self.path.name == "exe" and not os.path.lexists(self.path):
+            raise NoSuchProcessError(f"{self.path} has gone, and the way to its symbols with it")
         found = (own, *others, self._elf.symbols(".dynsym"))
         return tuple(table for table in found if table is not None)
 
@@ -203,8 +211,8 @@ class Binary:
         """Find the root that the file's own paths start from, and its folder below that root."""
         try:
             real = Path(str(self.path.readlink()).removesuffix(" (deleted)"))
-        except OSError:
-            return Path("/"), self.path.resolve().parent.relative_to("/")
+        except OSError:  # it is no link, or there is nothing
+            return Path("/"), self.path.parent.resolve().relative_to("/")
         if self.path.name == "exe" and real.is_absolute():
             return self.path.parent / "root", real.parent.relative_to("/")
         return Path("/"), self.path.resolve().parent.relative_to("/")

@@ -72,7 +72,7 @@ class Refusal(NamedTuple):
     """A process that looks like a BEAM but cannot be observed, and why."""
 
     pid: int
-    reason: ScopeError
+    reason: ScopeError | OSError
 
 
 def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:

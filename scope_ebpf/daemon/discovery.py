@@ -55,6 +55,7 @@ class Files:
         binary = self._open.get(key)
         if binary is None:
             binary = self._open[key] = Binary.open(path)
+        binary.path = path  # that of the first VM may have ended with it
         self._recent[binary] = time.monotonic()
         return binary
 
@@ -154,7 +155,7 @@ class Scanner:
             target = inspect(pid, self._proc, self._files.open)
         except (NoSuchProcessError, NotABeamError):
             return None
-        except ScopeError as error:
+        except (ScopeError, OSError) as error:
             self._due[pid] = now + RETRY
             return Refusal(pid, error)
         self._seen[pid] = (target.exe, 0)

@@ -3,7 +3,9 @@
 Which processes discovery looks into, and when: over a folder that stands for /proc.
 """
 
+import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from scope_ebpf.beam import discover
 from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.daemon import discovery
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.discovery import Scanner
+from scope_ebpf.daemon.discovery import Files, Scanner
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError
 
 QUICK = Config(min_age=0.0)
@@ -137,3 +139,39 @@ def test_a_name_of_ten_kilobytes_on_the_command_line_is_cut(tmp_path):
     """
     (tmp_path / "cmdline").write_bytes(b"beam.smp\0-name\0" + b"x" * 10_000 + b"@host\0")
     assert discover._node_argument(tmp_path) == "x" * 255
+
+
+def test_a_program_outlives_the_process_that_led_to_it():
+    """
+    Symbols that are first asked for when that process has ended are looked for by way of the next.
+    """
+    files = Files()
+    first, second = (subprocess.Popen(["/bin/sleep", "60"]) for _ in range(2))
+    try:
+        program = files.open(Path(f"/proc/{first.pid}/exe"))
+        first.kill()
+        first.wait()
+        with pytest.raises(NoSuchProcessError):
+            program.symbol("nothing")
+        assert files.open(Path(f"/proc/{second.pid}/exe")) is program
+        assert program.symbol("nothing") is None
+    finally:
+        second.kill()
+        second.wait()
+
+
+def test_what_the_system_refuses_concerns_one_process(tmp_path, looked, monkeypatch):
+    """
+    A file that cannot be read is a refusal with the reason, and the daemon goes on.
+    """
+
+    def inspect(pid, proc, opened):
+        raise OSError(5, "Input/output error")
+
+    process(tmp_path, 20)
+    monkeypatch.setattr(discovery, "inspect", inspect)
+    scanner = Scanner(tmp_path)
+    scanner.scan()
+    refusal = scanner.take(QUICK)
+    assert isinstance(refusal, Refusal)
+    assert "Input/output error" in str(refusal.reason)
