@@ -51,7 +51,7 @@ def _perfetto(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.sinks.perfetto import Timeline  # noqa: PLC0415 - an extra
+    from scope_ebpf.sinks.perfetto.timeline import Timeline  # noqa: PLC0415 - an extra
 
     with _binary(path) as output:
         timeline = Timeline(capture, contents, output, arguments.processes)

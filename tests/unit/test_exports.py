@@ -25,7 +25,7 @@ from scope_ebpf.cli.main import main
 from scope_ebpf.labels import Label
 from scope_ebpf.sinks import parquet
 from scope_ebpf.sinks.otlp import SPANS, Spans
-from scope_ebpf.sinks.perfetto import Timeline
+from scope_ebpf.sinks.perfetto.timeline import Timeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,7 +195,8 @@ def test_the_kernels_switches_are_its_own_events(tmp_path: Path):
 
 def test_a_port_is_busy_from_busy_to_not_busy(tmp_path: Path):
     """
-    A port that is busy has a track that says for how long; one that never was has none.
+    A port that is busy has a track, among those of busy ports, that says for how long; one that
+    never was has none.
     """
     at, port = 10 * SECOND, 5 << 4 | 7
     events = [(10, "not_busy"), (20, "busy"), (25, "busy"), (40, "not_busy"), (50, "not_busy")]
@@ -208,8 +209,10 @@ def test_a_port_is_busy_from_busy_to_not_busy(tmp_path: Path):
             ]
         ),
     )
-    found = timeline(tmp_path / "x").slices("#Port<0.5>")
-    assert [(20, 40, "busy", {"owner": "<0.1.0>"})] == found
+    read = timeline(tmp_path / "x")
+    assert [(20, 40, "busy", {"owner": "<0.1.0>"})] == read.slices("#Port<0.5>")
+    (track,) = (track for track in read.tracks.values() if track.name == "#Port<0.5>")
+    assert "busy ports" == read.name(track.parent_uuid)
 
 
 def test_hostile_names_stay_within_their_tracks(tmp_path: Path):
