@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.frames import R12, R13, R14, R15, RBP, RBX, RETURN, RSP
+from scope_ebpf.beam.frames import RBP, RETURN, RSP
 from scope_ebpf.beam.jit_frames import JitFrames
+from scope_ebpf.beam.native_frames import follow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code import CodeMap, Mfa
     from scope_ebpf.beam.native import NativeCode, NativeName
+    from scope_ebpf.beam.native_frames import Walk
     from scope_ebpf.beam.target import Target
 
-#: C frames that are followed, and Erlang frames that are kept: from the innermost.
-MAX_NATIVE = 128
+#: Erlang frames that are kept: from the innermost.
 MAX_ERLANG = 512
 _WORD = 8
-_CALLEE_SAVED = {RBX: "rbx", RBP: "rbp", R12: "r12", R13: "r13", R14: "r14", R15: "r15"}
 #: process_main is one piece of code, of less than this, around its call of erts_schedule.
 _MAIN = 1024
 #: Addresses that are kept with what is known of them.
@@ -53,14 +53,6 @@ class Stack(NamedTuple):
     erlang: tuple[Mfa, ...] | None
     complete: bool
     unwound: bool
-
-
-class _Walk(NamedTuple):
-    """C frames as addresses, the registers at the end, and whether that end is a true one."""
-
-    addresses: list[int]
-    registers: dict[int, int]
-    whole: bool
 
 
 class Stacks:
@@ -124,7 +116,7 @@ class Stacks:
         erlang = np.frombuffer(record, np.uint64, int(head["erlang_bytes"]) // _WORD, first)
         native = record[first + int(head["erlang_bytes"]) :][: int(head["native_bytes"])]
         self._meet(head, erlang)
-        walk = self._walk(head, native)
+        walk = follow(self._native, head, native)
         names = tuple(self._native.name(address) for address in walk.addresses)
         if not head["process"]:
             self._learn(walk)
@@ -154,53 +146,13 @@ class Stacks:
         """Name a place in Erlang code, with its line."""
         return self._location(address)
 
-    def _walk(self, head: np.void, stack: bytes) -> _Walk:
-        """Follow the C frames to Erlang code, or to where the thread began."""
-        registers = {number: int(head[name]) for number, name in _CALLEE_SAVED.items()}
-        registers |= {RSP: int(head["sp"]), RETURN: int(head["ip"])}
-        bottom = int(head["sp"])
-        addresses: list[int] = []
-        while not self._native.jit(registers[RETURN]):
-            # A return address may be the first of the next function.
-            address = registers[RETURN] - (1 if addresses else 0)
-            if len(addresses) >= MAX_NATIVE or not registers[RETURN]:
-                return _Walk(addresses, registers, not registers[RETURN])
-            addresses.append(address)
-            rules = self._native.rules(address)
-            if rules is None:
-                return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
-            if rules.outermost:
-                return _Walk(addresses, registers, whole=True)
-            frame = registers.get(rules.base, 0) + rules.offset
-            after = registers | {RSP: frame}
-            for register, offset in rules.saved.items():
-                place = frame + offset - bottom
-                if not 0 <= place <= len(stack) - _WORD:
-                    return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
-                after[register] = int.from_bytes(stack[place : place + _WORD], "little")
-            if frame <= registers[RSP] or RETURN not in rules.saved:
-                return self._from_the_top(head, stack, _Walk(addresses, registers, whole=False))
-            registers = after
-        return _Walk(addresses, registers, whole=True)
-
-    def _from_the_top(self, head: np.void, stack: bytes, walk: _Walk) -> _Walk:
-        """Go on at the top of the C stack, where the return address into Erlang code lies."""
-        place = int(head["stack_top"]) - int(head["sp"]) - _WORD
-        if not head["stack_top"] or not 0 <= place <= len(stack) - _WORD:
-            return walk
-        address = int.from_bytes(stack[place : place + _WORD], "little")
-        if not self._native.jit(address):
-            return walk
-        # Which value the saved registers had is not known.
-        return _Walk(walk.addresses, {RSP: int(head["stack_top"]), RETURN: address}, whole=False)
-
-    def _learn(self, walk: _Walk) -> None:
+    def _learn(self, walk: Walk) -> None:
         """Keep where process_main calls erts_schedule: no process runs only within that call."""
         if walk.whole and walk.addresses and self._native.jit(walk.registers[RETURN]):
             self._schedule = walk.registers[RETURN]
 
     def _erlang(
-        self, head: np.void, words: NDArray[np.uint64], walk: _Walk
+        self, head: np.void, words: NDArray[np.uint64], walk: Walk
     ) -> tuple[tuple[Mfa, ...], bool]:
         """Find the Erlang frames, and tell whether they are all there."""
         address = walk.registers[RETURN]
@@ -265,7 +217,7 @@ class Stacks:
         end = at + len(words) * _WORD
         return pointer == 0 or (pointer % _WORD == 0 and at + place * _WORD < pointer < end)
 
-    def _put_down(self, head: np.void, walk: _Walk) -> int | None:
+    def _put_down(self, head: np.void, walk: Walk) -> int | None:
         """Tell where the Erlang stack began when C code was called; None if that was clobbered."""
         if self._frame_pointers or self._jit.put_down(walk.registers[RETURN]) == "stop":
             return int(head["stop"])
