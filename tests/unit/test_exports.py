@@ -231,6 +231,23 @@ def test_hostile_names_stay_within_their_tracks(tmp_path: Path):
     assert all(event[2].isprintable() for event in read.events)
 
 
+@pytest.mark.parametrize("form", ["perfetto", "jsonl", "parquet", "otlp"])
+def test_a_damaged_capture_ends_no_export(tmp_path: Path, form: str):
+    """
+    Whatever the numbers of a record are, each export has a place for it, or leaves it out.
+    """
+    random = np.random.default_rng(23)
+    records = np.tile(story(), 60)
+    extremes = np.array([0, 1, 1 << 31, 1 << 60, (1 << 63) - 1, 1 << 63, (1 << 64) - 2], "u8")
+    wild = random.choice(extremes, (660, 4))
+    records["body"] = np.where(random.random((660, 4)) < 0.3, wild, records["body"])
+    records["time_ns"] += random.integers(0, 5000, 660).astype("u8")
+    records["class"] = random.integers(0, 3, 660)
+    write(tmp_path / "x", records)
+    assert 0 == main(["export", str(tmp_path / "x"), "--to", form, "-o", str(tmp_path / "out")])
+    assert (tmp_path / "out").stat().st_size > 0
+
+
 def test_a_table_has_a_row_for_each_event(path: Path):
     """
     Every event is a row with its own fields in their units, and null for those it does not have.

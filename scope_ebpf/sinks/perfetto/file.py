@@ -24,6 +24,8 @@ _TOO_MANY = "other"
 #: The one sequence of packets, and what its packets say of their state.
 _SEQUENCE = 1
 _CLEARED, _NEEDED = 1, 2
+#: The most that Perfetto's fields for times and facts hold, and those of counters.
+_UNSIGNED, _SIGNED = (1 << 64) - 1, (1 << 63) - 1
 #: BuiltinClock of common/builtin_clock.proto.
 _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
 _PACKET = b"\x0a"  # Trace.packet, field 1 of length-delimited form
@@ -117,10 +119,10 @@ class PerfettoFile:
     def counter(self, track: int, time: int, value: int) -> None:
         """A value of a counter."""
         packet = self._packet()
-        packet.timestamp = time
+        packet.timestamp = _within(time, _UNSIGNED)
         packet.track_event.type = self.pb.TrackEvent.TYPE_COUNTER
         packet.track_event.track_uuid = track
-        packet.track_event.counter_value = value
+        packet.track_event.counter_value = _within(value, _SIGNED)
         self._write(packet)
 
     def scheduling(self, cpu: int, events: Iterable[tuple[int, int, str, Any]]) -> None:
@@ -139,7 +141,7 @@ class PerfettoFile:
 
     def _end(self, track: int, time: int) -> None:
         packet = self._bare
-        packet.timestamp = time
+        packet.timestamp = _within(time, _UNSIGNED)
         packet.track_event.type = self.pb.TrackEvent.TYPE_SLICE_END
         packet.track_event.track_uuid = track
         self._write(packet)
@@ -157,7 +159,7 @@ class PerfettoFile:
     ) -> None:
         number = self._names.get(name) or self._intern(self._names, name, "event_names")
         packet = self._packet()
-        packet.timestamp = time
+        packet.timestamp = _within(time, _UNSIGNED)
         packet.sequence_flags = _NEEDED
         event = packet.track_event
         event.type = kind
@@ -173,7 +175,7 @@ class PerfettoFile:
                 self._keys, key, "debug_annotation_names"
             )
             if isinstance(value, int):
-                note.uint_value = value
+                note.uint_value = _within(value, _UNSIGNED)
             else:
                 note.string_value_iid = self._values.get(value) or self._intern(
                     self._values, value, "debug_annotation_string_values"
@@ -216,3 +218,8 @@ class PerfettoFile:
     def _flush(self) -> None:
         self._output.write(b"".join(self._parts))
         self._parts, self._size = [], 0
+
+
+def _within(value: int, most: int) -> int:
+    """*value*, if a field for numbers up to *most* can hold it: a damaged capture may have any."""
+    return min(max(value, 0), most)
