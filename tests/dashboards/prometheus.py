@@ -41,6 +41,18 @@ class Prometheus:
 
     port: int
 
+    def wait_until_ready(self) -> None:
+        """
+        Wait until it answers queries; before that it says that it is not available.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready").close()
+                return
+            select.select([], [], [], 0.1)
+        raise AssertionError(f"Prometheus is not ready after {PATIENCE} s")
+
     def ask(self, path: str, **parameters: str) -> dict:
         """
         The data of an answer; an expression that is refused is an error that has its text.
@@ -74,9 +86,8 @@ class Prometheus:
         """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                if self.now(expression):
-                    return
+            if self.now(expression):
+                return
             select.select([], [], [], 0.2)  # until the next scrape
         raise AssertionError(f"{expression} has no samples after {PATIENCE} s")
 
@@ -98,7 +109,9 @@ def prometheus(folder: Path, rules: Path, **ports: int) -> Iterator[Prometheus]:
     with (folder / "prometheus.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        yield Prometheus(port)
+        running = Prometheus(port)
+        running.wait_until_ready()
+        yield running
     finally:
         server.terminate()
         server.wait()

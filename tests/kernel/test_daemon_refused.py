@@ -18,6 +18,7 @@ from scope_ebpf.beam.discover import inspect
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import PERMIT, NotRootError
 from scope_ebpf.kernel.cost import UNKNOWN
+from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.uprobes import Attacher
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
     """
     with test_daemon.named("+S", "1:1") as beam, Unwilling() as attacher:
         target = inspect(beam.pid)
-        watch = Watch(target, "node", 0.05, UNKNOWN, attacher)
+        spares = Spares(1, 0.1)
+        watch = Watch(target, "node", 0.05, UNKNOWN, attacher, spares=spares)
         (spawn,) = [item for item in watch.plan.items if item.event == "spawn"]
         attacher.offset = spawn.attachments[0].offset
         try:
@@ -129,6 +131,7 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
             told = watch.reading.events
         finally:
             watch.close()
+            spares.tidy(everything=True)
     assert "off" == told["spawn"].mode
     assert told["spawn"].reason.endswith(PERMIT)
     assert {"always"} == {told[event].mode for event in ("exit", "gc", "hibernate")}
