@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: Seconds until the daemon has taken hot hooks out and got to know the VM.
-_SETTLE = 7.0
+_SETTLE = 20.0
 _cost = measure_cost()
 
 Found = defaultdict[str, list[float]]

@@ -31,6 +31,11 @@ HEADROOM = 0.75
 SHORTEST, LONGEST = 0.003, 0.1
 #: Seconds between two windows of one event, at most and if its cost allows that.
 SPACING = 1.0
+#: The observer's own work on windows may take this part of the budget, besides what hits take;
+#: where it takes more, windows are rarer, up to so many times.
+OWN, RAREST = 0.4, 4.0
+#: Of the spacing, what passes from one window of an event to the next.
+_FROM, _TO = 0.3, 1.0
 #: Hooks that used up their allowance come back for good when they would take less than this part
 #: of their share, in this many windows in a row.
 CALM, CALM_WINDOWS = 0.5, 5
@@ -102,6 +107,8 @@ class Governor:
         self.income = budget * floor
         self.balance = self.income * BURST
         self._retry = now
+        #: The observer's CPU for one window, of late, in seconds.
+        self._own = 0.0
         self._past: deque[tuple[float, float, float]] = deque(maxlen=240)
 
     def tick(self, now: float, cpu_seconds: float, spent: Mapping[str, float]) -> list[Action]:
@@ -226,14 +233,16 @@ class Governor:
         waiting = [e.next_window for e in self._events.values() if e.mode == "windows"]
         return max(min(waiting), self._retry) if waiting else None
 
-    def closed(self, event: str, now: float, seconds: float, cost: float) -> None:
+    def closed(self, event: str, now: float, seconds: float, cost: float, own: float = 0.0) -> None:
         """
         A window was open for *seconds*, whose hits took *cost* seconds of the target's.
 
+        *own* is what windows took of the observer's CPU since the last one closed, in seconds.
         What hits cost before the gate opened and after it closed comes in with
         the next :meth:`tick`.
         """
         state = self._events[event]
+        self._own += (own - self._own) * (_NEW if self._own else 1.0)
         state.attached = False
         state.open_seconds.append((now, seconds))
         self._charge(state, cost)
@@ -264,7 +273,13 @@ class Governor:
         del self._events[event]
 
     def _schedule(self, event: _Event, now: float) -> None:
-        event.next_window = now + SPACING * self._random.uniform(0.3, 1.0)
+        event.next_window = now + self._spacing() * self._random.uniform(_FROM, _TO)
+
+    def _spacing(self) -> float:
+        """Seconds from one window of an event to the next, at most."""
+        windows = sum(event.mode == "windows" for event in self._events.values())
+        wanted = windows * self._own / (OWN * self.income) / ((_FROM + _TO) / 2)
+        return min(max(SPACING, wanted), SPACING * RAREST)
 
     def overhead_ratio(self) -> float:
         """The seconds that hits took, of those the target used, over the last minute."""

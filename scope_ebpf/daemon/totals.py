@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     Counted = tuple[NDArray[np.void], NDArray[np.void]]
 
 
+#: An error is told anew after so many windows, at first after fewer.
+_ANEW = 5
+
+
 class Totals:
     """
     The totals of *names*; what is *counted* are the kernel's maps, which only grow.
@@ -37,6 +42,9 @@ class Totals:
         self._passed = passed
         #: Up to where the totals reach.
         self._reached: dict[str, Mark] = {}
+        #: Windows of each event, and how many there were when its error was told, with that.
+        self._windows: Counter[str] = Counter()
+        self._errors: dict[str, tuple[int, float]] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._estimates)
@@ -63,12 +71,15 @@ class Totals:
         since = self._reached.get(event, now)
         estimate.exact(news)
         estimate.begin(news, self._passed(event, since.measure, now.measure))
+        self._windows[event] = 0
+        self._errors.pop(event, None)
         self._reached[event] = now
 
     def window(self, event: str, counted: Counted, closed: Closed) -> None:
         """A window of *event* was *closed*."""
         news = self._news(event, counted)
         if closed.measure is not None:
+            self._windows[event] += 1
             self._estimates[event].window(news, closed.measure, closed.seconds, closed.speed)
 
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
@@ -80,8 +91,17 @@ class Totals:
             via=item.via,
             reason=item.reason,
             sampling_ratio=sampling_ratio,
-            error_ratio=0.0 if mode == "always" else estimate.error_ratio(),
+            error_ratio=0.0 if mode == "always" else self._error(event),
         )
+
+    def _error(self, event: str) -> float:
+        """The error of an estimate; to find out takes longer than all else in a window."""
+        windows = self._windows[event]
+        before, error = self._errors.get(event, (0, 1.0))
+        if windows - before >= min(_ANEW, 1 + before // 4):
+            error = self._estimates[event].error_ratio()
+            self._errors[event] = windows, error
+        return error
 
     def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
         """What the kernel counted of *event* since it was last asked."""

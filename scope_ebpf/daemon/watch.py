@@ -105,6 +105,8 @@ class Watch:
         self._approach: Approach | None = None
         self._window: Window | None = None
         self._spent_before = 0.0
+        #: Our own CPU for windows since the last one closed, in seconds.
+        self._worked = 0.0
         #: When :meth:`tick` is due, monotonic seconds.
         self.next_tick = self._ticked = 0.0
         self._cpu_seconds = 0.0
@@ -166,7 +168,11 @@ class Watch:
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
-        now = time.monotonic()
+        began = time.thread_time()
+        self._turn(time.monotonic())
+        self._worked += time.thread_time() - began
+
+    def _turn(self, now: float) -> None:
         if self._window and now >= self._window.closes:
             self._close_window(now)
         if self._approach and now >= self._approach.ready:
@@ -242,7 +248,8 @@ class Watch:
         self.session.release(window.event)
         self._totals.window(window.event, self.session.kind(window.event), closed)
         cost = self._spent_on(window.event) - self._spent_before
-        self._governor.closed(window.event, now, closed.seconds, cost)
+        self._governor.closed(window.event, now, closed.seconds, cost, self._worked)
+        self._worked = 0.0
 
     # Counting --------------------------------------------------------------------------------
 

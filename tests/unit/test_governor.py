@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.governor import Governor, water_fill
+from scope_ebpf.governor import OWN, Governor, water_fill
 
 HIT = 1e-6
 #: How late hooks come out after their gate has closed, and how long they take to go in, seconds.
@@ -39,6 +39,8 @@ class Simulation:
         self.removed: dict[str, float] = {}
         self.window: tuple[str, float, float, float] | None = None
         self.worst = 0.0
+        #: What a window takes of the observer's CPU, seconds.
+        self.own = 0.0
         self.cost_by_second: list[float] = []
         self.cpu_by_second: list[float] = []
 
@@ -93,7 +95,8 @@ class Simulation:
         event, _, opened, spent = self.window
         self.window = None
         self._remove(event)
-        self.governor.closed(event, self.now, self.now - opened, self.spent[event] - spent)
+        cost = self.spent[event] - spent
+        self.governor.closed(event, self.now, self.now - opened, cost, self.own)
 
     def share(self, first: int = 0) -> float:
         """
@@ -196,6 +199,20 @@ def test_hooks_that_came_out_late_have_windows_again():
             governor.closed("send", now, 0.01, 0.0)
     assert 15 < opened[0] < 30
     assert len(opened) >= 5  # they cost nothing, so it is always on again
+
+
+def test_what_windows_take_of_the_observer_is_bounded():
+    """
+    Where opening and closing costs much, windows are rarer, but each event has some.
+    """
+    loads = {"send": constant(1e6), "receive": constant(1e6), "schedule": constant(1e6)}
+    run = Simulation(loads, constant(1.0))
+    run.own = 0.003
+    run.run(120)
+    opened = {name: run.governor._events[name].open_seconds for name in loads}
+    late = [at for windows in opened.values() for at, _ in windows if at > 20]
+    assert len(late) * run.own / 100 <= 1.2 * OWN * run.governor.budget
+    assert all(len(windows) > 20 for windows in opened.values())
 
 
 def test_windows_come_at_irregular_times():
