@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.memory import column, word_places
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.errors import ReadRefusedError
 
@@ -42,6 +42,8 @@ SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 #: Behind the count of a table: how many places were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
 _TAKEN = 4
+#: The bits of a word that are a counter of 64 or of 32 bits.
+_WORD, _INT = (1 << 64) - 1, (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,53 +113,74 @@ class CounterReader:
         self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
         self._atoms = target.address("erts_atom_table")
         self._dirty_gc = target.find("dirty_gc.info")
+        parts = self._parts()
+        sizes = [len(places) for places, _ in parts.values()]
+        starts = np.cumsum([0, *sizes[:-1]])
+        self._slices = {
+            name: slice(start, start + size)
+            for name, start, size in zip(parts, starts.tolist(), sizes, strict=True)
+        }
+        self._words = word_places(np.concatenate([places for places, _ in parts.values()]))
+        self._masks = np.repeat(np.array([mask for _, mask in parts.values()], np.uint64), sizes)
+
+    def _parts(self) -> dict[str, tuple[NDArray[np.uint64], int]]:
+        """Where the words of each counter lie, and the bits of them that count."""
+        queue, data, table = "ErtsRunQueue", "ErtsSchedulerData", "ErtsPTab"
+        normal, count = self._schedulers["normal"], "vola.tile.count"
+        parts = {
+            "switches": (self._queues + self._at(queue, "procs.context_switches"), _WORD),
+            "reductions": (self._queues + self._at(queue, "procs.reductions"), _WORD),
+            "lengths": (self._queues + self._at(queue, "len"), _INT),
+            "collections": (normal + self._at(data, "gc_info.garbage_cols"), _WORD),
+            "reclaimed": (normal + self._at(data, "gc_info.reclaimed"), _WORD),
+            "bytes_in": (normal + self._at(data, "io.in"), _WORD),
+            "bytes_out": (normal + self._at(data, "io.out"), _WORD),
+            "ets_tables": (normal + self._at(data, "ets_tables.count"), _WORD),
+            "sleep_flags": (self._sleepers + np.uint64(SLEEP_FLAGS), _INT),
+        }
+        single = {
+            "spawned": self._tables["erts_proc"] + self._taken,
+            "processes": self._tables["erts_proc"] + self._layout.offset(table, count),
+            "ports": self._tables["erts_port"] + self._layout.offset(table, count),
+            "atoms": self._atoms + self._layout.offset("IndexTable", "entries"),
+        }
+        parts |= {name: (np.array([place], np.uint64), _INT) for name, place in single.items()}
+        if self._dirty_gc is not None:
+            pair = np.array([self._dirty_gc, self._dirty_gc + 8], np.uint64)
+            parts["dirty"] = (pair, _WORD)
+        return parts
 
     def read(self) -> Counters:
-        """Read everything, in a handful of system calls."""
-        switches, reductions, lengths = self._fields(
-            self._queues,
-            "ErtsRunQueue",
-            ("procs.context_switches", np.uint64),
-            ("procs.reductions", np.uint64),
-            ("len", np.int32),
-        )
-        collections, reclaimed, bytes_in, bytes_out, tables = self._fields(
-            self._schedulers["normal"],
-            "ErtsSchedulerData",
-            ("gc_info.garbage_cols", np.uint64),
-            ("gc_info.reclaimed", np.uint64),
-            ("io.in", np.uint64),
-            ("io.out", np.uint64),
-            ("ets_tables.count", np.uint64),
-        )
-        counts = tuple(len(self._schedulers[kind]) for kind in KINDS)
-        dirty = self._dirty()
+        """Read everything in one system call, or one for each 1,024 words."""
+        words = self._memory.words_at(self._words) & self._masks
+        found = {name: words[part] for name, part in self._slices.items()}
+        total = {name: int(part.sum()) for name, part in found.items()}
+        dirty = self._dirty(found.get("dirty"))
         return Counters(
-            context_switches=int(switches.sum()),
-            reductions=int(reductions.sum()),
-            run_queues=lengths,
-            schedulers=counts,
-            online=self._online(counts),
-            collections=int(collections.sum()) + (dirty[0] if dirty else 0),
-            reclaimed_words=int(reclaimed.sum()) + (dirty[1] if dirty else 0),
+            context_switches=total["switches"],
+            reductions=total["reductions"],
+            run_queues=found["lengths"].astype(np.int32),
+            schedulers=tuple(len(self._schedulers[kind]) for kind in KINDS),
+            online=self._online(found["sleep_flags"]),
+            collections=total["collections"] + (dirty[0] if dirty else 0),
+            reclaimed_words=total["reclaimed"] + (dirty[1] if dirty else 0),
             dirty_collections=dirty[0] if dirty else None,
-            bytes_in=int(bytes_in.sum()),
-            bytes_out=int(bytes_out.sum()),
-            ets_tables=int(tables.sum()),
-            spawned=self._memory.u32(self._tables["erts_proc"] + self._taken),
-            processes=self._table("erts_proc", "vola.tile.count"),
-            ports=self._table("erts_port", "vola.tile.count"),
-            atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "entries")),
+            bytes_in=total["bytes_in"],
+            bytes_out=total["bytes_out"],
+            ets_tables=total["ets_tables"],
+            spawned=total["spawned"],
+            processes=total["processes"],
+            ports=total["ports"],
+            atoms=total["atoms"],
         )
 
-    def _dirty(self) -> tuple[int, int] | None:
+    def _dirty(self, words: NDArray[np.uint64] | None) -> tuple[int, int] | None:
         """Collections on dirty schedulers and the words that they reclaimed, where that is told."""
-        if self._dirty_gc is None:
+        if words is None:
             return None
         first = self._layout.offset("ErtsSchedulerData", "gc_info.reclaimed")
         step = self._layout.offset("ErtsSchedulerData", "gc_info.garbage_cols") - first
-        words = self._memory.words(self._dirty_gc, 2).tolist()
-        reclaimed, collections = words if step > 0 else reversed(words)
+        reclaimed, collections = words.tolist() if step > 0 else reversed(words.tolist())
         return collections, reclaimed
 
     def limits(self) -> Limits:
@@ -187,12 +210,10 @@ class CounterReader:
     def _at(self, struct: str, field: str) -> np.uint64:
         return np.uint64(self._layout.offset(struct, field))
 
-    def _online(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        raw, good = self._memory.gather(self._sleepers + np.uint64(SLEEP_FLAGS), 4)
-        if not good.all():
-            raise ReadRefusedError("the schedulers' states could not be read")
-        on = column(raw, 0, np.uint32) & SUSPENDED == 0
-        return tuple(int(part.sum()) for part in np.split(on, np.cumsum(counts)[:-1]))
+    def _online(self, flags: NDArray[np.uint64]) -> tuple[int, ...]:
+        on = flags & np.uint64(SUSPENDED) == 0
+        ends = np.cumsum([len(self._schedulers[kind]) for kind in KINDS])
+        return tuple(int(part.sum()) for part in np.split(on, ends[:-1]))
 
     def _table(self, name: str, field: str) -> int:
         return self._memory.u32(self._tables[name] + self._layout.offset("ErtsPTab", field))

@@ -26,6 +26,7 @@ IOV_MAX = 1024
 MAX_READ = 1 << 28
 
 _IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
+_WORD = 8
 
 
 class _Piece(ctypes.Structure):
@@ -53,6 +54,13 @@ def column(rows: NDArray[np.uint8], offset: int, kind: type[_Number]) -> NDArray
     """View one field of many structs, shape ``(n,)`` for rows of shape ``(n, size)``."""
     field = np.ascontiguousarray(rows[:, offset : offset + np.dtype(kind).itemsize])
     return field.view(kind)[:, 0]
+
+
+def word_places(addresses: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Say where words lie, for :meth:`Memory.words_at`, which reads them again and again."""
+    places = np.empty(len(addresses), _IOVEC)
+    places["base"], places["length"] = addresses, _WORD
+    return places
 
 
 class UnreadableMemoryError(ReadRefusedError):
@@ -107,6 +115,23 @@ class Memory:
     def words(self, address: int, count: int) -> NDArray[np.uint64]:
         """Read *count* 64-bit words, shape ``(count,)``."""
         return np.frombuffer(self.read(address, 8 * count), np.uint64)
+
+    def words_at(self, places: NDArray[np.void]) -> NDArray[np.uint64]:
+        """
+        Read the 64-bit words at :func:`word_places`, shape ``(n,)``; all of them or none.
+
+        Raises UnreadableMemoryError if one cannot be read.
+        """
+        out = np.empty(len(places), np.uint64)
+        for first in range(0, len(places), IOV_MAX):
+            part = places[first : first + IOV_MAX]
+            got = self._readv(out[first : first + len(part)].view(np.uint8), part)
+            self.bytes_read += got
+            if got != _WORD * len(part):
+                self.failures += 1
+                address = int(part["base"][got // _WORD])
+                raise UnreadableMemoryError(f"process {self.pid} has no memory at {address:#x}")
+        return out
 
     def gather(
         self, addresses: NDArray[np.uint64], size: int
@@ -177,8 +202,8 @@ class Memory:
         return out.raw[:got]
 
     def _readv(self, out: NDArray[np.uint8], remote: NDArray[np.void]) -> int:
-        local = np.array([(out.ctypes.data, len(out))], _IOVEC)
-        return self._call(local.ctypes.data, remote.ctypes.data, len(remote))
+        local = _Piece(out.ctypes.data, len(out))
+        return self._call(ctypes.byref(local), remote.ctypes.data, len(remote))
 
     def _call(self, local: Any, remote: Any, pieces: int) -> int:
         """Fill the one piece *local* from *remote*; how many bytes were read."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.memory import word_places
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Measures:
         except ReadRefusedError as error:
             self.refused = str(error)
             return
-        self._addresses = np.concatenate(list(self._places.values()))
+        self._words = word_places(np.concatenate(list(self._places.values())))
         sizes = [len(places) for places in self._places.values()]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned
@@ -103,10 +104,7 @@ class Measures:
         found = {TIME: time.monotonic_ns()}
         if not self._places:
             return found
-        raw, good = self._memory.gather(self._addresses, 8)
-        if not good.all():
-            raise ReadRefusedError("the counters of the VM could not be read")
-        sums = np.add.reduceat(raw.view(np.uint64)[:, 0], self._starts)
+        sums = np.add.reduceat(self._memory.words_at(self._words), self._starts)
         found |= dict(zip(self._places, sums.tolist(), strict=True))
         return found
 
