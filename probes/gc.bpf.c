@@ -91,14 +91,17 @@ static __always_inline int ended(__u32 tid, __u64 now, bool hibernate)
 {
 	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
 	__u64 process, duration, after;
+	bool began_before, same;
 	__u8 class;
-	bool same;
 
 	if (!started || !started->since)
 		return 0; /* it began before we came */
 	process = started->process;
 	duration = now - started->since;
+	began_before = stale(KIND_GC, started->since);
 	started->since = 0;
+	if (began_before)
+		return 0; /* what was noted is of a window before, cut off by its end */
 	if (!settings.process_heap)
 		return collected(GC_UNKNOWN, 0, tid, id_of(KIND_GC, process), duration, 0, UNKNOWN);
 	if (vm_field(KIND_GC, process, settings.process_abandoned_heap))

@@ -5,7 +5,9 @@ What is counted in a window and the measure of that window belong together, on a
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from typing import TYPE_CHECKING
 
 import beams_run
@@ -55,6 +57,27 @@ def test_a_window_counts_what_the_vm_counts_in_it(
     assert [] == apart
     assert len(told) > WINDOWS // 2
     assert sum(count for count, _ in told) > 10 * WINDOWS
+
+
+@pytest.mark.parametrize(("load", "event"), [("gc", "gc"), ("bursts", "schedule")])
+def test_nothing_lasts_longer_than_the_window_that_it_was_timed_in(
+    bursts: beams_run.Beam, load: str, event: str
+):
+    """
+    What a window cuts off is not the beginning of what ends in the next one.
+    """
+    rng = random.Random(1)
+    assert "running" == bursts.ask(f"run {load} 4")
+    with windows_run.observing(bursts, event) as eye:
+        for _ in range(WINDOWS):
+            eye.window(event, rng.uniform(0.003, 0.01))
+            time.sleep(0.02)
+        _, durations = eye.session.kind(event)
+    assert "resting" == bursts.ask("rest")
+    by_length = durations["slots"].sum(axis=0)
+    assert by_length.sum() > 100
+    longest = 0.01 * 1e9
+    assert 0 == by_length[math.ceil(math.log2(longest)) :].sum()
 
 
 def test_a_spent_allowance_ends_a_window_with_its_measure(bursts: beams_run.Beam):
