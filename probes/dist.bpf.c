@@ -43,7 +43,8 @@ int BPF_KPROBE(dist_busy_entry, __u64 process)
 	count(KIND_DIST_BUSY, 0);
 	id = id_of(KIND_DIST_BUSY, process);
 	now = bpf_ktime_get_ns();
-	bpf_map_update_elem(&suspended, &id, &now, BPF_ANY);
+	if (bpf_map_update_elem(&suspended, &id, &now, BPF_ANY))
+		refuse(KIND_DIST_BUSY);
 	busy = record(KIND_DIST_BUSY, 0, 0, tid, id);
 	if (busy)
 		emit(busy);

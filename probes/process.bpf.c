@@ -63,7 +63,8 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 	}
 	count(KIND_SPAWN, 0);
 	now = bpf_ktime_get_ns();
-	bpf_map_update_elem(&births, &child, &now, BPF_ANY);
+	if (bpf_map_update_elem(&births, &child, &now, BPF_ANY))
+		refuse(KIND_SPAWN);
 	spawn = record(KIND_SPAWN, 0, 0, tid, child);
 	if (spawn) {
 		if (spawning) {

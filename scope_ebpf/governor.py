@@ -34,6 +34,8 @@ SPACING = 1.0
 #: The observer's own work on windows may take this part of the budget, besides what hits take;
 #: where it takes more, windows are rarer, up to so many times.
 OWN, RAREST = 0.4, 4.0
+#: Taking stock may take this part of it, and is done that often, seconds.
+STOCKTAKING, OFTEN, SELDOM = 0.4, 1.0, 4.0
 #: Of the spacing, what passes from one window of an event to the next.
 _FROM, _TO = 0.3, 1.0
 #: Hooks that used up their allowance come back for good when they would take less than this part
@@ -102,6 +104,7 @@ class Governor:
         self._floor = floor
         self._random = rng or random.Random()  # noqa: S311 - irregular, not secret
         self._events = {name: _Event(cost) for name, cost in hit_costs.items()}
+        self._failed: set[str] = set()
         self._now = self._started = now
         self._cpu: float | None = None
         self.income = budget * floor
@@ -113,7 +116,7 @@ class Governor:
 
     def tick(self, now: float, cpu_seconds: float, spent: Mapping[str, float]) -> list[Action]:
         """
-        Take stock, about once a second.
+        Take stock, after :meth:`pause`.
 
         *cpu_seconds* that the target used and seconds that hits took of them, by
         event, both since they began to be counted. Other costs may be *spent* under
@@ -131,11 +134,29 @@ class Governor:
         self.balance = min(self.balance, self.income * BURST)
         self._past.append((now, cpu_seconds, sum(spent.values())))
         for event in self._events.values():
-            event.used *= 1 - 1 / _MEMORY
+            event.used *= max(0.0, 1 - passed / _MEMORY)
         self._share_out()
         return [] if first else self._refills()
 
+    def pause(self, own: float) -> float:
+        """
+        Seconds from now to the next :meth:`tick`, which takes *own* seconds of the observer's CPU.
+
+        As long as that is much beside what the target uses, and no longer than what is in has
+        allowances for.
+        """
+        pause = own / (STOCKTAKING * self.income)
+        for event in self._events.values():
+            if event.mode == "always" and event.attached and event.hit_cost:
+                if event.demand is None:
+                    return OFTEN
+                if event.demand:
+                    pause = min(pause, CALM * event.granted / event.demand)
+        return min(max(pause, OFTEN), SELDOM)
+
     def _spend(self, name: str, total: float, passed: float) -> None:
+        if name in self._failed:
+            return
         event = self._events.get(name)
         if event is None:  # not ours to switch, but paid for
             event = self._events[name] = _Event(0.0, attached=True)
@@ -269,8 +290,9 @@ class Governor:
             self._events[event].hit_cost = hit_cost
 
     def failed(self, event: str) -> None:
-        """The hooks of *event* cannot be attached: leave it alone."""
+        """The hooks of *event* cannot be attached: leave it alone from now on."""
         del self._events[event]
+        self._failed.add(event)
 
     def _schedule(self, event: _Event, now: float) -> None:
         event.next_window = now + self._spacing() * self._random.uniform(_FROM, _TO)

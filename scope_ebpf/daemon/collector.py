@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import psutil
 from prometheus_client.registry import Collector
 
 from scope_ebpf.metrics.exposition import expose
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Readings(Collector):
-    """Collects from *daemon*, without waiting for its loop."""
+    """Collects from *daemon*, waiting for its loop for no more than a moment."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -32,20 +33,14 @@ class Readings(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every family of this moment."""
         daemon = self._daemon
+        daemon.refresh()
         page = Page(compat="erlang-vm" in daemon.config.compat)
-        runs: Counter[str] = Counter()
-        seconds: defaultdict[str, float] = defaultdict(float)
         for watch in daemon.targets.watches:
-            reading = watch.reading
-            expose(page, reading)
-            for program, (ran, took) in reading.programs.items():
-                runs[program] += ran
-                seconds[program] += took
-        for program, stats in daemon.host_stats.items():
-            runs[program], seconds[program] = stats.runs, stats.seconds
-        for program in sorted(runs):
-            page.add("scope_ebpf_program_runs_total", runs[program], program=program)
-            page.add("scope_ebpf_program_run_seconds_total", seconds[program], program=program)
+            expose(page, watch.reading)
+        for program, stats in sorted((daemon.targets.program_stats() | daemon.host_stats).items()):
+            page.add("scope_ebpf_program_runs_total", stats.runs, program=program)
+            page.add("scope_ebpf_program_run_seconds_total", stats.seconds, program=program)
+            page.add("scope_ebpf_program_misses_total", stats.missed, program=program)
         self._own(page)
         yield from page.families()
 
@@ -57,7 +52,13 @@ class Readings(Collector):
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.entry, at="entry")
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.returns, at="return")
         page.add("scope_ebpf_scan_seconds_total", daemon.scanner.seconds)
-        for where in ("watch", "http"):
+        with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
+            both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
+            times = [process.cpu_times() for process in both]
+            page.add("scope_ebpf_cpu_seconds_total", sum(one.user + one.system for one in times))
+            resident = sum(process.memory_info().rss for process in both)
+            page.add("scope_ebpf_resident_memory_bytes", resident)
+        for where in ("watch", "snapshot", "http"):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():
             page.add("scope_ebpf_config_reloads_total", count, result=result)

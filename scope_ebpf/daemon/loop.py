@@ -2,8 +2,8 @@
 """
 The daemon's one loop: hears of VMs, ticks what it observes, opens and closes windows in time.
 
-Everything that touches the kernel side happens in this thread; a scrape reads the
-readings that it leaves behind.
+Everything that touches the kernel side happens in this thread; a scrape asks it to look once
+more, and reads the readings that it leaves behind.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from scope_ebpf.daemon.config import Config, ConfigError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _UNTOLD_SCAN = 2.0
 #: Seconds between two signs of life to the service manager.
 _BEAT = 5.0
+#: Seconds for which a scrape waits for the loop at most.
+_REFRESH = 0.02
 #: The nice value of the loop.
 _PRIORITY = -10
 #: A loop that has not come round for this long is stuck.
@@ -62,6 +65,7 @@ class Daemon:
         self._missed = 0
         self._next_scan = self._next_beat = 0.0
         self._asked: set[signal.Signals] = set()
+        self._stale, self._fresh = False, threading.Event()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._files.register(self._wake, selectors.EVENT_READ, lambda: os.read(self._wake, 4096))
 
@@ -69,6 +73,14 @@ class Daemon:
         """Do what a signal asks for, soon: SIGTERM and SIGINT end, SIGHUP reads the config."""
         self._asked.add(number)
         os.write(self._waker, b"\0")
+
+    def refresh(self) -> None:
+        """Let the readings be of now; a scrape asks for it, and waits for a moment only."""
+        self._fresh.clear()
+        self._stale = True
+        with suppress(BlockingIOError):  # it has been asked already, often
+            os.write(self._waker, b"\0")
+        self._fresh.wait(_REFRESH)
 
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
@@ -82,8 +94,8 @@ class Daemon:
                 self._wait()
         finally:
             notify("STOPPING=1")
-            snapshots.close()
             self.targets.close()
+            snapshots.close()
             if self._starts:
                 self._starts.close()
 
@@ -98,7 +110,12 @@ class Daemon:
         if now >= self._next_beat:
             notify("WATCHDOG=1")
             self._next_beat = now + _BEAT
+        stale, self._stale = self._stale, False
+        if stale:
+            self.targets.hasten()
         self.targets.turn()
+        if stale:
+            self._fresh.set()
         found = self.scanner.take(self.config)
         if found:
             self.targets.take(found)
@@ -142,9 +159,10 @@ class Daemon:
     def _scan(self) -> None:
         self.scanner.scan()
         self.targets.tidy()
-        self.host_stats = {}
+        stats: dict[str, ProgramStats] = {}
         for watch in (self.targets.thread_watch, self._starts):
-            self.host_stats |= watch.stats() if watch else {}
+            stats |= watch.stats() if watch else {}
+        self.host_stats = stats
         pause = self.config.scan_interval
         self._next_scan = time.monotonic() + (pause if self._starts else min(pause, _UNTOLD_SCAN))
 

@@ -71,7 +71,7 @@ class Prices:
 
     def correct(self, stats: Mapping[str, ProgramStats]) -> None:
         """Believe the kernel, which measures how long each program runs."""
-        for program, (runs, seconds) in stats.items():
-            if runs >= _ENOUGH_RUNS:
-                more = max(0.0, seconds / runs - _MEASURED_RUN)
+        for program, ran in stats.items():
+            if ran.runs >= _ENOUGH_RUNS:
+                more = max(0.0, ran.seconds / ran.runs - _MEASURED_RUN)
                 self._prices[program] = self._base[program] + more

@@ -12,8 +12,8 @@ import os
 import resource
 import select
 import selectors
+import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,24 +23,29 @@ from scope_ebpf.daemon.discovery import RETRY
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.threads import WatchedThreads
-from scope_ebpf.daemon.watch import TICK, Watch
+from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.governor import OFTEN
 from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
 from scope_ebpf.kernel.uprobes import Attacher
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable, Mapping
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.discovery import Scanner
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.kernel.stats import ProgramStats
 
 #: File descriptors that a target takes at most, with room for scrapes and readings.
 _FILES = 256
 #: Loaded programs that wait for the next target, at most, each a hundred files, and for how long.
 _SPARES, _SPARE_SECONDS = 8, 10.0
+#: Targets of which stock is taken for one scrape, some milliseconds each.
+_HASTENED = 4
 
 
 @dataclass(slots=True)
@@ -79,12 +84,23 @@ class Targets:
         self.attacher = Attacher()
         self._spares = Spares(_SPARES, _SPARE_SECONDS, self._listen)
         self._observed: dict[int, _Observed] = {}
+        #: What programs ran for targets that are no longer observed; scrapes read it, too.
+        self._ended: dict[str, ProgramStats] = {}
+        self._lock = threading.Lock()
         files.register(self.attacher.fileno(), selectors.EVENT_READ, self._alone)
 
     @property
     def watches(self) -> list[Watch]:
         """The watches of this moment, for any thread."""
         return [observed.watch for observed in list(self._observed.values())]
+
+    def program_stats(self) -> dict[str, ProgramStats]:
+        """What each program ran for all targets, those that have ended too; for any thread."""
+        with self._lock:
+            totals = dict(self._ended)
+            for watch in self.watches:
+                _add(totals, watch.program_stats)
+        return totals
 
     def take(self, found: Target | Refusal) -> None:
         """Begin to observe what discovery has found, or say why not."""
@@ -107,15 +123,13 @@ class Targets:
                 spares=self._spares,
                 threads=threads,
             )
-        except NoSuchProcessError:
+        except Exception as error:  # noqa: BLE001 - one target must not take the others along
             if threads:
                 threads.close()
-        except (ScopeError, OSError) as error:
-            if threads:
-                threads.close()
-            self._refuse(found.pid, error)
-        else:
-            self._keep(found, watch)
+            if not isinstance(error, NoSuchProcessError):
+                self._refuse(found.pid, error)
+            return
+        self._keep(found, watch)
 
     def restarted(self, pid: int, at: float) -> None:
         """Let go of *pid* if it was observed before another VM started in it."""
@@ -131,15 +145,20 @@ class Targets:
 
     def turn(self) -> None:
         """Do what is due: take stock, close and open windows."""
-        for pid, observed in list(self._observed.items()):
-            try:
-                self._turn_one(observed)
-            except NoSuchProcessError:
-                self.drop(pid, "it has ended")
-            except Exception as error:  # noqa: BLE001 - one target must not take the others along
-                self._errors["watch"] += 1
-                self.drop(pid, "it cannot be observed any more")
-                self._refuse(pid, error)
+        for observed in list(self._observed.values()):
+            self._guarded(observed, self._turn_one)
+
+    def hasten(self) -> None:
+        """
+        Take stock of those that it was not done of for long, with the next :meth:`turn`.
+
+        So that a scrape sees what is now; of many only those of longest ago, so that it need
+        not wait for long.
+        """
+        now = time.monotonic()
+        late = [watch for watch in self.watches if now - watch.ticked >= OFTEN]
+        for watch in sorted(late, key=lambda watch: watch.ticked)[:_HASTENED]:
+            watch.next_tick = now
 
     def choose(self, config: Config) -> None:
         """Go by *config* from now on; what it does not want, or wants otherwise, is let go."""
@@ -152,9 +171,11 @@ class Targets:
 
     def drop(self, pid: int, why: str) -> None:
         """Let go of *pid*, if it is observed."""
-        observed = self._observed.pop(pid, None)
-        if observed is None:
-            return
+        with self._lock:
+            observed = self._observed.pop(pid, None)
+            if observed is None:
+                return
+            _add(self._ended, observed.watch.program_stats)
         self._files.unregister(observed.pidfd)
         self._files.unregister(observed.watch.session.fileno())
         os.close(observed.pidfd)
@@ -188,12 +209,11 @@ class Targets:
     def _listen(self) -> None:
         """Take out what has spent its allowance: while a VM is taken in, others wait for us."""
         poll = select.poll()
-        rings = {watch.session.fileno(): watch for watch in self.watches}
+        rings = {one.watch.session.fileno(): one for one in self._observed.values()}
         for ring in rings:
             poll.register(ring, select.POLLIN)
         for ring, _ in poll.poll(0):
-            with suppress(ScopeError):  # the next turn finds it again
-                rings[ring].rang()
+            self._guarded(rings[ring], _rang)
 
     # One of them -----------------------------------------------------------------------------
 
@@ -204,11 +224,16 @@ class Targets:
         except ProcessLookupError:
             watch.close()
             return
-        self._observed[pid] = _Observed(watch, pidfd, NodeName(target), time.monotonic())
+        observed = _Observed(watch, pidfd, NodeName(target), time.monotonic())
+        self._observed[pid] = observed
         self.refused.pop(pid, None)
         self.seen += 1
         self._files.register(pidfd, selectors.EVENT_READ, lambda: self.drop(pid, "it has ended"))
-        self._files.register(watch.session.fileno(), selectors.EVENT_READ, watch.rang)
+        self._files.register(
+            watch.session.fileno(),
+            selectors.EVENT_READ,
+            lambda: self._guarded(observed, _rang),
+        )
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - target.started
         say(
             logging.INFO,
@@ -226,10 +251,23 @@ class Targets:
                 f"--strict, and process {pid} has no hook for {off[0].event}: {off[0].reason}"
             )
 
+    def _guarded(self, observed: _Observed, work: Callable[[_Observed], None]) -> None:
+        """Do *work* on a target, which may end meanwhile; what fails is let go of."""
+        pid = observed.watch.target.pid
+        try:
+            work(observed)
+        except NoSuchProcessError:
+            self.drop(pid, "it has ended")
+        except Exception as error:  # noqa: BLE001 - one target must not take the others along
+            self._errors["watch"] += 1
+            self.drop(pid, "it cannot be observed any more")
+            self._refuse(pid, error)
+
     def _turn_one(self, observed: _Observed) -> None:
         now = time.monotonic()
         if now >= observed.watch.next_tick:
             observed.watch.tick()
+            self._require_all(observed.watch)
             self._follow_name(observed)
         due = observed.watch.next_turn()
         if due is not None and now >= due and observed.watch.target.pid in self._observed:
@@ -241,11 +279,20 @@ class Targets:
         pid = watch.target.pid
         if name is None or watch.node in (name, f"{name}#{pid}"):
             return
-        before, watch.node = watch.node, self._label(name, pid)
+        before = watch.node
+        watch.rename(self._label(name, pid))
         say(logging.INFO, "renamed", pid=pid, node=watch.node, before=before)
         if not self._wants(observed):
             self.drop(pid, "its new name is not wanted")
-            self._scanner.again(pid, TICK)
+            self._scanner.again(pid, OFTEN)
+
+    def _require_all(self, watch: Watch) -> None:
+        """With --strict, that the kernel has refused no hook."""
+        for event, why in watch.failed.items():
+            if self.config.strict:
+                raise NothingToAttachError(
+                    f"--strict, and process {watch.target.pid} has no hook for {event}: {why}"
+                )
 
     def _wants(self, observed: _Observed) -> bool:
         target = observed.watch.target
@@ -261,11 +308,13 @@ class Targets:
         """The target's threads, where the kernel lets us watch them and there is room."""
         if self.thread_watch is None and not self._thread_trouble:
             self.thread_watch, self._thread_trouble = attach_or_reason()
-            if self._thread_trouble:
-                say(logging.WARNING, "threads are not watched", why=self._thread_trouble)
-            elif self.thread_watch and self.thread_watch.unsampled:
-                why = self.thread_watch.unsampled
-                say(logging.WARNING, "busy waiting and native code are not told", why=why)
+            what, why = "threads are not watched", self._thread_trouble
+            if self.thread_watch:
+                what, why = "busy waiting and native code are not told", self.thread_watch.unsampled
+            if why:
+                say(logging.WARNING, what, why=why)
+            if why and self.config.strict:
+                raise HostError(f"--strict, and {what}: {why}")
         place = self.thread_watch.add() if self.thread_watch else None
         return WatchedThreads(self.thread_watch, target, place)
 
@@ -278,6 +327,15 @@ class Targets:
             say(logging.WARNING, "refused", pid=pid, why=reason)
         if self.config.strict and isinstance(error, ScopeError):
             raise error
+
+
+def _rang(observed: _Observed) -> None:
+    observed.watch.rang()
+
+
+def _add(totals: dict[str, ProgramStats], more: Mapping[str, ProgramStats]) -> None:
+    for program, stats in more.items():
+        totals[program] = stats.and_of(totals[program]) if program in totals else stats
 
 
 def _require_room() -> None:

@@ -2,7 +2,7 @@
 """
 One target under observation: its hooks, its budget, its counters.
 
-Driven by the daemon's loop with :meth:`Watch.tick` about once a second,
+Driven by the daemon's loop with :meth:`Watch.tick` when :attr:`Watch.next_tick` says so,
 :meth:`Watch.turn` when :meth:`Watch.next_turn` says so, and :meth:`Watch.rang` when an
 allowance was spent. What a scrape shows is the last :attr:`Watch.reading`.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,7 @@ from scope_ebpf.daemon.process import read_process
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.governor import Action, Governor
+from scope_ebpf.governor import OFTEN, Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
 from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan
@@ -43,12 +44,10 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
-#: Seconds from one stocktaking to the next, and where next to nothing happens.
-TICK, QUIET_TICK = 1.0, 4.0
-#: What that is: hits a second, a hundredth of what the least of budgets allows, and CPUs in use.
-_QUIET_HITS, _QUIET_CPU = 25, 0.05
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
+#: The weight of the newest stocktaking in what one takes of our CPU.
+_NEW = 0.3
 #: Plans by program, and within it by the settings that were found out.
 _plans: WeakKeyDictionary[Binary, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
 
@@ -107,18 +106,20 @@ class Watch:
         self._spent_before = 0.0
         #: Our own CPU for windows since the last one closed, in seconds.
         self._worked = 0.0
-        #: When :meth:`tick` is due, monotonic seconds.
-        self.next_tick = self._ticked = 0.0
-        self._cpu_seconds = 0.0
+        #: When :meth:`tick` is due, and when it was done, monotonic seconds.
+        self.next_tick = self.ticked = 0.0
+        #: What it takes of our CPU, of late, in seconds.
+        self._stocktaking = 0.0
         self.trips = self.windows = 0
-        self._failed: dict[str, str] = {}
+        #: Events whose hooks the kernel refused, and why.
+        self.failed: dict[str, str] = {}
         self._hits: dict[str, int] = {}
         self._hit = False
         self._lost = self._refused = self._ticks = 0
         self.session.__enter__()
         try:
             self._tell_measures(costs)
-            self._stats = self.session.program_stats()
+            self.program_stats = self.session.program_stats()
             process = read_process(target.pid, self._throttling)
             self.reading = self._read(self._measures.read(), process, 0.0)
         except BaseException:
@@ -136,14 +137,14 @@ class Watch:
 
     def tick(self) -> None:
         """Take stock: counts, costs, allowances. NoSuchProcessError if the target has ended."""
-        now = time.monotonic()
+        now, began = time.monotonic(), time.thread_time()
         self._listen(now)
         counters = self._measures.read()
         process = read_process(self.target.pid, self._throttling)
         if self._threads:
             self._threads.tick()
         measures = self._measures.now()
-        before, hits = self._hits, self.session.hits()
+        hits = self.session.hits()
         self._account(measures, hits)
         self._ticks += 1
         if self._ticks % _PRICE_TICKS == 0:
@@ -152,19 +153,9 @@ class Watch:
         for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, measures)
         self.reading = self._read(counters, process, sum(spent.values()))
-        more = sum(hits.values()) - sum(before.values())
-        quiet = self._is_quiet(now - self._ticked, more, process.cpu_seconds - self._cpu_seconds)
-        self._ticked, self._cpu_seconds = now, process.cpu_seconds
-        self.next_tick = now + (QUIET_TICK if quiet else TICK)
-
-    def _is_quiet(self, passed: float, hits: int, cpu_seconds: float) -> bool:
-        """Whether so little happens that allowances last for long; one that is spent rings."""
-        return (
-            self._ticks > _PRICE_TICKS  # it has its hooks, and we know it
-            and hits <= _QUIET_HITS * passed
-            and cpu_seconds <= _QUIET_CPU * passed
-            and "windows" not in self._governor.modes().values()
-        )
+        took = time.thread_time() - began
+        self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
+        self.ticked, self.next_tick = now, now + self._governor.pause(self._stocktaking)
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
@@ -193,8 +184,12 @@ class Watch:
         """An allowance was spent: take out what spent it."""
         self.session.quiet()
         now = time.monotonic()
-        self.next_tick = min(self.next_tick, now + TICK)
+        self.next_tick = min(self.next_tick, now + OFTEN)
         self._listen(now)
+
+    def rename(self, node: str) -> None:
+        """Let all that is told of the target be told of *node* from now on."""
+        self.node, self.reading = node, replace(self.reading, node=node)
 
     def close(self) -> None:
         """Take everything out of the target and the kernel."""
@@ -228,7 +223,7 @@ class Watch:
         """Put the hooks of *event* in; where that fails the event is off."""
         if self.session.attach(event):
             return True
-        self._failed[event] = why = self.session.failures[-1].reason
+        self.failed[event] = why = self.session.failures[-1].reason
         self._governor.failed(event)
         say(logging.WARNING, "hook off", pid=self.target.pid, hook=event, why=why)
         return False
@@ -282,8 +277,8 @@ class Watch:
         return spent
 
     def _correct_prices(self) -> None:
-        self._stats = self.session.program_stats()
-        self._prices.correct(self._stats)
+        self.program_stats = self.session.program_stats()
+        self._prices.correct(self.program_stats)
         for event, cost in self._prices.hit_costs().items():
             self._governor.price(event, cost)
 
@@ -312,14 +307,13 @@ class Watch:
             hook_seconds=spent,
             trips=self.trips,
             windows=self.windows,
-            lost=self._lost,
+            lost=self._lost + sum(stats.missed for stats in self.program_stats.values()),
             refused_kernel=self._refused,
             refused_user=target.memory.failures,
             threads=self._threads.totals if self._threads else None,
             books=self._threads.books if self._threads else None,
             memory=self.memory,
             snapshot=self.snapshot,
-            programs={p: (s.runs, s.seconds) for p, s in self._stats.items()},
         )
 
     def _events(self) -> dict[str, EventReading]:
@@ -330,7 +324,7 @@ class Watch:
 
     def _event(self, item: Item, mode: str) -> EventReading:
         if mode == "off":
-            return totals.off(item, self._failed.get(item.event, item.reason))
+            return totals.off(item, self.failed.get(item.event, item.reason))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)
 

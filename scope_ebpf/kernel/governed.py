@@ -20,7 +20,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.kernel.libbpf import check, library
 from scope_ebpf.kernel.session import Failure, Session
-from scope_ebpf.kernel.stats import ProgramStats, program_stats
+from scope_ebpf.kernel.stats import program_stats
 from scope_ebpf.kernel.uprobes import wait_gone
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.kernel.programs import Build, Programs, Spares
+    from scope_ebpf.kernel.stats import ProgramStats
     from scope_ebpf.kernel.uprobes import Attacher, Uprobes
     from scope_ebpf.plan import Attachment, Item, Plan
 
@@ -259,13 +260,8 @@ class GovernedSession(Session):
 
     def program_stats(self) -> dict[str, ProgramStats]:
         """Runs and run time of each program; nothing while the kernel does not measure them."""
-        now, before = self._ran(), self._ran_before
-        return {
-            program: ProgramStats(
-                stats.runs - before[program].runs, stats.seconds - before[program].seconds
-            )
-            for program, stats in now.items()
-        }
+        before = self._ran_before
+        return {program: stats.since(before[program]) for program, stats in self._ran().items()}
 
     def _ran(self) -> dict[str, ProgramStats]:
         """The same since they were loaded."""

@@ -18,10 +18,28 @@ _STATS_RUN_TIME = 0
 
 
 class ProgramStats(NamedTuple):
-    """Runs of one program since it was loaded, while the kernel measured."""
+    """
+    Runs of one program since it was loaded, while the kernel measured.
+
+    *missed* are those that the kernel left out, because another program or the change of a map
+    was under way on that CPU; it tells since Linux 5.12.
+    """
 
     runs: int
     seconds: float
+    missed: int = 0
+
+    def since(self, before: ProgramStats) -> ProgramStats:
+        """What came after *before*, an earlier reading."""
+        return ProgramStats(
+            self.runs - before.runs, self.seconds - before.seconds, self.missed - before.missed
+        )
+
+    def and_of(self, other: ProgramStats) -> ProgramStats:
+        """Those of this program and of an *other*."""
+        return ProgramStats(
+            self.runs + other.runs, self.seconds + other.seconds, self.missed + other.missed
+        )
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -31,6 +49,7 @@ class _ProgramInfo(ctypes.Structure):
         ("before", ctypes.c_uint8 * 192),
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
     )
 
 
@@ -42,7 +61,7 @@ def program_stats(fd: int) -> ProgramStats:
         library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)),
         "cannot ask for the run time of a program",
     )
-    return ProgramStats(info.run_cnt, info.run_time_ns / 1e9)
+    return ProgramStats(info.run_cnt, info.run_time_ns / 1e9, info.recursion_misses)
 
 
 @contextmanager

@@ -128,7 +128,6 @@ class Reading:
     lost: int
     refused_kernel: int
     refused_user: int
-    programs: dict[str, tuple[int, float]] = field(default_factory=dict)
     books: ThreadBooks | None = None
     memory: MemoryReading | None = None
     #: Totals by type of thread, shape ``(6,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.

@@ -141,11 +141,12 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
 
 def ticks(watch: Watch, beam: beams_run.Beam) -> None:
     """
-    Let it put its hooks in, then count what is planted.
+    Let it put its hooks in and correct its prices, then count what is planted.
     """
     while "exit" not in watch.session.attached:
         watch.tick()
-    watch.tick()
+    for _ in range(6):
+        watch.tick()
     assert 23 == beam.plant("spawns 23")
     watch.tick()
 

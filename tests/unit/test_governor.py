@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.governor import OWN, Governor, water_fill
+from scope_ebpf.governor import OFTEN, OWN, SELDOM, Governor, water_fill
 
 HIT = 1e-6
 #: How late hooks come out after their gate has closed, and how long they take to go in, seconds.
@@ -39,15 +39,18 @@ class Simulation:
         self.removed: dict[str, float] = {}
         self.window: tuple[str, float, float, float] | None = None
         self.worst = 0.0
-        #: What a window takes of the observer's CPU, seconds.
-        self.own = 0.0
+        #: What a window and taking stock take of the observer's CPU, seconds.
+        self.own, self.stocktaking = 0.0, 0.003
+        self.ticks = [0.0]
+        self.next_tick = 0.0
         self.cost_by_second: list[float] = []
         self.cpu_by_second: list[float] = []
 
     def run(self, seconds: float) -> None:
         for step in range(round(seconds / STEP)):
-            if step % 1000 == 0:
+            if self.now >= self.next_tick:
                 self._tick()
+            if step % 1000 == 0:
                 self.cost_by_second.append(0.0)
                 self.cpu_by_second.append(0.0)
             self._step()
@@ -55,6 +58,8 @@ class Simulation:
     def _tick(self) -> None:
         for action in self.governor.tick(self.now, self.cpu, self.spent):
             self.left[action.event] = action.hits
+        self.ticks.append(self.now)
+        self.next_tick = self.now + self.governor.pause(self.stocktaking)
 
     def _step(self) -> None:
         self.now += STEP
@@ -77,6 +82,7 @@ class Simulation:
             else:
                 self._remove(event)
                 self.governor.tripped(event, self.now)
+                self.next_tick = min(self.next_tick, self.now + OFTEN)
         if self.window and self.now >= self.window[1]:
             self._close()
         if self.window is None:
@@ -213,6 +219,34 @@ def test_what_windows_take_of_the_observer_is_bounded():
     late = [at for windows in opened.values() for at, _ in windows if at > 20]
     assert len(late) * run.own / 100 <= 1.2 * OWN * run.governor.budget
     assert all(len(windows) > 20 for windows in opened.values())
+
+
+def test_stock_is_taken_as_often_as_it_is_worth():
+    """
+    Beside a target that does nothing it is done seldom, beside one of four CPUs or one whose events
+    use up what they are allowed, often.
+    """
+    pauses = {}
+    for name, cpus, rate in (("idle", 0.0, 0), ("busy", 4.0, 0), ("hot", 0.1, 1_000)):
+        run = Simulation({"send": constant(rate)}, constant(cpus))
+        run.run(60)
+        pauses[name] = 60 / len(run.ticks)
+    assert SELDOM >= pauses["idle"] > 3 * OFTEN
+    assert pauses["busy"] == pytest.approx(OFTEN, rel=0.15)
+    assert pauses["hot"] == pytest.approx(OFTEN, rel=0.15)
+
+
+def test_hooks_that_failed_stay_off():
+    """
+    What they cost is still asked for with the others, and they do not come back by that.
+    """
+    run = Simulation({"send": constant(10), "gc": constant(10)}, constant(1.0))
+    run.governor.failed("gc")
+    run.left.pop("gc", None)
+    run.run(10)
+    run.governor.price("gc", 2 * HIT)
+    assert {"send": "always"} == run.governor.modes()
+    assert 0.0 == run.governor.sampling_ratio("gc")
 
 
 def test_windows_come_at_irregular_times():
