@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Targets that come, go and fail, without a kernel: what is left of them in the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.daemon.config import Config
+from scope_ebpf.daemon.targets import Targets, _Observed
+from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.kernel.stats import ProgramStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUNS = {"send_entry": ProgramStats(1_000, 0.001, 2)}
+
+
+@dataclass
+class FakeWatch:
+    """
+    A watch with a *pid*, whose *error* comes when its allowance rings.
+    """
+
+    pid: int
+    ticked: float = 0.0
+    next_tick: float = 1e12
+    error: Exception | None = None
+    node: str = "node"
+    closed: bool = False
+    program_stats: dict[str, ProgramStats] = field(default_factory=lambda: dict(RUNS))
+
+    def __post_init__(self) -> None:
+        self.target = SimpleNamespace(pid=self.pid)
+        self._ring, self.bell = os.pipe()
+        self.session = SimpleNamespace(fileno=lambda: self._ring)
+
+    def rang(self) -> None:
+        os.read(self._ring, 1)
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def targets() -> Iterator[Targets]:
+    """
+    Targets of no VM, with a scanner that forgets everything.
+    """
+    scanner = SimpleNamespace(ended=lambda _pid: None, again=lambda _pid, _seconds: None)
+    files = selectors.EpollSelector()
+    found = Targets(Config(), None, files, scanner, Counter())
+    yield found
+    found.close()
+
+
+def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
+    """
+    Observe it, as if it had been taken in.
+    """
+    pidfd = os.open("/dev/null", os.O_RDONLY)
+    # Of /dev/null nobody can wait; what waits for the end of a process is not tried here.
+    targets._files.unregister = lambda _fd: None
+    targets._observed[watch.pid] = _Observed(watch, pidfd, None, 0.0)
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("error", "errors", "refused"),
+    [(NoSuchProcessError("it has ended"), 0, []), (ValueError("what?"), 1, [7])],
+)
+def test_a_target_that_fails_while_it_rings_takes_nobody_along(targets, error, errors, refused):
+    """
+    Who has ended by then is let go; what nobody thought of is counted, and tried again later.
+    """
+    failing, well = keep(targets, FakeWatch(7, error=error)), keep(targets, FakeWatch(8))
+    for watch in (failing, well):
+        os.write(watch.bell, b"!")
+    targets._listen()
+    assert failing.closed
+    assert [well] == targets.watches
+    assert errors == targets._errors["watch"]
+    assert refused == list(targets.refused)
+
+
+def test_what_programs_ran_for_targets_that_have_ended_stays(targets):
+    """
+    Totals of programs are counters: they do not fall when a VM ends.
+    """
+    keep(targets, FakeWatch(7))
+    keep(targets, FakeWatch(8))
+    both = targets.program_stats()
+    assert {"send_entry": ProgramStats(2_000, 0.002, 4)} == both
+    targets.drop(7, "it has ended")
+    assert both == targets.program_stats()
+
+
+def test_a_scrape_hastens_those_that_were_not_looked_at_for_longest(targets):
+    """
+    Four of them, and none that was looked at within a second.
+    """
+    now = time.monotonic()
+    watches = [keep(targets, FakeWatch(pid, ticked=now - pid)) for pid in range(8)]
+    targets.hasten()
+    assert [4, 5, 6, 7] == [watch.pid for watch in watches if watch.next_tick <= time.monotonic()]
+    fresh = [keep(targets, FakeWatch(pid, ticked=now + 60)) for pid in range(8)]
+    targets.hasten()
+    assert not any(watch.next_tick <= time.monotonic() for watch in fresh)
