@@ -4,7 +4,7 @@ What the VM counts itself: all of it to be exported, and some of it as the measu
 
 A measure goes along with an event, and is known for all the time: what was counted of
 the event in a window, over how far its measure went on, is a rate that holds outside.
-It is read by us each second, and by the BPF programs at the edges of a window.
+We read it whenever we take stock, and the BPF programs at the edges of a window.
 """
 
 from __future__ import annotations
