@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam import entry, usdt
+from scope_ebpf.beam.elf import UnreadableElfError
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ class Executable(Protocol):
         """The function around an address."""
 
     def file_offset(self, address: int) -> int:
-        """Where an address lies in the file."""
+        """Where an address lies in the file; UnreadableElfError if it does not."""
 
     def read(self, address: int, size: int) -> bytes:
-        """What the file holds at an address."""
+        """What the file holds at an address; UnreadableElfError if it holds less."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
@@ -133,7 +134,7 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
                 if way.via == "symbol"
                 else usdt_places(binary, way, hook)
             )
-        except usdt.ArgumentError as error:
+        except (usdt.ArgumentError, UnreadableElfError) as error:
             return (), f"{hook.name}: {error}"
         if not places and not hook.optional:
             kind = "function symbol" if way.via == "symbol" else "USDT probe"

@@ -146,11 +146,11 @@ class Binary:
         )
 
     def file_offset(self, address: int) -> int:
-        """Where the byte at *address* lies in the file; ValueError if it is not in the file."""
+        """Where the byte at *address* lies in the file; UnreadableElfError if it does not."""
         for segment in self._elf.segments:
             if segment.address <= address < segment.address + segment.file_size:
                 return address - segment.address + segment.offset
-        raise ValueError(f"address {address:#x} is not in the file {self.path}")
+        raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
 
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""

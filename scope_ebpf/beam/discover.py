@@ -72,7 +72,7 @@ class Refusal(NamedTuple):
     """A process that looks like a BEAM but cannot be observed, and why."""
 
     pid: int
-    reason: ScopeError | OSError
+    reason: Exception
 
 
 def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
@@ -85,7 +85,7 @@ def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
             found.append(inspect(pid, proc))
         except (NoSuchProcessError, NotABeamError):
             continue
-        except ScopeError as error:
+        except (ScopeError, OSError) as error:
             found.append(Refusal(pid, error))
     return found
 
@@ -137,10 +137,15 @@ def _started(pid: int, folder: Path) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def program_of(folder: Path | str) -> str:
+    """Tell the path of the program that runs, as text, which a path need not be."""
+    path = os.readlink(os.fsencode(f"{folder}/exe"))  # noqa: PTH115 - fast, and bytes
+    return path.decode("utf-8", "replace")
+
+
 def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str, Binary]:
     try:
-        exe = str((folder / "exe").readlink())
-        return exe, opened(folder / "exe")
+        return program_of(folder), opened(folder / "exe")
     except PermissionError:
         raise NotPermittedError(
             f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"

@@ -164,6 +164,8 @@ class SymbolTable:
 
     def at(self, address: int) -> Symbol | None:
         """Find the symbol that spans *address*, a function before anything else."""
+        if not 0 <= address < 1 << 64:
+            return None
         starts = self._symbols["address"]
         spans = (starts <= address) & (address - starts < self._symbols["size"])
         rows = self._symbols[spans]

@@ -78,7 +78,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
             table = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is no TOML: {error}") from None
     table |= {key: value for key, value in (overrides or {}).items() if value is not None}
     config = replace(Config(), **{k: _value(k, v, path) for k, v in table.items()})
@@ -154,7 +154,7 @@ def patterns(value: Any) -> tuple[re.Pattern[str], ...]:
         raise ValueError("wanted is a list of regular expressions")
     try:
         return tuple(re.compile(item) for item in value)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"no regular expression: {error}") from None
 
 
@@ -173,10 +173,12 @@ def _boolean(value: Any) -> bool:
     return value
 
 
+#: What ``hash_password`` of ``http.py`` makes: rounds below ten million, salt, 32 bytes.
+_HASH = re.compile(r"pbkdf2:[1-9][0-9]{0,6}:(?:[0-9a-f]{2})+:[0-9a-f]{64}")
+
+
 def _users(value: Any) -> dict[str, str]:
-    good = isinstance(value, dict) and all(
-        re.fullmatch(r"pbkdf2:\d+:[0-9a-f]+:[0-9a-f]+", str(text)) for text in value.values()
-    )
+    good = isinstance(value, dict) and all(_HASH.fullmatch(str(text)) for text in value.values())
     if not good:
         raise ValueError("wanted is a table of names and what `scope-ebpfd --hash-password` prints")
     return dict(value)

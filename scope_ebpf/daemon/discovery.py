@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect
+from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect, program_of
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError, ScopeError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +133,7 @@ class Scanner:
 
     def _glance(self, pid: int) -> None:
         try:
-            exe = os.readlink(f"{self._proc}/{pid}/exe")  # noqa: PTH115 - fast
+            exe = program_of(f"{self._proc}/{pid}")
         except OSError:
             return  # a thread of the kernel, or it has ended
         seen, left = self._seen.get(pid, (exe, _LOOKS))
@@ -149,15 +149,18 @@ class Scanner:
     def _look_into(self, pid: int, config: Config, now: float) -> Target | Refusal | None:
         del self._due[pid]
         try:
-            if self._is_called_as_before(pid):
-                self._due[pid] = now + RENAMED
-                return None
-            target = inspect(pid, self._proc, self._files.open)
+            return self._wanted(pid, config, now)
         except (NoSuchProcessError, NotABeamError):
             return None
-        except (ScopeError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one process must not take the others along
             self._due[pid] = now + RETRY
             return Refusal(pid, error)
+
+    def _wanted(self, pid: int, config: Config, now: float) -> Target | None:
+        if self._is_called_as_before(pid):
+            self._due[pid] = now + RENAMED
+            return None
+        target = inspect(pid, self._proc, self._files.open)
         self._seen[pid] = (target.exe, 0)
         young = config.min_age - (time.clock_gettime(time.CLOCK_BOOTTIME) - target.started)
         if young > 0:

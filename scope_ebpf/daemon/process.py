@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,17 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
-    """The path of a process's cgroup (version 2), "" where it has none."""
+    """
+    The path of a process's cgroup, "" where it has none.
+
+    Of version 1 there is one for each controller; the longest says most (cgroups(7)).
+    """
     try:
         lines = (proc / str(pid) / "cgroup").read_text("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return next((line[3:] for line in lines if line.startswith("0::")), "")
+    # hierarchy:controllers:path
+    return max((line.split(":", 2)[-1] for line in lines), key=len, default="")
 
 
 def read_process(
@@ -32,8 +38,9 @@ def read_process(
 ) -> ProcessReading:
     """Read them. NoSuchProcessError if the process has ended."""
     try:
-        with open(f"{proc}/{pid}/stat", "rb") as stat:  # noqa: PTH123 - read every second
-            text = stat.read()
+        # Read every second, so without a buffer; it is shorter than 2 KB.
+        with open(f"{proc}/{pid}/stat", "rb", buffering=0) as stat:  # noqa: PTH123
+            text = stat.read(4096)
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     # The name stands in brackets and may hold anything, brackets too.
@@ -49,5 +56,7 @@ def read_process(
     )
 
 
+@cache
 def _boot_time() -> float:
+    # Asked once: a clock that is set later must not look like a VM that was started again.
     return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 1)

@@ -89,7 +89,7 @@ class Server(ThreadingMixIn, WSGIServer):
             say(logging.WARNING, "TLS is switched on and off by the next start only")
         elif self._tls is not None:
             try:
-                _certify(self._tls, config)
+                self._tls = _tls(config)
             except ConfigError as error:
                 say(logging.ERROR, "certificate refused, the old one stays", why=error)
 
@@ -116,18 +116,21 @@ class Server(ThreadingMixIn, WSGIServer):
             self._errors()
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except Exception:  # no thread could be started
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one client; a bad one harms nobody else."""
+        tls = self._tls
         try:
             request.settimeout(PATIENCE)
-            if self._tls:
-                request = self._tls.wrap_socket(
-                    request, server_side=True, do_handshake_on_connect=False
-                )
+            if tls:
+                request = tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
             self._since[request] = time.monotonic()
-            if self._tls:
+            if tls:
                 request.do_handshake()
             super().process_request_thread(request, client_address)
         except OSError:
@@ -148,18 +151,14 @@ class Server(ThreadingMixIn, WSGIServer):
 def _tls(config: Config) -> ssl.SSLContext | None:
     if config.tls_cert is None:
         return None
+    # A new one each time: what refuses a certificate's key has taken the certificate already.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _certify(context, config)
-    return context
-
-
-def _certify(context: ssl.SSLContext, config: Config) -> None:
-    assert config.tls_cert is not None  # noqa: S101 - the callers look
     try:
         # Without a password for the key nobody is asked for one on the terminal.
         context.load_cert_chain(config.tls_cert, config.tls_key, password=str)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the certificate {config.tls_cert}: {error}") from None
+    return context
 
 
 def serve(daemon: Daemon) -> Server:

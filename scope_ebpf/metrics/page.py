@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: A label value is no longer than this; OTP's names are at most 255 characters.
 MAX_LABEL = 255
+#: Characters at the end of one that was cut, which are others for another value.
+_DIGEST = 16
 
 
 class Page:
@@ -42,7 +45,7 @@ class Page:
     def elsewhere(self, source: str, value: float, /, **labels: str) -> None:
         """One figure that has no series of ours, only names of prometheus.erl."""
         if self._names:
-            self._names.add(source, labels, value)
+            self._names.add(source, {n: _label(text) for n, text in labels.items()}, value)
 
     def histogram(
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
@@ -78,4 +81,14 @@ class Page:
 def _checked(series: Series, labels: Mapping[str, str]) -> dict[str, str]:
     if set(labels) != set(series.labels):
         raise KeyError(f"{series.name} has the labels {series.labels}, not {tuple(labels)}")
-    return {name: labels[name][:MAX_LABEL] for name in series.labels}
+    return {name: _label(labels[name]) for name in series.labels}
+
+
+def _label(text: str) -> str:
+    """*text* as a label's value: UTF-8, cut if it is long, and another than that of another."""
+    encoded = text.encode("utf-8", "backslashreplace")
+    clean = encoded.decode()
+    if len(clean) <= MAX_LABEL:
+        return clean
+    digest = hashlib.sha256(encoded).hexdigest()[:_DIGEST]
+    return f"{clean[: MAX_LABEL - 1 - _DIGEST]}~{digest}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,6 +190,21 @@ def test_a_hostile_name_is_a_label_and_nothing_else(tmp_path, private_emulator, 
     assert code == 0
     assert all(line.startswith("level=") for line in errors.splitlines())
     assert "\x1b" not in errors
+
+
+def test_a_program_whose_path_is_no_text_is_observed(tmp_path, private_emulator):
+    """
+    A folder's name that is not UTF-8 spoils neither metrics nor page, for this VM or for others.
+    """
+    folder = shutil.copytree(private_emulator, tmp_path / "emulator")
+    with test_daemon.named("+S", "1:1", emulator=folder) as beam:
+        folder.rename(tmp_path / "\udcff")
+        with test_daemon.daemon(test_daemon.QUICK, tmp_path) as running:
+            until(running, lambda found: beam.pid in found)
+            assert f'exe="{tmp_path}/\ufffd/beam.smp"' in running.get()
+            assert "1 observed" in running.get("/")
+            code, errors = running.end()
+    assert 0 == code, errors
 
 
 def test_in_a_pid_namespace_of_its_own_it_says_what_it_cannot_do(tmp_path):

@@ -157,8 +157,18 @@ def test_an_address_outside_the_file_is_an_error(tmp_path: Path):
     """
     binary = opened(tmp_path, elf({".text": (PROGBITS, 0x1000, b"code")}))
     assert b"code" == binary.read(0x1000, 4)
-    with pytest.raises(ValueError, match="0x9999"):
+    with pytest.raises(UnreadableElfError, match="0x9999"):
         binary.file_offset(0x9999)
+
+
+@pytest.mark.parametrize("address", [-1, 0xFFF, 0x1008, 1 << 63, 1 << 64])
+def test_an_address_without_a_symbol_has_none(tmp_path: Path, address: int):
+    """
+    What a hostile call leads to, before the first address or beyond the last one, has no function.
+    """
+    rows, names = table({"only": (0x1000, 8, 2)})
+    sections = {".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)}
+    assert opened(tmp_path, elf(sections)).function_at(address) is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,7 @@ def exercise(data: bytes, folder: Path) -> None:
         assert isinstance(binary.usdt_sites, tuple)
         assert binary.build_id is None or binary.build_id
         binary.read(0x1000, 16)
-    except (UnreadableElfError, ValueError):
+    except UnreadableElfError:
         pass
 
 

@@ -57,10 +57,18 @@ def test_the_command_line_wins(tmp_path):
         ("snapshot_interval = 0.1", "1 s at least"),
         ("top = 1000", "from 0 to 20"),
         ('exclude_nodes = ["("]', "no regular expression"),
+        ('include_nodes = ["a{99999999999}"]', "no regular expression"),
+        (f'include_nodes = ["{"(" * 5000}{")" * 5000}"]', "no regular expression"),
         ('compat = ["erlang"]', "a list of: erlang-vm"),
         ('users = {a = "secret"}', "--hash-password"),
+        (f'users = {{a = "pbkdf2:10:abc:{"0" * 64}"}}', "--hash-password"),
+        (f'users = {{a = "pbkdf2:0:ab:{"0" * 64}"}}', "--hash-password"),
+        (f'users = {{a = "pbkdf2:99999999999:ab:{"0" * 64}"}}', "--hash-password"),
+        ('users = {a = "pbkdf2:10:ab:00"}', "--hash-password"),
         ('tls_cert = "x"', "TLS needs both"),
         ("budget = ", "is no TOML"),
+        (f"budget = {'[' * 5000}", "is no TOML"),
+        (f"top = {'9' * 5000}", "is no TOML"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, text, why):

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_beam_elf import PROGBITS, STRTAB, SYMTAB, elf, table
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.daemon import discovery
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.discovery import Files, Scanner
-from scope_ebpf.errors import NoSuchProcessError, NotPermittedError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError, NotPermittedError
 
 QUICK = Config(min_age=0.0)
 
@@ -175,3 +176,77 @@ def test_what_the_system_refuses_concerns_one_process(tmp_path, looked, monkeypa
     refusal = scanner.take(QUICK)
     assert isinstance(refusal, Refusal)
     assert "Input/output error" in str(refusal.reason)
+
+
+def test_what_nobody_thought_of_concerns_one_process(tmp_path, looked, monkeypatch):
+    """
+    Whatever goes wrong in looking into a process is a refusal of that one; the next is looked into.
+    """
+    good = discovery.inspect
+
+    def inspect(pid, proc, opened):
+        if pid == 20:
+            raise ZeroDivisionError("never thought of")
+        return good(pid, proc, opened)
+
+    monkeypatch.setattr(discovery, "inspect", inspect)
+    scanner = Scanner(tmp_path)
+    for pid in (20, 30):
+        scanner.started(pid, 0.0)
+    refusal, target = scanner.take(QUICK), scanner.take(QUICK)
+    assert isinstance(refusal, Refusal)
+    assert "never thought of" in str(refusal.reason)
+    assert target.pid == 30
+    assert scanner.next_due() > time.monotonic() + discovery.RETRY / 2
+
+
+def test_a_file_that_lies_about_its_symbols_is_no_beam(tmp_path):
+    """
+    A process that calls a thread 1_scheduler and has symbols outside of its file is passed over.
+    """
+    process(tmp_path, 20)
+    rows, names = table(
+        {
+            "etp_otp_release": (0x1000, 3, 1),
+            "etp_erts_version": (0x1003, 5, 1),
+            "etp_beamasm": (0x9999, 4, 1),
+        }
+    )
+    texts = (PROGBITS, 0x1000, b"25\x0013.1\0")
+    sections = {".data": texts, ".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)}
+    (tmp_path / "broken").write_bytes(elf(sections))
+    folder = tmp_path / "20"
+    (folder / "exe").unlink()
+    (folder / "exe").symlink_to(tmp_path / "broken")
+    (folder / "stat").write_text("20 (beam.smp) S " + "0 " * 40)
+    (folder / "status").write_text("Tgid:\t20\n")
+    scanner = Scanner(tmp_path)
+    scanner.scan()
+    assert scanner.next_due() == 0.0
+    assert scanner.take(QUICK) is None
+    assert scanner.next_due() is None
+    with pytest.raises(NotABeamError, match="0x9999"):
+        discover.inspect(20, tmp_path)
+
+
+def test_a_path_that_is_no_text_is_made_text(tmp_path, monkeypatch):
+    """
+    Of a program whose path is not UTF-8 all that we say is, and a look that changed nothing is one.
+    """
+    process(tmp_path, 20)
+    (tmp_path / "20/exe").unlink()
+    (tmp_path / "20/exe").symlink_to("/opt/\udcff/beam.smp")
+    path = discover.program_of(tmp_path / "20")
+    assert path == "/opt/\ufffd/beam.smp"
+    pids = []
+
+    def inspect(pid, proc, opened):
+        pids.append(pid)
+        return SimpleNamespace(pid=pid, exe=path, node="a@b", started=0.0)
+
+    monkeypatch.setattr(discovery, "inspect", inspect)
+    scanner = Scanner(tmp_path)
+    for _ in range(3):
+        scanner.scan()
+        scanner.take(QUICK)
+    assert pids == [20]

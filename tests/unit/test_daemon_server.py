@@ -12,14 +12,18 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from socketserver import ThreadingMixIn
+from types import SimpleNamespace
 
 import beams_run
 import pytest
 
+from scope_ebpf.daemon import http as http_module
 from scope_ebpf.daemon import server as server_module
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.http import hash_password
@@ -204,6 +208,35 @@ def test_clients_that_say_nothing_do_not_keep_others_out_for_long(site):
     assert daemon.errors["http"] > before
 
 
+def test_a_thread_that_cannot_be_started_takes_nobodys_place(site, monkeypatch, caplog):
+    """
+    Where the system has no thread for us the client is hung up on, and later ones are served.
+    """
+
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    daemon, port = site
+    before = daemon.errors["http"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadingMixIn, "process_request", fail)
+        for _ in range(server_module.AT_ONCE):
+            with pytest.raises(OSError):
+                get(port)
+    assert "scope_ebpf_targets" in get(port)
+    assert daemon.errors["http"] == before + server_module.AT_ONCE
+    assert {record.getMessage() for record in caplog.records} == {"a request failed"}
+
+
+def test_what_is_no_text_does_not_spoil_the_page(site, monkeypatch):
+    """
+    A reason with bytes of a path that are no UTF-8 is shown all the same.
+    """
+    daemon, port = site
+    monkeypatch.setitem(daemon.targets.refused, 7, "cannot open /opt/\udcff")
+    assert "cannot open /opt/\\udcff" in get(port, "/")
+
+
 def test_a_failure_of_ours_is_one_line(site, monkeypatch, caplog):
     """
     A page that cannot be made is a 500 for the client, and one line in the log.
@@ -273,6 +306,39 @@ def test_a_password_that_was_changed_is_no_longer_good(guarded, monkeypatch):
     assert status(port, headers=basic("prometheus", "other"))[0] == 200
 
 
+def test_who_guesses_takes_little_of_one_core(guarded, monkeypatch):
+    """
+    Of sixteen guesses at once one is looked at, then there is a pause; the right one comes through.
+    """
+    _, port = guarded
+    looking, most, pauses = [], [], []
+
+    def matches(stored, password):
+        looking.append(password)
+        most.append(len(looking))
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+        if password == b"new":
+            looking.clear()
+        return password == b"new"
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        looking.pop()
+
+    clocks = {"monotonic": time.monotonic, "thread_time": time.thread_time}
+    monkeypatch.setattr(http_module, "matches", matches)
+    monkeypatch.setattr(http_module, "time", SimpleNamespace(sleep=sleep, **clocks))
+    words = [*(f"guess {n}" for n in range(15)), "new"]
+    with ThreadPoolExecutor(16) as pool:
+        codes = list(pool.map(lambda w: status(port, headers=basic("prometheus", w))[0], words))
+    assert codes == [401] * 15 + [200]
+    assert most == [1] * 16
+    assert len(pauses) == 15
+    assert min(pauses) >= 4 * 0.01
+
+
 def test_health_is_nobodys_secret(guarded):
     """
     Who looks after the daemon needs no password.
@@ -335,6 +401,28 @@ def test_a_renewed_certificate_is_taken(tmp_path):
         cert.write_text("no certificate")
         daemon.heeding[0](config)
         assert "scope_ebpf_targets" in get(port, context=trusting)
+
+
+@pytest.mark.parametrize("broken", ["key of another", "no key", "no file"])
+def test_a_renewed_certificate_that_cannot_be_used_changes_nothing(tmp_path, broken, caplog):
+    """
+    Where the new certificate is there and its key is not, or is another, clients see the old pair.
+    """
+    cert, key = certificate(tmp_path, "old")
+    config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with serving(config) as (daemon, port):
+        fresh, _ = certificate(tmp_path, "new")
+        shutil.copy(fresh, cert)
+        if broken == "no key":
+            key.write_text("no key\n")
+        elif broken == "no file":
+            key.unlink()
+        for _ in range(2):
+            daemon.heeding[0](config)
+            assert "scope_ebpf_targets" in get(port, context=trusting)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["certificate refused, the old one stays"] * 2
 
 
 def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path, monkeypatch):

@@ -144,13 +144,35 @@ def test_the_number_of_series_does_not_depend_on_schedulers():
     assert len(small) == len(large)
 
 
-@pytest.mark.parametrize("node", ['"a"@b', "a\nb@c", "a\\@b", "é@ü", '{a="b"}', "x" * 10_000])
+@pytest.mark.parametrize("node", ['"a"@b', "a\nb@c", "a\\@b", "é@ü", '{a="b"}', "x" * MAX_LABEL])
 def test_node_names_are_data(node):
     """
-    Quotes, newlines and ten kilobytes come out as they went in, or cut.
+    Quotes, newlines and names as long as a name can be come out as they went in.
     """
     found = {s.labels["node"] for s in samples(exported(reading(node)))}
-    assert {node[:MAX_LABEL]} == found
+    assert {node} == found
+
+
+def test_nodes_whose_long_names_begin_alike_are_told_apart():
+    """
+    Of ten kilobytes the beginning comes out, with an end that is another for another name.
+    """
+    names = [end.rjust(10_000, "x") for end in ("", "#17", "#18")]
+    found = samples(exported(*map(reading, names)))
+    labels = {s.labels["node"] for s in found}
+    assert len(names) == len(labels)
+    assert {(MAX_LABEL, "x" * 200)} == {(len(label), label[:200]) for label in labels}
+    series = [(s.name, *s.labels.items()) for s in found]
+    assert len(series) == len(set(series))
+
+
+def test_a_label_that_is_no_text_is_made_text():
+    """
+    Bytes of a path that are no UTF-8 cost nobody the scrape, and paths stay apart.
+    """
+    one = replace(reading(), info=INFO | {"exe": "/opt/\udcfe/beam.smp"})
+    (info,) = (s for s in samples(exported(one)) if s.name == "beam_target_info")
+    assert "/opt/\\udcfe/beam.smp" == info.labels["exe"]
 
 
 def test_a_name_that_is_not_in_the_catalogue_cannot_be_exported():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
+from scope_ebpf.beam.elf import UnreadableElfError
 from scope_ebpf.beam.usdt import Argument
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.session import Session
@@ -431,3 +432,20 @@ def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
     with pytest.raises(HostError) as error:
         Session(plan, 1, 0, np.zeros((), events.SETTINGS))
     assert f"{name} is not on the list of what we may attach to" == str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["file_offset", "read"])
+def test_a_function_outside_the_file_makes_its_event_unavailable(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+):
+    """
+    What a broken file says of one function costs the events that need it, with the reason.
+    """
+
+    def fail(self: Executable, address: int, *size: int) -> int:
+        raise UnreadableElfError(f"address {address:#x} is not in the file")
+
+    monkeypatch.setattr(Executable, missing, fail)
+    found = item(stock(), "spawn" if missing == "file_offset" else "exit", via="symbol")
+    assert "unavailable" == found.via
+    assert "is not in the file" in found.reason
