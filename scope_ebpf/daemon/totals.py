@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 #: An error is told anew after so many windows, at first after fewer.
-_ANEW = 5
+_ANEW = 10
 
 
 class Totals:
