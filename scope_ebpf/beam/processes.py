@@ -22,7 +22,7 @@ from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 #: Rows in one reading: 4,096 structs are 3 MB, which stay in the processor's cache.
 CHUNK = 4096
+#: Blocks whose slots are read by one call, where few of them are in use.
+_BLOCKS = 16
+#: Slots that are read again together: further ones in the same 512 bytes cost nothing.
+_LINE = 64
 #: How often a row that changed meanwhile is read before it is counted as torn.
 ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
@@ -134,17 +138,27 @@ class Snapshot:
     *rows* is a structured array with the columns that were asked for, and
     always ``slot``, ``pointer``, ``id``, ``state``, ``heap_words``,
     ``stack_words`` and ``mailbox``. *total* is what the table itself counts;
-    *torn* rows were there but changed too fast; *seconds* is CPU time.
+    *torn* rows were there but changed too fast, and *missed* are the slots of
+    these and of the *unreadable*; *seconds* is CPU time.
     """
 
     rows: NDArray[np.void]
     total: int
     torn: int
     unreadable: int
+    missed: NDArray[np.int64]
     seconds: float
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class _Found(NamedTuple):
+    """Rows that are whole, and the slots of those that changed too fast or could not be read."""
+
+    rows: list[NDArray[np.void]]
+    torn: list[int]
+    unreadable: list[int]
 
 
 class ProcessTable:
@@ -180,22 +194,20 @@ class ProcessTable:
     def _verify(self, target: Target) -> None:
         """Hold the layout against the oldest processes there are; refuse it if most do not fit."""
         for first in range(0, self.slots, CHUNK):
-            last = min(first + CHUNK, self.slots)
-            pointers = self.pointers(first, last)
-            filled = np.flatnonzero(pointers)[:_SAMPLE]
-            if not len(filled):
+            slots, pointers = self._filled(range(first, first + 1))
+            if not len(slots):
                 continue
-            rows, read = self._rows(first + filled, pointers[filled])
+            rows, read = self._rows(slots[:_SAMPLE], pointers[:_SAMPLE])
             back = read & (self._codec.slot(rows["id"]) == rows["slot"])
             whole = read & self._whole(rows)
             for check, good in (
                 ("pids lead back to their slots", back),
                 ("heap pointers are in order", whole),
             ):
-                if int(good.sum()) * 2 < len(filled):
+                if int(good.sum()) * 2 < len(rows):
                     raise ReadRefusedError(
                         f"process {target.pid} (OTP {target.otp_release}): the check that {check} "
-                        f"holds for {int(good.sum())} of {len(filled)} processes, so "
+                        f"holds for {int(good.sum())} of {len(rows)} processes, so "
                         f"{self._layout} does not fit and no process is read"
                     )
             return
@@ -206,9 +218,32 @@ class ProcessTable:
         count = self._memory.u32(self._table + self._layout.offset("ErtsPTab", "vola.tile.count"))
         return count if count < 1 << 31 else 0
 
-    def pointers(self, first: int, last: int) -> NDArray[np.uint64]:
-        """Read the slots *first* to *last* of the table; 0 where there is no process."""
-        return self._live(self._memory.words(self._slots + _WORD * first, last - first))
+    def _filled(self, blocks: range) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Read blocks of the table, given by their first slots: the slots in use, what is there."""
+        size = min(CHUNK, self.slots)
+        firsts = np.array(blocks, np.int64)
+        starts = np.minimum(firsts, self.slots - size)  # nothing behind the table is read
+        raw, read = self._memory.gather(self._places(starts), _WORD * size)
+        if not read.all():
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: its process table cannot be read, and so no process"
+            )
+        words = raw.view(np.uint64).reshape(-1)
+        used = np.flatnonzero(words != 0)  # eight times as fast as of words
+        slots, pointers = starts[used // size] + used % size, self._live(words[used])
+        there = (pointers != 0) & (slots >= firsts[used // size])
+        return slots[there], pointers[there]
+
+    def _look(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Read some slots of the table; 0 where there is no process."""
+        size = min(_LINE, self.slots)
+        firsts = np.minimum(slots // size * size, self.slots - size)
+        lines, line = np.unique(firsts, return_inverse=True)
+        raw, _ = self._memory.gather(self._places(lines), _WORD * size)
+        return self._live(raw.view(np.uint64)[line, slots - firsts])
+
+    def _places(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
+        return np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
 
     def _live(self, slots: NDArray[np.uint64]) -> NDArray[np.uint64]:
         # A slot that is being taken has a bit set or holds the invalid process.
@@ -222,17 +257,13 @@ class ProcessTable:
         in every part alike.
         """
         began = time.process_time()
-        found: list[NDArray[np.void]] = []
-        torn = unreadable = 0
-        for first in range(0, self.slots, CHUNK):
-            if first // CHUNK % parts != part:
-                continue
-            rows, torn_here, unreadable_here = self._block(first, min(first + CHUNK, self.slots))
-            found.append(rows)
-            torn += torn_here
-            unreadable += unreadable_here
-        rows = np.concatenate(found) if found else np.empty(0, self._dtype)
-        return Snapshot(rows, self.count(), torn, unreadable, time.process_time() - began)
+        blocks = range(part * CHUNK, self.slots, parts * CHUNK)
+        # A struct is read soon after its slot: no more slots at once than lead to a block of them.
+        run = max(1, min(_BLOCKS, self.slots // max(1, self.count())))
+        found = _Found([np.empty(0, self._dtype)], [], [])
+        for at in range(0, len(blocks), run):
+            self._settle(found, *self._filled(blocks[at : at + run]))
+        return self._snapshot(found, began)
 
     def one(self, pid: int) -> NDArray[np.void]:
         """Read the one process with this pid term, shape ``(1,)``; ``(0,)`` if it is not there."""
@@ -246,41 +277,39 @@ class ProcessTable:
     def at(self, slots: NDArray[np.int64]) -> Snapshot:
         """Read the processes in some slots of the table."""
         began = time.process_time()
-        places = np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
+        pointers = self._look(slots)
+        there = pointers != 0
+        found = _Found([np.empty(0, self._dtype)], [], [])
+        self._settle(found, slots[there], pointers[there])
+        return self._snapshot(found, began)
 
-        def pointers() -> NDArray[np.uint64]:
-            words, _ = self._memory.gather(places, _WORD)
-            return self._live(column(words, 0, np.uint64))
+    def _snapshot(self, found: _Found, began: float) -> Snapshot:
+        rows = np.concatenate(found.rows)
+        missed = np.array(found.torn + found.unreadable, np.int64)
+        torn, unreadable = len(found.torn), len(found.unreadable)
+        return Snapshot(rows, self.count(), torn, unreadable, missed, time.process_time() - began)
 
-        rows, torn, unreadable = self._settled(slots, pointers)
-        return Snapshot(rows, self.count(), torn, unreadable, time.process_time() - began)
-
-    def _block(self, first: int, last: int) -> tuple[NDArray[np.void], int, int]:
-        return self._settled(np.arange(first, last), lambda: self.pointers(first, last))
-
-    def _settled(
-        self, slots: NDArray[np.int64], look: Callable[[], NDArray[np.uint64]]
-    ) -> tuple[NDArray[np.void], int, int]:
-        """Read some slots until each row is whole, or ATTEMPTS times; *look* reads pointers."""
-        pointers = look()
-        wanted = np.flatnonzero(pointers)
-        found = [np.empty(0, self._dtype)]
-        read = np.ones(0, np.bool_)
+    def _settle(
+        self, found: _Found, slots: NDArray[np.int64], pointers: NDArray[np.uint64]
+    ) -> None:
+        """Read what slots point to until each row is whole, or ATTEMPTS times."""
+        read = np.ones(len(slots), np.bool_)
         for _ in range(ATTEMPTS):
-            if not len(wanted):
-                break
+            if not len(slots):
+                return
             spawned, free = self._spawned(), self.slots - self.count()
-            rows, read = self._rows(slots[wanted], pointers[wanted])
+            rows, read = self._rows(slots, pointers)
             whole = read & self._whole(rows)
-            after = look()
+            after = self._look(slots)
             if (self._spawned() - spawned) % (1 << 32) >= free // 2:
                 whole &= self._same_id(rows)
-            same = after[wanted] == pointers[wanted]
-            found.append(rows[whole & same & (rows["state"] & FREE == 0)])
+            same = after == pointers
+            found.rows.append(rows[whole & same & (rows["state"] & FREE == 0)])
             # A slot that is empty now held a process that has ended: nothing is missing.
-            again = ~(whole & same) & (after[wanted] != 0)
-            wanted, pointers, read = wanted[again], after, read[again]
-        return np.concatenate(found), int(read.sum()), int((~read).sum())
+            again = ~(whole & same) & (after != 0)
+            slots, pointers, read = slots[again], after[again], read[again]
+        found.torn.extend(slots[read].tolist())
+        found.unreadable.extend(slots[~read].tolist())
 
     def _rows(
         self, slots: NDArray[np.int64], pointers: NDArray[np.uint64]
@@ -320,9 +349,7 @@ class ProcessTable:
 
         What was read behind a process's pointers is that process's only then.
         """
-        slots, there = self._memory.gather(
-            np.uint64(self._slots) + rows["slot"].astype(np.uint64) * np.uint64(_WORD), _WORD
-        )
+        slots, there = self._memory.gather(self._places(rows["slot"]), _WORD)
         there &= column(slots, 0, np.uint64) == rows["pointer"]
         there &= self._same_id(rows)
         calm = there.copy()

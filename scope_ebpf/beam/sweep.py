@@ -115,6 +115,7 @@ class Sweep:
         for name, (_, empty) in _COLUMNS.items():
             columns[name].reshape(self._blocks, CHUNK)[part::parts] = empty
         columns["seen"].reshape(self._blocks, CHUNK)[part::parts] = now
+        columns["seen"][snapshot.missed] = 0  # who is found there next need not be new
         for name in ("id", "reductions", "mailbox", "minor_gcs"):
             columns[name][slots] = rows[name]
         columns["memory"][slots] = base_bytes(rows, self._process_size)

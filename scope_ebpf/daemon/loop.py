@@ -86,7 +86,7 @@ class Daemon:
         """Observe until asked to end; then everything is detached."""
         _hurry(self.targets.attacher.pid)
         self._hear_of_starts()
-        snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config)
+        snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
         snapshots.start()
         try:
             while not self._asked & {signal.SIGTERM, signal.SIGINT}:

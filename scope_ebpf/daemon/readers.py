@@ -61,7 +61,7 @@ class Readers:
         except NoSuchProcessError:
             raise
         except ScopeError as error:
-            self.refuse(part, error)
+            self._refuse(part, error)
             return None
 
     def _part(self, part: str, reader: _Reader[_Read] | None) -> _Read | None:
@@ -72,7 +72,7 @@ class Readers:
             self._refused.pop(part, None)
         return reading
 
-    def refuse(self, part: str, error: ScopeError) -> None:
+    def _refuse(self, part: str, error: ScopeError) -> None:
         """Say once why *part* is not read; it is among what readings say is refused."""
         if part not in self._refused:
             say(logging.WARNING, "memory not read", pid=self._pid, part=part, why=error)

@@ -8,18 +8,23 @@ reading takes no more than a fixed share of a core, whatever the number of proce
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
+from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readers import Readers
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.labels import Labels
+from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
 
 if TYPE_CHECKING:
@@ -35,8 +40,10 @@ SHARE = 0.004
 MEMORY_SHARE = 0.0005
 #: Seconds between two looks at whose turn it is.
 _LOOK = 1.0
-#: Blocks of the table in one part: 16,384 slots, a few milliseconds.
-_BLOCKS = 4
+#: Seconds until what failed is tried again.
+_RETRY = 60.0
+#: Processes and slots in one part of a table, at most: a few milliseconds.
+_PROCESSES, _SLOTS = CHUNK, 1 << 18
 
 
 class Table:
@@ -49,18 +56,18 @@ class Table:
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
         self._reductions = Reductions()
-        self.due = 0.0
 
     def read(self, top: int, pause: Callable[[float], None]) -> SnapshotReading:
         """Read it all, with a *pause* after each part. Raises ReadRefusedError."""
         reading = SnapshotReading(top)
-        parts = max(1, -(-self._table.slots // (CHUNK * _BLOCKS)))
+        parts = self._parts()
         size = self._target.layout.size("Process")
         for part in range(parts):
             began = time.thread_time()
             snapshot = self._table.snapshot(part, parts)
-            reading.take_in(snapshot.rows, snapshot.torn + snapshot.unreadable, size)
-            reading.take_in_rates(snapshot.rows, *self._reductions.since(part, snapshot.rows))
+            rows, missed = snapshot.rows, snapshot.missed
+            reading.take_in(rows, len(missed), size)
+            reading.take_in_rates(rows, self._reductions.rates(part, parts, rows, missed))
             took = time.thread_time() - began
             reading.seconds += took
             pause(took)
@@ -68,26 +75,58 @@ class Table:
         reading.taken = time.time()
         return reading
 
+    def _parts(self) -> int:
+        """In how many parts it is read: a power of two, and no more than it has blocks."""
+        slots = self._table.slots
+        wanted = max(self._table.count() / _PROCESSES, slots / _SLOTS)
+        return 1 << math.ceil(math.log2(min(max(wanted, 1), max(slots / CHUNK, 1))))
+
     def _names(self, reading: SnapshotReading) -> dict[int, str]:
         """Names of those that are shown; one that has ended meanwhile has none."""
         pids = {one.pid for one in (*reading.mailboxes, *reading.memories, *reading.rates)}
         try:
             if self._labels is None:
                 self._labels = Labels(self._target, self._atoms, CodeMap(self._target, self._atoms))
+            began = time.thread_time()
             labels = self._labels.labels(pids)
+            reading.seconds += time.thread_time() - began
         except ReadRefusedError:
             return {}
         return {pid: label.who for pid, label in labels.items() if label.who}
 
 
-class Snapshots:
-    """Takes them until closed; *watches* gives the targets of this moment."""
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of one watch: who reads it, when each part is due, what failed and why."""
 
-    def __init__(self, watches: Callable[[], list[Watch]], config: Callable[[], Config]) -> None:
+    readers: Readers | None = None
+    table: Table | None = None
+    memory: MemoryReading = field(default_factory=MemoryReading)
+    due: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Snapshots:
+    """
+    Takes them until closed; *watches* gives the targets of this moment.
+
+    What fails is tried again after a minute. Failures that nobody expected are counted
+    in *errors*.
+    """
+
+    def __init__(
+        self,
+        watches: Callable[[], list[Watch]],
+        config: Callable[[], Config],
+        errors: Counter[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._watches = watches
         self._config = config
-        self._tables: dict[int, Table | None] = {}
-        self._readers: dict[int, Readers] = {}
+        self._errors = Counter() if errors is None else errors
+        self._clock = clock
+        # By watch, not by pid: another VM may run in the same process.
+        self._kept: dict[Watch, _Kept] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
@@ -100,52 +139,60 @@ class Snapshots:
         self._ended.set()
         self._thread.join()
 
+    def look(self) -> None:
+        """Read what is due of each target."""
+        self._kept = {watch: self._kept.get(watch, _Kept()) for watch in self._watches()}
+        for watch, kept in self._kept.items():
+            for part, read in (("memory", self._read), ("processes", self._take)):
+                if not self._ended.is_set() and self._clock() >= kept.due.get(part, 0.0):
+                    self._turn(watch, kept, part, read)
+
     def _run(self) -> None:
         while not self._ended.wait(_LOOK):
-            watches = self._watches()
-            here = {watch.target.pid for watch in watches}
-            for kept in (self._tables, self._readers):
-                for gone in kept.keys() - here:
-                    kept.pop(gone)
-            for watch in watches:
-                if not self._ended.is_set():
-                    self._read(watch, len(watches))
-                    self._take(watch, len(watches))
+            self.look()
 
-    def _read(self, watch: Watch, targets: int) -> None:
-        pid = watch.target.pid
+    def _turn(
+        self, watch: Watch, kept: _Kept, part: str, read: Callable[[Watch, _Kept], float]
+    ) -> None:
+        pause = _RETRY
         try:
-            if pid not in self._readers:
-                self._readers[pid] = Readers(watch.target)
-            readers = self._readers[pid]
-            if time.monotonic() < readers.due:
-                return
-            watch.memory = readers.read()
-        except NoSuchProcessError:
-            return  # the loop drops it
-        rarely = readers.seconds * targets / MEMORY_SHARE
-        readers.due = time.monotonic() + max(self._config().snapshot_interval, rarely)
+            rarely = read(watch, kept) * len(self._kept)
+        except (NoSuchProcessError, _EndedError):
+            pass  # the loop drops it
+        except Exception as error:  # noqa: BLE001 - one target must not take the others along
+            self._failed(watch, kept, part, error)
+        else:
+            kept.refused.pop(part, None)
+            _tell(watch, kept)
+            pause = max(self._config().snapshot_interval, rarely)
+        kept.due[part] = self._clock() + pause
 
-    def _take(self, watch: Watch, targets: int) -> None:
-        pid = watch.target.pid
-        try:
-            if pid not in self._tables:
-                self._tables[pid] = Table(watch.target)
-            table = self._tables[pid]
-            if table is None or time.monotonic() < table.due:
-                return
-            reading = table.read(self._config().top, self._pause)
-        except NoSuchProcessError:
-            return  # the loop drops it
-        except _EndedError:
-            return
-        except ScopeError as error:
-            self._tables[pid] = None
-            self._readers[pid].refuse("processes", error)
-            return
-        watch.snapshot = reading
-        rarely = reading.seconds * targets / SHARE
-        table.due = time.monotonic() + max(self._config().snapshot_interval, rarely)
+    def _read(self, watch: Watch, kept: _Kept) -> float:
+        """Read the VM's own memory; how many seconds later it may be read again."""
+        kept.readers = kept.readers or Readers(watch.target)
+        kept.memory = kept.readers.read()
+        return kept.readers.seconds / MEMORY_SHARE
+
+    def _take(self, watch: Watch, kept: _Kept) -> float:
+        """Read the process table; how many seconds later it may be read again."""
+        kept.table = kept.table or Table(watch.target)
+        watch.snapshot = reading = kept.table.read(self._config().top, self._pause)
+        return reading.seconds / SHARE
+
+    def _failed(self, watch: Watch, kept: _Kept, part: str, error: Exception) -> None:
+        """Show no *part* of it until it can be read again; say once why."""
+        known = isinstance(error, ScopeError)
+        if not known:
+            self._errors["snapshot"] += 1
+        why = str(error) if known else repr(error)
+        if part not in kept.refused:
+            say(logging.WARNING, "memory not read", pid=watch.target.pid, part=part, why=why)
+        kept.refused[part] = why
+        if part == "processes":
+            kept.table = watch.snapshot = None
+        else:
+            kept.readers, kept.memory = None, MemoryReading()
+        _tell(watch, kept)
 
     def _pause(self, seconds: float) -> None:
         """As long as the part took: the loop and scrapes come in between."""
@@ -155,3 +202,7 @@ class Snapshots:
 
 class _EndedError(Exception):
     """The daemon ends in the middle of a table."""
+
+
+def _tell(watch: Watch, kept: _Kept) -> None:
+    watch.memory = replace(kept.memory, refused=kept.memory.refused | kept.refused)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -76,14 +76,11 @@ class SnapshotReading:
         self.mailboxes = self._most(self.mailboxes, rows["id"], mailbox)
         self.memories = self._most(self.memories, rows["id"], memory)
 
-    def take_in_rates(
-        self, rows: NDArray[np.void], reductions: NDArray[np.int64], seconds: float
-    ) -> None:
-        """Add what *rows* have done in *seconds*; nothing where that is 0."""
-        if seconds > 0:
-            rates = (reductions / seconds).astype(np.int64)
-            self.rate += int(rates.sum())
-            self.rates = self._most(self.rates, rows["id"], rates)
+    def take_in_rates(self, rows: NDArray[np.void], rates: NDArray[np.float64]) -> None:
+        """Add how many reductions a second *rows* do."""
+        whole = rates.astype(np.int64)
+        self.rate += int(whole.sum())
+        self.rates = self._most(self.rates, rows["id"], whole)
 
     def _most(
         self, known: list[Top], pids: NDArray[np.uint64], values: NDArray[np.int64]
@@ -96,35 +93,76 @@ class SnapshotReading:
         return ranked[: self.top]
 
 
+class _Part(NamedTuple):
+    """What is kept of one part: pids in order and their reductions, slots that were missed."""
+
+    pids: NDArray[np.uint64]
+    done: NDArray[np.uint64]
+    missed: NDArray[np.int64]
+    taken: float
+
+
 class Reductions:
     """
     What each process has done since the snapshot before, by its reductions.
 
-    Those of a process that runs are counted when it leaves its scheduler, and a pid
-    that was not there is a new process. Of each 16 bytes are kept.
+    Those of a process that runs are counted when it leaves its scheduler. A pid
+    that was not there is a new process, unless its slot was missed: then nobody
+    knows how old it is, and it has no rate yet. Of each 16 bytes are kept.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64], float]] = {}
+        #: For each part those of the snapshot before that have its processes.
+        self._last: list[list[_Part]] = [[]]
 
-    def since(self, part: int, rows: NDArray[np.void]) -> tuple[NDArray[np.int64], float]:
-        """Reductions of each of *rows*, of the same *part* as before, and in how many seconds."""
-        now = self._clock()
+    def rates(
+        self, part: int, parts: int, rows: NDArray[np.void], missed: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """
+        Reductions a second of each of *rows*, which are all of *part* but those *missed*.
+
+        *parts* is a power of two, as the parts are every so many blocks of the
+        table; it may differ from one snapshot to the next.
+        """
+        self._cut(parts)
+        now, before = self._clock(), self._last[part]
         order = np.argsort(rows["id"])
-        ids, done = rows["id"][order], rows["reductions"][order]
-        before = self._last.get(part)
-        self._last[part] = ids, done, now
-        if before is None:
-            return np.zeros(len(rows), np.int64), 0.0
-        old_ids, old_done, then = before
-        places = np.searchsorted(old_ids, rows["id"])
-        places[places == len(old_ids)] = 0
-        known = (old_ids[places] == rows["id"]) if len(old_ids) else np.zeros(len(rows), np.bool_)
-        base = np.where(known, old_done[places], 0) if len(old_ids) else 0
+        self._last[part] = [_Part(rows["id"][order], rows["reductions"][order], missed, now)]
+        if not before:
+            return np.zeros(len(rows))
+        base = np.zeros(len(rows), np.uint64)
+        seconds = np.full(len(rows), now - min(old.taken for old in before))
+        for old in before:
+            unknown = np.isin(rows["slot"], old.missed)
+            base[unknown] = rows["reductions"][unknown]
+        for old in before:
+            known, places = _places(old.pids, rows["id"])
+            base[known] = old.done[places]
+            seconds[known] = now - old.taken
         # A count that fell is that of another process with the same pid.
         grown = np.maximum((rows["reductions"] - base).astype(np.int64), 0)
-        return grown, now - then
+        rates: NDArray[np.float64] = grown / seconds
+        return rates
+
+    def _cut(self, parts: int) -> None:
+        """Keep it by so many parts; one of twice as many lies within one of these."""
+        while len(self._last) < parts:
+            self._last = self._last * 2
+        while len(self._last) > parts:
+            half = len(self._last) // 2
+            pairs = zip(self._last[:half], self._last[half:], strict=True)
+            self._last = [[*one, *other] for one, other in pairs]
+
+
+def _places(
+    ordered: NDArray[np.uint64], wanted: NDArray[np.uint64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Tell which of *wanted* are among those *ordered*, and where these are."""
+    places = np.searchsorted(ordered, wanted)
+    known = places < len(ordered)
+    known[known] = ordered[places[known]] == wanted[known]
+    return known, places[known]
 
 
 def _at_least(values: NDArray[np.int64], steps: tuple[int, ...]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ Process tables of real VMs as the daemon exports them.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import beams_run
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.daemon.snapshots import Table
-from scope_ebpf.metrics.snapshot import MAILBOX_STEPS
+from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, SnapshotReading
 
 #: A registered process that reads nothing, with this many messages, among this many others.
 WAITING, OTHERS = 2300, 20_000
@@ -43,3 +44,43 @@ def test_a_growing_mailbox_is_seen_with_its_name(kind):
     assert counts[1000] == 1
     assert reading.mailboxes[0].value == WAITING
     assert reading.names[reading.mailboxes[0].pid] == "deaf"
+
+
+#: One process that works without end, and others by the thousand when they are asked for.
+GROWING = (
+    "spawn(fun() -> Wait = fun(F) -> receive never -> F(F) end end, "
+    "Work = fun(F) -> lists:seq(1, 100), F(F) end, "
+    "spawn(fun() -> register(busy, self()), Work(Work) end), "
+    'io:format("ready~n"), io:get_line(""), '
+    f"[spawn(fun() -> Wait(Wait) end) || _ <- lists:seq(1, {OTHERS})], "
+    'io:format("grown~n"), Wait(Wait) end).'
+)
+
+
+def with_busy(table: Table) -> tuple[SnapshotReading, int]:
+    """
+    Read until the busy process has left its scheduler since the reading before; in how many parts.
+    """
+    end = time.monotonic() + beams_run.PATIENCE
+    while time.monotonic() < end:
+        pauses: list[float] = []
+        reading = table.read(5, pauses.append)
+        assert all(one.value < 10**10 for one in reading.rates)
+        if "busy" in {reading.names.get(one.pid) for one in reading.rates}:
+            return reading, len(pauses)
+    raise AssertionError("the busy process has no rate")
+
+
+def test_rates_go_on_while_a_small_table_grows():
+    """
+    A hundred processes are read at once, twenty thousand in parts; the busy one is told in both.
+    """
+    # -noshell takes back that nothing is read.
+    with beams_run.start_beam("stock25", "+S", "2:2", "-noshell", eval=GROWING) as beam:
+        beam.expect("ready")
+        table = Table(inspect(beam.pid))
+        small, parts = with_busy(table)
+        assert (1, True) == (parts, small.read < OTHERS)
+        assert "grown" == beam.ask("grow")
+        large, parts = with_busy(table)
+        assert (8, True) == (parts, large.read >= OTHERS)

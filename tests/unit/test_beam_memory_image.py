@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import beam_image
-from beam_image import BASE, PAGE, make
+from beam_image import BASE, PAGE, make, pid
 
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.detail import FIELDS, detail
+from scope_ebpf.beam.processes import LOAD, ProcessTable
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
@@ -82,6 +83,64 @@ def test_a_process_under_construction_is_torn_and_not_shown():
     )
     snapshot = viewer.table.snapshot()
     assert (3, 4, 1) == (len(snapshot), snapshot.total, snapshot.torn)
+
+
+def spread(slots: list[int], size: int) -> beam_image.Image:
+    """
+    A VM with processes in these *slots* of a table of this *size*.
+    """
+    image = make(len(slots))
+    table = image.roots["erts_proc"] - BASE
+    (old,) = struct.unpack_from(
+        "<Q", image.data, table + image.layout.offset("ErtsPTab", "r.o.tab")
+    )
+    words = [0] * size
+    for number, slot in enumerate(slots):
+        (words[slot],) = struct.unpack_from("<Q", image.data, old - BASE + 8 * number)
+        place = words[slot] - BASE + image.layout.offset("Process", "common.id")
+        struct.pack_into("<Q", image.data, place, pid(slot))
+    for name, value, kind in (("r.o.tab", image.words(*words), "Q"), ("r.o.max", size, "I")):
+        struct.pack_into(
+            "<" + kind, image.data, table + image.layout.offset("ErtsPTab", name), value
+        )
+    return image
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 64])
+def test_a_sparse_table_is_read_with_few_calls_and_whole(parts: int):
+    """
+    Whoever lies far from the others is found as well, and only in the part of its block.
+    """
+    slots = [0, 4095, 4096, 20_000, 131_071, 131_072, 200_000, 262_143]
+    viewer = view(spread(slots, 1 << 18))
+    table, memory = ProcessTable(viewer.target, LOAD), viewer.target.memory
+    before = memory.calls
+    found = [sorted(table.snapshot(part, parts).rows["slot"].tolist()) for part in range(parts)]
+    assert [[n for n in slots if n // 4096 % parts == part] for part in range(parts)] == found
+    assert memory.calls - before <= 50 + 5 * parts
+
+
+def test_slots_are_looked_at_again_up_to_the_last_of_a_table_of_any_size():
+    """
+    Nothing behind the table is taken for a slot.
+    """
+    slots = [0, 63, 4099]
+    table = ProcessTable(view(spread(slots, 4100)).target, LOAD)
+    assert slots == table.snapshot().rows["slot"].tolist()
+    assert [4099, 0] == table.at(np.array([4099, 5, 0])).rows["slot"].tolist()
+
+
+def test_slots_that_were_missed_are_told():
+    """
+    A process under construction is in none of the rows, but its slot is known.
+    """
+    image = spread([5, 70_000], 1 << 17)
+    viewer = view(image)
+    pointer = int(viewer.table.snapshot().rows["pointer"][1])
+    locks = pointer - BASE + image.layout.offset("Process", "lock.flags")
+    struct.pack_into("<I", image.data, locks, 0x1F)
+    snapshot = viewer.table.snapshot()
+    assert ([5], [70_000]) == (snapshot.rows["slot"].tolist(), snapshot.missed.tolist())
 
 
 @pytest.mark.parametrize(

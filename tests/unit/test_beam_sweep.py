@@ -43,6 +43,28 @@ def test_a_rate_is_the_work_between_two_looks():
     assert [0.0, 0.0] == rates[1:].tolist()
 
 
+def test_a_process_that_was_missed_has_no_rate_until_it_is_seen_twice():
+    """
+    What it has done in all its life is not what it did since the last look.
+    """
+    image = make(6)
+    viewer = view(image)
+    now = [10.0]
+    table = ProcessTable(viewer.target, LOAD)
+    sweep = Sweep(table, 776, 1.0, clock=lambda: now[0])
+    place = int(table.snapshot().rows["pointer"][4]) - BASE
+    locks = place + image.layout.offset("Process", "lock.flags")
+    rates = []
+    for held, done in ((0, 1000), (0x1F, 1100), (0, 1300), (0, 1400)):
+        now[0] += 2.0
+        struct.pack_into("<I", image.data, locks, held)
+        struct.pack_into("<Q", image.data, place + image.layout.offset("Process", "reds"), done)
+        assert int(held > 0) == sweep.turn().torn
+        slots, speeds = sweep.top("reductions", 6)
+        rates.append(dict(zip(slots.tolist(), speeds.tolist(), strict=True)).get(4))
+    assert [0.0, None, 0.0, 50.0] == rates
+
+
 def test_a_process_that_ended_leaves_the_table():
     """
     An empty slot is nobody, whatever was there before.

@@ -76,27 +76,36 @@ def test_parts_make_the_whole(mailboxes, parts):
     assert [t.value for t in whole.mailboxes] == [t.value for t in sum_of_parts.mailboxes]
 
 
+NONE = np.empty(0, np.int64)
+
+
 def done(**reductions: int):
     """
-    Rows of processes by pid, and what each has done since it began.
+    Rows of processes by pid, each in the slot of its number, and what they have done so far.
     """
-    rows = np.zeros(len(reductions), np.dtype([("id", np.uint64), ("reductions", np.uint64)]))
-    rows["id"] = [int(name[1:]) for name in reductions]
+    kinds = [("id", np.uint64), ("slot", np.uint32), ("reductions", np.uint64)]
+    rows = np.zeros(len(reductions), np.dtype(kinds))
+    rows["id"] = rows["slot"] = [int(name[1:]) for name in reductions]
     rows["reductions"] = list(reductions.values())
     return rows
+
+
+def rates(reductions: Reductions, rows, missed=NONE):
+    """
+    What a table of one part with these *rows* tells.
+    """
+    return reductions.rates(0, 1, rows, np.array(missed, np.int64)).tolist()
 
 
 def test_the_busiest_are_those_that_did_most_since_the_last_snapshot():
     """
     Reductions of former times do not count, and a new process has done all of its own.
     """
-    moments = iter([10.0, 12.0])
-    reductions = Reductions(lambda: next(moments))
-    first = done(p1=1_000_000, p2=50, p3=7)
-    assert reductions.since(0, first)[1] == 0
+    reductions = Reductions(iter([10.0, 12.0]).__next__)
+    assert [0, 0, 0] == rates(reductions, done(p1=1_000_000, p2=50, p3=7))
     now = done(p3=7, p4=600, p1=1_000_100)
     reading = SnapshotReading(2)
-    reading.take_in_rates(now, *reductions.since(0, now))
+    reading.take_in_rates(now, reductions.rates(0, 1, now, NONE))
     assert [Top(4, 300), Top(1, 50)] == reading.rates
     assert reading.rate == 350
 
@@ -106,6 +115,42 @@ def test_a_pid_that_is_used_again_has_not_done_less_than_nothing():
     A count that fell is taken for nothing, and an empty table for a table.
     """
     reductions = Reductions(iter([1.0, 2.0, 3.0]).__next__)
-    reductions.since(0, done())
-    assert reductions.since(0, done(p1=500))[0].tolist() == [500]
-    assert reductions.since(0, done(p1=3))[0].tolist() == [0]
+    rates(reductions, done())
+    assert [500] == rates(reductions, done(p1=500))
+    assert [0] == rates(reductions, done(p1=3))
+
+
+def test_what_a_process_has_done_in_its_life_is_no_rate():
+    """
+    Who was missed has no rate until it is seen twice, whether it was known before or not.
+    """
+    reductions = Reductions(iter([1.0, 2.0, 3.0, 4.0]).__next__)
+    rates(reductions, done(p1=10**12), missed=[2])
+    assert [0] == rates(reductions, done(p2=10**12), missed=[1])
+    assert [0, 5] == rates(reductions, done(p1=10**12 + 90, p2=10**12 + 5))
+    assert [7, 0] == rates(reductions, done(p1=10**12 + 97, p2=10**12 + 5))
+
+
+def test_a_new_process_counts_though_others_were_missed():
+    """
+    Nobody was in its slot before, so all that it has done is new.
+    """
+    reductions = Reductions(iter([1.0, 3.0]).__next__)
+    rates(reductions, done(), missed=[1])
+    assert [0, 30] == rates(reductions, done(p1=10**12, p2=60))
+
+
+@given(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=6), st.sets(st.integers(1, 31)))
+def test_rates_are_right_whatever_the_parts_are(cuts, slots):
+    """
+    Who does five reductions a second is told so, in as many parts as ever, before and now.
+    """
+    moment = [0.0]
+    reductions = Reductions(lambda: moment[0])
+    for turn, parts in enumerate(cuts):
+        moment[0] += 100
+        for part in range(parts):
+            moment[0] += 1
+            here = {f"p{n}": int(5 * moment[0]) for n in slots if n % parts == part}
+            told = reductions.rates(part, parts, done(**here), NONE).tolist()
+            assert [5.0 * (turn > 0)] * len(here) == told

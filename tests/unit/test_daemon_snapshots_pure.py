@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whose turn it is, and what becomes of a target that cannot be read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from scope_ebpf.daemon import snapshots
+from scope_ebpf.daemon.snapshots import Snapshots
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
+from scope_ebpf.metrics.reading import MemoryReading
+from scope_ebpf.metrics.snapshot import SnapshotReading
+
+REFUSED = ReadRefusedError("the layout does not fit")
+
+
+class Watched:
+    """
+    A watch of process 7, with what is read of it: results, or exceptions that are raised.
+    """
+
+    def __init__(self, tables: list = (), memories: list = (), pid: int = 7) -> None:
+        self.target = SimpleNamespace(pid=pid, watch=self)
+        self.tables, self.memories = list(tables), list(memories)
+        self.snapshot = self.memory = None
+        self.made = 0
+
+    @property
+    def refused(self) -> dict[str, str] | None:
+        return self.memory and self.memory.refused
+
+
+class Part:
+    """
+    Stands for a Table or Readers; gives an empty reading where nothing is planned.
+    """
+
+    plan, empty = "", None
+    seconds = 0.0
+
+    def __init__(self, target: SimpleNamespace) -> None:
+        self.watch = target.watch
+        self.watch.made += 1
+
+    def read(self, *_: object) -> object:
+        planned = getattr(self.watch, self.plan)
+        result = planned.pop(0) if planned else self.empty()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """
+    Snapshots of the list *watches*, every 15 seconds of the clock *now*.
+    """
+
+    class ATable(Part):
+        plan, empty = "tables", staticmethod(lambda: SnapshotReading(1))
+
+    class AReaders(Part):
+        plan, empty = "memories", MemoryReading
+
+    monkeypatch.setattr(snapshots, "Table", ATable)
+    monkeypatch.setattr(snapshots, "Readers", AReaders)
+    state = SimpleNamespace(watches=[], now=0.0, errors=Counter())
+    config = SimpleNamespace(top=1, snapshot_interval=15.0)
+    taker = Snapshots(lambda: state.watches, lambda: config, state.errors, lambda: state.now)
+
+    def look(after: float = 0.0, *watches: Watched) -> None:
+        state.now += after
+        state.watches = list(watches) or state.watches
+        taker.look()
+
+    state.look = look
+    return state
+
+
+def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNamespace):
+    """
+    No frozen snapshot stays, the refusal is told, and both end when it works again.
+    """
+    watch = Watched(tables=[SnapshotReading(1), REFUSED, REFUSED])
+    run.look(0, watch)
+    assert watch.snapshot is not None
+    assert watch.refused == {}
+    for wait in (15, 59, 1):
+        run.look(wait)
+        assert watch.snapshot is None
+        assert watch.refused == {"processes": "the layout does not fit"}
+    assert watch.tables == []
+    run.look(60)
+    assert watch.snapshot is not None
+    assert watch.refused == {}
+    assert run.errors == {}
+
+
+def test_what_nobody_expected_takes_no_other_target_along(
+    run: SimpleNamespace, caplog: pytest.LogCaptureFixture
+):
+    """
+    It is counted each time and told once; the VM is tried again, and others are read as ever.
+    """
+    broken, other = Watched(tables=[ValueError("odd")] * 3), Watched(pid=8)
+    with caplog.at_level(logging.WARNING, logger="scope-ebpfd"):
+        run.look(0, broken, other)
+        first = other.snapshot
+        for _ in range(20):
+            run.look(15 / 4)
+    assert Counter(snapshot=2) == run.errors
+    assert ["processes"] == [record.fields["part"] for record in caplog.records]
+    assert {"processes": "ValueError('odd')"} == broken.refused
+    assert other.snapshot is not first
+
+
+def test_memory_that_cannot_be_read_does_not_take_the_table_along(run: SimpleNamespace):
+    """
+    Each part stands for itself, and is read anew after a minute.
+    """
+    watch = Watched(memories=[ValueError("odd")])
+    run.look(0, watch)
+    assert watch.snapshot is not None
+    assert watch.refused == {"memory": "ValueError('odd')"}
+    run.look(60)
+    assert watch.refused == {}
+
+
+def test_another_vm_in_the_same_process_is_read_with_places_of_its_own(run: SimpleNamespace):
+    """
+    After an exec the pid is the same, and every address another.
+    """
+    before, after = Watched(), Watched()
+    run.look(0, before)
+    run.look(1, after)
+    assert 2 == after.made
+    assert after.snapshot is not None
+
+
+def test_a_target_that_ended_is_left_to_the_loop(run: SimpleNamespace):
+    """
+    That is no failure, and nothing is said.
+    """
+    watch = Watched(tables=[NoSuchProcessError("process 7 has ended")])
+    run.look(0, watch)
+    assert watch.refused == {}
+    assert run.errors == {}
