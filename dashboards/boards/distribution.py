@@ -13,7 +13,7 @@ _NODES = Row(
             "Senders suspended by a full link",
             "eps",
             "Times a second that a process was suspended because the buffer to another node was "
-            "full.",
+            "full. A link that is stuck suspends each sender once: see the full links.",
             "the network or the other node is slower than the senders. Find who sends much "
             "(large messages above all); a larger +zdbbl only hides it.",
             (Query("sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))"),),
@@ -35,11 +35,9 @@ _NODES = Row(
             "Waiting to be sent",
             "bytes",
             "What waits in the buffers to other nodes, all together.",
-            "a buffer is full at 1 MB by default (+zdbbl), and its senders are suspended from then "
-            "on.",
+            "the sum says little: each link may hold 1 MB, or what +zdbbl says (RabbitMQ: 128 MB), "
+            "before its senders are suspended. Whether one is full say the full links beside.",
             (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
-            warn=2**19,
-            bad=2**20,
         ),
         Panel(
             "Full links",
@@ -60,7 +58,7 @@ _NODES = Row(
             (
                 Query(
                     "sum by (NODE, via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
-                    "{{via}} {{node}}",
+                    "{{via}} NODE",
                 ),
             ),
             hues=(("^port", SKY), ("^process", ORANGE)),
@@ -83,7 +81,7 @@ _NODES = Row(
             "short",
             "Nodes that are connected, visible and hidden (tools, mostly).",
             "fewer than the cluster has: see the node's log for net ticks that did not come.",
-            (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} {{node}}"),),
+            (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} NODE"),),
             hues=(("^visible", SKY), ("^hidden", ORANGE)),
             width=24,
             height=6,
@@ -119,7 +117,8 @@ _PORTS = Row(
             "Ports, of what the table holds",
             "percentunit",
             "How full the port table is.",
-            "at the limit no file or socket can be opened. Find what does not close, or raise +Q.",
+            "at the limit no socket, pipe or program can be opened. Find what does not close, or "
+            "raise +Q.",
             (Query("beam_ports{HERE} / beam_port_limit{HERE}"),),
             warn=0.7,
             bad=0.85,
@@ -139,12 +138,12 @@ _PORTS = Row(
             (
                 Query(
                     "sum by (NODE) (rate(beam_ports_opened_total{HERE}[RATE]))",
-                    "opened {{node}}",
+                    "opened NODE",
                     GREEN,
                 ),
                 Query(
                     "sum by (NODE) (rate(beam_ports_closed_total{HERE}[RATE]))",
-                    "closed {{node}}",
+                    "closed NODE",
                     ORANGE,
                 ),
             ),
@@ -159,7 +158,7 @@ _PORTS = Row(
             (
                 Query(
                     "sum by (NODE, direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
-                    "{{direction}} {{node}}",
+                    "{{direction}} NODE",
                 ),
             ),
             hues=(("^in", SKY), ("^out", ORANGE)),

@@ -25,6 +25,7 @@ from grafana_foundation_sdk.models.table import Options as TableOptions
 
 from boards.colours import PURPLE, VERMILLION
 from boards.panels import SOURCE, built
+from boards.records import FIRING
 
 if TYPE_CHECKING:
     from boards.records import Board, Row
@@ -38,13 +39,13 @@ _MARKS: Final = (
         "VM started",
         PURPLE,
         'changes(beam_start_time_seconds{instance=~"$host", node=~"$node"}[$__rate_interval]) > 0',
-        "{{node}} was started",
+        "{{node}} {{instance}} was started",
     ),
     (
         "Alert",
         VERMILLION,
-        'ALERTS{alertname=~"(Beam|Scope).*", alertstate="firing", node=~"$node|"}',
-        "{{alertname}} {{node}}",
+        FIRING,
+        "{{alertname}} {{node}} {{instance}}",
     ),
 )
 

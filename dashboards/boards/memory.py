@@ -4,9 +4,12 @@ Memory and garbage collection: what grows, and what does collecting cost?
 """
 
 from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from boards.records import Board, Panel, Query, Row
+from boards.records import Board, Panel, Query, Row, bound
 
 GENERATIONS = (("minor", SKY), ("major", ORANGE))
+COLLECTING = """
+    sum by (NODE) (rate(beam_garbage_collection_duration_seconds_sum{HERE}[RATE]))
+        / clamp_min(sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE])), 0.1)"""
 
 _HELD = Row(
     "What is held",
@@ -18,10 +21,10 @@ _HELD = Row(
             "where the first grows and the second does not it is binaries, ETS, code or free "
             "memory that the allocators keep.",
             (
-                Query("sum by (NODE) (beam_resident_memory_bytes{HERE})", "resident {{node}}"),
+                Query("sum by (NODE) (beam_resident_memory_bytes{HERE})", "resident NODE"),
                 Query(
                     "sum by (NODE) (beam_processes_memory_bytes{HERE})",
-                    "processes {{node}}",
+                    "processes NODE",
                     ORANGE,
                 ),
             ),
@@ -30,19 +33,20 @@ _HELD = Row(
             "Memory by kind",
             "bytes",
             "What the VM has given out, by what it is for: as erlang:memory() says it, with the rest "
-            "of the system's memory as other. A kind that hidden symbols keep from us is in other.",
+            "of the system's memory as other. A kind that hidden symbols keep from us is in other; "
+            "where they keep the system's memory from us as well (OTP 29), there is no other.",
             "binary: large binaries that some process still refers to, often after it only passed "
             "them on. ets: a table without a bound. processes: see the largest of them.",
             (
                 Query(
                     """sum by (NODE, kind)
                         (beam_memory_bytes{HERE, kind=~"processes|binary|ets|code"})""",
-                    "{{kind}} {{node}}",
+                    "{{kind}} NODE",
                 ),
                 Query(
                     """sum by (NODE) (beam_memory_bytes{HERE, kind="system"})
                         - sum by (NODE) (beam_memory_bytes{HERE, kind=~"binary|ets|code"})""",
-                    "other {{node}}",
+                    "other NODE",
                     GREY,
                 ),
             ),
@@ -99,7 +103,7 @@ _HELD = Row(
             (
                 Query(
                     "sort_desc(sum by (NODE, allocator) (beam_allocator_carriers_bytes{HERE}))",
-                    "{{allocator}} {{node}}",
+                    "{{allocator}} NODE",
                 ),
             ),
             "bars",
@@ -116,7 +120,7 @@ _HELD = Row(
             "bytes",
             "The processes with most memory in struct and heaps.",
             "look at the state it keeps and at its mailbox: `scope-trace ps`.",
-            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} {{node}}"),),
+            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} NODE"),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,
@@ -132,7 +136,7 @@ _HELD = Row(
             (
                 Query(
                     "sum by (NODE, type) (rate(beam_page_faults_total{HERE}[RATE]))",
-                    "{{type}} {{node}}",
+                    "{{type}} NODE",
                 ),
             ),
             hues=(("^minor", SKY), ("^major", VERMILLION)),
@@ -144,33 +148,31 @@ _COLLECTED = Row(
     "Garbage collection",
     (
         Panel(
-            "CPU spent in garbage collection",
+            "Time spent in garbage collection",
             "percentunit",
-            "The share of the VM's CPU time that collections took.",
+            "How long collections took, as a share of the VM's CPU time. It is time by the clock: a "
+            "collection that waits for a CPU is longer. A VM that uses less than a tenth of a CPU "
+            "counts as using that much.",
             "few large processes that collect often are the usual cause: see the largest "
             "processes, then who of them allocates.",
-            (
-                Query(
-                    """sum by (NODE) (rate(
-                        beam_garbage_collection_duration_seconds_sum{HERE}[RATE]))
-                        / clamp_min(sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE])),
-                        0.001)"""
-                ),
-            ),
+            (Query(COLLECTING),),
             warn=0.15,
             bad=0.3,
         ),
         Panel(
             "Collections",
             "ops",
-            "Collections on normal schedulers, a second; counted by the VM, exact.",
+            "Collections, a second, on dirty schedulers too; counted by the VM, exact. Where "
+            "dirty_collections is not told (OTP 29; see the observer), those on dirty schedulers "
+            "are missing.",
             "compare with the messages and the spawns: each does its share.",
             (Query("sum by (NODE) (rate(beam_garbage_collections_total{HERE}[RATE]))", hue=GREEN),),
         ),
         Panel(
             "Memory reclaimed",
             "Bps",
-            "What collections gave back, a second; counted by the VM, exact.",
+            "What collections gave back, a second, on dirty schedulers too; counted by the VM, "
+            "exact. What is missing where dirty_collections is not told is missing here as well.",
             "this is what the node allocates for a short time. Less of it is less collecting.",
             (
                 Query(
@@ -184,18 +186,18 @@ _COLLECTED = Row(
             "99 of 100 collections take less than",
             "s",
             "How long a process stands still for a collection, by generation; from windows where "
-            "collections are many.",
+            "collections are many. A quantile may be off by a factor of 8, the width of a bucket.",
             "a process with a large heap is collected whole. Its callers wait as long. See the "
             "largest processes.",
             (
                 Query(
                     """histogram_quantile(0.99, sum by (NODE, generation, le) (rate(
                         beam_garbage_collection_duration_seconds_bucket{HERE}[RATE])))""",
-                    "{{generation}} {{node}}",
+                    "{{generation}} NODE",
                 ),
             ),
-            warn=0.01,
-            bad=0.1,
+            warn=bound(24),
+            bad=bound(27),
             hues=GENERATIONS,
         ),
         Panel(
@@ -223,7 +225,7 @@ _COLLECTED = Row(
                 Query(
                     """sum by (NODE, generation)
                         (rate(beam_garbage_collection_duration_seconds_count{HERE}[RATE]))""",
-                    "{{generation}} {{node}}",
+                    "{{generation}} NODE",
                 ),
             ),
             hues=GENERATIONS,
@@ -237,7 +239,8 @@ _CODE = Row(
         Panel(
             "Modules loaded",
             "ops",
-            "Modules that were loaded, a second. Loading code stops all schedulers for a moment.",
+            "Modules that were loaded, a second. Schedulers go on meanwhile, except where functions "
+            "are traced in the VM: then all of them stop for a moment.",
             "a node in production that loads code all the time does it by mistake: look for "
             "modules that are compiled while it runs.",
             (Query("sum by (NODE) (rate(beam_code_loads_total{HERE}[RATE]))", hue=BLUE),),

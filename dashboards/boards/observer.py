@@ -20,10 +20,9 @@ _COST = Row(
             "the daemon comes too late to take hooks out: it needs CPU (a higher priority), or a "
             "smaller budget.",
             (
-                Query("sum by (NODE) (scope_ebpf_overhead_ratio{HERE})", "taken {{node}}"),
-                Query("sum by (NODE) (scope_ebpf_budget_ratio{HERE})", "budget {{node}}", GREY),
+                Query("sum by (NODE) (scope_ebpf_overhead_ratio{HERE})", "taken NODE"),
+                Query("sum by (NODE) (scope_ebpf_budget_ratio{HERE})", "budget NODE", GREY),
             ),
-            width=12,
         ),
         Panel(
             "Budget spent",
@@ -39,7 +38,27 @@ _COST = Row(
             ),
             warn=1,
             bad=1.2,
-            width=12,
+        ),
+        Panel(
+            "What observing costs in all",
+            "percentunit",
+            "CPU of the hooks and of the daemon together, as a share of what all VMs of the host "
+            "used. It is meant for VMs that use at least some tenths of a CPU: the daemon takes a "
+            "little beside idle ones as well. Less than a fifth of a CPU counts as that much.",
+            "the panels below say which of the two it is. A smaller budget makes both less; "
+            "`exclude_*` leaves VMs alone.",
+            (
+                Query(
+                    f"""(sum by (instance) (rate(scope_ebpf_cpu_seconds_total{{{_DAEMON}}}[RATE]))
+                        + sum by (instance) (rate(
+                        scope_ebpf_hook_cpu_seconds_total{{{_DAEMON}}}[RATE])))
+                        / clamp_min(sum by (instance) (rate(
+                        beam_cpu_seconds_total{{{_DAEMON}}}[RATE])), 0.2)""",
+                    "{{instance}}",
+                ),
+            ),
+            warn=0.02,
+            bad=0.04,
         ),
         Panel(
             "CPU of the hooks",
@@ -55,12 +74,14 @@ _COST = Row(
         Panel(
             "CPU of the daemon",
             "short",
-            "CPUs that the daemon itself used, and of that what looking for VMs takes.",
-            "large process tables are read too often: raise snapshot_interval.",
+            "CPUs that the daemon and the process that holds its breakpoints used, and of that what "
+            "looking for VMs takes.",
+            "many VMs, or many windows: a smaller budget makes windows rarer, `exclude_*` leaves VMs "
+            "alone. Reading process tables is held to 0.4 % of a CPU whatever snapshot_interval is.",
             (
                 Query(
-                    f"rate(process_cpu_seconds_total{{{_DAEMON}}}[RATE])"
-                    f" and on (instance) scope_ebpf_targets{{{_DAEMON}}}",
+                    f"""sum by (instance) (rate(
+                        scope_ebpf_cpu_seconds_total{{{_DAEMON}}}[RATE]))""",
                     "daemon {{instance}}",
                 ),
                 Query(
@@ -75,12 +96,12 @@ _COST = Row(
         Panel(
             "Memory of the daemon",
             "bytes",
-            "Resident memory of the daemon; flat, however long it runs.",
+            "Resident memory of the daemon and of the process that holds its breakpoints; flat, "
+            "however long they run.",
             "it grows: restart it, and tell its developers what kind of VMs it looked at.",
             (
                 Query(
-                    f"process_resident_memory_bytes{{{_DAEMON}}}"
-                    f" and on (instance) scope_ebpf_targets{{{_DAEMON}}}",
+                    f"sum by (instance) (scope_ebpf_resident_memory_bytes{{{_DAEMON}}})",
                     "{{instance}}",
                     GREEN,
                 ),
@@ -101,7 +122,7 @@ _COST = Row(
                 ),
             ),
             "bars",
-            width=12,
+            height=10,
         ),
         Panel(
             "Runs of BPF programs",
@@ -116,7 +137,23 @@ _COST = Row(
                 ),
             ),
             "bars",
-            width=12,
+            height=10,
+        ),
+        Panel(
+            "Runs that the kernel left out",
+            "ops",
+            "Times a second that the kernel did not run a BPF program, since another was under way on "
+            "that CPU; the largest ten.",
+            "what it counts is too low by so many. See which other tools use BPF on this host.",
+            (
+                Query(
+                    f"""sort_desc(topk(10, sum by (instance, program)
+                        (rate(scope_ebpf_program_misses_total{{{_DAEMON}}}[RATE]))))""",
+                    "{{program}} {{instance}}",
+                ),
+            ),
+            "bars",
+            height=10,
         ),
     ),
 )
@@ -131,44 +168,42 @@ _QUALITY = Row(
             "the counts are exact.",
             "this event is hot and counted in windows. Its rates are estimates, with the error "
             "beside.",
-            (Query("min by (hook, NODE) (scope_ebpf_sampling_ratio{HERE})", "{{hook}} {{node}}"),),
+            (Query("min by (hook, NODE) (scope_ebpf_sampling_ratio{HERE})", "{{hook}} NODE"),),
             "bars",
             high=1,
             warn=1,
             bad=0.001,
             falling=True,
-            height=10,
+            height=14,
         ),
         Panel(
             "Error of rates from windows",
             "percentunit",
             "By which part a rate may be wrong, in 95 of 100 cases; all of it means that too "
-            "little was seen to tell.",
+            "little was seen to tell. Empty where every event is always counted.",
             "take this event's rates as a hint only. A larger budget gives more windows.",
             (
                 Query(
                     "max by (hook, NODE) (scope_ebpf_sampling_error_ratio{HERE})",
-                    "{{hook}} {{node}}",
+                    "{{hook}} NODE",
                 ),
             ),
             "bars",
             high=1,
             warn=0.1,
             bad=0.5,
-            height=10,
+            height=14,
         ),
         Panel(
             "Error of busy waiting",
             "percentunit",
             "By how much the share of busy waiting in the CPU time of the last minute may be off, in "
-            "95 of 100 cases.",
-            "the VM used little CPU, so the clock found it seldom: look at a longer time.",
+            "95 of 100 cases. It is large where a VM uses little CPU, and that is no fault.",
+            "the clock found the VM seldom on a CPU: look at a longer time.",
             (Query("max by (NODE) (scope_ebpf_busy_wait_error_ratio{HERE})"),),
             "stat",
-            warn=0.05,
-            bad=0.2,
             width=4,
-            height=10,
+            height=14,
         ),
         Panel(
             "Hooks that cannot be had",
@@ -185,19 +220,21 @@ _QUALITY = Row(
             warn=1,
             bad=5,
             width=4,
-            height=10,
+            height=14,
         ),
         Panel(
             "Parts that are not told",
             "short",
-            "Parts of what could be told of a VM that are not: counters, processes, allocators, "
-            "connections, threads, samples. 0 where all is.",
-            "the daemon's log says why; often the VM's release is not known, or it ended meanwhile.",
+            "Parts of what could be told of a VM that are not: counters, dirty_collections, "
+            "processes, allocators, connections, threads, samples. 0 where all is. OTP 29 hides "
+            "dirty_collections and connections, so there they stay red for good.",
+            "the daemon's log says why; often the VM's release is not known, or it ended meanwhile. "
+            "Of OTP 29 mind the other parts only.",
             (
                 Query(
                     "sum by (NODE, what) (scope_ebpf_refused{HERE})"
                     " or 0 * sum by (NODE) (scope_ebpf_budget_ratio{HERE})",
-                    "{{what}} {{node}}",
+                    "{{what}} NODE",
                     ORANGE,
                 ),
             ),
@@ -212,12 +249,10 @@ _QUALITY = Row(
             "taken out, a second.",
             "many trips are a load that jumps. The counts of such a second are estimates.",
             (
-                Query(
-                    "sum by (NODE) (rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows {{node}}"
-                ),
+                Query("sum by (NODE) (rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows NODE"),
                 Query(
                     "sum by (NODE) (rate(scope_ebpf_trips_total{HERE}[RATE]))",
-                    "trips {{node}}",
+                    "trips NODE",
                     ORANGE,
                 ),
             ),
@@ -226,19 +261,21 @@ _QUALITY = Row(
         Panel(
             "Lost and refused",
             "eps",
-            "Records that found no room in the ring, and readings of the VM's memory that failed "
-            "(in a probe: kernel, in the daemon: user), a second.",
-            "counts are too low by what is lost. The daemon had no CPU for a while, or the VM was "
-            "replaced under it.",
+            "Hits at which the kernel did not run a program of ours, since another was under way on "
+            "that CPU; and readings of the VM's memory that failed (in a probe: kernel, by the "
+            "clock: clock, in the daemon: user), a second.",
+            "counts are too low by what is lost: see which other tools use BPF on this host. Reads "
+            "fail where pages of the VM are away (see major page faults), or where it is not what "
+            "we take it for (`scope-trace doctor PID`).",
             (
                 Query(
                     "sum by (NODE) (rate(scope_ebpf_events_lost_total{HERE}[RATE]))",
-                    "lost {{node}}",
+                    "lost NODE",
                     VERMILLION,
                 ),
                 Query(
                     "sum by (NODE, where) (rate(scope_ebpf_reads_refused_total{HERE}[RATE]))",
-                    "refused ({{where}}) {{node}}",
+                    "refused ({{where}}) NODE",
                     ORANGE,
                 ),
             ),
@@ -251,11 +288,11 @@ _QUALITY = Row(
             "Age of the snapshot",
             "s",
             "How long ago the process table was read: so old are mailboxes and rankings.",
-            "large tables are read rarely. If it only rises, the table cannot be read: "
-            "`scope-trace doctor PID`.",
+            "large tables are read rarely, more so beside many VMs. If it only rises, the table "
+            "cannot be read: `scope-trace doctor PID`.",
             (Query("time() - max by (NODE) (scope_ebpf_snapshot_timestamp_seconds{HERE})"),),
-            warn=60,
-            bad=300,
+            warn=300,
+            bad=1800,
             width=6,
         ),
     ),
@@ -313,13 +350,19 @@ _STATE = Row(
             warn=1,
             bad=5,
             width=6,
-            hues=(("^http", YELLOW), ("^watch", ORANGE), ("^config", VERMILLION)),
+            hues=(
+                ("^http", YELLOW),
+                ("^watch", ORANGE),
+                ("^snapshot", SKY),
+                ("^config", VERMILLION),
+            ),
         ),
         Panel(
             "Reading a process table",
             "s",
             "CPU time of the last reading of each VM's process table.",
-            "see how many processes the VM has; raise snapshot_interval if it is too much.",
+            "see how many processes the VM has. The longer it takes, the rarer it is done; "
+            "`exclude_*` leaves a VM alone.",
             (Query("sum by (NODE) (scope_ebpf_snapshot_cpu_seconds{HERE})", hue=GREEN),),
             width=6,
         ),

@@ -4,17 +4,10 @@ Overview: is it the application, the VM or the host?
 """
 
 from boards.colours import GREEN, ORANGE, SKY, VERMILLION
-from boards.records import Board, Panel, Query, Row
+from boards.memory import COLLECTING
+from boards.records import FIRING, Board, Panel, Query, Row
+from boards.schedulers import STARVED, THROTTLED
 
-_STARVED = """
-    sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE, scheduler_type="normal",
-        reason=~"preempted|queued|throttled"}[RATE])) / sum by (NODE) (beam_schedulers{HERE})"""
-_THROTTLED = """
-    sum by (NODE) (rate(beam_cgroup_throttled_seconds_total{HERE}[RATE]))
-        or 0 * sum by (NODE) (beam_schedulers{HERE})"""
-_GC = """
-    sum by (NODE) (rate(beam_garbage_collection_duration_seconds_sum{HERE}[RATE]))
-        / clamp_min(sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE])), 0.001)"""
 _QUEUE = """
     sum by (NODE) (beam_run_queue_length{HERE, scheduler_type="normal"})
         / sum by (NODE) (beam_schedulers{HERE})"""
@@ -23,15 +16,23 @@ _LIMITS = """
         label_replace(beam_processes{HERE} / beam_process_limit{HERE}, "of", "processes", "", "")
         or label_replace(beam_ports{HERE} / beam_port_limit{HERE}, "of", "ports", "", "")
         or label_replace(beam_atoms{HERE} / beam_atom_limit{HERE}, "of", "atoms", "", ""))"""
+#: Without a ranking, the highest of the steps 1, 10, 100 and so on that some mailbox reaches; or 0.
 _MAILBOX = """
     max by (NODE) (beam_top_mailbox_messages{HERE, rank="1"})
-        or 0 * sum by (NODE) (beam_mailbox_messages{HERE})"""
+        or floor(10 ^ (sum by (NODE) (beam_mailbox_processes{HERE} > bool 0) - 1))"""
+#: The label keeps apart what has no other.
 _LONG = """
-    sum by (NODE) (rate(beam_schedule_duration_seconds_count{HERE}[RATE]))
-        - sum by (NODE) (rate(beam_schedule_duration_seconds_bucket{HERE, le="0.067108864"}[RATE]))"""
+    max by (NODE) (
+        label_replace(sum by (NODE) (rate(beam_schedule_duration_seconds_count{HERE}[RATE]))
+            - sum by (NODE) (rate(beam_schedule_duration_seconds_bucket{HERE,
+                le="0.067108864"}[RATE])), "of", "schedules", "", "")
+        or label_replace(sum by (NODE) (rate(beam_native_long_calls_total{HERE}[RATE]))
+            unless on (NODE) scope_ebpf_sampling_ratio{HERE, hook="schedule"} == 1,
+            "of", "native calls", "", ""))"""
 _BUSY = """
-    sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))
-        + sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"""
+    sum by (NODE) (
+        label_replace(rate(beam_dist_busy_total{HERE}[RATE]), "of", "links", "", "")
+        or label_replace(rate(beam_port_busy_total{HERE}[RATE]), "of", "ports", "", ""))"""
 
 _HOST = Row(
     "Is it the host?",
@@ -39,11 +40,12 @@ _HOST = Row(
         Panel(
             "Schedulers that wait for a CPU",
             "percentunit",
-            "The share of the time in which a normal scheduler was ready to run and the kernel gave "
-            "the CPU to somebody else.",
+            "Of the time in which normal schedulers wanted a CPU, the share in which the kernel gave "
+            "it to somebody else. Those that sleep are left out; who wants less than one CPU in all "
+            "counts as wanting one.",
             "the VM gets too little CPU, whatever it does. See which other process takes it, and "
             "whether the cgroup's quota is too small; give it CPU, or fewer schedulers (+S).",
-            (Query(_STARVED),),
+            (Query(STARVED),),
             "stat",
             warn=0.05,
             bad=0.1,
@@ -54,14 +56,14 @@ _HOST = Row(
         Panel(
             "Throttled by the cgroup",
             "percentunit",
-            "The share of the time for which the VM's cgroup had used up its CPU quota; 0 also without "
+            "The share of the quota's periods in which the VM's cgroup had used it up; 0 also without "
             "a quota.",
             "the quota (of the container) is smaller than what the schedulers want at once. Raise "
             "it, or start as many schedulers as it has CPUs: +S.",
-            (Query(_THROTTLED),),
+            (Query(THROTTLED),),
             "stat",
-            warn=0.01,
-            bad=0.05,
+            warn=0.05,
+            bad=0.25,
             width=6,
             height=6,
             more="schedulers",
@@ -115,12 +117,13 @@ _VM = Row(
             more="schedulers",
         ),
         Panel(
-            "CPU spent in garbage collection",
+            "Time spent in garbage collection",
             "percentunit",
-            "The share of the VM's CPU time that collections took.",
+            "How long collections took, by the clock, as a share of the VM's CPU time; a VM that uses "
+            "less than a tenth of a CPU counts as using that much.",
             "few large processes that collect often are the usual cause. Find them in the ranking "
             "by memory; fullsweep_after and hibernation help, a smaller state helps more.",
-            (Query(_GC),),
+            (Query(COLLECTING),),
             "stat",
             warn=0.15,
             bad=0.3,
@@ -132,7 +135,7 @@ _VM = Row(
             "Nearest limit",
             "percentunit",
             "How full the fullest of the tables of processes, ports and atoms is.",
-            "at the limit spawns fail, files and sockets cannot be opened or, with atoms, the VM "
+            "at the limit spawns fail, sockets and pipes cannot be opened or, with atoms, the VM "
             "ends. See which table it is, and what fills it, before you raise +P, +Q or +t.",
             (Query(_LIMITS),),
             "stat",
@@ -163,7 +166,8 @@ _APPLICATION = Row(
         Panel(
             "Longest mailbox",
             "short",
-            "Messages that wait for the process that has most of them.",
+            "Messages that wait for the process that has most of them; where the config has "
+            "`top = 0`, the power of ten that they reach.",
             "that process reads slower than others write. The ranking names it; "
             "`scope-trace ps` shows what it does and what waits.",
             (Query(_MAILBOX),),
@@ -177,9 +181,11 @@ _APPLICATION = Row(
             "Long schedules",
             "eps",
             "Times a second that a process kept its scheduler for more than 67 ms; one should take "
-            "about one.",
-            "a NIF or a BIF does not yield, and everything else on that scheduler waits. "
-            "`scope-trace --events long_call` names it.",
+            "about one. Where schedules are counted in windows, what is longer than a window (3 to "
+            "100 ms) cannot be timed: there it is also native calls of 21 ms or longer, dirty ones "
+            "too.",
+            "a NIF or a BIF does not yield, and everything else on that scheduler waits. The long "
+            "native calls and `scope-trace --events long_call` name it; a dirty one does no harm.",
             (Query(_LONG),),
             "stat",
             warn=0.01,
@@ -191,7 +197,8 @@ _APPLICATION = Row(
             "Writers suspended by a busy port or link",
             "eps",
             "Times a second that a process or port was suspended because a driver or the link to "
-            "another node could take no more.",
+            "another node could take no more. A link that is stuck suspends each sender once: see "
+            "the full links.",
             "whoever reads at the other end is too slow, or the network is. A larger buffer "
             "(+zdbbl) only hides it.",
             (Query(_BUSY),),
@@ -256,14 +263,13 @@ _NODES = Row(
             "Messages",
             "mps",
             "Messages sent and taken out of mailboxes; from windows where they are many.",
-            "what is sent and not received waits in a mailbox: see the processes.",
+            "their difference is not what waits: messages of ports, timers and NIFs are received "
+            "only. See the mailboxes.",
             (
-                Query(
-                    "sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))", "sent {{node}}"
-                ),
+                Query("sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))", "sent NODE"),
                 Query(
                     "sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))",
-                    "received {{node}}",
+                    "received NODE",
                     ORANGE,
                 ),
             ),
@@ -276,10 +282,10 @@ _NODES = Row(
             "where the first grows and the second does not it is binaries, ETS, code or the "
             "allocators.",
             (
-                Query("sum by (NODE) (beam_resident_memory_bytes{HERE})", "resident {{node}}"),
+                Query("sum by (NODE) (beam_resident_memory_bytes{HERE})", "resident NODE"),
                 Query(
                     "sum by (NODE) (beam_processes_memory_bytes{HERE})",
-                    "processes {{node}}",
+                    "processes NODE",
                     ORANGE,
                 ),
             ),
@@ -298,14 +304,7 @@ _NODES = Row(
             "short",
             "Alerts of dashboards/rules.yml that fire now; 0 also where Prometheus has no such rules.",
             "each alert says what to do in its description.",
-            (
-                Query(
-                    'count(ALERTS{alertname=~"(Beam|Scope).*", alertstate="firing", node=~"$node|"})'
-                    " or vector(0)",
-                    "firing",
-                    VERMILLION,
-                ),
-            ),
+            (Query(f"count({FIRING}) or vector(0)", "firing", VERMILLION),),
             warn=1,
             bad=1,
             decimals=0,

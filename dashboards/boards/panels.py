@@ -60,6 +60,8 @@ SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 CONTEXT: Final = (
     "${datasource:queryparam}&${host:queryparam}&${node:queryparam}&${__url_time_range}"
 )
+#: Pixels of the names in a panel of figures.
+_NAME_SIZE: Final = 12
 #: Columns of a table that tell an operator nothing.
 _CLUTTER: Final = ("Time", "Value #A")
 
@@ -86,8 +88,9 @@ def built(panel: Panel) -> Any:
 
 def _target(panel: Panel, ref: str, query: Query) -> prometheus.Dataquery:
     target = prometheus.Dataquery().ref_id(ref).expr(query.promql).datasource(SOURCE)
-    target.legend_format(query.legend).editor_mode(QueryEditorMode.CODE)
+    target.legend_format(query.names).editor_mode(QueryEditorMode.CODE)
     if panel.kind == "table":
+        target.legend_format("{{node}}")  # not shown
         return target.instant().format(PromQueryFormat.TABLE)
     if panel.kind == "bars":
         return target.instant()
@@ -155,14 +158,17 @@ def _stat(panel: Panel) -> stat.Panel:
     made.color_mode(
         BigValueColorMode.BACKGROUND_SOLID if panel.bad is not None else BigValueColorMode.VALUE
     )
+    # Else names are made as small as they are long; so a long one takes more lines.
+    made.text(common.VizTextDisplayOptions().title_size(_NAME_SIZE))
     return made.graph_mode(BigValueGraphMode.AREA).text_mode(BigValueTextMode.VALUE_AND_NAME)
 
 
 def _bars(_panel: Panel) -> bargauge.Panel:
     made = bargauge.Panel().reduce_options(_latest()).orientation(VizOrientation.HORIZONTAL)
     made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
-    made.name_placement(BarGaugeNamePlacement.LEFT).show_unfilled(True)
-    made.sizing(BarGaugeSizing.MANUAL).min_viz_height(16).max_viz_height(32)
+    # At the left there is no room for a process, a node and a host.
+    made.name_placement(BarGaugeNamePlacement.TOP).show_unfilled(True)
+    made.sizing(BarGaugeSizing.MANUAL).min_viz_height(28).max_viz_height(40)
     return made.display_mode(BarGaugeDisplayMode.BASIC)
 
 

@@ -45,7 +45,7 @@ _MAILBOXES = Row(
             (
                 Query(
                     "sum by (NODE, at_least) (beam_mailbox_processes{HERE})",
-                    "{{at_least}} {{node}}",
+                    "{{at_least}} NODE",
                 ),
             ),
             hues=_STEPS,
@@ -54,14 +54,10 @@ _MAILBOXES = Row(
             "Longest mailboxes",
             "short",
             "The processes with most messages waiting: registered name, else module, else initial "
-            "call. Empty while nothing waits.",
+            "call. Empty while nothing waits, and where the config has `top = 0`.",
             "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
             "Calls with a time-out make it worse: they are sent again.",
-            (
-                Query(
-                    'sort_desc(beam_top_mailbox_messages{HERE, rank!="other"})', "{{name}} {{node}}"
-                ),
-            ),
+            (Query('sort_desc(beam_top_mailbox_messages{HERE, rank!="other"})', "{{name}} NODE"),),
             "bars",
             warn=1000,
             bad=10_000,
@@ -101,14 +97,15 @@ _LIFE = Row(
             "Lifetimes",
             "s",
             "How long processes lived that ended, half of them and 99 of 100; those that live on are "
-            "not in it.",
+            "not in it. Empty while spawns or exits are counted in windows. A quantile may be off by "
+            "a factor of 16, the width of a bucket.",
             "processes that live for less than a ms cost more to make than they do; a request that "
             "lives longer than its client waits is work for nobody.",
             tuple(
                 Query(
                     f"""histogram_quantile({q}, sum by (NODE, le)
                         (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE])))""",
-                    f"{name} {{{{node}}}}",
+                    f"{name} NODE",
                     hue,
                 )
                 for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
@@ -123,7 +120,7 @@ _LIFE = Row(
             (
                 Query(
                     "sum by (NODE, reason) (rate(beam_process_exits_total{HERE}[RATE]))",
-                    "{{reason}} {{node}}",
+                    "{{reason}} NODE",
                 ),
             ),
             hues=_NORMAL,
@@ -159,7 +156,7 @@ _WORK = Row(
             (
                 Query(
                     'sort_desc(beam_top_reductions_per_second{HERE, rank!="other"})',
-                    "{{name}} {{node}}",
+                    "{{name}} NODE",
                 ),
             ),
             "bars",
@@ -170,11 +167,11 @@ _WORK = Row(
             "mps",
             "Messages that processes sent, to their own node (local) or another (remote); from "
             "windows where they are many.",
-            "compare with what is received: the difference waits.",
+            "much of it for little work is chatter: send less, or more at once.",
             (
                 Query(
                     "sum by (NODE, scope) (rate(beam_messages_sent_total{HERE}[RATE]))",
-                    "{{scope}} {{node}}",
+                    "{{scope}} NODE",
                 ),
             ),
             hues=(("^local", SKY), ("^remote", ORANGE)),
@@ -184,7 +181,8 @@ _WORK = Row(
             "Messages received",
             "mps",
             "Messages that processes took out of their mailboxes; from windows where they are many.",
-            "compare with what is sent.",
+            "it is more than what processes sent by the messages of ports, timers and NIFs. What "
+            "waits is told by the mailboxes, not by the difference.",
             (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))", hue=GREEN),),
             width=12,
         ),
@@ -209,7 +207,7 @@ _SIZE = Row(
             "The processes with most memory in struct and heaps.",
             "a heap this large makes each full collection long. Look at the state it keeps and at "
             "its mailbox (`scope-trace ps`).",
-            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} {{node}}"),),
+            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} NODE"),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,
@@ -223,7 +221,7 @@ _SIZE = Row(
             (
                 Query(
                     "sum by (NODE, at_least) (beam_memory_processes{HERE})",
-                    "{{at_least}} bytes {{node}}",
+                    "{{at_least}} bytes NODE",
                 ),
             ),
             hues=(

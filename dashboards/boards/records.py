@@ -7,6 +7,8 @@ Three words stand in expressions for what every query needs:
 HERE    the hosts and nodes that the variables at the top choose
 NODE    the labels that tell one VM from another (two hosts may have a node of the same name)
 RATE    a span that holds enough scrapes for a rate, at any zoom
+
+NODE in a legend is what those labels say.
 """
 
 from __future__ import annotations
@@ -23,8 +25,13 @@ _WORDS: Final = {
     "RATE": "$__rate_interval",
 }
 _WORD: Final = re.compile(r"\b(" + "|".join(_WORDS) + r")\b")
+_NODE_IN_LEGEND: Final = "{{node}} {{instance}}"
+#: Alerts of ours that fire for what is chosen; one of a whole host has no node.
+FIRING: Final = (
+    'ALERTS{alertname=~"(Beam|Scope).*", alertstate="firing", instance=~"$host|", node=~"$node|"}'
+)
 
-#: ``text`` has no queries; ``bars`` is a ranking; ``table`` is one row per VM.
+#: ``bars`` is a ranking; ``table`` is one row per VM, with a column for each label.
 Kind = Literal["series", "stat", "bars", "table", "heatmap"]
 
 
@@ -33,7 +40,7 @@ class Query:
     """One expression, what its series are called, and their colour."""
 
     expr: str
-    legend: str = "{{node}}"
+    legend: str = "NODE"
     hue: str = SKY
     #: Of a table: the heading and the unit of the column that this query fills.
     column: str = ""
@@ -43,6 +50,11 @@ class Query:
     def promql(self) -> str:
         """The expression with its words replaced; Grafana's variables are still in it."""
         return _WORD.sub(lambda found: _WORDS[found[1]], " ".join(self.expr.split()))
+
+    @property
+    def names(self) -> str:
+        """The legend with its word replaced; Grafana puts labels in the place of their names."""
+        return re.sub(r"\bNODE\b", _NODE_IN_LEGEND, self.legend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,15 @@ class Panel:
         """What the panel shows, and what to do."""
         when = "When it is red" if self.bad is not None else "When it looks wrong"
         return f"{self.shows}\n\n**{when}:** {self.act}"
+
+
+def bound(exponent: int) -> float:
+    """
+    Seconds at a bound of a histogram, 2^*exponent* ns; the catalogue says which there are.
+
+    Within a bucket a quantile is a guess, so what is told by one is bad from a bound on.
+    """
+    return (1 << exponent) / 1e9
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Schedulers: do they wait for a CPU, work, spin, or sleep?
 """
 
 from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
-from boards.records import Board, Panel, Query, Row
+from boards.records import Board, Panel, Query, Row, bound
 
 #: A colour for each type of thread, wherever threads are told apart.
 TYPES = (
@@ -15,6 +15,18 @@ TYPES = (
     ("^aux", GREY),
     ("^async", YELLOW),
 )
+#: Of the time in which normal schedulers want a CPU; who wants less than one counts as wanting one.
+STARVED = """
+    sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE, scheduler_type="normal",
+        reason=~"preempted|queued|throttled"}[RATE]))
+        / clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+            scheduler_type="normal"}[RATE]))
+            + sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE, scheduler_type="normal",
+                reason=~"preempted|queued|throttled"}[RATE])), 1)"""
+THROTTLED = """
+    sum by (NODE) (rate(beam_cgroup_throttled_periods_total{HERE}[RATE]))
+        / clamp_min(sum by (NODE) (rate(beam_cgroup_periods_total{HERE}[RATE])), 0.001)
+        or 0 * sum by (NODE) (beam_schedulers{HERE})"""
 _REASONS = (
     ("^queued", VERMILLION),
     ("^throttled", YELLOW),
@@ -30,7 +42,7 @@ def _quantiles(series: str, where: str = "") -> tuple[Query, ...]:
     return tuple(
         Query(
             f"histogram_quantile({q}, sum by (NODE, le) (rate({series}_bucket{{HERE{where}}}[RATE])))",
-            f"{name} {{{{node}}}}",
+            f"{name} NODE",
             hue,
         )
         for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE), (0.999, "p99.9", VERMILLION))
@@ -43,12 +55,13 @@ _WAITING = Row(
         Panel(
             "Run queue latency of normal schedulers",
             "s",
-            "How long a normal scheduler that was ready waited until the kernel gave it a CPU.",
+            "How long a normal scheduler that was ready waited until the kernel gave it a CPU. A "
+            "quantile may be off by a factor of 8, the width of a bucket.",
             "others take the CPU: other processes of this host, or the quota of the cgroup. "
             "Above a few ms every answer of the node is late by as much.",
             _quantiles("beam_thread_run_queue_latency_seconds", ', scheduler_type="normal"'),
-            warn=0.005,
-            bad=0.02,
+            warn=bound(23),
+            bad=bound(26),
             width=12,
         ),
         Panel(
@@ -72,21 +85,23 @@ _WAITING = Row(
         Panel(
             "Where a normal scheduler's time goes",
             "percentunit",
-            "Shares of the time of one normal scheduler: on a CPU; queued (woken, and waiting for a "
-            "CPU); preempted (another ran instead); throttled (by the cgroup's quota); blocked (asleep in a system call); idle.",
-            "queued, preempted and throttled are the host's doing. Blocked is the VM's: a NIF or a driver that "
-            "waits for a disk or a lock on a normal scheduler.",
+            "Shares of the time of one normal scheduler, on average over the chosen nodes: on a CPU; "
+            "queued (woken, and waiting for a CPU); preempted (another ran instead); throttled (by "
+            "the cgroup's quota); blocked (asleep in a system call); idle.",
+            "queued, preempted and throttled are the host's doing. Blocked is the VM's: a NIF or a "
+            "driver that waits for a disk or a lock on a normal scheduler. Choose one node to see "
+            "whose it is.",
             (
                 Query(
-                    """sum by (NODE, reason) (rate(beam_thread_offcpu_seconds_total{HERE,
-                        scheduler_type="normal"}[RATE]))
-                        / on (NODE) group_left sum by (NODE) (beam_schedulers{HERE})""",
-                    "{{reason}} {{node}}",
+                    """avg by (reason) (sum by (NODE, reason) (rate(
+                        beam_thread_offcpu_seconds_total{HERE, scheduler_type="normal"}[RATE]))
+                        / on (NODE) group_left sum by (NODE) (beam_schedulers{HERE}))""",
+                    "{{reason}}",
                 ),
                 Query(
-                    """sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
-                        scheduler_type="normal"}[RATE])) / sum by (NODE) (beam_schedulers{HERE})""",
-                    "on a CPU {{node}}",
+                    """avg(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type="normal"}[RATE])) / sum by (NODE) (beam_schedulers{HERE}))""",
+                    "on a CPU",
                 ),
             ),
             stack=True,
@@ -96,18 +111,14 @@ _WAITING = Row(
         Panel(
             "Schedulers that wait for a CPU",
             "percentunit",
-            "The share of the time in which a normal scheduler was ready and had no CPU.",
+            "Of the time in which normal schedulers wanted a CPU, the share in which they had none. "
+            "Those that sleep are left out; who wants less than one CPU in all counts as wanting one.",
             "the host or the cgroup has too little CPU for this VM. Move a neighbour, raise the "
             "quota, or lower +S to what the VM really gets.",
-            (
-                Query(
-                    """sum by (NODE) (rate(beam_thread_offcpu_seconds_total{HERE,
-                        scheduler_type="normal", reason=~"preempted|queued|throttled"}[RATE]))
-                        / sum by (NODE) (beam_schedulers{HERE})"""
-                ),
-            ),
+            (Query(STARVED),),
             warn=0.05,
             bad=0.1,
+            width=12,
         ),
         Panel(
             "Throttled by the cgroup",
@@ -115,16 +126,25 @@ _WAITING = Row(
             "The share of the quota's periods in which it was used up; 0 also without a quota.",
             "the container may use less CPU than it has schedulers. Raise the quota, or set +S to "
             "the CPUs that it stands for.",
+            (Query(THROTTLED),),
+            warn=0.05,
+            bad=0.25,
+            width=12,
+        ),
+        Panel(
+            "CPUs held back by the quota",
+            "short",
+            "For how long the cgroup was kept from running, over all CPUs, as the kernel adds it up: "
+            "2 is two CPUs all the time. 0 also without a quota.",
+            "at most so many CPUs more would be used without it. It is no share of anything: how "
+            "often the quota was used up is beside.",
             (
                 Query(
-                    """sum by (NODE) (rate(beam_cgroup_throttled_periods_total{HERE}[RATE]))
-                        / sum by (NODE) (rate(beam_cgroup_periods_total{HERE}[RATE]))
+                    """sum by (NODE) (rate(beam_cgroup_throttled_seconds_total{HERE}[RATE]))
                         or 0 * sum by (NODE) (beam_schedulers{HERE})"""
                 ),
             ),
-            warn=0.05,
-            bad=0.25,
-            width=4,
+            width=12,
         ),
     ),
 )
@@ -142,7 +162,7 @@ _WORK = Row(
                 Query(
                     """sum by (NODE, scheduler_type)
                         (rate(beam_thread_cpu_seconds_total{HERE}[RATE]))""",
-                    "{{scheduler_type}} {{node}}",
+                    "{{scheduler_type}} NODE",
                 ),
             ),
             stack=True,
@@ -159,7 +179,7 @@ _WORK = Row(
             (
                 Query(
                     "sum by (NODE, scheduler_type) (beam_run_queue_length{HERE})",
-                    "{{scheduler_type}} {{node}}",
+                    "{{scheduler_type}} NODE",
                 ),
             ),
             warn=20,
@@ -176,12 +196,12 @@ _WORK = Row(
             (
                 Query(
                     "sum by (NODE, scheduler_type) (beam_threads{HERE})",
-                    "{{scheduler_type}} {{node}}",
+                    "{{scheduler_type}} NODE",
                 ),
                 Query(
                     """sum by (NODE, scheduler_type)
                         (beam_schedulers_online{HERE, scheduler_type="normal"})""",
-                    "online {{node}}",
+                    "online NODE",
                     BLUE,
                 ),
             ),
@@ -222,11 +242,11 @@ _SPENT = Row(
                     """clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
                         scheduler_type=~"normal|dirty_cpu|dirty_io"}[RATE]))
                         - sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE])), 0)""",
-                    "work {{node}}",
+                    "work NODE",
                 ),
                 Query(
                     "sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE]))",
-                    "busy waiting {{node}}",
+                    "busy waiting NODE",
                     ORANGE,
                 ),
             ),
@@ -243,7 +263,7 @@ _SPENT = Row(
                 Query(
                     """sort_desc(topk(10, sum by (NODE, name)
                         (rate(beam_native_cpu_seconds_total{HERE}[RATE]))))""",
-                    "{{name}} {{node}}",
+                    "{{name}} NODE",
                 ),
             ),
             "bars",
@@ -258,7 +278,7 @@ _SPENT = Row(
             (
                 Query(
                     "sum by (NODE, name) (rate(beam_native_long_calls_total{HERE}[RATE]))",
-                    "{{name}} {{node}}",
+                    "{{name}} NODE",
                     VERMILLION,
                 ),
             ),
@@ -272,13 +292,14 @@ _LENGTHS = Row(
         Panel(
             "Length of schedules",
             "s",
-            "How long a process had a normal scheduler before it was scheduled out; from windows "
-            "where schedules are many.",
+            "How long a process had a normal scheduler before it was scheduled out. Where schedules "
+            "are many they are counted in windows, and what is longer than a window (3 to 100 ms) is "
+            "not in it. A quantile may be off by a factor of 8, the width of a bucket.",
             "a NIF or a BIF does not yield. `scope-trace --events long_call` names it; such code "
-            "belongs on a dirty scheduler.",
+            "belongs on a dirty scheduler. While there are windows look at the long native calls.",
             _quantiles("beam_schedule_duration_seconds"),
-            warn=0.01,
-            bad=0.067,
+            warn=bound(23),
+            bad=bound(26),
             width=12,
         ),
         Panel(
@@ -318,7 +339,7 @@ _SWITCHES = Row(
             (
                 Query(
                     "sum by (NODE, scheduler_type) (rate(beam_thread_switches_total{HERE}[RATE]))",
-                    "{{scheduler_type}} {{node}}",
+                    "{{scheduler_type}} NODE",
                 ),
             ),
             hues=TYPES,
@@ -333,7 +354,7 @@ _SWITCHES = Row(
             (
                 Query(
                     "sum by (NODE, scheduler_type) (rate(beam_thread_migrations_total{HERE}[RATE]))",
-                    "{{scheduler_type}} {{node}}",
+                    "{{scheduler_type}} NODE",
                 ),
             ),
             hues=TYPES,

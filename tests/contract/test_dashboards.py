@@ -9,16 +9,19 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
 
+import beams_run
 import numpy as np
 import pytest
 import yaml
 from colorspacious import cspace_convert, deltaE
 
 from scope_ebpf.metrics.catalogue import catalogue
+from scope_ebpf.metrics.snapshot import MAILBOX_STEPS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards"
@@ -27,6 +30,8 @@ RULES = FOLDER / "rules.yml"
 _SERIES = re.compile(r"\b(?:beam|scope_ebpf)_[a-z0-9_]+\b")
 #: Series that no panel and no rule shows, and why.
 UNSEEN: dict[str, str] = {}
+#: Alerts that are told of a host, not of a VM.
+OF_A_HOST = ("ScopeTargetsRefused", "ScopeDaemonDown")
 _HEX = re.compile(r'"(#[0-9A-Fa-f]{6})"')
 
 
@@ -93,6 +98,38 @@ def test_a_panel_says_what_it_shows_and_what_to_do(panel):
     assert bounds == sorted(bounds)
     assert panel["targets"]
     assert all(target["legendFormat"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize("panel", [one for one in EVERY if one.values[0]["type"] != "table"])
+def test_nodes_of_one_name_are_told_apart(panel):
+    """
+    Who is named in a legend by its node is named by its host as well; a table has columns for both.
+    """
+    legends = [target["legendFormat"] for target in panel["targets"]]
+    both = "{{node}} {{instance}}"
+    assert [text for text in legends if "{{node}}" in text.replace(both, "")] == []
+
+
+@pytest.mark.parametrize(
+    "panel", [one for one in EVERY if "histogram_quantile" in str(one.values[0]["targets"])]
+)
+def test_a_quantile_is_bad_from_a_bound_of_its_buckets_on(panel):
+    """
+    Within a bucket a quantile is a guess; the description says how wide the buckets are.
+    """
+    (name,) = {exported()[name] for name in _SERIES.findall(str(panel["targets"]))}
+    first, last, step = catalogue()[name].bounds
+    bounds = [2**exponent / 1e9 for exponent in range(first, last + 1, step)]
+    steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert [step["value"] for step in steps[1:] if step["value"] not in bounds] == []
+    assert f"off by a factor of {2**step}," in panel["description"]
+
+
+def test_without_a_ranking_the_steps_of_mailboxes_are_powers_of_ten():
+    """
+    The overview's longest mailbox counts them, where the config has ``top = 0``.
+    """
+    assert tuple(10**place for place in range(len(MAILBOX_STEPS))) == MAILBOX_STEPS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -198,9 +235,128 @@ def test_an_alert_says_what_to_do_and_where_to_look(alert):
     assert alert["labels"]["severity"] in ("info", "warning", "critical")
     notes = alert["annotations"]
     assert set(notes) == {"summary", "description", "dashboard"}
-    assert "$labels.node" in notes["summary"]
+    assert "on {{ $labels.instance }}" in notes["summary"]
     assert len(notes["description"]) > 40
-    assert "var-node={{ $labels.node | urlquery }}" in notes["dashboard"]
+    assert "var-host={{ $labels.instance | urlquery }}" in notes["dashboard"]
+    if alert["alert"] not in OF_A_HOST:
+        assert "$labels.node" in notes["summary"]
+        assert "var-node={{ $labels.node | urlquery }}" in notes["dashboard"]
+
+
+def test_alerts_are_shown_of_the_chosen_hosts_and_nodes():
+    """
+    What asks for alerts takes the host and the node into account; one of a host has no node.
+    """
+    asked = [
+        text
+        for path in FILES
+        for text in re.findall(r"ALERTS\{.*?\}", path.read_text().replace('\\"', '"'))
+    ]
+    assert len(asked) == len(FILES) + 1
+    assert all('instance=~"$host|", node=~"$node|"' in text for text in asked)
+
+
+#: Of panels that stand on several series: what there is, minute by minute, and what is shown of it
+#: for each node (or by the label named first).
+SHOWN = {
+    "overview: Longest mailbox": (
+        {
+            'beam_top_mailbox_messages{node="ranked",rank="1",name="deaf"}': "7x20",
+            'beam_mailbox_processes{node="ranked",at_least="1"}': "3x20",
+            'beam_mailbox_processes{node="nameless",at_least="1"}': "20x20",
+            'beam_mailbox_processes{node="nameless",at_least="10"}': "4x20",
+            'beam_mailbox_processes{node="nameless",at_least="100"}': "1x20",
+            'beam_mailbox_processes{node="nameless",at_least="1000"}': "0x20",
+            'beam_mailbox_processes{node="empty",at_least="1"}': "0x20",
+        },
+        {'node="ranked"': 7, 'node="nameless"': 100, 'node="empty"': 0},
+    ),
+    "overview: Long schedules": (
+        {
+            'beam_schedule_duration_seconds_count{node="timed"}': "0+600x20",
+            'beam_schedule_duration_seconds_bucket{node="timed",le="0.067108864"}': "0+585x20",
+            'beam_native_long_calls_total{node="timed",name="other"}': "0+60x20",
+            'scope_ebpf_sampling_ratio{node="timed",hook="schedule"}': "1x20",
+            'beam_schedule_duration_seconds_count{node="busy"}': "0+600x20",
+            'beam_schedule_duration_seconds_bucket{node="busy",le="0.067108864"}': "0+600x20",
+            'beam_native_long_calls_total{node="busy",name="other"}': "0+30x20",
+            'scope_ebpf_sampling_ratio{node="busy",hook="schedule"}': "0.1x20",
+            'beam_native_long_calls_total{node="hidden",name="other"}': "0+60x20",
+        },
+        {'node="timed"': 0.25, 'node="busy"': 0.5, 'node="hidden"': 1},
+    ),
+    "overview: Writers suspended by a busy port or link": (
+        {
+            'beam_dist_busy_total{node="both"}': "0+30x20",
+            'beam_port_busy_total{node="both"}': "0+60x20",
+            'beam_port_busy_total{node="hidden"}': "0+60x20",
+        },
+        {'node="both"': 1.5, 'node="hidden"': 1},
+    ),
+    "schedulers: Throttled by the cgroup": (
+        {
+            'beam_cgroup_periods_total{node="narrow"}': "0+600x20",
+            'beam_cgroup_throttled_periods_total{node="narrow"}': "0+150x20",
+            'beam_cgroup_periods_total{node="still"}': "600x20",
+            'beam_cgroup_throttled_periods_total{node="still"}': "150x20",
+            'beam_schedulers{node="free"}': "2x20",
+        },
+        {'node="narrow"': 0.25, 'node="still"': 0, 'node="free"': 0},
+    ),
+    "schedulers: Schedulers that wait for a CPU": (
+        {
+            f'beam_thread_{series}node="{node}",scheduler_type="normal"}}': f"0+{seconds}x20"
+            for node, wait, sleep, work in (("two of 32", 60, 1800, 60), ("calm", 3, 114, 3))
+            for series, seconds in (
+                ('offcpu_seconds_total{reason="queued",', wait),
+                ('offcpu_seconds_total{reason="idle",', sleep),
+                ("cpu_seconds_total{", work),
+            )
+        },
+        {'node="two of 32"': 0.5, 'node="calm"': 0.05},
+    ),
+    "schedulers: Where a normal scheduler's time goes": (
+        {
+            'beam_schedulers{node="pair"}': "2x20",
+            'beam_thread_offcpu_seconds_total{node="pair",scheduler_type="normal",reason="idle"}': (
+                "0+120x20"
+            ),
+            'beam_schedulers{node="one"}': "1x20",
+            'beam_thread_offcpu_seconds_total{node="one",scheduler_type="normal",reason="idle"}': (
+                "0+30x20"
+            ),
+        },
+        {'reason="idle"': 0.75},
+    ),
+}
+
+
+@pytest.mark.parametrize("title", SHOWN)
+def test_a_panel_of_several_series_shows(title, tmp_path):
+    """
+    Where one of them is missing or stands still, too.
+    """
+    beams_run.require(shutil.which("promtool"), "promtool is not installed (apt: prometheus)")
+    (panel,) = [one.values[0] for one in EVERY if one.id == title]
+    query = panel["targets"][0]["expr"].replace("$__rate_interval", "5m")
+    given, wanted = SHOWN[title]
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in given.items()],
+        "promql_expr_test": [
+            {
+                "expr": re.sub(r"\$(host|node)", ".*", query),
+                "eval_time": "15m",
+                "exp_samples": [
+                    {"labels": f"{{{labels}}}", "value": value} for labels, value in wanted.items()
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "case.yml"
+    path.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [case]}))
+    done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def apart(kind: str) -> float:
