@@ -126,6 +126,7 @@ function Values({ panel, data, width, height, timeRange }: Drawn) {
             colorMode={panel.options.colorMode}
             graphMode={panel.options.graphMode}
             textMode={panel.options.textMode}
+            text={panel.options.text}
             {...size}
           />
         )
