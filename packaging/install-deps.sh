@@ -33,7 +33,7 @@ packages_for() {
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
         rpm systemd python3-bpfcc "$(headers)" openssl ;;
     # What looks at the packages and at the machine image beyond that.
-    packages) echo lintian vagrant vagrant-libvirt ;;
+    packages) echo lintian vagrant vagrant-libvirt iproute2 ;;
     # The tools that the figures are compared with.
     bench) echo erlang-base rabbitmq-server wrk bpftrace python3-bpfcc "$(headers)" ;;
     # Virtual machines that boot other kernels, by software emulation.

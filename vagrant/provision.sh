@@ -12,7 +12,9 @@
 #   SCOPE_USDT      a folder with a BEAM that tests/beams/build-usdt.sh built; else it is built, which
 #                   takes some minutes.
 #
-# Where systemd is not the first process, as in a chroot, services are set up and not started.
+# Everything listens on all addresses, with RabbitMQ's well-known password, as forwarded ports need it:
+# this is for a machine that nobody else can reach. Where systemd is not the first process, as in a
+# chroot, services are set up and not started.
 set -euo pipefail
 
 sources=$(cd "${1:-$(dirname "$0")/..}" && pwd)
@@ -63,7 +65,8 @@ usdt_beam() {
         built=$("$sources/tests/beams/build-usdt.sh" /var/cache/scope-usdt)
     fi
     mkdir -p /opt/scope-usdt
-    cp -r "$built/bin" /opt/scope-usdt/
+    # The node may run: a file that is executed can be replaced, but not written to.
+    cp -r --remove-destination "$built/bin" /opt/scope-usdt/
     erlc -o /opt/scope-usdt "$sources/docs/demo/shop.erl"
     cat >/usr/local/bin/scope-usdt-node <<'NODE'
 #!/bin/sh
@@ -87,11 +90,17 @@ UNIT
 }
 
 rabbitmq() {
+    # Its user guest may come from the machine's own 127.0.0.1 only, where no forwarded port arrives.
+    grep -qs '^loopback_users' /etc/rabbitmq/rabbitmq.conf ||
+        echo 'loopback_users = none' >>/etc/rabbitmq/rabbitmq.conf
     rabbitmq-plugins --offline enable rabbitmq_management rabbitmq_prometheus >/dev/null
     start rabbitmq-server
 }
 
 metrics() {
+    # Forwarded ports arrive at the machine's other address. One that somebody has chosen stays.
+    grep -q '^listen' /etc/scope-ebpf/config.toml ||
+        sed -i 's/^#listen = .*/listen = "0.0.0.0:9568"/' /etc/scope-ebpf/config.toml
     cat >/etc/prometheus/prometheus.yml <<'YAML'
 global:
   scrape_interval: 5s
@@ -158,25 +167,27 @@ grafana() {
     fi
 }
 
-# What a person looks at first.
+# What a person looks at first. A forwarded port arrives where *address* is, so that is what is asked.
 summary() {
-    local name port
+    local name port address
     if ! has_systemd; then
         say "done; nothing was started"
         return
     fi
+    address=$(hostname -I | cut -d ' ' -f 1)
     for name in scope-ebpfd:9568 prometheus:9090 rabbitmq:15672 grafana:3000; do
         port=${name#*:}
         for _ in $(seq 60); do
-            curl -so /dev/null "http://127.0.0.1:$port/" && break
+            curl -so /dev/null "http://$address:$port/" && break
             sleep 1
         done
-        if curl -so /dev/null "http://127.0.0.1:$port/"; then
+        if curl -so /dev/null "http://$address:$port/"; then
             say "${name%:*}: http://127.0.0.1:$port/"
         else
-            say "${name%:*} does not answer on port $port"
+            say "${name%:*} does not answer on $address:$port"
         fi
     done
+    say "RabbitMQ's user is guest with the password guest; \`vagrant port\` lists ports that were moved"
 }
 
 packages

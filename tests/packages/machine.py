@@ -5,7 +5,8 @@ A bare Debian 12 for one test: its own files, mounts and processes, thrown away 
     with machine(root("python3", "erlang-base")) as bare:
         bare.run("dpkg", "-i", "/mnt/scope-ebpf.deb")
 
-What it writes goes into memory. It has this machine's kernel and network, and no systemd.
+What it writes goes into memory. It has this machine's kernel and no systemd, and this machine's
+network unless it is put on one of its own.
 """
 
 from __future__ import annotations
@@ -67,8 +68,15 @@ class Machine:
     A root of its own in which commands run.
     """
 
-    def __init__(self, inside: int) -> None:
+    def __init__(self, inside: int, network: Path | None = None) -> None:
         self._inside = inside
+        self._network = network
+
+    def on(self, network: Path) -> Machine:
+        """
+        The same machine, whose commands are on *network*, a file of ``/proc/PID/ns/net``.
+        """
+        return Machine(self._inside, network)
 
     def path(self, name: str) -> Path:
         """
@@ -81,6 +89,8 @@ class Machine:
         What runs *words* in the machine.
         """
         enter = ["nsenter", "-t", str(self._inside), "-m", "-p", "-r", "-w"]
+        if self._network is not None:
+            enter.append(f"--net={self._network}")
         return [*enter, "env", "-i", *(f"{k}={v}" for k, v in _ENVIRONMENT.items()), *words]
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -94,6 +104,22 @@ class Machine:
         said = done.stdout.decode(errors="replace")
         assert done.returncode == code, f"{words} ended with {done.returncode}: {said}"
         return said
+
+
+@contextmanager
+def network(address: str) -> Iterator[Path]:
+    """
+    A network for :meth:`Machine.on` on which nobody else is; a machine has *address* there.
+    """
+    up = f"ip link set lo up && ip addr add {address}/32 dev lo && echo up && exec sleep infinity"
+    command = ["unshare", "--net", "sh", "-c", up]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n", "no network could be made"
+            yield Path(f"/proc/{process.pid}/ns/net")
+        finally:
+            process.kill()
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNIT = Path(__file__).parents[2] / "packaging/scope-ebpfd.service"
-BOUNDING = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)[1].split()
+SET = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
+BOUNDING = SET["CapabilityBoundingSet"].split()
 #: Neither of root nor of whoever runs the tests.
 NOBODY = 65534
 DAEMON = (sys.executable, "-m", "scope_ebpf.cli.daemon")
@@ -46,6 +48,14 @@ def test_the_unit_is_exposed_little():
     """
     done = analyze("security", "--offline=true", "--threshold=40", str(UNIT))
     assert 0 == done.returncode, done.stdout
+
+
+def test_the_unit_never_gives_up():
+    """
+    systemd starts a unit five times in ten seconds at most: a pause lets it try without end.
+    """
+    assert "on-failure" == SET["Restart"]
+    assert 5 * int(SET["RestartSec"]) > 10
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +92,69 @@ def daemon(folder: Path, stranger: int, capabilities: list[str]) -> Iterator[Pat
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait()
+
+
+#: Kinds of maps with a part for each CPU (include/uapi/linux/bpf.h, enum bpf_map_type).
+PER_CPU = (5, 6, 10)
+#: What the unit's limits are made for.
+CPUS = 64
+
+
+def taken(pid: int) -> tuple[int, int]:
+    """
+    Bytes of a process's BPF maps, were it on a host of CPUS, and its open files.
+    """
+    more = CPUS - os.sysconf("SC_NPROCESSORS_CONF")
+    files = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # it was open for a moment
+            files.append(path.read_text())
+    maps = {}
+    for text in files:
+        told = dict(re.findall(r"^(\w+):\s*(\d+)$", text, re.MULTILINE))
+        if "map_id" in told:
+            part = (int(told["value_size"]) + 7 & ~7) * int(told["max_entries"])
+            parts = more * part if int(told["map_type"]) in PER_CPU else 0
+            maps[told["map_id"]] = int(told["memlock"]) + parts
+    return sum(maps.values()), len(files)
+
+
+def test_memory_lasts_longer_than_files(tmp_path: Path):
+    """
+    As many VMs as there are files for, 64 at least, fit into the memory: one too many is refused
+    for want of files, and the daemon is not killed.
+    """
+    require_root()
+    config, log = tmp_path / "config.toml", tmp_path / "log"
+    config.write_text('min_age = 0\nscan_interval = "1s"\ninclude_nodes = ["^counted[0-9]@"]\n')
+    words = (*DAEMON, "--config", str(config), "--listen", f"127.0.0.1:{beams_run.free_port()}")
+    figures = []
+    with log.open("wb") as file, ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(words, stderr=file))
+        stack.callback(process.terminate)
+        for number in range(3):
+            stack.enter_context(named(f"counted{number}"))
+            line = f"message=observing pid=.* node=counted{number}@"
+            wait_until(lambda line=line: re.search(line, log.read_text()), "a VM that is observed")
+            figures.append(taken(process.pid))
+    # The first VM has what all share.
+    (maps, files), (more_maps, more_files) = figures[0], figures[2]
+    vms = int(SET["LimitNOFILE"]) // ((more_files - files) // 2)
+    assert vms >= 64
+    # Programs, breakpoints and Python's objects take a third of it besides (measured).
+    memory = maps + vms * 1.4 * (more_maps - maps) / 2 + 100e6
+    assert memory < int(SET["MemoryMax"].removesuffix("G")) << 30
+
+
+@contextmanager
+def named(name: str) -> Iterator[beams_run.Beam]:
+    """
+    A VM that does nothing, by its node's name.
+    """
+    flags = ("-name", f"{name}@127.0.0.1", "-kernel", "inet_dist_use_interface", "{127,0,0,1}")
+    epmd = ("-start_epmd", "false", "-erl_epmd_port", str(beams_run.free_port()))
+    with beams_run.start_beam("stock25", *flags, *epmd, "+S", "1:1") as beam:
+        yield beam
 
 
 def is_ready(port: int) -> bool:

@@ -22,7 +22,7 @@ import pytest
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("packages", "kernel")]
 
-from machine import Machine, machine, only_child, root
+from machine import Machine, machine, network, only_child, root
 from tracing import require_root, wait_until
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PROVISION = "/mnt/vagrant/provision.sh"
+#: Where a port that virtualbox forwards arrives in the machine.
+ADDRESS = "10.0.2.15"
+NODE = "/usr/local/bin/scope-usdt-node"
 
 
 @pytest.mark.parametrize("provider", ["virtualbox", "libvirt"])
@@ -81,6 +84,16 @@ def provisioned(sources: Path) -> Iterator[tuple[Machine, str]]:
         yield made, said
 
 
+@pytest.fixture(scope="module")
+def running(provisioned: tuple[Machine, str]) -> Iterator[Machine]:
+    """
+    The same Debian on a network of its own, for services that listen on every address.
+    """
+    where, _ = provisioned
+    with network(ADDRESS) as own:
+        yield where.on(own)
+
+
 @contextmanager
 def service(where: Machine, *words: str) -> Iterator[None]:
     """
@@ -110,31 +123,40 @@ def test_it_says_what_it_could_not_do(provisioned: tuple[Machine, str]):
     assert said.endswith("provision: done; nothing was started\n")
 
 
-def test_prometheus_sees_the_usdt_node(provisioned: tuple[Machine, str]):
+def asked(where: Machine, *words: str) -> str:
+    """
+    What a command says, or nothing while what it asks is not there yet.
+    """
+    try:
+        return where.run(*words)
+    except AssertionError:
+        return ""
+
+
+def test_prometheus_sees_the_usdt_node(running: Machine):
     """
     The services as they are set up work together: a node with USDT probes is in Prometheus.
+
+    Daemon and Prometheus answer where forwarded ports arrive.
     """
-    where, _ = provisioned
     with (
-        service(where, "/usr/local/bin/scope-usdt-node"),
-        service(where, "scope-ebpfd"),
+        service(running, NODE),
+        service(running, "scope-ebpfd"),
         service(
-            where,
+            running,
             *("prometheus", "--config.file=/etc/prometheus/prometheus.yml"),
-            *("--storage.tsdb.path=/run/prometheus", "--web.listen-address=127.0.0.1:19090"),
+            "--storage.tsdb.path=/run/prometheus",
         ),
     ):
-        wait_until(lambda: "usdt" in where.run("scope-trace", "list"), "a USDT node")
-        query = ("promtool", "query", "instant", "http://127.0.0.1:19090")
-
-        def series() -> str:
-            try:
-                return where.run(*query, "beam_target_info")
-            except AssertionError:
-                return ""  # Prometheus is not there yet
-
-        wait_until(lambda: "beam_target_info{" in series(), "the node in Prometheus")
-        rules = where.run(*query, "count(ALERTS or vector(0))")
+        wait_until(lambda: "usdt" in running.run("scope-trace", "list"), "a USDT node")
+        page = ("curl", "-sf", f"http://{ADDRESS}:9568/healthz")
+        wait_until(lambda: asked(running, *page), "the daemon at the machine's own address")
+        query = ("promtool", "query", "instant", f"http://{ADDRESS}:9090")
+        wait_until(
+            lambda: "beam_target_info{" in asked(running, *query, "beam_target_info"),
+            "the node in Prometheus",
+        )
+        rules = running.run(*query, "count(ALERTS or vector(0))")
         assert "=> " in rules
 
 
@@ -162,16 +184,38 @@ def test_rabbitmq_has_its_plugins(provisioned: tuple[Machine, str]):
     assert {"rabbitmq_management", "rabbitmq_prometheus"} <= set(enabled.strip("[]. \n").split(","))
 
 
-def test_it_can_run_again(provisioned: tuple[Machine, str]):
+def test_rabbitmq_lets_its_guest_in(running: Machine):
     """
-    A second run changes nothing and ends well; Grafana that cannot be had is one line.
+    Who comes by a forwarded port can log in as guest, whom RabbitMQ refuses elsewhere.
+    """
+    words = (
+        *("setpriv", "--reuid=rabbitmq", "--regid=rabbitmq", "--clear-groups"),
+        *("env", "-C", "/var/lib/rabbitmq", "HOME=/var/lib/rabbitmq", "RUNNING_UNDER_SYSTEMD=true"),
+        "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    )
+    who = ("curl", "-s", "-u", "guest:guest", f"http://{ADDRESS}:15672/api/whoami")
+    with service(running, *words):
+        said = wait_until(lambda: asked(running, *who), "RabbitMQ at the machine's own address")
+    assert "guest" == json.loads(said).get("name"), said
+
+
+def test_it_can_run_again(provisioned: tuple[Machine, str], running: Machine):
+    """
+    A second run beside the services ends well, and leaves a config that somebody has changed.
+
+    Grafana that cannot be had is one line.
     """
     where, _ = provisioned
-    said = where.run(
-        *("env", "SCOPE_USDT=/mnt/usdt", "SCOPE_GRAFANA=/nowhere/grafana.deb", PROVISION, "/mnt")
-    )
+    config = where.path("/etc/scope-ebpf/config.toml")
+    config.write_text(changed := config.read_text() + "top = 7\n")
+    again = ("env", "SCOPE_USDT=/mnt/usdt", "SCOPE_GRAFANA=/nowhere/grafana.deb", PROVISION, "/mnt")
+    with service(running, NODE), service(running, "scope-ebpfd"):
+        wait_until(lambda: "usdt" in running.run("scope-trace", "list"), "a USDT node")
+        said = where.run(*again)
     assert "going on without Grafana" in said
     assert "done" in said
+    assert changed == config.read_text()
+    assert 1 == where.path("/etc/rabbitmq/rabbitmq.conf").read_text().count("loopback_users")
 
 
 def test_without_a_package_it_says_what_to_do(sources: Path):
