@@ -33,9 +33,9 @@ SHORTEST, LONGEST = 0.003, 0.1
 SPACING = 1.0
 #: The observer's own work on windows may take this part of the budget, besides what hits take;
 #: where it takes more, windows are rarer, up to so many times.
-OWN, RAREST = 0.4, 4.0
+OWN, RAREST = 0.3, 4.0
 #: Taking stock may take this part of it, and is done that often, seconds.
-STOCKTAKING, OFTEN, SELDOM = 0.4, 1.0, 4.0
+STOCKTAKING, OFTEN, SELDOM = 0.25, 1.0, 4.0
 #: Of the spacing, what passes from one window of an event to the next.
 _FROM, _TO = 0.3, 1.0
 #: Hooks that used up their allowance come back for good when they would take less than this part
