@@ -7,7 +7,7 @@
  * Emits:  nothing
  *
  * One object watches all targets: every switch of the host runs it, so a thread that is not watched
- * costs two lookups.
+ * costs two lookups. User space maps what it reads every second, which then takes no system call.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -22,6 +22,7 @@
 
 #define TASK_RUNNING	   0
 #define TASK_INTERRUPTIBLE 1
+#define TASK_DEAD	   0x80
 /* 64 targets with six types of threads each. */
 #define MAX_ROWS 384
 /* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. Room is made
@@ -30,6 +31,12 @@
 
 struct cfs_rq {
 	int throttle_count;
+	__u64 throttled_clock_pelt_time;
+} __attribute__((preserve_access_index));
+
+/* Until Linux 5.18. */
+struct cfs_rq___old {
+	__u64 throttled_clock_task_time;
 } __attribute__((preserve_access_index));
 
 struct sched_entity {
@@ -47,16 +54,26 @@ struct task_struct___old {
 	long state;
 } __attribute__((preserve_access_index));
 
-/* What user space wants watched, by tid; it adds and takes away. */
+/* What user space wants watched: tid to a place in threads; it adds and takes away. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_WATCHED);
 	__type(key, __u32);
-	__type(value, struct thread);
+	__type(value, __u32);
 } watched SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_WATCHED);
+	__type(key, __u32);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+/* Of each CPU one after the other, since arrays per CPU cannot be mapped; user space makes room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, MAX_ROWS);
 	__type(key, __u32);
 	__type(value, struct thread_totals);
@@ -69,6 +86,20 @@ struct {
 	__type(key, struct native_key);
 	__type(value, struct native);
 } natives SEC(".maps");
+
+static __always_inline struct thread *watched_thread(__u32 tid)
+{
+	__u32 *place = bpf_map_lookup_elem(&watched, &tid);
+
+	return place ? bpf_map_lookup_elem(&threads, place) : NULL;
+}
+
+static __always_inline struct thread_totals *totals_of(struct thread *thread)
+{
+	__u32 row = bpf_get_smp_processor_id() * MAX_ROWS + thread->row;
+
+	return bpf_map_lookup_elem(&thread_rows, &row);
+}
 
 static __always_inline unsigned int state_of(struct task_struct *task)
 {
@@ -93,6 +124,49 @@ static __always_inline bool is_throttled(struct task_struct *plain)
 		return false; /* a kernel without groups or quotas */
 	queue = BPF_CORE_READ(task, se.cfs_rq);
 	return queue && BPF_CORE_READ(queue, throttle_count) > 0;
+}
+
+static __always_inline __u64 throttled_so_far(struct cfs_rq *queue)
+{
+	struct cfs_rq___old *old = (void *)queue;
+
+	if (bpf_core_field_exists(queue->throttled_clock_pelt_time))
+		return BPF_CORE_READ(queue, throttled_clock_pelt_time);
+	if (bpf_core_field_exists(old->throttled_clock_task_time))
+		return BPF_CORE_READ(old, throttled_clock_task_time);
+	return 0;
+}
+
+/* A thread begins to wait for a CPU. */
+static __always_inline void begin_wait(struct thread *thread, struct task_struct *plain, __u64 now)
+{
+	struct task_struct___quota *task = (void *)plain;
+	struct cfs_rq *queue;
+
+	thread->ready_ns = now;
+	if (bpf_core_field_exists(task->throttled) || !bpf_core_field_exists(task->se.cfs_rq))
+		return;
+	queue = BPF_CORE_READ(task, se.cfs_rq);
+	thread->queue = (__u64)queue;
+	thread->queue_throttled_ns = throttled_so_far(queue);
+}
+
+/*
+ * Whether the quota was used up in the wait that ends now. When it began that need not have been
+ * so, and now it is not. A queue that is throttled keeps its threads, so it is the same one.
+ */
+static __always_inline bool was_throttled(struct thread *thread, struct task_struct *plain)
+{
+	struct task_struct___quota *task = (void *)plain;
+	struct cfs_rq *queue;
+
+	if (thread->reason == OFF_THROTTLED)
+		return true;
+	if (bpf_core_field_exists(task->throttled) || !bpf_core_field_exists(task->se.cfs_rq))
+		return false;
+	queue = BPF_CORE_READ(task, se.cfs_rq);
+	return (__u64)queue == thread->queue &&
+	       throttled_so_far(queue) != thread->queue_throttled_ns;
 }
 
 /* ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h) */
@@ -154,68 +228,80 @@ static __always_inline __u32 log2_slot(__u64 value)
 	return slot < 40 ? slot : 39;
 }
 
+/*
+ * User space reads what a thread does while it changes: since_ns comes first, so that what else is
+ * yet to come has lasted for no time, and totals come last, so that no time is in both.
+ */
 static __always_inline void leave(struct task_struct *task, bool preempted, __u64 now)
 {
-	__u32 tid = BPF_CORE_READ(task, pid), row;
-	struct thread *thread = bpf_map_lookup_elem(&watched, &tid);
+	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
 	struct thread_totals *totals;
+	unsigned int state;
+	__u64 ran;
 
 	if (!thread)
 		return;
-	row = thread->row;
-	totals = bpf_map_lookup_elem(&thread_rows, &row);
+	totals = totals_of(thread);
 	if (!totals)
-		return;	     /* cannot be: user space gives out the rows */
-	if (thread->running) /* else it ran when it began to be watched */
-		totals->on_ns += now - thread->since_ns;
+		return; /* cannot be: user space gives out the rows */
+	state = preempted ? TASK_RUNNING : state_of(task);
+	ran = thread->running ? now - thread->since_ns : 0; /* else it ran before it was watched */
+	thread->since_ns = state & TASK_DEAD ? 0 : now;
+	barrier();
 	thread->running = 0;
-	thread->since_ns = now;
 	thread->ready_ns = 0;
-	if (preempted || state_of(task) == TASK_RUNNING) {
+	if (state == TASK_RUNNING) {
 		thread->reason = is_throttled(task) ? OFF_THROTTLED : OFF_PREEMPTED;
-		thread->ready_ns = now;
+		begin_wait(thread, task, now);
 	} else {
 		thread->reason = why_off(task, thread);
 	}
+	barrier();
+	totals->on_ns += ran;
+}
+
+static __always_inline void count_wait(struct thread_totals *totals, __u32 reason, __u64 waited)
+{
+	totals->off_ns[reason] += waited;
+	if (reason == OFF_THROTTLED)
+		return;
+	totals->waited_ns += waited;
+	totals->slots[log2_slot(waited)]++;
 }
 
 static __always_inline void arrive(struct task_struct *task, __u64 now)
 {
-	__u32 tid = BPF_CORE_READ(task, pid), cpu = bpf_get_smp_processor_id(), row;
-	struct thread *thread = bpf_map_lookup_elem(&watched, &tid);
+	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
+	__u32 cpu = bpf_get_smp_processor_id() + 1, reason, wait;
 	struct thread_totals *totals;
-	__u64 ready, waited;
+	__u64 since, ready;
 
 	if (!thread)
 		return;
-	row = thread->row;
-	totals = bpf_map_lookup_elem(&thread_rows, &row);
+	totals = totals_of(thread);
 	if (!totals)
 		return;
-	totals->switches++;
-	if (thread->cpu && thread->cpu != cpu + 1)
-		totals->migrations++;
-	ready = thread->ready_ns;
-	if (thread->since_ns) {
-		/* A wakeup that nobody saw: it waited from now on at the latest. */
-		if (!ready)
-			ready = now;
-		waited = now - ready;
-		if (thread->reason < OFF_REASONS)
-			totals->off_ns[thread->reason] += ready - thread->since_ns;
-		if (thread->reason == OFF_THROTTLED) {
-			totals->off_ns[OFF_THROTTLED] += waited;
-		} else {
-			totals->off_ns[thread->reason == OFF_PREEMPTED ? OFF_PREEMPTED
-								       : OFF_QUEUED] += waited;
-			totals->waited_ns += waited;
-			totals->slots[log2_slot(waited)]++;
-		}
-	}
-	thread->running = 1;
-	thread->cpu = cpu + 1;
+	since = thread->running ? 0 : thread->since_ns; /* nobody saw it leave */
+	reason = thread->reason;
+	/* A wakeup that nobody saw: it waited from now on at the latest. */
+	ready = thread->ready_ns ?: now;
+	wait = was_throttled(thread, task) ? OFF_THROTTLED
+	       : reason == OFF_PREEMPTED   ? OFF_PREEMPTED
+					   : OFF_QUEUED;
 	thread->since_ns = now;
+	barrier();
+	thread->running = 1;
 	thread->ready_ns = 0;
+	totals->switches++;
+	if (thread->cpu && thread->cpu != cpu)
+		totals->migrations++;
+	thread->cpu = cpu;
+	barrier();
+	if (!since)
+		return; /* or it was off before it was watched */
+	if (reason < OFF_REASONS)
+		totals->off_ns[reason] += ready - since;
+	count_wait(totals, wait, now - ready);
 }
 
 SEC("tp_btf/sched_switch")
@@ -230,11 +316,10 @@ int BPF_PROG(thread_switch, bool preempt, struct task_struct *prev, struct task_
 
 static __always_inline int woken(struct task_struct *task)
 {
-	__u32 tid = BPF_CORE_READ(task, pid);
-	struct thread *thread = bpf_map_lookup_elem(&watched, &tid);
+	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
 
 	if (thread && !thread->running && !thread->ready_ns)
-		thread->ready_ns = bpf_ktime_get_ns();
+		begin_wait(thread, task, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -305,15 +390,13 @@ static __always_inline void sample_native(struct thread *thread, struct thread_t
 SEC("perf_event")
 int thread_sample(struct bpf_perf_event_data *context)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid(), row;
-	struct thread *thread = bpf_map_lookup_elem(&watched, &tid);
+	struct thread *thread = watched_thread((__u32)bpf_get_current_pid_tgid());
 	struct thread_totals *totals;
 	int flags;
 
 	if (!thread)
 		return 0;
-	row = thread->row;
-	totals = bpf_map_lookup_elem(&thread_rows, &row);
+	totals = totals_of(thread);
 	if (!totals)
 		return 0;
 	totals->samples++;

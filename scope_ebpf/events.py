@@ -414,6 +414,8 @@ THREAD = np.dtype([
     ("padding", "u1", (2,)),
     ("target", "<u4"),
     ("more_padding", "u1", (4,)),
+    ("queue", "<u8"),
+    ("queue_throttled_ns", "<u8"),
 ])
 
 THREAD_TOTALS = np.dtype([

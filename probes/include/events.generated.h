@@ -361,6 +361,8 @@ struct thread {
 	__u8 padding[2]; /* named, so that it is zero */
 	__u32 target; /* which target it is of */
 	__u8 more_padding[4]; /* the same */
+	__u64 queue; /* the kernel's run queue that it waits in; 0 where a thread says itself whether it is throttled, address */
+	__u64 queue_throttled_ns; /* how long that queue had been throttled when the wait began, ns */
 };
 
 /* Time of all threads of one row, per CPU, from 0. */

@@ -17,7 +17,7 @@ from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
 from scope_ebpf.daemon.natives import Natives
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.prices import Bill
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.stats import ProgramStats
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadBooks
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 #: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.
 _LOOK = 10
+#: System calls in which a thread waits for work, as probes/threads.bpf.c has them, and SSI_WAITING.
+_FOR_WORK = frozenset((202, 7, 271, 23, 270, 232, 281, 441))
+_WAITING = 1 << 3
 #: Ticks for which samples tell the error of the share of busy waiting.
 _MEMORY = 60
 
@@ -39,27 +42,35 @@ class WatchedThreads:
     """
     Watches the threads of *target* through *watch*, as its target number *place*.
 
-    Without them only ``/proc`` tells, and *totals* is None.
+    Without them only ``/proc`` tells, and *totals* is None; so it is where there is no place
+    left, or no room for the threads. If the target ends meanwhile, its place is given back.
     """
 
     def __init__(self, watch: ThreadWatch | None, target: Target, place: int | None) -> None:
-        self._watch, self._pid, self._place = watch, target.pid, place or 0
-        if place is None:
-            self._watch = None
+        self._watch, self._place, self._target = watch, place or 0, target
         self._tids: set[int] = set()
         self._ticks = 0
         self._faults = Faults()
         self._bill = Bill()
-        self._places = _places(target)
+        self._prices: dict[str, float] = {}
+        self._spent = 0.0
         #: The type of each scheduler that is not found in the VM's memory, by its tid.
         self._unseen: dict[int, str] = {}
         self._told = False
-        self._natives = Natives(target, 1 / SAMPLE_HZ)
         self._samples: deque[tuple[int, int]] = deque(maxlen=_MEMORY)
         self.totals: NDArray[np.void] | None = None
         self.books = ThreadBooks((), (), ())
-        self._look()
-        self._read()
+        if watch and place is None:
+            self._watch = None
+            self._say("there is no place for one more VM")
+        try:
+            self._places = _places(target)
+            self._natives = Natives(target, 1 / SAMPLE_HZ)
+            self._look()
+            self._read()
+        except BaseException:
+            self.close()  # a target may end at any moment
+            raise
 
     def tick(self) -> None:
         """Read the totals; now and then look for threads that came or went."""
@@ -76,27 +87,41 @@ class WatchedThreads:
         that is two runs.
         """
         if self._watch is None or self.totals is None:
-            return 0.0
-        stats = self._watch.stats()
-        samples = stats.pop(SAMPLER)
-        switches = ProgramStats(*map(sum, zip(*stats.values(), strict=True)))
-        switch, sample = (of.seconds / (of.runs or 1) for of in (switches, samples))
-        prices = {"switches": 2 * switch, "samples": sample}
-        return sum(
+            return self._spent
+        if self._ticks % _LOOK == 0 or not self._prices:
+            stats = self._watch.stats()
+            samples = stats.pop(SAMPLER)
+            switches = ProgramStats(*map(sum, zip(*stats.values(), strict=True)))
+            switch, sample = (of.seconds / (of.runs or 1) for of in (switches, samples))
+            self._prices = {"switches": 2 * switch, "samples": sample}
+        self._spent = sum(
             self._bill.total(name, float(self.totals[name].sum()), price)
-            for name, price in prices.items()
+            for name, price in self._prices.items()
         )
+        return self._spent
 
     def close(self) -> None:
         """Watch them no longer."""
         if self._watch:
-            self._watch.unwatch(self._tids)
             self._watch.remove(self._place)
+            self._watch = None
+
+    def _go_without(self, why: str) -> None:
+        self.close()
+        self.totals, self.books = None, replace(self.books, sampled=None)
+        self._say(why)
+
+    def _say(self, why: str) -> None:
+        say(logging.WARNING, "threads are not watched", pid=self._target.pid, why=why)
 
     def _read(self) -> None:
         if self._watch is None:
             return
-        self.totals = totals = self._watch.totals(self._place)
+        totals, before = self._watch.totals(self._place), self.totals
+        if before is not None:  # time that was just being counted is missing; all fields are u64
+            words = totals.view(np.uint64)
+            np.maximum(words, before.view(np.uint64), out=words)
+        self.totals = totals
         if self._watch.unsampled or self._places is None:
             return
         self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
@@ -114,11 +139,11 @@ class WatchedThreads:
         self.books = replace(self.books, sampled=Sampled(busy, error, natives))
 
     def _look(self) -> None:
-        seen = faults(self._pid)
+        seen = faults(self._target.pid)
         self.books = replace(self._faults.add(seen), sampled=self.books.sampled)
         found = {one.tid: one for one in seen if one.role}
         if self._watch:
-            self._watch.unwatch(self._tids - found.keys())
+            self._watch.unwatch(self._place, self._tids - found.keys())
             self._unseen = {tid: kind for tid, kind in self._unseen.items() if tid in found}
             records = {
                 tid: self._record(one)
@@ -126,12 +151,33 @@ class WatchedThreads:
                 if tid not in self._tids or tid in self._unseen
             }
             self._tell()
-            # One that is still not found stays as it is: a record begins its times anew.
-            self._watch.watch(
-                self._place,
-                {tid: r for tid, r in records.items() if tid not in self._tids or r["scheduler"]},
-            )
+            try:
+                self._watch.watch(self._place, records)
+                self._note_asleep({t: r for t, r in records.items() if t not in self._tids})
+            except HostError as error:
+                self._go_without(str(error))
         self._tids = set(found)
+
+    def _note_asleep(self, records: dict[int, NDArray[np.void]]) -> None:
+        """A thread that is watched from now on may not be switched for hours."""
+        for tid, record in records.items():
+            reason = self._why_asleep(tid, int(record["sleep_flags"]))
+            if reason is not None and self._watch:
+                self._watch.asleep(self._place, tid, reason)
+
+    def _why_asleep(self, tid: int, sleep_flags: int) -> int | None:
+        """As the programs decide it; None if it does not sleep, or we may not know."""
+        path = f"/proc/{self._target.pid}/task/{tid}/syscall"
+        try:
+            with open(path) as file:  # noqa: PTH123 - one for each thread
+                call = file.read().partition(" ")[0]
+            if call == "running\n":
+                return None
+            waits = not sleep_flags or self._target.memory.u32(sleep_flags) & _WAITING
+        except (OSError, ReadRefusedError):
+            return None
+        names = events.OFF_REASONS
+        return names.index("idle" if int(call) in _FOR_WORK and waits else "blocked")
 
     def _tell(self) -> None:
         """Say once of which schedulers nobody can tell whether they spin."""
@@ -140,7 +186,7 @@ class WatchedThreads:
             kinds = ",".join(sorted(set(self._unseen.values())))
             why = "these schedulers are not found in the VM's memory"
             what = "busy waiting is not told"
-            say(logging.WARNING, what, pid=self._pid, schedulers=kinds, why=why)
+            say(logging.WARNING, what, pid=self._target.pid, schedulers=kinds, why=why)
 
     def _record(self, thread: TaskFaults) -> NDArray[np.void]:
         """One thread for the kernel side, with what it may look at."""

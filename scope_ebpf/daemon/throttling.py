@@ -3,7 +3,8 @@
 Whether a VM's cgroup has used up its CPU quota (cgroup-v2.rst, sched-bwc.rst).
 
 A quota of any cgroup around the VM holds its threads back: that of a container as well
-as that of its pod. The figures are those of the one that was throttled most.
+as that of its pod. The figures are those of the one that was throttled most: each time what
+came since the last reading, so that they only grow whichever it is.
 """
 
 from __future__ import annotations
@@ -22,11 +23,41 @@ class Throttling:
 
     def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
         self._files = [f"{folder}/cpu.stat" for folder in _folders(pid, proc, cgroups)]
+        self._last: dict[str, Throttled] = {}
+        self._total: Throttled | None = None
 
     def read(self) -> Throttled | None:
-        """What the most throttled of them says; None where none has a quota."""
-        found = [one for one in map(_read, self._files) if one and one.periods]
-        return max(found, key=lambda one: one.seconds, default=None)
+        """What the most throttled of them say; None where none has had a quota."""
+        seen = {file: one for file in self._files if (one := _read(file))}
+        first, last = self._total is None, self._last
+        self._last = last | seen
+        # Until there is a total, what they say was not told yet.
+        more = [
+            one if first else _since(one, last.get(file, one))
+            for file, one in seen.items()
+            if one.periods
+        ]
+        if more:
+            most = max(more, key=lambda one: (one.seconds, one.throttled, one.periods))
+            self._total = _sum(self._total, most) if self._total else most
+        return self._total
+
+
+def _since(now: Throttled, before: Throttled) -> Throttled:
+    """What came since *before*; nothing where a cgroup was made anew."""
+    return Throttled(
+        max(0, now.periods - before.periods),
+        max(0, now.throttled - before.throttled),
+        max(0.0, now.seconds - before.seconds),
+    )
+
+
+def _sum(one: Throttled, other: Throttled) -> Throttled:
+    return Throttled(
+        one.periods + other.periods,
+        one.throttled + other.throttled,
+        one.seconds + other.seconds,
+    )
 
 
 def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def hogs():
     command = [sys.executable, "-c", "while True: pass"]
     running = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
     try:
-        yield
+        yield running
     finally:
         for process in running:
             process.kill()
@@ -131,6 +131,47 @@ def test_what_is_off_the_cpu_is_off_for_a_reason(watch):
         assert off["idle"] > off["blocked"]
         assert int(seen.totals["on_ns"][NORMAL]) > 0
         assert int(seen.totals["switches"][NORMAL]) >= 20
+        seen.close()
+
+
+def test_who_never_wakes_is_idle_all_the_time(watch):
+    """
+    Dirty schedulers that nobody needs are idle as long as they are watched, not when it is over.
+    """
+    with beams_run.planted("stock25", "+S", "1:1", "+SDio", "7") as beam:
+        dirty = ROLES.index("dirty_io")
+        beam.plant("messages 23")
+        first = time.monotonic()
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        begun, before = time.monotonic(), seen.totals[dirty].copy()
+        select.select([], [], [], 1.0)  # time passes
+        last = time.monotonic()
+        seen.tick()
+        idle = (int(seen.totals["off_ns"][dirty, 0]) - int(before["off_ns"][0])) / 1e9
+        assert 0.9 * 7 * (last - begun) <= idle <= 7 * (time.monotonic() - first)
+        seen.close()
+
+
+def test_time_that_is_under_way_is_counted_once(watch):
+    """
+    Looked at all the time, schedulers that are switched all the time have as much as there is.
+    """
+    with beams_run.planted("stock25", "+S", "2:2") as beam:
+        place = watch.add()
+        seen = WatchedThreads(watch, inspect(beam.pid), place)
+        beam.send("storm pingpong 2")
+        beam.expect("storming")
+        seen.tick()
+        began, before = time.monotonic(), seen.totals[NORMAL].copy()
+        while time.monotonic() < began + 3:
+            earlier = seen.totals
+            seen.tick()
+            for name in ("on_ns", "off_ns"):
+                assert (seen.totals[name] >= earlier[name]).all()
+        now, passed = seen.totals[NORMAL], time.monotonic() - began
+        assert beam.ask("stop").startswith("done storm")
+        both = [int(now[name].sum()) - int(before[name].sum()) for name in ("on_ns", "off_ns")]
+        assert sum(both) / 1e9 == pytest.approx(2 * passed, rel=0.1)
         seen.close()
 
 
@@ -324,6 +365,31 @@ def test_a_quota_that_is_used_up_throttles(watch):
         assert read.throttled <= read.periods
         text = (folder / "cpu.stat").read_text()
         assert f"nr_throttled {throttling.read().throttled}" in text
+        seen.close()
+
+
+def test_who_wakes_when_the_quota_is_used_up_does_not_wait_for_a_cpu(watch):
+    """
+    Hogs use up the quota of a VM that sleeps: what it waits for when it wakes is no CPU.
+
+    Since Linux 6.18 it is given a CPU and throttled on its way out of the kernel.
+    """
+    with beams_run.start_beam("stock25", "+S", "1:1", "+sbwt", "none", "-s", "witness") as beam:
+        beam.expect("ready")
+        beam.favour()  # what it waits for is not that others run
+        with quota(beam.pid, 0.1) as folder, hogs() as running:
+            for hog in running:
+                (folder / "cgroup.procs").write_text(str(hog.pid))
+            seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+            before = seen.totals[NORMAL].copy()
+            beam.ask("flicker 3000")
+            seen.tick()
+            off = seen.totals["off_ns"][NORMAL] - before["off_ns"]
+        found = dict(zip(events.OFF_REASONS, off.tolist(), strict=True))
+        assert found["throttled"] > 1e9
+        assert found["throttled"] > found["queued"] + found["preempted"]
+        waited = seen.totals["waited_ns"][NORMAL] - before["waited_ns"]
+        assert int(waited) == found["queued"] + found["preempted"]
         seen.close()
 
 

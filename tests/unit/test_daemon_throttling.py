@@ -59,3 +59,39 @@ def test_without_a_quota_there_is_no_figure(tmp_path: Path):
     roots = tree(tmp_path, "0::/box\n", {"box": "usage_usec 5\nnr_periods 0\nnr_throttled 0\n"})
     assert Throttling(7, *roots).read() is None
     assert Throttling(8, *roots).read() is None
+
+
+def test_figures_only_grow_whichever_is_throttled_most(tmp_path: Path):
+    """
+    Pod and container are throttled by turns: what came since the last reading is added, of the one
+    that was throttled more, and nothing of a cgroup that is made anew.
+    """
+    stat = "nr_periods {}\nnr_throttled {}\nthrottled_usec {}\n"
+    roots = tree(
+        tmp_path,
+        "0::/pod/box\n",
+        {"pod": stat.format(5000, 20, 4_000_000), "pod/box": stat.format(3000, 10, 3_500_000)},
+    )
+    throttling = Throttling(7, *roots)
+    assert Throttled(5000, 20, 4.0) == throttling.read()
+    (roots[1] / "pod/box/cpu.stat").write_text(stat.format(3010, 20, 5_500_000))
+    assert Throttled(5010, 30, 6.0) == throttling.read()
+    (roots[1] / "pod/cpu.stat").write_text(stat.format(5020, 30, 4_500_000))
+    assert Throttled(5030, 40, 6.5) == throttling.read()
+    (roots[1] / "pod/box/cpu.stat").write_text(stat.format(2, 1, 10_000))
+    assert Throttled(5030, 40, 6.5) == throttling.read()
+    (roots[1] / "pod/box/cpu.stat").write_text(stat.format(3, 2, 110_000))
+    assert Throttled(5031, 41, 6.6) == throttling.read()
+
+
+def test_what_was_counted_stays_when_its_cgroup_is_gone(tmp_path: Path):
+    """
+    A counter that ended and came back would have been reset; one that stays was not.
+    """
+    roots = tree(
+        tmp_path, "0::/box\n", {"box": "nr_periods 8\nnr_throttled 3\nthrottled_usec 50\n"}
+    )
+    throttling = Throttling(7, *roots)
+    before = throttling.read()
+    (roots[1] / "box/cpu.stat").unlink()
+    assert before == throttling.read()
