@@ -36,6 +36,11 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def value(page: str, series: str) -> float:
+    """The first sample of *page* whose line begins with *series*."""
+    return float(next(line for line in page.splitlines() if line.startswith(series)).split()[-1])
+
+
 class Daemon:
     """A running daemon on *port*."""
 
@@ -62,9 +67,8 @@ class Daemon:
         return counts
 
     def value(self, series: str) -> float:
-        """The first sample whose line begins with *series*."""
-        lines = self.page().splitlines()
-        return float(next(line for line in lines if line.startswith(series)).split()[-1])
+        """The first sample whose line begins with *series*, now."""
+        return value(self.page(), series)
 
     def cpu_seconds(self) -> float:
         """CPU that it and the process that holds its breakpoints have used."""
