@@ -89,7 +89,7 @@ struct {
 
 static __always_inline struct thread *watched_thread(__u32 tid)
 {
-	__u32 *place = bpf_map_lookup_elem(&watched, &tid);
+	__u32 *place = tid ? bpf_map_lookup_elem(&watched, &tid) : NULL; /* 0: a CPU is idle */
 
 	return place ? bpf_map_lookup_elem(&threads, place) : NULL;
 }
@@ -104,8 +104,8 @@ static __always_inline struct thread_totals *totals_of(struct thread *thread)
 static __always_inline unsigned int state_of(struct task_struct *task)
 {
 	if (bpf_core_field_exists(task->__state))
-		return BPF_CORE_READ(task, __state);
-	return BPF_CORE_READ((struct task_struct___old *)task, state);
+		return task->__state;
+	return ((struct task_struct___old *)task)->state;
 }
 
 /*
@@ -118,12 +118,12 @@ static __always_inline bool is_throttled(struct task_struct *plain)
 	struct cfs_rq *queue;
 
 	if (bpf_core_field_exists(task->throttled))
-		return BPF_CORE_READ(task, throttled);
+		return task->throttled;
 	if (!bpf_core_field_exists(task->se.cfs_rq) ||
 	    !bpf_core_field_exists(struct cfs_rq, throttle_count))
 		return false; /* a kernel without groups or quotas */
-	queue = BPF_CORE_READ(task, se.cfs_rq);
-	return queue && BPF_CORE_READ(queue, throttle_count) > 0;
+	queue = task->se.cfs_rq;
+	return queue && queue->throttle_count > 0;
 }
 
 static __always_inline __u64 throttled_so_far(struct cfs_rq *queue)
@@ -131,9 +131,9 @@ static __always_inline __u64 throttled_so_far(struct cfs_rq *queue)
 	struct cfs_rq___old *old = (void *)queue;
 
 	if (bpf_core_field_exists(queue->throttled_clock_pelt_time))
-		return BPF_CORE_READ(queue, throttled_clock_pelt_time);
+		return queue->throttled_clock_pelt_time;
 	if (bpf_core_field_exists(old->throttled_clock_task_time))
-		return BPF_CORE_READ(old, throttled_clock_task_time);
+		return old->throttled_clock_task_time;
 	return 0;
 }
 
@@ -146,7 +146,7 @@ static __always_inline void begin_wait(struct thread *thread, struct task_struct
 	thread->ready_ns = now;
 	if (bpf_core_field_exists(task->throttled) || !bpf_core_field_exists(task->se.cfs_rq))
 		return;
-	queue = BPF_CORE_READ(task, se.cfs_rq);
+	queue = task->se.cfs_rq;
 	thread->queue = (__u64)queue;
 	thread->queue_throttled_ns = throttled_so_far(queue);
 }
@@ -164,7 +164,7 @@ static __always_inline bool was_throttled(struct thread *thread, struct task_str
 		return true;
 	if (bpf_core_field_exists(task->throttled) || !bpf_core_field_exists(task->se.cfs_rq))
 		return false;
-	queue = BPF_CORE_READ(task, se.cfs_rq);
+	queue = task->se.cfs_rq;
 	return (__u64)queue == thread->queue &&
 	       throttled_so_far(queue) != thread->queue_throttled_ns;
 }
@@ -234,7 +234,7 @@ static __always_inline __u32 log2_slot(__u64 value)
  */
 static __always_inline void leave(struct task_struct *task, bool preempted, __u64 now)
 {
-	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
+	struct thread *thread = watched_thread(task->pid);
 	struct thread_totals *totals;
 	unsigned int state;
 	__u64 ran;
@@ -271,7 +271,7 @@ static __always_inline void count_wait(struct thread_totals *totals, __u32 reaso
 
 static __always_inline void arrive(struct task_struct *task, __u64 now)
 {
-	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
+	struct thread *thread = watched_thread(task->pid);
 	__u32 cpu = bpf_get_smp_processor_id() + 1, reason, wait;
 	struct thread_totals *totals;
 	__u64 since, ready;
@@ -316,7 +316,7 @@ int BPF_PROG(thread_switch, bool preempt, struct task_struct *prev, struct task_
 
 static __always_inline int woken(struct task_struct *task)
 {
-	struct thread *thread = watched_thread(BPF_CORE_READ(task, pid));
+	struct thread *thread = watched_thread(task->pid);
 
 	if (thread && !thread->running && !thread->ready_ns)
 		begin_wait(thread, task, bpf_ktime_get_ns());

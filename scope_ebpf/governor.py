@@ -32,10 +32,12 @@ SHORTEST, LONGEST = 0.003, 0.1
 #: Seconds between two windows of one event, at most and if its cost allows that.
 SPACING = 1.0
 #: The observer's own work on windows may take this part of the budget, besides what hits take;
-#: where it takes more, windows are rarer, up to so many times.
-OWN, RAREST = 0.3, 4.0
+#: where it takes more, windows are rarer, up to so many times, but for the first few.
+OWN, RAREST, FIRST = 0.3, 10.0, 5
 #: Taking stock may take this part of it, and is done that often, seconds.
 STOCKTAKING, OFTEN, SELDOM = 0.25, 1.0, 4.0
+#: What others than our hooks take of the target's CPU may have this part of the budget.
+OTHERS = 0.4
 #: Of the spacing, what passes from one window of an event to the next.
 _FROM, _TO = 0.3, 1.0
 #: Hooks that used up their allowance come back for good when they would take less than this part
@@ -105,6 +107,9 @@ class Governor:
         self._random = rng or random.Random()  # noqa: S311 - irregular, not secret
         self._events = {name: _Event(cost) for name, cost in hit_costs.items()}
         self._failed: set[str] = set()
+        #: Costs that are not ours to switch, in all, and what they took beyond their part, seconds.
+        self._others: dict[str, float] = {}
+        self.debt = 0.0
         self._now = self._started = now
         self._cpu: float | None = None
         self.income = budget * floor
@@ -131,6 +136,10 @@ class Governor:
         self.balance += earned
         for name, total in spent.items():
             self._spend(name, total, passed)
+        # Hooks must not pay for a moment in which others take much; on average they do not.
+        paid = min(self.debt, OTHERS * earned)
+        self.debt -= paid
+        self.balance -= paid
         self.balance = min(self.balance, self.income * BURST)
         self._past.append((now, cpu_seconds, sum(spent.values())))
         for event in self._events.values():
@@ -147,7 +156,7 @@ class Governor:
         """
         pause = own / (STOCKTAKING * self.income)
         for event in self._events.values():
-            if event.mode == "always" and event.attached and event.hit_cost:
+            if event.mode == "always" and event.attached:
                 if event.demand is None:
                     return OFTEN
                 if event.demand:
@@ -159,7 +168,9 @@ class Governor:
             return
         event = self._events.get(name)
         if event is None:  # not ours to switch, but paid for
-            event = self._events[name] = _Event(0.0, attached=True)
+            self.debt += total - self._others.get(name, 0.0)
+            self._others[name] = total
+            return
         cost = total - event.spent
         event.spent = total
         event.untouched = event.attached and cost <= 0
@@ -190,7 +201,7 @@ class Governor:
 
     def _refills(self) -> list[Action]:
         """Allowances for what stays in; together they are no more than the balance."""
-        always = {n: e for n, e in self._events.items() if e.mode == "always" and e.hit_cost}
+        always = {n: e for n, e in self._events.items() if e.mode == "always"}
         least = self.income / (4 * max(1, len(self._events)))
         weights = {name: (e.demand or 0.0) + least for name, e in always.items()}
         total = sum(weights.values()) + sum(
@@ -295,7 +306,8 @@ class Governor:
         self._failed.add(event)
 
     def _schedule(self, event: _Event, now: float) -> None:
-        event.next_window = now + self._spacing() * self._random.uniform(_FROM, _TO)
+        spacing = SPACING if event.windows < FIRST else self._spacing()
+        event.next_window = now + spacing * self._random.uniform(_FROM, _TO)
 
     def _spacing(self) -> float:
         """Seconds from one window of an event to the next, at most."""
@@ -325,7 +337,7 @@ class Governor:
 
     def modes(self) -> dict[str, str]:
         """Whether each event is always on or in windows."""
-        return {name: e.mode for name, e in self._events.items() if e.hit_cost}
+        return {name: e.mode for name, e in self._events.items()}
 
 
 def water_fill(demands: Iterable[float], total: float) -> list[float]:

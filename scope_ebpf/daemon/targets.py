@@ -150,6 +150,23 @@ class Targets:
         """Do what is due: take stock, close and open windows."""
         for observed in list(self._observed.values()):
             self._guarded(observed, self._turn_one)
+        self._hold_tracepoints()
+
+    def _hold_tracepoints(self) -> None:
+        """
+        Take them out for as long as threads have taken more than their part of the budgets.
+
+        They are of all targets together, and so is what they may take.
+        """
+        if self.thread_watch is None:
+            return
+        debts = [watch.debt() for watch in self.watches]
+        debt, part = (sum(each) for each in zip(*debts, strict=True)) if debts else (0.0, 0.0)
+        if debt > part:
+            self.thread_watch.pause()
+        elif debt <= 0 and self.thread_watch.resume():
+            for observed in list(self._observed.values()):
+                self._guarded(observed, _resumed)
 
     def hasten(self) -> None:
         """
@@ -341,6 +358,10 @@ def _give_back() -> None:
 
 def _rang(observed: _Observed) -> None:
     observed.watch.rang()
+
+
+def _resumed(observed: _Observed) -> None:
+    observed.watch.resumed()
 
 
 def _add(totals: dict[str, ProgramStats], more: Mapping[str, ProgramStats]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.stats import ProgramStats
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadBooks
-from scope_ebpf.metrics.scaling import share_error
+from scope_ebpf.metrics.scaling import PartTime, share_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +35,9 @@ _LOOK = 10
 #: System calls in which a thread waits for work, as probes/threads.bpf.c has them, and SSI_WAITING.
 _FOR_WORK = frozenset((202, 7, 271, 23, 270, 232, 281, 441))
 _WAITING = 1 << 3
+#: What the clock counts, of thread_totals; the tracepoints count the rest.
+_BY_THE_CLOCK = ("samples", "busy_waits", "refused")
+_WORDS = events.THREAD_TOTALS.itemsize // 8
 #: Ticks for which samples tell the error of the share of busy waiting.
 _MEMORY = 60
 
@@ -58,11 +62,14 @@ class WatchedThreads:
         self._unseen: dict[int, str] = {}
         self._told = False
         self._samples: deque[tuple[int, int]] = deque(maxlen=_MEMORY)
+        self._raw: NDArray[np.void] | None = None
         self.totals: NDArray[np.void] | None = None
         self.books = ThreadBooks((), (), ())
         if watch and place is None:
             self._watch = None
             self._say("there is no place for one more VM")
+        counted = self._watch.attached() if self._watch else 0.0
+        self._part_time = PartTime((len(ROLES), _WORDS), counted, time.monotonic())
         try:
             self._places = _places(target)
             self._natives = Natives(target, 1 / SAMPLE_HZ)
@@ -86,7 +93,7 @@ class WatchedThreads:
         Each time a thread is given a CPU it was woken or had left one before, so
         that is two runs.
         """
-        if self._watch is None or self.totals is None:
+        if self._watch is None or self._raw is None:
             return self._spent
         if self._ticks % _LOOK == 0 or not self._prices:
             stats = self._watch.stats()
@@ -95,7 +102,7 @@ class WatchedThreads:
             switch, sample = (of.seconds / (of.runs or 1) for of in (switches, samples))
             self._prices = {"switches": 2 * switch, "samples": sample}
         self._spent = sum(
-            self._bill.total(name, float(self.totals[name].sum()), price)
+            self._bill.total(name, float(self._raw[name].sum()), price)
             for name, price in self._prices.items()
         )
         return self._spent
@@ -105,6 +112,13 @@ class WatchedThreads:
         if self._watch:
             self._watch.remove(self._place)
             self._watch = None
+
+    def resumed(self) -> None:
+        """The tracepoints were out for a while: what sleeps has to be told again."""
+        if self._watch:
+            flags = self._watch.sleep_flags(self._place)
+            for tid in self._tids & flags.keys():
+                self._asleep(tid, flags[tid])
 
     def _go_without(self, why: str) -> None:
         self.close()
@@ -117,11 +131,14 @@ class WatchedThreads:
     def _read(self) -> None:
         if self._watch is None:
             return
-        totals, before = self._watch.totals(self._place), self.totals
-        if before is not None:  # time that was just being counted is missing; all fields are u64
-            words = totals.view(np.uint64)
-            np.maximum(words, before.view(np.uint64), out=words)
-        self.totals = totals
+        counted, now = self._watch.attached(), time.monotonic()
+        self._raw = raw = self._watch.totals(self._place)
+        # Time that was just being counted may be missing; all fields are u64.
+        self._part_time.add(raw.view(np.uint64).reshape(len(ROLES), -1), counted, now)
+        words = self._part_time.total.astype(np.uint64)
+        self.totals = totals = words.view(events.THREAD_TOTALS).reshape(-1)
+        for name in _BY_THE_CLOCK:  # which goes on
+            totals[name] = raw[name]
         if self._watch.unsampled or self._places is None:
             return
         self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
@@ -161,9 +178,12 @@ class WatchedThreads:
     def _note_asleep(self, records: dict[int, NDArray[np.void]]) -> None:
         """A thread that is watched from now on may not be switched for hours."""
         for tid, record in records.items():
-            reason = self._why_asleep(tid, int(record["sleep_flags"]))
-            if reason is not None and self._watch:
-                self._watch.asleep(self._place, tid, reason)
+            self._asleep(tid, int(record["sleep_flags"]))
+
+    def _asleep(self, tid: int, sleep_flags: int) -> None:
+        reason = self._why_asleep(tid, sleep_flags)
+        if reason is not None and self._watch:
+            self._watch.asleep(self._place, tid, reason)
 
     def _why_asleep(self, tid: int, sleep_flags: int) -> int | None:
         """As the programs decide it; None if it does not sleep, or we may not know."""

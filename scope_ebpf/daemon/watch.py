@@ -25,7 +25,7 @@ from scope_ebpf.daemon.process import read_process
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.governor import OFTEN, Action, Governor
+from scope_ebpf.governor import OFTEN, OTHERS, Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
 from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan
@@ -156,6 +156,15 @@ class Watch:
         took = time.thread_time() - began
         self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
         self.ticked, self.next_tick = now, now + self._governor.pause(self._stocktaking)
+
+    def debt(self) -> tuple[float, float]:
+        """What its threads took beyond their part of the budget, and that part of a second."""
+        return self._governor.debt, OTHERS * self._governor.income
+
+    def resumed(self) -> None:
+        """The scheduler's tracepoints were out for a while."""
+        if self._threads:
+            self._threads.resumed()
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""

@@ -137,13 +137,12 @@ class ThreadWatch:
         threads = self._mapped("threads", events.THREAD, room)
         #: The fields of all threads.
         self._fields = {name: threads[name] for name in events.THREAD.names or ()}
-        self._links = [
-            check(
-                library().bpf_program__attach(self._object.programs[name]),
-                f"cannot attach {name} to the scheduler's tracepoints",
-            )
-            for name in _PROGRAMS
-        ]
+        #: Seconds for which they were attached until they were last taken out, and since when they
+        #: are; None while they are not.
+        self._attached = 0.0
+        self._since: float | None = None
+        self._links: list[int] = []
+        self._clocks: list[int] = []
         #: Why the clock does not look at what runs; "" if it does.
         self.unsampled = self._sample()
         self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
@@ -155,6 +154,40 @@ class ThreadWatch:
         self._targets: dict[int, dict[int, int]] = {}
         #: Of a target that was read since its threads changed: where they are, and their types.
         self._known: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
+        #: By target, what was under way when they were taken out.
+        self._cut = np.zeros((MAX_TARGETS, TYPES, _WORDS), np.uint64)
+        self.resume()
+
+    def resume(self) -> bool:
+        """
+        Attach the tracepoints; whether they were not. Raises HostError.
+
+        What threads do now is not known then: say of each that sleeps :meth:`asleep`.
+        """
+        if self._since is not None:
+            return False
+        for name in ("since_ns", "ready_ns", "running"):
+            self._fields[name][:] = 0
+        self._since = time.monotonic()
+        for name in _PROGRAMS:
+            link = library().bpf_program__attach(self._object.programs[name])
+            self._links.append(check(link, f"cannot attach {name} to the scheduler's tracepoints"))
+        return True
+
+    def pause(self) -> None:
+        """Take the tracepoints out for a while; the clock goes on."""
+        if self._since is None:
+            return
+        while self._links:
+            library().bpf_link__destroy(self._links.pop())
+        now = time.monotonic_ns()
+        for target in self._targets:
+            add_open(self._cut[target], self._doing(target), now)
+        self._attached, self._since = self.attached(), None
+
+    def attached(self) -> float:
+        """Seconds for which the tracepoints were attached, in all."""
+        return self._attached + (time.monotonic() - self._since if self._since else 0.0)
 
     def _mapped(self, name: str, dtype: Any, entries: int) -> NDArray[Any]:
         """A map of the kernel's as an array; programs change it while we look."""
@@ -178,7 +211,7 @@ class ThreadWatch:
                     flags=FREQUENCY,
                 )
                 fd = perf_event_open(attributes, cpu=cpu)
-                self._links.append(attach(program, fd, f"the clock of CPU {cpu}"))
+                self._clocks.append(attach(program, fd, f"the clock of CPU {cpu}"))
         except (HostError, NotRootError) as error:
             return str(error)
         return ""
@@ -189,6 +222,7 @@ class ThreadWatch:
             return None
         target = self._free.popleft()
         self._rows[:, target] = 0
+        self._cut[target] = 0
         self._targets[target] = {}
         return target
 
@@ -227,10 +261,17 @@ class ThreadWatch:
         )
         self._watched[tid] = place
 
+    def sleep_flags(self, target: int) -> dict[int, int]:
+        """Where each scheduler says that it waits, by tid; 0 of other threads."""
+        flags = self._fields["sleep_flags"]
+        return {tid: int(flags[place]) for tid, place in self._targets[target].items()}
+
     def asleep(self, target: int, tid: int, reason: int) -> None:
         """A thread that is watched sleeps since now at the latest, for OFF_* *reason*."""
         place, since = self._targets[target][tid], self._fields["since_ns"]
-        if since[place] == 0:  # else it has moved meanwhile, and the kernel knows
+        if (
+            since[place] == 0 and self._since is not None
+        ):  # else it has moved meanwhile, and the kernel knows
             self._fields["reason"][place] = reason
             since[place] = time.monotonic_ns()
 
@@ -284,9 +325,10 @@ class ThreadWatch:
         Time that is just being counted may be missing from one reading.
         """
         # In this order: what is counted after the first line is not open at the last any more.
-        totals = self._rows[:, target].sum(axis=0)
+        totals = self._rows[:, target].sum(axis=0) + self._cut[target]
         now = time.monotonic_ns()
-        add_open(totals, self._doing(target), now)
+        if self._since is not None:
+            add_open(totals, self._doing(target), now)
         result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(TYPES)
         return result
 
@@ -312,8 +354,9 @@ class ThreadWatch:
 
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""
-        while self._links:
-            library().bpf_link__destroy(self._links.pop())
+        for links in (self._links, self._clocks):
+            while links:
+                library().bpf_link__destroy(links.pop())
         self._rows = self._rows[:0].copy()
         self._fields.clear()
         while self._maps:

@@ -29,6 +29,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Seconds of counting that tell a rate, and those without that are more than the reading took.
+_TELLING, _PAUSE = 0.1, 0.01
 #: Windows that are remembered: half a minute to a minute of them.
 WINDOWS = 40
 #: Windows in which nothing happens, after which the burst is over that took the hooks out.
@@ -244,3 +246,32 @@ def share_error(found: int, samples: int) -> float:
     z, share = 1.96, found / samples
     spread = share * (1 - share) / samples + (z / (2 * samples)) ** 2
     return min(1.0, z * float(np.sqrt(spread)) / (1 + z**2 / samples) + z**2 / (2 * samples))
+
+
+class PartTime:
+    """
+    Growing totals of what is counted for a part of the time only, shape *shape*.
+
+    Where nobody counts, it goes on as it went when somebody last did.
+    """
+
+    def __init__(self, shape: tuple[int, ...], counted: float, now: float) -> None:
+        self.total = np.zeros(shape)
+        self._seen = np.zeros(shape, np.uint64)
+        self._rate = np.zeros(shape)
+        self._counted, self._now = counted, now
+
+    def add(self, seen: NDArray[np.uint64], counted: float, now: float) -> None:
+        """
+        Take in what was *seen* up to *now*, in the *counted* seconds in which it was counted.
+
+        What is less than before for a moment is taken as it was before.
+        """
+        seen = np.maximum(seen, self._seen)
+        more, while_counted, passed = seen - self._seen, counted - self._counted, now - self._now
+        self._seen, self._counted, self._now = seen, counted, now
+        if while_counted > _TELLING:
+            self._rate = more / while_counted
+        self.total += more
+        if passed - while_counted > _PAUSE:
+            self.total += self._rate * (passed - while_counted)

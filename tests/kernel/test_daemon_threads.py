@@ -152,6 +152,44 @@ def test_who_never_wakes_is_idle_all_the_time(watch):
         seen.close()
 
 
+def test_tracepoints_may_be_out_for_a_while(watch):
+    """
+    While they are nothing is counted, and time goes on as it went; it is counted again after that,
+    of those that sleep all the time, too: in all each thread has as much time as there was.
+    """
+    with beams_run.planted("stock25", "+S", "2:2", "+SDio", "7") as beam:
+        dirty = ROLES.index("dirty_io")
+        beam.send("storm pingpong 2")
+        beam.expect("storming")
+        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+
+        def pass_time(seconds: float) -> None:
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends:
+                select.select([], [], [], 0.25)
+                seen.tick()
+
+        pass_time(1.0)  # until each has been switched
+        began, before = time.monotonic(), seen.totals.copy()
+        pass_time(2.0)
+        watch.pause()
+        counted = watch.totals(0)["switches"].copy()
+        pass_time(2.0)
+        assert counted.tolist() == watch.totals(0)["switches"].tolist()
+        assert watch.resume()
+        assert not watch.resume()
+        seen.resumed()
+        pass_time(2.0)
+        passed = time.monotonic() - began
+        assert beam.ask("stop").startswith("done storm")
+        for kind, number in ((NORMAL, 2), (dirty, 7)):
+            on = int(seen.totals["on_ns"][kind]) - int(before["on_ns"][kind])
+            off = int(seen.totals["off_ns"][kind].sum()) - int(before["off_ns"][kind].sum())
+            assert number * passed == pytest.approx((on + off) / 1e9, rel=0.1)
+        assert (watch.totals(0)["switches"] > counted).any()
+        seen.close()
+
+
 def test_time_that_is_under_way_is_counted_once(watch):
     """
     Looked at all the time, schedulers that are switched all the time have as much as there is.

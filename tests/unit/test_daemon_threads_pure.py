@@ -6,6 +6,7 @@ A target's threads without a kernel: places that are given back, times that are 
 from __future__ import annotations
 
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,6 +52,9 @@ class Kernel:
     def remove(self, target: int) -> None:
         self.watched.clear()
         self.given_back.append(target)
+
+    def attached(self) -> float:
+        return time.monotonic()
 
     def totals(self, target: int) -> np.ndarray:
         totals = np.zeros(TYPES, events.THREAD_TOTALS)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.governor import OFTEN, OWN, SELDOM, Governor, water_fill
+from scope_ebpf.governor import OFTEN, OTHERS, OWN, SELDOM, Governor, water_fill
 
 HIT = 1e-6
 #: How late hooks come out after their gate has closed, and how long they take to go in, seconds.
@@ -43,6 +43,8 @@ class Simulation:
         self.own, self.stocktaking = 0.0, 0.003
         self.ticks = [0.0]
         self.next_tick = 0.0
+        #: What others than the hooks take of each second of the target's CPU.
+        self.others = 0.0
         self.cost_by_second: list[float] = []
         self.cpu_by_second: list[float] = []
 
@@ -56,7 +58,8 @@ class Simulation:
             self._step()
 
     def _tick(self) -> None:
-        for action in self.governor.tick(self.now, self.cpu, self.spent):
+        spent = {**self.spent, "others": self.others * self.cpu}
+        for action in self.governor.tick(self.now, self.cpu, spent):
             self.left[action.event] = action.hits
         self.ticks.append(self.now)
         self.next_tick = self.now + self.governor.pause(self.stocktaking)
@@ -234,6 +237,24 @@ def test_stock_is_taken_as_often_as_it_is_worth():
     assert SELDOM >= pauses["idle"] > 3 * OFTEN
     assert pauses["busy"] == pytest.approx(OFTEN, rel=0.15)
     assert pauses["hot"] == pytest.approx(OFTEN, rel=0.15)
+
+
+def test_hooks_have_their_part_whatever_others_cost():
+    """
+    Where others than the hooks take three times the budget, rare hooks stay in, hot ones have
+    windows, and what is too much is told; where they take little nothing is.
+    """
+    run = Simulation({"send": constant(100_000), "exit": constant(50)}, constant(0.5))
+    run.others = 0.03
+    run.run(30)
+    assert {"send": "windows", "exit": "always"} == run.governor.modes()
+    assert run.governor.sampling_ratio("send") > 0.005
+    assert run.share(1) < 0.01 * (1 - OTHERS)
+    assert run.governor.debt > 10 * OTHERS * run.governor.income
+    run = Simulation({"exit": constant(50)}, constant(0.5))
+    run.others = 0.002
+    run.run(30)
+    assert run.governor.debt == pytest.approx(0.0, abs=1e-9)
 
 
 def test_hooks_that_failed_stay_off():

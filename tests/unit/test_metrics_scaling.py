@@ -6,7 +6,7 @@ Totals from windows, held against totals that are known.
 import numpy as np
 import pytest
 
-from scope_ebpf.metrics.scaling import WINDOWS, Estimate, quantile
+from scope_ebpf.metrics.scaling import WINDOWS, Estimate, PartTime, quantile
 
 #: Seeds of the simulated minutes.
 SEEDS = range(300)
@@ -129,3 +129,40 @@ def test_slow_windows_count_for_the_time_that_they_stand_for(told, low):
     if told:
         assert estimate.total[0] == pytest.approx(50_000)
         assert estimate.error_ratio() < 0.5
+
+
+def seen(*counts: int) -> np.ndarray:
+    return np.array(counts, np.uint64)
+
+
+def test_what_is_counted_all_the_time_is_exact():
+    """
+    Nothing is added to what was seen, and what is less for a moment is no fall.
+    """
+    totals = PartTime((2,), 5.0, 105.0)
+    for second, counts in enumerate(((3, 1), (10, 0), (17, 9)), 1):
+        totals.add(seen(*counts), 5.0 + second, 105.0 + second)
+    assert [17, 9] == totals.total.tolist()
+
+
+def test_where_nobody_counts_it_goes_on_as_it_went():
+    """
+    A pause of eight seconds has four times what was seen in the two before it; what is seen after
+    it counts as it is.
+    """
+    totals = PartTime((1,), 0.0, 0.0)
+    totals.add(seen(20), 2.0, 2.0)
+    for now in (3.0, 6.0, 10.0):
+        totals.add(seen(20), 2.0, now)
+    assert [100] == totals.total.tolist()
+    totals.add(seen(27), 3.0, 11.0)
+    assert [107] == totals.total.tolist()
+
+
+def test_a_rate_of_half_a_reading_holds_for_its_other_half():
+    """
+    Counting ended within the reading: its rate is that of the time in which it was counted.
+    """
+    totals = PartTime((1,), 0.0, 0.0)
+    totals.add(seen(10), 1.0, 2.0)
+    assert [20] == totals.total.tolist()
