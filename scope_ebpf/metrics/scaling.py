@@ -178,8 +178,8 @@ class _Windows:
     def __init__(self, columns: NDArray[np.float64], seen: NDArray[np.float64]) -> None:
         #: Whether they tell anything.
         self.tell = bool(columns[1].any())
-        self._faster = _slowness(*columns) / columns[2] if self.tell else np.zeros(0)
-        self._speeds = columns[1] * self._faster if self.tell else np.zeros(0)
+        self._faster = _slowness(*columns) / columns[2] if columns.size else np.zeros(0)
+        self._speeds = columns[1] * self._faster
         self._seen = seen
 
     def total(self, measure: float, seconds: float) -> NDArray[np.float64]:

@@ -103,6 +103,19 @@ def test_too_few_windows_have_an_error_of_one():
     assert estimate.error_ratio() < 1.0
 
 
+def test_one_window_that_tells_among_others_that_do_not_has_an_error_of_one():
+    """
+    Beside hogs the VM may do nothing in most windows: without the one in which it did, nothing is
+    left to tell a rate by.
+    """
+    estimate = Estimate(1, 1)
+    for measure in (0.0, 100.0, 0.0):
+        estimate.window(np.array([measure]), measure, 0.01)
+    assert estimate.advance(1000.0, 1.0)
+    assert estimate.total[0] > 0
+    assert estimate.error_ratio() == 1.0
+
+
 def test_more_windows_never_make_the_quantile_larger():
     """
     The quantile falls with the number of windows, and stays above that of a normal spread.
