@@ -29,6 +29,12 @@ ENOUGH = 1000
 #: The part of all waits that may lie in another slot: those under way when one of the two was read
 #: and the other was not, and those at a slot's edge, since each reads the clock for itself.
 TOLERANCE = 0.1
+#: Runs a program where the kernel's tracepoints are listed; without systemd nobody mounts that.
+WITH_TRACEFS = (
+    *("unshare", "--mount", "sh", "-c"),
+    'test -e "$0/events" || mount -t tracefs tracefs "$0" && exec "$@"',
+    "/sys/kernel/tracing",
+)
 #: As runqlat: from the moment when a thread is woken, or loses its CPU while it can run.
 PROGRAM = """
 tracepoint:sched:sched_wakeup /@wanted[args->pid]/ {
@@ -54,9 +60,8 @@ def bpftrace(tids: list[int]):
     beams_run.require(shutil.which("bpftrace"), "bpftrace is not installed")
     wanted = " ".join(f"@wanted[{tid}] = 1;" for tid in tids)
     begin = f'BEGIN {{ {wanted} printf("began\\n"); }}'
-    process = subprocess.Popen(
-        ["bpftrace", "-f", "json", "-e", begin + PROGRAM], stdout=subprocess.PIPE, text=True
-    )
+    program = ["bpftrace", "-f", "json", "-e", begin + PROGRAM]
+    process = subprocess.Popen([*WITH_TRACEFS, *program], stdout=subprocess.PIPE, text=True)
 
     def end() -> dict[int, int]:
         process.send_signal(2)
