@@ -162,21 +162,6 @@ _QUALITY = Row(
     "How good the figures are",
     (
         Panel(
-            "Time in which threads were watched",
-            "percentunit",
-            "The part of the time in which the scheduler's tracepoints were attached; the rest is told "
-            "from the rates that were seen then.",
-            "it is low where threads of the VMs sleep and wake very often; times of threads are then "
-            "estimates. A larger budget watches them for longer.",
-            (
-                Query(
-                    f"rate(scope_ebpf_tracepoints_attached_seconds_total{{{_DAEMON}}}[RATE])",
-                    "{{instance}}",
-                ),
-            ),
-            high=1,
-        ),
-        Panel(
             "Time in which each event was counted",
             "percentunit",
             "The share of the last minute in which the event's hooks were in; all of it means that "
@@ -309,6 +294,21 @@ _QUALITY = Row(
             warn=300,
             bad=1800,
             width=6,
+        ),
+        Panel(
+            "Time in which threads were watched",
+            "percentunit",
+            "The part of the time in which the scheduler's tracepoints were attached; the rest is told "
+            "from the rates that were seen then.",
+            "it is low where threads of the VMs sleep and wake very often; times of threads are then "
+            "estimates. A larger budget watches them for longer.",
+            (
+                Query(
+                    f"rate(scope_ebpf_tracepoints_attached_seconds_total{{{_DAEMON}}}[RATE])",
+                    "{{instance}}",
+                ),
+            ),
+            high=1,
         ),
     ),
 )
