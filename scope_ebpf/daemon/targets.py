@@ -156,7 +156,8 @@ class Targets:
         """
         Take them out for as long as threads have taken more than their part of the budgets.
 
-        They are of all targets together, and so is what they may take.
+        They are of all targets together, and so is what they may take. HostError where the kernel
+        refuses them now: the daemon ends, and goes on without them when it is started anew.
         """
         if self.thread_watch is None:
             return
