@@ -232,6 +232,34 @@ static __always_inline __u32 log2_slot(__u64 value)
  * User space reads what a thread does while it changes: since_ns comes first, so that what else is
  * yet to come has lasted for no time, and totals come last, so that no time is in both.
  */
+static __always_inline void begin_run(struct thread *thread, __u64 now)
+{
+	thread->since_ns = now;
+	barrier();
+	thread->running = 1;
+	thread->ready_ns = 0;
+}
+
+/*
+ * A thread is on a CPU, and nobody saw it come: it ran when the tracepoints were attached, or the
+ * kernel did not run them for a switch. How long it waited for the CPU is not known; that is less
+ * than the clock takes to find it, so it is taken to run since it was ready.
+ */
+static __always_inline void find_running(struct thread *thread, struct thread_totals *totals,
+					 __u64 now)
+{
+	__u64 since = thread->since_ns, began = thread->ready_ns ?: now;
+	__u32 reason = thread->reason;
+
+	begin_run(thread, began);
+	if (!since)
+		return;
+	totals->switches++;
+	barrier();
+	if (reason < OFF_REASONS)
+		totals->off_ns[reason] += began - since;
+}
+
 static __always_inline void leave(struct task_struct *task, bool preempted, __u64 now)
 {
 	struct thread *thread = watched_thread(task->pid);
@@ -245,6 +273,8 @@ static __always_inline void leave(struct task_struct *task, bool preempted, __u6
 	if (!totals)
 		return; /* cannot be: user space gives out the rows */
 	state = preempted ? TASK_RUNNING : state_of(task);
+	if (!thread->running && thread->since_ns)
+		find_running(thread, totals, now);
 	ran = thread->running ? now - thread->since_ns : 0; /* else it ran before it was watched */
 	thread->since_ns = state & TASK_DEAD ? 0 : now;
 	barrier();
@@ -288,10 +318,7 @@ static __always_inline void arrive(struct task_struct *task, __u64 now)
 	wait = was_throttled(thread, task) ? OFF_THROTTLED
 	       : reason == OFF_PREEMPTED   ? OFF_PREEMPTED
 					   : OFF_QUEUED;
-	thread->since_ns = now;
-	barrier();
-	thread->running = 1;
-	thread->ready_ns = 0;
+	begin_run(thread, now);
 	totals->switches++;
 	if (thread->cpu && thread->cpu != cpu)
 		totals->migrations++;
@@ -387,6 +414,10 @@ static __always_inline void sample_native(struct thread *thread, struct thread_t
 	thread->seen_fcalls = fcalls;
 }
 
+/*
+ * A thread that has a CPU for itself may not be switched for minutes, so the clock finds it where
+ * nobody saw it come. It interrupts that thread, which therefore cannot be leaving.
+ */
 SEC("perf_event")
 int thread_sample(struct bpf_perf_event_data *context)
 {
@@ -400,6 +431,8 @@ int thread_sample(struct bpf_perf_event_data *context)
 	if (!totals)
 		return 0;
 	totals->samples++;
+	if (thread->traced && !thread->running)
+		find_running(thread, totals, bpf_ktime_get_ns());
 	if (!thread->scheduler)
 		return 0;
 	flags = sleep_flags(thread);

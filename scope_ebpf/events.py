@@ -413,7 +413,7 @@ THREAD = np.dtype([
     ("long_call", "<u2"),
     ("padding", "u1", (2,)),
     ("target", "<u4"),
-    ("more_padding", "u1", (4,)),
+    ("traced", "<u4"),
     ("queue", "<u8"),
     ("queue_throttled_ns", "<u8"),
 ])

@@ -340,7 +340,7 @@ struct edge {
 
 /* One OS thread that is watched, and what it does now. */
 struct thread {
-	__u64 since_ns; /* since when; 0 before its first switch, ns */
+	__u64 since_ns; /* since when; 0 before it was seen, ns */
 	__u64 ready_ns; /* since when it waits for a CPU; 0 if it does not, ns */
 	__u32 row; /* which thread_totals its time goes to */
 	__u32 cpu; /* the CPU it ran on last, plus 1 */
@@ -360,7 +360,7 @@ struct thread {
 	__u16 long_call; /* 1 if the call at the last sample was counted as long */
 	__u8 padding[2]; /* named, so that it is zero */
 	__u32 target; /* which target it is of */
-	__u8 more_padding[4]; /* the same */
+	__u32 traced; /* 1 while the tracepoints are attached, so that what it does is known once it was seen */
 	__u64 queue; /* the kernel's run queue that it waits in; 0 where a thread says itself whether it is throttled, address */
 	__u64 queue_throttled_ns; /* how long that queue had been throttled when the wait began, ns */
 };

@@ -172,12 +172,14 @@ class ThreadWatch:
         for name in _PROGRAMS:
             link = library().bpf_program__attach(self._object.programs[name])
             self._links.append(check(link, f"cannot attach {name} to the scheduler's tracepoints"))
+        self._fields["traced"][:] = 1
         return True
 
     def pause(self) -> None:
         """Take the tracepoints out for a while; the clock goes on."""
         if self._since is None:
             return
+        self._fields["traced"][:] = 0
         while self._links:
             library().bpf_link__destroy(self._links.pop())
         now = time.monotonic_ns()
@@ -252,6 +254,7 @@ class ThreadWatch:
             field[place] = 0
         self._fields["row"][place] = row + target * TYPES
         self._fields["target"][place] = target
+        self._fields["traced"][place] = self._since is not None
         key, to = ctypes.c_uint32(tid), ctypes.c_uint32(place)
         check(
             library().bpf_map_update_elem(

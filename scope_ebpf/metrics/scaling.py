@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Seconds of counting that tell a rate, and those without that are more than the reading took.
 _TELLING, _PAUSE = 0.1, 0.01
+#: Seconds of counting that decide how it goes on: in less, what is not counted yet is too much.
+_ENOUGH = 2.0
 #: Windows that are remembered: half a minute to a minute of them.
 WINDOWS = 40
 #: Windows in which nothing happens, after which the burst is over that took the hooks out.
@@ -260,6 +262,7 @@ class PartTime:
         self._seen = np.zeros(shape, np.uint64)
         self._rate = np.zeros(shape)
         self._counted, self._now = counted, now
+        self._told = 0.0
 
     def add(self, seen: NDArray[np.uint64], counted: float, now: float) -> None:
         """
@@ -271,7 +274,9 @@ class PartTime:
         more, while_counted, passed = seen - self._seen, counted - self._counted, now - self._now
         self._seen, self._counted, self._now = seen, counted, now
         if while_counted > _TELLING:
-            self._rate = more / while_counted
+            self._told = min(self._told + while_counted, _ENOUGH)
+            share = min(1.0, while_counted / self._told)
+            self._rate = share * (more / while_counted) + (1 - share) * self._rate
         self.total += more
         if passed - while_counted > _PAUSE:
             self.total += self._rate * (passed - while_counted)

@@ -179,3 +179,15 @@ def test_a_rate_of_half_a_reading_holds_for_its_other_half():
     totals = PartTime((1,), 0.0, 0.0)
     totals.add(seen(10), 1.0, 2.0)
     assert [20] == totals.total.tolist()
+
+
+def test_one_short_reading_does_not_decide_how_it_goes_on():
+    """
+    Of two seconds each part counts for as much as it is long.
+    """
+    totals = PartTime((1,), 0.0, 0.0)
+    for quarter in range(1, 9):
+        counts = 25 * quarter - (25 if quarter == 8 else 0)  # the last is not counted yet
+        totals.add(seen(counts), quarter / 4, quarter / 4)
+    totals.add(seen(175), 2.0, 12.0)
+    assert totals.total.tolist() == pytest.approx([175 + 875])
