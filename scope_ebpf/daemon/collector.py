@@ -58,9 +58,8 @@ class Readings(Collector):
             page.add("scope_ebpf_cpu_seconds_total", sum(one.user + one.system for one in times))
             resident = sum(process.memory_info().rss for process in both)
             page.add("scope_ebpf_resident_memory_bytes", resident)
-        if daemon.targets.thread_watch:
-            seconds = daemon.targets.thread_watch.attached()
-            page.add("scope_ebpf_tracepoints_attached_seconds_total", seconds)
+        if watch := daemon.targets.thread_watch:
+            page.add("scope_ebpf_tracepoints_attached_seconds_total", watch.attached())
         for where in ("watch", "snapshot", "http"):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():

@@ -148,26 +148,39 @@ class Targets:
 
     def turn(self) -> None:
         """Do what is due: take stock, close and open windows."""
-        for observed in list(self._observed.values()):
-            self._guarded(observed, self._turn_one)
+        self._tell_all(self._turn_one)
         self._hold_tracepoints()
 
     def _hold_tracepoints(self) -> None:
         """
         Take them out for as long as threads have taken more than their part of the budgets.
 
-        They are of all targets together, and so is what they may take. HostError where the kernel
-        refuses them now: the daemon ends, and goes on without them when it is started anew.
+        They are of all targets together, and so is what they may take. Where the kernel refuses
+        them later, it goes on without them.
         """
-        if self.thread_watch is None:
+        watch = self.thread_watch
+        if watch is None:
             return
         debts = [watch.debt() for watch in self.watches]
         debt, part = (sum(each) for each in zip(*debts, strict=True)) if debts else (0.0, 0.0)
         if debt > part:
-            self.thread_watch.pause()
-        elif debt <= 0 and self.thread_watch.resume():
-            for observed in list(self._observed.values()):
-                self._guarded(observed, _resumed)
+            watch.pause()
+        if debt > 0:
+            return
+        try:
+            if watch.resume():
+                self._tell_all(lambda observed: observed.watch.resumed())
+        except HostError as error:
+            why = self._thread_trouble = str(error)
+            if self.config.strict:
+                raise
+            self.thread_watch = None
+            self._tell_all(lambda observed: observed.watch.unwatch_threads(why))
+            watch.close()
+
+    def _tell_all(self, what: Callable[[_Observed], None]) -> None:
+        for observed in list(self._observed.values()):
+            self._guarded(observed, what)
 
     def hasten(self) -> None:
         """
@@ -359,10 +372,6 @@ def _give_back() -> None:
 
 def _rang(observed: _Observed) -> None:
     observed.watch.rang()
-
-
-def _resumed(observed: _Observed) -> None:
-    observed.watch.resumed()
 
 
 def _add(totals: dict[str, ProgramStats], more: Mapping[str, ProgramStats]) -> None:

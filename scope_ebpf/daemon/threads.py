@@ -120,7 +120,10 @@ class WatchedThreads:
             for tid in self._tids & flags.keys():
                 self._asleep(tid, flags[tid])
 
-    def _go_without(self, why: str) -> None:
+    def go_without(self, why: str) -> None:
+        """Watch them no longer, and say why."""
+        if self._watch is None:
+            return
         self.close()
         self.totals, self.books = None, replace(self.books, sampled=None)
         self._say(why)
@@ -172,7 +175,7 @@ class WatchedThreads:
                 self._watch.watch(self._place, records)
                 self._note_asleep({t: r for t, r in records.items() if t not in self._tids})
             except HostError as error:
-                self._go_without(str(error))
+                self.go_without(str(error))
         self._tids = set(found)
 
     def _note_asleep(self, records: dict[int, NDArray[np.void]]) -> None:

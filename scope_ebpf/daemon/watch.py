@@ -166,6 +166,11 @@ class Watch:
         if self._threads:
             self._threads.resumed()
 
+    def unwatch_threads(self, why: str) -> None:
+        """The scheduler's tracepoints are refused by now."""
+        if self._threads:
+            self._threads.go_without(why)
+
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
         began = time.thread_time()

@@ -17,7 +17,7 @@ import pytest
 
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.targets import Targets, _Observed
-from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.errors import HostError, NoSuchProcessError
 from scope_ebpf.kernel.stats import ProgramStats
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class FakeWatch:
     node: str = "node"
     closed: bool = False
     program_stats: dict[str, ProgramStats] = field(default_factory=lambda: dict(RUNS))
+    owes: tuple[float, float] = (0.0, 0.1)
+    heard: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.target = SimpleNamespace(pid=self.pid)
@@ -49,6 +51,41 @@ class FakeWatch:
         os.read(self._ring, 1)
         if self.error:
             raise self.error
+
+    def close(self) -> None:
+        self.closed = True
+
+    def next_turn(self) -> None:
+        return None
+
+    def debt(self) -> tuple[float, float]:
+        return self.owes
+
+    def resumed(self) -> None:
+        self.heard.append("resumed")
+
+    def unwatch_threads(self, why: str) -> None:
+        self.heard.append(why)
+
+
+@dataclass
+class FakeTracepoints:
+    """
+    Tracepoints that are in, or not, and may be refused.
+    """
+
+    attached: bool = True
+    refusal: str = ""
+    closed: bool = False
+
+    def pause(self) -> None:
+        self.attached = False
+
+    def resume(self) -> bool:
+        if self.refusal:
+            raise HostError(self.refusal)
+        was, self.attached = self.attached, True
+        return not was
 
     def close(self) -> None:
         self.closed = True
@@ -118,3 +155,33 @@ def test_a_scrape_hastens_those_that_were_not_looked_at_for_longest(targets):
     fresh = [keep(targets, FakeWatch(pid, ticked=now + 60)) for pid in range(8)]
     targets.hasten()
     assert not any(watch.next_tick <= time.monotonic() for watch in fresh)
+
+
+def test_tracepoints_are_out_until_what_they_took_is_paid(targets):
+    """
+    They are of all targets together: who owes too much is paid for by the others' part.
+    """
+    first, second = keep(targets, FakeWatch(7)), keep(targets, FakeWatch(8))
+    targets.thread_watch = tracepoints = FakeTracepoints()
+    seen = []
+    for first.owes in ((0.15, 0.1), (0.25, 0.1), (0.05, 0.1), (-0.01, 0.1), (-0.02, 0.1)):
+        targets.turn()
+        seen.append(tracepoints.attached)
+    assert [True, False, False, True, True] == seen
+    assert ["resumed"] == first.heard == second.heard
+
+
+def test_tracepoints_that_are_refused_later_are_gone_without(targets):
+    """
+    Everybody hears of it once, and is observed on.
+    """
+    watch = keep(targets, FakeWatch(7, owes=(0.2, 0.1)))
+    targets.thread_watch = tracepoints = FakeTracepoints(refusal="the kernel is locked down")
+    targets.turn()
+    watch.owes = (-0.1, 0.1)
+    for _ in range(2):
+        targets.turn()
+    assert tracepoints.closed
+    assert targets.thread_watch is None
+    assert ["the kernel is locked down"] == watch.heard
+    assert [watch] == targets.watches
