@@ -10,6 +10,7 @@ points to itself in the way that the table does.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.search import SEARCHES
@@ -18,6 +19,8 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
 
+#: Seconds after which what was not found is looked for again, at the least.
+_AGAIN = 30.0
 #: Names so short that a symbol of that name may be anything.
 _AMBIGUOUS = ("r",)
 
@@ -27,18 +30,26 @@ class Roots:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._found: dict[str, int | None] = {}
+        self._found: dict[str, int] = {}
+        #: When what was not found was looked for first, and when it is again: a VM may just start.
+        self._missing: dict[str, tuple[float, float]] = {}
 
     def find(self, name: str) -> int | None:
-        """Find a global, or None."""
-        if name not in self._found:
-            symbol = None if name in _AMBIGUOUS else self._target.binary.symbol(name)
-            if symbol is not None:
-                self._found[name] = self._target.base + symbol.address
-            else:
-                search = SEARCHES.get(name)
-                self._found[name] = search(self._target) if search else None
-        return self._found[name]
+        """Find a global, or None; after that it is looked for again, more and more rarely."""
+        if name in self._found:
+            return self._found[name]
+        symbol = None if name in _AMBIGUOUS else self._target.binary.symbol(name)
+        if symbol is not None:
+            return self._found.setdefault(name, self._target.base + symbol.address)
+        now = time.monotonic()
+        first, due = self._missing.get(name, (now, now))
+        if now < due:
+            return None
+        place = SEARCHES[name](self._target) if name in SEARCHES else None
+        if place is not None:
+            return self._found.setdefault(name, place)
+        self._missing[name] = first, now + max(_AGAIN, now - first)
+        return None
 
     def address(self, name: str) -> int:
         """Find a global; ReadRefusedError with the reason where nothing tells its place."""

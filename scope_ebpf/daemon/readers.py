@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader
@@ -28,52 +28,57 @@ class _Reader(Protocol[_Result_co]):
     def read(self) -> _Result_co: ...
 
 
+class _Part(Generic[_Read]):
+    """A part of the memory, and who reads it once it is found."""
+
+    def __init__(self, name: str, make: Callable[[], _Reader[_Read]]) -> None:
+        self.name = name
+        self.refused = ""
+        self._make = make
+        self._reader: _Reader[_Read] | None = None
+
+    def read(self) -> _Read | None:
+        """Read it; None where that is refused. NoSuchProcessError if the process has ended."""
+        try:
+            self._reader = self._reader or self._make()
+            reading = self._reader.read()
+        except NoSuchProcessError:
+            raise
+        except ScopeError as error:
+            self.refused = str(error)
+            return None
+        self.refused = ""
+        return reading
+
+
 class Readers:
     """
     Reads one target; each part may be refused, and the others go on.
 
-    *seconds* is the CPU time that the last reading took, *due* when the next is.
+    *seconds* is the CPU time that the last reading took.
     """
 
     def __init__(self, target: Target) -> None:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
         target = replace(target, memory=Memory(target.pid))
         self._pid = target.pid
-        self._refused: dict[str, str] = {}
-        self.seconds = self.due = 0.0
-        self._allocators = self._made("allocators", lambda: AllocatorReader(target))
-        self._connections = self._made("connections", lambda: ConnectionReader(target))
+        self.seconds = 0.0
+        self._allocators = _Part("allocators", lambda: AllocatorReader(target))
+        self._connections = _Part("connections", lambda: ConnectionReader(target))
+        self._told: set[str] = set()
 
     def read(self) -> MemoryReading:
         """Read all that can be. NoSuchProcessError if the process has ended."""
         began = time.thread_time()
-        reading = MemoryReading(
-            allocators=self._part("allocators", self._allocators),
-            connections=self._part("connections", self._connections),
-            refused=self._refused,
-        )
+        allocators, connections = self._allocators.read(), self._connections.read()
+        parts = (self._allocators, self._connections)
+        refused = {part.name: part.refused for part in parts if part.refused}
+        self._tell(refused)
         self.seconds = time.thread_time() - began
-        return reading
+        return MemoryReading(allocators, connections, refused)
 
-    def _made(self, part: str, make: Callable[[], _Read]) -> _Read | None:
-        try:
-            return make()
-        except NoSuchProcessError:
-            raise
-        except ScopeError as error:
-            self._refuse(part, error)
-            return None
-
-    def _part(self, part: str, reader: _Reader[_Read] | None) -> _Read | None:
-        if reader is None:
-            return None
-        reading = self._made(part, reader.read)
-        if reading is not None:
-            self._refused.pop(part, None)
-        return reading
-
-    def _refuse(self, part: str, error: ScopeError) -> None:
-        """Say once why *part* is not read; it is among what readings say is refused."""
-        if part not in self._refused:
-            say(logging.WARNING, "memory not read", pid=self._pid, part=part, why=error)
-        self._refused[part] = str(error)
+    def _tell(self, refused: dict[str, str]) -> None:
+        """Say once why a part is not read."""
+        for part in refused.keys() - self._told:
+            say(logging.WARNING, "memory not read", pid=self._pid, part=part, why=refused[part])
+        self._told = set(refused)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import beams_run
 
+from scope_ebpf.beam import roots
 from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader, Connections
 from scope_ebpf.beam.counters import CounterReader
@@ -153,17 +154,43 @@ def test_memory_is_what_erlang_memory_says(witnessed):
     assert said["code"] / 2 < use.loaded_code < said["code"]
 
 
-def test_what_does_not_fit_is_refused(witnessed, monkeypatch):
+@pytest.fixture
+def misfit(witnessed, monkeypatch):
     """
-    Allocators that are not where the layout has them yield a reason, and no number.
+    The VM with allocators that are not where the layout has them, until it is mended.
     """
     _, _, target = witnessed
     wrong = {**target.layout.structs["Allctr_t"], "alloc_no": 132}
-    monkeypatch.setitem(target.layout.structs, "Allctr_t", wrong)
-    target.roots._found.clear()
-    reading = Readers(target).read()
-    assert reading.allocators is None
-    assert "allocators" in reading.refused
+    with monkeypatch.context() as patched:
+        patched.setitem(target.layout.structs, "Allctr_t", wrong)
+        yield target, patched.undo
+
+
+def test_what_does_not_fit_is_refused(misfit):
+    """
+    Allocators that are not where the layout has them yield a reason, and no number.
+    """
+    readers = Readers(misfit[0])
+    for _ in range(2):
+        reading = readers.read()
+        assert reading.allocators is None
+        assert "allocators" in reading.refused
+
+
+def test_what_was_refused_once_is_read_later(misfit, monkeypatch):
+    """
+    A VM that was just starting has everything in its place a while later: nothing stays refused.
+    """
+    target, mend = misfit
+    monkeypatch.setattr(
+        roots, "_AGAIN", 0.0
+    )  # seconds until what was not found is looked for again
+    readers = Readers(target)
+    assert readers.read().allocators is None
+    mend()
+    reading = readers.read()
+    assert reading.allocators is not None
+    assert "allocators" not in reading.refused
 
 
 def test_connections_are_those_there_are():
