@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 _SETTLE = 20.0
 #: Seconds between two scrapes of Prometheus.
 _SCRAPES = 15.0
+_ATTACHED = "scope_ebpf_tracepoints_attached_seconds_total"
 _cost = measure_cost()
 
 Found = defaultdict[str, list[float]]
@@ -69,7 +70,7 @@ def with_daemon(load: Load, found: Found) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, daemon_run.daemon(Path(folder), config) as daemon:
         daemon.until_observed(load.pid)
         load.work(_SETTLE)
-        hooks = _hooks(daemon.page())
+        first = daemon.page()
         own, target, began = daemon.cpu_seconds(), cpu_seconds(load.pid), time.monotonic()
         yield
         passed = time.monotonic() - began
@@ -77,7 +78,9 @@ def with_daemon(load: Load, found: Found) -> Iterator[None]:
         scrape, page = daemon.cpu_seconds(), daemon.page()
         scrape = daemon.cpu_seconds() - scrape
         found["daemon: its own CPU"].append((own + scrape * passed / _SCRAPES) / target)
-        found["daemon: hits x cost"].append((_hooks(page) - hooks) / target)
+        found["daemon: hits x cost"].append((_hooks(page) - _hooks(first)) / target)
+        attached = daemon_run.value(page, _ATTACHED) - daemon_run.value(first, _ATTACHED)
+        found["daemon: tracepoints attached, of the time"].append(min(1.0, attached / passed))
 
 
 def _hooks(page: str) -> float:
