@@ -37,7 +37,7 @@ _UNTOLD_SCAN = 2.0
 #: Seconds between two signs of life to the service manager.
 _BEAT = 5.0
 #: Seconds for which a scrape waits for the loop at most.
-_REFRESH = 0.02
+_REFRESH = 0.012
 #: The nice value of the loop.
 _PRIORITY = -10
 #: A loop that has not come round for this long is stuck.
