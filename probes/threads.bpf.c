@@ -28,6 +28,8 @@
 /* OTP allows 3 x 1024 schedulers and 1024 others in a VM; few hosts come near it once. Room is made
  * at once (2 MB), because before Linux 6.1 what the clock runs may not use another kind of map. */
 #define MAX_WATCHED 16384
+/* A turn of the clock, SAMPLE_HZ of tracepoints.py. */
+#define CLOCK_NS (1000000000ULL / 97)
 
 struct cfs_rq {
 	int throttle_count;
@@ -228,6 +230,15 @@ static __always_inline __u32 log2_slot(__u64 value)
 	return slot < 40 ? slot : 39;
 }
 
+static __always_inline void count_wait(struct thread_totals *totals, __u32 reason, __u64 waited)
+{
+	totals->off_ns[reason] += waited;
+	if (reason == OFF_THROTTLED)
+		return;
+	totals->waited_ns += waited;
+	totals->slots[log2_slot(waited)]++;
+}
+
 /*
  * User space reads what a thread does while it changes: since_ns comes first, so that what else is
  * yet to come has lasted for no time, and totals come last, so that no time is in both.
@@ -242,22 +253,27 @@ static __always_inline void begin_run(struct thread *thread, __u64 now)
 
 /*
  * A thread is on a CPU, and nobody saw it come: it ran when the tracepoints were attached, or the
- * kernel did not run them for a switch. How long it waited for the CPU is not known; that is less
- * than the clock takes to find it, so it is taken to run since it was ready.
+ * kernel did not run them for a switch. The clock would have found it before, so it has run for a
+ * turn of the clock at most; what it waited beyond that was a wait.
  */
 static __always_inline void find_running(struct thread *thread, struct thread_totals *totals,
 					 __u64 now)
 {
-	__u64 since = thread->since_ns, began = thread->ready_ns ?: now;
+	__u64 since = thread->since_ns, ready = thread->ready_ns ?: now, began = ready;
 	__u32 reason = thread->reason;
 
+	if (now - began > CLOCK_NS)
+		began = now - CLOCK_NS;
 	begin_run(thread, began);
-	if (!since)
+	if (!since || reason >= OFF_REASONS)
 		return;
 	totals->switches++;
 	barrier();
-	if (reason < OFF_REASONS)
-		totals->off_ns[reason] += began - since;
+	totals->off_ns[reason] += ready - since;
+	if (began > ready)
+		count_wait(totals,
+			   reason == OFF_THROTTLED || reason == OFF_PREEMPTED ? reason : OFF_QUEUED,
+			   began - ready);
 }
 
 static __always_inline void leave(struct task_struct *task, bool preempted, __u64 now)
@@ -288,15 +304,6 @@ static __always_inline void leave(struct task_struct *task, bool preempted, __u6
 	}
 	barrier();
 	totals->on_ns += ran;
-}
-
-static __always_inline void count_wait(struct thread_totals *totals, __u32 reason, __u64 waited)
-{
-	totals->off_ns[reason] += waited;
-	if (reason == OFF_THROTTLED)
-		return;
-	totals->waited_ns += waited;
-	totals->slots[log2_slot(waited)]++;
 }
 
 static __always_inline void arrive(struct task_struct *task, __u64 now)
