@@ -59,12 +59,23 @@ PLANT = f"""
         done
     end"""
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.
+#: Compiled: a fun of the shell makes garbage, and would wait for a dirty scheduler to collect it.
 BUSY = 23
 PLANT_BUSY = f"""
     begin
+        Form = fun(Text) ->
+            {{ok, Tokens, _}} = erl_scan:string(Text),
+            {{ok, Parsed}} = erl_parse:parse_form(Tokens),
+            Parsed
+        end,
+        {{ok, Module, Code}} = compile:forms([Form(Text) || Text <- [
+            "-module(scope_spin).",
+            "-export([until/1]).",
+            "until(End) -> erlang:monotonic_time(millisecond) < End andalso until(End)."
+        ]]),
+        {{module, Module}} = code:load_binary(Module, "scope_spin", Code),
         End = erlang:monotonic_time(millisecond) + 120000,
-        Spin = fun S() -> erlang:monotonic_time(millisecond) < End andalso S() end,
-        [spawn(Spin) || _ <- lists:seq(1, {BUSY})],
+        [spawn(Module, until, [End]) || _ <- lists:seq(1, {BUSY})],
         erlang:yield(),
         erlang:statistics(total_run_queue_lengths)
     end"""

@@ -181,12 +181,14 @@ def allocators(look: Samples, usage: str) -> Counter[str]:
 
 def test_a_run_queue_full_of_planted_processes_is_seen_by_both(scene):
     """
-    Many more processes want to run than there are schedulers, and ours and theirs say so.
+    Who wants to run and has no scheduler waits, every one, in our number and in theirs.
+
+    Processes of RabbitMQ wait among them, and one may be moved between queues as they are read.
     """
     waiting = scenes.BUSY - value(scene.crowded, "beam_schedulers")
     ours = value(scene.crowded, "beam_run_queue_length", scheduler_type="normal")
-    assert waiting * 0.7 <= ours <= waiting * 1.3
-    assert waiting * 0.7 <= scene.queued <= waiting * 1.3
+    assert waiting - 1 <= ours <= waiting * 2
+    assert waiting - 1 <= scene.queued <= waiting * 2
 
 
 def test_an_empty_run_queue_is_seen_by_both(scene):
