@@ -5,15 +5,15 @@ BEAMs that come and go under load, for an hour, and what that leaves in the daem
     bench/soak.py [--minutes 60] [--starts 2] [--crowd 12] [--cycle 60]
                   [--at-once 50] [--rush 20] [--rush-seconds 5]
 
-At first and at last so many VMs are started at once, and so many in each of a few seconds;
-each must be observed, and is ended then. In between there are cycles, in each of which VMs
-are started, so many a second and so many at once; some end within the tenth of a second,
-while the daemon takes them in, some are stopped and killed. Beside them two VMs are under
-full load, and in one that stays events are planted and compared with what the daemon
-counts. At the end all others are gone, and the daemon's memory, files, BPF maps and
-programs, links and threads must be what they were after the second cycle, once it has let
-go of the programs that it keeps for a while. Prints a line for each cycle; exits 1 if
-anything grew, was missed or was lost.
+There are cycles, in each of which VMs are started, so many a second and so many at once; some
+end within the tenth of a second, while the daemon takes them in, some are stopped and killed.
+Beside them two VMs are under full load, and in one that stays events are planted and compared
+with what the daemon counts. Before the first cycle, after it and after the last so many VMs
+are started at once, and so many in each of a few seconds; each must be observed, and is ended
+then. After the last of these rushes the daemon's memory, files, BPF maps and programs, links
+and threads must be what they were after the second, once it has let go of the programs that it
+keeps for a while: the first one fills the pools of the allocators. Prints a line for each
+cycle; exits 1 if anything grew, was missed or was lost.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from scope_ebpf.beam.threads import threads
 LONG_ENOUGH = 3.0
 #: Seconds that a VM may live, drawn at random: some end before or while they are attached.
 LIVES = (0.05, 0.3, 1.05, 1.2, 2.0, 4.0, 8.0)
-#: MB by which memory at rest may differ from that after the second cycle: the allocator's noise.
+#: MB by which memory at rest may differ after two such rushes: the allocator's noise.
 ALLOWED_MB = 6.0
 PLANTED = 23
 PATIENCE = 60.0
@@ -418,43 +418,47 @@ def _cycles(
     folder: Path, daemon: Daemon, stays: beams_run.Beam, wanted: argparse.Namespace
 ) -> list[str]:
     crowd = Crowd(folder, daemon, wanted.crowd)
-    rests: list[Rest] = []
 
     def rushes() -> list[str]:
         number = round(wanted.rush * wanted.rush_seconds)
         at_once = rush(daemon, crowd, wanted.at_once, 0.0)
         return at_once + rush(daemon, crowd, number, wanted.rush)
 
-    wrong = rushes()
-    print(
-        "cycle starts most  long missed  age50  age99  rss_MB files maps progs links threads lost"
-    )
-    ends = time.monotonic() + 60 * wanted.minutes
-    while time.monotonic() < ends or len(rests) < 3:
+    def observe() -> None:
         seen = set(daemon.observed)
         count = cycle(folder, daemon, crowd, wanted.cycle, wanted.starts)
         told, counted = plant(daemon, stays)
-        rests.append(rest := daemon.at_rest() if len(rests) == 1 else daemon.rest())
+        rest = daemon.rest()
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
         lost = daemon.total("scope_ebpf_events_lost_total")
         at = [fresh[int(len(fresh) * part)] if fresh else 0.0 for part in (0.5, 0.99)]
         print(
-            f"{len(rests):5} {count.started:6} {count.most:4} {count.long:4} {len(count.missed):6} "
+            f"{count.started:6} {count.most:4} {count.long:4} {len(count.missed):6} "
             f"{at[0]:6.2f} {at[1]:6.2f} {rest.rss_mb:6.1f} {rest.files:5} {rest.maps:4} "
             f"{rest.programs:5} {rest.links:5} {rest.threads:7} {lost:4.0f}",
             flush=True,
         )
         if count.missed:
-            wrong.append(f"cycle {len(rests)}: missed {count.missed}")
+            wrong.append(f"missed {count.missed}")
         if counted != told:
-            wrong.append(f"cycle {len(rests)}: planted {told}, counted {counted:g}")
+            wrong.append(f"planted {told}, counted {counted:g}")
         if lost:
-            wrong.append(f"cycle {len(rests)}: {lost:g} events lost")
+            wrong.append(f"{lost:g} events lost")
+
+    wrong = rushes()
+    print("starts most  long missed  age50  age99  rss_MB files maps progs links threads lost")
+    ends = time.monotonic() + 60 * wanted.minutes
+    observe()
+    wrong += rushes()
+    first = daemon.at_rest()
+    while True:
+        observe()
+        if time.monotonic() > ends:
+            break
     wrong += rushes()
     last = daemon.at_rest()
-    print(f"at rest, after the second cycle: {rests[1]}\nat rest, at last: {last}")
-    # The first cycle loads code and fills pools; from then on nothing may grow.
-    return wrong + last.grown(rests[1])
+    print(f"at rest, after the second rush: {first}\nat rest, at last: {last}")
+    return wrong + last.grown(first)
 
 
 if __name__ == "__main__":
