@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415 - after the options are known good
+    from scope_ebpf.daemon import heap  # noqa: PLC0415 - after the options are known good
+    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415
     from scope_ebpf.daemon.server import serve  # noqa: PLC0415
     from scope_ebpf.kernel import host  # noqa: PLC0415
     from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
@@ -65,6 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     host.require()
     # The loop must not wait long for a thread that reads a table or writes a scrape.
     sys.setswitchinterval(0.0005)
+    heap.share()
     _log_to_stderr(arguments.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty

@@ -7,7 +7,6 @@ All of this runs in the daemon's loop; a scrape reads the readings that it leave
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import resource
@@ -15,12 +14,12 @@ import select
 import selectors
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.beam.node import NAMELESS, NodeName
+from scope_ebpf.daemon import heap
 from scope_ebpf.daemon.discovery import RETRY
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.process import cgroup_of
@@ -48,7 +47,6 @@ _FILES = 256
 _SPARES, _SPARE_SECONDS = 8, 10.0
 #: Targets of which stock is taken for one scrape, some milliseconds each.
 _HASTENED = 4
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(slots=True)
@@ -220,7 +218,7 @@ class Targets:
     def tidy(self) -> None:
         """Let go of programs that nobody needs, of refusals of what has ended, and of memory."""
         self._spares.tidy()
-        _give_back()
+        heap.give_back()
         for pid in list(self.refused):
             if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - fast
                 self.refused.pop(pid, None)
@@ -362,12 +360,6 @@ class Targets:
             say(logging.WARNING, "refused", pid=pid, why=reason)
         if self.config.strict and isinstance(error, ScopeError):
             raise error
-
-
-def _give_back() -> None:
-    """What many VMs took stays with the C library otherwise: a third of what we have."""
-    with suppress(AttributeError):  # only glibc's has it
-        _libc.malloc_trim(0)
 
 
 def _rang(observed: _Observed) -> None:
