@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 from prometheus_client.registry import Collector
 
+from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page
 
@@ -25,6 +26,7 @@ class Readings(Collector):
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        catalogue()  # read from its file now, not by the first scrape
 
     def describe(self) -> list[Metric]:
         """Nothing: so that nobody collects to find out."""
