@@ -3,8 +3,8 @@
 What the C library keeps of the memory that was given back to it.
 
 glibc gives each thread an arena of its own, and ``malloc_trim`` does not give back the last
-free piece of any but the first (glibc 2.36 malloc/malloc.c, ``mtrim``): after a crowd of VMs
-that may be 8 MB for each thread that read or wrote something large.
+free piece of any but the first (glibc 2.36 malloc/malloc.c, ``mtrim``): what a thread took to
+read the tables of a crowd of VMs would stay.
 """
 
 from __future__ import annotations

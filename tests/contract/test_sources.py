@@ -11,6 +11,7 @@ import pytest
 from beams_run import require
 
 from scope_ebpf import errors
+from scope_ebpf.kernel.tracepoints import SAMPLE_HZ
 
 ROOT = Path(__file__).parents[2]
 LICENSED = (".py", ".c", ".h", ".erl", ".ex", ".sh")
@@ -136,3 +137,12 @@ def test_a_test_without_a_sentence_is_found(body: str):
     """
     found = undescribed(f"def test_x():\n    {body}\n")
     assert ([] if body.endswith(".'''") else ["test_x"]) == found
+
+
+def test_the_clock_is_as_fast_as_the_programs_take_it_to_be():
+    """
+    How often it looks stands in C and in Python, and is the same.
+    """
+    found = re.search(r"CLOCK_NS \(1000000000ULL / (\d+)\)", text(ROOT / "probes/threads.bpf.c"))
+    assert found
+    assert int(found[1]) == SAMPLE_HZ
