@@ -23,7 +23,8 @@ Made by `docs/metrics.py` from `scope_ebpf/metrics/catalogue.toml`; not written 
 Sources: *memory*, the VM's own counters, read from outside, exact; *hook*, events at probe points,
 exact while `scope_ebpf_sampling_ratio` is 1 and else scaled from windows with the error that
 `scope_ebpf_sampling_error_ratio` states; *kernel*, the scheduler's tracepoints and `/proc`;
-*snapshot*, the process table, as old as `scope_ebpf_snapshot_timestamp_seconds` says.
+*snapshot*, the process table, allocators and connections, read now and then: as old as
+`scope_ebpf_snapshot_timestamp_seconds` says.
 
 | series | type | labels | source | what it is |
 | --- | --- | --- | --- | --- |

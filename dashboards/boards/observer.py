@@ -287,10 +287,16 @@ _QUALITY = Row(
         Panel(
             "Age of the snapshot",
             "s",
-            "How long ago the process table was read: so old are mailboxes and rankings.",
-            "large tables are read rarely, more so beside many VMs. If it only rises, the table "
+            "How long ago the process table was read (processes: so old are mailboxes and rankings), "
+            "and allocators and connections (memory).",
+            "what is large is read rarely, more so beside many VMs. If it only rises, it "
             "cannot be read: `scope-trace doctor PID`.",
-            (Query("time() - max by (NODE) (scope_ebpf_snapshot_timestamp_seconds{HERE})"),),
+            (
+                Query(
+                    "time() - max by (NODE, what) (scope_ebpf_snapshot_timestamp_seconds{HERE})",
+                    "NODE, {{what}}",
+                ),
+            ),
             warn=300,
             bad=1800,
             width=6,

@@ -52,30 +52,25 @@ class _Part(Generic[_Read]):
 
 
 class Readers:
-    """
-    Reads one target; each part may be refused, and the others go on.
-
-    *seconds* is the CPU time that the last reading took.
-    """
+    """Reads one target; each part may be refused, and the others go on."""
 
     def __init__(self, target: Target) -> None:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
         target = replace(target, memory=Memory(target.pid))
         self._pid = target.pid
-        self.seconds = 0.0
         self._allocators = _Part("allocators", lambda: AllocatorReader(target))
         self._connections = _Part("connections", lambda: ConnectionReader(target))
         self._told: set[str] = set()
 
     def read(self) -> MemoryReading:
         """Read all that can be. NoSuchProcessError if the process has ended."""
-        began = time.thread_time()
+        taken, began = time.time(), time.thread_time()
         allocators, connections = self._allocators.read(), self._connections.read()
         parts = (self._allocators, self._connections)
         refused = {part.name: part.refused for part in parts if part.refused}
         self._tell(refused)
-        self.seconds = time.thread_time() - began
-        return MemoryReading(allocators, connections, refused)
+        seconds = time.thread_time() - began
+        return MemoryReading(allocators, connections, refused, seconds, taken)
 
     def _tell(self, refused: dict[str, str]) -> None:
         """Say once why a part is not read."""

@@ -59,7 +59,7 @@ class Table:
 
     def read(self, top: int, pause: Callable[[float], None]) -> SnapshotReading:
         """Read it all, with a *pause* after each part. Raises ReadRefusedError."""
-        reading = SnapshotReading(top)
+        reading = SnapshotReading(top, taken=time.time())
         parts = self._parts()
         size = self._target.layout.size("Process")
         for part in range(parts):
@@ -72,7 +72,6 @@ class Table:
             reading.seconds += took
             pause(took)
         reading.names = self._names(reading)
-        reading.taken = time.time()
         return reading
 
     def _parts(self) -> int:
@@ -171,7 +170,7 @@ class Snapshots:
         """Read the VM's own memory; how many seconds later it may be read again."""
         kept.readers = kept.readers or Readers(watch.target)
         kept.memory = kept.readers.read()
-        return kept.readers.seconds / MEMORY_SHARE
+        return kept.memory.seconds / MEMORY_SHARE
 
     def _take(self, watch: Watch, kept: _Kept) -> float:
         """Read the process table; how many seconds later it may be read again."""

@@ -185,12 +185,14 @@ def _expose_snapshot(page: Page, node: str, taken: SnapshotReading) -> None:
         rest = total - sum(one.value for one in ranking)
         page.add(name, max(0, rest), node=node, rank="other", name="")
     page.add("scope_ebpf_snapshot_cpu_seconds", taken.seconds, node=node)
-    page.add("scope_ebpf_snapshot_timestamp_seconds", taken.taken, node=node)
     page.add("scope_ebpf_snapshot_torn_processes", taken.torn, node=node)
 
 
 def _expose_observer(page: Page, reading: Reading) -> None:
     node = reading.node
+    for what, read in (("processes", reading.snapshot), ("memory", reading.memory)):
+        if read and read.taken:
+            page.add("scope_ebpf_snapshot_timestamp_seconds", read.taken, node=node, what=what)
     for hook, event in reading.events.items():
         attached = int(event.mode != "off")
         page.add("scope_ebpf_hook_attached", attached, node=node, hook=hook, via=event.via)

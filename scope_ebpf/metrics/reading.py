@@ -101,12 +101,19 @@ class ThreadBooks:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """What is read of the VM's memory now and then; None where it is refused."""
+    """
+    What is read of the VM's memory now and then; None where it is refused.
+
+    *seconds* is the CPU time of the reading, *taken* the time when it was begun, in seconds since
+    1970; 0 if there was none.
+    """
 
     allocators: AllocatorReading | None = None
     connections: Connections | None = None
     #: Why parts of it are refused, by part.
     refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    taken: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class SnapshotReading:
     What a table holds: *mailbox_counts* and *memory_counts* by the steps above.
 
     *names* is told by whoever can read them, by pid term. *seconds* is the CPU time
-    of the reading, *taken* the time when it was done, in seconds since 1970.
+    of the reading, *taken* the time when it was begun, in seconds since 1970.
     """
 
     top: int

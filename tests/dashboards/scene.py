@@ -30,7 +30,7 @@ import test_daemon_threads
 from apps.rabbitmq import rabbitmq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from apps.app import App
     from prometheus import Prometheus
@@ -125,8 +125,7 @@ def play(folder: Path) -> Scene:
             groups = server.ask("rules")["groups"]
         resting = between(app, daemon)
         queued = int(app.eval(PLANT_BUSY))
-        for _ in range(2):  # the second was begun after the answer
-            crowded = renewed(daemon, "beam_reductions_total")
+        crowded = counted_anew(daemon)
     return Scene(now, over, groups, start, end, loaded, resting, queued, crowded)
 
 
@@ -179,25 +178,41 @@ def between(app: App, daemon: test_daemon.Running, *, of_memory: bool = True) ->
     """
     What we read of the VM after it was asked once, and before it was asked again.
 
-    All is read twice anew, for only the second reading was begun after the first answer; memory
-    and mailboxes only if *of_memory* says so, for they are read more rarely.
+    Memory and processes are read anew only if *of_memory* says so: they are read more rarely.
     """
-    before = witness.scrape(app.ports["prometheus"])
-    for what in ("beam_reductions_total", "scope_ebpf_snapshot_timestamp_seconds")[: 1 + of_memory]:
-        for _ in range(2):
-            ours = renewed(daemon, what)
+    before, answered = witness.scrape(app.ports["prometheus"]), time.time()
+    ours = counted_anew(daemon)
+    for what in ("processes", "memory") if of_memory else ():
+        ours = until(daemon, lambda ours, what=what: begun(ours, what) > answered)
     return witness.Between(before, ours, witness.scrape(app.ports["prometheus"]))
 
 
-def renewed(daemon: test_daemon.Running, what: str) -> witness.Samples:
+def begun(ours: witness.Samples, what: str) -> float:
     """
-    What we say when the series *what* has changed.
+    When we last began to read *what*, in seconds since 1970.
+    """
+    return witness.value(ours, "scope_ebpf_snapshot_timestamp_seconds", what=what)
+
+
+def counted_anew(daemon: test_daemon.Running) -> witness.Samples:
+    """
+    What we say when counters were read twice more: the second reading was begun after this call.
     """
     ours = witness.scrape(daemon.port)
-    last = witness.value(ours, what)
+    for _ in range(2):
+        last = witness.value(ours, "beam_reductions_total")
+        ours = until(
+            daemon, lambda ours, last=last: witness.value(ours, "beam_reductions_total") != last
+        )
+    return ours
+
+
+def until(daemon: test_daemon.Running, holds: Callable[[witness.Samples], bool]) -> witness.Samples:
+    """
+    What we say at the first scrape for which *holds*.
+    """
     deadline = time.monotonic() + test_daemon.PATIENCE
-    while witness.value(ours, what) == last:
+    while not holds(ours := witness.scrape(daemon.port)):
         assert time.monotonic() < deadline, "the daemon reads nothing anew"
         select.select([], [], [], 0.1)  # until its next look
-        ours = witness.scrape(daemon.port)
     return ours

@@ -6,6 +6,7 @@ What a node costs Prometheus, and its figures beside those that the node exports
 from __future__ import annotations
 
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -98,15 +99,17 @@ def test_figures_agree_with_those_rabbitmq_exports_of_itself(tmp_path):
         config = 'scan_interval = "200ms"\nmin_age = 0\nsnapshot_interval = "1s"\n'
         config += f'include_nodes = ["^{name}$"]\ncompat = ["erlang-vm"]\n'
         with test_daemon.daemon(config, tmp_path) as running:
-            stamp = ("scope_ebpf_snapshot_timestamp_seconds",)
-            running.until(app.pid, lambda n: n.keys() >= {("beam_memory_bytes", "total"), stamp})
+            stamps = [
+                ("scope_ebpf_snapshot_timestamp_seconds", what) for what in ("processes", "memory")
+            ]
+            running.until(app.pid, lambda n: n.keys() >= {*stamps})
             url = f"http://127.0.0.1:{app.ports['prometheus']}/metrics"
             # The first time loads what asking takes; what differs once may have changed meanwhile.
             for _ in range(6):
                 with urllib.request.urlopen(url, timeout=30) as answer:
                     theirs = by_labels(answer.read().decode())
-                now = running.samples(app.pid)[stamp]
-                running.until(app.pid, lambda n, now=now: n[stamp] > now)
+                now = time.time()
+                running.until(app.pid, lambda n, now=now: all(n[one] > now for one in stamps))
                 ours = by_labels(running.get())
                 compared = {key: (theirs[key], ours[key]) for key in theirs.keys() & ours.keys()}
                 compared = {key: pair for key, pair in compared.items() if key[0] in STILL}

@@ -50,7 +50,7 @@ def snapshot() -> SnapshotReading:
     """
     A snapshot whose rankings are full.
     """
-    taken = SnapshotReading(5)
+    taken = SnapshotReading(5, seconds=0.1, taken=1000.0)
     taken.mailboxes = taken.memories = taken.rates = [Top(pid, 10 - pid) for pid in range(5)]
     return taken
 
@@ -102,7 +102,10 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         threads=np.ones(6, events.THREAD_TOTALS),
         books=ThreadBooks(six, seven, seven, sampled),
         memory=MemoryReading(
-            AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3)), Connections((1, 0), 5, 0)
+            AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3)),
+            Connections((1, 0), 5, 0),
+            seconds=0.002,
+            taken=1001.0,
         ),
         snapshot=snapshot(),
     )
@@ -218,6 +221,19 @@ def test_what_cannot_be_observed_has_no_figure():
     assert not [s for s in found if s.name == "beam_messages_sent_total"]
     attached = [s for s in found if s.name == "scope_ebpf_hook_attached"]
     assert {s.labels["hook"]: s.value for s in attached}["send"] == 0
+
+
+def test_what_is_read_now_and_then_says_how_old_it_is():
+    """
+    Processes and memory are read at times of their own; what was not read yet has none.
+    """
+    stamp = "scope_ebpf_snapshot_timestamp_seconds"
+    both, none = reading(), replace(reading(), memory=MemoryReading(), snapshot=None)
+    assert {s.labels["what"]: s.value for s in samples(exported(both)) if s.name == stamp} == {
+        "processes": 1000.0,
+        "memory": 1001.0,
+    }
+    assert not [s for s in samples(exported(none)) if s.name == stamp]
 
 
 def test_collections_that_are_not_all_are_said_to_be_so():
