@@ -8,6 +8,7 @@
  * Emits:  schedule
  *
  * Two entries are paired instead of a return probe: this is the hottest path of the VM.
+ * A record has the time that its duration was taken with, so that out less in is the duration.
  */
 #include "usdt.bpf.h"
 
@@ -31,6 +32,7 @@ static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
 	count(KIND_SCHEDULE, SCHEDULE_IN);
 	schedule = record(KIND_SCHEDULE, SCHEDULE_IN, flags, tid, process);
 	if (schedule) {
+		schedule->time_ns = now;
 		schedule->duration_ns = UNKNOWN;
 		schedule->reductions = UNKNOWN;
 		schedule->runnable = UNKNOWN;
@@ -57,18 +59,20 @@ static __always_inline __u64 could_go_on(__u64 process)
 static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, __u64 reductions,
 					 __u64 runnable)
 {
-	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
+	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
+	__u64 duration = UNKNOWN;
 	struct schedule_record *schedule;
 
 	/* A process that was in before we came has no start. */
 	if (since && *since && !stale(KIND_SCHEDULE, *since)) {
-		duration = bpf_ktime_get_ns() - *since;
+		duration = now - *since;
 		*since = 0;
 		observe(KIND_SCHEDULE, SCHEDULE_OUT, duration);
 	}
 	count(KIND_SCHEDULE, SCHEDULE_OUT);
 	schedule = record(KIND_SCHEDULE, SCHEDULE_OUT, flags, tid, process);
 	if (schedule) {
+		schedule->time_ns = now;
 		schedule->duration_ns = duration;
 		schedule->reductions = reductions;
 		schedule->runnable = runnable;

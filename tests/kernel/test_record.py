@@ -144,9 +144,10 @@ def consistent(path: Path, ran: list[dict], did: list[dict]) -> None:
     ended = [span for span in ran if span["reductions"] is not None]
     assert len(outs) == len(ended)
     assert int(outs["reductions"].sum()) == sum(span["reductions"] for span in ended)
-    timed = outs["duration_ns"] != 0xFFFFFFFFFFFFFFFF
-    total = sum(span["end"] - span["begin"] for span in ended)
-    assert int(outs["duration_ns"][timed].sum()) == pytest.approx(total, rel=0.05)
+    timed = outs[outs["duration_ns"] != 0xFFFFFFFFFFFFFFFF]
+    assert len(timed) >= N
+    lengths = collections.Counter(span["end"] - span["begin"] for span in ended)
+    assert collections.Counter(timed["duration_ns"].tolist()) <= lengths
     last: dict[str, int] = {}
     for span in ran:
         assert last.get(span["thread"], 0) <= span["begin"]
