@@ -56,11 +56,11 @@ static __always_inline __u64 could_go_on(__u64 process)
 	return (state & (ACTIVE | SUSPENDED)) == ACTIVE;
 }
 
-static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 process, __u64 reductions,
-					 __u64 runnable)
+/* *now* is of before the gate was passed: what is timed in a window is no longer than that. */
+static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 now, __u64 process,
+					 __u64 reductions, __u64 runnable)
 {
-	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
-	__u64 duration = UNKNOWN;
+	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
 
 	/* A process that was in before we came has no start. */
@@ -114,13 +114,14 @@ int BPF_KPROBE(schedule_in)
 SEC("uprobe")
 int BPF_KPROBE(schedule_out, __u64 dirty_scheduler, __u64 process, __u32 reductions)
 {
+	__u64 now = bpf_ktime_get_ns();
 	__u32 tid;
 
 	if (!enter(PROGRAM_SCHEDULE_OUT, &tid))
 		return 0;
 	if (dirty_scheduler || !process)
 		return 0;
-	return scheduled_out(0, tid, streamed_id(process), reductions, could_go_on(process));
+	return scheduled_out(0, tid, now, streamed_id(process), reductions, could_go_on(process));
 }
 
 SEC("uprobe")
@@ -136,11 +137,12 @@ int BPF_KPROBE(schedule_in_usdt)
 SEC("uprobe")
 int BPF_KPROBE(schedule_out_usdt)
 {
+	__u64 now = bpf_ktime_get_ns();
 	__u32 tid;
 
 	if (!enter(PROGRAM_SCHEDULE_OUT_USDT, &tid))
 		return 0;
-	return scheduled_out(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), UNKNOWN, UNKNOWN);
+	return scheduled_out(FLAG_TEXT_PID, tid, now, usdt_pid(ctx, 0), UNKNOWN, UNKNOWN);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -148,7 +148,7 @@ __noinline int note_edge(__u32 kind, __u32 which)
 	struct edge edge = {.time_ns = bpf_ktime_get_ns()};
 	__u32 key = kind * EDGES + which;
 
-	if (!measure)
+	if (!measure || bpf_map_lookup_elem(&edges, &key))
 		return 0;
 	for (__u32 first = 0; first < MAX_WORDS && first < measure->words; first += GROUP) {
 		__u64 sum = sum_group(kind, first);
@@ -211,8 +211,12 @@ static __always_inline bool allowed(enum kind kind, __u64 before)
 		return false;
 	if (!allowance->limited)
 		return true;
-	if (allowance->tripped_ns)
+	if (allowance->tripped_ns) {
+		/* Who was to note the edge may have lost its CPU on the way. */
+		if (allowance->until_ns)
+			note_edge(key, EDGE_END);
 		return false;
+	}
 	if (allowance->until_ns && !within(allowance, key))
 		return false;
 	if ((before + 1) % SPENT_AT_ONCE)
