@@ -20,7 +20,7 @@ test: $(VENV)/.test objects ## install what the tests need and run them all (roo
 	@$(DEPS) test
 	@$(MAKE) --no-print-directory lint
 	@tests/beams/build-usdt.sh >/dev/null
-	@for suite in trixie sid; do tests/beams/chroot.sh $$suite >/dev/null; done
+	@for suite in trixie sid bullseye; do tests/beams/chroot.sh $$suite >/dev/null || exit 1; done
 	@tests/dashboards/grafana/install.sh >/dev/null
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
 		$(BIN)/pytest

@@ -115,14 +115,22 @@ fi
 
 # Runs apt-get; its chatter is shown only if it fails.
 apt_get() {
-    as_root DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 \
-        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1 </dev/null && return
+    as_root DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -qq -y -o DPkg::Lock::Timeout=600 \
+        -o Acquire::Retries=8 -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1 </dev/null && return
     tail -n 20 "$log" >&2
     return 1
 }
 
 say "reading the package lists"
-apt_get update || die "apt-get update failed"
+# The time in which to wait for a lock does not hold for that of the lists.
+deadline=$((SECONDS + 600))
+until said=$(apt_get update 2>&1); do
+    if [[ $said != *"Could not get lock"* || $SECONDS -ge $deadline ]]; then
+        printf '%s\n' "$said" >&2
+        die "apt-get update failed"
+    fi
+    sleep 2
+done
 say "installing ${missing[*]}"
 apt_get install --no-install-recommends "${missing[@]}" || die "apt-get install failed"
 say "done"

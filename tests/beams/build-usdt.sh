@@ -44,7 +44,8 @@ for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
     [ -f "$file" ] && sed -n 's/^deb /deb-src /p' "$file" >"$apt/etc/apt/sources.list.d/src-${file##*/}"
 done
 options=(-o "Dir::Etc=$apt/etc/apt" -o "Dir::State=$apt/var/lib/apt" -o "Dir::Cache=$apt/var/cache/apt"
-    -o "Dir::State::status=$apt/var/lib/dpkg/status" -o APT::Sandbox::User=root)
+    -o "Dir::State::status=$apt/var/lib/dpkg/status" -o APT::Sandbox::User=root
+    -o Acquire::Retries=8)
 
 say "fetching the source of erlang $version"
 apt-get -qq "${options[@]}" update >&2

@@ -48,7 +48,7 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 # This machine's proxy and timeouts hold for the other suite too. A mirror may be older than the date in it.
 apt-config dump | grep '^Acquire::' >"$work/apt.conf" || true
-echo 'Acquire::Check-Valid-Until "false";' >>"$work/apt.conf"
+printf '%s\n' 'Acquire::Check-Valid-Until "false";' 'Acquire::Retries "8";' >>"$work/apt.conf"
 
 say "making a root filesystem of $suite (log: $cache/chroot-$suite.log)"
 mmdebstrap --variant=extract --include=erlang-base,base-files,dash,coreutils,sed \

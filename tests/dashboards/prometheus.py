@@ -80,14 +80,14 @@ class Prometheus:
         span = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": "1"}
         return self.ask("query_range", query=expression, **span)["result"]
 
-    def wait_for(self, expression: str) -> None:
+    def wait_for(self, expression: str) -> list[dict]:
         """
-        Wait until *expression* has samples.
+        The samples of *expression* as soon as it has any.
         """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            if self.now(expression):
-                return
+            if found := self.now(expression):
+                return found
             select.select([], [], [], 0.2)  # until the next scrape
         raise AssertionError(f"{expression} has no samples after {PATIENCE} s")
 

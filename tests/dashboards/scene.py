@@ -49,15 +49,27 @@ compat = ["erlang-vm"]
 """
 #: CPUs that RabbitMQ may use: a quota has series of its own, and this one is hardly ever used up.
 QUOTA = 4.0
-#: A process that reads nothing, and what waits for it; and one whose children end at once.
+#: A process that reads nothing, and what waits for it; one whose children end at once; and one that
+#: holds a binary of 32 MB and a table of 16 MB, so that neither kind of memory is next to nothing.
 DEAF, WAITING = "scope_deaf", 2300
 PLANT = f"""
     begin
         register({DEAF}, spawn(fun() -> receive never -> ok end end)),
         [{DEAF} ! planted || _ <- lists:seq(1, {WAITING})],
         spawn(fun Spawn() -> spawn(fun() -> ok end), receive after 100 -> Spawn() end end),
+        spawn(fun() ->
+            Held = {{ets:new(scope_held, []), binary:copy(<<0>>, 32 bsl 20)}},
+            [ets:insert(element(1, Held), {{I, lists:seq(1, 100)}}) || I <- lists:seq(1, 10000)],
+            receive never -> Held end
+        end),
         done
     end"""
+#: Rates and the deaf one's mailbox are in the second look at the processes that we take.
+LOOKED_TWICE = f"""
+    max by (instance, node) (beam_top_reductions_per_second{{rank="1"}})
+    and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}"""
+#: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
+AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.
 #: Compiled: a fun of the shell makes garbage, and would wait for a dirty scheduler to collect it.
 BUSY = 23
@@ -117,12 +129,16 @@ def play(folder: Path) -> Scene:
         with prometheus(folder, file, **ports) as server:
             with load(app):
                 server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")
+                server.wait_for(LOOKED_TWICE)
                 loaded = between(app, daemon, of_memory=False)
-                end = time.time()
+                # A scrape that failed leaves nothing at its time; so the end is that of one that did not.
+                (scraped,) = server.wait_for('timestamp(up{job="scope-ebpf"} == 1)')
+                end = float(scraped["value"][1])
                 start = end - SHOWN
                 over = answers(server, start, end)
                 now = {text: server.now(text, end) for text in every()}
             groups = server.ask("rules")["groups"]
+        app.wait_until(AT_REST)
         resting = between(app, daemon)
         queued = int(app.eval(PLANT_BUSY))
         crowded = counted_anew(daemon)

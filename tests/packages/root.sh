@@ -25,7 +25,7 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 # This machine's proxy and timeouts hold here too. A mirror may be older than the date in it.
 apt-config dump | grep '^Acquire::' >"$work/apt.conf" || true
-echo 'Acquire::Check-Valid-Until "false";' >>"$work/apt.conf"
+printf '%s\n' 'Acquire::Check-Valid-Until "false";' 'Acquire::Retries "8";' >>"$work/apt.conf"
 echo "root: making a bare Debian 12 (log: $out.log)" >&2
 mmdebstrap --variant=minbase --include="$packages" --aptopt="$work/apt.conf" \
     bookworm "$work/root" "$mirror" >"$out.log" 2>&1 || {

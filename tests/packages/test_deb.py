@@ -25,6 +25,9 @@ from scope_ebpf.cli.main import COMMANDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: A bare Debian is made once, of packages that are fetched.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 CONFIG = "/etc/scope-ebpf/config.toml"

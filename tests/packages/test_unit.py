@@ -82,9 +82,11 @@ def daemon(folder: Path, stranger: int, capabilities: list[str]) -> Iterator[Pat
     bounding = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in capabilities)])
     words = ("setpriv", f"--bounding-set={bounding}", "--no-new-privs", *DAEMON)
     port = beams_run.free_port()
-    log = folder / "log"
+    log, config = folder / "log", folder / "config.toml"
+    # It is ready when it has taken in, or refused, all VMs that are old enough: all there are.
+    config.write_text(f'min_age = 0\nlisten = "127.0.0.1:{port}"\n')
     with log.open("wb") as file:
-        process = subprocess.Popen([*words, "--listen", f"127.0.0.1:{port}"], stderr=file)
+        process = subprocess.Popen([*words, "--config", str(config)], stderr=file)
     try:
         wait_until(lambda: process.poll() is not None or is_ready(port), "the first look for VMs")
         yield log

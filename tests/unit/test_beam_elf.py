@@ -195,7 +195,7 @@ def exercise(data: bytes, folder: Path) -> None:
         pass
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=30),
     st.integers(0, 4000),

@@ -190,7 +190,7 @@ def test_a_list_in_a_circle_ends():
     assert len(view(image).terms.text(cell | 1)) < 200
 
 
-@settings(max_examples=150, deadline=4000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 7)), max_size=200),
     holes=st.sets(st.integers(0, 20), max_size=3),

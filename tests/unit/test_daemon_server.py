@@ -52,9 +52,16 @@ def serving(config=LOCAL):
 
 @pytest.fixture(scope="module")
 def site():
-    with pytest.MonkeyPatch.context() as patch, serving() as (daemon, port):
-        patch.setattr(server_module, "PATIENCE", PATIENCE)
+    with serving() as (daemon, port):
         yield daemon, port
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """
+    Who takes longer than a second is hung up on.
+    """
+    monkeypatch.setattr(server_module, "PATIENCE", PATIENCE)
 
 
 def get(port, path="/metrics", context=None, headers=None):
@@ -111,6 +118,7 @@ def test_only_reading_is_possible(site):
     assert headers["Allow"] == "GET, HEAD"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_scraper_that_sends_a_byte_now_and_then_is_hung_up_on(site):
     """
     Who takes longer than the time there is loses the connection, though it is never quite silent.
@@ -178,10 +186,11 @@ def test_garbage_is_answered_with_an_error_or_not_at_all(site, garbage, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_hundred_scrapers_at_once_are_all_served(site):
+def test_a_hundred_scrapers_at_once_are_all_served(site, monkeypatch):
     """
     Who comes when eight are being served waits for a moment.
     """
+    monkeypatch.setattr(server_module, "_WAIT", 30)
     daemon, port = site
     before = daemon.errors["http"]
     with ThreadPoolExecutor(100) as pool:
@@ -190,6 +199,7 @@ def test_a_hundred_scrapers_at_once_are_all_served(site):
     assert before == daemon.errors["http"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_clients_that_say_nothing_do_not_keep_others_out_for_long(site):
     """
     Thirty silent connections are closed or turned away, and counted; then a scrape is answered.
@@ -425,11 +435,11 @@ def test_a_renewed_certificate_that_cannot_be_used_changes_nothing(tmp_path, bro
     assert said == ["certificate refused, the old one stays"] * 2
 
 
-def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("impatient")
+def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path):
     """
     TLS that is begun and not finished takes no longer than a request may.
     """
-    monkeypatch.setattr(server_module, "PATIENCE", PATIENCE)
     cert, key = certificate(tmp_path, "some")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
     with serving(config) as (_, port), socket.create_connection(("127.0.0.1", port)) as client:

