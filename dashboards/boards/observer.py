@@ -165,7 +165,7 @@ _QUALITY = Row(
             "Time in which each event was counted",
             "percentunit",
             "The share of the last minute in which the event's hooks were in; all of it means that "
-            "the counts are exact.",
+            "the counts are exact, nothing that the event cannot be observed.",
             "this event is hot and counted in windows. Its rates are estimates, with the error "
             "beside.",
             (Query("min by (hook, NODE) (scope_ebpf_sampling_ratio{HERE})", "{{hook}} NODE"),),
@@ -212,8 +212,9 @@ _QUALITY = Row(
             "`scope-trace doctor PID` says why; often the VM's symbols are hidden (OTP 29).",
             (
                 Query(
-                    """count by (NODE) (scope_ebpf_hook_attached{HERE} == 0)
-                        or 0 * sum by (NODE) (scope_ebpf_hook_attached{HERE})"""
+                    """count by (NODE) (scope_ebpf_sampling_ratio{HERE} == 0
+                            unless on (NODE, hook) scope_ebpf_sampling_error_ratio{HERE})
+                        or 0 * sum by (NODE) (scope_ebpf_sampling_ratio{HERE})"""
                 ),
             ),
             "stat",

@@ -194,10 +194,7 @@ def _expose_observer(page: Page, reading: Reading) -> None:
         if read and read.taken:
             page.add("scope_ebpf_snapshot_timestamp_seconds", read.taken, node=node, what=what)
     for hook, event in reading.events.items():
-        attached = int(event.mode != "off")
-        page.add("scope_ebpf_hook_attached", attached, node=node, hook=hook, via=event.via)
-        if attached:
-            page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
+        page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
         if event.mode == "windows":
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
     for what in _refused(reading):

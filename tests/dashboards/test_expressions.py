@@ -16,7 +16,7 @@ RULES = scenes.rules()
 #: Operands that are rightly empty in a healthy system, and why.
 EMPTY = {
     "ALERTS": "there is no such series until an alert is pending",
-    "== 0)": "every hook could be had, so none is counted",
+    "== 0 unless": "every hook could be had, so none is counted",
     "scope_ebpf_refused{": "every part could be told, so none is counted",
     "unless on (instance, node) instance_node_name:": "there is a ranking",
     "unless on (instance, node) min_over_time": "every schedule could be counted",
