@@ -27,9 +27,10 @@ from scope_ebpf.cli.options import (
     ring_megabytes,
 )
 from scope_ebpf.cli.recording import Recorder
+from scope_ebpf.cli.stall import Stall
 from scope_ebpf.cli.surroundings import alone, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import OutputError, ScopeError
+from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.summary import Cost
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     host.require()
     wanted = RECORDED if arguments.events is None else parse_events(arguments.events)
+    if arguments.stall and not (arguments.flight and "schedule" in wanted):
+        raise UsageError("--stall is told by the event schedule, with --ring; ask for both")
     target = inspect(arguments.pid)
     with alone(target.pid) as notes:
         trace = Trace(target, wanted, arguments, streamed=True)
@@ -120,7 +123,7 @@ class Flight:
         self._target = target
         self._trace = trace
         self._path: str = arguments.output
-        self._stall: float | None = arguments.stall
+        self._stall = Stall(arguments.stall) if arguments.stall else None
         self._names = Names()
         self._store = RingStore(arguments.flight, self._lasting)
         self.recorder = Recorder(target, trace, self._store, self._names, flight=True)
@@ -146,30 +149,39 @@ class Flight:
         if self._asked:
             self._asked = False
             self._write_now(session, "SIGUSR1 asked for it")
-        reason = self._why_stalled()
-        if reason and not self._stalled:
-            self._write_now(session, reason)
-        self._stalled = bool(reason)
+        if self._stall and self._stall.is_due(now := time.monotonic_ns()):
+            reason = self._why_stalled(session, self._stall, now)
+            if reason and not self._stalled:
+                self._write_now(session, reason)
+            self._stalled = bool(reason)
         return None
 
-    def _why_stalled(self) -> str | None:
+    def _why_stalled(self, session: Session, stall: Stall, now: int) -> str | None:
         """Why nothing was scheduled for too long though there was something to schedule."""
-        silent = (time.monotonic_ns() - self.recorder.scheduled_ns) / 1e9
-        if self._stall is None or silent < self._stall:
+        waits = self._what_waits()
+        if stall.lasts(now, self.recorder.scheduled_ns, waits=bool(waits)):
+            # What was scheduled before the look may still lie in the ring.
+            self._trace.catch_up(session, self.recorder)
+        scheduled = self.recorder.scheduled_ns
+        if not stall.lasts(now, scheduled, waits=bool(waits)):
             return None
-        said = f"nothing was scheduled for {silent:.1f} s"
+        return f"nothing was scheduled for {(now - scheduled) / 1e9:.1f} s: {waits}"
+
+    def _what_waits(self) -> str | None:
+        """What would be scheduled if the VM were well; None if it has nothing to do."""
         if _is_stopped(self._target.pid):
-            return f"{said}: the VM is stopped"
+            return "the VM is stopped"
         if any(self.recorder.running.values()):
-            return f"{said}: a process does not leave its scheduler"
+            return "a process does not leave its scheduler"
         try:
             counters = self.recorder.counters
             waiting = int(sum(counters.read().run_queues)) if counters else 0
         except ScopeError:
             return None
-        return f"{said}: {waiting} wait in the run queues" if waiting else None
+        return f"{waiting} wait in the run queues" if waiting else None
 
     def _write_now(self, session: Session, reason: str) -> None:
+        self._trace.catch_up(session, self.recorder)
         self.recorder.settle(session)
         hits = sum(session.hits().values())
         end = End(time.monotonic() - self._began, reason, Cost(hits, None, None), self._notes())

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
 from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
@@ -72,7 +73,9 @@ class Trace:
             self._settings["streamed"] = sum(1 << kind.id for kind in self.plan.kinds)
         if arguments.slow_call is not None:
             self._settings["slow_call_ns"] = int(arguments.slow_call * 1e6)
-        self._session = self._make_session(self.plan, arguments.ring << 20)
+        ring_bytes = arguments.ring << 20
+        self._session = self._make_session(self.plan, ring_bytes)
+        self._batches = ring_bytes // (BATCH * events.RECORD.itemsize)
         self._stop = ""
         self._seconds = 0.0
         self._bar = False
@@ -171,6 +174,13 @@ class Trace:
                     if reason:
                         self._ask_to_stop(reason)
         return None
+
+    def catch_up(self, session: Session, sink: Sink) -> None:
+        """Write all that is in the ring at this moment; OSError where the sink raises it."""
+        # No more than it has room for: a VM that is faster than we are would not let this end.
+        for _ in range(self._batches):
+            if not _write(session, sink):
+                return
 
     def _drain(
         self, session: Session, sink: Sink | None, error: ScopeError | None

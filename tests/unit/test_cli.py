@@ -173,6 +173,19 @@ def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("scope-trace: no such event: telepathy; there are")
 
 
+@pytest.mark.parametrize("words", [(), ("--ring", "64MB", "--events", "send,receive")])
+def test_a_stall_that_cannot_be_told_is_a_word_of_usage(
+    words: tuple[str, ...], good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    Without a ring there is no file to write, without schedules a VM seems silent for ever.
+    """
+    assert UsageError.exit_code == cli.main(
+        ["record", "--pid", str(ABSENT), "--stall", "1", *words]
+    )
+    assert capsys.readouterr().err.startswith("scope-trace: --stall is told by the event schedule")
+
+
 def test_a_process_that_is_no_beam_has_its_line_and_code(
     good_host: None, capsys: pytest.CaptureFixture
 ):
