@@ -59,7 +59,8 @@ class CallRun(CallTurns):
         self._callers: dict[int, tuple[str, str]] = {}
         self._returns: Counter[int] = Counter()
         self._exit = _normal_exit(target)
-        self._armed_returns = False
+        #: Places that calls return to at which a breakpoint stands.
+        self._armed: set[int] = set()
         self._told = {id(version) for version in self._follow.all}
         self._looked = time.monotonic()
         for function in chosen:
@@ -87,18 +88,23 @@ class CallRun(CallTurns):
             self._set()
 
     def _wants_return(self) -> bool:
-        """Whether the first calls have told where they return to, and nothing stands there yet."""
-        return self.summary.durations and bool(self._returns) and not self._armed_returns
+        """Whether a register is free for a place that calls return to."""
+        free = MOST - len(self._follow.wanted[:MOST])
+        return len(self._armed) < free and bool(self._returned_to(free) - self._armed)
+
+    def _returned_to(self, free: int) -> set[int]:
+        """The places that most calls return to, as many as registers are *free*."""
+        if not self.summary.durations:
+            return set()
+        often = self._returns.most_common(free)
+        return {address for address, _ in often if address not in self._follow.at}
 
     def _set(self) -> None:
         """Have breakpoints where they are wanted now: current code, coming code, old, returns."""
         versions = self._follow.wanted[:MOST]
         places = [Place(v.function.address, *v.function.terms, v.function.arity) for v in versions]
-        if self.summary.durations and self._returns:
-            # Those that most calls return to, as many as registers are free.
-            often = self._returns.most_common(MOST - len(places))
-            places += [Place(address) for address, _ in often if address not in self._follow.at]
-            self._armed_returns = True
+        self._armed = self._returned_to(MOST - len(places))
+        places += [Place(address) for address in self._armed]
         # Only these run Erlang code: the dirty schedulers run native functions alone.
         tids = [t.tid for t in threads(self._target.pid) if t.role == "normal"]
         self._watch.set(places, tids)

@@ -125,14 +125,17 @@ def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
 
 def test_the_limit_ends_the_run_and_the_cost(beam: Beam):
     """
-    After the limit the breakpoints are out: 1,000 of 100,001 calls are counted, and it says so.
+    After the limit the breakpoints are out: 1,000 of 100,001 calls are counted, and it says so, and
+    that there were more if it saw one before they were out.
     """
     with calling(beam.pid, "called:loop/1") as run:
         assert 100001 == beam.plant("loop 100000")
         summary = run.finish().summary
     assert 1000 == summary["calls"]
     assert "the limit of 1,000 calls was reached" == summary["stopped_because"]
-    assert any("beyond the limit" in note for note in summary["notes"])
+    (function,) = summary["functions"]
+    noted = any("beyond the limit" in note for note in summary["notes"])
+    assert function["limit_reached"] == noted
 
 
 @pytest.mark.parametrize("kind", ["stock25"])
@@ -174,19 +177,17 @@ def test_each_level_of_a_recursion_has_its_own_duration(beam: Beam):
     A function that calls itself returns once for each call, the inner one sooner than the outer.
     """
     with calling(beam.pid, "called:nest/1", "--durations") as run:
-        beam.plant("nest 22")
-        run.wait_for(lambda event: event["event"] == "call")
-        while not run.of("return"):
+        while len(run.of("return")) < 22:  # until it is known where the inner ones return to, too
             beam.plant("nest 22")
             for _ in range(23):
                 run.wait_for(lambda event: event["event"] == "call")
-        first = len(run.of("return"))
         beam.plant("nest 22")
         run.stop()
-    durations = [event["duration_seconds"] for event in run.of("return")][first:]
-    assert len(durations) >= 22  # the outermost may return elsewhere
-    last = durations[-23:]
-    assert sorted(last) == last
+    calls = [place for place, event in enumerate(run.events) if event["event"] == "call"]
+    last = [e for e in run.events[calls[-23] :] if e["event"] == "return"]
+    durations = [event["duration_seconds"] for event in last]
+    assert 23 == len(durations)
+    assert sorted(durations) == durations
 
 
 def test_a_code_upgrade_is_followed(beam: Beam):

@@ -81,13 +81,17 @@ def test_a_duration_is_that_of_its_own_call(beam: Beam):
 
 def test_the_limit_ends_the_run(beam: Beam):
     """
-    Of 100,001 calls 1,000 are counted, and it says so; the VM goes on without us.
+    Of 100,001 calls 1,000 are counted, and it says so, and that there were more if it saw one; the
+    VM goes on without us.
     """
     with calling(beam.pid, "called:loop/1") as run:
         assert 100001 == beam.plant("loop 100000")
         summary = run.finish().summary
     assert 1000 == summary["calls"]
-    assert any("beyond the limit" in note for note in summary["notes"])
+    assert "the limit of 1,000 calls was reached" == summary["stopped_because"]
+    (function,) = summary["functions"]
+    noted = any("beyond the limit" in note for note in summary["notes"])
+    assert function["limit_reached"] == noted
 
 
 def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
@@ -105,7 +109,7 @@ def test_it_is_told_before_that_every_call_costs(beam: Beam):
     All functions pass the probes, so the VM pays for each; how many did is told at the end.
     """
     command = [*CALLS, "called:nap/1", "--pid", str(beam.pid), "--duration", "100ms"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=beams_run.PATIENCE)
     assert "each call in the VM, of any function, costs it" in done.stderr
     assert "of other functions passed the same probes" in " ".join(done.stdout.split())
 
