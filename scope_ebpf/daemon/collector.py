@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,8 @@ class Readings(Collector):
             resident = sum(process.memory_info().rss for process in both)
             page.add("scope_ebpf_resident_memory_bytes", resident)
         if watch := daemon.targets.thread_watch:
-            page.add("scope_ebpf_tracepoints_attached_seconds_total", watch.attached())
+            attached = watch.attached(time.monotonic())
+            page.add("scope_ebpf_tracepoints_attached_seconds_total", attached)
         for where in ("watch", "snapshot", "http"):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():

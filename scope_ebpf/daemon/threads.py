@@ -68,8 +68,9 @@ class WatchedThreads:
         if watch and place is None:
             self._watch = None
             self._say("there is no place for one more VM")
-        counted = self._watch.attached() if self._watch else 0.0
-        self._part_time = PartTime((len(ROLES), _WORDS), counted, time.monotonic())
+        now = time.monotonic()
+        counted = self._watch.attached(now) if self._watch else 0.0
+        self._part_time = PartTime((len(ROLES), _WORDS), counted, now)
         try:
             self._places = _places(target)
             self._natives = Natives(target, 1 / SAMPLE_HZ)
@@ -134,10 +135,11 @@ class WatchedThreads:
     def _read(self) -> None:
         if self._watch is None:
             return
-        counted, now = self._watch.attached(), time.monotonic()
+        now = time.monotonic()
         self._raw = raw = self._watch.totals(self._place)
         # Time that was just being counted may be missing; all fields are u64.
-        self._part_time.add(raw.view(np.uint64).reshape(len(ROLES), -1), counted, now)
+        fields = raw.view(np.uint64).reshape(len(ROLES), -1)
+        self._part_time.add(fields, self._watch.attached(now), now)
         words = self._part_time.total.astype(np.uint64)
         self.totals = totals = words.view(events.THREAD_TOTALS).reshape(-1)
         for name in _BY_THE_CLOCK:  # which goes on

@@ -185,11 +185,11 @@ class ThreadWatch:
         now = time.monotonic_ns()
         for target in self._targets:
             add_open(self._cut[target], self._doing(target), now)
-        self._attached, self._since = self.attached(), None
+        self._attached, self._since = self.attached(time.monotonic()), None
 
-    def attached(self) -> float:
-        """Seconds for which the tracepoints were attached, in all."""
-        return self._attached + (time.monotonic() - self._since if self._since else 0.0)
+    def attached(self, now: float) -> float:
+        """Seconds for which tracepoints were attached until *now* (monotonic seconds), in all."""
+        return self._attached + (now - self._since if self._since else 0.0)
 
     def _mapped(self, name: str, dtype: Any, entries: int) -> NDArray[Any]:
         """A map of the kernel's as an array; programs change it while we look."""

@@ -219,21 +219,25 @@ def test_time_that_is_under_way_is_counted_once(watch):
     Looked at all the time, schedulers that are switched all the time have as much as there is.
     """
     with beams_run.planted("stock25", "+S", "2:2") as beam:
-        place = watch.add()
+        place, watched = watch.add(), time.monotonic_ns()
         seen = WatchedThreads(watch, inspect(beam.pid), place)
         beam.send("storm pingpong 2")
         beam.expect("storming")
+        first = time.monotonic()
         seen.tick()
-        began, before = time.monotonic(), seen.totals[NORMAL].copy()
-        while time.monotonic() < began + 3:
-            earlier = seen.totals
+        began = last = time.monotonic()
+        before = seen.totals[NORMAL].copy()
+        while last < began + 3:
+            last = time.monotonic()
             seen.tick()
-            for name in ("on_ns", "off_ns"):
-                assert (seen.totals[name] >= earlier[name]).all()
-        now, passed = seen.totals[NORMAL], time.monotonic() - began
+            raw = watch.totals(place)[NORMAL]
+            told = int(raw["on_ns"]) + int(raw["off_ns"].sum())
+            assert told <= 2 * (time.monotonic_ns() - watched)
+        now, ended = seen.totals[NORMAL], time.monotonic()
         assert beam.ask("stop").startswith("done storm")
         both = [int(now[name].sum()) - int(before[name].sum()) for name in ("on_ns", "off_ns")]
-        assert sum(both) / 1e9 == pytest.approx(2 * passed, rel=0.03)
+        # At least from after the first look to before the last, at most with what they took.
+        assert 0.97 * 2 * (last - began) <= sum(both) / 1e9 <= 1.03 * 2 * (ended - first)
         seen.close()
 
 
@@ -370,19 +374,19 @@ def natives(seen: WatchedThreads, kind: str) -> NativeReading:
 @pytest.mark.parametrize("kind", ["spin", "dirty_spin"])
 def test_long_native_calls_are_told_by_name(watch, spinning, kind):
     """
-    23 calls of 150 ms are 23 long calls and 3.45 s of CPU under their name; short ones are none.
+    7 calls of 500 ms are 7 long calls and 3.5 s of CPU under their name; short ones are none.
 
-    A virtual machine may be halted for tens of ms by its host, which it does not notice.
+    A virtual machine may be halted for 100 ms and more by its host, which it does not notice.
     """
     seen = WatchedThreads(watch, inspect(spinning.pid), watch.add())
-    assert spinning.ask(f"spin {kind} 23 150") == "done spin 23"
+    assert spinning.ask(f"spin {kind} 7 500") == "done spin 7"
     long = natives(seen, kind)
     assert spinning.ask(f"spin {kind} 600 1") == "done spin 600"
     found = natives(seen, kind)
     seen.close()
-    assert long.long_calls == 23
-    assert found.long_calls <= 25  # a halt makes a short one long
-    assert found.seconds == pytest.approx(23 * 0.15 + 600 * 0.001, rel=0.25)
+    assert long.long_calls == 7
+    assert found.long_calls <= 9  # a halt makes a short one long
+    assert found.seconds == pytest.approx(7 * 0.5 + 600 * 0.001, rel=0.25)
 
 
 @contextlib.contextmanager
@@ -408,6 +412,14 @@ def quota(pid: int, share: float):
         folder.rmdir()
 
 
+def times_throttled(folder: Path) -> int:
+    """
+    In how many periods the kernel has held a cgroup back.
+    """
+    stat = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+    return int(stat["nr_throttled"])
+
+
 def test_a_quota_that_is_used_up_throttles(watch):
     """
     Two schedulers that may use half a CPU are kept from running for most of the time.
@@ -425,8 +437,8 @@ def test_a_quota_that_is_used_up_throttles(watch):
         # The kernel's is by CPU, ours by thread; no more than one of them can be on a CPU.
         assert off["throttled"] / 1e9 > 0.3 * read.seconds > 0
         assert read.throttled <= read.periods
-        text = (folder / "cpu.stat").read_text()
-        assert f"nr_throttled {throttling.read().throttled}" in text
+        before = times_throttled(folder)
+        assert before <= throttling.read().throttled <= times_throttled(folder)
         seen.close()
 
 
