@@ -176,9 +176,20 @@ class Beam:
 
     def freeze(self) -> None:
         """
-        Stop the VM where it stands (SIGSTOP), until :meth:`thaw`.
+        Stop the VM where it stands (SIGSTOP), until :meth:`thaw`; all its threads stand then.
         """
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE
+        while not self._frozen():
+            assert time.monotonic() < deadline, "the VM does not stop"
+            time.sleep(0.001)
+
+    def _frozen(self) -> bool:
+        """
+        Whether every thread of the VM has stopped.
+        """
+        stats = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] in "Tt" for stat in stats)
 
     def thaw(self) -> None:
         """

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import psutil
+from beams_run import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,16 +31,9 @@ class AppError(Exception):
 
 def free_ports(count: int) -> list[int]:
     """
-    *count* different TCP ports of 127.0.0.1 on which nobody listens now.
+    *count* different TCP ports of 127.0.0.1 on which nobody listens, nor will by chance.
     """
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    return [free_port() for _ in range(count)]
 
 
 def write_cookie(home: Path) -> None:

@@ -131,7 +131,7 @@ def play(folder: Path) -> Scene:
                 server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")
                 server.wait_for(LOOKED_TWICE)
                 loaded = between(app, daemon, of_memory=False)
-                # A scrape that failed leaves nothing at its time; so the end is that of one that did not.
+                # Nothing is there at the time of a scrape that failed, so the end is another's.
                 (scraped,) = server.wait_for('timestamp(up{job="scope-ebpf"} == 1)')
                 end = float(scraped["value"][1])
                 start = end - SHOWN

@@ -5,9 +5,6 @@ What is read from outside, held against what the VM says of itself.
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixture
 
@@ -108,13 +105,13 @@ def test_a_stopped_vm_is_read_and_said_to_be_stopped(zoo: Zoo):  # noqa: F811
     SIGSTOP does not keep us from reading, and is told.
     """
     mixed = zoo("usdt25")
-    os.kill(mixed.beam.pid, signal.SIGSTOP)
+    mixed.beam.freeze()
     try:
         seen = read(mixed)
         assert seen["processes_total"] == seen["read"] > 1000
         assert "stopped" in (hindrance(mixed.target()) or "")
     finally:
-        os.kill(mixed.beam.pid, signal.SIGCONT)
+        mixed.beam.thaw()
 
 
 def test_pids_of_events_get_names_and_forget_them_when_they_change(zoo: Zoo):  # noqa: F811

@@ -123,8 +123,8 @@ def test_a_target_that_is_killed_meanwhile_is_let_go(running: test_daemon.Runnin
             beam = stack.enter_context(test_daemon.named("+S", "1:1"))
         counts(running, beam)
         assert not running.samples(mortal.pid)
-        gone = f'message="no longer observing" pid={mortal.pid}'
-        ended(running, gone, f"message=observing pid={beam.pid}")
+        gone = f'message="no longer observing" pid={mortal.pid} '
+        ended(running, gone, f"message=observing pid={beam.pid} node={test_daemon.NAME}@127.0.0.1 ")
 
 
 def test_a_target_whose_file_is_replaced_meanwhile_is_observed(
@@ -163,6 +163,8 @@ def test_a_target_that_becomes_another_vm_meanwhile_is_observed_anew(
             held.wait_until_asked(beam)
             beam.send("become")
             beam.expect("ready")
+        seen = "scope_ebpf_targets_seen_total 2.0\n"
+        wait_until(lambda: seen in running.get(), "the observation of the new one")
         counts(running, beam)
-        gone = f'message="no longer observing" pid={beam.pid}'
+        gone = f'message="no longer observing" pid={beam.pid} '
         ended(running, gone, f"message=observing pid={beam.pid}")

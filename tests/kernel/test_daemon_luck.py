@@ -63,6 +63,6 @@ def test_a_target_that_is_killed_while_it_is_attached_takes_nobody_along(tmp_pat
             assert not running.samples(mortal.pid)
         code, errors = running.end()
     assert 0 == code, errors
-    assert f"pid={mortal.pid}" in errors
+    assert f'message="no longer observing" pid={mortal.pid} ' in errors
     assert "Traceback" not in errors
     nothing_left(before)

@@ -63,9 +63,7 @@ def test_without_perf_events_everything_else_goes_on(tmp_path: Path):
         assert 23 == beam.plant("spawns 23")
         running.until(
             beam.pid,
-            lambda now: (
-                now[SPAWNS] - before[SPAWNS] == 23 and now[SWITCHES] > before[SWITCHES]
-            ),
+            lambda now: now[SPAWNS] - before[SPAWNS] == 23 and now[SWITCHES] > before[SWITCHES],
         )
         code, errors = running.end()
     assert 0 == code, errors

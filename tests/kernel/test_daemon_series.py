@@ -14,7 +14,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import beams_run
 import test_daemon
+import test_daemon_threads
 from apps.rabbitmq import rabbitmq
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +51,31 @@ STILL = {
     "erlang_vm_memory_system_bytes_total": 0.6,
 }
 
+#: Processes that leave their messages unread, as many as are ranked, and one that calls native
+#: functions, which compute for a while.
+BESIDE = """
+    [[Deaf ! I || I <- lists:seq(1, N)]
+     || N <- lists:seq(1, 5), Deaf <- [spawn(fun() -> receive never -> ok end end)]],
+    ok = names_nif:load(),
+    spawn(fun Spin() ->
+        names_nif:spin(20),
+        names_nif:dirty_spin(20),
+        receive after 200 -> Spin() end
+    end).
+"""
+#: What comes last of all that is told: the name, and the value of one label.
+LATE = {
+    *(
+        (f"beam_top_{what}", str(rank))
+        for what in ("mailbox_messages", "memory_bytes", "reductions_per_second")
+        for rank in range(1, 6)
+    ),
+    ("beam_native_cpu_seconds_total", "names_nif:spin/1"),
+    ("beam_native_cpu_seconds_total", "names_nif:dirty_spin/1"),
+    ("beam_memory_bytes", "total"),
+    ("beam_cgroup_periods_total", "beam_cgroup_periods_total"),
+}
+
 
 def by_labels(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """
@@ -63,31 +90,37 @@ def by_labels(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 def test_a_node_of_sixteen_schedulers_under_load_has_at_most_300_series(tmp_path):
     """
-    Messages, collections, busy ports and code loads on 16 schedulers, with every kind of figure.
+    Messages, collections, busy ports, code loads, native functions and a quota on 16 schedulers,
+    with every kind of figure and all ranks.
     """
-    with test_daemon.named("+S", "16:16") as beam:
-        config = test_daemon.QUICK + 'snapshot_interval = "1s"\n'
-        with test_daemon.daemon(config, tmp_path) as running:
-            running.until(beam.pid, test_daemon.always)
-            beam.plant("busy_port 5")
-            beam.plant("dirty_calls 23")
-            beam.plant("code_loads 7")
-            for storm in ("pingpong 16", "gc 4"):
-                beam.send(f"storm {storm}")
-                beam.expect("storming")
-                windows = running.samples(beam.pid)["scope_ebpf_windows_total",]
-                running.until(
-                    beam.pid, lambda n, w=windows: n["scope_ebpf_windows_total",] >= w + 3
-                )
-                assert beam.ask("stop").startswith("done storm")
-            wanted = ("beam_top_reductions_per_second", "planted_main", "1")
+    flags = ("+S", "16:16", *test_daemon.name_flags(), "-eval", BESIDE)
+    env = beams_run.native_functions(tmp_path)
+    config = test_daemon.QUICK + 'snapshot_interval = "1s"\n'
+    with (
+        beams_run.planted("stock25", *flags, env=env) as beam,
+        test_daemon_threads.quota(beam.pid, 16.0),
+        test_daemon.daemon(config, tmp_path) as running,
+    ):
+        running.until(beam.pid, test_daemon.always)
+        beam.plant("busy_port 5")
+        beam.plant("dirty_calls 23")
+        beam.plant("code_loads 7")
+        for storm, told in (("gc 4", set()), ("pingpong 16", LATE)):
+            beam.send(f"storm {storm}")
+            beam.expect("storming")
+            windows = running.samples(beam.pid)["scope_ebpf_windows_total",]
             samples = running.until(
-                beam.pid, lambda n: {k[0] for k in n} >= {wanted[0], "beam_memory_bytes"}
+                beam.pid,
+                lambda n, w=windows, told=told: (
+                    n["scope_ebpf_windows_total",] >= w + 3
+                    and {(key[0], key[-1]) for key in n} >= told
+                ),
             )
-            families = {name for name, *_ in samples}
-            assert {"beam_busy_wait_seconds_total", "beam_connected_nodes"} <= families
-            assert not [key for key in samples if key[0] == "scope_ebpf_refused"]
-            assert len(samples) <= 300
+            assert beam.ask("stop").startswith("done storm")
+        families = {name for name, *_ in samples}
+        assert {"beam_busy_wait_seconds_total", "beam_connected_nodes"} <= families
+        assert not [key for key in samples if key[0] == "scope_ebpf_refused"]
+        assert len(samples) <= 300
 
 
 def test_figures_agree_with_those_rabbitmq_exports_of_itself(tmp_path):

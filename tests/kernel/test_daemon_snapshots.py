@@ -21,13 +21,7 @@ from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, SnapshotReading
 
 #: A registered process that reads nothing, with this many messages, among this many others.
 WAITING, OTHERS = 2300, 20_000
-CROWD = (
-    "spawn(fun() -> Wait = fun(F) -> receive never -> F(F) end end, "
-    f"[spawn(fun() -> Wait(Wait) end) || _ <- lists:seq(1, {OTHERS})], "
-    "Deaf = spawn(fun() -> register(deaf, self()), Wait(Wait) end), "
-    f"[Deaf ! I || I <- lists:seq(1, {WAITING})], "
-    'io:format("ready~n"), Wait(Wait) end).'
-)
+CROWD = ("-run", "crowd", "start", str(OTHERS), str(WAITING))
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27"])
@@ -35,7 +29,7 @@ def test_a_growing_mailbox_is_seen_with_its_name(kind):
     """
     Among twenty thousand processes the one that does not read is found, by its registered name.
     """
-    with beams_run.start_beam(kind, "+S", "2:2", eval=CROWD) as beam:
+    with beams_run.start_beam(kind, "+S", "2:2", *CROWD) as beam:
         beam.expect("ready")
         reading = Table(inspect(beam.pid)).read(5, lambda _seconds: None)
     counts = dict(zip(MAILBOX_STEPS, reading.mailbox_counts.tolist(), strict=True))

@@ -42,7 +42,7 @@ def splitting(kind: str, *flags: str):
     require_root()
     with start_beam(kind, *flags, "-s", "split") as beam:
         beam.expect("ready")
-        beam.ask("run 0")
+        beam.ask("run 1")
         yield beam
 
 
@@ -67,7 +67,7 @@ def profiled(beam, tmp_path: Path, *words: str, seconds: int, workload: str) -> 
     output = tmp_path / "out.speedscope.json"
     with profiling(beam, *words, "-o", str(output)) as run:
         beam.send(f"{workload} {seconds}")
-        answer = beam.readline(timeout=60)
+        answer = beam.readline()
         outcome = run.stop()
     assert 0 == outcome.code, outcome.errors
     return json.loads(output.read_text()), [int(n) for n in answer.split()[2:]]
@@ -172,10 +172,10 @@ def test_code_that_is_loaded_meanwhile_has_its_names(tmp_path: Path):
             outcome = run.stop()
     assert 0 == outcome.code, outcome.errors
     lines = output.read_text().splitlines()
-    worker = [line for line in lines if "split:turn/1" in line]
-    named = [line for line in worker if re.search(r"split_[abc]:", line)]
+    worker = {x: int(x.rpartition(" ")[2]) for x in lines if "split:turn/1" in x}
+    named = [time for line, time in worker.items() if re.search(r"split_[abc]:", line)]
     assert named
-    assert len(named) >= 0.9 * len(worker)
+    assert sum(named) >= 0.99 * sum(worker.values())
 
 
 #: Work outside of Erlang code, and how its stack reads: a BIF, a NIF of a library, one on a dirty

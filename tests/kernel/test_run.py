@@ -430,6 +430,7 @@ def test_a_stream_can_be_piped(inserting: beams_run.Beam, every_send: Path):
     with running(inserting.pid, every_send, "-D", "FILTER=0") as run:
         inserting.plant("calls 1")
         lines = run.stop().output.splitlines()
+    assert 2 == len(lines)
     for line in lines:
         keys = list(json.loads(line))
         assert ["time", "event", "tid", "pid", "who", "receiver", "tag"] == keys[:7]

@@ -123,7 +123,8 @@ def test_every_schedule_in_has_its_schedule_out(way: Way):
 
 def test_every_long_call_is_counted_by_what_was_called(way: Way):
     """
-    BIFs and NIFs of normal and of dirty schedulers are counted if they take as long as was said.
+    BIFs and NIFs of normal and of dirty schedulers are counted if they take as long as was said,
+    and none is if that is a minute.
     """
     interpreter = way.beam.emulator == "beam.emu.smp"
     if way.via == "usdt" or interpreter:
@@ -133,7 +134,9 @@ def test_every_long_call_is_counted_by_what_was_called(way: Way):
         found = way.watch("long_call,exit").events["long_call"]
         assert {"via": "unavailable", "reason": reason} == found
         return
-    slow = way.watch("long_call", "long_bifs 5", "dirty_calls 23", more=("--slow-call", "5"))
+    none = way.watch("long_call", "dirty_calls 23", more=("--slow-call", "60000"))
+    assert 0 == none.events["long_call"]["count"]
+    slow = way.watch("long_call", "long_bifs 5", more=("--slow-call", "5"))
     # The VM itself chooses on which kind of scheduler it goes on.
     assert 5 == slow.events["long_call"]["count"] == summed(slow, "long_call", "bif", "dirty_bif")
     durations = slow.events["long_call"]["durations"].values()

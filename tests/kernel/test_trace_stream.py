@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+from beams_run import PATIENCE
 from tracing import Outcome, Way, trace, wait_until
 
 #: More than fits into a ring of a megabyte, whose records are 64 bytes; the kernel never fills it.
@@ -90,7 +91,7 @@ def test_what_finds_no_room_is_lost_in_no_silence(way: Way):
     """
     with trace(way.beam.pid, *way.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
         run.send(signal.SIGSTOP)
-        way.beam.plant(f"spawns {FLOOD}", timeout=120)
+        way.beam.plant(f"spawns {FLOOD}")
         run.send(signal.SIGCONT)
         outcome = run.stop()
     seen = collections.Counter(line["event"] for line in outcome.lines)
@@ -106,7 +107,7 @@ def test_a_ring_that_wraps_many_times_gives_each_record_once(way: Way):
     Of events that fill a small ring six times over, each is seen once or counted as lost.
     """
     with trace(way.beam.pid, *way.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
-        way.beam.plant(f"spawns {FLOOD}", timeout=120)
+        way.beam.plant(f"spawns {FLOOD}")
         outcome = run.stop()
     for name in ("spawn", "exit"):
         pids = [line["pid"] for line in outcome.lines if line["event"] == name]
@@ -121,9 +122,9 @@ def test_a_reader_that_does_not_read_costs_records_and_no_more(way: Way):
     """
     words = (*way.words("spawn,exit"), "--ring", "1")
     with trace(way.beam.pid, *words, form="jsonl", output=subprocess.PIPE) as run:
-        way.beam.plant(f"spawns {FLOOD}", timeout=120)
+        way.beam.plant(f"spawns {FLOOD}")
         run.send(signal.SIGINT)
-        text, errors = run.process.communicate(timeout=60)
+        text, errors = run.process.communicate(timeout=PATIENCE)
     assert 0 == run.process.returncode
     lines = text.decode().splitlines()
     assert all(line.startswith('{"time":') and line.endswith("}") for line in lines)

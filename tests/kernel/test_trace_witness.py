@@ -9,7 +9,7 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
-from beams_run import require
+from beams_run import PATIENCE, require
 from tracing import BREAKPOINT, Way, bytes_at, trace, wait_until
 
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
@@ -65,7 +65,7 @@ def bpftrace(pid: int):
 
         def end() -> dict[str, int]:
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=60)[0].splitlines()
+            said = process.communicate(timeout=PATIENCE)[0].splitlines()
             lines = [json.loads(line) for line in said if line.strip()]
             maps = [line["data"] for line in lines if line.get("type") == "map"]
             return {name.removeprefix("@"): count for one in maps for name, count in one.items()}
@@ -85,8 +85,8 @@ def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_the
     beam = way.beam
     with bpftrace(beam.pid) as end_of_bpftrace:
         with trace(beam.pid, *way.words("spawn,exit,send,receive")) as run:
-            beam.plant(f"spawns {SPAWNS}", timeout=120)
-            beam.plant(f"messages {MESSAGES}", timeout=120)
+            beam.plant(f"spawns {SPAWNS}")
+            beam.plant(f"messages {MESSAGES}")
             outcome = run.stop()
         witness = end_of_bpftrace()
     counts = {name: event["count"] for name, event in outcome.events.items()}

@@ -98,12 +98,16 @@ def test_a_spent_allowance_ends_a_window_with_its_measure(bursts: beams_run.Beam
 def test_the_truth_is_within_the_stated_error(bursts: beams_run.Beam):
     """
     Totals of messages, sent in bursts beside CPU hogs, are where their stated errors say they are:
-    95 of 100 (bench/windows.py), so of ten all but four. Who states 100 % has said nothing.
+    95 of 100 (bench/windows.py), so of ten all but four. Who states 100 % has said nothing: there
+    are more than ten until three have said something.
     """
     rng = random.Random(1)
     assert "running" == bursts.ask("run bursts 4")
     truth = windows_run.Truth(bursts.pid)
     with windows_run.busy(2), windows_run.observing(bursts, "send") as eye:
-        blocks = [windows_run.block(truth, eye, "send", 12, rng) for _ in range(10)]
+        blocks: list[windows_run.Block] = []
+        while len(blocks) < 10 or sum(block.error < 1 for block in blocks) < 3:
+            assert len(blocks) < 100, blocks
+            blocks.append(windows_run.block(truth, eye, "send", 12, rng))
     assert "resting" == bursts.ask("rest")
-    assert sum(block.within or block.error >= 1 for block in blocks) >= 6, blocks
+    assert sum(not block.within and block.error < 1 for block in blocks) <= 4, blocks
