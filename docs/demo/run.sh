@@ -7,7 +7,7 @@ shift
 folder=$(mktemp -d)
 erlc -o "$folder" "$(dirname "$0")/shop.erl"
 echo "starting a node that sells things (docs/demo/shop.erl)"
-erl -noshell -pa "$folder" -s shop start &
+erl -noshell -kernel logger_level error -pa "$folder" -s shop start &
 node=$!
 trap 'kill "$node" 2>/dev/null || true; wait "$node" 2>/dev/null || true; rm -rf "$folder"' EXIT
 "$trace" list
