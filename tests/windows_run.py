@@ -21,8 +21,8 @@ import numpy as np
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.memory import Memory
-from scope_ebpf.daemon.measures import Measures
-from scope_ebpf.daemon.windows import Approach, Closed, Window
+from scope_ebpf.budget.measures import Measures
+from scope_ebpf.budget.windows import Approach, Closed, Window
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.governor import Action
 from scope_ebpf.kernel.governed import GovernedSession

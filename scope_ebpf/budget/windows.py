@@ -22,10 +22,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.measures import TIME, Mark
+from scope_ebpf.budget.measures import TIME, Mark
 
 if TYPE_CHECKING:
-    from scope_ebpf.daemon.measures import Measures
+    from scope_ebpf.budget.measures import Measures
     from scope_ebpf.governor import Action
     from scope_ebpf.kernel.governed import Edges, GovernedSession
 

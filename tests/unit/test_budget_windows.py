@@ -5,8 +5,8 @@ Between which readings of its measure a window lies.
 
 import pytest
 
-from scope_ebpf.daemon.measures import Mark
-from scope_ebpf.daemon.windows import bounds
+from scope_ebpf.budget.measures import Mark
+from scope_ebpf.budget.windows import bounds
 from scope_ebpf.kernel.governed import Edges
 
 OPENED, CLOSING, UNTIL = Mark(100, 1), Mark(1100, 9), 1000

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.daemon.measures import Mark
-    from scope_ebpf.daemon.windows import Closed
+    from scope_ebpf.budget.measures import Mark
+    from scope_ebpf.budget.windows import Closed
     from scope_ebpf.plan import Item
 
     #: Tallies and durations of one event, shape ``(classes,)`` each.
