@@ -65,9 +65,9 @@ class Eye:
         action = Action("window", event, hits, seconds)
         approach = Approach(self.measures, action)
         time.sleep(max(0.0, approach.ready - time.monotonic()))
-        speed = approach.speed()
+        speeds = approach.speeds()
         assert self.session.attach(event), self.session.failures
-        window = Window(self.session, self.measures, action, speed)
+        window = Window(self.session, self.measures, action, *speeds)
         time.sleep(max(0.0, window.closes - time.monotonic()))
         closed = window.close()
         self.session.release(event)

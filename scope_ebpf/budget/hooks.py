@@ -9,12 +9,13 @@ Driven by a loop: :meth:`GovernedHooks.tick` now and then, :meth:`GovernedHooks.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import symbol_values
 from scope_ebpf.budget.measures import Mark
 from scope_ebpf.budget.windows import Approach, Window
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.governed import GovernedSession
 
 if TYPE_CHECKING:
@@ -56,6 +57,19 @@ class Books(Protocol):
 
     def window(self, event: str, counted: Counted, closed: Closed) -> None:
         """A window of *event* was *closed*."""
+
+
+class Finished(NamedTuple):
+    """
+    What is left when hooks are out: maps of events that were always counted, and where it ended.
+
+    *tallies* are those of all kinds, shape ``(kinds, classes)``, *hits* those of each program.
+    """
+
+    always: dict[str, Counted]
+    marks: dict[str, Mark]
+    tallies: NDArray[np.void]
+    hits: dict[str, int]
 
 
 def governed_session(
@@ -105,6 +119,7 @@ class GovernedHooks:
         self.trips = self.windows = 0
         #: Records without room, and reads that failed, of all events.
         self.lost = self.refused = 0
+        self._latest: dict[str, int] = {}
         self._hits: dict[str, int] = {}
         self._hit = False
 
@@ -124,7 +139,7 @@ class GovernedHooks:
         *cpu_seconds* are those that the target has used, *others* what was spent of them on other
         things than hooks. Returns all that was spent. Raises ReadRefusedError.
         """
-        measures = self._measures.now()
+        measures = self._latest = self._measures.now()
         hits = self.session.hits()
         self._account(measures, hits)
         spent = self._prices.spent(hits) | dict(others)
@@ -173,6 +188,35 @@ class GovernedHooks:
             reached = Mark(*end) if end else self._measures.reading(event)
             self._books.tripped(event, self.session.kind(event), reached)
 
+    def finish(self) -> Finished:
+        """
+        Count no longer and take all hooks out: what was always counted, and the last measures.
+
+        The measures are those of the last tick where the target has ended.
+        """
+        now = time.monotonic()
+        try:
+            if self._window:
+                self._close_window(now)
+            self.listen(now)
+            self.session.count(on=False)
+            measures = self._measures.now()
+        except (ReadRefusedError, NoSuchProcessError):
+            self.session.count(on=False)
+            measures = self._latest
+        modes, attached = self._governor.modes(), list(self.session.attached)
+        # A program that passed the gate before it closed has ended once all are out.
+        self.session.detach()
+        counted = self.session.kinds()
+        always = {
+            event: (counted[0][events.KINDS[event].id], counted[1][events.KINDS[event].id])
+            for event in attached
+            if modes.get(event) == "always"
+        }
+        reading = self._measures.reading
+        marks = {event: reading(event, measures) for event in self._books} if measures else {}
+        return Finished(always, marks, counted[0], self.session.hits())
+
     # Switching -------------------------------------------------------------------------------
 
     def _act(self, action: Action, measures: dict[str, int]) -> None:
@@ -192,10 +236,10 @@ class GovernedHooks:
         return False
 
     def _open_window(self, approach: Approach) -> None:
-        action, speed = approach.action, approach.speed()
+        action, speeds = approach.action, approach.speeds()
         if self._attached(action.event):
             self.windows += 1
-            self._window = Window(self.session, self._measures, action, speed)
+            self._window = Window(self.session, self._measures, action, *speeds)
             self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:

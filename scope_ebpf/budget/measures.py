@@ -33,6 +33,10 @@ _MEASURES = {
     "gc": "collections",
     "schedule": "context_switches",
 }
+#: What goes along with messages besides, where programs do now this and now that: a message wakes
+#: somebody. It is not theirs in the first place, because how many messages are handled each time
+#: does change when hooks slow a program down.
+_SECOND = "context_switches"
 #: The counters that wrap, and where.
 _WRAP = {"spawned": 1 << 32}
 #: The measure of events whose counter cannot be read: nanoseconds.
@@ -50,10 +54,15 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A measure, and the monotonic time when it was read, ns."""
+    """
+    A measure, and the monotonic time when it was read, ns.
+
+    *second* is the second measure of the event at about that time, if it has one.
+    """
 
     time_ns: int
     measure: int
+    second: int | None = None
 
 
 class Measures:
@@ -99,6 +108,10 @@ class Measures:
         name = _MEASURES.get(event, "reductions")
         return name if name in self._places else TIME
 
+    def second(self, event: str) -> str | None:
+        """The name of another measure that goes along with *event*, if there is one."""
+        return _SECOND if self.of(event) == "reductions" else None
+
     def now(self) -> dict[str, int]:
         """Every measure, by its name, as it is now. Raises ReadRefusedError."""
         found = {TIME: time.monotonic_ns()}
@@ -111,7 +124,8 @@ class Measures:
     def reading(self, event: str, found: dict[str, int] | None = None) -> Mark:
         """The measure of *event*, now or as :meth:`now` has *found* it. Raises ReadRefusedError."""
         found = self.now() if found is None else found
-        return Mark(found[TIME], found[self.of(event)])
+        second = self.second(event)
+        return Mark(found[TIME], found[self.of(event)], found[second] if second else None)
 
     def words(self, event: str) -> Words | None:
         """Where a BPF program reads the measure of *event*; None where that is time."""

@@ -19,7 +19,7 @@ measure went just before the hooks came (``metrics/scaling.py``).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.measures import TIME, Mark
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: The part of a window by which an edge may be off.
 _DOUBT = 0.1
+#: By how much more the measure of a window may be than what we have read of it ourselves.
+_APART = 2.0
 #: Seconds for which the measure is looked at before a window: about as long as the window.
 _SHORTEST, _LONGEST = 0.005, 0.02
 
@@ -40,12 +42,15 @@ class Closed:
     """
     How long a window was open, and how far the measure went on; None if that is not known.
 
-    *speed* is how far it went in each second before there were hooks.
+    *speed* is how far it went in each second before there were hooks. The same of the second
+    measure, where the event has one.
     """
 
     seconds: float
     measure: float | None
     speed: float | None
+    second: float | None = None
+    second_speed: float | None = None
 
 
 class Approach:
@@ -60,24 +65,39 @@ class Approach:
 
     def read(self) -> Mark:
         """The measure as it is now."""
-        measure = self._measures.now()[self._measures.of(self.action.event)]
-        return Mark(time.monotonic_ns(), measure)
+        found = self._measures.now()
+        return replace(
+            self._measures.reading(self.action.event, found), time_ns=time.monotonic_ns()
+        )
 
     def speed(self) -> float:
         """The measure in each second since the beginning."""
+        return self.speeds()[0]
+
+    def speeds(self) -> tuple[float, float | None]:
+        """The same, and that of the second measure, where the event has one."""
         last = self.read()
+        seconds = max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
         passed = self._measures.passed(self.action.event, self._first.measure, last.measure)
-        return passed / max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
+        if last.second is None or self._first.second is None:
+            return passed / seconds, None
+        return passed / seconds, (last.second - self._first.second) / seconds
 
 
 class Window:
     """A window of an event whose hooks are in; the loop closes it after :attr:`closes`."""
 
     def __init__(
-        self, session: GovernedSession, measures: Measures, action: Action, speed: float
+        self,
+        session: GovernedSession,
+        measures: Measures,
+        action: Action,
+        speed: float,
+        second_speed: float | None = None,
     ) -> None:
         self.event = action.event
-        self._session, self._measures, self._speed = session, measures, speed
+        self._session, self._measures = session, measures
+        self._speed, self._second_speed = speed, second_speed
         self._since, self._until = session.open_window(action.event, action.hits, action.length)
         #: Monotonic seconds.
         self.closes = self._until / 1e9
@@ -97,11 +117,26 @@ class Window:
         if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
             return Closed(seconds, None, None)
         measure = self._measures.passed(self.event, begin.measure, end.measure)
-        return Closed(seconds, measure, self._speed)
+        second = self._second(closing, measure)
+        return Closed(seconds, measure, self._speed, second, self._second_speed)
+
+    def _second(self, closing: Mark, measure: float) -> float | None:
+        """
+        How far the second measure went on while the first did by *measure*.
+
+        Only we read it, a little later than the window began and ended; in so short a time both
+        go on alike.
+        """
+        opened = self._opened
+        if opened.second is None or closing.second is None:
+            return None
+        ours = self._measures.passed(self.event, opened.measure, closing.measure)
+        share = measure / ours if ours else 1.0
+        return (closing.second - opened.second) * share if share < _APART else None
 
     def _read(self) -> Mark:
-        measure = self._measures.now()[self._measures.of(self.event)]
-        return Mark(time.monotonic_ns(), measure)
+        found = self._measures.now()
+        return replace(self._measures.reading(self.event, found), time_ns=time.monotonic_ns())
 
 
 def bounds(opened: Mark, closing: Mark, edges: Edges, until: int) -> tuple[Mark, Mark]:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One summary of one target within a budget, from the first look to the last."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.state import StateReader
+from scope_ebpf.budget.run import BudgetedRun, cpu_clock
+from scope_ebpf.cli.surroundings import progress_bar, stop_signals
+from scope_ebpf.cli.tracing import open_pidfd, planned, say_started
+from scope_ebpf.errors import HostError, ReadRefusedError, TargetEndedError
+from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.summary import Cost, Summary
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.beam.target import Target
+    from scope_ebpf.errors import ScopeError
+    from scope_ebpf.kernel.cost import Aside, HitCost
+    from scope_ebpf.summary import EventSummary
+
+#: The bar moves so often, and the target is looked at, seconds.
+_INTERVAL = 0.1
+#: Who closes windows runs before what it observes: hooks that are in for longer cost more.
+_PRIORITY = -10
+#: Seconds that the price of a hit may take once all is over.
+_PATIENCE = 2.0
+
+
+class BudgetedTrace:
+    """One summary of *wanted* on *target*, at most ``arguments.budget`` of its CPU."""
+
+    def __init__(
+        self, target: Target, wanted: tuple[str, ...], arguments: argparse.Namespace, aside: Aside
+    ) -> None:
+        from scope_ebpf.kernel.cost import GUESS  # noqa: PLC0415 - a bench has it before
+
+        self.notes: list[str] = []
+        self._target, self._aside = target, aside
+        self._duration: float | None = arguments.duration
+        self._budget: float = arguments.budget
+        plan, settings, refused = planned(target, wanted, arguments)
+        self.notes += refused
+        self._attacher = Attacher()
+        self._price: HitCost | None = aside.cost()
+        try:
+            self._run = BudgetedRun(
+                target, plan, settings, self._attacher, self._price or GUESS, budget=self._budget
+            )
+        except BaseException:
+            self._attacher.close()
+            raise
+        if self._run.measures.refused:
+            self.notes.append(
+                f"{self._run.measures.refused}: frequent events are estimated by the time alone"
+            )
+        self._state = StateReader(target)
+        self._stop = ""
+        self._seconds = 0.0
+        self._cpu: float | None = None
+        self._summary: Summary | None = None
+
+    def run(self) -> ScopeError | None:
+        """Count until something ends it; the error, if it was one. What was seen is kept."""
+        pidfd = open_pidfd(self._target.pid)
+        try:
+            with self._attacher, stop_signals(self._ask_to_stop):
+                _hurry(self._attacher.pid)
+                with self._run as session:
+                    error = self._count(pidfd)
+                    self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
+        finally:
+            os.close(pidfd)
+        return error
+
+    def _count(self, pidfd: int) -> ScopeError | None:
+        self._run.begin()
+        cpu = cpu_clock(self._target.pid)
+        started = time.monotonic()
+        self._state.begin()
+        say_started(self._target.pid, self._duration, quiet=True, budget=self._budget)
+        error: ScopeError | None = None
+        try:
+            error = self._watch(pidfd, started, cpu)
+        finally:
+            counted = self._state.counted()
+            self._seconds = time.monotonic() - started
+            self._run.finish()
+        self._summary = self._sum_up(self._run.events(counted or {}))
+        return error
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._stop = self._stop or reason
+
+    def _watch(self, pidfd: int, started: float, cpu: float) -> ScopeError | None:
+        ends = None if self._duration is None else started + self._duration
+        with selectors.EpollSelector() as files, progress_bar(self._duration, visible=True) as bar:
+            files.register(pidfd, selectors.EVENT_READ, self._ended)
+            files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
+            files.register(self._attacher.fileno(), selectors.EVENT_READ, self._alone)
+            moved = started
+            while not self._stop:
+                now = time.monotonic()
+                if ends is not None and now >= ends:
+                    self._ask_to_stop("duration")
+                    break
+                try:
+                    self._turn(now, cpu)
+                    if now - moved >= _INTERVAL:
+                        moved = now
+                        bar(now - started)
+                    due = min(self._run.next_turn(), self._state.due, ends or now + _INTERVAL)
+                    for key, _ in files.select(max(0.0, due - time.monotonic())):
+                        key.data()
+                except (ReadRefusedError, OSError):
+                    if not _has_ended(pidfd):
+                        raise
+                    self._ended()
+        if self._stop == "target ended":
+            return TargetEndedError(f"process {self._target.pid} ended while it was traced")
+        return None
+
+    def _turn(self, now: float, cpu: float) -> None:
+        if self._price is None and (price := self._aside.cost()):
+            self._price = price
+            self._run.price(price)
+        if now >= self._run.next_turn():
+            self._run.turn()
+        if now >= self._state.due:
+            self._state.look()
+            self._cpu = cpu_clock(self._target.pid) - cpu
+
+    def _ended(self) -> None:
+        self._ask_to_stop("target ended")
+
+    def _alone(self) -> None:
+        raise HostError("the process that holds the breakpoints has ended, and they with it")
+
+    def _sum_up(self, events: dict[str, EventSummary]) -> Summary:
+        price = self._price or self._aside.cost(_PATIENCE)
+        hits = self._run.hits()
+        cpu = price.total(hits) if price else None
+        share = cpu / self._cpu if cpu is not None and self._cpu else None
+        return Summary(
+            target=self._target.as_json(),
+            duration_seconds=self._seconds,
+            stopped_because=self._stop,
+            events=events,
+            cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
+            notes=tuple(self.notes),
+            state=self._state.state(),
+        )
+
+    def summary(self) -> Summary:
+        """What was seen; after :meth:`run`."""
+        assert self._summary is not None  # noqa: S101 - as it says
+        return self._summary
+
+
+def _has_ended(pidfd: int) -> bool:
+    with selectors.PollSelector() as files:
+        files.register(pidfd, selectors.EVENT_READ)
+        return bool(files.select(_INTERVAL))
+
+
+def _hurry(attacher: int) -> None:
+    with suppress(OSError):
+        for process in (0, attacher):
+            os.setpriority(os.PRIO_PROCESS, process, _PRIORITY)
