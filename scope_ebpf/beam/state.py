@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.allocators import AllocatorReader
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.counters import KINDS, CounterReader
-from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
 from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.errors import ReadRefusedError, ScopeError
@@ -153,6 +149,8 @@ class StateReader:
 
     def state(self) -> VmState:
         """All that is known; reads the process table and the allocators once."""
+        from scope_ebpf.beam.allocators import AllocatorReader  # noqa: PLC0415 - at the end only
+
         target, last = self._target, self._last
         online = np.maximum(self._online, 1)
         shares = (self._working / online).round(4).tolist() if self._looks else None
@@ -192,6 +190,10 @@ def longest_mailbox(target: Target, most: int = _MOST) -> Mailbox | None:
 
 
 def _owner(target: Target, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> str | None:
+    from scope_ebpf.beam.atoms import Atoms  # noqa: PLC0415 - at the end of a run only
+    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+    from scope_ebpf.beam.names import Names  # noqa: PLC0415
+
     with suppress(ReadRefusedError):
         atoms = Atoms(target)
         names = Names(target, atoms, CodeMap(target, atoms))

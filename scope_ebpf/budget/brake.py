@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 #: Seconds over which the cost is looked at.
 SPAN = 1.0
 #: The CPUs that a target counts as using at least: of an idle one any hit is a large part.
-FLOOR = 0.5
+FLOOR = 0.2
 
 
 @dataclass(slots=True)

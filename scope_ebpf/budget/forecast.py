@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.plan import Plan
 
-#: Seconds for which hits are counted before the rest is decided.
-WINDOW = 0.02
+#: Seconds of the target's CPU in which hits are counted, and of time at most.
+_WINDOW, _LONGEST = 0.01, 0.05
 
 
 class _Counting(Protocol):
@@ -36,7 +36,7 @@ class Forecast:
 
     def __str__(self) -> str:
         """Say it as a person needs it."""
-        return f"about {self.share:.0%} of the target's CPU: {rounded(self.hits):,} hits a second"
+        return f"about {min(self.share, 1):.0%} of the target's CPU: {rounded(self.hits):,} hits a second"
 
 
 class Forecaster:
@@ -59,9 +59,11 @@ class Forecaster:
         """
         quiet = self._told(plan, price)
         began, cpu, hits = time.monotonic(), cpu_clock(self._pid), session.hits()
-        time.sleep(WINDOW)
+        used = passed = 0.0
+        while used < _WINDOW and passed < _LONGEST:
+            time.sleep(_WINDOW)
+            used, passed = cpu_clock(self._pid) - cpu, time.monotonic() - began
         news = {name: count - hits[name] for name, count in session.hits().items()}
-        used, passed = cpu_clock(self._pid) - cpu, time.monotonic() - began
         seen = Forecast(price.total(news) / max(used, 1e-6), sum(news.values()) / passed)
         return max(quiet, seen, key=lambda forecast: forecast.share)
 
@@ -72,7 +74,7 @@ class Forecaster:
         hits: dict[str, int] = {}
         for item in plan.items:
             name = TOLD_BY.get(item.event, "")
-            if name in found and item.event not in ("send", "receive"):
+            if name in found:
                 events = (found[name] - before[name]) % 2**32
                 hits |= {attachment.program: events for attachment in item.attachments}
         # So much CPU would be wanted for what was done with *used*.

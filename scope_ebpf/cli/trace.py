@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from scope_ebpf.summary import Summary
 
 
-#: The price of a hit is measured beside the VM, which must not feel it.
-_NICE = 19
+#: The price of a hit is measured beside the VM, which should not feel it.
+_NICE = 10
 
 
 def run(arguments: argparse.Namespace) -> int:

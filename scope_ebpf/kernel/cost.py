@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -97,8 +98,11 @@ class Aside:
         """
         The cost of a hit; None if it is not known after *patience* seconds.
 
-        UNKNOWN where it cannot be measured.
+        Whom we wait for is nice no longer. UNKNOWN where it cannot be measured.
         """
+        if self._pid and patience:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._pid, 0)
         if self._cost is None and select.select([self._reading], [], [], patience)[0]:
             told = os.read(self._reading, 64).split()
             self._cost = HitCost(*map(float, told)) if len(told) == 2 else UNKNOWN
