@@ -36,7 +36,8 @@ class Forecast:
 
     def __str__(self) -> str:
         """Say it as a person needs it."""
-        return f"about {min(self.share, 1):.0%} of the target's CPU: {rounded(self.hits):,} hits a second"
+        share, hits = min(self.share, 1.0), rounded(self.hits)
+        return f"about {share:.0%} of the target's CPU: {hits:,} hits a second"
 
 
 class Forecaster:
