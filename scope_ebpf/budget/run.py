@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from scope_ebpf.summary import EventSummary
 
 #: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
-#: it may spend at once is a twentieth of a second's work at most.
-PACE = Pace(burst=5.0, spacing=0.25, own=1.5, often=0.1, seldom=0.2)
+#: it may spend at once is a seventh of a second's work at most, by all events together.
+PACE = Pace(burst=15.0, spacing=0.25, own=1.5, often=0.1, seldom=0.2)
 #: Which measure tells how often an event happens, before any hook is in.
 TOLD_BY = {
     "spawn": "spawned",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.cli.options import add_duration
+from scope_ebpf.cli.options import add_duration, add_max_cost
 from scope_ebpf.cli.profiling import on_cpu
 from scope_ebpf.cli.sample_reader import OWNERS
 from scope_ebpf.cli.surroundings import output_error
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
     parser.add_argument("--pid", type=int, required=True, help="the VM's process")
     add_duration(parser)
+    add_max_cost(parser)
     parser.add_argument(
         "--hz",
         type=int,
@@ -75,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     write = _writer(arguments.output)
     target = inspect(arguments.pid)
     with _output(arguments.output) as path:
-        profiler = off_cpu if arguments.off_cpu else on_cpu
-        profile, error = profiler(target, arguments.hz, arguments.duration, arguments.by)
+        given = (target, arguments.hz, arguments.duration, arguments.by)
+        profile, error = (
+            off_cpu(*given, arguments.max_cost) if arguments.off_cpu else on_cpu(*given)
+        )
         if path is None:
             print_profile(profile, sys.stdout)
         else:

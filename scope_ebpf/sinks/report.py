@@ -28,8 +28,8 @@ _SOME = 0.01
 _NEARLY = 0.9
 _PARTLY = " (of {:,} processes that were looked at)"
 _LEGEND = (
-    "~ is estimated from moments in which hooks were in; 95 of 100 are right within ±.\n"
-    "Parts and durations of such events are estimates, too. --exact counts everything."
+    "~ comes from moments with hooks in; the truth is within ± in 95 of 100 cases.\n"
+    "Their parts and durations are estimates, too. --exact counts everything."
 )
 _UNITS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
 
