@@ -55,7 +55,8 @@ class Pace:
     How a governor goes about it: the constants above, unless they are given.
 
     *floor* are the CPUs that a target counts as using at least, so that an idle one can be
-    observed.
+    observed. *reserve* are seconds of what such a one earns that windows leave to what stays in.
+    *rarer* are events whose windows get a smaller part of the budget, and how much smaller.
     """
 
     floor: float = 0.2
@@ -64,6 +65,8 @@ class Pace:
     own: float = OWN
     often: float = OFTEN
     seldom: float = SELDOM
+    reserve: float = 0.0
+    rarer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ class Governor:
         self._cpu: float | None = None
         self.income = budget * self._pace.floor
         self.balance = self.income * self._pace.burst
+        self._reserve = self.balance * self._pace.reserve / self._pace.burst
         self._retry = now
         #: The observer's CPU for one window, of late, in seconds.
         self._own = 0.0
@@ -260,13 +264,13 @@ class Governor:
         ready = [n for n, e in self._events.items() if e.mode == "windows" and e.next_window <= now]
         if not ready or now < self._retry:
             return None
-        name = min(ready, key=lambda ready_name: self._events[ready_name].used)
+        name = min(ready, key=lambda of: self._events[of].used * self._pace.rarer.get(of, 1.0))
         event = self._events[name]
         # What a window cost may be more than is ever saved, if its hooks came out late.
-        saved = max(0.0, self.income * self._pace.burst - self._granted())
+        saved = max(0.0, self.income * self._pace.burst - max(self._granted(), self._reserve))
         cost = min(event.window_cost or self.income * SHORTEST, 0.9 * saved)
         earned = self.income * HEADROOM * min(now - self._now, self._pace.burst)
-        free = self.balance - self._granted() + earned
+        free = self.balance - max(self._granted(), self._reserve) + earned
         if free < cost:
             wait = (cost - free) / (self.income * HEADROOM)
             self._retry = now + min(wait, self._pace.spacing) * self._random.uniform(1.0, 1.5)

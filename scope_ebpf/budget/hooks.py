@@ -16,6 +16,7 @@ from scope_ebpf.beam.constants import symbol_values
 from scope_ebpf.budget.measures import Mark
 from scope_ebpf.budget.windows import Approach, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
+from scope_ebpf.governor import Action
 from scope_ebpf.kernel.governed import GovernedSession
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
     from scope_ebpf.budget.measures import Measures
     from scope_ebpf.budget.prices import Prices
     from scope_ebpf.budget.windows import Closed
-    from scope_ebpf.governor import Action, Governor
+    from scope_ebpf.governor import Governor
     from scope_ebpf.kernel.programs import Spares
     from scope_ebpf.kernel.uprobes import Attacher
     from scope_ebpf.plan import Plan
 
     #: Tallies and durations of one event, shape ``(classes,)`` each.
     Counted = tuple[NDArray[np.void], NDArray[np.void]]
+
+
+#: Seconds between two looks at a window that is waited for.
+_GLANCE = 0.0005
 
 
 class Books(Protocol):
@@ -187,6 +192,25 @@ class GovernedHooks:
             end = self.session.edges(event).end
             reached = Mark(*end) if end else self._measures.reading(event)
             self._books.tripped(event, self.session.kind(event), reached)
+
+    def probe(self, event: str, hits: int, seconds: float) -> tuple[float, Counted]:
+        """
+        Look at *event* for a moment, before anything else is in.
+
+        Returns what its hooks would cost in a second of that, and what was counted. Raises
+        ReadRefusedError.
+        """
+        before = self._spent_on(event)
+        if not self._attached(event):
+            return 0.0, self.session.kind(event)
+        action = Action("window", event, hits, seconds)
+        window = Window(self.session, self._measures, action, 0.0)
+        while time.monotonic() < window.closes and not self.session.tripped(event):
+            time.sleep(_GLANCE)
+        closed = window.close()
+        self.session.release(event)
+        demand = (self._spent_on(event) - before) / max(closed.seconds, _GLANCE)
+        return demand, self.session.kind(event)
 
     def finish(self) -> Finished:
         """

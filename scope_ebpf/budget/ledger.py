@@ -29,13 +29,18 @@ if TYPE_CHECKING:
     from scope_ebpf.budget.windows import Closed
 
 
+#: What may be off by more is not told to be known at all.
+_CERTAIN = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """
     One event of a run: its totals (``WIDTH`` columns), and how well they are known.
 
     *error_ratio* is the part by which their sum may be off, in 95 of 100 cases: 0.0 where all was
-    counted. *sampling_ratio* is the part of the run in which the event was counted.
+    counted, and 1.0 where too little was seen to tell. *sampling_ratio* is the part of the run in
+    which the event was counted.
     """
 
     totals: NDArray[np.float64]
@@ -90,6 +95,10 @@ class Ledger:
         for event in in_windows:
             self._entries[event].windows_since = marks[event]
             self._entries[event].sampled = True
+
+    def forget(self, event: str, counted: Counted) -> None:
+        """What was *counted* before the run began is none of it."""
+        self._news(event, counted)
 
     def opened(self, event: str, now: Mark) -> None:
         """From *now* on *event* is always counted, or still is and was not hit."""
@@ -165,7 +174,8 @@ class Ledger:
             return Result(totals * (known / part if part else 1.0), 0.0, sampled)
         if entry.unknown or not counts:
             return Result(totals, 1.0, sampled)
-        return Result(totals, min(1.0, math.sqrt(entry.variance) / counts), sampled)
+        error = math.sqrt(entry.variance) / counts
+        return Result(totals, error if error < _CERTAIN else 1.0, sampled)
 
     def _reach(self, event: str, entry: _Entry, now: Mark) -> None:
         """The event was always counted until *now*."""

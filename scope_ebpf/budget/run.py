@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Plan
     from scope_ebpf.summary import EventSummary
 
-#: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
-#: it may spend at once is a seventh of a second's work at most, by all events together.
-PACE = Pace(burst=15.0, spacing=0.25, own=1.5, often=0.1, seldom=0.2)
 #: Which measure tells how often an event happens, before any hook is in.
 TOLD_BY = {
     "spawn": "spawned",
@@ -44,8 +41,24 @@ TOLD_BY = {
     "gc": "collections",
     "schedule": "context_switches",
 }
-#: What may be hot without being told: its hooks go in last, since a hit costs before it counts.
-_LAST = ("send", "receive")
+#: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
+#: it may spend at once is a seventh of a second's work at most, by all events together; what is
+#: there at the beginning is for bursts of what is rare. Of what the VM counts, windows tell the
+#: parts only.
+PACE = Pace(
+    burst=15.0,
+    reserve=15.0,
+    spacing=0.25,
+    own=1.5,
+    often=0.1,
+    seldom=0.2,
+    rarer=dict.fromkeys(TOLD_BY, 4.0),
+)
+#: What may be hot without being told, mostly where context switches are: a message wakes somebody.
+#: Their hooks go in last, since a hit costs before it counts.
+_UNTOLD = ("send", "receive")
+#: Hits and seconds that tell whether they are.
+_PROBE_HITS, _PROBE_SECONDS = 512, 0.003
 #: Seconds between two looks that tell a rate, at least.
 _FIRST_LOOK = 0.005
 
@@ -92,7 +105,7 @@ class BudgetedRun:
         self._before = self._look()
         self._prices = Prices(plan, cost)
         costs = self._prices.hit_costs()
-        costs = dict(sorted(costs.items(), key=lambda item: item[0] in _LAST))
+        costs = dict(sorted(costs.items(), key=lambda item: item[0] in _UNTOLD))
         self._governor = Governor(costs, time.monotonic(), budget=budget, pace=PACE)
         self.ledger = Ledger(costs, self.measures)
         self._session = governed_session(target, plan, settings, attacher)
@@ -117,7 +130,7 @@ class BudgetedRun:
     def begin(self) -> None:
         """Put in what is to stay, and count from now on: all events from one moment."""
         self._hooks.tell_measures()
-        hot = self._hot()
+        hot = self._hot()  # with the gate open, which the session leaves it
         now = time.monotonic()
         for event, demand in hot.items():
             self._governor.begin_in_windows(event, demand, now)
@@ -153,12 +166,13 @@ class BudgetedRun:
             if event in costs and name in now.measures:
                 rate = (now.measures[name] - before.measures[name]) % 2**32 / passed
                 demands[event] = rate * costs[event] * self._prices.hits_of(event)
-        shares = water_fill(demands.values(), income * HEADROOM)
-        return {
-            event: demand
-            for (event, demand), share in zip(demands.items(), shares, strict=True)
-            if share < demand
-        }
+        if not _too_much(demands, income):
+            return {}
+        for event in _UNTOLD:
+            if event in costs:
+                demands[event], counted = self._hooks.probe(event, _PROBE_HITS, _PROBE_SECONDS)
+                self.ledger.forget(event, counted)
+        return _too_much(demands, income)
 
     def price(self, cost: HitCost) -> None:
         """A hit costs that, it has turned out."""
@@ -214,3 +228,13 @@ class BudgetedRun:
         """What was seen, after :meth:`finish`; *counted* is what the VM has counted itself."""
         assert self._finished is not None  # noqa: S101 - as it says
         return fold(self.plan, self.ledger, self._finished.tallies, counted)
+
+
+def _too_much(demands: Mapping[str, float], income: float) -> dict[str, float]:
+    """Those of *demands* that are more than their share of what is earned."""
+    shares = water_fill(demands.values(), income * HEADROOM)
+    return {
+        event: demand
+        for (event, demand), share in zip(demands.items(), shares, strict=True)
+        if share < demand
+    }

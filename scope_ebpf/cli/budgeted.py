@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.state import StateReader
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.summary import EventSummary
 
+#: Waits that must end in time, seconds.
+_SHORT = 0.02
 #: The bar moves so often, and the target is looked at, seconds.
 _INTERVAL = 0.1
 #: Who closes windows runs before what it observes: hooks that are in for longer cost more.
@@ -60,7 +64,8 @@ class BudgetedTrace:
             self.notes.append(
                 f"{self._run.measures.refused}: frequent events are estimated by the time alone"
             )
-        self._state = StateReader(target)
+        #: What looks at the VM meanwhile.
+        self.state = StateReader(target)
         self._stop = ""
         self._seconds = 0.0
         self._cpu: float | None = None
@@ -83,13 +88,13 @@ class BudgetedTrace:
         self._run.begin()
         cpu = cpu_clock(self._target.pid)
         started = time.monotonic()
-        self._state.begin()
+        self.state.begin()
         say_started(self._target.pid, self._duration, quiet=True, budget=self._budget)
         error: ScopeError | None = None
         try:
             error = self._watch(pidfd, started, cpu)
         finally:
-            counted = self._state.counted()
+            counted = self.state.counted()
             self._seconds = time.monotonic() - started
             self._run.finish()
         self._summary = self._sum_up(self._run.events(counted or {}))
@@ -115,9 +120,8 @@ class BudgetedTrace:
                     if now - moved >= _INTERVAL:
                         moved = now
                         bar(now - started)
-                    due = min(self._run.next_turn(), self._state.due, ends or now + _INTERVAL)
-                    for key, _ in files.select(max(0.0, due - time.monotonic())):
-                        key.data()
+                    due = min(self._run.next_turn(), self.state.due, ends or now + _INTERVAL)
+                    _wait(files, due - time.monotonic())
                 except (ReadRefusedError, OSError):
                     if not _has_ended(pidfd):
                         raise
@@ -132,8 +136,8 @@ class BudgetedTrace:
             self._run.price(price)
         if now >= self._run.next_turn():
             self._run.turn()
-        if now >= self._state.due:
-            self._state.look()
+        if now >= self.state.due:
+            self.state.look()
             self._cpu = cpu_clock(self._target.pid) - cpu
 
     def _ended(self) -> None:
@@ -154,13 +158,27 @@ class BudgetedTrace:
             events=events,
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
             notes=tuple(self.notes),
-            state=self._state.state(),
+            state=self.state.state(),
         )
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
         assert self._summary is not None  # noqa: S101 - as it says
         return self._summary
+
+
+def _wait(files: selectors.BaseSelector, seconds: float) -> None:
+    """
+    Do what *files* ask for, for so many seconds at most.
+
+    They are waited for by whole milliseconds; hooks of a window that is over should be in for no
+    longer than they must.
+    """
+    whole = math.floor(max(0.0, seconds) * 1000) / 1000
+    for key, _ in files.select(whole):
+        key.data()
+        return
+    time.sleep(max(0.0, seconds - whole) if whole < seconds < _SHORT else 0.0)
 
 
 def _has_ended(pidfd: int) -> bool:
@@ -170,6 +188,8 @@ def _has_ended(pidfd: int) -> bool:
 
 
 def _hurry(attacher: int) -> None:
+    """Let us go first, and who takes hooks out, which is a session of its own (sched(7))."""
     with suppress(OSError):
         for process in (0, attacher):
             os.setpriority(os.PRIO_PROCESS, process, _PRIORITY)
+        Path(f"/proc/{attacher}/autogroup").write_text(str(_PRIORITY))
