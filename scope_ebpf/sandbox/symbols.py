@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from scope_ebpf.sandbox import limits
@@ -86,13 +87,20 @@ class Table:
 
     @cached_property
     def _by_address(self) -> list[tuple[int, int, int, int]]:
-        """(address, size, info, name) in order of address, of those that span anything."""
-        return sorted((a, size, info, name) for name, info, a, size in self._defined() if size)
+        """
+        (address, size, info, name) in order of address, of those that span anything.
+
+        Of several at one address the first of the table comes last, where :meth:`at` begins.
+        """
+        rows = [(a, size, info, name) for name, info, a, size in self._defined() if size]
+        rows.reverse()
+        rows.sort(key=itemgetter(0))
+        return rows
 
     def at(self, address: int) -> Symbol | None:
         """Find the symbol that spans *address*, a function before anything else."""
         rows = self._by_address
-        last = bisect_right(rows, (address, 1 << 64)) - 1
+        last = bisect_right(rows, address, key=itemgetter(0)) - 1
         other = None
         for place in range(last, max(-1, last - _NESTED), -1):
             start, size, info, name = rows[place]
