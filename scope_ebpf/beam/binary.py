@@ -35,7 +35,7 @@ __all__ = ["Binary", "Symbol", "UnreadableElfError", "UsdtSite"]
 
 _DEBUG_ROOT = "usr/lib/debug"
 #: CPU seconds that a look at a file may take: in the daemon, and for a person who waits for it.
-_LOOK, _PATIENT_LOOK = 0.8, 5.0
+_LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]

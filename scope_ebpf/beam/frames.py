@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 RBX, RBP, RSP, R12, R13, R14, R15, RETURN = 3, 6, 7, 12, 13, 14, 15, 16
 #: A jump table is described once, for stubs of this many bytes.
 _STUB = 16
-#: Addresses, and functions, that are kept with what is known of them.
-_MOST = 1 << 16
+#: Addresses that are kept with what is known of them, and rows of functions.
+_MOST, _MOST_ROWS = 1 << 16, 1 << 18
 
 
 class Rules(NamedTuple):
@@ -57,6 +57,7 @@ class CallFrames:
         #: By their starts, in order.
         self._starts: list[int] = []
         self._functions: list[_Function] = []
+        self._rows = 0
 
     def function(self, address: int) -> int | None:
         """Tell where the function around *address* begins; a jump table is one function."""
@@ -92,6 +93,11 @@ class CallFrames:
         start, end, rows = found
         rules = [Rules(*rule) if rule else None for _, rule in rows]
         function = _Function(start, end, [pc for pc, _ in rows], rules)
+        self._rows += len(rows)
+        if self._rows > _MOST_ROWS:
+            self._starts.clear()
+            self._functions.clear()
+            place, self._rows = -1, len(rows)
         self._starts.insert(place + 1, start)
         self._functions.insert(place + 1, function)
         return function

@@ -103,6 +103,14 @@ class _Server:
                 )
         return self._control
 
+    def stop(self) -> None:
+        """Let it end, and wait for that."""
+        with self._lock:
+            if self._control and self._process:
+                self._control.close()
+                self._process.wait()
+            self._control = self._process = None
+
     def _close(self) -> None:
         if self._control:
             self._control.close()
@@ -118,6 +126,11 @@ _server = _Server()
 def ahead() -> None:
     """Start the forkserver now: it is ready when what else there is to load is."""
     _server.start()
+
+
+def stop() -> None:
+    """End the forkserver, and with it all its children; the next file starts another."""
+    _server.stop()
 
 
 def _paths() -> list[str]:

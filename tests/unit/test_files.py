@@ -42,7 +42,7 @@ def opened(root: Path, path: str, most: int = MOST) -> str:
         fd = files.open_regular(folder, path, most=most)
     finally:
         os.close(folder)
-    with open(fd) as file:
+    with os.fdopen(fd) as file:
         return file.read()
 
 
