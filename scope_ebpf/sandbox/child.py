@@ -17,7 +17,12 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if __name__ == "__main__":
     sys.path += sys.argv[2:]
@@ -85,8 +90,62 @@ def _answered(
             os.close(fd)
 
 
+class Children:
+    """
+    Those that were forked, by numbers that are not used again as process numbers are.
+
+    Who has ended is taken note of at once; none is left as a zombie.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._running: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        signal.signal(signal.SIGCHLD, self._reap)
+
+    def fork(self, control: socket.socket, fd: int) -> tuple[int, int]:
+        """Make one that serves the channel *fd*; its number, and its process number."""
+        with _no_child_ends():
+            pid = os.fork()
+            if pid == 0:
+                _become_child(control, fd)
+            number = next(self._numbers)
+            self._running[number] = pid
+        return number, pid
+
+    def end(self, number: int) -> int:
+        """End one, if it has not ended; its status as waitpid tells it."""
+        with _no_child_ends():
+            pid = self._running.get(number)
+            if pid is not None:
+                # Without CAP_KILL it ends by itself, when it is idle.
+                with suppress(PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    self._ended[number] = os.waitpid(pid, 0)[1]
+                    del self._running[number]
+            return self._ended.pop(number, 0)
+
+    def _reap(self, *_: object) -> None:
+        for number, pid in list(self._running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._ended[number] = status
+                del self._running[number]
+
+
+@contextmanager
+def _no_child_ends() -> Iterator[None]:
+    """While the block runs the end of a child waits to be noted."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
 def serve(control: socket.socket) -> None:
     """Fork a child for each channel that comes, and tell how each ended."""
+    children = Children()
     gc.freeze()  # children share what is here now
     while True:
         try:
@@ -94,26 +153,16 @@ def serve(control: socket.socket) -> None:
         except EOFError:
             return
         if ended:
-            wire.send(control, _end(ended))
+            wire.send(control, (children.end(ended), 0))
             continue
-        pid = os.fork()
-        if pid == 0:
-            _become_child(control, fds[0])
+        wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
-        wire.send(control, pid)
-
-
-def _end(pid: int) -> int:
-    """End a child, if it has not ended; its status as waitpid tells it."""
-    with suppress(PermissionError):  # without CAP_KILL; it ends by itself when it is idle
-        os.kill(pid, signal.SIGKILL)
-        return os.waitpid(pid, 0)[1]
-    return os.waitpid(pid, os.WNOHANG)[1]
 
 
 def _become_child(control: socket.socket, fd: int) -> None:
     """Never returns."""
     try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         answer(socket.socket(fileno=fd))
     except BaseException:  # noqa: BLE001 - nobody reads it: the end of the channel says it

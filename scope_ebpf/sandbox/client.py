@@ -57,8 +57,8 @@ class _Server:
         with self._lock:
             self._running()
 
-    def fork(self, channel: socket.socket) -> int:
-        """Make a child that serves *channel*; its process number."""
+    def fork(self, channel: socket.socket) -> tuple[int, int]:
+        """Make a child that serves *channel*; the server's number for it, and its process's."""
         with self._lock:
             with contextlib.suppress(OSError, EOFError, wire.NonsenseError):
                 return self._ask(0, (channel.fileno(),))
@@ -71,21 +71,22 @@ class _Server:
                     f"the process that parses files does not start: {error}", lasting=False
                 ) from error
 
-    def end(self, pid: int) -> int | None:
+    def end(self, number: int) -> int | None:
         """End a child; its status as waitpid tells it, None if that is not known."""
         with self._lock:
             if self._control is None:
                 return None
             try:
-                return self._ask(pid)
+                return self._ask(number)[0]
             except (OSError, EOFError, wire.NonsenseError):
                 self._close()
                 return None
 
-    def _ask(self, pid: int, fds: tuple[int, ...] = ()) -> int:
+    def _ask(self, number: int, fds: tuple[int, ...] = ()) -> tuple[int, int]:
         control = self._running()
-        wire.send(control, pid, fds)
-        return int(wire.receive(control, time.monotonic() + _START))
+        wire.send(control, number, fds)
+        first, second = wire.receive(control, time.monotonic() + _START)
+        return first, second
 
     def _running(self) -> socket.socket:
         if self._control is None:
@@ -161,7 +162,8 @@ class Parser:
         self._fd, self._name, self._seconds, self._refused = fd, name, seconds, refused
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
-        self._pid = 0
+        #: The server's number for the child, and its process number.
+        self._number, self._pid = 0, 0
         self._reason: RefusedFileError | None = None
         #: Files whose symbols the child was given, with what they must be like.
         self._debug: list[tuple[list[object], int]] = []
@@ -256,7 +258,7 @@ class Parser:
         if self._channel is None:
             ours, its = socket.socketpair()
             with its:
-                self._pid = _server.fork(its)
+                self._number, self._pid = _server.fork(its)
             self._channel = ours
             ours.settimeout(PATIENCE)
             wire.send(ours, (self._seconds, self._name[:_TEXT]), (self._fd,))
@@ -286,7 +288,7 @@ class Parser:
             return None
         self._channel.close()
         self._channel = None
-        return _server.end(self._pid)
+        return _server.end(self._number)
 
 
 def _left(status: int) -> bool:

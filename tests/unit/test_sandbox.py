@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -206,6 +207,9 @@ def test_a_child_that_was_idle_is_replaced(good: Path):
     watch = os.pidfd_open(first)
     _readable(watch)  # it ends by itself, after limits.IDLE seconds
     os.close(watch)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{first}").exists():  # the forkserver takes note of its end
+        assert time.monotonic() < deadline, "it stays a zombie"
     assert 0x1000 == binary.symbol("only").address
     assert binary._parser._pid != first
 
@@ -252,12 +256,12 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     threads = []
 
     def say(*messages: bytes) -> None:
-        def fork(channel: socket.socket) -> int:
+        def fork(channel: socket.socket) -> tuple[int, int]:
             own = channel.dup()
             thread = threading.Thread(target=_talk, args=(own, messages))
             thread.start()
             threads.append(thread)
-            return 0
+            return 0, 0
 
         monkeypatch.setattr(client, "_server", SimpleNamespace(fork=fork, end=lambda _: None))
 
