@@ -21,7 +21,7 @@ from scope_ebpf.daemon import totals
 from scope_ebpf.daemon.measures import Mark, Measures
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.prices import Prices
-from scope_ebpf.daemon.process import read_process
+from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.errors import NothingToAttachError
@@ -78,6 +78,8 @@ class Watch:
         self.memory: MemoryReading | None = None
         self._threads = threads
         self._throttling = Throttling(target.pid)
+        # Read once: who may move a VM among cgroups of its own must not make series without end.
+        self._owner = {"uid": user_of(target.pid), "cgroup": cgroup_of(target.pid)}
         self._measures = Measures(target)
         if self._measures.refused:
             self.notes.append(self._measures.refused)
@@ -307,6 +309,7 @@ class Watch:
             "flavor": target.flavor,
             "hooks": "usdt" if target.usdt else "symbol",
             "exe": target.exe,
+            **self._owner,
         }
         return Reading(
             node=self.node,
