@@ -70,7 +70,8 @@ def shared_scene(hostile_folder: Path) -> Iterator[Scene]:
     The daemon observes what runs a file of the hostile folder, where the canary's is, too.
     """
     require_root()
-    config = f'scan_interval = "200ms"\nmin_age = 0\ninclude_paths = ["^{hostile_folder}/"]\n'
+    quick = 'scan_interval = "200ms"\nmin_age = 0\nsnapshot_interval = "1s"\n'
+    config = f'{quick}include_paths = ["^{hostile_folder}/"]\n'
     emulator = hostile_folder / "emulator"
     emulator.mkdir()
     beams_run.build("stock25")
