@@ -6,14 +6,12 @@ Who may connect to the daemon keeps no scraper out, and what a VM calls itself i
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import socket
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import beams_run
 import pytest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
@@ -100,7 +98,7 @@ def test_a_scraper_needs_no_file_that_idle_clients_have(scene: Scene):
     """
     pid = scene.daemon.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    few = len(os.listdir(f"/proc/{pid}/fd")) + 16
+    few = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 16
     try:
         with clients(scene.daemon.port, 60, HALF):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, limits[1]))
@@ -161,9 +159,11 @@ def strange(names: tuple[str, ...]) -> str:
     lists = ",".join(f"{list(map(ord, name))}" for name in names)
     return (
         "Wait = fun W(Keep) -> receive never -> W(Keep) end end,"
-        f"lists:foldl(fun(Name, N) -> Pid = spawn(fun() -> Wait(lists:seq(1, (N rem 2) * 300000)) end),"
-        "register(list_to_atom(Name), Pid), [Pid ! x || N rem 2 == 0, _ <- lists:seq(1, 500)], N + 1"
-        f" end, 0, [{lists}])"
+        "lists:foldl(fun(Name, N) -> Size = (N rem 2) * 300000,"
+        "Pid = spawn(fun() -> Wait(lists:seq(1, Size)) end),"
+        "register(list_to_atom(Name), Pid),"
+        "[Pid ! x || Size == 0, _ <- lists:seq(1, 500)],"
+        f"N + 1 end, 0, [{lists}])"
     )
 
 
