@@ -68,20 +68,23 @@ def beside(idle: tuple[int, ...], scrapes: int, folder: Path) -> bool:
     """Scrapes alone and beside so many idle clients; whether they are answered as soon."""
     named, config = daemon_run.alone("scraped")
     good = True
-    with beams_run.start_beam("stock25", "+S", "2:2", *named) as beam:
-        with daemon_run.daemon(folder, _CONFIG + config) as daemon:
-            daemon.until_observed(beam.pid)
-            for count in idle:
-                times: dict[str, list[float]] = {"alone": [], "beside": [], "/healthz": []}
-                for _ in range(scrapes):
-                    times["alone"].append(_timed(daemon))
-                    with _waiting(daemon.port, count):
-                        times["beside"].append(_timed(daemon))
-                        times["/healthz"].append(_timed(daemon, "/healthz"))
-                for what, taken in times.items():
-                    print(f"{count:4} idle clients, {what:11}{_figures(taken)}", flush=True)
-                alone, together = np.median(times["alone"]), np.median(times["beside"])
-                good &= bool(together - alone < _LONGER) and max(times["/healthz"]) < _HEALTHY
+    with (
+        beams_run.start_beam("stock25", "+S", "2:2", *named) as beam,
+        daemon_run.daemon(folder, _CONFIG + config) as daemon,
+    ):
+        daemon.until_observed(beam.pid)
+        for count in idle:
+            times: dict[str, list[float]] = {"alone": [], "beside": [], "/healthz": []}
+            for _ in range(scrapes):
+                times["alone"].append(_timed(daemon))
+                with _waiting(daemon.port, count):
+                    # First, so that it waits for all of them to be let in.
+                    times["/healthz"].append(_timed(daemon, "/healthz"))
+                    times["beside"].append(_timed(daemon))
+            for what, taken in times.items():
+                print(f"{count:4} idle clients, {what:11}{_figures(taken)}", flush=True)
+            alone, together = np.median(times["alone"]), np.median(times["beside"])
+            good &= bool(together - alone < _LONGER) and max(times["/healthz"]) < _HEALTHY
     return good
 
 

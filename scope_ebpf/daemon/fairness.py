@@ -14,6 +14,7 @@ import socket
 import struct
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def group_of(client: socket.socket) -> str:
     if client.family == socket.AF_UNIX:
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return f"uid {_UCRED.unpack(peer)[1]}"
-    address = ipaddress.ip_address(client.getpeername()[0].partition("%")[0])
+    return _group_at(client.getpeername()[0])
+
+
+@lru_cache(1024)
+def _group_at(text: str) -> str:
+    address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
     if address.is_loopback:
@@ -52,38 +58,41 @@ class Crowd:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._members: dict[asyncio.Task[None], tuple[str, int]] = {}
+        #: Tasks and their weights by group, the oldest first, and what they weigh together.
+        self._groups: dict[str, dict[asyncio.Task[None], int]] = {}
+        self._weights: Counter[str] = Counter()
 
     @contextmanager
     def join(self, task: asyncio.Task[None], group: str, weight: int = 1) -> Iterator[None]:
         """Let *task* be one of them while the block runs."""
-        self._members[task] = group, weight
+        self._groups.setdefault(group, {})[task] = weight
+        self._weights[group] += weight
         try:
-            self._thin_out(task)
+            while self._weights.total() > self._most and self._drop(task):
+                pass
             yield
         finally:
-            self._members.pop(task, None)
+            self._remove(task, group)
 
     def drop_oldest(self) -> bool:
-        """Cancel the oldest of the largest group; False where there is nobody."""
+        """Cancel the oldest of the group that weighs most; False where there is nobody."""
         return self._drop(None)
 
-    def _thin_out(self, newest: asyncio.Task[None]) -> None:
-        while sum(weight for _, weight in self._members.values()) > self._most:
-            if not self._drop(newest):
-                return
-
     def _drop(self, newest: asyncio.Task[None] | None) -> bool:
-        weights: Counter[str] = Counter()
-        for group, weight in self._members.values():
-            weights[group] += weight
-        others = [task for task in self._members if task is not newest]
-        if not others:
-            return False
-        oldest = max(others, key=lambda task: weights[self._members[task][0]])
-        del self._members[oldest]
-        oldest.cancel()
-        return True
+        for group, _ in self._weights.most_common():
+            oldest = next((task for task in self._groups[group] if task is not newest), None)
+            if oldest:
+                self._remove(oldest, group)
+                oldest.cancel()
+                return True
+        return False
+
+    def _remove(self, task: asyncio.Task[None], group: str) -> None:
+        members = self._groups.get(group, {})
+        self._weights[group] -= members.pop(task, 0)
+        if not members:
+            self._groups.pop(group, None)
+            del self._weights[group]
 
 
 class FullError(Exception):

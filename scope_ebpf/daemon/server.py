@@ -116,7 +116,7 @@ class Server:
     async def _hang_up(self) -> None:
         for client in self._clients:
             client.cancel()
-        await asyncio.gather(*self._clients)
+        await asyncio.gather(*self._clients, return_exceptions=True)
 
     def _accept_from(self, listener: socket.socket) -> None:
         self._loop.add_reader(listener, self._accept, listener, listening.is_loopback(listener))
