@@ -237,6 +237,10 @@ class Elf:
             stream.close()
             raise
 
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._stream.fileno()
+
     def at_offset(self, offset: int, size: int) -> bytes:
         """*size* bytes of the file, or an error: never fewer."""
         if size > MAX_TABLE or offset + size > self._size:

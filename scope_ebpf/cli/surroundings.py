@@ -11,10 +11,12 @@ import stat
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from scope_ebpf.errors import OutputError
+from scope_ebpf.errors import OutputError, TargetEndedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from scope_ebpf.errors import NoSuchProcessError
 
 #: How much of a file is looked at at once for its last newline, bytes.
 _BLOCK = 65536
@@ -90,6 +92,11 @@ def alone(pid: int) -> Iterator[list[str]]:
             yield [f"another scope-trace observes process {pid}: both count right, costs add up"]
             return
         yield []
+
+
+def target_ended(pid: int, error: NoSuchProcessError, doing: str) -> TargetEndedError:
+    """The end of a run, of which *error* tells, while the target was *doing*, such as "traced"."""
+    return TargetEndedError(f"process {pid} {error.what} while it was {doing}")
 
 
 @contextlib.contextmanager

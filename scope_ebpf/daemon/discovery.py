@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -54,7 +54,10 @@ class Files:
         key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
         binary = self._open.get(key)
         if binary is None:
-            binary = self._open[key] = Binary.open(path)
+            binary = Binary.open(path)
+            if binary.inode != key[:2]:
+                raise NoSuchProcessError(f"{path} leads to another file by now")
+            self._open[key] = binary
         binary.path = path  # that of the first VM may have ended with it
         self._recent[binary] = time.monotonic()
         return binary
@@ -175,8 +178,9 @@ class Scanner:
     def _is_called_as_before(self, pid: int) -> bool:
         """Whether *pid* was not wanted, and nothing has changed that could make it so."""
         name, now = self._unwanted.get(pid, (None, None))
-        if now is not None and name is not None and now.read() == name:
-            return True
+        with suppress(NoSuchProcessError):  # it may be another program by now
+            if now is not None and name is not None and now.read() == name:
+                return True
         self._unwanted.pop(pid, None)
         return False
 
