@@ -19,7 +19,7 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect, program_of
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +153,9 @@ class Scanner:
         del self._due[pid]
         try:
             return self._wanted(pid, config, now)
+        except TargetChangedError:
+            self.ended(pid)  # it is looked at as what it is now with the next scan
+            return None
         except (NoSuchProcessError, NotABeamError):
             return None
         except Exception as error:  # noqa: BLE001 - one process must not take the others along

@@ -135,7 +135,9 @@ class Targets:
             if threads:
                 threads.close()
             found.identity.close()
-            if not isinstance(error, NoSuchProcessError):
+            if isinstance(error, NoSuchProcessError):
+                self._scanner.ended(found.pid)
+            else:
                 self._refuse(found.pid, error)
             return
         self._keep(found, watch)
