@@ -30,6 +30,9 @@ _IDS = re.compile(rb"^([UG])id:((?:\s+\d+){4})\s*$", re.MULTILINE)
 _STATUS_BYTES = 4096
 _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
+#: Looks at a process whose program has gone, until it has ended or has another one.
+_LOOKS, _BETWEEN_MS = 20, 1
+
 Ids = tuple[int, ...]
 
 
@@ -70,13 +73,25 @@ class Process:
 
     def check(self) -> None:
         """Raise NoSuchProcessError if it has ended, TargetChangedError if it has executed."""
-        if not self._close.alive or _is_readable(self.pidfd):
-            raise NoSuchProcessError(f"process {self.pid} has ended")
-        if self.poller()():
-            # At an end the event hangs up first.
-            if _is_readable(self.pidfd):
-                raise NoSuchProcessError(f"process {self.pid} has ended")
+        if self._close.alive and not self.poller()():
+            return
+        if self._close.alive and self._goes_on():
             raise TargetChangedError(self.pid, "became another program")
+        raise NoSuchProcessError(f"process {self.pid} has ended")
+
+    def _goes_on(self) -> bool:
+        """
+        Tell an exec from an end.
+
+        A thread that ends hangs the event up before the pidfd tells, and its program has gone
+        before that. So has for a moment that of the first thread while another one executes.
+        """
+        for _ in range(_LOOKS):
+            if _is_readable(self.pidfd, _BETWEEN_MS):
+                return False
+            if _has_program(self.pid):
+                return True
+        return False
 
     def close(self) -> None:
         """Let go of it; from then on every check says that it has ended."""
@@ -182,10 +197,18 @@ class Identity:
         self.process.close()
 
 
-def _is_readable(pidfd: int) -> bool:
+def _is_readable(pidfd: int, milliseconds: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(milliseconds))
+
+
+def _has_program(pid: int) -> bool:
+    """Whether a process has memory; one that is about to end has none any more."""
+    try:
+        return bool(os.readlink(f"/proc/{pid}/exe"))  # noqa: PTH115 - fast
+    except OSError:
+        return False
 
 
 def _credentials(pid: int, proc: Path) -> tuple[Ids, Ids]:
