@@ -154,11 +154,12 @@ def test_a_trace_ends_where_its_target_becomes_another_program(program: Path, vi
     A command ends with the exit code of a target that ended, says what it became, and leaves the
     other program as it is.
     """
-    with fake(program, "beam", "10", "us", "0", victim, "text", "300") as process:
+    with fake(program, "beam", "10", "us", "0", victim, "text", "60000") as process:
         with trace(process.pid, "--events", "send") as run:
             send(process)
             outcome = run.wait()
         assert said(process) == "comparing as 0"
+        send(process)
         assert said(process) == "changed 0"
     assert TargetEndedError.exit_code == outcome.code
     assert [
@@ -256,12 +257,13 @@ def test_an_exec_right_after_the_check_changes_nothing_in_the_other_program(
     """
     Breakpoints go to the file that was inspected: for the other program they are none.
     """
-    with fake(program, "beam", "1", "us", "0", victim, "text", "300") as process:
+    with fake(program, "beam", "1", "us", "0", victim, "text", "60000") as process:
         target = inspect(process.pid)
         send(process)
         assert said(process) == "comparing as 0"
         settings = np.zeros((), events.SETTINGS)
         with Session(plan_of(target), Unchecked(target), target.base, settings) as attached:
+            send(process)
             assert said(process) == "changed 0"
             assert not any(attached.hits().values())
 

@@ -8,7 +8,8 @@
  *                                                seen a breakpoint come in N times
  *   becomes beam HITS us N PROGRAM ARGUMENT...   the same, N microseconds after a line of stdin
  *   becomes beam HITS uid N                      the same, but then it is user and group N
- *   becomes text MS                              compares its text with its file for so long
+ *   becomes text MS                              compares its text with its file for so long, or
+ *                                                until a line of stdin
  *   becomes page ADDRESS TEXT [hide] PROGRAM...  has a page with TEXT, and executes PROGRAM after a
  *                                                line of stdin; hide: while another process goes
  *                                                on using its memory
@@ -17,6 +18,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <link.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -141,6 +143,7 @@ static int find_text(struct dl_phdr_info *info, size_t size, void *found)
 static int compare(long ms)
 {
 	struct text text = {0};
+	struct pollfd line = {.fd = 0, .events = POLLIN};
 	size_t changed = 0;
 	uint8_t *in_file;
 	int fd = open("/proc/self/exe", O_RDONLY);
@@ -151,8 +154,10 @@ static int compare(long ms)
 		return 1;
 	printf("comparing as %d\n", geteuid());
 	fflush(stdout);
-	for (long left = ms; left >= 0; left--) {
+	for (int last = 0; !last && ms >= 0; ms--) {
 		size_t now = 0;
+
+		last = poll(&line, 1, 0) == 1;
 
 		for (size_t n = 0; n < text.size; n++)
 			now += ((const volatile uint8_t *)text.in_memory)[n] != in_file[n];
