@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, Self
 
-from scope_ebpf.cli.surroundings import stop_signals, target_ended
+from scope_ebpf.cli.surroundings import require_target, stop_signals, target_ended
 from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class CallTurns(ABC):
 
     def run(self, lines: CallLines, started: Callable[[], None]) -> ScopeError | None:
         """Watch until something ends it; the error, if it was one. Calls *started* first."""
+        require_target(self._target.identity, "watched")
         error: ScopeError | None = None
         with self._watch as watch, stop_signals(self._ask_to_stop):
             self._begin()

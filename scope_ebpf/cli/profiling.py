@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
 from scope_ebpf.cli.sample_reader import Reader
-from scope_ebpf.cli.surroundings import progress_bar, stop_signals, target_ended
+from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
 from scope_ebpf.cli.tracing import cpu_seconds
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
@@ -72,6 +72,7 @@ class Run:
     def go(self, duration: float | None) -> ScopeError | None:
         """Sample until something ends it."""
         profile, target = self._profile, self._target
+        require_target(target.identity, "profiled")
         error: ScopeError | None = None
         with stop_signals(self._ask_to_stop):
             before = cpu_seconds(target.pid)

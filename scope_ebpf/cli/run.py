@@ -18,6 +18,7 @@ from scope_ebpf.cli.surroundings import (
     alone,
     open_output,
     output_error,
+    require_target,
     stop_signals,
     target_ended,
 )
@@ -217,6 +218,7 @@ class Run:
         from scope_ebpf.kernel import cost, stats  # noqa: PLC0415 - after the compiler's complaints
         from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
 
+        require_target(self._target.identity, "traced")
         price = cost.measure()
         report = self._report
         session = UserProbeSession(

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
-from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals, target_ended
+from scope_ebpf.cli.surroundings import (
+    output_error,
+    progress_bar,
+    require_target,
+    stop_signals,
+    target_ended,
+)
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan
@@ -110,6 +116,7 @@ class Trace:
         then is still there to be summed up.
         """
         self._beat = beat
+        require_target(self._target.identity, "traced")
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):
