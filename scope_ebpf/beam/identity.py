@@ -13,8 +13,9 @@ import os
 import re
 import select
 import stat
+import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -32,6 +33,8 @@ _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
 #: Looks at a process whose program has gone, until it has ended or has another one.
 _LOOKS, _BETWEEN_MS = 20, 1
+#: Seconds between two looks at the files of a process that is waited for.
+_PAUSE = 0.1
 
 Ids = tuple[int, ...]
 
@@ -118,6 +121,21 @@ class Poller:
         return self._execs is not None and self._execs.happened()
 
 
+class _Due:
+    """When the files of a process are looked at again, for who waits in short turns."""
+
+    def __init__(self) -> None:
+        self._when = 0.0
+
+    def has_come(self) -> bool:
+        """Whether it is time, and if so not for a while again."""
+        now = time.monotonic()
+        if now < self._when:
+            return False
+        self._when = now + _PAUSE
+        return True
+
+
 @dataclass(frozen=True, eq=False)
 class Identity:
     """
@@ -135,6 +153,7 @@ class Identity:
     gids: Ids
     binary: Program
     proc: Path = _PROC
+    due: _Due = field(default_factory=_Due, repr=False)
 
     @classmethod
     def of(cls, process: Process, started: int, binary: Program, proc: Path = _PROC) -> Self:
@@ -188,9 +207,16 @@ class Identity:
             raise TargetChangedError(self.pid, "changed its user or group")
 
     def wait(self, seconds: float) -> None:
-        """Return after *seconds*; sooner with an error, as :meth:`check`, if there is one."""
+        """
+        Return after *seconds*; sooner with an error, as :meth:`check`, if there is one.
+
+        An exec or an end is told at once, a change of user within a tenth of a second.
+        """
         self.process.poller()(seconds)
-        self.check()
+        if self.due.has_come():
+            self.check()
+        else:
+            self.process.check()
 
     def close(self) -> None:
         """Let go of the process; from then on every check says that it has ended."""

@@ -79,7 +79,8 @@ class Memory:
     The memory of process *pid*, to be read by one thread.
 
     With *process* it is that of the program that this was made for: each reading is followed by a
-    look whether it still runs, and is refused if not (0.6 us of the 4 that the shortest takes).
+    look whether it still runs, and is refused if not. That is a microsecond or two of the seven
+    that the shortest takes.
 
     *bytes_read*, *calls* and *failures* (addresses that could not be read) only
     grow; they are what a reading cost and what it is missing.
