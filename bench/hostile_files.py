@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "hostile"), str(ROOT / "tests" / "unit"), str(ROOT / "tests")]
 
-from bombs import BOMBS, look  # type: ignore[import-not-found]  # noqa: E402
+from bombs import BOMBS, look  # noqa: E402
 
 from scope_ebpf.sandbox import client  # noqa: E402
 

@@ -95,6 +95,8 @@ class Binary:
         self._names: dict[str, Symbol | None] = {}
         self._matches: dict[str, list[Symbol]] = {}
         self._entries: dict[tuple[int, int], Entry | None] = {}
+        #: The first bytes at some addresses.
+        self._heads: dict[int, bytes] = {}
         self._sought = False
         try:
             self._refusals.check(self.key)
@@ -202,6 +204,10 @@ class Binary:
     def usdt_sites(self) -> tuple[UsdtSite, ...]:
         """Every USDT site of every provider, in the order of the notes."""
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
+        places = [site[2] for site in sites if site[0] == "erlang"]
+        # What is there will be looked at, site by site.
+        heads = self._ask("heads", lambda a: _heads(a, len(places)), places)
+        self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
     def file_offset(self, address: int) -> int:
@@ -214,6 +220,8 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
+        if size <= len(self._heads.get(address, b"")):
+            return self._heads[address][:size]
 
         def whole(found: Any) -> bytes:
             data = answers.content(found)
@@ -403,7 +411,7 @@ def _two(found: Any) -> tuple[int, int]:
 
 def _segment(found: Any) -> Segment:
     integer = answers.integer
-    return Segment(*answers.row(found, integer, integer, integer, answers.flag))
+    return Segment(*answers.row(found, integer, integer, integer, answers.flag, answers.flag))
 
 
 def _symbol(found: Any) -> Symbol:
@@ -423,6 +431,13 @@ def _entries(found: Any, count: int) -> list[Entry | None]:
         return Entry(*answers.entry(one))
 
     return answers.many(found, answers.optional(entry), count)
+
+
+def _heads(found: Any, count: int) -> list[bytes | None]:
+    def head(one: Any) -> bytes:
+        return answers.content(one, limits.HEAD)
+
+    return answers.many(found, answers.optional(head), count)
 
 
 def _calls(found: Any) -> list[tuple[int, int, bool]]:

@@ -30,6 +30,7 @@ class Segment:
     offset: int
     file_size: int
     executable: bool
+    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _NOTE = struct.Struct("<III")
-_NOBITS, _LOAD, _EXECUTE, _SHARED = 8, 1, 1, 3
+_NOBITS, _LOAD, _EXECUTE, _WRITE, _SHARED = 8, 1, 1, 2, 3
 _EXTENDED = 0xFFFF
 _MACHINES = {62: "x64", 183: "AArch64"}
 _STEP = 1 << 20
@@ -51,6 +51,7 @@ class Segment(NamedTuple):
     offset: int
     file_size: int
     executable: bool
+    writable: bool
 
 
 class Source(Protocol):
@@ -111,7 +112,8 @@ class Elf:
         for row in self._rows(_SEGMENT, offset, size, count):
             kind, flags, place, address, _, file_size, _, _ = row
             if kind == _LOAD:
-                found.append(Segment(address, place, file_size, bool(flags & _EXECUTE)))
+                rights = bool(flags & _EXECUTE), bool(flags & _WRITE)
+                found.append(Segment(address, place, file_size, *rights))
         return found
 
     def _sections(self, offset: int, size: int, count: int, names: int) -> dict[str, Section]:

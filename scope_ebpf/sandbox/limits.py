@@ -23,6 +23,8 @@ NOTE_TEXT = 512
 UNPACKED, UNPACKING = 64 << 20, 96 << 20
 #: Bytes of one piece of the file in an answer.
 PIECE = 1 << 20
+#: Bytes of a piece where many are asked for at once.
+HEAD = 8
 #: Places of a text that are reported, and places of its beginning that are tried.
 FOUND, TRIED = 1024, 1024
 #: Bytes around a place that a pattern is held against.

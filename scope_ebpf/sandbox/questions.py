@@ -133,6 +133,16 @@ class Questions:
             raise LimitError(f"{size:,} bytes at once, at most {limits.PIECE:,} are read")
         return self._elf.read(address, size).hex()
 
+    def on_heads(self, addresses: list[int]) -> list[str | None]:
+        """The first bytes at each address, in hex; None for one that is not in the file."""
+        return [self._head(address) for address in addresses]
+
+    def _head(self, address: int) -> str | None:
+        try:
+            return self._elf.read(address, limits.HEAD).hex()
+        except MalformedError:
+            return None
+
     def on_find(self, section: str, text: str) -> list[int]:
         """Where *text* (as Latin-1) lies in a section, by address."""
         data, place = self._elf.section(section) or b"", self._elf.address(section) or 0

@@ -11,7 +11,15 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from test_beam_elf import NOTE, PROGBITS, STRTAB, SYMTAB, elf, note, stapsdt
+from test_beam_elf import (  # type: ignore[import-not-found]
+    NOTE,
+    PROGBITS,
+    STRTAB,
+    SYMTAB,
+    elf,
+    note,
+    stapsdt,
+)
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.binary import Binary
