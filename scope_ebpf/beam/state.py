@@ -21,7 +21,7 @@ import numpy as np
 from scope_ebpf.beam.counters import KINDS, CounterReader
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
 from scope_ebpf.beam.terms import PidCodec
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.counters import Counters
@@ -168,7 +168,7 @@ class StateReader:
             processes=last.processes if last else None,
             process_limit=limit,
             memory_bytes=memory,
-            resident_bytes=_resident(target.pid),
+            resident_bytes=_resident(target),
             mailbox=mailbox,
             counted=self.counted(),
         )
@@ -203,10 +203,11 @@ def _owner(target: Target, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> st
     return None
 
 
-def _resident(pid: int) -> int | None:
+def _resident(target: Target) -> int | None:
     try:
-        text = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
-    except OSError:
+        text = Path(f"/proc/{target.pid}/status").read_text("utf-8", "replace")
+        target.identity.check()
+    except (OSError, NoSuchProcessError):
         return None
     line = next((line for line in text.splitlines() if line.startswith("VmRSS:")), None)
     return int(line.split()[1]) * 1024 if line else None

@@ -88,7 +88,7 @@ def governed_session(
     names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
     return GovernedSession(
         plan,
-        target.pid,
+        target.identity,
         target.base,
         settings,
         attacher=attacher,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.budget.run import BudgetedRun, cpu_clock
-from scope_ebpf.cli.surroundings import progress_bar, stop_signals
-from scope_ebpf.cli.tracing import open_pidfd, planned, say_started
-from scope_ebpf.errors import HostError, ReadRefusedError, TargetEndedError
+from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
+from scope_ebpf.cli.tracing import planned, say_started
+from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.uprobes import Attacher
 from scope_ebpf.summary import Cost, Summary
 
@@ -73,18 +73,15 @@ class BudgetedTrace:
 
     def run(self) -> ScopeError | None:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
-        pidfd = open_pidfd(self._target.pid)
-        try:
-            with self._attacher, stop_signals(self._ask_to_stop):
-                _hurry(self._attacher.pid)
-                with self._run as session:
-                    error = self._count(pidfd)
-                    self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
-        finally:
-            os.close(pidfd)
+        require_target(self._target.identity, "traced")
+        with self._attacher, stop_signals(self._ask_to_stop):
+            _hurry(self._attacher.pid)
+            with self._run as session:
+                error = self._count()
+                self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
         return error
 
-    def _count(self, pidfd: int) -> ScopeError | None:
+    def _count(self) -> ScopeError | None:
         self._run.begin()
         cpu = cpu_clock(self._target.pid)
         started = time.monotonic()
@@ -92,7 +89,7 @@ class BudgetedTrace:
         say_started(self._target.pid, self._duration, quiet=True, budget=self._budget)
         error: ScopeError | None = None
         try:
-            error = self._watch(pidfd, started, cpu)
+            error = self._watch(started, cpu)
         finally:
             counted = self.state.counted()
             self._seconds = time.monotonic() - started
@@ -103,32 +100,40 @@ class BudgetedTrace:
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
 
-    def _watch(self, pidfd: int, started: float, cpu: float) -> ScopeError | None:
+    def _watch(self, started: float, cpu: float) -> ScopeError | None:
+        identity = self._target.identity
+        try:
+            try:
+                self._turns(started, cpu)
+            except (ReadRefusedError, OSError):
+                identity.check()  # what cannot be read has mostly ended
+                raise
+        except NoSuchProcessError as gone:
+            self._ask_to_stop("target ended")
+            return target_ended(identity.pid, gone, "traced")
+        return None
+
+    def _turns(self, started: float, cpu: float) -> None:
         ends = None if self._duration is None else started + self._duration
+        identity, moved = self._target.identity, started
         with selectors.EpollSelector() as files, progress_bar(self._duration, visible=True) as bar:
-            files.register(pidfd, selectors.EVENT_READ, self._ended)
             files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
             files.register(self._attacher.fileno(), selectors.EVENT_READ, self._alone)
-            moved = started
+            for fd in (identity.pidfd, identity.execs):
+                if fd is not None:
+                    files.register(fd, selectors.EVENT_READ, identity.check)
             while not self._stop:
                 now = time.monotonic()
                 if ends is not None and now >= ends:
                     self._ask_to_stop("duration")
-                    break
-                try:
-                    self._turn(now, cpu)
-                    if now - moved >= _INTERVAL:
-                        moved = now
-                        bar(now - started)
-                    due = min(self._run.next_turn(), self.state.due, ends or now + _INTERVAL)
-                    _wait(files, due - time.monotonic())
-                except (ReadRefusedError, OSError):
-                    if not _has_ended(pidfd):
-                        raise
-                    self._ended()
-        if self._stop == "target ended":
-            return TargetEndedError(f"process {self._target.pid} ended while it was traced")
-        return None
+                    return
+                self._turn(now, cpu)
+                if now - moved >= _INTERVAL:
+                    moved = now
+                    bar(now - started)
+                    identity.check()
+                due = min(self._run.next_turn(), self.state.due, ends or now + _INTERVAL)
+                _wait(files, due - time.monotonic())
 
     def _turn(self, now: float, cpu: float) -> None:
         if self._price is None and (price := self._aside.cost()):
@@ -139,9 +144,6 @@ class BudgetedTrace:
         if now >= self.state.due:
             self.state.look()
             self._cpu = cpu_clock(self._target.pid) - cpu
-
-    def _ended(self) -> None:
-        self._ask_to_stop("target ended")
 
     def _alone(self) -> None:
         raise HostError("the process that holds the breakpoints has ended, and they with it")
@@ -179,12 +181,6 @@ def _wait(files: selectors.BaseSelector, seconds: float) -> None:
         key.data()
         return
     time.sleep(max(0.0, seconds - whole) if whole < seconds < _SHORT else 0.0)
-
-
-def _has_ended(pidfd: int) -> bool:
-    with selectors.PollSelector() as files:
-        files.register(pidfd, selectors.EVENT_READ)
-        return bool(files.select(_INTERVAL))
 
 
 def _hurry(attacher: int) -> None:

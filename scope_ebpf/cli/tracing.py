@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from contextlib import suppress
@@ -14,12 +13,18 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.budget.brake import Brake
 from scope_ebpf.budget.forecast import Forecaster
-from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
+from scope_ebpf.cli.surroundings import (
+    output_error,
+    progress_bar,
+    require_target,
+    stop_signals,
+    target_ended,
+)
 from scope_ebpf.errors import (
+    NoSuchProcessError,
     NothingToAttachError,
     ReadRefusedError,
     ScopeError,
-    TargetEndedError,
 )
 from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.kernel.session import Session
@@ -96,7 +101,7 @@ class Trace:
         target = self._target
         return Session(
             plan,
-            target.pid,
+            target.identity,
             target.base,
             self._settings,
             addresses=symbol_values(target, names),
@@ -120,35 +125,32 @@ class Trace:
         then is still there to be summed up.
         """
         self._beat = beat
-        pidfd = open_pidfd(self._target.pid)
+        require_target(self._target.identity, "traced")
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
-        try:
-            with self._session as session, stop_signals(self._ask_to_stop):
-                self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
-                _say_failures(session)
-                self._forecast(session)
-                session.count(on=True)
-                if self._state:
-                    self._state.begin()
-                started = time.monotonic()
-                self._bar = progress or sink is None
-                say_started(self._target.pid, self._duration, quiet=self._bar)
-                try:
-                    error = self._watch(session, sink, pidfd, started, cpu_before)
-                finally:
-                    session.count(on=False)
-                    self._seconds = time.monotonic() - started
-                # A program that passed the gate before it closed has ended once all are out.
-                session.detach()
-                error = self._drain(session, sink, error)
-                self._tallies = session.tallies()
-                self._durations = session.durations()
-                self._hits = session.hits()
-                self._ended_ns = time.monotonic_ns()
-                self._vm_state = self._state.state() if self._state else None
-        finally:
-            os.close(pidfd)
+        with self._session as session, stop_signals(self._ask_to_stop):
+            self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
+            _say_failures(session)
+            self._forecast(session)
+            session.count(on=True)
+            if self._state:
+                self._state.begin()
+            started = time.monotonic()
+            self._bar = progress or sink is None
+            say_started(self._target.pid, self._duration, quiet=self._bar)
+            try:
+                error = self._watch(session, sink, started, cpu_before)
+            finally:
+                session.count(on=False)
+                self._seconds = time.monotonic() - started
+            # A program that passed the gate before it closed has ended once all are out.
+            session.detach()
+            error = self._drain(session, sink, error)
+            self._tallies = session.tallies()
+            self._durations = session.durations()
+            self._hits = session.hits()
+            self._ended_ns = time.monotonic_ns()
+            self._vm_state = self._state.state() if self._state else None
         return error
 
     def _ask_to_stop(self, reason: str) -> None:
@@ -175,20 +177,18 @@ class Trace:
             self._ask_to_stop("cost")
 
     def _watch(
-        self, session: Session, sink: Sink | None, pidfd: int, started: float, cpu: float | None
+        self, session: Session, sink: Sink | None, started: float, cpu: float | None
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
         behind = False
         self._cpu_before, self._next_brake = cpu, started
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
         with progress_bar(self._duration, visible=self._bar) as advance:
             while not self._stop:
-                pause = self._pause(0.0 if behind else interval, started)
-                if ended.poll(pause * 1000):
+                try:
+                    self._target.identity.wait(self._pause(0.0 if behind else interval, started))
+                except NoSuchProcessError as gone:
                     self._ask_to_stop("target ended")
-                    pid = self._target.pid
-                    return TargetEndedError(f"process {pid} ended while it was traced")
+                    return target_ended(self._target.pid, gone, "traced")
                 self._look(session, started)
                 advance(time.monotonic() - started)
                 if sink and not self._stop:
@@ -325,14 +325,6 @@ def planned(
 def _say_failures(session: Session) -> None:
     for failure in session.failures:
         print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
-
-
-def open_pidfd(pid: int) -> int:
-    """A descriptor that tells when process *pid* ends; TargetEndedError if it has."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise TargetEndedError(f"process {pid} ended before it could be traced") from None
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -69,7 +69,7 @@ def off_cpu(
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
     with (
         closing(Aside()) as aside,
-        Waits(settings, places) as waits,
+        Waits(target.identity, settings, places) as waits,
         _threads(target, profile),
     ):
         rows = table.snapshot().rows
