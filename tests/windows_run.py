@@ -102,7 +102,7 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
         for event in wanted:
             words = measures.words(event)
             assert words is not None
-            session.measure(event, words.address, words.stride, words.words)
+            session.measure(event, *words)
         yield Eye(session, measures)
 
 

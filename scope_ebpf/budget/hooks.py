@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import symbol_values
-from scope_ebpf.budget.measures import Mark
 from scope_ebpf.budget.windows import Approach, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.governor import Action
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
-    from scope_ebpf.budget.measures import Measures
+    from scope_ebpf.budget.measures import Mark, Measures
     from scope_ebpf.budget.prices import Prices
     from scope_ebpf.budget.windows import Closed
     from scope_ebpf.governor import Governor
@@ -133,7 +132,7 @@ class GovernedHooks:
         for event in self._books:
             words = self._measures.words(event)
             if words:
-                self.session.measure(event, words.address, words.stride, words.words)
+                self.session.measure(event, *words)
 
     # What a loop calls -----------------------------------------------------------------------
 
@@ -190,7 +189,7 @@ class GovernedHooks:
             self.trips += 1
             self._governor.tripped(event, now)
             end = self.session.edges(event).end
-            reached = Mark(*end) if end else self._measures.reading(event)
+            reached = self._measures.mark(event, end) if end else self._measures.reading(event)
             self._books.tripped(event, self.session.kind(event), reached)
 
     def probe(self, event: str, hits: int, seconds: float) -> tuple[float, Counted]:

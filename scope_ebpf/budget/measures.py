@@ -57,7 +57,7 @@ class Mark:
     """
     A measure, and the monotonic time when it was read, ns.
 
-    *second* is the second measure of the event at about that time, if it has one.
+    *second* is the second measure of the event, if it has one.
     """
 
     time_ns: int
@@ -85,7 +85,7 @@ class Measures:
         except ReadRefusedError as error:
             self.refused = str(error)
             return
-        self._words = word_places(np.concatenate(list(self._places.values())))
+        self._every = word_places(np.concatenate(list(self._places.values())))
         sizes = [len(places) for places in self._places.values()]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned
@@ -117,7 +117,7 @@ class Measures:
         found = {TIME: time.monotonic_ns()}
         if not self._places:
             return found
-        sums = np.add.reduceat(self._memory.words_at(self._words), self._starts)
+        sums = np.add.reduceat(self._memory.words_at(self._every), self._starts)
         found |= dict(zip(self._places, sums.tolist(), strict=True))
         return found
 
@@ -127,9 +127,24 @@ class Measures:
         second = self.second(event)
         return Mark(found[TIME], found[self.of(event)], found[second] if second else None)
 
-    def words(self, event: str) -> Words | None:
-        """Where a BPF program reads the measure of *event*; None where that is time."""
-        places = self._places.get(self.of(event))
+    def mark(self, event: str, edge: tuple[int, int, int]) -> Mark:
+        """What a BPF program has read at an *edge* of *event*."""
+        time_ns, measure, second = edge
+        return Mark(time_ns, measure, second if self.second(event) else None)
+
+    def words(self, event: str) -> tuple[Words, Words | None] | None:
+        """
+        Where a BPF program reads the measure of *event*, and its second one.
+
+        None where the measure is time.
+        """
+        first, second = self._words_of(self.of(event)), self.second(event)
+        if first is None:
+            return None
+        return first, self._words_of(second) if second else None
+
+    def _words_of(self, name: str) -> Words | None:
+        places = self._places.get(name)
         if places is None:
             return None
         stride = int(places[1] - places[0]) if len(places) > 1 else 0

@@ -27,12 +27,10 @@ from scope_ebpf.budget.measures import TIME, Mark
 if TYPE_CHECKING:
     from scope_ebpf.budget.measures import Measures
     from scope_ebpf.governor import Action
-    from scope_ebpf.kernel.governed import Edges, GovernedSession
+    from scope_ebpf.kernel.governed import GovernedSession
 
 #: The part of a window by which an edge may be off.
 _DOUBT = 0.1
-#: By how much more the measure of a window may be than what we have read of it ourselves.
-_APART = 2.0
 #: Seconds for which the measure is looked at before a window: about as long as the window.
 _SHORTEST, _LONGEST = 0.005, 0.02
 
@@ -111,42 +109,37 @@ class Window:
         if self._measures.of(self.event) == TIME:
             late = (self._opened.time_ns - self._since) / 1e9
             return Closed(seconds, seconds * 1e9 if late <= _DOUBT * seconds else None, None)
-        begin, end = bounds(self._opened, closing, self._session.edges(self.event), self._until)
+        edges = self._session.edges(self.event)
+        marks = self._mark(edges.begin), self._mark(edges.end)
+        begin, end = bounds(self._opened, closing, marks, self._until)
         # Whose allowance was spent may have been preempted before it read the measure.
         late = (end.time_ns - stopped) / 1e9 if stopped < self._until else 0.0
         if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
             return Closed(seconds, None, None)
         measure = self._measures.passed(self.event, begin.measure, end.measure)
-        second = self._second(closing, measure)
+        second = None
+        if begin.second is not None and end.second is not None:
+            second = float(end.second - begin.second)
         return Closed(seconds, measure, self._speed, second, self._second_speed)
 
-    def _second(self, closing: Mark, measure: float) -> float | None:
-        """
-        How far the second measure went on while the first did by *measure*.
-
-        Only we read it, a little later than the window began and ended; in so short a time both
-        go on alike.
-        """
-        opened = self._opened
-        if opened.second is None or closing.second is None:
-            return None
-        ours = self._measures.passed(self.event, opened.measure, closing.measure)
-        share = measure / ours if ours else 1.0
-        return (closing.second - opened.second) * share if share < _APART else None
+    def _mark(self, edge: tuple[int, int, int] | None) -> Mark | None:
+        return self._measures.mark(self.event, edge) if edge else None
 
     def _read(self) -> Mark:
         found = self._measures.now()
         return replace(self._measures.reading(self.event, found), time_ns=time.monotonic_ns())
 
 
-def bounds(opened: Mark, closing: Mark, edges: Edges, until: int) -> tuple[Mark, Mark]:
+def bounds(
+    opened: Mark, closing: Mark, edges: tuple[Mark | None, Mark | None], until: int
+) -> tuple[Mark, Mark]:
     """
     The readings between which a window lies that ended at *until*, or when it tripped.
 
-    *opened* and *closing* are ours, with the time at which they were complete.
+    *opened* and *closing* are ours, with the time at which they were complete; *edges* are those
+    of the first hit and of the hit after the end, if there were any.
     """
-    begin = Mark(*edges.begin) if edges.begin else None
-    end = Mark(*edges.end) if edges.end else None
+    begin, end = edges
     if begin is None or opened.time_ns < begin.time_ns:
         begin = opened
     if end is None or until < closing.time_ns < end.time_ns:
