@@ -62,6 +62,7 @@ class Pace:
     floor: float = 0.2
     burst: float = BURST
     spacing: float = SPACING
+    shortest: float = SHORTEST
     own: float = OWN
     often: float = OFTEN
     seldom: float = SELDOM
@@ -268,16 +269,17 @@ class Governor:
         event = self._events[name]
         # What a window cost may be more than is ever saved, if its hooks came out late.
         saved = max(0.0, self.income * self._pace.burst - max(self._granted(), self._reserve))
-        cost = min(event.window_cost or self.income * SHORTEST, 0.9 * saved)
+        cost = min(event.window_cost or self.income * self._pace.shortest, 0.9 * saved)
         earned = self.income * HEADROOM * min(now - self._now, self._pace.burst)
         free = self.balance - max(self._granted(), self._reserve) + earned
         if free < cost:
             wait = (cost - free) / (self.income * HEADROOM)
             self._retry = now + min(wait, self._pace.spacing) * self._random.uniform(1.0, 1.5)
             return None
-        length = SHORTEST
+        length = self._pace.shortest
         if event.demand:
-            length = min(max(event.share * self._pace.spacing / event.demand, SHORTEST), LONGEST)
+            wanted = event.share * self._pace.spacing / event.demand
+            length = min(max(wanted, self._pace.shortest), LONGEST)
         allowed = min(free, 3 * max(cost, event.share * self._pace.spacing))
         event.attached = True
         return Action("window", name, max(1, int(allowed / event.hit_cost)), length)

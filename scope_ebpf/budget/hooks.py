@@ -192,24 +192,24 @@ class GovernedHooks:
             reached = self._measures.mark(event, end) if end else self._measures.reading(event)
             self._books.tripped(event, self.session.kind(event), reached)
 
-    def probe(self, event: str, hits: int, seconds: float) -> tuple[float, Counted]:
+    def probe(self, event: str, hits: int, seconds: float) -> float:
         """
-        Look at *event* for a moment, before anything else is in.
+        Open one window of *event* and wait for its end, before anything else is in.
 
-        Returns what its hooks would cost in a second of that, and what was counted. Raises
-        ReadRefusedError.
+        Returns what its hooks would cost in a second of that. Raises ReadRefusedError.
         """
+        approach = Approach(self._measures, Action("window", event, hits, seconds))
+        time.sleep(max(0.0, approach.ready - time.monotonic()))
         before = self._spent_on(event)
-        if not self._attached(event):
-            return 0.0, self.session.kind(event)
-        action = Action("window", event, hits, seconds)
-        window = Window(self.session, self._measures, action, 0.0)
+        self._open_window(approach)
+        window = self._window
+        if window is None:
+            return 0.0
         while time.monotonic() < window.closes and not self.session.tripped(event):
             time.sleep(_GLANCE)
-        closed = window.close()
-        self.session.release(event)
-        demand = (self._spent_on(event) - before) / max(closed.seconds, _GLANCE)
-        return demand, self.session.kind(event)
+        self._window = None
+        closed = self._end(window)
+        return (self._spent_on(event) - before) / max(closed.seconds, _GLANCE)
 
     def finish(self) -> Finished:
         """
@@ -269,12 +269,17 @@ class GovernedHooks:
         window = self._window
         assert window is not None  # noqa: S101 - the callers look
         self._window = None
-        closed = window.close()
-        self.session.release(window.event)
-        self._books.window(window.event, self.session.kind(window.event), closed)
+        closed = self._end(window)
         cost = self._spent_on(window.event) - self._spent_before
         self._governor.closed(window.event, now, closed.seconds, cost, self._worked)
         self._worked = 0.0
+
+    def _end(self, window: Window) -> Closed:
+        """Close *window*, let its hooks go, and book what it has counted."""
+        closed = window.close()
+        self.session.release(window.event)
+        self._books.window(window.event, self.session.kind(window.event), closed)
+        return closed
 
     # Counting --------------------------------------------------------------------------------
 

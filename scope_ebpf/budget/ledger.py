@@ -96,9 +96,9 @@ class Ledger:
             self._entries[event].windows_since = marks[event]
             self._entries[event].sampled = True
 
-    def forget(self, event: str, counted: Counted) -> None:
-        """What was *counted* before the run began is none of it."""
-        self._news(event, counted)
+    def forget(self, event: str) -> None:
+        """No window before the run tells of *event*, all of which is counted from now on."""
+        self._entries[event] = _Entry()
 
     def opened(self, event: str, now: Mark) -> None:
         """From *now* on *event* is always counted, or still is and was not hit."""

@@ -49,6 +49,7 @@ PACE = Pace(
     burst=15.0,
     reserve=15.0,
     spacing=0.25,
+    shortest=0.0015,
     own=1.5,
     often=0.1,
     seldom=0.2,
@@ -58,7 +59,7 @@ PACE = Pace(
 #: Their hooks go in last, since a hit costs before it counts.
 _UNTOLD = ("send", "receive")
 #: Hits and seconds that tell whether they are.
-_PROBE_HITS, _PROBE_SECONDS = 512, 0.003
+_PROBE_HITS, _PROBE_SECONDS = 2048, 0.0015
 #: Seconds between two looks that tell a rate, at least.
 _FIRST_LOOK = 0.005
 
@@ -170,9 +171,11 @@ class BudgetedRun:
             return {}
         for event in _UNTOLD:
             if event in costs:
-                demands[event], counted = self._hooks.probe(event, _PROBE_HITS, _PROBE_SECONDS)
-                self.ledger.forget(event, counted)
-        return _too_much(demands, income)
+                demands[event] = self._hooks.probe(event, _PROBE_HITS, _PROBE_SECONDS)
+        hot = _too_much(demands, income)
+        for event in set(_UNTOLD) & costs.keys() - hot.keys():
+            self.ledger.forget(event)
+        return hot
 
     def price(self, cost: HitCost) -> None:
         """A hit costs that, it has turned out."""

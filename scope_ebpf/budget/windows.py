@@ -117,6 +117,8 @@ class Window:
         if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
             return Closed(seconds, None, None)
         measure = self._measures.passed(self.event, begin.measure, end.measure)
+        # If nothing was hit after the end until we came, the window was as long as that.
+        seconds = (end.time_ns - begin.time_ns) / 1e9
         second = None
         if begin.second is not None and end.second is not None:
             second = float(end.second - begin.second)
