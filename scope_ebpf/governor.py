@@ -56,7 +56,8 @@ class Pace:
 
     *floor* are the CPUs that a target counts as using at least, so that an idle one can be
     observed. *reserve* are seconds of what such a one earns that windows leave to what stays in.
-    *rarer* are events whose windows get a smaller part of the budget, and how much smaller.
+    *least_own* is what our own work may take of each second in any case. *rarer* are events whose
+    windows get a smaller part of the budget, and how much smaller.
     """
 
     floor: float = 0.2
@@ -64,6 +65,7 @@ class Pace:
     spacing: float = SPACING
     shortest: float = SHORTEST
     own: float = OWN
+    least_own: float = 0.0
     often: float = OFTEN
     seldom: float = SELDOM
     reserve: float = 0.0
@@ -340,7 +342,8 @@ class Governor:
     def _spacing(self) -> float:
         """Seconds from one window of an event to the next, at most."""
         windows = sum(event.mode == "windows" for event in self._events.values())
-        wanted = windows * self._own / (self._pace.own * self.income) / ((_FROM + _TO) / 2)
+        may = max(self._pace.own * self.income, self._pace.least_own)
+        wanted = windows * self._own / may / ((_FROM + _TO) / 2)
         spacing = self._pace.spacing
         return min(max(spacing, wanted), spacing * RAREST)
 

@@ -100,6 +100,7 @@ class StateReader:
         self._first: Counters | None = None
         self._last: Counters | None = None
         self._spawned = 0
+        self._over = False
         self._counters: CounterReader | None = None
         try:
             self._counters = CounterReader(target)
@@ -109,7 +110,7 @@ class StateReader:
     def begin(self) -> None:
         """Let what the VM counts be told from now on."""
         self._first = self._last = self._read()
-        self._spawned = 0
+        self._spawned, self._over = 0, False
 
     def look(self) -> None:
         """Look once at schedulers and run queues."""
@@ -124,8 +125,10 @@ class StateReader:
         self._waiting, self._most = self._waiting + waiting, max(self._most, waiting)
 
     def counted(self) -> dict[str, int] | None:
-        """What the VM has counted since :meth:`begin` until now, or until it ended."""
-        self._read()
+        """What the VM has counted from :meth:`begin` until this is first asked, or until it ends."""
+        if not self._over:
+            self._read()
+            self._over = True
         if self._first is None or self._last is None:
             return None
         found = {name: getattr(self._last, name) - getattr(self._first, name) for name in _COUNTED}

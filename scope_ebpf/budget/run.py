@@ -51,6 +51,7 @@ PACE = Pace(
     spacing=0.25,
     shortest=0.0015,
     own=1.5,
+    least_own=0.015,
     often=0.1,
     seldom=0.2,
     rarer=dict.fromkeys(TOLD_BY, 4.0),

@@ -49,8 +49,9 @@ STREAM_INTERVAL = 0.01
 BATCH = 8192
 #: How often anything else is looked at.
 QUIET_INTERVAL = 0.1
-#: Seconds for which the price of a hit is waited for; it is measured while programs are loaded.
-_PATIENCE = 1.0
+#: Seconds for which the price of a hit is waited for at the end, and at the beginning: it is
+#: measured while programs are loaded.
+_PATIENCE, _SOON = 1.0, 0.2
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -126,12 +127,12 @@ class Trace:
         """
         self._beat = beat
         require_target(self._target.identity, "traced")
-        cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
             _say_failures(session)
             self._forecast(session)
+            cpu_before, self._hits_before = cpu_seconds(self._target.pid), session.hits()
             session.count(on=True)
             if self._state:
                 self._state.begin()
@@ -143,6 +144,8 @@ class Trace:
             finally:
                 session.count(on=False)
                 self._seconds = time.monotonic() - started
+                if self._state:
+                    self._state.counted()
             # A program that passed the gate before it closed has ended once all are out.
             session.detach()
             error = self._drain(session, sink, error)
@@ -158,7 +161,7 @@ class Trace:
 
     def _forecast(self, session: Session) -> None:
         """Say what it will cost, before anything counts."""
-        self._price = self._aside.cost(_PATIENCE)
+        self._price = self._aside.cost(_SOON)
         with suppress(ReadRefusedError, OSError):  # the target has ended, as will be seen
             found = self._forecaster.forecast(session, self.plan, self._price or GUESS)
             most = self._brake.most
@@ -262,7 +265,10 @@ class Trace:
         hits = sum(self._hits.values())
         price = self._price or self._aside.cost(_PATIENCE)
         cpu = price.total(self._hits) if price else None
-        share = cpu / self._cpu_seconds if cpu is not None and self._cpu_seconds else None
+        share = None
+        if price and self._cpu_seconds:
+            meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
+            share = price.total(meanwhile) / self._cpu_seconds
         return Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
