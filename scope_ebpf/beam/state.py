@@ -125,7 +125,7 @@ class StateReader:
         self._waiting, self._most = self._waiting + waiting, max(self._most, waiting)
 
     def counted(self) -> dict[str, int] | None:
-        """What the VM has counted from :meth:`begin` until this is first asked, or until it ends."""
+        """What the VM has counted from :meth:`begin` until this is first asked, or its end."""
         if not self._over:
             self._read()
             self._over = True

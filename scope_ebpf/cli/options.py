@@ -12,8 +12,10 @@ from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-#: The budget of a summary; what means that there is none; and the cost at which others end.
-DEFAULT_BUDGET, COUNT_ALL, DEFAULT_MAX_COST = 0.01, float("inf"), 0.2
+#: The budget of a summary, and what means that there is none.
+DEFAULT_BUDGET, COUNT_ALL = 0.01, float("inf")
+#: The cost at which others end, percent.
+_DEFAULT_MAX_COST = "20"
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +78,10 @@ def add_max_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-cost",
         type=max_cost,
-        default=DEFAULT_MAX_COST,
+        default=_DEFAULT_MAX_COST,
         metavar="SHARE",
         help="stop by itself when observing takes more of the VM's CPU for a second "
-        f"(default: {DEFAULT_MAX_COST:.0%}; 100%% for no bound)".replace("20%;", "20%%;"),
+        "(default: %(default)s%%; 100%% for no bound)",
     )
 
 
