@@ -24,6 +24,7 @@ from scope_ebpf.capture.frames import BlockKind, Frames, frame
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore, RingStore
 from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.capture.values import Value
 from scope_ebpf.errors import CaptureError
 from scope_ebpf.summary import Summary, fold
 
@@ -298,7 +299,7 @@ def test_a_capture_of_another_schema_is_read_by_names():
     )
     rows["kind"][0] = events.KINDS["send"].id
     rows["class"][1] = 0
-    reader = schema.Schema(older())
+    reader = schema.Schema(Value(older(), "schema"))
     made = reader.records(schema.pack(rows))
     receive = made[:1].view(events.RECORDS["receive"])[0]
     assert (events.KINDS["receive"].id, 0xA0, 0) == (
@@ -314,7 +315,7 @@ def test_maps_of_another_schema_are_read_by_names():
     """
     Counts are found by the names of their kinds and classes.
     """
-    reader = schema.Schema(older())
+    reader = schema.Schema(Value(older(), "schema"))
     values = np.zeros(reader.shape, events.TALLY)
     values["count"][events.KINDS["send"].id, 0] = 23
     values["count"][events.KINDS["gc"].id, 1] = 42
@@ -332,7 +333,7 @@ def test_the_head_comes_back_from_json():
     What holds for a capture is the same after JSON.
     """
     document = json.loads(json.dumps(head_as_json(head(), {})))
-    assert document == head_as_json(head_of(document), {})
+    assert document == head_as_json(head_of(Value(document, "head")), {})
 
 
 # Stores
