@@ -59,6 +59,7 @@ PARSE_ERRORS = (
     ELFError,
     ConstructError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     OSError,

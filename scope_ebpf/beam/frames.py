@@ -37,6 +37,10 @@ _STUBS = bytes.fromhex("770880003f1a3b2a332422")
 _STUB = 16
 
 
+#: Behind all addresses that numpy's signed numbers hold.
+_END = 1 << 63
+
+
 class Rules(NamedTuple):
     """
     How to find the caller at one address.
@@ -64,6 +68,8 @@ class CallFrames:
         data, place = binary.section(".eh_frame"), binary.section_address(".eh_frame")
         if not (header and places and data and place) or header[:4] != _HEADER:
             return
+        if max(places[0], place[0]) >= _END:
+            return  # no such address is a program's
         count = min(int.from_bytes(header[8:12], "little"), (len(header) - 12) // _ENTRY.itemsize)
         table = np.frombuffer(header, _ENTRY, count, offset=12)
         self._starts = places[0] + table["start"].astype(np.int64)

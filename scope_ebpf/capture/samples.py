@@ -48,7 +48,7 @@ class Samples:
     run_queues: list[tuple[int, list[int]]] = field(default_factory=list)
     #: Time in ns, and messages that wait, by process.
     mailboxes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
-    _room: int = _ROOM
+    _room: int = field(default_factory=lambda: _ROOM, repr=False)
 
     def take_names(self, block: Value) -> None:
         """Take a block of names up."""

@@ -69,6 +69,7 @@ def _dtype(fields: Value) -> np.dtype[np.void]:
     return np.dtype(made)
 
 
+_TODAY = describe()
 #: A record without the ring's fields.
 STORED = _dtype(Value(_fields(events.RECORD), "the schema of today"))
 #: Records in one block at most: a block of today's has no room for more, nor has memory.
@@ -125,23 +126,27 @@ class Schema:
     """
 
     def __init__(self, described: Value) -> None:
-        self._same = described.raw == describe()
+        self._same = described.raw == _TODAY
         self.unknown: dict[str, int] = {}
         self._header = STORED
         self._kinds: dict[int, _Kind] = {}
+        self._classes = events.CLASSES
+        if not self._same:
+            self._describe(described)
+
+    def _describe(self, described: Value) -> None:
         self._classes = described["classes"].whole(_MOST_CLASSES, 1)
         for name, kind in described["kinds"].fields(1024):
             classes = kind["classes"].items(_MOST_CLASSES)
             self._kinds[kind["id"].whole(_MOST_KINDS - 1)] = _Kind(
                 name, _dtype(kind["fields"]), [label.text(64) for label in classes]
             )
-        if not self._same:
-            self._header = _header(described["header"])
+        self._header = _header(described["header"])
 
     @property
     def names(self) -> set[str]:
         """The kinds that the capture knows, by their names."""
-        return {kind.name for kind in self._kinds.values()}
+        return set(events.KINDS) if self._same else {kind.name for kind in self._kinds.values()}
 
     def records(self, payload: bytes) -> NDArray[np.void]:
         """The records of a block, as ``events.RECORD``; those of kinds we do not know left out."""
