@@ -65,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
             f"`scope-trace top --pid {target.pid}` lists them"
         )
     described = detail(viewer, rows)
+    trouble = None if args.format == "json" else Schedulers(target, viewer).trouble()
+    target.identity.check()
     if args.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
         print()
         return 0
-    trouble = Schedulers(target, viewer).trouble()
     if trouble:
         say(plain(trouble), sys.stdout)
     say("\n".join(_text(described)), sys.stdout)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect, program_of
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,10 @@ class Files:
         key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
         binary = self._open.get(key)
         if binary is None:
-            binary = self._open[key] = Binary.open(path)
+            binary = Binary.open(path)
+            if binary.inode != key[:2]:
+                raise NoSuchProcessError(f"{path} leads to another file by now")
+            self._open[key] = binary
         binary.path = path  # that of the first VM may have ended with it
         self._recent[binary] = time.monotonic()
         return binary
@@ -150,6 +153,9 @@ class Scanner:
         del self._due[pid]
         try:
             return self._wanted(pid, config, now)
+        except TargetChangedError:
+            self.ended(pid)  # it is looked at as what it is now with the next scan
+            return None
         except (NoSuchProcessError, NotABeamError):
             return None
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
@@ -175,8 +181,9 @@ class Scanner:
     def _is_called_as_before(self, pid: int) -> bool:
         """Whether *pid* was not wanted, and nothing has changed that could make it so."""
         name, now = self._unwanted.get(pid, (None, None))
-        if now is not None and name is not None and now.read() == name:
-            return True
+        with suppress(NoSuchProcessError):  # it may be another program by now
+            if now is not None and name is not None and now.read() == name:
+                return True
         self._unwanted.pop(pid, None)
         return False
 

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from a VM, a host or a capture, made fit for a terminal: no part of it is obeyed."""
+"""Text from a VM, a host or a capture, as sinks and commands print it: no part of it is obeyed."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
 
+from scope_ebpf.plain import plain
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
 
-
-def plain(text: str) -> str:
-    """*text* with a question mark for each control character: none of it reaches a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+__all__ = ["of_target", "plain", "say"]
 
 
 def say(text: str, output: TextIO | None = None) -> None:
