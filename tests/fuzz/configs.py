@@ -5,6 +5,7 @@ Configs of the daemon.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mutation
@@ -12,15 +13,15 @@ import mutation
 from scope_ebpf.daemon import config
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from random import Random
 
 _HASH = "pbkdf2:600000:00ff:" + "ab" * 32
 _LINES = (
-    'listen = "127.0.0.1:9568"', 'listen = "[::1]:1"', 'budget = "1%"', "budget = 0.01",
+    'listen = "127.0.0.1:9568"', 'listen = "unix:/run/x"', 'hosts = ["a.b"]',
+    'socket_group = "adm"',     'listen = "[::1]:1"', 'budget = "1%"', "budget = 0.01",
     "strict = true", 'scan_interval = "10s"', 'min_age = "500ms"', 'snapshot_interval = "1m"',
     "top = 5", 'compat = ["erlang-vm"]', 'include_nodes = ["^a.*@b$"]', 'exclude_paths = ["/x"]',
-    'include_cgroups = ["k8s", "a|b"]', 'tls_cert = "/a"', 'tls_key = "/b"',
+    'include_cgroups = ["k8s", "a|b"]', 'tls_cert = "/a"\ntls_key = "/b"',
     f'users = {{ a = "{_HASH}" }}',
 )  # fmt: skip
 _VALUES = (
@@ -44,16 +45,18 @@ class Configs:
         """
         Raises ConfigError for what is refused.
         """
-        lines = random.sample(_LINES, random.randint(1, 6))
-        for _ in range(random.randint(0, 3)):
-            key = random.choice(lines).partition(" = ")[0]
-            lines[random.randrange(len(lines))] = f"{key} = {random.choice(_VALUES)}"
+        chosen = random.sample(_LINES, random.randint(1, 6))
+        lines = list({line.partition(" = ")[0]: line for line in chosen}.values())
+        for _ in range(random.choice((0, 1, 1, 2))):
+            place = random.randrange(len(lines))
+            key = lines[place].partition(" = ")[0]
+            lines[place] = f"{key} = {random.choice(_VALUES)}"
         data = "\n".join(lines).encode("utf-8", "replace")
-        if random.random() < 0.4:
+        if random.random() < 0.2:
             data = mutation.spoil(random, data, random.randint(1, 4))
         self._path.write_bytes(data)
         overrides: dict[str, Any] = {}
-        if random.random() < 0.3:
+        if random.random() < 0.1:
             key = random.choice(("listen", "budget", "strict", "compat"))
             overrides[key] = mutation.value(random)
         found = config.load(self._path, overrides)
@@ -70,4 +73,4 @@ def _sane(found: config.Config) -> None:
     assert 1.0 <= found.snapshot_interval < float("inf")
     assert 0.0 <= found.min_age < float("inf")
     assert 0 <= found.top <= 20
-    assert 0 <= found.listen[1] <= 65535
+    assert isinstance(found.listen, Path) or 0 <= found.listen[1] <= 65535

@@ -45,8 +45,9 @@ KINDS = {
     "images": ("Images", 0.03),
     "elves": ("Elves", 0.12),
 }
-#: Seconds of CPU of one case, and of the clock beyond which even its interpreter hangs.
-PATIENCE, GIVE_UP = 10.0, 120.0
+#: Seconds of CPU of one case. What even then does not let its interpreter go on is killed by the
+#: kernel after so many more, and what waits for ever by us.
+PATIENCE, GIVE_UP, WAITED = 10.0, 300, 3600.0
 #: Bytes of memory of one process beside what it has when its first case begins.
 MEMORY = 1536 << 20
 #: Cases that a process does before it is replaced: what leaks shows, and what fails costs no more.
@@ -176,6 +177,7 @@ def _process(name: str, numbers: range, answer: multiprocessing.SimpleQueue[Tota
             if line.startswith("VmSize:"):
                 most = MEMORY + (int(line.split()[1]) << 10)
                 resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (GIVE_UP, GIVE_UP))
         answer.put(run(name, kind, numbers))
 
 
@@ -220,7 +222,7 @@ class Workers:
         for job in list(self._running):
             name, numbers, process, answer, began = job
             if process.is_alive() and answer.empty():  # type: ignore[attr-defined]
-                if time.monotonic() - began < GIVE_UP + 0.1 * len(numbers):
+                if time.monotonic() - began < WAITED:
                     continue
                 process.kill()
             self._running.remove(job)

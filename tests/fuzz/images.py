@@ -231,6 +231,7 @@ def target_of(facts: dict[str, Any], memory: Memory, binary: Any) -> discover.Be
         erts_version=facts["erts_version"], flavor=facts["flavor"],
         schedulers=facts["schedulers"], usdt=False, started=0.0, base=facts["base"],
         binary=binary, memory=memory,
+        identity=mock.Mock(),
     )  # fmt: skip
 
 
