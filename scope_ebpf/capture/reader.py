@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -95,6 +95,10 @@ class Contents(Samples):
         )
 
 
+class _NoBlocksError(CaptureError):
+    """Not even the first block is there."""
+
+
 class Capture:
     """A capture at *path*. Raises CaptureError, with the reason, where it is none."""
 
@@ -123,8 +127,13 @@ class Capture:
         """
         The records in the order in which they were written, as ``events.RECORD``.
 
-        Batches are whole blocks, put together until they have *at_least* so many.
+        Batches are whole blocks, put together until they have *at_least* so many. There are
+        none in a file that has just been begun.
         """
+        with suppress(_NoBlocksError):
+            yield from self._batches(at_least)
+
+    def _batches(self, at_least: int) -> Iterator[NDArray[np.void]]:
         waiting: list[NDArray[np.void]] = []
         count = 0
         with self._opened() as (frames, _, schema):
@@ -152,7 +161,7 @@ class Capture:
                 head = _first(frames)
                 yield frames, head, Schema(head["schema"])
             except CaptureError as error:
-                raise CaptureError(f"{self.path}: {error}") from None
+                raise type(error)(f"{self.path}: {error}") from None
             except OSError as error:
                 raise CaptureError(f"cannot read {self.path}: {error.strerror}") from None
 
@@ -180,7 +189,7 @@ def _first(frames: Frames) -> Value:
     """What the first block says, which is needed for all others."""
     block = next(iter(frames), None)
     if block is None:
-        raise CaptureError(f"nothing of it can be read: {frames.damage or 'it has no blocks'}")
+        raise _NoBlocksError(f"nothing of it can be read: {frames.damage or 'it has no blocks'}")
     if block.kind != BlockKind.HEAD:
         raise CaptureError("its first block is not there")
     return document(block.payload, _FIRST)
