@@ -29,6 +29,7 @@ from scope_ebpf.errors import (
 from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan
+from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Trace:
             most = self._brake.most
             ends = most is not None and found.share > most
             end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
-            print(f"scope-trace: this takes {found}{end}", file=sys.stderr)
+            say(f"scope-trace: this takes {found}{end}")
 
     def _brake_if_needed(self, session: Session, now: float) -> None:
         """Stop where it took more than it may for a second."""
@@ -295,15 +296,14 @@ def say_started(
         return
     length = "" if duration is None else f" for {duration:g} s"
     within = "" if budget is None else f" within {budget * 100:g}% of its CPU"
-    print(f"scope-trace: tracing process {pid}{length}{within}; Ctrl-C ends it", file=sys.stderr)
+    say(f"scope-trace: tracing process {pid}{length}{within}; Ctrl-C ends it")
 
 
 def say_braked(brake: Brake) -> None:
     """Why it ended by itself."""
-    print(
+    say(
         f"scope-trace: it took {brake.share:.0%} of the target's CPU for a second, and --max-cost "
-        f"allows {brake.most:.0%}: stopped; what was seen until now is kept",
-        file=sys.stderr,
+        f"allows {brake.most:.0%}: stopped; what was seen until now is kept"
     )
 
 
@@ -330,7 +330,7 @@ def planned(
 
 def _say_failures(session: Session) -> None:
     for failure in session.failures:
-        print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
+        say(f"scope-trace: {failure.attachment.name}: {plain(str(failure.reason))}")
 
 
 def cpu_seconds(pid: int) -> float | None:
