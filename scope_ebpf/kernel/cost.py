@@ -23,6 +23,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import Attachment, Item, Plan
 
@@ -111,9 +112,10 @@ class Aside:
     def __init__(self, nice: int = 0) -> None:
         self._cost: HitCost | None = None
         self._reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._pid = os.fork()
-        if self._pid == 0:
-            _measure_for(writing, nice)
+        with held_back():  # what others do at a fork swallows exceptions
+            self._pid = os.fork()
+            if self._pid == 0:
+                _measure_for(writing, nice)
         os.close(writing)
 
     def cost(self, patience: float = 0.0) -> HitCost | None:
