@@ -269,7 +269,8 @@ class Trace:
         share = None
         if price and self._cpu_seconds:
             meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
-            share = price.total(meanwhile) / self._cpu_seconds
+            # A hit is priced on ourselves; of a VM that does nothing else it may be a little less.
+            share = min(1.0, price.total(meanwhile) / self._cpu_seconds)
         return Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
