@@ -174,6 +174,8 @@ def _where(error: BaseException) -> str:
 
 
 def _process(name: str, numbers: range, answer: multiprocessing.SimpleQueue[Totals]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us hears it too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         kind = kind_of(name, Path(folder))
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -221,6 +223,14 @@ class Workers:
         """
         while self._running:
             self._reap()
+
+    def stop(self) -> None:
+        """
+        End those that run; their cases do not count.
+        """
+        for _, _, process, _, _ in self._running:
+            process.kill()
+            process.join()
 
     def _reap(self) -> None:
         for job in list(self._running):
@@ -270,6 +280,7 @@ def main() -> int:
         for job in _jobs(arguments):
             workers.start(*job)
         workers.finish()
+    workers.stop()
     return _report(workers.totals)
 
 
