@@ -69,25 +69,29 @@ class TermReader:
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._left = 0
 
-    def shape(self, term: int) -> str:
-        """Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` if it changed."""
+    def shape(self, term: int, head: tuple[int, int] | None = None) -> str:
+        """
+        Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
+
+        *head* is what a boxed term points to: its header, and the word behind that.
+        """
         try:
             if is_atom(term):
                 return quoted(self._atoms.text(term))
             if not is_boxed(term):
                 return self._word(term) if term == NIL else _kind_of_word(term)
-            header = self._memory.u64(term & POINTER_MASK)
-            if header & _SUBTAG != _TUPLE:
-                return self._kinds.get(header & _SUBTAG, "?")
-            arity = header >> 6
-            words = self._memory.words(term & POINTER_MASK, 1 + min(arity, 1)).tolist()
+            return self._tag(*head) if head else "?"
         except ReadRefusedError:
             return "?"
+
+    def _tag(self, header: int, word: int) -> str:
+        """Write a tuple by its first element, anything else by its kind."""
+        if header & _SUBTAG != _TUPLE:
+            return self._kinds.get(header & _SUBTAG, "?")
+        arity = header >> 6
         if arity == 0 or arity >= 1 << 24:
             return "{}" if arity == 0 else "?"
-        first = "_"
-        if is_atom(words[1]):
-            first = self.shape(words[1])
+        first = quoted(self._atoms.text(word)) if is_atom(word) else "_"
         rest = ["_"] * min(arity - 1, MAX_ELEMENTS) + ["..."] * (arity - 1 > MAX_ELEMENTS)
         return "{" + ", ".join([first, *rest]) + "}"
 
