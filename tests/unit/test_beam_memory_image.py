@@ -167,6 +167,20 @@ def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nea
     assert (nearest, release == "26") == layouts.nearest(release)
 
 
+@pytest.mark.parametrize(("slots", "refused"), [(1 << 27, False), ((1 << 27) + 1, True)])
+def test_the_largest_table_there_can_be_is_read(slots: int, refused: bool):
+    """
+    ``+P 134217727``, the documented maximum, makes a table of 134,217,728 slots.
+    """
+    image = make(2)
+    viewer = view(image)
+    place = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
+    struct.pack_into("<I", image.data, place, slots)
+    # The image ends long before the table would, which is told by other words.
+    with pytest.raises(ReadRefusedError, match="claims" if refused else "cannot be read"):
+        ProcessTable(viewer.target, LOAD)
+
+
 def test_a_mailbox_in_a_circle_ends():
     """
     A message that leads to itself is looked at a bounded number of times, and the size is a guess.

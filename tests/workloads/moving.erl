@@ -10,6 +10,8 @@
 %%   counts NAME what process_info says: "counts MONITORS WATCHERS LINKS SUSPENDING"
 %%   fill NAME N N messages more for NAME, "done fill N"
 %%   memory NAME its memory, and the length of its mailbox
+%%   collect     makes moving_heavy, which collects a long list every 20 ms, and moving_light, which
+%%               collects a short one every 2 ms
 %%   inside      makes moving_inside, which has slept and is in a native function for ever, on the
 %%               second scheduler
 -module(moving).
@@ -64,6 +66,12 @@ command(_, ["inside"]) ->
     Self = self(),
     spawn_opt(fun() -> register(moving_inside, self()), nap(20), Self ! inside, outer() end, [{scheduler, 2}]),
     receive inside -> "done inside" end;
+command(_, ["collect"]) ->
+    Self = self(),
+    spawn(fun() -> register(moving_heavy, self()), Self ! collect, heavy(lists:seq(1, 200000)) end),
+    spawn(fun() -> register(moving_light, self()), Self ! collect, light() end),
+    [receive collect -> ok end || _ <- [1, 2]],
+    "done collect";
 command(_, ["memory", Name]) ->
     Found = erlang:process_info(whereis(list_to_atom(Name)), [memory, message_queue_len]),
     ["memory", [io_lib:format(" ~b", [N]) || {_, N} <- Found]].
@@ -91,6 +99,10 @@ busy() ->
     true = fold(L) > 0,
     nap(10),
     busy().
+
+heavy(L) -> erlang:garbage_collect(), nap(20), heavy(L).
+
+light() -> _ = lists:seq(1, 400), erlang:garbage_collect(self(), [{type, minor}]), nap(2), light().
 
 fold(L) -> lists:foldl(fun(X, Sum) -> X + Sum end, 0, L).
 
