@@ -15,6 +15,7 @@ from scope_ebpf.capture.facts import End, Head, head_of
 from scope_ebpf.capture.frames import BlockKind, Frames
 from scope_ebpf.capture.schema import Schema
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.relations import told_apart
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Contents:
             why = f"the capture has no end: {self.damage or 'its last block is missing'}"
             notes = ("counts are those of the last whole second in the capture",)
             end = End(seconds, why, Cost(maps.hits if maps else 0, None, None), head.notes + notes)
-        return Summary(
+        summary = Summary(
             target=head.target,
             duration_seconds=end.duration_seconds,
             stopped_because=end.stopped_because,
@@ -107,6 +108,7 @@ class Contents:
             cost=end.cost,
             notes=end.notes,
         )
+        return told_apart(summary)
 
 
 class Capture:

@@ -15,6 +15,7 @@ from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
 from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan
+from scope_ebpf.relations import told_apart
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Trace:
         hits = sum(self._hits.values())
         cpu = _hit_seconds(self._hits)
         share = cpu / self._cpu_seconds if self._cpu_seconds else None
-        return Summary(
+        summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
             stopped_because=self._stop,
@@ -221,6 +222,7 @@ class Trace:
             cost=Cost(hits, cpu, None if share is None else round(share, 6)),
             notes=tuple(self.notes),
         )
+        return told_apart(summary)
 
 
 def _write(session: Session, sink: Sink) -> bool:
