@@ -147,9 +147,11 @@ def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str
     try:
         return program_of(folder), opened(folder / "exe")
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        why = "belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
+        if os.geteuid() == 0:
+            why = "may not be looked at by this root: it lacks CAP_SYS_PTRACE, or a security module"
+            why += " or a user namespace stands between"
+        raise NotPermittedError(f"process {pid} {why}") from None
     except (FileNotFoundError, ProcessLookupError):
         if not folder.exists():
             raise NoSuchProcessError(f"process {pid} has ended") from None

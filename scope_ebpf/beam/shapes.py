@@ -134,7 +134,7 @@ class TermReader:
             return "{" + ",".join(parts + ["..."] * (arity > MAX_ELEMENTS)) + "}"
         data = self._bytes(address, header & _SUBTAG)
         if data is not None:
-            return '<<"' + escaped(data.decode("utf-8", "replace")) + '">>'
+            return _binary(data)
         return f"#{self._kinds.get(header & _SUBTAG, '?')}"
 
     def _bytes(self, address: int, subtag: int) -> bytes | None:
@@ -156,12 +156,29 @@ class TermReader:
         while is_list(term) and len(cells) < MAX_CHARACTERS:
             head, term = self._memory.words(term & POINTER_MASK, 2).tolist()
             cells.append(head)
-        if all(is_small(cell) and 32 <= small(cell) < 0x110000 for cell in cells):
+        text = all(is_small(cell) and 32 <= small(cell) < 0x110000 for cell in cells)
+        if text and (term == NIL or is_list(term)):
             return '"' + escaped("".join(chr(small(cell)) for cell in cells)) + '"'
         parts = [self._text(cell, depth - 1) for cell in cells[:MAX_ELEMENTS]]
         if len(cells) > MAX_ELEMENTS or is_list(term):
             parts.append("...")
-        return "[" + ",".join(parts) + "]"
+        tail = "" if term == NIL or is_list(term) else "|" + self._text(term, depth - 1)
+        return "[" + ",".join(parts) + tail + "]"
+
+
+def _binary(data: bytes) -> str:
+    """Write a binary as Erlang does: as a string where it is one, else byte by byte."""
+    # One that was cut may end within a character.
+    for cut in range(4 if len(data) == MAX_CHARACTERS else 1):
+        try:
+            text = data[: len(data) - cut].decode()
+        except UnicodeDecodeError:
+            continue
+        if all(character.isprintable() or character in "\n\r\t" for character in text):
+            return '<<"' + escaped(text) + '">>'
+        break
+    shown = [str(byte) for byte in data[:MAX_ELEMENTS]] + ["..."] * (len(data) > MAX_ELEMENTS)
+    return "<<" + ",".join(shown) + ">>"
 
 
 def _kind_of_word(term: int) -> str:

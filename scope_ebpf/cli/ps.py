@@ -87,7 +87,7 @@ def lines(process: dict[str, Any]) -> list[str]:
     """Write one process, as :func:`~scope_ebpf.beam.detail.detail` describes it, line by line."""
     text = [str(process["pid"])]
     for label, key, unit in _LINES:
-        value = process[key]
+        value = "''" if process[key] == "" else process[key]  # a name may be empty
         if value is not None:
             about = "about " if key == "memory_bytes" and "memory_estimated" in process else ""
             number = f"{value:,}" if type(value) is int else escaped(str(value))

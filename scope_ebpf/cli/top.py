@@ -204,6 +204,8 @@ def _cut(name: str) -> str:
 def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
     module = process["module"] if process["behaviour"] else None
     name = process["name"] or process["label"] or module or process["initial_call"] or "?"
+    if process["name"] == "":
+        name = "''"  # that is a name, too
     if module and module != name:
         name += f" ({module})"
     about = "~" if process.get("memory_estimated") else ""

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import beam_image
-from beam_image import BASE, PAGE, make, pid
+from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.processes import LOAD, ProcessTable
+from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
@@ -193,6 +194,30 @@ def test_a_mailbox_in_a_circle_ends():
     sizes = memory_bytes(viewer.target, rows, limit=50)
     assert [False, True] == sizes.exact.tolist()
     assert 10 == len(detail(viewer, rows[:1])["messages"])
+
+
+def test_a_list_without_a_proper_end_and_bytes_that_are_no_text_are_written_as_erlang_does():
+    """
+    What is behind the bar is part of a list, and a byte that is no character is a number.
+    """
+    image = make(1)
+    tail = image.words(2 << 4 | 0xF, atom("normal"))
+    odd = image.words(1 << 4 | 0xF, tail | 1)
+    proper = image.words(1 << 4 | 0xF, 0x3B)
+    header = 0x20  # ErlHeapBits, its size in bits behind it
+    raw, text = (image.put(struct.pack("<QQ", header, 24) + b) for b in (b"\xff\xfe\0", b"caf"))
+    terms = TermReader(
+        SimpleNamespace(
+            memory=image.memory,
+            layout=layouts.load(27, usdt=False, interpreter=False),
+            address=image.address,
+        ),
+        SimpleNamespace(text=lambda term: ATOMS[term >> 6]),
+    )
+    assert "[1,2|normal]" == terms.text(odd | 1)
+    assert "[1]" == terms.text(proper | 1)
+    assert "<<255,254,0>>" == terms.text(raw | 2)
+    assert '<<"caf">>' == terms.text(text | 2)
 
 
 def test_a_list_in_a_circle_ends():
