@@ -199,7 +199,7 @@ def _expose_observer(page: Page, reading: Reading, impossible: Iterable[str]) ->
             page.add("scope_ebpf_snapshot_timestamp_seconds", read.taken, node=node, what=what)
     for hook, event in reading.events.items():
         page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
-        if event.mode == "windows":
+        if event.mode == "windows" or event.error_ratio:
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
     for what in sorted({*_refused(reading), *impossible}):
         page.add("scope_ebpf_refused", 1, node=node, what=what)

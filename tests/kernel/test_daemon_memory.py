@@ -22,6 +22,7 @@ from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader, Connections
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.measures import Measures
 from scope_ebpf.daemon.readers import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -278,3 +279,17 @@ def test_what_senders_that_need_not_wait_have_queued_is_told():
         finally:
             peer.thaw()
     assert found.queued > 6 << 20
+
+
+@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+def test_ports_that_are_opened_are_counted_by_the_vm_itself(kind: str):
+    """
+    The measure of ports goes on by one for each, and stands still when none is opened.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.planted(kind) as beam:
+        measures = Measures(inspect(beam.pid))
+        before = measures.now()[measures.of("port_open")]
+        assert beam.plant("ports 23") == 23
+        after = measures.now()[measures.of("port_open")]
+        assert measures.passed("port_open", before, after) == 23
