@@ -286,10 +286,15 @@ def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyP
 
     def run(_arguments: argparse.Namespace) -> int:
         try:
-            raise BrokenPipeError
+            os.write(closed, b"a table")
         except BrokenPipeError:
             raise SystemExit(1)  # noqa: B904 - as rich does it
+        return 0
+
+    reader, closed = os.pipe()
+    os.close(reader)
 
     parser = SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
     monkeypatch.setattr(cli, "_parser", lambda _: parser)
     assert 0 == cli.main(["list"])
+    os.close(closed)
