@@ -18,7 +18,8 @@ from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.sizes import Sizes
 from scope_ebpf.beam.sweep import SORTS, State, Sweep, Top, collected
 from scope_ebpf.beam.view import Viewer, document
-from scope_ebpf.errors import NoSuchProcessError, TargetEndedError, UsageError
+from scope_ebpf.cli.surroundings import target_ended
+from scope_ebpf.errors import NoSuchProcessError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             return _print_text(target, args)
         return _live(target, args)
     except NoSuchProcessError as error:
-        raise TargetEndedError(f"process {target.pid} ended while it was watched") from error
+        raise target_ended(target.pid, error, "watched") from error
 
 
 def _print_json(target: Target, args: argparse.Namespace) -> int:
@@ -79,6 +80,7 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
     key["gc"] = np.array([speeds.get(pid, 0.0) for pid in rows["id"].tolist()])
     order = np.argsort(-key[args.sort].astype(np.float64), kind="stable")[: args.limit]
     head = json.dumps(document(target, snapshot))
+    target.identity.check()
     print(head[:-1], end=', "processes": [')
     # Some at a time: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
@@ -87,6 +89,7 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
         if args.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
                 one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))
+        target.identity.check()
         print(", " * (first > 0) + json.dumps(described)[1:-1], end="")
     print("]}")
     return 0
@@ -172,9 +175,11 @@ def _turns(
         else:
             top = sweep.top(args.sort, limit)
         viewer.refresh()
-        yield state, schedulers.trouble(), _rows(viewer, top, args.sort)
+        turn = state, schedulers.trouble(), _rows(viewer, top, args.sort)
+        target.identity.check()
+        yield turn
         due = max(due + args.interval, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
+        target.identity.wait(max(0.0, due - time.monotonic()))
 
 
 def _rows(viewer: Viewer, top: Top, sort: str) -> list[tuple[str, ...]]:

@@ -5,13 +5,17 @@ What a duration carries of the hooks that take it.
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
 from tracing import require_root
 
 from scope_ebpf.cli.tracing import carried_notes
 from scope_ebpf.kernel import cost
 from scope_ebpf.plan import Item
 from scope_ebpf.summary import EventSummary, Histogram
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def events(mean_us: float) -> dict[str, EventSummary]:
@@ -29,10 +33,8 @@ def test_a_short_duration_is_told_to_carry_its_hooks(monkeypatch: pytest.MonkeyP
     Of 3 us on average 1.2 us are the hooks' own, and of 50 us no part that matters.
     """
     monkeypatch.setattr(cost, "carried", lambda: 1.2e-6)
-    assert [
-        "durations of gc minor are 3.0 us on average, about 1.2 us of which is the time of the "
-        "hooks themselves"
-    ] == carried_notes(events(3.0))
+    (told,) = carried_notes(events(3.0))
+    assert told.startswith("durations of gc minor are 3.0 us on average, about 1.2 us of which")
     assert [] == carried_notes(events(50.0))
 
 

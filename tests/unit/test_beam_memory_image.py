@@ -254,7 +254,7 @@ def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
             assert 0 <= row["message_queue_len"] < 1 << 40
             assert 0 <= row["heap_words"] < 1 << 40
             assert row["name"] is None or len(row["name"]) <= 1020
-        for place in range(min(2, len(snapshot))):
+        for place in range(min(1, len(snapshot))):
             detail(viewer, snapshot.rows[place : place + 1])
     except ReadRefusedError:
         pass
