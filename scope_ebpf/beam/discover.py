@@ -28,6 +28,7 @@ from scope_ebpf.beam.node import MAX_NAME, NodeName
 from scope_ebpf.beam.roots import Roots
 from scope_ebpf.beam.target import Target
 from scope_ebpf.errors import (
+    LOOK,
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
@@ -179,11 +180,7 @@ def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str
     try:
         return program_of(folder), opened(folder / "exe")
     except PermissionError:
-        why = "belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
-        if os.geteuid() == 0:
-            why = "may not be looked at by this root: it lacks CAP_SYS_PTRACE, or a security module"
-            why += " or a user namespace stands between"
-        raise NotPermittedError(f"process {pid} {why}") from None
+        raise NotPermittedError(f"process {pid} belongs to somebody else: {LOOK}") from None
     except (FileNotFoundError, ProcessLookupError):
         if not folder.exists():
             raise NoSuchProcessError(f"process {pid} has ended") from None
@@ -227,9 +224,7 @@ def _base(pid: int, folder: Path, binary: Binary) -> int:
         with (folder / "auxv").open("rb") as file:
             vector = file.read(_MAX_AUXV)
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} may not be looked into: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        raise NotPermittedError(f"process {pid} may not be looked into: {LOOK}") from None
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):
