@@ -63,7 +63,7 @@ def _perfetto(
         f"{contents.records:,} events, {timeline.packets:,} packets; messages: "
         f"{flows.paired:,} from send to receive, {flows.unreceived:,} sends without a known "
         f"receive, {flows.unsent:,} receives without a known send (of ports {flows.by_ports:,}, of "
-        f"timers and other services of the VM {flows.by_vm:,})"
+        f"other nodes {flows.by_nodes:,}, of timers and other services of the VM {flows.by_vm:,})"
     )
 
 

@@ -81,14 +81,24 @@ def run(arguments: argparse.Namespace) -> int:
         if path is None:
             print_profile(profile, sys.stdout)
         else:
-            try:
-                path.write_bytes(write(profile))
-            except OSError as broken:
-                raise output_error(broken, str(path)) from broken
-            say(last_lines(profile) + f"written: {path}")
+            write_profile(path, write(profile), profile)
     if error:
         raise error
     return 0
+
+
+def write_profile(path: Path, content: bytes, profile: Profile) -> None:
+    """Write the file, and say so; of an idle VM there may be nothing to write."""
+    try:
+        path.write_bytes(content)
+    except OSError as broken:
+        raise output_error(broken, str(path)) from broken
+    told = f"written: {path}"
+    if not content:
+        told = f"nothing is written to {path}: no sample was taken"
+    if not profile.samples and profile.kind == "cpu":
+        told += "; the VM was idle, and --off-cpu tells what it waits in"
+    say(last_lines(profile) + told)
 
 
 def _writer(name: str | None) -> Callable[[Profile], bytes]:

@@ -70,6 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def set_aside(path: Path) -> None:
+    """Keep a capture that is there already, as perf does: it may be the only one of its kind."""
+    if path.is_file() and not path.is_symlink() and path.stat().st_size:
+        old = path.with_name(path.name + ".old")
+        path.replace(old)
+        _say(f"{path} was there: it is {old} now")
+
+
 class File:
     """A capture that is written while it happens."""
 
@@ -77,6 +85,7 @@ class File:
         self._path: str = arguments.output
         self._trace = trace
         try:
+            set_aside(Path(self._path))
             self._store = FileStore(self._path, arguments.max_size)
         except OSError as error:
             raise output_error(error, self._path) from error

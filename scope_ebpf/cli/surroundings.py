@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 #: How much of a file is looked at at once for its last newline, bytes.
 _BLOCK = 65536
+#: What may be done about an output that cannot be written.
+_FULL = "what was written before is whole, free some space or choose another --output"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EIO: _FULL,
+    errno.ENOENT: "there is no such folder, make it or choose another --output",
+}
 
 
 @contextlib.contextmanager
@@ -71,10 +81,8 @@ def _end_with_a_line(path: str) -> None:
 def output_error(error: OSError, path: str | None) -> OutputError:
     """What a failed write to *path* means to a user."""
     where = f" {path}" if path else ""
-    return OutputError(
-        f"cannot write the output{where}: {error.strerror}; "
-        "what was written before is whole, free some space or choose another --output"
-    )
+    remedy = _REMEDIES.get(error.errno or 0, "choose another --output")
+    return OutputError(f"cannot write the output{where}: {error.strerror}; {remedy}")
 
 
 @contextlib.contextmanager

@@ -16,10 +16,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.memory import Memory
-from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
+from scope_ebpf.beam.processes import ALL, CHUNK, LOAD, ProcessTable, base_bytes
+from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readers import Readers
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
@@ -29,6 +32,8 @@ from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
@@ -42,6 +47,8 @@ MEMORY_SHARE = 0.0005
 _LOOK = 1.0
 #: Seconds until what failed is tried again.
 _RETRY = 60.0
+#: Messages from which on a mailbox is weighed, and how many of them are looked at.
+_LONG_MAILBOX, _WALK = 1_000, 200
 #: Processes and slots in one part of a table, at most: a few milliseconds.
 _PROCESSES, _SLOTS = CHUNK, 1 << 18
 
@@ -53,6 +60,7 @@ class Table:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
         self._target = target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._table = ProcessTable(target, LOAD)
+        self._whole = ProcessTable(target, ALL)
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
         self._reductions = Reductions()
@@ -61,18 +69,39 @@ class Table:
         """Read it all, with a *pause* after each part. Raises ReadRefusedError."""
         reading = SnapshotReading(top, taken=time.time())
         parts = self._parts()
-        size = self._target.layout.size("Process")
         for part in range(parts):
             began = time.thread_time()
             snapshot = self._table.snapshot(part, parts)
             rows, missed = snapshot.rows, snapshot.missed
-            reading.take_in(rows, len(missed), size)
+            reading.take_in(rows, len(missed), self._memory(rows))
             reading.take_in_rates(rows, self._reductions.rates(part, parts, rows, missed))
             took = time.thread_time() - began
             reading.seconds += took
             pause(took)
+        began = time.thread_time()
+        largest = np.array([one.pid for one in reading.memories], np.uint64)
+        reading.weigh(self._weighed(self._whole.slots_of(largest)))
+        reading.seconds += time.thread_time() - began
         reading.names = self._names(reading)
         return reading
+
+    def _memory(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
+        """Bytes of each: struct and heaps, and the mailbox of whoever has a long one."""
+        memory = base_bytes(rows, self._target.layout.size("Process")).astype(np.int64)
+        long = np.flatnonzero(rows["mailbox"] >= _LONG_MAILBOX)
+        if len(long):
+            weighed = self._weighed(rows["slot"][long].astype(np.int64))
+            for place in long.tolist():
+                memory[place] = weighed.get(int(rows["id"][place]), memory[place])
+        return memory
+
+    def _weighed(self, slots: NDArray[np.int64]) -> dict[int, int]:
+        """Bytes of the processes in some slots as ``process_info`` tells them, by pid term."""
+        rows = self._whole.at(slots).rows
+        _, calm = self._whole.still(rows)
+        sizes = memory_bytes(self._target, rows, _WALK).bytes
+        pairs = zip(rows["id"][calm].tolist(), sizes[calm].tolist(), strict=True)
+        return dict(pairs)
 
     def _parts(self) -> int:
         """In how many parts it is read: a power of two, and no more than it has blocks."""

@@ -645,12 +645,12 @@ def test_what_nobody_sent_is_not_guessed():
     assert (0, 2, 2) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_ports_and_timers_sent_is_told_apart():
+def test_what_ports_nodes_and_timers_sent_is_told_apart():
     """
-    Of the messages without a send, those that the VM notes a port or one of its services for.
+    Of the messages without a send, those of a port, a node, or the VM's services.
     """
-    flows = Flows()
-    port, atom, pid = 0x57, 0x8B, 0x23
-    for sender in (port, port, atom, pid, 0):
+    port, atom, node, pid = 0x57, 0x8B, 0x10B, 0x23
+    flows = Flows({node})
+    for sender in (port, port, atom, node, node, node, pid, 0):
         flows.receive(2, 0xA, sender)
-    assert (5, 2, 1) == (flows.unsent, flows.by_ports, flows.by_vm)
+    assert (8, 2, 3, 1) == (flows.unsent, flows.by_ports, flows.by_nodes, flows.by_vm)
