@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from scope_ebpf.beam import look_limits
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, ReadRefusedError
 
 if TYPE_CHECKING:
@@ -210,8 +211,10 @@ class Memory:
         self.calls += 1
         got: int = _libc.process_vm_readv(self.pid, local, 1, remote, pieces, 0)
         if got >= 0:
+            look_limits.spend(got)
             return got
         code = ctypes.get_errno()
+        look_limits.spend(0)
         if code == errno.ESRCH:
             raise NoSuchProcessError(f"process {self.pid} has ended")
         if code == errno.EPERM:
