@@ -7,7 +7,7 @@ import os
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.metrics.reading import ProcessReading
@@ -54,6 +54,32 @@ def read_process(
         uptime=time.clock_gettime(time.CLOCK_BOOTTIME) - started,
         throttled=throttling.read() if throttling else None,
     )
+
+
+class Generation(NamedTuple):
+    """
+    What of a process changes when another program runs in it, be it the same file once more.
+
+    An exec takes a new stack and new addresses (unless these are not random), and a process that
+    comes later with the same pid has another start.
+    """
+
+    started: int
+    code: int
+    stack: int
+    device: int
+    inode: int
+
+
+def generation_of(pid: int, proc: Path = Path("/proc")) -> Generation:
+    """What runs in *pid* now. NoSuchProcessError if it has ended."""
+    try:
+        exe = os.stat(f"{proc}/{pid}/exe")  # noqa: PTH116 - fast
+        with open(f"{proc}/{pid}/stat", "rb", buffering=0) as stat:  # noqa: PTH123
+            fields = stat.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        raise NoSuchProcessError(f"process {pid} has ended") from None
+    return Generation(int(fields[19]), int(fields[23]), int(fields[25]), exe.st_dev, exe.st_ino)
 
 
 @cache
