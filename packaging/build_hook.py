@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hatchling hook that builds the BPF objects into a wheel."""
+"""
+The hatchling hook that builds the BPF objects into a wheel, with their source beside them.
+
+The programs are GPL-2.0-only, so whoever gets the objects gets what they were made of, the
+script that builds them included.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,18 @@ import build_objects
 class ObjectsHook(BuildHookInterface[Any]):
     """What hatchling calls before it packs the wheel."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build the objects, unless this is an editable install, which has a Makefile."""
-        if version != "editable":
-            build_objects.build()
+        if version == "editable":
+            return
+        build_objects.build()
+        for source in _sources():
+            inside = source.relative_to(build_objects.ROOT)
+            build_data["force_include"][str(source)] = f"scope_ebpf/kernel/source/{inside}"
+
+
+def _sources() -> list[Path]:
+    """What the objects are made of and with."""
+    files = (path for path in build_objects.PROBES.rglob("*") if path.is_file())
+    kept = (path for path in files if "__pycache__" not in path.parts)
+    return [*sorted(kept), Path(build_objects.__file__), build_objects.VOCABULARY]

@@ -58,6 +58,7 @@ License: Apache-2.0
  /usr/share/common-licenses/Apache-2.0.
 
 Files: usr/lib/scope-ebpf/scope_ebpf/kernel/objects/*
+ usr/lib/scope-ebpf/scope_ebpf/kernel/source/probes/*
 Copyright: 2026 The authors of scope-ebpf
 License: GPL-2.0-only
  On Debian systems the text of the GNU General Public License 2 is in

@@ -70,7 +70,10 @@ def _run(arguments: argparse.Namespace) -> int:
     _log_to_stderr(arguments.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty
-    with measuring():
+    with measuring() as measured:
+        if not measured:
+            why = "CAP_SYS_ADMIN is missing"
+            say(logging.INFO, "hits are priced by what they cost at the start", why=why)
         daemon = Daemon(config, _cost(config), read)
         server = serve(daemon)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

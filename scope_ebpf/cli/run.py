@@ -224,7 +224,7 @@ class Run:
             self._arguments.ring << 20,
         )
         try:
-            with stats.measuring(), session, stop_signals(self._stop):
+            with stats.measuring() as self._measured, session, stop_signals(self._stop):
                 say_started(self._target.pid, self._arguments.duration, quiet=False)
                 started = time.monotonic()
                 self._watch(session, price, pidfd, started)
@@ -285,6 +285,9 @@ class Run:
     def _account(self, session: UserProbeSession, price: HitCost) -> None:
         """What the probe has cost until now; the share stays as it was where the target is gone."""
         report = self._report
+        if not self._measured:
+            report.hits = report.cost_seconds = None
+            return
         report.hits = sum(session.hits().values())
         report.cost_seconds = session.cost(price)
         now = cpu_seconds(self._target.pid)

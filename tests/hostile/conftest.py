@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-for near in (
-    Path(__file__).parent,
-    Path(__file__).parents[1],
-    Path(__file__).parents[1] / "kernel",
-):
-    sys.path.insert(0, str(near))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
 
 import beams_run
 from fakes import compiled

@@ -22,4 +22,4 @@ def test_a_fake_beside_a_real_vm(scene: Scene, fake: Path):
     with running(fake) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        scene.daemon.until(scene.canary.pid, lambda samples: bool(samples))
+        scene.daemon.until(scene.canary.pid, bool)

@@ -271,6 +271,21 @@ def test_the_rpm_has_the_same_files(packages: Path, deb: Path):
     assert "python3dist(numpy)" in output("rpm", "-qp", "--requires", rpm)
 
 
+def test_the_programs_come_with_their_licence_and_source(deb: Path, tmp_path: Path):
+    """
+    The deb, which has the same files as the rpm and holds the wheel, carries the text of the GPL
+    and the source of the BPF programs, of which each object can be built again.
+    """
+    output("dpkg-deb", "-x", str(deb), str(tmp_path))
+    installed = tmp_path / "usr/lib/scope-ebpf"
+    assert ["COPYING"] == [path.name for path in installed.glob("*.dist-info/licenses/probes/*")]
+    source = installed / "scope_ebpf/kernel/source"
+    (source / "scope_ebpf/kernel").mkdir()
+    output(sys.executable, str(source / "packaging/build_objects.py"))
+    shipped = {path.name for path in (installed / "scope_ebpf/kernel/objects").iterdir()}
+    assert shipped == {path.name for path in source.glob("scope_ebpf/kernel/objects/*.o")}
+
+
 def test_the_same_sources_make_the_same_packages(packages: Path, tmp_path: Path):
     """
     Whoever builds the packages again can compare them with what was published, bit by bit.

@@ -49,16 +49,56 @@ def test_a_host_with_everything_has_no_problem(tmp_path: Path):
     assert [None] * 5 == [f.problem for f in facts]
 
 
-def test_without_root_it_says_so(tmp_path: Path):
+ENOUGH = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+
+
+def mask(*names: str) -> int:
+    return sum(1 << host.CAPABILITIES[name] for name in names)
+
+
+@pytest.mark.parametrize("release", ["6.1.0-18-amd64", "6.18.5"])
+def test_without_root_it_says_so(tmp_path: Path, release: str):
     """
-    Without CAP_SYS_ADMIN the message says how to run it, with exit code 5.
+    Without any privilege the message says how to run it, with exit code 5.
     """
-    found = problem(folder(tmp_path, capabilities=ROOT & ~(1 << host.CAP_SYS_ADMIN)))
+    found = problem(folder(tmp_path, capabilities=0), release)
     assert (NotRootError, 5, "attaching BPF programs needs root: run the same with sudo") == (
         type(found),
         found.exit_code,
         str(found),
     )
+
+
+def test_without_sys_admin_it_runs_from_linux_6_6_on(tmp_path: Path):
+    """
+    Four capabilities are enough from 6.6 on, and CAP_SYS_ADMIN stands for two of them.
+    """
+    host.require(folder(tmp_path, capabilities=mask(*ENOUGH)), "6.6.0")
+    (tmp_path / "admin").mkdir()
+    admin = mask("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+    host.require(folder(tmp_path / "admin", capabilities=admin), "6.6.0")
+
+
+@pytest.mark.parametrize("missing", ENOUGH)
+def test_a_missing_capability_is_named(tmp_path: Path, missing: str):
+    """
+    The message names the capability that is missing, and all that are needed.
+    """
+    rest = mask(*(name for name in ENOUGH if name != missing))
+    assert (
+        f"{missing} of {', '.join(ENOUGH)} is missing: run the same as root, or give it to this "
+        "process"
+    ) == str(problem(folder(tmp_path, capabilities=rest), "6.6.0"))
+
+
+def test_an_older_kernel_asks_for_sys_admin(tmp_path: Path):
+    """
+    Before 6.6 breakpoints are perf events, and those four are not enough.
+    """
+    assert (
+        "CAP_SYS_ADMIN of CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH is missing: run the "
+        "same as root, or give it to this process"
+    ) == str(problem(folder(tmp_path, capabilities=mask(*ENOUGH)), "6.5.13"))
 
 
 @pytest.mark.parametrize("release", ["5.4.0-150-generic", "4.19.0", "5.7.19", "unknown"])
