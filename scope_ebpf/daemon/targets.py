@@ -351,7 +351,8 @@ class Targets:
         )
         off = [item for item in watch.plan.items if not item.attachments]
         for item in off:
-            say(logging.WARNING, "hook off", pid=pid, hook=item.event, why=item.reason)
+            why, owner = item.reason, found.owner
+            say(logging.WARNING, "hook off", pid=pid, hook=item.event, why=why, owner=owner)
         if off and self.config.strict:
             raise NothingToAttachError(
                 f"--strict, and process {pid} has no hook for {off[0].event}: {off[0].reason}"
