@@ -34,6 +34,8 @@ class NoSuchProcessError(ScopeError):
     """The pid is gone, or never was."""
 
     exit_code = 3
+    #: What became of the process, for a sentence about it.
+    what = "ended"
 
 
 class NotABeamError(ScopeError):
@@ -70,6 +72,16 @@ class TargetEndedError(ScopeError):
     """The target ended before or while it was observed."""
 
     exit_code = 9
+
+
+class TargetChangedError(NoSuchProcessError):
+    """The process is another program or another user's by now: *what* it did."""
+
+    exit_code = TargetEndedError.exit_code
+
+    def __init__(self, pid: int, what: str) -> None:
+        super().__init__(f"process {pid} {what}; it is not looked at any further")
+        self.what = what
 
 
 class OutputError(ScopeError):

@@ -67,6 +67,16 @@ class Binary:
         """
         return cls(path, Elf.open(path))
 
+    def fileno(self) -> int:
+        """The descriptor of the file that is read, whatever has its name by now."""
+        return self._elf.fileno()
+
+    @cached_property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of that file."""
+        status = os.fstat(self.fileno())
+        return status.st_dev, status.st_ino
+
     @property
     def build_id(self) -> str | None:
         """The linker's fingerprint in hex, or None."""

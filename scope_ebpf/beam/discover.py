@@ -8,9 +8,11 @@ the disk was replaced, or lies in another root) and the memory as it is.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf.beam.binary import Binary, UnreadableElfError
+from scope_ebpf.beam.identity import Identity, Process
 from scope_ebpf.beam.layouts.live import layout_for
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.node import MAX_NAME, NodeName
@@ -57,7 +60,8 @@ class Beam(Target):
     @cached_property
     def roots(self) -> Roots:
         """Where the VM's global tables lie."""
-        return Roots(self)
+        # No circle: what is held of a VM goes with the last who needs it.
+        return Roots(weakref.proxy(self))
 
     def find(self, name: str) -> int | None:
         """By its symbol, or searched for; once."""
@@ -99,9 +103,31 @@ def inspect(
     Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
     cause and what to do about it.
     """
+    process = _hold(pid, proc / str(pid))
+    try:
+        return _inspect(process, proc, opened)
+    except BaseException:
+        process.close()
+        raise
+
+
+def _hold(pid: int, folder: Path) -> Process:
+    try:
+        return Process(pid)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        _started(pid, folder)  # says what it is instead
+        raise NoSuchProcessError(f"there is no process {pid}") from None
+
+
+def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> Beam:
+    pid = process.pid
     folder = proc / str(pid)
     started = _started(pid, folder)
     exe, binary = _open(pid, folder, opened)
+    process.watch()
+    identity = Identity.of(process, started, binary, proc)
     release, version, flavor = _version(pid, exe, binary)
     target = Beam(
         pid=pid,
@@ -112,16 +138,19 @@ def inspect(
         flavor=flavor,
         schedulers=_count_schedulers(folder),
         usdt=any(site.provider == "erlang" for site in binary.usdt_sites),
-        started=started,
+        started=started / os.sysconf("SC_CLK_TCK"),
         base=_base(pid, folder, binary),
         binary=binary,
-        memory=Memory(pid),
+        memory=Memory(pid, process),
+        identity=identity,
     )
-    return replace(target, node=NodeName(target).read() or _node_argument(folder))
+    target = replace(target, node=NodeName(target).read() or _node_argument(folder))
+    identity.check()
+    return target
 
 
-def _started(pid: int, folder: Path) -> float:
-    """Tell when the process started; refuse what is no process or has ended."""
+def _started(pid: int, folder: Path) -> int:
+    """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
     try:
         text = (folder / "stat").read_text("utf-8", "replace")
         status = (folder / "status").read_text("utf-8", "replace")
@@ -134,7 +163,7 @@ def _started(pid: int, folder: Path) -> float:
     leader = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
     if leader and int(leader[1]) != pid:
         raise NoSuchProcessError(f"{pid} is a thread of process {leader[1]}: use that number")
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[19])
 
 
 def program_of(folder: Path | str) -> str:

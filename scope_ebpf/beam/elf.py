@@ -100,6 +100,7 @@ class Segment:
     offset: int
     file_size: int
     executable: bool
+    writable: bool = False
 
 
 def _section(header: Any) -> Section:
@@ -112,8 +113,9 @@ def _section(header: Any) -> Section:
 
 
 def _segment(header: Any) -> Segment:
+    flags = header["p_flags"]
     return Segment(
-        header["p_vaddr"], header["p_offset"], header["p_filesz"], bool(header["p_flags"] & 1)
+        header["p_vaddr"], header["p_offset"], header["p_filesz"], bool(flags & 1), bool(flags & 2)
     )
 
 
@@ -234,6 +236,10 @@ class Elf:
         except UnreadableElfError:
             stream.close()
             raise
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._stream.fileno()
 
     def at_offset(self, offset: int, size: int) -> bytes:
         """*size* bytes of the file, or an error: never fewer."""

@@ -78,13 +78,12 @@ def _run(arguments: argparse.Namespace) -> int:
         server = serve(daemon)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: daemon.ask(signal.Signals(n)))
-        host_name, port = server.server_address[:2]
-        say(logging.INFO, "listening", address=f"{host_name!s}:{port}", budget=config.budget)
+        for address in server.addresses:
+            say(logging.INFO, "listening", address=address, budget=config.budget)
         try:
             daemon.run()
         finally:
-            server.shutdown()
-            server.server_close()
+            server.close()
     say(logging.INFO, "ended")
     return 0
 
@@ -144,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there"
     )
     parser.add_argument(
-        "--listen", metavar="ADDRESS:PORT", help=f"default: {settings.DEFAULT_LISTEN}"
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help=f"or unix:PATH; default: {settings.DEFAULT_LISTEN}",
     )
     parser.add_argument(
         "--budget", metavar="SHARE", help="what hooks may take of a target's CPU (default: 1%%)"

@@ -74,6 +74,7 @@ def _examine(pid: int) -> dict[str, Any]:
                 "other_way": other.reason if other and item.attachments else None,
             }
         )
+    target.identity.check()
     return {"target": target.as_json(), "refused": refused, "hooks": rows}
 
 

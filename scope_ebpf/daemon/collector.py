@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,14 +16,15 @@ from scope_ebpf.daemon.notify import sparing
 from scope_ebpf.daemon.owners import in_turns
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
-from scope_ebpf.metrics.page import Page
+from scope_ebpf.metrics.page import Page, label_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
 
     from scope_ebpf.daemon.loop import Daemon
+    from scope_ebpf.metrics.reading import Reading
 
 #: Series of one target, at the most, as far as nobody has had more.
 _TARGET = 300
@@ -60,12 +62,13 @@ class Readings(Collector):
         Owners take turns, so that nobody's many targets leave out another's few.
         """
         most, largest, left_out = self._daemon.config.max_series, _TARGET, 0
-        for watch in in_turns(self._daemon.targets.watches, lambda watch: watch.owner):
+        watches = in_turns(self._daemon.targets.watches, lambda watch: watch.owner)
+        for reading in _told_apart(watch.reading for watch in watches):
             if page.samples + largest > most:
                 left_out += 1
                 continue
             before = page.samples
-            expose(page, watch.reading)
+            expose(page, reading)
             largest = max(largest, page.samples - before)
         return left_out
 
@@ -96,3 +99,18 @@ class Readings(Collector):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():
             page.add("scope_ebpf_config_reloads_total", count, result=result)
+
+
+def _told_apart(readings: Iterable[Reading]) -> Iterator[Reading]:
+    """
+    The same readings, each of another node: Prometheus refuses a series that is there twice.
+
+    A node may call itself what another is called here, its pid and all.
+    """
+    labels: set[str] = set()
+    for reading in readings:
+        node = reading.node
+        while label_value(node) in labels:
+            node = f"{node}#{reading.info['pid']}"
+        labels.add(label_value(node))
+        yield replace(reading, node=node)

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, program_of
+from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,10 @@ class Files:
         key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
         binary = self._open.get(key)
         if binary is None:
-            binary = self._open[key] = Binary.open(path)
+            binary = Binary.open(path)
+            if binary.inode != key[:2]:
+                raise NoSuchProcessError(f"{path} leads to another file by now")
+            self._open[key] = binary
         binary.path = path  # that of the first VM may have ended with it
         self._recent[binary] = time.monotonic()
         return binary

@@ -27,7 +27,7 @@ from scope_ebpf.daemon.owners import Owner, Shares, Turns
 from scope_ebpf.daemon.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.programs import BEGUN, FIRST, Bad, Program, Refused, program_at
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TooMuchError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError, TooMuchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,9 @@ _DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 10.0
 LOST, MOST_LOST = 15.0, 3
 #: Seconds for which a VM is young: what is not found in it may still come.
 _YOUNG = 60.0
+#: VMs that are not wanted and whose names are followed: each is held by some files. Others are
+#: looked into anew once a minute.
+_FOLLOWED = 128
 #: What can come out of a look.
 RESULTS = ("vm", "unwanted", "no_beam", "refused", "spared", "ended")
 
@@ -85,6 +88,9 @@ class Looker:
         began = _cpu()
         try:
             result, look = self._look(pid, owner, config)
+        except TargetChangedError:
+            self._unwanted.pop(pid, None)
+            result, look = "ended", Look(pid, again=time.monotonic() + BEGUN)
         except NoSuchProcessError:
             self._unwanted.pop(pid, None)
             result, look = "ended", Look(pid)
@@ -135,6 +141,8 @@ class Looker:
         if young > 0:
             return "unwanted", Look(pid, None, now + young, target.exe)
         if not config.wants(target.node or "", target.exe, cgroup_of(pid, self._proc)):
+            if len(self._unwanted) >= _FOLLOWED:
+                return "unwanted", Look(pid, None, now + FIRST, target.exe)
             self._unwanted[pid] = target.node, NodeName(target)
             return "unwanted", Look(pid, None, now + RENAMED, target.exe)
         found = Found(target, prepare(target), owner, program)
@@ -143,8 +151,9 @@ class Looker:
     def _is_called_as_before(self, pid: int) -> bool:
         """Whether *pid* was not wanted, and nothing has changed that could make it so."""
         name, now = self._unwanted.get(pid, (None, None))
-        if now is not None and name is not None and now.read() == name:
-            return True
+        with suppress(NoSuchProcessError):  # it may be another program by now
+            if now is not None and name is not None and now.read() == name:
+                return True
         self._unwanted.pop(pid, None)
         return False
 

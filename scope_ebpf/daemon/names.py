@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.node import NAMELESS
 from scope_ebpf.errors import HostError
+from scope_ebpf.metrics.page import label_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,9 +131,5 @@ def _with_pid(clean: str, pid: int) -> str:
 
 
 def _clean(name: str) -> str:
-    """
-    *name* as it stands in a label: a pid is what stands behind the only ``#``.
-
-    What cannot be printed is replaced here, so that no two names become one later.
-    """
-    return "".join(c if c.isprintable() else "?" for c in name).replace("#", "_")
+    """*name* as it stands in a label: a pid is what stands behind the only ``#``."""
+    return label_value(name).replace("#", "_")

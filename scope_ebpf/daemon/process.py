@@ -7,7 +7,7 @@ import os
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.metrics.reading import ProcessReading
@@ -33,6 +33,16 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
     return max((line.split(":", 2)[-1] for line in lines), key=len, default="")
 
 
+def user_of(pid: int, proc: Path = Path("/proc")) -> str:
+    """The real user of a process, by number as we see it; "" where it has ended."""
+    try:
+        text = (proc / str(pid) / "status").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    # Real, effective, saved and that of the file system; the name above has no newline in it.
+    return next((line.split()[1] for line in text.splitlines() if line.startswith("Uid:")), "")
+
+
 def read_process(
     pid: int, throttling: Throttling | None = None, proc: Path = Path("/proc")
 ) -> ProcessReading:
@@ -54,32 +64,6 @@ def read_process(
         uptime=time.clock_gettime(time.CLOCK_BOOTTIME) - started,
         throttled=throttling.read() if throttling else None,
     )
-
-
-class Generation(NamedTuple):
-    """
-    What of a process changes when another program runs in it, be it the same file once more.
-
-    An exec takes a new stack and new addresses (unless these are not random), and a process that
-    comes later with the same pid has another start.
-    """
-
-    started: int
-    code: int
-    stack: int
-    device: int
-    inode: int
-
-
-def generation_of(pid: int, proc: Path = Path("/proc")) -> Generation:
-    """What runs in *pid* now. NoSuchProcessError if it has ended."""
-    try:
-        exe = os.stat(f"{proc}/{pid}/exe")  # noqa: PTH116 - fast
-        with open(f"{proc}/{pid}/stat", "rb", buffering=0) as stat:  # noqa: PTH123
-            fields = stat.read(4096).rpartition(b")")[2].split()
-    except OSError:
-        raise NoSuchProcessError(f"process {pid} has ended") from None
-    return Generation(int(fields[19]), int(fields[23]), int(fields[25]), exe.st_dev, exe.st_ino)
 
 
 @cache

@@ -65,6 +65,9 @@ class Refused:
 
     def add(self, what: Program | int, reason: Exception, first: float = FIRST) -> Bad:
         """Remember that it was refused: for *first* seconds, then twice as long each time."""
+        # What it was raised in holds the process, and what is open of it.
+        reason.__context__ = reason.__cause__ = None
+        reason = reason.with_traceback(None)
         with self._lock:
             before = self._bad.pop(what, None)
             pause = min(MOST, max(first, 2 * before.pause if before else first))

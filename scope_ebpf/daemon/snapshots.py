@@ -60,7 +60,7 @@ class Table:
 
     def __init__(self, target: Target) -> None:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
-        self._target = target = replace(target, memory=Memory(target.pid))
+        self._target = target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._table = ProcessTable(target, LOAD)
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
@@ -195,13 +195,16 @@ class Snapshots:
     def _read(self, watch: Watch, kept: _Kept) -> float:
         """Read the VM's own memory; how many seconds later it may be read again."""
         kept.readers = kept.readers or Readers(watch.target)
-        kept.memory = kept.readers.read()
+        reading = kept.readers.read()
+        watch.target.identity.check()
+        kept.memory = reading
         return kept.memory.seconds / MEMORY_SHARE
 
     def _take(self, watch: Watch, kept: _Kept) -> float:
         """Read the process table; how many seconds later it may be read again."""
         kept.table = kept.table or Table(watch.target)
         reading = kept.table.read(self._config().top, self._pause)
+        watch.target.identity.check()
         held = kept.values.held
         reading.names = {pid: kept.values.admit(name) for pid, name in reading.names.items()}
         self.held += kept.values.held - held

@@ -15,7 +15,6 @@ import select
 import selectors
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,17 @@ from scope_ebpf.daemon import heap
 from scope_ebpf.daemon.names import NodeLabels
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.owners import Room
-from scope_ebpf.daemon.process import cgroup_of, generation_of
+from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.programs import Refused
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
-from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.errors import (
+    HostError,
+    NoSuchProcessError,
+    NothingToAttachError,
+    ScopeError,
+    TargetChangedError,
+)
 from scope_ebpf.governor import OFTEN
 from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.tracepoints import MAX_TARGETS, ThreadWatch, attach_or_reason
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
     from scope_ebpf.daemon.discovery import Scanner
     from scope_ebpf.daemon.inspector import Found
     from scope_ebpf.daemon.owners import Owner, Shares
-    from scope_ebpf.daemon.process import Generation
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.stats import ProgramStats
 
@@ -67,9 +71,9 @@ class NoRoomError(HostError):
 @dataclass(slots=True)
 class _Observed:
     watch: Watch
-    pidfd: int
+    #: What tells that it has ended, or executes another program.
+    ends: tuple[int, ...]
     name: NodeName
-    generation: Generation
     #: What its node said last that it is called.
     called: str | None = None
 
@@ -135,21 +139,23 @@ class Targets:
         if isinstance(found, Refusal):
             self._say_refused(found.pid, found.reason)
             return
-        pid = found.target.pid
+        pid, identity = found.target.pid, found.target.identity
         if pid in self._observed:
+            identity.close()
             return
         began = time.thread_time()
         try:
-            generation = generation_of(pid)
             self._require_room(found.owner)
             with limited(_limits(pid)):
                 watch = self._watch(found)
         except NoSuchProcessError:
-            pass
+            identity.close()
+            self._scanner.ended(pid)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
+            identity.close()
             self._refuse(pid, error, found.owner)
         else:
-            self._keep(found, watch, generation)
+            self._keep(found, watch)
         self._shares.charge(found.owner, time.thread_time() - began)
 
     def _watch(self, found: Found) -> Watch:
@@ -177,13 +183,9 @@ class Targets:
     def is_same(self, pid: int) -> bool:
         """Whether *pid* is observed and is what it was; if it is another by now, it is let go."""
         observed = self._observed.get(pid)
-        if observed is None:
-            return False
-        with suppress(NoSuchProcessError):
-            if generation_of(pid) == observed.generation:
-                return True
-        self.drop(pid, "another program runs in it")
-        return False
+        if observed:
+            self._guarded(observed, _check_identity)
+        return pid in self._observed
 
     def next_turn(self) -> float | None:
         """When :meth:`turn` has something to do, monotonic seconds."""
@@ -257,10 +259,10 @@ class Targets:
             if observed is None:
                 return
             _add(self._ended, observed.watch.program_stats)
-        self._files.unregister(observed.pidfd)
-        self._files.unregister(observed.watch.session.fileno())
-        os.close(observed.pidfd)
+        for fd in (*observed.ends, observed.watch.session.fileno()):
+            self._files.unregister(fd)
         observed.watch.close()
+        observed.watch.target.identity.close()
         self._give_back(pid)
         self._scanner.ended(pid)
         owner = observed.watch.owner
@@ -319,21 +321,19 @@ class Targets:
 
     # One of them -----------------------------------------------------------------------------
 
-    def _keep(self, found: Found, watch: Watch, generation: Generation) -> None:
-        target, pid = found.target, found.target.pid
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            watch.close()
-            self._give_back(pid)
-            return
-        observed = _Observed(watch, pidfd, NodeName(target), generation)
+    def _keep(self, found: Found, watch: Watch) -> None:
+        target, pid, identity = found.target, found.target.pid, found.target.identity
+        ends = tuple(fd for fd in (identity.pidfd, identity.execs) if fd is not None)
+        observed = _Observed(watch, ends, NodeName(target))
         self._observed[pid] = observed
         self._room.enter(pid, found.owner)
         self.refused.pop(pid, None)
         self._failed.clear(pid)
         self.seen += 1
-        self._files.register(pidfd, selectors.EVENT_READ, lambda: self.drop(pid, "it has ended"))
+        for fd in ends:
+            self._files.register(
+                fd, selectors.EVENT_READ, lambda: self._guarded(observed, _check_identity)
+            )
         self._files.register(
             watch.session.fileno(),
             selectors.EVENT_READ,
@@ -364,6 +364,8 @@ class Targets:
         try:
             with limited(_limits(pid)):
                 work(observed)
+        except TargetChangedError as error:
+            self.drop(pid, f"it {error.what}")
         except NoSuchProcessError:
             self.drop(pid, "it has ended")
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
@@ -472,6 +474,10 @@ def _limit() -> int:
 def _most() -> int:
     """How many targets there is room for."""
     return max(1, (_limit() - _LEFT) // _FILES)
+
+
+def _check_identity(observed: _Observed) -> None:
+    observed.watch.target.identity.check()
 
 
 def _rang(observed: _Observed) -> None:

@@ -21,7 +21,7 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.owners import ROOT, Owner
 from scope_ebpf.daemon.prepare import Prepared, prepare
 from scope_ebpf.daemon.prices import Prices
-from scope_ebpf.daemon.process import read_process
+from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.governor import OFTEN, OTHERS, Action, Governor
@@ -68,18 +68,21 @@ class Watch:
         owner: Owner = ROOT,
     ) -> None:
         self.target, self.node, self.owner = target, node, owner
+        target.identity.check()
         #: The last snapshot of the process table; whoever takes snapshots puts it here.
         self.snapshot: SnapshotReading | None = None
         #: The same of the VM's own memory.
         self.memory: MemoryReading | None = None
         self._threads = threads
         self._throttling = Throttling(target.pid)
+        # Read once: who may move a VM among cgroups of its own must not make series without end.
+        self._owner = {"uid": user_of(target.pid), "cgroup": cgroup_of(target.pid)}
         prepared = prepared or prepare(target)
         self._measures, self.plan = prepared.measures, prepared.plan
         self.notes = list(prepared.notes)
         self.session = GovernedSession(
             self.plan,
-            target.pid,
+            target.identity,
             target.base,
             prepared.settings,
             attacher=attacher,
@@ -112,6 +115,7 @@ class Watch:
             self.program_stats = self.session.program_stats()
             process = read_process(target.pid, self._throttling)
             self.reading = self._read(self._measures.read(), process, 0.0)
+            target.identity.check()
         except BaseException:
             self.session.close()  # a target may end at any moment
             raise
@@ -126,7 +130,12 @@ class Watch:
     # What the loop calls ---------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Take stock: counts, costs, allowances. NoSuchProcessError if the target has ended."""
+        """
+        Take stock: counts, costs, allowances.
+
+        NoSuchProcessError if the target has ended, or is another by now; then nothing of what
+        was read is told.
+        """
         now, began = time.monotonic(), time.thread_time()
         self._listen(now)
         counters = self._measures.read()
@@ -142,6 +151,7 @@ class Watch:
         spent = self._spent(hits)
         for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, measures)
+        self.target.identity.check()
         self.reading = self._read(counters, process, sum(spent.values()))
         took = time.thread_time() - began
         self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
@@ -297,6 +307,7 @@ class Watch:
             "flavor": target.flavor,
             "hooks": "usdt" if target.usdt else "symbol",
             "exe": target.exe,
+            **self._owner,
         }
         return Reading(
             node=self.node,

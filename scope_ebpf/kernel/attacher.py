@@ -7,6 +7,10 @@ it says "failed to unregister, leaking uprobe", and the breakpoint stays. So who
 be killed leaves that to this process, which nobody has a reason to kill. It blocks
 signals, and when the socket to its parent closes it takes out what is in and ends.
 
+Breakpoints go to the file whose descriptor comes with the request, by way of
+``/proc/self/fd``, and never to a path: by then a path may lead to another program, such as a
+setuid one, into which the kernel would write for us.
+
 It runs without the rest of the package, so that it is small and there at once. A
 message is JSON with file descriptors beside it; each request has one answer.
 """
@@ -20,8 +24,10 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
+import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -29,6 +35,8 @@ from typing import Any
 
 #: A request is a few bytes for each place; a target has less than 100.
 MESSAGE_BYTES, MESSAGE_FDS = 1 << 16, 64
+#: The error number of a file that breakpoints may not go into.
+UNFIT = errno.EMEDIUMTYPE
 #: Links that are closed at once: each waits for a grace period of the kernel.
 _CLOSERS = 16
 
@@ -132,6 +140,19 @@ def _return_bit() -> int:
         return 1 << int(file.read().removeprefix("config:"))
 
 
+def is_fit(file: int) -> bool:
+    """Whether a breakpoint may go into *file*: not where it gives its user another one's rights."""
+    mode = os.fstat(file).st_mode
+    return stat.S_ISREG(mode) and not mode & (stat.S_ISUID | stat.S_ISGID)
+
+
+def has_ended(process: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Holder:
     """Does what the other end of *channel* asks for, until that closes."""
 
@@ -158,20 +179,38 @@ class Holder:
         self._closers.shutdown(wait=True)
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
-        """For each program the number by which it is detached, or minus its error number."""
+        """
+        For each program the number by which it is detached, or minus its error number.
+
+        *fds* are the file, the pidfd of the process, and the programs.
+        """
+        file, process, *programs = fds
+        try:
+            return [
+                self._attach_one(request, places, program, file, process)
+                for places, program in zip(request["programs"], programs, strict=True)
+            ]
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _attach_one(
+        self, request: dict[str, Any], places: dict[str, Any], program: int, file: int, process: int
+    ) -> int:
+        if not is_fit(file):
+            return -UNFIT
         way = multi_link if request["multi"] else perf_events
-        answer = []
-        for places, program in zip(request["programs"], fds, strict=True):
-            try:
-                links = way(program, request["path"].encode(), request["pid"], places)
-            except OSError as error:
-                answer.append(-(error.errno or errno.EIO))
-            else:
-                number = next(self._numbers)
-                self._held[number] = links
-                answer.append(number)
-            os.close(program)
-        return answer
+        try:
+            links = way(program, b"/proc/self/fd/%d" % file, request["pid"], places)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        number = next(self._numbers)
+        self._held[number] = links
+        if has_ended(process):
+            # Until now the number of the process may have been another one's.
+            self._detach([number], [])
+            return -errno.ESRCH
+        return number
 
     def _detach(self, numbers: list[int], tell: list[int]) -> None:
         """Close them without waiting; when it is done, so are the file descriptors *tell*."""

@@ -22,6 +22,8 @@ import test_daemon
 from prometheus_client.parser import text_string_to_metric_families
 from test_daemon import PATIENCE
 
+from scope_ebpf.metrics.page import label_value
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -185,7 +187,7 @@ def test_a_hostile_name_is_a_label_and_nothing_else(tmp_path, private_emulator, 
     ):
         until(running, lambda found: beam.pid in found)
         assert beam.ask(take) == "ok"
-        label = "".join(c if c.isprintable() else "?" for c in name).replace("#", "_")
+        label = label_value(name).replace("#", "_")
         until(running, lambda found: found[beam.pid] == label)
         assert "<script" not in running.get("/")
         code, errors = running.end()

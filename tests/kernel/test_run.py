@@ -374,7 +374,8 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
     places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
-    session = UserProbeSession(compiled, places, target.pid, source.RECORD, 65536, multi=False)
+    given = (compiled, places, target.identity, source.RECORD, 65536)
+    session = UserProbeSession(*given, multi=False)
     with stats.measuring(), session:
         inserting.plant("calls 23")
         session.detach()

@@ -46,10 +46,13 @@ def test_who_came_first_has_the_name_and_no_two_have_one_label():
 
 def test_names_that_differ_in_what_cannot_be_printed_have_two_labels():
     """
-    What is replaced is replaced before it is compared.
+    What is replaced is replaced before it is compared, and can be claimed by nobody.
     """
     labels = NodeLabels()
-    assert ["a?@b", "a?@b#2"] == [labels.give(n, f"a{chr(n)}@b", EVIL) for n in (1, 2)]
+    one, other = (labels.give(n, f"a{chr(n)}@b", EVIL) for n in (1, 2))
+    assert one != other
+    assert one.startswith("a?@b~")
+    assert f"{one}#3" == labels.give(3, one, EVIL)
 
 
 def test_a_long_name_has_room_for_its_pid():
