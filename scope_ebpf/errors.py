@@ -140,3 +140,17 @@ class MissingPackageError(ScopeError):
     """A Python package that only some need is not installed."""
 
     exit_code = 21
+
+
+class RefusedFileError(ScopeError):
+    """
+    A file that somebody else chose is none that we open, or has more than we look at.
+
+    *lasting* tells whether it is the file's fault, so that another try would end in the same way.
+    """
+
+    exit_code = 22
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting

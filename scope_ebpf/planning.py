@@ -49,11 +49,14 @@ class Executable(bounds.File, Protocol):
     def matching(self, pattern: re.Pattern[str]) -> Iterable[Symbol]:
         """The functions whose whole name matches."""
 
-    def function_at(self, address: int) -> Symbol | None:
-        """The function around an address."""
-
     def file_offset(self, address: int) -> int:
         """Where an address lies in the file; UnreadableElfError if it does not."""
+
+    def cheap_entry(self, address: int, size: int) -> entry.Entry:
+        """The cheapest place to see a call of a function; UnreadableElfError as above."""
+
+    def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
+        """Where a function calls which address, and whether a symbol spans that."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
@@ -164,11 +167,11 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
 def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:
     """The address of the one place where a function calls *hook.call*, if there is one."""
     called = binary.symbol(hook.call or "")
-    calls = entry.calls(binary.read(symbol.address, symbol.size), symbol.address)
+    calls = binary.calls(symbol.address, symbol.size)
     if called is not None:
-        places = [place for place, target in calls if target == called.address]
+        places = [place for place, target, _ in calls if target == called.address]
     elif hook.local:
-        places = [place for place, target in calls if binary.function_at(target) is None]
+        places = [place for place, _, named in calls if not named]
     else:
         return None
     return places[0] if len(places) == 1 else None
@@ -176,7 +179,7 @@ def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:
 
 def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry:
     """Where to see the call: elsewhere than at its start only if the program can follow."""
-    place = entry.cheap_entry(binary.read(symbol.address, symbol.size))
+    place = binary.cheap_entry(symbol.address, symbol.size)
     if hook.arguments:
         usable = all(place.registers[: len(hook.arguments)])
     else:

@@ -43,10 +43,13 @@ if TYPE_CHECKING:
 SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
 #: The greeting of the shell, in every emulator, stripped or not
 #: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
+_GREETING = b"Erlang/OTP "
 _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
+#: Bytes of a command line that are looked at: a process may say that all its memory is one.
+_MAX_COMMAND = 1 << 17
 
 
 class Beam(Target):
@@ -196,8 +199,7 @@ def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit
         return release, version, "jit" if any(number) else "emu"
     banner = None
     with suppress(UnreadableElfError):
-        texts = (binary.section(name) or b"" for name in (".rodata", ".data"))
-        banner = next((found for text in texts if (found := _BANNER.search(text))), None)
+        banner = binary.search((".rodata", ".data"), _GREETING, _BANNER)
     if banner is None:
         raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
     flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"
@@ -253,7 +255,10 @@ def _count_schedulers(folder: Path) -> int:
 def _node_argument(folder: Path) -> str | None:
     """Read the name that the command line asks for, if it says the host as well."""
     try:
-        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        with (folder / "cmdline").open("rb", buffering=0) as file:
+            words: list[str] = (
+                (file.read(_MAX_COMMAND) or b"").decode("utf-8", "replace").split("\0")
+            )
     except OSError:
         return None
     for option, value in pairwise(words):

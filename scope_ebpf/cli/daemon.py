@@ -58,6 +58,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from scope_ebpf.daemon.server import serve  # noqa: PLC0415
     from scope_ebpf.kernel import host  # noqa: PLC0415
     from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
+    from scope_ebpf.sandbox import client  # noqa: PLC0415
+
+    client.ahead()  # while there is one thread
 
     def read() -> settings.Config:
         return _config(arguments)

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, program_of
 from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,16 +45,18 @@ class Files:
     """
 
     def __init__(self) -> None:
-        self._open: WeakValueDictionary[tuple[int, ...], Binary] = WeakValueDictionary()
+        self._open: WeakValueDictionary[Key, Binary] = WeakValueDictionary()
         self._recent: dict[Binary, float] = {}
+        self._refusals = Refusals()
 
     def open(self, path: Path) -> Binary:
         """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
-        status = path.stat()
-        key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        key = key_of(path.stat())
+        self._refusals.check(key)
         binary = self._open.get(key)
         if binary is None:
-            binary = Binary.open(path)
+            # No metric needs the symbols of other files, which a tenant could point anywhere.
+            binary = Binary.open(path, debug_files=False, refusals=self._refusals)
             if binary.inode != key[:2]:
                 raise NoSuchProcessError(f"{path} leads to another file by now")
             self._open[key] = binary

@@ -111,6 +111,7 @@ class Looker:
         """Look at everything as if it were new."""
         self._unwanted.clear()
         self.refused.forget()
+        self._files = Files()
 
     def _look(self, pid: int, owner: Owner, config: Config) -> tuple[str, Look]:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
+sys.path.insert(0, str(Path(__file__).parent))  # a package is imported from the folder above it
 
 import beams_run
 from fakes import compiled
@@ -39,7 +40,7 @@ class Scene(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hostile_folder() -> Iterator[Path]:
     """
     A folder that every user may enter and read.
@@ -51,7 +52,7 @@ def hostile_folder() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fake(hostile_folder: Path) -> Path:
     """
     The program of ``programs/fake.c``.
@@ -59,7 +60,7 @@ def fake(hostile_folder: Path) -> Path:
     return compiled("fake", hostile_folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_scene(hostile_folder: Path) -> Iterator[Scene]:
     """
     The daemon observes what runs a file of the hostile folder, where the canary's is, too.

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import beams_run
-import psutil
 import pytest
 import test_daemon
 from test_daemon_luck import spawns
-from tracing import breakpoints, hooked_addresses, in_kernel, nothing_left, wait_until
+from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +32,7 @@ class Held:
 
     def __init__(self, daemon: test_daemon.Running) -> None:
         self._daemon = daemon.process.pid
-        (self.process,) = psutil.Process(self._daemon).children()
+        self.process = holder_of(self._daemon)
         self.process.suspend()
 
     def wait_until_asked(self, beam: beams_run.Beam) -> None:

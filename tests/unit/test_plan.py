@@ -9,11 +9,13 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.beam.elf import Segment, Symbol, UnreadableElfError
+from scope_ebpf.beam.entry import Entry
 from scope_ebpf.beam.usdt import Argument
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 from scope_ebpf.planning import make_plan
+from scope_ebpf.sandbox import code
 
 BASE = 0x400000
 NOP = b"\x90"
@@ -64,13 +66,18 @@ class Executable:
     def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
         return [function(n, a) for n, a in sorted(self.symbols.items()) if pattern.match(n)]
 
-    def function_at(self, address: int) -> Symbol | None:
-        return next(
-            (function(n, a) for n, a in self.symbols.items() if 0 <= address - a < 16), None
-        )
-
     def file_offset(self, address: int) -> int:
         return address - BASE
+
+    def cheap_entry(self, address: int, size: int) -> Entry:
+        return Entry(*code.cheap_entry(self.code.ljust(size, NOP)[:size]))
+
+    def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
+        found = code.calls(self.code.ljust(size, NOP)[:size], address)
+        return [(place, target, self._is_named(target)) for place, target in found]
+
+    def _is_named(self, address: int) -> bool:
+        return any(0 <= address - start < 16 for start in self.symbols.values())
 
     def read(self, address: int, size: int) -> bytes:
         sites = [site.address for site in self.usdt_sites]
@@ -438,7 +445,7 @@ def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
     assert f"{name} is not on the list of what we may attach to" == str(error.value)
 
 
-@pytest.mark.parametrize("missing", ["file_offset", "read"])
+@pytest.mark.parametrize("missing", ["file_offset", "cheap_entry"])
 def test_a_function_outside_the_file_makes_its_event_unavailable(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ):

@@ -19,25 +19,7 @@ const char etp_erts_version[] = "13.1.5";
 const int etp_beamasm = 1;
 
 #ifdef ATOMS
-struct atom {
-	char slot[16];
-	int index;
-	int unused;
-	short len;
-	char more[6];
-	const char *name;
-};
-
-static struct atom atoms[] = {{.index = 0, .len = 5, .name = "false"},
-			      {.index = 1, .len = 4, .name = "true"}};
-static struct atom *page[1024] = {&atoms[0], &atoms[1]};
-static struct atom **pages[] = {page};
-
-struct {
-	char hash[116];
-	int entries;
-	struct atom ***pages;
-} erts_atom_table = {.entries = 2, .pages = pages};
+#include "atoms.h"
 #endif
 
 __attribute__((noinline)) void erts_send_message(void *sender, void *receiver)
