@@ -14,11 +14,11 @@ struct atom {
 
 static struct atom atoms[] = {{.index = 0, .len = 5, .name = "false"},
 			      {.index = 1, .len = 4, .name = "true"}};
-static struct atom *page[1024] = {&atoms[0], &atoms[1]};
-static struct atom **pages[] = {page};
+static struct atom *first_atoms[1024] = {&atoms[0], &atoms[1]};
+static struct atom **atom_pages[] = {first_atoms};
 
 struct {
 	char hash[116];
 	int entries;
 	struct atom ***pages;
-} erts_atom_table = {.entries = 2, .pages = pages};
+} erts_atom_table = {.entries = 2, .pages = atom_pages};
