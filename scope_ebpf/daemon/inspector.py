@@ -27,7 +27,13 @@ from scope_ebpf.daemon.owners import Owner, Shares, Turns
 from scope_ebpf.daemon.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.programs import BEGUN, FIRST, Bad, Program, Refused, program_at
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError, TooMuchError
+from scope_ebpf.errors import (
+    NoSuchProcessError,
+    NotABeamError,
+    NotPermittedError,
+    TargetChangedError,
+    TooMuchError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +134,9 @@ class Looker:
             raise
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
-            bad = self.refused.add(program, error, first)
+            # Whose rights a process has is no property of its program.
+            what = pid if isinstance(error, NotPermittedError) else program
+            bad = self.refused.add(what, error, first)
             result = "no_beam" if isinstance(error, NotABeamError) else "refused"
             return result, _no(pid, bad)
 

@@ -18,7 +18,7 @@ from scope_ebpf.daemon.inspector import LOST, Inspector, Look, Looker
 from scope_ebpf.daemon.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.prepare import UnprovenError
 from scope_ebpf.daemon.programs import FIRST, MOST, Program, Refused
-from scope_ebpf.errors import NotABeamError, ReadRefusedError
+from scope_ebpf.errors import NotABeamError, NotPermittedError, ReadRefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,17 @@ def test_five_hundred_processes_of_a_bad_program_cost_one_look(tmp_path: Path, l
     assert {"refused": 1, "spared": 499} == looker.results
     looker.look(1, Owner(1000, ""), QUICK)
     assert [1, 1] == looked.pids
+
+
+def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, looked):
+    """
+    Whose rights it has is no property of its program: the next process of that is looked into.
+    """
+    processes(tmp_path, 1, 2)
+    looked.error = NotPermittedError("more than one user")
+    looker = Looker(Shares(), tmp_path)
+    assert all(isinstance(looker.look(pid, EVIL, QUICK).found, Refusal) for pid in (1, 2))
+    assert [1, 2] == looked.pids
 
 
 def test_what_is_no_vm_is_no_refusal(tmp_path: Path, looked):
