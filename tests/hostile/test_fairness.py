@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from conftest import Scene
     from test_daemon import Running
 
+#: A user of its own: what looks at it may take is used up, and others are not to wait for that.
+TENANT = 4242
 TARGETS = ("scope_ebpf_targets",)
 #: Takes a new name twice a second, loses it again, and so on.
 RENAMER = (
@@ -65,6 +67,15 @@ def until(running: Running, holds: Callable[[dict[tuple[str, ...], float]], bool
     return found
 
 
+def nodes(running: Running, pid: int) -> set[str]:
+    """
+    What *pid* is called in one scrape: one name, or none.
+    """
+    families = text_string_to_metric_families(running.get())
+    infos = [s.labels for f in families for s in f.samples if s.name == "beam_target_info"]
+    return {labels["node"] for labels in infos if labels["pid"] == str(pid)}
+
+
 def looks(found: dict[tuple[str, ...], float], *results: str) -> float:
     return sum(found["scope_ebpf_looks_total", result] for result in results)
 
@@ -96,7 +107,7 @@ def test_fakes_cost_one_look_and_get_no_hooks(scene: Scene):
     """
     tenant = compiled("tenant", scene.folder)
     before = samples(scene.daemon)
-    with running(tenant, "fakes", "500") as process:
+    with running(tenant, "fakes", "500", user=TENANT) as process:
         assert ["ready\n"] * 500 == [process.stdout.readline() for _ in range(500)]
         until(scene.daemon, lambda now: looks(now, "spared") >= 500, "looks at all")
         with named("+S", "1:1", emulator=scene.folder / "emulator") as beam:
@@ -113,7 +124,7 @@ def test_fakes_that_are_observed_keep_nobody_out(scene: Scene, tmp_path: Path):
     """
     tenant = compiled("tenant", tmp_path, "-DATOMS")
     tenant = tenant.rename(scene.folder / "tenant-with-atoms")
-    with running(tenant, "fakes", "40") as process:
+    with running(tenant, "fakes", "40", user=TENANT) as process:
         assert ["ready\n"] * 40 == [process.stdout.readline() for _ in range(40)]
         until(scene.daemon, lambda now: now[TARGETS] >= 4, "some are observed")
         with named("+S", "1:1", emulator=scene.folder / "emulator") as beam:
@@ -129,7 +140,7 @@ def test_names_of_threads_in_a_loop_reach_user_space_once_a_second(scene: Scene,
     runs = ("scope_ebpf_program_runs_total", "vm_start")
     lines(scene.daemon)
     before = samples(scene.daemon)
-    with running(tenant, "flood", "1") as process:
+    with running(tenant, "flood", "1", user=TENANT) as process:
         assert "ready\n" == process.stdout.readline()
         now = until(scene.daemon, lambda now: now[runs] >= before[runs] + 1e6, "a million names")
     every = ("vm", "unwanted", "no_beam", "refused", "spared", "ended")
@@ -147,8 +158,7 @@ def test_a_node_that_is_renamed_in_a_loop_has_four_labels(scene: Scene):
     with beams_run.start_beam("usdt25", "+S", "1:1", *unnamed(), eval=RENAMER, env=env) as beam:
 
         def is_held(now: dict[tuple[str, ...], float]) -> bool:
-            infos = [key for key in now if key[0] == "beam_target_info"]
-            labels.update(key[-3] for key in infos if key[-1] == str(beam.pid))
+            labels.update(nodes(scene.daemon, beam.pid))
             return now[held] >= begun + 4
 
         until(scene.daemon, is_held, "names that are held back")
