@@ -7,7 +7,7 @@ SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 BENCHES := pipeline real_apps profile calls capture snapshot top_cost idle scrape windows overhead
 
-.PHONY: help demo test lint unit kernel vm bench soak objects generate dashboards wheel packages \
+.PHONY: help demo test lint unit kernel vm bench soak fuzz objects generate dashboards wheel packages \
 	packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(VENV)/.test objects ## every figure that the README quotes (root, two h
 soak: $(VENV)/.test objects ## an hour of BEAMs that come and go under the daemon (root)
 	@$(DEPS) test
 	@$(SUDO) $(BIN)/python bench/soak.py
+
+fuzz: $(VENV)/.test ## a million mutated captures, configs, rings, memory images and ELF files
+	@$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build

@@ -354,7 +354,10 @@ def part_peers(folder: Path) -> dict[str, Any]:
             "bpftrace (counts only)": peer_bpftrace.measure,
         }
         for name, run in runs.items():
-            result[name] = run(beam.pid, 10)
+            try:
+                result[name] = run(beam.pid, 10)
+            except (peer_bcc.PeerError, peer_bpftrace.PeerError) as error:
+                result[name] = {"failed": str(error).splitlines()[-1]}
             say(f"  {name}: {json.dumps(result[name])}")
         beam.send("stop")
         beam.readline()

@@ -24,6 +24,10 @@ PERMIT = (
 )
 
 
+#: What to do where another user's process may not be looked into.
+LOOK = "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+
+
 class UsageError(ScopeError):
     """The command line asks for something that does not exist."""
 

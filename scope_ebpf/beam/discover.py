@@ -28,6 +28,7 @@ from scope_ebpf.beam.node import MAX_NAME, NodeName
 from scope_ebpf.beam.roots import Roots
 from scope_ebpf.beam.target import Target
 from scope_ebpf.errors import (
+    LOOK,
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
@@ -179,9 +180,7 @@ def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str
     try:
         return program_of(folder), opened(folder / "exe")
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        raise NotPermittedError(f"process {pid} belongs to somebody else: {LOOK}") from None
     except (FileNotFoundError, ProcessLookupError):
         if not folder.exists():
             raise NoSuchProcessError(f"process {pid} has ended") from None
@@ -225,9 +224,7 @@ def _base(pid: int, folder: Path, binary: Binary) -> int:
         with (folder / "auxv").open("rb") as file:
             vector = file.read(_MAX_AUXV)
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} may not be looked into: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        raise NotPermittedError(f"process {pid} may not be looked into: {LOOK}") from None
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):

@@ -22,7 +22,7 @@ import struct
 import weakref
 from typing import Protocol
 
-from scope_ebpf.errors import NoSuchProcessError, NotPermittedError
+from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError
 
 #: ``perf_event_open`` by machine (asm/unistd.h): the C library has no function for it.
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
@@ -99,9 +99,7 @@ class MemoryWatch:
         try:
             self._fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:
-            raise NotPermittedError(
-                f"process {pid} may not be looked into: run as root, or with CAP_SYS_PTRACE"
-            ) from None
+            raise NotPermittedError(f"process {pid} may not be looked into: {LOOK}") from None
         except (FileNotFoundError, ProcessLookupError):
             raise NoSuchProcessError(f"process {pid} has ended") from None
         self._close = weakref.finalize(self, os.close, self._fd)

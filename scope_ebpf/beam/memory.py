@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from scope_ebpf.beam import look_limits
-from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, ReadRefusedError
+from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError, ReadRefusedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -234,8 +234,7 @@ class Memory:
             raise NoSuchProcessError(f"process {self.pid} has ended")
         if code == errno.EPERM:
             raise NotPermittedError(
-                f"the memory of process {self.pid} may not be read by this user: "
-                "run as root, or with CAP_SYS_PTRACE"
+                f"the memory of process {self.pid} may not be read by this user: {LOOK}"
             )
         # EFAULT: the first piece is not mapped. EINVAL: a length beyond all bounds.
         if code in (errno.EFAULT, errno.EINVAL):

@@ -38,6 +38,8 @@ _LINE = 64
 ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
 _MAX_SLOTS = 1 << 27
+#: Slots that cannot be read, each of which costs some calls: a table that is made up has millions.
+_MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
@@ -235,12 +237,14 @@ class ProcessTable:
         return slots[there], pointers[there]
 
     def _look(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Read some slots of the table; 0 where there is no process."""
+        """Read some slots; 0 where there is no process, and beyond the table as it was found."""
         size = min(_LINE, self.slots)
-        firsts = np.minimum(slots // size * size, self.slots - size)
+        inside = np.minimum(slots, self.slots - 1)
+        firsts = np.minimum(inside // size * size, self.slots - size)
         lines, line = np.unique(firsts, return_inverse=True)
         raw, _ = self._memory.gather(self._places(lines), _WORD * size)
-        return self._live(raw.view(np.uint64)[line, slots - firsts])
+        found = self._live(raw.view(np.uint64)[line, inside - firsts])
+        return np.where(slots < self.slots, found, np.uint64(0))
 
     def _places(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         return np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
@@ -310,6 +314,11 @@ class ProcessTable:
             slots, pointers, read = slots[again], after[again], read[again]
         found.torn.extend(slots[read].tolist())
         found.unreadable.extend(slots[~read].tolist())
+        if len(found.torn) + len(found.unreadable) > _MOST_MISSED:
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: more than {_MOST_MISSED:,} slots of its process "
+                "table lead to no process, so none is read"
+            )
 
     def _rows(
         self, slots: NDArray[np.int64], pointers: NDArray[np.uint64]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf.beam.processes import CHUNK, base_bytes
+from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ _COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "mailbox": (np.int64, -1),
     "minor_gcs": (np.int32, -1),
 }
+#: Slots of a table; 44 bytes are kept of each. A VM has a million unless it is told otherwise.
+_MOST_SLOTS = 1 << 24
 #: What ``--sort`` may name, and the column behind it.
 SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "minor_gcs"}
 
@@ -50,7 +53,11 @@ class State:
 
 
 class Sweep:
-    """Reads the process table turn by turn; *budget* is CPU seconds per turn."""
+    """
+    Reads the process table turn by turn; *budget* is CPU seconds per turn.
+
+    Raises ReadRefusedError for a table of which it would take too much memory to remember.
+    """
 
     def __init__(
         self,
@@ -64,6 +71,11 @@ class Sweep:
         self._budget = budget
         self._clock = clock
         # Whole blocks, so that a part of the table is a slice.
+        if table.slots > _MOST_SLOTS:
+            raise ReadRefusedError(
+                f"the process table has {table.slots:,} slots, and up to {_MOST_SLOTS:,} are "
+                "remembered: `top --once --format json` reads it without"
+            )
         self._blocks = -(-table.slots // CHUNK)
         size = self._blocks * CHUNK
         self._columns = {

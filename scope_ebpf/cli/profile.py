@@ -16,6 +16,7 @@ from scope_ebpf.cli.surroundings import output_error
 from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.profile_report import last_lines, print_profile
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
                 path.write_bytes(write(profile))
             except OSError as broken:
                 raise output_error(broken, str(path)) from broken
-            print(last_lines(profile) + f"written: {path}", file=sys.stderr)
+            say(last_lines(profile) + f"written: {path}")
     if error:
         raise error
     return 0

@@ -14,6 +14,7 @@ from scope_ebpf.cli.tracing import cpu_seconds
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
+from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,4 +148,4 @@ def _say_started(pid: int, duration: float | None) -> None:
     if sys.stderr.isatty():
         return
     length = "" if duration is None else f" for {duration:g} s"
-    print(f"scope-trace: profiling process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
+    say(f"scope-trace: profiling process {pid}{length}; Ctrl-C ends it")

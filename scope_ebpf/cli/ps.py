@@ -13,6 +13,7 @@ from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     if trouble:
-        print(trouble)
-    print("\n".join(_text(described)))
+        say(plain(trouble), sys.stdout)
+    say("\n".join(_text(described)), sys.stdout)
     return 0
 
 

@@ -33,6 +33,7 @@ from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"scope-trace: {text}", file=sys.stderr)
+    say(f"scope-trace: {plain(text)}")
 
 
 def _report(summary: Summary) -> None:

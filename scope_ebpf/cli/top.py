@@ -20,6 +20,7 @@ from scope_ebpf.beam.sweep import SORTS, State, Sweep
 from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -89,11 +90,9 @@ def _print_text(target: Target, args: argparse.Namespace) -> int:
     for number, (state, trouble, rows) in enumerate(_turns(target, args, args.limit or 20)):
         if args.once and number == 0:
             continue  # reductions per second take two looks
-        print("\n".join(_header(target, state, trouble, args.sort)))
-        print(_PLAIN.format(*_HEADINGS))
-        for row in rows:
-            print(_PLAIN.format(*row).rstrip())
-        sys.stdout.flush()
+        lines = [*_header(target, state, trouble, args.sort), _PLAIN.format(*_HEADINGS)]
+        lines += [_PLAIN.format(*row).rstrip() for row in rows]
+        say("\n".join(lines), sys.stdout)
         if args.once:
             break
     return 0
@@ -184,7 +183,7 @@ def _header(target: Target, state: State, trouble: str | None, sort: str) -> lis
         lines.append(
             f"Read in {state.parts} parts, one per turn: a row may be that many turns old."
         )
-    return [*lines, trouble] if trouble else lines
+    return list(map(plain, [*lines, trouble] if trouble else lines))
 
 
 def short(number: float) -> str:

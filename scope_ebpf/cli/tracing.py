@@ -20,6 +20,7 @@ from scope_ebpf.cli.surroundings import (
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan
+from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -242,12 +243,12 @@ def say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
     if quiet and sys.stderr.isatty():
         return
     length = "" if duration is None else f" for {duration:g} s"
-    print(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
+    say(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it")
 
 
 def _say_failures(session: Session) -> None:
     for failure in session.failures:
-        print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
+        say(f"scope-trace: {failure.attachment.name}: {plain(str(failure.reason))}")
 
 
 def cpu_seconds(pid: int) -> float | None:

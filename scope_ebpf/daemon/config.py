@@ -149,8 +149,12 @@ def _group(value: Any) -> str:
     return value
 
 
+#: The longest time that can be asked for, seconds: a clock waits for no number of any size.
+_LONGEST = 7 * 24 * 3600.0
+
+
 def seconds(least: float) -> Callable[[Any], float]:
-    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds."""
+    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds, a week at most."""
     units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
     def parse(value: Any) -> float:
@@ -162,6 +166,8 @@ def seconds(least: float) -> Callable[[Any], float]:
         found = float(match[1]) * units[match[2] or "s"]
         if found < least:
             raise ValueError(f"it must be {least:g} s at least")
+        if found > _LONGEST:
+            raise ValueError("it must be a week at most")
         return found
 
     return parse

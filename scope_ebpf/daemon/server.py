@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,8 @@ _GUESSES = 16
 _UNREAD, _LEAST = 64 << 20, 1 << 20
 #: Connections taken at once, so that those that came before are read in between.
 _ACCEPTED = 8
+#: The last files of those that may be open: clients that wait leave them to the daemon's own loop.
+_SPARED = 64
 #: Seconds without a new connection where there is no file left for one.
 _PAUSE = 0.1
 _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -76,7 +79,10 @@ class Server:
             Effort.PAGE: (Room(AT_ONCE, _WAITING), ThreadPoolExecutor(AT_ONCE, "http")),
             Effort.PASSWORD: (Room(1, _GUESSES), ThreadPoolExecutor(1, "http")),
         }
+        #: All, and those of them that have one of the last files: while there are any, one must go
+        #: for each that comes.
         self._clients: set[asyncio.Task[None]] = set()
+        self._last: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: self._failed(context))
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -137,6 +143,12 @@ class Server:
             task = self._loop.create_task(self._serve(client, local))
             self._clients.add(task)
             task.add_done_callback(self._clients.discard)
+            if client.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARED:
+                self._last.add(task)
+                task.add_done_callback(self._last.discard)
+            if self._last:
+                self._unfinished.drop_oldest()
+                return  # it takes some turns of the loop to go
 
     async def _serve(self, client: socket.socket, local: bool) -> None:
         """Serve one client; a bad one harms nobody else."""

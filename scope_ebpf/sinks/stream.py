@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.errors import HostError
 from scope_ebpf.sinks.columns import columns_of, wall_offset_ns
 from scope_ebpf.sinks.plain import plain
 
@@ -56,12 +57,17 @@ class Stream:
         self._offset = wall_offset_ns() if offset_ns is None else offset_ns
 
     def write(self, records: NDArray[np.void]) -> None:
-        """Write all of a batch; raises OSError where the output does."""
+        """Write all of a batch; raises OSError where the output does, HostError for odd kinds."""
         if not len(records):
             return
         records = records[np.argsort(records["time_ns"], kind="stable")]
         lines = np.empty(len(records), object)
         for number in np.unique(records["kind"]).tolist():
+            if number >= len(self._vocabulary):
+                raise HostError(
+                    f"a record of kind {number}, of {len(self._vocabulary)} that are known: the "
+                    "BPF objects and this program are of different builds; run `make objects`"
+                )
             chosen = records["kind"] == number
             kind, dtype = self._vocabulary[number]
             lines[chosen] = self._lines(kind, dtype, records[chosen])

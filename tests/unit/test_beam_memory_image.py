@@ -22,10 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import beam_image
 from beam_image import BASE, PAGE, make, pid
 
-from scope_ebpf.beam import layouts
+from scope_ebpf.beam import atoms, layouts, processes, search
+from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.processes import LOAD, ProcessTable
 from scope_ebpf.beam.sizes import memory_bytes
+from scope_ebpf.beam.sweep import Sweep
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
 
@@ -164,6 +166,73 @@ def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nea
     It is marked as a guess, and only the checks decide.
     """
     assert (nearest, release == "26") == layouts.nearest(release)
+
+
+# What the VM says is a number of its, and may be any
+
+
+def test_no_ranges_of_code_are_none_in_order():
+    """
+    A place that looked like the ranges of code, and has none when it is looked at again, is none.
+    """
+    image = make(1)
+    place = image.roots["r"]
+    target = view(image).target
+    assert search._in_order(target, place)
+    for count in (0, 1 << 40):
+        struct.pack_into("<Q", image.data, place - BASE + image.layout.offset("ranges", "n"), count)
+        assert not search._in_order(target, place)
+
+
+def test_slots_beyond_the_table_have_no_process():
+    """
+    Another reading of the table may have found it larger.
+    """
+    table = ProcessTable(view(make(4)).target, LOAD)
+    assert [2] == table.at(np.array([2, 12, 70_000])).rows["slot"].tolist()
+
+
+def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
+    """
+    33 million atoms of which twelve are there cost two blocks of readings.
+    """
+    monkeypatch.setattr(atoms, "_BLOCK", 64)
+    image = make(1)
+    entries = image.roots["erts_atom_table"] - BASE + image.layout.offset("IndexTable", "entries")
+    struct.pack_into("<I", image.data, entries, 1 << 25)
+    target = view(image).target
+    before = target.memory.calls
+    assert beam_image.ATOMS.index("my_name") == Atoms(target).index("my_name")
+    assert Atoms(target).index("no such atom") is None
+    assert target.memory.calls - before < 1000
+
+
+def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
+    """
+    Each slot that cannot be read costs some calls, so only so many are tried.
+    """
+    image = spread([0, 1], 1 << 13)
+    (table,) = struct.unpack_from(
+        "<Q",
+        image.data,
+        image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.tab"),
+    )
+    for slot in range(5000, 5300):
+        struct.pack_into("<Q", image.data, table - BASE + 8 * slot, 0x7FFF_0000_0000 + 8 * slot)
+    reader = ProcessTable(view(image).target, LOAD)
+    assert 300 == reader.snapshot().unreadable
+    monkeypatch.setattr(processes, "_MOST_MISSED", 200)
+    with pytest.raises(ReadRefusedError, match="more than 200 slots"):
+        reader.snapshot()
+
+
+def test_a_table_that_is_too_large_to_be_remembered_is_refused():
+    """
+    A VM that claims 2^26 slots does not make ``top`` take 3 GB.
+    """
+    table = SimpleNamespace(slots=1 << 26)
+    with pytest.raises(ReadRefusedError, match="67,108,864 slots"):
+        Sweep(table, 776, 0.1)
 
 
 def test_a_mailbox_in_a_circle_ends():
