@@ -434,7 +434,7 @@ def test_names_and_samples_take_no_more_memory_than_is_set(path: Path, monkeypat
     """
     Blocks of which there are ever more are left out once their room is used up.
     """
-    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 4000)
+    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 5000)
     long = [[10 * SECOND, list(range(40))]]
     rewritten(path, lambda document: document.update(run_queues=long), BlockKind.SAMPLES)
     with path.open("ab") as file:
