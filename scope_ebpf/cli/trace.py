@@ -14,6 +14,7 @@ from scope_ebpf.beam.term_text import TermText
 from scope_ebpf.cli.options import (
     add_duration,
     add_events,
+    add_force,
     add_hooks,
     parse_events,
     ring_megabytes,
@@ -39,13 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = parse_events(arguments.events)
     target = inspect(arguments.pid)
     streams = arguments.format == "jsonl" or arguments.stream
-    with open_output(arguments.output) as output, alone(target.pid) as notes:
+    with (
+        open_output(arguments.output, force=arguments.force, whole=not streams) as output,
+        alone(target.pid) as notes,
+    ):
         trace = Trace(target, wanted, arguments, streamed=streams)
         trace.notes += notes
         who = names_of(target) if streams else None
         sink = Stream(output, TermText(target), arguments.format, who) if streams else None
         error = trace.run(sink)
-        error = _finish(trace.summary(), output, arguments) or error
+        _finish(trace.summary(), output, arguments)
     if error:
         raise error
     return 0
@@ -75,7 +79,7 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     return who
 
 
-def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> ScopeError | None:
+def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> None:
     """The last words: the document, or the report; a stream's report goes to stderr."""
     from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
 
@@ -89,10 +93,9 @@ def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> 
         if not streams:
             output.flush()
     except BrokenPipeError:
-        return None
+        return
     except OSError as broken:
-        return output_error(broken, arguments.output)
-    return None
+        raise output_error(broken, arguments.output) from broken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    add_force(parser)
     add_hooks(parser)
     parser.add_argument(
         "--ring",
