@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel import host
+from scope_ebpf.kernel.leftovers import find, program_of
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     import argparse
 
     from scope_ebpf.errors import ScopeError
+
+
+#: Breakpoints that are listed by name.
+_LISTED = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +66,7 @@ def _examine(pid: int) -> dict[str, Any]:
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
     )
+    names = {place.offset: place.name for way in (chosen, *ways) for place in way.attachments}
     rows = []
     for item, *others in zip(chosen.items, *(w.items for w in ways), strict=True):
         way = next((w for w in events.WAYS if (w.event, w.via) == (item.event, item.via)), None)
@@ -74,13 +83,24 @@ def _examine(pid: int) -> dict[str, Any]:
                 "other_way": other.reason if other and item.attachments else None,
             }
         )
-    return {"target": target.as_json(), "refused": refused, "hooks": rows}
+    return {
+        "target": target.as_json(),
+        "refused": refused,
+        "hooks": rows,
+        "breakpoints": _breakpoints(pid, names),
+    }
+
+
+def _breakpoints(pid: int, names: dict[int, str]) -> list[str]:
+    """What breakpoints the VM has, by function or offset in its file: none of them is ours."""
+    with contextlib.suppress(OSError), program_of(pid) as file:
+        return [names.get(offset, f"offset {offset:#x}") for offset in find(pid, file)]
+    return []
 
 
 def _print(document: dict[str, Any]) -> None:
     from rich import box  # noqa: PLC0415 - slow to import
     from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     console = Console(highlight=False)
@@ -114,3 +134,15 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
+    if document["breakpoints"]:
+        console.print(_told(document["breakpoints"]))
+
+
+def _told(found: list[str]) -> str:
+    listed = ", ".join(dict.fromkeys(found[:_LISTED])) + (", ..." if len(found) > _LISTED else "")
+    return (
+        f"\n[yellow]{len(found)} breakpoints are in its text that this command has not placed:"
+        f"[/yellow] {escape(plain(listed))}\n  A trace, the daemon or another tool holds them now, "
+        "or has left them when it was killed.\n  Those do no harm, and the next trace or start of "
+        "the daemon takes them out."
+    )

@@ -13,8 +13,9 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
 from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
+from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
-from scope_ebpf.planning import make_plan
+from scope_ebpf.planning import make_plan, semaphores
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class Trace:
         then is still there to be summed up.
         """
         self._beat = beat
+        healed = heal(self._target.pid, semaphores(self._target.binary))
+        if healed:
+            self.notes.append(f"{healed} breakpoints that a killed tool had left were taken out")
         pidfd = open_pidfd(self._target.pid)
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
