@@ -18,14 +18,19 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import json
 import os
 import signal
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from itertools import count
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: A request is a few bytes for each place; a target has less than 100.
 MESSAGE_BYTES, MESSAGE_FDS = 1 << 16, 64
@@ -132,6 +137,48 @@ def _return_bit() -> int:
         return 1 << int(file.read().removeprefix("config:"))
 
 
+class Closers:
+    """
+    Threads that close links, started as they are needed, *most* of them.
+
+    Where the host gives no more threads (pids.max, RLIMIT_AS) those that there are do it,
+    and where there is none, whoever asks.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._threads: list[threading.Thread] = []
+        self._idle = threading.Semaphore(0)
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do *work*, which raises nothing, soon."""
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+            self._start()
+        if self._threads:
+            self._waiting.put(work)
+        else:
+            work()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run)
+        with contextlib.suppress(RuntimeError, MemoryError):  # "can't start new thread"
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            work()
+            self._idle.release()
+
+    def end(self) -> None:
+        """Return when all work is done."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
 class Holder:
     """Does what the other end of *channel* asks for, until that closes."""
 
@@ -139,7 +186,7 @@ class Holder:
         self._channel = channel
         self._held: dict[int, list[int]] = {}
         self._numbers = count(1)
-        self._closers = ThreadPoolExecutor(_CLOSERS)
+        self._closers = Closers(_CLOSERS)
 
     def run(self) -> None:
         """Serve; at the end nothing is attached."""
@@ -155,17 +202,22 @@ class Holder:
             else:
                 self._detach(request["numbers"], fds)
         self._detach(list(self._held), [])
-        self._closers.shutdown(wait=True)
+        self._closers.end()
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
         """For each program the number by which it is detached, or minus its error number."""
         way = multi_link if request["multi"] else perf_events
+        if len(fds) < len(request["programs"]):  # the kernel had no room for them
+            _close_all(fds)
+            return [-errno.EMFILE] * len(request["programs"])
         answer = []
         for places, program in zip(request["programs"], fds, strict=True):
             try:
                 links = way(program, request["path"].encode(), request["pid"], places)
             except OSError as error:
                 answer.append(-(error.errno or errno.EIO))
+            except MemoryError:
+                answer.append(-errno.ENOMEM)
             else:
                 number = next(self._numbers)
                 self._held[number] = links
@@ -176,16 +228,27 @@ class Holder:
     def _detach(self, numbers: list[int], tell: list[int]) -> None:
         """Close them without waiting; when it is done, so are the file descriptors *tell*."""
         links = [fd for number in numbers for fd in self._held.pop(number)]
-        closing = [self._closers.submit(os.close, fd) for fd in links]
+        left, lock = len(links), threading.Lock()
 
-        def told() -> None:
-            for done in closing:
-                done.result()
-            for fd in tell:
-                os.close(fd)
+        def close(link: int) -> None:
+            nonlocal left
+            with contextlib.suppress(OSError):  # the descriptor is gone whatever it says
+                os.close(link)
+            with lock:
+                left -= 1
+                last = left == 0
+            if last:
+                _close_all(tell)
 
-        if tell:
-            self._closers.submit(told)
+        for link in links:
+            self._closers.do(functools.partial(close, link))
+        if not links:
+            _close_all(tell)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 if __name__ == "__main__":
