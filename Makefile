@@ -7,7 +7,7 @@ SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 BENCHES := pipeline real_apps profile calls capture snapshot top_cost idle scrape windows overhead
 
-.PHONY: help demo test lint unit kernel vm bench soak objects generate dashboards wheel packages \
+.PHONY: help demo test lint unit kernel vm bench soak chaos objects generate dashboards wheel packages \
 	packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ bench: $(VENV)/.test objects ## every figure that the README quotes (root, two h
 soak: $(VENV)/.test objects ## an hour of BEAMs that come and go under the daemon (root)
 	@$(DEPS) test
 	@$(SUDO) $(BIN)/python bench/soak.py
+
+chaos: $(VENV)/.test objects ## kill and stop the daemon and its attacher, MINUTES=30 (root)
+	@$(DEPS) test
+	@$(SUDO) $(BIN)/python bench/chaos.py --minutes $(or $(MINUTES),30)
 
 objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build

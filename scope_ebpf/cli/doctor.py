@@ -13,7 +13,7 @@ from rich.markup import escape
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel import host
+from scope_ebpf.kernel import host, links
 from scope_ebpf.kernel.leftovers import find, program_of
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS
@@ -22,6 +22,7 @@ from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from scope_ebpf.errors import ScopeError
 
@@ -91,11 +92,17 @@ def _examine(pid: int) -> dict[str, Any]:
     }
 
 
-def _breakpoints(pid: int, names: dict[int, str]) -> list[str]:
-    """What breakpoints the VM has, by function or offset in its file: none of them is ours."""
+def _breakpoints(pid: int, names: dict[int, str]) -> dict[str, list[str]]:
+    """The VM's breakpoints, none of which is ours, by function or offset: held by links, or not."""
+    found: list[int] = []
     with contextlib.suppress(OSError), program_of(pid) as file:
-        return [names.get(offset, f"offset {offset:#x}") for offset in find(pid, file)]
-    return []
+        found = find(pid, file)
+    holds = links.held(pid) if found else set()
+    kinds: dict[str, list[str]] = {"held": [], "left": []}
+    for offset in found:
+        name = names.get(offset, f"offset {offset:#x}")
+        kinds["held" if offset in holds else "left"].append(name)
+    return kinds
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -134,15 +141,19 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
-    if document["breakpoints"]:
-        console.print(_told(document["breakpoints"]))
+    for line in _told(**document["breakpoints"]):
+        console.print(line)
 
 
-def _told(found: list[str]) -> str:
-    listed = ", ".join(dict.fromkeys(found[:_LISTED])) + (", ..." if len(found) > _LISTED else "")
-    return (
-        f"\n[yellow]{len(found)} breakpoints are in its text that this command has not placed:"
-        f"[/yellow] {escape(plain(listed))}\n  A trace, the daemon or another tool holds them now, "
-        "or has left them when it was killed.\n  Those do no harm, and the next trace or start of "
-        "the daemon takes them out."
-    )
+def _told(held: list[str], left: list[str]) -> Iterator[str]:
+    """What is said of a VM's breakpoints."""
+    if held:
+        yield f"\n{len(held)} breakpoints are held by other tools or traces now."
+    if left:
+        names = ", ".join(dict.fromkeys(left[:_LISTED])) + (", ..." if len(left) > _LISTED else "")
+        yield (
+            f"\n[yellow]{len(left)} breakpoints are in its text that nobody is known to hold:"
+            f"[/yellow] {escape(plain(names))}\n  A tool that was killed has left them, or one "
+            "without BPF holds them. Those that were left\n  do no harm, and the next trace or "
+            "start of the daemon takes them out."
+        )

@@ -161,7 +161,7 @@ class Closers:
             work()
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._run)
+        thread = threading.Thread(target=self._run, daemon=True)
         with contextlib.suppress(RuntimeError, MemoryError):  # "can't start new thread"
             thread.start()
             self._threads.append(thread)
@@ -189,11 +189,21 @@ class Holder:
         self._closers = Closers(_CLOSERS)
 
     def run(self) -> None:
-        """Serve; at the end nothing is attached."""
+        """Serve; at the end, whatever ends it, nothing is attached."""
+        try:
+            self._serve()
+        finally:
+            self._detach(list(self._held), [])
+            self._closers.end()
+
+    def _serve(self) -> None:
         while True:
-            data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, MESSAGE_FDS)
+            try:
+                data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, MESSAGE_FDS)
+            except ConnectionError:  # our parent was killed before it read an answer
+                return
             if not data:
-                break
+                return
             request = json.loads(data)
             if "programs" in request:
                 answer = json.dumps(self._attach(request, fds)).encode()
@@ -201,8 +211,6 @@ class Holder:
                     self._channel.send(answer)
             else:
                 self._detach(request["numbers"], fds)
-        self._detach(list(self._held), [])
-        self._closers.end()
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
         """For each program the number by which it is detached, or minus its error number."""

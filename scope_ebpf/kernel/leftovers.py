@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.kernel.libbpf import check, library
+from scope_ebpf.kernel.links import held
 from scope_ebpf.kernel.uprobes import (
     TRACE_UPROBE_MULTI,
     Attacher,
@@ -149,13 +150,19 @@ def heal(
     """
     # A process that has ended has none.
     with suppress(OSError), program_of(pid) as file:
-        before = find(pid, file)
+        before = _left(pid, find(pid, file))
         if before and not _is_debugged(pid):
             places = [_place(offset, semaphores.get(offset, 0)) for offset in before[:MOST]]
             with nullcontext(attacher) if attacher else Attacher() as holder:
                 _touch(pid, file, places, holder, multi=has_multi() if multi is None else multi)
             return len(set(before) - set(find(pid, file)))
     return 0
+
+
+def _left(pid: int, found: list[int]) -> list[int]:
+    """Those of *found* that no link is known to hold; to touch the others would be in vain."""
+    holds = held(pid) if found else set()
+    return [offset for offset in found if offset not in holds]
 
 
 def _touch(pid: int, file: int, places: list[Attachment], holder: Attacher, *, multi: bool) -> None:

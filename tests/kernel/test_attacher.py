@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from test_daemon import QUICK, always, daemon, named
 from test_leftovers import Scene, attached, scene_of
-from tracing import require_root
+from tracing import require_root, wait_until
 
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.uprobes import Attacher, wait_gone
@@ -102,6 +103,20 @@ def test_programs_that_found_no_room_are_told(scene: Scene):
         socket.send_fds(holder._channel, [json.dumps(request).encode()], [0])
         assert [-24, -24] == json.loads(holder._channel.recv(100))
         wait_gone(attached(scene, scene.places, holder).detach())
+
+
+def test_an_answer_that_nobody_reads(scene: Scene):
+    """
+    A parent that is killed before it reads an answer resets the channel: all is taken out, too.
+    """
+    holder = Attacher()
+    attached(scene, scene.places, holder)
+    assert scene.found
+    holder._channel.send(json.dumps({"programs": [], "multi": True}).encode())
+    wait_until(lambda: select.select([holder._channel], [], [], 0)[0], "an answer")
+    holder.close()
+    assert 0 == holder._process.returncode
+    assert [] == scene.found
 
 
 def test_that_it_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
