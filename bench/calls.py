@@ -49,7 +49,9 @@ def functions(target: Target, *patterns: str) -> list[Function]:
 def watched(target: Target, chosen: list[Function], beam: beams_run.Beam, command: str) -> float:
     """CPU seconds that *command* takes while *chosen* are watched, and each call is looked at."""
     tids = [t.tid for t in threads(target.pid) if t.role == "normal"]
-    with CallWatch(_LIMIT, target.layout.offset("Process", "hend"), MAP_24) as watch:
+    with CallWatch(
+        target.identity, _LIMIT, target.layout.offset("Process", "hend"), MAP_24
+    ) as watch:
         watch.set([Place(f.address, *f.terms, f.arity) for f in chosen], tids)
         watch.open(on=True)
         return seconds(beam, command)

@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,9 +35,13 @@ from soak import PATIENCE, Count, Crowd, Daemon, emulator, planted, until
 
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.leftovers import find, program_of
+from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.identity import Identity
+    from scope_ebpf.beam.target import Target
 
 #: Ways to end: signals to the daemon and to its attacher, None for none, and whether the attacher
 #: is stopped before and goes on two seconds after the daemon has ended.
@@ -93,7 +98,8 @@ class Chaos:
             os.setpriority(os.PRIO_PROCESS, int(task.name), 10)
         self._storm()
         self._crowd = stack.enter_context(closing(Crowd(folder, self.daemon, 6)))
-        self._places = places_of(self._quiet[0].pid)
+        self._known = inspect(self._busy.pid)
+        self._places = places_of(self._known)
         self.times: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
         self.compared = 0
@@ -161,7 +167,7 @@ class Chaos:
         if action == "kill-both":
             time.sleep(self._chance.uniform(0, _APART))
         elif action == "kill-leaving":
-            wait_for_fewer(self._busy.pid, gone)
+            wait_for_fewer(self._known.identity, gone)
         if second is not None:
             with suppress(ProcessLookupError):  # it was faster
                 os.kill(attacher, second)
@@ -210,15 +216,14 @@ class Chaos:
             self.harm.append(f"{stays} breakpoints stay after the last end")
 
 
-def wait_for_fewer(pid: int, gone: int) -> None:
-    """Return when *pid* has fewer breakpoints than before, or when the attacher has *gone*."""
+def wait_for_fewer(identity: Identity, gone: int) -> None:
+    """Return when a VM has fewer breakpoints than before, or when the attacher has *gone*."""
     most, ends = 0, time.monotonic() + PATIENCE
-    with program_of(pid) as file:
-        while not select.select([gone], [], [], 0)[0] and time.monotonic() < ends:
-            now = len(find(pid, file))
-            if now < most:
-                return
-            most = max(most, now)
+    while not select.select([gone], [], [], 0)[0] and time.monotonic() < ends:
+        now = len(find(identity))
+        if now < most:
+            return
+        most = max(most, now)
 
 
 def attacher_of(daemon: int) -> int:
@@ -229,9 +234,8 @@ def attacher_of(daemon: int) -> int:
     raise SystemExit("chaos: the daemon has no attacher")
 
 
-def places_of(pid: int) -> frozenset[int]:
+def places_of(target: Target) -> frozenset[int]:
     """Where the daemon may have a hook, as offsets in the file."""
-    target = inspect(pid)
     settings, _ = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
     return frozenset(a.offset for a in plan.attachments if not a.tracepoint)

@@ -47,9 +47,9 @@ class Daemon:
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process, self.port = process, port
 
-    def page(self) -> str:
+    def page(self, path: str = "/metrics") -> str:
         """What a scrape gets."""
-        url = f"http://127.0.0.1:{self.port}/metrics"
+        url = f"http://127.0.0.1:{self.port}{path}"
         with urllib.request.urlopen(url, timeout=20) as answer:
             text: str = answer.read().decode()
             return text

@@ -97,7 +97,7 @@ def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> 
     prices = Prices(plan, _cost)
     with (
         contextlib.closing(Attacher()) as attacher,
-        GovernedSession(plan, load.pid, target.base, settings, attacher=attacher) as session,
+        GovernedSession(plan, target.identity, target.base, settings, attacher=attacher) as session,
         measuring(),
     ):
         for event in prices.hit_costs():

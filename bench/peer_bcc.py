@@ -12,6 +12,7 @@ reads no kernel structure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -145,7 +146,9 @@ def trace(pid: int, seconds: float, symbol: str, ring_pages: int) -> dict[str, A
         program.ring_buffer_consume()
     wall = time.monotonic() - ready
     cpu = time.process_time() - cpu
-    program.detach_uprobe(name=f"/proc/{pid}/exe", sym=symbol, pid=pid)
+    # On some hosts bcc fails to close a file that it has closed itself; the probe is out.
+    with contextlib.suppress(Exception):
+        program.detach_uprobe(name=f"/proc/{pid}/exe", sym=symbol, pid=pid)
     end = float("inf")
     program.ring_buffer_consume()  # what is left
     return {

@@ -181,7 +181,7 @@ def observing(pid: int, wanted: tuple[str, ...], *, streamed: bool) -> Iterator[
     plan = make_plan(target.binary, target.flavor, wanted, "auto", known(settings))
     if streamed:
         settings["streamed"] = sum(1 << kind.id for kind in plan.kinds)
-    with Session(plan, pid, target.base, settings, ring_bytes=RING_BYTES) as session:
+    with Session(plan, target.identity, target.base, settings, ring_bytes=RING_BYTES) as session:
         session.count(on=True)
         yield session
 
@@ -354,7 +354,10 @@ def part_peers(folder: Path) -> dict[str, Any]:
             "bpftrace (counts only)": peer_bpftrace.measure,
         }
         for name, run in runs.items():
-            result[name] = run(beam.pid, 10)
+            try:
+                result[name] = run(beam.pid, 10)
+            except (peer_bcc.PeerError, peer_bpftrace.PeerError) as error:
+                result[name] = {"failed": str(error).splitlines()[-1]}
             say(f"  {name}: {json.dumps(result[name])}")
         beam.send("stop")
         beam.readline()
@@ -393,7 +396,7 @@ def part_leave(folder: Path) -> dict[str, Any]:
         settings, _ = kernel_constants(target)
         plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
         for name, multi in (("links of programs", True), ("links of places", False)):
-            with Session(plan, beam.pid, target.base, settings, multi=multi) as session:
+            with Session(plan, target.identity, target.base, settings, multi=multi) as session:
                 start = time.monotonic()
                 session.detach()
                 result[name] = time.monotonic() - start

@@ -69,7 +69,7 @@ def cost() -> None:
 def program(beam: beams_run.Beam) -> None:
     """What the kernel says of the program: it runs on all ticks, and samples those of the VM."""
     target = inspect(beam.pid)
-    with measuring(), Sampler(sample_settings(target), 99) as sampler:
+    with measuring(), Sampler(target.identity, sample_settings(target), 99) as sampler:
         sampler.know(scheduler_threads(target))
         before = cpu_seconds(beam.pid)
         sampler.start()

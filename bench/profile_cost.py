@@ -146,7 +146,7 @@ def bench() -> Iterator[Bench]:
         with beams_run.start_beam("stock25", "+S", "1:1", "-s", "gaps", env=environment) as beam:
             beam.expect("ready")
             target = inspect(beam.pid)
-            with Timer(sample_settings(target), HZ) as timer:
+            with Timer(target.identity, sample_settings(target), HZ) as timer:
                 timer.know(scheduler_threads(target))
                 own = Bench(beam, target, timer)
                 timer.start()

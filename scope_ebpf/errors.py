@@ -24,6 +24,10 @@ PERMIT = (
 )
 
 
+#: What to do where another user's process may not be looked into.
+LOOK = "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+
+
 class UsageError(ScopeError):
     """The command line asks for something that does not exist."""
 
@@ -34,6 +38,8 @@ class NoSuchProcessError(ScopeError):
     """The pid is gone, or never was."""
 
     exit_code = 3
+    #: What became of the process, for a sentence about it.
+    what = "ended"
 
 
 class NotABeamError(ScopeError):
@@ -70,6 +76,16 @@ class TargetEndedError(ScopeError):
     """The target ended before or while it was observed."""
 
     exit_code = 9
+
+
+class TargetChangedError(NoSuchProcessError):
+    """The process is another program or another user's by now: *what* it did."""
+
+    exit_code = TargetEndedError.exit_code
+
+    def __init__(self, pid: int, what: str) -> None:
+        super().__init__(f"process {pid} {what}; it is not looked at any further")
+        self.what = what
 
 
 class OutputError(ScopeError):
@@ -122,3 +138,17 @@ class MissingPackageError(ScopeError):
     """A Python package that only some need is not installed."""
 
     exit_code = 21
+
+
+class RefusedFileError(ScopeError):
+    """
+    A file that somebody else chose is none that we open, or has more than we look at.
+
+    *lasting* tells whether it is the file's fault, so that another try would end in the same way.
+    """
+
+    exit_code = 22
+
+    def __init__(self, message: str, *, lasting: bool = True) -> None:
+        super().__init__(message)
+        self.lasting = lasting

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from scope_ebpf import allowed, events
 from scope_ebpf.beam import usdt
+from scope_ebpf.beam.bounds import UnprovenPlaceError
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.planning import usdt_places
 
@@ -70,7 +71,7 @@ def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachmen
     for hook in _WAY.hooks:
         try:
             sites = usdt_places(binary, _WAY, hook) if hook.name in names else []
-        except usdt.ArgumentError as error:
+        except (usdt.ArgumentError, UnprovenPlaceError) as error:
             raise NothingToAttachError(f"the USDT probe {hook.name}: {error}") from error
         if not sites:
             # Looked for even where it is not wanted: no JIT has all of them.

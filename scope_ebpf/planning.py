@@ -12,27 +12,19 @@ import re
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from scope_ebpf import events
-from scope_ebpf.beam import entry, usdt
+from scope_ebpf.beam import bounds, entry, usdt
 from scope_ebpf.beam.elf import UnreadableElfError
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from scope_ebpf.beam.elf import Symbol
     from scope_ebpf.plan import Via
 
 #: In the order in which they are tried. The kernel's tracepoints are there whatever the VM is.
 _HOW: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
 _BY_TRACEPOINT = {way.event for way in events.WAYS if way.via == "tracepoint"}
-
-
-class _Symbol(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def address(self) -> int: ...
-    @property
-    def size(self) -> int: ...
 
 
 class _Site(Protocol):
@@ -48,23 +40,23 @@ class _Site(Protocol):
     def arguments(self) -> str: ...
 
 
-class Executable(Protocol):
+class Executable(bounds.File, Protocol):
     """What the plan needs to know of a binary; ``beam.binary.Binary`` is one."""
 
-    def symbol(self, name: str) -> _Symbol | None:
+    def symbol(self, name: str) -> Symbol | None:
         """The function of that name."""
 
-    def matching(self, pattern: re.Pattern[str]) -> Iterable[_Symbol]:
+    def matching(self, pattern: re.Pattern[str]) -> Iterable[Symbol]:
         """The functions whose whole name matches."""
-
-    def function_at(self, address: int) -> _Symbol | None:
-        """The function around an address."""
 
     def file_offset(self, address: int) -> int:
         """Where an address lies in the file; UnreadableElfError if it does not."""
 
-    def read(self, address: int, size: int) -> bytes:
-        """What the file holds at an address; UnreadableElfError if it holds less."""
+    def cheap_entry(self, address: int, size: int) -> entry.Entry:
+        """The cheapest place to see a call of a function; UnreadableElfError as above."""
+
+    def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
+        """Where a function calls which address, and whether a symbol spans that."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
@@ -134,7 +126,7 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
                 if way.via == "symbol"
                 else usdt_places(binary, way, hook)
             )
-        except (usdt.ArgumentError, UnreadableElfError) as error:
+        except (usdt.ArgumentError, UnreadableElfError, bounds.UnprovenPlaceError) as error:
             return (), f"{hook.name}: {error}"
         if not places and not hook.optional:
             kind = "function symbol" if way.via == "symbol" else "USDT probe"
@@ -153,7 +145,11 @@ def semaphores(binary: Executable) -> dict[int, int]:
 
 
 def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
-    """Where a hook goes that is a function: one place, or none."""
+    """
+    Where a hook goes that is a function: one place, or none.
+
+    UnprovenPlaceError where the file does not show that it is one.
+    """
     symbol = binary.symbol(hook.name)
     if symbol is None and hook.mangled:
         # A C++ function: _Z, the length of the name, the name, the types of the arguments.
@@ -161,6 +157,7 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
         symbol = next(iter(binary.matching(pattern)), None)
     if symbol is None:
         return []
+    bounds.require_in_function(binary, symbol, symbol.address)
     if hook.call and (at_call := _call(binary, symbol, hook)):
         offset = binary.file_offset(at_call)
         return [
@@ -168,6 +165,7 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
         ]
     place = entry.START if hook.returns else _entry(binary, symbol, hook)
     address = symbol.address + place.shift
+    bounds.require_in_function(binary, symbol, address)
     registers = tuple(zip(hook.arguments, (r or "" for r in place.registers), strict=False))
     offset = binary.file_offset(address)
     return [
@@ -175,22 +173,22 @@ def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> lis
     ]
 
 
-def _call(binary: Executable, symbol: _Symbol, hook: events.Hook) -> int | None:
+def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:
     """The address of the one place where a function calls *hook.call*, if there is one."""
     called = binary.symbol(hook.call or "")
-    calls = entry.calls(binary.read(symbol.address, symbol.size), symbol.address)
+    calls = binary.calls(symbol.address, symbol.size)
     if called is not None:
-        places = [place for place, target in calls if target == called.address]
+        places = [place for place, target, _ in calls if target == called.address]
     elif hook.local:
-        places = [place for place, target in calls if binary.function_at(target) is None]
+        places = [place for place, _, named in calls if not named]
     else:
         return None
     return places[0] if len(places) == 1 else None
 
 
-def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entry:
+def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry:
     """Where to see the call: elsewhere than at its start only if the program can follow."""
-    place = entry.cheap_entry(binary.read(symbol.address, symbol.size))
+    place = binary.cheap_entry(symbol.address, symbol.size)
     if hook.arguments:
         usable = all(place.registers[: len(hook.arguments)])
     else:
@@ -199,7 +197,14 @@ def _entry(binary: Executable, symbol: _Symbol, hook: events.Hook) -> entry.Entr
 
 
 def usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
-    """Where a hook goes that is a USDT probe: each of its sites; ArgumentError for odd ones."""
+    """
+    Where a hook goes that is a USDT probe: each of its sites.
+
+    ArgumentError for odd ones, UnprovenPlaceError for those that are no sites.
+    """
+    sites = [s for s in binary.usdt_sites if s.provider == "erlang" and s.name == hook.name]
+    for site in sites:
+        bounds.require_site(binary, site.address, site.semaphore)
     return [
         Attachment(
             hook.program,
@@ -210,6 +215,5 @@ def usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[
             semaphore=binary.file_offset(site.semaphore) if site.semaphore else 0,
             arguments=usdt.parse(site.arguments),
         )
-        for site in binary.usdt_sites
-        if site.provider == "erlang" and site.name == hook.name
+        for site in sites
     ]

@@ -97,7 +97,7 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
     plan = make_plan(target.binary, target.flavor, wanted, "auto", known(settings))
     with (
         Attacher() as attacher,
-        GovernedSession(plan, beam.pid, target.base, settings, attacher=attacher) as session,
+        GovernedSession(plan, target.identity, target.base, settings, attacher=attacher) as session,
     ):
         for event in wanted:
             words = measures.words(event)

@@ -8,9 +8,11 @@ the disk was replaced, or lies in another root) and the memory as it is.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf.beam.binary import Binary, UnreadableElfError
+from scope_ebpf.beam.identity import Identity, Process
 from scope_ebpf.beam.layouts.live import layout_for
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.node import MAX_NAME, NodeName
 from scope_ebpf.beam.roots import Roots
 from scope_ebpf.beam.target import Target
 from scope_ebpf.errors import (
+    LOOK,
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
@@ -40,10 +44,13 @@ if TYPE_CHECKING:
 SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
 #: The greeting of the shell, in every emulator, stripped or not
 #: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
+_GREETING = b"Erlang/OTP "
 _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
+#: Bytes of a command line that are looked at: a process may say that all its memory is one.
+_MAX_COMMAND = 1 << 17
 
 
 class Beam(Target):
@@ -57,7 +64,8 @@ class Beam(Target):
     @cached_property
     def roots(self) -> Roots:
         """Where the VM's global tables lie."""
-        return Roots(self)
+        # No circle: what is held of a VM goes with the last who needs it.
+        return Roots(weakref.proxy(self))
 
     def find(self, name: str) -> int | None:
         """By its symbol, or searched for; once."""
@@ -99,9 +107,31 @@ def inspect(
     Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
     cause and what to do about it.
     """
+    process = _hold(pid, proc / str(pid))
+    try:
+        return _inspect(process, proc, opened)
+    except BaseException:
+        process.close()
+        raise
+
+
+def _hold(pid: int, folder: Path) -> Process:
+    try:
+        return Process(pid)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        _started(pid, folder)  # says what it is instead
+        raise NoSuchProcessError(f"there is no process {pid}") from None
+
+
+def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> Beam:
+    pid = process.pid
     folder = proc / str(pid)
     started = _started(pid, folder)
     exe, binary = _open(pid, folder, opened)
+    process.watch()
+    identity = Identity.of(process, started, binary, proc)
     release, version, flavor = _version(pid, exe, binary)
     target = Beam(
         pid=pid,
@@ -112,16 +142,19 @@ def inspect(
         flavor=flavor,
         schedulers=_count_schedulers(folder),
         usdt=any(site.provider == "erlang" for site in binary.usdt_sites),
-        started=started,
+        started=started / os.sysconf("SC_CLK_TCK"),
         base=_base(pid, folder, binary),
         binary=binary,
-        memory=Memory(pid),
+        memory=Memory(pid, process),
+        identity=identity,
     )
-    return replace(target, node=NodeName(target).read() or _node_argument(folder))
+    target = replace(target, node=NodeName(target).read() or _node_argument(folder))
+    identity.check()
+    return target
 
 
-def _started(pid: int, folder: Path) -> float:
-    """Tell when the process started; refuse what is no process or has ended."""
+def _started(pid: int, folder: Path) -> int:
+    """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
     try:
         text = (folder / "stat").read_text("utf-8", "replace")
         status = (folder / "status").read_text("utf-8", "replace")
@@ -134,7 +167,7 @@ def _started(pid: int, folder: Path) -> float:
     leader = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
     if leader and int(leader[1]) != pid:
         raise NoSuchProcessError(f"{pid} is a thread of process {leader[1]}: use that number")
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[19])
 
 
 def program_of(folder: Path | str) -> str:
@@ -147,9 +180,7 @@ def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str
     try:
         return program_of(folder), opened(folder / "exe")
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} belongs to somebody else: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        raise NotPermittedError(f"process {pid} belongs to somebody else: {LOOK}") from None
     except (FileNotFoundError, ProcessLookupError):
         if not folder.exists():
             raise NoSuchProcessError(f"process {pid} has ended") from None
@@ -167,8 +198,7 @@ def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit
         return release, version, "jit" if any(number) else "emu"
     banner = None
     with suppress(UnreadableElfError):
-        texts = (binary.section(name) or b"" for name in (".rodata", ".data"))
-        banner = next((found for text in texts if (found := _BANNER.search(text))), None)
+        banner = binary.search((".rodata", ".data"), _GREETING, _BANNER)
     if banner is None:
         raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
     flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"
@@ -194,9 +224,7 @@ def _base(pid: int, folder: Path, binary: Binary) -> int:
         with (folder / "auxv").open("rb") as file:
             vector = file.read(_MAX_AUXV)
     except PermissionError:
-        raise NotPermittedError(
-            f"process {pid} may not be looked into: run as root, or with CAP_SYS_PTRACE"
-        ) from None
+        raise NotPermittedError(f"process {pid} may not be looked into: {LOOK}") from None
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):
@@ -224,7 +252,10 @@ def _count_schedulers(folder: Path) -> int:
 def _node_argument(folder: Path) -> str | None:
     """Read the name that the command line asks for, if it says the host as well."""
     try:
-        words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        with (folder / "cmdline").open("rb", buffering=0) as file:
+            words: list[str] = (
+                (file.read(_MAX_COMMAND) or b"").decode("utf-8", "replace").split("\0")
+            )
     except OSError:
         return None
     for option, value in pairwise(words):

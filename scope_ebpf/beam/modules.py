@@ -9,7 +9,6 @@ be seen a moment before anybody runs it.
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -149,13 +148,10 @@ class Modules:
 
 def _find(target: Target) -> list[int]:
     """Find ``module_tables[3]``, which is static: three tables in a row that say their name."""
-    section, place = target.binary.section(".rodata"), target.binary.section_address(".rodata")
-    if section is None or place is None:
+    if target.binary.section_address(".rodata") is None:
         raise ReadRefusedError(f"process {target.pid} has no .rodata, so its modules are not found")
-    texts = [
-        target.base + place[0] + found.start() + 1
-        for found in re.finditer(b"\0" + _NAME + b"\0", section)
-    ]
+    found = target.binary.find(".rodata", b"\0" + _NAME + b"\0")
+    texts = [target.base + place + 1 for place in found]
     name = target.layout.offset("IndexTable", "htable.name")
     tables: list[int] = []
     for address, words in data(target):

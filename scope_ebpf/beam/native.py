@@ -13,16 +13,16 @@ import bisect
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.elf import Elf, UnreadableElfError
+from scope_ebpf.beam.elf import UnreadableElfError
 from scope_ebpf.beam.frames import CallFrames
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import ReadRefusedError, RefusedFileError
+from scope_ebpf.sandbox.files import read_bounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,10 +67,15 @@ class _File:
 
 
 def regions(pid: int, proc: Path = Path("/proc")) -> list[Region]:
-    """Read the executable pieces of a process's memory, in order of address."""
+    """
+    Read the executable pieces of a process's memory, in order of address.
+
+    Raises RefusedFileError for a process that has more pieces than are looked at.
+    """
     found = []
     with suppress(OSError):
-        for line in (proc / str(pid) / "maps").read_text("utf-8", "replace").splitlines():
+        text = read_bounded(proc / str(pid) / "maps").decode("utf-8", "replace")
+        for line in text.splitlines():
             bounds, rights, offset, _, _, *path = line.split(maxsplit=5)
             if "x" in rights:
                 start, _, end = bounds.partition("-")
@@ -86,18 +91,22 @@ class NativeCode:
         self._target = target
         self._files: dict[tuple[str, int], _File | None] = {}
         self._names: dict[int, NativeName] = {}
+        self._take([])
         self.refresh()
 
     def refresh(self) -> None:
         """Read again what is mapped where; forget names if that changed."""
         found = regions(self._target.pid)
-        if found and found != getattr(self, "_regions", None):
-            self._regions = found
-            self._starts = [region.start for region in found]
-            self._names.clear()
-            made = [region for region in found if region.jit]
-            self._jit_starts = np.array([region.start for region in made], np.uint64)
-            self._jit_ends = np.array([region.end for region in made], np.uint64)
+        if found and found != self._regions:
+            self._take(found)
+
+    def _take(self, found: list[Region]) -> None:
+        self._regions = found
+        self._starts = [region.start for region in found]
+        self._names.clear()
+        made = [region for region in found if region.jit]
+        self._jit_starts = np.array([region.start for region in made], np.uint64)
+        self._jit_ends = np.array([region.end for region in made], np.uint64)
 
     def region(self, address: int) -> Region | None:
         """Find the executable region around *address*."""
@@ -123,7 +132,13 @@ class NativeCode:
         """Tell how to find the caller of the code at *address*; None where nothing tells."""
         region = self.region(address)
         file = self._file(region) if region else None
-        return file.frames.rules(address - file.moved) if file else None
+        if region is None or file is None:
+            return None
+        try:
+            return file.frames.rules(address - file.moved)
+        except (RefusedFileError, UnreadableElfError):
+            self._files[_key(region)] = None
+            return None
 
     def name(self, address: int) -> NativeName:
         """Name the function at *address*; by where it begins, if it has no symbol."""
@@ -141,23 +156,27 @@ class NativeCode:
             return NativeName("[jit runtime]", "")
         short = region.path.removesuffix(" (deleted)").rpartition("/")[2]
         file = self._file(region)
-        if file is None:
-            return NativeName(f"{short}+{address - region.start + region.offset:#x}", region.path)
-        place = address - file.moved
-        symbol = file.binary.function_at(place)
-        if symbol is not None:
-            return NativeName(_plain(symbol.name), region.path)
-        start = file.frames.function(place)
-        return NativeName(f"{short}+{place if start is None else start:#x}", region.path)
+        if file is not None:
+            place = address - file.moved
+            try:
+                symbol = file.binary.function_at(place)
+                if symbol is not None:
+                    return NativeName(_plain(symbol.name), region.path)
+                start = file.frames.function(place)
+            except (RefusedFileError, UnreadableElfError):
+                self._files[_key(region)] = None
+            else:
+                return NativeName(f"{short}+{place if start is None else start:#x}", region.path)
+        return NativeName(f"{short}+{address - region.start + region.offset:#x}", region.path)
 
     def _file(self, region: Region) -> _File | None:
         if region.jit or (region.path.startswith("[") and region.path != "[vdso]"):
             return None
-        key = (region.path, region.start)
+        key = _key(region)
         if key not in self._files:
             try:
                 self._files[key] = self._open(region)
-            except (OSError, UnreadableElfError, ReadRefusedError, ValueError):
+            except (OSError, UnreadableElfError, ReadRefusedError, RefusedFileError, ValueError):
                 self._files[key] = None
         return self._files[key]
 
@@ -167,7 +186,7 @@ class NativeCode:
             binary = self._target.binary
         elif region.path == "[vdso]":
             image = self._target.memory.read(region.start, region.end - region.start)
-            binary = Binary(Path(region.path), Elf(BytesIO(image), region.path))
+            binary = Binary.of_image(region.path, image)
         else:
             place = f"/proc/{pid}/map_files/{region.start:x}-{region.end:x}"
             binary = Binary.open(Path(place))
@@ -177,6 +196,10 @@ class NativeCode:
                 moved = region.start - region.offset + segment.offset - segment.address
                 return _File(binary, moved, CallFrames(binary))
         return None
+
+
+def _key(region: Region) -> tuple[str, int]:
+    return region.path, region.start
 
 
 def _plain(name: str) -> str:

@@ -9,11 +9,11 @@ interface): its pointers lead into the library, and its name is the module's.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.binary import Binary
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import ReadRefusedError, RefusedFileError, ScopeError
+from scope_ebpf.sandbox.files import read_bounded
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
@@ -79,8 +79,8 @@ def _libraries(pid: int) -> list[_Mapping]:
     """Read which files are mapped where."""
     found = []
     try:
-        text = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
-    except OSError:
+        text = read_bounded(f"/proc/{pid}/maps").decode("utf-8", "replace")
+    except (OSError, RefusedFileError):
         return []
     for line in text.splitlines():
         fields = line.split(maxsplit=5)
@@ -120,8 +120,7 @@ def _symbol_at(pid: int, library: _Mapping, mappings: list[_Mapping], address: i
     if mapping is None or mapping.path != library.path:
         return None
     base = min(m.start - m.offset for m in mappings if m.path == library.path)
-    # Through the target's root: it may live in a container.
-    binary = Binary.open(Path(f"/proc/{pid}/root{library.path}"))
+    binary = Binary.below_root(pid, library.path)
     try:
         symbol = binary.function_at(address - base)
     finally:

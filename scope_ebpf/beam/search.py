@@ -61,23 +61,11 @@ def data(target: Target) -> Iterator[tuple[int, NDArray[np.uint64]]]:
 
 def referenced(target: Target, function: str) -> list[int]:
     """Tell which addresses of the VM's memory an exported function names (x86-64)."""
-    # Not needed where there are symbols, and slow to load.
-    import capstone  # noqa: PLC0415
-    from capstone import x86_const  # noqa: PLC0415
-
     symbol = target.binary.symbol(function)
     if symbol is None or target.binary.machine != "x64" or symbol.size > 1 << 14:
         return []
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.detail = True
-    code = target.binary.read(symbol.address, symbol.size)
-    found = [
-        target.base + instruction.address + instruction.size + operand.mem.disp
-        for instruction in decoder.disasm(code, symbol.address)
-        for operand in instruction.operands
-        if operand.type == x86_const.X86_OP_MEM and operand.mem.base == x86_const.X86_REG_RIP
-    ]
-    return list(dict.fromkeys(found))
+    found = target.binary.references(symbol.address, symbol.size)
+    return [target.base + address for address in found]
 
 
 def _only(places: list[int]) -> int | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.binary import Binary
+    from scope_ebpf.beam.identity import Identity
     from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.memory import Memory
 
@@ -24,7 +25,7 @@ class Target(ABC):
     One running VM.
 
     *started* is in seconds since the host booted; *base* is what must be added
-    to an address of the file.
+    to an address of the file. What is told of it counts while *identity* passes its check.
     """
 
     pid: int
@@ -39,6 +40,7 @@ class Target(ABC):
     base: int
     binary: Binary
     memory: Memory
+    identity: Identity
 
     def as_json(self) -> dict[str, str | int | None]:
         """Give what every JSON output says about its target."""

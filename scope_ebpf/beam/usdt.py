@@ -12,20 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-#: Registers by every name an operand may use.
-_WIDE = {r: r for r in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp")}
-_LEGACY = {
-    alias: wide
-    for wide in ("rax", "rbx", "rcx", "rdx")
-    for alias in (f"e{wide[1:]}", wide[1:], f"{wide[1]}l")
-}
-_POINTERS = {
-    alias: wide
-    for wide in ("rsi", "rdi", "rbp", "rsp")
-    for alias in (f"e{wide[1:]}", wide[1:], f"{wide[1:]}l")
-}
-_NUMBERED = {f"r{n}{suffix}": f"r{n}" for n in range(8, 16) for suffix in ("", "d", "w", "b")}
-REGISTERS = {**_WIDE, **_LEGACY, **_POINTERS, **_NUMBERED}
+from scope_ebpf.sandbox.registers import REGISTERS
 
 _ARGUMENT = re.compile(r"(-?[1248])@(\S+)")
 _NUMBER = r"-?(?:0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19})"

@@ -66,6 +66,7 @@ class CallRun(CallTurns):
         for function in chosen:
             self.summary.of(str(function), 1)
         self._breakpoints = CallWatch(
+            target.identity,
             limit,
             target.layout.offset("Process", "hend"),
             MAP_27 if target.layout.release >= 27 else MAP_24,

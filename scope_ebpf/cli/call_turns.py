@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import select
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, Self
 
-from scope_ebpf.cli.surroundings import stop_signals
-from scope_ebpf.errors import NoSuchProcessError, ScopeError, TargetEndedError
+from scope_ebpf.cli.surroundings import require_target, stop_signals, target_ended
+from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.calls import CallSummary
+    from scope_ebpf.errors import ScopeError
     from scope_ebpf.sinks.calls import CallLines
 
 #: Seconds. New code is looked for in each turn, and runs some ms after it can be seen.
@@ -83,41 +82,33 @@ class CallTurns(ABC):
 
     def run(self, lines: CallLines, started: Callable[[], None]) -> ScopeError | None:
         """Watch until something ends it; the error, if it was one. Calls *started* first."""
-        pidfd = os.pidfd_open(self._target.pid)
+        require_target(self._target.identity, "watched")
         error: ScopeError | None = None
-        try:
-            with self._watch as watch, stop_signals(self._ask_to_stop):
-                self._begin()
-                watch.open(on=True)
-                start = time.monotonic()
-                started()
-                try:
-                    self._turns(pidfd, start, lines)
-                except NoSuchProcessError:
-                    self._ask_to_stop("target ended")
-                finally:
-                    watch.open(on=False)
-                    self.summary.duration_seconds = time.monotonic() - start
-                watch.detach()
-                self._drain(lines)
-                self._sum_up()
-        finally:
-            os.close(pidfd)
-        if self._stop == "target ended":
-            error = TargetEndedError(f"process {self._target.pid} ended while it was watched")
+        with self._watch as watch, stop_signals(self._ask_to_stop):
+            self._begin()
+            watch.open(on=True)
+            start = time.monotonic()
+            started()
+            try:
+                self._turns(start, lines)
+            except NoSuchProcessError as gone:
+                self._ask_to_stop("target ended")
+                error = target_ended(self._target.pid, gone, "watched")
+            finally:
+                watch.open(on=False)
+                self.summary.duration_seconds = time.monotonic() - start
+            watch.detach()
+            self._drain(lines)
+            self._sum_up()
         self.summary.stopped_because = self._stop
         return error
 
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
 
-    def _turns(self, pidfd: int, started: float, lines: CallLines) -> None:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
+    def _turns(self, started: float, lines: CallLines) -> None:
         while not self._stop:
-            if ended.poll(TURN * 1000):
-                self._ask_to_stop("target ended")
-                return
+            self._target.identity.wait(TURN)
             self._drain(lines)
             self._look(lines)
             if self._watch.taken() >= self._limit:

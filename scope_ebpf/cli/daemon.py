@@ -58,6 +58,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from scope_ebpf.daemon.server import serve  # noqa: PLC0415
     from scope_ebpf.kernel import host  # noqa: PLC0415
     from scope_ebpf.kernel.stats import measuring  # noqa: PLC0415
+    from scope_ebpf.sandbox import client  # noqa: PLC0415
+
+    client.ahead()  # while there is one thread
 
     def read() -> settings.Config:
         return _config(arguments)
@@ -70,18 +73,20 @@ def _run(arguments: argparse.Namespace) -> int:
     _log_to_stderr(arguments.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty
-    with measuring():
+    with measuring() as measured:
+        if not measured:
+            why = "CAP_SYS_ADMIN is missing"
+            say(logging.INFO, "hits are priced by what they cost at the start", why=why)
         daemon = Daemon(config, _cost(config), read)
         server = serve(daemon)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: daemon.ask(signal.Signals(n)))
-        host_name, port = server.server_address[:2]
-        say(logging.INFO, "listening", address=f"{host_name!s}:{port}", budget=config.budget)
+        for address in server.addresses:
+            say(logging.INFO, "listening", address=address, budget=config.budget)
         try:
             daemon.run()
         finally:
-            server.shutdown()
-            server.server_close()
+            server.close()
     say(logging.INFO, "ended")
     return 0
 
@@ -140,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG}, if it is there"
     )
     parser.add_argument(
-        "--listen", metavar="ADDRESS:PORT", help=f"default: {settings.DEFAULT_LISTEN}"
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help=f"or unix:PATH; default: {settings.DEFAULT_LISTEN}",
     )
     parser.add_argument(
         "--budget", metavar="SHARE", help="what hooks may take of a target's CPU (default: 1%%)"

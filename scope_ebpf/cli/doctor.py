@@ -14,7 +14,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.kernel import host, links
-from scope_ebpf.kernel.leftovers import find, program_of
+from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from scope_ebpf.beam.identity import Identity
     from scope_ebpf.errors import ScopeError
 
 
@@ -84,20 +85,22 @@ def _examine(pid: int) -> dict[str, Any]:
                 "other_way": other.reason if other and item.attachments else None,
             }
         )
+    breakpoints = _breakpoints(target.identity, names)
+    target.identity.check()
     return {
         "target": target.as_json(),
         "refused": refused,
         "hooks": rows,
-        "breakpoints": _breakpoints(pid, names),
+        "breakpoints": breakpoints,
     }
 
 
-def _breakpoints(pid: int, names: dict[int, str]) -> dict[str, list[str]]:
+def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
     """The VM's breakpoints, none of which is ours, by function or offset: held by links, or not."""
     found: list[int] = []
-    with contextlib.suppress(OSError), program_of(pid) as file:
-        found = find(pid, file)
-    holds = links.held(pid) if found else set()
+    with contextlib.suppress(OSError):
+        found = find(identity)
+    holds = links.held(identity.pid) if found else set()
     kinds: dict[str, list[str]] = {"held": [], "left": []}
     for offset in found:
         name = names.get(offset, f"offset {offset:#x}")

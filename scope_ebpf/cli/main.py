@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel.interrupts import held_back
+from scope_ebpf.sandbox import client
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ COMMANDS = {
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
 }
+#: Those that look at no process.
+_WITHOUT_TARGET = ("export", "summary")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\
@@ -98,6 +101,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             prog="scope-trace" if name == "trace" else f"scope-trace {name}",
         )
         if name == command:
+            if name not in _WITHOUT_TARGET:
+                client.ahead()  # it starts while we load the rest
             with held_back():  # numpy's import swallows exceptions
                 module = importlib.import_module(_MODULES.get(name, f"scope_ebpf.cli.{name}"))
             module.add_arguments(added)

@@ -176,7 +176,7 @@ def _session(target: Target, *, returns: bool) -> Session:
     names = {a.symbol for place in places for a in place.arguments if a.symbol}
     return Session(
         Plan((Item("call", "usdt", hook, places, ""),)),
-        target.pid,
+        target.identity,
         target.base,
         settings,
         addresses=symbol_values(target, names),

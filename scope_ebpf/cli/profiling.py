@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import os
-import select
 import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
 from scope_ebpf.cli.sample_reader import Reader
-from scope_ebpf.cli.surroundings import progress_bar, stop_signals
-from scope_ebpf.cli.tracing import cpu_seconds, open_pidfd
-from scope_ebpf.errors import NoSuchProcessError, TargetEndedError
+from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
+from scope_ebpf.cli.tracing import cpu_seconds
+from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
 
@@ -40,7 +38,7 @@ def on_cpu(
     """
     profile = Profile("cpu", target.as_json(), hz, time.time())
     reader = Reader(target, profile, by)
-    with Sampler(sample_settings(target), hz) as sampler:
+    with Sampler(target.identity, sample_settings(target), hz) as sampler:
         sampler.know(scheduler_threads(target))
         run = Run(target, profile, sampler, reader)
         return profile, run.go(duration)
@@ -74,20 +72,17 @@ class Run:
     def go(self, duration: float | None) -> ScopeError | None:
         """Sample until something ends it."""
         profile, target = self._profile, self._target
-        pidfd = open_pidfd(target.pid)
+        require_target(target.identity, "profiled")
         error: ScopeError | None = None
-        try:
-            with stop_signals(self._ask_to_stop):
-                before = cpu_seconds(target.pid)
-                self._sampler.start()
-                started = time.monotonic()
-                _say_started(target.pid, duration)
-                error = self._watch(pidfd, started, duration, before)
-                self._sampler.stop()
-                profile.seconds = time.monotonic() - started
-                error = self._take() or error
-        finally:
-            os.close(pidfd)
+        with stop_signals(self._ask_to_stop):
+            before = cpu_seconds(target.pid)
+            self._sampler.start()
+            started = time.monotonic()
+            _say_started(target.pid, duration)
+            error = self._watch(started, duration, before)
+            self._sampler.stop()
+            profile.seconds = time.monotonic() - started
+            error = self._take() or error
         profile.quality.lost = self._sampler.counts()["lost"]
         if self._reader.undecoded:
             profile.quality.lost += self._reader.undecoded
@@ -101,10 +96,8 @@ class Run:
         self._profile.stopped_because = self._profile.stopped_because or reason
 
     def _watch(
-        self, pidfd: int, started: float, duration: float | None, before: float | None
+        self, started: float, duration: float | None, before: float | None
     ) -> ScopeError | None:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
         refreshed = started
         with progress_bar(duration, visible=True) as advance:
             while not self._profile.stopped_because:
@@ -117,8 +110,10 @@ class Run:
                     self._ask_to_stop("duration")
                     return None
                 advance(now - started)
-                if ended.poll(min(_INTERVAL, left) * 1000):
-                    return self._ended()
+                try:
+                    self._target.identity.wait(min(_INTERVAL, left))
+                except NoSuchProcessError as gone:
+                    return self._ended(gone)
                 error = self._take()
                 if error:
                     return error
@@ -128,15 +123,24 @@ class Run:
         return None
 
     def _take(self) -> ScopeError | None:
+        records = list(self._sampler.records())
         try:
-            self._reader.take(list(self._sampler.records()))
+            self._target.identity.check()
+        except TargetChangedError as gone:
+            # Some may be of the other program: they are not even looked at.
+            self._reader.undecoded += len(records)
+            return self._ended(gone)
         except NoSuchProcessError:
-            return self._ended()
+            pass  # they are of its last moments
+        try:
+            self._reader.take(records)
+        except NoSuchProcessError as gone:
+            return self._ended(gone)
         return None
 
-    def _ended(self) -> ScopeError:
+    def _ended(self, error: NoSuchProcessError) -> ScopeError:
         self._ask_to_stop("target ended")
-        return TargetEndedError(f"process {self._target.pid} ended while it was profiled")
+        return target_ended(self._target.pid, error, "profiled")
 
 
 def _say_started(pid: int, duration: float | None) -> None:

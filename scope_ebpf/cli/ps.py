@@ -64,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
             f"`scope-trace top --pid {target.pid}` lists them"
         )
     described = detail(viewer, rows)
+    trouble = None if args.format == "json" else Schedulers(target, viewer).trouble()
+    target.identity.check()
     if args.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
         print()
         return 0
-    trouble = Schedulers(target, viewer).trouble()
     if trouble:
         print(trouble)
     print("\n".join(_text(described)))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from dataclasses import dataclass
@@ -15,20 +14,26 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
 from scope_ebpf.cli.options import add_duration, add_force, ring_megabytes
-from scope_ebpf.cli.surroundings import alone, open_output, output_error, stop_signals
+from scope_ebpf.cli.surroundings import (
+    alone,
+    open_output,
+    output_error,
+    require_target,
+    stop_signals,
+    target_ended,
+)
 from scope_ebpf.cli.trace import names_of
 from scope_ebpf.cli.tracing import (
     BATCH,
     STREAM_INTERVAL,
     cpu_seconds,
-    open_pidfd,
     say_started,
 )
 from scope_ebpf.errors import (
+    NoSuchProcessError,
     NothingToAttachError,
     ProbeError,
     ScopeError,
-    TargetEndedError,
     UsageError,
 )
 from scope_ebpf.kernel import host
@@ -217,55 +222,51 @@ class Run:
         from scope_ebpf.kernel import cost, stats  # noqa: PLC0415 - after the compiler's complaints
         from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
 
+        require_target(self._target.identity, "traced")
         price = cost.measure()
-        pidfd = open_pidfd(self._target.pid)
         report = self._report
         session = UserProbeSession(
             self._compiled,
             self._places,
-            self._target.pid,
+            self._target.identity,
             source.RECORD,
             self._arguments.ring << 20,
         )
-        try:
-            with stats.measuring(), session, stop_signals(self._stop):
-                say_started(self._target.pid, self._arguments.duration, quiet=False)
-                started = time.monotonic()
-                self._watch(session, price, pidfd, started)
-                report.seconds = time.monotonic() - started
-                self._account(session, price)
-                session.detach()
-                if not report.stopped.startswith("output"):
-                    while self._write(session):
-                        pass
-                self._collect(session)
-        finally:
-            os.close(pidfd)
+        with stats.measuring() as self._measured, session, stop_signals(self._stop):
+            say_started(self._target.pid, self._arguments.duration, quiet=False)
+            started = time.monotonic()
+            self._watch(session, price, started)
+            report.seconds = time.monotonic() - started
+            self._account(session, price)
+            session.detach()
+            if not report.stopped.startswith("output"):
+                while self._write(session):
+                    pass
+            self._collect(session)
         return Ended(report, self._error)
 
     def _stop(self, reason: str) -> None:
         self._report.stopped = self._report.stopped or reason
 
-    def _watch(self, session: UserProbeSession, price: HitCost, pidfd: int, started: float) -> None:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
+    def _watch(self, session: UserProbeSession, price: HitCost, started: float) -> None:
         self._cpu_before = cpu_seconds(self._target.pid)
         behind, look = False, started + _LOOK
         while not self._report.stopped:
             now = time.monotonic()
             if self._arguments.duration is not None and now >= started + self._arguments.duration:
                 self._stop("duration")
-            elif ended.poll(0 if behind else STREAM_INTERVAL * 1000):
+                return
+            try:
+                self._target.identity.wait(0 if behind else STREAM_INTERVAL)
+            except NoSuchProcessError as gone:
                 self._stop("target ended")
-                self._error = TargetEndedError(
-                    f"process {self._target.pid} ended while it was traced"
-                )
-            else:
-                behind = self._write(session)
-                if now >= look:
-                    look = now + _LOOK
-                    self._account(session, price)
-                    self._warn()
+                self._error = target_ended(self._target.pid, gone, "traced")
+                return
+            behind = self._write(session)
+            if now >= look:
+                look = now + _LOOK
+                self._account(session, price)
+                self._warn()
 
     def _write(self, session: UserProbeSession) -> bool:
         """Write some of what is in the ring; whether more of it waits."""
@@ -289,6 +290,9 @@ class Run:
     def _account(self, session: UserProbeSession, price: HitCost) -> None:
         """What the probe has cost until now; the share stays as it was where the target is gone."""
         report = self._report
+        if not self._measured:
+            report.hits = report.cost_seconds = None
+            return
         report.hits = sum(session.hits().values())
         report.cost_seconds = session.cost(price)
         now = cpu_seconds(self._target.pid)

@@ -14,8 +14,9 @@ from scope_ebpf.beam.processes import IDENTITY
 from scope_ebpf.beam.schedulers import Scheduler, Schedulers, hindrance
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
+from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.cli.top import short
-from scope_ebpf.errors import NoSuchProcessError, TargetEndedError, UsageError
+from scope_ebpf.errors import NoSuchProcessError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             if args.once:
                 break
     except NoSuchProcessError as error:
-        raise TargetEndedError(f"process {target.pid} ended while it was watched") from error
+        raise target_ended(target.pid, error, "watched") from error
     return 0
 
 
@@ -92,9 +93,11 @@ def _looks(
                 )
                 for item in found
             ]
-            yield looks, hindrance(target, found), schedulers.refused
+            trouble = hindrance(target, found)
+            target.identity.check()
+            yield looks, trouble, schedulers.refused
         before, last = {item.thread.tid: item for item in found}, now
-        time.sleep(interval)
+        target.identity.wait(interval)
 
 
 def _work(item: Scheduler) -> object:

@@ -14,10 +14,12 @@ import sys
 from typing import IO, TYPE_CHECKING, TextIO
 
 from scope_ebpf import output
-from scope_ebpf.errors import OutputError
+from scope_ebpf.errors import NoSuchProcessError, OutputError, TargetEndedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from scope_ebpf.beam.identity import Identity
 
 #: How much of a file is looked at at once for its last newline, bytes.
 _BLOCK = 65536
@@ -137,6 +139,21 @@ def alone(pid: int) -> Iterator[list[str]]:
             yield [f"another scope-trace observes process {pid}: both count right, costs add up"]
             return
         yield []
+
+
+def require_target(identity: Identity, doing: str) -> None:
+    """TargetEndedError if the target is no more what was inspected."""
+    try:
+        identity.check()
+    except NoSuchProcessError as error:
+        raise TargetEndedError(
+            f"process {identity.pid} {error.what} before it could be {doing}"
+        ) from None
+
+
+def target_ended(pid: int, error: NoSuchProcessError, doing: str) -> TargetEndedError:
+    """The end of a run, of which *error* tells, while the target was *doing*, such as "traced"."""
+    return TargetEndedError(f"process {pid} {error.what} while it was {doing}")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.sweep import SORTS, State, Sweep
 from scope_ebpf.beam.view import Viewer, document
-from scope_ebpf.errors import NoSuchProcessError, TargetEndedError, UsageError
+from scope_ebpf.cli.surroundings import target_ended
+from scope_ebpf.errors import NoSuchProcessError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             return _print_text(target, args)
         return _live(target, args)
     except NoSuchProcessError as error:
-        raise TargetEndedError(f"process {target.pid} ended while it was watched") from error
+        raise target_ended(target.pid, error, "watched") from error
 
 
 def _print_json(target: Target, args: argparse.Namespace) -> int:
@@ -72,10 +73,12 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
     key = memory_bytes(target, rows).bytes if args.sort == "memory" else rows[_KEYS[args.sort]]
     order = np.argsort(-key.astype(np.int64), kind="stable")[: args.limit]
     head = json.dumps(document(target, snapshot))
+    target.identity.check()
     print(head[:-1], end=', "processes": [')
     # Some at a time: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         described = json.dumps(viewer.describe(rows[order[first : first + CHUNK]]))
+        target.identity.check()
         print(", " * (first > 0) + described[1:-1], end="")
     print("]}")
     return 0
@@ -133,9 +136,11 @@ def _turns(
         state = sweep.turn()
         slots, rates = sweep.top(args.sort, limit)
         viewer.refresh()
-        yield state, schedulers.trouble(), _rows(viewer, slots, rates)
+        turn = state, schedulers.trouble(), _rows(viewer, slots, rates)
+        target.identity.check()
+        yield turn
         due = max(due + args.interval, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
+        target.identity.wait(max(0.0, due - time.monotonic()))
 
 
 def _rows(

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
-from scope_ebpf.cli.surroundings import output_error, progress_bar, stop_signals
-from scope_ebpf.errors import NothingToAttachError, ScopeError, TargetEndedError
+from scope_ebpf.cli.surroundings import (
+    output_error,
+    progress_bar,
+    require_target,
+    stop_signals,
+    target_ended,
+)
+from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
@@ -88,7 +93,7 @@ class Trace:
         target = self._target
         return Session(
             plan,
-            target.pid,
+            target.identity,
             target.base,
             self._settings,
             addresses=symbol_values(target, names),
@@ -112,46 +117,41 @@ class Trace:
         then is still there to be summed up.
         """
         self._beat = beat
-        healed = heal(self._target.pid, semaphores(self._target.binary))
+        require_target(self._target.identity, "traced")
+        healed = heal(self._target.identity, semaphores(self._target.binary))
         if healed:
             self.notes.append(f"{healed} breakpoints that a killed tool had left were taken out")
-        pidfd = open_pidfd(self._target.pid)
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
-        try:
-            with self._session as session, stop_signals(self._ask_to_stop):
-                self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
-                _say_failures(session)
-                session.count(on=True)
-                started = time.monotonic()
-                self._bar = progress or sink is None
-                say_started(self._target.pid, self._duration, quiet=self._bar)
-                try:
-                    error = self._watch(session, sink, pidfd, started, cpu_before)
-                finally:
-                    session.count(on=False)
-                    self._seconds = time.monotonic() - started
-                # A program that passed the gate before it closed has ended once all are out.
-                session.detach()
-                error = self._drain(session, sink, error)
-                self._tallies = session.tallies()
-                self._durations = session.durations()
-                self._hits = session.hits()
-                self._ended_ns = time.monotonic_ns()
-        finally:
-            os.close(pidfd)
+        with self._session as session, stop_signals(self._ask_to_stop):
+            self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
+            _say_failures(session)
+            session.count(on=True)
+            started = time.monotonic()
+            self._bar = progress or sink is None
+            say_started(self._target.pid, self._duration, quiet=self._bar)
+            try:
+                error = self._watch(session, sink, started, cpu_before)
+            finally:
+                session.count(on=False)
+                self._seconds = time.monotonic() - started
+            # A program that passed the gate before it closed has ended once all are out.
+            session.detach()
+            error = self._drain(session, sink, error)
+            self._tallies = session.tallies()
+            self._durations = session.durations()
+            self._hits = session.hits()
+            self._ended_ns = time.monotonic_ns()
         return error
 
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
 
     def _watch(
-        self, session: Session, sink: Sink | None, pidfd: int, started: float, cpu: float | None
+        self, session: Session, sink: Sink | None, started: float, cpu: float | None
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
         behind = False
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
         with progress_bar(self._duration, visible=self._bar) as advance:
             while not self._stop:
                 pause = 0.0 if behind else interval
@@ -161,10 +161,11 @@ class Trace:
                         self._ask_to_stop("duration")
                         return None
                     pause = min(pause, left)
-                if ended.poll(pause * 1000):
+                try:
+                    self._target.identity.wait(pause)
+                except NoSuchProcessError as gone:
                     self._ask_to_stop("target ended")
-                    pid = self._target.pid
-                    return TargetEndedError(f"process {pid} ended while it was traced")
+                    return target_ended(self._target.pid, gone, "traced")
                 now = cpu_seconds(self._target.pid)
                 if now is not None and cpu is not None:
                     self._cpu_seconds = now - cpu
@@ -251,14 +252,6 @@ def say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
 def _say_failures(session: Session) -> None:
     for failure in session.failures:
         print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
-
-
-def open_pidfd(pid: int) -> int:
-    """A descriptor that tells when process *pid* ends; TargetEndedError if it has."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise TargetEndedError(f"process {pid} ended before it could be traced") from None
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -59,7 +59,7 @@ def off_cpu(
     settings = sample_settings(target)
     period = max(10**9 // hz, table.count() * 10**9 // _MOST_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
-    with Waits(settings, places) as waits, _threads(target, profile):
+    with Waits(target.identity, settings, places) as waits, _threads(target, profile):
         rows = table.snapshot().rows
         rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MOST_KNOWN]
         waits.know(rows["pointer"], rows["pc"], time.monotonic_ns())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -12,14 +13,15 @@ from prometheus_client.registry import Collector
 
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
-from scope_ebpf.metrics.page import Page
+from scope_ebpf.metrics.page import Page, label_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
 
     from scope_ebpf.daemon.loop import Daemon
+    from scope_ebpf.metrics.reading import Reading
 
 
 class Readings(Collector):
@@ -38,8 +40,8 @@ class Readings(Collector):
         daemon = self._daemon
         daemon.refresh()
         page = Page(compat="erlang-vm" in daemon.config.compat)
-        for watch in daemon.targets.watches:
-            expose(page, watch.reading)
+        for reading in _told_apart(watch.reading for watch in daemon.targets.watches):
+            expose(page, reading)
         for program, stats in sorted((daemon.targets.program_stats() | daemon.host_stats).items()):
             page.add("scope_ebpf_program_runs_total", stats.runs, program=program)
             page.add("scope_ebpf_program_run_seconds_total", stats.seconds, program=program)
@@ -68,3 +70,18 @@ class Readings(Collector):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():
             page.add("scope_ebpf_config_reloads_total", count, result=result)
+
+
+def _told_apart(readings: Iterable[Reading]) -> Iterator[Reading]:
+    """
+    The same readings, each of another node: Prometheus refuses a series that is there twice.
+
+    A node may call itself what another is called here, its pid and all.
+    """
+    labels: set[str] = set()
+    for reading in readings:
+        node = reading.node
+        while label_value(node) in labels:
+            node = f"{node}#{reading.info['pid']}"
+        labels.add(label_value(node))
+        yield replace(reading, node=node)

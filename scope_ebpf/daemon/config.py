@@ -8,16 +8,17 @@ one is wrong, what was found and what is wanted.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 DEFAULT_LISTEN = "127.0.0.1:9568"
 
@@ -30,7 +31,12 @@ class ConfigError(UsageError):
 class Config:
     """All settings; times in seconds, shares from 0 to 1."""
 
-    listen: tuple[str, int] = ("127.0.0.1", 9568)
+    #: An address and a port, or the path of a Unix socket.
+    listen: tuple[str, int] | Path = ("127.0.0.1", 9568)
+    #: The group that may use the Unix socket; where it is empty root alone may.
+    socket_group: str = ""
+    #: Names by which a loopback address may be asked for, beside localhost.
+    hosts: tuple[str, ...] = ()
     budget: float = 0.01
     strict: bool = False
     #: Seconds between two looks for VMs that the kernel did not tell of, and the age from which a
@@ -111,12 +117,34 @@ def share(value: Any) -> float:
     return float(number)
 
 
-def address(value: Any) -> tuple[str, int]:
-    """``"127.0.0.1:9568"``, ``"[::1]:9568"``."""
+def address(value: Any) -> tuple[str, int] | Path:
+    """``"127.0.0.1:9568"``, ``"[::1]:9568"``, ``"unix:/run/scope-ebpf/metrics.sock"``."""
+    kind, _, path = str(value).partition(":")
+    if kind == "unix":
+        # sun_path has 108 bytes, a zero among them (unix(7)).
+        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > 107:
+            raise ValueError('a Unix socket is written like "unix:/run/scope-ebpf/metrics.sock"')
+        return Path(path)
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+)):(\d{1,5})", str(value))
     if match is None or int(match[3]) > 65535:
         raise ValueError(f'wanted is an address and a port, like "{DEFAULT_LISTEN}"')
     return match[1] or match[2], int(match[3])
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A list of names of hosts, without ports."""
+    good = isinstance(value, list) and all(
+        isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in value
+    )
+    if not good:
+        raise ValueError('wanted is a list of names of hosts, like ["metrics.example.org"]')
+    return tuple(name.lower() for name in value)
+
+
+def _group(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("wanted is the name of a group")  # noqa: TRY004 - as all others
+    return value
 
 
 def seconds(least: float) -> Callable[[Any], float]:
@@ -186,6 +214,8 @@ def _users(value: Any) -> dict[str, str]:
 
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "listen": address,
+    "socket_group": _group,
+    "hosts": names,
     "budget": share,
     "strict": _boolean,
     "scan_interval": seconds(0.1),

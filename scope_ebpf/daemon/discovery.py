@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -19,7 +19,8 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect, program_of
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError
+from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError
+from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,16 +46,21 @@ class Files:
     """
 
     def __init__(self) -> None:
-        self._open: WeakValueDictionary[tuple[int, ...], Binary] = WeakValueDictionary()
+        self._open: WeakValueDictionary[Key, Binary] = WeakValueDictionary()
         self._recent: dict[Binary, float] = {}
+        self._refusals = Refusals()
 
     def open(self, path: Path) -> Binary:
         """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
-        status = path.stat()
-        key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        key = key_of(path.stat())
+        self._refusals.check(key)
         binary = self._open.get(key)
         if binary is None:
-            binary = self._open[key] = Binary.open(path)
+            # No metric needs the symbols of other files, which a tenant could point anywhere.
+            binary = Binary.open(path, debug_files=False, refusals=self._refusals)
+            if binary.inode != key[:2]:
+                raise NoSuchProcessError(f"{path} leads to another file by now")
+            self._open[key] = binary
         binary.path = path  # that of the first VM may have ended with it
         self._recent[binary] = time.monotonic()
         return binary
@@ -150,6 +156,9 @@ class Scanner:
         del self._due[pid]
         try:
             return self._wanted(pid, config, now)
+        except TargetChangedError:
+            self.ended(pid)  # it is looked at as what it is now with the next scan
+            return None
         except (NoSuchProcessError, NotABeamError):
             return None
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
@@ -175,8 +184,9 @@ class Scanner:
     def _is_called_as_before(self, pid: int) -> bool:
         """Whether *pid* was not wanted, and nothing has changed that could make it so."""
         name, now = self._unwanted.get(pid, (None, None))
-        if now is not None and name is not None and now.read() == name:
-            return True
+        with suppress(NoSuchProcessError):  # it may be another program by now
+            if now is not None and name is not None and now.read() == name:
+                return True
         self._unwanted.pop(pid, None)
         return False
 

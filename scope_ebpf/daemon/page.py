@@ -3,21 +3,32 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
 from typing import TYPE_CHECKING
+
+from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
     from scope_ebpf.daemon.loop import Daemon
     from scope_ebpf.metrics.reading import Reading
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
-<title>scope-ebpf</title><style>
+_STYLE = """
 body { font: 14px/1.4 sans-serif; margin: 2em; max-width: 60em }
 table { border-collapse: collapse; margin: .5em 0 1.5em }
 th, td { text-align: left; padding: .2em .8em; border-bottom: 1px solid #ccc }
 td.n { text-align: right } .off { color: #a00 } .windows { color: #a60 }
-</style></head><body><h1>scope-ebpf</h1>
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+#: What a browser may do with the page: nothing but show it in that style.
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEAD = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
+<title>scope-ebpf</title><style>{_STYLE}</style></head><body><h1>scope-ebpf</h1>
 <p><a href="/metrics">metrics</a> &middot; <a href="/healthz">health</a> &middot;
 <a href="/readyz">readiness</a></p>
 """
@@ -31,7 +42,7 @@ def page(daemon: Daemon) -> str:
     parts += [_target(reading) for reading in readings]
     if daemon.targets.refused:
         rows = "".join(
-            f"<tr><td>{pid}</td><td>{escape(why)}</td></tr>"
+            f"<tr><td>{pid}</td><td>{_text(why)}</td></tr>"
             for pid, why in list(daemon.targets.refused.items())
         )
         parts.append(f"<h2>refused</h2><table><tr><th>pid</th><th>why</th></tr>{rows}</table>")
@@ -43,14 +54,20 @@ def _target(reading: Reading) -> str:
     info = reading.info
     rows = "".join(
         f'<tr><td>{hook}</td><td class="{event.mode}">{event.mode}</td><td>{event.via}</td>'
-        f'<td class="n">{event.sampling_ratio:.2%}</td><td>{escape(event.reason)}</td></tr>'
+        f'<td class="n">{event.sampling_ratio:.2%}</td><td>{_text(event.reason)}</td></tr>'
         for hook, event in reading.events.items()
     )
     return (
-        f"<h2>{escape(reading.node[:255])}</h2>"
-        f"<p>pid {info['pid']}, OTP {escape(info['otp_release'])}, {info['flavor']}, "
+        f"<h2>{_text(reading.node[:255])}</h2>"
+        f"<p>pid {info['pid']}, user {info['uid']}, cgroup {_text(info['cgroup'][:255])}, "
+        f"OTP {_text(info['otp_release'])}, {info['flavor']}, "
         f"{reading.schedulers} schedulers. Hooks take {reading.overhead:.3%} of its CPU; the "
         f"budget is {reading.budget:.2%}.</p>"
         "<table><tr><th>event</th><th>mode</th><th>via</th><th>counted</th><th>note</th></tr>"
         f"{rows}</table>"
     )
+
+
+def _text(text: str) -> str:
+    """Text of a VM or a host as text of the page."""
+    return escape(plain(text))

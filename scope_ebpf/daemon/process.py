@@ -33,6 +33,16 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
     return max((line.split(":", 2)[-1] for line in lines), key=len, default="")
 
 
+def user_of(pid: int, proc: Path = Path("/proc")) -> str:
+    """The real user of a process, by number as we see it; "" where it has ended."""
+    try:
+        text = (proc / str(pid) / "status").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    # Real, effective, saved and that of the file system; the name above has no newline in it.
+    return next((line.split()[1] for line in text.splitlines() if line.startswith("Uid:")), "")
+
+
 def read_process(
     pid: int, throttling: Throttling | None = None, proc: Path = Path("/proc")
 ) -> ProcessReading:

@@ -56,7 +56,7 @@ class Readers:
 
     def __init__(self, target: Target) -> None:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
-        target = replace(target, memory=Memory(target.pid))
+        target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._pid = target.pid
         self._allocators = _Part("allocators", lambda: AllocatorReader(target))
         self._connections = _Part("connections", lambda: ConnectionReader(target))

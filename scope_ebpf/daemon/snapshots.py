@@ -51,7 +51,7 @@ class Table:
 
     def __init__(self, target: Target) -> None:
         # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
-        self._target = target = replace(target, memory=Memory(target.pid))
+        self._target = target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._table = ProcessTable(target, LOAD)
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
@@ -169,13 +169,17 @@ class Snapshots:
     def _read(self, watch: Watch, kept: _Kept) -> float:
         """Read the VM's own memory; how many seconds later it may be read again."""
         kept.readers = kept.readers or Readers(watch.target)
-        kept.memory = kept.readers.read()
+        reading = kept.readers.read()
+        watch.target.identity.check()
+        kept.memory = reading
         return kept.memory.seconds / MEMORY_SHARE
 
     def _take(self, watch: Watch, kept: _Kept) -> float:
         """Read the process table; how many seconds later it may be read again."""
         kept.table = kept.table or Table(watch.target)
-        watch.snapshot = reading = kept.table.read(self._config().top, self._pause)
+        reading = kept.table.read(self._config().top, self._pause)
+        watch.target.identity.check()
+        watch.snapshot = reading
         return reading.seconds / SHARE
 
     def _failed(self, watch: Watch, kept: _Kept, part: str, error: Exception) -> None:

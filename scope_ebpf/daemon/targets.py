@@ -25,7 +25,13 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
-from scope_ebpf.errors import HostError, NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.errors import (
+    HostError,
+    NoSuchProcessError,
+    NothingToAttachError,
+    ScopeError,
+    TargetChangedError,
+)
 from scope_ebpf.governor import OFTEN
 from scope_ebpf.kernel.programs import Spares
 from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
@@ -52,7 +58,8 @@ _HASTENED = 4
 @dataclass(slots=True)
 class _Observed:
     watch: Watch
-    pidfd: int
+    #: What tells that it has ended, or executes another program.
+    ends: tuple[int, ...]
     name: NodeName
     since: float
 
@@ -127,7 +134,10 @@ class Targets:
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             if threads:
                 threads.close()
-            if not isinstance(error, NoSuchProcessError):
+            found.identity.close()
+            if isinstance(error, NoSuchProcessError):
+                self._scanner.ended(found.pid)
+            else:
                 self._refuse(found.pid, error)
             return
         self._keep(found, watch)
@@ -208,10 +218,10 @@ class Targets:
             if observed is None:
                 return
             _add(self._ended, observed.watch.program_stats)
-        self._files.unregister(observed.pidfd)
-        self._files.unregister(observed.watch.session.fileno())
-        os.close(observed.pidfd)
+        for fd in (*observed.ends, observed.watch.session.fileno()):
+            self._files.unregister(fd)
         observed.watch.close()
+        observed.watch.target.identity.close()
         self._scanner.ended(pid)
         say(logging.INFO, "no longer observing", pid=pid, node=observed.watch.node, why=why)
 
@@ -251,17 +261,16 @@ class Targets:
     # One of them -----------------------------------------------------------------------------
 
     def _keep(self, target: Target, watch: Watch) -> None:
-        pid = target.pid
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            watch.close()
-            return
-        observed = _Observed(watch, pidfd, NodeName(target), time.monotonic())
+        pid, identity = target.pid, target.identity
+        ends = tuple(fd for fd in (identity.pidfd, identity.execs) if fd is not None)
+        observed = _Observed(watch, ends, NodeName(target), time.monotonic())
         self._observed[pid] = observed
         self.refused.pop(pid, None)
         self.seen += 1
-        self._files.register(pidfd, selectors.EVENT_READ, lambda: self.drop(pid, "it has ended"))
+        for fd in ends:
+            self._files.register(
+                fd, selectors.EVENT_READ, lambda: self._guarded(observed, _check_identity)
+            )
         self._files.register(
             watch.session.fileno(),
             selectors.EVENT_READ,
@@ -289,6 +298,8 @@ class Targets:
         pid = observed.watch.target.pid
         try:
             work(observed)
+        except TargetChangedError as error:
+            self.drop(pid, f"it {error.what}")
         except NoSuchProcessError:
             self.drop(pid, "it has ended")
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
@@ -360,6 +371,10 @@ class Targets:
             say(logging.WARNING, "refused", pid=pid, why=reason)
         if self.config.strict and isinstance(error, ScopeError):
             raise error
+
+
+def _check_identity(observed: _Observed) -> None:
+    observed.watch.target.identity.check()
 
 
 def _rang(observed: _Observed) -> None:

@@ -21,7 +21,7 @@ from scope_ebpf.daemon import totals
 from scope_ebpf.daemon.measures import Mark, Measures
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.prices import Prices
-from scope_ebpf.daemon.process import read_process
+from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.errors import NothingToAttachError
@@ -72,6 +72,7 @@ class Watch:
         threads: WatchedThreads | None = None,
     ) -> None:
         self.target, self.node = target, node
+        target.identity.check()
         self.notes: list[str] = []
         #: The last snapshot of the process table; whoever takes snapshots puts it here.
         self.snapshot: SnapshotReading | None = None
@@ -79,6 +80,8 @@ class Watch:
         self.memory: MemoryReading | None = None
         self._threads = threads
         self._throttling = Throttling(target.pid)
+        # Read once: who may move a VM among cgroups of its own must not make series without end.
+        self._owner = {"uid": user_of(target.pid), "cgroup": cgroup_of(target.pid)}
         self._measures = Measures(target)
         if self._measures.refused:
             self.notes.append(self._measures.refused)
@@ -90,7 +93,7 @@ class Watch:
         names = {g.symbol for a in self.plan.attachments for g in a.arguments if g.symbol}
         self.session = GovernedSession(
             self.plan,
-            target.pid,
+            target.identity,
             target.base,
             settings,
             attacher=attacher,
@@ -117,7 +120,7 @@ class Watch:
         self._hits: dict[str, int] = {}
         self._hit = False
         self._lost = self._refused = self._ticks = 0
-        healed = heal(target.pid, semaphores(target.binary), attacher)
+        healed = heal(target.identity, semaphores(target.binary), attacher)
         if healed:
             say(logging.WARNING, "breakpoints of a killed tool are out", pid=target.pid, of=healed)
         self.session.__enter__()
@@ -126,6 +129,7 @@ class Watch:
             self.program_stats = self.session.program_stats()
             process = read_process(target.pid, self._throttling)
             self.reading = self._read(self._measures.read(), process, 0.0)
+            target.identity.check()
         except BaseException:
             self.session.close()  # a target may end at any moment
             raise
@@ -140,7 +144,12 @@ class Watch:
     # What the loop calls ---------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Take stock: counts, costs, allowances. NoSuchProcessError if the target has ended."""
+        """
+        Take stock: counts, costs, allowances.
+
+        NoSuchProcessError if the target has ended, or is another by now; then nothing of what
+        was read is told.
+        """
         now, began = time.monotonic(), time.thread_time()
         self._listen(now)
         counters = self._measures.read()
@@ -156,6 +165,7 @@ class Watch:
         spent = self._spent(hits)
         for action in self._governor.tick(now, process.cpu_seconds, spent):
             self._act(action, measures)
+        self.target.identity.check()
         self.reading = self._read(counters, process, sum(spent.values()))
         took = time.thread_time() - began
         self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
@@ -311,6 +321,7 @@ class Watch:
             "flavor": target.flavor,
             "hooks": "usdt" if target.usdt else "symbol",
             "exe": target.exe,
+            **self._owner,
         }
         return Reading(
             node=self.node,

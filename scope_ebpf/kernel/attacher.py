@@ -7,6 +7,10 @@ it says "failed to unregister, leaking uprobe", and the breakpoint stays. So who
 be killed leaves that to this process, which nobody has a reason to kill. It blocks
 signals, and when the socket to its parent closes it takes out what is in and ends.
 
+Breakpoints go to the file whose descriptor comes with the request, by way of
+``/proc/self/fd``, and never to a path: by then a path may lead to another program, such as a
+setuid one, into which the kernel would write for us.
+
 It runs without the rest of the package, so that it is small and there at once. A
 message is JSON with file descriptors beside it; each request has one answer.
 """
@@ -21,8 +25,10 @@ import fcntl
 import functools
 import json
 import os
+import select
 import signal
 import socket
+import stat
 import sys
 import threading
 from itertools import count
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 
 #: A request is a few bytes for each place; a target has less than 100.
 MESSAGE_BYTES, MESSAGE_FDS = 1 << 16, 64
+#: The error number of a file that breakpoints may not go into.
+UNFIT = errno.EMEDIUMTYPE
 #: Links that are closed at once: each waits for a grace period of the kernel.
 _CLOSERS = 16
 
@@ -179,6 +187,19 @@ class Closers:
             thread.join()
 
 
+def is_fit(file: int) -> bool:
+    """Whether a breakpoint may go into *file*: not where it gives its user another one's rights."""
+    mode = os.fstat(file).st_mode
+    return stat.S_ISREG(mode) and not mode & (stat.S_ISUID | stat.S_ISGID)
+
+
+def has_ended(process: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Holder:
     """Does what the other end of *channel* asks for, until that closes."""
 
@@ -213,25 +234,41 @@ class Holder:
                 self._detach(request["numbers"], fds)
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
-        """For each program the number by which it is detached, or minus its error number."""
-        way = multi_link if request["multi"] else perf_events
-        if len(fds) < len(request["programs"]):  # the kernel had no room for them
+        """
+        For each program the number by which it is detached, or minus its error number.
+
+        *fds* are the file, the pidfd of the process, and the programs.
+        """
+        try:
+            if len(fds) < 2 + len(request["programs"]):  # the kernel had no room for them
+                return [-errno.EMFILE] * len(request["programs"])
+            file, process, *programs = fds
+            return [
+                self._attach_one(request, places, program, file, process)
+                for places, program in zip(request["programs"], programs, strict=True)
+            ]
+        finally:
             _close_all(fds)
-            return [-errno.EMFILE] * len(request["programs"])
-        answer = []
-        for places, program in zip(request["programs"], fds, strict=True):
-            try:
-                links = way(program, request["path"].encode(), request["pid"], places)
-            except OSError as error:
-                answer.append(-(error.errno or errno.EIO))
-            except MemoryError:
-                answer.append(-errno.ENOMEM)
-            else:
-                number = next(self._numbers)
-                self._held[number] = links
-                answer.append(number)
-            os.close(program)
-        return answer
+
+    def _attach_one(
+        self, request: dict[str, Any], places: dict[str, Any], program: int, file: int, process: int
+    ) -> int:
+        if not is_fit(file):
+            return -UNFIT
+        way = multi_link if request["multi"] else perf_events
+        try:
+            links = way(program, b"/proc/self/fd/%d" % file, request["pid"], places)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except MemoryError:
+            return -errno.ENOMEM
+        number = next(self._numbers)
+        self._held[number] = links
+        if has_ended(process):
+            # Until now the number of the process may have been another one's.
+            self._detach([number], [])
+            return -errno.ESRCH
+        return number
 
     def _detach(self, numbers: list[int], tell: list[int]) -> None:
         """Close them without waiting; when it is done, so are the file descriptors *tell*."""

@@ -12,16 +12,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import platform
 import re
 from typing import TYPE_CHECKING
 
-from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.errors import HostError, NothingToAttachError, ScopeError
 from scope_ebpf.kernel.libbpf import library
 from scope_ebpf.kernel.perf_events import (
     DISABLED,
     EXCLUDE_HV,
     EXCLUDE_KERNEL,
+    REMOVE_ON_EXEC,
     TYPE_BREAKPOINT,
     Attributes,
     attach,
@@ -30,6 +32,8 @@ from scope_ebpf.kernel.perf_events import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from scope_ebpf.kernel.uprobes import Identity
 
 #: Debug registers for addresses: DR0 to DR3.
 MOST = 4
@@ -46,19 +50,27 @@ def program_decides(release: str | None = None) -> bool:
     Whether on this kernel, or that of *release*, a hit counts as an overflow only if its program
     says so: then the program can disable its own breakpoint. Before Linux 6.10 each hit counts.
     """
+    return _is_at_least((6, 10), release)
+
+
+def _is_at_least(least: tuple[int, int], release: str | None = None) -> bool:
     match = re.match(r"(\d+)\.(\d+)", release or platform.release())
-    return match is not None and (int(match[1]), int(match[2])) >= (6, 10)
+    return match is not None and (int(match[1]), int(match[2])) >= least
 
 
 class Breakpoints:
     """
-    Breakpoints on threads; *limit* is how many hits one of a thread may take in all.
+    Breakpoints on threads of *identity*; *limit* is how many hits one of a thread may take in all.
 
     *programs* are libbpf's handles by the names that :meth:`set` is given.
     """
 
-    def __init__(self, programs: Mapping[str, int], limit: int) -> None:
+    def __init__(self, identity: Identity, programs: Mapping[str, int], limit: int) -> None:
+        self._identity = identity
         self._programs = programs
+        self._flags = DISABLED | EXCLUDE_KERNEL | EXCLUDE_HV
+        if _is_at_least((5, 13)):
+            self._flags |= REMOVE_ON_EXEC
         self._overflows = 1 if program_decides() else limit
         #: The link of each, and the event that it owns.
         self._links: dict[tuple[int, int], tuple[int, int]] = {}
@@ -72,16 +84,19 @@ class Breakpoints:
         Have breakpoints at the *wanted* addresses, each with its program's name, and no others.
 
         A thread that has ended is left out. Raises NotRootError, or NothingToAttachError where
-        somebody else holds the debug registers; then what was there before is gone as well.
+        somebody else holds the debug registers, or as ``Identity.check`` does; then what was
+        there before is gone as well.
         """
         for place in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
             library().bpf_link__destroy(self._links.pop(place)[0])
         try:
+            self._identity.check()
             for address, program in wanted.items():
                 for tid in tids:
                     if (address, tid) not in self._links:
                         self._open(address, tid, program)
-        except HostError:
+            self._identity.check()
+        except ScopeError:
             self.close()
             raise
 
@@ -105,7 +120,7 @@ class Breakpoints:
         attributes = Attributes(
             type=TYPE_BREAKPOINT,
             period_or_frequency=1,
-            flags=DISABLED | EXCLUDE_KERNEL | EXCLUDE_HV,
+            flags=self._flags,
             breakpoint_type=_EXECUTE,
             breakpoint_address=address,
             breakpoint_length=_LONG,
@@ -117,6 +132,9 @@ class Breakpoints:
             if code == errno.ESRCH:
                 return
             raise _explained(code, error) from error
+        if not os.path.exists(f"/proc/{self._identity.pid}/task/{tid}"):  # noqa: PTH110 - fast
+            os.close(fd)  # the thread has ended, and its number may be another process's
+            return
         link = attach(self._programs[program], fd, f"thread {tid}")
         self._links[address, tid] = link, fd
         self._allow(fd)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.kernel.uprobes import Identity
+
 #: What lies in the ring: the kernel's header, then a call_hit; 1024 bytes.
 HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.descr])
 #: Room for 4,096 calls: the reader comes every few ms, and a hit takes microseconds.
@@ -59,13 +61,13 @@ class Place:
 
 class CallWatch:
     """
-    Watches up to four places of one VM at a time.
+    Watches up to four places of the VM of *identity* at a time.
 
     *hend* is the offset of that field in struct process, *map_subtag* the tag of a map's header.
     A context manager; :meth:`open` lets calls count.
     """
 
-    def __init__(self, limit: int, hend: int, map_subtag: int) -> None:
+    def __init__(self, identity: Identity, limit: int, hend: int, map_subtag: int) -> None:
         settings = np.zeros((), events.CALL_SETTINGS)
         settings["limit"] = limit
         settings["return_limit"] = limit * _RETURNS_PER_CALL
@@ -76,7 +78,7 @@ class CallWatch:
         self._object.load(("function_entry", "function_return"))
         self._ring = Ring(self._object.map_fd("call_ring"), _RING_BYTES, HIT)
         self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
-        self._breakpoints = Breakpoints(self._object.programs, limit * _RETURNS_PER_CALL)
+        self._breakpoints = Breakpoints(identity, self._object.programs, limit * _RETURNS_PER_CALL)
         self._numbers: dict[int, int] = {}
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ without a probe that does what ours do, and the difference is the cost.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import time
@@ -24,10 +25,29 @@ from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import Attachment, Item, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _CALLS = 2000
 _ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Ourselves:
+    """Our own process and a file of ours (``uprobes.Identity``)."""
+
+    pid: int
+    pidfd: int
+    file: int
+
+    def check(self) -> None:
+        """We are who we are."""
+
+
+@contextlib.contextmanager
+def _ourselves(path: Path) -> Iterator[_Ourselves]:
+    pid = os.getpid()
+    with path.open("rb") as file, open(os.pidfd_open(pid), "rb") as pidfd:  # noqa: PTH123
+        yield _Ourselves(pid, pidfd.fileno(), file.fileno())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,10 @@ def measure() -> HitCost:
         place = Attachment(program, family, "catclose", offset, 0, program in _RETURNS)
         plan = Plan((Item("hibernate", "symbol", "catclose", (place,), ""),))
         settings = np.zeros((), events.SETTINGS)
-        with Session(plan, os.getpid(), 0, settings, path=path) as session:
+        with (
+            _ourselves(path) as identity,
+            Session(plan, identity, 0, settings, names=("catclose",)) as session,
+        ):
             session.count(on=True)
             costs.append(max(0.0, _seconds_per_call(function) - bare))
     return HitCost(*costs)

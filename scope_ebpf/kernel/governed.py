@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.programs import Build, Programs, Spares
     from scope_ebpf.kernel.stats import ProgramStats
-    from scope_ebpf.kernel.uprobes import Attacher, Uprobes
+    from scope_ebpf.kernel.uprobes import Attacher, Identity, Uprobes
     from scope_ebpf.plan import Attachment, Item, Plan
 
 
@@ -62,7 +62,7 @@ class GovernedSession(Session):
     def __init__(
         self,
         plan: Plan,
-        pid: int,
+        identity: Identity,
         base: int,
         settings: NDArray[np.void],
         *,
@@ -70,7 +70,7 @@ class GovernedSession(Session):
         spares: Spares | None = None,
         addresses: dict[str, int] | None = None,
     ) -> None:
-        super().__init__(plan, pid, base, settings, addresses=addresses, attacher=attacher)
+        super().__init__(plan, identity, base, settings, addresses=addresses, attacher=attacher)
         self._items = {item.event: item for item in plan.items if item.attachments}
         self._attached: dict[str, Uprobes] = {}
         #: Of events whose hooks are on their way out, what tells when they are.
@@ -102,7 +102,11 @@ class GovernedSession(Session):
             pass
 
     def attach(self, event: str) -> bool:
-        """Put the hooks of *event* in, its gate still closed; False if that failed."""
+        """
+        Put the hooks of *event* in, its gate still closed; False if that failed.
+
+        Raises as ``Identity.check`` does.
+        """
         # Until the old ones are gone each hit would run a program twice.
         wait_gone(self._leaving.pop(event, None))
         uprobes = self._make_uprobes()

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 #: BPF_MAP_TYPE_RINGBUF came with this release.
 OLDEST_KERNEL = (5, 8)
+#: From here on breakpoints of many places are one link, which asks for no more than CAP_PERFMON.
+#: Before, they are perf events, which ask for CAP_SYS_ADMIN (CVE-2025-38466).
+_NO_ADMIN = (6, 6)
 #: include/uapi/linux/capability.h
-CAP_SYS_PTRACE = 19
-CAP_SYS_ADMIN = 21
+CAPABILITIES = {
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+#: What CAP_SYS_ADMIN is good for, too.
+_OF_ADMIN = ("CAP_PERFMON", "CAP_BPF")
 #: The inode of the host's own pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 
@@ -40,9 +48,10 @@ class Fact:
 
 def facts(root: Path = Path("/"), release: str | None = None) -> list[Fact]:
     """Everything that decides whether we can work here, most important first."""
+    release = release or platform.release()
     checks: list[Callable[[], Fact]] = [
-        lambda: _privileges(root),
-        lambda: _kernel(release or platform.release()),
+        lambda: _privileges(root, release),
+        lambda: _kernel(release),
         lambda: _btf(root),
         _machine,
         _libbpf,
@@ -72,20 +81,37 @@ def pid_namespace(root: Path = Path("/")) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _privileges(root: Path) -> Fact:
+def has(name: str, root: Path = Path("/")) -> bool:
+    """Whether this process has the capability called *name*."""
     mask = capabilities(root)
-    if mask & 1 << CAP_SYS_ADMIN:
-        return Fact("privileges", "CAP_SYS_ADMIN")
-    return Fact(
-        "privileges",
-        "none",
-        NotRootError("attaching BPF programs needs root: run the same with sudo"),
-    )
+    admin = mask & 1 << CAPABILITIES["CAP_SYS_ADMIN"] and name in _OF_ADMIN
+    return bool(admin or mask & 1 << CAPABILITIES[name])
+
+
+def _privileges(root: Path, release: str) -> Fact:
+    """
+    What this kernel asks for, or a problem that names what is missing.
+
+    Looking into VMs of other users takes more; whoever is not permitted to says so.
+    """
+    needed = ["CAP_BPF", "CAP_PERFMON"] if _number(release) >= _NO_ADMIN else ["CAP_SYS_ADMIN"]
+    missing = [name for name in needed if not has(name, root)]
+    if not missing:
+        return Fact("privileges", ", ".join(needed))
+    why = "attaching BPF programs needs root: run the same with sudo"
+    if len(missing) < len(needed):
+        why = f"{missing[0]} is missing: run the same as root, or give it to this process"
+    return Fact("privileges", "none", NotRootError(why))
+
+
+def _number(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel release; (0, 0) for what is none."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _kernel(release: str) -> Fact:
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match and (int(match[1]), int(match[2])) >= OLDEST_KERNEL:
+    if _number(release) >= OLDEST_KERNEL:
         return Fact("kernel", release)
     return Fact(
         "kernel",

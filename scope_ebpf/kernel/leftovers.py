@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +36,8 @@ from scope_ebpf.plan import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from scope_ebpf.kernel.uprobes import Identity
 
 _BREAKPOINT = 0xCC
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -73,22 +75,13 @@ class _LoadOptions(ctypes.Structure):
     )
 
 
-@contextmanager
-def program_of(pid: int) -> Iterator[int]:
-    """Descriptor of the file that *pid* runs; raises OSError."""
-    file = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def find(pid: int, file: int) -> list[int]:
+def find(identity: Identity) -> list[int]:
     """
-    Where the text of *pid* has a breakpoint that *file*, which it runs, does not have.
+    Where the text of a process has a breakpoint that the file which it runs does not have.
 
-    Offsets in the file, which is an open descriptor. Raises OSError if the process has ended.
+    Offsets in the file. Raises OSError if the process has ended.
     """
+    pid, file = identity.pid, identity.file
     found: list[int] = []
     with ExitStack() as stack:
         memory, pages = (
@@ -134,28 +127,29 @@ def _differences(now: bytes, before: bytes) -> list[int]:
 
 
 def heal(
-    pid: int,
+    identity: Identity,
     semaphores: Mapping[int, int],
     attacher: Attacher | None = None,
     *,
     multi: bool | None = None,
 ) -> int:
     """
-    Take out the breakpoints of *pid* that nobody holds; how many have gone.
+    Take out the breakpoints of a process that nobody holds; how many have gone.
 
     At most MOST of them. *semaphores* has the offset of each USDT site's semaphore by that
     of the site: the kernel knows both together, and counts the semaphore down as well.
     Breakpoints that a tool holds at this moment stay; where a debugger is attached nothing is
-    done, since the kernel does not know of its breakpoints. Raises HostError.
+    done, since the kernel does not know of its breakpoints. Raises HostError, and as
+    ``Identity.check`` does.
     """
     # A process that has ended has none.
-    with suppress(OSError), program_of(pid) as file:
-        before = _left(pid, find(pid, file))
-        if before and not _is_debugged(pid):
+    with suppress(OSError):
+        before = _left(identity.pid, find(identity))
+        if before and not _is_debugged(identity.pid):
             places = [_place(offset, semaphores.get(offset, 0)) for offset in before[:MOST]]
             with nullcontext(attacher) if attacher else Attacher() as holder:
-                _touch(pid, file, places, holder, multi=has_multi() if multi is None else multi)
-            return len(set(before) - set(find(pid, file)))
+                _touch(identity, places, holder, multi=has_multi() if multi is None else multi)
+            return len(set(before) - set(find(identity)))
     return 0
 
 
@@ -165,13 +159,12 @@ def _left(pid: int, found: list[int]) -> list[int]:
     return [offset for offset in found if offset not in holds]
 
 
-def _touch(pid: int, file: int, places: list[Attachment], holder: Attacher, *, multi: bool) -> None:
+def _touch(identity: Identity, places: list[Attachment], holder: Attacher, *, multi: bool) -> None:
     """Attach to each of *places*, and detach again."""
-    path = Path(f"/proc/{os.getpid()}/fd/{file}")
     program = _load_nothing(multi=multi)
     try:
         for first in range(0, len(places), _AT_ONCE):
-            uprobes = Uprobes(path, pid, holder, multi=multi)
+            uprobes = Uprobes(identity, holder, multi=multi)
             # Each a link of its own: what the kernel refuses of them must not keep the others in.
             uprobes.attach([(program, (place,)) for place in places[first : first + _AT_ONCE]])
             wait_gone(uprobes.detach())

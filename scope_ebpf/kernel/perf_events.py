@@ -33,6 +33,8 @@ DISABLED = 1 << 0
 EXCLUDE_KERNEL = 1 << 5
 EXCLUDE_HV = 1 << 6
 FREQUENCY = 1 << 10
+#: The event ends where its thread executes another program; since Linux 5.13.
+REMOVE_ON_EXEC = 1 << 36
 _FD_CLOEXEC = 1 << 3
 #: PERF_EVENT_IOC_PERIOD, _IOW('$', 4, __u64).
 _SET_PERIOD = 0x40082404

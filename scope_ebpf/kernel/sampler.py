@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.kernel.uprobes import Identity
+
 #: Room for the samples of a second at 99 Hz and 20 KB each, for every CPU.
 _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
@@ -42,7 +44,7 @@ _SHIFT = 0.25
 
 class Sampler:
     """
-    Samples process ``settings["tgid"]`` *hz* times a second on every CPU, while it is open.
+    Samples the process of *identity* *hz* times a second on every CPU, while it is open.
 
     A CPU's timer runs twice as often, and one tick of two is drawn.
 
@@ -50,12 +52,13 @@ class Sampler:
     kernel refuses.
     """
 
-    def __init__(self, settings: NDArray[np.void], hz: int) -> None:
+    def __init__(self, identity: Identity, settings: NDArray[np.void], hz: int) -> None:
         if host.pid_namespace() != (0, 0):
             raise HostError(
                 "this runs in a pid namespace, where the kernel's numbers of threads are others; "
                 "run it in the host's (docker: --pid=host)"
             )
+        self._identity = identity
         self._settings = settings.copy()
         self._settings["period_ns"] = round(1e9 / hz)
         self._tick = round(1e9 / hz / _DRAWN_FROM)
@@ -87,7 +90,8 @@ class Sampler:
         self.close()
 
     def start(self) -> None:
-        """Start the timers."""
+        """Start the timers; raises as ``Identity.check`` does."""
+        self._identity.check()
         for cpu in perf_events.online_cpus():
             attributes = perf_events.Attributes(
                 type=perf_events.TYPE_SOFTWARE,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ from scope_ebpf.kernel.tracepoints import attach_tracepoint
 from scope_ebpf.kernel.uprobes import Attacher, Uprobes, has_multi, wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.objects import BpfObject
     from scope_ebpf.kernel.programs import Build
     from scope_ebpf.kernel.ring import Ring
+    from scope_ebpf.kernel.uprobes import Identity
     from scope_ebpf.plan import Attachment, Plan
 
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
@@ -64,13 +64,13 @@ class Failure:
 
 class Session:
     """
-    Loads what *plan* needs, attaches it to process *pid*, and reads its maps.
+    Loads what *plan* needs, attaches it to the process of *identity*, and reads its maps.
 
     *base* is the load address of the target, *settings* one ``events.SETTINGS``
     with ``streamed`` set. *addresses* gives the value of symbols
     that USDT arguments name. *flavor* is the target's; the function probes are attached to an
-    interpreter only. *path* is the file to probe, if it is not the one that
-    runs; *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
+    interpreter only. *names* are what may be attached to, if not the list of ``allowed``;
+    *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
     use too. Use it as a context manager; what cannot be attached is in :attr:`failures`,
     and if nothing can, NothingToAttachError.
     """
@@ -78,30 +78,29 @@ class Session:
     def __init__(
         self,
         plan: Plan,
-        pid: int,
+        identity: Identity,
         base: int,
         settings: NDArray[np.void],
         *,
         addresses: dict[str, int] | None = None,
         flavor: str = "jit",
         ring_bytes: int = DEFAULT_RING_BYTES,
-        path: Path | None = None,
+        names: Collection[str] | None = None,
         multi: bool | None = None,
         attacher: Attacher | None = None,
     ) -> None:
-        names = allowed.names(flavor)
+        names = allowed.names(flavor) if names is None else names
         for attachment in plan.attachments:
-            if path is None and attachment.name not in names:
+            if attachment.name not in names:
                 raise HostError(f"{attachment.name} is not on the list of what we may attach to")
         self.failures: list[Failure] = []
         self._plan = plan
-        self._pid = pid
+        self._identity = identity
         self._base = base
         self._addresses = addresses or {}
         self._programs: Programs | None = None
         self._links: list[int] = []
         self._multi = has_multi() if multi is None else multi
-        self._path = path or Path(f"/proc/{pid}/exe")
         self._attacher, self._own_attacher = attacher, attacher is None
         self._uprobes: Uprobes | None = None
         self._settings = settings.copy()
@@ -117,7 +116,7 @@ class Session:
             self._programs = self._load(
                 build_of(self._plan, self._settings, self._ring_bytes, multi=self._multi)
             )
-            self._programs.look_at(self._pid, self._base)
+            self._programs.look_at(self._identity.pid, self._base)
             self._attach()
         except BaseException:
             self.close()
@@ -180,7 +179,7 @@ class Session:
 
     def _make_uprobes(self) -> Uprobes:
         assert self._attacher is not None  # noqa: S101 - the block has begun
-        return Uprobes(self._path, self._pid, self._attacher, multi=self._multi)
+        return Uprobes(self._identity, self._attacher, multi=self._multi)
 
     def _describe(self, attachment: Attachment) -> None:
         """Tell the kernel side where the arguments of a USDT site lie."""

@@ -20,14 +20,13 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from scope_ebpf.errors import PERMIT, HostError
 from scope_ebpf.kernel import attacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from scope_ebpf.plan import Attachment
@@ -40,6 +39,25 @@ def has_multi(release: str | None = None) -> bool:
     """Whether this kernel, or that of *release*, has uprobe_multi links."""
     match = re.match(r"(\d+)\.(\d+)", release or platform.release())
     return match is not None and (int(match[1]), int(match[2])) >= (6, 6)
+
+
+class Identity(Protocol):
+    """The process that is attached to, and its file; ``beam.identity.Identity`` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def pidfd(self) -> int:
+        """A descriptor that tells when it has ended."""
+
+    @property
+    def file(self) -> int:
+        """A descriptor of the file that was inspected as its program."""
+
+    def check(self) -> None:
+        """Raise a NoSuchProcessError unless it still runs that file, as the same user."""
 
 
 class Attacher:
@@ -93,21 +111,19 @@ class Attacher:
 
     def attach(
         self,
-        path: Path,
-        pid: int,
+        identity: Identity,
         programs: Sequence[tuple[int, Sequence[Attachment]]],
         *,
         multi: bool,
     ) -> list[int]:
         """
-        Attach each program, by its fd, to all its places in file *path* of process *pid*.
+        Attach each program, by its fd, to all its places in the file of *identity*.
 
         Returns for each the number by which it is taken out again, or minus an
         error number; then none of its places is attached. HostError if it has ended.
         """
         request = {
-            "path": str(path),
-            "pid": pid,
+            "pid": identity.pid,
             "multi": multi,
             "programs": [
                 {
@@ -118,8 +134,9 @@ class Attacher:
                 for _, places in programs
             ],
         }
+        fds = [identity.file, identity.pidfd, *(fd for fd, _ in programs)]
         with self._lock:
-            answer = self._ask(request, [fd for fd, _ in programs])
+            answer = self._ask(request, fds)
         numbers: list[int] = json.loads(answer)
         return numbers
 
@@ -157,11 +174,10 @@ class Attacher:
 
 
 class Uprobes:
-    """Breakpoints of file *path* in process *pid*; *multi* as :func:`has_multi` says."""
+    """Breakpoints in the process of *identity*; *multi* as :func:`has_multi` says."""
 
-    def __init__(self, path: Path, pid: int, holder: Attacher, *, multi: bool) -> None:
-        self._pid = pid
-        self._path = path
+    def __init__(self, identity: Identity, holder: Attacher, *, multi: bool) -> None:
+        self._identity = identity
         self._holder = holder
         self._multi = multi
         #: By which the attacher knows them.
@@ -173,9 +189,14 @@ class Uprobes:
     def attach(
         self, programs: Sequence[tuple[int, Sequence[Attachment]]]
     ) -> list[HostError | None]:
-        """Attach each of *programs*, an fd and its places; what went wrong with it, if it did."""
+        """
+        Attach each of *programs*, an fd and its places; what went wrong with it, if it did.
+
+        Raises as ``Identity.check`` does, and then nothing new is attached.
+        """
+        self._identity.check()
         results: list[HostError | None] = []
-        numbers = self._holder.attach(self._path, self._pid, programs, multi=self._multi)
+        numbers = self._holder.attach(self._identity, programs, multi=self._multi)
         for number, (_, places) in zip(numbers, programs, strict=True):
             results.append(_refused(places[0].name, -number) if number < 0 else None)
         self.numbers += [number for number in numbers if number > 0]
@@ -194,6 +215,8 @@ def _refused(name: str, number: int) -> HostError:
     """Why there is no breakpoint in function *name*."""
     if number in (errno.EPERM, errno.EACCES):
         return HostError(f"the kernel does not permit a breakpoint in {name}: {PERMIT}")
+    if number == attacher.UNFIT:
+        return HostError(f"cannot attach to {name}: the program's file is setuid or setgid by now")
     if number == errno.ESRCH:
         return HostError(f"cannot attach to {name}: the process has ended")
     return HostError(f"cannot attach to {name}: {os.strerror(number)}")

@@ -7,7 +7,6 @@ Nothing is pinned: what is attached lives as long as the file descriptors of thi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from scope_ebpf.errors import NothingToAttachError
@@ -28,12 +27,13 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.compiler import Compiled
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.kernel.uprobes import Identity
     from scope_ebpf.plan import Attachment
 
 
 class UserProbeSession:
     """
-    Loads the functions of *probe* and attaches each to its *places* in process *pid*.
+    Loads the functions of *probe* and attaches each to its *places* in the process of *identity*.
 
     A context manager. What cannot be attached is an error: a probe of which a part is
     missing tells something else than its author wrote.
@@ -43,7 +43,7 @@ class UserProbeSession:
         self,
         probe: Compiled,
         places: Mapping[str, Sequence[Attachment]],
-        pid: int,
+        identity: Identity,
         record: np.dtype[np.void],
         ring_bytes: int,
         *,
@@ -53,7 +53,7 @@ class UserProbeSession:
         self._places = places
         self._multi = has_multi() if multi is None else multi
         self._attacher = Attacher()
-        self._uprobes = Uprobes(Path(f"/proc/{pid}/exe"), pid, self._attacher, multi=self._multi)
+        self._uprobes = Uprobes(identity, self._attacher, multi=self._multi)
         self._programs: dict[str, int] = {}
         self.ring = Ring(probe.map_fd("beam_ring"), ring_bytes, record)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.kernel.uprobes import Identity
     from scope_ebpf.plan import Attachment
 
 #: A second of as many samples as user space can name, 9 KB each.
@@ -47,18 +47,21 @@ _PROGRAMS = {"schedule_in": "wait_in", "schedule_out": "wait_out"}
 
 class Waits:
     """
-    Watches process ``settings["tgid"]`` go off its schedulers and come back, while it is open.
+    Watches processes go off the schedulers of *identity* and come back, while it is open.
 
     *places* are the hooks of the event "schedule"; *settings* is one ``events.SAMPLE_SETTINGS``
     with its period. Raises HostError where the kernel refuses.
     """
 
-    def __init__(self, settings: NDArray[np.void], places: Sequence[Attachment]) -> None:
+    def __init__(
+        self, identity: Identity, settings: NDArray[np.void], places: Sequence[Attachment]
+    ) -> None:
         if host.pid_namespace() != (0, 0):
             raise HostError(
                 "this runs in a pid namespace, where the kernel's numbers of processes are others; "
                 "run it in the host's (docker: --pid=host)"
             )
+        self._identity = identity
         self._settings = settings.copy()
         self._places = [replace(place, program=_PROGRAMS[place.program]) for place in places]
         for place in places:
@@ -89,9 +92,8 @@ class Waits:
         self.close()
 
     def _attach(self, *, multi: bool) -> None:
-        pid = int(self._settings["tgid"])
         self._attacher = Attacher()
-        self._uprobes = Uprobes(Path(f"/proc/{pid}/exe"), pid, self._attacher, multi=multi)
+        self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
         ready = [(self._object.program_fd(place.program), [place]) for place in self._places]
         failed = [error for error in self._uprobes.attach(ready) if error]
         if failed:

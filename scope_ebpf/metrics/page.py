@@ -6,15 +6,16 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 from prometheus_client.core import Metric
 
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.compat import Names
+from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
 #: A label value is no longer than this; OTP's names are at most 255 characters.
@@ -45,7 +46,7 @@ class Page:
     def elsewhere(self, source: str, value: float, /, **labels: str) -> None:
         """One figure that has no series of ours, only names of prometheus.erl."""
         if self._names:
-            self._names.add(source, {n: _label(text) for n, text in labels.items()}, value)
+            self._names.add(source, {n: label_value(text) for n, text in labels.items()}, value)
 
     def histogram(
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
@@ -53,11 +54,12 @@ class Page:
         """
         One histogram of log2 *slots*: slot N counts 2^N ns up to 2^(N+1).
 
-        A bound of 2^E ns takes in all slots below E.
+        A bound of 2^E ns takes in all slots below E. Counts that were estimated are rounded once
+        they are added up: whole, as OpenMetrics wants them, and none below the one before.
         """
         series = catalogue()[name]
         family, values = self._family(series), _checked(series, labels)
-        running = slots.cumsum()
+        running = np.rint(slots.cumsum())
         for exponent in series.exponents:
             bound = {**values, "le": repr(2**exponent / 1e9)}
             family.add_sample(f"{name}_bucket", bound, float(running[exponent - 1]))
@@ -81,14 +83,17 @@ class Page:
 def _checked(series: Series, labels: Mapping[str, str]) -> dict[str, str]:
     if set(labels) != set(series.labels):
         raise KeyError(f"{series.name} has the labels {series.labels}, not {tuple(labels)}")
-    return {name: _label(labels[name]) for name in series.labels}
+    return {name: label_value(labels[name]) for name in series.labels}
 
 
-def _label(text: str) -> str:
-    """*text* as a label's value: UTF-8, cut if it is long, and another than that of another."""
-    encoded = text.encode("utf-8", "backslashreplace")
-    clean = encoded.decode()
-    if len(clean) <= MAX_LABEL:
+def label_value(text: str) -> str:
+    """
+    *text* as a label's value: fit for a terminal, and cut if it is long.
+
+    What was changed ends in a digest, so that it is another than that of another.
+    """
+    clean = plain(text)
+    if clean == text and len(clean) <= MAX_LABEL:
         return clean
-    digest = hashlib.sha256(encoded).hexdigest()[:_DIGEST]
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
     return f"{clean[: MAX_LABEL - 1 - _DIGEST]}~{digest}"

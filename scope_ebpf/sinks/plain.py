@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from a VM or a host, made fit for a terminal."""
+"""Text from a VM or a host, as sinks and commands print it."""
 
-from __future__ import annotations
+from scope_ebpf.plain import plain
 
-
-def plain(text: str) -> str:
-    """*text* with a question mark for each control character: none of it reaches a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+__all__ = ["plain"]

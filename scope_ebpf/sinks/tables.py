@@ -40,7 +40,6 @@ def write_report(report: Outcome, output: TextIO, terms: Terms, who: Who | None,
     else:
         _print_tables(report, output, terms, who)
     output.flush()
-    share = "" if report.cost_share is None else f", {report.cost_share:.1%} of the target's"
     troubles = f"{report.lost:,} events"
     if report.unread:
         troubles += f"; {report.unread:,} reads of the VM's memory failed"
@@ -49,8 +48,15 @@ def write_report(report: Outcome, output: TextIO, terms: Terms, who: Who | None,
     return (
         f"stopped: {report.stopped}, after {report.seconds:.1f} s and {report.events:,} events\n"
         f"lost: {troubles}\n"
-        f"cost: {report.hits:,} hits, {report.cost_seconds:.3f} s of CPU{share}"
+        f"cost: {_cost(report)}"
     )
+
+
+def _cost(report: Outcome) -> str:
+    if report.hits is None or report.cost_seconds is None:
+        return "not known: the kernel tells it to who has CAP_SYS_ADMIN"
+    share = "" if report.cost_share is None else f", {report.cost_share:.1%} of the target's"
+    return f"{report.hits:,} hits, {report.cost_seconds:.3f} s of CPU{share}"
 
 
 def _rows(

@@ -11,6 +11,7 @@ class Outcome:
     """
     Why it stopped, what was seen, lost and spent.
 
+    *hits* and *cost_seconds* are None where the kernel does not measure programs.
     *unread* are reads of the VM's memory that failed, *full* counts that found no room
     in their table. *counts* has the keys, ctypes structures, of each count, and
     *histograms* seconds in all and the slots of ``summary.Histogram``.
@@ -22,8 +23,8 @@ class Outcome:
     lost: int = 0
     unread: int = 0
     full: int = 0
-    hits: int = 0
-    cost_seconds: float = 0.0
+    hits: int | None = 0
+    cost_seconds: float | None = 0.0
     cost_share: float | None = None
     counts: dict[str, list[tuple[object, int]]] = field(default_factory=dict)
     histograms: dict[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)

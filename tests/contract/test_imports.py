@@ -25,6 +25,8 @@ FORBIDDEN = {
     **{key: {"kernel", "cli", "sinks"} for key in PURE},
     "sinks": {"kernel", "cli"},
     "kernel": {"beam", "cli", "sinks", "metrics"},
+    # It runs confined, so it has no use for the rest.
+    "sandbox": {"beam", "kernel", "cli", "sinks", "metrics", "daemon", "events", "capture"},
 }
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
+sys.path.insert(0, str(Path(__file__).parent))  # a package is imported from the folder above it
 
 import beams_run
 from fakes import compiled
@@ -38,20 +40,19 @@ class Scene(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="session")
-def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="package")
+def hostile_folder() -> Iterator[Path]:
     """
     A folder that every user may enter and read.
     """
-    folder = tmp_path_factory.mktemp("hostile")
-    for part in (folder, *folder.parents):
-        if part in (Path(part.root), Path("/tmp")):
-            break
-        part.chmod(0o755)
-    return folder
+    # Not one of pytest's: whenever it is started it takes the rights of all of these away.
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fake(hostile_folder: Path) -> Path:
     """
     The program of ``programs/fake.c``.
@@ -59,13 +60,14 @@ def fake(hostile_folder: Path) -> Path:
     return compiled("fake", hostile_folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_scene(hostile_folder: Path) -> Iterator[Scene]:
     """
     The daemon observes what runs a file of the hostile folder, where the canary's is, too.
     """
     require_root()
-    config = f'scan_interval = "200ms"\nmin_age = 0\ninclude_paths = ["^{hostile_folder}/"]\n'
+    quick = 'scan_interval = "200ms"\nmin_age = 0\nsnapshot_interval = "1s"\n'
+    config = f'{quick}include_paths = ["^{hostile_folder}/"]\n'
     emulator = hostile_folder / "emulator"
     emulator.mkdir()
     beams_run.build("stock25")

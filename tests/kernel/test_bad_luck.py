@@ -171,7 +171,7 @@ def test_another_users_beam_without_the_right_to_look():
         outcome = scope_trace("--pid", str(beam.pid), prefix=drop)
         said = (
             f"scope-trace: process {beam.pid} belongs to somebody else: "
-            "run as root, or with CAP_SYS_PTRACE"
+            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
         )
         assert (6, said) == refused(outcome)
 

@@ -2,6 +2,8 @@
 """
 What happens to a target at the moment when its hooks are on their way: the daemon has asked the
 process that holds the breakpoints to put them in, and that one is kept from doing so until then.
+
+The VMs run from a file of their own, so that a breakpoint in it is this daemon's.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import beams_run
-import psutil
 import pytest
 import test_daemon
 from test_daemon_luck import spawns
-from tracing import breakpoints, hooked_addresses, in_kernel, nothing_left, wait_until
+from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Held:
 
     def __init__(self, daemon: test_daemon.Running) -> None:
         self._daemon = daemon.process.pid
-        (self.process,) = psutil.Process(self._daemon).children()
+        self.process = holder_of(self._daemon)
         self.process.suspend()
 
     def wait_until_asked(self, beam: beams_run.Beam) -> None:
@@ -95,13 +96,15 @@ def running(tmp_path: Path) -> Iterator[test_daemon.Running]:
     nothing_left(before)
 
 
-def test_a_target_that_is_stopped_meanwhile_is_observed(running: test_daemon.Running):
+def test_a_target_that_is_stopped_meanwhile_is_observed(
+    running: test_daemon.Running, private_emulator: Path
+):
     """
     SIGSTOP between the request and the breakpoints: they are put in, and count once it goes on.
     """
     with contextlib.ExitStack() as stack:
         with holding(running) as held:
-            beam = stack.enter_context(test_daemon.named("+S", "1:1"))
+            beam = stack.enter_context(test_daemon.named("+S", "1:1", emulator=private_emulator))
             held.wait_until_asked(beam)
             beam.freeze()
         before = spawns(running.until(beam.pid, test_daemon.always))
@@ -111,14 +114,16 @@ def test_a_target_that_is_stopped_meanwhile_is_observed(running: test_daemon.Run
         ended(running, f"message=observing pid={beam.pid}")
 
 
-def test_a_target_that_is_killed_meanwhile_is_let_go(running: test_daemon.Running):
+def test_a_target_that_is_killed_meanwhile_is_let_go(
+    running: test_daemon.Running, private_emulator: Path
+):
     """
     SIGKILL between the request and the breakpoints, and a new VM of the same name at once, as heart
     starts one: the old is let go with a line, the new is observed under the name.
     """
     with contextlib.ExitStack() as stack:
         with holding(running) as held:
-            with test_daemon.named("+S", "1:1") as mortal:
+            with test_daemon.named("+S", "1:1", emulator=private_emulator) as mortal:
                 held.wait_until_asked(mortal)
             beam = stack.enter_context(test_daemon.named("+S", "1:1"))
         counts(running, beam)
@@ -145,7 +150,7 @@ def test_a_target_whose_file_is_replaced_meanwhile_is_observed(
 
 
 def test_a_target_that_becomes_another_vm_meanwhile_is_observed_anew(
-    running: test_daemon.Running, tmp_path: Path
+    running: test_daemon.Running, tmp_path: Path, private_emulator: Path
 ):
     """
     An exec of a VM between the request and the breakpoints: the old one is let go with a line, the
@@ -154,11 +159,15 @@ def test_a_target_that_becomes_another_vm_meanwhile_is_observed_anew(
     modules = str(beams_run.compiled("stock25"))
     quiet = ("-noinput", "-boot", "no_dot_erlang", "+S", "1:1", "-pa", modules)
     new = ("exec", "erl", *quiet, *test_daemon.name_flags(), "-s", "planted")
-    env = {**beams_run.native_functions(tmp_path), "BECOME": shlex.join(new)}
+    env = {
+        **beams_run.native_functions(tmp_path),
+        "BECOME": shlex.join(new),
+        "BINDIR": str(private_emulator),
+    }
     with contextlib.ExitStack() as stack:
         with holding(running) as held:
             flags = ("+S", "1:1", *test_daemon.name_flags(), "-s", "witness")
-            beam = stack.enter_context(beams_run.start_beam("stock25", *flags, env=env))
+            beam = stack.enter_context(beams_run.start_beam("usdt25", *flags, env=env))
             beam.expect("ready")
             held.wait_until_asked(beam)
             beam.send("become")

@@ -10,10 +10,17 @@ import select
 import signal
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 import test_daemon
-from tracing import breakpoints, holdings, hooked_addresses, in_kernel, nothing_left, wait_until
+from tracing import (
+    breakpoints,
+    holder_of,
+    holdings,
+    hooked_addresses,
+    in_kernel,
+    nothing_left,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +79,7 @@ def test_the_daemon_does_not_outlive_what_holds_its_breakpoints(tmp_path: Path):
     config = test_daemon.QUICK + BUDGET
     with test_daemon.named("+S", "1:1") as beam, test_daemon.daemon(config, tmp_path) as running:
         running.until(beam.pid, test_daemon.always)
-        (holder,) = psutil.Process(running.process.pid).children()
+        holder = holder_of(running.process.pid)
         holder.kill()
         _, errors = running.process.communicate(timeout=test_daemon.PATIENCE)
         assert 0 != running.process.returncode

@@ -48,13 +48,15 @@ def test_a_target_whose_binary_was_replaced_is_observed_as_it_runs(
             running.until(beam.pid, lambda now: spawns(now) - before == 23)
 
 
-def test_a_target_that_is_killed_while_it_is_attached_takes_nobody_along(tmp_path: Path):
+def test_a_target_that_is_killed_while_it_is_attached_takes_nobody_along(
+    tmp_path: Path, private_emulator: Path
+):
     """
     A VM that is killed as its first hooks go in is let go with a line, and another is observed.
     """
     before = in_kernel()
     with test_daemon.daemon(test_daemon.QUICK, tmp_path) as running:
-        with test_daemon.named("+S", "1:1") as mortal:
+        with test_daemon.named("+S", "1:1", emulator=private_emulator) as mortal:
             places = hooked_addresses(mortal.pid)
             wait_until(lambda: breakpoints(mortal.pid, places) > 0, "the first hooks")
             mortal.stop()

@@ -112,11 +112,11 @@ class Unwilling(Attacher):
 
     offset = -1
 
-    def attach(self, path, pid, programs, *, multi):
+    def attach(self, identity, programs, *, multi):
         places = {place.offset for _, group in programs for place in group}
         if self.offset in places:
             return [-1] * len(programs)
-        return super().attach(path, pid, programs, multi=multi)
+        return super().attach(identity, programs, multi=multi)
 
 
 def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFixture):

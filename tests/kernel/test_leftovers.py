@@ -38,20 +38,19 @@ MANY = 150
 
 class Scene(NamedTuple):
     """
-    A VM, what is known of it, its file, and places of it that can be attached to.
+    A VM, what is known of it, and places of it that can be attached to.
     """
 
     beam: beams_run.Beam
     target: Target
-    file: int
     places: list[Attachment]
 
     @property
     def found(self) -> list[int]:
-        return leftovers.find(self.beam.pid, self.file)
+        return leftovers.find(self.target.identity)
 
     def heal(self, attacher: Attacher | None = None) -> int:
-        return leftovers.heal(self.beam.pid, semaphores(self.target.binary), attacher)
+        return leftovers.heal(self.target.identity, semaphores(self.target.binary), attacher)
 
 
 def scene_of(beam: beams_run.Beam) -> Iterator[Scene]:
@@ -59,16 +58,15 @@ def scene_of(beam: beams_run.Beam) -> Iterator[Scene]:
     The scene of a VM, in which nothing is left before and after.
     """
     target = inspect(beam.pid)
-    with leftovers.program_of(beam.pid) as file:
-        binary = target.binary
-        names = re.compile(r"(?:erts|ets|db)_.*")
-        functions = [s for s in binary.matching(names) if s.is_function and s.size > 64]
-        offsets = sorted({binary.file_offset(s.address) for s in functions})[:MANY]
-        places = [Attachment("left", "", "left", offset, 0) for offset in offsets]
-        scene = Scene(beam, target, file, places)
-        assert [] == scene.found
-        yield scene
-        assert [] == scene.found
+    binary = target.binary
+    names = re.compile(r"(?:erts|ets|db)_.*")
+    functions = [s for s in binary.matching(names) if s.is_function and s.size > 64]
+    offsets = sorted({binary.file_offset(s.address) for s in functions})[:MANY]
+    places = [Attachment("left", "", "left", offset, 0) for offset in offsets]
+    scene = Scene(beam, target, places)
+    assert [] == scene.found
+    yield scene
+    assert [] == scene.found
     beam.plant("messages 23")
 
 
@@ -89,8 +87,7 @@ def attached(scene: Scene, places: list[Attachment], holder: Attacher) -> Uprobe
     Breakpoints in all of *places*, in one link.
     """
     program = leftovers._load_nothing(multi=has_multi())
-    path = Path(f"/proc/{scene.beam.pid}/exe")
-    uprobes = Uprobes(path, scene.beam.pid, holder, multi=has_multi())
+    uprobes = Uprobes(scene.target.identity, holder, multi=has_multi())
     try:
         assert [None] == uprobes.attach([(program, places)])
     finally:
@@ -123,7 +120,7 @@ def write_breakpoints(scene: Scene) -> list[int]:
     binary = scene.target.binary
     names = re.compile(r"enif_(?:rwlock|tsd|map_iterator|thread|cond)_.*")
     offsets = sorted(binary.file_offset(s.address) for s in binary.matching(names))
-    (span,) = leftovers._text(scene.beam.pid, os.fstat(scene.file).st_ino)
+    (span,) = leftovers._text(scene.beam.pid, os.fstat(scene.target.identity.file).st_ino)
     with Path(f"/proc/{scene.beam.pid}/mem").open("rb+", buffering=0) as memory:
         for offset in offsets:
             memory.seek(span.address + offset - span.offset)

@@ -246,11 +246,12 @@ def test_a_target_that_ends_ends_the_run(every_send: Path):
     assert "ended while it was traced" in outcome.errors
 
 
-def test_a_kill_leaves_nothing(every_send: Path):
+def test_a_kill_leaves_nothing(every_send: Path, private_emulator: Path):
     """
     After a SIGKILL there is no program, map, link or breakpoint, and the VM works on.
     """
-    with beams_run.planted("stock25") as beam:
+    # A file of its own, so that every breakpoint in it is ours.
+    with beams_run.planted("usdt25", env={"BINDIR": str(private_emulator)}) as beam:
         before = tracing.in_kernel()
         target = inspect(beam.pid)
         address = hooks.places(target.binary, target.flavor, "on_send_local")[0].address
@@ -416,7 +417,8 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
     places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
-    session = UserProbeSession(compiled, places, target.pid, source.RECORD, 65536, multi=False)
+    given = (compiled, places, target.identity, source.RECORD, 65536)
+    session = UserProbeSession(*given, multi=False)
     with stats.measuring(), session:
         inserting.plant("calls 23")
         session.detach()

@@ -48,7 +48,7 @@ def session(beam: beams_run.Beam, attacher: Attacher, spares: Spares) -> Governe
     names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
     return GovernedSession(
         plan,
-        beam.pid,
+        target.identity,
         target.base,
         settings,
         attacher=attacher,

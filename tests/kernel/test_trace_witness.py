@@ -112,7 +112,7 @@ def test_both_ways_of_attaching_count_the_same(kind: str, vm):
     addresses = symbol_values(target, names)
     found = []
     for multi in {has_multi(), False}:
-        given = (plan, beam.pid, target.base, settings)
+        given = (plan, target.identity, target.base, settings)
         with Session(*given, addresses=addresses, multi=multi) as session:
             session.count(on=True)
             beam.plant("spawns 23")

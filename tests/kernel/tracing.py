@@ -24,9 +24,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import psutil
 from beams_run import PATIENCE, Beam, require
 
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.kernel import attacher
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
 
@@ -53,6 +55,15 @@ def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.005)
     return result
+
+
+def holder_of(pid: int) -> psutil.Process:
+    """
+    The process that holds the breakpoints of a daemon or a trace.
+    """
+    children = psutil.Process(pid).children()
+    (holder,) = [child for child in children if attacher.__file__ in child.cmdline()]
+    return holder
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The config: what is taken, and the one line that says why something is not.
 """
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,16 @@ def test_a_file_is_read_in_its_units(tmp_path):
     assert config.scan_interval == 0.5
 
 
+def test_a_unix_socket_is_a_path(tmp_path):
+    """
+    As long as the kernel takes it, and by its scheme; names of hosts are told by any case.
+    """
+    path = f"/{'x' * 106}"
+    config = load(write(tmp_path, f'listen = "unix:{path}"\nhosts = ["Metrics.example.org"]\n'))
+    assert Path(path) == config.listen
+    assert ("metrics.example.org",) == config.hosts
+
+
 def test_the_command_line_wins(tmp_path):
     """
     An option overrides the file.
@@ -53,6 +64,12 @@ def test_the_command_line_wins(tmp_path):
         ("budget = true", "above 0"),
         ('listen = "9568"', "an address and a port"),
         ('listen = "127.0.0.1:99999"', "an address and a port"),
+        ('listen = "unix:metrics.sock"', "a Unix socket is written like"),
+        (f'listen = "unix:/{"x" * 107}"', "a Unix socket is written like"),
+        ('listen = "unix:/a\\u0000b"', "a Unix socket is written like"),
+        ("socket_group = 7", "the name of a group"),
+        ('hosts = "localhost"', "a list of names of hosts"),
+        ('hosts = ["a:80"]', "a list of names of hosts"),
         ('snapshot_interval = "10 parsecs"', "a time is written like"),
         ("snapshot_interval = 0.1", "1 s at least"),
         ("top = 1000", "from 0 to 20"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.daemon.process import cgroup_of, read_process
+from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
 from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ def test_a_process_that_has_ended_has_no_cgroup(tmp_path: Path):
     Nothing is known of it, and that is no error.
     """
     assert "" == cgroup_of(7, tmp_path)
+
+
+def test_the_user_is_the_real_one(tmp_path: Path):
+    """
+    Whoever started it, not whom it has become; and nobody where it has ended.
+    """
+    status = "Name:\tUid:\nUmask:\t0022\nUid:\t1000\t0\t0\t0\nGid:\t5\t6\t6\t6\n"
+    assert "1000" == user_of(7, process(tmp_path, 7, status=status))
+    assert "" == user_of(8, tmp_path)
 
 
 def test_a_clock_that_is_set_does_not_change_when_a_vm_started(

@@ -5,6 +5,7 @@ Real clients on real sockets, good and bad ones, and what each is answered.
 
 import base64
 import contextlib
+import hashlib
 import http.client
 import shutil
 import socket
@@ -15,9 +16,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from socketserver import ThreadingMixIn
 from types import SimpleNamespace
 
 import beams_run
@@ -31,23 +32,23 @@ from scope_ebpf.daemon.loop import Daemon
 from scope_ebpf.daemon.server import serve
 from scope_ebpf.kernel.cost import HitCost
 
-#: Seconds that a client has, instead of ten.
-PATIENCE = 1.0
+#: Seconds that a client has, instead of two and ten.
+PATIENCE = 0.5
 LOCAL = Config(listen=("127.0.0.1", 0))
 
 
 @contextlib.contextmanager
 def serving(config=LOCAL):
     """
-    A daemon that does not run, but is asked.
+    A daemon that does not run, but is asked: at its port, or at the path of its socket.
     """
     daemon = Daemon(config, HitCost(1e-6, 1e-6), lambda: config)
     with contextlib.ExitStack() as stack:
         stack.callback(daemon.targets.close)
         server = serve(daemon)
-        stack.callback(server.server_close)
-        stack.callback(server.shutdown)
-        yield daemon, server.server_address[1]
+        stack.callback(server.close)
+        port = server.addresses[0].rpartition(":")[2]
+        yield daemon, int(port) if port.isdecimal() else port
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,10 @@ def site():
 @pytest.fixture
 def impatient(monkeypatch):
     """
-    Who takes longer than a second is hung up on.
+    Who takes longer than half a second is hung up on.
     """
     monkeypatch.setattr(server_module, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", PATIENCE)
 
 
 def get(port, path="/metrics", context=None, headers=None):
@@ -186,11 +188,10 @@ def test_garbage_is_answered_with_an_error_or_not_at_all(site, garbage, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_hundred_scrapers_at_once_are_all_served(site, monkeypatch):
+def test_a_hundred_scrapers_at_once_are_all_served(site):
     """
     Who comes when eight are being served waits for a moment.
     """
-    monkeypatch.setattr(server_module, "_WAIT", 30)
     daemon, port = site
     before = daemon.errors["http"]
     with ThreadPoolExecutor(100) as pool:
@@ -199,26 +200,165 @@ def test_a_hundred_scrapers_at_once_are_all_served(site, monkeypatch):
     assert before == daemon.errors["http"]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_clients_that_say_nothing_do_not_keep_others_out_for_long(site):
+# Who takes long ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def clients(port, count, says=b"", *, unread=False):
     """
-    Thirty silent connections are closed or turned away, and counted; then a scrape is answered.
+    So many clients that say this and go on no further; *unread* ones take next to nothing in.
+    """
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for client in found:
+            client.settimeout(30)
+            if unread:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(says)
+        yield found
+
+
+class Stuck:
+    """
+    What makes pages and does not come to an end before it is told to.
+    """
+
+    def __init__(self):
+        self.begun, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, *_):
+        self.begun.release()
+        assert self.go_on.wait(30)
+        return "<p>late</p>"
+
+
+@pytest.mark.parametrize("says", [b"", b"GET /metrics HTTP/1.1\r\nX: "], ids=["nothing", "half"])
+def test_clients_that_go_no_further_keep_nobody_out(site, says):
+    """
+    A scrape beside twenty-four of them is answered while they all are there.
+    """
+    _, port = site
+    with clients(port, 24, says) as idle:
+        assert "scope_ebpf_targets" in get(port)
+        for client in idle:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_clients_that_say_nothing_are_hung_up_on_and_counted(site):
+    """
+    Each of thirty loses its connection when its time is over.
     """
     daemon, port = site
     before = daemon.errors["http"]
-    with contextlib.ExitStack() as stack:
-        for _ in range(30):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        for _ in range(30):
-            with contextlib.suppress(OSError):
-                assert "scope_ebpf_targets" in get(port)
-                break
-        else:
-            pytest.fail("never served")
-    assert daemon.errors["http"] > before
+    with clients(port, 30) as idle:
+        assert {until_closed(client) for client in idle} == {b""}
+    assert daemon.errors["http"] >= before + 30
 
 
-def test_a_thread_that_cannot_be_started_takes_nobodys_place(site, monkeypatch, caplog):
+def test_of_too_many_that_go_no_further_the_oldest_are_dropped(site, monkeypatch):
+    """
+    There is room for so many and no more; who comes with a whole request is served.
+    """
+    _, port = site
+    more = 20
+    with clients(port, server_module.UNFINISHED + more) as idle:
+        assert "scope_ebpf_targets" in get(port)
+        assert {until_closed(client) for client in idle[:more]} == {b""}
+        idle[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[-1].recv(1)
+
+
+def test_health_is_told_whatever_else_happens(site, monkeypatch):
+    """
+    All threads make pages that do not come to an end, many wait, many say nothing: it answers.
+    """
+    daemon, port = site
+    stuck = Stuck()
+    monkeypatch.setattr("scope_ebpf.daemon.http.page", stuck)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with clients(port, 30, whole) as busy, clients(port, 24):
+        for _ in range(server_module.AT_ONCE):
+            assert stuck.begun.acquire(timeout=30)
+        assert status(port, "/healthz")[:2] == (200, b"ok\n")
+        assert status(port, "/readyz")[0] == (200 if daemon.ready else 503)
+        stuck.go_on.set()
+        assert all(b"late" in until_closed(client) for client in busy)
+
+
+def test_who_comes_when_too_many_wait_is_told_so(site, monkeypatch):
+    """
+    There is an end to waiting: one too many gets a 503, and the others their page.
+    """
+    _, port = site
+    stuck = Stuck()
+    monkeypatch.setattr("scope_ebpf.daemon.http.page", stuck)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    room = server_module.AT_ONCE + server_module._WAITING
+    with clients(port, room, whole) as busy:
+        for _ in range(server_module.AT_ONCE):
+            assert stuck.begun.acquire(timeout=30)
+        assert status(port, "/")[0] == 503
+        stuck.go_on.set()
+        assert all(b"late" in until_closed(client) for client in busy)
+
+
+#: Of a page: more than the kernel keeps for a client that does not read.
+HUGE = 8 << 20
+
+
+def test_slow_readers_keep_nobody_out(site, monkeypatch):
+    """
+    Of who asks for much and does not read it twelve hold no thread: a scrape is answered.
+    """
+    _, port = site
+    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    with clients(port, 12, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", unread=True) as slow:
+        for client in slow:
+            assert client.recv(8) == b"HTTP/1.0"  # its answer is there
+        assert "scope_ebpf_targets" in get(port)
+
+
+def test_what_slow_readers_have_not_read_is_bounded(monkeypatch):
+    """
+    Of more answers than may lie about unread the oldest is given up, half said.
+    """
+    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    monkeypatch.setattr(server_module, "_UNREAD", 2 * HUGE + HUGE // 2)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving() as (_, port), contextlib.ExitStack() as stack:
+        slow = []
+        for _ in range(3):
+            (client,) = stack.enter_context(clients(port, 1, whole, unread=True))
+            assert client.recv(8) == b"HTTP/1.0"
+            slow.append(client)
+        for client in slow:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        lengths = [len(until_closed(client)) for client in slow]
+    assert [length > HUGE for length in lengths] == [False, True, True]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_reader_is_hung_up_on(site, monkeypatch):
+    """
+    An answer that nobody reads is given up when the time for it is over.
+    """
+    daemon, port = site
+    before = daemon.errors["http"]
+    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with clients(port, 1, whole, unread=True):
+        deadline = time.monotonic() + 30
+        while daemon.errors["http"] == before and time.monotonic() < deadline:
+            assert "scope_ebpf_targets" in get(port)
+    assert daemon.errors["http"] == before + 1
+
+
+def test_a_thread_that_cannot_be_started_takes_nobodys_place(monkeypatch, caplog):
     """
     Where the system has no thread for us the client is hung up on, and later ones are served.
     """
@@ -226,25 +366,131 @@ def test_a_thread_that_cannot_be_started_takes_nobodys_place(site, monkeypatch, 
     def fail(*_):
         raise RuntimeError("can't start new thread")
 
-    daemon, port = site
-    before = daemon.errors["http"]
-    with monkeypatch.context() as patch:
-        patch.setattr(ThreadingMixIn, "process_request", fail)
-        for _ in range(server_module.AT_ONCE):
-            with pytest.raises(OSError):
-                get(port)
-    assert "scope_ebpf_targets" in get(port)
-    assert daemon.errors["http"] == before + server_module.AT_ONCE
+    with serving() as (daemon, port):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(server_module.AT_ONCE + 1):
+                with pytest.raises(OSError):
+                    get(port)
+            assert status(port, "/healthz")[0] == 200
+        assert "scope_ebpf_targets" in get(port)
+        assert daemon.errors["http"] == server_module.AT_ONCE + 1
     assert {record.getMessage() for record in caplog.records} == {"a request failed"}
+
+
+# What is said -----------------------------------------------------------------------------------
 
 
 def test_what_is_no_text_does_not_spoil_the_page(site, monkeypatch):
     """
-    A reason with bytes of a path that are no UTF-8 is shown all the same.
+    A reason with bytes of a path that are no UTF-8, or that a terminal obeys, is shown without.
     """
     daemon, port = site
-    monkeypatch.setitem(daemon.targets.refused, 7, "cannot open /opt/\udcff")
-    assert "cannot open /opt/\\udcff" in get(port, "/")
+    monkeypatch.setitem(daemon.targets.refused, 7, "cannot open /opt/\udcff\x1b[2J<b>")
+    assert "cannot open /opt/??[2J&lt;b&gt;" in get(port, "/")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
+def test_an_answer_tells_no_version_and_is_what_it_says(site, path):
+    """
+    No header names a program; types are not to be guessed, and nothing is to be kept.
+    """
+    _, port = site
+    _, body, headers = status(port, path)
+    assert set(headers) <= {
+        *("Content-Type", "Content-Length", "Connection", "Cache-Control"),
+        *("X-Content-Type-Options", "Content-Security-Policy", "Referrer-Policy"),
+    }
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert int(headers["Content-Length"]) == len(body)
+
+
+def test_a_browser_may_show_the_page_and_do_no_more(site):
+    """
+    Of all that a page may load this one has its style, which is the one that the policy names.
+    """
+    _, port = site
+    _, body, headers = status(port, "/")
+    style = body.partition(b"<style>")[2].partition(b"</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert policy["style-src"] == f"'sha256-{digest}'"
+
+
+def test_with_other_names_the_page_is_no_openmetrics(monkeypatch):
+    """
+    Names of two versions of prometheus.erl clash there; the text format takes them.
+    """
+    wants = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    for compat, kind in (((), "application/openmetrics-text"), (("erlang-vm",), "text/plain")):
+        with serving(replace(LOCAL, compat=compat)) as (_, port):
+            assert status(port, headers=wants)[2]["Content-Type"].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("localhost", 200),
+        ("LocalHost:9568", 200),
+        ("localhost.", 200),
+        ("127.0.0.1:1", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:9568", 200),
+        ("metrics.example.org", 200),
+        ("METRICS.example.org:443", 200),
+        ("evil.example.org", 421),
+        ("evil.example.org:9568", 421),
+        ("metrics.example.org.evil.example.org", 421),
+        ("localhost.evil.example.org", 421),
+        ("192.0.2.1", 421),
+        ("[2001:db8::1]", 421),
+        ("127.0.0.1@evil.example.org", 421),
+        ("localhost:x", 421),
+        ("", 421),
+    ],
+)
+def test_a_loopback_address_is_asked_for_by_its_name(host, code):
+    """
+    A page whose own name leads a browser to 127.0.0.1 reads nothing.
+    """
+    with serving(replace(LOCAL, hosts=("metrics.example.org",))) as (_, port):
+        for path in ("/metrics", "/"):
+            assert code == status(port, path, headers={"Host": host})[0]
+
+
+def test_what_names_no_host_is_no_browser(site):
+    """
+    HTTP/1.0 has no Host, and is answered.
+    """
+    _, port = site
+    with clients(port, 1, b"GET /metrics HTTP/1.0\r\n\r\n") as (client,):
+        assert until_closed(client).startswith(b"HTTP/1.0 200 ")
+
+
+def test_an_address_that_others_reach_has_any_name():
+    """
+    Whoever listens on all addresses has said that others may ask.
+    """
+    with serving(replace(LOCAL, listen=("0.0.0.0", 0))) as (_, port):
+        assert status(port, headers={"Host": "metrics.example.org"})[0] == 200
+
+
+def test_a_unix_socket_is_served(tmp_path):
+    """
+    Whoever may use the socket gets what the port would say, by whatever name.
+    """
+    path = tmp_path / "metrics.sock"
+    with (
+        serving(replace(LOCAL, listen=path)) as (_, there),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(30)
+        client.connect(there)
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: any\r\n\r\n")
+        assert b"scope_ebpf_targets 0.0" in until_closed(client)
+    assert not path.exists()
 
 
 def test_a_failure_of_ours_is_one_line(site, monkeypatch, caplog):
@@ -349,6 +595,50 @@ def test_who_guesses_takes_little_of_one_core(guarded, monkeypatch):
     assert min(pauses) >= 4 * 0.01
 
 
+@pytest.mark.parametrize("user", ["prometheus", "somebody"])
+def test_a_name_that_does_not_exist_takes_as_long(guarded, user, monkeypatch):
+    """
+    Whether there is such a user or not, one password is looked at, of as many rounds.
+    """
+    _, port = guarded
+    looked = []
+    monkeypatch.setattr(
+        http_module, "matches", lambda stored, _: looked.append(stored.split(":")[1]) or False
+    )
+    assert status(port, headers=basic(user, "wrong"))[0] == 401
+    assert looked == ["10"]
+
+
+def test_nobody_comes_in_under_a_name_that_does_not_exist(guarded, monkeypatch):
+    """
+    Whatever fits what is looked at instead is no password.
+    """
+    _, port = guarded
+    monkeypatch.setattr(http_module, "matches", lambda *_: True)
+    assert status(port, headers=basic("somebody", "right"))[0] == 401
+    assert status(port, headers=basic("somebody", "right"))[0] == 401
+
+
+def test_who_guesses_keeps_nobody_out(guarded, monkeypatch):
+    """
+    Forty guesses that take without end, and who is known is served; one too many is told to go.
+    """
+    _, port = guarded
+    right = basic("prometheus", "right")
+    assert status(port, headers=right)[0] == 200
+    stuck = Stuck()
+    monkeypatch.setattr(http_module, "matches", lambda *_: not stuck())
+    guess = "".join(f"{name}: {text}\r\n" for name, text in basic("prometheus", "no").items())
+    whole = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\n{guess}\r\n".encode()
+    with clients(port, 40, whole) as guessing:
+        assert stuck.begun.acquire(timeout=30)
+        for _ in range(5):
+            assert status(port, headers=right)[0] == 200
+        stuck.go_on.set()
+        codes = Counter(until_closed(client).split()[1] for client in guessing)
+    assert codes == {b"401": 1 + server_module._GUESSES, b"503": 40 - 1 - server_module._GUESSES}
+
+
 def test_health_is_nobodys_secret(guarded):
     """
     Who looks after the daemon needs no password.
@@ -446,6 +736,20 @@ def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path):
         client.settimeout(30)
         client.sendall(b"\x16\x03\x01")
         assert until_closed(client) == b""
+
+
+def test_handshakes_that_go_no_further_keep_nobody_out(tmp_path):
+    """
+    Twenty-four clients begin to speak TLS and stop; another that goes on is served meanwhile.
+    """
+    cert, key = certificate(tmp_path, "some")
+    config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with serving(config) as (_, port), clients(port, 24, b"\x16\x03\x01\x02\0\x01") as idle:
+        assert "scope_ebpf_targets" in get(port, context=trusting)
+        idle[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[0].recv(1)
 
 
 @pytest.mark.parametrize("broken", ["missing", "text", "key of another"])

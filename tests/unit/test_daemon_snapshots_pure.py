@@ -26,7 +26,8 @@ class Watched:
     """
 
     def __init__(self, tables: list = (), memories: list = (), pid: int = 7) -> None:
-        self.target = SimpleNamespace(pid=pid, watch=self)
+        identity = SimpleNamespace(check=lambda: None)
+        self.target = SimpleNamespace(pid=pid, watch=self, identity=identity)
         self.tables, self.memories = list(tables), list(memories)
         self.snapshot = self.memory = None
         self.made = 0

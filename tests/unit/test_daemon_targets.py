@@ -43,7 +43,8 @@ class FakeWatch:
     heard: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.target = SimpleNamespace(pid=self.pid)
+        identity = SimpleNamespace(close=lambda: None)
+        self.target = SimpleNamespace(pid=self.pid, identity=identity)
         self._ring, self.bell = os.pipe()
         self.session = SimpleNamespace(fileno=lambda: self._ring)
 
@@ -107,10 +108,9 @@ def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
     """
     Observe it, as if it had been taken in.
     """
-    pidfd = os.open("/dev/null", os.O_RDONLY)
-    # Of /dev/null nobody can wait; what waits for the end of a process is not tried here.
+    # What waits for the end of a process is not tried here.
     targets._files.unregister = lambda _fd: None
-    targets._observed[watch.pid] = _Observed(watch, pidfd, None, 0.0)
+    targets._observed[watch.pid] = _Observed(watch, (), None, 0.0)
     return watch
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import allowed, events, function_probes
+from scope_ebpf.beam.elf import Segment
 from scope_ebpf.cli.calls import refuse_interpreter
 from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel.session import Session
@@ -30,7 +31,16 @@ def binary(names: tuple[str, ...] = NAMES, **symbols: int) -> SimpleNamespace:
         )
     ]
     found = {n: SimpleNamespace(name=n, address=a, size=16) for n, a in symbols.items()}
-    return SimpleNamespace(usdt_sites=sites, symbol=found.get, file_offset=lambda a: a)
+    return SimpleNamespace(
+        usdt_sites=sites,
+        symbol=found.get,
+        file_offset=lambda a: a,
+        segments=(
+            Segment(0, 0, 16, executable=False, writable=True),
+            Segment(0x1000, 16, 0x8000, executable=True),
+        ),
+        read=lambda _address, size: b"\x90" * size,
+    )
 
 
 def test_an_interpreter_has_each_probe_that_a_call_passes_once():

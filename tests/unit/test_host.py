@@ -49,16 +49,51 @@ def test_a_host_with_everything_has_no_problem(tmp_path: Path):
     assert [None] * 5 == [f.problem for f in facts]
 
 
-def test_without_root_it_says_so(tmp_path: Path):
+ENOUGH = ("CAP_BPF", "CAP_PERFMON")
+
+
+def mask(*names: str) -> int:
+    return sum(1 << host.CAPABILITIES[name] for name in names)
+
+
+@pytest.mark.parametrize("release", ["6.1.0-18-amd64", "6.18.5"])
+def test_without_root_it_says_so(tmp_path: Path, release: str):
     """
-    Without CAP_SYS_ADMIN the message says how to run it, with exit code 5.
+    Without any privilege the message says how to run it, with exit code 5.
     """
-    found = problem(folder(tmp_path, capabilities=ROOT & ~(1 << host.CAP_SYS_ADMIN)))
+    found = problem(folder(tmp_path, capabilities=0), release)
     assert (NotRootError, 5, "attaching BPF programs needs root: run the same with sudo") == (
         type(found),
         found.exit_code,
         str(found),
     )
+
+
+@pytest.mark.parametrize("names", [ENOUGH, ("CAP_SYS_ADMIN",)])
+def test_two_capabilities_are_enough_from_linux_6_6_on(tmp_path: Path, names: tuple[str, ...]):
+    """
+    CAP_SYS_ADMIN, which stands for both of them, is not asked for.
+    """
+    host.require(folder(tmp_path, capabilities=mask(*names)), "6.6.0")
+
+
+@pytest.mark.parametrize("missing", ENOUGH)
+def test_a_missing_capability_is_named(tmp_path: Path, missing: str):
+    """
+    The message names the capability that is missing.
+    """
+    rest = mask(*(name for name in ENOUGH if name != missing))
+    assert f"{missing} is missing: run the same as root, or give it to this process" == str(
+        problem(folder(tmp_path, capabilities=rest), "6.6.0")
+    )
+
+
+def test_an_older_kernel_asks_for_sys_admin(tmp_path: Path):
+    """
+    Before 6.6 breakpoints are perf events, and those two are not enough.
+    """
+    found = problem(folder(tmp_path, capabilities=mask(*ENOUGH)), "6.5.13")
+    assert "attaching BPF programs needs root: run the same with sudo" == str(found)
 
 
 @pytest.mark.parametrize("release", ["5.4.0-150-generic", "4.19.0", "5.7.19", "unknown"])

@@ -8,6 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from scope_ebpf import events
@@ -19,6 +23,7 @@ from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import MAX_LABEL, Page
 from scope_ebpf.metrics.reading import (
+    SLOTS,
     WIDTH,
     EventReading,
     MemoryReading,
@@ -40,6 +45,8 @@ INFO = {
     "flavor": "jit",
     "hooks": "symbol",
     "exe": "/x",
+    "uid": "1000",
+    "cgroup": "/user.slice",
 }
 
 #: Allocators of OTP 25 to 29.
@@ -111,9 +118,9 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
     )
 
 
-def exported(*readings: Reading) -> str:
+def registered(*readings: Reading) -> CollectorRegistry:
     """
-    The text that a scrape gets.
+    A registry that collects these readings.
     """
 
     class Fixed:
@@ -125,7 +132,14 @@ def exported(*readings: Reading) -> str:
 
     registry = CollectorRegistry()
     registry.register(Fixed())
-    return generate_latest(registry).decode()
+    return registry
+
+
+def exported(*readings: Reading) -> str:
+    """
+    The text that a scrape gets.
+    """
+    return generate_latest(registered(*readings)).decode()
 
 
 def samples(text: str):
@@ -152,10 +166,10 @@ def test_the_number_of_series_does_not_depend_on_schedulers():
     assert len(small) == len(large)
 
 
-@pytest.mark.parametrize("node", ['"a"@b', "a\nb@c", "a\\@b", "é@ü", '{a="b"}', "x" * MAX_LABEL])
+@pytest.mark.parametrize("node", ['"a"@b', "a\\@b", "é@ü", '{a="b"}', "x" * MAX_LABEL])
 def test_node_names_are_data(node):
     """
-    Quotes, newlines and names as long as a name can be come out as they went in.
+    Quotes, backslashes and names as long as a name can be come out as they went in.
     """
     found = {s.labels["node"] for s in samples(exported(reading(node)))}
     assert {node} == found
@@ -174,13 +188,30 @@ def test_nodes_whose_long_names_begin_alike_are_told_apart():
     assert len(series) == len(set(series))
 
 
-def test_a_label_that_is_no_text_is_made_text():
+#: Control characters of C0 and C1, an end of a line, controls of bidirectional text and separators.
+OBEYED = "\0\a\b\t\n\r\x1b\x7f\x85\x9b\u200e\u2028\u202e\u2066\ufeff"
+
+
+@pytest.mark.parametrize("one", [*OBEYED, "\udcfe"], ids=lambda one: f"U+{ord(one):04X}")
+def test_no_label_is_obeyed_by_a_terminal(one):
     """
-    Bytes of a path that are no UTF-8 cost nobody the scrape, and paths stay apart.
+    What a terminal would act on, and what is no text, is a question mark in each label.
     """
-    one = replace(reading(), info=INFO | {"exe": "/opt/\udcfe/beam.smp"})
-    (info,) = (s for s in samples(exported(one)) if s.name == "beam_target_info")
-    assert "/opt/\\udcfe/beam.smp" == info.labels["exe"]
+    told = replace(reading(f"a{one}b@c"), info=INFO | {"exe": f"/opt/{one}"})
+    text = exported(told)
+    assert all(one not in line for line in text.split("\n"))
+    (info,) = (s for s in samples(text) if s.name == "beam_target_info")
+    assert info.labels["node"].startswith("a?b@c~")
+    assert info.labels["exe"].startswith("/opt/?~")
+
+
+def test_labels_in_which_much_was_replaced_are_told_apart():
+    """
+    Names that look alike once they can be shown are the names of two nodes still.
+    """
+    names = [f"a{one}@b" for one in OBEYED] + ["a?@b", "a\udcfe@b", "a\udcff@b"]
+    found = {s.labels["node"] for s in samples(exported(*map(reading, names)))}
+    assert len(names) == len(found)
 
 
 def test_a_name_that_is_not_in_the_catalogue_cannot_be_exported():
@@ -214,6 +245,44 @@ def test_a_histogram_counts_what_is_below_each_bound():
     assert buckets["2.048e-06"] == 5
     assert buckets["1.6384e-05"] == 5
     assert buckets["+Inf"] == 6
+
+
+def estimated(name: str, seed: int) -> EventReading:
+    """
+    Totals as windows leave them: numbers of events that are not whole.
+    """
+    random = np.random.default_rng(seed)
+    totals = random.exponential(1e5, WIDTH) * (random.random(WIDTH) < 0.7)
+    return EventReading(totals, "windows", "symbol", "", 0.01, 0.2)
+
+
+def test_openmetrics_takes_what_windows_estimate():
+    """
+    The reference parser finds nothing to refuse in a page of estimates, and buckets are whole.
+    """
+    one = reading()
+    windows = {name: estimated(name, seed) for seed, name in enumerate(one.events)}
+    text = openmetrics.generate_latest(registered(replace(one, events=windows)))
+    found = [s for family in openmetrics_families(text.decode()) for s in family.samples]
+    ends = ("_bucket", "_count")
+    counts = [s.value for s in found if s.name.endswith(ends) and "_duration_" in s.name]
+    assert len(counts) > 20
+    assert all(value.is_integer() for value in counts)
+
+
+def test_estimated_buckets_are_a_histogram():
+    """
+    Rounded, no bucket is below the one before, and the last is the count.
+    """
+    totals = np.full(WIDTH, 0.4)
+    one = reading()
+    one.events["schedule"] = EventReading(totals, "windows", "symbol", "", 0.01, 0.2)
+    name = "beam_schedule_duration_seconds"
+    found = [s for s in samples(exported(one)) if s.name.startswith(name)]
+    buckets = [s.value for s in found if s.name == f"{name}_bucket"]
+    (count,) = (s.value for s in found if s.name == f"{name}_count")
+    assert sorted(buckets) == buckets
+    assert buckets[-1] == count == round(0.4 * SLOTS)
 
 
 def test_what_cannot_be_observed_has_no_figure():

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.beam.elf import UnreadableElfError
+from scope_ebpf.beam.elf import Segment, Symbol, UnreadableElfError
+from scope_ebpf.beam.entry import Entry
 from scope_ebpf.beam.usdt import Argument
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 from scope_ebpf.planning import make_plan
+from scope_ebpf.sandbox import code
 
 BASE = 0x400000
 NOP = b"\x90"
@@ -31,11 +33,8 @@ HOOKS = [hook for way in events.WAYS for hook in way.hooks]
 SYMBOLS = [h.name for way in events.WAYS if way.via == "symbol" for h in way.hooks]
 
 
-@dataclass
-class Symbol:
-    name: str
-    address: int
-    size: int = 16
+def function(name: str, address: int) -> Symbol:
+    return Symbol(name, address, 16, is_function=True)
 
 
 @dataclass
@@ -50,27 +49,39 @@ class Site:
 @dataclass
 class Executable:
     """
-    A binary whose bytes lie BASE below their addresses.
+    A binary whose bytes lie BASE below their addresses: code, then data.
     """
 
+    segments = (
+        Segment(BASE, 0, 0x2000, executable=True),
+        Segment(BASE + 0x2000, 0x2000, 0x1000, executable=False, writable=True),
+    )
     symbols: dict[str, int] = field(default_factory=dict)
     usdt_sites: tuple[Site, ...] = ()
     code: bytes = PUSH
 
     def symbol(self, name: str) -> Symbol | None:
-        return Symbol(name, self.symbols[name]) if name in self.symbols else None
+        return function(name, self.symbols[name]) if name in self.symbols else None
 
     def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
-        return [Symbol(n, a) for n, a in sorted(self.symbols.items()) if pattern.match(n)]
-
-    def function_at(self, address: int) -> Symbol | None:
-        return next((Symbol(n, a) for n, a in self.symbols.items() if 0 <= address - a < 16), None)
+        return [function(n, a) for n, a in sorted(self.symbols.items()) if pattern.match(n)]
 
     def file_offset(self, address: int) -> int:
         return address - BASE
 
+    def cheap_entry(self, address: int, size: int) -> Entry:
+        return Entry(*code.cheap_entry(self.code.ljust(size, NOP)[:size]))
+
+    def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
+        found = code.calls(self.code.ljust(size, NOP)[:size], address)
+        return [(place, target, self._is_named(target)) for place, target in found]
+
+    def _is_named(self, address: int) -> bool:
+        return any(0 <= address - start < 16 for start in self.symbols.values())
+
     def read(self, address: int, size: int) -> bytes:
-        return self.code.ljust(size, NOP)[:size]
+        sites = [site.address for site in self.usdt_sites]
+        return (NOP if address in sites else self.code).ljust(size, NOP)[:size]
 
 
 def stock(*without: str) -> Executable:
@@ -290,14 +301,14 @@ def test_every_site_of_a_probe_is_attached():
     A probe with several sites is attached at each, with its semaphore and its arguments.
     """
     sites = (
-        Site("message__send", BASE + 1, BASE + 100, "8@%rax"),
-        Site("message__send", BASE + 2, BASE + 100, "8@$7"),
+        Site("message__send", BASE + 1, BASE + 0x2100, "8@%rax"),
+        Site("message__send", BASE + 2, BASE + 0x2100, "8@$7"),
         Site("message__send", BASE + 3, 0, ""),
-        Site("message__send", BASE + 4, BASE + 100, "8@%rax", provider="other"),
+        Site("message__send", BASE + 4, BASE + 0x2100, "8@%rax", provider="other"),
     )
     rax = Argument("register", 8, is_signed=False, register="rax")
     seven = Argument("constant", 8, is_signed=False, value=7)
-    expected = [(1, 100, (rax,)), (2, 100, (seven,)), (3, 0, ())]
+    expected = [(1, 0x2100, (rax,)), (2, 0x2100, (seven,)), (3, 0, ())]
     found = item(Executable({}, sites), "send").attachments
     assert expected == [(a.offset, a.semaphore, a.arguments) for a in found]
 
@@ -434,7 +445,7 @@ def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
     assert f"{name} is not on the list of what we may attach to" == str(error.value)
 
 
-@pytest.mark.parametrize("missing", ["file_offset", "read"])
+@pytest.mark.parametrize("missing", ["file_offset", "cheap_entry"])
 def test_a_function_outside_the_file_makes_its_event_unavailable(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ):
@@ -449,3 +460,60 @@ def test_a_function_outside_the_file_makes_its_event_unavailable(
     found = item(stock(), "spawn" if missing == "file_offset" else "exit", via="symbol")
     assert "unavailable" == found.via
     assert "is not in the file" in found.reason
+
+
+def unproven(**changed) -> Executable:
+    """
+    A binary with one function and one probe, of which something is not as it should be.
+    """
+    binary = Executable(
+        {"erts_hibernate": BASE + 16},
+        (Site("process__hibernate", BASE + 0x40, BASE + 0x2000, ""),),
+    )
+    for name, value in changed.items():
+        setattr(binary, name, value)
+    return binary
+
+
+DATA = (Segment(BASE, 0, 0x3000, executable=False, writable=True),)
+CODE = (Segment(BASE, 0, 0x3000, executable=True),)
+SHORT = (Segment(BASE, 0, 24, executable=True),)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "segments", "why"),
+    [
+        (Symbol("erts_hibernate", BASE + 16, 0, is_function=True), CODE, "has a size"),
+        (Symbol("erts_hibernate", BASE + 16, 16, is_function=False), CODE, "has a size"),
+        (Symbol("erts_hibernate", BASE + 16, 16, is_function=True), DATA, "code of the file"),
+        (Symbol("erts_hibernate", BASE + 16, 16, is_function=True), SHORT, "code of the file"),
+        (Symbol("erts_hibernate", BASE + 0x9000, 16, is_function=True), CODE, "code of the file"),
+    ],
+    ids=["no size", "no function", "in data", "longer than its segment", "outside"],
+)
+def test_a_function_that_the_file_does_not_show_has_no_hook(symbol, segments, why):
+    """
+    A name alone makes no function: without a size, or outside of code, nothing is attached to it.
+    """
+    binary = unproven(symbol=lambda _name: symbol, segments=segments)
+    found = item(binary, "hibernate", via="symbol")
+    assert ("unavailable", ()) == (found.via, found.attachments)
+    assert why in found.reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"segments": DATA}, "the site at 0x400040 does not lie in code of the file"),
+        ({"segments": CODE}, "the semaphore at 0x402000 does not lie in data"),
+        ({"read": lambda _address, size: PUSH * size}, "the site at 0x400040 is no nop"),
+    ],
+    ids=["site in data", "semaphore in code", "no nop"],
+)
+def test_a_probe_that_the_file_does_not_show_is_not_attached(changed, why):
+    """
+    A note may name any address: its site must be a nop in code, its semaphore data.
+    """
+    found = item(unproven(**changed), "hibernate", via="usdt")
+    assert ("unavailable", f"process__hibernate: {why}") == (found.via, found.reason)
+    assert "usdt" == item(unproven(), "hibernate", via="usdt").via

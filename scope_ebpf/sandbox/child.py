@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The process that parses: started by ``client``, which asks it.
+
+    python -I -S child.py FD PATH...
+
+A fresh interpreter without an environment: nothing of its parent's memory or files is in it. It
+reads no file that somebody else chose. For each file it forks a child, which is handed the file's
+descriptor, gives up everything else (``confine``) and answers until nobody asks any longer.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+if __name__ == "__main__":
+    sys.path += sys.argv[2:]
+
+from scope_ebpf.sandbox import limits, wire
+from scope_ebpf.sandbox.confine import confine
+from scope_ebpf.sandbox.questions import Questions
+
+#: Of the time that passes, as CPU time; and what is always given, seconds.
+_SHARE, _LEAST = 0.2, 0.01
+
+
+class Clock:
+    """CPU time that answers may take: *seconds* at once, and a fifth of the time that passes."""
+
+    def __init__(self, seconds: float) -> None:
+        self._most = self._left = seconds
+        self._when = time.monotonic()
+
+    def start(self) -> None:
+        """From here on it counts; who has no more is killed by SIGPROF."""
+        earned = (time.monotonic() - self._when) * _SHARE
+        self._left = min(self._most, self._left + earned)
+        signal.setitimer(signal.ITIMER_PROF, max(self._left, _LEAST))
+
+    def stop(self) -> None:
+        """Until here."""
+        self._left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        self._when = time.monotonic()
+
+
+def answer(channel: socket.socket) -> None:
+    """Be the confined child: answer until *channel* ends or is idle."""
+    channel.settimeout(limits.IDLE)
+    (seconds, name), fds = wire.receive_with_fds(channel)
+    confine()
+    questions = Questions(name, fds[0])
+    clock = Clock(seconds)
+    while True:
+        try:
+            (question, arguments), fds = wire.receive_with_fds(channel)
+        except EOFError:
+            return
+        except TimeoutError:
+            os._exit(limits.IDLE_STATUS)
+        clock.start()
+        found = _answered(questions, question, arguments, fds)
+        clock.stop()
+        wire.send(channel, found)
+
+
+def _answered(
+    questions: Questions, question: str, arguments: list[object], fds: list[int]
+) -> tuple[str, object]:
+    try:
+        return "answer", questions.ask(question, arguments, fds)
+    except limits.LimitError as error:
+        return "limit", str(error)
+    except (MemoryError, RecursionError):
+        return "limit", f"it takes more than {limits.MEMORY >> 20} MB to parse"
+    except Exception as error:  # noqa: BLE001 - what a library raises for a hostile file is anything
+        return "unreadable", str(error)[:200] or type(error).__name__
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+class Children:
+    """
+    Those that were forked, by numbers that are not used again as process numbers are.
+
+    Who has ended is taken note of at once; none is left as a zombie.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._running: dict[int, int] = {}
+        self._ended: dict[int, int] = {}
+        signal.signal(signal.SIGCHLD, self._reap)
+
+    def fork(self, control: socket.socket, fd: int) -> tuple[int, int]:
+        """Make one that serves the channel *fd*; its number, and its process number."""
+        with _no_child_ends():
+            pid = os.fork()
+            if pid == 0:
+                _become_child(control, fd)
+            number = next(self._numbers)
+            self._running[number] = pid
+        return number, pid
+
+    def end(self, number: int) -> int:
+        """End one, if it has not ended; its status as waitpid tells it."""
+        with _no_child_ends():
+            pid = self._running.get(number)
+            if pid is not None:
+                # Without CAP_KILL it ends by itself, when it is idle.
+                with suppress(PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                    self._ended[number] = os.waitpid(pid, 0)[1]
+                    del self._running[number]
+            return self._ended.pop(number, 0)
+
+    def _reap(self, *_: object) -> None:
+        for number, pid in list(self._running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._ended[number] = status
+                del self._running[number]
+
+
+@contextmanager
+def _no_child_ends() -> Iterator[None]:
+    """While the block runs the end of a child waits to be noted."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a child for each channel that comes, and tell how each ended."""
+    children = Children()
+    gc.freeze()  # children share what is here now
+    while True:
+        try:
+            ended, fds = wire.receive_with_fds(control)
+        except EOFError:
+            return
+        if ended:
+            wire.send(control, (children.end(ended), 0))
+            continue
+        wire.send(control, children.fork(control, fds[0]))
+        os.close(fds[0])
+
+
+def _become_child(control: socket.socket, fd: int) -> None:
+    """Never returns."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control.close()
+        answer(socket.socket(fileno=fd))
+    except BaseException:  # noqa: BLE001 - nobody reads it: the end of the channel says it
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    # Before there is anything hostile, and while we may read where they lie.
+    import capstone  # noqa: F401
+
+    import scope_ebpf.sandbox.frames  # noqa: F401
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[1])))

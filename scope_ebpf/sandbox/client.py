@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Asking a confined process about a file.
+
+One forkserver for all files (``child.py``), started at the first of them or by :func:`ahead`; for
+each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
+nobody asked for a while. In the last case the next question starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.sandbox import answers, limits, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+_CHILD = Path(__file__).with_name("child.py")
+#: Seconds until an answer is late: a child that computes is ended by its own clock before.
+PATIENCE = 5.0
+#: Seconds in which a fresh interpreter is there, on a host whose CPUs are all taken.
+_START = 20.0
+#: Characters of a name or a reason in a message.
+_TEXT = 300
+
+
+class UnreadableFileError(Exception):
+    """The file is not of a format that the child reads, and why."""
+
+
+class _Server:
+    """The process that forks children; another one is started where it has ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs; does not wait for it."""
+        with self._lock:
+            self._running()
+
+    def fork(self, channel: socket.socket) -> tuple[int, int]:
+        """Make a child that serves *channel*; the server's number for it, and its process's."""
+        with self._lock:
+            with contextlib.suppress(OSError, EOFError, wire.NonsenseError):
+                return self._ask(0, (channel.fileno(),))
+            self._close()
+            try:
+                return self._ask(0, (channel.fileno(),))
+            except (OSError, EOFError, wire.NonsenseError) as error:
+                self._close()
+                raise RefusedFileError(
+                    f"the process that parses files does not start: {error}", lasting=False
+                ) from error
+
+    def end(self, number: int) -> int | None:
+        """End a child; its status as waitpid tells it, None if that is not known."""
+        with self._lock:
+            if self._control is None:
+                return None
+            try:
+                return self._ask(number)[0]
+            except (OSError, EOFError, wire.NonsenseError):
+                self._close()
+                return None
+
+    def _ask(self, number: int, fds: tuple[int, ...] = ()) -> tuple[int, int]:
+        control = self._running()
+        wire.send(control, number, fds)
+        first, second = wire.receive(control, time.monotonic() + _START)
+        return first, second
+
+    def _running(self) -> socket.socket:
+        if self._control is None:
+            self._control, its = socket.socketpair()
+            with its:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_CHILD), str(its.fileno()), *_paths()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[its.fileno()],
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+        return self._control
+
+    def stop(self) -> None:
+        """Let it end, and wait for that."""
+        with self._lock:
+            if self._control and self._process:
+                self._control.close()
+                self._process.wait()
+            self._control = self._process = None
+
+    def _close(self) -> None:
+        if self._control:
+            self._control.close()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        self._control = self._process = None
+
+
+_server = _Server()
+
+
+def ahead() -> None:
+    """Start the forkserver now: it is ready when what else there is to load is."""
+    _server.start()
+
+
+def stop() -> None:
+    """End the forkserver, and with it all its children; the next file starts another."""
+    _server.stop()
+
+
+def _paths() -> list[str]:
+    """Where this package lies, and what the child takes of others."""
+    places = {str(Path(__file__).parents[2])}
+    for name in ("capstone", "elftools"):
+        found = find_spec(name)
+        if found and found.origin:
+            places.add(str(Path(found.origin).parents[1]))
+    return sorted(places)
+
+
+class Parser:
+    """
+    The child that has file *fd* open, which stays the caller's; *name* is for messages.
+
+    *seconds* of CPU time may be used at once. May be shared by threads. Once a file was refused,
+    every further question is refused with the same reason; *refused* is told of the first.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        seconds: float,
+        refused: Callable[[RefusedFileError], None] = lambda _: None,
+    ) -> None:
+        self._fd, self._name, self._seconds, self._refused = fd, name, seconds, refused
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
+        #: The server's number for the child, and its process number.
+        self._number, self._pid = 0, 0
+        self._reason: RefusedFileError | None = None
+        #: Files whose symbols the child was given, with what they must be like.
+        self._debug: list[tuple[list[object], int]] = []
+
+    @classmethod
+    def of_nothing(cls, name: str, seconds: float) -> Parser:
+        """A child without any file, for what is handed to it with the questions."""
+        parser = cls(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), name, seconds)
+        weakref.finalize(parser, os.close, parser._fd)
+        return parser
+
+    def ask(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
+        """
+        The answer to *question*, as *checked* makes it of plain data; it raises ValueError.
+
+        Raises UnreadableFileError, and RefusedFileError that names the limit.
+        """
+        with self._lock:
+            return self._asked(question, checked, list(arguments), ())
+
+    def add_debug(self, fd: int, crc: int | None, build_id: str | None) -> bool:
+        """
+        Offer another file's symbols, by its CRC or else its build id; whether they were taken.
+
+        *fd* becomes the parser's. Before any symbol is asked for.
+        """
+        taken, arguments = False, list[object]((crc, build_id))
+        with self._lock:
+            try:
+                taken = self._asked("debug", answers.flag, arguments, (fd,))
+            finally:
+                if not taken:
+                    os.close(fd)
+            if taken:
+                self._debug.append((arguments, fd))
+        return taken
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._end()
+            for _, fd in self._debug:
+                os.close(fd)
+            self._debug.clear()
+
+    def _asked(
+        self,
+        question: str,
+        checked: Callable[[Any], T],
+        arguments: list[object],
+        fds: tuple[int, ...],
+    ) -> T:
+        if self._reason:
+            raise self._reason
+        kind, found = self._exchange(question, arguments, fds)
+        if kind == "unreadable" and isinstance(found, str):
+            raise UnreadableFileError(f"{self._name}: {found[:_TEXT]}")
+        if kind == "limit" and isinstance(found, str):
+            raise self._refuse(found[:_TEXT])
+        try:
+            if kind == "answer":
+                return checked(found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._refuse("its parser gave an answer that is none") from error
+        raise self._refuse("its parser gave an answer that is none")
+
+    def _exchange(
+        self, question: str, arguments: list[object], fds: tuple[int, ...]
+    ) -> tuple[object, object]:
+        """One question and its answer; asked once more where the child had gone for idleness."""
+        for again in (True, False):
+            try:
+                channel = self._running()
+                channel.settimeout(PATIENCE)
+                wire.send(channel, (question, arguments), fds)
+                answer = wire.receive(channel, time.monotonic() + PATIENCE)
+            except TimeoutError:
+                raise self._refuse(f"no answer within {PATIENCE:g} s", lasting=False) from None
+            except (OSError, EOFError):
+                status = self._end()
+                if again and status is not None and _left(status):
+                    continue
+                raise self._refuse(*self._why(status)) from None
+            except wire.NonsenseError as error:
+                raise self._refuse(f"its parser sent {error}") from error
+            if isinstance(answer, list) and len(answer) == 2:
+                return answer[0], answer[1]
+            break
+        return None, None
+
+    def _running(self) -> socket.socket:
+        if self._channel is None:
+            ours, its = socket.socketpair()
+            with its:
+                self._number, self._pid = _server.fork(its)
+            self._channel = ours
+            ours.settimeout(PATIENCE)
+            wire.send(ours, (self._seconds, self._name[:_TEXT]), (self._fd,))
+            for arguments, fd in self._debug:
+                wire.send(ours, ("debug", arguments), (fd,))
+                wire.receive(ours, time.monotonic() + PATIENCE)
+        return self._channel
+
+    def _why(self, status: int | None) -> tuple[str, bool]:
+        if status is None:
+            return "its parser has ended", False
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if number in (signal.SIGPROF, signal.SIGXCPU):
+            return f"more than {self._seconds:g} s of CPU time to parse", True
+        if number == signal.SIGKILL:
+            return "its parser was killed", False
+        return f"its parser ended with status {status:#x}", True
+
+    def _refuse(self, why: str, lasting: bool = True) -> RefusedFileError:
+        self._end()
+        self._reason = RefusedFileError(f"{self._name} is refused: {why}", lasting=lasting)
+        self._refused(self._reason)
+        return self._reason
+
+    def _end(self) -> int | None:
+        if self._channel is None:
+            return None
+        self._channel.close()
+        self._channel = None
+        return _server.end(self._number)
+
+
+def _left(status: int) -> bool:
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == limits.IDLE_STATUS

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Opening files whose paths, or whose contents, another user chose.
+
+A file is first taken as a place only (``O_PATH``), which runs nothing of a device, a FIFO or a
+terminal. What is no regular file, or too large, is refused there; only then it is opened for
+reading. Whoever may hold a lease on it makes nobody wait (``O_NONBLOCK``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+
+from scope_ebpf.errors import RefusedFileError
+
+#: A program or library is smaller, holes included.
+MAX_PROGRAM = 4 << 30
+#: A file of debug symbols is smaller.
+MAX_DEBUG_FILE = 512 << 20
+#: What the kernel writes of a process's mappings: 200,000 lines.
+MAX_MAPS = 16 << 20
+
+_OPENAT2 = 437  # of every architecture
+#: include/uapi/linux/openat2.h.
+_HOW = struct.Struct("<QQQ")
+_NO_MAGICLINKS, _IN_ROOT = 0x02, 0x10
+#: openat2 gives up when something is renamed meanwhile.
+_TRIES = 16
+_READ = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_regular(folder_fd: int, path: str, *, most: int) -> int:
+    """
+    Open *path* below *folder_fd*, as if that were the root: no link leads out of it.
+
+    Returns a descriptor for reading. Raises RefusedFileError for what is no regular file of at
+    most *most* bytes, OSError as the kernel says it (nothing there, no permission).
+    """
+    return _reopened(_place(folder_fd, path), path, most)
+
+
+def open_magic(path: str | os.PathLike[str], *, most: int = MAX_PROGRAM) -> int:
+    """
+    Open what a link of ``/proc`` leads to, such as ``/proc/PID/exe``; as :func:`open_regular`.
+
+    Only for paths that nobody else chose.
+    """
+    return _reopened(os.open(path, os.O_PATH | os.O_CLOEXEC), os.fspath(path), most)
+
+
+def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_MAPS) -> bytes:
+    """
+    Read a file of ``/proc``; RefusedFileError if it has more than *most* bytes.
+
+    How much the kernel writes of a process may be that process's choice.
+    """
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - any path
+        parts, left = [], most + 1
+        while left > 0 and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    if left <= 0:
+        raise RefusedFileError(f"{os.fspath(path)} has more than {most:,} bytes")
+    return b"".join(parts)
+
+
+def _place(folder_fd: int, path: str) -> int:
+    how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGICLINKS)
+    code = errno.EAGAIN
+    for _ in range(_TRIES):
+        fd: int = _libc.syscall(_OPENAT2, folder_fd, os.fsencode(path), how, len(how))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code not in (errno.EAGAIN, errno.EINTR):
+            break
+    raise OSError(code, os.strerror(code), path)
+
+
+def _reopened(place: int, path: str, most: int) -> int:
+    """Open for reading what *place* is, if it is a file; closes *place*."""
+    try:
+        found = os.fstat(place)
+        if not stat.S_ISREG(found.st_mode):
+            raise RefusedFileError(f"{path} is no regular file")
+        if found.st_size > most:
+            raise RefusedFileError(f"{path} has {found.st_size:,} bytes, at most {most:,} are read")
+        fd = os.open(f"/proc/self/fd/{place}", _READ)
+    finally:
+        os.close(place)
+    opened = os.fstat(fd)
+    if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):
+        os.close(fd)
+        raise RefusedFileError(f"{path} is another file than it was")
+    return fd

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What instructions of the JIT tell of a stack (x86-64). Runs confined.
+
+The code is what lies in a process's memory, which is that process's choice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cache
+from typing import Any
+
+#: Bytes that are decoded at once, and that one instruction has at most.
+_PIECE, _LONGEST = 256, 15
+#: Instructions that are followed for one frame.
+_MAX_STEPS = 3000
+#: Sizes of one frame that are considered.
+MAX_SIZES = 8
+_MOVES = {"add": 1, "sub": -1}
+_PUSHES = {"push": -8, "pop": 8}
+
+
+@cache
+def _decoder() -> Any:
+    import capstone  # noqa: PLC0415 - only profiles need it
+
+    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+
+
+def leave(code: bytes) -> bool:
+    """Whether the first instruction that sets the stack pointer takes it from ``rbp``."""
+    for _, _, name, operands in _decoder().disasm_lite(code, 0):
+        if name == "mov" and operands.startswith("rsp, "):
+            return bool(operands == "rsp, rbp")
+    return False
+
+
+def sizes(code: bytes, start: int, address: int) -> list[int]:
+    """Follow every way from *address*, the shortest first, to a return or out of the code."""
+    waiting = deque([(address, 0)])
+    seen, steps = {address}, 0
+    returns: list[int] = []
+    leaves: list[int] = []
+    while waiting and steps < _MAX_STEPS and len(returns) < MAX_SIZES:
+        at, size = waiting.popleft()
+        piece = code[at - start : at - start + _PIECE]
+        for place, length, name, operands in _decoder().disasm_lite(piece, at):
+            steps += 1
+            if name == "ret":
+                returns.append(size)
+                break
+            size += _moved(name, operands)
+            ways = [place + length]
+            if name.startswith("j"):
+                target = _target(operands)
+                if target is None or not start <= target < start + len(code):
+                    leaves.append(size)
+                else:
+                    ways.append(target)
+                ways = ways[name == "jmp" :]
+            elif place + length + _LONGEST < at + len(piece):
+                continue
+            # All ways in turns, so that the shortest ends first.
+            waiting.extend((way, size) for way in ways if way not in seen)
+            seen.update(ways)
+            break
+    return list(dict.fromkeys(size for size in (*returns, *leaves) if size >= 0))
+
+
+def _moved(name: str, operands: str) -> int:
+    """How far an instruction moves the Erlang stack pointer up, in bytes."""
+    if name in _PUSHES:
+        return _PUSHES[name]
+    if name in _MOVES and operands.startswith("rsp, "):
+        amount = _target(operands[5:])
+        return 0 if amount is None else _MOVES[name] * amount
+    if name == "lea" and operands.startswith("rsp, [rsp "):
+        sign, _, amount_text = operands[len("rsp, [rsp ") :].rstrip("]").partition(" ")
+        return (1 if sign == "+" else -1) * (_target(amount_text) or 0)
+    return 0  # to the C stack and back: the Erlang stack stays as it is
+
+
+def _target(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None

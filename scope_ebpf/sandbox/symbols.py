@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Symbol tables of one file: by name, by pattern, by address. Runs confined."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from functools import cached_property
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from scope_ebpf.sandbox import limits
+from scope_ebpf.sandbox.limits import LimitError
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Collection, Iterator
+
+    from scope_ebpf.sandbox.elf import Elf
+
+#: Name, address, size, whether it is a function.
+Symbol = tuple[str, int, int, bool]
+
+#: Elf64_Sym, System V ABI, "Symbol Table": name, info, other, section, address, size.
+_ROW = struct.Struct("<IBBHQQ")
+_OBJECT, _FUNCTION, _INDIRECT = 1, 2, 10
+_USED_KINDS = frozenset((0, _OBJECT, _FUNCTION, _INDIRECT))
+#: Symbols before an address that may still span it: one may lie within another.
+_NESTED = 256
+_STRINGS = {".symtab": ".strtab", ".dynsym": ".dynstr"}
+
+
+class Table:
+    """One symbol table; a name is decoded when it is asked for."""
+
+    def __init__(self, source: str, rows: bytes, names: bytes) -> None:
+        self.source = source
+        self._names = names
+        count = len(rows) // _ROW.size
+        if count > limits.SYMBOLS:
+            raise LimitError(f"it has {count:,} symbols, at most {limits.SYMBOLS:,} are read")
+        self._rows = rows[: count * _ROW.size]
+
+    @classmethod
+    def of(cls, elf: Elf, section: str, source: str | None = None) -> Table | None:
+        """Load the symbol table of *section*, or None."""
+        rows = elf.section(section)
+        if rows is None:
+            return None
+        return cls(source or section, rows, elf.section(_STRINGS[section]) or b"")
+
+    def _defined(self) -> Iterator[tuple[int, int, int, int]]:
+        """(name, info, address, size) of each symbol that the file defines."""
+        for name, info, _, section, address, size in _ROW.iter_unpack(self._rows):
+            if name and section and info & 0xF in _USED_KINDS:
+                yield name, info, address, size
+
+    def any(self) -> bool:
+        """Whether it defines any symbol."""
+        return next(self._defined(), None) is not None
+
+    def find(self, wanted: Collection[str]) -> dict[str, Symbol]:
+        """Find symbols by name; of several of one name the global one, then the largest."""
+        texts = {name.encode(): name for name in wanted}
+        longest = max(map(len, texts), default=0) + 1
+        best: dict[str, tuple[bool, int]] = {}
+        found: dict[str, Symbol] = {}
+        names, find = self._names, self._names.find
+        for place, info, address, size in self._defined():
+            end = find(b"\0", place, place + longest)
+            name = texts.get(names[place:end]) if end >= 0 else None
+            if name is None:
+                continue
+            rank = (info >> 4 != 0, size)
+            if name not in best or rank > best[name]:
+                best[name] = rank
+                found[name] = self._symbol(name, info, address, size)
+        return found
+
+    def matching(self, patterns: list[re.Pattern[str]]) -> Iterator[tuple[int, Symbol]]:
+        """Every symbol whose name matches from its start, with the pattern's number."""
+        for place, info, address, size in self._defined():
+            name = self._name(place)
+            for number, pattern in enumerate(patterns):
+                if pattern.match(name):
+                    yield number, self._symbol(name, info, address, size)
+
+    @cached_property
+    def _by_address(self) -> list[tuple[int, int, int, int]]:
+        """
+        (address, size, info, name) in order of address, of those that span anything.
+
+        Of several at one address the first of the table comes last, where :meth:`at` begins.
+        """
+        rows = [(a, size, info, name) for name, info, a, size in self._defined() if size]
+        rows.reverse()
+        rows.sort(key=itemgetter(0))
+        return rows
+
+    def at(self, address: int) -> Symbol | None:
+        """Find the symbol that spans *address*, a function before anything else."""
+        rows = self._by_address
+        last = bisect_right(rows, address, key=itemgetter(0)) - 1
+        other = None
+        for place in range(last, max(-1, last - _NESTED), -1):
+            start, size, info, name = rows[place]
+            if address - start >= size:
+                continue
+            if info & 0xF == _FUNCTION:
+                return self._symbol(self._name(name), info, start, size)
+            other = other or self._symbol(self._name(name), info, start, size)
+        return other
+
+    def _name(self, place: int) -> str:
+        end = self._names.find(b"\0", place, place + limits.NAME)
+        end = place + limits.NAME if end < 0 else end
+        return self._names[place:end].decode("utf-8", "replace")
+
+    @staticmethod
+    def _symbol(name: str, info: int, address: int, size: int) -> Symbol:
+        return name, address, size, info & 0xF in (_FUNCTION, _INDIRECT)

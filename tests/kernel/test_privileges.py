@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the commands need of root: four capabilities, from Linux 6.6 on.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import pytest
+from beams_run import require
+from tracing import scope_trace, trace
+
+from scope_ebpf.kernel.uprobes import has_multi
+
+if TYPE_CHECKING:
+    import beams_run
+
+#: Neither CAP_SYS_ADMIN nor anything else of root's.
+FOUR = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search"
+LIMITED = ("setpriv", f"--bounding-set={FOUR}", "--inh-caps", FOUR, "--clear-groups")
+
+
+@pytest.fixture(autouse=True)
+def _links_of_many_places() -> None:
+    require(has_multi(), f"Linux {platform.release()} asks for CAP_SYS_ADMIN")
+
+
+def test_planted_events_are_counted_with_four_capabilities(stock: beams_run.Beam):
+    """
+    A trace without CAP_SYS_ADMIN counts what was planted, and says what it cost.
+    """
+    with trace(stock.pid, "--events", "spawn,exit", prefix=LIMITED) as run:
+        stock.plant("spawns 23")
+        document = run.stop().document
+    assert 23 == document["events"]["spawn"]["count"]
+    assert document["cost"]["hits"] >= 23
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("profile",),
+        ("profile", "--off-cpu"),
+        ("calls", "lists:map/2"),
+        ("record", "-o", "/dev/null"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_runs_with_four_capabilities(stock: beams_run.Beam, words: tuple[str, ...]):
+    """
+    Every command that attaches something does so without CAP_SYS_ADMIN.
+    """
+    more = ("--pid", str(stock.pid), "--duration", "0.5")
+    outcome = scope_trace(*words, *more, prefix=LIMITED)
+    assert 0 == outcome.code, outcome.errors
+    assert "Traceback" not in outcome.errors
+
+
+@pytest.mark.parametrize("command", ["top", "ps", "schedulers"])
+def test_memory_is_read_with_four_capabilities(stock: beams_run.Beam, command: str):
+    """
+    What is read of a VM's memory needs no more.
+    """
+    words = {"top": ("--once",), "ps": ("init",), "schedulers": ("--once",)}[command]
+    outcome = scope_trace(command, *words, "--pid", str(stock.pid), prefix=LIMITED)
+    assert 0 == outcome.code, outcome.errors

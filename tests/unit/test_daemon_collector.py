@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a scrape is made of: one reading of each node, and no two of one name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from scope_ebpf.daemon.collector import _told_apart
+from scope_ebpf.metrics.page import label_value
+
+
+@dataclass
+class Told:
+    """
+    As much of a reading as its name.
+    """
+
+    node: str
+    info: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "labels"),
+    [
+        (["a@b", "c@d"], ["a@b", "c@d"]),
+        (["a@b", "a@b"], ["a@b", "a@b#2"]),
+        (["a@b", "a@b#3", "a@b"], ["a@b", "a@b#3", "a@b#3#3"]),
+        (["a@b#2", "a@b#2", "a@b#2"], ["a@b#2", "a@b#2#2", "a@b#2#3"]),
+        (["x" * 300, "x" * 300], None),
+        (["a\x1b@b", "a\x1b@b", "a\x1c@b"], None),
+    ],
+)
+def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
+    """
+    Whoever has a name first keeps it; a node that calls itself what another is called here, too.
+    """
+    told = [Told(node, {"pid": str(pid)}) for pid, node in enumerate(nodes, 1)]
+    found = [reading.node for reading in _told_apart(told)]
+    assert labels in (None, found)
+    assert found[0] == nodes[0]
+    assert len(nodes) == len({label_value(node) for node in found})

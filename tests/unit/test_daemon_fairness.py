@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Who is dropped and who comes next when too many come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from scope_ebpf.daemon.fairness import Crowd, FullError, Room, group_of
+
+MINE, OTHERS = "192.0.2.1", "192.0.2.2"
+
+
+def dropped(most: int, members: list[tuple[str, int]]) -> list[int]:
+    """
+    Which of *members*, who come one after the other with a weight each, are dropped.
+    """
+
+    async def stay(crowd: Crowd, group: str, weight: int) -> None:
+        task = asyncio.current_task()
+        with crowd.join(task, group, weight):
+            await asyncio.Event().wait()
+
+    async def come() -> list[int]:
+        crowd = Crowd(most)
+        tasks = []
+        for group, weight in members:
+            tasks.append(asyncio.create_task(stay(crowd, group, weight)))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gone = [number for number, task in enumerate(tasks) if task.cancelled()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not crowd.drop_oldest()
+        return gone
+
+    return asyncio.run(come())
+
+
+@pytest.mark.parametrize(
+    ("members", "gone"),
+    [
+        ([(MINE, 1)] * 4, []),
+        ([(MINE, 1)] * 6, [0, 1]),
+        ([(MINE, 1), *[(OTHERS, 1)] * 6], [1, 2, 3]),
+        ([*[(OTHERS, 1)] * 4, (MINE, 1), (MINE, 1)], [0, 1]),
+        ([(MINE, 1), (OTHERS, 3), (MINE, 1)], [1]),
+        ([(MINE, 9)], []),
+        ([(OTHERS, 9), (MINE, 1)], [0]),
+    ],
+)
+def test_the_oldest_of_the_largest_group_is_dropped(members: list[tuple[str, int]], gone: list):
+    """
+    Of four that there is room for; who has just come stays, however much it is.
+    """
+    assert gone == dropped(4, members)
+
+
+def test_no_group_takes_every_place():
+    """
+    Of two places that come free together one goes to the group that has none.
+    """
+
+    async def come() -> list[str]:
+        room, inside = Room(2, 9), []
+        leave = [asyncio.Event() for _ in range(6)]
+
+        async def stay(number: int, group: str) -> None:
+            async with room.place(group):
+                inside.append(group)
+                await leave[number].wait()
+
+        groups = [MINE, MINE, MINE, MINE, OTHERS]
+        tasks = []
+        for number, group in enumerate(groups):
+            tasks.append(asyncio.create_task(stay(number, group)))
+            await asyncio.sleep(0)
+        leave[0].set()
+        await tasks[0]
+        await asyncio.sleep(0)
+        for event in leave:
+            event.set()
+        await asyncio.gather(*tasks)
+        return inside
+
+    assert [MINE, MINE, OTHERS, MINE, MINE] == asyncio.run(come())
+
+
+def test_one_too_many_is_turned_away_from_the_largest_group():
+    """
+    It is the last of those of whom most wait, though another came after it.
+    """
+
+    async def come() -> list[object]:
+        room, go_on = Room(1, 3), asyncio.Event()
+
+        async def stay(group: str) -> str:
+            async with room.place(group):
+                await go_on.wait()
+                return "served"
+
+        tasks = []
+        for group in (OTHERS, OTHERS, OTHERS, OTHERS, MINE):
+            tasks.append(asyncio.create_task(stay(group)))
+            await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = asyncio.run(come())
+    assert isinstance(results.pop(3), FullError)
+    assert ["served"] * 4 == results
+
+
+@pytest.mark.parametrize("turn_has_come", [False, True])
+def test_who_waits_no_longer_takes_no_place(turn_has_come: bool):
+    """
+    A wait that is given up, even in the moment when it ends, leaves the place to the next.
+    """
+
+    async def come() -> None:
+        room = Room(1, 9)
+        inside, leave = asyncio.Event(), asyncio.Event()
+
+        async def stay() -> None:
+            async with room.place(MINE):
+                inside.set()
+                await leave.wait()
+            if turn_has_come:
+                second.cancel()
+
+        async def wait() -> None:
+            async with room.place(MINE):
+                pass
+
+        first = asyncio.create_task(stay())
+        await inside.wait()
+        second = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        if not turn_has_come:
+            second.cancel()
+        leave.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert second.cancelled()
+        async with asyncio.timeout(10):
+            await wait()
+
+    asyncio.run(come())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.7.7.7", "::1"])
+def test_the_host_itself_is_one_group(address: str):
+    """
+    Whichever loopback address a user of this host takes.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        socket.create_server((address, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2], source_address=(address, 0)),
+        server.accept()[0] as client,
+    ):
+        assert "loopback" == group_of(client)
+
+
+def test_users_of_a_unix_socket_are_a_group_each():
+    """
+    The kernel says who has connected.
+    """
+    one, other = socket.socketpair()
+    with one, other:
+        assert f"uid {os.geteuid()}" == group_of(one)
+
+
+class Peer:
+    """
+    A client with another address.
+    """
+
+    family = socket.AF_INET6
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def getpeername(self) -> tuple[str, int]:
+        return self._address, 1
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_a_host_is_one_group(address: str, group: str):
+    """
+    By its address, and by its network of 64 bits where it may choose the rest.
+    """
+    assert group == group_of(Peer(address))

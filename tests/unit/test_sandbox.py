@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Who parses files of others: what it may still do, and what becomes of it when it lies or hangs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+from beams_run import require
+from test_beam_elf import STRTAB, SYMTAB, elf, table
+
+from scope_ebpf.beam.binary import Binary
+from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.sandbox import answers, client, limits
+from scope_ebpf.sandbox.confine import confine
+from scope_ebpf.sandbox.refusals import Refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+U64 = (1 << 64) - 1
+FACTS = {
+    "machine": "x64",
+    "entry": 64,
+    "relative": True,
+    "build_id": None,
+    "segments": [[4096, 176, 100, True, False]],
+    "sections": {".text": [4096, 100]},
+    "own": True,
+    "link": ["", 0],
+}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """
+    A file with one symbol.
+    """
+    rows, names = table({"only": (0x1000, 8, 2)})
+    path = tmp_path / "good"
+    path.write_bytes(elf({".symtab": (SYMTAB, 0, rows), ".strtab": (STRTAB, 0, names)}))
+    return path
+
+
+def in_a_confined_child(act: Callable[[], object]) -> str:
+    """
+    The name of the error that *act* meets in a process that is confined; "done" if it meets none.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "not confined"
+        try:
+            confine()
+            act()
+            said = "done"
+        except OSError as error:
+            said = errno.errorcode[error.errno]
+        except (EOFError, MemoryError, ValueError) as error:
+            said = type(error).__name__
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    return said if status == 0 else f"status {status:#x}"
+
+
+def write_a_file(fd: int) -> None:
+    while os.write(fd, b"x"):
+        pass
+
+
+def test_who_is_confined_may_still_compute():
+    """
+    What parsing needs goes on: memory, arithmetic, the clock, reading what is open.
+    """
+    with Path("/proc/self/exe").open("rb") as file:
+        assert "done" == in_a_confined_child(
+            lambda: (bytearray(64 << 20), os.pread(file.fileno(), 4, 0), sorted(range(1000)))
+        )
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: os.open("/etc/passwd", os.O_RDONLY),
+        lambda: os.open("/tmp", os.O_TMPFILE | os.O_WRONLY),
+        lambda: Path("/tmp/confined").mkdir(),
+        lambda: Path("/tmp/nothing").unlink(),
+        lambda: socket.socket(socket.AF_INET),
+        lambda: socket.socket(socket.AF_UNIX),
+        os.fork,
+        lambda: os.execv("/bin/true", ["true"]),
+        lambda: os.kill(os.getppid(), 0),
+        lambda: os.pidfd_open(os.getppid()),
+        lambda: os.setuid(0),
+        lambda: os.sched_setaffinity(0, {0}),
+        lambda: os.memfd_create("x"),
+    ],
+    ids=[
+        *("open", "tmpfile", "mkdir", "unlink", "inet", "unix", "fork", "exec", "kill"),
+        *("pidfd", "setuid", "affinity", "memfd"),
+    ],
+)
+def test_who_is_confined_reaches_nothing(act: Callable[[], object]):
+    """
+    No file, socket, process or user: the system call itself is refused.
+    """
+    assert "EPERM" == in_a_confined_child(act)
+
+
+def test_who_is_confined_has_so_much_memory_and_no_more():
+    """
+    A reservation beyond the limit fails in the child, and nowhere else.
+    """
+    assert "MemoryError" == in_a_confined_child(lambda: bytearray(limits.MEMORY))
+
+
+def test_who_is_confined_is_nobody(good: Path):
+    """
+    Another user for each file, no group, no capability, none to be had, no way to look into it.
+    """
+    require(os.geteuid() == 0, "becoming another user takes root")
+    first, second = Binary.open(good), Binary.open(good)
+    seen = []
+    for binary in (first, second):
+        lines = Path(f"/proc/{binary._parser._pid}/status").read_text().splitlines()
+        facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        seen.append(facts["Uid"].split())
+        assert 1 == len(set(facts["Uid"].split() + facts["Gid"].split()))
+        assert "" == facts["Groups"].strip()
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert 0 == int(facts[name], 16), name
+        assert ("1", "2") == (facts["NoNewPrivs"], facts["Seccomp"])
+    assert seen[0] != seen[1]
+    assert not {"0", "65534"} & {*seen[0], *seen[1]}
+
+
+def test_a_child_holds_the_file_and_its_channel(good: Path):
+    """
+    Of its parent's files none is there, secrets and sockets among them; nor is its environment.
+    """
+    require(os.geteuid() == 0, "looking into another user's process takes root")
+    secret = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    try:
+        binary = Binary.open(good)
+    finally:
+        os.close(secret)
+    folder = Path(f"/proc/{binary._parser._pid}")
+    held = sorted(str(fd.readlink()).partition(":")[0] for fd in (folder / "fd").iterdir())
+    assert ["/dev/null"] * 3 + [str(good), "socket"] == held
+    assert b"" == (folder / "environ").read_bytes()
+
+
+def test_a_child_ends_with_its_file_and_with_its_parent(good: Path):
+    """
+    Closing the file ends it; so does the end of the process that asked, killed or not.
+    """
+    binary = Binary.open(good)
+    child = Path(f"/proc/{binary._parser._pid}")
+    binary.close()
+    assert not child.exists()
+    script = (
+        "import sys, time; from pathlib import Path; from scope_ebpf.beam.binary import Binary\n"
+        f"binary = Binary.open(Path({str(good)!r})); print(binary._parser._pid, flush=True)\n"
+        "time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        watch = os.pidfd_open(pid)
+        parent.kill()
+    ended = threading.Event()
+    waiter = threading.Thread(target=lambda: (_readable(watch), ended.set()), daemon=True)
+    waiter.start()
+    assert ended.wait(20)
+    os.close(watch)
+
+
+def _readable(fd: int) -> None:
+    select.select([fd], [], [])
+
+
+def test_a_child_that_was_idle_is_replaced(good: Path):
+    """
+    When nobody asked for a while it ends; the next question has its answer from another.
+    """
+    binary = Binary.open(good)
+    first = binary._parser._pid
+    watch = os.pidfd_open(first)
+    _readable(watch)  # it ends by itself, after limits.IDLE seconds
+    os.close(watch)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{first}").exists():  # the forkserver takes note of its end
+        assert time.monotonic() < deadline, "it stays a zombie"
+    assert 0x1000 == binary.symbol("only").address
+    assert binary._parser._pid != first
+
+
+@pytest.mark.parametrize(
+    ("number", "why", "lasting"),
+    [
+        (signal.SIGKILL, "was killed", False),
+        (signal.SIGSEGV, "ended with status", True),
+        (signal.SIGPROF, "CPU time", True),
+    ],
+)
+def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasting: bool):
+    """
+    Whatever ends it, the reason is told; what somebody else did to it is not the file's fault.
+    """
+    binary = Binary.open(good)
+    os.kill(binary._parser._pid, number)
+    for _ in range(2):
+        with pytest.raises(RefusedFileError, match=why) as refused:
+            binary.symbol("only")
+        assert lasting is refused.value.lasting
+
+
+def test_a_child_that_hangs_is_a_refusal(good: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    An answer that does not come in time ends the child; the file is tried again another time.
+    """
+    monkeypatch.setattr(client, "PATIENCE", 0.2)
+    binary = Binary.open(good)
+    pid = binary._parser._pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(RefusedFileError, match=r"no answer within 0\.2 s") as refused:
+        binary.symbol("only")
+    assert not refused.value.lasting
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """
+    Children that answer their questions with these bytes, one after the other, and then end.
+    """
+    threads = []
+
+    def say(*messages: bytes) -> None:
+        def fork(channel: socket.socket) -> tuple[int, int]:
+            own = channel.dup()
+            thread = threading.Thread(target=_talk, args=(own, messages))
+            thread.start()
+            threads.append(thread)
+            return 0, 0
+
+        monkeypatch.setattr(client, "_server", SimpleNamespace(fork=fork, end=lambda _: None))
+
+    yield say
+    for thread in threads:
+        thread.join(20)
+
+
+def _talk(channel: socket.socket, messages: tuple[bytes, ...]) -> None:
+    with channel:
+        _heard(channel)
+        for message in messages:
+            _heard(channel)
+            try:
+                channel.sendall(message)
+            except OSError:
+                return
+
+
+def _heard(channel: socket.socket) -> None:
+    head, fds, _, _ = socket.recv_fds(channel, 4, 2)
+    for fd in fds:
+        os.close(fd)
+    left = struct.unpack("<I", head)[0]
+    while left > 0:
+        left -= len(channel.recv(left)) or left
+
+
+def framed(data: bytes) -> bytes:
+    return struct.pack("<I", len(data)) + data
+
+
+def answer(found: object) -> bytes:
+    return framed(json.dumps(["answer", found]).encode())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        struct.pack("<I", U64 >> 32),
+        framed(b"{"),
+        framed(b"\xff\xfe"),
+        framed(b"[" * 100_000),
+        framed(b"9" * 10_000),
+        framed(b"7"),
+        framed(b'["answer"]'),
+        framed(b'["limit", 7]'),
+        framed(b'["nothing", {}]'),
+        answer(None),
+        answer([]),
+        answer({}),
+        answer({**FACTS, "entry": -1}),
+        answer({**FACTS, "entry": 1 << 64}),
+        answer({**FACTS, "entry": 1.5}),
+        answer({**FACTS, "entry": True}),
+        framed(json.dumps(["answer", {**FACTS, "entry": 7}]).replace("7", "NaN").encode()),
+        answer({**FACTS, "machine": "x" * 65}),
+        answer({**FACTS, "machine": "\ud800"}),
+        answer({**FACTS, "segments": [[0, 0, 0]]}),
+        answer({**FACTS, "segments": [[0, 0, 0, True, False]] * (limits.SEGMENTS + 1)}),
+        answer({**FACTS, "sections": {".text": [0]}}),
+        answer({**FACTS, "build_id": "../../etc"}),
+        answer({**FACTS, "link": ["x", 1 << 32]}),
+        answer({**{str(n): n for n in range(20)}, **FACTS}),
+    ],
+)
+def test_nonsense_is_a_refusal(saying: Callable[..., None], good: Path, message: bytes):
+    """
+    A child that was taken over gets nothing past the check of types and ranges.
+    """
+    saying(message)
+    with pytest.raises(RefusedFileError, match=r"answer|sent|end"):
+        Binary.open(good)
+
+
+def test_what_is_checked_is_what_a_child_answers(saying: Callable[..., None], good: Path):
+    """
+    The facts that the cases above are made of are believed as they are.
+    """
+    saying(answer(FACTS), answer({"only": ["only", 4096, 8, True]}))
+    binary = Binary.open(good)
+    assert ("x64", 64, 176) == (binary.machine, binary.entry, binary.file_offset(4096))
+    assert 4096 == binary.symbol("only").address
+
+
+@pytest.mark.parametrize(
+    ("ask", "found"),
+    [
+        (lambda b: b.symbol("only"), {"only": ["only", -1, 8, True]}),
+        (lambda b: b.symbol("only"), {"only": ["only", 0, 8, 1]}),
+        (lambda b: b.symbol("only"), {str(n): ["x", 0, 8, True] for n in range(999)}),
+        (lambda b: b.function_at(1), [None, None]),
+        (lambda b: b.usdt_sites, [["erlang", "x", 0, 0]]),
+        (lambda b: b.usdt_sites, [["erlang", "x", 0, 0, "y" * 600]]),
+        (lambda b: b.usdt_sites, [["erlang", "x", 0, 0, ""]] * (limits.ALL_SITES + 1)),
+        (lambda b: b.read(4096, 4), "00"),
+        (lambda b: b.read(4096, 4), "0g0g0g0g"),
+        (lambda b: b.find(".text", b"x"), [0] * (limits.FOUND + 1)),
+        (lambda b: b.cheap_entry(4096, 8), [[256, [None] * 6]]),
+        (lambda b: b.cheap_entry(4096, 8), [[0, ["rip"] + [None] * 5]]),
+        (lambda b: b.cheap_entry(4096, 8), [[0, [None] * 5]]),
+        (lambda b: b.calls(4096, 8), [[0, 0]]),
+        (lambda b: b.references(4096, 8), [1 << 64]),
+        (lambda b: b.frames(4096), [0, 1, [[0, [7, 1 << 31, {}, False]]]]),
+        (lambda b: b.frames(4096), [0, 1, [[0, [7, 8, {"17": 0}, False]]]]),
+        (lambda b: b.frames(4096), [0, 1, [[0, [7, 8, {"x": 0}, False]]]]),
+    ],
+)
+def test_a_wrong_answer_is_a_refusal(
+    saying: Callable[..., None], good: Path, ask: Callable[[Binary], object], found: object
+):
+    """
+    Each kind of answer is held against what it may be.
+    """
+    saying(answer(FACTS), answer(found))
+    binary = Binary.open(good)
+    with pytest.raises(RefusedFileError, match="an answer that is none"):
+        ask(binary)
+
+
+def test_a_refusal_is_remembered_for_an_hour_if_it_is_the_files_fault():
+    """
+    The same file is refused with the reason from then, until the hour is over; others are not.
+    """
+    now = [100.0]
+    refusals = Refusals(seconds=3600.0, most=2, clock=lambda: now[0])
+    first, second, third = (1, 2, 3, 4), (1, 2, 3, 5), (1, 3, 3, 4)
+    refusals.add(first, RefusedFileError("too large"))
+    refusals.add(second, RefusedFileError("was killed", lasting=False))
+    refusals.check(second)
+    now[0] += 3599
+    with pytest.raises(RefusedFileError, match="too large"):
+        refusals.check(first)
+    now[0] += 1
+    refusals.check(first)
+    for key in (first, second, third):
+        refusals.add(key, RefusedFileError("many"))
+    refusals.check(first)  # the oldest of three where two are kept
+    with pytest.raises(RefusedFileError, match="many"):
+        refusals.check(third)
+
+
+def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
+    """
+    Whoever opens it with the same memory of refusals has the reason at once, and no child.
+    """
+    refusals = Refusals()
+    binary = Binary.open(good, refusals=refusals)
+    refusals.add(binary.key, RefusedFileError("more than we look at"))
+    with pytest.raises(RefusedFileError, match="more than we look at"):
+        Binary.open(good, refusals=refusals)
+
+
+def test_numbers_are_of_their_range():
+    """
+    The edges: the first and the last that are taken.
+    """
+    assert (0, U64) == (answers.integer(0), answers.integer(U64))
+    for wrong in (-1, 1 << 64, True, 1.0, "1", None):
+        with pytest.raises(ValueError):
+            answers.integer(wrong)
