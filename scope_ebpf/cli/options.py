@@ -34,6 +34,13 @@ def add_events(parser: argparse.ArgumentParser, default: Collection[str]) -> Non
     )
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """``--force``: what ``output`` refuses without it."""
+    parser.add_argument(
+        "--force", action="store_true", help="replace the output where it is another user's file"
+    )
+
+
 def add_hooks(parser: argparse.ArgumentParser) -> None:
     """``--via`` and ``--slow-call``: how events are seen, and from which duration on."""
     parser.add_argument(

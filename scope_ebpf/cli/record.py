@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -21,6 +22,7 @@ from scope_ebpf.capture.writer import Names, end_payload, head_payload
 from scope_ebpf.cli.options import (
     add_duration,
     add_events,
+    add_force,
     add_hooks,
     parse_events,
     positive,
@@ -28,10 +30,11 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.cli.recording import Recorder
 from scope_ebpf.cli.stall import Stall
-from scope_ebpf.cli.surroundings import alone, output_error
+from scope_ebpf.cli.surroundings import alone, open_stream, output_error
 from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.output import Document, set_aside
 from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost
@@ -70,11 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def set_aside(path: Path) -> None:
+def keep_old(path: str, *, force: bool = False) -> None:
     """Keep a capture that is there already, as perf does: it may be the only one of its kind."""
-    if path.is_file() and not path.is_symlink() and path.stat().st_size:
-        old = path.with_name(path.name + ".old")
-        path.replace(old)
+    try:
+        old = set_aside(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+    if old:
         _say(f"{path} was there: it is {old} now")
 
 
@@ -84,9 +89,10 @@ class File:
     def __init__(self, target: Target, trace: Trace, arguments: argparse.Namespace) -> None:
         self._path: str = arguments.output
         self._trace = trace
+        keep_old(self._path, force=arguments.force)
+        fd = open_stream(self._path, force=arguments.force)
         try:
-            set_aside(Path(self._path))
-            self._store = FileStore(self._path, arguments.max_size)
+            self._store = FileStore(os.fdopen(fd, "wb", buffering=0), arguments.max_size)
         except OSError as error:
             raise output_error(error, self._path) from error
         self.recorder = Recorder(target, trace, self._store, Names())
@@ -133,6 +139,12 @@ class Flight:
         self._target = target
         self._trace = trace
         self._path: str = arguments.output
+        self._force: bool = arguments.force
+        try:
+            with Document(self._path, force=self._force):
+                pass  # what cannot be written is better known now than when the VM dies
+        except OSError as error:
+            raise output_error(error, self._path) from error
         self._stall = Stall(arguments.stall) if arguments.stall else None
         self._names = Names()
         self._store = RingStore(arguments.flight, self._lasting)
@@ -213,7 +225,9 @@ class Flight:
         if self._written:
             known = Path(path)
             path = str(known.with_suffix(f".{self._written + 1}{known.suffix}"))
-        size = self._store.write(path, end_payload(end))
+        with Document(path, force=self._force) as document:
+            size = self._store.write(document.file, end_payload(end))
+            document.commit()
         self._written += 1
         _say(f"wrote {path}, {size:,} bytes: {end.stopped_because}")
 
@@ -263,6 +277,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="run.scope", metavar="FILE", help="(default: %(default)s)"
     )
     add_duration(parser)
+    add_force(parser)
     add_events(parser, RECORDED)
     parser.add_argument(
         "--max-size",

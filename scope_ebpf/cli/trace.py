@@ -14,6 +14,7 @@ from scope_ebpf.beam.term_text import TermText
 from scope_ebpf.cli.options import (
     add_duration,
     add_events,
+    add_force,
     add_hooks,
     parse_events,
     ring_megabytes,
@@ -40,12 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = parse_events(arguments.events)
     target = inspect(arguments.pid)
     streams = arguments.format == "jsonl" or arguments.stream
-    with open_output(arguments.output) as output, alone(target.pid) as notes:
+    with (
+        open_output(arguments.output, force=arguments.force, whole=not streams) as output,
+        alone(target.pid) as notes,
+    ):
         trace = Trace(target, wanted, arguments, streamed=streams)
         trace.notes += notes
         sink = _stream(target, output, wanted, arguments.format) if streams else None
         error = trace.run(sink)
-        error = _finish(trace.summary(), output, arguments) or error
+        _finish(trace.summary(), output, arguments)
     if error:
         raise error
     return 0
@@ -87,7 +91,7 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     return who
 
 
-def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> ScopeError | None:
+def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> None:
     """The last words: the document, or the report; a stream's report goes to stderr."""
     from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
 
@@ -101,10 +105,9 @@ def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> 
         if not streams:
             output.flush()
     except BrokenPipeError:
-        return None
+        return
     except OSError as broken:
-        return output_error(broken, arguments.output)
-    return None
+        raise output_error(broken, arguments.output) from broken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    add_force(parser)
     add_hooks(parser)
     parser.add_argument(
         "--ring",

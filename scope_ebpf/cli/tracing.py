@@ -18,8 +18,9 @@ from scope_ebpf.cli.surroundings import (
     target_ended,
 )
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
-from scope_ebpf.planning import make_plan
+from scope_ebpf.planning import make_plan, semaphores
 from scope_ebpf.relations import told_apart
 from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost, EventSummary, Summary, fold
@@ -125,6 +126,9 @@ class Trace:
         """
         self._beat = beat
         require_target(self._target.identity, "traced")
+        healed = heal(self._target.identity, semaphores(self._target.binary))
+        if healed:
+            self.notes.append(f"{healed} breakpoints that a killed tool had left were taken out")
         cpu_before = cpu_seconds(self._target.pid)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):

@@ -26,7 +26,9 @@ from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
 from scope_ebpf.governor import OFTEN, OTHERS, Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.metrics.reading import EventReading, Reading
+from scope_ebpf.planning import semaphores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,6 +111,9 @@ class Watch:
         self._hits: dict[str, int] = {}
         self._hit = False
         self._lost = self._refused = self._ticks = 0
+        healed = heal(target.identity, semaphores(target.binary), attacher)
+        if healed:
+            say(logging.WARNING, "breakpoints of a killed tool are out", pid=target.pid, of=healed)
         self.session.__enter__()
         try:
             self._tell_measures(costs)

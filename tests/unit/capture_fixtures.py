@@ -122,7 +122,7 @@ def write(
     """
     Write a capture of some batches of records.
     """
-    store, names = FileStore(str(path)), Names()
+    store, names = FileStore(path.open("wb", buffering=0)), Names()
     writer = Writer(store, names)
     writer.head(facts or head())
     names.process(pid(1), Label("<0.1.0>", "planted_main"))

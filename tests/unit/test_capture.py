@@ -587,7 +587,8 @@ def test_a_ring_keeps_the_last_blocks(tmp_path: Path):
     store = RingStore(3 * len(block), lambda: [(BlockKind.HEAD, b"{}")])
     for _ in range(10):
         store.put(BlockKind.RECORDS, schema.pack(story()))
-    size = store.write(str(tmp_path / "x"), b"{}")
+    with (tmp_path / "x").open("wb") as file:
+        size = store.write(file, b"{}")
     kinds = [b.kind for b in Frames((tmp_path / "x").open("rb"))]
     assert [BlockKind.HEAD, *[BlockKind.RECORDS] * 3, BlockKind.END] == kinds
     assert (7, (tmp_path / "x").stat().st_size) == (store.dropped, size)
@@ -597,7 +598,7 @@ def test_a_bounded_file_keeps_room_for_its_end(tmp_path: Path):
     """
     A file that is full takes no more records, but its end.
     """
-    store = FileStore(str(tmp_path / "x"), 80 << 10)
+    store = FileStore((tmp_path / "x").open("wb", buffering=0), 80 << 10)
     payload = np.random.default_rng(1).bytes(15 << 10)
     assert [True, False] == [store.put(BlockKind.RECORDS, payload) for _ in range(2)]
     assert store.put(BlockKind.END, payload)

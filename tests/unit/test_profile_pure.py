@@ -7,21 +7,17 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
 
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
-from scope_ebpf.cli.profile import write_profile
+from scope_ebpf.cli.profile import say_written
 from scope_ebpf.profile import Profile, Row, tree
 from scope_ebpf.sinks.flamegraph import html, svg
 from scope_ebpf.sinks.folded import folded
 from scope_ebpf.sinks.pprof import message, pprof
 from scope_ebpf.sinks.profile_report import print_profile
 from scope_ebpf.sinks.speedscope import speedscope
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -276,15 +272,13 @@ def test_a_profile_without_samples_is_a_document_too():
     assert str(TARGET["pid"]) in output.getvalue()
 
 
-def test_a_profile_without_a_sample_is_not_said_to_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_profile_without_a_sample_is_said_to_be_empty(capsys: pytest.CaptureFixture[str]):
     """
-    An idle VM gives no line of collapsed stacks, and so no file.
+    An idle VM gives no line of collapsed stacks, and so an empty file.
     """
     empty = Profile("cpu", TARGET, 99, 0.0)
-    write_profile(tmp_path / "out.folded", b"", empty)
+    say_written("out.folded", b"", empty)
     said = capsys.readouterr().err
-    assert "nothing is written" in said
+    assert "out.folded is empty: no sample was taken" in said
     assert "--off-cpu" in said
     assert "\nwritten:" not in said

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.cli.record import set_aside
+from scope_ebpf.cli.record import keep_old
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import OutputError
 
@@ -143,10 +143,10 @@ def test_a_capture_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureF
     The file of the last recording has another name when the next one begins, and that is said.
     """
     path = tmp_path / "run.scope"
-    set_aside(path)
+    keep_old(str(path))
     assert "" == capsys.readouterr().err
     path.write_bytes(b"the only one")
-    set_aside(path)
+    keep_old(str(path))
     assert b"the only one" == (tmp_path / "run.scope.old").read_bytes()
     assert not path.exists()
     assert f"{path}.old" in capsys.readouterr().err
