@@ -135,6 +135,15 @@ def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment,
     return tuple(found), ""
 
 
+def semaphores(binary: Executable) -> dict[int, int]:
+    """The offset of the semaphore of each USDT site of OTP that has one, by the site's, bytes."""
+    return {
+        binary.file_offset(site.address): binary.file_offset(site.semaphore)
+        for site in binary.usdt_sites
+        if site.provider == "erlang" and site.semaphore
+    }
+
+
 def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
     """
     Where a hook goes that is a function: one place, or none.

@@ -174,7 +174,7 @@ class ProcessTable:
         self._slots = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
         self.slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
         self._invalid = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
-        if not 0 < self.slots < _MAX_SLOTS:
+        if not 0 < self.slots <= _MAX_SLOTS:
             raise ReadRefusedError(
                 f"process {target.pid}: its process table claims {self.slots} slots, so "
                 f"{layout} does not fit and no process is read"
@@ -271,11 +271,16 @@ class ProcessTable:
 
     def one(self, pid: int) -> NDArray[np.void]:
         """Read the one process with this pid term, shape ``(1,)``; ``(0,)`` if it is not there."""
-        slots = self._codec.slot(np.array([pid], np.uint64))
-        snapshot = self.at(slots[slots < self.slots].astype(np.int64))
+        snapshot = self.at(self.slots_of(np.array([pid], np.uint64)))
         if snapshot.torn or snapshot.unreadable:
             raise ReadRefusedError("the process changed faster than it could be read: try again")
         found: NDArray[np.void] = snapshot.rows[snapshot.rows["id"] == pid]
+        return found
+
+    def slots_of(self, pids: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Tell the slots of these pid terms, without those that the table cannot have."""
+        slots = self._codec.slot(pids)
+        found: NDArray[np.int64] = slots[slots < self.slots].astype(np.int64)
         return found
 
     def at(self, slots: NDArray[np.int64]) -> Snapshot:

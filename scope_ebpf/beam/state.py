@@ -161,7 +161,8 @@ class StateReader:
         with suppress(ScopeError):
             limit = self._counters.limits().processes if self._counters else None
         with suppress(ScopeError):
-            memory = AllocatorReader(target).read().memory.total
+            use = AllocatorReader(target).read().memory
+            memory = use.total if use else None
         with suppress(ScopeError):
             mailbox = longest_mailbox(target)
         return VmState(

@@ -31,6 +31,8 @@ _MEASURES = {
     "spawn": "spawned",
     "exit": "spawned",
     "gc": "collections",
+    "port_open": "opened",
+    "port_close": "opened",
     "schedule": "context_switches",
 }
 #: What goes along with messages besides, where programs do now this and now that: a message wakes
@@ -38,7 +40,7 @@ _MEASURES = {
 #: does change when hooks slow a program down.
 _SECOND = "context_switches"
 #: The counters that wrap, and where.
-_WRAP = {"spawned": 1 << 32}
+_WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
 #: The measure of events whose counter cannot be read: nanoseconds.
 TIME = "time"
 

@@ -19,6 +19,7 @@ from scope_ebpf.capture.samples import Samples
 from scope_ebpf.capture.schema import Schema
 from scope_ebpf.capture.values import Value, document
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.relations import told_apart
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Contents(Samples):
             why = f"the capture has no end: {self.damage or 'its last block is missing'}"
             notes = ("counts are those of the last whole second in the capture",)
             end = End(seconds, why, Cost(maps.hits if maps else 0, None, None), head.notes + notes)
-        return Summary(
+        summary = Summary(
             target=head.target,
             duration_seconds=end.duration_seconds,
             stopped_because=end.stopped_because,
@@ -93,6 +94,7 @@ class Contents(Samples):
             cost=end.cost,
             notes=end.notes,
         )
+        return told_apart(summary)
 
 
 class _NoBlocksError(CaptureError):

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
-from pathlib import Path
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Protocol
 
 from scope_ebpf.capture import frames
@@ -28,14 +27,14 @@ class Store(Protocol):
 
 class FileStore:
     """
-    A file that grows by whole blocks, to *most* bytes at most.
+    A *file*, opened without a buffer, that grows by whole blocks, to *most* bytes at most.
 
     Each block is handed to the kernel at once, so that what was written is there
     whatever becomes of us. A block that the disk has no room for is taken back.
     """
 
-    def __init__(self, path: str, most: int | None = None) -> None:
-        self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115, PTH123 - close()
+    def __init__(self, file: IO[bytes], most: int | None = None) -> None:
+        self._file = file
         self._most = most
         self.bytes = 0
         self._write(frames.start())
@@ -95,25 +94,10 @@ class RingStore:
             self.dropped += 1
         return True
 
-    def write(self, path: str, end: bytes) -> int:
-        """
-        Write what is kept to *path*, whole or not at all, with the last block *end*; its bytes.
-
-        Raises OSError.
-        """
-        part = Path(f"{path}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(frames.start())
-                for kind, payload in self._lasting():
-                    file.write(frames.frame(kind, payload))
-                file.writelines(self._blocks)
-                file.write(frames.frame(BlockKind.END, end))
-                file.flush()
-                os.fsync(file.fileno())
-                size = file.tell()
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        return size
+    def write(self, file: IO[bytes], end: bytes) -> int:
+        """Write what is kept to *file*, with the last block *end*; its bytes. Raises OSError."""
+        lasting = (frames.frame(kind, payload) for kind, payload in self._lasting())
+        size = 0
+        for part in chain((frames.start(),), lasting, self._blocks):
+            size += file.write(part)
+        return size + file.write(frames.frame(BlockKind.END, end))

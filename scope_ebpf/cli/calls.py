@@ -10,7 +10,7 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.functions import Functions, parse
 from scope_ebpf.beam.modules import Modules
-from scope_ebpf.cli.options import add_max_cost
+from scope_ebpf.cli.options import add_force, add_max_cost
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.function_probes import places
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="jsonl: one event a line, the summary last (default: %(default)s)",
     )
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    add_force(parser)
 
 
 def seconds(text: str) -> float | None:
@@ -137,7 +138,10 @@ def _watch(
 ) -> int:
     from scope_ebpf.sinks.calls import CallLines, print_calls  # noqa: PLC0415 - rich is slow
 
-    with open_output(arguments.output) as output, alone(target.pid) as notes:
+    with (
+        open_output(arguments.output, force=arguments.force) as output,
+        alone(target.pid) as notes,
+    ):
         made = _run_of(arguments, target, found, chosen)
         made.summary.notes += notes
         try:

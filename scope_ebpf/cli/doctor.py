@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel import host
+from scope_ebpf.kernel import host, links
+from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
@@ -18,8 +22,14 @@ from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
+    from scope_ebpf.beam.identity import Identity
     from scope_ebpf.errors import ScopeError
+
+
+#: Breakpoints that are listed by name.
+_LISTED = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +68,7 @@ def _examine(pid: int) -> dict[str, Any]:
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
     )
+    names = {place.offset: place.name for way in (chosen, *ways) for place in way.attachments}
     rows = []
     for item, *others in zip(chosen.items, *(w.items for w in ways), strict=True):
         way = next((w for w in events.WAYS if (w.event, w.via) == (item.event, item.via)), None)
@@ -74,14 +85,32 @@ def _examine(pid: int) -> dict[str, Any]:
                 "other_way": other.reason if other and item.attachments else None,
             }
         )
+    breakpoints = _breakpoints(target.identity, names)
     target.identity.check()
-    return {"target": target.as_json(), "refused": refused, "hooks": rows}
+    return {
+        "target": target.as_json(),
+        "refused": refused,
+        "hooks": rows,
+        "breakpoints": breakpoints,
+    }
+
+
+def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
+    """The VM's breakpoints, none of which is ours, by function or offset: held by links, or not."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        found = find(identity)
+    holds = links.held(identity.pid) if found else set()
+    kinds: dict[str, list[str]] = {"held": [], "left": []}
+    for offset in found:
+        name = names.get(offset, f"offset {offset:#x}")
+        kinds["held" if offset in holds else "left"].append(name)
+    return kinds
 
 
 def _print(document: dict[str, Any]) -> None:
     from rich import box  # noqa: PLC0415 - slow to import
     from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     console = Console(highlight=False)
@@ -112,3 +141,19 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
+    for line in _told(**document["breakpoints"]):
+        console.print(line)
+
+
+def _told(held: list[str], left: list[str]) -> Iterator[str]:
+    """What is said of a VM's breakpoints."""
+    if held:
+        yield f"\n{len(held)} breakpoints are held by other tools or traces now."
+    if left:
+        names = ", ".join(dict.fromkeys(left[:_LISTED])) + (", ..." if len(left) > _LISTED else "")
+        yield (
+            f"\n[yellow]{len(left)} breakpoints are in its text that nobody is known to hold:"
+            f"[/yellow] {escape(plain(names))}\n  A tool that was killed has left them, or one "
+            "without BPF holds them. Those that were left\n  do no harm, and the next trace or "
+            "start of the daemon takes them out."
+        )

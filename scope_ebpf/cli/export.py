@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
+from scope_ebpf.cli.options import add_force
 from scope_ebpf.cli.summary import warn
-from scope_ebpf.cli.surroundings import open_output, output_error, progress_bar
+from scope_ebpf.cli.surroundings import open_document, open_output, output_error, progress_bar
 from scope_ebpf.errors import OutputError, UsageError
 from scope_ebpf.sinks.plain import plain, say
 
@@ -55,7 +56,7 @@ def _perfetto(
 ) -> str:
     from scope_ebpf.sinks.perfetto.timeline import Timeline  # noqa: PLC0415 - an extra
 
-    with _binary(path) as output:
+    with _binary(path, force=arguments.force) as output:
         timeline = Timeline(capture, contents, output, arguments.processes)
         timeline.write(moved)
     flows = timeline.flows
@@ -63,7 +64,7 @@ def _perfetto(
         f"{contents.records:,} events, {timeline.packets:,} packets; messages: "
         f"{flows.paired:,} from send to receive, {flows.unreceived:,} sends without a known "
         f"receive, {flows.unsent:,} receives without a known send (of ports {flows.by_ports:,}, of "
-        f"timers and other services of the VM {flows.by_vm:,})"
+        f"other nodes {flows.by_nodes:,}, of timers and other services of the VM {flows.by_vm:,})"
     )
 
 
@@ -71,7 +72,7 @@ def _jsonl(
     capture: Capture,
     contents: Contents,
     path: str,
-    _arguments: argparse.Namespace,
+    arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
     from scope_ebpf.capture.terms import CapturedTerms  # noqa: PLC0415
@@ -79,7 +80,7 @@ def _jsonl(
 
     terms = CapturedTerms(contents)
     done = 0
-    with open_output(path) as output:
+    with open_output(path, force=arguments.force, whole=True) as output:
         sink = Stream(output, terms, "jsonl", terms.who, offset_ns=contents.head.clocks.to_wall)
         try:
             for batch in capture.batches():
@@ -97,12 +98,12 @@ def _parquet(
     capture: Capture,
     contents: Contents,
     path: str,
-    _arguments: argparse.Namespace,
+    arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
     from scope_ebpf.sinks.parquet import write  # noqa: PLC0415 - an extra
 
-    with _binary(path) as output:
+    with _binary(path, force=arguments.force) as output:
         return f"{write(capture, contents, output, moved):,} rows"
 
 
@@ -120,7 +121,7 @@ def _otlp(
         for request in spans.requests(moved):
             _post(arguments.endpoint, line(request).encode())
         return f"{spans.made:,} spans"
-    with _binary(path) as output:
+    with _binary(path, force=arguments.force) as output:
         for request in spans.requests(moved):
             output.write(line(request).encode())
     return f"{spans.made:,} spans"
@@ -142,24 +143,19 @@ def _post(url: str, body: bytes) -> None:
 
 
 @contextmanager
-def _binary(path: str) -> Iterator[IO[bytes]]:
-    """The file at *path*, or standard output; what could not be written whole is removed."""
+def _binary(path: str, *, force: bool) -> Iterator[IO[bytes]]:
+    """The file at *path*, whole or not at all, or standard output."""
     if path == "-":
         if sys.stdout.isatty():
             raise UsageError("a terminal cannot show that: give a file with -o")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    whole = False
-    try:
-        with open(path, "wb") as output:  # noqa: PTH123 - the user's own words
+    with open_document(path, force=force) as output:
+        try:
             yield output
-        whole = True
-    except OSError as error:
-        raise output_error(error, path) from error
-    finally:
-        if not whole and Path(path).is_file():
-            Path(path).unlink()
+        except OSError as error:
+            raise output_error(error, path) from error
 
 
 _EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl, "parquet": _parquet, "otlp": _otlp}
@@ -179,6 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="(default: the capture's name with the format's own ending; - is standard output)",
     )
+    add_force(parser)
     parser.add_argument(
         "--processes",
         type=int,

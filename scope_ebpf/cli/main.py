@@ -75,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        # rich ends the program where a pipe is closed, with 1.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except KeyboardInterrupt:
         return 130
     return code

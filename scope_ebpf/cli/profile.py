@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.cli.options import add_duration, add_max_cost
+from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
 from scope_ebpf.cli.profiling import on_cpu
 from scope_ebpf.cli.sample_reader import OWNERS
-from scope_ebpf.cli.surroundings import output_error
+from scope_ebpf.cli.surroundings import open_document, output_error
 from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
@@ -21,7 +20,8 @@ from scope_ebpf.sinks.profile_report import last_lines, print_profile
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from scope_ebpf.profile import Profile
 
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write there, in the format that its ending tells: {', '.join(_ENDINGS)}; "
         "without it, a table is printed",
     )
+    add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,22 +77,36 @@ def run(arguments: argparse.Namespace) -> int:
     host.require()
     write = _writer(arguments.output)
     target = inspect(arguments.pid)
-    with _output(arguments.output) as path:
+    path: str | None = arguments.output
+    content = b""
+    with _output(path, force=arguments.force) as output:
         given = (target, arguments.hz, arguments.duration, arguments.by)
         profile, error = (
             off_cpu(*given, arguments.max_cost) if arguments.off_cpu else on_cpu(*given)
         )
-        if path is None:
+        if output is None:
             print_profile(profile, sys.stdout)
         else:
+            content = write(profile)
             try:
-                path.write_bytes(write(profile))
+                output.write(content)
             except OSError as broken:
-                raise output_error(broken, str(path)) from broken
-            say(last_lines(profile) + f"written: {path}")
+                raise output_error(broken, path) from broken
+    if path is not None:
+        say_written(path, content, profile)
     if error:
         raise error
     return 0
+
+
+def say_written(path: str, content: bytes, profile: Profile) -> None:
+    """Say what was written to the file; of an idle VM there may be nothing to write."""
+    told = f"written: {path}"
+    if not content:
+        told = f"{path} is empty: no sample was taken"
+    if not profile.samples and profile.kind == "cpu":
+        told += "; the VM was idle, and --off-cpu tells what it waits in"
+    say(last_lines(profile) + told)
 
 
 def _writer(name: str | None) -> Callable[[Profile], bytes]:
@@ -122,22 +137,6 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
     return speedscope
 
 
-@contextlib.contextmanager
-def _output(name: str | None) -> Iterator[Path | None]:
+def _output(name: str | None, *, force: bool) -> AbstractContextManager[IO[bytes] | None]:
     """The file to write, which can be written as far as can be told beforehand."""
-    if name is None:
-        yield None
-        return
-    path = Path(name)
-    try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise output_error(error, name) from error
-    try:
-        yield path
-    finally:
-        # Nothing came: no empty file is left behind.
-        with contextlib.suppress(OSError):
-            if path.is_file() and not path.stat().st_size:
-                path.unlink()
+    return nullcontext() if name is None else open_document(name, force=force)

@@ -97,6 +97,8 @@ class Run:
             _say_started(target.pid, duration)
             error = self._watch(started, duration, before)
             self._sampler.stop()
+            # Up to the last sample: what is told is a share of it.
+            self._used(before)
             profile.seconds = time.monotonic() - started
             error = self._take() or error
         profile.quality.lost = self._sampler.counts()["lost"]
@@ -118,10 +120,8 @@ class Run:
         with progress_bar(duration, visible=True) as advance:
             while not self._profile.stopped_because:
                 now = time.monotonic()
-                used = cpu_seconds(self._target.pid)
-                if used is not None and before is not None:
-                    self._profile.cpu_seconds = used - before
-                    self._brake_if_needed(now, used - before)
+                self._used(before)
+                self._brake_if_needed(now)
                 left = _INTERVAL if duration is None else started + duration - now
                 if left <= 0:
                     self._ask_to_stop("duration")
@@ -139,8 +139,15 @@ class Run:
                     self._reader.refresh()
         return None
 
-    def _brake_if_needed(self, now: float, used: float) -> None:
-        if self._brake and self._brake.look(now, self._cost(), used):
+    def _used(self, before: float | None) -> None:
+        """Note the CPU time that the target used since *before*; of one that has ended the last."""
+        used = cpu_seconds(self._target.pid)
+        if used is not None and before is not None:
+            self._profile.cpu_seconds = used - before
+
+    def _brake_if_needed(self, now: float) -> None:
+        used = self._profile.cpu_seconds
+        if self._brake and used is not None and self._brake.look(now, self._cost(), used):
             say_braked(self._brake)
             self._ask_to_stop("cost")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -21,6 +22,7 @@ from scope_ebpf.capture.writer import Names, end_payload, head_payload
 from scope_ebpf.cli.options import (
     add_duration,
     add_events,
+    add_force,
     add_hooks,
     add_max_cost,
     parse_events,
@@ -29,11 +31,12 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.cli.recording import Recorder
 from scope_ebpf.cli.stall import Stall
-from scope_ebpf.cli.surroundings import alone, output_error
+from scope_ebpf.cli.surroundings import alone, open_stream, output_error
 from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import Aside
+from scope_ebpf.output import Document, set_aside
 from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost
@@ -73,14 +76,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def keep_old(path: str, *, force: bool = False) -> None:
+    """Keep a capture that is there already, as perf does: it may be the only one of its kind."""
+    try:
+        old = set_aside(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+    if old:
+        _say(f"{path} was there: it is {old} now")
+
+
 class File:
     """A capture that is written while it happens."""
 
     def __init__(self, target: Target, trace: Trace, arguments: argparse.Namespace) -> None:
         self._path: str = arguments.output
         self._trace = trace
+        keep_old(self._path, force=arguments.force)
+        fd = open_stream(self._path, force=arguments.force)
         try:
-            self._store = FileStore(self._path, arguments.max_size)
+            self._store = FileStore(os.fdopen(fd, "wb", buffering=0), arguments.max_size)
         except OSError as error:
             raise output_error(error, self._path) from error
         self.recorder = Recorder(target, trace, self._store, Names())
@@ -127,6 +142,12 @@ class Flight:
         self._target = target
         self._trace = trace
         self._path: str = arguments.output
+        self._force: bool = arguments.force
+        try:
+            with Document(self._path, force=self._force):
+                pass  # what cannot be written is better known now than when the VM dies
+        except OSError as error:
+            raise output_error(error, self._path) from error
         self._stall = Stall(arguments.stall) if arguments.stall else None
         self._names = Names()
         self._store = RingStore(arguments.flight, self._lasting)
@@ -207,7 +228,9 @@ class Flight:
         if self._written:
             known = Path(path)
             path = str(known.with_suffix(f".{self._written + 1}{known.suffix}"))
-        size = self._store.write(path, end_payload(end))
+        with Document(path, force=self._force) as document:
+            size = self._store.write(document.file, end_payload(end))
+            document.commit()
         self._written += 1
         _say(f"wrote {path}, {size:,} bytes: {end.stopped_because}")
 
@@ -257,6 +280,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="run.scope", metavar="FILE", help="(default: %(default)s)"
     )
     add_duration(parser)
+    add_force(parser)
     add_events(parser, RECORDED)
     parser.add_argument(
         "--max-size",

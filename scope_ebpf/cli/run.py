@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
 from scope_ebpf.budget.brake import SPAN, Brake
-from scope_ebpf.cli.options import add_duration, add_max_cost, ring_megabytes
+from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
 from scope_ebpf.cli.surroundings import (
     alone,
     open_output,
@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--format", choices=["text", "jsonl"], default="text")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    add_force(parser)
     parser.add_argument(
         "--ring",
         type=ring_megabytes,
@@ -104,7 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
     written = _prepare(arguments, target)
     compiled = _compile(arguments, written)
     probe = Probe(written, compiled, _places(compiled, target))
-    with open_output(arguments.output) as output, alone(target.pid) as notes:
+    with (
+        open_output(arguments.output, force=arguments.force) as output,
+        alone(target.pid) as notes,
+    ):
         for note in (*written.notes, *notes, *compiled.notes.splitlines()):
             _say(note)
         vocabulary = source.vocabulary(

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
+from scope_ebpf import output
 from scope_ebpf.errors import NoSuchProcessError, OutputError, TargetEndedError
 
 if TYPE_CHECKING:
@@ -20,42 +23,93 @@ if TYPE_CHECKING:
 
 #: How much of a file is looked at at once for its last newline, bytes.
 _BLOCK = 65536
+#: What may be done about an output that cannot be written.
+_FULL = "what was written before is whole, free some space or choose another --output"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EIO: _FULL,
+    errno.ENOENT: "there is no such folder, make it or choose another --output",
+}
 
 
 @contextlib.contextmanager
-def open_output(path: str | None) -> Iterator[TextIO]:
+def open_output(path: str | None, *, force: bool = False, whole: bool = False) -> Iterator[TextIO]:
     """
-    Standard output, or the file at *path*.
+    Standard output, or the file at *path*, which *force* lets be another user's.
 
-    A file ends with a whole line whatever happens: what a full disk cut off is taken
-    back. ``sys.stdout`` itself is not used, because under PYTHONUNBUFFERED it drops
+    With *whole* the file is there when the block ends, or not at all. Else it grows while
+    it is written, and ends with a whole line whatever happens: what a full disk cut off is
+    taken back. ``sys.stdout`` itself is not used, because under PYTHONUNBUFFERED it drops
     what a signal or a full disk keeps it from writing at once.
     """
     if path is None or path == "-":
         sys.stdout.flush()
-        place: str | int = sys.stdout.fileno()
+        with _closed(open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)) as text:
+            yield text
+    elif whole:
+        with open_document(path, force=force) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8")
+            yield text
+            try:
+                text.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise output_error(error, path) from error
+            text.detach()
     else:
-        place = path
+        fd = open_stream(path, force=force)
+        kept = os.dup(fd)
+        try:
+            with _closed(os.fdopen(fd, "w", encoding="utf-8")) as text:
+                yield text
+        finally:
+            _end_with_a_line(kept)
+
+
+@contextlib.contextmanager
+def _closed(text: TextIO) -> Iterator[TextIO]:
     try:
-        output = open(place, "w", encoding="utf-8", closefd=place is path)  # noqa: SIM115
-    except OSError as error:
-        raise output_error(error, path) from error
-    try:
-        yield output
+        yield text
     finally:
         # What could not be written was reported when writing failed.
         with contextlib.suppress(OSError):
-            output.close()
-        if place is path:
-            _end_with_a_line(path)
+            text.close()
 
 
-def _end_with_a_line(path: str) -> None:
-    """Cut a regular file behind its last newline."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
-            return
-        with open(path, "rb+") as file:  # noqa: PTH123
+def open_stream(path: str, *, force: bool) -> int:
+    """Descriptor of a file at *path* that is written in place; raises OutputError."""
+    try:
+        return output.stream(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+@contextlib.contextmanager
+def open_document(path: str, *, force: bool) -> Iterator[IO[bytes]]:
+    """
+    A file that is at *path* when the block has ended well, and untouched else.
+
+    Raises OutputError; what the block writes raises OSError.
+    """
+    try:
+        made = output.Document(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+    with made:
+        yield made.file
+        try:
+            made.commit()
+        except OSError as error:
+            raise output_error(error, path) from error
+
+
+def _end_with_a_line(fd: int) -> None:
+    """Cut a regular file behind its last newline, and close it."""
+    with contextlib.suppress(OSError), os.fdopen(fd, "rb+") as file:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
             end = file.seek(0, os.SEEK_END)
             while end > 0:
                 start = max(0, end - _BLOCK)
@@ -71,10 +125,8 @@ def _end_with_a_line(path: str) -> None:
 def output_error(error: OSError, path: str | None) -> OutputError:
     """What a failed write to *path* means to a user."""
     where = f" {path}" if path else ""
-    return OutputError(
-        f"cannot write the output{where}: {error.strerror}; "
-        "what was written before is whole, free some space or choose another --output"
-    )
+    remedy = _REMEDIES.get(error.errno or 0, "choose another --output")
+    return OutputError(f"cannot write the output{where}: {error.strerror}; {remedy}")
 
 
 @contextlib.contextmanager

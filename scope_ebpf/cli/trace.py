@@ -19,6 +19,7 @@ from scope_ebpf.cli.options import (
     add_budget,
     add_duration,
     add_events,
+    add_force,
     add_hooks,
     add_max_cost,
     parse_events,
@@ -34,9 +35,10 @@ from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.sinks.stream import Style
     from scope_ebpf.summary import Summary
 
 
@@ -52,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     within = _budget(arguments, streams=streams)
     with contextlib.closing(Aside(_NICE if within else 0)) as aside:
         target = inspect(arguments.pid)
-        with open_output(arguments.output) as output, alone(target.pid) as notes:
+        with (
+            open_output(arguments.output, force=arguments.force, whole=not streams) as output,
+            alone(target.pid) as notes,
+        ):
             arguments.budget = within
             trace: Trace | BudgetedTrace
             if within is None:
@@ -61,10 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 trace = BudgetedTrace(target, wanted, arguments, aside)
             trace.notes += notes
-            who = names_of(target) if streams else None
-            sink = Stream(output, TermText(target), arguments.format, who) if streams else None
+            sink = _stream(target, output, wanted, arguments.format) if streams else None
             error = trace.run(sink) if isinstance(trace, Trace) else trace.run()
-            error = _finish(trace.summary(), output, arguments) or error
+            _finish(trace.summary(), output, arguments)
     if error:
         raise error
     return 0
@@ -81,6 +85,18 @@ def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
     if given is None:
         given = None if streams else DEFAULT_BUDGET
     return None if given == COUNT_ALL else given
+
+
+def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
+    """A line for each event, with the names of this VM."""
+    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
+    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+
+    called = None
+    if "long_call" in wanted:
+        with contextlib.suppress(ReadRefusedError):
+            called = CalledNames(target, CodeMap(target, Atoms(target)))
+    return Stream(output, TermText(target), form, names_of(target), called=called)
 
 
 #: Processes that are looked up for one batch of lines: a storm of spawns must not stop the reader.
@@ -107,7 +123,7 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     return who
 
 
-def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> ScopeError | None:
+def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> None:
     """The last words: the document, or the report; a stream's report goes to stderr."""
     from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
 
@@ -121,10 +137,9 @@ def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> 
         if not streams:
             output.flush()
     except BrokenPipeError:
-        return None
+        return
     except OSError as broken:
-        return output_error(broken, arguments.output)
-    return None
+        raise output_error(broken, arguments.output) from broken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    add_force(parser)
     add_hooks(parser)
     add_budget(parser)
     add_max_cost(parser)

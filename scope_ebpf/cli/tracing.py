@@ -27,10 +27,12 @@ from scope_ebpf.errors import (
     ScopeError,
 )
 from scope_ebpf.kernel.cost import GUESS
+from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
-from scope_ebpf.planning import make_plan
+from scope_ebpf.planning import make_plan, semaphores
+from scope_ebpf.relations import told_apart
 from scope_ebpf.sinks.plain import plain, say
-from scope_ebpf.summary import Cost, Summary, fold
+from scope_ebpf.summary import Cost, EventSummary, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
@@ -61,6 +63,12 @@ class Sink(Protocol):
 
     def write(self, records: NDArray[np.void]) -> None:
         """Take a batch, which is the ring's own memory; raises OSError where it cannot."""
+
+
+#: Events whose durations end with a trap at a return, in seconds how short one may be before the
+#: trap is looked at, and the part of a mean that is worth telling.
+_TIMED_BY_RETURN = ("gc", "long_call")
+_SHORT, _MUCH = 1e-4, 0.1
 
 
 class Trace:
@@ -128,6 +136,7 @@ class Trace:
         """
         self._beat = beat
         require_target(self._target.identity, "traced")
+        self.notes += healed(self._target)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
@@ -271,15 +280,17 @@ class Trace:
             meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
             # A hit is priced on ourselves; of a VM that does nothing else it may be a little less.
             share = min(1.0, price.total(meanwhile) / self._cpu_seconds)
-        return Summary(
+        found = fold(self.plan, self._tallies, self._durations)
+        summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
             stopped_because=self._stop,
-            events=fold(self.plan, self._tallies, self._durations),
+            events=found,
             cost=Cost(hits, cpu, None if share is None else round(share, 6)),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *carried_notes(found)),
             state=self._vm_state,
         )
+        return told_apart(summary)
 
 
 def _write(session: Session, sink: Sink) -> bool:
@@ -287,6 +298,33 @@ def _write(session: Session, sink: Sink) -> bool:
     with session.ring.batch(BATCH) as records:
         sink.write(records)
         return len(records) == BATCH
+
+
+def healed(target: Target) -> list[str]:
+    """Take out what a killed tool has left in *target*; the note that tells of it, if there was."""
+    found = heal(target.identity, semaphores(target.binary))
+    return [f"{found} breakpoints that a killed tool had left were taken out"] if found else []
+
+
+def carried_notes(found: dict[str, EventSummary]) -> list[str]:
+    """Say which durations are so short that their hooks are much of them."""
+    means = {
+        f"{name} {of}": histogram.total_seconds / histogram.count
+        for name, event in found.items()
+        for of, histogram in event.histograms.items()
+        if name in _TIMED_BY_RETURN and histogram.count
+    }
+    if not means or min(means.values()) > _SHORT:
+        return []
+    from scope_ebpf.kernel.cost import carried  # noqa: PLC0415 - after the trace, not before it
+
+    share = carried()
+    return [
+        f"durations of {name} are {mean * 1e6:.1f} us on average, about {share * 1e6:.1f} us of "
+        "which is the time of the hooks themselves"
+        for name, mean in means.items()
+        if share > _MUCH * mean
+    ]
 
 
 def say_started(

@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import json
 import os
 import select
@@ -29,9 +30,13 @@ import signal
 import socket
 import stat
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from itertools import count
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: A request is a few bytes for each place; a target has less than 100.
 MESSAGE_BYTES, MESSAGE_FDS = 1 << 16, 64
@@ -140,6 +145,48 @@ def _return_bit() -> int:
         return 1 << int(file.read().removeprefix("config:"))
 
 
+class Closers:
+    """
+    Threads that close links, started as they are needed, *most* of them.
+
+    Where the host gives no more threads (pids.max, RLIMIT_AS) those that there are do it,
+    and where there is none, whoever asks.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._threads: list[threading.Thread] = []
+        self._idle = threading.Semaphore(0)
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do *work*, which raises nothing, soon."""
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+            self._start()
+        if self._threads:
+            self._waiting.put(work)
+        else:
+            work()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, daemon=True)
+        with contextlib.suppress(RuntimeError, MemoryError):  # "can't start new thread"
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            work()
+            self._idle.release()
+
+    def end(self) -> None:
+        """Return when all work is done."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
 def is_fit(file: int) -> bool:
     """Whether a breakpoint may go into *file*: not where it gives its user another one's rights."""
     mode = os.fstat(file).st_mode
@@ -160,14 +207,24 @@ class Holder:
         self._channel = channel
         self._held: dict[int, list[int]] = {}
         self._numbers = count(1)
-        self._closers = ThreadPoolExecutor(_CLOSERS)
+        self._closers = Closers(_CLOSERS)
 
     def run(self) -> None:
-        """Serve; at the end nothing is attached."""
+        """Serve; at the end, whatever ends it, nothing is attached."""
+        try:
+            self._serve()
+        finally:
+            self._detach(list(self._held), [])
+            self._closers.end()
+
+    def _serve(self) -> None:
         while True:
-            data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, MESSAGE_FDS)
+            try:
+                data, fds, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, MESSAGE_FDS)
+            except ConnectionError:  # our parent was killed before it read an answer
+                return
             if not data:
-                break
+                return
             request = json.loads(data)
             if "programs" in request:
                 answer = json.dumps(self._attach(request, fds)).encode()
@@ -175,8 +232,6 @@ class Holder:
                     self._channel.send(answer)
             else:
                 self._detach(request["numbers"], fds)
-        self._detach(list(self._held), [])
-        self._closers.shutdown(wait=True)
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
         """
@@ -184,15 +239,16 @@ class Holder:
 
         *fds* are the file, the pidfd of the process, and the programs.
         """
-        file, process, *programs = fds
         try:
+            if len(fds) < 2 + len(request["programs"]):  # the kernel had no room for them
+                return [-errno.EMFILE] * len(request["programs"])
+            file, process, *programs = fds
             return [
                 self._attach_one(request, places, program, file, process)
                 for places, program in zip(request["programs"], programs, strict=True)
             ]
         finally:
-            for fd in fds:
-                os.close(fd)
+            _close_all(fds)
 
     def _attach_one(
         self, request: dict[str, Any], places: dict[str, Any], program: int, file: int, process: int
@@ -204,6 +260,8 @@ class Holder:
             links = way(program, b"/proc/self/fd/%d" % file, request["pid"], places)
         except OSError as error:
             return -(error.errno or errno.EIO)
+        except MemoryError:
+            return -errno.ENOMEM
         number = next(self._numbers)
         self._held[number] = links
         if has_ended(process):
@@ -215,16 +273,27 @@ class Holder:
     def _detach(self, numbers: list[int], tell: list[int]) -> None:
         """Close them without waiting; when it is done, so are the file descriptors *tell*."""
         links = [fd for number in numbers for fd in self._held.pop(number)]
-        closing = [self._closers.submit(os.close, fd) for fd in links]
+        left, lock = len(links), threading.Lock()
 
-        def told() -> None:
-            for done in closing:
-                done.result()
-            for fd in tell:
-                os.close(fd)
+        def close(link: int) -> None:
+            nonlocal left
+            with contextlib.suppress(OSError):  # the descriptor is gone whatever it says
+                os.close(link)
+            with lock:
+                left -= 1
+                last = left == 0
+            if last:
+                _close_all(tell)
 
-        if tell:
-            self._closers.submit(told)
+        for link in links:
+            self._closers.do(functools.partial(close, link))
+        if not links:
+            _close_all(tell)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 if __name__ == "__main__":

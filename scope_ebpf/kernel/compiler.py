@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A user's C text to BPF programs, by bcc, and what such a program may do.
+A user's C text to BPF programs, by bcc.
 
 bcc is the distribution's; it is looked for when it is needed, also from a virtual
 environment, which does not see the system's packages.
@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from scope_ebpf.errors import CompilerMissingError, ProbeError
 from scope_ebpf.kernel.headers import kernel_headers
+from scope_ebpf.kernel.instructions import judge, require_bounded
+from scope_ebpf.kernel.stats import verified_instructions
 
 if TYPE_CHECKING:
     import ctypes
@@ -29,62 +29,8 @@ if TYPE_CHECKING:
 _PLACES = ("/usr/lib/python3/dist-packages", "/usr/lib/python3*/site-packages")
 #: ``BPF_PROG_TYPE_KPROBE``, include/uapi/linux/bpf.h; programs of uprobes are of this type.
 _KPROBE = 2
-_INSTRUCTION = np.dtype(
-    [("code", "u1"), ("registers", "u1"), ("offset", "<i2"), ("immediate", "<i4")]
-)
-_CALL = 0x85
 #: Lines of the compiler or the verifier that are passed on.
 _MOST_LINES = 30
-#: BPF_PSEUDO_CALL: a function of the program's own.
-_OWN_CALL = 1
-
-#: Helpers that a probe may call (include/uapi/linux/bpf.h, enum bpf_func_id): maps, clocks, who and
-#: where we are, the target's memory, the ring. What reads the kernel's memory would follow headers
-#: that may be another kernel's, and what writes memory or sends signals would disturb.
-ALLOWED = {
-    1: "map_lookup_elem",
-    2: "map_update_elem",
-    3: "map_delete_elem",
-    5: "ktime_get_ns",
-    7: "get_prandom_u32",
-    8: "get_smp_processor_id",
-    14: "get_current_pid_tgid",
-    15: "get_current_uid_gid",
-    16: "get_current_comm",
-    80: "get_current_cgroup_id",
-    87: "map_push_elem",
-    88: "map_pop_elem",
-    89: "map_peek_elem",
-    112: "probe_read_user",
-    114: "probe_read_user_str",
-    118: "jiffies64",
-    120: "get_ns_current_pid_tgid",
-    125: "ktime_get_boot_ns",
-    130: "ringbuf_output",
-    131: "ringbuf_reserve",
-    132: "ringbuf_submit",
-    133: "ringbuf_discard",
-    134: "ringbuf_query",
-    160: "ktime_get_coarse_ns",
-    164: "for_each_map_elem",
-    173: "get_func_ip",
-    174: "get_attach_cookie",
-    181: "loop",
-    182: "strncmp",
-}
-#: Those that somebody may have called without knowing, and what to do instead.
-_INSTEAD = {
-    4: "reads through a pointer of the kernel's; use beam_word(), or bpf_probe_read_user()",
-    6: "prints into a file that all programs share; use BEAM_EVENT",
-    35: "looks at the kernel's task_struct; only helpers and the VM's memory may be used",
-    36: "writes into the VM",
-    45: "reads a string of the kernel's; use bpf_probe_read_user_str()",
-    109: "sends a signal",
-    113: "reads the kernel's memory; only helpers and the VM's memory may be used",
-    115: "reads the kernel's memory; only helpers and the VM's memory may be used",
-    117: "sends a signal",
-    158: "looks at the kernel's task_struct; only helpers and the VM's memory may be used",
-}
 
 
 class Compiled:
@@ -116,16 +62,7 @@ class Compiled:
             for number in range(library.bpf_num_functions(module))
         )
         for function in self.functions:
-            self._check(function)
-
-    def _check(self, function: str) -> None:
-        """Refuse a program that calls what it may not, before the kernel sees it."""
-        code = np.frombuffer(self._module.dump_func(function.encode()), _INSTRUCTION)
-        calls = code[(code["code"] == _CALL) & (code["registers"] >> 4 == 0)]
-        for helper in dict.fromkeys(calls["immediate"].tolist()):
-            if helper not in ALLOWED:
-                what = _INSTEAD.get(helper, "is not on the list of what a probe may call")
-                raise ProbeError(f"{function} calls BPF helper {helper}, which {what}")
+            judge(function, self._module.dump_func(function.encode()))
 
     def load(self, function: str, attach_type: int | None) -> int:
         """Load one function; returns its file descriptor, or raises ProbeError with the reason."""
@@ -139,6 +76,7 @@ class Compiled:
             reason = "\n".join("".join(said).strip().splitlines()[-_MOST_LINES:])
             raise ProbeError(f"the kernel refused {function} ({error}); it says:", reason) from None
         fd: int = loaded.fd
+        require_bounded(function, verified_instructions(fd))
         return fd
 
     def map_fd(self, name: str) -> int:

@@ -104,6 +104,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
     "bpf_enable_stats": (c_int, [c_int]),
     "bpf_map_delete_elem": (c_int, [c_int, c_void_p]),
+    "bpf_link_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
+    "bpf_link_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_prog_load": (
+        c_int,
+        [c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p],
+    ),
     "bpf_prog_test_run_opts": (c_int, [c_int, POINTER(TestRunOptions)]),
     "libbpf_num_possible_cpus": (c_int, []),
     "libbpf_version_string": (c_char_p, []),

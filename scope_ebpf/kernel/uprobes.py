@@ -70,9 +70,18 @@ class Attacher:
     def __init__(self) -> None:
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
+        try:
+            self._process = self._start(its)
+        except OSError as error:
+            self._channel.close()
+            raise HostError(
+                f"cannot start the process that holds breakpoints: {error.strerror}"
+            ) from None
+
+    def _start(self, its: socket.socket) -> subprocess.Popen[bytes]:
         with its:
             # Alone (-I -S), and out of reach of the terminal's signals.
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-I", "-S", attacher.__file__, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

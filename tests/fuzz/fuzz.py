@@ -7,7 +7,8 @@ Everything that a stranger can give us, mutated: no traceback, no hang, bounded 
     python tests/fuzz/fuzz.py --only elves --first 5017 --cases 1 --show     one case that failed
 
 A case is its kind and its number, which seeds all that is drawn: what failed once fails again,
-and a run goes on where another ended with ``--first``. Ends with 1 if any case failed.
+and a run goes on where another ended with ``--first``. Ctrl-C prints the totals until then. Ends
+with 1 if any case failed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ PATIENCE, GIVE_UP, WAITED = 10.0, 300, 3600.0
 MEMORY = 1536 << 20
 #: Cases that a process does before it is replaced: what leaks shows, and what fails costs no more.
 BATCH = 1000
+#: Seconds between two lines about how far it is.
+_SAY = 60.0
 
 
 class Kind(Protocol):
@@ -171,6 +174,8 @@ def _where(error: BaseException) -> str:
 
 
 def _process(name: str, numbers: range, answer: multiprocessing.SimpleQueue[Totals]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us hears it too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         kind = kind_of(name, Path(folder))
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -199,6 +204,7 @@ class Workers:
         self._most = most
         self._running: list[tuple[str, range, multiprocessing.Process, object, float]] = []
         self.totals: dict[str, Totals] = {}
+        self._said = time.monotonic()
 
     def start(self, name: str, numbers: range) -> None:
         """
@@ -218,6 +224,14 @@ class Workers:
         while self._running:
             self._reap()
 
+    def stop(self) -> None:
+        """
+        End those that run; their cases do not count.
+        """
+        for _, _, process, _, _ in self._running:
+            process.kill()
+            process.join()
+
     def _reap(self) -> None:
         for job in list(self._running):
             name, numbers, process, answer, began = job
@@ -234,6 +248,9 @@ class Workers:
                 where = f"Died with {process.exitcode} in {numbers.start} to {numbers.stop - 1}"
                 found.failures[where] += 1
             self.totals.setdefault(name, Totals()).add(found)
+            if time.monotonic() - self._said > _SAY:
+                self._said = time.monotonic()
+                print(self.totals[name].line(name), file=sys.stderr, flush=True)
         time.sleep(0.05)
 
 
@@ -255,11 +272,15 @@ def main() -> int:
             numbers = range(arguments.first, arguments.first + arguments.cases)
             run(arguments.only, kind_of(arguments.only, Path(folder)), numbers, show=True)
         return 0
+    # Also where a shell lets what it starts behind itself ignore it: the totals are printed then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     workers = Workers(arguments.processes)
     with contextlib.suppress(KeyboardInterrupt):
         for job in _jobs(arguments):
             workers.start(*job)
         workers.finish()
+    workers.stop()
     return _report(workers.totals)
 
 

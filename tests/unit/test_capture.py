@@ -434,7 +434,7 @@ def test_names_and_samples_take_no_more_memory_than_is_set(path: Path, monkeypat
     """
     Blocks of which there are ever more are left out once their room is used up.
     """
-    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 4000)
+    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 5000)
     long = [[10 * SECOND, list(range(40))]]
     rewritten(path, lambda document: document.update(run_queues=long), BlockKind.SAMPLES)
     with path.open("ab") as file:
@@ -587,7 +587,8 @@ def test_a_ring_keeps_the_last_blocks(tmp_path: Path):
     store = RingStore(3 * len(block), lambda: [(BlockKind.HEAD, b"{}")])
     for _ in range(10):
         store.put(BlockKind.RECORDS, schema.pack(story()))
-    size = store.write(str(tmp_path / "x"), b"{}")
+    with (tmp_path / "x").open("wb") as file:
+        size = store.write(file, b"{}")
     kinds = [b.kind for b in Frames((tmp_path / "x").open("rb"))]
     assert [BlockKind.HEAD, *[BlockKind.RECORDS] * 3, BlockKind.END] == kinds
     assert (7, (tmp_path / "x").stat().st_size) == (store.dropped, size)
@@ -597,7 +598,7 @@ def test_a_bounded_file_keeps_room_for_its_end(tmp_path: Path):
     """
     A file that is full takes no more records, but its end.
     """
-    store = FileStore(str(tmp_path / "x"), 80 << 10)
+    store = FileStore((tmp_path / "x").open("wb", buffering=0), 80 << 10)
     payload = np.random.default_rng(1).bytes(15 << 10)
     assert [True, False] == [store.put(BlockKind.RECORDS, payload) for _ in range(2)]
     assert store.put(BlockKind.END, payload)
@@ -645,12 +646,12 @@ def test_what_nobody_sent_is_not_guessed():
     assert (0, 2, 2) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_ports_and_timers_sent_is_told_apart():
+def test_what_ports_nodes_and_timers_sent_is_told_apart():
     """
-    Of the messages without a send, those that the VM notes a port or one of its services for.
+    Of the messages without a send, those of a port, a node, or the VM's services.
     """
-    flows = Flows()
-    port, atom, pid = 0x57, 0x8B, 0x23
-    for sender in (port, port, atom, pid, 0):
+    port, atom, node, pid = 0x57, 0x8B, 0x10B, 0x23
+    flows = Flows({node})
+    for sender in (port, port, atom, node, node, node, pid, 0):
         flows.receive(2, 0xA, sender)
-    assert (5, 2, 1) == (flows.unsent, flows.by_ports, flows.by_vm)
+    assert (8, 2, 3, 1) == (flows.unsent, flows.by_ports, flows.by_nodes, flows.by_vm)

@@ -219,7 +219,7 @@ def test_hostile_names_stay_within_their_tracks(tmp_path: Path):
     """
     Control characters of a VM's names do not reach a track's name.
     """
-    store, names = FileStore(str(tmp_path / "x")), Names()
+    store, names = FileStore((tmp_path / "x").open("wb", buffering=0)), Names()
     writer = Writer(store, names)
     writer.head(head())
     names.process(pid(1), Label("<0.1.0>", HOSTILE))

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Files that commands write: made anew, for one user alone, and never through a link.
+
+We run as root and write to folders that may be others'. So each file is created exclusively
+under a name that cannot be foreseen, readable for its owner only, and renamed to the name that
+was asked for: a link of that name is refused, and one that comes later is replaced, not followed.
+That is promised of the last part of a path; who may change the folders before it decides where
+it leads.
+
+A :class:`Document` takes its name when it is whole, a :func:`stream` before its first byte, so
+that it can be read while it grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import re
+import secrets
+import stat
+from typing import IO, TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_MODE = 0o600
+#: Bytes of a name that are left for ours: a name may have 255.
+_NAME_BYTES = 200
+#: Paths of our own descriptors, which are links that may be followed: they lead where whoever
+#: started us has let them.
+_OWN = re.compile(
+    r"/dev/(?:std(?P<name>out|err)|fd/(?P<fd>\d{1,6}))|/proc/self/fd/(?P<proc>\d{1,6})"
+)
+_STANDARD = {"out": 1, "err": 2}
+
+
+class Document:
+    """
+    A file that is at *path* when it is whole, or not at all.
+
+    A context manager, which discards it unless :meth:`commit` was called. What is no regular
+    file (``/dev/null``, a pipe) is written to at once. Raises OSError, also for what must not
+    be replaced: a link, a folder, without *force* a file of another user.
+    """
+
+    def __init__(self, path: str, *, force: bool = False) -> None:
+        self._fresh: _Fresh | None = None
+        fd = _special(path, force=force)
+        if fd is None:
+            self._fresh = _Fresh(path, force=force)
+            fd = self._fresh.fd
+        #: Where to write.
+        self.file: IO[bytes] = os.fdopen(fd, "wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):  # of a write that has failed before
+            self.file.close()
+        if self._fresh:
+            self._fresh.close()
+
+    def commit(self) -> None:
+        """Give it its name; raises OSError, also for what could not be written."""
+        self.file.flush()
+        if self._fresh:
+            os.fsync(self.file.fileno())
+            self._fresh.place()
+        self.file.close()
+
+
+def stream(path: str, *, force: bool = False) -> int:
+    """
+    Descriptor of an empty file at *path* that is written in place; see :class:`Document`.
+
+    What was there before is gone. A pipe must have a reader.
+    """
+    fd = _special(path, force=force)
+    if fd is not None:
+        return fd
+    fresh = _Fresh(path, force=force)
+    try:
+        fresh.place()
+    except BaseException:
+        os.close(fresh.fd)
+        raise
+    finally:
+        fresh.close()
+    return fresh.fd
+
+
+def set_aside(path: str, *, force: bool = False) -> str | None:
+    """
+    Rename a file that is at *path* and not empty, to that name and ``.old``; the new path.
+
+    Raises OSError for what must not be replaced, see :class:`Document`.
+    """
+    if _OWN.fullmatch(path):
+        return None
+    folder, name = os.path.split(path)
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.lstat(name or ".", dir_fd=fd)
+        _require_ours(found, force=force)
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:
+            return None
+        os.rename(name, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(fd)
+    return f"{path}.old"
+
+
+class _Fresh:
+    """A new file beside *path*; :meth:`place` gives it that name, else :meth:`close` drops it."""
+
+    def __init__(self, path: str, *, force: bool) -> None:
+        self._force = force
+        folder, self._name = os.path.split(path)
+        self._part = f".{_cut(self._name)}.{secrets.token_hex(8)}.part"
+        self._folder = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            before = self._replaced()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.fd = os.open(self._part, flags, _MODE, dir_fd=self._folder)
+        except BaseException:
+            os.close(self._folder)
+            raise
+        os.fchmod(self.fd, _MODE)  # whatever the umask
+        self._hand_over(before)
+
+    def _replaced(self) -> os.stat_result | None:
+        """What there is of that name, if it may be replaced."""
+        try:
+            found = os.lstat(self._name or ".", dir_fd=self._folder)
+        except FileNotFoundError:
+            return None
+        _require_ours(found, force=self._force)
+        return found
+
+    def _hand_over(self, before: os.stat_result | None) -> None:
+        """
+        Give it to the user who called sudo, if they could have put a file there themselves.
+
+        Else a rule of sudo for this program alone would make them the owner of a file
+        in any folder of root's.
+        """
+        caller = _caller()
+        if caller is None:
+            return
+        uid, gid = caller
+        folder = os.fstat(self._folder)
+        sticky = folder.st_mode & stat.S_ISVTX and folder.st_uid != uid
+        if sticky and before is not None and before.st_uid != uid:
+            return
+        if _may_write(folder, uid, gid):
+            os.fchown(self.fd, uid, gid)
+
+    def place(self) -> None:
+        """Give it its name."""
+        self._replaced()  # it may have come meanwhile
+        os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._part = ""
+
+    def close(self) -> None:
+        """Remove what has not got its name."""
+        if self._part:
+            with contextlib.suppress(OSError):
+                os.unlink(self._part, dir_fd=self._folder)
+        os.close(self._folder)
+
+
+def _cut(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+
+
+def _special(path: str, *, force: bool) -> int | None:
+    """Descriptor of what is written to as it is: ours, a pipe, a device; None for files."""
+    own = _OWN.fullmatch(path)
+    if own:
+        return os.dup(_STANDARD.get(own["name"], int(own["fd"] or own["proc"] or 0)))
+    try:
+        found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        facts = os.fstat(found)
+        if not (stat.S_ISFIFO(facts.st_mode) or stat.S_ISCHR(facts.st_mode)):
+            return None
+        _require_ours(facts, force=force)
+        return _open_special(found)
+    finally:
+        os.close(found)
+
+
+def _open_special(found: int) -> int:
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        fd = os.open(f"/proc/self/fd/{found}", flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "nobody reads from it, start its reader first") from None
+        raise
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _require_ours(found: os.stat_result, *, force: bool) -> None:
+    """Raise OSError, with the reason as its text, for what must not be replaced or written to."""
+    kind = found.st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISLNK(kind):
+        raise OSError(errno.EPERM, "it is a link, and none is followed")
+    if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):
+        raise OSError(errno.EPERM, "it is neither a file nor a pipe")
+    caller = _caller()
+    if force or found.st_uid in (0, os.geteuid()) or (caller and found.st_uid == caller[0]):
+        return
+    owner = _name(found.st_uid)
+    raise OSError(errno.EPERM, f"it belongs to {owner}, and only --force replaces that")
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _caller() -> tuple[int, int] | None:
+    """Uid and gid of who called sudo, if we run as root by it."""
+    given = (os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", ""))
+    if os.geteuid() != 0 or not all(re.fullmatch(r"[0-9]{1,10}", text) for text in given):
+        return None
+    uid, gid = map(int, given)
+    # The last number means "do not change it".
+    return (uid, gid) if 0 < uid < (1 << 32) - 1 and gid < (1 << 32) - 1 else None
+
+
+def _may_write(folder: os.stat_result, uid: int, gid: int) -> bool:
+    """Whether that user may create files in a folder, by its mode."""
+    if folder.st_uid == uid:
+        return bool(folder.st_mode & stat.S_IWUSR)
+    groups = {gid}
+    with contextlib.suppress(KeyError):
+        groups |= set(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    return bool(folder.st_mode & (stat.S_IWGRP if folder.st_gid in groups else stat.S_IWOTH))

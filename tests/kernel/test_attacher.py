@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The process that holds breakpoints, where the host gives it nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from test_daemon import QUICK, always, daemon, named
+from test_leftovers import Scene, attached, scene_of
+from tracing import require_root, wait_until
+
+from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.uprobes import Attacher, wait_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import beams_run
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[beams_run.Beam]:
+    require_root()
+    with named() as beam:
+        yield beam
+
+
+@pytest.fixture
+def scene(quiet: beams_run.Beam) -> Iterator[Scene]:
+    yield from scene_of(quiet)
+
+
+@contextlib.contextmanager
+def no_more_tasks(pid: int) -> Iterator[None]:
+    """
+    A control group in which *pid* can start neither a thread nor a process.
+    """
+    roots = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
+    root = next(place for place in roots if (place / "cgroup.procs").exists())
+    group = root / f"scope-test-{os.getpid()}"
+    before = root / Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1].rpartition(":")[2][1:]
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "pids.max").write_text("1")
+        yield
+        with contextlib.suppress(OSError):  # it has ended
+            (before / "cgroup.procs").write_text(str(pid))
+    finally:
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def no_more_memory(pid: int) -> Iterator[None]:
+    """
+    No room in *pid* for the stack of one more thread.
+    """
+    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+    yield
+
+
+@pytest.mark.parametrize("less", [no_more_tasks, no_more_memory])
+@pytest.mark.parametrize("before", [False, True], ids=["no thread", "some threads"])
+def test_it_detaches_without_threads(
+    scene: Scene, less: Callable[[int], contextlib.AbstractContextManager[None]], before: bool
+):
+    """
+    Where no thread can be started breakpoints go in and out as ever, and it lives.
+    """
+    with Attacher() as holder:
+        wait_gone(holder.detach([]))  # it runs
+        if before:
+            wait_gone(attached(scene, scene.places[:1], holder).detach())
+        with less(holder.pid):
+            for _ in range(2):
+                held = [attached(scene, [place], holder) for place in scene.places[:8]]
+                assert 8 == len(scene.found)
+                for uprobes in held:
+                    wait_gone(uprobes.detach())
+                assert [] == scene.found
+            attached(scene, scene.places, holder)
+            threads = len(list(Path(f"/proc/{holder.pid}/task").iterdir()))
+            assert (2 if before else 1) == threads
+
+
+def test_programs_that_found_no_room_are_told(scene: Scene):
+    """
+    A request whose descriptors the kernel dropped is answered with the error, and the next is done.
+    """
+    with Attacher() as holder:
+        request = {"path": "/", "pid": 1, "multi": True, "programs": [{}, {}]}
+        socket.send_fds(holder._channel, [json.dumps(request).encode()], [0])
+        assert [-24, -24] == json.loads(holder._channel.recv(100))
+        wait_gone(attached(scene, scene.places, holder).detach())
+
+
+def test_an_answer_that_nobody_reads(scene: Scene):
+    """
+    A parent that is killed before it reads an answer resets the channel: all is taken out, too.
+    """
+    holder = Attacher()
+    attached(scene, scene.places, holder)
+    assert scene.found
+    holder._channel.send(json.dumps({"programs": [], "multi": True}).encode())
+    wait_until(lambda: select.select([holder._channel], [], [], 0)[0], "an answer")
+    holder.close()
+    assert 0 == holder._process.returncode
+    assert [] == scene.found
+
+
+def test_that_it_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
+    """
+    Where no process can be started that is an error of the host's, in one line.
+    """
+    monkeypatch.setattr("sys.executable", "/nonexistent")
+    with pytest.raises(HostError, match="cannot start the process that holds breakpoints: No such"):
+        Attacher()
+
+
+def test_a_daemon_with_little_memory(scene: Scene, tmp_path: Path):
+    """
+    A daemon without room for threads of 8 MB of stack each observes a VM and ends in order.
+    """
+    with daemon(QUICK, tmp_path, prefix=("prlimit", "--as=220000000")) as running:
+        samples = running.until(scene.beam.pid, always)
+        planted = scene.beam.plant("spawns 23")
+        name = ("beam_process_spawns_total",)
+        running.until(scene.beam.pid, lambda now: now[name] >= samples[name] + planted)
+        code, errors = running.end()
+    assert 0 == code
+    assert "Traceback" not in errors
