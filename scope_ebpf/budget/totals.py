@@ -84,7 +84,7 @@ class Totals:
         """What a scrape shows of *event*, seen as *item* says."""
         estimate = self._estimates[event]
         error = self._error(event) if mode != "always" else 0.0
-        if mode == "always":
+        if mode == "always" and sampling_ratio:  # else its hooks are still to come
             # What was estimated while the hooks were out stays in the totals: of a burst it is
             # known how much there was, and hardly of which class.
             everything = float(estimate.total[:COUNTS].sum())
