@@ -7,8 +7,8 @@ SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 BENCHES := pipeline real_apps profile calls capture snapshot top_cost idle scrape windows overhead
 
-.PHONY: help demo test lint unit kernel vm bench soak chaos objects generate dashboards wheel packages \
-	packages-test clean
+.PHONY: help demo test lint unit kernel vm bench soak fuzz chaos objects generate dashboards wheel \
+	packages packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -55,6 +55,8 @@ soak: $(VENV)/.test objects ## an hour of BEAMs that come and go under the daemo
 	@$(DEPS) test
 	@$(SUDO) $(BIN)/python bench/soak.py
 
+fuzz: $(VENV)/.test ## a million mutated captures, configs, rings, memory images and ELF files
+	@$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 chaos: $(VENV)/.test objects ## kill and stop the daemon and its attacher, MINUTES=30 (root)
 	@$(DEPS) test
 	@$(SUDO) $(BIN)/python bench/chaos.py --minutes $(or $(MINUTES),30)

@@ -107,13 +107,13 @@ def _outside(target: discover.Beam) -> None:
     _ = [viewer.names.registered(rows), viewer.names.identities(rows)]
     _ = viewer.names.current_functions(rows)
     print(f"outside, with names: {time.process_time() - began:.2f} s of CPU")
-    sweep = Sweep(ProcessTable(target, LOAD), target.layout.size("Process"), 0.1)
+    sweep = Sweep(ProcessTable(target, LOAD), viewer.heaps, 0.1)
     del rows, snapshot
     costs = []
     for _ in range(12):
         began = time.process_time()
         state = sweep.turn()
-        slots, _ = sweep.top("mailbox", 20)
+        slots = sweep.top("mailbox", 20).slots
         viewer.describe(viewer.table.at(slots).rows, 200)
         costs.append(time.process_time() - began)
     print(

@@ -112,6 +112,12 @@ class ReadRefusedError(ScopeError):
     exit_code = 13
 
 
+class TooMuchError(ScopeError):
+    """A look at a process takes more bytes or time than one may, and is given up."""
+
+    exit_code = 14
+
+
 class CompilerMissingError(ScopeError):
     """The host cannot compile a user's probe: bcc or kernel headers are missing."""
 

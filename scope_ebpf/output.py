@@ -98,6 +98,29 @@ def stream(path: str, *, force: bool = False) -> int:
     return fresh.fd
 
 
+def set_aside(path: str, *, force: bool = False) -> str | None:
+    """
+    Rename a file that is at *path* and not empty, to that name and ``.old``; the new path.
+
+    Raises OSError for what must not be replaced, see :class:`Document`.
+    """
+    if _OWN.fullmatch(path):
+        return None
+    folder, name = os.path.split(path)
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.lstat(name or ".", dir_fd=fd)
+        _require_ours(found, force=force)
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:
+            return None
+        os.rename(name, f"{name}.old", src_dir_fd=fd, dst_dir_fd=fd)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(fd)
+    return f"{path}.old"
+
+
 class _Fresh:
     """A new file beside *path*; :meth:`place` gives it that name, else :meth:`close` drops it."""
 

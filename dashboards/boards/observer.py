@@ -351,6 +351,51 @@ _STATE = Row(
             width=6,
         ),
         Panel(
+            "Looks into processes",
+            "cps",
+            "Looks into processes that call a thread as a VM does its first scheduler, by what came "
+            "out. Those of a program that was refused before are spared.",
+            "many of no_beam, refused or spared: something on this host calls itself a VM. Each user "
+            "has 2 % of a core for it.",
+            (
+                Query(
+                    f"sum by (instance, result) (rate(scope_ebpf_looks_total{{{_DAEMON}}}[RATE]))",
+                    "{{result}} {{instance}}",
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Held back",
+            "short",
+            "What VMs may not take more of, in the last hour: new names of nodes, new names in "
+            "rankings, lines of the log; and VMs that a scrape leaves out now.",
+            "a node that is renamed all the time, or processes with ever new names, would be new "
+            "series each time. max_series is how many a scrape may have.",
+            (
+                Query(
+                    f"increase(scope_ebpf_renames_held_total{{{_DAEMON}}}[1h])",
+                    "renames {{instance}}",
+                ),
+                Query(
+                    f"increase(scope_ebpf_top_names_held_total{{{_DAEMON}}}[1h])",
+                    "in rankings {{instance}}",
+                    SKY,
+                ),
+                Query(
+                    f"increase(scope_ebpf_log_lines_held_total{{{_DAEMON}}}[1h])",
+                    "log lines {{instance}}",
+                    YELLOW,
+                ),
+                Query(
+                    f"scope_ebpf_targets_left_out{{{_DAEMON}}}",
+                    "left out {{instance}}",
+                    VERMILLION,
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
             "Errors and refused configurations",
             "short",
             "Things that went wrong in the daemon and were logged, and configurations that it "

@@ -22,6 +22,7 @@ import numpy as np
 
 from scope_ebpf.beam.memory import column
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.relations import of_allocators, of_use
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,8 @@ _CARRIER_WAYS = 2
 _OF_PROCESSES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 #: Bytes of a slot of the process table, and what the VM takes for one of its queue of free ones.
 _SLOT, _FREE = 8, 4
+#: How often figures that cannot be are read again before they are left to be refused.
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class MemoryUse:
     total: int | None
     processes: int | None
     processes_used: int | None
-    binary: int
+    binary: int | None
     ets: int | None
     loaded_code: int | None
 
@@ -86,10 +89,15 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class AllocatorReading:
-    """All allocators at one moment, in the order of the VM."""
+    """
+    All allocators at one moment, in the order of the VM.
+
+    *memory* is None where the VM itself does not support ``erlang:memory/0``, for the reason *why*.
+    """
 
     allocators: tuple[Allocator, ...]
-    memory: MemoryUse
+    memory: MemoryUse | None
+    why: str = ""
 
 
 class AllocatorReader:
@@ -100,11 +108,14 @@ class AllocatorReader:
         self._memory, self._layout = target.memory, target.layout
         self._instances: list[NDArray[np.uint64]] = []
         self._numbers: list[int] = []
+        self._off: list[int] = []
         info = target.address("erts_allctrs_info")
         specs = target.address("erts_allctr_thr_spec")
         for number in range(FIRST_UTIL, COUNT):
             found = instances(target, info, specs, number)
-            if len(found):
+            if not len(found):
+                self._off.append(number)
+            else:
                 self._numbers.append(number)
                 self._instances.append(found)
         if not self._numbers:
@@ -116,7 +127,20 @@ class AllocatorReader:
         return zip(self._numbers, self._instances, strict=True)
 
     def read(self) -> AllocatorReading:
-        """Read them all. Raises ReadRefusedError."""
+        """
+        Read them all. Raises ReadRefusedError.
+
+        A block that is made or freed meanwhile may be in one figure and not in the other yet: what
+        cannot be is read again.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            reading = self._read()
+            use = reading.memory
+            if not of_allocators(reading.allocators) and not (use and of_use(use)):
+                return reading
+        return self._read()
+
+    def _read(self) -> AllocatorReading:
         layout, size = self._layout, self._layout.size("Allctr_t")
         every = np.concatenate(self._instances)
         raw, good = self._memory.gather(every, size)
@@ -134,7 +158,12 @@ class AllocatorReader:
             anywhere = sum(int(kind[:, number - 1].sum()) for kind in blocks.values())
             total = sum(size for size, _ in kinds.values())
             found.append(Allocator(self._names[number], total, anywhere, kinds))
-        fixed = self._fixed(column(raw, layout.offset("Allctr_t", "fix"), np.uint64))
+        if self._off:  # as erts_memory has it (erl_alloc.c)
+            why = f"the VM runs with {len(self._off)} of its allocators off, and knows it no more"
+            return AllocatorReading(tuple(found), None, why)
+        lists = column(raw, layout.offset("Allctr_t", "fix"), np.uint64)
+        pooled = column(raw, layout.offset("Allctr_t", "cpool.util_limit"), np.uint64) != 0
+        fixed = self._fixed(lists[lists != 0], pooled[lists != 0])
         use = self._use({a.name: a.blocks for a in found}, fixed)
         return AllocatorReading(tuple(found), use)
 
@@ -160,24 +189,32 @@ class AllocatorReader:
             for kind, (first, step) in firsts.items()
         }
 
-    def _fixed(self, lists: NDArray[np.uint64]) -> tuple[int, int] | None:
-        """Bytes of processes in fix_alloc: allocated, used. None where its lists are not known."""
+    def _fixed(
+        self, lists: NDArray[np.uint64], pooled: NDArray[np.bool_]
+    ) -> tuple[int, int] | None:
+        """
+        Bytes of processes in fix_alloc: allocated, used. None where its lists are not known.
+
+        A list keeps its figures elsewhere where its instance gives no carriers to the *pool*: the
+        one of all threads that are no schedulers never does, and others by ``+MFacul 0``.
+        """
         layout = self._layout
         if not layout.has("ErtsAlcFixList_t", "proc"):
             return None
         stride = layout.size("ErtsAlcFixList_t")
         places = [layout.offset("ErtsAlcFixList_t", name) for name in _OF_PROCESSES]
-        raw, good = self._memory.gather(lists[lists != 0], stride * (max(places) + 1))
+        raw, good = self._memory.gather(lists, stride * (max(places) + 1))
         if not good.all() or not len(raw):
             return None
-        sizes, allocated, used = (
-            np.array(
-                [
-                    column(raw, place * stride + layout.offset("ErtsAlcFixList_t", field), np.int64)
-                    for place in places
-                ]
-            )
-            for field in ("type_size", "allocated", "used")
+
+        def figures(field: str) -> NDArray[np.int64]:
+            at = layout.offset("ErtsAlcFixList_t", field)
+            return np.array([column(raw, place * stride + at, np.int64) for place in places])
+
+        sizes = figures("type_size")
+        allocated, used = (
+            np.where(pooled, figures(f"cpool.{name}"), figures(f"nocpool.{name}"))
+            for name in ("allocated", "used")
         )
         # The first is the list of processes: it must say so by its size.
         if not (sizes[0] == layout.size("Process")).all():

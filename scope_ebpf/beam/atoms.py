@@ -32,8 +32,8 @@ MAX_BYTES = 255 * 4
 MAX_ATOMS = 1 << 25
 #: Texts kept; most are never asked for.
 CACHE = 1 << 16
-#: Atoms that a search looks at together.
-_BLOCK = 8192
+#: Atoms that a search looks at together, and in all: some seconds.
+_BLOCK, _SEARCHED = 8192, 1 << 22
 #: Where the bytes follow in the heap binary that holds a name since OTP 28
 #: (ErlHeapBits.data, OTP-28.5 erts/emulator/beam/erl_bits.h).
 _HEAP_BITS_DATA = 16
@@ -94,11 +94,13 @@ class Atoms:
 
         Those that the VM is born with come first, and a search ends with them.
         """
-        total = len(self)
+        total = min(len(self), first + _SEARCHED)
         wanted = name.encode()
         for start in range(first, total, _BLOCK):
             indices = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
             addresses, lengths, good = self._places(indices)
+            if not good.any():
+                break  # the VM claims more atoms than it has
             rows = np.flatnonzero(good & (lengths == len(wanted)))
             names, _ = self._memory.gather_ragged(addresses[rows], lengths[rows])
             for row, text in zip(rows.tolist(), names, strict=True):

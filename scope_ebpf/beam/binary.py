@@ -189,7 +189,7 @@ class Binary:
             wanted = [text]
             if text in _MANGLED:
                 wanted += [one for one in _MANGLED if one != text and one not in self._matches]
-            found = self._ask_symbols("matching", _matches, wanted)
+            found = self._ask_symbols("matching", lambda a: _matches(a, len(wanted)), wanted)
             self._matches |= zip(wanted, found, strict=True)
         return list(self._matches[text])
 
@@ -220,7 +220,7 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
-        if size <= len(self._heads.get(address, b"")):
+        if 0 < size <= len(self._heads.get(address, b"")):
             return self._heads[address][:size]
 
         def whole(found: Any) -> bytes:
@@ -419,25 +419,25 @@ def _symbol(found: Any) -> Symbol:
 
 
 def _symbols_or_none(found: Any) -> list[Symbol | None]:
-    return answers.many(found, answers.optional(_symbol), 1)
+    return answers.as_many(found, answers.optional(_symbol), 1)
 
 
-def _matches(found: Any) -> list[list[Symbol]]:
-    return answers.many(found, lambda one: answers.many(one, _symbol, limits.MATCHES), limits.ASKED)
+def _matches(found: Any, count: int) -> list[list[Symbol]]:
+    return answers.as_many(found, lambda one: answers.many(one, _symbol, limits.MATCHES), count)
 
 
 def _entries(found: Any, count: int) -> list[Entry | None]:
     def entry(one: Any) -> Entry:
         return Entry(*answers.entry(one))
 
-    return answers.many(found, answers.optional(entry), count)
+    return answers.as_many(found, answers.optional(entry), count)
 
 
 def _heads(found: Any, count: int) -> list[bytes | None]:
     def head(one: Any) -> bytes:
         return answers.content(one, limits.HEAD)
 
-    return answers.many(found, answers.optional(head), count)
+    return answers.as_many(found, answers.optional(head), count)
 
 
 def _calls(found: Any) -> list[tuple[int, int, bool]]:

@@ -47,6 +47,9 @@ _MAX_ATTRIBUTES = 1 << 16
 CACHE = 4096
 #: A location packs a file's number above 24 bits of line (OTP-25.2.3 beam_code.h).
 _LINE_BITS = 24
+#: The release from which on the first name of a module's files is its own file's, and names are
+#: lists of characters; before, they were atoms (OTP-24.3.4.4 erts/emulator/beam/beam_ranges.c).
+_WITH_OWN_FILE = 25
 
 
 class Mfa(NamedTuple):
@@ -235,7 +238,7 @@ class CodeMap:
         if mfa is None or not lines:
             return mfa
         try:
-            file, line = self._line(module, index, address)
+            file, line = self._line(module, index, address, mfa.module)
         except UnreadableMemoryError:
             return mfa
         return mfa._replace(file=file, line=line)
@@ -259,8 +262,10 @@ class CodeMap:
             raise ReadRefusedError(f"the functions of the code at {start:#x} are not in order")
         return _Module(start, end, header, functions)
 
-    def _line(self, module: _Module, index: int, address: int) -> tuple[str | None, int | None]:
-        """Find file and line of an address within function number *index*."""
+    def _line(
+        self, module: _Module, index: int, address: int, name: str
+    ) -> tuple[str | None, int | None]:
+        """Find file and line of an address within function number *index* of the module *name*."""
         layout = self._layout
         table = int.from_bytes(
             module.header[layout.offset("BeamCodeHeader", "line_table") :][:8], "little"
@@ -286,8 +291,16 @@ class CodeMap:
         if not location:
             return None, None
         names = self._memory.u64(table + layout.offset("BeamCodeLineTab", "fname_ptr"))
-        name = self._text(self._memory.u64(names + 8 * (location >> _LINE_BITS)))
-        return name, location & ((1 << _LINE_BITS) - 1)
+        file = self._file(names, location >> _LINE_BITS, name)
+        return file, location & ((1 << _LINE_BITS) - 1)
+
+    def _file(self, names: int, number: int, module: str) -> str:
+        """Name one of a module's files; *names* is where their names lie."""
+        if self._layout.release >= _WITH_OWN_FILE:
+            return self._text(self._memory.u64(names + 8 * number))
+        if number == 0:
+            return f"{module}.erl"
+        return self._atoms.text(self._memory.u64(names + 8 * (number - 1)))
 
     def _text(self, term: int) -> str:
         """Read a list of characters, cut at _MAX_NAME."""

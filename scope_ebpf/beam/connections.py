@@ -2,6 +2,10 @@
 """
 The connections to other nodes: how many, what waits to be sent, which are busy.
 
+A node that is being connected holds up whoever sends to it, as a full connection does, so it
+counts for both. What processes with ``async_dist`` have queued is in another word than what the
+others have, since OTP 25.3.
+
 Sources: OTP-25.2.3 erts/emulator/beam/erl_node_tables.h (struct dist_entry_) and .c (the
 lists of connected nodes). The lists change while they are read: an entry that is
 not connected any more, or does not read as one, is left out.
@@ -20,20 +24,31 @@ if TYPE_CHECKING:
 
 #: The lists of connected nodes, by what the VM calls them.
 _LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}
+_PENDING_LIST = "erts_pending_dist_entries"
 TYPES = tuple(_LISTS)
 #: No list is followed further.
 _MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
-_CONNECTED, _BUSY = 2, 1 << 0
+_PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
+#: An entry lies in a block of the VM's that says its size (ErtsBinary, OTP-25.2.3 erl_binary.h):
+#: where that word stands before the entry, and what it counts besides.
+_BLOCK_SIZE, _BESIDES = 32, 24
+#: The size of an entry from which on it has the word of all that waits; where that word is.
+_WITH_TOTAL, _TOTAL = 400, 248
 
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """*nodes* that are connected, by :data:`TYPES`; *queued* bytes, and *busy* connections."""
+    """
+    *nodes* that are connected, by :data:`TYPES`; *queued* bytes, and *busy* connections.
+
+    *pending* nodes are being connected; what waits for them, and those that are busy, is counted.
+    """
 
     nodes: tuple[int, ...]
     queued: int
     busy: int
+    pending: int = 0
 
 
 class ConnectionReader:
@@ -41,25 +56,30 @@ class ConnectionReader:
 
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
-        self._heads = [target.address(name) for name in _LISTS.values()]
+        self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
         self._size = target.layout.size("DistEntry")
-        self._at = {
-            name: target.layout.offset("DistEntry", name)
-            for name in ("next", "sysname", "state", "qflgs", "qsize")
-        }
+        names = ("next", "sysname", "state", "qflgs", "qsize")
+        self._at = {name: target.layout.offset("DistEntry", name) for name in names}
+        self._has_total = target.layout.has("DistEntry", "total_qsize")
 
     def read(self) -> Connections:
         """Follow the lists. Raises ReadRefusedError."""
-        counts, queued, busy = [], 0, 0
-        for head in self._heads:
-            entries = self._entries(self._memory.u64(head))
-            counts.append(len(entries))
-            queued += sum(size for size, _ in entries)
-            busy += sum(is_busy for _, is_busy in entries)
-        return Connections(tuple(counts), queued, busy)
+        *connected, pending = (
+            self._entries(self._memory.u64(head), state)
+            for head, state in zip(
+                self._heads, (*[_CONNECTED] * len(_LISTS), _PENDING), strict=True
+            )
+        )
+        every = [entry for entries in (*connected, pending) for entry in entries]
+        return Connections(
+            tuple(len(entries) for entries in connected),
+            sum(size for size, _ in every),
+            sum(is_busy for _, is_busy in every),
+            len(pending),
+        )
 
-    def _entries(self, place: int) -> list[tuple[int, bool]]:
-        """What waits for each connected node of a list, and whether it is busy."""
+    def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
+        """What waits for each node of a list that is in this *state*, and whether it is busy."""
         found: list[tuple[int, bool]] = []
         for _ in range(_MOST):
             if not place:
@@ -70,7 +90,14 @@ class ConnectionReader:
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
                 return found  # it is being freed
-            if value["state"] & 0xFFFFFFFF == _CONNECTED:
-                found.append((value["qsize"], bool(value["qflgs"] & _BUSY)))
+            if value["state"] & 0xFFFFFFFF == state:
+                found.append((self._waiting(place, value), bool(value["qflgs"] & _BUSY)))
             place = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
+
+    def _waiting(self, place: int, value: dict[str, int]) -> int:
+        """Bytes that wait for one node, those of senders that need not wait among them."""
+        size = self._memory.u64(place - _BLOCK_SIZE) - _BESIDES
+        if self._has_total or size == _WITH_TOTAL:
+            return self._memory.u64(place + _TOTAL)
+        return value["qsize"]

@@ -195,7 +195,8 @@ class CounterReader:
         """
         Where the words lie whose sum is a counter of the normal schedulers, by its name.
 
-        In a row, with equal spaces. Of the word of *spawned* the lower 32 bits count.
+        In a row, with equal spaces. Of the words of *spawned* and of ports that were *opened* the
+        lower 32 bits count.
         """
         queue, data = "ErtsRunQueue", "ErtsSchedulerData"
         schedulers = self._schedulers["normal"]
@@ -205,6 +206,7 @@ class CounterReader:
             "reductions": queues + self._at(queue, "procs.reductions"),
             "collections": schedulers + self._at(data, "gc_info.garbage_cols"),
             "spawned": np.array([self._tables["erts_proc"] + self._taken], np.uint64),
+            "opened": np.array([self._tables["erts_port"] + self._taken], np.uint64),
         }
 
     def _at(self, struct: str, field: str) -> np.uint64:

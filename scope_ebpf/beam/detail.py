@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.moment import HEAPS, MAX_MESSAGES, Moment, moments, stood
+from scope_ebpf.beam.monitors import counts
 from scope_ebpf.beam.processes import ALL, DETAIL, PRIORITY
-from scope_ebpf.beam.sizes import LIMIT, ring, tree
-from scope_ebpf.beam.walk import pointers, walk
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -18,34 +17,52 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code import Mfa
     from scope_ebpf.beam.view import Viewer
+    from scope_ebpf.beam.walk import Walk
+
+__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames"]
 
 #: The columns that :func:`detail` needs.
 FIELDS = (*ALL, *DETAIL)
-#: Frames, words of stack and messages that are looked at.
+#: Frames that are shown.
 MAX_FRAMES = 50
-_MAX_STACK = 1 << 16
-MAX_MESSAGES = 10
 _WORD = 8
 #: F_TRAP_EXIT and ERTS_PSFLG_OFF_HEAP_MSGQ (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _TRAP_EXIT, _OFF_HEAP = 1 << 22, 1 << 24
 _USER_PRIORITY = 2  # bits to the left
+#: What must stand still while terms on the heap are written as text.
+_NAMES = ("dictionary", *HEAPS)
 
 
 def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
     """
-    Describe one process, given as rows of shape ``(1,)`` with the columns FIELDS.
+    Describe the process of *rows*, shape ``(1,)``, with the columns FIELDS, as it is now.
 
-    Its message shapes are those of the messages that wait longest; a count of
-    links or monitors is None where there are more than LIMIT. The VM keeps no
-    time of birth, so there is no age.
+    All of it is of one moment, but for what ``moved`` names: that changed each time it was read.
+    Its message shapes are those of the messages that wait longest; a count of links or monitors
+    is None where there are more than LIMIT. The VM keeps no time of birth, so there is no age.
+    Raises ReadRefusedError where the process has ended.
     """
-    row, target = rows[0], viewer.target
-    described = viewer.describe(rows, 100 * LIMIT)[0]
+    best: Moment | None = None
+    for moment in moments(viewer, rows):
+        if best is None or len(moment.moved) < len(best.moved):
+            best = moment
+        if not moment.moved:
+            found = _describe(viewer, moment)
+            if not found["moved"]:
+                return found
+    if best is None:
+        raise ReadRefusedError("the process has ended")
+    return _describe(viewer, best)
+
+
+def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
+    rows, row = moment.rows, moment.rows[0]
+    described = viewer.describe(rows)[0]
     ancestors = viewer.names.dictionary(rows, "$ancestors")[0]
-    counts = {
-        name: _count(*walker(target, rows[name], LIMIT)[::3])
-        for name, walker in (("links", tree), ("monitors", tree), ("watchers", ring))
-    }
+    named = viewer.terms.text(int(ancestors)) if ancestors else None
+    moved = moment.moved
+    if not stood(rows, viewer.table.one(int(row["id"])), _NAMES):
+        moved = (*moved, "names")
     old = int(row["old_hend"] - row["old_heap"]) // _WORD if row["old_heap"] else 0
     return described | {
         "priority": PRIORITY[int(row["state"]) >> _USER_PRIORITY & 3],
@@ -55,58 +72,63 @@ def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
         "fragment_words": int(row["fragment_words"]),
         "binary_bytes": _WORD * int(row["off_heap_words"] + row["old_binaries"]),
         "fullsweep_after": int(row["max_minor_gcs"]),
-        "ancestors": viewer.terms.text(int(ancestors)) if ancestors else None,
-        **counts,
-        "messages": messages(viewer, row),
-        "stack": [{"function": str(f), "location": f.location or None} for f in stack(viewer, row)],
+        "ancestors": named,
+        **_counts(viewer, moment),
+        "messages": [_message(viewer, *message) for message in moment.messages],
+        "stack": [
+            {"function": str(frame), "location": frame.location or None}
+            for frame in frames(viewer, moment)
+        ],
+        "moved": list(moved),
     }
 
 
-def stack(viewer: Viewer, row: np.void) -> list[Mfa]:
+def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:
     """
-    Walk the stack of a process, innermost function first.
+    Name the frames of a stack, innermost first.
 
-    Like the VM's own: every word that may be an address of code and is one.
-    A process that runs keeps its true stack in registers, so the stack is as
-    of when it was last scheduled out.
+    Like the VM's own: every word that may be an address of code and is one. In a native function
+    only what the VM noted before the call is fresh; the instruction pointer is that of the time
+    when the process last left a scheduler.
     """
-    if row["current"]:
-        inner = viewer.code.location(int(row["pc"])) or viewer.code.mfa(int(row["current"]))
-    else:
-        inner = viewer.code.location(int(row["pc"]))
-    frames = [inner] if inner else []
-    size = min(int(row["stack_words"]), _MAX_STACK)
-    try:
-        words = viewer.target.memory.words(int(row["stop"]), size)
-    except ReadRefusedError:
-        return frames
-    words = words[words & np.uint64(3) == 0]
-    previous = int(row["pc"])
+    row = moment.rows[0]
+    inner = viewer.code.mfa(int(row["current"])) if row["current"] else None
+    if not moment.native:
+        inner = viewer.code.location(int(row["pc"])) or inner
+    found = [inner] if inner else []
+    words = moment.stack[moment.stack & np.uint64(3) == 0]
+    previous = 0 if moment.native else int(row["pc"])
     for address in words[viewer.code.inside(words)].tolist():
-        if address != previous and len(frames) < MAX_FRAMES:
+        if address != previous and len(found) < MAX_FRAMES:
             # A return address may be the start of the next function's code.
             frame = viewer.code.location(address - 1)
-            frames += [frame] if frame else []
+            found += [frame] if frame else []
         previous = address
-    return frames
+    return found
 
 
-def messages(viewer: Viewer, row: np.void) -> list[str]:
-    """Tell the shapes of the first messages, in the order in which they wait."""
-    layout, memory = viewer.target.layout, viewer.target.memory
-    follow = pointers(layout.offset("ErtsMessage", "next"))
-    body = layout.offset("ErtsMessage", "m")
-    shapes: list[str] = []
-    for queue in ("first_message", "middle_message", "outer_message"):
-        nodes = walk(
-            memory, np.array([row[queue]], np.uint64), body + _WORD, follow, 10 * MAX_MESSAGES
-        ).nodes
-        terms = column(nodes, body, np.uint64)
-        # A header is a signal that is no message; 0 is one that nobody has decoded.
-        for term in terms[(terms & np.uint64(3) != 0) | (terms == 0)].tolist():
-            if len(shapes) < MAX_MESSAGES:
-                shapes.append(viewer.terms.shape(term) if term else "not decoded yet")
-    return shapes
+def _counts(viewer: Viewer, moment: Moment) -> dict[str, int | None]:
+    """Count links and monitors; None where they were not all read."""
+    tree, ring = moment.monitors, moment.watchers
+    found = counts(viewer.target, tree.nodes, ring.nodes)
+    whole = bool(tree.whole.all()), bool(tree.whole.all() and ring.whole.all())
+    return {
+        "links": _count(moment.links),
+        "monitors": found.monitors if whole[0] else None,
+        "watchers": found.watchers if whole[1] else None,
+        "aliases": found.aliases if whole[0] else None,
+        "suspends": found.suspends if whole[0] else None,
+        "suspended_by": found.suspended_by if whole[1] else None,
+        "node_monitors": found.nodes if whole[0] else None,
+    }
+
+
+def _count(walk: Walk) -> int | None:
+    return len(walk.owners) if walk.whole.all() else None
+
+
+def _message(viewer: Viewer, term: int, head: tuple[int, int] | None) -> str:
+    return viewer.terms.shape(term, head) if term else "not decoded yet"
 
 
 def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
@@ -122,7 +144,3 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
         texts = viewer.names.registered(rows)
     place = texts.index(wanted) if wanted in texts else None
     return rows[:0] if place is None else viewer.table.one(int(rows["id"][place]))
-
-
-def _count(owners: NDArray[np.int64], whole: NDArray[np.bool_]) -> int | None:
-    return len(owners) if whole.all() else None

@@ -59,6 +59,8 @@ class Follow:
         self._numbers: Counter[int] = Counter()
         self._codes: dict[int, Code] = {}
         self._been: set[int] = set()
+        #: Code that lies in an unused table since that was last written, by the module's index.
+        self._coming: dict[int, set[int]] = {}
         self._looked = clock()
         self.wanted: list[Version] = []
         self.look()
@@ -78,6 +80,8 @@ class Follow:
         if not self._codes and self._modules.knows_active:
             self._been |= {h for code in codes.values() for h in code.others}
         previous, self._codes = self._codes, codes
+        for index, code in codes.items():
+            self._expect(index, code, previous.get(index))
         current, coming, old = [], [], []
         for number, function in enumerate(self._chosen):
             index = function.terms[0] >> 6
@@ -85,14 +89,30 @@ class Follow:
             # Code never comes back: at an address that was current before lies other code now.
             again = last is not None and code.current != last.current
             current += self._version(number, code.current, again=again)
-            others = [h for h in code.others if h not in self._been]
-            coming += [v for h in others for v in self._version(number, h)]
+            written = self._coming[index] if self._modules.knows_active else set()
+            for header in code.others:
+                if header in written or header not in self._been:
+                    coming += self._version(number, header, again=header in written)
             old += self._version(number, code.old)
         run = (*current, *old) if self._modules.knows_active else (*current, *coming, *old)
         for version in run:
             version.gap_ns = self._gap(version, now - before)
         self.wanted = list({id(v): v for v in (*current, *coming, *old)}.values())
         return True
+
+    def _expect(self, index: int, code: Code, last: Code | None) -> None:
+        """
+        Note which code of a module is to come.
+
+        The VM uses memory again: an address in a table that was written since the last look is that
+        of new code, whatever was there before.
+        """
+        coming = self._coming.setdefault(index, set())
+        coming &= {*code.others}
+        if last is not None:
+            pairs = zip(code.tables, last.tables, strict=True)
+            fresh = {now[0] for now, before in pairs if now != before}
+            coming |= fresh & {*code.others} - {code.old}
 
     def _gap(self, version: Version, since_ns: int) -> int:
         if version.gap_ns is not None:
@@ -105,20 +125,32 @@ class Follow:
             return []
         key = (number, header)
         known = self._versions.get(key)
-        if known is None or (again and known.gap_ns is not None):
+        expected = known is not None and known.gap_ns is None
+        if known is None or again or expected:
             function = self._functions.again(self._chosen[number], header)
             if function is None:
                 return []
-            self._numbers[number] += 1
-            # Where the same address was watched until now, it still is.
-            version = Version(function, self._numbers[number], known is not None and known.watched)
-            known = self._versions[key] = self.at[function.address] = version
-            self.all.append(version)
+            # What is to come may have been written since it was looked at.
+            if known is None or not expected or function.address != known.function.address:
+                known = self._new(key, function, known)
         return [known]
 
+    def _new(self, key: tuple[int, int], function: Function, before: Version | None) -> Version:
+        self._numbers[key[0]] += 1
+        # Where the same address was watched until now, it still is.
+        same = before is not None and before.function.address == function.address
+        watched = same and before is not None and before.watched
+        version = Version(function, self._numbers[key[0]], watched)
+        self._versions[key] = self.at[function.address] = version
+        self.all.append(version)
+        return version
+
     def watch(self, versions: list[Version]) -> None:
-        """Say that *versions* are watched from now on."""
+        """Say that *versions*, and no others, are watched from now on."""
         now = self._clock()
+        here = {id(version) for version in versions}
+        for version in self.all:
+            version.watched = version.watched and id(version) in here
         for version in versions:
             if not version.watched:
                 version.watched = True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from scope_ebpf.beam import look_limits
 from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError, ReadRefusedError
 
 if TYPE_CHECKING:
@@ -226,7 +227,9 @@ class Memory:
         if self._process is not None and self._is_other():
             self._process.check()
         if got >= 0:
+            look_limits.spend(got)
             return got
+        look_limits.spend(0)
         if code == errno.ESRCH:
             raise NoSuchProcessError(f"process {self.pid} has ended")
         if code == errno.EPERM:

@@ -38,6 +38,8 @@ _LINE = 64
 ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
 _MAX_SLOTS = 1 << 27
+#: Slots that cannot be read, each of which costs some calls: a table that is made up has millions.
+_MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
@@ -172,7 +174,7 @@ class ProcessTable:
         self._slots = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
         self.slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
         self._invalid = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
-        if not 0 < self.slots < _MAX_SLOTS:
+        if not 0 < self.slots <= _MAX_SLOTS:
             raise ReadRefusedError(
                 f"process {target.pid}: its process table claims {self.slots} slots, so "
                 f"{layout} does not fit and no process is read"
@@ -235,12 +237,14 @@ class ProcessTable:
         return slots[there], pointers[there]
 
     def _look(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Read some slots of the table; 0 where there is no process."""
+        """Read some slots; 0 where there is no process, and beyond the table as it was found."""
         size = min(_LINE, self.slots)
-        firsts = np.minimum(slots // size * size, self.slots - size)
+        inside = np.minimum(slots, self.slots - 1)
+        firsts = np.minimum(inside // size * size, self.slots - size)
         lines, line = np.unique(firsts, return_inverse=True)
         raw, _ = self._memory.gather(self._places(lines), _WORD * size)
-        return self._live(raw.view(np.uint64)[line, slots - firsts])
+        found = self._live(raw.view(np.uint64)[line, inside - firsts])
+        return np.where(slots < self.slots, found, np.uint64(0))
 
     def _places(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         return np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
@@ -267,11 +271,16 @@ class ProcessTable:
 
     def one(self, pid: int) -> NDArray[np.void]:
         """Read the one process with this pid term, shape ``(1,)``; ``(0,)`` if it is not there."""
-        slots = self._codec.slot(np.array([pid], np.uint64))
-        snapshot = self.at(slots[slots < self.slots].astype(np.int64))
+        snapshot = self.at(self.slots_of(np.array([pid], np.uint64)))
         if snapshot.torn or snapshot.unreadable:
             raise ReadRefusedError("the process changed faster than it could be read: try again")
         found: NDArray[np.void] = snapshot.rows[snapshot.rows["id"] == pid]
+        return found
+
+    def slots_of(self, pids: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Tell the slots of these pid terms, without those that the table cannot have."""
+        slots = self._codec.slot(pids)
+        found: NDArray[np.int64] = slots[slots < self.slots].astype(np.int64)
         return found
 
     def at(self, slots: NDArray[np.int64]) -> Snapshot:
@@ -310,6 +319,11 @@ class ProcessTable:
             slots, pointers, read = slots[again], after[again], read[again]
         found.torn.extend(slots[read].tolist())
         found.unreadable.extend(slots[~read].tolist())
+        if len(found.torn) + len(found.unreadable) > _MOST_MISSED:
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: more than {_MOST_MISSED:,} slots of its process "
+                "table lead to no process, so none is read"
+            )
 
     def _rows(
         self, slots: NDArray[np.int64], pointers: NDArray[np.uint64]

@@ -200,6 +200,31 @@ class Schedulers:
         )
 
 
+def natives(target: Target) -> dict[int, int]:
+    """
+    Tell which processes are in a native function: their structs, and the environments of the calls.
+
+    Empty where the schedulers are not found.
+    """
+    layout, memory = target.layout, target.memory
+    process, native = (
+        layout.offset("ErtsSchedulerData", name) for name in ("current_process", "current_nif")
+    )
+    found: dict[int, int] = {}
+    for thread in threads(target.pid):
+        array = target.find(ARRAYS[thread.role]) if thread.role in ARRAYS else None
+        if array is None:
+            continue
+        place = memory.u64(array) + (thread.number - 1) * layout.size("ErtsAlignedSchedulerData")
+        try:
+            environment, pointer = memory.u64(place + native), memory.u64(place + process)
+        except ReadRefusedError:
+            continue
+        if environment and pointer:
+            found[pointer] = environment
+    return found
+
+
 def _kernel_view(thread: Thread) -> str:
     """Say what the kernel alone can tell of a thread."""
     if thread.state in "Tt":

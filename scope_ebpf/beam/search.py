@@ -44,6 +44,8 @@ _NEAR = 64
 _SAMPLE = 1024
 #: Ranges of code that are looked at before all of them are.
 _FEW = 16
+#: Ranges of code that a VM has at most: one for each module, and some.
+_MOST_RANGES = 1 << 20
 #: Variables that were found in another VM of the same program, as the file has their addresses.
 _variables: WeakKeyDictionary[Binary, dict[str, int]] = WeakKeyDictionary()
 
@@ -128,7 +130,7 @@ def _code_ranges(target: Target) -> int | None:
         fits = np.ones(max(0, len(words) - 3 * stride), np.bool_)
         for shift in (0, stride, 2 * stride):
             at = [words[shift + field : shift + field + len(fits)] for field in fields]
-            fits &= (at[0] != 0) & (at[1] > 0) & (at[1] <= at[2]) & (at[2] < 1 << 20)
+            fits &= (at[0] != 0) & (at[1] > 0) & (at[1] <= at[2]) & (at[2] < _MOST_RANGES)
             fits &= (at[3] >= at[0]) & (at[3] < at[0] + at[2] * np.uint64(2 * _WORD))
         found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
     return _only([place for place in found if _holds(_in_order, target, place)])
@@ -141,6 +143,8 @@ def _in_order(target: Target, place: int) -> bool:
         at = place + index * layout.size("ranges")
         modules = target.memory.u64(at + layout.offset("ranges", "modules"))
         count = target.memory.u64(at + layout.offset("ranges", "n"))
+        if not 0 < count < _MOST_RANGES:
+            return False  # it was neither when the place was found
         # Nearly all wrong places show within the first few; to read all takes 16 MB at the worst.
         for some in (min(count, _FEW), count):
             edges = target.memory.words(modules, 2 * some)

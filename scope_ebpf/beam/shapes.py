@@ -69,25 +69,29 @@ class TermReader:
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._left = 0
 
-    def shape(self, term: int) -> str:
-        """Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` if it changed."""
+    def shape(self, term: int, head: tuple[int, int] | None = None) -> str:
+        """
+        Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
+
+        *head* is what a boxed term points to: its header, and the word behind that.
+        """
         try:
             if is_atom(term):
                 return quoted(self._atoms.text(term))
             if not is_boxed(term):
                 return self._word(term) if term == NIL else _kind_of_word(term)
-            header = self._memory.u64(term & POINTER_MASK)
-            if header & _SUBTAG != _TUPLE:
-                return self._kinds.get(header & _SUBTAG, "?")
-            arity = header >> 6
-            words = self._memory.words(term & POINTER_MASK, 1 + min(arity, 1)).tolist()
+            return self._tag(*head) if head else "?"
         except ReadRefusedError:
             return "?"
+
+    def _tag(self, header: int, word: int) -> str:
+        """Write a tuple by its first element, anything else by its kind."""
+        if header & _SUBTAG != _TUPLE:
+            return self._kinds.get(header & _SUBTAG, "?")
+        arity = header >> 6
         if arity == 0 or arity >= 1 << 24:
             return "{}" if arity == 0 else "?"
-        first = "_"
-        if is_atom(words[1]):
-            first = self.shape(words[1])
+        first = quoted(self._atoms.text(word)) if is_atom(word) else "_"
         rest = ["_"] * min(arity - 1, MAX_ELEMENTS) + ["..."] * (arity - 1 > MAX_ELEMENTS)
         return "{" + ", ".join([first, *rest]) + "}"
 
@@ -130,7 +134,7 @@ class TermReader:
             return "{" + ",".join(parts + ["..."] * (arity > MAX_ELEMENTS)) + "}"
         data = self._bytes(address, header & _SUBTAG)
         if data is not None:
-            return '<<"' + escaped(data.decode("utf-8", "replace")) + '">>'
+            return _binary(data)
         return f"#{self._kinds.get(header & _SUBTAG, '?')}"
 
     def _bytes(self, address: int, subtag: int) -> bytes | None:
@@ -152,12 +156,29 @@ class TermReader:
         while is_list(term) and len(cells) < MAX_CHARACTERS:
             head, term = self._memory.words(term & POINTER_MASK, 2).tolist()
             cells.append(head)
-        if all(is_small(cell) and 32 <= small(cell) < 0x110000 for cell in cells):
+        text = all(is_small(cell) and 32 <= small(cell) < 0x110000 for cell in cells)
+        if text and (term == NIL or is_list(term)):
             return '"' + escaped("".join(chr(small(cell)) for cell in cells)) + '"'
         parts = [self._text(cell, depth - 1) for cell in cells[:MAX_ELEMENTS]]
         if len(cells) > MAX_ELEMENTS or is_list(term):
             parts.append("...")
-        return "[" + ",".join(parts) + "]"
+        tail = "" if term == NIL or is_list(term) else "|" + self._text(term, depth - 1)
+        return "[" + ",".join(parts) + tail + "]"
+
+
+def _binary(data: bytes) -> str:
+    """Write a binary as Erlang does: as a string where it is one, else byte by byte."""
+    # One that was cut may end within a character.
+    for cut in range(4 if len(data) == MAX_CHARACTERS else 1):
+        try:
+            text = data[: len(data) - cut].decode()
+        except UnicodeDecodeError:
+            continue
+        if all(character.isprintable() or character in "\n\r\t" for character in text):
+            return '<<"' + escaped(text) + '">>'
+        break
+    shown = [str(byte) for byte in data[:MAX_ELEMENTS]] + ["..."] * (len(data) > MAX_ELEMENTS)
+    return "<<" + ",".join(shown) + ">>"
 
 
 def _kind_of_word(term: int) -> str:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.monitors import extended, kind, kinds
 from scope_ebpf.beam.processes import EXITING, base_bytes
 from scope_ebpf.beam.terms import BOXED, POINTER_MASK, PRIMARY_MASK
-from scope_ebpf.beam.walk import Walk, pointers, walk
+from scope_ebpf.beam.walk import Walk, chain, pointers, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +34,6 @@ LIMIT = 2000
 #: Fragments of one message that are looked at.
 _FRAGMENTS = 64
 
-#: Bits and kinds of links and monitors (OTP-25.2.3 erl_monitor_link.h, the same in 27.3.4.1).
-_EXTENDED = 1 << 4
-_EXTENDED_28, _KIND_28 = 1 << 11, 0x1F  # since OTP 28
-_REMOTE_KINDS, _NODE_KINDS = (3, 4), (6, 7)
-_SUSPEND, _ALIAS = 8, 9
 #: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
 _DICTIONARY_SIZE, _DICTIONARY_HEAD = 8, 24
 #: A message whose payload lies behind it in the same block (ERTS_MSG_COMBINED_HFRAG).
@@ -106,19 +102,25 @@ def tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
 def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     """Read the nodes of a ring, where the last one leads to the first again."""
     place = target.layout.offset("ErtsMonLnkNode", "node.list.next")
+    size = target.layout.size("ErtsMonLnkNode")
+    if len(roots) == 1:
+        places = chain(target.memory, int(roots[0]), place, limit, closed=True)
+        nodes, read = target.memory.gather(places, size)
+        whole = np.array([bool(read.all()) and len(places) <= limit])
+        return Walk(np.zeros(int(read.sum()), np.int64), places[read], nodes[read], whole)
 
     def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
         onward = column(nodes, place, np.uint64)
         return [np.where(np.isin(onward, roots), 0, onward)]
 
-    return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+    return walk(target.memory, roots, size, follow, limit)
 
 
 def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
     layout = target.layout
     owners, addresses, nodes, whole = tree(target, roots, limit)
     sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
-    remote = _extended_flag(target, nodes)
+    remote = extended(target, nodes)
     if remote.any():
         full = layout.size("ErtsELink")
         offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16)[remote]
@@ -139,29 +141,6 @@ def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
     return _monitor_sizes(target, *ring(target, roots, limit))
 
 
-def _extended_flag(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell which links or monitors have terms of their own behind them."""
-    bit = _EXTENDED if _has_type(target) else _EXTENDED_28
-    # The upper half of the word is the kind, where that has a field of its own.
-    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint32)
-    extended: NDArray[np.bool_] = flags & np.uint32(bit) != 0
-    return extended
-
-
-def _kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Tell what kind of monitor each is; since OTP 28 it shares a word with the flags."""
-    if _has_type(target):
-        place = target.layout.offset("ErtsMonLnkNode", "type")
-        return column(nodes, place, np.uint16).astype(np.uint32)
-    flags = column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint32)
-    kind: NDArray[np.uint32] = flags & np.uint32(_KIND_28)
-    return kind
-
-
-def _has_type(target: Target) -> bool:
-    return target.layout.has("ErtsMonLnkNode", "type")
-
-
 _ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
 
 
@@ -178,29 +157,29 @@ def _monitor_sizes(
     place = np.uint64(layout.offset("ErtsMonitorData", "refc"))
     references, read = target.memory.gather(addresses - offset + place, 4)
     shares = np.maximum(column(references, 0, np.uint32), 1)
-    kind = _kind(target, nodes)
+    here, of = kind(target, nodes), kinds(target)
     sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
-    sizes[kind == _SUSPEND] = layout.size("ErtsMonitorSuspend")
-    sizes[kind == _ALIAS] = layout.size("ErtsMonitorData")
-    extended = _extended_flag(target, nodes)
-    named = extended & (kind != _ALIAS) & (kind != _SUSPEND)
-    sizes[named], measured = _extended(target, (addresses - offset)[named], kind[named])
+    sizes[here == of.suspend] = layout.size("ErtsMonitorSuspend")
+    sizes[here == of.alias] = layout.size("ErtsMonitorData")
+    named = extended(target, nodes) & (here != of.alias) & (here != of.suspend)
+    sizes[named], measured = _extended(target, (addresses - offset)[named], here[named])
     whole[owners[~read]] = False
     whole[owners[named][~measured]] = False
     return _sum(owners, (sizes // shares).astype(np.float64), len(whole)), whole
 
 
 def _extended(
-    target: Target, data: NDArray[np.uint64], kind: NDArray[np.uint32]
+    target: Target, data: NDArray[np.uint64], here: NDArray[np.uint32]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Measure monitors by name and to other nodes, which carry terms of their own."""
     layout = target.layout
     size = layout.size("ErtsMonitorDataExtended")
     nodes, whole = target.memory.gather(data, size)
-    remote = np.isin(kind, _REMOTE_KINDS)
+    of = kinds(target)
+    remote = np.isin(here, of.remote)
     words = np.full(len(data), -1, np.int64)
     for field, applies in (
-        ("ref", ~np.isin(kind, _NODE_KINDS)),
+        ("ref", ~np.isin(here, of.nodes)),
         ("origin.other", remote),
         ("u.target.other", remote),
     ):
@@ -220,15 +199,7 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     used = layout.offset("ErtsMessage", "hfrag.used_size")
     fragment = layout.offset("ErtsMessage", "hfrag.next")
     roots = rows["first_message"]
-    # A message without a payload of its own ends where the payload would begin.
-    owners, _, nodes, whole = walk(
-        memory,
-        roots,
-        block,
-        pointers(layout.offset("ErtsMessage", "next")),
-        limit,
-        least=fragment,
-    )
+    owners, nodes, whole = _mailboxes(target, roots, limit)
     tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
     data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)
     signal = (tag & np.uint64(3) == 0) & (tag != 0)
@@ -254,8 +225,42 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     whole[owners[~complete]] = False
     size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
     cut = ~whole & (seen > 0)
-    size[cut] *= np.maximum(rows["mailbox"][cut] / seen[cut], 1.0)
+    later = _sum(owners, sizes * (_ranks(owners) >= seen[owners] // 2), len(rows))
+    mean = later / np.maximum(seen - seen // 2, 1)
+    size[cut] += mean[cut] * np.maximum(rows["mailbox"][cut] - seen[cut], 0)
     return size, whole
+
+
+def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """
+    Tell the place of each message in its mailbox.
+
+    The first ones that a process was sent may lie on its heap, where there was room, so those
+    behind them are better witnesses of what is not looked at.
+    """
+    order = np.argsort(owners, kind="stable")
+    ordered = owners[order]
+    ranks = np.empty(len(owners), np.int64)
+    ranks[order] = np.arange(len(owners)) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
+def _mailboxes(
+    target: Target, roots: NDArray[np.uint64], limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read the messages of each mailbox: whose they are, their bytes, and whether these are all."""
+    layout, memory = target.layout, target.memory
+    block, onward = layout.size("ErtsMessage"), layout.offset("ErtsMessage", "next")
+    # A message without a payload of its own ends where the payload would begin.
+    least = layout.offset("ErtsMessage", "hfrag.next")
+    if len(roots) != 1:
+        owners, _, nodes, whole = walk(memory, roots, block, pointers(onward), limit, least=least)
+        return owners, nodes, whole
+    places = chain(memory, int(roots[0]), onward, limit)
+    nodes, read = memory.gather(places, block)
+    nodes[~read, :least], read[~read] = memory.gather(places[~read], least)
+    whole = np.array([bool(read.all()) and len(places) <= limit])
+    return np.zeros(int(read.sum()), np.int64), nodes[read], whole
 
 
 def _dictionaries(target: Target, roots: NDArray[np.uint64]) -> _Part:

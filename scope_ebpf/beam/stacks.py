@@ -154,7 +154,15 @@ class Stacks:
     def _erlang(
         self, head: np.void, words: NDArray[np.uint64], walk: Walk
     ) -> tuple[tuple[Mfa, ...], bool]:
-        """Find the Erlang frames, and tell whether they are all there."""
+        """
+        Find the Erlang frames, and tell whether they are all there.
+
+        An interpreter has its stack and its place in registers of its own; what it wrote into the
+        process when that last left a scheduler is of then. Only the native function is of now.
+        """
+        if self._target.flavor == "emu":
+            native = self._function(head) if head["nif"] else None
+            return (native,) if native else (), False
         address = walk.registers[RETURN]
         jit = self._native.jit(address)
         on_stack = int(head["heap"]) <= walk.registers[RSP] <= int(head["hend"])
@@ -166,8 +174,8 @@ class Stacks:
         inner = [self._location(address - (1 if walk.addresses else 0))] if jit else []
         if jit and abs(address - self._schedule) < _MAIN:
             inner = [self._location(int(head["i"]))]  # it is being scheduled, in or out
-        if head["nif"] or not jit:
-            inner = [self._function(head)]
+        if head["nif"] or (not jit and walk.whole):
+            inner = [self._function(head)]  # a native function, or a dirty scheduler's work
         found = [frame for frame in inner if frame is not None]
         start = (top - int(head["erlang_from"])) // _WORD if top is not None else -1
         if not len(words) or not 0 <= start <= len(words):

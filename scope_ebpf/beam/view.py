@@ -12,7 +12,7 @@ from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import ALL, ProcessTable, Snapshot, base_bytes, statuses
 from scope_ebpf.beam.shapes import TermReader
-from scope_ebpf.beam.sizes import LIMIT, memory_bytes
+from scope_ebpf.beam.sizes import LIMIT, Sizes, memory_bytes
 from scope_ebpf.beam.terms import PID_TAG, PidCodec
 
 if TYPE_CHECKING:
@@ -47,17 +47,31 @@ class Viewer:
         """Take in code that was loaded since."""
         self.code.refresh()
 
-    def describe(self, rows: NDArray[np.void], limit: int = LIMIT) -> list[dict[str, Any]]:
-        """Describe each row; *limit* bounds what is walked of one mailbox."""
+    def sizes(self, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
+        """
+        Tell the memory of each row, as it is shown and as it is sorted by.
+
+        *limit* bounds what is walked of one mailbox. The size of what is gone, or has moved on,
+        is told as that of its heaps, which is the least that it can be.
+        """
+        found = memory_bytes(self.target, rows, limit)
+        _, calm = self.table.still(rows)
+        return Sizes(np.where(calm, found.bytes, self.heaps(rows)), found.exact & calm)
+
+    def heaps(self, rows: NDArray[np.void]) -> NDArray[np.uint64]:
+        """Tell the bytes of struct and heaps of each row, which need the columns LOAD alone."""
+        return base_bytes(rows, self.target.layout.size("Process"))
+
+    def describe(
+        self, rows: NDArray[np.void], limit: int = LIMIT, sizes: Sizes | None = None
+    ) -> list[dict[str, Any]]:
+        """Describe each row; *sizes* are those of :meth:`sizes`, where they are known already."""
         names = self.names.registered(rows)
         identities = self.names.identities(rows)
         current = self.names.current_functions(rows)
-        sizes = memory_bytes(self.target, rows, limit)
+        memory, exact = sizes or self.sizes(rows, limit)
         labels = self.labels(rows)
-        there, calm = self.table.still(rows)
-        # The size of what is gone, or has moved on, is at least that of its heaps.
-        least = base_bytes(rows, self.target.layout.size("Process"))
-        memory, exact = np.where(calm, sizes.bytes, least), sizes.exact & calm
+        there, _ = self.table.still(rows)
         for place in np.flatnonzero(~there).tolist():
             # Behind its pointers may be another process's names by now.
             row = rows[place : place + 1].copy()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.memory import UnreadableMemoryError, column
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.memory import Memory
+
+_WORD_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Walk(NamedTuple):
@@ -83,6 +85,25 @@ def walk(
         np.concatenate([item[2] for item in found]),
         whole,
     )
+
+
+def chain(
+    memory: Memory, root: int, offset: int, limit: int, *, closed: bool = False
+) -> NDArray[np.uint64]:
+    """
+    Tell where the nodes of one list or ring lie, at most *limit* + 1 of them.
+
+    One list gives a level nothing to share, so it is followed word by word.
+    """
+    places: list[int] = []
+    place = root
+    while place and len(places) <= limit and not (closed and places and place == root):
+        places.append(place)
+        try:
+            place = memory.u64(place + offset & _WORD_MASK)
+        except UnreadableMemoryError:
+            break
+    return np.array(places, np.uint64)
 
 
 def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:

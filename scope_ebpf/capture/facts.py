@@ -1,17 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a capture says beside its records, as JSON: target, clocks, plan, and how it ended."""
+"""
+What a capture says beside its records, as JSON: target, clocks, plan, and how it ended.
+
+Reading it back checks each field, so whoever has a :class:`Head` or an :class:`End` need not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from scope_ebpf import events
 from scope_ebpf.beam.terms import PidCodec, PortCodec, Shuffle
-from scope_ebpf.errors import CaptureError
+from scope_ebpf.capture.values import SIGNED
 from scope_ebpf.plan import Attachment, Item, Plan
 from scope_ebpf.summary import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from scope_ebpf.capture.values import Value
+
+#: Numbers that nothing exceeds: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
+#: schedulers of one kind (OTP allows 1,024), and of lines in a list.
+PID, SECONDS, SCHEDULERS, LINES = (1 << 31) - 1, 1e10, 4096, 4096
+#: Shorter traces have no rate.
+_SHORTEST = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +83,28 @@ class End:
         return dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, document: Any) -> End:
+    def of(cls, document: Value) -> End:
         """The other way round; CaptureError for what is none."""
-        try:
-            cost = document["cost"]
-            return cls(
-                float(document["duration_seconds"]),
-                str(document["stopped_because"]),
-                Cost(int(cost["hits"]), cost["cpu_seconds"], cost["share_of_target"]),
-                tuple(map(str, document["notes"])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CaptureError(f"its end cannot be read: {error!r}") from None
+        cost, duration = document["cost"], document["duration_seconds"]
+        seconds = duration.number(SECONDS)
+        return cls(
+            seconds if seconds >= _SHORTEST else 0.0,
+            document["stopped_because"].text(),
+            Cost(
+                cost["hits"].whole(),
+                _number(cost["cpu_seconds"]),
+                _number(cost["share_of_target"]),
+            ),
+            _texts(document["notes"]),
+        )
+
+
+def _number(value: Value) -> float | None:
+    return None if value.raw is None else value.number(SECONDS)
+
+
+def _texts(value: Value) -> tuple[str, ...]:
+    return tuple(item.text() for item in value.items(LINES))
 
 
 def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
@@ -98,21 +124,44 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
 
 
 _PLACE = ("program", "family", "name", "offset", "address", "returns", "semaphore", "tracepoint")
+_VIAS = ("symbol", "usdt", "tracepoint", "unavailable")
 
 
-def plan_of(document: Any) -> Plan:
-    """The other way round: the same plan without the arguments of USDT sites."""
-    return Plan(
-        tuple(
-            Item(
-                str(item["event"]),
-                item["via"],
-                str(item["hook"]),
-                tuple(Attachment(**{n: place[n] for n in _PLACE}) for place in item["attachments"]),
-                str(item["reason"]),
-            )
-            for item in document
-        )
+def plan_of(document: Value, known: Container[str] = ()) -> Plan:
+    """
+    The other way round: the same plan without the arguments of USDT sites.
+
+    Events that this program does not know, but the capture's own schema among *known* does,
+    are left out: a later version wrote them.
+    """
+    items = []
+    for item in document.items(LINES):
+        event = item["event"]
+        if event.text() in events.KINDS:
+            items.append(_item_of(item, event.text()))
+        elif event.text() not in known:
+            event.wrong("an event that the capture's schema has")
+    return Plan(tuple(items))
+
+
+def _item_of(item: Value, event: str) -> Item:
+    # one_of() has seen that it is one of them.
+    via = cast('Literal["symbol", "usdt", "tracepoint", "unavailable"]', item["via"].one_of(*_VIAS))
+    places = tuple(_attachment_of(place) for place in item["attachments"].items(LINES))
+    return Item(event, via, item["hook"].text(), places, item["reason"].text())
+
+
+def _attachment_of(place: Value) -> Attachment:
+    program, family, name = (place[field].text() for field in _PLACE[:3])
+    return Attachment(
+        program,
+        family,
+        name,
+        place["offset"].whole(),
+        place["address"].whole(),
+        returns=place["returns"].truth(),
+        semaphore=place["semaphore"].whole(),
+        tracepoint=place["tracepoint"].truth(),
     )
 
 
@@ -131,28 +180,55 @@ def head_as_json(head: Head, schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def head_of(document: Any) -> Head:
-    """The other way round; CaptureError for what is none."""
-    try:
-        return Head(
-            target={"node": None} | dict(document["target"]),
-            host=dict(document["host"]),
-            clocks=Clocks(**{name: int(value) for name, value in document["clocks"].items()}),
-            plan=plan_of(document["plan"]),
-            pids=PidCodec(_shuffle_of(document["pids"])),
-            ports=PortCodec(_shuffle_of(document["ports"])),
-            notes=tuple(map(str, document["notes"])),
-            flight=bool(document["flight"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CaptureError(f"its first block cannot be read: {error!r}") from None
+def head_of(document: Value, known: Container[str] = ()) -> Head:
+    """
+    The other way round; CaptureError that names the field for what is none.
+
+    *known* are the events that the capture's schema has.
+    """
+    return Head(
+        target=_target_of(document["target"]),
+        host={name: _host_fact(fact) for name, fact in document["host"].fields(64)},
+        clocks=_clocks_of(document["clocks"]),
+        plan=plan_of(document["plan"], known),
+        pids=PidCodec(_shuffle_of(document["pids"])),
+        ports=PortCodec(_shuffle_of(document["ports"])),
+        notes=_texts(document["notes"]),
+        flight=document["flight"].truth(),
+    )
+
+
+def _target_of(document: Value) -> dict[str, Any]:
+    node = document.get("node", None)
+    return {
+        "pid": document["pid"].whole(PID),
+        "exe": document["exe"].text(),
+        "node": None if node.raw is None else node.text(),
+        "otp_release": document["otp_release"].text(64),
+        "erts_version": document["erts_version"].text(64),
+        "flavor": document["flavor"].text(64),
+        "schedulers": document["schedulers"].whole(SCHEDULERS),
+    }
+
+
+def _host_fact(value: Value) -> str | int | None:
+    if value.raw is None:
+        return None
+    return value.whole() if isinstance(value.raw, int) else value.text()
+
+
+def _clocks_of(document: Value) -> Clocks:
+    names = [field.name for field in dataclasses.fields(Clocks)]
+    return Clocks(**{name: document[name].whole(SIGNED) for name in names})
 
 
 def _codec_as_json(codec: PidCodec | PortCodec) -> dict[str, int] | None:
     return dataclasses.asdict(codec.shuffle) if codec.shuffle else None
 
 
-def _shuffle_of(document: Any) -> Shuffle | None:
-    if document is None:
+def _shuffle_of(document: Value) -> Shuffle | None:
+    if document.raw is None:
         return None
-    return Shuffle(**{name: int(value) & 0xFFFFFFFFFFFFFFFF for name, value in document.items()})
+    shifts = {name: document[name].whole(63) for name in ("low_shift", "high_shift")}
+    masks = {name: document[name].whole() for name in ("mask", "low_mask", "high_mask")}
+    return Shuffle(**masks, **shifts)

@@ -11,21 +11,33 @@ never guessed.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from scope_ebpf.beam.terms import is_atom, is_port
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: Sends that wait for their receives; then the oldest are given up.
 _MOST = 1 << 20
 
 
 class Flows:
-    """Pairs the messages of one capture, given in the order of its records."""
+    """
+    Pairs the messages of one capture, given in the order of its records.
 
-    def __init__(self) -> None:
+    *nodes* are the atoms that name other nodes: the VM gives such a one as the sender of what came
+    from there (erl_message.c, erts_queue_dist_message).
+    """
+
+    def __init__(self, nodes: Collection[int] = ()) -> None:
+        self._nodes = nodes
         self._open: dict[tuple[int, int], tuple[int, int]] = {}
         self._next = 1
         self.paired = self.sends = self.receives = 0
-        #: Receives of what a port sent, and of what the VM itself did: its timers above all.
-        self.by_ports = self.by_vm = 0
+        #: Receives of what a port sent, of what came from other nodes, and of what the VM itself
+        #: did: its timers above all.
+        self.by_ports = self.by_nodes = self.by_vm = 0
 
     def send(self, sender: int, receiver: int, message: int) -> int:
         """The number of a message that is sent; 0 where nothing tells which it is."""
@@ -45,7 +57,8 @@ class Flows:
         number, sent_by = self._open.pop((receiver, message), (0, 0))
         if not number or (sender and sent_by and sender != sent_by):
             self.by_ports += is_port(sender)
-            self.by_vm += is_atom(sender)
+            self.by_nodes += sender in self._nodes
+            self.by_vm += is_atom(sender) and sender not in self._nodes
             return 0
         self.paired += 1
         return number

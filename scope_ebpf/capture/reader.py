@@ -3,43 +3,36 @@
 
 from __future__ import annotations
 
-import json
+import os
+import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.capture.facts import End, Head, head_of
 from scope_ebpf.capture.frames import BlockKind, Frames
+from scope_ebpf.capture.samples import Samples
 from scope_ebpf.capture.schema import Schema
+from scope_ebpf.capture.values import Value, document
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.relations import told_apart
 from scope_ebpf.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-#: What is kept of a capture in memory at most, of each kind: more is a file that was made up.
+#: Moments at which losses are kept at most: one a second for twelve days.
 _MOST = 1 << 20
 _MAPS_HEAD = 16
-
-
-@dataclass(slots=True)
-class Name:
-    """Who a process was when it was looked at last."""
-
-    name: str | None
-    initial_call: str | None
-    behaviour: str | None
-    module: str | None
-
-    @property
-    def who(self) -> str | None:
-        """The shortest that tells a person who this is."""
-        return self.name or (self.module if self.behaviour else None) or self.initial_call
+_FIRST = "the first block"
+#: A FIFO is not waited for, and no terminal becomes ours.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -53,18 +46,10 @@ class Maps:
 
 
 @dataclass
-class Contents:
+class Contents(Samples):
     """All of a capture but its records."""
 
-    head: Head
-    processes: dict[int, Name] = field(default_factory=dict)
-    atoms: dict[int, str] = field(default_factory=dict)
-    #: tid: role, number.
-    threads: dict[int, tuple[str, int]] = field(default_factory=dict)
-    #: Time in ns, and the length of each scheduler's run queue.
-    run_queues: list[tuple[int, list[int]]] = field(default_factory=list)
-    #: Time in ns, and messages that wait, by process.
-    mailboxes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
+    head: Head = field(kw_only=True)
     #: Time in ns, and records lost until then, by kind.
     losses: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     maps: Maps | None = None
@@ -80,6 +65,8 @@ class Contents:
     damage: str = ""
     #: Whole blocks, none of records, that say something else than their kind does.
     left_out: int = 0
+    #: What is wrong with the first of them: block, field and cause.
+    wrong: str = ""
     #: Records of kinds that this program does not know.
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -99,7 +86,7 @@ class Contents:
             why = f"the capture has no end: {self.damage or 'its last block is missing'}"
             notes = ("counts are those of the last whole second in the capture",)
             end = End(seconds, why, Cost(maps.hits if maps else 0, None, None), head.notes + notes)
-        return Summary(
+        summary = Summary(
             target=head.target,
             duration_seconds=end.duration_seconds,
             stopped_because=end.stopped_because,
@@ -107,6 +94,11 @@ class Contents:
             cost=end.cost,
             notes=end.notes,
         )
+        return told_apart(summary)
+
+
+class _NoBlocksError(CaptureError):
+    """Not even the first block is there."""
 
 
 class Capture:
@@ -117,17 +109,9 @@ class Capture:
 
     def contents(self) -> Contents:
         """Read everything once, and keep what is not records."""
-        contents: Contents | None = None
-        schema: Schema | None = None
-        with self._open() as file:
-            frames = self._frames(file)
+        with self._opened() as (frames, head, schema):
+            contents = Contents(head=head_of(head, schema.names))
             for block in frames:
-                if contents is None or schema is None:
-                    document = _document(block.payload) if block.kind == BlockKind.HEAD else None
-                    if document is None:
-                        raise CaptureError(f"{self.path}: its first block is not there")
-                    contents, schema = Contents(head_of(document)), Schema(document.get("schema"))
-                    continue
                 contents.raw_bytes += len(block.payload)
                 try:
                     _take(contents, schema, block.kind, block.payload)
@@ -136,9 +120,7 @@ class Capture:
                         frames.damage = f"{error} at byte {frames.end:,}"
                     else:
                         contents.left_out += 1
-        if contents is None or schema is None:
-            why = frames.damage or "it has no blocks"
-            raise CaptureError(f"{self.path} is a capture of which nothing can be read: {why}")
+                        contents.wrong = contents.wrong or str(error)
         contents.damage, contents.file_bytes = frames.damage, frames.end
         contents.unknown = schema.unknown
         return contents
@@ -147,101 +129,113 @@ class Capture:
         """
         The records in the order in which they were written, as ``events.RECORD``.
 
-        Batches are whole blocks, put together until they have *at_least* so many.
+        Batches are whole blocks, put together until they have *at_least* so many. There are
+        none in a file that has just been begun.
         """
+        with suppress(_NoBlocksError):
+            yield from self._batches(at_least)
+
+    def _batches(self, at_least: int) -> Iterator[NDArray[np.void]]:
         waiting: list[NDArray[np.void]] = []
         count = 0
-        schema: Schema | None = None
-        with self._open() as file:
-            for block in self._frames(file):
-                if schema is None:
-                    schema = Schema((_document(block.payload) or {}).get("schema"))
-                elif block.kind == BlockKind.RECORDS:
-                    try:
-                        rows = schema.records(block.payload)
-                    except CaptureError:
-                        break  # contents() says so
-                    waiting.append(rows)
-                    count += len(rows)
-                    if count >= at_least:
-                        yield np.concatenate(waiting)
-                        waiting, count = [], 0
+        with self._opened() as (frames, _, schema):
+            for block in frames:
+                if block.kind != BlockKind.RECORDS:
+                    continue
+                try:
+                    rows = schema.records(block.payload)
+                except CaptureError:
+                    break  # contents() says so
+                waiting.append(rows)
+                count += len(rows)
+                if count >= at_least:
+                    yield np.concatenate(waiting)
+                    waiting, count = [], 0
         if count:
             yield np.concatenate(waiting)
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Frames, Value, Schema]]:
+        """The blocks behind the first one, that one, and the schema which is in it."""
+        with self._open() as file:
+            try:
+                frames = Frames(file)
+                head = _first(frames)
+                yield frames, head, Schema(head["schema"])
+            except CaptureError as error:
+                raise type(error)(f"{self.path}: {error}") from None
+            except OSError as error:
+                raise CaptureError(f"cannot read {self.path}: {error.strerror}") from None
+
+    def _open(self) -> IO[bytes]:
+        """A regular file; nothing else is opened, nor waited for."""
         try:
-            return self.path.open("rb")
-        except OSError as error:
-            raise CaptureError(f"cannot read {self.path}: {error.strerror}") from None
-
-    def _frames(self, file: Any) -> Frames:
+            self._refuse_other(self.path.stat())  # a device may do things when it is opened
+            file = os.fdopen(os.open(self.path, _OPEN), "rb")
+        except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+            why = error.strerror if isinstance(error, OSError) else error
+            raise CaptureError(f"cannot read {self.path}: {why}") from None
         try:
-            return Frames(file)
-        except CaptureError as error:
-            raise CaptureError(f"{self.path}: {error}") from None
-        except OSError as error:
-            raise CaptureError(f"cannot read {self.path}: {error.strerror}") from None
+            self._refuse_other(os.fstat(file.fileno()))  # it may be another one by now
+        except CaptureError:
+            file.close()
+            raise
+        return file
+
+    def _refuse_other(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise CaptureError(f"{self.path} is no regular file, and so no capture")
 
 
-def _document(payload: bytes) -> dict[str, Any] | None:
+def _first(frames: Frames) -> Value:
+    """What the first block says, which is needed for all others."""
+    block = next(iter(frames), None)
+    if block is None:
+        raise _NoBlocksError(f"nothing of it can be read: {frames.damage or 'it has no blocks'}")
+    if block.kind != BlockKind.HEAD:
+        raise CaptureError("its first block is not there")
+    return document(block.payload, _FIRST)
+
+
+@contextmanager
+def sound(capture: Capture) -> Iterator[None]:
+    """
+    Whatever a capture makes Python fail with while the block runs is a CaptureError.
+
+    Its fields are checked where they are read; this is for what nobody thought of.
+    """
     try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+        yield
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise CaptureError(f"{capture.path} makes no sense: {error!r}") from error
 
 
 def _take(contents: Contents, schema: Schema, kind: int, payload: bytes) -> None:
     """Take one block up; CaptureError if it is not what its kind says."""
-    if kind == BlockKind.RECORDS:
-        rows = schema.records(payload)
-        if len(rows):
-            first, last = int(rows["time_ns"].min()), int(rows["time_ns"].max())
-            contents.first_ns = min(contents.first_ns, first) if contents.records else first
-            contents.last_ns = max(contents.last_ns, last)
-            contents.records += len(rows)
-        return
-    if kind == BlockKind.MAPS:
-        _take_maps(contents, schema, payload)
-        return
-    if kind not in (BlockKind.NAMES, BlockKind.SAMPLES, BlockKind.END):
-        return  # of a later version
-    document = _document(payload)
-    if document is None:
-        raise CaptureError("a block is no JSON object")
-    try:
-        if kind == BlockKind.END:
-            contents.end = End.of(document)
-        elif kind == BlockKind.NAMES:
-            _take_names(contents, document)
-        else:
-            _take_samples(contents, document)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CaptureError(f"a block cannot be read: {error!r}") from None
+    taker = _TAKERS.get(kind)
+    if taker:  # else it is of a later version
+        taker(contents, schema, payload)
 
 
-def _take_names(contents: Contents, document: dict[str, Any]) -> None:
-    for term, parts in document.get("processes", ()):
-        if len(contents.processes) < _MOST:
-            name, call, behaviour, module = (None if p is None else str(p) for p in parts)
-            contents.processes[int(term)] = Name(name, call, behaviour, module)
-    for term, text in document.get("atoms", ()):
-        if len(contents.atoms) < _MOST:
-            contents.atoms[int(term)] = str(text)
+def _take_records(contents: Contents, schema: Schema, payload: bytes) -> None:
+    rows = schema.records(payload)
+    if len(rows):
+        first, last = int(rows["time_ns"].min()), int(rows["time_ns"].max())
+        contents.first_ns = min(contents.first_ns, first) if contents.records else first
+        contents.last_ns = max(contents.last_ns, last)
+        contents.records += len(rows)
 
 
-def _take_samples(contents: Contents, document: dict[str, Any]) -> None:
-    for tid, role, number in document.get("threads", ()):
-        if len(contents.threads) < _MOST:
-            contents.threads[int(tid)] = (str(role), int(number))
-    if len(contents.run_queues) < _MOST:
-        for time_ns, lengths in document.get("run_queues", ()):
-            contents.run_queues.append((int(time_ns), [int(n) for n in lengths]))
-    if len(contents.mailboxes) < _MOST:
-        for time_ns, pairs in document.get("mailboxes", ()):
-            found = {int(term): int(messages) for term, messages in pairs}
-            contents.mailboxes.append((int(time_ns), found))
+def _take_names(contents: Contents, _schema: Schema, payload: bytes) -> None:
+    contents.take_names(document(payload, "a block of names"))
+
+
+def _take_samples(contents: Contents, _schema: Schema, payload: bytes) -> None:
+    contents.take_samples(document(payload, "a block of samples"))
+
+
+def _take_end(contents: Contents, _schema: Schema, payload: bytes) -> None:
+    contents.end = End.of(document(payload, "the last block"))
 
 
 def _take_maps(contents: Contents, schema: Schema, payload: bytes) -> None:
@@ -269,3 +263,12 @@ def _maps_of(payload: bytes, schema: Schema) -> Maps:
         offset += column.size
     tallies, durations = (schema.by_class(array)[:, :, np.newaxis] for array in made)
     return Maps(int(values[0]), int(values[1]), tallies, durations)
+
+
+_TAKERS: dict[int, Callable[[Contents, Schema, bytes], None]] = {
+    BlockKind.RECORDS: _take_records,
+    BlockKind.NAMES: _take_names,
+    BlockKind.SAMPLES: _take_samples,
+    BlockKind.MAPS: _take_maps,
+    BlockKind.END: _take_end,
+}

@@ -9,11 +9,13 @@ event schema becomes records of today's, with what it did not know as unknown.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.capture.frames import MAX_RAW
+from scope_ebpf.capture.values import Value
 from scope_ebpf.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 #: The kernel's own fields of a record in the ring; a capture has no ring.
 _RING = ("ring_length", "ring_page")
 #: The only kinds of numbers and text that a field may be.
-_FORMAT = re.compile(r"[<|]?(?:[ui][1248]|S\d{1,2})")
+_FORMAT = re.compile(r"[<|]?(?:[ui][1248]|S[1-9]\d?)")
+_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _MOST_FIELDS = 64
 _COUNT_BYTES = 4
 
@@ -52,23 +55,32 @@ def _fields(dtype: np.dtype[np.void]) -> Fields:
     return result
 
 
-def _dtype(fields: Any) -> np.dtype[np.void]:
+def _dtype(fields: Value) -> np.dtype[np.void]:
     """The dtype that *fields* describe; CaptureError for what is no such description."""
-    try:
-        if len(fields) > _MOST_FIELDS:
-            raise CaptureError("its schema has too many fields")
-        made = []
-        for name, kind, length in fields:
-            if not _FORMAT.fullmatch(kind) or not 0 <= int(length) <= _MOST_FIELDS:
-                raise CaptureError(f"its schema has a field of the kind {kind!r}")
-            made.append((str(name), kind, (int(length),)) if length else (str(name), kind))
-        return np.dtype(made)
-    except (TypeError, ValueError) as error:
-        raise CaptureError(f"its schema cannot be read: {error}") from None
+    made: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
+    for field in fields.items(_MOST_FIELDS):
+        name, kind, length = field.row(3)
+        if not _NAME.fullmatch(name.text()) or name.raw in [other[0] for other in made]:
+            name.wrong("a name of its own for the field")
+        if not _FORMAT.fullmatch(kind.text()):
+            kind.wrong("a kind of number or text")
+        count = length.whole(_MOST_FIELDS)
+        made.append((name.raw, kind.raw, (count,)) if count else (name.raw, kind.raw))
+    return np.dtype(made)
 
 
+_TODAY = describe()
 #: A record without the ring's fields.
-STORED = _dtype(_fields(events.RECORD))
+STORED = _dtype(Value(_fields(events.RECORD), "the schema of today"))
+#: Records in one block at most: a block of today's has no room for more, nor has memory.
+_MOST_RECORDS = MAX_RAW // STORED.itemsize
+#: What every header must have, each one whole number.
+_NEEDED = ("time_ns", "kind", "class")
+#: The most that the number of a kind, and of a class, may be.
+_MOST_KINDS, _MOST_CLASSES = 1 << 16, 256
+#: Kinds that are not known and are counted by their names; all others are counted as one.
+_NAMED = 64
+_OTHERS = "others"
 
 
 def pack(records: NDArray[np.void]) -> bytes:
@@ -83,6 +95,8 @@ def pack(records: NDArray[np.void]) -> bytes:
 
 def _unpack(payload: bytes, dtype: np.dtype[np.void]) -> NDArray[np.void]:
     count = int.from_bytes(payload[:_COUNT_BYTES], "little")
+    if count > _MOST_RECORDS:
+        raise CaptureError(f"a block of records claims {count:,} of them")
     if len(payload) != _COUNT_BYTES + count * dtype.itemsize:
         raise CaptureError("a block of records has another size than its records")
     rows = np.zeros(count, dtype)
@@ -96,32 +110,43 @@ def _unpack(payload: bytes, dtype: np.dtype[np.void]) -> NDArray[np.void]:
     return rows
 
 
-class Schema:
-    """Reads the records of a capture that was written with *described*."""
+class _Kind(NamedTuple):
+    """One kind of event as a capture has it."""
 
-    def __init__(self, described: Any) -> None:
-        self._same = described == describe()
+    name: str
+    dtype: np.dtype[np.void]
+    classes: list[str]
+
+
+class Schema:
+    """
+    Reads the records of a capture that was written with *described*.
+
+    CaptureError says which part of it makes no sense.
+    """
+
+    def __init__(self, described: Value) -> None:
+        self._same = described.raw == _TODAY
         self.unknown: dict[str, int] = {}
-        if self._same:
-            return
-        try:
-            self._header = _dtype(described["header"])
-            kinds = described["kinds"]
-            self._kinds = {
-                int(kind["id"]): (
-                    str(name),
-                    _dtype(kind["fields"]),
-                    [str(c) for c in kind["classes"]],
-                )
-                for name, kind in kinds.items()
-            }
-            self._classes = int(described["classes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CaptureError(f"its schema cannot be read: {error!r}") from None
-        if not {"time_ns", "kind", "class"} <= set(self._header.names or ()):
-            raise CaptureError("its schema knows no time, kind and class")
-        if not 0 < self._classes <= 256 or len(self._kinds) > 1024:
-            raise CaptureError("its schema has no sensible number of classes and kinds")
+        self._header = STORED
+        self._kinds: dict[int, _Kind] = {}
+        self._classes = events.CLASSES
+        if not self._same:
+            self._describe(described)
+
+    def _describe(self, described: Value) -> None:
+        self._classes = described["classes"].whole(_MOST_CLASSES, 1)
+        for name, kind in described["kinds"].fields(1024):
+            classes = kind["classes"].items(_MOST_CLASSES)
+            self._kinds[kind["id"].whole(_MOST_KINDS - 1)] = _Kind(
+                name, _dtype(kind["fields"]), [label.text(64) for label in classes]
+            )
+        self._header = _header(described["header"])
+
+    @property
+    def names(self) -> set[str]:
+        """The kinds that the capture knows, by their names."""
+        return set(events.KINDS) if self._same else {kind.name for kind in self._kinds.values()}
 
     def records(self, payload: bytes) -> NDArray[np.void]:
         """The records of a block, as ``events.RECORD``; those of kinds we do not know left out."""
@@ -132,26 +157,32 @@ class Schema:
         rows = _unpack(payload, self._header)
         made = np.zeros(len(rows), events.RECORD)
         keep = np.zeros(len(rows), bool)
-        for number in np.unique(rows["kind"]).tolist():
-            chosen = rows["kind"] == number
-            name, dtype, classes = self._kinds.get(number, (f"kind {number}", None, []))
-            if name not in events.KINDS or dtype is None or dtype.itemsize != rows.dtype.itemsize:
-                self.unknown[name] = self.unknown.get(name, 0) + int(chosen.sum())
-                continue
-            made[chosen] = _translate(rows[chosen].view(dtype), name, classes)
-            keep |= chosen
+        for number, kind in self._kinds.items():
+            if kind.name in events.KINDS and kind.dtype.itemsize == rows.dtype.itemsize:
+                chosen = rows["kind"] == number
+                made[chosen] = _translate(rows[chosen].view(kind.dtype), kind)
+                keep |= chosen
+        self._count_unknown(rows["kind"][~keep])
         return made[keep]
+
+    def _count_unknown(self, numbers: NDArray[np.void]) -> None:
+        for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+            kind = self._kinds.get(int(number))
+            name = kind.name if kind else f"kind {number}"
+            if name not in self.unknown and len(self.unknown) >= _NAMED:
+                name = _OTHERS
+            self.unknown[name] = self.unknown.get(name, 0) + int(count)
 
     def by_class(self, values: NDArray[np.void]) -> NDArray[np.void]:
         """A map's values ``(kinds, classes)`` as they were written, at today's places."""
         made = np.zeros((len(events.KINDS), events.CLASSES), values.dtype)
         if self._same:
             return values if values.shape == made.shape else made
-        for number, (name, _, classes) in self._kinds.items():
-            today = events.KINDS.get(name)
-            if today is None or number >= len(values):
+        for number, kind in self._kinds.items():
+            today = events.KINDS.get(kind.name)
+            if today is None:
                 continue
-            for place, label in enumerate(classes[: values.shape[1]]):
+            for place, label in enumerate(kind.classes[: values.shape[1]]):
                 if label in today.classes:
                     made[today.id, today.classes.index(label)] = values[number, place]
         return made
@@ -171,20 +202,40 @@ def _in_ring(rows: NDArray[np.void]) -> NDArray[np.void]:
     return made
 
 
-def _translate(old: NDArray[np.void], name: str, classes: list[str]) -> NDArray[np.void]:
+def _header(fields: Value) -> np.dtype[np.void]:
+    """What all records of a capture have in common, with a time, a kind and a class."""
+    dtype = _dtype(fields)
+    for name in _NEEDED:
+        if name not in (dtype.names or ()) or dtype[name].kind != "u":
+            fields.wrong(f"a header with the unsigned number {name}")
+    return dtype
+
+
+def _translate(old: NDArray[np.void], written: _Kind) -> NDArray[np.void]:
     """Records of one kind, by the names of their fields and classes."""
-    kind = events.KINDS[name]
-    made = np.zeros(len(old), events.RECORDS[name])
+    kind = events.KINDS[written.name]
+    made = np.zeros(len(old), events.RECORDS[written.name])
     for field in made.dtype.names or ():
         if field in ("kind", "class", "reserved", *_RING):
             continue
-        if field in (old.dtype.names or ()) and made[field].shape == old[field].shape:
+        if field in (old.dtype.names or ()) and _alike(made.dtype[field], old.dtype[field]):
             made[field] = old[field]
         elif field in kind.absent:
             made[field] = kind.absent[field]
     made["kind"] = kind.id
-    places = np.zeros(256, np.uint8)
-    for place, label in enumerate(classes[:256]):
-        places[place] = kind.classes.index(label) if label in kind.classes else 0
-    made["class"] = places[old["class"]]
+    if "class" in (old.dtype.names or ()) and old.dtype["class"].kind == "u":
+        places = np.minimum(old["class"].astype(np.uint64), _MOST_CLASSES)
+        made["class"] = _classes(kind, written.classes)[places]
     return made.view(events.RECORD)
+
+
+def _alike(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    return one.shape == other.shape and one.base.kind == other.base.kind
+
+
+def _classes(kind: events.Kind, labels: list[str]) -> NDArray[np.uint8]:
+    """Where today's class of each number is, with a last place for all numbers beyond."""
+    places = np.zeros(_MOST_CLASSES + 1, np.uint8)
+    for place, label in enumerate(labels):
+        places[place] = kind.classes.index(label) if label in kind.classes else 0
+    return places

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.atoms import Atoms
@@ -18,6 +17,7 @@ from scope_ebpf.function_probes import places
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.breakpoints import MOST
 from scope_ebpf.kernel.probe_watch import MOST as PROBED
+from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     import argparse
@@ -202,9 +202,7 @@ def choose(candidates: list[Function], most: int, room: str = _ROOM[True]) -> li
 
 def _say_started(arguments: argparse.Namespace, target: Target, chosen: list[Function]) -> None:
     length = "until Ctrl-C" if arguments.duration is None else f"for {arguments.duration:g} s"
-    print(
+    say(
         f"watching {', '.join(map(str, chosen))} in process {target.pid} {length}, "
-        f"{arguments.limit:,} calls at most" + ("" if target.flavor == "jit" else _EVERY_CALL),
-        file=sys.stderr,
-        flush=True,
+        f"{arguments.limit:,} calls at most" + ("" if target.flavor == "jit" else _EVERY_CALL)
     )

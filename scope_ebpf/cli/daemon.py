@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.daemon import config as settings
-from scope_ebpf.daemon.notify import Logfmt, log, say
+from scope_ebpf.daemon.notify import Logfmt, log, say, sparing
 from scope_ebpf.errors import HostError, NothingToAttachError, ScopeError
+from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import say as say_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _hash_password()
         return _run(arguments)
     except ScopeError as error:
-        print(f"scope-ebpfd: {error}", file=sys.stderr)
+        say_plain(f"scope-ebpfd: {plain(str(error))}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -120,6 +122,7 @@ def _config(arguments: argparse.Namespace) -> settings.Config:
 def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Logfmt())
+    handler.addFilter(sparing)
     log.addHandler(handler)
     log.setLevel(level.upper())
 

@@ -18,7 +18,7 @@ from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
 from scope_ebpf.plan import EVENTS
 from scope_ebpf.planning import make_plan
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
@@ -119,17 +119,14 @@ def _print(document: dict[str, Any]) -> None:
     console.print("[bold]host[/bold]")
     for fact in document["host"]:
         mark = "[red]no[/red] " if fact["problem"] else "ok "
-        console.print(f"  {mark} {fact['name']}: {escape(fact['problem'] or fact['value'])}")
+        console.print(f"  {mark} {fact['name']}: {escape(plain(fact['problem'] or fact['value']))}")
     console.print(f"  ok  hooks are taken out {document['detach']}")
     if "target" not in document:
         console.print("\n`scope-trace doctor PID` looks at a VM; `scope-trace list` finds them.")
         return
-    target = document["target"]
-    console.print(
-        f"\n[bold]{escape(plain(str(target['node'] or 'a node without a name')))}[/bold] "
-        f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
-        f"{target['flavor']}, {target['schedulers']} schedulers\n  {escape(plain(target['exe']))}\n"
-    )
+    node, rest = map(escape, of_target(document["target"]))
+    exe = escape(plain(document["target"]["exe"]))
+    console.print(f"\n[bold]{node}[/bold] {rest}\n  {exe}\n")
     for reason in document["refused"]:
         console.print(f"[yellow]not read: {escape(plain(reason))}[/yellow]")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

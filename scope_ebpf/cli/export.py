@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from scope_ebpf.capture.reader import Capture
+from scope_ebpf.capture.reader import Capture, sound
 from scope_ebpf.cli.options import add_force
 from scope_ebpf.cli.summary import warn
 from scope_ebpf.cli.surroundings import open_document, open_output, output_error, progress_bar
 from scope_ebpf.errors import OutputError, UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.endpoint and arguments.to != "otlp":
         raise UsageError("--endpoint is for --to otlp")
     path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
-    with progress_bar(contents.records, visible=path != "-", what="exporting") as moved:
+    visible = path != "-"
+    with sound(capture), progress_bar(contents.records, visible=visible, what="exporting") as moved:
         said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
     warn(contents)
     if path != "-" or arguments.endpoint:
         what = f"sent to {arguments.endpoint}" if arguments.endpoint else f"wrote {path}"
-        print(f"scope-trace: {what}: {said}", file=sys.stderr)
+        say(f"scope-trace: {plain(f'{what}: {said}')}")
     return 0
 
 
@@ -62,7 +64,7 @@ def _perfetto(
         f"{contents.records:,} events, {timeline.packets:,} packets; messages: "
         f"{flows.paired:,} from send to receive, {flows.unreceived:,} sends without a known "
         f"receive, {flows.unsent:,} receives without a known send (of ports {flows.by_ports:,}, of "
-        f"timers and other services of the VM {flows.by_vm:,})"
+        f"other nodes {flows.by_nodes:,}, of timers and other services of the VM {flows.by_vm:,})"
     )
 
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.discover import Beam, Refusal, beams
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table([_row(target, uptime) for target in targets])
     for refusal in found:
         if isinstance(refusal, Refusal):
-            print(f"scope-trace: {plain(str(refusal.reason))}", file=sys.stderr)
+            say(f"scope-trace: {plain(str(refusal.reason))}")
     if not found:
         print("no BEAM runs on this host (or none that you may see: try with sudo)")
     return 0
@@ -68,8 +68,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             str(row["pid"]),
             escape(plain(row["node"] or "-")),
-            row["otp_release"],
-            row["erts_version"],
+            escape(plain(row["otp_release"])),
+            escape(plain(row["erts_version"])),
             row["flavor"],
             row["hooks"],
             _uptime(row["uptime_seconds"]),

@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 # numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.sandbox import client
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,22 +68,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser(command).parse_args(words or ["--help"])
         code: int = arguments.run(arguments)
     except ScopeError as error:
-        print(f"scope-trace: {plain(str(error))}", file=sys.stderr)
+        say(f"scope-trace: {plain(str(error))}")
         for line in error.details:
-            print(f"  {plain(line.expandtabs())}", file=sys.stderr)
+            say(f"  {plain(line.expandtabs())}")
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as end:
+        # rich ends the program where a pipe is closed, with 1.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except KeyboardInterrupt:
         return 130
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors quote the command line without obeying it: names of files are in it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print *message* and end."""
+        super().error(plain(message))
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """The parser, with the options of *command* alone: the others' modules stay unloaded."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scope-trace",
         usage="scope-trace [COMMAND] [OPTIONS]",
         description="See inside an Erlang or Elixir VM from the outside, with eBPF.",

@@ -51,9 +51,9 @@ def add_hooks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--slow-call",
-        type=positive,
+        type=not_negative,
         metavar="MS",
-        help="long_call counts NIFs and BIFs of this many milliseconds or more (default: 1)",
+        help="long_call counts NIFs and BIFs of so many milliseconds or more (default: 1; 0: all)",
     )
 
 
@@ -73,12 +73,17 @@ def parse_events(text: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def positive(text: str) -> float | None:
-    """A number of 0 or more; 0 means without end."""
+def not_negative(text: str) -> float:
+    """A number of 0 or more."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError(text)
-    return value or None
+    return value
+
+
+def positive(text: str) -> float | None:
+    """A number of 0 or more; 0 means without end."""
+    return not_negative(text) or None
 
 
 def ring_megabytes(text: str) -> int:

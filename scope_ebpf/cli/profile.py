@@ -15,6 +15,7 @@ from scope_ebpf.cli.surroundings import open_document, output_error
 from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.profile_report import last_lines, print_profile
 
 if TYPE_CHECKING:
@@ -76,21 +77,33 @@ def run(arguments: argparse.Namespace) -> int:
     write = _writer(arguments.output)
     target = inspect(arguments.pid)
     path: str | None = arguments.output
+    content = b""
     with _output(path, force=arguments.force) as output:
         profiler = off_cpu if arguments.off_cpu else on_cpu
         profile, error = profiler(target, arguments.hz, arguments.duration, arguments.by)
         if output is None:
             print_profile(profile, sys.stdout)
         else:
+            content = write(profile)
             try:
-                output.write(write(profile))
+                output.write(content)
             except OSError as broken:
                 raise output_error(broken, path) from broken
     if path is not None:
-        print(last_lines(profile) + f"written: {path}", file=sys.stderr)
+        say_written(path, content, profile)
     if error:
         raise error
     return 0
+
+
+def say_written(path: str, content: bytes, profile: Profile) -> None:
+    """Say what was written to the file; of an idle VM there may be nothing to write."""
+    told = f"written: {path}"
+    if not content:
+        told = f"{path} is empty: no sample was taken"
+    if not profile.samples and profile.kind == "cpu":
+        told += "; the VM was idle, and --off-cpu tells what it waits in"
+    say(last_lines(profile) + told)
 
 
 def _writer(name: str | None) -> Callable[[Profile], bytes]:

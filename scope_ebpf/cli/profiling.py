@@ -14,6 +14,7 @@ from scope_ebpf.cli.tracing import cpu_seconds
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
+from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +82,8 @@ class Run:
             _say_started(target.pid, duration)
             error = self._watch(started, duration, before)
             self._sampler.stop()
+            # Up to the last sample: what is told is a share of it.
+            self._used(before)
             profile.seconds = time.monotonic() - started
             error = self._take() or error
         profile.quality.lost = self._sampler.counts()["lost"]
@@ -102,9 +105,7 @@ class Run:
         with progress_bar(duration, visible=True) as advance:
             while not self._profile.stopped_because:
                 now = time.monotonic()
-                used = cpu_seconds(self._target.pid)
-                if used is not None and before is not None:
-                    self._profile.cpu_seconds = used - before
+                self._used(before)
                 left = _INTERVAL if duration is None else started + duration - now
                 if left <= 0:
                     self._ask_to_stop("duration")
@@ -121,6 +122,12 @@ class Run:
                     refreshed = now
                     self._reader.refresh()
         return None
+
+    def _used(self, before: float | None) -> None:
+        """Note the CPU time that the target used since *before*; of one that has ended the last."""
+        used = cpu_seconds(self._target.pid)
+        if used is not None and before is not None:
+            self._profile.cpu_seconds = used - before
 
     def _take(self) -> ScopeError | None:
         records = list(self._sampler.records())
@@ -147,4 +154,4 @@ def _say_started(pid: int, duration: float | None) -> None:
     if sys.stderr.isatty():
         return
     length = "" if duration is None else f" for {duration:g} s"
-    print(f"scope-trace: profiling process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
+    say(f"scope-trace: profiling process {pid}{length}; Ctrl-C ends it")

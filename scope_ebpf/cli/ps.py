@@ -13,6 +13,7 @@ from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -40,9 +41,17 @@ _LINES = (
     ("binaries", "binary_bytes", " bytes, off-heap"),
     ("minor GCs", "minor_gcs", " since the last major one"),
     ("links", "links", ""),
-    ("monitors", "monitors", " in its tree, its own and by name"),
+    ("monitors", "monitors", ""),
     ("watched by", "watchers", ""),
     ("mailbox", "message_queue_len", " messages"),
+)
+
+#: What is shown where there is any.
+_RARE = (
+    ("aliases", "aliases"),
+    ("suspends", "suspends"),
+    ("suspended by", "suspended_by"),
+    ("node monitors", "node_monitors"),
 )
 
 
@@ -71,24 +80,31 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     if trouble:
-        print(trouble)
-    print("\n".join(_text(described)))
+        say(plain(trouble), sys.stdout)
+    say("\n".join(lines(described)), sys.stdout)
     return 0
 
 
-def _text(process: dict[str, Any]) -> list[str]:
-    lines = [str(process["pid"])]
+def lines(process: dict[str, Any]) -> list[str]:
+    """Write one process, as :func:`~scope_ebpf.beam.detail.detail` describes it, line by line."""
+    text = [str(process["pid"])]
     for label, key, unit in _LINES:
-        value = process[key]
+        value = "''" if process[key] == "" else process[key]  # a name may be empty
         if value is not None:
             about = "about " if key == "memory_bytes" and "memory_estimated" in process else ""
             number = f"{value:,}" if type(value) is int else escaped(str(value))
-            lines.append(f"  {label:<13} {about}{number}{unit}")
+            text.append(f"  {label:<13} {about}{number}{unit}")
+    text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
+    if process["moved"]:
+        moved = ", ".join(process["moved"])
+        text.append(
+            f"  moved         {moved}: changed each time it was read, and may be of two moments"
+        )
     if process["messages"]:
-        lines.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
-        lines += [f"    {escaped(shape)}" for shape in process["messages"]]
-    lines.append("  stack, innermost first")
+        text.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
+        text += [f"    {escaped(shape)}" for shape in process["messages"]]
+    text.append("  stack, innermost first")
     for frame in process["stack"]:
         place = f"  ({frame['location']})" if frame["location"] else ""
-        lines.append(escaped(f"    {frame['function']}{place}"))
-    return lines
+        text.append(escaped(f"    {frame['function']}{place}"))
+    return text

@@ -34,8 +34,9 @@ from scope_ebpf.cli.surroundings import alone, open_stream, output_error
 from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
-from scope_ebpf.output import Document
+from scope_ebpf.output import Document, set_aside
 from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.summary import Cost
 
 if TYPE_CHECKING:
@@ -72,12 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def keep_old(path: str, *, force: bool = False) -> None:
+    """Keep a capture that is there already, as perf does: it may be the only one of its kind."""
+    try:
+        old = set_aside(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+    if old:
+        _say(f"{path} was there: it is {old} now")
+
+
 class File:
     """A capture that is written while it happens."""
 
     def __init__(self, target: Target, trace: Trace, arguments: argparse.Namespace) -> None:
         self._path: str = arguments.output
         self._trace = trace
+        keep_old(self._path, force=arguments.force)
         fd = open_stream(self._path, force=arguments.force)
         try:
             self._store = FileStore(os.fdopen(fd, "wb", buffering=0), arguments.max_size)
@@ -246,7 +258,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"scope-trace: {text}", file=sys.stderr)
+    say(f"scope-trace: {plain(text)}")
 
 
 def _report(summary: Summary) -> None:

@@ -37,7 +37,7 @@ from scope_ebpf.errors import (
     UsageError,
 )
 from scope_ebpf.kernel import host
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.sinks.stream import Stream
 from scope_ebpf.user_probes import hooks, source
 from scope_ebpf.user_probes.outcome import Outcome
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         try:
             last = write_report(ended.report, output, terms, who, arguments.format)
-            print(last, file=sys.stderr)
+            say(last)
         except BrokenPipeError:
             return 0
         except OSError as broken:
@@ -140,9 +140,9 @@ def _list_hooks(pid: int | None) -> int:
                 hooks.places(target.binary, target.flavor, name)
             except NothingToAttachError as error:
                 where = plain(str(error).partition(": ")[2])
-        print(f"{name:<24} {where}")
-    print("uprobe__FUNCTION         the entry of any function of the VM that has a name")
-    print("uretprobe__FUNCTION      its return")
+        say(f"{name:<24} {where}", sys.stdout)
+    say("uprobe__FUNCTION         the entry of any function of the VM that has a name", sys.stdout)
+    say("uretprobe__FUNCTION      its return", sys.stdout)
     return 0
 
 
@@ -181,7 +181,7 @@ def _places(compiled: Compiled, target: Target) -> dict[str, tuple[Attachment, .
 
 
 def _say(text: str) -> None:
-    print(f"scope-trace: {plain(text)}", file=sys.stderr)
+    say(f"scope-trace: {plain(text)}")
 
 
 @dataclass(frozen=True)

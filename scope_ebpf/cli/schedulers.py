@@ -17,6 +17,7 @@ from scope_ebpf.beam.view import Viewer
 from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.cli.top import short
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -134,17 +135,14 @@ def _show(
         return
     if sys.stdout.isatty():
         print("\x1b[H\x1b[2J", end="")
-    print(
-        f"{escaped(target.node or '?')}  pid {target.pid}  OTP {target.otp_release} "
-        f"({target.flavor})"
-    )
-    for line in (trouble, *refused.values()):
-        if line:
-            print(line)
-    print(_PLAIN.format(*_HEADINGS))
-    for look in looks:
-        print(_PLAIN.format(*_cells(look)).rstrip())
-    sys.stdout.flush()
+    release = f"OTP {target.otp_release} ({target.flavor})"
+    lines = [
+        f"{escaped(target.node or '?')}  pid {target.pid}  {release}",
+        *(line for line in (trouble, *refused.values()) if line),
+        _PLAIN.format(*_HEADINGS),
+        *(_PLAIN.format(*_cells(look)).rstrip() for look in looks),
+    ]
+    say("\n".join(map(plain, lines)), sys.stdout)
 
 
 def _cells(look: Look) -> tuple[str, ...]:

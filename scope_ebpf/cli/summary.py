@@ -7,7 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from scope_ebpf.capture.reader import Capture
+from scope_ebpf.capture.reader import Capture, sound
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
-    contents = Capture(arguments.capture).contents()
-    summary = contents.summary()
-    if arguments.format == "json":
-        json.dump(summary.as_json(), sys.stdout, indent=2)
-        print()
-    else:
-        from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
+    capture = Capture(arguments.capture)
+    contents = capture.contents()
+    with sound(capture):
+        summary = contents.summary()
+        if arguments.format == "json":
+            json.dump(summary.as_json(), sys.stdout, indent=2)
+            print()
+        else:
+            from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - slow to import
 
-        print_report(summary, sys.stdout)
+            print_report(summary, sys.stdout)
     warn(contents)
     return 0
 
@@ -33,21 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
 def warn(contents: Contents) -> None:
     """Say on stderr what of a capture could not be read."""
     if contents.damage:
-        print(
-            f"scope-trace: only the first {contents.records:,} events can be read: "
-            f"{contents.damage}",
-            file=sys.stderr,
-        )
+        _warn(f"only the first {contents.records:,} events can be read: {contents.damage}")
     if contents.left_out:
-        print(
-            f"scope-trace: {contents.left_out:,} blocks of the capture cannot be understood",
-            file=sys.stderr,
-        )
+        _warn(f"{contents.left_out:,} blocks cannot be understood, the first: {contents.wrong}")
     for name, count in contents.unknown.items():
-        print(
-            f"scope-trace: {count:,} events of a kind that this version does not know: {name!r}",
-            file=sys.stderr,
-        )
+        _warn(f"{count:,} events of a kind that this version does not know: {name!r}")
+
+
+def _warn(text: str) -> None:
+    say(f"scope-trace: {plain(text)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 #: How much of a file is looked at at once for its last newline, bytes.
 _BLOCK = 65536
+#: What may be done about an output that cannot be written.
+_FULL = "what was written before is whole, free some space or choose another --output"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EIO: _FULL,
+    errno.ENOENT: "there is no such folder, make it or choose another --output",
+}
 
 
 @contextlib.contextmanager
@@ -116,12 +125,8 @@ def _end_with_a_line(fd: int) -> None:
 def output_error(error: OSError, path: str | None) -> OutputError:
     """What a failed write to *path* means to a user."""
     where = f" {path}" if path else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "free some space or " if full else ""
-    return OutputError(
-        f"cannot write the output{where}: {error.strerror}; "
-        f"what was written before is whole, {advice}choose another --output"
-    )
+    remedy = _REMEDIES.get(error.errno or 0, "choose another --output")
+    return OutputError(f"cannot write the output{where}: {error.strerror}; {remedy}")
 
 
 @contextlib.contextmanager

@@ -15,17 +15,16 @@ from scope_ebpf.beam import discover
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
 from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
-from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.sweep import SORTS, State, Sweep
+from scope_ebpf.beam.sizes import Sizes
+from scope_ebpf.beam.sweep import SORTS, State, Sweep, Top, collected
 from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
 
@@ -34,9 +33,15 @@ BUDGET = 0.1
 #: Of a mailbox this many messages are looked at when a shown process is weighed.
 _WALK = 200
 _HEADINGS = ("PID", "NAME OR INITIAL CALL", "REDS/S", "MEMORY", "MAIL", "STATUS", "IN FUNCTION")
+#: What stands in the place of reductions where it is sorted by collections.
+_COLLECTED = "GC/S"
 _RIGHT = (2, 3, 4)
-_PLAIN = "{:<11} {:<20.20} {:>6} {:>6} {:>4} {:<9.9} {}"
-_KEYS = {"reductions": "reductions", "mailbox": "mailbox", "gc": "minor_gcs"}
+_PLAIN = "{:<11} {:<20} {:>6} {:>6} {:>4} {:<9.9} {}"
+#: The fields of a row that it is shown and sorted by.
+_SHOWN = {"mailbox": "message_queue_len", "memory": "memory_bytes"}
+_NAME = 20
+#: Processes that are looked at closer where it is sorted by collections.
+_CLOSER = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,20 +73,49 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
     if not args.once:
         raise UsageError("--format json goes with --once: one document, then the end")
     viewer = Viewer(target)
+    speeds = _collected(viewer, args.interval) if args.sort == "gc" else {}
     snapshot = viewer.table.snapshot()
     rows = snapshot.rows
-    key = memory_bytes(target, rows).bytes if args.sort == "memory" else rows[_KEYS[args.sort]]
-    order = np.argsort(-key.astype(np.int64), kind="stable")[: args.limit]
+    sizes = viewer.sizes(rows)
+    key = {"memory": sizes.bytes, "mailbox": rows["mailbox"], "reductions": rows["reductions"]}
+    key["gc"] = np.array([speeds.get(pid, 0.0) for pid in rows["id"].tolist()])
+    order = np.argsort(-key[args.sort].astype(np.float64), kind="stable")[: args.limit]
     head = json.dumps(document(target, snapshot))
     target.identity.check()
     print(head[:-1], end=', "processes": [')
     # Some at a time: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
-        described = json.dumps(viewer.describe(rows[order[first : first + CHUNK]]))
+        part = order[first : first + CHUNK]
+        described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
+        if args.sort == "gc":
+            for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
+                one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))
         target.identity.check()
-        print(", " * (first > 0) + described[1:-1], end="")
+        print(", " * (first > 0) + json.dumps(described)[1:-1], end="")
     print("]}")
     return 0
+
+
+def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
+    """Tell the bytes that the processes which collect went through a second, by pid term."""
+    sweep = Sweep(viewer.table, viewer.heaps, math.inf)
+    sweep.turn()
+    time.sleep(interval)
+    sweep.turn()
+    top = _closer(sweep, interval, _CLOSER)
+    speeds = dict(zip(top.slots.tolist(), top.collected.tolist(), strict=True))
+    rows = viewer.table.at(top.slots).rows
+    return {int(row["id"]): speeds[int(row["slot"])] for row in rows}
+
+
+def _closer(sweep: Sweep, interval: float, limit: int) -> Top:
+    """Rank by collections, from a closer look at who may collect for half an *interval*."""
+    closer = sweep.collectors(_CLOSER)
+    top = sweep.of(np.union1d(closer, sweep.top("gc", limit).slots))
+    speeds = top.collected.copy()
+    speeds[np.isin(top.slots, closer)] = collected(sweep.table, closer, interval / 2)
+    order = np.argsort(-speeds, kind="stable")[:limit]
+    return Top(top.slots[order], top.rates[order], speeds[order])
 
 
 def _print_text(target: Target, args: argparse.Namespace) -> int:
@@ -89,11 +123,9 @@ def _print_text(target: Target, args: argparse.Namespace) -> int:
     for number, (state, trouble, rows) in enumerate(_turns(target, args, args.limit or 20)):
         if args.once and number == 0:
             continue  # reductions per second take two looks
-        print("\n".join(_header(target, state, trouble, args.sort)))
-        print(_PLAIN.format(*_HEADINGS))
-        for row in rows:
-            print(_PLAIN.format(*row).rstrip())
-        sys.stdout.flush()
+        lines = [*_header(target, state, trouble, args.sort), _PLAIN.format(*_headings(args.sort))]
+        lines += [_PLAIN.format(pid, _cut(name), *rest).rstrip() for pid, name, *rest in rows]
+        say("\n".join(lines), sys.stdout)
         if args.once:
             break
     return 0
@@ -110,7 +142,7 @@ def _live(target: Target, args: argparse.Namespace) -> int:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for state, trouble, rows in _turns(target, args, limit):
             table = Table(box=None, expand=True, pad_edge=False)
-            for place, heading in enumerate(_HEADINGS):
+            for place, heading in enumerate(_headings(args.sort)):
                 justify = "right" if place in _RIGHT else "left"
                 table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
             for row in rows:
@@ -127,38 +159,57 @@ def _turns(
     """Look again and again; yield what was seen, what is wrong, and the rows to show."""
     viewer = Viewer(target)
     schedulers = Schedulers(target, viewer)
-    table = ProcessTable(target, LOAD)
+    by_memory = args.sort == "memory"
+    table = viewer.table if by_memory else ProcessTable(target, LOAD)
     # One picture is worth a whole reading; what goes on for hours is not.
     budget = math.inf if args.once else BUDGET * args.interval
-    sweep = Sweep(table, target.layout.size("Process"), budget)
+    sweep = Sweep(
+        table, (lambda rows: viewer.sizes(rows, _WALK).bytes) if by_memory else viewer.heaps, budget
+    )
     due = time.monotonic()
     while True:
         state = sweep.turn()
-        slots, rates = sweep.top(args.sort, limit)
+        if args.sort == "gc":
+            top = _closer(sweep, args.interval, limit)
+        else:
+            top = sweep.top(args.sort, limit)
         viewer.refresh()
-        turn = state, schedulers.trouble(), _rows(viewer, slots, rates)
+        turn = state, schedulers.trouble(), _rows(viewer, top, args.sort)
         target.identity.check()
         yield turn
         due = max(due + args.interval, time.monotonic())
         target.identity.wait(max(0.0, due - time.monotonic()))
 
 
-def _rows(
-    viewer: Viewer, slots: NDArray[np.int64], rates: NDArray[np.float32]
-) -> list[tuple[str, ...]]:
+def _rows(viewer: Viewer, top: Top, sort: str) -> list[tuple[str, ...]]:
     """Read the processes to be shown again, in full, and write their cells."""
-    rows = viewer.table.at(slots).rows
+    rows = viewer.table.at(top.slots).rows
     described = dict(zip(rows["slot"].tolist(), viewer.describe(rows, _WALK), strict=True))
-    return [
-        _cells(described[slot], rate)
-        for slot, rate in zip(slots.tolist(), rates.tolist(), strict=True)
+    speeds = top.collected if sort == "gc" else top.rates
+    found = [
+        (described[slot], speed)
+        for slot, speed in zip(top.slots.tolist(), speeds.tolist(), strict=True)
         if slot in described
     ]
+    if sort in _SHOWN:  # by what is shown, which is what it is now
+        found.sort(key=lambda one: -one[0][_SHOWN[sort]])
+    return [_cells(process, speed) for process, speed in found]
+
+
+def _headings(sort: str) -> tuple[str, ...]:
+    return tuple(_COLLECTED if h == "REDS/S" and sort == "gc" else h for h in _HEADINGS)
+
+
+def _cut(name: str) -> str:
+    """Cut a name to its column, and show that it is cut."""
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "\u2026"
 
 
 def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
     module = process["module"] if process["behaviour"] else None
     name = process["name"] or process["label"] or module or process["initial_call"] or "?"
+    if process["name"] == "":
+        name = "''"  # that is a name, too
     if module and module != name:
         name += f" ({module})"
     about = "~" if process.get("memory_estimated") else ""
@@ -184,7 +235,7 @@ def _header(target: Target, state: State, trouble: str | None, sort: str) -> lis
         lines.append(
             f"Read in {state.parts} parts, one per turn: a row may be that many turns old."
         )
-    return [*lines, trouble] if trouble else lines
+    return list(map(plain, [*lines, trouble] if trouble else lines))
 
 
 def short(number: float) -> str:

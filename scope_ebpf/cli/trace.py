@@ -28,9 +28,10 @@ from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.sinks.stream import Style
     from scope_ebpf.summary import Summary
 
 
@@ -46,13 +47,24 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         trace = Trace(target, wanted, arguments, streamed=streams)
         trace.notes += notes
-        who = names_of(target) if streams else None
-        sink = Stream(output, TermText(target), arguments.format, who) if streams else None
+        sink = _stream(target, output, wanted, arguments.format) if streams else None
         error = trace.run(sink)
         _finish(trace.summary(), output, arguments)
     if error:
         raise error
     return 0
+
+
+def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
+    """A line for each event, with the names of this VM."""
+    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
+    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+
+    called = None
+    if "long_call" in wanted:
+        with contextlib.suppress(ReadRefusedError):
+            called = CalledNames(target, CodeMap(target, Atoms(target)))
+    return Stream(output, TermText(target), form, names_of(target), called=called)
 
 
 #: Processes that are looked up for one batch of lines: a storm of spawns must not stop the reader.

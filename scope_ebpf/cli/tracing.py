@@ -21,7 +21,9 @@ from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeErr
 from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
-from scope_ebpf.summary import Cost, Summary, fold
+from scope_ebpf.relations import told_apart
+from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.summary import Cost, EventSummary, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +49,12 @@ class Sink(Protocol):
 
     def write(self, records: NDArray[np.void]) -> None:
         """Take a batch, which is the ring's own memory; raises OSError where it cannot."""
+
+
+#: Events whose durations end with a trap at a return, in seconds how short one may be before the
+#: trap is looked at, and the part of a mean that is worth telling.
+_TIMED_BY_RETURN = ("gc", "long_call")
+_SHORT, _MUCH = 1e-4, 0.1
 
 
 class Trace:
@@ -218,14 +226,16 @@ class Trace:
         hits = sum(self._hits.values())
         cpu = _hit_seconds(self._hits)
         share = cpu / self._cpu_seconds if self._cpu_seconds else None
-        return Summary(
+        found = fold(self.plan, self._tallies, self._durations)
+        summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
             stopped_because=self._stop,
-            events=fold(self.plan, self._tallies, self._durations),
+            events=found,
             cost=Cost(hits, cpu, None if share is None else round(share, 6)),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *carried_notes(found)),
         )
+        return told_apart(summary)
 
 
 def _write(session: Session, sink: Sink) -> bool:
@@ -233,6 +243,27 @@ def _write(session: Session, sink: Sink) -> bool:
     with session.ring.batch(BATCH) as records:
         sink.write(records)
         return len(records) == BATCH
+
+
+def carried_notes(found: dict[str, EventSummary]) -> list[str]:
+    """Say which durations are so short that their hooks are much of them."""
+    means = {
+        f"{name} {of}": histogram.total_seconds / histogram.count
+        for name, event in found.items()
+        for of, histogram in event.histograms.items()
+        if name in _TIMED_BY_RETURN and histogram.count
+    }
+    if not means or min(means.values()) > _SHORT:
+        return []
+    from scope_ebpf.kernel.cost import carried  # noqa: PLC0415 - after the trace, not before it
+
+    share = carried()
+    return [
+        f"durations of {name} are {mean * 1e6:.1f} us on average, about {share * 1e6:.1f} us of "
+        "which is the time of the hooks themselves"
+        for name, mean in means.items()
+        if share > _MUCH * mean
+    ]
 
 
 def _hit_seconds(hits: dict[str, int]) -> float:
@@ -246,12 +277,12 @@ def say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
     if quiet and sys.stderr.isatty():
         return
     length = "" if duration is None else f" for {duration:g} s"
-    print(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it", file=sys.stderr)
+    say(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it")
 
 
 def _say_failures(session: Session) -> None:
     for failure in session.failures:
-        print(f"scope-trace: {failure.attachment.name}: {failure.reason}", file=sys.stderr)
+        say(f"scope-trace: {failure.attachment.name}: {plain(str(failure.reason))}")
 
 
 def cpu_seconds(pid: int) -> float | None:

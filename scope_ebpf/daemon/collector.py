@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import psutil
 from prometheus_client.registry import Collector
 
+from scope_ebpf.daemon.inspector import RESULTS
+from scope_ebpf.daemon.notify import sparing
+from scope_ebpf.daemon.owners import in_turns
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
     from scope_ebpf.daemon.loop import Daemon
     from scope_ebpf.metrics.reading import Reading
+
+#: Series of one target, at the most, as far as nobody has had more.
+_TARGET = 300
 
 
 class Readings(Collector):
@@ -40,14 +46,31 @@ class Readings(Collector):
         daemon = self._daemon
         daemon.refresh()
         page = Page(compat="erlang-vm" in daemon.config.compat)
-        for reading in _told_apart(watch.reading for watch in daemon.targets.watches):
-            expose(page, reading)
+        left_out = self._expose(page)
         for program, stats in sorted((daemon.targets.program_stats() | daemon.host_stats).items()):
             page.add("scope_ebpf_program_runs_total", stats.runs, program=program)
             page.add("scope_ebpf_program_run_seconds_total", stats.seconds, program=program)
             page.add("scope_ebpf_program_misses_total", stats.missed, program=program)
+        page.add("scope_ebpf_targets_left_out", left_out)
         self._own(page)
         yield from page.families()
+
+    def _expose(self, page: Page) -> int:
+        """
+        Add every target that there is room for; how many there was none for.
+
+        Owners take turns, so that nobody's many targets leave out another's few.
+        """
+        most, largest, left_out = self._daemon.config.max_series, _TARGET, 0
+        watches = in_turns(self._daemon.targets.watches, lambda watch: watch.owner)
+        for reading in _told_apart(watch.reading for watch in watches):
+            if page.samples + largest > most:
+                left_out += 1
+                continue
+            before = page.samples
+            expose(page, reading)
+            largest = max(largest, page.samples - before)
+        return left_out
 
     def _own(self, page: Page) -> None:
         daemon = self._daemon
@@ -56,7 +79,13 @@ class Readings(Collector):
         page.add("scope_ebpf_targets_seen_total", daemon.targets.seen)
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.entry, at="entry")
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.returns, at="return")
-        page.add("scope_ebpf_scan_seconds_total", daemon.scanner.seconds)
+        looking = daemon.scanner.seconds + daemon.looker.seconds
+        page.add("scope_ebpf_scan_seconds_total", looking)
+        for result in RESULTS:
+            page.add("scope_ebpf_looks_total", daemon.looker.results[result], result=result)
+        page.add("scope_ebpf_renames_held_total", daemon.targets.labels.held)
+        page.add("scope_ebpf_top_names_held_total", daemon.snapshots.held)
+        page.add("scope_ebpf_log_lines_held_total", sparing.held)
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
             times = [process.cpu_times() for process in both]

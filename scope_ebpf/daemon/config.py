@@ -46,6 +46,8 @@ class Config:
     #: The least seconds between two snapshots of a VM's processes.
     snapshot_interval: float = 15.0
     top: int = 5
+    #: The most series of a scrape; whole VMs are left out beyond it.
+    max_series: int = 50_000
     compat: tuple[str, ...] = ()
     include_nodes: tuple[re.Pattern[str], ...] = ()
     exclude_nodes: tuple[re.Pattern[str], ...] = ()
@@ -147,8 +149,12 @@ def _group(value: Any) -> str:
     return value
 
 
+#: The longest time that can be asked for, seconds: a clock waits for no number of any size.
+_LONGEST = 7 * 24 * 3600.0
+
+
 def seconds(least: float) -> Callable[[Any], float]:
-    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds."""
+    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds, a week at most."""
     units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
     def parse(value: Any) -> float:
@@ -160,17 +166,19 @@ def seconds(least: float) -> Callable[[Any], float]:
         found = float(match[1]) * units[match[2] or "s"]
         if found < least:
             raise ValueError(f"it must be {least:g} s at least")
+        if found > _LONGEST:
+            raise ValueError("it must be a week at most")
         return found
 
     return parse
 
 
-def count(most: int) -> Callable[[Any], int]:
-    """A whole number from 0 to *most*."""
+def count(most: int, least: int = 0) -> Callable[[Any], int]:
+    """A whole number from *least* to *most*."""
 
     def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise ValueError(f"wanted is a whole number from 0 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"wanted is a whole number from {least} to {most}")
         return value
 
     return parse
@@ -222,6 +230,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "min_age": seconds(0.0),
     "snapshot_interval": seconds(1.0),
     "top": count(20),
+    "max_series": count(10_000_000, 1_000),
     "compat": _choices("erlang-vm"),
     **{
         f"{verb}_{what}": patterns

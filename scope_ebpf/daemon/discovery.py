@@ -2,38 +2,37 @@
 """
 VMs that start and end: the kernel tells of those that start, a look at ``/proc`` finds the rest.
 
-A look costs a few microseconds for a process that was seen before; only
-processes with threads of a BEAM are looked into.
+A glance costs a few microseconds for a process that was seen before; only
+processes with threads of a BEAM are looked into, by ``inspector``.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.discover import SCHEDULER_THREAD, Refusal, inspect, program_of
-from scope_ebpf.beam.node import NodeName
-from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.errors import NoSuchProcessError, NotABeamError, TargetChangedError
+from scope_ebpf.beam.discover import SCHEDULER_THREAD, program_of
+from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.daemon.config import Config
-
 #: Looks at a process before it counts as no BEAM: an emulator starts its schedulers within one.
 _LOOKS = 3
 #: Seconds until a VM that nobody wants is looked at again: its node may get another name.
 RENAMED = 5.0
-#: Seconds until a VM that could not be observed is tried again.
-RETRY = 60.0
+#: Seconds until a process is asked for again that is being looked into.
+_BUSY = 0.1
+#: Entries that were put off and are kept in order, at least.
+_PUT_OFF = 64
 #: Seconds for which a program is kept whose VMs have ended, and programs that are kept so.
 _KEPT, _KEPT_FILES = 60.0, 8
 
@@ -73,69 +72,82 @@ class Files:
 
 
 class Scanner:
-    """Remembers what it has seen; *seconds* is the CPU time that looking took."""
+    """
+    Knows which processes are to be looked into, and when; *seconds* is the CPU time that it took.
+
+    Who is being looked into is not given again before :meth:`looked` says that it is done.
+    """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._files = Files()
         #: By pid: the program that ran, and how often it is still looked at.
         self._seen: dict[int, tuple[str, int]] = {}
-        #: VMs that nobody has, by pid: when each is looked into, in seconds of the monotonic clock.
+        #: By pid: when each is looked into, in seconds of the monotonic clock; then the same in
+        #: order, with what was put off since.
         self._due: dict[int, float] = {}
-        #: Those of them that are not wanted, by pid: what they were called, and who tells it now.
-        self._unwanted: dict[int, tuple[str | None, NodeName]] = {}
+        self._order: list[tuple[float, int]] = []
+        self._under_way: set[int] = set()
         self.seconds = 0.0
 
     def started(self, pid: int, when: float) -> None:
         """Look into *pid*, a VM that has just started, once it is *when*."""
         self._due[pid] = when
+        heapq.heappush(self._order, (when, pid))
+        if len(self._order) > 2 * len(self._due) + _PUT_OFF:
+            self._order = [(due, one) for one, due in self._due.items()]
+            heapq.heapify(self._order)
 
     def scan(self) -> None:
         """Look for VMs that nobody told us of, and forget those that have ended."""
-        self._files.tidy()
         with self._timed():
             pids = {int(n) for n in os.listdir(self._proc) if n.isdecimal()}  # noqa: PTH208 - fast
             for gone in (self._seen.keys() | self._due.keys()) - pids:
                 self.ended(gone)
-            for pid in pids - self._due.keys():
+            for pid in pids - self._due.keys() - self._under_way:
                 self._glance(pid)
 
     def next_due(self) -> float | None:
-        """When :meth:`take` may have something, monotonic seconds."""
-        return min(self._due.values(), default=None)
+        """When :meth:`due` may have something, monotonic seconds."""
+        while self._order and self._due.get(self._order[0][1]) != self._order[0][0]:
+            heapq.heappop(self._order)
+        return self._order[0][0] if self._order else None
 
-    def take(self, config: Config) -> Target | Refusal | None:
-        """
-        The next VM that *config* wants and that is old enough, if there is one now.
-
-        One at a time: to begin with a VM takes tens of milliseconds, in which those
-        that are observed already would have to wait.
-        """
+    def due(self, most: int) -> list[int]:
+        """Who is to be looked into now, *most* of them; they are under way then."""
+        found: list[int] = []
         now = time.monotonic()
-        due = [pid for pid, when in self._due.items() if when <= now]
-        if not due:
-            return None
-        with self._timed():
-            for pid in due:
-                found = self._look_into(pid, config, now)
-                if found:
-                    return found
-        return None
+        while len(found) < most and (when := self.next_due()) is not None and when <= now:
+            _, pid = heapq.heappop(self._order)
+            del self._due[pid]
+            if pid in self._under_way:
+                self.started(pid, now + _BUSY)
+                continue
+            found.append(pid)
+        self._under_way.update(found)
+        return found
+
+    def looked(self, pid: int, again: float | None, exe: str | None) -> None:
+        """*pid* was looked into: it runs *exe*, and is to be looked into *again* at a time."""
+        self._under_way.discard(pid)
+        if exe is not None:
+            self._seen[pid] = (exe, 0)
+        if again is not None and again < self._due.get(pid, math.inf):
+            self.started(pid, again)
 
     def again(self, pid: int, seconds: float) -> None:
         """Look into *pid* again after so many seconds."""
-        self._due[pid] = time.monotonic() + seconds
+        self.started(pid, time.monotonic() + seconds)
 
     def ended(self, pid: int) -> None:
         """Forget *pid*: whoever has that number next is somebody else."""
-        for known in (self._seen, self._due, self._unwanted):
-            known.pop(pid, None)
+        self._seen.pop(pid, None)
+        self._due.pop(pid, None)
 
     def forget(self) -> None:
         """Look at everything again as if it were new."""
         self._seen.clear()
         self._due.clear()
-        self._unwanted.clear()
+        self._order.clear()
 
     def _glance(self, pid: int) -> None:
         try:
@@ -149,46 +161,8 @@ class Scanner:
             return
         found = _has_schedulers(self._proc / str(pid))
         if found:
-            self._due[pid] = 0.0
+            self.started(pid, 0.0)
         self._seen[pid] = (exe, 0 if found else left - 1)
-
-    def _look_into(self, pid: int, config: Config, now: float) -> Target | Refusal | None:
-        del self._due[pid]
-        try:
-            return self._wanted(pid, config, now)
-        except TargetChangedError:
-            self.ended(pid)  # it is looked at as what it is now with the next scan
-            return None
-        except (NoSuchProcessError, NotABeamError):
-            return None
-        except Exception as error:  # noqa: BLE001 - one process must not take the others along
-            self._due[pid] = now + RETRY
-            return Refusal(pid, error)
-
-    def _wanted(self, pid: int, config: Config, now: float) -> Target | None:
-        if self._is_called_as_before(pid):
-            self._due[pid] = now + RENAMED
-            return None
-        target = inspect(pid, self._proc, self._files.open)
-        self._seen[pid] = (target.exe, 0)
-        young = config.min_age - (time.clock_gettime(time.CLOCK_BOOTTIME) - target.started)
-        if young > 0:
-            self._due[pid] = now + young
-            return None
-        if config.wants(target.node or "", target.exe, cgroup_of(pid, self._proc)):
-            return target
-        self._unwanted[pid] = target.node, NodeName(target)
-        self._due[pid] = now + RENAMED
-        return None
-
-    def _is_called_as_before(self, pid: int) -> bool:
-        """Whether *pid* was not wanted, and nothing has changed that could make it so."""
-        name, now = self._unwanted.get(pid, (None, None))
-        with suppress(NoSuchProcessError):  # it may be another program by now
-            if now is not None and name is not None and now.read() == name:
-                return True
-        self._unwanted.pop(pid, None)
-        return False
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

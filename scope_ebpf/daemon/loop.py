@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.discovery import Scanner
+from scope_ebpf.daemon.inspector import Inspector, Looker
 from scope_ebpf.daemon.notify import notify, say
+from scope_ebpf.daemon.owners import Shares, owner_of, tenant_of
+from scope_ebpf.daemon.process import cgroup_of
 from scope_ebpf.daemon.snapshots import Snapshots
 from scope_ebpf.daemon.targets import Targets
-from scope_ebpf.errors import HostError
+from scope_ebpf.errors import HostError, NoSuchProcessError
 from scope_ebpf.kernel.starts import Starts
 
 if TYPE_CHECKING:
@@ -34,6 +37,15 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at all processes where the kernel does not tell of VMs that start.
 _UNTOLD_SCAN = 2.0
+#: Seconds between two looks at all processes, at the least, however often starts are missed.
+_SCAN = 2.0
+#: Seconds after a start at which it is looked at once more: where another VM starts in a process
+#: within a second of the first, the kernel tells of one only (starts.bpf.c).
+_AGAIN = 1.1
+#: Processes that are handed to the inspector in one turn.
+_HANDED = 16
+#: Seconds after which we are ready, whoever is still being looked into.
+_READY = 10.0
 #: Seconds between two signs of life to the service manager.
 _BEAT = 5.0
 #: Seconds for which a scrape waits for the loop at most.
@@ -60,10 +72,20 @@ class Daemon:
         self.host_stats: dict[str, ProgramStats] = {}
         self._files = selectors.EpollSelector()
         self.scanner = Scanner()
-        self.targets = Targets(config, cost, self._files, self.scanner, self.errors)
+        shares = Shares()
+        self.targets = Targets(
+            config, cost, self._files, self.scanner, errors=self.errors, shares=shares
+        )
+        self.looker = Looker(shares)
+        self.inspector = Inspector(self.looker, shares, lambda: self.config, self._ring)
+        self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
         self._starts: Starts | None = None
         self._missed = 0
-        self._next_scan = self._next_beat = 0.0
+        #: When each that started is looked at once more, by pid.
+        self._heard: dict[int, float] = {}
+        self._ours = tenant_of(cgroup_of(os.getpid()))
+        self._began = self.turned
+        self._next_scan = self._next_beat = self._scanned = 0.0
         self._asked: set[signal.Signals] = set()
         self._stale, self._fresh = False, threading.Event()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -78,24 +100,28 @@ class Daemon:
         """Let the readings be of now; a scrape asks for it, and waits for a moment only."""
         self._fresh.clear()
         self._stale = True
+        self._ring()
+        self._fresh.wait(_REFRESH)
+
+    def _ring(self) -> None:
         with suppress(BlockingIOError):  # it has been asked already, often
             os.write(self._waker, b"\0")
-        self._fresh.wait(_REFRESH)
 
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
         _hurry(self.targets.attacher.pid)
         self._hear_of_starts()
-        snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
-        snapshots.start()
+        self.snapshots.start()
+        self.inspector.start()
         try:
             while not self._asked & {signal.SIGTERM, signal.SIGINT}:
                 self._come_round()
                 self._wait()
         finally:
             notify("STOPPING=1")
+            self.inspector.close()
             self.targets.close()
-            snapshots.close()
+            self.snapshots.close()
             if self._starts:
                 self._starts.close()
 
@@ -109,6 +135,7 @@ class Daemon:
             self._scan()
         if now >= self._next_beat:
             notify("WATCHDOG=1")
+            self.inspector.tidy()
             self._next_beat = now + _BEAT
         stale, self._stale = self._stale, False
         if stale:
@@ -116,12 +143,35 @@ class Daemon:
         self.targets.turn()
         if stale:
             self._fresh.set()
-        found = self.scanner.take(self.config)
-        if found:
-            self.targets.take(found)
-        elif not self.ready:
+        self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Hand over who is to be looked into, and take in one VM that was found."""
+        heard = [pid for pid, when in self._heard.items() if when <= now]
+        for pid in heard:
+            del self._heard[pid]
+            self._hear(pid, now)
+        if heard:
+            self._look_for_missed()
+        for pid in self.scanner.due(_HANDED):
+            try:
+                self.inspector.ask(pid, owner_of(pid, ours=self._ours))
+            except NoSuchProcessError:
+                self.scanner.looked(pid, None, None)
+        look = self.inspector.take()
+        if look:
+            # One at a time: to begin with a VM takes tens of milliseconds, in which those that are
+            # observed already have to wait.
+            self.scanner.looked(look.pid, look.again, look.exe)
+            if look.found:
+                self.targets.take(look.found)
+        if not self.ready and (self._is_through() or now - self._began > _READY):
             self.ready = True
             notify("READY=1")
+
+    def _is_through(self) -> bool:
+        due = self.scanner.next_due()
+        return self.inspector.idle and (due is None or due > time.monotonic())
 
     def _wait(self) -> None:
         times = (
@@ -129,6 +179,8 @@ class Daemon:
             self._next_beat,
             self.targets.next_turn(),
             self.scanner.next_due(),
+            min(self._heard.values(), default=None),
+            0.0 if self.inspector.done else None,
         )
         until = min(when for when in times if when is not None)
         for key, _ in self._files.select(max(0.0, until - time.monotonic())):
@@ -149,15 +201,26 @@ class Daemon:
     def _started(self) -> None:
         assert self._starts is not None  # noqa: S101 - it is what has rung
         for start in self._starts.take():
-            self.targets.restarted(start.pid, start.at)
-            self.scanner.started(start.pid, start.at + self.config.min_age)
-        missed = self._starts.missed()
+            self._hear(start.pid, start.at + self.config.min_age)
+            self._heard[start.pid] = start.at + max(_AGAIN, self.config.min_age)
+        self._look_for_missed()
+
+    def _look_for_missed(self) -> None:
+        missed = self._starts.missed() if self._starts else self._missed
         if missed != self._missed:
             say(logging.WARNING, "too many VMs started at once; looking for them", missed=missed)
-            self._missed, self._next_scan = missed, 0.0
+            self._missed = missed
+            self._next_scan = min(self._next_scan, self._scanned + _SCAN)
+
+    def _hear(self, pid: int, when: float) -> None:
+        """A thread of *pid* calls itself a scheduler: look into it, unless we know it."""
+        if not self.targets.is_same(pid):
+            self.scanner.started(pid, when)
 
     def _scan(self) -> None:
+        self._scanned = time.monotonic()
         self.scanner.scan()
+        self.looker.tidy()
         self.targets.tidy()
         stats: dict[str, ProgramStats] = {}
         for watch in (self.targets.thread_watch, self._starts):
@@ -182,6 +245,7 @@ class Daemon:
         for heed in self.heeding:
             heed(config)
         self.targets.choose(config)
+        self.looker.forget()
         self.scanner.forget()
         say(logging.INFO, "config read")
 

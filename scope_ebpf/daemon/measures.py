@@ -31,10 +31,12 @@ _MEASURES = {
     "spawn": "spawned",
     "exit": "spawned",
     "gc": "collections",
+    "port_open": "opened",
+    "port_close": "opened",
     "schedule": "context_switches",
 }
 #: The counters that wrap, and where.
-_WRAP = {"spawned": 1 << 32}
+_WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
 #: The measure of events whose counter cannot be read: nanoseconds.
 TIME = "time"
 

@@ -6,6 +6,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MINUTE, _HOUR = 60.0, 3600.0
+#: Kinds of lines that are remembered.
+_KINDS = 1024
 
 log = logging.getLogger("scope-ebpfd")
 
@@ -22,13 +32,63 @@ def notify(state: str, address: str | None = None) -> None:
             log.debug("notify_failed error=%s", error)
 
 
+class Sparing(logging.Filter):
+    """
+    Lets *burst* lines of a kind pass, and then one a minute, with how many were held back.
+
+    A kind is a message about the VMs of one owner: what one of them makes us say keeps nobody
+    else's lines out. Kinds of which none came for long are forgotten.
+    """
+
+    def __init__(self, burst: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._burst, self._clock = burst, clock
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+        #: Lines that were held back.
+        self.held = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line passes; it says then how many did not."""
+        fields: dict[str, object] = getattr(record, "fields", {})
+        now = self._clock()
+        name = record.getMessage(), str(fields.get("owner", ""))
+        kind = self._kinds.pop(name, None) or _Kind(float(self._burst), now)
+        self._kinds[name] = kind
+        kind.left = min(self._burst, kind.left + (now - kind.at) / _MINUTE)
+        kind.at = now
+        self._forget(now)
+        if kind.left < 1:
+            kind.held += 1
+            self.held += 1
+            return False
+        kind.left -= 1
+        if kind.held:
+            record.fields = fields | {"held_back": kind.held}
+            kind.held = 0
+        return True
+
+    def _forget(self, now: float) -> None:
+        while len(self._kinds) > _KINDS or now - next(iter(self._kinds.values())).at > _HOUR:
+            del self._kinds[next(iter(self._kinds))]
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Lines that may still pass, when that was known, and lines that did not."""
+
+    left: float
+    at: float
+    held: int = 0
+
+
 class Logfmt(logging.Formatter):
     """``level=info message="..." key=value``: one line, whatever is in it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record; what it carries as ``fields`` becomes keys."""
         parts = {"level": record.levelname.lower(), "message": record.getMessage()}
-        parts |= getattr(record, "fields", {})
+        fields = getattr(record, "fields", {})
+        parts |= {key: value for key, value in fields.items() if value is not None}
         if record.exc_info and record.exc_info[1] is not None:
             parts["error"] = repr(record.exc_info[1])
         return " ".join(f"{key}={_quoted(str(value))}" for key, value in parts.items())
@@ -44,3 +104,7 @@ def _quoted(text: str) -> str:
 def say(level: int, message: str, **fields: object) -> None:
     """One line of the log."""
     log.log(level, message, extra={"fields": fields})
+
+
+#: The filter of our own log.
+sparing = Sparing()

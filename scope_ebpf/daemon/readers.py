@@ -68,6 +68,8 @@ class Readers:
         allocators, connections = self._allocators.read(), self._connections.read()
         parts = (self._allocators, self._connections)
         refused = {part.name: part.refused for part in parts if part.refused}
+        if allocators and allocators.why:
+            refused["erlang_memory"] = allocators.why
         self._tell(refused)
         seconds = time.thread_time() - began
         return MemoryReading(allocators, connections, refused, seconds, taken)

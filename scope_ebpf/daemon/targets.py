@@ -8,6 +8,7 @@ All of this runs in the daemon's loop; a scrape reads the readings that it leave
 from __future__ import annotations
 
 import logging
+import math
 import os
 import resource
 import select
@@ -18,11 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import Refusal
-from scope_ebpf.beam.node import NAMELESS, NodeName
+from scope_ebpf.beam.look_limits import LookLimits, limited
+from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon import heap
-from scope_ebpf.daemon.discovery import RETRY
+from scope_ebpf.daemon.names import NodeLabels
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.owners import Room
 from scope_ebpf.daemon.process import cgroup_of
+from scope_ebpf.daemon.programs import Refused
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import (
@@ -34,25 +38,34 @@ from scope_ebpf.errors import (
 )
 from scope_ebpf.governor import OFTEN
 from scope_ebpf.kernel.programs import Spares
-from scope_ebpf.kernel.tracepoints import ThreadWatch, attach_or_reason
+from scope_ebpf.kernel.tracepoints import MAX_TARGETS, ThreadWatch, attach_or_reason
 from scope_ebpf.kernel.uprobes import Attacher
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping
 
-    from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.discovery import Scanner
+    from scope_ebpf.daemon.inspector import Found
+    from scope_ebpf.daemon.owners import Owner, Shares
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.stats import ProgramStats
 
-#: File descriptors that a target takes at most, with room for scrapes and readings.
-_FILES = 256
+#: File descriptors that a target takes, and that must be left with room for scrapes and readings.
+_FILES, _LEFT = 128, 256
 #: Loaded programs that wait for the next target, at most, each a hundred files, and for how long.
 _SPARES, _SPARE_SECONDS = 8, 10.0
 #: Targets of which stock is taken for one scrape, some milliseconds each.
 _HASTENED = 4
+#: What is read of a target's memory within one turn of the loop. To take stock of 1,024
+#: schedulers takes a hundredth of it; what was not found before is searched for with some 30,000
+#: calls. Of time only CPU counts: the loop waits for others in between.
+_DATA, _CALLS, _CPU = 64 << 20, 100_000, 2.0
+
+
+class NoRoomError(HostError):
+    """There is no room for one more target, until another ends."""
 
 
 @dataclass(slots=True)
@@ -61,7 +74,8 @@ class _Observed:
     #: What tells that it has ended, or executes another program.
     ends: tuple[int, ...]
     name: NodeName
-    since: float
+    #: What its node said last that it is called.
+    called: str | None = None
 
 
 class Targets:
@@ -78,10 +92,20 @@ class Targets:
         cost: HitCost,
         files: selectors.BaseSelector,
         scanner: Scanner,
+        *,
         errors: Counter[str],
+        shares: Shares,
     ) -> None:
         self.config = config
         self.refused: dict[int, str] = {}
+        self.labels = NodeLabels()
+        #: What could not be observed although it is a VM, by pid.
+        self._failed = Refused()
+        #: Who has targets, and who has places for their threads.
+        self._room, self._places = Room(), Room()
+        #: Who was refused for want of room, by pid.
+        self._waiting: dict[int, Owner] = {}
+        self._shares = shares
         self.seen = 0
         self.thread_watch: ThreadWatch | None = None
         self._thread_trouble = ""
@@ -110,43 +134,58 @@ class Targets:
                 _add(totals, watch.program_stats)
         return totals
 
-    def take(self, found: Target | Refusal) -> None:
-        """Begin to observe what discovery has found, or say why not."""
+    def take(self, found: Found | Refusal) -> None:
+        """Begin to observe what a look has found, or say why not."""
         if isinstance(found, Refusal):
-            self._refuse(found.pid, found.reason)
+            self._say_refused(found.pid, found.reason)
             return
-        if found.pid in self._observed:
+        pid, identity = found.target.pid, found.target.identity
+        if pid in self._observed:
+            identity.close()
             return
-        threads = None
+        began = time.thread_time()
         try:
-            _require_room()
+            self._require_room(found.owner)
+            with limited(_limits(pid)):
+                watch = self._watch(found)
+        except NoSuchProcessError:
+            identity.close()
+            self._scanner.ended(pid)
+        except Exception as error:  # noqa: BLE001 - one target must not take the others along
+            identity.close()
+            self._refuse(pid, error, found.owner)
+        else:
+            self._keep(found, watch)
+        self._shares.charge(found.owner, time.thread_time() - began)
+
+    def _watch(self, found: Found) -> Watch:
+        pid, threads = found.target.pid, None
+        label = self.labels.give(pid, found.target.node, found.owner)
+        try:
             threads = self._watch_threads(found)
-            label = self._label(found.node, found.pid)
-            watch = Watch(
-                found,
+            return Watch(
+                found.target,
                 label,
                 self.config.budget,
                 self._cost,
                 self.attacher,
                 spares=self._spares,
                 threads=threads,
+                prepared=found.prepared,
+                owner=found.owner,
             )
-        except Exception as error:  # noqa: BLE001 - one target must not take the others along
+        except BaseException:
             if threads:
                 threads.close()
-            found.identity.close()
-            if isinstance(error, NoSuchProcessError):
-                self._scanner.ended(found.pid)
-            else:
-                self._refuse(found.pid, error)
-            return
-        self._keep(found, watch)
+            self._give_back(pid)
+            raise
 
-    def restarted(self, pid: int, at: float) -> None:
-        """Let go of *pid* if it was observed before another VM started in it."""
+    def is_same(self, pid: int) -> bool:
+        """Whether *pid* is observed and is what it was; if it is another by now, it is let go."""
         observed = self._observed.get(pid)
-        if observed and observed.since < at:
-            self.drop(pid, "another VM runs in it")
+        if observed:
+            self._guarded(observed, _check_identity)
+        return pid in self._observed
 
     def next_turn(self) -> float | None:
         """When :meth:`turn` has something to do, monotonic seconds."""
@@ -207,6 +246,8 @@ class Targets:
         changed = config.budget != self.config.budget
         self.config = config
         self.refused.clear()
+        self._waiting.clear()
+        self._failed.forget()
         for pid, observed in list(self._observed.items()):
             if changed or not self._wants(observed):
                 self.drop(pid, "the config has changed")
@@ -222,8 +263,26 @@ class Targets:
             self._files.unregister(fd)
         observed.watch.close()
         observed.watch.target.identity.close()
+        self._give_back(pid)
         self._scanner.ended(pid)
-        say(logging.INFO, "no longer observing", pid=pid, node=observed.watch.node, why=why)
+        owner = observed.watch.owner
+        node = observed.watch.node
+        say(logging.INFO, "no longer observing", pid=pid, node=node, why=why, owner=owner)
+        self._let_in()
+
+    def _give_back(self, pid: int) -> None:
+        """Let others have the room and the name that *pid* had."""
+        self.labels.drop(pid)
+        self._room.leave(pid)
+        self._places.leave(pid)
+
+    def _let_in(self) -> None:
+        """There is room: whoever waits for it and has least is looked at again."""
+        for pid in sorted(self._waiting, key=lambda pid: self._room.held(self._waiting[pid])):
+            if not self._room.refusal(self._waiting[pid], _most()):
+                del self._waiting[pid]
+                self._scanner.again(pid, 0.0)
+                return
 
     def tidy(self) -> None:
         """Let go of programs that nobody needs, of refusals of what has ended, and of memory."""
@@ -232,6 +291,8 @@ class Targets:
         for pid in list(self.refused):
             if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - fast
                 self.refused.pop(pid, None)
+                self._waiting.pop(pid, None)
+                self._failed.clear(pid)
 
     def close(self) -> None:
         """Let go of all, their hooks all at once: each waits for the kernel."""
@@ -260,12 +321,14 @@ class Targets:
 
     # One of them -----------------------------------------------------------------------------
 
-    def _keep(self, target: Target, watch: Watch) -> None:
-        pid, identity = target.pid, target.identity
+    def _keep(self, found: Found, watch: Watch) -> None:
+        target, pid, identity = found.target, found.target.pid, found.target.identity
         ends = tuple(fd for fd in (identity.pidfd, identity.execs) if fd is not None)
-        observed = _Observed(watch, ends, NodeName(target), time.monotonic())
+        observed = _Observed(watch, ends, NodeName(target))
         self._observed[pid] = observed
+        self._room.enter(pid, found.owner)
         self.refused.pop(pid, None)
+        self._failed.clear(pid)
         self.seen += 1
         for fd in ends:
             self._files.register(
@@ -284,10 +347,12 @@ class Targets:
             node=watch.node,
             otp=target.otp_release,
             age_seconds=f"{age:.2f}",
+            owner=found.owner,
         )
         off = [item for item in watch.plan.items if not item.attachments]
         for item in off:
-            say(logging.WARNING, "hook off", pid=pid, hook=item.event, why=item.reason)
+            why, owner = item.reason, found.owner
+            say(logging.WARNING, "hook off", pid=pid, hook=item.event, why=why, owner=owner)
         if off and self.config.strict:
             raise NothingToAttachError(
                 f"--strict, and process {pid} has no hook for {off[0].event}: {off[0].reason}"
@@ -297,7 +362,8 @@ class Targets:
         """Do *work* on a target, which may end meanwhile; what fails is let go of."""
         pid = observed.watch.target.pid
         try:
-            work(observed)
+            with limited(_limits(pid)):
+                work(observed)
         except TargetChangedError as error:
             self.drop(pid, f"it {error.what}")
         except NoSuchProcessError:
@@ -305,7 +371,7 @@ class Targets:
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             self._errors["watch"] += 1
             self.drop(pid, "it cannot be observed any more")
-            self._refuse(pid, error)
+            self._refuse(pid, error, observed.watch.owner)
 
     def _turn_one(self, observed: _Observed) -> None:
         now = time.monotonic()
@@ -320,13 +386,15 @@ class Targets:
     def _follow_name(self, observed: _Observed) -> None:
         """A node gets its name when its distribution starts, and may change it later."""
         watch, name = observed.watch, observed.name.read()
-        pid = watch.target.pid
-        if name is None or watch.node in (name, f"{name}#{pid}"):
+        pid, before = watch.target.pid, watch.node
+        if name is None:
             return
-        before = watch.node
-        watch.rename(self._label(name, pid))
-        say(logging.INFO, "renamed", pid=pid, node=watch.node, before=before)
-        if not self._wants(observed):
+        label = self.labels.follow(pid, name)
+        if label != before:
+            watch.rename(label)
+            say(logging.INFO, "renamed", pid=pid, node=label, before=before, owner=watch.owner)
+        called, observed.called = observed.called, name
+        if name != called and not self._wants(observed):
             self.drop(pid, "its new name is not wanted")
             self._scanner.again(pid, OFTEN)
 
@@ -343,13 +411,9 @@ class Targets:
         name = observed.name.read() or target.node or ""
         return self.config.wants(name, target.exe, cgroup_of(target.pid))
 
-    def _label(self, name: str | None, pid: int) -> str:
-        """The node's name, and the pid where another that is observed has the same."""
-        name = name or NAMELESS
-        return f"{name}#{pid}" if name in {watch.node for watch in self.watches} else name
-
-    def _watch_threads(self, target: Target) -> WatchedThreads:
+    def _watch_threads(self, found: Found) -> WatchedThreads:
         """The target's threads, where the kernel lets us watch them and there is room."""
+        target, owner = found.target, found.owner
         if self.thread_watch is None and not self._thread_trouble:
             self.thread_watch, self._thread_trouble = attach_or_reason()
             what, why = "threads are not watched", self._thread_trouble
@@ -359,18 +423,57 @@ class Targets:
                 say(logging.WARNING, what, why=why)
             if why and self.config.strict:
                 raise HostError(f"--strict, and {what}: {why}")
-        place = self.thread_watch.add() if self.thread_watch else None
+        place = None
+        if self.thread_watch and not self._places.refusal(owner, MAX_TARGETS):
+            place = self.thread_watch.add()
+        if place is not None:
+            self._places.enter(target.pid, owner)
         return WatchedThreads(self.thread_watch, target, place)
 
-    def _refuse(self, pid: int, error: Exception) -> None:
-        """Say it once, and try again later: what is missing may come back."""
-        self._scanner.again(pid, RETRY)
+    def _require_room(self, owner: Owner) -> None:
+        """A target that could not be observed whole must not take what the others need."""
+        limit, most = _limit(), _most()
+        why = self._room.refusal(owner, most)
+        if why:
+            raise NoRoomError(why)
+        used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - fast
+        if used + _LEFT > limit:
+            raise NoRoomError(
+                f"{used} of {limit} files that the daemon may have open are open; raise "
+                "LimitNOFILE in its unit (or ulimit -n) to observe more VMs"
+            )
+
+    def _refuse(self, pid: int, error: Exception, owner: Owner) -> None:
+        """Try it again later, and ever more rarely: what is missing may come back."""
+        if isinstance(error, NoRoomError):
+            self._waiting[pid] = owner
+        bad = self._failed.add(pid, error)
+        self._scanner.again(pid, bad.pause)
+        self._say_refused(pid, error, owner)
+
+    def _say_refused(self, pid: int, error: Exception, owner: Owner | None = None) -> None:
+        """Say it once."""
         reason = str(error) if isinstance(error, ScopeError) else repr(error)
         if self.refused.get(pid) != reason:
             self.refused[pid] = reason
-            say(logging.WARNING, "refused", pid=pid, why=reason)
+            say(logging.WARNING, "refused", pid=pid, why=reason, owner=owner)
         if self.config.strict and isinstance(error, ScopeError):
             raise error
+
+
+def _limits(pid: int) -> LookLimits:
+    what = f"what is read of process {pid} at once"
+    return LookLimits(what, data=_DATA, calls=_CALLS, cpu=_CPU, wall=math.inf)
+
+
+def _limit() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit
+
+
+def _most() -> int:
+    """How many targets there is room for."""
+    return max(1, (_limit() - _LEFT) // _FILES)
 
 
 def _check_identity(observed: _Observed) -> None:
@@ -384,14 +487,3 @@ def _rang(observed: _Observed) -> None:
 def _add(totals: dict[str, ProgramStats], more: Mapping[str, ProgramStats]) -> None:
     for program, stats in more.items():
         totals[program] = stats.and_of(totals[program]) if program in totals else stats
-
-
-def _require_room() -> None:
-    """A target that could not be observed whole must not take what the others need."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - fast
-    if used + _FILES > limit:
-        raise HostError(
-            f"{used} of {limit} files that the daemon may have open are open; raise LimitNOFILE "
-            "in its unit (or ulimit -n) to observe more VMs"
-        )

@@ -85,13 +85,21 @@ class Totals:
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
         """What a scrape shows of *event*, seen as *item* says."""
         estimate = self._estimates[event]
+        error = self._error(event) if mode != "always" else 0.0
+        if mode == "always":
+            # What was estimated while the hooks were out stays in the totals: of a burst it is
+            # known how much there was, and hardly of which class.
+            everything = float(estimate.total[:COUNTS].sum())
+            counted = min(float(self._seen[event][:COUNTS].sum()), everything)
+            sampling_ratio = counted / everything if everything else 1.0
+            error = 1.0 - sampling_ratio
         return EventReading(
             totals=estimate.total.copy(),
             mode=mode,
             via=item.via,
             reason=item.reason,
             sampling_ratio=sampling_ratio,
-            error_ratio=0.0 if mode == "always" else self._error(event),
+            error_ratio=error,
         )
 
     def _error(self, event: str) -> float:

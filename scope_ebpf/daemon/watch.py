@@ -13,29 +13,26 @@ import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from scope_ebpf import events
-from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.daemon import totals
-from scope_ebpf.daemon.measures import Mark, Measures
+from scope_ebpf.daemon.measures import Mark
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.owners import ROOT, Owner
+from scope_ebpf.daemon.prepare import Prepared, prepare
 from scope_ebpf.daemon.prices import Prices
 from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.daemon.windows import Approach, Window
-from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import OFTEN, OTHERS, Action, Governor
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.metrics.reading import EventReading, Reading
-from scope_ebpf.plan import DEFAULT_EVENTS, Item, Plan
-from scope_ebpf.planning import make_plan, semaphores
+from scope_ebpf.planning import semaphores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scope_ebpf.beam.binary import Binary
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.threads import WatchedThreads
@@ -44,13 +41,12 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.uprobes import Attacher
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
+    from scope_ebpf.plan import Item
 
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5
 #: The weight of the newest stocktaking in what one takes of our CPU.
 _NEW = 0.3
-#: Plans by program, and within it by the settings that were found out.
-_plans: WeakKeyDictionary[Binary, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
 
 
 class Watch:
@@ -70,10 +66,11 @@ class Watch:
         *,
         spares: Spares,
         threads: WatchedThreads | None = None,
+        prepared: Prepared | None = None,
+        owner: Owner = ROOT,
     ) -> None:
-        self.target, self.node = target, node
+        self.target, self.node, self.owner = target, node, owner
         target.identity.check()
-        self.notes: list[str] = []
         #: The last snapshot of the process table; whoever takes snapshots puts it here.
         self.snapshot: SnapshotReading | None = None
         #: The same of the VM's own memory.
@@ -82,23 +79,17 @@ class Watch:
         self._throttling = Throttling(target.pid)
         # Read once: who may move a VM among cgroups of its own must not make series without end.
         self._owner = {"uid": user_of(target.pid), "cgroup": cgroup_of(target.pid)}
-        self._measures = Measures(target)
-        if self._measures.refused:
-            self.notes.append(self._measures.refused)
-        settings, refused = kernel_constants(target)
-        self.notes += refused
-        self.plan = _plan_for(target, known(settings))
-        if not self.plan.attachments:
-            raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
-        names = {g.symbol for a in self.plan.attachments for g in a.arguments if g.symbol}
+        prepared = prepared or prepare(target)
+        self._measures, self.plan = prepared.measures, prepared.plan
+        self.notes = list(prepared.notes)
         self.session = GovernedSession(
             self.plan,
             target.identity,
             target.base,
-            settings,
+            prepared.settings,
             attacher=attacher,
             spares=spares,
-            addresses=symbol_values(target, names),
+            addresses=prepared.addresses,
         )
         self._items = {item.event: item for item in self.plan.items}
         self._prices = Prices(self.plan, cost)
@@ -356,11 +347,3 @@ class Watch:
             return totals.off(item, self.failed.get(item.event, item.reason))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)
-
-
-def _plan_for(target: Target, settings: list[str]) -> Plan:
-    """What is attached to *target*, where *settings* are known: one plan for all VMs of a build."""
-    plans, key = _plans.setdefault(target.binary, {}), (target.flavor, *settings)
-    if key not in plans:
-        plans[key] = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", settings)
-    return plans[key]

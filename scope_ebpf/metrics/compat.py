@@ -62,8 +62,9 @@ class Names:
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         self._rules: dict[str, Rule] = {}
 
-    def add(self, series: str, labels: Mapping[str, str], value: float) -> None:
-        """One sample of ours."""
+    def add(self, series: str, labels: Mapping[str, str], value: float) -> int:
+        """One sample of ours; how many it makes that were not there."""
+        new = 0
         for rule in rules().get(series, []):
             if not any(where.items() <= labels.items() for where in rule.take):
                 continue
@@ -74,7 +75,9 @@ class Names:
             values = self._values.setdefault(rule.name, {})
             key = tuple(theirs.items())
             figure = value * rule.factor if rule.constant is None else rule.constant
+            new += key not in values
             values[key] = values.get(key, 0.0) + figure
+        return new
 
     def families(self) -> Iterator[Metric]:
         """Everything that was added: under the name of version 6, then under that of 4."""

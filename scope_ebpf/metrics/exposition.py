@@ -19,8 +19,11 @@ from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
+from scope_ebpf.relations import checked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scope_ebpf.metrics.page import Page
     from scope_ebpf.metrics.reading import Sampled
     from scope_ebpf.metrics.snapshot import SnapshotReading
@@ -30,7 +33,8 @@ _WAITING = ROLES[: ROLES.index("async")]
 
 
 def expose(page: Page, reading: Reading) -> None:
-    """Add everything of one target."""
+    """Add everything of one target, but for figures that cannot be."""
+    reading, impossible = checked(reading)
     for series in catalogue().values():
         if series.event:
             _expose_event(page, series, reading)
@@ -48,7 +52,7 @@ def expose(page: Page, reading: Reading) -> None:
         expose_memory(page, reading.node, reading.memory)
     if reading.snapshot:
         _expose_snapshot(page, reading.node, reading.snapshot)
-    _expose_observer(page, reading)
+    _expose_observer(page, reading, impossible)
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:
@@ -183,21 +187,21 @@ def _expose_snapshot(page: Page, node: str, taken: SnapshotReading) -> None:
             who = taken.names.get(one.pid, "?")
             page.add(name, one.value, node=node, rank=str(rank), name=who)
         rest = total - sum(one.value for one in ranking)
-        page.add(name, max(0, rest), node=node, rank="other", name="")
+        page.add(name, rest, node=node, rank="other", name="")
     page.add("scope_ebpf_snapshot_cpu_seconds", taken.seconds, node=node)
     page.add("scope_ebpf_snapshot_torn_processes", taken.torn, node=node)
 
 
-def _expose_observer(page: Page, reading: Reading) -> None:
+def _expose_observer(page: Page, reading: Reading, impossible: Iterable[str]) -> None:
     node = reading.node
     for what, read in (("processes", reading.snapshot), ("memory", reading.memory)):
         if read and read.taken:
             page.add("scope_ebpf_snapshot_timestamp_seconds", read.taken, node=node, what=what)
     for hook, event in reading.events.items():
         page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
-        if event.mode == "windows":
+        if event.mode == "windows" or event.error_ratio:
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
-    for what in _refused(reading):
+    for what in sorted({*_refused(reading), *impossible}):
         page.add("scope_ebpf_refused", 1, node=node, what=what)
     page.add("scope_ebpf_trips_total", reading.trips, node=node)
     page.add("scope_ebpf_windows_total", reading.windows, node=node)

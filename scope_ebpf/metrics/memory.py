@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.connections import TYPES
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.allocators import AllocatorReading
+    from scope_ebpf.beam.allocators import AllocatorReading, MemoryUse
     from scope_ebpf.metrics.page import Page
     from scope_ebpf.metrics.reading import MemoryReading
 
@@ -25,8 +25,7 @@ def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
         page.add("beam_dist_busy_connections", connections.busy, node=node)
 
 
-def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None:
-    use = reading.memory
+def _expose_use(page: Page, node: str, use: MemoryUse) -> None:
     for kind, size in (
         ("total", use.total),
         ("processes", use.processes),
@@ -42,6 +41,11 @@ def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None
         used, free = use.processes_used, use.processes - use.processes_used
         for usage, size in (("used", used), ("free", free)):
             page.elsewhere("processes_bytes", size, node=node, usage=usage)
+
+
+def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None:
+    if reading.memory:
+        _expose_use(page, node, reading.memory)
     for one in reading.allocators:
         labels = {"node": node, "allocator": one.name}
         page.add("beam_allocator_carriers_bytes", one.carriers, **labels)

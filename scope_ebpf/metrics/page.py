@@ -34,19 +34,23 @@ class Page:
     def __init__(self, *, compat: bool = False) -> None:
         self._families: dict[str, Metric] = {}
         self._names = Names() if compat else None
+        #: Samples that were added, those of other names counted twice: they have an old one, too.
+        self.samples = 0
 
     def add(self, series_name: str, value: float, /, **labels: str) -> None:
         """One sample of a counter or a gauge; KeyError for a name that is not in the catalogue."""
         series = catalogue()[series_name]
         checked = _checked(series, labels)
         self._family(series).add_sample(series_name, checked, value)
+        self.samples += 1
         if self._names:
-            self._names.add(series_name, checked, value)
+            self.samples += 2 * self._names.add(series_name, checked, value)
 
     def elsewhere(self, source: str, value: float, /, **labels: str) -> None:
         """One figure that has no series of ours, only names of prometheus.erl."""
         if self._names:
-            self._names.add(source, {n: label_value(text) for n, text in labels.items()}, value)
+            texts = {n: label_value(text) for n, text in labels.items()}
+            self.samples += 2 * self._names.add(source, texts, value)
 
     def histogram(
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
@@ -66,6 +70,7 @@ class Page:
         family.add_sample(f"{name}_bucket", {**values, "le": "+Inf"}, float(running[-1]))
         family.add_sample(f"{name}_count", values, float(running[-1]))
         family.add_sample(f"{name}_sum", values, total_ns / 1e9)
+        self.samples += len(series.exponents) + 3
 
     def families(self) -> Iterator[Metric]:
         """Everything that was added, in the order of the catalogue; then by other names."""

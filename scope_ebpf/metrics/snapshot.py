@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.beam.processes import base_bytes
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,18 +61,23 @@ class SnapshotReading:
     seconds: float = 0.0
     taken: float = 0.0
 
-    def take_in(self, rows: NDArray[np.void], torn: int, process_size: int) -> None:
-        """Add *rows* with the columns ``LOAD``; *process_size* is that of the VM's struct."""
+    def take_in(self, rows: NDArray[np.void], torn: int, memory: NDArray[np.int64]) -> None:
+        """Add *rows* with the columns ``LOAD``, and the bytes of each."""
         self.read += len(rows)
         self.torn += torn
         mailbox = rows["mailbox"]
-        memory = base_bytes(rows, process_size).astype(np.int64)
         self.messages += int(mailbox.sum())
         self.memory += int(memory.sum())
         self.mailbox_counts += _at_least(mailbox, MAILBOX_STEPS)
         self.memory_counts += _at_least(memory, MEMORY_STEPS)
         self.mailboxes = self._most(self.mailboxes, rows["id"], mailbox)
         self.memories = self._most(self.memories, rows["id"], memory)
+
+    def weigh(self, bytes_of: dict[int, int]) -> None:
+        """Put what the largest weigh in the place of what was told of them, by pid term."""
+        weighed = [Top(one.pid, bytes_of.get(one.pid, one.value)) for one in self.memories]
+        self.memory += sum(one.value for one in weighed) - sum(one.value for one in self.memories)
+        self.memories = sorted(weighed, key=lambda one: (-one.value, one.pid))
 
     def take_in_rates(self, rows: NDArray[np.void], rates: NDArray[np.float64]) -> None:
         """Add how many reductions a second *rows* do."""

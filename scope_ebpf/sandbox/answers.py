@@ -57,6 +57,13 @@ def many(found: Any, each: Callable[[Any], T], most: int) -> list[T]:
     return [each(item) for item in found]
 
 
+def as_many(found: Any, each: Callable[[Any], T], count: int) -> list[T]:
+    """A list of exactly *count*: one for each that was asked for."""
+    if type(found) is not list or len(found) != count:
+        raise ValueError("no such list")
+    return [each(item) for item in found]
+
+
 def row(found: Any, *each: Callable[[Any], Any]) -> tuple[Any, ...]:
     """A list of exactly these."""
     if type(found) is not list or len(found) != len(each):

@@ -11,8 +11,6 @@ SECTION = 64 << 20
 SYMBOLS = 1 << 20
 #: Characters of a name: C++ makes long ones, hostile files endless ones.
 NAME = 4096
-#: Names, patterns or addresses in one question.
-ASKED = 4096
 #: Symbols in one answer.
 MATCHES = 1 << 16
 #: Bytes of notes, sites of the provider ``erlang``, and sites of all providers.

@@ -114,8 +114,9 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
         console.print(f"note: {escape(plain(note))}", style="yellow")
     lost = sum(t.lost for t in summary.functions.values())
     refused = sum(t.refused for t in summary.functions.values())
+    why = escape(plain(summary.stopped_because))
     console.print(
-        f"stopped: {summary.stopped_because}, after {summary.duration_seconds:.1f} s\n"
+        f"stopped: {why}, after {summary.duration_seconds:.1f} s\n"
         f"counted: {summary.calls:,} calls; without a line: {lost:,}; not readable: {refused:,}",
         style="bold",
     )

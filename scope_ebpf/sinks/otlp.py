@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf import events
 from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.capture.values import within
 from scope_ebpf.sinks.columns import columns
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class Spans:
             "spanId": f"{self.made:016x}",
             "name": name,
             "kind": _INTERNAL,
-            "startTimeUnixNano": str(begin + self._to_wall),
-            "endTimeUnixNano": str(end + self._to_wall),
+            "startTimeUnixNano": str(within(begin + self._to_wall)),
+            "endTimeUnixNano": str(within(end + self._to_wall)),
             "attributes": _attributes(facts),
         }
         if self.made > 1:

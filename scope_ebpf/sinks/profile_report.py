@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -25,13 +25,8 @@ _WHERE = {
 def print_profile(profile: Profile, output: TextIO) -> None:
     """Print the tables and the last lines."""
     total = max(1, profile.total_ns)
-    target = profile.target
     function, inside = _WHERE[profile.kind]
-    output.write(
-        f"{plain(str(target['node'] or 'a node without a name'))} (pid {target['pid']}): "
-        f"OTP {target['otp_release']}, erts {target['erts_version']}, {target['flavor']}, "
-        f"{target['schedulers']} schedulers\n\n"
-    )
+    output.write(" ".join(of_target(profile.target)) + "\n\n")
     _table("PROCESS", profile.owners(), total, OWNERS, output, own=False)
     output.write("\n")
     _table(function, profile.functions(), total, FUNCTIONS, output, own=True)
@@ -63,7 +58,7 @@ def _table(
 def last_lines(profile: Profile) -> str:
     """What was seen, how much of it is whole, what is missing, and why it ended."""
     quality = profile.quality
-    lines = [f"stopped: {profile.stopped_because}, after {profile.seconds:.1f} s"]
+    lines = [f"stopped: {plain(profile.stopped_because)}, after {profile.seconds:.1f} s"]
     seen = f"samples: {quality.samples:,}, {profile.total_ns / 1e9:.2f} s"
     if profile.kind == "off-cpu":
         seen += " of waiting, all processes together"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -28,12 +28,8 @@ def print_report(summary: Summary, output: TextIO) -> None:
     console = Console(file=output, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = WIDTH
-    target = summary.target
-    console.print(
-        f"[bold]{escape(plain(str(target['node'] or 'a node without a name')))}[/bold] "
-        f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
-        f"{target['flavor']}, {target['schedulers']} schedulers\n"
-    )
+    node, rest = map(escape, of_target(summary.target))
+    console.print(f"[bold]{node}[/bold] {rest}\n")
     console.print(_table(summary))
     for event in summary.events.values():
         for name, histogram in event.histograms.items():
@@ -41,16 +37,16 @@ def print_report(summary: Summary, output: TextIO) -> None:
     _print_unavailable(console, summary)
     for note in summary.notes:
         console.print(f"note: {escape(plain(note))}", style="yellow")
-    console.print(last_lines(summary), style="bold")
+    console.print(escape(last_lines(summary)), style="bold")
 
 
 def last_lines(summary: Summary) -> str:
-    """Why it stopped, what was lost, what it cost: a line each."""
+    """Why it stopped, what was lost, what it cost: a line of plain text each."""
     cost = summary.cost
     cpu = "" if cost.cpu_seconds is None else f", {cost.cpu_seconds:.3f} s of CPU"
     share = "" if cost.share_of_target is None else f", {cost.share_of_target:.1%} of the target's"
     return (
-        f"stopped: {summary.stopped_because}, after {summary.duration_seconds:.1f} s\n"
+        f"stopped: {plain(summary.stopped_because)}, after {summary.duration_seconds:.1f} s\n"
         f"lost: {summary.lost_total:,} records\n"
         f"cost: {cost.hits:,} hits{cpu}{share}"
     )

@@ -7,11 +7,12 @@ import json
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.errors import HostError
 from scope_ebpf.sinks.columns import columns_of, wall_offset_ns
 from scope_ebpf.sinks.plain import plain
 
@@ -29,13 +30,28 @@ Vocabulary = Sequence[tuple[events.Kind, np.dtype[np.void]]]
 _OURS: Vocabulary = [(kind, events.RECORDS[kind.name]) for kind in events.KINDS.values()]
 
 
+#: The columns of some events, by label.
+_Table = dict[str, list[str | int | float | None]]
+
+
+class Called(Protocol):
+    """What names the addresses of a long call; None for what has no name."""
+
+    def function(self, address: int) -> str | None:
+        """The Erlang code that it came from."""
+
+    def symbol(self, address: int) -> str | None:
+        """The C function."""
+
+
 class Stream:
     """
     Writes batches of records to *output*, one event a line, oldest first.
 
     *who* names processes, given as terms; None where it does not know them. The kinds
     of records are those of *vocabulary*.
-    *offset_ns* is what makes a record's time the time of day; now's without it.
+    *offset_ns* is what makes a record's time the time of day; now's without it. *called* names the
+    addresses of long calls.
     """
 
     def __init__(
@@ -47,8 +63,10 @@ class Stream:
         vocabulary: Vocabulary = _OURS,
         *,
         offset_ns: int | None = None,
+        called: Called | None = None,
     ) -> None:
         self._output = output
+        self._called = called
         self._terms = terms
         self._who = who
         self._vocabulary = vocabulary
@@ -56,12 +74,17 @@ class Stream:
         self._offset = wall_offset_ns() if offset_ns is None else offset_ns
 
     def write(self, records: NDArray[np.void]) -> None:
-        """Write all of a batch; raises OSError where the output does."""
+        """Write all of a batch; raises OSError where the output does, HostError for odd kinds."""
         if not len(records):
             return
         records = records[np.argsort(records["time_ns"], kind="stable")]
         lines = np.empty(len(records), object)
         for number in np.unique(records["kind"]).tolist():
+            if number >= len(self._vocabulary):
+                raise HostError(
+                    f"a record of kind {number}, of {len(self._vocabulary)} that are known: the "
+                    "BPF objects and this program are of different builds; run `make objects`"
+                )
             chosen = records["kind"] == number
             kind, dtype = self._vocabulary[number]
             lines[chosen] = self._lines(kind, dtype, records[chosen])
@@ -75,7 +98,23 @@ class Stream:
         table = columns_of(kind, dtype, records, self._terms)
         if self._who:
             table = {"pid": table.pop("pid"), "who": self._names(records), **table}
+        if self._called and "native" in table:
+            self._name_calls(table)
         return self._line(kind.name, times, records["tid"].tolist(), table)
+
+    def _name_calls(self, table: _Table) -> None:
+        """Put names beside the addresses of long calls; for people in their place."""
+        if self._called is None:
+            return
+        for address, label, name in (
+            ("code", "function", self._called.function),
+            ("native", "symbol", self._called.symbol),
+        ):
+            names = [name(word) if isinstance(word, int) else None for word in table[address]]
+            if self._line is _json_lines:
+                table[label] = [*names]
+            else:
+                table[address] = [n or c for n, c in zip(names, table[address], strict=True)]
 
     def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
         """Who each record's process is; a pid that came as text cannot be looked up."""

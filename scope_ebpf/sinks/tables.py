@@ -45,8 +45,9 @@ def write_report(report: Outcome, output: TextIO, terms: Terms, who: Who | None,
         troubles += f"; {report.unread:,} reads of the VM's memory failed"
     if report.full:
         troubles += f"; {report.full:,} counts had no room in their table"
+    events = f"{report.events:,} events"
     return (
-        f"stopped: {report.stopped}, after {report.seconds:.1f} s and {report.events:,} events\n"
+        f"stopped: {plain(report.stopped)}, after {report.seconds:.1f} s and {events}\n"
         f"lost: {troubles}\n"
         f"cost: {_cost(report)}"
     )

@@ -111,6 +111,36 @@ def test_each_error_has_its_own_exit_code():
     assert codes["UsageError"] == 2
 
 
+def printed(path: Path) -> list[str]:
+    """
+    What a file prints by itself, other than texts of its own and JSON, which escapes.
+    """
+    return [
+        f"{name(path)}:{node.lineno}"
+        for node in ast.walk(ast.parse(text(path)))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        if not all(isinstance(argument, ast.Constant) for argument in node.args)
+        if not any("json" in ast.dump(argument) for argument in node.args)
+    ]
+
+
+def test_texts_reach_a_terminal_through_one_place():
+    """
+    Commands and sinks print through ``say``, which lets no control character pass; what else
+    they print is JSON, or a hash that they have made.
+    """
+    packages = [ROOT / "scope_ebpf" / package for package in ("cli", "sinks")]
+    found = [place for package in packages for path in package.rglob("*.py")
+             for place in printed(path)]  # fmt: skip
+    files = sorted(place.rpartition(":")[0] for place in found)
+    allowed = {
+        "scope_ebpf/sinks/plain.py": 1,
+        "scope_ebpf/cli/daemon.py": 1,
+        "scope_ebpf/cli/top.py": 1,
+    }
+    assert allowed == {file: files.count(file) for file in files}
+
+
 def undescribed(source: str) -> list[str]:
     """
     The tests of a file without a docstring that is one sentence.

@@ -47,19 +47,29 @@ def as_nobody(*command: str | Path) -> list[str]:
     """
     *command* as the user nobody, without any group or privilege.
     """
-    user = (f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups")
-    return ["setpriv", *user, "--", *map(str, command)]
+    return as_user(NOBODY.pw_uid, *command)
+
+
+def as_user(user: int, *command: str | Path) -> list[str]:
+    """
+    *command* as the user of a number, without any group but nobody's and without privilege.
+    """
+    rights = (f"--reuid={user}", f"--regid={NOBODY.pw_gid}", "--clear-groups")
+    return ["setpriv", *rights, "--", *map(str, command)]
 
 
 @contextlib.contextmanager
 def running(
-    *command: str | Path, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    user: int = NOBODY.pw_uid,
 ) -> Iterator[subprocess.Popen[str]]:
     """
-    *command* as nobody, while the block runs; its stdout is a pipe.
+    *command* as nobody or another *user*, while the block runs; its stdout is a pipe.
     """
     process = subprocess.Popen(
-        as_nobody(*command),
+        as_user(user, *command),
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},

@@ -5,16 +5,31 @@ What is read from outside, held against what the VM says of itself.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixture
 
-from scope_ebpf.beam.detail import FIELDS, detail, find, stack
+from scope_ebpf.beam.detail import FIELDS, detail, find, frames
+from scope_ebpf.beam.moment import moments
 from scope_ebpf.beam.schedulers import hindrance
 from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.labels import Labels
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scope_ebpf.beam.code import Mfa
+
 MOVES = {"reductions": 0}
 KINDS = ("stock25", "usdt25", "emu25", "trixie27", "sid29")
+
+
+def stack(viewer: Viewer, rows: np.ndarray) -> list[Mfa]:
+    """
+    The frames of a process that holds still.
+    """
+    return frames(viewer, next(moments(viewer, rows)))
 
 
 def read(mixed: Mixed) -> dict:
@@ -66,7 +81,7 @@ def test_a_stack_is_what_process_info_says_with_files_and_lines(zoo: Zoo, kind: 
     viewer = Viewer(mixed.target(), FIELDS)
     for name in ("names_deep", "names_waiter", "logger", "names_event", "names_hot"):
         rows = find(viewer, name)
-        ours = [f"{frame}@{frame.file or ''}:{frame.line or 0}" for frame in stack(viewer, rows[0])]
+        ours = [f"{frame}@{frame.file or ''}:{frame.line or 0}" for frame in stack(viewer, rows)]
         pid = viewer.pids.text(int(rows["id"][0]))
         theirs = mixed.beam.ask(f"location {pid}").split()
         assert theirs == ours[: len(theirs)], name
@@ -79,11 +94,11 @@ def test_code_that_was_replaced_is_named_anew(zoo: Zoo):  # noqa: F811
     """
     mixed = zoo("trixie27")
     viewer = Viewer(mixed.target(), FIELDS)
-    before = stack(viewer, find(viewer, "names_hot")[0])[0]
+    before = stack(viewer, find(viewer, "names_hot"))[0]
     assert ("names_hot:loop_1/0", "names_hot_1.erl:100") == (str(before), before.location)
     assert mixed.beam.ask("upgrade") == "done"
     viewer.refresh()
-    after = stack(viewer, find(viewer, "names_hot")[0])[0]
+    after = stack(viewer, find(viewer, "names_hot"))[0]
     assert ("names_hot:loop_2/0", "names_hot_2.erl:200") == (str(after), after.location)
 
 

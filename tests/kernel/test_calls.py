@@ -206,6 +206,33 @@ def test_a_code_upgrade_is_followed(beam: Beam):
     assert all(event["gap_seconds"] is not None for event in run.of("code"))
 
 
+def told(time: float) -> float:
+    """
+    The time of an event, in ns since 1970.
+    """
+    return time * 1e9
+
+
+def test_every_call_that_is_missing_lies_in_a_gap_that_is_told():
+    """
+    Twenty upgrades, three versions by turns: calls that are seen and calls in gaps are all calls.
+    """
+    with beams_run.start_beam("stock25", "-s", "upgrades") as beam:
+        beam.expect("ready")
+        with calling(beam.pid, "upgraded:work/1", "--limit", "100000") as run:
+            made = beam.plant("run 20", 60)
+            run.stop()
+        ends = {event["gap_seconds"]: told(event["time"]) for event in run.of("code")}
+        gaps = [(end - 1e9 * gap - 5e6, end) for gap, end in ends.items() if gap]
+        seen = {int(call["arguments"][0]) for call in run.of("call")}
+        missing = set(range(1, made + 1)) - seen
+        times = {call: int(beam.ask(f"when {call}").split()[1]) for call in missing}
+    outside = {call: at for call, at in times.items() if not any(a <= at <= b for a, b in gaps)}
+    assert (len(seen), {}) == (made - len(missing), outside)
+    assert len({call["version"] for call in run.of("call")}) > 2
+    assert run.summary["calls"] == len(seen)
+
+
 @pytest.mark.parametrize("beam", ["stock25"], indirect=True)
 def test_what_cannot_be_watched_is_refused_with_a_reason(beam: Beam):
     """

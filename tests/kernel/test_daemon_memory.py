@@ -6,6 +6,7 @@ What is read of a VM's memory for metrics, held against what the VM says of itse
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -15,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import beams_run
 
+from scope_ebpf import relations
 from scope_ebpf.beam import roots
 from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader, Connections
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.measures import Measures
 from scope_ebpf.daemon.readers import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -154,6 +157,41 @@ def test_memory_is_what_erlang_memory_says(witnessed):
     assert said["code"] / 2 < use.loaded_code < said["code"]
 
 
+@pytest.mark.parametrize("flags", [("+Muacul", "0"), ("+MFacul", "0", "+MHas", "gf"), ()])
+@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+def test_memory_is_that_of_the_vm_whatever_its_allocators_do(kind: str, flags: tuple[str, ...]):
+    """
+    With 20,000 processes more, whether carriers are given to a pool or not.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.start_beam(kind, *flags, "-s", "witness") as beam:
+        beam.expect("ready")
+        assert beam.ask("sleepers 20000") == "done sleepers 20000"
+        reading = AllocatorReader(inspect(beam.pid)).read()
+        said, use = facts(beam.ask("memory")), reading.memory
+        assert said["processes"] > 20_000 * 2_000
+        assert use.processes == pytest.approx(said["processes"], rel=0.01)
+        assert use.processes_used == pytest.approx(said["processes_used"], rel=0.01)
+        assert use.total == pytest.approx(said["total"], rel=0.01)
+        # What memory/0 counts of atoms and of tables of code is in no allocator that we read.
+        assert use.system == pytest.approx(said["system"], abs=4 << 20)
+        assert use.processes_used <= use.processes
+        assert relations.of_allocators(reading.allocators) == []
+
+
+def test_memory_that_the_vm_does_not_know_is_refused():
+    """
+    Without its allocators ``erlang:memory/0`` is not supported, and we do not add up what is left.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.start_beam("stock25", "+Mea", "min", "-s", "witness") as beam:
+        assert beam.readline()  # it says that it cannot warm up, or that it is ready
+        assert "notsup" in beam.ask("memory")
+        reading = Readers(inspect(beam.pid)).read()
+    assert reading.allocators is None or reading.allocators.memory is None
+    assert reading.refused.keys() & {"allocators", "erlang_memory"}
+
+
 @pytest.fixture
 def misfit(witnessed, monkeypatch):
     """
@@ -209,3 +247,49 @@ def test_connections_are_those_there_are():
             peer.thaw()
         assert (full.nodes, full.busy) == ((1, 0), 1)
         assert full.queued > 1 << 16
+
+
+def test_what_waits_for_a_node_that_is_being_connected_is_told():
+    """
+    Of a node that takes the connection and says nothing, its queue, and that it is full.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.dist_pair("stock25") as (watched, _), socket.socket() as silent:
+        arguments = Path(f"/proc/{watched.pid}/cmdline").read_text().split("\0")
+        silent.bind(("127.0.0.3", int(arguments[arguments.index("-erl_epmd_port") + 1])))
+        silent.listen()
+        reader = ConnectionReader(inspect(watched.pid))
+        assert watched.ask("flood silent@127.0.0.3 sync 40") == "done flood suspended"
+        found = reader.read()
+    assert ((1, 0), 1, 1) == (found.nodes, found.pending, found.busy)
+    assert found.queued > 1 << 20
+
+
+def test_what_senders_that_need_not_wait_have_queued_is_told():
+    """
+    8 MB of a process with ``async_dist`` wait for a node that does not read, and no link is full.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.dist_pair("trixie27") as (watched, peer):
+        reader = ConnectionReader(inspect(watched.pid))
+        peer.freeze()
+        try:
+            assert watched.ask("flood peer@127.0.0.2 async 120") == "done flood waiting"
+            found = reader.read()
+        finally:
+            peer.thaw()
+    assert found.queued > 6 << 20
+
+
+@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+def test_ports_that_are_opened_are_counted_by_the_vm_itself(kind: str):
+    """
+    The measure of ports goes on by one for each, and stands still when none is opened.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.planted(kind) as beam:
+        measures = Measures(inspect(beam.pid))
+        before = measures.now()[measures.of("port_open")]
+        assert beam.plant("ports 23") == 23
+        after = measures.now()[measures.of("port_open")]
+        assert measures.passed("port_open", before, after) == 23

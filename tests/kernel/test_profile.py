@@ -159,6 +159,17 @@ def test_planted_waits_are_named_and_as_long_as_they_were(kind: str, tmp_path: P
     assert found["split_b:wait/1"] == pytest.approx(truth[1], rel=EXACT)
 
 
+def test_an_interpreter_tells_processes_and_no_erlang_functions(tmp_path: Path):
+    """
+    What it runs is in its registers; the word that it left in the process is of another time.
+    """
+    with splitting("emu25") as beam:
+        document, _ = profiled(beam, tmp_path, seconds=1, workload="run 2")
+    kinds = {frame["name"] for stack, _ in stacks(document) for frame in stack}
+    assert not [name for name in kinds if name.startswith(("split", "erlang:", "lists:"))]
+    assert "split:worker/2" not in kinds
+
+
 def test_code_that_is_loaded_meanwhile_has_its_names(tmp_path: Path):
     """
     A module that comes after the profile began is named like all others.

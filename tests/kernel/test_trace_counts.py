@@ -141,7 +141,7 @@ def test_every_long_call_is_counted_by_what_was_called(way: Way):
     assert 5 == slow.events["long_call"]["count"] == summed(slow, "long_call", "bif", "dirty_bif")
     durations = slow.events["long_call"]["durations"].values()
     assert 5 * 0.005 <= sum(histogram["total_seconds"] for histogram in durations)
-    every = way.watch("long_call", "gc_major 23", "dirty_calls 29", more=("--slow-call", "0.0001"))
+    every = way.watch("long_call", "gc_major 23", "dirty_calls 29", more=("--slow-call", "0"))
     expected = {"nif": 2 * 29, "bif": 23, "dirty_nif": 29, "dirty_bif": 0}
     assert expected == every.events["long_call"]["by_class"]
 

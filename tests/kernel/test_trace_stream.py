@@ -5,9 +5,14 @@ import collections
 import signal
 import subprocess
 import time
+from typing import TYPE_CHECKING
 
+import beams_run
 from beams_run import PATIENCE
 from tracing import Outcome, Way, trace, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: More than fits into a ring of a megabyte, whose records are 64 bytes; the kernel never fills it.
 FLOOD = 50_000
@@ -141,3 +146,26 @@ def test_a_stream_shows_events_while_they_happen(way: Way):
         way.beam.plant("hibernates 23")
         wait_until(lambda: run.so_far().count(b"\n") == 23, "23 lines")
         run.stop()
+
+
+def test_a_long_call_names_the_code_that_made_it_and_the_c_function(tmp_path: Path):
+    """
+    Of native functions that run for 20 ms: ``names_nif:spin/1``, and ``names_spin`` of its library.
+    """
+    environment = beams_run.native_functions(tmp_path)
+    words = ("--events", "long_call", "--slow-call", "10")
+    with beams_run.start_beam("stock25", "-s", "witness", env=environment) as beam:
+        beam.expect("ready")
+        assert beam.ask("spin spin 1 1") == "done spin 1"
+        with trace(beam.pid, *words, form="jsonl") as run:
+            assert beam.ask("spin spin 3 20") == "done spin 3"
+            lines = [line for line in run.stop().lines if line["class"] == "nif"]
+        with trace(beam.pid, *words, "--stream", form="text") as run:
+            assert beam.ask("spin spin 3 20") == "done spin 3"
+            text = run.stop().output
+    assert {("names_nif:spin/1", "names_spin")} == {
+        (line["function"], line["symbol"]) for line in lines
+    }
+    assert len(lines) == 3
+    assert all(isinstance(line["code"], int) for line in lines)
+    assert "code=names_nif:spin/1 native=names_spin" in text

@@ -62,6 +62,7 @@ class Image:
     )
     pid: int = 0
     otp_release: str = "25"
+    erts_version: str = "13.1.5"
 
     def put(self, data: bytes) -> int:
         """

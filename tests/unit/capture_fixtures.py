@@ -73,6 +73,7 @@ def maps(**counts: int) -> tuple[np.ndarray, np.ndarray]:
         tallies[events.KINDS[name].id, 0, 1]["count"] = count
         tallies[events.KINDS[name].id, 0, 0]["lost"] = 1
     gc = events.KINDS["gc"]
+    tallies[gc.id, gc.classes.index("major"), 0]["count"] += 3
     durations[gc.id, gc.classes.index("major"), 0]["slots"][10] = 3
     durations[gc.id, gc.classes.index("major"), 1]["total_ns"] = 4_000
     return tallies, durations

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import beam_image
-from beam_image import BASE, PAGE, make, pid
+from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
-from scope_ebpf.beam import layouts
+from scope_ebpf.beam import atoms, layouts, processes, search
+from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.processes import LOAD, ProcessTable
+from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
@@ -35,6 +37,7 @@ def view(image: beam_image.Image) -> Viewer:
     target = SimpleNamespace(
         pid=0,
         otp_release="25",
+        erts_version=image.erts_version,
         memory=image.memory,
         layout=image.layout,
         address=image.address,
@@ -166,6 +169,78 @@ def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nea
     assert (nearest, release == "26") == layouts.nearest(release)
 
 
+# What the VM says is a number of its, and may be any
+
+
+def test_no_ranges_of_code_are_none_in_order():
+    """
+    A place that looked like the ranges of code, and has none when it is looked at again, is none.
+    """
+    image = make(1)
+    place = image.roots["r"]
+    target = view(image).target
+    assert search._in_order(target, place)
+    for count in (0, 1 << 40):
+        struct.pack_into("<Q", image.data, place - BASE + image.layout.offset("ranges", "n"), count)
+        assert not search._in_order(target, place)
+
+
+def test_slots_beyond_the_table_have_no_process():
+    """
+    Another reading of the table may have found it larger.
+    """
+    table = ProcessTable(view(make(4)).target, LOAD)
+    assert [2] == table.at(np.array([2, 12, 70_000])).rows["slot"].tolist()
+
+
+def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
+    """
+    33 million atoms of which twelve are there cost two blocks of readings.
+    """
+    monkeypatch.setattr(atoms, "_BLOCK", 64)
+    image = make(1)
+    entries = image.roots["erts_atom_table"] - BASE + image.layout.offset("IndexTable", "entries")
+    struct.pack_into("<I", image.data, entries, 1 << 25)
+    target = view(image).target
+    before = target.memory.calls
+    assert beam_image.ATOMS.index("my_name") == Atoms(target).index("my_name")
+    assert Atoms(target).index("no such atom") is None
+    assert target.memory.calls - before < 1000
+
+
+def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
+    """
+    Each slot that cannot be read costs some calls, so only so many are tried.
+    """
+    image = spread([0, 1], 1 << 13)
+    (table,) = struct.unpack_from(
+        "<Q",
+        image.data,
+        image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.tab"),
+    )
+    for slot in range(5000, 5300):
+        struct.pack_into("<Q", image.data, table - BASE + 8 * slot, 0x7FFF_0000_0000 + 8 * slot)
+    reader = ProcessTable(view(image).target, LOAD)
+    assert 300 == reader.snapshot().unreadable
+    monkeypatch.setattr(processes, "_MOST_MISSED", 200)
+    with pytest.raises(ReadRefusedError, match="more than 200 slots"):
+        reader.snapshot()
+
+
+@pytest.mark.parametrize(("slots", "refused"), [(1 << 27, False), ((1 << 27) + 1, True)])
+def test_the_largest_table_there_can_be_is_read(slots: int, refused: bool):
+    """
+    ``+P 134217727``, the documented maximum, makes a table of 134,217,728 slots.
+    """
+    image = make(2)
+    viewer = view(image)
+    place = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
+    struct.pack_into("<I", image.data, place, slots)
+    # The image ends long before the table would, which is told by other words.
+    with pytest.raises(ReadRefusedError, match="claims" if refused else "cannot be read"):
+        ProcessTable(viewer.target, LOAD)
+
+
 def test_a_mailbox_in_a_circle_ends():
     """
     A message that leads to itself is looked at a bounded number of times, and the size is a guess.
@@ -178,6 +253,30 @@ def test_a_mailbox_in_a_circle_ends():
     sizes = memory_bytes(viewer.target, rows, limit=50)
     assert [False, True] == sizes.exact.tolist()
     assert 10 == len(detail(viewer, rows[:1])["messages"])
+
+
+def test_a_list_without_a_proper_end_and_bytes_that_are_no_text_are_written_as_erlang_does():
+    """
+    What is behind the bar is part of a list, and a byte that is no character is a number.
+    """
+    image = make(1)
+    tail = image.words(2 << 4 | 0xF, atom("normal"))
+    odd = image.words(1 << 4 | 0xF, tail | 1)
+    proper = image.words(1 << 4 | 0xF, 0x3B)
+    header = 0x20  # ErlHeapBits, its size in bits behind it
+    raw, text = (image.put(struct.pack("<QQ", header, 24) + b) for b in (b"\xff\xfe\0", b"caf"))
+    terms = TermReader(
+        SimpleNamespace(
+            memory=image.memory,
+            layout=layouts.load(27, usdt=False, interpreter=False),
+            address=image.address,
+        ),
+        SimpleNamespace(text=lambda term: ATOMS[term >> 6]),
+    )
+    assert "[1,2|normal]" == terms.text(odd | 1)
+    assert "[1]" == terms.text(proper | 1)
+    assert "<<255,254,0>>" == terms.text(raw | 2)
+    assert '<<"caf">>' == terms.text(text | 2)
 
 
 def test_a_list_in_a_circle_ends():
@@ -214,7 +313,7 @@ def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
             assert 0 <= row["message_queue_len"] < 1 << 40
             assert 0 <= row["heap_words"] < 1 << 40
             assert row["name"] is None or len(row["name"]) <= 1020
-        for place in range(len(snapshot)):
+        for place in range(min(1, len(snapshot))):
             detail(viewer, snapshot.rows[place : place + 1])
     except ReadRefusedError:
         pass

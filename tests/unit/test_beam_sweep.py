@@ -31,14 +31,14 @@ def test_a_rate_is_the_work_between_two_looks():
     viewer = view(image)
     now = [10.0]
     table = ProcessTable(viewer.target, LOAD)
-    sweep = Sweep(table, 776, 1.0, clock=lambda: now[0])
+    sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
     state = sweep.turn()
     assert (6, 6, 0, 1) == (state.total, state.read, state.torn, state.parts)
     place = int(table.snapshot().rows["pointer"][4]) - BASE + image.layout.offset("Process", "reds")
     struct.pack_into("<Q", image.data, place, 1004 + 100)
     now[0] = 12.0
     sweep.turn()
-    slots, rates = sweep.top("reductions", 3)
+    slots, rates, _ = sweep.top("reductions", 3)
     assert (4, 50.0) == (slots[0], rates[0])
     assert [0.0, 0.0] == rates[1:].tolist()
 
@@ -51,7 +51,7 @@ def test_a_process_that_was_missed_has_no_rate_until_it_is_seen_twice():
     viewer = view(image)
     now = [10.0]
     table = ProcessTable(viewer.target, LOAD)
-    sweep = Sweep(table, 776, 1.0, clock=lambda: now[0])
+    sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
     place = int(table.snapshot().rows["pointer"][4]) - BASE
     locks = place + image.layout.offset("Process", "lock.flags")
     rates = []
@@ -60,7 +60,7 @@ def test_a_process_that_was_missed_has_no_rate_until_it_is_seen_twice():
         struct.pack_into("<I", image.data, locks, held)
         struct.pack_into("<Q", image.data, place + image.layout.offset("Process", "reds"), done)
         assert int(held > 0) == sweep.turn().torn
-        slots, speeds = sweep.top("reductions", 6)
+        slots, speeds, _ = sweep.top("reductions", 6)
         rates.append(dict(zip(slots.tolist(), speeds.tolist(), strict=True)).get(4))
     assert [0.0, None, 0.0, 50.0] == rates
 
@@ -71,14 +71,14 @@ def test_a_process_that_ended_leaves_the_table():
     """
     image = make(6)
     viewer = view(image)
-    sweep = Sweep(ProcessTable(viewer.target, LOAD), 776, 1.0)
+    sweep = Sweep(ProcessTable(viewer.target, LOAD), viewer.heaps, 1.0)
     sweep.turn()
     table = viewer.target.memory.u64(
         image.roots["erts_proc"] + image.layout.offset("ErtsPTab", "r.o.tab")
     )
     struct.pack_into("<Q", image.data, table - BASE + 8 * 2, 0)
     assert 5 == sweep.turn().read
-    assert 2 not in sweep.top("mailbox", 10)[0]
+    assert 2 not in sweep.top("mailbox", 10).slots
 
 
 def test_a_table_that_costs_more_than_the_budget_is_read_in_parts():
@@ -91,6 +91,45 @@ def test_a_table_that_costs_more_than_the_budget_is_read_in_parts():
     whole = np.sort(table.snapshot().rows["slot"])
     parts = [table.snapshot(part, 3).rows["slot"] for part in range(3)]
     assert whole.tolist() == np.sort(np.concatenate(parts)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((5, "here"), (5, "here"), 0),
+        ((5, "here"), (8, "there"), 3 * 32),
+        ((5, "here"), (0, "there"), 32),
+        ((5, "here"), (2, "there"), 3 * 32),
+        ((0, "here"), (0, "there"), 32),
+    ],
+)
+def test_collections_are_told_by_their_count_and_by_where_the_heap_lies(
+    before: tuple[int, str], after: tuple[int, str], words: int
+):
+    """
+    Minor collections count up, a major one begins anew, and a heap that moved was collected.
+    """
+    image = make(6)
+    viewer = view(image)
+    now = [10.0]
+    table = ProcessTable(viewer.target, LOAD)
+    sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
+    place = int(table.snapshot().rows["pointer"][4]) - BASE
+    fields = [
+        place + image.layout.offset("Process", name) for name in ("heap", "htop", "stop", "hend")
+    ]
+    for count, where in (before, after):
+        shift = 8 if where == "there" else 0
+        struct.pack_into("<H", image.data, place + image.layout.offset("Process", "gen_gcs"), count)
+        for field in fields if shift else ():
+            (value,) = struct.unpack_from("<Q", image.data, field)
+            struct.pack_into("<Q", image.data, field, value + shift)
+        now[0] += 2.0
+        sweep.turn()
+    slots, _, collected = sweep.top("gc", 6)
+    found = dict(zip(slots.tolist(), collected.tolist(), strict=True))
+    assert {4: 8 * words / 2.0} == {slot: size for slot, size in found.items() if slot == 4}
+    assert [0.0] * 5 == [size for slot, size in found.items() if slot != 4]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ class Tables:
         self.set(current, old, *others)
 
     def set(self, current: int, old: int = 0, *others: int) -> None:
-        self._code = Code(current, old, others, ((current, old),))
+        other = others[0] if others else 0
+        self._code = Code(current, old, others, ((current, old), (other, current), (0, 0)))
 
     def code(self, indices: object) -> dict[int, Code]:
         return dict.fromkeys(indices, self._code)
@@ -179,6 +180,36 @@ def test_code_at_an_address_that_was_used_before_is_another_version():
     tables.set(0x100, 0x200)
     made.look()
     assert [3, 2] == [v.number for v in made.wanted]
+    assert 3 == made.at[0x110].number
+
+
+def test_code_where_a_breakpoint_stood_once_has_not_been_watched():
+    """
+    The first version was purged and is watched no more; the third, at its address, has a gap.
+    """
+    tables = Tables(0x100)
+    made, now = follow(tables)
+    for at, current, old in ((10, 0x200, 0x100), (20, 0x200, 0), (30, 0x100, 0x200)):
+        tables.set(current, old)
+        now[0] = at
+        assert made.look()
+        made.watch(made.wanted)
+    assert [(1, 0), (2, 10), (3, 10)] == [(v.number, v.gap_ns) for v in made.all]
+
+
+def test_code_to_come_at_an_address_that_was_used_before_is_watched_in_time():
+    """
+    A table that is not in use was written: what lies in it is new, wherever it lies.
+    """
+    tables = Tables(0x100)
+    made, now = follow(tables)
+    steps = ((0x200, 0x100), (0x200, 0), (0x200, 0, 0x100), (0x100, 0x200))
+    for at, step in enumerate(steps, 1):
+        tables.set(*step)
+        now[0] = 10 * at
+        assert made.look()
+        made.watch(made.wanted)
+    assert [(1, 0), (2, 10), (3, 0)] == [(v.number, v.gap_ns) for v in made.all]
     assert 3 == made.at[0x110].number
 
 

@@ -5,6 +5,8 @@ import contextlib
 import copy
 import io
 import json
+import os
+import re
 import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
@@ -24,7 +26,11 @@ from scope_ebpf.capture.frames import BlockKind, Frames, frame
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore, RingStore
 from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.capture.values import Value
+from scope_ebpf.cli.main import main
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.sinks.otlp import Spans
+from scope_ebpf.sinks.perfetto.timeline import Timeline
 from scope_ebpf.summary import Summary, fold
 
 if TYPE_CHECKING:
@@ -266,6 +272,241 @@ def test_what_is_no_capture_is_named(tmp_path: Path):
             Capture(tmp_path / name).contents()
 
 
+# Strangers
+
+
+def rewritten(path: Path, change, kind: BlockKind = BlockKind.HEAD) -> Path:
+    """
+    A capture of which *change* has changed the JSON of the first block of a kind.
+    """
+    with path.open("rb") as file:
+        blocks = list(Frames(file))
+    place = next(n for n, block in enumerate(blocks) if block.kind == kind)
+    document = json.loads(blocks[place].payload)
+    change(document)
+    blocks[place] = frames.Block(kind, json.dumps(document).encode())
+    path.write_bytes(frames.start() + b"".join(frame(*block) for block in blocks))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("target", "pid"), "1", r"target\.pid is '1', and wanted is a whole number"),
+        (("target", "schedulers"), True, r"target\.schedulers is True"),
+        (
+            ("target", "node"),
+            "x" * 5000,
+            r"target\.node is .*, and wanted is text of at most 4,096",
+        ),
+        (("clocks", "realtime"), 1 << 63, r"clocks\.realtime is 9223372036854775808"),
+        (("clocks", "monotonic"), float("inf"), "Infinity is no number of JSON"),
+        (
+            ("plan", 3, "via"),
+            "telepathy",
+            r"plan\[3\]\.via is 'telepathy', and wanted is one of symb",
+        ),
+        (("plan", 3, "event"), "telepathy", r"plan\[3\]\.event is 'telepathy'"),
+        (("plan", 0, "attachments", 0, "offset"), -1, r"plan\[0\]\.attachments\[0\]\.offset is -1"),
+        (("pids",), {"mask": 1}, "pids is .*, and wanted is an object with the field low_shift"),
+        (("notes",), ["x"] * 5000, "notes is .*, and wanted is a list of at most 4,096"),
+        (("schema", "kinds", "gc", "id"), 1 << 40, r"schema\.kinds\.gc\.id is 1099511627776"),
+        (("schema", "header", 0, 1), "<u8;S0", r"schema\.header\[0\]\[1\] is '<u8;S0'"),
+        (("schema", "header", 0, 1), "S8", "a header with the unsigned number time_ns"),
+        (("schema", "kinds"), {"\x1b": 3}, "and wanted is an object"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(path: Path, keys: tuple, value, message: str):
+    """
+    Type and range of each field of the first block are checked, and the message names it.
+    """
+
+    def change(document) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    with pytest.raises(CaptureError, match=message):
+        Capture(rewritten(path, change)).contents()
+
+
+def test_a_target_without_its_pid_is_refused(path: Path):
+    """
+    What is missing is named too.
+    """
+    with pytest.raises(CaptureError, match="wanted is an object with the field pid"):
+        Capture(rewritten(path, lambda document: document["target"].pop("pid"))).contents()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        (BlockKind.END, {"cost": "much"}, "the last block: cost is 'much'"),
+        (BlockKind.END, {"duration_seconds": -1}, "duration_seconds is -1, and wanted is a number"),
+        (
+            BlockKind.SAMPLES,
+            {"threads": [[1, "x"]]},
+            r"threads\[0\] is .*, and wanted is a list of 3",
+        ),
+        (BlockKind.SAMPLES, {"mailboxes": [[1, [[1 << 64, 2]]]]}, r"mailboxes\[0\]\[1\]\[0\]\[0\]"),
+        (BlockKind.NAMES, {"processes": [[1, [None] * 3]]}, r"processes\[0\]\[1\] is"),
+    ],
+)
+def test_a_block_that_is_wrong_is_left_out_and_says_why(
+    path: Path, capsys: pytest.CaptureFixture, kind: BlockKind, changed: dict, message: str
+):
+    """
+    It costs no record; the warning names block, field and cause.
+    """
+    rewritten(path, lambda document: document.update(changed), kind)
+    contents = Capture(path).contents()
+    assert (1, len(story())) == (contents.left_out, contents.records)
+    assert re.search(message, contents.wrong)
+    assert 0 == main(["summary", str(path)])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_event_that_a_later_version_knows_is_left_out(path: Path):
+    """
+    Its plan is read without the event that the capture's own schema has and this program has not.
+    """
+
+    def change(document) -> None:
+        document["schema"]["kinds"]["telepathy"] = document["schema"]["kinds"].pop("hibernate")
+        item = next(item for item in document["plan"] if item["event"] == "hibernate")
+        item["event"] = "telepathy"
+
+    summary = Capture(rewritten(path, change)).contents().summary()
+    assert set(events.KINDS) - {"hibernate"} == set(summary.events)
+
+
+def test_no_text_of_a_capture_is_obeyed_by_a_terminal(path: Path, capsys: pytest.CaptureFixture):
+    """
+    Escape sequences and markup of every text are printed as text, on stdout and on stderr.
+    """
+    evil = "\x1b]0;owned\x07\x9b31m[bold]loud[/bold]\udcff"
+
+    def change(document) -> None:
+        document["target"] |= {"node": evil, "otp_release": evil, "erts_version": evil}
+        document["plan"][-1]["reason"] = document["plan"][0]["reason"] = evil
+        document["schema"]["kinds"][evil] = document["schema"]["kinds"].pop("gc")
+        document["plan"] = [item for item in document["plan"] if item["event"] != "gc"]
+
+    def change_end(document) -> None:
+        document["stopped_because"] = document["notes"][0] = evil
+
+    rewritten(rewritten(path, change), change_end, BlockKind.END)
+    rewritten(path, lambda document: document.update(threads=evil), BlockKind.SAMPLES)
+    assert 0 == main(["summary", str(path)])
+    for text in capsys.readouterr():
+        assert all(c.isprintable() or c == "\n" for c in text), text
+        assert "owned" in text
+    with pytest.raises(SystemExit):
+        main(["summary", str(path), evil])
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["summary"], ["export", "--to", "jsonl", "-o", "-"]])
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture, command: list[str]
+):
+    """
+    A FIFO that nobody writes to, a device and a folder are each refused in one line.
+    """
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", "/dev/tty", tmp_path, "a\0b"):
+        assert CaptureError.exit_code == main([*command, str(path)])
+        said = capsys.readouterr().err
+        assert 1 == said.count("\n")
+        assert "no regular file" in said or "cannot read a" in said
+
+
+def test_what_nobody_thought_of_is_a_message(path: Path, monkeypatch, capsys):
+    """
+    A capture that makes Python fail further on is one line, too, with the exit code of captures.
+    """
+    monkeypatch.setattr("scope_ebpf.capture.reader.fold", lambda *_: {}["x"])
+    assert CaptureError.exit_code == main(["summary", str(path)])
+    assert f"scope-trace: {path} makes no sense: KeyError" in capsys.readouterr().err
+
+
+def test_names_and_samples_take_no_more_memory_than_is_set(path: Path, monkeypatch):
+    """
+    Blocks of which there are ever more are left out once their room is used up.
+    """
+    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 5000)
+    long = [[10 * SECOND, list(range(40))]]
+    rewritten(path, lambda document: document.update(run_queues=long), BlockKind.SAMPLES)
+    with path.open("ab") as file:
+        for _ in range(9):
+            file.write(frame(BlockKind.SAMPLES, json.dumps({"run_queues": long}).encode()))
+    contents = Capture(path).contents()
+    assert (1, 9) == (len(contents.run_queues), contents.left_out)
+    assert "its names and samples take more than 0 MB of memory" in contents.wrong
+
+
+@pytest.mark.parametrize(
+    "payload", [b"[" * 100_000, b"{" + b'"a":{' * 5000, b"[" + b"[]," * (1 << 20), b"1" * 10_000]
+)
+def test_json_that_is_deep_or_has_too_many_parts_is_refused(path: Path, payload: bytes):
+    """
+    Neither Python's stack nor its memory is used up by one block.
+    """
+    path.write_bytes(frames.start() + frame(BlockKind.HEAD, payload))
+    with pytest.raises(CaptureError, match="the first block"):
+        Capture(path).contents()
+
+
+def test_kinds_that_are_not_known_cost_one_pass_and_few_names():
+    """
+    300,000 records, each of a kind of its own, are counted under 65 names.
+    """
+    described = older()
+    header = described["header"]
+    next(field for field in header if field[0] == "kind")[1] = "<u8"
+    next(field for field in header if field[0] == "body")[2] = 3
+    reader = schema.Schema(Value(described, "schema"))
+    rows = np.zeros(250_000, reader._header)
+    rows["kind"] = np.arange(1 << 20, (1 << 20) + len(rows))
+    columns = [rows[name].T if rows[name].ndim > 1 else rows[name] for name in rows.dtype.names]
+    payload = len(rows).to_bytes(4, "little") + b"".join(c.tobytes() for c in columns)
+    assert 0 == len(reader.records(payload))
+    assert (65, len(rows)) == (len(reader.unknown), sum(reader.unknown.values()))
+
+
+def test_numbers_beyond_what_a_format_holds_are_cut_to_it(tmp_path: Path):
+    """
+    Times, threads and durations of any size make a timeline and spans, none a failure.
+    """
+    most = (1 << 64) - 1
+    extreme = [
+        record(name, time_ns=time, process=pid(1), tid=(1 << 32) - 1, **{"class": kind.classes[-1]})
+        for name, kind in events.KINDS.items()
+        for time in (0, most)
+    ]
+    rows = np.concatenate(extreme)
+    rows["body"][:, 1:] = most
+    rows["body"][:, 0] = 1 << 63
+    write(tmp_path / "x", rows)
+    capture = Capture(tmp_path / "x")
+    output = io.BytesIO()
+    Timeline(capture, capture.contents(), output).write()
+    assert output.tell()
+    for request in Spans(capture, capture.contents()).requests():
+        for span in request["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+            assert 0 <= int(span["startTimeUnixNano"]) <= most
+
+
+def test_a_capture_that_has_just_been_begun_has_no_records_yet(path: Path):
+    """
+    Who follows a file that is being written finds nothing in it; there is no summary of it.
+    """
+    path.write_bytes(frames.start())
+    assert 0 == len(read(path))
+    with pytest.raises(CaptureError, match="it has no blocks"):
+        Capture(path).contents()
+
+
 # Other schemas
 
 
@@ -298,7 +539,7 @@ def test_a_capture_of_another_schema_is_read_by_names():
     )
     rows["kind"][0] = events.KINDS["send"].id
     rows["class"][1] = 0
-    reader = schema.Schema(older())
+    reader = schema.Schema(Value(older(), "schema"))
     made = reader.records(schema.pack(rows))
     receive = made[:1].view(events.RECORDS["receive"])[0]
     assert (events.KINDS["receive"].id, 0xA0, 0) == (
@@ -314,7 +555,7 @@ def test_maps_of_another_schema_are_read_by_names():
     """
     Counts are found by the names of their kinds and classes.
     """
-    reader = schema.Schema(older())
+    reader = schema.Schema(Value(older(), "schema"))
     values = np.zeros(reader.shape, events.TALLY)
     values["count"][events.KINDS["send"].id, 0] = 23
     values["count"][events.KINDS["gc"].id, 1] = 42
@@ -332,7 +573,7 @@ def test_the_head_comes_back_from_json():
     What holds for a capture is the same after JSON.
     """
     document = json.loads(json.dumps(head_as_json(head(), {})))
-    assert document == head_as_json(head_of(document), {})
+    assert document == head_as_json(head_of(Value(document, "head")), {})
 
 
 # Stores
@@ -405,12 +646,12 @@ def test_what_nobody_sent_is_not_guessed():
     assert (0, 2, 2) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_ports_and_timers_sent_is_told_apart():
+def test_what_ports_nodes_and_timers_sent_is_told_apart():
     """
-    Of the messages without a send, those that the VM notes a port or one of its services for.
+    Of the messages without a send, those of a port, a node, or the VM's services.
     """
-    flows = Flows()
-    port, atom, pid = 0x57, 0x8B, 0x23
-    for sender in (port, port, atom, pid, 0):
+    port, atom, node, pid = 0x57, 0x8B, 0x10B, 0x23
+    flows = Flows({node})
+    for sender in (port, port, atom, node, node, node, pid, 0):
         flows.receive(2, 0xA, sender)
-    assert (5, 2, 1) == (flows.unsent, flows.by_ports, flows.by_vm)
+    assert (8, 2, 3, 1) == (flows.unsent, flows.by_ports, flows.by_nodes, flows.by_vm)

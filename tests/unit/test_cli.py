@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -276,3 +277,24 @@ def test_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(KeyError("x"))))
     with pytest.raises(KeyError):
         cli.main(["list"])
+
+
+def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch):
+    """
+    rich ends the program with 1 where a pipe is closed; that somebody has read enough is a 0.
+    """
+
+    def run(_arguments: argparse.Namespace) -> int:
+        try:
+            os.write(closed, b"a table")
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as rich does it
+        return 0
+
+    reader, closed = os.pipe()
+    os.close(reader)
+
+    parser = SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "_parser", lambda _: parser)
+    assert 0 == cli.main(["list"])
+    os.close(closed)

@@ -72,6 +72,8 @@ def test_the_command_line_wins(tmp_path):
         ('hosts = ["a:80"]', "a list of names of hosts"),
         ('snapshot_interval = "10 parsecs"', "a time is written like"),
         ("snapshot_interval = 0.1", "1 s at least"),
+        ('scan_interval = "169h"', "a week at most"),
+        ('min_age = "' + "9" * 400 + '"', "a week at most"),
         ("top = 1000", "from 0 to 20"),
         ('exclude_nodes = ["("]', "no regular expression"),
         ('include_nodes = ["a{99999999999}"]', "no regular expression"),

@@ -14,9 +14,12 @@ from test_beam_elf import PROGBITS, STRTAB, SYMTAB, elf, table
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.discover import Refusal
-from scope_ebpf.daemon import discovery
+from scope_ebpf.daemon import inspector
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.discovery import Files, Scanner
+from scope_ebpf.daemon.inspector import Looker
+from scope_ebpf.daemon.owners import ROOT, Shares
+from scope_ebpf.daemon.programs import FIRST, Program
 from scope_ebpf.errors import NoSuchProcessError, NotABeamError, NotPermittedError
 
 QUICK = Config(min_age=0.0)
@@ -33,6 +36,35 @@ def process(proc, pid, *threads):
     (folder / "exe").symlink_to("/usr/bin/something")
 
 
+@pytest.fixture(autouse=True)
+def _programs(monkeypatch):
+    """
+    Each process of the folder runs a program of its own.
+    """
+    monkeypatch.setattr(
+        inspector, "program_at", lambda folder, _: Program(1, int(folder.name), ROOT)
+    )
+
+
+class Discovery(Scanner):
+    """
+    A scanner with one who looks into what is due, one process after the other.
+    """
+
+    def __init__(self, proc):
+        super().__init__(proc)
+        self.looker = Looker(Shares(), proc)
+
+    def take(self, config):
+        while due := self.due(1):
+            (pid,) = due
+            look = self.looker.look(pid, ROOT, config)
+            self.looked(pid, look.again, look.exe)
+            if look.found:
+                return look.found if isinstance(look.found, Refusal) else look.found.target
+        return None
+
+
 @pytest.fixture
 def looked(monkeypatch):
     """
@@ -44,7 +76,8 @@ def looked(monkeypatch):
         pids.append(pid)
         return SimpleNamespace(pid=pid, exe="/usr/bin/something", node="a@b", started=0.0)
 
-    monkeypatch.setattr(discovery, "inspect", inspect)
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    monkeypatch.setattr(inspector, "prepare", lambda target: None)
     return pids
 
 
@@ -55,7 +88,7 @@ def test_only_what_has_schedulers_is_looked_into(tmp_path, looked):
     process(tmp_path, 10, "bash")
     process(tmp_path, 20, "beam.smp", "1_scheduler")
     process(tmp_path, 30, "renamed", "erts_sched_1")
-    scanner = Scanner(tmp_path)
+    scanner = Discovery(tmp_path)
     for _ in range(5):
         scanner.scan()
         while scanner.take(QUICK):
@@ -63,24 +96,29 @@ def test_only_what_has_schedulers_is_looked_into(tmp_path, looked):
     assert sorted(looked) == [20, 30]
 
 
-def test_one_is_given_at_a_time(tmp_path, looked):
+def test_who_is_under_way_is_not_given_again(tmp_path, looked):
     """
-    A crowd is taken in one by one, so that the loop comes round in between.
+    A crowd is handed out bit by bit, and nobody twice before it was looked into.
     """
     for pid in (20, 30, 40):
         process(tmp_path, pid)
     scanner = Scanner(tmp_path)
     scanner.scan()
-    taken = [scanner.take(QUICK) for _ in range(4)]
-    assert sorted(found.pid for found in taken[:3]) == [20, 30, 40]
-    assert taken[3] is None
+    taken = [scanner.due(1) for _ in range(3)]
+    assert sorted(taken) == [[20], [30], [40]]
+    scanner.scan()
+    scanner.started(20, 0.0)
+    assert [] == scanner.due(10)
+    scanner.looked(20, None, None)
+    scanner.started(20, 0.0)
+    assert [20] == scanner.due(10)
 
 
 def test_a_start_that_was_told_is_due_when_it_is_old_enough(tmp_path, looked):
     """
     A pid that the kernel told is not looked into before its time.
     """
-    scanner = Scanner(tmp_path)
+    scanner = Discovery(tmp_path)
     later = time.monotonic() + 1000
     scanner.started(20, later)
     assert scanner.take(QUICK) is None
@@ -94,7 +132,7 @@ def test_a_pid_that_is_used_again_is_looked_into_again(tmp_path, looked):
     When a VM has ended, the next process of its number is somebody else.
     """
     process(tmp_path, 20)
-    scanner = Scanner(tmp_path)
+    scanner = Discovery(tmp_path)
     for _ in range(2):
         scanner.scan()
         assert scanner.take(QUICK).pid == 20
@@ -110,13 +148,13 @@ def test_what_cannot_be_looked_into_is_tried_again_later(tmp_path, monkeypatch):
     def refuse(pid, proc, opened):
         raise NotPermittedError("no")
 
-    monkeypatch.setattr(discovery, "inspect", refuse)
-    scanner = Scanner(tmp_path)
+    monkeypatch.setattr(inspector, "inspect", refuse)
+    scanner = Discovery(tmp_path)
     scanner.started(20, 0.0)
     found = scanner.take(QUICK)
     assert isinstance(found, Refusal)
     assert str(found.reason) == "no"
-    assert scanner.next_due() > time.monotonic() + discovery.RETRY / 2
+    assert scanner.next_due() > time.monotonic() + FIRST / 2
     assert scanner.take(QUICK) is None
 
 
@@ -128,8 +166,8 @@ def test_one_that_has_ended_meanwhile_is_nothing(tmp_path, monkeypatch):
     def gone(pid, proc, opened):
         raise NoSuchProcessError("gone")
 
-    monkeypatch.setattr(discovery, "inspect", gone)
-    scanner = Scanner(tmp_path)
+    monkeypatch.setattr(inspector, "inspect", gone)
+    scanner = Discovery(tmp_path)
     scanner.started(20, 0.0)
     assert scanner.take(QUICK) is None
     assert scanner.next_due() is None
@@ -169,8 +207,8 @@ def test_what_the_system_refuses_concerns_one_process(tmp_path, looked, monkeypa
         raise OSError(5, "Input/output error")
 
     process(tmp_path, 20)
-    monkeypatch.setattr(discovery, "inspect", inspect)
-    scanner = Scanner(tmp_path)
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    scanner = Discovery(tmp_path)
     scanner.scan()
     refusal = scanner.take(QUICK)
     assert isinstance(refusal, Refusal)
@@ -181,22 +219,22 @@ def test_what_nobody_thought_of_concerns_one_process(tmp_path, looked, monkeypat
     """
     Whatever goes wrong in looking into a process is a refusal of that one; the next is looked into.
     """
-    good = discovery.inspect
+    good = inspector.inspect
 
     def inspect(pid, proc, opened):
         if pid == 20:
             raise ZeroDivisionError("never thought of")
         return good(pid, proc, opened)
 
-    monkeypatch.setattr(discovery, "inspect", inspect)
-    scanner = Scanner(tmp_path)
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    scanner = Discovery(tmp_path)
     for pid in (20, 30):
         scanner.started(pid, 0.0)
     refusal, target = scanner.take(QUICK), scanner.take(QUICK)
     assert isinstance(refusal, Refusal)
     assert "never thought of" in str(refusal.reason)
     assert target.pid == 30
-    assert scanner.next_due() > time.monotonic() + discovery.RETRY / 2
+    assert scanner.next_due() > time.monotonic() + FIRST / 2
 
 
 def test_a_file_that_lies_about_its_symbols_is_no_beam(tmp_path):
@@ -221,7 +259,7 @@ def test_a_file_that_lies_about_its_symbols_is_no_beam(tmp_path):
     (folder / "stat").write_text(f"{pid} (beam.smp) S " + "0 " * 40)
     ids = "\t1000" * 4
     (folder / "status").write_text(f"Tgid:\t{pid}\nUid:{ids}\nGid:{ids}\n")
-    scanner = Scanner(tmp_path)
+    scanner = Discovery(tmp_path)
     scanner.scan()
     assert scanner.next_due() == 0.0
     assert scanner.take(QUICK) is None
@@ -245,8 +283,8 @@ def test_a_path_that_is_no_text_is_made_text(tmp_path, monkeypatch):
         pids.append(pid)
         return SimpleNamespace(pid=pid, exe=path, node="a@b", started=0.0)
 
-    monkeypatch.setattr(discovery, "inspect", inspect)
-    scanner = Scanner(tmp_path)
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    scanner = Discovery(tmp_path)
     for _ in range(3):
         scanner.scan()
         scanner.take(QUICK)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from scope_ebpf.daemon import snapshots
+from scope_ebpf.daemon.owners import ROOT
 from scope_ebpf.daemon.snapshots import Snapshots
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.reading import MemoryReading
@@ -28,6 +29,7 @@ class Watched:
     def __init__(self, tables: list = (), memories: list = (), pid: int = 7) -> None:
         identity = SimpleNamespace(check=lambda: None)
         self.target = SimpleNamespace(pid=pid, watch=self, identity=identity)
+        self.owner = ROOT
         self.tables, self.memories = list(tables), list(memories)
         self.snapshot = self.memory = None
         self.made = 0
@@ -86,7 +88,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNamespace):
     """
-    No frozen snapshot stays, the refusal is told, and both end when it works again.
+    No frozen snapshot stays, the refusal is told, and both end when it works again; what fails
+    twice is tried again after twice as long.
     """
     watch = Watched(tables=[SnapshotReading(1), REFUSED, REFUSED])
     run.look(0, watch)
@@ -97,7 +100,9 @@ def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNam
         assert watch.snapshot is None
         assert watch.refused == {"processes": "the layout does not fit"}
     assert watch.tables == []
-    run.look(60)
+    run.look(119)
+    assert watch.snapshot is None
+    run.look(1)
     assert watch.snapshot is not None
     assert watch.refused == {}
     assert run.errors == {}

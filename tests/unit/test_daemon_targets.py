@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.daemon.config import Config
+from scope_ebpf.daemon.owners import ROOT, Shares
 from scope_ebpf.daemon.targets import Targets, _Observed
 from scope_ebpf.errors import HostError, NoSuchProcessError
 from scope_ebpf.kernel.stats import ProgramStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from scope_ebpf.daemon.owners import Owner
 
 RUNS = {"send_entry": ProgramStats(1_000, 0.001, 2)}
 
@@ -37,6 +40,7 @@ class FakeWatch:
     next_tick: float = 1e12
     error: Exception | None = None
     node: str = "node"
+    owner: Owner = ROOT
     closed: bool = False
     program_stats: dict[str, ProgramStats] = field(default_factory=lambda: dict(RUNS))
     owes: tuple[float, float] = (0.0, 0.1)
@@ -99,7 +103,7 @@ def targets() -> Iterator[Targets]:
     """
     scanner = SimpleNamespace(ended=lambda _pid: None, again=lambda _pid, _seconds: None)
     files = selectors.EpollSelector()
-    found = Targets(Config(), None, files, scanner, Counter())
+    found = Targets(Config(), None, files, scanner, errors=Counter(), shares=Shares())
     yield found
     found.close()
 
@@ -110,7 +114,7 @@ def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
     """
     # What waits for the end of a process is not tried here.
     targets._files.unregister = lambda _fd: None
-    targets._observed[watch.pid] = _Observed(watch, (), None, 0.0)
+    targets._observed[watch.pid] = _Observed(watch, (), None)
     return watch
 
 

@@ -59,6 +59,7 @@ def snapshot() -> SnapshotReading:
     """
     taken = SnapshotReading(5, seconds=0.1, taken=1000.0)
     taken.mailboxes = taken.memories = taken.rates = [Top(pid, 10 - pid) for pid in range(5)]
+    taken.messages = taken.memory = taken.rate = 40
     return taken
 
 

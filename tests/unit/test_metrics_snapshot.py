@@ -14,7 +14,13 @@ ROW = np.dtype(
     [(name, np.int64 if name == "mailbox" else np.uint64) for name in COLUMNS]
     + [("heap", np.uint64), ("hend", np.uint64)]
 )
-STRUCT = 776
+
+
+def weights(rows):
+    """
+    Bytes of each: a word of heap is eight.
+    """
+    return 8 * rows["heap_words"].astype(np.int64)
 
 
 def table(mailboxes, words=None):
@@ -30,7 +36,8 @@ def test_processes_are_counted_by_their_mailbox():
     Each step counts every process that has at least so many messages.
     """
     reading = SnapshotReading(3)
-    reading.take_in(table([0, 1, 9, 10, 99, 1_000_000]), 0, STRUCT)
+    rows = table([0, 1, 9, 10, 99, 1_000_000])
+    reading.take_in(rows, 0, weights(rows))
     assert dict(zip(MAILBOX_STEPS, reading.mailbox_counts.tolist(), strict=True)) == {
         1: 5,
         10: 3,
@@ -43,13 +50,17 @@ def test_processes_are_counted_by_their_mailbox():
     assert [Top(6, 1_000_000), Top(5, 99), Top(4, 10)] == reading.mailboxes
 
 
-def test_memory_is_struct_and_heap():
+def test_the_largest_are_ranked_by_what_they_weigh_in_the_end():
     """
-    A process of 1,000 words has its struct besides.
+    A closer look at the largest changes their order, and the sum of all by as much.
     """
-    reading = SnapshotReading(1)
-    reading.take_in(table([0], [1000]), 0, STRUCT)
-    assert reading.memory == 8000 + STRUCT
+    reading = SnapshotReading(2)
+    rows = table([0, 0, 0], [1000, 900, 10])
+    reading.take_in(rows, 0, weights(rows))
+    assert [Top(1, 8000), Top(2, 7200)] == reading.memories
+    reading.weigh({2: 9000})
+    assert [Top(2, 9000), Top(1, 8000)] == reading.memories
+    assert reading.memory == 8000 + 9000 + 80
 
 
 def test_empty_mailboxes_are_in_no_ranking():
@@ -57,7 +68,8 @@ def test_empty_mailboxes_are_in_no_ranking():
     Where nobody waits, nobody is shown.
     """
     reading = SnapshotReading(3)
-    reading.take_in(table([0, 0]), 0, STRUCT)
+    rows = table([0, 0])
+    reading.take_in(rows, 0, weights(rows))
     assert [] == reading.mailboxes
 
 
@@ -68,9 +80,9 @@ def test_parts_make_the_whole(mailboxes, parts):
     """
     rows = table(mailboxes)
     whole, sum_of_parts = SnapshotReading(4), SnapshotReading(4)
-    whole.take_in(rows, 0, STRUCT)
+    whole.take_in(rows, 0, weights(rows))
     for part in range(parts):
-        sum_of_parts.take_in(rows[part::parts], 0, STRUCT)
+        sum_of_parts.take_in(rows[part::parts], 0, weights(rows[part::parts]))
     assert whole.mailbox_counts.tolist() == sum_of_parts.mailbox_counts.tolist()
     assert whole.messages == sum_of_parts.messages
     assert [t.value for t in whole.mailboxes] == [t.value for t in sum_of_parts.mailboxes]

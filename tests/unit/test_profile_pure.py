@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
-from scope_ebpf.profile import Row, tree
+from scope_ebpf.cli.profile import say_written
+from scope_ebpf.profile import Profile, Row, tree
 from scope_ebpf.sinks.flamegraph import html, svg
 from scope_ebpf.sinks.folded import folded
 from scope_ebpf.sinks.pprof import message, pprof
@@ -269,3 +270,15 @@ def test_a_profile_without_samples_is_a_document_too():
     assert 0 == len(message().FromString(gzip.decompress(pprof(empty))).sample)
     ET.fromstring(svg(empty))
     assert str(TARGET["pid"]) in output.getvalue()
+
+
+def test_a_profile_without_a_sample_is_said_to_be_empty(capsys: pytest.CaptureFixture[str]):
+    """
+    An idle VM gives no line of collapsed stacks, and so an empty file.
+    """
+    empty = Profile("cpu", TARGET, 99, 0.0)
+    say_written("out.folded", b"", empty)
+    said = capsys.readouterr().err
+    assert "out.folded is empty: no sample was taken" in said
+    assert "--off-cpu" in said
+    assert "\nwritten:" not in said

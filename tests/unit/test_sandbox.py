@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -354,6 +355,9 @@ def test_what_is_checked_is_what_a_child_answers(saying: Callable[..., None], go
         (lambda b: b.symbol("only"), {"only": ["only", 0, 8, 1]}),
         (lambda b: b.symbol("only"), {str(n): ["x", 0, 8, True] for n in range(999)}),
         (lambda b: b.function_at(1), [None, None]),
+        (lambda b: b.function_at(1), []),
+        (lambda b: b.matching(re.compile("x")), []),
+        (lambda b: b.cheap_entry(4096, 8), []),
         (lambda b: b.usdt_sites, [["erlang", "x", 0, 0]]),
         (lambda b: b.usdt_sites, [["erlang", "x", 0, 0, "y" * 600]]),
         (lambda b: b.usdt_sites, [["erlang", "x", 0, 0, ""]] * (limits.ALL_SITES + 1)),

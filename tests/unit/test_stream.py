@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stream_fixtures import HOSTILE, UNKNOWN, Terms, record
 
 from scope_ebpf import events
+from scope_ebpf.errors import HostError
 from scope_ebpf.sinks import stream
 from scope_ebpf.sinks.stream import Stream
 
@@ -46,6 +47,16 @@ def test_an_event_is_one_json_line():
         '{"time":1700000000.000001500,"event":"spawn","tid":77,'
         '"pid":"t3","parent":"t5","module":null,"function":"t9"}\n'
     ) == written("jsonl", one)
+
+
+def test_a_kind_that_is_not_known_is_an_error_and_no_line():
+    """
+    Only objects of another build write such a record, so that is said.
+    """
+    odd = record("spawn")
+    odd["kind"] = len(events.KINDS)
+    with pytest.raises(HostError, match="of different builds"):
+        written("jsonl", odd)
 
 
 def test_units_and_absent_values_are_as_in_the_columns():

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from scope_ebpf.cli.record import keep_old
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import OutputError
 
@@ -125,3 +126,27 @@ def test_a_second_trace_of_the_same_target_knows_it_is_the_second():
         assert ([], [note]) == (first, second)
     with alone(pid) as later:
         assert [] == later
+
+
+def test_what_can_be_done_about_an_output_depends_on_what_is_wrong():
+    """
+    A folder that is not there is not made by freeing space.
+    """
+    missing = str(output_error(OSError(errno.ENOENT, "No such file or directory"), "/no/x.html"))
+    assert "there is no such folder" in missing
+    assert "free some space" not in missing
+    assert "free some space" in str(output_error(OSError(errno.ENOSPC, "full"), "x"))
+
+
+def test_a_capture_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """
+    The file of the last recording has another name when the next one begins, and that is said.
+    """
+    path = tmp_path / "run.scope"
+    keep_old(str(path))
+    assert "" == capsys.readouterr().err
+    path.write_bytes(b"the only one")
+    keep_old(str(path))
+    assert b"the only one" == (tmp_path / "run.scope.old").read_bytes()
+    assert not path.exists()
+    assert f"{path}.old" in capsys.readouterr().err

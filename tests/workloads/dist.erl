@@ -9,8 +9,10 @@
 %%   block K        K processes send to the peer and are suspended: the line "suspended K", and
 %%                  "done block K" when all have sent after all (SIGCONT). The line is "passed" if
 %%                  one was not: then what is sent found room after all, and fill is to come again.
+%%   flood NODE async|sync N   a process sends N messages of 100 kB to the node, which does not take them;
+%%                  "done flood suspended", or waiting when all are sent
 -module(dist).
--export([start/0, main/0, sink/0, blocked_sender/2]).
+-export([start/0, main/0, sink/0, blocked_sender/2, flood/3]).
 
 %% For erl -s dist.
 start() -> spawn(?MODULE, main, []).
@@ -45,7 +47,21 @@ command(Control, ["block", K]) ->
         false -> "passed"
     end),
     until(fun() -> atomics:get(Sent, 1) =:= length(Senders) end),
-    ["done block ", K].
+    ["done block ", K];
+command(_Control, ["flood", Node, Async, N]) ->
+    To = list_to_atom(Node),
+    Flood = spawn(?MODULE, flood, [To, Async =:= "async", list_to_integer(N)]),
+    Settled = [{status, suspended}, {status, waiting}],
+    until(fun() -> lists:member(process_info(Flood, status), Settled) end),
+    {status, Status} = process_info(Flood, status),
+    ["done flood ", atom_to_list(Status)].
+
+%% Sends to who is being connected, or does not read; nobody waits for it.
+flood(Node, Async, N) ->
+    Async andalso process_flag(async_dist, true),
+    Data = binary:copy(<<0>>, 100000),
+    [{dist_sink, Node} ! Data || _ <- lists:seq(1, N)],
+    receive never -> ok end.
 
 peer() ->
     [Node] = nodes(connected),

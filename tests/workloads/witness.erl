@@ -7,6 +7,7 @@
 %%   memory       erlang:memory/0
 %%   tables N     N ETS tables, which stay
 %%   hold N       N megabytes of binaries, and about as many of ETS, which stay
+%%   sleepers N   N processes that wait, and stay
 %%   crowd N      N processes that never wait, until "disperse"
 %%   flicker N    N milliseconds in which a process wakes up each millisecond; answers for how many
 %%                microseconds the normal schedulers worked meanwhile, as scheduler_wall_time says
@@ -24,7 +25,7 @@ main() ->
     control:serve(fun(_) -> warm_up() end, fun command/2).
 
 warm_up() ->
-    [answer(Words) || Words <- [["statistics"], ["allocators"], ["memory"], ["crowd", "1"],
+    [catch answer(Words) || Words <- [["statistics"], ["allocators"], ["memory"], ["crowd", "1"],
                                 ["disperse"], ["tables", "1"]]],
     ok.
 
@@ -62,6 +63,10 @@ answer(["hold", N]) ->
     [ets:insert(Table, {I, Row}) || I <- lists:seq(1, 1024 * list_to_integer(N))],
     erlang:garbage_collect(),
     done("hold", N);
+answer(["sleepers", N]) ->
+    [spawn(fun() -> receive never -> ok end end) || _ <- lists:seq(1, list_to_integer(N))],
+    erlang:garbage_collect(),
+    done("sleepers", N);
 answer(["crowd", N]) ->
     put(crowd, [spawn(?MODULE, spin, []) || _ <- lists:seq(1, list_to_integer(N))]),
     done("crowd", N);

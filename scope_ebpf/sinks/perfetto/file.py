@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any
 
+from scope_ebpf.capture.values import SIGNED, within
 from scope_ebpf.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ _TOO_MANY = "other"
 #: The one sequence of packets, and what its packets say of their state.
 _SEQUENCE = 1
 _CLEARED, _NEEDED = 1, 2
-#: The most that Perfetto's fields for times and facts hold, and those of counters.
-_UNSIGNED, _SIGNED = (1 << 64) - 1, (1 << 63) - 1
 #: BuiltinClock of common/builtin_clock.proto.
 _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
 _PACKET = b"\x0a"  # Trace.packet, field 1 of length-delimited form
@@ -119,10 +118,10 @@ class PerfettoFile:
     def counter(self, track: int, time: int, value: int) -> None:
         """A value of a counter."""
         packet = self._packet()
-        packet.timestamp = _within(time, _UNSIGNED)
+        packet.timestamp = within(time)
         packet.track_event.type = self.pb.TrackEvent.TYPE_COUNTER
         packet.track_event.track_uuid = track
-        packet.track_event.counter_value = _within(value, _SIGNED)
+        packet.track_event.counter_value = within(value, SIGNED)
         self._write(packet)
 
     def scheduling(self, cpu: int, events: Iterable[tuple[int, int, str, Any]]) -> None:
@@ -131,7 +130,7 @@ class PerfettoFile:
         bundle = packet.ftrace_events
         bundle.cpu = cpu
         for time, thread, field, message in events:
-            event = bundle.event.add(timestamp=time, pid=thread)
+            event = bundle.event.add(timestamp=within(time), pid=thread)
             getattr(event, field).CopyFrom(message)
         self._write(packet)
 
@@ -141,7 +140,7 @@ class PerfettoFile:
 
     def _end(self, track: int, time: int) -> None:
         packet = self._bare
-        packet.timestamp = _within(time, _UNSIGNED)
+        packet.timestamp = within(time)
         packet.track_event.type = self.pb.TrackEvent.TYPE_SLICE_END
         packet.track_event.track_uuid = track
         self._write(packet)
@@ -159,7 +158,7 @@ class PerfettoFile:
     ) -> None:
         number = self._names.get(name) or self._intern(self._names, name, "event_names")
         packet = self._packet()
-        packet.timestamp = _within(time, _UNSIGNED)
+        packet.timestamp = within(time)
         packet.sequence_flags = _NEEDED
         event = packet.track_event
         event.type = kind
@@ -175,7 +174,7 @@ class PerfettoFile:
                 self._keys, key, "debug_annotation_names"
             )
             if isinstance(value, int):
-                note.uint_value = _within(value, _UNSIGNED)
+                note.uint_value = within(value)
             else:
                 note.string_value_iid = self._values.get(value) or self._intern(
                     self._values, value, "debug_annotation_string_values"
@@ -218,8 +217,3 @@ class PerfettoFile:
     def _flush(self) -> None:
         self._output.write(b"".join(self._parts))
         self._parts, self._size = [], 0
-
-
-def _within(value: int, most: int) -> int:
-    """*value*, if a field for numbers up to *most* can hold it: a damaged capture may have any."""
-    return min(max(value, 0), most)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from scope_ebpf.capture.flows import Flows
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from scope_ebpf.sinks.perfetto.processes import Processes
     from scope_ebpf.sinks.perfetto.rows import Row
     from scope_ebpf.sinks.perfetto.tracks import Tracks
@@ -16,11 +18,11 @@ if TYPE_CHECKING:
 class Messages:
     """Draws messages on *tracks*, and tells *processes* who is woken by one."""
 
-    def __init__(self, tracks: Tracks, processes: Processes) -> None:
+    def __init__(self, tracks: Tracks, processes: Processes, nodes: Collection[int]) -> None:
         self._tracks = tracks
         self._file = tracks.file
         self._processes = processes
-        self.flows = Flows()
+        self.flows = Flows(nodes)
 
     def send(self, row: Row) -> None:
         """A message was sent."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf import events
 from scope_ebpf.sinks.perfetto.rows import UNKNOWN
+from scope_ebpf.sinks.perfetto.tracks import MOST_THREADS
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Processes:
         """A process went in or out of a scheduler."""
         state = self._states.get(row.process)
         if row.cls == _IN:
-            self._on[row.tid] = (row.time, row.process)
+            if row.tid in self._on or len(self._on) < MOST_THREADS:
+                self._on[row.tid] = (row.time, row.process)
             if state:
                 self._becomes(state, row.time, "running", {"on": self._tracks.thread_name(row.tid)})
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.capture.facts import PID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Records that are worked on at once.
 BATCH = 1 << 16
-#: Processes of which it is remembered how busy they were.
+#: Processes of which it is remembered how busy they were, and threads that the kernel scheduled.
 MOST = 1 << 20
 #: A word of a record that is not known.
 UNKNOWN = 0xFFFFFFFFFFFFFFFF
@@ -63,7 +64,9 @@ def survey(capture: Capture) -> tuple[set[int], list[int]]:
     busy: dict[int, int] = defaultdict(int)
     schedule, thread = (events.KINDS[name].id for name in ("schedule", "thread"))
     for batch in capture.batches(BATCH):
-        tids.update(np.unique(batch["tid"][batch["kind"] == thread]).tolist())
+        if len(tids) < MOST:
+            found = np.minimum(batch["tid"][batch["kind"] == thread], PID)
+            tids.update(np.unique(found).tolist())
         rows = batch[(batch["kind"] != thread) & (batch["process"] != 0)]
         spent = np.ones(len(rows), np.int64)
         out = (rows["kind"] == schedule) & (rows["class"] != _IN)

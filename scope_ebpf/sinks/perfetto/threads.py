@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scope_ebpf import events
+from scope_ebpf.capture.facts import PID
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.sinks.perfetto.tracks import Tracks
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _STATES = 0x7F
 #: That of a thread with nice 0, in the kernel's numbers; which one it has is not recorded.
 _PRIORITY = 120
+#: CPUs of which it is remembered what ran on them; Linux has 8,192 at most.
+_MOST_CPUS = 1 << 16
 _OFF, _WOKEN = (events.KINDS["thread"].classes.index(name) for name in ("off", "woken"))
 
 
@@ -34,8 +38,9 @@ class Threads:
         """Write the switches and wakeups of a batch."""
         rows = batch[batch["kind"] == events.KINDS["thread"].id].view(events.RECORDS["thread"])
         by_cpu: dict[int, list[tuple[int, int, str, Any]]] = defaultdict(list)
-        columns = [rows[n].tolist() for n in ("time_ns", "class", "tid", "cpu", "other", "state")]
-        for time, cls, tid, cpu, other, state in zip(*columns, strict=True):
+        columns = [rows[name].tolist() for name in ("time_ns", "class", "cpu", "state")]
+        columns += [np.minimum(rows[name], PID).tolist() for name in ("tid", "other")]
+        for time, cls, cpu, state, tid, other in zip(*columns, strict=True):
             if cls == _WOKEN:
                 woken = self._file.pb.SchedWakeupFtraceEvent(
                     comm=self._comm(tid), pid=tid, prio=_PRIORITY, success=1
@@ -45,7 +50,8 @@ class Threads:
             # What else runs on a CPU is not known, so it is all one: Perfetto's idle thread.
             before, after = (tid, other) if cls == _OFF else (self._cpus.get(cpu, 0), tid)
             after = after if after in self._tids else 0
-            self._cpus[cpu] = after
+            if cpu in self._cpus or len(self._cpus) < _MOST_CPUS:
+                self._cpus[cpu] = after
             if before != after:  # else the record of the thread that left has said it
                 event = self._switch(before, after, state)
                 by_cpu[cpu].append((time + self._tracks.to_boot, before, "sched_switch", event))

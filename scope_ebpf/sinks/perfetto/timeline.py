@@ -46,7 +46,8 @@ class Timeline:
         self._tracks = Tracks(self._file, contents, shown)
         first = contents.first_ns + self._tracks.to_boot
         self._processes = Processes(self._tracks, shown, first)
-        self._messages = Messages(self._tracks, self._processes)
+        nodes = {term for term, text in contents.atoms.items() if "@" in text}
+        self._messages = Messages(self._tracks, self._processes, nodes)
         self._ports = Ports(self._tracks)
         self._threads = Threads(self._tracks, tids)
 

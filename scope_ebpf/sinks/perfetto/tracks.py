@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Numbers of tracks. Of the second line's there are many, each with a number of its own added.
 VM, _PROCESSES, LOST, BUSY = range(1, 5)
 _THREAD, PROCESS, MAILBOX, QUEUE, PORT = (n << 40 for n in range(1, 6))
+#: Threads that have a track of their own; a VM has some thousands at most.
+MOST_THREADS = 1 << 16
 _ROLES = {
     "normal": "scheduler",
     "dirty_cpu": "dirty CPU scheduler",
@@ -65,10 +67,12 @@ class Tracks:
         if tid not in self._contents.threads:
             return "a thread of the VM"
         role, number = self._contents.threads[tid]
-        return f"{_ROLES.get(role, role)} {number}"
+        return plain(f"{_ROLES.get(role, role)} {number}")
 
     def thread(self, tid: int) -> int:
-        """The track of a thread of the VM."""
+        """The track of a thread of the VM; those of a capture that makes them up share one."""
+        if tid not in self._known and len(self._known) >= MOST_THREADS:
+            tid = 0
         if tid not in self._known:
             self._known.add(tid)
             track = self.file.track(_THREAD + tid, VM)

@@ -30,6 +30,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
+#include "atoms.h"
 
 #define HOOK_BYTES 16
 

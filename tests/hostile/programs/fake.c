@@ -14,6 +14,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
+#include "atoms.h"
 
 const char etp_otp_release[] = "25";
 const char etp_erts_version[] = "13.1.5";

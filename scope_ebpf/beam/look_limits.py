@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What one look at a process may take: bytes and system calls of its memory, CPU and wall time.
+
+Tables that a process describes itself may be of any size, so who reads those of others does it
+within limits. They hold for one thread, and for every memory that is read in it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import TooMuchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: System calls between two looks at the clocks, which cost as much as a small reading.
+_CALLS = 32
+
+
+class _Current(threading.local):
+    limits: LookLimits | None = None
+
+
+_current = _Current()
+
+
+class LookLimits:
+    """
+    Counts what *what* takes, in this thread and from now on.
+
+    *data* is in bytes, *calls* are system calls that read memory, *cpu* and *wall* are seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        data: int,
+        calls: int,
+        cpu: float,
+        wall: float,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        wall_clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what = what
+        self._left, self._calls_left = data, calls
+        self._data, self._calls, self._cpu, self._wall = data, calls, cpu, wall
+        self._cpu_clock, self._wall_clock = cpu_clock, wall_clock
+        self._cpu_began, self._wall_began = cpu_clock(), wall_clock()
+
+    def spend(self, size: int) -> None:
+        """Count a call that has read *size* bytes. Raises TooMuchError beyond the limits."""
+        self._left -= size
+        self._calls_left -= 1
+        if self._left < 0:
+            self._refuse(f"{self._data:,} bytes")
+        if self._calls_left < 0:
+            self._refuse(f"{self._calls:,} readings")
+        if self._calls_left % _CALLS == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise TooMuchError if the time is used up."""
+        if self._cpu_clock() - self._cpu_began > self._cpu:
+            self._refuse(f"{self._cpu:g} s of CPU")
+        if self._wall_clock() - self._wall_began > self._wall:
+            self._refuse(f"{self._wall:g} s")
+
+    def _refuse(self, limit: str) -> None:
+        raise TooMuchError(f"{self._what} takes more than {limit}, so it is not done")
+
+
+@contextmanager
+def limited(limits: LookLimits) -> Iterator[LookLimits]:
+    """Let *limits* hold for what this thread reads in the block."""
+    before, _current.limits = _current.limits, limits
+    try:
+        yield limits
+    finally:
+        _current.limits = before
+
+
+def spend(size: int) -> None:
+    """Count a call that has read *size* bytes of another process, where it is limited."""
+    limits = _current.limits
+    if limits is not None:
+        limits.spend(size)

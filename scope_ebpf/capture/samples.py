@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a capture has of its VM beside records: names, threads, queues, and losses, all bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scope_ebpf.capture.facts import LINES, SCHEDULERS
+from scope_ebpf.capture.values import SIGNED, Value
+from scope_ebpf.errors import CaptureError
+
+#: Memory for all that is kept, bytes; an hour of a busy VM with 64 schedulers takes a quarter.
+_ROOM = 768 << 20
+#: What Python needs at most for a row, for a number in one, for a pair in one, and for a character.
+_ROW, _NUMBER, _PAIR, _CHARACTER = 400, 40, 150, 4
+#: Names, and processes of one look at mailboxes, in a block.
+_IN_A_BLOCK = 1 << 18
+#: An atom has 255 characters; a label of a process has some of these.
+_NAME = 2048
+#: A tid of Linux is less.
+_TID = (1 << 32) - 1
+
+
+@dataclass(slots=True)
+class Name:
+    """Who a process was when it was looked at last."""
+
+    name: str | None
+    initial_call: str | None
+    behaviour: str | None
+    module: str | None
+
+    @property
+    def who(self) -> str | None:
+        """The shortest that tells a person who this is."""
+        return self.name or (self.module if self.behaviour else None) or self.initial_call
+
+
+@dataclass
+class Samples:
+    """All that was sampled; a block that there is no room for is a CaptureError."""
+
+    processes: dict[int, Name] = field(default_factory=dict)
+    atoms: dict[int, str] = field(default_factory=dict)
+    #: tid: role, number.
+    threads: dict[int, tuple[str, int]] = field(default_factory=dict)
+    #: Time in ns, and the length of each scheduler's run queue.
+    run_queues: list[tuple[int, list[int]]] = field(default_factory=list)
+    #: Time in ns, and messages that wait, by process.
+    mailboxes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
+    _room: int = field(default_factory=lambda: _ROOM, repr=False)
+
+    def take_names(self, block: Value) -> None:
+        """Take a block of names up."""
+        for row in block.get("processes", []).items(_IN_A_BLOCK):
+            term, parts = row.row(2)
+            name = Name(*(_name(part) for part in parts.row(4)))
+            self._need(_ROW + _CHARACTER * sum(len(part.raw or "") for part in parts.row(4)))
+            self.processes[term.whole()] = name
+        for row in block.get("atoms", []).items(_IN_A_BLOCK):
+            term, text = row.row(2)
+            self._need(_ROW + _CHARACTER * len(text.text(_NAME)))
+            self.atoms[term.whole()] = text.text(_NAME)
+
+    def take_samples(self, block: Value) -> None:
+        """Take a block of samples up."""
+        for row in block.get("threads", []).items(_IN_A_BLOCK):
+            tid, role, number = row.row(3)
+            self._need(_ROW)
+            self.threads[tid.whole(_TID)] = (role.text(64), number.whole())
+        for row in block.get("run_queues", []).items(_IN_A_BLOCK):
+            time_ns, lengths = row.row(2)
+            found = [length.whole(SIGNED, -SIGNED) for length in lengths.items(3 * SCHEDULERS)]
+            self._need(_ROW + _NUMBER * len(found))
+            self.run_queues.append((time_ns.whole(SIGNED), found))
+        for row in block.get("mailboxes", []).items(_IN_A_BLOCK):
+            time_ns, pairs = row.row(2)
+            messages = dict(map(_pair, pairs.items(LINES)))
+            self._need(_ROW + _PAIR * len(messages))
+            self.mailboxes.append((time_ns.whole(SIGNED), messages))
+
+    def _need(self, size: int) -> None:
+        if size > self._room:
+            raise CaptureError(f"its names and samples take more than {_ROOM >> 20} MB of memory")
+        self._room -= size
+
+
+def _name(value: Value) -> str | None:
+    return None if value.raw is None else value.text(_NAME)
+
+
+def _pair(row: Value) -> tuple[int, int]:
+    process, messages = row.row(2)
+    return process.whole(), messages.whole(SIGNED)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Relations between figures that always hold, whatever a VM does.
+
+A figure that breaks one was read at a wrong place, whatever else says that it was read well.
+Whoever is about to export or print figures asks here, and says that these are refused. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from scope_ebpf.beam.allocators import Allocator, MemoryUse
+    from scope_ebpf.beam.connections import Connections
+    from scope_ebpf.beam.counters import Counters, Limits
+    from scope_ebpf.metrics.reading import EventReading, MemoryReading, Reading
+    from scope_ebpf.metrics.snapshot import SnapshotReading
+    from scope_ebpf.summary import Summary
+
+#: A part and its whole, by name.
+Pairs = tuple[tuple[str, str], ...]
+_USE: Pairs = (
+    ("processes_used", "processes"),
+    ("processes", "total"),
+    ("binary", "total"),
+    ("ets", "total"),
+    ("loaded_code", "total"),
+)
+_COUNTERS: Pairs = (("dirty_collections", "collections"),)
+#: By how much a sum of estimates may be off.
+_ROUNDING = 1e-6
+
+
+def impossible(figures: Mapping[str, float | None], pairs: Pairs = ()) -> list[str]:
+    """
+    Tell which *figures* cannot be: those below zero, and parts of *pairs* above their whole.
+
+    A figure that is None, or not there, is not known and breaks nothing.
+    """
+    found = [f"{name} is {value:,}" for name, value in figures.items() if (value or 0) < 0]
+    for part, whole in pairs:
+        small, large = figures.get(part), figures.get(whole)
+        if small is not None and large is not None and small > large + abs(large) * _ROUNDING:
+            found.append(f"{part} {small:,} is more than {whole} {large:,}")
+    return found
+
+
+def of_use(use: MemoryUse) -> list[str]:
+    """Tell what cannot be of ``erlang:memory/0``."""
+    names = ("total", "processes", "processes_used", "binary", "ets", "loaded_code", "system")
+    return impossible({name: getattr(use, name) for name in names}, _USE)
+
+
+def of_allocators(allocators: Iterable[Allocator]) -> list[str]:
+    """Tell what cannot be of the allocators: more in blocks than in the carriers they lie in."""
+    found = []
+    for one in allocators:
+        for kind, (carriers, blocks) in one.kinds.items():
+            here, there = f"{one.name} {kind} blocks", f"{one.name} {kind} carriers"
+            found += impossible({there: carriers, here: blocks}, ((here, there),))
+        found += impossible({f"{one.name} blocks": one.blocks})
+    return found
+
+
+def of_counters(counters: Counters, limits: Limits | None) -> list[str]:
+    """Tell what cannot be of a VM's counters: more than its tables hold, or schedulers online."""
+    names = ("context_switches", "reductions", "collections", "reclaimed_words", "ets_tables")
+    figures = {name: getattr(counters, name) for name in (*names, "dirty_collections")}
+    figures |= {"waiting": min(counters.waiting, default=0)}
+    pairs = _COUNTERS
+    for number, (online, there) in enumerate(
+        zip(counters.online, counters.schedulers, strict=True)
+    ):
+        part, whole = f"online {number}", f"schedulers {number}"
+        figures |= {part: online, whole: there}
+        pairs = (*pairs, (part, whole))
+    for name in ("processes", "ports", "atoms") if limits else ():
+        figures |= {name: getattr(counters, name), f"limit of {name}": getattr(limits, name)}
+        pairs = (*pairs, (name, f"limit of {name}"))
+    return impossible(figures, pairs)
+
+
+def of_connections(connections: Connections) -> list[str]:
+    """Tell what cannot be of the ways to other nodes."""
+    figures = {"queued": connections.queued, "busy": connections.busy}
+    figures["nodes"] = sum(connections.nodes) + connections.pending
+    return impossible(figures, (("busy", "nodes"),))
+
+
+def of_snapshot(taken: SnapshotReading) -> list[str]:
+    """Tell what cannot be of a process table: rankings that are more than the sum of all."""
+    found = []
+    for name, ranking, total in (
+        ("mailboxes", taken.mailboxes, taken.messages),
+        ("memories", taken.memories, taken.memory),
+        ("rates", taken.rates, taken.rate),
+    ):
+        top = sum(one.value for one in ranking)
+        pair = (f"the largest {name}", f"all {name}")
+        found += impossible(dict(zip(pair, (top, total), strict=True)), (pair,))
+    return found
+
+
+def of_event(event: EventReading) -> list[str]:
+    """Tell what cannot be of an event: less than nothing, more seen than there was."""
+    figures = {"the least of its counts": float(event.totals.min(initial=0.0))}
+    figures |= {"sampling_ratio": event.sampling_ratio, "one": 1.0}
+    return impossible(figures, (("sampling_ratio", "one"),))
+
+
+def checked(reading: Reading) -> tuple[Reading, dict[str, str]]:
+    """Leave out of a reading what cannot be, and say why, by the name that it is refused by."""
+    refused: dict[str, str] = {}
+
+    def holds(what: str, why: list[str]) -> bool:
+        if why:
+            refused[what] = "; ".join(why)
+        return not why
+
+    counters, snapshot, memory = reading.counters, reading.snapshot, reading.memory
+    if counters and not holds("counters", of_counters(counters, reading.limits)):
+        counters = None
+    if snapshot and not holds("processes", of_snapshot(snapshot)):
+        snapshot = None
+    if memory:
+        memory = _memory(memory, refused)
+    events = {name: one for name, one in reading.events.items() if holds(name, of_event(one))}
+    if not refused:
+        return reading, refused
+    return replace(
+        reading, counters=counters, snapshot=snapshot, memory=memory, events=events
+    ), refused
+
+
+def _memory(memory: MemoryReading, refused: dict[str, str]) -> MemoryReading:
+    allocators, connections = memory.allocators, memory.connections
+    if allocators and (why := of_allocators(allocators.allocators)):
+        refused["allocators"] = "; ".join(why)
+        allocators = None
+    if allocators and allocators.memory and (why := of_use(allocators.memory)):
+        refused["erlang_memory"] = "; ".join(why)
+        allocators = replace(allocators, memory=None)
+    if connections and (why := of_connections(connections)):
+        refused["connections"] = "; ".join(why)
+        connections = None
+    return replace(memory, allocators=allocators, connections=connections)
+
+
+def of_summary(summary: Summary) -> list[str]:
+    """Tell what cannot be of a trace: classes or durations that are more than the events."""
+    found = []
+    for name, event in summary.events.items():
+        classes = sum(event.by_class.values()) if event.by_class else None
+        durations = sum(histogram.count for histogram in event.histograms.values())
+        figures = {
+            f"{name} events": event.count,
+            f"{name} durations": durations,
+            f"{name} lost": event.lost,
+            f"{name} refused": event.refused,
+        }
+        whole = f"{name} of all classes" if classes is not None else f"{name} events"
+        figures[whole] = event.count if classes is None else classes
+        pairs = ((f"{name} durations", whole), (f"{name} events", whole))
+        found += impossible(figures, pairs)
+    return found
+
+
+def told_apart(summary: Summary) -> Summary:
+    """Add notes of figures of a trace that cannot be, so that nobody believes them."""
+    notes = tuple(f"these figures cannot be right: {why}" for why in of_summary(summary))
+    return replace(summary, notes=(*summary.notes, *notes)) if notes else summary

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whom ``top`` shows first, held against what the VM says of its processes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import beams_run
+import pytest
+from tracing import scope_trace
+
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.snapshots import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def moving() -> Iterator[beams_run.Beam]:
+    """
+    A stock VM that runs ``moving.erl``, with one mailbox of 150,000 messages.
+    """
+    beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
+    with beams_run.start_beam("stock25", "-s", "moving") as beam:
+        beam.expect("ready")
+        assert beam.ask("fill moving_deaf 150000") == "done fill 150000"
+        yield beam
+
+
+def shown(beam: beams_run.Beam, *arguments: str) -> list[str]:
+    """
+    The rows of one table, as text.
+    """
+    command = ("top", "--pid", str(beam.pid), "--once", "--interval", "0.5", *arguments)
+    text = scope_trace(*command).output.splitlines()
+    return text[next(n for n, line in enumerate(text) if line.startswith("PID ")) + 1 :]
+
+
+def test_by_memory_whoever_has_most_is_first_in_text_json_and_metrics(moving: beams_run.Beam):
+    """
+    A mailbox counts as ``process_info(memory)`` counts it, wherever the figure is shown.
+    """
+    memory = int(moving.ask("memory moving_deaf").split()[1])
+    first = shown(moving, "--sort", "memory", "--limit", "2")[0].split()
+    assert "moving_deaf" == first[1]
+    assert memory == pytest.approx(1e6 * float(first[3].strip("~M")), rel=0.1)
+    command = ("top", "--pid", str(moving.pid), "--once", "--sort", "memory", "--format", "json")
+    found = scope_trace(*command).document["processes"]
+    sizes = [one["memory_bytes"] for one in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (found[0]["name"], memory) == ("moving_deaf", pytest.approx(sizes[0], rel=0.05))
+    reading = Table(inspect(moving.pid)).read(5, lambda _: None)
+    assert reading.names[reading.memories[0].pid] == "moving_deaf"
+    assert memory == pytest.approx(reading.memories[0].value, rel=0.05)
+    assert reading.memory >= reading.memories[0].value
+    assert reading.memory_counts.tolist()[2:] == [1, 0]  # 16 MiB, 256 MiB
+
+
+def test_by_collections_whoever_collects_most_is_first(moving: beams_run.Beam):
+    """
+    A long list every 20 ms is more than a short one every 2 ms; whoever sleeps collects nothing.
+    """
+    assert moving.ask("collect") == "done collect"
+    rows = [row.split() for row in shown(moving, "--sort", "gc", "--limit", "100")]
+    names = [row[1] for row in rows]
+    assert names[0] == "moving_heavy"
+    assert "0" == rows[names.index("moving_deaf")][2]
+    command = ("top", "--pid", str(moving.pid), "--once", "--sort", "gc", "--format", "json")
+    found = scope_trace(*command).document["processes"]
+    assert found[0]["name"] == "moving_heavy"
+    speeds = {one["name"]: one["collected_bytes_per_second"] for one in found}
+    assert speeds["moving_heavy"] > speeds["moving_light"] > speeds["moving_deaf"] == 0

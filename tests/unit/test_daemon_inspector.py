@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Looks into processes: one for each program that was refused, and none that is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.beam.discover import Refusal
+from scope_ebpf.daemon import inspector
+from scope_ebpf.daemon.config import Config
+from scope_ebpf.daemon.inspector import LOST, Inspector, Look, Looker
+from scope_ebpf.daemon.owners import ROOT, Owner, Shares
+from scope_ebpf.daemon.prepare import UnprovenError
+from scope_ebpf.daemon.programs import FIRST, MOST, Program, Refused
+from scope_ebpf.errors import NotABeamError, NotPermittedError, ReadRefusedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVIL = Owner(666, "")
+QUICK = Config(min_age=0.0)
+PATIENCE = 30.0
+
+
+class Clock:
+    """
+    A clock that stands still.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def processes(proc: Path, *pids: int) -> None:
+    """
+    Processes of one program.
+    """
+    (proc / "program").touch()
+    for pid in pids:
+        (proc / str(pid)).mkdir()
+        (proc / str(pid) / "exe").symlink_to(proc / "program")
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """
+    The pids that were really looked into, and the *error* that this raises.
+    """
+    state = SimpleNamespace(pids=[], error=ReadRefusedError("no"))
+
+    def inspect(pid, proc, opened):
+        state.pids.append(pid)
+        raise state.error
+
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    return state
+
+
+def test_five_hundred_processes_of_a_bad_program_cost_one_look(tmp_path: Path, looked):
+    """
+    The others are refused by what is known of the program; those of another user are not.
+    """
+    processes(tmp_path, *range(1, 501))
+    looker = Looker(Shares(), tmp_path)
+    found = [looker.look(pid, EVIL, QUICK).found for pid in range(1, 501)]
+    assert [1] == looked.pids
+    assert {"no"} == {str(refusal.reason) for refusal in found}
+    assert {"refused": 1, "spared": 499} == looker.results
+    looker.look(1, Owner(1000, ""), QUICK)
+    assert [1, 1] == looked.pids
+
+
+def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, looked):
+    """
+    Whose rights it has is no property of its program: the next process of that is looked into.
+    """
+    processes(tmp_path, 1, 2)
+    looked.error = NotPermittedError("more than one user")
+    looker = Looker(Shares(), tmp_path)
+    assert all(isinstance(looker.look(pid, EVIL, QUICK).found, Refusal) for pid in (1, 2))
+    assert [1, 2] == looked.pids
+
+
+def test_what_is_no_vm_is_no_refusal(tmp_path: Path, looked):
+    """
+    A program that is none is passed over without a word, and not tried again.
+    """
+    processes(tmp_path, 1, 2)
+    looked.error = NotABeamError("a shell")
+    looker = Looker(Shares(), tmp_path)
+    assert [Look(1), Look(2)] == [looker.look(pid, EVIL, QUICK) for pid in (1, 2)]
+    assert [1] == looked.pids
+
+
+def test_a_vm_that_may_only_have_begun_is_tried_again_soon(tmp_path: Path, looked, monkeypatch):
+    """
+    While it is young nothing is said of what is not found in it.
+    """
+    processes(tmp_path, 1)
+    looked.error = UnprovenError("no atoms")
+    monkeypatch.setattr(Looker, "_is_young", lambda *_: True)
+    clock = Clock()
+    monkeypatch.setattr(inspector.time, "monotonic", clock)
+    looker = Looker(Shares(), tmp_path)
+    looker.refused = Refused(clock)
+    seen = []
+    for _ in range(8):
+        look = looker.look(1, EVIL, QUICK)
+        seen.append((look.again - clock.now, isinstance(look.found, Refusal)))
+        clock.now = look.again
+    assert [(float(2**n), False) for n in range(6)] + [(64.0, True), (128.0, True)] == seen
+
+
+def test_what_is_refused_is_tried_ever_more_rarely():
+    """
+    After a minute, then after twice as long each time, at most an hour; once it works it is new.
+    """
+    clock = Clock()
+    refused, program = Refused(clock), Program(1, 2, ROOT)
+    pauses = []
+    for _ in range(8):
+        assert refused.find(program) is None
+        bad = refused.add(program, ReadRefusedError("no"))
+        pauses.append(bad.pause)
+        assert bad == refused.find(program)
+        clock.now = bad.until
+    assert [60, 120, 240, 480, 960, 1920, 3600, 3600] == pauses
+    assert (FIRST, MOST) == (60, 3600)
+    refused.clear(program)
+    assert FIRST == refused.add(program, ReadRefusedError("no")).pause
+
+
+class Slow:
+    """
+    Looks that come back only when they are let.
+    """
+
+    def __init__(self) -> None:
+        self.refused = Refused()
+        self.began, self.let = threading.Semaphore(0), threading.Event()
+
+    def look(self, pid: int, owner: Owner, config: Config) -> Look:
+        self.began.release()
+        if pid == 1:
+            assert self.let.wait(PATIENCE)
+        return Look(pid, exe="/program")
+
+
+@pytest.fixture
+def slow():
+    """
+    An inspector whose looks into process 1 hang, and what wakes us.
+    """
+    looker, clock, woken = Slow(), Clock(), threading.Semaphore(0)
+    inspected = Inspector(looker, Shares(), lambda: QUICK, woken.release, clock)
+    inspected.start()
+    yield SimpleNamespace(looker=looker, clock=clock, woken=woken, inspector=inspected)
+    looker.let.set()
+    inspected.close()
+
+
+def test_a_look_that_hangs_is_left_behind(slow):
+    """
+    Nobody waits for it: the loop has its answer, a refusal, and the next process is looked into.
+    """
+    slow.inspector.ask(1, EVIL)
+    slow.inspector.ask(2, EVIL)
+    assert slow.looker.began.acquire(timeout=PATIENCE)
+    slow.inspector.tidy()
+    assert slow.inspector.take() is None
+    slow.clock.now += LOST
+    slow.inspector.tidy()
+    assert "did not come back" in str(slow.inspector.take().found.reason)
+    assert slow.woken.acquire(timeout=PATIENCE)
+    assert Look(2, exe="/program") == slow.inspector.take()
+    assert 1 == slow.inspector.lost
+    slow.looker.let.set()
+    assert slow.inspector.idle
+
+
+def test_looks_come_back_in_a_row(slow):
+    """
+    What is asked for is looked into once, and told when it is done.
+    """
+    for pid in (2, 3):
+        slow.inspector.ask(pid, EVIL)
+    for _ in range(2):
+        assert slow.woken.acquire(timeout=PATIENCE)
+    assert [2, 3] == [slow.inspector.take().pid for _ in range(2)]
+    assert slow.inspector.take() is None
+    assert slow.inspector.idle

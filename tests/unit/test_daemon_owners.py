@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whose a process is, and what no owner can take from another: CPU, turns, room.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.daemon.owners import ROOT, Owner, Room, Shares, Turns, in_turns, owner_of, tenant_of
+from scope_ebpf.errors import NoSuchProcessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVIL, GOOD = Owner(666, ""), Owner(1000, "")
+CONTAINER = "/docker/" + "a" * 64
+
+
+class Clock:
+    """
+    A clock that stands still.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "tenant"),
+    [
+        ("/", ""),
+        ("", ""),
+        (
+            "/system.slice/rabbitmq-server.service/made/below",
+            "/system.slice/rabbitmq-server.service",
+        ),
+        ("/user.slice/user-7.slice/user@7.service/a.slice/b", "/user.slice/user-7.slice"),
+        (f"{CONTAINER}/own", CONTAINER),
+        (
+            "/kubepods.slice/kubepods-pod0a1b2c3d_0000_1111_2222_333344445555.slice/cri-x.scope",
+            "/kubepods.slice/kubepods-pod0a1b2c3d_0000_1111_2222_333344445555.slice",
+        ),
+        ("/by/hand", "/by/hand"),
+    ],
+)
+def test_cgroups_that_a_tenant_makes_are_the_tenants(cgroup: str, tenant: str):
+    """
+    What lies below a service, a session, a pod or a container counts as that.
+    """
+    assert tenant == tenant_of(cgroup)
+
+
+def test_the_owner_is_who_started_it(tmp_path: Path):
+    """
+    Of a setuid program the real user counts; the cgroup that the daemon is in itself does not.
+    """
+    folder = tmp_path / "7"
+    folder.mkdir()
+    (folder / "status").write_text("Name:\tUid:\t0\nUid:\t666\t0\t0\t0\n")
+    (folder / "cgroup").write_text(f"0::{CONTAINER}/own\n")
+    assert Owner(666, CONTAINER) == owner_of(7, tmp_path)
+    assert Owner(666, "") == owner_of(7, tmp_path, ours=CONTAINER)
+    with pytest.raises(NoSuchProcessError):
+        owner_of(8, tmp_path)
+
+
+def test_root_outside_of_containers_alone_is_held_to_nothing():
+    """
+    Root in a container is its tenant.
+    """
+    assert () == ROOT.keys
+    assert (f"cgroup {CONTAINER}",) == Owner(0, CONTAINER).keys
+
+
+def test_who_has_had_more_than_a_burst_waits_until_it_is_worn_off():
+    """
+    Two seconds at once, and two percent of a core in the long run; others are not held to it.
+    """
+    clock = Clock()
+    shares = Shares(0.02, 2.0, clock)
+    shares.charge(EVIL, 2.0)
+    assert 0.0 == shares.wait(EVIL)
+    shares.charge(EVIL, 0.5)
+    assert pytest.approx(25.0) == shares.wait(EVIL)
+    assert 0.0 == shares.wait(GOOD) == shares.wait(ROOT)
+    clock.now += 25.0
+    assert pytest.approx(0.0, abs=1e-9) == shares.wait(EVIL)
+
+
+def test_for_an_hour_an_owner_gets_its_share_and_no_more():
+    """
+    Who asks all the time, in pieces of 50 ms, gets the burst and two percent of an hour.
+    """
+    clock = Clock()
+    shares, taken = Shares(0.02, 2.0, clock), 0.0
+    end = clock.now + 3600
+    while clock.now < end:
+        wait = shares.wait(EVIL)
+        if wait:
+            clock.now += wait
+            continue
+        shares.charge(EVIL, 0.05)
+        taken += 0.05
+    assert pytest.approx(2.0 + 72.0, abs=0.1) == taken
+
+
+def test_a_user_of_many_numbers_is_held_to_its_container():
+    """
+    A container has 65,536 users of its own, and one share.
+    """
+    shares = Shares(0.02, 2.0, Clock())
+    for uid in range(100_000, 100_004):
+        shares.charge(Owner(uid, CONTAINER), 1.0)
+    assert pytest.approx(100.0) == shares.wait(Owner(100_099, CONTAINER))
+
+
+def test_owners_take_turns_and_root_is_first():
+    """
+    One process of a user waits for one of each other, not for five hundred.
+    """
+    turns = Turns()
+    for pid in range(500):
+        turns.add(pid, EVIL)
+    turns.add(1000, GOOD)
+    turns.add(1001, ROOT)
+    order = [turns.next(lambda _: 0.0)[0] for _ in range(4)]
+    assert [1001, 0, 1000, 1] == order
+    assert 498 == len(turns)
+
+
+def test_who_has_to_wait_keeps_nobody_waiting():
+    """
+    An owner without a share left is passed over; if all are, the least time is told.
+    """
+    turns = Turns()
+    turns.add(1, EVIL)
+    turns.add(2, GOOD)
+    waits = {EVIL: 30.0, GOOD: 0.0}
+    assert (2, GOOD) == turns.next(waits.get)
+    turns.add(3, GOOD)
+    waits[GOOD] = 7.0
+    assert 7.0 == turns.next(waits.get)
+    waits[EVIL] = 0.0
+    assert (1, EVIL) == turns.next(waits.get)
+
+
+def test_no_owner_has_more_than_half_of_the_room():
+    """
+    The half of one is full while there is room for others; with each that ends there is some again.
+    """
+    room = Room()
+    for pid in range(5):
+        assert "" == room.refusal(EVIL, 10)
+        room.enter(pid, EVIL)
+    assert "5 VMs of uid 666 are observed, which is half" in room.refusal(EVIL, 10)
+    assert "" == room.refusal(GOOD, 10)
+    assert "" == room.refusal(ROOT, 10)
+    room.leave(0)
+    assert "" == room.refusal(EVIL, 10)
+
+
+def test_the_first_of_each_comes_before_the_second_of_any():
+    """
+    In an order that is cut somewhere, whoever has many is cut first.
+    """
+    things = [("a", EVIL), ("b", EVIL), ("c", EVIL), ("d", GOOD), ("e", ROOT), ("f", ROOT)]
+    assert "adefbc" == "".join(name for name, _ in in_turns(things, lambda thing: thing[1]))

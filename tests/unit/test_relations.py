@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Figures that cannot be are refused by name, and the others go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from capture_fixtures import END, TARGET, head, maps
+from test_metrics_exposition import reading
+
+from scope_ebpf import relations
+from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
+from scope_ebpf.beam.connections import Connections
+from scope_ebpf.metrics.snapshot import Top
+from scope_ebpf.summary import Summary, fold
+
+GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("use", "told"),
+    [
+        (GOOD, []),
+        (replace(GOOD, processes_used=61), ["processes_used 61 is more than processes 60"]),
+        (replace(GOOD, processes=101), ["processes 101 is more than total 100", "system is -1"]),
+        (replace(GOOD, ets=-4656), ["ets is -4,656"]),
+        (MemoryUse(None, 60, 50, 10, None, None), []),
+    ],
+)
+def test_of_memory_parts_are_at_most_wholes_and_nothing_is_negative(
+    use: MemoryUse, told: list[str]
+):
+    """
+    What is not known breaks nothing.
+    """
+    assert sorted(told) == sorted(relations.of_use(use))
+
+
+def test_blocks_fill_at_most_their_carriers():
+    """
+    Of each kind of carrier by itself.
+    """
+    kinds = {"mbcs": (100, 80), "sbcs": (10, 11)}
+    one = Allocator("eheap", 110, 91, kinds)
+    told = relations.of_allocators([one])
+    assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == told
+
+
+def test_what_cannot_be_of_a_reading_is_left_out_and_named():
+    """
+    Each part by itself; what was right is exported as before.
+    """
+    whole = reading()
+    assert (whole, {}) == relations.checked(whole)
+    counters = replace(whole.counters, atoms=whole.limits.atoms + 1)
+    taken = replace(whole.snapshot, memories=[Top(1, whole.snapshot.memory + 1)])
+    allocators = AllocatorReading((), replace(GOOD, processes_used=61))
+    memory = replace(whole.memory, allocators=allocators, connections=Connections((0, 0), 5, 1))
+    name, event = next(iter(whole.events.items()))
+    events = whole.events | {name: replace(event, totals=-np.ones_like(event.totals))}
+    wrong = replace(whole, counters=counters, snapshot=taken, memory=memory, events=events)
+    left, why = relations.checked(wrong)
+    assert {"counters", "processes", "erlang_memory", "connections", name} == why.keys()
+    assert (left.counters, left.snapshot, left.memory.connections) == (None, None, None)
+    assert left.memory.allocators == AllocatorReading((), None)
+    assert whole.events.keys() - left.events.keys() == {name}
+
+
+def test_a_trace_with_more_durations_than_events_says_so():
+    """
+    Every figure is shown, with a note that these cannot be right.
+    """
+    tallies, durations = maps(spawn=23)
+    good = Summary(TARGET, 2.5, "duration", fold(head().plan, tallies, durations), END.cost)
+    assert good == relations.told_apart(good)
+    durations["slots"][..., 3] += 100
+    bad = replace(good, events=fold(head().plan, tallies, durations))
+    assert any("durations" in note for note in relations.told_apart(bad).notes)
