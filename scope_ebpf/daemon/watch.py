@@ -109,7 +109,7 @@ class Watch:
         self._ticks = 0
         healed = heal(target.identity, semaphores(target.binary), attacher)
         if healed:
-            say(logging.WARNING, "breakpoints of a killed tool are out", pid=target.pid, of=healed)
+            say(logging.WARNING, "breakpoints of nobody go out", pid=target.pid, count=healed)
         self.session.__enter__()
         try:
             self._hooks.tell_measures()
