@@ -34,14 +34,13 @@ from scope_ebpf.beam.functions import Functions, parse
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.modules import Modules
 from scope_ebpf.beam.node import NodeName
-from scope_ebpf.beam.processes import LOAD, ProcessTable
 from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.search import SEARCHES
 from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.sweep import Sweep
+from scope_ebpf.beam.sweep import Sweep, collected
 from scope_ebpf.beam.threads import Thread
 from scope_ebpf.beam.view import Viewer
-from scope_ebpf.cli.ps import _text
+from scope_ebpf.cli.ps import lines
 from scope_ebpf.daemon import readers, snapshots
 
 if TYPE_CHECKING:
@@ -244,18 +243,20 @@ def _top(target: discover.Beam) -> None:
 
 
 def _sweep(target: discover.Beam) -> None:
-    sweep = Sweep(ProcessTable(target, LOAD), target.layout.size("Process"), 0.1)
+    viewer = Viewer(target)
+    sweep = Sweep(viewer.table, viewer.heaps, 0.1)
     for _ in range(2):
         sweep.turn()
-        for sort in ("reductions", "memory", "mailbox"):
-            sweep.top(sort, 10)
+        slots = np.union1d(sweep.collectors(8), sweep.top("mailbox", 8).slots)
+        sweep.of(slots)
+    collected(sweep.table, slots, 0.01)
 
 
 def _ps(target: discover.Beam) -> None:
     viewer = Viewer(target, FIELDS)
     rows = viewer.table.snapshot().rows
     for place in range(0, len(rows), max(1, len(rows) // 3)):
-        for line in _text(detail(viewer, rows[place : place + 1])):
+        for line in lines(detail(viewer, rows[place : place + 1])):
             assert line.isprintable()
 
 
