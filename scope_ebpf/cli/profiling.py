@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
 from scope_ebpf.cli.sample_reader import Reader
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
-from scope_ebpf.cli.tracing import cpu_seconds
+from scope_ebpf.cli.tracing import cpu_seconds, say_braked
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.budget.brake import Brake
     from scope_ebpf.errors import ScopeError
 
 #: Samples are read so often, seconds: soon enough to name a process that is about to end.
@@ -62,10 +63,24 @@ class Source(Protocol):
 
 
 class Run:
-    """One run of a *sampler*, from start to stop."""
+    """
+    One run of a *sampler*, from start to stop.
 
-    def __init__(self, target: Target, profile: Profile, sampler: Source, reader: Reader) -> None:
+    *brake* ends it where *cost*, seconds of the target's CPU so far, is too much.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        profile: Profile,
+        sampler: Source,
+        reader: Reader,
+        *,
+        brake: Brake | None = None,
+        cost: Callable[[], float] = float,
+    ) -> None:
         self._target = target
+        self._brake, self._cost = brake, cost
         self._profile = profile
         self._sampler = sampler
         self._reader = reader
@@ -105,7 +120,9 @@ class Run:
         with progress_bar(duration, visible=True) as advance:
             while not self._profile.stopped_because:
                 now = time.monotonic()
-                self._used(before)
+                used = self._used(before)
+                if used is not None:
+                    self._brake_if_needed(now, used)
                 left = _INTERVAL if duration is None else started + duration - now
                 if left <= 0:
                     self._ask_to_stop("duration")
@@ -123,11 +140,18 @@ class Run:
                     self._reader.refresh()
         return None
 
-    def _used(self, before: float | None) -> None:
-        """Note the CPU time that the target used since *before*; of one that has ended the last."""
+    def _used(self, before: float | None) -> float | None:
+        """CPU time that the target used since *before*; None of one that has ended."""
         used = cpu_seconds(self._target.pid)
-        if used is not None and before is not None:
-            self._profile.cpu_seconds = used - before
+        if used is None or before is None:
+            return None
+        self._profile.cpu_seconds = used - before
+        return used - before
+
+    def _brake_if_needed(self, now: float, used: float) -> None:
+        if self._brake and self._brake.look(now, self._cost(), used):
+            say_braked(self._brake)
+            self._ask_to_stop("cost")
 
     def _take(self) -> ScopeError | None:
         records = list(self._sampler.records())
