@@ -214,6 +214,10 @@ class Binary:
     def function_at(self, address: int) -> Symbol | None:
         return None
 
+    def references(self, address: int, size: int) -> list[int]:
+        found: list[int] = self._facts["references"].get(f"{address} {size}", [])
+        return found
+
     def read(self, address: int, size: int) -> bytes:
         found = self._facts["code"].get(f"{address} {size}")
         if found is None:
@@ -376,6 +380,11 @@ class _Asked:
         self._facts["code"][f"{address} {size}"] = found.hex()
         return found
 
+    def references(self, address: int, size: int) -> list[int]:
+        found: list[int] = self._binary.references(address, size)
+        self._facts["references"][f"{address} {size}"] = found
+        return found
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._binary, name)
 
@@ -402,7 +411,7 @@ def record(pid: int) -> None:
     live = discover.inspect(pid)
     names = ("otp_release", "erts_version", "flavor", "schedulers", "base")
     facts: dict[str, Any] = {name: getattr(live, name) for name in names}
-    facts |= {"symbols": {}, "sections": {}, "code": {}}
+    facts |= {"symbols": {}, "sections": {}, "code": {}, "references": {}}
     found = schedulers.threads(pid)
     facts["threads"] = [[getattr(t, name) for name in Thread.__slots__] for t in found]
     memory = Pages({}, live.memory)
