@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.budget.run import BudgetedRun, cpu_clock
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
-from scope_ebpf.cli.tracing import planned, say_started
+from scope_ebpf.cli.tracing import carried_notes, healed, planned, say_started
 from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.relations import told_apart
 from scope_ebpf.summary import Cost, Summary
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class BudgetedTrace:
     def run(self) -> ScopeError | None:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
         require_target(self._target.identity, "traced")
+        self.notes += healed(self._target)
         with self._attacher, stop_signals(self._ask_to_stop):
             _hurry(self._attacher.pid)
             with self._run as session:
@@ -153,15 +155,16 @@ class BudgetedTrace:
         hits = self._run.hits()
         cpu = price.total(hits) if price else None
         share = cpu / self._cpu if cpu is not None and self._cpu else None
-        return Summary(
+        summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
             stopped_because=self._stop,
             events=events,
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *carried_notes(events)),
             state=self.state.state(),
         )
+        return told_apart(summary)
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""

@@ -120,9 +120,8 @@ class Run:
         with progress_bar(duration, visible=True) as advance:
             while not self._profile.stopped_because:
                 now = time.monotonic()
-                used = self._used(before)
-                if used is not None:
-                    self._brake_if_needed(now, used)
+                self._used(before)
+                self._brake_if_needed(now)
                 left = _INTERVAL if duration is None else started + duration - now
                 if left <= 0:
                     self._ask_to_stop("duration")
@@ -140,16 +139,15 @@ class Run:
                     self._reader.refresh()
         return None
 
-    def _used(self, before: float | None) -> float | None:
-        """CPU time that the target used since *before*; None of one that has ended."""
+    def _used(self, before: float | None) -> None:
+        """Note the CPU time that the target used since *before*; of one that has ended the last."""
         used = cpu_seconds(self._target.pid)
-        if used is None or before is None:
-            return None
-        self._profile.cpu_seconds = used - before
-        return used - before
+        if used is not None and before is not None:
+            self._profile.cpu_seconds = used - before
 
-    def _brake_if_needed(self, now: float, used: float) -> None:
-        if self._brake and self._brake.look(now, self._cost(), used):
+    def _brake_if_needed(self, now: float) -> None:
+        used = self._profile.cpu_seconds
+        if self._brake and used is not None and self._brake.look(now, self._cost(), used):
             say_braked(self._brake)
             self._ask_to_stop("cost")
 

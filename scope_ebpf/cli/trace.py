@@ -74,18 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
-    """A line for each event, with the names of this VM."""
-    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
-    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
-
-    called = None
-    if "long_call" in wanted:
-        with contextlib.suppress(ReadRefusedError):
-            called = CalledNames(target, CodeMap(target, Atoms(target)))
-    return Stream(output, TermText(target), form, names_of(target), called=called)
-
-
 def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
     """The budget of a run; None where everything is counted."""
     given: float | None = arguments.budget
@@ -97,6 +85,18 @@ def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
     if given is None:
         given = None if streams else DEFAULT_BUDGET
     return None if given == COUNT_ALL else given
+
+
+def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
+    """A line for each event, with the names of this VM."""
+    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
+    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+
+    called = None
+    if "long_call" in wanted:
+        with contextlib.suppress(ReadRefusedError):
+            called = CalledNames(target, CodeMap(target, Atoms(target)))
+    return Stream(output, TermText(target), form, names_of(target), called=called)
 
 
 #: Processes that are looked up for one batch of lines: a storm of spawns must not stop the reader.

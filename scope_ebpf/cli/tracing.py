@@ -136,9 +136,7 @@ class Trace:
         """
         self._beat = beat
         require_target(self._target.identity, "traced")
-        healed = heal(self._target.identity, semaphores(self._target.binary))
-        if healed:
-            self.notes.append(f"{healed} breakpoints that a killed tool had left were taken out")
+        self.notes += healed(self._target)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
@@ -280,7 +278,8 @@ class Trace:
         share = None
         if price and self._cpu_seconds:
             meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
-            share = price.total(meanwhile) / self._cpu_seconds
+            # A hit is priced on ourselves; of a VM that does nothing else it may be a little less.
+            share = min(1.0, price.total(meanwhile) / self._cpu_seconds)
         found = fold(self.plan, self._tallies, self._durations)
         summary = Summary(
             target=self._target.as_json(),
@@ -299,6 +298,12 @@ def _write(session: Session, sink: Sink) -> bool:
     with session.ring.batch(BATCH) as records:
         sink.write(records)
         return len(records) == BATCH
+
+
+def healed(target: Target) -> list[str]:
+    """Take out what a killed tool has left in *target*; the note that tells of it, if there was."""
+    found = heal(target.identity, semaphores(target.binary))
+    return [f"{found} breakpoints that a killed tool had left were taken out"] if found else []
 
 
 def carried_notes(found: dict[str, EventSummary]) -> list[str]:

@@ -104,40 +104,6 @@ def measure() -> HitCost:
     return HitCost(*costs)
 
 
-def carried() -> float:
-    """
-    Measure how many seconds a duration carries of the hooks that take it, in some 10 ms.
-
-    A function that returns at once is timed as a call of the VM's is: what is seen of it is the way
-    out of the trap at its entry and into the one at its return. Raises HostError where we cannot
-    probe ourselves.
-    """
-    function = ctypes.CDLL("libc.so.6").catclose
-    function.argtypes = [ctypes.c_long]
-    path, offset = _place(ctypes.cast(function, ctypes.c_void_p).value or 0)
-    places = tuple(
-        Attachment(program, "call", "catclose", offset, 0, program in _RETURNS)
-        for program in ("nif_entry", "call_return")
-    )
-    plan = Plan((Item("long_call", "symbol", "catclose", places, ""),))
-    settings = np.zeros((), events.SETTINGS)  # every call is long enough to count
-    best, before = float("inf"), (0, 0)
-    with (
-        _ourselves(path) as identity,
-        Session(plan, identity, 0, settings, names=("catclose",)) as session,
-    ):
-        session.count(on=True)
-        for _ in range(_SHORT_ROUNDS):
-            for _ in range(_SHORT_CALLS):
-                function(-1)
-            seen = session.durations()[events.KINDS["long_call"].id]
-            now = int(seen["slots"].sum()), int(seen["total_ns"].sum())
-            calls, spent = now[0] - before[0], now[1] - before[1]
-            # The fastest round: others on the machine can only make it slower.
-            best, before = min(best, spent / calls) if calls else best, now
-    return 0.0 if best == float("inf") else best / 1e9
-
-
 class Aside:
     """
     The same by a child process, while we do something else; *nice* as in setpriority(2).
@@ -191,6 +157,40 @@ def _measure_for(writing: int, nice: int) -> NoReturn:
         os.write(writing, f"{cost.entry!r} {cost.returns!r}".encode())
     finally:
         os._exit(0)
+
+
+def carried() -> float:
+    """
+    Measure how many seconds a duration carries of the hooks that take it, in some 10 ms.
+
+    A function that returns at once is timed as a call of the VM's is: what is seen of it is the way
+    out of the trap at its entry and into the one at its return. Raises HostError where we cannot
+    probe ourselves.
+    """
+    function = ctypes.CDLL("libc.so.6").catclose
+    function.argtypes = [ctypes.c_long]
+    path, offset = _place(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    places = tuple(
+        Attachment(program, "call", "catclose", offset, 0, program in _RETURNS)
+        for program in ("nif_entry", "call_return")
+    )
+    plan = Plan((Item("long_call", "symbol", "catclose", places, ""),))
+    settings = np.zeros((), events.SETTINGS)  # every call is long enough to count
+    best, before = float("inf"), (0, 0)
+    with (
+        _ourselves(path) as identity,
+        Session(plan, identity, 0, settings, names=("catclose",)) as session,
+    ):
+        session.count(on=True)
+        for _ in range(_SHORT_ROUNDS):
+            for _ in range(_SHORT_CALLS):
+                function(-1)
+            seen = session.durations()[events.KINDS["long_call"].id]
+            now = int(seen["slots"].sum()), int(seen["total_ns"].sum())
+            calls, spent = now[0] - before[0], now[1] - before[1]
+            # The fastest round: others on the machine can only make it slower.
+            best, before = min(best, spent / calls) if calls else best, now
+    return 0.0 if best == float("inf") else best / 1e9
 
 
 def _place(address: int) -> tuple[Path, int]:

@@ -276,27 +276,6 @@ def test_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch):
         cli.main(["list"])
 
 
-def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch):
-    """
-    rich ends the program with 1 where a pipe is closed; that somebody has read enough is a 0.
-    """
-
-    def run(_arguments: argparse.Namespace) -> int:
-        try:
-            os.write(closed, b"a table")
-        except BrokenPipeError:
-            raise SystemExit(1)  # noqa: B904 - as rich does it
-        return 0
-
-    reader, closed = os.pipe()
-    os.close(reader)
-
-    parser = SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
-    monkeypatch.setattr(cli, "_parser", lambda _: parser)
-    assert 0 == cli.main(["list"])
-    os.close(closed)
-
-
 @pytest.mark.parametrize(
     ("words", "budget"),
     [
@@ -339,3 +318,24 @@ def test_a_cost_of_all_is_no_bound():
     assert 0.2 == parser.parse_args([]).max_cost
     assert 0.05 == parser.parse_args(["--max-cost", "5%"]).max_cost
     assert parser.parse_args(["--max-cost", "100%"]).max_cost is None
+
+
+def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch):
+    """
+    rich ends the program with 1 where a pipe is closed; that somebody has read enough is a 0.
+    """
+
+    def run(_arguments: argparse.Namespace) -> int:
+        try:
+            os.write(closed, b"a table")
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as rich does it
+        return 0
+
+    reader, closed = os.pipe()
+    os.close(reader)
+
+    parser = SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "_parser", lambda _: parser)
+    assert 0 == cli.main(["list"])
+    os.close(closed)
