@@ -34,14 +34,13 @@ from scope_ebpf.beam.functions import Functions, parse
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.modules import Modules
 from scope_ebpf.beam.node import NodeName
-from scope_ebpf.beam.processes import LOAD, ProcessTable
 from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.search import SEARCHES
 from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.sweep import Sweep
+from scope_ebpf.beam.sweep import Sweep, collected
 from scope_ebpf.beam.threads import Thread
 from scope_ebpf.beam.view import Viewer
-from scope_ebpf.cli.ps import _text
+from scope_ebpf.cli.ps import lines
 from scope_ebpf.daemon import readers, snapshots
 
 if TYPE_CHECKING:
@@ -215,6 +214,10 @@ class Binary:
     def function_at(self, address: int) -> Symbol | None:
         return None
 
+    def references(self, address: int, size: int) -> list[int]:
+        found: list[int] = self._facts["references"].get(f"{address} {size}", [])
+        return found
+
     def read(self, address: int, size: int) -> bytes:
         found = self._facts["code"].get(f"{address} {size}")
         if found is None:
@@ -244,18 +247,20 @@ def _top(target: discover.Beam) -> None:
 
 
 def _sweep(target: discover.Beam) -> None:
-    sweep = Sweep(ProcessTable(target, LOAD), target.layout.size("Process"), 0.1)
+    viewer = Viewer(target)
+    sweep = Sweep(viewer.table, viewer.heaps, 0.1)
     for _ in range(2):
         sweep.turn()
-        for sort in ("reductions", "memory", "mailbox"):
-            sweep.top(sort, 10)
+        slots = np.union1d(sweep.collectors(8), sweep.top("mailbox", 8).slots)
+        sweep.of(slots)
+    collected(sweep.table, slots, 0.01)
 
 
 def _ps(target: discover.Beam) -> None:
     viewer = Viewer(target, FIELDS)
     rows = viewer.table.snapshot().rows
     for place in range(0, len(rows), max(1, len(rows) // 3)):
-        for line in _text(detail(viewer, rows[place : place + 1])):
+        for line in lines(detail(viewer, rows[place : place + 1])):
             assert line.isprintable()
 
 
@@ -375,6 +380,11 @@ class _Asked:
         self._facts["code"][f"{address} {size}"] = found.hex()
         return found
 
+    def references(self, address: int, size: int) -> list[int]:
+        found: list[int] = self._binary.references(address, size)
+        self._facts["references"][f"{address} {size}"] = found
+        return found
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._binary, name)
 
@@ -401,7 +411,7 @@ def record(pid: int) -> None:
     live = discover.inspect(pid)
     names = ("otp_release", "erts_version", "flavor", "schedulers", "base")
     facts: dict[str, Any] = {name: getattr(live, name) for name in names}
-    facts |= {"symbols": {}, "sections": {}, "code": {}}
+    facts |= {"symbols": {}, "sections": {}, "code": {}, "references": {}}
     found = schedulers.threads(pid)
     facts["threads"] = [[getattr(t, name) for name in Thread.__slots__] for t in found]
     memory = Pages({}, live.memory)
