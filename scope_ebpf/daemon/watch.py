@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
+from scope_ebpf.beam.memory import cpu_seconds
 from scope_ebpf.daemon import totals
 from scope_ebpf.daemon.measures import Mark
 from scope_ebpf.daemon.notify import say
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.threads import WatchedThreads
+    from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.programs import Spares
     from scope_ebpf.kernel.uprobes import Attacher
@@ -75,6 +77,8 @@ class Watch:
         self.snapshot: SnapshotReading | None = None
         #: The same of the VM's own memory.
         self.memory: MemoryReading | None = None
+        #: What another thread found out about it, for which it is to be let go.
+        self.trouble: ScopeError | None = None
         self._threads = threads
         self._throttling = Throttling(target.pid)
         # Read once: who may move a VM among cgroups of its own must not make series without end.
@@ -111,7 +115,8 @@ class Watch:
         self._hits: dict[str, int] = {}
         self._hit = False
         self._lost = self._refused = self._ticks = 0
-        healed = heal(target.identity, semaphores(target.binary), attacher)
+        read = target.memory.read
+        healed = heal(target.identity, semaphores(target.binary), attacher, read=read)
         if healed:
             say(logging.WARNING, "breakpoints of a killed tool are out", pid=target.pid, of=healed)
         self.session.__enter__()
@@ -139,9 +144,11 @@ class Watch:
         Take stock: counts, costs, allowances.
 
         NoSuchProcessError if the target has ended, or is another by now; then nothing of what
-        was read is told.
+        was read is told. Raises :attr:`trouble`, too.
         """
-        now, began = time.monotonic(), time.thread_time()
+        if self.trouble:
+            raise self.trouble
+        now, began = time.monotonic(), cpu_seconds()
         self._listen(now)
         counters = self._measures.read()
         process = read_process(self.target.pid, self._throttling)
@@ -158,7 +165,7 @@ class Watch:
             self._act(action, measures)
         self.target.identity.check()
         self.reading = self._read(counters, process, sum(spent.values()))
-        took = time.thread_time() - began
+        took = cpu_seconds() - began
         self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
         self.ticked, self.next_tick = now, now + self._governor.pause(self._stocktaking)
 
@@ -178,9 +185,9 @@ class Watch:
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
-        began = time.thread_time()
+        began = cpu_seconds()
         self._turn(time.monotonic())
-        self._worked += time.thread_time() - began
+        self._worked += cpu_seconds() - began
 
     def _turn(self, now: float) -> None:
         if self._window and now >= self._window.closes:
