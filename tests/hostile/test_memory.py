@@ -6,6 +6,7 @@ A process whose memory lies in a file that never comes is let go, and nobody wai
 from __future__ import annotations
 
 import contextlib
+import mmap
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -90,9 +91,9 @@ def test_a_page_that_never_comes_holds_up_nobody(scene: Scene, page: Path):
         wait_until(lambda: refused(scene.daemon, later.pid, 1), "a refusal by the loop")
         assert not scene.daemon.samples(later.pid)
     # Another file, because the daemon does not look at the first one for an hour.
-    program = program.rename(scene.folder / "hangs-before")
+    program.rename(scene.folder / "hangs-before")
     program = compiled("hangs", scene.folder)
-    with hanging(program, page, "line") as at_once:
+    with hanging(program, page, 4 * mmap.PAGESIZE * "x") as at_once:
         wait_until(lambda: refused(scene.daemon, at_once.pid, 5), "a refusal by the look")
         assert scene.daemon.get("/healthz") == "ok\n"
 

@@ -6,6 +6,7 @@ Memory that is read by another process: what it gives, and what becomes of one t
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ def readers(
     yield make
     for each in made:
         each.close()
+    made.clear()
+    gc.collect()  # errors hold what is open
 
 
 def test_it_reads_what_is_read_without_it(readers):
