@@ -44,8 +44,9 @@ def record(app: App, seconds: float, path: Path) -> dict[str, Any]:
         text=True,
     )
     time.sleep(1)
+    words = ("record", "--pid", str(app.pid), "--duration", str(seconds), "-o", str(path))
     tool = subprocess.Popen(
-        [*COMMAND, "record", "--pid", str(app.pid), "--duration", str(seconds), "-o", str(path)],
+        [*COMMAND, *words, "--max-cost", "100%"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,

@@ -4,11 +4,15 @@ What observing costs a VM at full load, measured in two ways.
 
     sudo .venv/bin/python bench/overhead.py [--rounds 6] [--seconds 6] [--loads ...]
 
-Each load runs in one VM. A round has slices with the daemon and its defaults, with every event
-always counted (what observing costs without a governor) and with sends always counted; before,
-between and after them are slices without anything. Every other round has them backwards. A slice's
-throughput is what was done per second of CPU that the VM used, held against the slices without
-anything on either side of it.
+Each load runs in one VM. A round has slices with the daemon and its defaults, with a plain summary
+(``scope-trace --pid``), with every event always counted (what observing costs without a governor)
+and with sends always counted; before, between and after them are slices without anything. Every
+other round has them backwards. A slice's throughput is what was done per second of CPU that the VM
+used, held against the slices without anything on either side of it.
+
+Second by second: a summary begins and ends amid seconds without one, so its start is among them.
+Each is held against the median of those without. Of a machine with other work each second of the
+clock tells that, too, so both are told: by the clock, and by the VM's CPU.
 
 Straight: how much less is done beside the daemon. How much one slice without anything differs from
 the next shows what of it is noise. By slope: where everything is always counted, the loss is large,
@@ -23,8 +27,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,7 +48,7 @@ from overhead_loads import LOADS, Load
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.node import NodeName
-from scope_ebpf.daemon.prices import Prices
+from scope_ebpf.budget.prices import Prices
 from scope_ebpf.kernel.cost import measure as measure_cost
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.stats import measuring
@@ -55,6 +62,9 @@ if TYPE_CHECKING:
 
 #: Seconds until the daemon has taken hot hooks out and got to know the VM.
 _SETTLE = 20.0
+_SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
+#: Seconds without anything that the seconds of a summary are held against.
+_SECONDS = 10
 #: Seconds between two scrapes of Prometheus.
 _SCRAPES = 15.0
 _ATTACHED = "scope_ebpf_tracepoints_attached_seconds_total"
@@ -111,9 +121,47 @@ def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> 
         found[f"{way}: hits x cost"].append(sum(prices.spent(news).values()) / used)
 
 
+@contextlib.contextmanager
+def with_summary(load: Load, found: Found) -> Iterator[None]:
+    command = [*_SCOPE_TRACE, "--pid", str(load.pid), "--duration", "0", "--format", "json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        if "Ctrl-C ends it" not in process.stderr.readline():
+            raise SystemExit(process.stderr.read())
+        yield
+        process.send_signal(signal.SIGINT)
+        cost = json.loads(process.communicate()[0])["cost"]
+    found["summary: hits x cost"].append(cost["share_of_target"])
+
+
+def second_by_second(load: Load, found: Found) -> None:
+    """Seconds beside a summary of ten, its start among them, and as many without."""
+    before = [_second(load) for _ in range(_SECONDS // 2)]
+    command = [*_SCOPE_TRACE, "--pid", str(load.pid)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        beside = []
+        while process.poll() is None:
+            beside.append(_second(load))
+    after = [_second(load) for _ in range(_SECONDS // 2)]
+    for name, number in (("the clock", 0), ("CPU", 1)):
+        usual = statistics.median(second[number] for second in before + after)
+        parts = [second[number] / usual for second in beside]
+        found[f"summary, second by second: median, by {name}"].append(statistics.median(parts))
+        found[f"summary, second by second: least, by {name}"].append(min(parts))
+
+
+def _second(load: Load) -> tuple[float, float]:
+    """What is done in a second, and in a second of the VM's CPU."""
+    began, cpu = time.monotonic(), cpu_seconds(load.pid)
+    done = load.work(1.0)
+    return done / (time.monotonic() - began), done / (cpu_seconds(load.pid) - cpu)
+
+
 #: What is held against nothing.
 WAYS = {
     "daemon": with_daemon,
+    "summary": with_summary,
     "all counted": lambda load, found: with_counts(load, found, "all counted", DEFAULT_EVENTS),
     "sends counted": lambda load, found: with_counts(load, found, "sends counted", ("send",)),
 }
@@ -136,6 +184,7 @@ def play_round(load: Load, seconds: float, found: Found, *, backwards: bool) -> 
         found[f"{way}: done, of without"].append(2 * rate / (before + after))
         found["without: done, of without"].append(after / before)
         before = after
+    second_by_second(load, found)
 
 
 def measure(name: str, rounds: int, seconds: float) -> None:
@@ -145,8 +194,20 @@ def measure(name: str, rounds: int, seconds: float) -> None:
         slice_of(load, 3.0)
         for number in range(rounds):
             play_round(load, seconds, found, backwards=number % 2 == 1)
-        print(f"\n{name}: {load.unit}, {rounds} rounds of 7 x {seconds:g} s", flush=True)
+        print(f"\n{name}: {load.unit}, {rounds} rounds of 9 x {seconds:g} s", flush=True)
     _by_slope(found)
+    for label in sorted(found):
+        print(f"  {label:48} {interval(found[label])}", flush=True)
+
+
+def measure_summary(name: str, rounds: int) -> None:
+    """The same of summaries second by second alone."""
+    found: Found = defaultdict(list)
+    with LOADS[name]() as load:
+        slice_of(load, 3.0)
+        for _ in range(rounds):
+            second_by_second(load, found)
+        print(f"\n{name}: {load.unit}, {rounds} summaries of 10 s", flush=True)
     for label in sorted(found):
         print(f"  {label:48} {interval(found[label])}", flush=True)
 
@@ -177,11 +238,15 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each slice")
+    parser.add_argument("--summary", action="store_true", help="second by second, and nothing else")
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=list(LOADS))
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("attaching BPF programs takes root: sudo")
     for name in arguments.loads:
+        if arguments.summary:
+            measure_summary(name, arguments.rounds)
+            continue
         measure(name, arguments.rounds, arguments.seconds)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: What a planted storm is measured by: the counter of the VM that is its throughput.
 _STORMS = {"pingpong": "context_switches", "spawn": "spawned", "gc": "collections"}
+#: Pairs, spawners or collectors.
+_AT_ONCE = {"pingpong": 8, "spawn": 4, "gc": 4}
 NAME = f"bench{os.getpid()}"
 
 
@@ -57,7 +59,7 @@ def storm(kind: str) -> Iterator[Load]:
     """A storm of ``planted.erl``."""
     with beams_run.planted("stock25", *named()) as beam:
         reader = CounterReader(inspect(beam.pid))
-        assert beam.ask(f"storm {kind} 4") == "storming"
+        assert beam.ask(f"storm {kind} {_AT_ONCE[kind]}") == "storming"
         counter = _STORMS[kind]
         yield Load(beam.pid, counter, _sleeping(lambda: int(getattr(reader.read(), counter))))
         beam.ask("stop")

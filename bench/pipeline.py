@@ -325,6 +325,8 @@ def first_event(pid: int) -> tuple[float, float]:
             "2",
             "--format",
             "jsonl",
+            "--max-cost",
+            "100%",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -384,12 +384,16 @@ MEASURE = np.dtype([
     ("address", "<u8"),
     ("stride", "<u4"),
     ("words", "<u4"),
+    ("second_address", "<u8"),
+    ("second_stride", "<u4"),
+    ("second_words", "<u4"),
 ])
 
 EDGE = np.dtype([
     ("time_ns", "<u8"),
     ("measure", "<u8"),
     ("refused", "<u8"),
+    ("second", "<u8"),
 ])
 
 THREAD = np.dtype([

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: Seconds for which what was not spent is kept.
+#: Seconds for which what was not spent is kept, unless a :class:`Pace` says otherwise.
 BURST = 1.0
 #: The share of the budget that is given out; the rest is for costs that no hit shows.
 HEADROOM = 0.75
@@ -47,6 +47,29 @@ CALM, CALM_WINDOWS = 0.5, 5
 _NEW, _NEW_INCOME = 0.3, 0.6
 #: Seconds over which ratios are told.
 _MEMORY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """
+    How a governor goes about it: the constants above, unless they are given.
+
+    *floor* are the CPUs that a target counts as using at least, so that an idle one can be
+    observed. *reserve* are seconds of what such a one earns that windows leave to what stays in.
+    *least_own* is what our own work may take of each second in any case. *rarer* are events whose
+    windows get a smaller part of the budget, and how much smaller.
+    """
+
+    floor: float = 0.2
+    burst: float = BURST
+    spacing: float = SPACING
+    shortest: float = SHORTEST
+    own: float = OWN
+    least_own: float = 0.0
+    often: float = OFTEN
+    seldom: float = SELDOM
+    reserve: float = 0.0
+    rarer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +112,7 @@ class Governor:
     Decides for one target.
 
     *hit_costs* gives the events and the seconds of CPU that a hit of each costs;
-    *budget* is a share of the CPU that the target uses, and *floor* the CPUs that a
-    target counts as using at least, so that an idle one can be observed.
+    *budget* is a share of the CPU that the target uses.
     """
 
     def __init__(
@@ -99,11 +121,11 @@ class Governor:
         now: float,
         *,
         budget: float = 0.01,
-        floor: float = 0.2,
+        pace: Pace | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.budget = budget
-        self._floor = floor
+        self._pace = pace or Pace()
         self._random = rng or random.Random()  # noqa: S311 - irregular, not secret
         self._events = {name: _Event(cost) for name, cost in hit_costs.items()}
         self._failed: set[str] = set()
@@ -112,8 +134,9 @@ class Governor:
         self.debt = 0.0
         self._now = self._started = now
         self._cpu: float | None = None
-        self.income = budget * floor
-        self.balance = self.income * BURST
+        self.income = budget * self._pace.floor
+        self.balance = self.income * self._pace.burst
+        self._reserve = self.balance * self._pace.reserve / self._pace.burst
         self._retry = now
         #: The observer's CPU for one window, of late, in seconds.
         self._own = 0.0
@@ -131,7 +154,7 @@ class Governor:
         first = self._cpu is None
         used = max(0.0, cpu_seconds - (self._cpu or 0.0)) if not first else 0.0
         self._cpu, self._now = cpu_seconds, now
-        earned = self.budget * max(used, self._floor * passed)
+        earned = self.budget * max(used, self._pace.floor * passed)
         self.income += _NEW_INCOME * (earned / passed - self.income)
         self.balance += earned
         for name, total in spent.items():
@@ -140,7 +163,7 @@ class Governor:
         paid = min(self.debt, OTHERS * earned)
         self.debt -= paid
         self.balance -= paid
-        self.balance = min(self.balance, self.income * BURST)
+        self.balance = min(self.balance, self.income * self._pace.burst)
         self._past.append((now, cpu_seconds, sum(spent.values())))
         for event in self._events.values():
             event.used *= max(0.0, 1 - passed / _MEMORY)
@@ -158,10 +181,10 @@ class Governor:
         for event in self._events.values():
             if event.mode == "always" and event.attached:
                 if event.demand is None:
-                    return OFTEN
+                    return self._pace.often
                 if event.demand:
                     pause = min(pause, CALM * event.granted / event.demand)
-        return min(max(pause, OFTEN), SELDOM)
+        return min(max(pause, self._pace.often), self._pace.seldom)
 
     def _spend(self, name: str, total: float, passed: float) -> None:
         if name in self._failed:
@@ -233,26 +256,33 @@ class Governor:
         self._schedule(state, now)
         return [Action("release", event)]
 
+    def begin_in_windows(self, event: str, demand: float, now: float) -> None:
+        """Count *event* in windows from the start: its hooks would cost *demand* in a second."""
+        state = self._events[event]
+        state.mode, state.demand = "windows", demand
+        state.next_window = now + self._pace.spacing * self._random.uniform(0.0, _FROM)
+
     def due(self, now: float) -> Action | None:
         """The window that is to be opened now, if one is."""
         ready = [n for n, e in self._events.items() if e.mode == "windows" and e.next_window <= now]
         if not ready or now < self._retry:
             return None
-        name = min(ready, key=lambda ready_name: self._events[ready_name].used)
+        name = min(ready, key=lambda of: self._events[of].used * self._pace.rarer.get(of, 1.0))
         event = self._events[name]
         # What a window cost may be more than is ever saved, if its hooks came out late.
-        saved = max(0.0, self.income * BURST - self._granted())
-        cost = min(event.window_cost or self.income * SHORTEST, 0.9 * saved)
-        earned = self.income * HEADROOM * min(now - self._now, BURST)
-        free = self.balance - self._granted() + earned
+        saved = max(0.0, self.income * self._pace.burst - max(self._granted(), self._reserve))
+        cost = min(event.window_cost or self.income * self._pace.shortest, 0.9 * saved)
+        earned = self.income * HEADROOM * min(now - self._now, self._pace.burst)
+        free = self.balance - max(self._granted(), self._reserve) + earned
         if free < cost:
             wait = (cost - free) / (self.income * HEADROOM)
-            self._retry = now + min(wait, SPACING) * self._random.uniform(1.0, 1.5)
+            self._retry = now + min(wait, self._pace.spacing) * self._random.uniform(1.0, 1.5)
             return None
-        length = SHORTEST
+        length = self._pace.shortest
         if event.demand:
-            length = min(max(event.share * SPACING / event.demand, SHORTEST), LONGEST)
-        allowed = min(free, 3 * max(cost, event.share * SPACING))
+            wanted = event.share * self._pace.spacing / event.demand
+            length = min(max(wanted, self._pace.shortest), LONGEST)
+        allowed = min(free, 3 * max(cost, event.share * self._pace.spacing))
         event.attached = True
         return Action("window", name, max(1, int(allowed / event.hit_cost)), length)
 
@@ -306,14 +336,16 @@ class Governor:
         self._failed.add(event)
 
     def _schedule(self, event: _Event, now: float) -> None:
-        spacing = SPACING if event.windows < FIRST else self._spacing()
+        spacing = self._pace.spacing if event.windows < FIRST else self._spacing()
         event.next_window = now + spacing * self._random.uniform(_FROM, _TO)
 
     def _spacing(self) -> float:
         """Seconds from one window of an event to the next, at most."""
         windows = sum(event.mode == "windows" for event in self._events.values())
-        wanted = windows * self._own / (OWN * self.income) / ((_FROM + _TO) / 2)
-        return min(max(SPACING, wanted), SPACING * RAREST)
+        may = max(self._pace.own * self.income, self._pace.least_own)
+        wanted = windows * self._own / may / ((_FROM + _TO) / 2)
+        spacing = self._pace.spacing
+        return min(max(spacing, wanted), spacing * RAREST)
 
     def overhead_ratio(self) -> float:
         """The seconds that hits took, of those the target used, over the last minute."""
@@ -321,7 +353,7 @@ class Governor:
         if len(past) < 2:
             return 0.0
         (start, cpu, spent), (end, cpu_now, spent_now) = past[0], past[-1]
-        used = max(cpu_now - cpu, self._floor * (end - start))
+        used = max(cpu_now - cpu, self._pace.floor * (end - start))
         return (spent_now - spent) / used if used > 0 else 0.0
 
     def sampling_ratio(self, event: str) -> float:

@@ -9,7 +9,7 @@ renamed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scope_ebpf import events
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.state import VmState
     from scope_ebpf.plan import Item, Plan
 
 SCHEMA = 1
@@ -47,7 +48,13 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class EventSummary:
-    """What was seen of one event."""
+    """
+    What was seen of one event.
+
+    *error_ratio* is by which part *count* may be off, in 95 of 100 cases, and *sampling_ratio* the
+    part of the time in which the event was counted; below 1 its classes and durations are
+    estimates. *counted_by* says who knows *count*: our hooks, or the VM itself.
+    """
 
     item: Item
     count: int = 0
@@ -55,6 +62,9 @@ class EventSummary:
     refused: int = 0
     by_class: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    error_ratio: float = 0.0
+    sampling_ratio: float = 1.0
+    counted_by: Literal["hooks", "vm"] = "hooks"
 
     def as_json(self, duration_seconds: float) -> dict[str, Any]:
         """As the contract has it: unavailable events say why, and nothing else."""
@@ -67,6 +77,9 @@ class EventSummary:
             "refused": self.refused,
             "via": self.item.via,
             "hook": self.item.hook,
+            "error_ratio": self.error_ratio,
+            "sampling_ratio": self.sampling_ratio,
+            "counted_by": self.counted_by,
         }
         if self.by_class:
             document["by_class"] = self.by_class
@@ -102,6 +115,8 @@ class Summary:
     events: dict[str, EventSummary]
     cost: Cost
     notes: tuple[str, ...] = ()
+    #: How the VM was meanwhile; None where nobody looked, as in a capture.
+    state: VmState | None = None
 
     @property
     def lost_total(self) -> int:
@@ -114,6 +129,7 @@ class Summary:
         return {
             "schema": SCHEMA,
             "target": self.target,
+            "state": self.state.as_json() if self.state else None,
             "duration_seconds": round(self.duration_seconds, 6),
             "stopped_because": self.stopped_because,
             "events": {n: e.as_json(self.duration_seconds) for n, e in self.events.items()},

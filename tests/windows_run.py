@@ -21,8 +21,8 @@ import numpy as np
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.memory import Memory
-from scope_ebpf.daemon.measures import Measures
-from scope_ebpf.daemon.windows import Approach, Closed, Window
+from scope_ebpf.budget.measures import Measures
+from scope_ebpf.budget.windows import Approach, Closed, Window
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.governor import Action
 from scope_ebpf.kernel.governed import GovernedSession
@@ -65,9 +65,9 @@ class Eye:
         action = Action("window", event, hits, seconds)
         approach = Approach(self.measures, action)
         time.sleep(max(0.0, approach.ready - time.monotonic()))
-        speed = approach.speed()
+        speeds = approach.speeds()
         assert self.session.attach(event), self.session.failures
-        window = Window(self.session, self.measures, action, speed)
+        window = Window(self.session, self.measures, action, *speeds)
         time.sleep(max(0.0, window.closes - time.monotonic()))
         closed = window.close()
         self.session.release(event)
@@ -102,7 +102,7 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
         for event in wanted:
             words = measures.words(event)
             assert words is not None
-            session.measure(event, words.address, words.stride, words.words)
+            session.measure(event, *words)
         yield Eye(session, measures)
 
 

@@ -329,6 +329,9 @@ struct measure {
 	__u64 address; /* the first word, address */
 	__u32 stride; /* from one word to the next, bytes */
 	__u32 words; /* how many there are */
+	__u64 second_address; /* the same of another measure, address */
+	__u32 second_stride; /* from one of its words to the next, bytes */
+	__u32 second_words; /* 0 where there is none */
 };
 
 /* What a measure was at one edge of a window: at its first hit, or at the hit that closed its gate. */
@@ -336,6 +339,7 @@ struct edge {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
 	__u64 measure; /* the sum of the words, modulo 2^64 */
 	__u64 refused; /* parts of the words that could not be read */
+	__u64 second; /* the second measure, as the first */
 };
 
 /* One OS thread that is watched, and what it does now. */

@@ -104,19 +104,41 @@ struct {
 /* Things under way belong to a thread: OTP allows 3 x 1024 schedulers and as many other threads. */
 #define MAX_THREADS 8192
 
-/* The sum of some words of a kind's measure, from number *first*; UNKNOWN if one cannot be read. */
-__noinline __u64 sum_part(__u32 kind, __u32 first)
+/* The words of a measure. */
+struct words {
+	__u64 address;
+	__u32 stride;
+	__u32 words;
+};
+
+/* Those of a kind's measure or of its second one; none where there are none. */
+static __always_inline struct words words_of(__u32 kind, __u32 second)
 {
 	struct measure *measure = bpf_map_lookup_elem(&measures, &kind);
-	__u64 word, sum = 0;
+	struct words none = {};
 
 	if (!measure)
-		return UNKNOWN; /* cannot be: the key is within the map */
+		return none; /* cannot be: the key is within the map */
+	if (second) {
+		struct words found = {measure->second_address, measure->second_stride,
+				      measure->second_words};
+		return found;
+	}
+	struct words found = {measure->address, measure->stride, measure->words};
+	return found;
+}
+
+/* The sum of some words of a measure, from number *first*; UNKNOWN if one cannot be read. */
+__noinline __u64 sum_part(__u32 kind, __u32 second, __u32 first)
+{
+	struct words words = words_of(kind, second);
+	__u64 word, sum = 0;
+
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < PART; i++) {
-		__u64 place = measure->address + (__u64)(first + i) * measure->stride;
+		__u64 place = words.address + (__u64)(first + i) * words.stride;
 
-		if (first + i >= measure->words)
+		if (first + i >= words.words)
 			break;
 		if (bpf_probe_read_user(&word, sizeof(word), (const void *)place))
 			return UNKNOWN;
@@ -126,13 +148,13 @@ __noinline __u64 sum_part(__u32 kind, __u32 first)
 }
 
 /* The same of a group of parts. */
-__noinline __u64 sum_group(__u32 kind, __u32 first)
+__noinline __u64 sum_group(__u32 kind, __u32 second, __u32 first)
 {
 	__u64 sum = 0;
 
 #pragma clang loop unroll(disable)
 	for (__u32 part = 0; part < GROUP; part += PART) {
-		__u64 more = sum_part(kind, first + part);
+		__u64 more = sum_part(kind, second, first + part);
 
 		if (more == UNKNOWN)
 			return UNKNOWN;
@@ -141,22 +163,32 @@ __noinline __u64 sum_group(__u32 kind, __u32 first)
 	return sum;
 }
 
-/* Note what a kind's measure is now, unless that was done. */
+/* The same of all; what could not be read is added to *refused. */
+static __always_inline __u64 sum_all(__u32 kind, __u32 second, __u64 *refused)
+{
+	__u32 words = words_of(kind, second).words;
+	__u64 sum = 0;
+
+	for (__u32 first = 0; first < MAX_WORDS && first < words; first += GROUP) {
+		__u64 more = sum_group(kind, second, first);
+
+		if (more == UNKNOWN)
+			(*refused)++;
+		sum += more;
+	}
+	return sum;
+}
+
+/* Note what a kind's measures are now, unless that was done. */
 __noinline int note_edge(__u32 kind, __u32 which)
 {
-	struct measure *measure = bpf_map_lookup_elem(&measures, &kind);
 	struct edge edge = {.time_ns = bpf_ktime_get_ns()};
 	__u32 key = kind * EDGES + which;
 
-	if (!measure || bpf_map_lookup_elem(&edges, &key))
+	if (bpf_map_lookup_elem(&edges, &key))
 		return 0;
-	for (__u32 first = 0; first < MAX_WORDS && first < measure->words; first += GROUP) {
-		__u64 sum = sum_group(kind, first);
-
-		if (sum == UNKNOWN)
-			edge.refused++;
-		edge.measure += sum;
-	}
+	edge.measure = sum_all(kind, 0, &edge.refused);
+	edge.second = sum_all(kind, 1, &edge.refused);
 	bpf_map_update_elem(&edges, &key, &edge, BPF_NOEXIST);
 	return 0;
 }

@@ -38,6 +38,8 @@ KINDS = tuple(_KINDS)
 SCHEDULER_DATA = {kind: array for kind, (array, _) in _KINDS.items()}
 #: ErtsSchedulerSleepInfo.flags, and the bit of a scheduler that is not online.
 SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
+#: Those of a scheduler that has nothing to do: it sleeps, or spins until there is something.
+_IDLE = 1 << 1 | 1 << 2 | 1 << 3
 
 #: Behind the count of a table: how many places were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
@@ -53,7 +55,8 @@ class Counters:
 
     *run_queues* has the processes and ports ready to run: one number for each
     normal scheduler, then dirty CPU, then dirty IO. *schedulers* and *online* count
-    by the kinds of :data:`KINDS`. *collections* and
+    by the kinds of :data:`KINDS`, and so does *working*, those that are online and neither
+    sleep nor spin for want of work. *collections* and
     *reclaimed_words* are as ``erlang:statistics(garbage_collection)`` has them, but
     where *dirty_collections* is None, which counts those on dirty schedulers among
     them: then these are not told, and left out. *bytes_in* and *bytes_out* leave out
@@ -76,6 +79,7 @@ class Counters:
     processes: int
     ports: int
     atoms: int
+    working: tuple[int, ...] = ()
 
     @property
     def waiting(self) -> tuple[int, int, int]:
@@ -161,7 +165,7 @@ class CounterReader:
             reductions=total["reductions"],
             run_queues=found["lengths"].astype(np.int32),
             schedulers=tuple(len(self._schedulers[kind]) for kind in KINDS),
-            online=self._online(found["sleep_flags"]),
+            online=self._by_kind(found["sleep_flags"] & np.uint64(SUSPENDED) == 0),
             collections=total["collections"] + (dirty[0] if dirty else 0),
             reclaimed_words=total["reclaimed"] + (dirty[1] if dirty else 0),
             dirty_collections=dirty[0] if dirty else None,
@@ -172,6 +176,7 @@ class CounterReader:
             processes=total["processes"],
             ports=total["ports"],
             atoms=total["atoms"],
+            working=self._by_kind(found["sleep_flags"] & np.uint64(SUSPENDED | _IDLE) == 0),
         )
 
     def _dirty(self, words: NDArray[np.uint64] | None) -> tuple[int, int] | None:
@@ -212,10 +217,10 @@ class CounterReader:
     def _at(self, struct: str, field: str) -> np.uint64:
         return np.uint64(self._layout.offset(struct, field))
 
-    def _online(self, flags: NDArray[np.uint64]) -> tuple[int, ...]:
-        on = flags & np.uint64(SUSPENDED) == 0
+    def _by_kind(self, which: NDArray[np.bool_]) -> tuple[int, ...]:
+        """How many schedulers of each kind are among *which*."""
         ends = np.cumsum([len(self._schedulers[kind]) for kind in KINDS])
-        return tuple(int(part.sum()) for part in np.split(on, ends[:-1]))
+        return tuple(int(part.sum()) for part in np.split(which, ends[:-1]))
 
     def _table(self, name: str, field: str) -> int:
         return self._memory.u32(self._tables[name] + self._layout.offset("ErtsPTab", field))

@@ -16,7 +16,7 @@ from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
 from scope_ebpf.cli.call_turns import CallTurns
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.breakpoints import MOST
-from scope_ebpf.kernel.call_watch import CallWatch, Place
+from scope_ebpf.kernel.call_watch import BREAKPOINT_SECONDS, CallWatch, Place
 from scope_ebpf.labels import Labels
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ class CallRun(CallTurns):
         limit: int,
         duration: float | None,
         durations: bool,
+        max_cost: float | None,
     ) -> None:
         atoms, modules, functions = found
-        super().__init__(target, limit, duration, CallSummary(target.as_json(), durations))
+        summary = CallSummary(target.as_json(), durations)
+        super().__init__(target, limit, duration, summary, max_cost)
         self._code = CodeMap(target, atoms)
         self._labels = Labels(target, atoms, self._code)
         self._pids = PidCodec.of(target)
@@ -78,6 +80,11 @@ class CallRun(CallTurns):
 
     def _begin(self) -> None:
         self._set()
+
+    def _cost(self) -> float:
+        stops = ("calls", "strange", "refused", "beyond")
+        totals = self._watch.totals().values()
+        return BREAKPOINT_SECONDS * sum(at[name] for at in totals for name in stops)
 
     def _look(self, lines: CallLines) -> None:
         """Follow code, threads and the places that calls return to."""

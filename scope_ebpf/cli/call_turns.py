@@ -7,7 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, Self
 
+from scope_ebpf.budget.brake import Brake
 from scope_ebpf.cli.surroundings import require_target, stop_signals, target_ended
+from scope_ebpf.cli.tracing import cpu_seconds, say_braked
 from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.sinks.calls import CallLines
 
+#: Seconds between two looks at the cost.
+_LOOK = 0.1
 #: Seconds. New code is looked for in each turn, and runs some ms after it can be seen.
 TURN = 0.004
 
@@ -51,12 +55,19 @@ class CallTurns(ABC):
     """One run, for *duration* seconds (None: until Ctrl-C) or *limit* calls, into *summary*."""
 
     def __init__(
-        self, target: Target, limit: int, duration: float | None, summary: CallSummary
+        self,
+        target: Target,
+        limit: int,
+        duration: float | None,
+        summary: CallSummary,
+        max_cost: float | None,
     ) -> None:
         self._target = target
         self._limit = limit
         self._duration = duration
         self._stop = ""
+        self._brake = Brake(max_cost)
+        self._next_look = 0.0
         self.summary = summary
 
     @property
@@ -75,6 +86,10 @@ class CallTurns(ABC):
     @abstractmethod
     def _drain(self, lines: CallLines) -> None:
         """Tell what is in the ring."""
+
+    @abstractmethod
+    def _cost(self) -> float:
+        """Seconds of the VM's CPU that it has taken so far."""
 
     @abstractmethod
     def _sum_up(self) -> None:
@@ -111,7 +126,18 @@ class CallTurns(ABC):
             self._target.identity.wait(TURN)
             self._drain(lines)
             self._look(lines)
+            self._brake_if_needed()
             if self._watch.taken() >= self._limit:
                 self._ask_to_stop(f"the limit of {self._limit:,} calls was reached")
             if self._duration is not None and time.monotonic() - started >= self._duration:
                 self._ask_to_stop("duration")
+
+    def _brake_if_needed(self) -> None:
+        """Stop where it took more than it may for a second."""
+        now, used = time.monotonic(), None
+        if now >= self._next_look:
+            self._next_look = now + _LOOK
+            used = cpu_seconds(self._target.pid)
+        if used is not None and self._brake.look(now, self._cost(), used):
+            say_braked(self._brake)
+            self._ask_to_stop("cost")

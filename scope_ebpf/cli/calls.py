@@ -10,7 +10,7 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.functions import Functions, parse
 from scope_ebpf.beam.modules import Modules
-from scope_ebpf.cli.options import add_force
+from scope_ebpf.cli.options import add_force, add_max_cost
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.function_probes import places
@@ -34,6 +34,8 @@ _DEFAULT_SECONDS = 15.0
 _LISTED = 20
 #: What keeps the functions few, by whether the VM has the JIT.
 _ROOM = {True: "the CPU has debug registers for", False: "the probes are compared with names of"}
+#: Options of a run.
+_OPTIONS = ("limit", "duration", "durations", "max_cost")
 #: What to know before a busy interpreter is watched.
 _EVERY_CALL = "; meanwhile each call in the VM, of any function, costs it microseconds"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CALLS",
         help="end after so many calls; each costs the VM some microseconds (default: %(default)s)",
     )
+    add_max_cost(parser)
     parser.add_argument(
         "--durations",
         action="store_true",
@@ -121,7 +124,7 @@ def _run_of(
     from scope_ebpf.cli.call_run import CallRun  # noqa: PLC0415 - only for what can be watched
     from scope_ebpf.cli.probe_run import ProbeRun  # noqa: PLC0415 - the same
 
-    options = {name: getattr(arguments, name) for name in ("limit", "duration", "durations")}
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
     if target.flavor == "jit":
         return CallRun(target, found, chosen, **options)
     return ProbeRun(target, found[0], chosen, **options)

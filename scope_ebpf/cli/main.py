@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -103,8 +102,11 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = importlib.metadata.version("scope-ebpf")
-    parser.add_argument("--version", action="version", version=f"scope-trace {version}")
+    if command is None:
+        from importlib import metadata  # noqa: PLC0415 - a tenth of what a start takes
+
+        version = metadata.version("scope-ebpf")
+        parser.add_argument("--version", action="version", version=f"scope-trace {version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         added = commands.add_parser(

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import UsageError
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Collection
+
+#: The budget of a summary, and what means that there is none.
+DEFAULT_BUDGET, COUNT_ALL = 0.01, float("inf")
+#: The cost at which others end, percent.
+_DEFAULT_MAX_COST = "20"
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +60,65 @@ def add_hooks(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="long_call counts NIFs and BIFs of so many milliseconds or more (default: 1; 0: all)",
     )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """``--budget`` and ``--exact``: a part of 1, :data:`COUNT_ALL`, or None where not given."""
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        metavar="SHARE",
+        help="of the VM's CPU, what hooks may take: what is rare is counted, what is frequent "
+        "estimated from moments, with its error (default: 1%%); none counts everything",
+    )
+    parser.add_argument(
+        "--exact",
+        dest="budget",
+        action="store_const",
+        const=COUNT_ALL,
+        help="count everything, as --budget none; it says before what that costs",
+    )
+
+
+def add_max_cost(parser: argparse.ArgumentParser) -> None:
+    """``--max-cost``: a part of 1; None for any cost."""
+    parser.add_argument(
+        "--max-cost",
+        type=max_cost,
+        default=_DEFAULT_MAX_COST,
+        metavar="SHARE",
+        help="stop by itself when observing takes more of the VM's CPU for a second "
+        "(default: %(default)s%%; 100%% for no bound)",
+    )
+
+
+def share(text: str) -> float:
+    """A share such as ``1%`` or ``0.5%``, as a part of 1: more than 0, and 100% at most."""
+    value = float(text.strip().removesuffix("%")) / 100
+    if not 0 < value <= 1:
+        raise ValueError(text)
+    return value
+
+
+def budget(text: str) -> float:
+    """A share, or ``none``, which is :data:`COUNT_ALL`."""
+    return COUNT_ALL if text.strip() == "none" else _share_of(text, ", or none")
+
+
+def max_cost(text: str) -> float | None:
+    """A share, of which ``100%`` is no bound."""
+    value = _share_of(text, "")
+    return None if value == 1 else value
+
+
+def _share_of(text: str, more: str) -> float:
+    try:
+        return share(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: wanted is a share of the VM's CPU such as 1%, more than 0% and 100% at "
+            f"most{more}"
+        ) from None
 
 
 def parse_events(text: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.calls import Call, CallSummary, Return
 from scope_ebpf.cli.call_turns import CallTurns
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, UsageError
+from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.kernel.probe_watch import ProbeWatch
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.labels import FRESH, Labels
@@ -46,15 +47,18 @@ class ProbeRun(CallTurns):
         limit: int,
         duration: float | None,
         durations: bool,
+        max_cost: float | None,
     ) -> None:
-        super().__init__(target, limit, duration, CallSummary(target.as_json(), durations))
+        summary = CallSummary(target.as_json(), durations)
+        super().__init__(target, limit, duration, summary, max_cost)
         self._functions = chosen
         self._pairs = Pairs() if durations else None
         self._who = _Who(target, atoms)
         for function in chosen:
             self.summary.of(str(function), 1)
         texts = [_text(function) for function in chosen]
-        self._probes = ProbeWatch(_session(target, returns=durations), texts, limit)
+        self._session = _session(target, returns=durations)
+        self._probes = ProbeWatch(self._session, texts, limit)
         self.summary.notes.append(
             "an interpreter's probes tell who calls which function: arguments and caller are ?, "
             "and versions of code count together"
@@ -66,6 +70,9 @@ class ProbeRun(CallTurns):
 
     def _begin(self) -> None:
         self._who.look()
+
+    def _cost(self) -> float:
+        return GUESS.total(self._session.hits())
 
     def _look(self, lines: CallLines) -> None:
         """Nothing else changes: the probes go by name, whatever code is loaded."""

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.cli.options import add_duration, add_force
+from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
 from scope_ebpf.cli.profiling import on_cpu
 from scope_ebpf.cli.sample_reader import OWNERS
 from scope_ebpf.cli.surroundings import open_document, output_error
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
     parser.add_argument("--pid", type=int, required=True, help="the VM's process")
     add_duration(parser)
+    add_max_cost(parser)
     parser.add_argument(
         "--hz",
         type=int,
@@ -79,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     path: str | None = arguments.output
     content = b""
     with _output(path, force=arguments.force) as output:
-        profiler = off_cpu if arguments.off_cpu else on_cpu
-        profile, error = profiler(target, arguments.hz, arguments.duration, arguments.by)
+        given = (target, arguments.hz, arguments.duration, arguments.by)
+        profile, error = (
+            off_cpu(*given, arguments.max_cost) if arguments.off_cpu else on_cpu(*given)
+        )
         if output is None:
             print_profile(profile, sys.stdout)
         else:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
 from scope_ebpf.cli.sample_reader import Reader
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
-from scope_ebpf.cli.tracing import cpu_seconds
+from scope_ebpf.cli.tracing import cpu_seconds, say_braked
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.sampler import Sampler
 from scope_ebpf.profile import Profile
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.budget.brake import Brake
     from scope_ebpf.errors import ScopeError
 
 #: Samples are read so often, seconds: soon enough to name a process that is about to end.
@@ -62,10 +63,24 @@ class Source(Protocol):
 
 
 class Run:
-    """One run of a *sampler*, from start to stop."""
+    """
+    One run of a *sampler*, from start to stop.
 
-    def __init__(self, target: Target, profile: Profile, sampler: Source, reader: Reader) -> None:
+    *brake* ends it where *cost*, seconds of the target's CPU so far, is too much.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        profile: Profile,
+        sampler: Source,
+        reader: Reader,
+        *,
+        brake: Brake | None = None,
+        cost: Callable[[], float] = float,
+    ) -> None:
         self._target = target
+        self._brake, self._cost = brake, cost
         self._profile = profile
         self._sampler = sampler
         self._reader = reader
@@ -106,6 +121,7 @@ class Run:
             while not self._profile.stopped_because:
                 now = time.monotonic()
                 self._used(before)
+                self._brake_if_needed(now)
                 left = _INTERVAL if duration is None else started + duration - now
                 if left <= 0:
                     self._ask_to_stop("duration")
@@ -128,6 +144,12 @@ class Run:
         used = cpu_seconds(self._target.pid)
         if used is not None and before is not None:
             self._profile.cpu_seconds = used - before
+
+    def _brake_if_needed(self, now: float) -> None:
+        used = self._profile.cpu_seconds
+        if self._brake and used is not None and self._brake.look(now, self._cost(), used):
+            say_braked(self._brake)
+            self._ask_to_stop("cost")
 
     def _take(self) -> ScopeError | None:
         records = list(self._sampler.records())

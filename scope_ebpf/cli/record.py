@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from scope_ebpf.cli.options import (
     add_events,
     add_force,
     add_hooks,
+    add_max_cost,
     parse_events,
     positive,
     ring_megabytes,
@@ -34,6 +35,7 @@ from scope_ebpf.cli.surroundings import alone, open_stream, output_error
 from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.kernel.cost import Aside
 from scope_ebpf.output import Document, set_aside
 from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.sinks.plain import plain, say
@@ -57,16 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = RECORDED if arguments.events is None else parse_events(arguments.events)
     if arguments.stall and not (arguments.flight and "schedule" in wanted):
         raise UsageError("--stall is told by the event schedule, with --ring; ask for both")
-    target = inspect(arguments.pid)
-    with alone(target.pid) as notes:
-        trace = Trace(target, wanted, arguments, streamed=True)
-        trace.notes += notes
-        kind = Flight if arguments.flight else File
-        recording = kind(target, trace, arguments)
-        with recording.listening():
-            error = trace.run(recording.recorder, recording.beat, progress=True)
-        summary = trace.summary()
-        error = recording.finish(summary, error)
+    with closing(Aside()) as aside:
+        target = inspect(arguments.pid)
+        with alone(target.pid) as notes:
+            trace = Trace(target, wanted, arguments, streamed=True, aside=aside)
+            trace.notes += notes
+            kind = Flight if arguments.flight else File
+            recording = kind(target, trace, arguments)
+            with recording.listening():
+                error = trace.run(recording.recorder, recording.beat, progress=True)
+            summary = trace.summary()
+            error = recording.finish(summary, error)
     _report(summary)
     if error:
         raise error
@@ -300,6 +303,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --ring: write when nothing was scheduled for so long though something could be",
     )
     add_hooks(parser)
+    add_max_cost(parser)
     parser.add_argument(
         "--buffer",
         dest="ring",

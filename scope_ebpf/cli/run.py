@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.cli.options import add_duration, add_force, ring_megabytes
+from scope_ebpf.budget.brake import SPAN, Brake
+from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
 from scope_ebpf.cli.surroundings import (
     alone,
     open_output,
@@ -27,6 +28,7 @@ from scope_ebpf.cli.tracing import (
     BATCH,
     STREAM_INTERVAL,
     cpu_seconds,
+    say_braked,
     say_started,
 )
 from scope_ebpf.errors import (
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 #: What a probe should not take of the CPU that the VM uses; above it there is a warning.
 BUDGET = 0.01
 #: Seconds between two looks at the cost.
-_LOOK = 1.0
+_LOOK = 0.1
 #: Functions of one probe: each is a program, a breakpoint or more, and a wait when it ends.
 _MOST_FUNCTIONS = 32
 
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("probe", nargs="?", metavar="PROBE.c", help="the probe's C source")
     parser.add_argument("--pid", type=int, help="the VM's process")
     add_duration(parser)
+    add_max_cost(parser)
     parser.add_argument(
         "--max-events", type=int, metavar="N", help="end after this many events (default: no limit)"
     )
@@ -216,6 +219,7 @@ class Run:
         self._report = Outcome()
         self._error: ScopeError | None = None
         self._warned = False
+        self._brake = Brake(arguments.max_cost)
 
     def run(self) -> Ended:
         """Run until something ends it; whatever that is, all hooks are out and the ring is read."""
@@ -250,7 +254,7 @@ class Run:
 
     def _watch(self, session: UserProbeSession, price: HitCost, started: float) -> None:
         self._cpu_before = cpu_seconds(self._target.pid)
-        behind, look = False, started + _LOOK
+        behind, look = False, started
         while not self._report.stopped:
             now = time.monotonic()
             if self._arguments.duration is not None and now >= started + self._arguments.duration:
@@ -266,7 +270,8 @@ class Run:
             if now >= look:
                 look = now + _LOOK
                 self._account(session, price)
-                self._warn()
+                if now - started >= SPAN:
+                    self._warn()
 
     def _write(self, session: UserProbeSession) -> bool:
         """Write some of what is in the ring; whether more of it waits."""
@@ -296,8 +301,13 @@ class Run:
         report.hits = sum(session.hits().values())
         report.cost_seconds = session.cost(price)
         now = cpu_seconds(self._target.pid)
-        if now is not None and self._cpu_before is not None and now > self._cpu_before:
+        if now is None or self._cpu_before is None:
+            return
+        if now > self._cpu_before:
             report.cost_share = report.cost_seconds / (now - self._cpu_before)
+        if self._brake.look(time.monotonic(), report.cost_seconds, now - self._cpu_before):
+            say_braked(self._brake)
+            self._stop("cost")
 
     def _warn(self) -> None:
         share = self._report.cost_share

@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.state import StateReader
 from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.cli.budgeted import BudgetedTrace
 from scope_ebpf.cli.options import (
+    COUNT_ALL,
+    DEFAULT_BUDGET,
+    add_budget,
     add_duration,
     add_events,
     add_force,
     add_hooks,
+    add_max_cost,
     parse_events,
     ring_megabytes,
 )
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.kernel.cost import Aside
 from scope_ebpf.plan import DEFAULT_EVENTS
 from scope_ebpf.sinks.stream import Stream
 
@@ -35,24 +42,49 @@ if TYPE_CHECKING:
     from scope_ebpf.summary import Summary
 
 
+#: The price of a hit is measured beside the VM, which should not feel it.
+_NICE = 10
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     host.require()
     wanted = parse_events(arguments.events)
-    target = inspect(arguments.pid)
     streams = arguments.format == "jsonl" or arguments.stream
-    with (
-        open_output(arguments.output, force=arguments.force, whole=not streams) as output,
-        alone(target.pid) as notes,
-    ):
-        trace = Trace(target, wanted, arguments, streamed=streams)
-        trace.notes += notes
-        sink = _stream(target, output, wanted, arguments.format) if streams else None
-        error = trace.run(sink)
-        _finish(trace.summary(), output, arguments)
+    within = _budget(arguments, streams=streams)
+    with contextlib.closing(Aside(_NICE if within else 0)) as aside:
+        target = inspect(arguments.pid)
+        with (
+            open_output(arguments.output, force=arguments.force, whole=not streams) as output,
+            alone(target.pid) as notes,
+        ):
+            arguments.budget = within
+            trace: Trace | BudgetedTrace
+            if within is None:
+                state = StateReader(target)
+                trace = Trace(target, wanted, arguments, streamed=streams, aside=aside, state=state)
+            else:
+                trace = BudgetedTrace(target, wanted, arguments, aside)
+            trace.notes += notes
+            sink = _stream(target, output, wanted, arguments.format) if streams else None
+            error = trace.run(sink) if isinstance(trace, Trace) else trace.run()
+            _finish(trace.summary(), output, arguments)
     if error:
         raise error
     return 0
+
+
+def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
+    """The budget of a run; None where everything is counted."""
+    given: float | None = arguments.budget
+    if streams and given is not None:
+        raise UsageError(
+            "a stream has every event, so it keeps no --budget; --max-cost ends it where it costs "
+            "the VM too much"
+        )
+    if given is None:
+        given = None if streams else DEFAULT_BUDGET
+    return None if given == COUNT_ALL else given
 
 
 def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
@@ -125,6 +157,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
     add_force(parser)
     add_hooks(parser)
+    add_budget(parser)
+    add_max_cost(parser)
     parser.add_argument(
         "--ring",
         type=ring_megabytes,

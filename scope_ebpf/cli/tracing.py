@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
+from scope_ebpf.budget.brake import Brake
+from scope_ebpf.budget.forecast import Forecaster
 from scope_ebpf.cli.surroundings import (
     output_error,
     progress_bar,
@@ -17,7 +20,13 @@ from scope_ebpf.cli.surroundings import (
     stop_signals,
     target_ended,
 )
-from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ScopeError
+from scope_ebpf.errors import (
+    NoSuchProcessError,
+    NothingToAttachError,
+    ReadRefusedError,
+    ScopeError,
+)
+from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.kernel.leftovers import heal
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
@@ -32,7 +41,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.state import StateReader, VmState
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.plan import Plan
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
@@ -41,6 +52,9 @@ STREAM_INTERVAL = 0.01
 BATCH = 8192
 #: How often anything else is looked at.
 QUIET_INTERVAL = 0.1
+#: Seconds for which the price of a hit is waited for at the end, and at the beginning: it is
+#: measured while programs are loaded.
+_PATIENCE, _SOON = 1.0, 0.2
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -67,26 +81,17 @@ class Trace:
         arguments: argparse.Namespace,
         *,
         streamed: bool,
+        aside: Aside,
+        state: StateReader | None = None,
     ) -> None:
         self.notes: list[str] = []
         self._target = target
         self._duration: float | None = arguments.duration
         self._output_path: str | None = arguments.output
-        self._settings, refused = kernel_constants(target)
+        self.plan, self._settings, refused = planned(target, wanted, arguments)
         self.notes += refused
-        self.plan = make_plan(
-            target.binary, target.flavor, wanted, arguments.via, known(self._settings)
-        )
-        if not self.plan.attachments:
-            reasons = "; ".join(f"{i.event}: {i.reason}" for i in self.plan.items)
-            raise NothingToAttachError(
-                f"process {target.pid} (OTP {target.otp_release}) has no hook for what was asked "
-                f"for ({reasons}); `scope-trace doctor {target.pid}` lists every hook"
-            )
         if streamed:
             self._settings["streamed"] = sum(1 << kind.id for kind in self.plan.kinds)
-        if arguments.slow_call is not None:
-            self._settings["slow_call_ns"] = int(arguments.slow_call * 1e6)
         ring_bytes = arguments.ring << 20
         self._session = self._make_session(self.plan, ring_bytes)
         self._batches = ring_bytes // (BATCH * events.RECORD.itemsize)
@@ -95,6 +100,11 @@ class Trace:
         self._bar = False
         self._beat: Callable[[Session], str | None] | None = None
         self._cpu_seconds: float | None = None
+        self._aside, self._state = aside, state
+        self._price: HitCost | None = None
+        self._brake = Brake(arguments.max_cost)
+        self._forecaster = Forecaster(target)
+        self._vm_state: VmState | None = None
 
     def _make_session(self, plan: Plan, ring_bytes: int) -> Session:
         names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
@@ -126,15 +136,16 @@ class Trace:
         """
         self._beat = beat
         require_target(self._target.identity, "traced")
-        healed = heal(self._target.identity, semaphores(self._target.binary))
-        if healed:
-            self.notes.append(f"{healed} breakpoints that a killed tool had left were taken out")
-        cpu_before = cpu_seconds(self._target.pid)
+        self.notes += healed(self._target)
         error: ScopeError | None = None
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
             _say_failures(session)
+            self._forecast(session)
+            cpu_before, self._hits_before = cpu_seconds(self._target.pid), session.hits()
             session.count(on=True)
+            if self._state:
+                self._state.begin()
             started = time.monotonic()
             self._bar = progress or sink is None
             say_started(self._target.pid, self._duration, quiet=self._bar)
@@ -143,6 +154,8 @@ class Trace:
             finally:
                 session.count(on=False)
                 self._seconds = time.monotonic() - started
+                if self._state:
+                    self._state.counted()
             # A program that passed the gate before it closed has ended once all are out.
             session.detach()
             error = self._drain(session, sink, error)
@@ -150,35 +163,48 @@ class Trace:
             self._durations = session.durations()
             self._hits = session.hits()
             self._ended_ns = time.monotonic_ns()
+            self._vm_state = self._state.state() if self._state else None
         return error
 
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
+
+    def _forecast(self, session: Session) -> None:
+        """Say what it will cost, before anything counts."""
+        self._price = self._aside.cost(_SOON)
+        with suppress(ReadRefusedError, OSError):  # the target has ended, as will be seen
+            found = self._forecaster.forecast(session, self.plan, self._price or GUESS)
+            most = self._brake.most
+            ends = most is not None and found.share > most
+            end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
+            say(f"scope-trace: this takes {found}{end}")
+
+    def _brake_if_needed(self, session: Session, now: float) -> None:
+        """Stop where it took more than it may for a second."""
+        if self._cpu_seconds is None:
+            return
+        self._price = self._price or self._aside.cost()
+        cost = (self._price or GUESS).total(session.hits())
+        if self._brake.look(now, cost, self._cpu_seconds):
+            say_braked(self._brake)
+            self._ask_to_stop("cost")
 
     def _watch(
         self, session: Session, sink: Sink | None, started: float, cpu: float | None
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
         behind = False
+        self._cpu_before, self._next_brake = cpu, started
         with progress_bar(self._duration, visible=self._bar) as advance:
             while not self._stop:
-                pause = 0.0 if behind else interval
-                if self._duration is not None:
-                    left = started + self._duration - time.monotonic()
-                    if left <= 0:
-                        self._ask_to_stop("duration")
-                        return None
-                    pause = min(pause, left)
                 try:
-                    self._target.identity.wait(pause)
+                    self._target.identity.wait(self._pause(0.0 if behind else interval, started))
                 except NoSuchProcessError as gone:
                     self._ask_to_stop("target ended")
                     return target_ended(self._target.pid, gone, "traced")
-                now = cpu_seconds(self._target.pid)
-                if now is not None and cpu is not None:
-                    self._cpu_seconds = now - cpu
+                self._look(session, started)
                 advance(time.monotonic() - started)
-                if sink:
+                if sink and not self._stop:
                     try:
                         behind = _write(session, sink)
                         reason = self._beat(session) if self._beat else None
@@ -187,6 +213,29 @@ class Trace:
                     if reason:
                         self._ask_to_stop(reason)
         return None
+
+    def _pause(self, most: float, started: float) -> float:
+        """Seconds to wait for what comes next, *most* at most."""
+        now = time.monotonic()
+        if self._state:
+            most = min(most, self._state.due - now)
+        if self._duration is not None:
+            most = min(most, started + self._duration - now)
+        return max(0.0, most)
+
+    def _look(self, session: Session, started: float) -> None:
+        """Look at the time, at the VM's schedulers, and at what it costs."""
+        now = time.monotonic()
+        used = cpu_seconds(self._target.pid)
+        if used is not None and self._cpu_before is not None:
+            self._cpu_seconds = used - self._cpu_before
+        if self._state and now >= self._state.due:
+            self._state.look()
+        if now >= self._next_brake:
+            self._next_brake = now + QUIET_INTERVAL
+            self._brake_if_needed(session, now)
+        if self._duration is not None and now >= started + self._duration:
+            self._ask_to_stop("duration")
 
     def catch_up(self, session: Session, sink: Sink) -> None:
         """Write all that is in the ring at this moment; OSError where the sink raises it."""
@@ -224,8 +273,13 @@ class Trace:
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
         hits = sum(self._hits.values())
-        cpu = _hit_seconds(self._hits)
-        share = cpu / self._cpu_seconds if self._cpu_seconds else None
+        price = self._price or self._aside.cost(_PATIENCE)
+        cpu = price.total(self._hits) if price else None
+        share = None
+        if price and self._cpu_seconds:
+            meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
+            # A hit is priced on ourselves; of a VM that does nothing else it may be a little less.
+            share = min(1.0, price.total(meanwhile) / self._cpu_seconds)
         found = fold(self.plan, self._tallies, self._durations)
         summary = Summary(
             target=self._target.as_json(),
@@ -234,6 +288,7 @@ class Trace:
             events=found,
             cost=Cost(hits, cpu, None if share is None else round(share, 6)),
             notes=(*self.notes, *carried_notes(found)),
+            state=self._vm_state,
         )
         return told_apart(summary)
 
@@ -243,6 +298,12 @@ def _write(session: Session, sink: Sink) -> bool:
     with session.ring.batch(BATCH) as records:
         sink.write(records)
         return len(records) == BATCH
+
+
+def healed(target: Target) -> list[str]:
+    """Take out what a killed tool has left in *target*; the note that tells of it, if there was."""
+    found = heal(target.identity, semaphores(target.binary))
+    return [f"{found} breakpoints that a killed tool had left were taken out"] if found else []
 
 
 def carried_notes(found: dict[str, EventSummary]) -> list[str]:
@@ -266,18 +327,44 @@ def carried_notes(found: dict[str, EventSummary]) -> list[str]:
     ]
 
 
-def _hit_seconds(hits: dict[str, int]) -> float:
-    from scope_ebpf.kernel.cost import measure  # noqa: PLC0415 - after the trace, not before it
-
-    return measure().total(hits)
-
-
-def say_started(pid: int, duration: float | None, *, quiet: bool) -> None:
+def say_started(
+    pid: int, duration: float | None, *, quiet: bool, budget: float | None = None
+) -> None:
     """One line for whoever waits for the trace to count, unless a progress bar says it."""
     if quiet and sys.stderr.isatty():
         return
     length = "" if duration is None else f" for {duration:g} s"
-    say(f"scope-trace: tracing process {pid}{length}; Ctrl-C ends it")
+    within = "" if budget is None else f" within {budget * 100:g}% of its CPU"
+    say(f"scope-trace: tracing process {pid}{length}{within}; Ctrl-C ends it")
+
+
+def say_braked(brake: Brake) -> None:
+    """Why it ended by itself."""
+    say(
+        f"scope-trace: it took {brake.share:.0%} of the target's CPU for a second, and --max-cost "
+        f"allows {brake.most:.0%}: stopped; what was seen until now is kept"
+    )
+
+
+def planned(
+    target: Target, wanted: tuple[str, ...], arguments: argparse.Namespace
+) -> tuple[Plan, NDArray[np.void], list[str]]:
+    """
+    What is attached for the events *wanted*, with which settings, and what is not known.
+
+    NothingToAttachError where no event can be seen.
+    """
+    settings, refused = kernel_constants(target)
+    plan = make_plan(target.binary, target.flavor, wanted, arguments.via, known(settings))
+    if not plan.attachments:
+        reasons = "; ".join(f"{i.event}: {i.reason}" for i in plan.items)
+        raise NothingToAttachError(
+            f"process {target.pid} (OTP {target.otp_release}) has no hook for what was asked "
+            f"for ({reasons}); `scope-trace doctor {target.pid}` lists every hook"
+        )
+    if arguments.slow_call is not None:
+        settings["slow_call_ns"] = int(arguments.slow_call * 1e6)
+    return plan, settings, refused
 
 
 def _say_failures(session: Session) -> None:

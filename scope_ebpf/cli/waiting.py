@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,12 @@ from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.processes import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.sampling import sample_settings
 from scope_ebpf.beam.threads import ROLES, threads
+from scope_ebpf.budget.brake import Brake
+from scope_ebpf.budget.measures import Measures
 from scope_ebpf.cli.profiling import Run
 from scope_ebpf.cli.sample_reader import Reader, wait_frame
 from scope_ebpf.errors import NothingToAttachError, ScopeError
+from scope_ebpf.kernel.cost import GUESS, Aside
 from scope_ebpf.kernel.tracepoints import attach_or_reason
 from scope_ebpf.kernel.waits import Waits
 from scope_ebpf.planning import make_plan
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.beam.threads import Thread
+    from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.plan import Attachment
 
 #: Samples a second that we can name, if every process of the target waits all the time and is
@@ -38,19 +43,22 @@ _MOST_SAMPLES = 20_000
 _LONGEST_PERIOD_NS = 4_000_000_000
 #: Processes that wait already when it begins; beyond these a first wait is not counted.
 _MOST_KNOWN = 50_000
+#: Seconds for which the price of a hit is waited for at the end.
+_PATIENCE = 2.0
 #: Of the stack of a process that still waits at the end, bytes.
 _MAX_STACK = 8192
 
 
 def off_cpu(
-    target: Target, hz: int, duration: float | None, by: str
+    target: Target, hz: int, duration: float | None, by: str, max_cost: float | None = None
 ) -> tuple[Profile, ScopeError | None]:
     """
     Watch processes leave their schedulers and come back, for *duration* seconds.
 
     One sample stands for a *hz*-th of a second of one process's waiting, or more if there are
     many processes; then the samples of each place in the code are weighted so that they sum up to
-    all waiting there, which is counted exactly. Returns as :func:`on_cpu` does.
+    all waiting there, which is counted exactly. It ends by itself where it costs the target more
+    than the share *max_cost* of its CPU for a second. Returns as :func:`on_cpu` does.
     """
     profile = Profile("off-cpu", target.as_json(), hz, time.time())
     places = _hooks(target)
@@ -59,17 +67,24 @@ def off_cpu(
     settings = sample_settings(target)
     period = max(10**9 // hz, table.count() * 10**9 // _MOST_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
-    with Waits(target.identity, settings, places) as waits, _threads(target, profile):
+    with (
+        closing(Aside()) as aside,
+        Waits(target.identity, settings, places) as waits,
+        _threads(target, profile),
+    ):
         rows = table.snapshot().rows
         rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MOST_KNOWN]
         waits.know(rows["pointer"], rows["pc"], time.monotonic_ns())
-        error = Run(target, profile, waits, reader).go(duration)
+        spent = _Spent(target, waits, aside)
+        run = Run(target, profile, waits, reader, brake=Brake(max_cost), cost=spent.seconds)
+        error = run.go(duration)
         sites = Counter({site: ns for site, (ns, _) in waits.sites().items()})
         times = sum(count for _, count in waits.sites().values())
         if error is None:
             _add_pending(target, waits, reader, profile, sites)
+        price = aside.cost(_PATIENCE) or GUESS
     _weigh(profile, reader, sites)
-    _say_cost(profile, times)
+    _say_cost(profile, times, price)
     return profile, error
 
 
@@ -177,10 +192,30 @@ def _weigh(profile: Profile, reader: Reader, sites: Counter[tuple[int, int]]) ->
             profile.samples.append(Sample(time.monotonic_ns(), "waiting", whole, total))
 
 
-def _say_cost(profile: Profile, times: int) -> None:
-    from scope_ebpf.kernel.cost import measure  # noqa: PLC0415 - after the profile, not before it
+class _Spent:
+    """What the hooks have taken of the target: two hits for each time that a process waits."""
 
-    seconds = measure().entry * 2 * times
+    def __init__(self, target: Target, waits: Waits, aside: Aside) -> None:
+        self._waits, self._aside = waits, aside
+        self._measures = Measures(target)
+        self._before = self._switches()
+
+    def _switches(self) -> int:
+        found = self._measures.now().get("context_switches")
+        if found is None:
+            found = sum(count for _, count in self._waits.sites().values())
+        return found
+
+    def seconds(self) -> float:
+        """Seconds of CPU so far."""
+        with contextlib.suppress(ScopeError):  # it has ended, which is found out elsewhere
+            price = self._aside.cost() or GUESS
+            return price.entry * 2 * (self._switches() - self._before)
+        return 0.0
+
+
+def _say_cost(profile: Profile, times: int, price: HitCost) -> None:
+    seconds = price.entry * 2 * times
     share = f", {seconds / profile.cpu_seconds:.1%} of its CPU time" if profile.cpu_seconds else ""
     profile.notes.append(
         f"{times:,} waits were seen; the hooks cost the target about {seconds:.3f} s{share}"

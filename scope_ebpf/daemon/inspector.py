@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 #: What a look may read of a process's memory, and seconds of CPU and in all that it may take. The
 #: dearest look at a VM, OTP 29 with hidden symbols, takes 7 MB in 27,000 calls and 0.8 s.
-_DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 10.0
+_DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 20.0
 #: Seconds after which a look that does not come back is left behind, and how many may be.
-LOST, MOST_LOST = 15.0, 3
+LOST, MOST_LOST = 30.0, 3
 #: Seconds until who is refused for others of its owner is looked at again.
 _HELD = 600.0
 #: Seconds for which a VM is young: what is not found in it may still come.

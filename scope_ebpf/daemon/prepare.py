@@ -17,7 +17,7 @@ from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.proof import has_atoms
-from scope_ebpf.daemon.measures import Measures
+from scope_ebpf.budget.measures import Measures
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.plan import DEFAULT_EVENTS, Plan
 from scope_ebpf.planning import make_plan

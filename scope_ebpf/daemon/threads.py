@@ -15,9 +15,9 @@ from scope_ebpf import events
 from scope_ebpf.beam.counters import KINDS
 from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
+from scope_ebpf.budget.prices import Bill
 from scope_ebpf.daemon.natives import Natives
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.prices import Bill
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.stats import ProgramStats
 from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, SAMPLER

@@ -35,6 +35,8 @@ HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.d
 _RING_BYTES = 4 << 20
 #: Versions of functions and return addresses in one run (MAX_PLACES, function.bpf.c).
 MAX_PLACES = 64
+#: What a stop at a breakpoint takes of the VM's CPU (bench/calls.py).
+BREAKPOINT_SECONDS = 8e-6
 #: Places in call_state (function.bpf.c).
 _STATE_CALLS, _STATE_OPEN = 0, 2
 #: Returns that are looked at, for each call that may be: a place that calls return to may be

@@ -12,15 +12,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.kernel.session import Session
 from scope_ebpf.plan import Attachment, Item, Plan
 
@@ -69,6 +72,8 @@ class HitCost:
 
 #: Where it cannot be measured: more than any virtual machine that was measured took.
 UNKNOWN = HitCost(entry=5e-6, returns=10e-6)
+#: Until it is measured: what a hit takes on a slow virtual machine.
+GUESS = HitCost(entry=1.5e-6, returns=3e-6)
 _RETURNS = {h.program for w in events.WAYS for h in w.hooks if h.returns}
 
 
@@ -97,6 +102,61 @@ def measure() -> HitCost:
             session.count(on=True)
             costs.append(max(0.0, _seconds_per_call(function) - bare))
     return HitCost(*costs)
+
+
+class Aside:
+    """
+    The same by a child process, while we do something else; *nice* as in setpriority(2).
+
+    :meth:`close` ends it.
+    """
+
+    def __init__(self, nice: int = 0) -> None:
+        self._cost: HitCost | None = None
+        self._reading, writing = os.pipe2(os.O_CLOEXEC)
+        with held_back():  # what others do at a fork swallows exceptions
+            self._pid = os.fork()
+            if self._pid == 0:
+                _measure_for(writing, nice)
+        os.close(writing)
+
+    def cost(self, patience: float = 0.0) -> HitCost | None:
+        """
+        The cost of a hit; None if it is not known after *patience* seconds.
+
+        Whom we wait for is nice no longer. UNKNOWN where it cannot be measured.
+        """
+        if self._pid and patience:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._pid, 0)
+        if self._cost is None and select.select([self._reading], [], [], patience)[0]:
+            told = os.read(self._reading, 64).split()
+            self._cost = HitCost(*map(float, told)) if len(told) == 2 else UNKNOWN
+            self._end()
+        return self._cost
+
+    def close(self) -> None:
+        """End it, whether it has told or not."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._end()
+
+    def _end(self) -> None:
+        os.close(self._reading)
+        os.waitpid(self._pid, 0)
+        self._pid = 0
+
+
+def _measure_for(writing: int, nice: int) -> NoReturn:
+    """Measure, tell the parent, and end without doing anything of what it has still to do."""
+    try:
+        # Whoever interrupts the parent does not mean us: it ends us when it ends.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        os.nice(nice)
+        cost = measure()
+        os.write(writing, f"{cost.entry!r} {cost.returns!r}".encode())
+    finally:
+        os._exit(0)
 
 
 def carried() -> float:

@@ -13,7 +13,7 @@ import ctypes
 import errno
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -41,13 +41,24 @@ _EDGES = 2
 @dataclass(frozen=True, slots=True)
 class Edges:
     """
-    What the measure of an event was at the edges of its window, and when, ns.
+    When the edges of a window of an event were, ns, and what its measures were there.
 
     None for an edge at which nothing was hit, and where the measure could not be read.
     """
 
-    begin: tuple[int, int] | None
-    end: tuple[int, int] | None
+    begin: tuple[int, int, int] | None
+    end: tuple[int, int, int] | None
+
+
+class _Words(Protocol):
+    """Where a sum lies in the VM's memory: *words* of 8 bytes, each *stride* behind the last."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def words(self) -> int: ...
 
 
 class GovernedSession(Session):
@@ -156,9 +167,10 @@ class GovernedSession(Session):
         self._allow(event, limited=hits is not None, left=hits or 0, since=now)
         return now
 
-    def measure(self, event: str, address: int, stride: int, words: int) -> None:
-        """Tell the programs where the VM counts what goes along with *event*."""
-        value = np.array([(address, stride, words)], events.MEASURE)
+    def measure(self, event: str, first: _Words, second: _Words | None) -> None:
+        """Tell the programs where the VM counts what goes along with *event*: one or two sums."""
+        values = [(of.address, of.stride, of.words) if of else (0, 0, 0) for of in (first, second)]
+        value = np.array([(*values[0], *values[1])], events.MEASURE)
         self._put("measures", events.KINDS[event].id, value)
 
     def open_window(self, event: str, hits: int, seconds: float) -> tuple[int, int]:
@@ -178,14 +190,14 @@ class GovernedSession(Session):
             key = ctypes.c_uint32(events.KINDS[event].id * _EDGES + edge)
             library().bpf_map_delete_elem(self.map_fd("edges"), ctypes.byref(key))
 
-    def _edge(self, number: int) -> tuple[int, int] | None:
+    def _edge(self, number: int) -> tuple[int, int, int] | None:
         value = np.zeros(1, events.EDGE)
         key = ctypes.c_uint32(number)
         absent = library().bpf_map_lookup_elem(
             self.map_fd("edges"), ctypes.byref(key), value.ctypes.data
         )
-        time_ns, measure, refused = value[0].tolist()
-        return None if absent or refused else (time_ns, measure)
+        time_ns, measure, refused, second = value[0].tolist()
+        return None if absent or refused else (time_ns, measure, second)
 
     def close_gate(self, event: str) -> int:
         """Let *event* count no longer; when it stopped, ns: now, or when its gate shut itself."""

@@ -68,7 +68,7 @@ def held(pid: int) -> set[int]:
     Offsets in files at which links hold breakpoints that may be in process *pid*.
 
     Those of links of one process that is another are left out. What was made without a BPF link
-    (perf, ftrace) is not told, nor anything before Linux 6.6.
+    (perf, ftrace) is not told, nor anything before Linux 6.6 or without CAP_SYS_ADMIN.
     """
     found: set[int] = set()
     for fd in _links():

@@ -202,7 +202,8 @@ def _slowness(
     groups = min(_ALIKE, max(1, size // _FEW))
     went = np.maximum(measures, 1e-9)
     order = np.argsort(counts / went, kind="stable")
-    slow = before * lengths / went
+    # Where the measure stood still, the target had no CPU: that was not the hooks.
+    slow = np.where(measures > 0, before * lengths / went, 1.0)
     found = np.empty(size)
     edges = [size * edge // groups for edge in range(groups + 1)]
     for first, last in pairwise(edges):

@@ -15,11 +15,22 @@ from scope_ebpf.sinks.plain import of_target, plain
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from scope_ebpf.beam.state import VmState
     from scope_ebpf.summary import EventSummary, Histogram, Summary
 
 #: Plain output is for files and pipes, and fits a terminal of this width.
 WIDTH = 80
 _BAR = 32
+_SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+#: Parts that are worth a word.
+_SOME = 0.01
+#: Processes that come and go while others are read; below that a reading was of a part of them.
+_NEARLY = 0.9
+_PARTLY = " (of {:,} processes that were looked at)"
+_LEGEND = (
+    "~ comes from moments with hooks in; the truth is within ± in 95 of 100 cases.\n"
+    "Their parts and durations are estimates, too. --exact counts everything."
+)
 _UNITS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
 
 
@@ -30,11 +41,16 @@ def print_report(summary: Summary, output: TextIO) -> None:
         console.width = WIDTH
     node, rest = map(escape, of_target(summary.target))
     console.print(f"[bold]{node}[/bold] {rest}\n")
+    if summary.state:
+        console.print("\n".join(state_lines(summary)) + "\n")
     console.print(_table(summary))
+    _print_absent(console, summary)
     for event in summary.events.values():
         for name, histogram in event.histograms.items():
             print_histogram(console, f"{event.item.event} {name}", histogram)
     _print_unavailable(console, summary)
+    if any(event.sampling_ratio < 1 for event in summary.events.values()):
+        console.print(_LEGEND, style="dim")
     for note in summary.notes:
         console.print(f"note: {escape(plain(note))}", style="yellow")
     console.print(escape(last_lines(summary)), style="bold")
@@ -52,6 +68,44 @@ def last_lines(summary: Summary) -> str:
     )
 
 
+def state_lines(summary: Summary) -> list[str]:
+    """How the VM was, a line for each thing that could be read."""
+    state, lines = summary.state, []
+    if state is None:
+        return []
+    if state.utilization is not None:
+        normal, *others = state.utilization.items()
+        busy = [f"{name.replace('_', ' ')} {part:.0%}" for name, part in others if part >= _SOME]
+        more = f" ({', '.join(busy)})" if busy else ""
+        lines.append(f"utilization      {normal[1]:.0%}{more}, without busy waiting")
+    if state.waiting is not None:
+        lines.append(
+            f"run queues       {state.waiting:,.1f} waiting on average, "
+            f"{state.most_waiting:,} at most"
+        )
+    if state.counted is not None and summary.duration_seconds:
+        rate = state.counted["reductions"] / summary.duration_seconds
+        lines.append(f"reductions       {about(rate)} a second")
+    if state.processes is not None:
+        of = "" if state.process_limit is None else f" of {state.process_limit:,} at most"
+        lines.append(f"processes        {state.processes:,}{of}")
+    sizes = [("", state.memory_bytes), ("resident ", state.resident_bytes)]
+    told = [f"{name}{size(value)}" for name, value in sizes if value is not None]
+    if told:
+        lines.append(f"memory           {', '.join(told)}")
+    lines.append(f"longest mailbox  {_mailbox(state)}")
+    return lines
+
+
+def _mailbox(state: VmState) -> str:
+    box = state.mailbox
+    if box is None:
+        return "no message waits" if state.processes is not None else "not known"
+    who = f" {escape(plain(box.who))}" if box.who else ""
+    part = "" if state.processes is None or box.seen >= state.processes * _NEARLY else _PARTLY
+    return f"{box.messages:,}: {box.pid}{who}{part.format(box.seen)}"
+
+
 def _table(summary: Summary) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("event")
@@ -59,15 +113,58 @@ def _table(summary: Summary) -> Table:
         table.add_column(name, justify="right")
     table.add_column("of which")
     for name, event in summary.events.items():
-        if event.item.attachments:
+        if event.item.attachments and not did_not_happen(event):
             rate = event.count / summary.duration_seconds if summary.duration_seconds else 0
             lost = f"[red]{event.lost:,}[/red]" if event.lost else "0"
-            table.add_row(name, f"{event.count:,}", f"{rate:,.1f}", lost, _parts(event))
+            told = f"~ {about(rate)}" if event.error_ratio else f"{rate:,.1f}"
+            table.add_row(name, total(event), told, lost, _parts(event))
     return table
 
 
+def did_not_happen(event: EventSummary) -> bool:
+    """Whether nothing at all is to be told of an event, and that for certain."""
+    return not (event.count or event.lost or event.refused or event.error_ratio)
+
+
+def total(event: EventSummary) -> str:
+    """How often it happened; where that is an estimate, by how much it may be off."""
+    if not event.error_ratio:
+        return f"{event.count:,}"
+    if event.error_ratio >= 1:
+        return f"~ {about(event.count)} ± ?"
+    digits = 1 if event.error_ratio < _SOME else 0
+    return f"~ {about(event.count)} ± {event.error_ratio * 100:.{digits}f} %"
+
+
+def about(number: float) -> str:
+    """Three digits of a number, with k, M or G: ``3.1 M``."""
+    for scale, unit in _SCALES:
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def size(number: float) -> str:
+    """Bytes with three digits and the unit that fits."""
+    for scale, unit in _SCALES:
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}B"
+    return f"{number:.0f} B"
+
+
+def _print_absent(console: Console, summary: Summary) -> None:
+    absent = [n for n, e in summary.events.items() if e.item.attachments and did_not_happen(e)]
+    if absent:
+        console.print(f"\n[bold]did not happen[/bold]: {', '.join(absent)}")
+
+
 def _parts(event: EventSummary) -> str:
-    parts = [f"{n} {count:,}" for n, count in event.by_class.items() if count]
+    guess = event.sampling_ratio < 1
+    parts = [
+        f"{n} ~{about(count)}" if guess else f"{n} {count:,}"
+        for n, count in event.by_class.items()
+        if count
+    ]
     if event.refused:
         parts.append(f"[yellow]unread {event.refused:,}[/yellow]")
     return ", ".join(parts)

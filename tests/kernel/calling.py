@@ -99,7 +99,8 @@ def calling(pid: int, *arguments: str) -> Iterator[Run]:
     """
     A run that counts already; killed at the end of the block if it still runs.
     """
-    command = [*CALLS, *arguments, "--pid", str(pid), "--duration", "0", "--format", "jsonl"]
+    command = [*CALLS, "--max-cost", "100%", *arguments]
+    command += ["--pid", str(pid), "--duration", "0", "--format", "jsonl"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
         try:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @contextmanager
 def record(pid: int, path: Path, *words: str, **popen) -> Iterator[Run]:
     """
-    A recording of *pid* into *path* without an end, counting.
+    A recording of *pid* into *path* without an end, counting whatever it costs.
     """
+    words = ("--max-cost", "100%", *words)
     command = ("record", "--pid", str(pid), "--duration", "0", "-o", str(path), *words)
     run = Run([*SCOPE_TRACE, *command], None, **popen)
     try:

@@ -22,7 +22,7 @@ from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader, Connections
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.daemon.measures import Measures
+from scope_ebpf.budget.measures import Measures
 from scope_ebpf.daemon.readers import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")

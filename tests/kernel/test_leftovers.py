@@ -149,6 +149,21 @@ def test_what_somebody_holds_stays(scene: Scene):
         assert 23 == run.stop().events["spawn"]["count"]
 
 
+def test_who_writes_to_its_own_text_keeps_nobody(scene: Scene):
+    """
+    What the kernel refuses to attach to does not keep the rest in, and costs one request more.
+    """
+    left = write_breakpoints(scene)
+    refused = leftovers._place(1 << 40, 0)  # beyond the file
+    places = [leftovers._place(offset, 0) for offset in left]
+    with Attacher() as holder:
+        identity, multi = scene.target.identity, has_multi()
+        touched = leftovers._touch(identity, [refused, *places], holder, multi=multi)
+    assert leftovers._AT_ONCE - 1 == touched
+    assert left[touched:] == scene.found
+    assert len(left) - touched == scene.heal()
+
+
 SEIZE = """
 import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -202,7 +217,7 @@ def test_the_next_daemon_heals(scene: Scene, tmp_path: Path):
         assert not set(left) & set(scene.found)
         code, errors = running.end()
     assert 0 == code
-    assert f'breakpoints of a killed tool are out" pid={scene.beam.pid} of={len(left)}' in errors
+    assert f'breakpoints of nobody go out" pid={scene.beam.pid} count={len(left)}' in errors
 
 
 def test_what_a_killed_holder_left_is_healed():

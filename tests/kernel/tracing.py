@@ -101,10 +101,10 @@ class Outcome:
     @property
     def complaints(self) -> list[str]:
         """
-        What was said on stderr besides that the trace begins.
+        What was said on stderr besides what it costs and that the trace begins.
         """
-        lines = self.errors.splitlines()
-        return [line for line in lines if not line.startswith("scope-trace: tracing process")]
+        usual = ("scope-trace: tracing process", "scope-trace: this takes")
+        return [line for line in self.errors.splitlines() if not line.startswith(usual)]
 
     def reported(self, event: str) -> tuple[int, int]:
         """
@@ -213,8 +213,11 @@ def starting(
 @contextmanager
 def trace(pid: int, *words: str, form: str = "json", **more) -> Iterator[Run]:
     """
-    A ``scope-trace`` of *pid* without an end, counting.
+    A ``scope-trace`` of *pid* without an end, counting everything whatever it costs.
     """
+    streams = form == "jsonl" or "--stream" in words
+    if "--budget" not in words:
+        words = (*words, "--max-cost", "100%", *(() if streams else ("--exact",)))
     with starting(pid, "--format", form, *words, **more) as run:
         run.wait_for_counting()
         yield run

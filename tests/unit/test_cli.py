@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,9 +13,6 @@ from scope_ebpf.cli import options
 from scope_ebpf.errors import HostError, NotRootError, OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
-
-if TYPE_CHECKING:
-    import argparse
 
 ABSENT = 2**22 + 1  # above the highest pid that Linux gives
 
@@ -277,6 +274,50 @@ def test_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(KeyError("x"))))
     with pytest.raises(KeyError):
         cli.main(["list"])
+
+
+@pytest.mark.parametrize(
+    ("words", "budget"),
+    [
+        ([], None),
+        (["--budget", "1%"], 0.01),
+        (["--budget", "0.5"], 0.005),
+        (["--budget", "100%"], 1.0),
+        (["--budget", "none"], options.COUNT_ALL),
+        (["--exact"], options.COUNT_ALL),
+    ],
+)
+def test_a_budget_is_a_share_of_the_cpu(words: list[str], budget: float | None):
+    """
+    A budget is told in percent, with its sign or without; none and --exact are the same.
+    """
+    parser = argparse.ArgumentParser()
+    options.add_budget(parser)
+    assert budget == parser.parse_args(words).budget
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "-1%", "101%", "nan", "inf", "much", "", "1%%"])
+@pytest.mark.parametrize("option", ["--budget", "--max-cost"])
+def test_a_share_that_is_none_is_refused(
+    option: str, text: str, capsys: pytest.CaptureFixture[str]
+):
+    """
+    A share of nothing, of more than all, or of nonsense is refused before anything is looked at.
+    """
+    assert 2 == ended("--pid", "1", f"{option}={text}")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "wanted is a share of the VM's CPU such as 1%, more than 0% and 100% at most" in said
+
+
+def test_a_cost_of_all_is_no_bound():
+    """
+    --max-cost 100% lets a run cost what it likes.
+    """
+    parser = argparse.ArgumentParser()
+    options.add_max_cost(parser)
+    assert 0.2 == parser.parse_args([]).max_cost
+    assert 0.05 == parser.parse_args(["--max-cost", "5%"]).max_cost
+    assert parser.parse_args(["--max-cost", "100%"]).max_cost is None
 
 
 def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from scope_ebpf.beam.state import Mailbox, VmState
 from scope_ebpf.plan import Attachment, Item
 from scope_ebpf.sinks.report import duration, print_report
 from scope_ebpf.summary import Cost, EventSummary, Histogram, Summary
@@ -87,6 +88,100 @@ stopped: duration, after 10.0 s
 lost: 3 records
 cost: 1,234,567 hits, 0.013 s of CPU, 3.1% of the target's
 """
+
+
+COUNTED = {"reductions": 312_345_678, "context_switches": 5, "spawned": 0, "exited": 0}
+STATE = VmState(
+    {"normal": 0.43, "dirty_cpu": 0.0, "dirty_io": 0.021},
+    *(0.412, 17, 1234, 262_144, 45_200_000, 98_100_000),
+    Mailbox("<0.97.0>", "rabbit_event", 14_210, 1234),
+    COUNTED,
+)
+BUDGETED = {
+    "send": seen(
+        *("send",),
+        count=3_104_211,
+        by_class={"local": 3_100_000, "remote": 4211},
+        error_ratio=0.041,
+        sampling_ratio=0.02,
+    ),
+    "receive": seen("receive", count=12, error_ratio=1.0, sampling_ratio=0.0),
+    "schedule": seen(
+        "schedule",
+        count=3_215_000,
+        by_class={"in": 3_215_000},
+        sampling_ratio=0.02,
+        counted_by="vm",
+    ),
+    "spawn": seen("spawn", count=12),
+    "exit": seen("exit", count=0, by_class={"normal": 0}),
+    "hibernate": seen("hibernate"),
+}
+
+
+def test_a_budgeted_report_begins_with_the_vm_and_ends_what_did_not_happen_in_a_line():
+    """
+    The state of the VM comes first; estimates have their error beside them; what did not happen
+    takes one line.
+    """
+    whole = text(events=BUDGETED, state=STATE, notes=())
+    assert BUDGETED_TEXT.strip("\n") == whole
+    assert max(len(line) for line in whole.splitlines()) <= 80
+
+
+BUDGETED_TEXT = """
+shop@web1 (pid 4711): OTP 25, erts 13.1.5, jit, 2 schedulers
+
+utilization      43% (dirty io 2%), without busy waiting
+run queues       0.4 waiting on average, 17 at most
+reductions       31.2 M a second
+processes        1,234 of 262,144 at most
+memory           45.2 MB, resident 98.1 MB
+longest mailbox  14,210: <0.97.0> rabbit_event
+
+event              total   per second   lost   of which
+───────────────────────────────────────────────────────────────────────────
+send       ~ 3.1 M ± 4 %      ~ 310 k      0   local ~3.1 M, remote ~4.21 k
+receive         ~ 12 ± ?        ~ 1.2      0
+schedule       3,215,000    321,500.0      0   in ~3.21 M
+spawn                 12          1.2      0
+
+did not happen: exit, hibernate
+
+~ comes from moments with hooks in; the truth is within ± in 95 of 100 cases.
+Their parts and durations are estimates, too. --exact counts everything.
+stopped: duration, after 10.0 s
+lost: 0 records
+cost: 1,234,567 hits, 0.013 s of CPU, 3.1% of the target's
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (VmState(processes=5), "longest mailbox  no message waits"),
+        (VmState(), "longest mailbox  not known"),
+        (
+            VmState(processes=900_000, mailbox=Mailbox("<0.1.0>", None, 3, 225_000)),
+            "longest mailbox  3: <0.1.0> (of 225,000 processes that were looked at)",
+        ),
+    ],
+)
+def test_what_is_not_known_of_a_vm_is_not_made_up(state: VmState, line: str):
+    """
+    A mailbox that could not be looked for is not called empty, and one of a part is told as such.
+    """
+    assert line in text(state=state).splitlines()
+
+
+def test_a_mailbox_of_a_hostile_name_colours_nothing():
+    """
+    Markup and control characters in the name of a process are text.
+    """
+    box = Mailbox("<0.1.0>", "[red]x[/red]\x1b]0;y\x07", 3, 1)
+    whole = text(state=VmState(processes=1, mailbox=box))
+    assert "[red]x[/red]" in whole
+    assert "\x1b" not in whole
 
 
 def test_the_report_fits_80_columns():

@@ -59,6 +59,7 @@ def test_the_document_is_the_contract():
     expected = {
         "schema": 1,
         "target": TARGET,
+        "state": None,
         "duration_seconds": 10.0,
         "stopped_because": "duration",
         "events": {
@@ -69,6 +70,9 @@ def test_the_document_is_the_contract():
                 "refused": 0,
                 "via": "symbol",
                 "hook": "erl_create_process",
+                "error_ratio": 0.0,
+                "sampling_ratio": 1.0,
+                "counted_by": "hooks",
             },
             "dist_busy": {"via": "unavailable", "reason": reason},
         },

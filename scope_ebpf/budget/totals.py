@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.daemon.measures import Mark
-    from scope_ebpf.daemon.windows import Closed
+    from scope_ebpf.budget.hooks import Counted
+    from scope_ebpf.budget.measures import Mark
+    from scope_ebpf.budget.windows import Closed
     from scope_ebpf.plan import Item
-
-    #: Tallies and durations of one event, shape ``(classes,)`` each.
-    Counted = tuple[NDArray[np.void], NDArray[np.void]]
 
 
 #: An error is told anew after so many windows, at first after fewer.
@@ -113,15 +111,21 @@ class Totals:
 
     def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
         """What the kernel counted of *event* since it was last asked."""
-        tallies, durations = counted
-        now = np.zeros(WIDTH)
-        now[:COUNTS] = tallies["count"]
-        by_class = now[COUNTS:].reshape(events.CLASSES, 1 + SLOTS)
-        by_class[:, 0] = durations["total_ns"]
-        by_class[:, 1:] = durations["slots"]
+        now = flat(counted)
         news = now - self._seen[event]
         self._seen[event] = now
         return news
+
+
+def flat(counted: Counted) -> NDArray[np.float64]:
+    """The maps of one event as columns, shape ``(WIDTH,)``."""
+    tallies, durations = counted
+    columns = np.zeros(WIDTH)
+    columns[:COUNTS] = tallies["count"]
+    by_class = columns[COUNTS:].reshape(events.CLASSES, 1 + SLOTS)
+    by_class[:, 0] = durations["total_ns"]
+    by_class[:, 1:] = durations["slots"]
+    return columns
 
 
 def off(item: Item, reason: str) -> EventReading:

@@ -5,9 +5,8 @@ Between which readings of its measure a window lies.
 
 import pytest
 
-from scope_ebpf.daemon.measures import Mark
-from scope_ebpf.daemon.windows import bounds
-from scope_ebpf.kernel.governed import Edges
+from scope_ebpf.budget.measures import Mark
+from scope_ebpf.budget.windows import bounds
 
 OPENED, CLOSING, UNTIL = Mark(100, 1), Mark(1100, 9), 1000
 
@@ -25,5 +24,6 @@ def test_the_reading_nearer_to_the_edge_is_taken(begin, end, expected):
     """
     Of the reading of a hit and ours, between which nothing counts, the nearer to the edge is taken.
     """
-    found = bounds(OPENED, CLOSING, Edges(begin, end), UNTIL)
+    marks = tuple(Mark(*edge) if edge else None for edge in (begin, end))
+    found = bounds(OPENED, CLOSING, marks, UNTIL)
     assert expected == tuple((reading.time_ns, reading.measure) for reading in found)

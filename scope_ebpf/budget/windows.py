@@ -19,15 +19,15 @@ measure went just before the hooks came (``metrics/scaling.py``).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.measures import TIME, Mark
+from scope_ebpf.budget.measures import TIME, Mark
 
 if TYPE_CHECKING:
-    from scope_ebpf.daemon.measures import Measures
+    from scope_ebpf.budget.measures import Measures
     from scope_ebpf.governor import Action
-    from scope_ebpf.kernel.governed import Edges, GovernedSession
+    from scope_ebpf.kernel.governed import GovernedSession
 
 #: The part of a window by which an edge may be off.
 _DOUBT = 0.1
@@ -40,12 +40,15 @@ class Closed:
     """
     How long a window was open, and how far the measure went on; None if that is not known.
 
-    *speed* is how far it went in each second before there were hooks.
+    *speed* is how far it went in each second before there were hooks. The same of the second
+    measure, where the event has one.
     """
 
     seconds: float
     measure: float | None
     speed: float | None
+    second: float | None = None
+    second_speed: float | None = None
 
 
 class Approach:
@@ -60,24 +63,39 @@ class Approach:
 
     def read(self) -> Mark:
         """The measure as it is now."""
-        measure = self._measures.now()[self._measures.of(self.action.event)]
-        return Mark(time.monotonic_ns(), measure)
+        found = self._measures.now()
+        return replace(
+            self._measures.reading(self.action.event, found), time_ns=time.monotonic_ns()
+        )
 
     def speed(self) -> float:
         """The measure in each second since the beginning."""
+        return self.speeds()[0]
+
+    def speeds(self) -> tuple[float, float | None]:
+        """The same, and that of the second measure, where the event has one."""
         last = self.read()
+        seconds = max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
         passed = self._measures.passed(self.action.event, self._first.measure, last.measure)
-        return passed / max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
+        if last.second is None or self._first.second is None:
+            return passed / seconds, None
+        return passed / seconds, (last.second - self._first.second) / seconds
 
 
 class Window:
     """A window of an event whose hooks are in; the loop closes it after :attr:`closes`."""
 
     def __init__(
-        self, session: GovernedSession, measures: Measures, action: Action, speed: float
+        self,
+        session: GovernedSession,
+        measures: Measures,
+        action: Action,
+        speed: float,
+        second_speed: float | None = None,
     ) -> None:
         self.event = action.event
-        self._session, self._measures, self._speed = session, measures, speed
+        self._session, self._measures = session, measures
+        self._speed, self._second_speed = speed, second_speed
         self._since, self._until = session.open_window(action.event, action.hits, action.length)
         #: Monotonic seconds.
         self.closes = self._until / 1e9
@@ -91,27 +109,39 @@ class Window:
         if self._measures.of(self.event) == TIME:
             late = (self._opened.time_ns - self._since) / 1e9
             return Closed(seconds, seconds * 1e9 if late <= _DOUBT * seconds else None, None)
-        begin, end = bounds(self._opened, closing, self._session.edges(self.event), self._until)
+        edges = self._session.edges(self.event)
+        marks = self._mark(edges.begin), self._mark(edges.end)
+        begin, end = bounds(self._opened, closing, marks, self._until)
         # Whose allowance was spent may have been preempted before it read the measure.
         late = (end.time_ns - stopped) / 1e9 if stopped < self._until else 0.0
         if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
             return Closed(seconds, None, None)
         measure = self._measures.passed(self.event, begin.measure, end.measure)
-        return Closed(seconds, measure, self._speed)
+        # If nothing was hit after the end until we came, the window was as long as that.
+        seconds = (end.time_ns - begin.time_ns) / 1e9
+        second = None
+        if begin.second is not None and end.second is not None:
+            second = float(end.second - begin.second)
+        return Closed(seconds, measure, self._speed, second, self._second_speed)
+
+    def _mark(self, edge: tuple[int, int, int] | None) -> Mark | None:
+        return self._measures.mark(self.event, edge) if edge else None
 
     def _read(self) -> Mark:
-        measure = self._measures.now()[self._measures.of(self.event)]
-        return Mark(time.monotonic_ns(), measure)
+        found = self._measures.now()
+        return replace(self._measures.reading(self.event, found), time_ns=time.monotonic_ns())
 
 
-def bounds(opened: Mark, closing: Mark, edges: Edges, until: int) -> tuple[Mark, Mark]:
+def bounds(
+    opened: Mark, closing: Mark, edges: tuple[Mark | None, Mark | None], until: int
+) -> tuple[Mark, Mark]:
     """
     The readings between which a window lies that ended at *until*, or when it tripped.
 
-    *opened* and *closing* are ours, with the time at which they were complete.
+    *opened* and *closing* are ours, with the time at which they were complete; *edges* are those
+    of the first hit and of the hit after the end, if there were any.
     """
-    begin = Mark(*edges.begin) if edges.begin else None
-    end = Mark(*edges.end) if edges.end else None
+    begin, end = edges
     if begin is None or opened.time_ns < begin.time_ns:
         begin = opened
     if end is None or until < closing.time_ns < end.time_ns:

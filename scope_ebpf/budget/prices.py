@@ -38,11 +38,8 @@ class Prices:
     """The price of a hit of each program of *plan*, at first what *cost* measured on ourselves."""
 
     def __init__(self, plan: Plan, cost: HitCost) -> None:
-        self._base = {
-            a.program: cost.returns if a.program in _RETURNS else cost.entry
-            for a in plan.attachments
-        }
-        self._prices = dict(self._base)
+        self._all = {a.program for a in plan.attachments}
+        self.rebase(cost)
         self._bill = Bill()
         self._hooks = {
             item.event: [a.program for a in item.attachments]
@@ -50,6 +47,17 @@ class Prices:
             if item.attachments
         }
         self._programs = {event: set(programs) for event, programs in self._hooks.items()}
+
+    def rebase(self, cost: HitCost) -> None:
+        """A hit costs what *cost* has measured on ourselves, from now on."""
+        self._base = {
+            program: cost.returns if program in _RETURNS else cost.entry for program in self._all
+        }
+        self._prices = dict(self._base)
+
+    def hits_of(self, event: str) -> int:
+        """How many programs an event of this kind hits."""
+        return len(self._programs[event])
 
     def hit_costs(self) -> dict[str, float]:
         """Seconds that a hit of one of an event's hooks costs, on average, by event."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from scope_ebpf.daemon.prices import Bill, Prices
+from scope_ebpf.budget.prices import Bill, Prices
 from scope_ebpf.kernel.cost import HitCost
 from scope_ebpf.kernel.stats import ProgramStats
 from scope_ebpf.plan import Attachment, Item, Plan

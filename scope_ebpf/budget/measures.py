@@ -35,6 +35,10 @@ _MEASURES = {
     "port_close": "opened",
     "schedule": "context_switches",
 }
+#: What goes along with messages besides, where programs do now this and now that: a message wakes
+#: somebody. It is not theirs in the first place, because how many messages are handled each time
+#: does change when hooks slow a program down.
+_SECOND = "context_switches"
 #: The counters that wrap, and where.
 _WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
 #: The measure of events whose counter cannot be read: nanoseconds.
@@ -52,10 +56,15 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A measure, and the monotonic time when it was read, ns."""
+    """
+    A measure, and the monotonic time when it was read, ns.
+
+    *second* is the second measure of the event, if it has one.
+    """
 
     time_ns: int
     measure: int
+    second: int | None = None
 
 
 class Measures:
@@ -78,7 +87,7 @@ class Measures:
         except ReadRefusedError as error:
             self.refused = str(error)
             return
-        self._words = word_places(np.concatenate(list(self._places.values())))
+        self._every = word_places(np.concatenate(list(self._places.values())))
         sizes = [len(places) for places in self._places.values()]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned
@@ -101,23 +110,43 @@ class Measures:
         name = _MEASURES.get(event, "reductions")
         return name if name in self._places else TIME
 
+    def second(self, event: str) -> str | None:
+        """The name of another measure that goes along with *event*, if there is one."""
+        return _SECOND if self.of(event) == "reductions" else None
+
     def now(self) -> dict[str, int]:
         """Every measure, by its name, as it is now. Raises ReadRefusedError."""
         found = {TIME: time.monotonic_ns()}
         if not self._places:
             return found
-        sums = np.add.reduceat(self._memory.words_at(self._words), self._starts)
+        sums = np.add.reduceat(self._memory.words_at(self._every), self._starts)
         found |= dict(zip(self._places, sums.tolist(), strict=True))
         return found
 
     def reading(self, event: str, found: dict[str, int] | None = None) -> Mark:
         """The measure of *event*, now or as :meth:`now` has *found* it. Raises ReadRefusedError."""
         found = self.now() if found is None else found
-        return Mark(found[TIME], found[self.of(event)])
+        second = self.second(event)
+        return Mark(found[TIME], found[self.of(event)], found[second] if second else None)
 
-    def words(self, event: str) -> Words | None:
-        """Where a BPF program reads the measure of *event*; None where that is time."""
-        places = self._places.get(self.of(event))
+    def mark(self, event: str, edge: tuple[int, int, int]) -> Mark:
+        """What a BPF program has read at an *edge* of *event*."""
+        time_ns, measure, second = edge
+        return Mark(time_ns, measure, second if self.second(event) else None)
+
+    def words(self, event: str) -> tuple[Words, Words | None] | None:
+        """
+        Where a BPF program reads the measure of *event*, and its second one.
+
+        None where the measure is time.
+        """
+        first, second = self._words_of(self.of(event)), self.second(event)
+        if first is None:
+            return None
+        return first, self._words_of(second) if second else None
+
+    def _words_of(self, name: str) -> Words | None:
+        places = self._places.get(name)
         if places is None:
             return None
         stride = int(places[1] - places[0]) if len(places) > 1 else 0

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How true the totals of a budgeted summary are, and what it costs.
+
+    sudo .venv/bin/python bench/summary.py [--runs 10] [--seconds 10] [--loads ...]
+
+A VM counts its own messages, spawns and collections (tests/workloads/bursts.erl). Summaries of it,
+as ``scope-trace --pid PID`` makes them, are held against that: at least 95 of 100 totals should be
+within their stated error, and that should be 10 % at most. The truth is read just before and just
+after each edge of a run, so it is known but for what happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import beams_run
+import windows_run
+
+from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.state import StateReader
+from scope_ebpf.cli.budgeted import BudgetedTrace
+from scope_ebpf.kernel.cost import Aside
+from scope_ebpf.plan import DEFAULT_EVENTS
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.target import Target
+    from scope_ebpf.summary import Summary
+
+#: The load, the event that it counts itself, and by how many it is late: a spawner tells up to a
+#: hundred processes at once, the others each event.
+LOADS = {
+    "steady": ("send", 8),
+    "bursts": ("send", 8),
+    "phases": ("send", 8),
+    "spawn": ("spawn", 400),
+    "gc": ("gc", 8),
+}
+
+
+class Witness(StateReader):
+    """Reads the truth at the edges of a run, before and after."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._truth = windows_run.Truth(target.pid)
+        self.edges: list[int] = []
+
+    def begin(self) -> None:
+        """Begin between two readings of the truth."""
+        self.edges = [self._truth()]
+        super().begin()
+        self.edges.append(self._truth())
+
+    def counted(self) -> dict[str, int] | None:
+        """End between two more, the first time."""
+        if len(self.edges) > 2:  # asked again, once all is over
+            return super().counted()
+        self.edges.append(self._truth())
+        counted = super().counted()
+        self.edges.append(self._truth())
+        return counted
+
+    def bounds(self, late: int) -> tuple[int, int]:
+        """Between which numbers the truth lies."""
+        first, second, third, last = self.edges
+        return third - second - late, last - first + late
+
+
+def summarized(pid: int, seconds: float) -> tuple[Summary, Witness]:
+    """One summary of the VM *pid*."""
+    options = argparse.Namespace(
+        duration=seconds, budget=0.01, via="auto", slow_call=None, output=None
+    )
+    target = inspect(pid)
+    with contextlib.closing(Aside(10)) as aside:
+        trace = BudgetedTrace(target, DEFAULT_EVENTS, options, aside)
+        witness = trace.state = Witness(target)
+        error = trace.run()
+    if error:
+        raise error
+    return trace.summary(), witness
+
+
+def measure(load: str, runs: int, seconds: float) -> tuple[int, int]:
+    """Print a line of one load; returns how many totals were within, of how many."""
+    event, late = LOADS[load]
+    within, stated, errors, off, costs = 0, 0, [], [], []
+    with beams_run.start_beam("stock25", "+S", "1:1", "-s", "bursts") as beam:
+        beam.expect("ready")
+        assert beam.ask(f"run {load} 4") == "running"
+        beam.favour()  # others on the machine are not what is measured
+        for _ in range(runs):
+            summary, witness = summarized(beam.pid, seconds)
+            found, (low, high) = summary.events[event], witness.bounds(late)
+            error = found.error_ratio * found.count
+            stated += found.error_ratio < 1
+            within += found.error_ratio < 1 and (
+                found.count - error <= high and low <= found.count + error
+            )
+            errors.append(found.error_ratio)
+            off.append(abs(2 * found.count / (low + high) - 1))
+            costs.append(summary.cost.share_of_target or 0.0)
+    print(
+        f"{load:8} {event:6} {f'{within}/{stated}':>7} {runs - stated:8}"
+        f" {statistics.median(errors):13.2%} {max(errors):8.2%}"
+        f" {statistics.median(off):11.2%} {statistics.median(costs):7.2%}",
+        flush=True,
+    )
+    return within, stated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
+    parser.add_argument("--runs", type=int, default=10, help="summaries per load (default: 10)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each (default: 10)")
+    parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=list(LOADS))
+    arguments = parser.parse_args()
+    print("load     event   within unstated  stated error    worst  true error    cost")
+    results = [measure(load, arguments.runs, arguments.seconds) for load in arguments.loads]
+    within, runs = map(sum, zip(*results, strict=True))
+    print(f"all: {within}/{runs} of the totals within their stated error")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ends a run that costs its target more than it may. Pure: the caller keeps the clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+#: Seconds over which the cost is looked at.
+SPAN = 1.0
+#: The CPUs that a target counts as using at least: of an idle one any hit is a large part.
+FLOOR = 0.2
+
+
+@dataclass(slots=True)
+class Brake:
+    """
+    Says when observing took more than *most* of a target's CPU for :data:`SPAN` seconds.
+
+    *most* is a part of 1; None means that any cost is right.
+    """
+
+    most: float | None
+    #: What was taken in the last span, as a part of the CPU that the target used.
+    share: float = 0.0
+    _looks: deque[tuple[float, float, float]] = field(default_factory=deque)
+
+    def look(self, now: float, cost: float, cpu_seconds: float) -> bool:
+        """
+        Whether it must end: *cost* are seconds of the *cpu_seconds* that the target has used.
+
+        Both since they began to be counted; *now* is in seconds.
+        """
+        looks = self._looks
+        looks.append((now, cost, cpu_seconds))
+        while len(looks) > 2 and now - looks[1][0] >= SPAN:
+            looks.popleft()
+        began, cost_before, cpu_before = looks[0]
+        passed = now - began
+        if self.most is None or passed < SPAN:
+            return False
+        self.share = (cost - cost_before) / max(cpu_seconds - cpu_before, FLOOR * passed)
+        return self.share > self.most

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a run tells of its events: exact where all was counted, else from windows, with the error.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from scope_ebpf import events
+from scope_ebpf.budget.ledger import Ledger
+from scope_ebpf.budget.measures import Mark
+from scope_ebpf.budget.windows import Closed
+
+SECOND = 1_000_000_000
+
+
+class Measures:
+    """
+    Measures that go on as they are told.
+    """
+
+    def passed(self, event: str, since: int, until: int) -> float:
+        return float(until - since)
+
+
+class Kernel:
+    """
+    The maps of one event, which only grow.
+    """
+
+    def __init__(self, event: str) -> None:
+        self._classes = events.KINDS[event].classes
+        self._tallies = np.zeros(events.CLASSES, events.TALLY)
+        self._durations = np.zeros(events.CLASSES, events.DURATIONS)
+
+    def count(self, **classes: int) -> tuple[np.ndarray, np.ndarray]:
+        for name, count in classes.items():
+            self._tallies["count"][self._classes.index(name)] += count
+        return self._tallies.copy(), self._durations.copy()
+
+
+def mark(seconds: float, measure: float, second: float | None = None) -> Mark:
+    return Mark(round(seconds * SECOND), round(measure), None if second is None else round(second))
+
+
+def begun(event: str, *, in_windows: bool = False, second: float | None = None) -> Ledger:
+    ledger = Ledger([event], Measures())
+    ledger.begin({event: mark(0, 0, second)}, [event] if in_windows else [])
+    return ledger
+
+
+def test_what_is_always_counted_is_exact():
+    """
+    An event whose hooks stay in has its count, without an error, for all of the time.
+    """
+    ledger, kernel = begun("send"), Kernel("send")
+    ledger.exact("send", kernel.count(local=7), mark(1, 10))
+    ledger.opened("send", mark(2, 20))
+    ledger.end("send", kernel.count(local=4, remote=2), mark(3, 30))
+    result = ledger.result("send")
+    assert (11, 2) == tuple(result.totals[:2])
+    assert (0.0, 1.0) == (result.error_ratio, result.sampling_ratio)
+
+
+def test_windows_tell_what_happened_between_them():
+    """
+    Windows with two events for each step of the measure tell two for each step of all the time.
+    """
+    ledger, kernel = begun("send", in_windows=True), Kernel("send")
+    rng = random.Random(1)
+    for n in range(20):
+        measure = rng.randint(90, 110)
+        closed = Closed(0.003, measure, measure / 0.003)
+        ledger.window("send", kernel.count(local=2 * measure), closed)
+        ledger.estimated("send", mark(0.5 * n, 1000 * n))
+    ledger.end("send", None, mark(10, 20_000))
+    result = ledger.result("send")
+    assert 40_000 == pytest.approx(result.totals[0], rel=0.01)
+    assert 0 < result.error_ratio < 0.05
+    assert 20 * 0.003 / 10 == pytest.approx(result.sampling_ratio)
+
+
+def test_the_second_measure_tells_more_where_a_program_does_now_this_and_now_that():
+    """
+    Events that go along with the second measure only have a small error, though the first one
+    tells next to nothing of them.
+    """
+    ledger, kernel = begun("send", in_windows=True, second=0), Kernel("send")
+    rng = random.Random(1)
+    for _ in range(30):
+        talks = rng.random() < 0.5
+        measure, switches = (3000, rng.randint(95, 105)) if talks else (3000, 0)
+        speeds = (measure / 0.003, switches / 0.003)
+        closed = Closed(0.003, measure, speeds[0], switches, speeds[1])
+        ledger.window("send", kernel.count(local=switches), closed)
+    ledger.end("send", None, mark(10, 10_000_000, 100_000))
+    result = ledger.result("send")
+    assert 100_000 == pytest.approx(result.totals[0], rel=0.1)
+    assert result.error_ratio < 0.1
+
+
+def test_measures_that_contradict_each_other_are_not_certain():
+    """
+    Where the two measures tell totals further apart than their errors, the first is believed and
+    the distance is its error.
+    """
+    ledger, kernel = begun("send", in_windows=True, second=0), Kernel("send")
+    for _ in range(20):
+        closed = Closed(0.003, 100, 100 / 0.003, 100, 100 / 0.003)
+        ledger.window("send", kernel.count(local=100), closed)
+    ledger.end("send", None, mark(10, 10_000, 20_000))
+    result = ledger.result("send")
+    assert 10_000 == pytest.approx(result.totals[0], rel=0.01)
+    assert result.error_ratio == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_spent_allowance_turns_exact_into_estimated():
+    """
+    What was counted before hooks came out is exact, so only the rest has an error.
+    """
+    ledger, kernel = begun("send"), Kernel("send")
+    ledger.exact("send", kernel.count(local=1000), mark(4, 500))
+    ledger.tripped("send", kernel.count(local=1000), mark(5, 1000))
+    for n in range(20):
+        count = 200 + n % 2 * 20
+        ledger.window("send", kernel.count(local=count), Closed(0.003, 100, 100 / 0.003))
+    ledger.end("send", None, mark(6, 2000))
+    result = ledger.result("send")
+    assert 2000 + 2100 == pytest.approx(result.totals[0], rel=0.01)
+    assert 0 < result.error_ratio < 0.05
+    assert 5 / 6 == pytest.approx(result.sampling_ratio, abs=0.02)
+
+
+def test_what_became_hot_at_the_very_end_went_on_as_before_for_all_that_is_known():
+    """
+    Without a window the rate before is taken, and may be off by as much as it makes.
+    """
+    ledger, kernel = begun("send"), Kernel("send")
+    ledger.tripped("send", kernel.count(local=1000), mark(9, 500))
+    ledger.end("send", None, mark(10, 600))
+    result = ledger.result("send")
+    assert 1200 == pytest.approx(result.totals[0])
+    assert 200 / 1200 == pytest.approx(result.error_ratio)
+
+
+def test_a_part_of_which_nothing_is_known_makes_the_whole_uncertain():
+    """
+    An event in windows of which there was none has an error of 100 %, and is not called exact.
+    """
+    ledger = begun("send", in_windows=True)
+    ledger.end("send", None, mark(1, 100))
+    result = ledger.result("send")
+    assert (1.0, 0.0) == (result.error_ratio, result.sampling_ratio)
+
+
+def test_hooks_that_come_back_count_exactly_again():
+    """
+    Windows tell the time until hooks come back to stay; from then on it is exact.
+    """
+    ledger, kernel = begun("send", in_windows=True), Kernel("send")
+    for n in range(10):
+        count = 100 + n % 2 * 4
+        ledger.window("send", kernel.count(local=count), Closed(0.003, 100, 100 / 0.003))
+    ledger.opened("send", mark(5, 5000))
+    ledger.end("send", kernel.count(local=77), mark(10, 5100))
+    assert 5100 + 77 == pytest.approx(ledger.result("send").totals[0], rel=0.01)
+
+
+def test_what_the_vm_counts_is_the_count_and_windows_tell_its_parts():
+    """
+    The VM's own number is exact; the classes are shares of it, as windows have them.
+    """
+    ledger, kernel = begun("gc", in_windows=True), Kernel("gc")
+    for n in range(12):
+        count = 30 + n % 2 * 2
+        closed = Closed(0.003, 40, 40 / 0.003)
+        ledger.window("gc", kernel.count(minor=count, major=count // 3), closed)
+    ledger.end("gc", None, mark(10, 4000))
+    result = ledger.result("gc", known=4321)
+    classes = events.KINDS["gc"].classes
+    minor, major = (result.totals[classes.index(name)] for name in ("minor", "major"))
+    assert (0.0, 4321) == (result.error_ratio, pytest.approx(minor + major))
+    assert 3 == pytest.approx(minor / major, rel=0.05)
