@@ -118,6 +118,15 @@ class TooMuchError(ScopeError):
     exit_code = 14
 
 
+class NoAnswerError(TooMuchError):
+    """
+    A process has memory that does not come, such as a page of a file whose server does not answer.
+
+    No reading that was refused: what goes on without one must not go on to the next, which waits
+    as long again.
+    """
+
+
 class CompilerMissingError(ScopeError):
     """The host cannot compile a user's probe: bcc or kernel headers are missing."""
 

@@ -32,6 +32,7 @@ from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
+    ReadRefusedError,
     ScopeError,
 )
 
@@ -51,6 +52,8 @@ _AT_ENTRY = 9
 _MAX_AUXV = 4096
 #: Bytes of a command line that are looked at: a process may say that all its memory is one.
 _MAX_COMMAND = 1 << 17
+#: Where the command line begins, among the fields of ``/proc/PID/stat`` behind the name.
+_ARGUMENTS = 45
 
 
 class Beam(Target):
@@ -148,7 +151,7 @@ def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> 
         memory=Memory(pid, process),
         identity=identity,
     )
-    target = replace(target, node=NodeName(target).read() or _node_argument(folder))
+    target = replace(target, node=NodeName(target).read() or _node_argument(folder, target.memory))
     identity.check()
     return target
 
@@ -249,16 +252,25 @@ def _count_schedulers(folder: Path) -> int:
     return sum(1 for name in _thread_names(folder) if SCHEDULER_THREAD.match(name))
 
 
-def _node_argument(folder: Path) -> str | None:
-    """Read the name that the command line asks for, if it says the host as well."""
+def _node_argument(folder: Path, memory: Memory) -> str | None:
+    """
+    Read the name that the command line asks for, if it says the host as well.
+
+    Not by ``/proc/PID/cmdline``: whoever reads that waits for as long as the memory that it lies
+    in takes to come, and cannot leave that to others.
+    """
     try:
-        with (folder / "cmdline").open("rb", buffering=0) as file:
-            words: list[str] = (
-                (file.read(_MAX_COMMAND) or b"").decode("utf-8", "replace").split("\0")
-            )
-    except OSError:
+        start, end = _command_line(folder)
+        words = memory.read(start, min(end - start, _MAX_COMMAND)).decode("utf-8", "replace")
+    except (OSError, ValueError, ReadRefusedError):
         return None
-    for option, value in pairwise(words):
+    for option, value in pairwise(words.split("\0")):
         if option in ("-name", "-sname") and "@" in value:
             return value[:MAX_NAME]
     return None
+
+
+def _command_line(folder: Path) -> tuple[int, int]:
+    """Where it begins and ends in the process's memory (proc(5): arg_start, arg_end)."""
+    fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    return int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -48,6 +49,48 @@ _libc.process_vm_readv.argtypes = (
     ctypes.c_ulong,
     ctypes.c_ulong,
 )
+
+
+class Way(Protocol):
+    """How memory is read."""
+
+    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
+        """
+        Fill the *size* bytes at *out* from the *count* ``iovec`` at *pieces*, which are of *pid*.
+
+        Gives how many bytes were read, or minus the error number.
+        """
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this thread, and of what reads for it."""
+
+
+class _Directly:
+    """By this thread, which waits for as long as it takes."""
+
+    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
+        local = _Piece(out, size)
+        got: int = _libc.process_vm_readv(pid, ctypes.byref(local), 1, pieces, count, 0)
+        return got if got >= 0 else -ctypes.get_errno()
+
+    def cpu_seconds(self) -> float:
+        return time.thread_time()
+
+
+class _How:
+    """How all memory is read in this process."""
+
+    way: Way = _Directly()
+
+
+def read_by(way: Way) -> None:
+    """Read all memory in *way* from now on, in every thread."""
+    _How.way = way
+
+
+def cpu_seconds() -> float:
+    """CPU time of this thread, and of what reads memory for it."""
+    return _How.way.cpu_seconds()
 
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -210,26 +253,24 @@ class Memory:
 
     def _read(self, address: int, size: int) -> bytes:
         """What can be read there, without numpy: for a word that takes longer than the call."""
-        out = ctypes.create_string_buffer(size)
-        local, remote = _Piece(ctypes.addressof(out), size), _Piece(address, size)
-        got = self._call(ctypes.byref(local), ctypes.byref(remote), 1)
+        out, piece = ctypes.create_string_buffer(size), _Piece(address, size)
+        got = self._call(ctypes.addressof(out), size, ctypes.addressof(piece), 1)
         return out.raw[:got]
 
     def _readv(self, out: NDArray[np.uint8], remote: NDArray[np.void]) -> int:
-        local = _Piece(out.ctypes.data, len(out))
-        return self._call(ctypes.byref(local), remote.ctypes.data, len(remote))
+        return self._call(out.ctypes.data, len(out), remote.ctypes.data, len(remote))
 
-    def _call(self, local: Any, remote: Any, pieces: int) -> int:
-        """Fill the one piece *local* from *remote*; how many bytes were read."""
+    def _call(self, out: int, size: int, pieces: int, count: int) -> int:
+        """Fill the *size* bytes at *out* from *count* pieces; how many bytes were read."""
         self.calls += 1
-        got: int = _libc.process_vm_readv(self.pid, local, 1, remote, pieces, 0)
-        code = ctypes.get_errno()
+        got = _How.way.read(self.pid, out, size, pieces, count)
         if self._process is not None and self._is_other():
             self._process.check()
         if got >= 0:
             look_limits.spend(got)
             return got
         look_limits.spend(0)
+        code = -got
         if code == errno.ESRCH:
             raise NoSuchProcessError(f"process {self.pid} has ended")
         if code == errno.EPERM:

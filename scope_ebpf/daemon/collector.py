@@ -89,7 +89,9 @@ class Readings(Collector):
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
             times = [process.cpu_times() for process in both]
-            page.add("scope_ebpf_cpu_seconds_total", sum(one.user + one.system for one in times))
+            cpu = sum(one.user + one.system for one in times) + daemon.readers.seconds()
+            page.add("scope_ebpf_cpu_seconds_total", cpu)
+            both += _that_run(daemon.readers.pids())
             resident = sum(process.memory_info().rss for process in both)
             page.add("scope_ebpf_resident_memory_bytes", resident)
         if watch := daemon.targets.thread_watch:
@@ -99,6 +101,12 @@ class Readings(Collector):
             page.add("scope_ebpf_errors_total", daemon.errors[where], where=where)
         for result, count in daemon.reloads.items():
             page.add("scope_ebpf_config_reloads_total", count, result=result)
+
+
+def _that_run(pids: list[int]) -> Iterator[psutil.Process]:
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
 
 
 def _told_apart(readings: Iterable[Reading]) -> Iterator[Reading]:

@@ -20,14 +20,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.discover import Refusal, inspect
 from scope_ebpf.beam.look_limits import LookLimits, limited
+from scope_ebpf.beam.memory import cpu_seconds
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon.discovery import RENAMED, Files
+from scope_ebpf.daemon.hangs import Hangs
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.owners import Owner, Shares, Turns
 from scope_ebpf.daemon.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.daemon.programs import BEGUN, FIRST, Bad, Program, Refused, program_at
+from scope_ebpf.daemon.programs import BEGUN, FIRST, MOST, Bad, Program, Refused, program_at
 from scope_ebpf.errors import (
+    NoAnswerError,
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
 
 #: What a look may read of a process's memory, and seconds of CPU and in all that it may take. The
 #: dearest look at a VM, OTP 29 with hidden symbols, takes 7 MB in 27,000 calls and 0.8 s.
-_DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 10.0
+_DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 20.0
 #: Seconds after which a look that does not come back is left behind, and how many may be.
-LOST, MOST_LOST = 15.0, 3
+LOST, MOST_LOST = 30.0, 3
+#: Seconds until who is refused for others of its owner is looked at again.
+_HELD = 600.0
 #: Seconds for which a VM is young: what is not found in it may still come.
 _YOUNG = 60.0
 #: VMs that are not wanted and whose names are followed: each is held by some files. Others are
@@ -80,8 +85,11 @@ class Look(NamedTuple):
 class Looker:
     """Looks at one process after the other; *seconds* is the CPU time that it took."""
 
-    def __init__(self, shares: Shares, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self, shares: Shares, proc: Path = Path("/proc"), hangs: Hangs | None = None
+    ) -> None:
         self._shares, self._proc = shares, proc
+        self.hangs = hangs or Hangs()
         self._files = Files()
         #: VMs that are not wanted, by pid: what they were called, and who tells it now.
         self._unwanted: dict[int, tuple[str | None, NodeName]] = {}
@@ -125,6 +133,9 @@ class Looker:
         bad = self.refused.find(program)
         if bad:
             return "spared", _no(pid, bad)
+        why = self.hangs.refusal(owner)
+        if why:
+            return "spared", Look(pid, Refusal(pid, TooMuchError(why)), now + _HELD)
         try:
             with limited(_limits(pid)) as limits:
                 wanted = self._wanted(pid, owner, config, program, now)
@@ -134,6 +145,9 @@ class Looker:
             raise
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
+            if isinstance(error, NoAnswerError):
+                self.hangs.add(owner)
+                first = MOST
             # Whose rights a process has is no property of its program.
             what = pid if isinstance(error, NotPermittedError) else program
             bad = self.refused.add(what, error, first)
@@ -246,8 +260,8 @@ class Inspector:
             why = TooMuchError(f"a look at process {job.pid} did not come back in {LOST:g} s")
             with suppress(NoSuchProcessError, OSError):
                 program = program_at(Path(f"/proc/{job.pid}"), job.owner)
-                self._looker.refused.add(program, why, 60 * FIRST)
-            self._looks.append(Look(job.pid, Refusal(job.pid, why), now + 60 * FIRST))
+                self._looker.refused.add(program, why, MOST)
+            self._looks.append(Look(job.pid, Refusal(job.pid, why), now + MOST))
             self._job = None
         say(logging.ERROR, "a look at a process hangs", pid=job.pid, owner=job.owner)
         self.start()
@@ -290,7 +304,7 @@ def _limits(pid: int) -> LookLimits:
 def _cpu() -> float:
     """CPU of this thread, and of children that have ended: files are parsed by some."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time() + children.ru_utime + children.ru_stime
+    return cpu_seconds() + children.ru_utime + children.ru_stime
 
 
 def _age(started: float) -> float:

@@ -18,8 +18,11 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.memory import read_by
+from scope_ebpf.beam.reader import Readers
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.discovery import Scanner
+from scope_ebpf.daemon.hangs import Hangs
 from scope_ebpf.daemon.inspector import Inspector, Looker
 from scope_ebpf.daemon.notify import notify, say
 from scope_ebpf.daemon.owners import Shares, owner_of, tenant_of
@@ -52,6 +55,8 @@ _BEAT = 5.0
 _REFRESH = 0.012
 #: The nice value of the loop.
 _PRIORITY = -10
+#: Seconds until a reading of memory is given up in the loop, for which all others wait.
+_PATIENCE = 1.0
 #: A loop that has not come round for this long is stuck.
 STUCK = 10.0
 
@@ -73,10 +78,19 @@ class Daemon:
         self._files = selectors.EpollSelector()
         self.scanner = Scanner()
         shares = Shares()
+        #: Who reads memory that may not come.
+        self.readers = Readers()
+        self.looker = Looker(shares, hangs=Hangs(self.readers.left))
         self.targets = Targets(
-            config, cost, self._files, self.scanner, errors=self.errors, shares=shares
+            config,
+            cost,
+            self._files,
+            self.scanner,
+            errors=self.errors,
+            shares=shares,
+            programs=self.looker.refused,
+            hangs=self.looker.hangs,
         )
-        self.looker = Looker(shares)
         self.inspector = Inspector(self.looker, shares, lambda: self.config, self._ring)
         self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
         self._starts: Starts | None = None
@@ -110,6 +124,8 @@ class Daemon:
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
         _hurry(self.targets.attacher.pid)
+        read_by(self.readers)
+        self.readers.begin(_PATIENCE)
         self._hear_of_starts()
         self.snapshots.start()
         self.inspector.start()
@@ -122,6 +138,7 @@ class Daemon:
             self.inspector.close()
             self.targets.close()
             self.snapshots.close()
+            self.readers.close()
             if self._starts:
                 self._starts.close()
 

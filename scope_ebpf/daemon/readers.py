@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.connections import ConnectionReader
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.memory import Memory, cpu_seconds
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.errors import NoSuchProcessError, ScopeError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError
 from scope_ebpf.metrics.reading import MemoryReading
 
 if TYPE_CHECKING:
@@ -38,11 +38,15 @@ class _Part(Generic[_Read]):
         self._reader: _Reader[_Read] | None = None
 
     def read(self) -> _Read | None:
-        """Read it; None where that is refused. NoSuchProcessError if the process has ended."""
+        """
+        Read it; None where that is refused.
+
+        NoSuchProcessError if the process has ended, NoAnswerError if its memory does not come.
+        """
         try:
             self._reader = self._reader or self._make()
             reading = self._reader.read()
-        except NoSuchProcessError:
+        except (NoSuchProcessError, NoAnswerError):
             raise
         except ScopeError as error:
             self.refused = str(error)
@@ -63,15 +67,15 @@ class Readers:
         self._told: set[str] = set()
 
     def read(self) -> MemoryReading:
-        """Read all that can be. NoSuchProcessError if the process has ended."""
-        taken, began = time.time(), time.thread_time()
+        """Read all that can be. NoSuchProcessError and NoAnswerError."""
+        taken, began = time.time(), cpu_seconds()
         allocators, connections = self._allocators.read(), self._connections.read()
         parts = (self._allocators, self._connections)
         refused = {part.name: part.refused for part in parts if part.refused}
         if allocators and allocators.why:
             refused["erlang_memory"] = allocators.why
         self._tell(refused)
-        seconds = time.thread_time() - began
+        seconds = cpu_seconds() - began
         return MemoryReading(allocators, connections, refused, seconds, taken)
 
     def _tell(self, refused: dict[str, str]) -> None:

@@ -21,13 +21,13 @@ import numpy as np
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.look_limits import LookLimits, limited
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes import ALL, CHUNK, LOAD, ProcessTable, base_bytes
 from scope_ebpf.beam.sizes import memory_bytes
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.owners import in_turns
 from scope_ebpf.daemon.readers import Readers
-from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.labels import Labels
 from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
@@ -79,18 +79,18 @@ class Table:
         reading = SnapshotReading(top, taken=time.time())
         parts = self._parts()
         for part in range(parts):
-            began = time.thread_time()
+            began = cpu_seconds()
             snapshot = self._table.snapshot(part, parts)
             rows, missed = snapshot.rows, snapshot.missed
             reading.take_in(rows, len(missed), self._memory(rows))
             reading.take_in_rates(rows, self._reductions.rates(part, parts, rows, missed))
-            took = time.thread_time() - began
+            took = cpu_seconds() - began
             reading.seconds += took
             pause(took)
-        began = time.thread_time()
+        began = cpu_seconds()
         largest = np.array([one.pid for one in reading.memories], np.uint64)
         reading.weigh(self._weighed(self._whole.slots_of(largest)))
-        reading.seconds += time.thread_time() - began
+        reading.seconds += cpu_seconds() - began
         reading.names = self._names(reading)
         return reading
 
@@ -124,9 +124,9 @@ class Table:
         try:
             if self._labels is None:
                 self._labels = Labels(self._target, self._atoms, CodeMap(self._target, self._atoms))
-            began = time.thread_time()
+            began = cpu_seconds()
             labels = self._labels.labels(pids)
-            reading.seconds += time.thread_time() - began
+            reading.seconds += cpu_seconds() - began
         except ReadRefusedError:
             return {}
         return {pid: label.who for pid, label in labels.items() if label.who}
@@ -190,9 +190,9 @@ class Snapshots:
             for part, read in (("memory", self._read), ("processes", self._take)):
                 due = self._clock() >= kept.due.get(part, 0.0)
                 if due and not self._ended.is_set() and taken[watch.owner] < _OWNERS_TURN * 1000:
-                    began = time.thread_time()
+                    began = cpu_seconds()
                     self._turn(watch, kept, part, read)
-                    taken[watch.owner] += int(1000 * (time.thread_time() - began))
+                    taken[watch.owner] += int(1000 * (cpu_seconds() - began))
 
     def _run(self) -> None:
         while not self._ended.wait(_LOOK):
@@ -211,6 +211,8 @@ class Snapshots:
                 rarely = read(watch, kept) * len(self._kept)
         except (NoSuchProcessError, _EndedError):
             pass  # the loop drops it
+        except NoAnswerError as error:
+            watch.trouble = error  # and so does it then
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             self._failed(watch, kept, part, error)
             pause = kept.pauses[part] = min(2 * kept.pauses.get(part, _RETRY / 2), _MOST_RETRY)

@@ -20,21 +20,25 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.beam.look_limits import LookLimits, limited
+from scope_ebpf.beam.memory import cpu_seconds
 from scope_ebpf.beam.node import NodeName
 from scope_ebpf.daemon import heap
+from scope_ebpf.daemon.hangs import Hangs
 from scope_ebpf.daemon.names import NodeLabels
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.owners import Room
 from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.daemon.programs import Refused
+from scope_ebpf.daemon.programs import MOST, Refused
 from scope_ebpf.daemon.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import (
     HostError,
+    NoAnswerError,
     NoSuchProcessError,
     NothingToAttachError,
     ScopeError,
     TargetChangedError,
+    TooMuchError,
 )
 from scope_ebpf.governor import OFTEN
 from scope_ebpf.kernel.programs import Spares
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from scope_ebpf.daemon.discovery import Scanner
     from scope_ebpf.daemon.inspector import Found
     from scope_ebpf.daemon.owners import Owner, Shares
+    from scope_ebpf.daemon.programs import Program
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.stats import ProgramStats
 
@@ -74,6 +79,7 @@ class _Observed:
     #: What tells that it has ended, or executes another program.
     ends: tuple[int, ...]
     name: NodeName
+    program: Program | None = None
     #: What its node said last that it is called.
     called: str | None = None
 
@@ -95,12 +101,16 @@ class Targets:
         *,
         errors: Counter[str],
         shares: Shares,
+        programs: Refused | None = None,
+        hangs: Hangs | None = None,
     ) -> None:
         self.config = config
         self.refused: dict[int, str] = {}
         self.labels = NodeLabels()
         #: What could not be observed although it is a VM, by pid.
         self._failed = Refused()
+        #: Programs that are not looked at, and whose processes have memory that does not come.
+        self._programs, self._hangs = programs or Refused(), hangs or Hangs()
         #: Who has targets, and who has places for their threads.
         self._room, self._places = Room(), Room()
         #: Who was refused for want of room, by pid.
@@ -143,7 +153,7 @@ class Targets:
         if pid in self._observed:
             identity.close()
             return
-        began = time.thread_time()
+        began = cpu_seconds()
         try:
             self._require_room(found.owner)
             with limited(_limits(pid)):
@@ -153,10 +163,10 @@ class Targets:
             self._scanner.ended(pid)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             identity.close()
-            self._refuse(pid, error, found.owner)
+            self._refuse(pid, error, found.owner, found.program)
         else:
             self._keep(found, watch)
-        self._shares.charge(found.owner, time.thread_time() - began)
+        self._shares.charge(found.owner, cpu_seconds() - began)
 
     def _watch(self, found: Found) -> Watch:
         pid, threads = found.target.pid, None
@@ -226,8 +236,9 @@ class Targets:
             watch.close()
 
     def _tell_all(self, what: Callable[[_Observed], None]) -> None:
-        for observed in list(self._observed.values()):
-            self._guarded(observed, what)
+        for pid, observed in list(self._observed.items()):
+            if self._observed.get(pid) is observed:  # one may take others of its owner along
+                self._guarded(observed, what)
 
     def hasten(self) -> None:
         """
@@ -324,7 +335,7 @@ class Targets:
     def _keep(self, found: Found, watch: Watch) -> None:
         target, pid, identity = found.target, found.target.pid, found.target.identity
         ends = tuple(fd for fd in (identity.pidfd, identity.execs) if fd is not None)
-        observed = _Observed(watch, ends, NodeName(target))
+        observed = _Observed(watch, ends, NodeName(target), found.program)
         self._observed[pid] = observed
         self._room.enter(pid, found.owner)
         self.refused.pop(pid, None)
@@ -371,7 +382,7 @@ class Targets:
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             self._errors["watch"] += 1
             self.drop(pid, "it cannot be observed any more")
-            self._refuse(pid, error, observed.watch.owner)
+            self._refuse(pid, error, observed.watch.owner, observed.program)
 
     def _turn_one(self, observed: _Observed) -> None:
         now = time.monotonic()
@@ -443,13 +454,29 @@ class Targets:
                 "LimitNOFILE in its unit (or ulimit -n) to observe more VMs"
             )
 
-    def _refuse(self, pid: int, error: Exception, owner: Owner) -> None:
+    def _refuse(
+        self, pid: int, error: Exception, owner: Owner, program: Program | None = None
+    ) -> None:
         """Try it again later, and ever more rarely: what is missing may come back."""
         if isinstance(error, NoRoomError):
             self._waiting[pid] = owner
         bad = self._failed.add(pid, error)
+        if isinstance(error, NoAnswerError):
+            if program:
+                bad = self._programs.add(program, error, MOST)
+            self._hangs.add(owner)
+            self._drop_hanging()
         self._scanner.again(pid, bad.pause)
         self._say_refused(pid, error, owner)
+
+    def _drop_hanging(self) -> None:
+        """Let go of all of an owner, once too many of its processes have had such memory."""
+        for pid, observed in list(self._observed.items()):
+            owner = observed.watch.owner
+            why = self._hangs.refusal(owner)
+            if why:
+                self.drop(pid, "others of its owner do not answer")
+                self._refuse(pid, TooMuchError(why), owner)
 
     def _say_refused(self, pid: int, error: Exception, owner: Owner | None = None) -> None:
         """Say it once."""

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.memory import cpu_seconds
 from scope_ebpf.budget import totals
 from scope_ebpf.budget.hooks import GovernedHooks
 from scope_ebpf.budget.prices import Prices
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.counters import Counters
     from scope_ebpf.beam.target import Target
     from scope_ebpf.daemon.threads import WatchedThreads
+    from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.programs import Spares
     from scope_ebpf.kernel.uprobes import Attacher
@@ -71,6 +73,8 @@ class Watch:
         self.snapshot: SnapshotReading | None = None
         #: The same of the VM's own memory.
         self.memory: MemoryReading | None = None
+        #: What another thread found out about it, for which it is to be let go.
+        self.trouble: ScopeError | None = None
         self._threads = threads
         self._throttling = Throttling(target.pid)
         # Read once: who may move a VM among cgroups of its own must not make series without end.
@@ -107,7 +111,8 @@ class Watch:
         #: Events whose hooks the kernel refused, and why.
         self.failed: dict[str, str] = {}
         self._ticks = 0
-        healed = heal(target.identity, semaphores(target.binary), attacher)
+        read = target.memory.read
+        healed = heal(target.identity, semaphores(target.binary), attacher, read=read)
         if healed:
             say(logging.WARNING, "breakpoints of nobody go out", pid=target.pid, count=healed)
         self.session.__enter__()
@@ -128,9 +133,11 @@ class Watch:
         Take stock: counts, costs, allowances.
 
         NoSuchProcessError if the target has ended, or is another by now; then nothing of what
-        was read is told.
+        was read is told. Raises :attr:`trouble`, too.
         """
-        now, began = time.monotonic(), time.thread_time()
+        if self.trouble:
+            raise self.trouble
+        now, began = time.monotonic(), cpu_seconds()
         self._hooks.listen(now)
         counters = self._measures.read()
         process = read_process(self.target.pid, self._throttling)
@@ -143,7 +150,7 @@ class Watch:
         spent = self._hooks.tick(now, process.cpu_seconds, others)
         self.target.identity.check()
         self.reading = self._read(counters, process, spent)
-        took = time.thread_time() - began
+        took = cpu_seconds() - began
         self._stocktaking += (took - self._stocktaking) * (_NEW if self._stocktaking else 1.0)
         self.ticked, self.next_tick = now, now + self._governor.pause(self._stocktaking)
 

@@ -34,9 +34,11 @@ from scope_ebpf.kernel.uprobes import (
 from scope_ebpf.plan import Attachment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from scope_ebpf.kernel.uprobes import Identity
+
+    Read = Callable[[int, int], bytes]
 
 _BREAKPOINT = 0xCC
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -77,26 +79,28 @@ class _LoadOptions(ctypes.Structure):
     )
 
 
-def find(identity: Identity) -> list[int]:
+def find(identity: Identity, read: Read | None = None) -> list[int]:
     """
     Where the text of a process has a breakpoint that the file which it runs does not have.
 
-    Offsets in the file. Raises OSError if the process has ended.
+    Offsets in the file. *read* reads its memory, for who must not wait for that; by itself it is
+    read from ``/proc``. Raises OSError if the process has ended.
     """
     pid, file = identity.pid, identity.file
     found: list[int] = []
     with ExitStack() as stack:
         memory, pages = (
-            stack.enter_context(Path(f"/proc/{pid}/{name}").open("rb", buffering=0))
+            stack.enter_context(Path(f"/proc/{pid}/{name}").open("rb", buffering=0)).fileno()
             for name in ("mem", "pagemap")
         )
+        read = read or (lambda address, size: os.pread(memory, size, address))
         for span in _text(pid, os.fstat(file).st_ino):
             flags = np.frombuffer(
-                os.pread(pages.fileno(), span.size // _PAGE * 8, span.address // _PAGE * 8), "<u8"
+                os.pread(pages, span.size // _PAGE * 8, span.address // _PAGE * 8), "<u8"
             )
             own = flags & (_PRESENT | _SWAPPED) != 0
             for page in np.flatnonzero(own & (flags & _OF_A_FILE == 0))[:_MOST_PAGES].tolist():
-                now = os.pread(memory.fileno(), _PAGE, span.address + page * _PAGE)
+                now = read(span.address + page * _PAGE, _PAGE)
                 before = os.pread(file, _PAGE, span.offset + page * _PAGE)
                 found += [span.offset + page * _PAGE + at for at in _differences(now, before)]
     return found
@@ -134,6 +138,7 @@ def heal(
     attacher: Attacher | None = None,
     *,
     multi: bool | None = None,
+    read: Read | None = None,
 ) -> int:
     """
     Take out the breakpoints of a process that nobody holds; how many have gone.
@@ -142,12 +147,12 @@ def heal(
     out. At most MOST of them. *semaphores* has the offset of each USDT site's semaphore by that
     of the site: the kernel knows both together, and counts the semaphore down as well.
     Breakpoints that a tool holds at this moment stay; where a debugger is attached nothing is
-    done, since the kernel does not know of its breakpoints. Raises HostError, and as
-    ``Identity.check`` does.
+    done, since the kernel does not know of its breakpoints. *read* is as in :func:`find`. Raises
+    HostError, and as ``Identity.check`` does.
     """
     # A process that has ended has none.
     with suppress(OSError):
-        before = _left(identity.pid, find(identity))
+        before = _left(identity.pid, find(identity, read))
         if before and not _is_debugged(identity.pid):
             places = [_place(offset, semaphores.get(offset, 0)) for offset in before[:MOST]]
             multi = has_multi() if multi is None else multi
@@ -155,7 +160,7 @@ def heal(
                 return _touch(identity, places, attacher, multi=multi)
             with Attacher() as ours:
                 _touch(identity, places, ours, multi=multi)
-            return len(set(before) - set(find(identity)))
+            return len(set(before) - set(find(identity, read)))
     return 0
 
 

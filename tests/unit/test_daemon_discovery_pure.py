@@ -3,6 +3,7 @@
 Which processes discovery looks into, and when: over a folder that stands for /proc.
 """
 
+import ctypes
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ from test_beam_elf import PROGBITS, STRTAB, SYMTAB, elf, table
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.discover import Refusal
+from scope_ebpf.beam.memory import Memory
 from scope_ebpf.daemon import inspector
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.discovery import Files, Scanner
@@ -177,8 +179,11 @@ def test_a_name_of_ten_kilobytes_on_the_command_line_is_cut(tmp_path):
     """
     What is read where the VM's memory tells no name is as short as a name can be.
     """
-    (tmp_path / "cmdline").write_bytes(b"beam.smp\0-name\0" + b"x" * 10_000 + b"@host\0")
-    assert discover._node_argument(tmp_path) == "x" * 255
+    line = ctypes.create_string_buffer(b"beam.smp\0-name\0" + b"x" * 10_000 + b"@host")
+    begin = ctypes.addressof(line)
+    between = "0 " * 44
+    (tmp_path / "stat").write_text(f"1 (beam (smp)) S {between}{begin} {begin + len(line)} 0\n")
+    assert discover._node_argument(tmp_path, Memory(os.getpid())) == "x" * 255
 
 
 def test_a_program_outlives_the_process_that_led_to_it():
