@@ -89,8 +89,7 @@ class Totals:
             # known how much there was, and hardly of which class.
             everything = float(estimate.total[:COUNTS].sum())
             counted = min(float(self._seen[event][:COUNTS].sum()), everything)
-            sampling_ratio = counted / everything if everything else 1.0
-            error = 1.0 - sampling_ratio
+            error = 1.0 - counted / everything if everything else 0.0
         return EventReading(
             totals=estimate.total.copy(),
             mode=mode,
