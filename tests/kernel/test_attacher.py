@@ -128,15 +128,26 @@ def test_that_it_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
         Attacher()
 
 
-def test_a_daemon_with_little_memory(scene: Scene, tmp_path: Path):
+def attacher_of(daemon: int) -> int:
     """
-    A daemon without room for threads of 8 MB of stack each observes a VM and ends in order.
+    The process that holds a daemon's breakpoints.
     """
-    with daemon(QUICK, tmp_path, prefix=("prlimit", "--as=220000000")) as running:
-        samples = running.until(scene.beam.pid, always)
-        planted = scene.beam.plant("spawns 23")
-        name = ("beam_process_spawns_total",)
-        running.until(scene.beam.pid, lambda now: now[name] >= samples[name] + planted)
+    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    (found,) = [c for c in children if b"attacher.py" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return int(found)
+
+
+def test_a_daemon_whose_attacher_has_no_room(scene: Scene, tmp_path: Path):
+    """
+    A daemon whose attacher can start no thread takes in one more VM, counts, and ends in order.
+    """
+    with daemon(QUICK, tmp_path) as running:
+        running.until(scene.beam.pid, bool)
+        with no_more_memory(attacher_of(running.process.pid)), named() as beam:
+            samples = running.until(beam.pid, always)
+            planted = beam.plant("spawns 23")
+            name = ("beam_process_spawns_total",)
+            running.until(beam.pid, lambda now: now[name] >= samples[name] + planted)
         code, errors = running.end()
     assert 0 == code
     assert "Traceback" not in errors
