@@ -9,6 +9,7 @@ user's: a confined process parses it (``sandbox.client``), and what it answers i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import weakref
@@ -383,7 +384,8 @@ _MANGLED = tuple(
 
 def _let_go(parser: Parser, fd: int) -> None:
     parser.close()
-    os.close(fd)
+    with contextlib.suppress(OSError):  # its filesystem may have gone; the descriptor has, too
+        os.close(fd)
 
 
 def _facts(found: Any) -> _Facts:

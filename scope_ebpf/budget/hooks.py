@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import symbol_values
+from scope_ebpf.beam.memory import cpu_seconds
 from scope_ebpf.budget.windows import Approach, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.governor import Action
@@ -153,9 +154,9 @@ class GovernedHooks:
 
     def turn(self) -> None:
         """Close the window that is over, open the one that is due."""
-        began = time.thread_time()
+        began = cpu_seconds()
         self._turn(time.monotonic())
-        self._worked += time.thread_time() - began
+        self._worked += cpu_seconds() - began
 
     def _turn(self, now: float) -> None:
         if self._window and now >= self._window.closes:

@@ -52,6 +52,8 @@ def program_at(folder: Path, owner: Owner) -> Program:
         status = os.stat(f"{folder}/exe")  # noqa: PTH116 - fast
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcessError(f"{folder.name} has ended") from None
+    except OSError as error:  # it lies in a filesystem whose server has gone, or refuses
+        raise NoSuchProcessError(f"the program of {folder.name} is not there: {error}") from None
     return Program(status.st_dev, status.st_ino, owner)
 
 

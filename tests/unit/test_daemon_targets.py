@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.owners import ROOT, Shares
+from scope_ebpf.daemon.hangs import MOST
+from scope_ebpf.daemon.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.targets import Targets, _Observed
-from scope_ebpf.errors import HostError, NoSuchProcessError
+from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError
 from scope_ebpf.kernel.stats import ProgramStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from scope_ebpf.daemon.owners import Owner
 
 RUNS = {"send_entry": ProgramStats(1_000, 0.001, 2)}
 
@@ -189,3 +188,24 @@ def test_tracepoints_that_are_refused_later_are_gone_without(targets):
     assert targets.thread_watch is None
     assert ["the kernel is locked down"] == watch.heard
     assert [watch] == targets.watches
+
+
+def test_who_has_memory_that_does_not_come_is_let_go_and_then_its_owner(targets):
+    """
+    Each by itself at first; with the third all others of that owner go, and those of others stay.
+    """
+    evil = Owner(666, "")
+    hanging = [keep(targets, FakeWatch(pid, owner=evil)) for pid in range(7, 7 + MOST)]
+    bystander = keep(targets, FakeWatch(90, owner=evil))
+    innocent = keep(targets, FakeWatch(91, owner=Owner(1000, "")))
+    left = []
+    for watch in hanging:
+        watch.error = NoAnswerError("it has memory that cannot be read")
+        os.write(watch.bell, b"x")
+        targets._listen()
+        left.append(len(targets.watches))
+    assert [4, 3, 1] == left
+    assert [innocent] == targets.watches
+    assert "it has memory that cannot be read" == targets.refused[7]
+    assert "3 processes of uid 666" in targets.refused[90]
+    assert bystander.closed
