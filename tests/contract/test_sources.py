@@ -98,7 +98,7 @@ def test_only_documents_link_to_the_forge():
 def test_each_error_has_its_own_exit_code():
     """
     A script can tell from the exit code what went wrong: no two errors share one, but that a
-    target became another process is one way for it to end.
+    target became another process is one way for it to end, and no answer one way to take too much.
     """
     codes = {
         error.__name__: error.exit_code
@@ -106,6 +106,7 @@ def test_each_error_has_its_own_exit_code():
         if isinstance(error, type) and issubclass(error, errors.ScopeError)
     }
     assert codes.pop("TargetChangedError") == codes["TargetEndedError"]
+    assert codes.pop("NoAnswerError") == codes["TooMuchError"]
     assert len(codes) == len(set(codes.values()))
     assert set(codes.values()) <= set(range(1, 64))
     assert codes["UsageError"] == 2
