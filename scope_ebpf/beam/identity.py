@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from scope_ebpf.beam.exec_watch import watch_execs
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, TargetChangedError
+from scope_ebpf.sandbox.files import inode_of
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.exec_watch import ExecWatch
@@ -33,6 +34,8 @@ _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
 #: Looks at a process whose program has gone, until it has ended or has another one.
 _LOOKS, _BETWEEN_MS = 20, 1
+#: What poll(2) can be asked to wait for.
+_LONGEST_MS = (1 << 31) - 1
 #: Seconds between two looks at the files of a process that is waited for.
 _PAUSE = 0.1
 
@@ -55,7 +58,10 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OverflowError:  # no C int
+            raise ProcessLookupError from None
         self._close = weakref.finalize(self, os.close, self.pidfd)
         self._execs: ExecWatch | None = None
 
@@ -116,7 +122,7 @@ class Poller:
 
     def __call__(self, seconds: float = 0.0) -> bool:
         """Wait for *seconds* at most; whether there is a reason for a check."""
-        if self._poll.poll(seconds * 1000):
+        if self._poll.poll(min(seconds * 1000, _LONGEST_MS)):
             return True
         return self._execs is not None and self._execs.happened()
 
@@ -196,12 +202,12 @@ class Identity:
         """Raise NoSuchProcessError if it has ended, TargetChangedError if it is another by now."""
         self.process.check()
         try:
-            status = os.stat(f"{self.proc}/{self.pid}/exe")  # noqa: PTH116 - fast
+            inode = inode_of(f"{self.proc}/{self.pid}/exe")
             ids = _credentials(self.pid, self.proc)
         except OSError:
             raise NoSuchProcessError(f"process {self.pid} has ended") from None
         self.process.check()  # it was this one, then, that was asked
-        if (status.st_dev, status.st_ino) != self.inode:
+        if inode != self.inode:
             raise TargetChangedError(self.pid, "became another program")
         if ids != (self.uids, self.gids):
             raise TargetChangedError(self.pid, "changed its user or group")

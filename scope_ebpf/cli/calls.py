@@ -193,12 +193,12 @@ def choose(candidates: list[Function], most: int, room: str = _ROOM[True]) -> li
             "more (--slow-call); `calls` sees the Erlang functions around them"
         )
     if len(erlang) > most:
-        shown = "\n  ".join(str(f) for f in erlang[:_LISTED])
-        rest = f"\n  and {len(erlang) - _LISTED} more" if len(erlang) > _LISTED else ""
+        shown = ", ".join(str(f) for f in erlang[:_LISTED])
+        rest = f" and {len(erlang) - _LISTED} more" if len(erlang) > _LISTED else ""
         raise UsageError(
             f"{len(erlang)} functions fit, and {room} {most}"
             + (" beside the one for durations" if most < MOST else "")
-            + f"; name those you mean:\n  {shown}{rest}"
+            + f"; name those you mean: {shown}{rest}"
         )
     return erlang
 

@@ -128,17 +128,17 @@ def _otlp(
 
 
 def _post(url: str, body: bytes) -> None:
-    import urllib.error  # noqa: PLC0415 - for this alone
+    import http.client  # noqa: PLC0415 - for this alone
     import urllib.request  # noqa: PLC0415
 
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--endpoint is a URL of http or https, not {url}")
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
     try:
+        request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
             answer.read(1 << 16)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise OutputError(f"{url} does not take the spans: {error}") from None
 
 

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     top_level = not words or words[0] in ("-h", "--help", "--version")
     if not top_level and words[0] not in COMMANDS:
+        if not words[0].startswith("-"):
+            _parser(None).error(f"no command {words[0]!r}; there are: {', '.join(COMMANDS)}")
         words.insert(0, "trace")
     command = None if top_level else words[0]
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the threads; raises ScopeError."""
     interval = args.interval if args.interval is not None else (0.3 if args.once else 1.0)
-    if interval <= 0:
+    if not 0 < interval < math.inf:
         raise UsageError("--interval wants a number above 0")
     target = discover.inspect(args.pid)
     try:

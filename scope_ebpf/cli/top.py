@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
-    if args.interval <= 0 or (args.limit is not None and args.limit <= 0):
+    if not 0 < args.interval < math.inf or (args.limit is not None and args.limit <= 0):
         raise UsageError("--interval and --limit want a number above 0")
     target = discover.inspect(args.pid)
     if args.format == "json":

@@ -68,10 +68,10 @@ def _listen(config: Config) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # no name of a host is a TypeError
+        why = error.strerror or error if isinstance(error, OSError) else error
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "choose another with --listen"
+            f"cannot listen on {host}:{port}: {why}; choose another with --listen"
         ) from None
 
 
@@ -85,7 +85,7 @@ def _listen_at(path: Path, group: str) -> socket.socket:
         if group:
             shutil.chown(path, group=group)
         listener.listen(_BACKLOG)
-    except (OSError, LookupError) as error:
+    except (OSError, LookupError, ValueError) as error:
         listener.close()
         why = error.strerror or error if isinstance(error, OSError) else error
         raise ConfigError(f"cannot listen on unix:{path}: {why}") from None

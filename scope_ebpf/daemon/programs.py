@@ -8,13 +8,13 @@ costs a look of its own, and another user is not held to what the processes of t
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.sandbox.files import inode_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +49,12 @@ class Bad(NamedTuple):
 def program_at(folder: Path, owner: Owner) -> Program:
     """The program that the process in *folder* runs; NoSuchProcessError where there is none."""
     try:
-        status = os.stat(f"{folder}/exe")  # noqa: PTH116 - fast
+        device, inode = inode_of(f"{folder}/exe")
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcessError(f"{folder.name} has ended") from None
     except OSError as error:  # it lies in a filesystem whose server has gone, or refuses
         raise NoSuchProcessError(f"the program of {folder.name} is not there: {error}") from None
-    return Program(status.st_dev, status.st_ino, owner)
+    return Program(device, inode, owner)
 
 
 class Refused:

@@ -152,7 +152,7 @@ def good_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(host, "require", lambda: None)
 
 
-@pytest.mark.parametrize("pid", [ABSENT, 0, -1])
+@pytest.mark.parametrize("pid", [ABSENT, 0, -1, 1 << 31, 1 << 64])
 def test_a_pid_that_is_not_there_has_its_line_and_code(
     pid: int, good_host: None, capsys: pytest.CaptureFixture
 ):
@@ -161,6 +161,28 @@ def test_a_pid_that_is_not_there_has_its_line_and_code(
     """
     assert 3 == cli.main(["--pid", str(pid)])
     assert ("", f"scope-trace: there is no process {pid}\n") == capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["top", "schedulers"])
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf"])
+def test_an_interval_that_cannot_be_waited_for_is_refused(
+    command: str, interval: str, good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    Neither nothing nor without end: one line, exit code 2.
+    """
+    assert 2 == cli.main([command, "--pid", str(ABSENT), "--interval", interval])
+    assert "want" in capsys.readouterr().err
+
+
+def test_a_command_that_is_none_is_named(capsys: pytest.CaptureFixture):
+    """
+    A word in its place that is no command: the message says so, with those that there are.
+    """
+    assert 2 == ended("tpo", "--pid", "1")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "no command 'tpo'" in last
+    assert "top" in last
 
 
 def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFixture):

@@ -354,6 +354,17 @@ def test_spans_are_posted_to_a_collector(path: Path, collector, capsys: pytest.C
     assert "4 spans" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["http://[", "http://localhost/\r\nX: y", "http://", "https://a:b"])
+def test_an_endpoint_that_is_none_has_its_line(path: Path, url: str, capsys: pytest.CaptureFixture):
+    """
+    What looks like a URL and is none is said in one line; the capture is not blamed for it.
+    """
+    assert 10 == main(["export", str(path), "--to", "otlp", "--endpoint", url])
+    said = capsys.readouterr().err
+    assert "does not take the spans" in said
+    assert 1 == said.count("\n")
+
+
 def test_a_collector_that_refuses_is_named(path: Path, collector, capsys: pytest.CaptureFixture):
     """
     Where a collector does not take the spans, one line says which and why.

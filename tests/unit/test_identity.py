@@ -296,3 +296,12 @@ def test_a_breakpoint_of_a_process_that_has_ended_goes_out_at_once(
     ((_, link),) = holder.links
     assert os.read(link, 1) == b""
     os.close(link)
+
+
+@pytest.mark.parametrize("seconds", [1e300, float("inf")])
+def test_a_wait_of_any_length_begins(seconds: float):
+    """
+    poll(2) takes no more milliseconds than an int has; the end of the process is told as ever.
+    """
+    with subprocess.Popen(["true"]) as other:
+        assert Process(other.pid).poller()(seconds)

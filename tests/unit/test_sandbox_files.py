@@ -191,3 +191,15 @@ def test_a_reading_of_proc_is_bounded(tmp_path: Path):
     assert b"x" * 100 == files.read_bounded(tmp_path / "maps", most=100)
     with pytest.raises(RefusedFileError, match="more than 99 bytes"):
         files.read_bounded(tmp_path / "maps", most=99)
+
+
+def test_an_inode_is_that_of_stat(tmp_path: Path):
+    """
+    Of a file, of what a link leads to and of a running program, as stat(2) tells them.
+    """
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path in (str(tmp_path), f"{tmp_path}/link", f"/proc/{os.getpid()}/exe"):
+        status = Path(path).stat()
+        assert (status.st_dev, status.st_ino) == files.inode_of(path)
+    with pytest.raises(FileNotFoundError):
+        files.inode_of(f"{tmp_path}/missing")
