@@ -33,7 +33,7 @@ class ObjectsHook(BuildHookInterface[Any]):
 
 
 def _sources() -> list[Path]:
-    """What the objects are made of and with."""
+    """What the objects are made of and with; ``events.py``, too, is in the package anyway."""
     files = (path for path in build_objects.PROBES.rglob("*") if path.is_file())
     kept = (path for path in files if "__pycache__" not in path.parts)
-    return [*sorted(kept), Path(build_objects.__file__), build_objects.VOCABULARY]
+    return [*sorted(kept), Path(build_objects.__file__)]

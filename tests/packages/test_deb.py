@@ -280,7 +280,8 @@ def test_the_programs_come_with_their_licence_and_source(deb: Path, tmp_path: Pa
     installed = tmp_path / "usr/lib/scope-ebpf"
     assert ["COPYING"] == [path.name for path in installed.glob("*.dist-info/licenses/probes/*")]
     source = installed / "scope_ebpf/kernel/source"
-    (source / "scope_ebpf/kernel").mkdir()
+    (source / "scope_ebpf/kernel").mkdir(parents=True)
+    shutil.copy(installed / "scope_ebpf/events.py", source / "scope_ebpf")
     output(sys.executable, str(source / "packaging/build_objects.py"))
     shipped = {path.name for path in (installed / "scope_ebpf/kernel/objects").iterdir()}
     assert shipped == {path.name for path in source.glob("scope_ebpf/kernel/objects/*.o")}
