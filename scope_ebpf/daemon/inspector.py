@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 #: reads (``beam.reader``) each takes 0.1 to 0.3 ms where CPUs are short.
 _DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 20.0
 #: Seconds after which a look that does not come back is left behind, and how many may be.
-LOST, MOST_LOST = 30.0, 3
+LOST, MOST_LOST = 30.0, 64
 #: Seconds until who is refused for others of its owner is looked at again.
 _HELD = 600.0
 #: Seconds for which a VM is young: what is not found in it may still come.
@@ -262,6 +262,7 @@ class Inspector:
             with suppress(NoSuchProcessError, OSError):
                 program = program_at(Path(f"/proc/{job.pid}"), job.owner)
                 self._looker.refused.add(program, why, MOST)
+            self._looker.hangs.add(job.owner)  # of three in an hour nothing more is looked at
             self._looks.append(Look(job.pid, Refusal(job.pid, why), now + MOST))
             self._job = None
         say(logging.ERROR, "a look at a process hangs", pid=job.pid, owner=job.owner)

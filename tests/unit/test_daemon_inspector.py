@@ -14,6 +14,7 @@ import pytest
 from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.daemon import inspector
 from scope_ebpf.daemon.config import Config
+from scope_ebpf.daemon.hangs import Hangs
 from scope_ebpf.daemon.inspector import LOST, Inspector, Look, Looker
 from scope_ebpf.daemon.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.prepare import UnprovenError
@@ -145,7 +146,7 @@ class Slow:
     """
 
     def __init__(self) -> None:
-        self.refused = Refused()
+        self.refused, self.hangs = Refused(), Hangs()
         self.began, self.let = threading.Semaphore(0), threading.Event()
 
     def look(self, pid: int, owner: Owner, config: Config) -> Look:
@@ -171,6 +172,7 @@ def slow():
 def test_a_look_that_hangs_is_left_behind(slow):
     """
     Nobody waits for it: the loop has its answer, a refusal, and the next process is looked into.
+    Of an owner with three of them none is looked into any more.
     """
     slow.inspector.ask(1, EVIL)
     slow.inspector.ask(2, EVIL)
@@ -183,6 +185,10 @@ def test_a_look_that_hangs_is_left_behind(slow):
     assert slow.woken.acquire(timeout=PATIENCE)
     assert Look(2, exe="/program") == slow.inspector.take()
     assert 1 == slow.inspector.lost
+    slow.looker.hangs.add(EVIL)
+    assert "" == slow.looker.hangs.refusal(EVIL)
+    slow.looker.hangs.add(EVIL)
+    assert slow.looker.hangs.refusal(EVIL)
     slow.looker.let.set()
     assert slow.inspector.idle
 
