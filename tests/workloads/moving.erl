@@ -45,7 +45,7 @@ command(_, ["holds"]) ->
         erlang:monitor(time_offset, clock_service),
         erlang:monitor(process, moving_deaf),
         link(hd(Quiet)),
-        put(aliases, [alias() || _ <- lists:seq(1, 5)]),
+        put(aliases, [erlang:alias() || _ <- lists:seq(1, 5)]),
         [erlang:suspend_process(P) || P <- tl(Quiet)],
         register(moving_suspended, lists:last(Quiet)),
         Self ! holds,
