@@ -17,6 +17,9 @@ _MINUTE, _HOUR = 60.0, 3600.0
 #: Kinds of lines that are remembered.
 _KINDS = 1024
 
+#: How the owner of root's own VMs is written (``owners.ROOT``).
+_ROOT = "root"
+
 log = logging.getLogger("scope-ebpfd")
 
 
@@ -37,7 +40,8 @@ class Sparing(logging.Filter):
     Lets *burst* lines of a kind pass, and then one a minute, with how many were held back.
 
     A kind is a message about the VMs of one owner: what one of them makes us say keeps nobody
-    else's lines out. Kinds of which none came for long are forgotten.
+    else's lines out. Kinds of which none came for long are forgotten. Root's VMs outside of
+    containers are held to nothing, here as elsewhere.
     """
 
     def __init__(self, burst: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,6 +54,8 @@ class Sparing(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line passes; it says then how many did not."""
         fields: dict[str, object] = getattr(record, "fields", {})
+        if str(fields.get("owner", "")) == _ROOT:
+            return True
         now = self._clock()
         name = record.getMessage(), str(fields.get("owner", ""))
         kind = self._kinds.pop(name, None) or _Kind(float(self._burst), now)
