@@ -86,7 +86,7 @@ class Tenant(NamedTuple):
 @pytest.fixture(scope="module")
 def tenant(hostile_folder: Path) -> Iterator[Tenant]:
     require_root()
-    folder = hostile_folder / "tenant"
+    folder = hostile_folder / "tenants-files"
     folder.mkdir()
     ours, theirs = pty.openpty()
     witness, programs = Witness(), {}
