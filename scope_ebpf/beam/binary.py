@@ -126,7 +126,8 @@ class Binary:
         """Open *path* as process *pid* sees it, which may have chosen it; as :meth:`open`."""
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = files.open_regular(root, path, most=files.MAX_PROGRAM)
+            process = f"/proc/{pid}"
+            fd = files.open_regular(root, path, most=files.MAX_PROGRAM, process=process)
         finally:
             os.close(root)
         return cls(Path(path), fd, debug_files=False)
@@ -330,6 +331,7 @@ class Binary:
         Raises NoSuchProcessError if the file was looked at through a process that has ended.
         """
         root, folder = self._place()
+        process = str(root.parent) if root.name else "/proc/self"
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -339,7 +341,9 @@ class Binary:
         try:
             for path, crc, build_id in self._debug_paths(folder):
                 try:
-                    fd = files.open_regular(root_fd, path, most=files.MAX_DEBUG_FILE)
+                    fd = files.open_regular(
+                        root_fd, path, most=files.MAX_DEBUG_FILE, process=process
+                    )
                 except (OSError, RefusedFileError):
                     continue
                 try:

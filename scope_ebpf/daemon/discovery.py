@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, program_of
 from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.sandbox.files import status_of
 from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Files:
 
     def open(self, path: Path) -> Binary:
         """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
-        key = key_of(path.stat())
+        key = key_of(status_of(path))
         self._refusals.check(key)
         binary = self._open.get(key)
         if binary is None:
