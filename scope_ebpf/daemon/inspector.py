@@ -215,6 +215,7 @@ class Inspector:
         self._turns = Turns()
         self._looks: deque[Look] = deque()
         self._job: _Job | None = None
+        #: Looks that were left behind and have not come back, a thread each.
         self.lost = 0
         self._ended = False
         self._changed = threading.Condition()
@@ -251,6 +252,13 @@ class Inspector:
         with self._changed:
             return not (self._looks or self._job or len(self._turns))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether no process is looked at any more, since as many looks hang as may."""
+        job = self._job
+        late = job is not None and self._clock() - job.began >= LOST
+        return late and self.lost >= MOST_LOST
+
     def tidy(self) -> None:
         """Leave a look behind that does not come back, with its thread, and go on in another."""
         with self._changed:
@@ -274,8 +282,9 @@ class Inspector:
         while job := self._next():
             look = self._looker.look(job.pid, job.owner, self._config())
             with self._changed:
-                if self._job is not job:
-                    return  # it was left behind
+                if self._job is not job:  # it was left behind
+                    self.lost -= 1
+                    return
                 self._job = None
                 self._looks.append(look)
             self._wake()
