@@ -45,7 +45,7 @@ def require_answers(place: int, path: str, process: str) -> None:
     *place* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
     RefusedFileError.
     """
-    if not _is_first(Path("/proc/self/ns/user")):
+    if in_user_namespace():
         return  # we have no more rights than whoever may serve here
     number = _mount_number(place)
     for folder in dict.fromkeys((process, "/proc/self", "/proc/1")):
@@ -62,6 +62,11 @@ def require_answers(place: int, path: str, process: str) -> None:
             f"{path} lies on a filesystem of a user namespace ({kind}), and so perhaps upon one "
             "that a user's process serves (FUSE)"
         )
+
+
+def in_user_namespace() -> bool:
+    """Whether our rights are those of a user namespace, and not of the host."""
+    return not _is_first(Path("/proc/self/ns/user"))
 
 
 def _mount_number(place: int) -> int:

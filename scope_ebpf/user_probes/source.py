@@ -33,6 +33,8 @@ _ATOM = re.compile(r'\bbeam_atom\(\s*"((?:\\.|[^"\\\n])*)"\s*\)')
 _EVENT = re.compile(r"\bBEAM_EVENT\(\s*(\w+)")
 _COUNT = re.compile(r"\bBEAM_COUNT\(\s*(\w+)\s*,([^()]*)\)")
 _HISTOGRAM = re.compile(r"\bBEAM_HISTOGRAM\(\s*(\w+)\s*\)")
+#: Maps that outlive the run, in a file of bpffs, or are another tool's by such a file.
+_PINNED = re.compile(r"\bBPF_TABLE_PINNED\w*|\bLIBBPF_PIN_BY_NAME\b|\bpinning\b|\bmaps/pinned\b")
 #: What stands for them, on one line so that the lines of the file keep their numbers.
 _COUNTING = (
     r"struct \1 {\2}; BPF_HASH(beam_count_\1, struct \1, u64, 8192); "
@@ -88,6 +90,9 @@ def prepare(
     if len(text) > _MAX_SOURCE or "\0" in text:
         raise ProbeError(f"{name} is no C source of a probe")
     code = _COMMENT.sub(lambda found: found[1] or " ", text)
+    pinned = _PINNED.search("\n".join((code, *defines)))
+    if pinned:
+        raise ProbeError(f"{name} pins a map ({pinned[0]}); maps of a probe end with its run")
     emitted, counts, histograms = (
         tuple(dict.fromkeys(found[1] for found in pattern.finditer(code)))
         for pattern in (_EVENT, _COUNT, _HISTOGRAM)

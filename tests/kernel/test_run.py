@@ -281,6 +281,16 @@ def test_a_kill_leaves_nothing(every_send: Path, private_emulator: Path):
             "the VM has no function process_port_unblocked",
         ),
         ("int uprobe__erts_atom_table(struct pt_regs *ctx) { return 0; }", 11, "has no function"),
+        (
+            'BPF_TABLE_PINNED("hash", u64, u64, kept, 8, "/sys/fs/bpf/kept");',
+            18,
+            "pins a map (BPF_TABLE_PINNED)",
+        ),
+        (
+            'struct { __uint(type, 1); __uint(pinning, 1); } kept SEC(".maps");',
+            18,
+            "pins a map (pinning)",
+        ),
         ("int kprobe__do_exit(struct pt_regs *ctx) { return 0; }", 18, "is the name of no hook"),
         (
             '#include "beam.h"\nBEAM_EVENT(big, u64 a[13];);int on_gc_entry(void *c) { return 0; }',
