@@ -53,7 +53,9 @@ def require_answers(place: int, path: str, process: str) -> None:
         if mount:
             break
     else:
-        raise RefusedFileError(f"{path} lies on a filesystem that is not mounted any more")
+        if _is_roots_chroot(process, number):
+            return
+        raise RefusedFileError(f"{path} lies on a filesystem whose mount is not seen any more")
     kind = mount.kind.decode("ascii", "replace")
     if _SERVED.match(mount.kind) and not (mount.by_root and _ROOTS in mount.options):
         raise RefusedFileError(f"{path} lies on a filesystem that a user's process serves ({kind})")
@@ -88,6 +90,24 @@ def _mount(folder: str, number: int) -> _Mount | None:
     # Asked afterwards: who may leave a namespace cannot enter one of the host's.
     by_root = _is_first(Path(folder, "ns/mnt"))
     return _Mount(found[1], found[2].split(b","), by_root)
+
+
+def _is_roots_chroot(process: str, number: int) -> bool:
+    """
+    Whether mount *number* has the root of a process to which only root can have given it.
+
+    Of a process with another root the kernel does not tell the mount on which that lies.
+    """
+    try:
+        root = os.open(f"{process}/root", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        same = _mount_number(root) == number
+    finally:
+        os.close(root)
+    # Asked afterwards, as above.
+    return same and all(_is_first(Path(process, "ns", name)) for name in ("mnt", "user"))
 
 
 def _is_first(namespace: Path) -> bool:

@@ -22,6 +22,7 @@ from test_daemon import daemon
 from tracing import require_root, wait_until
 
 from scope_ebpf.beam.binary import Binary
+from scope_ebpf.sandbox import filesystems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,3 +139,22 @@ def test_a_program_on_roots_overlay_is_opened():
         process.kill()
         process.communicate()
         shutil.rmtree(disk)
+
+
+@pytest.mark.parametrize(("options", "trusted"), [(["--mount"], True), (["--user"], False)])
+def test_only_a_root_that_root_chose_is_trusted(options: list[str], trusted: bool):
+    """
+    The mount of a chroot is not shown; it is the host's unless a user namespace may have chosen it.
+    """
+    require_root()
+    command = ["unshare", *options, "sh", "-c", "echo ready; read line"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert "ready\n" == process.stdout.readline()
+        folder = f"/proc/{process.pid}"
+        root = os.open(f"{folder}/root", os.O_PATH)
+        number = filesystems._mount_number(root)
+        os.close(root)
+        assert trusted == filesystems._is_roots_chroot(folder, number)
+        assert not filesystems._is_roots_chroot(folder, number + 1)
+        process.communicate("\n")

@@ -55,7 +55,7 @@ def why(process: Path) -> str:
         (FUSE.format(1000), (True, False), "a user's process serves (fuse.files)"),
         (FUSE.format(1000).replace("fuse.files", "fuseblk"), (True, False), "serves (fuseblk)"),
         (EXT4.replace("ext4", "fusefs"), (False, True), ""),
-        (EXT4.replace("67", "68"), (True, False), "not mounted any more"),
+        (EXT4.replace("67", "68"), (True, False), "not seen any more"),
     ],
 )
 def test_who_may_serve_a_file_is_told_by_its_mount(
