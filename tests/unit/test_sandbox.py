@@ -267,7 +267,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     threads = []
 
     def say(*messages: bytes) -> None:
-        def fork(channel: socket.socket) -> tuple[int, int]:
+        def fork(channel: socket.socket, _kind: int) -> tuple[int, int]:
             own = channel.dup()
             thread = threading.Thread(target=_talk, args=(own, messages))
             thread.start()
