@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct
 from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
 from scope_ebpf.beam.terms import PidCodec, is_pid
@@ -110,7 +111,7 @@ class Labels:
         labels = {pid: Label(text) for pid, text in zip(pids, texts, strict=True)}
         slots = self._pids.slot(terms)
         try:
-            rows = self._table.at(np.unique(slots[slots < self._slots]).astype(np.int64)).rows
+            rows = self._table.at(distinct(slots[slots < self._slots]).astype(np.int64)).rows
         except ReadRefusedError:
             return labels
         # A slot that holds another process by now says nothing of the one we ask for.

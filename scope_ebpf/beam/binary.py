@@ -41,11 +41,18 @@ _LOOK, _PATIENT_LOOK = 0.7, 5.0
 _MAX_SECTION = 64 << 20
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
-#: Names that are asked for in any look at an emulator, so all are asked for at once.
+#: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
+#: goes through the whole table for each question.
 _USUAL = frozenset(
     (
         *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
         *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
+        *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
+        *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
+        *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
+        *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
+        *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
+        *("erts_total_code_size", "erts_ets_misc_mem_size"),
         *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
     )
 )
@@ -207,7 +214,7 @@ class Binary:
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
         places = [site[2] for site in sites if site[0] == "erlang"]
         # What is there will be looked at, site by site.
-        heads = self._ask("heads", lambda a: _heads(a, len(places)), places)
+        heads = self._ask("heads", lambda a: _heads(a, len(places)), places) if places else []
         self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 

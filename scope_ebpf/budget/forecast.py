@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from scope_ebpf.budget.measures import Measures
-from scope_ebpf.budget.run import TOLD_BY, cpu_clock
+from scope_ebpf.budget.measures import TOLD_BY, Measures, cpu_clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

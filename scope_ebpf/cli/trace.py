@@ -12,7 +12,6 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.cli.budgeted import BudgetedTrace
 from scope_ebpf.cli.options import (
     COUNT_ALL,
     DEFAULT_BUDGET,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.cli.budgeted import BudgetedTrace
     from scope_ebpf.sinks.stream import Style
     from scope_ebpf.summary import Summary
 
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
                 state = StateReader(target)
                 trace = Trace(target, wanted, arguments, streamed=streams, aside=aside, state=state)
             else:
+                from scope_ebpf.cli.budgeted import BudgetedTrace  # noqa: PLC0415 - not for streams
+
                 trace = BudgetedTrace(target, wanted, arguments, aside)
             trace.notes += notes
             sink = _stream(target, output, wanted, arguments.format) if streams else None
@@ -89,11 +91,11 @@ def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
 
 def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
     """A line for each event, with the names of this VM."""
-    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
-    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
-
     called = None
     if "long_call" in wanted:
+        from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
+        from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+
         with contextlib.suppress(ReadRefusedError):
             called = CalledNames(target, CodeMap(target, Atoms(target)))
     return Stream(output, TermText(target), form, names_of(target), called=called)

@@ -32,7 +32,6 @@ from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
 from scope_ebpf.relations import told_apart
 from scope_ebpf.sinks.plain import plain, say
-from scope_ebpf.summary import Cost, EventSummary, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.plan import Plan
+    from scope_ebpf.summary import EventSummary, Summary
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
 STREAM_INTERVAL = 0.01
@@ -272,6 +272,8 @@ class Trace:
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
+        from scope_ebpf.summary import Cost, Summary, fold  # noqa: PLC0415 - when it has ended
+
         hits = sum(self._hits.values())
         price = self._price or self._aside.cost(_PATIENCE)
         cpu = price.total(self._hits) if price else None
