@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.beam.terms import PID_TAG
 from scope_ebpf.cli.options import (
     COUNT_ALL,
     DEFAULT_BUDGET,
@@ -26,7 +28,7 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import ReadRefusedError, ScopeError, UsageError
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import Aside
 from scope_ebpf.plan import DEFAULT_EVENTS
@@ -35,6 +37,9 @@ from scope_ebpf.sinks.stream import Stream
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Collection
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.cli.budgeted import BudgetedTrace
@@ -68,8 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
 
                 trace = BudgetedTrace(target, wanted, arguments, aside)
             trace.notes += notes
-            sink = _stream(target, output, wanted, arguments.format) if streams else None
-            error = trace.run(sink) if isinstance(trace, Trace) else trace.run()
+            if isinstance(trace, Trace):
+                lines = _Lines(lambda: _stream(target, output, wanted, arguments.format))
+                error = trace.run(lines, ready=lines.ready) if streams else trace.run(None)
+            else:
+                error = trace.run()
             _finish(trace.summary(), output, arguments)
     if error:
         raise error
@@ -87,6 +95,25 @@ def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
     if given is None:
         given = None if streams else DEFAULT_BUDGET
     return None if given == COUNT_ALL else given
+
+
+class _Lines:
+    """A stream that is made when there is time for it, or at its first line."""
+
+    def __init__(self, make: Callable[[], Stream]) -> None:
+        self._make = make
+
+    @cached_property
+    def _stream(self) -> Stream:
+        return self._make()
+
+    def ready(self) -> None:
+        """Make it, unless it is made."""
+        _ = self._stream
+
+    def write(self, records: NDArray[np.void]) -> None:
+        """See ``Stream.write``."""
+        self._stream.write(records)
 
 
 def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
@@ -113,7 +140,9 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     try:
         atoms = Atoms(target)
         labels = Labels(target, atoms, CodeMap(target, atoms))
-    except ReadRefusedError:
+        # The first process: what names come from is read with its own, and stays known.
+        labels.label(PID_TAG)
+    except (ReadRefusedError, NoSuchProcessError):
         return None
 
     def who(pids: list[int]) -> dict[int, str | None]:
