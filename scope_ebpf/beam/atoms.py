@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.target import Target
 
+    _Places = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]
+
 #: Atoms in one segment of the table (INDEX_PAGE_SIZE, OTP-25.2.3 erts/emulator/beam/index.h).
 _PAGE = 1024
 #: The most bytes of one atom: 255 characters of UTF-8.
@@ -36,6 +38,8 @@ CACHE = 1 << 16
 #: Atoms that a search looks at together, first those that the VM is born with, and in all: some
 #: seconds.
 _BORN, _BLOCK, _SEARCHED = 2048, 8192, 1 << 22
+#: Blocks that are read once: 140 kB each.
+_KEPT_BLOCKS = 4
 #: Where the bytes follow in the heap binary that holds a name since OTP 28
 #: (ErlHeapBits.data, OTP-28.5 erts/emulator/beam/erl_bits.h).
 _HEAP_BITS_DATA = 16
@@ -56,6 +60,7 @@ class Atoms:
         self._boxed = layout.has("Atom", "u.bin")
         self._name = layout.offset("Atom", "u.bin" if self._boxed else "name")
         self._texts: dict[int, str] = {}
+        self._blocks: dict[tuple[int, int], _Places] = {}
 
     def __len__(self) -> int:
         """Tell how many atoms the VM has now."""
@@ -107,7 +112,9 @@ class Atoms:
         for start in (first, *range(first + _BORN, total, _BLOCK)):
             size = _BORN if start == first else _BLOCK
             indices = np.arange(start, min(start + size, total), dtype=np.int64)
-            addresses, lengths, good = self._places(indices)
+            if not len(indices):
+                break
+            addresses, lengths, good = self._searched(indices)
             if not good.any():
                 break  # the VM claims more atoms than it has
             rows = np.flatnonzero(good & arrays.within(lengths, lengths_wanted))
@@ -117,6 +124,16 @@ class Atoms:
                     found.setdefault(wanted[text], start + int(row))
             if len(found) == len(wanted):
                 break
+        return found
+
+    def _searched(self, indices: NDArray[np.int64]) -> _Places:
+        """The places of *indices*; the first that are searched stay known for the next search."""
+        key = int(indices[0]), len(indices)
+        found = self._blocks.get(key)
+        if found is None:
+            found = self._places(indices)
+            if found[2].all() and len(self._blocks) < _KEPT_BLOCKS:
+                self._blocks[key] = found
         return found
 
     def term(self, name: str, first: int = 0) -> int | None:
@@ -139,9 +156,7 @@ class Atoms:
             if ok
         }
 
-    def _places(
-        self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+    def _places(self, indices: NDArray[np.int64]) -> _Places:
         """
         Find where the name of each atom lies and how long it is.
 

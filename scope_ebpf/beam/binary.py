@@ -39,6 +39,8 @@ _DEBUG_ROOT = "usr/lib/debug"
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
+#: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
+_PIECES, _SMALL = 64, 1024
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
 #: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
@@ -105,6 +107,7 @@ class Binary:
         self._entries: dict[tuple[int, int], Entry | None] = {}
         #: The first bytes at some addresses.
         self._heads: dict[int, bytes] = {}
+        self._pieces: dict[tuple[int, int], bytes] = {}
         self._sought = False
         try:
             self._refusals.check(self.key)
@@ -228,6 +231,8 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
+        if (address, size) in self._pieces:
+            return self._pieces[address, size]
         if 0 < size <= len(self._heads.get(address, b"")):
             return self._heads[address][:size]
 
@@ -237,7 +242,10 @@ class Binary:
                 raise ValueError("another size")
             return data
 
-        return self._ask("read", whole, address, size)
+        found = self._ask("read", whole, address, size)
+        if size <= _SMALL and len(self._pieces) < _PIECES:
+            self._pieces[address, size] = found
+        return found
 
     def find(self, section: str, text: bytes) -> list[int]:
         """Every place of *text* in a section, as addresses of the file."""

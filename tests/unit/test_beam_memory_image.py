@@ -198,6 +198,7 @@ def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
     33 million atoms of which twelve are there cost two blocks of readings.
     """
     monkeypatch.setattr(atoms, "_BLOCK", 64)
+    monkeypatch.setattr(atoms, "_BORN", 64)
     image = make(1)
     entries = image.roots["erts_atom_table"] - BASE + image.layout.offset("IndexTable", "entries")
     struct.pack_into("<I", image.data, entries, 1 << 25)
