@@ -7,7 +7,8 @@ import pytest
 
 from scope_ebpf.beam.state import Mailbox, VmState
 from scope_ebpf.plan import Attachment, Item
-from scope_ebpf.sinks.report import duration, print_report
+from scope_ebpf.sinks.plain import duration
+from scope_ebpf.sinks.report import print_report
 from scope_ebpf.summary import Cost, EventSummary, Histogram, Summary
 
 TARGET = {
