@@ -35,6 +35,8 @@ _MEASURES = {
     "port_close": "opened",
     "schedule": "context_switches",
 }
+#: Events that their counter counts itself, each by one.
+COUNTED = frozenset(("spawn", "port_open"))
 #: What goes along with messages besides, where programs do now this and now that: a message wakes
 #: somebody. It is not theirs in the first place, because how many messages are handled each time
 #: does change when hooks slow a program down.

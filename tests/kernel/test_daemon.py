@@ -256,6 +256,25 @@ def test_a_scraper_that_does_not_read_harms_nobody(observed):
         running.until(beam.pid, lambda _: True)
 
 
+def test_a_burst_is_told_whole_or_told_to_be_unknown(observed):
+    """
+    Of 3,000 ports at once each is told; where fewer are closed or end, the stated error has those.
+    """
+    beam, running = observed
+    before = running.until(beam.pid, always)
+    assert 3000 == beam.plant("ports 3000")
+    assert 3000 == beam.plant("exits other 3000")
+    opened, closed = ("beam_ports_opened_total",), ("beam_ports_closed_total",)
+    now = running.until(beam.pid, lambda now: now[opened] - before[opened] >= 3000 and always(now))
+    assert 3000 == pytest.approx(now[opened] - before[opened], abs=1)
+    exits = [key for key in now if key[0] == "beam_process_exits_total"]
+    for hook, keys in (("port_close", [closed]), ("exit", exits)):
+        everything = sum(now[key] for key in keys)
+        told = everything - sum(before[key] for key in keys)
+        error = now.get(("scope_ebpf_sampling_error_ratio", hook), 0.0)
+        assert error == 1.0 or abs(told - 3000) <= error * everything + 1
+
+
 def test_sigterm_takes_everything_out_and_the_vm_goes_on(tmp_path):
     """
     The daemon ends with 0, its last words are that it ended, and the VM answers.
