@@ -52,7 +52,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "governor", "kernel", "metrics", "summary"},
     "daemon": {
         *("beam", "budget", "errors", "events", "governor", "kernel", "labels", "metrics"),
-        *("plain", "plan", "planning", "sandbox"),
+        *("plain", "plan", "planning", "relations", "sandbox"),
     },
     "cli": {
         *("beam", "budget", "calls", "capture", "daemon", "errors", "events", "function_probes"),
