@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from scope_ebpf.budget.measures import Measures
-from scope_ebpf.budget.run import TOLD_BY, cpu_clock
+from scope_ebpf.budget.measures import TOLD_BY, Measures, cpu_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.cost import HitCost
@@ -51,26 +50,37 @@ class Forecaster:
     def _look(self) -> tuple[float, float, dict[str, int]]:
         return time.monotonic(), cpu_clock(self._pid), self._measures.now()
 
-    def forecast(self, session: _Counting, plan: Plan, price: HitCost) -> Forecast:
+    def forecast(
+        self,
+        session: _Counting,
+        plan: Plan,
+        price: Callable[[], HitCost],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Forecast:
         """
         What the hooks of *plan* will cost, which are in.
 
-        A program that rests in just this moment would look cheap, so it is at least what the
+        *meanwhile* is done while hits are counted, and the *price* asked for when they are. A
+        program that rests in just this moment would look cheap, so it is at least what the
         VM's own counters tell of the time before.
         """
-        quiet = self._told(plan, price)
+        quiet = self._look()
         began, cpu, hits = time.monotonic(), cpu_clock(self._pid), session.hits()
-        used = passed = 0.0
+        meanwhile()
+        used, passed = cpu_clock(self._pid) - cpu, time.monotonic() - began
         while used < _WINDOW and passed < _LONGEST:
             time.sleep(_WINDOW)
             used, passed = cpu_clock(self._pid) - cpu, time.monotonic() - began
         news = {name: count - hits[name] for name, count in session.hits().items()}
-        seen = Forecast(price.total(news) / max(used, 1e-6), sum(news.values()) / passed)
-        return max(quiet, seen, key=lambda forecast: forecast.share)
+        cost = price()
+        seen = Forecast(cost.total(news) / max(used, 1e-6), sum(news.values()) / passed)
+        return max(self._told(plan, cost, quiet), seen, key=lambda forecast: forecast.share)
 
-    def _told(self, plan: Plan, price: HitCost) -> Forecast:
+    def _told(
+        self, plan: Plan, price: HitCost, until: tuple[float, float, dict[str, int]]
+    ) -> Forecast:
         """What the counters tell: hooks slow a busy target down, so not all of its pace is left."""
-        (began, cpu, before), (now, cpu_now, found) = self._before, self._look()
+        (began, cpu, before), (now, cpu_now, found) = self._before, until
         used, passed = max(cpu_now - cpu, 1e-6), max(now - began, 1e-6)
         hits: dict[str, int] = {}
         for item in plan.items:

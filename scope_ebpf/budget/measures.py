@@ -37,6 +37,13 @@ _MEASURES = {
 }
 #: Events that their counter counts itself, each by one.
 COUNTED = frozenset(("spawn", "port_open"))
+#: Which measure tells how often an event happens, before any hook is in.
+TOLD_BY = {
+    "spawn": "spawned",
+    "exit": "spawned",
+    "gc": "collections",
+    "schedule": "context_switches",
+}
 #: What goes along with messages besides, where programs do now this and now that: a message wakes
 #: somebody. It is not theirs in the first place, because how many messages are handled each time
 #: does change when hooks slow a program down.
@@ -67,6 +74,15 @@ class Mark:
     time_ns: int
     measure: int
     second: int | None = None
+
+
+def cpu_clock(pid: int) -> float:
+    """
+    User and system seconds of a process to the nanosecond (clock_getcpuclockid(3)).
+
+    OSError if it has ended.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 class Measures:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.hooks import GovernedHooks, governed_session
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.measures import Measures
+from scope_ebpf.budget.measures import TOLD_BY, Measures, cpu_clock
 from scope_ebpf.budget.prices import Prices
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import HEADROOM, Governor, Pace, water_fill
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Plan
     from scope_ebpf.summary import EventSummary
 
-#: Which measure tells how often an event happens, before any hook is in.
-TOLD_BY = {
-    "spawn": "spawned",
-    "exit": "spawned",
-    "gc": "collections",
-    "schedule": "context_switches",
-}
 #: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
 #: it may spend at once is a seventh of a second's work at most, by all events together; what is
 #: there at the beginning is for bursts of what is rare. Of what the VM counts, windows tell the
@@ -72,15 +65,6 @@ class Rates:
     at: float
     cpu_seconds: float
     measures: dict[str, int]
-
-
-def cpu_clock(pid: int) -> float:
-    """
-    User and system seconds of a process to the nanosecond (clock_getcpuclockid(3)).
-
-    OSError if it has ended.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 class BudgetedRun:
