@@ -298,9 +298,10 @@ class Binary:
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         """
-        Where the function at *address* calls which address, and whether that is a symbol's.
+        Where the function at *address* calls which address, and whether that one is known.
 
-        UnreadableElfError for a function that is not in the file.
+        Known is what a symbol spans, and the PLT. UnreadableElfError for a function that is not
+        in the file.
         """
         return self._ask_symbols("calls", _calls, address, size)
 

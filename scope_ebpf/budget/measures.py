@@ -35,6 +35,8 @@ _MEASURES = {
     "port_close": "opened",
     "schedule": "context_switches",
 }
+#: Events that their counter counts itself, each by one.
+COUNTED = frozenset(("spawn", "port_open"))
 #: Which measure tells how often an event happens, before any hook is in.
 TOLD_BY = {
     "spawn": "spawned",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.daemon.trial import trial
 from scope_ebpf.kernel import host, links
 from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
@@ -87,11 +88,17 @@ def _examine(pid: int) -> dict[str, Any]:
         )
     breakpoints = _breakpoints(target.identity, names)
     target.identity.check()
+    daemon = trial(pid)
     return {
         "target": target.as_json(),
         "refused": refused,
         "hooks": rows,
         "breakpoints": breakpoints,
+        "daemon": {
+            "refused": daemon.whole or None,
+            "hooks": daemon.hooks,
+            "not_told": daemon.parts,
+        },
     }
 
 
@@ -141,7 +148,7 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
-    for line in _told(**document["breakpoints"]):
+    for line in (*_told(**document["breakpoints"]), *_not_by_daemon(**document["daemon"])):
         console.print(line)
 
 
@@ -157,3 +164,19 @@ def _told(held: list[str], left: list[str]) -> Iterator[str]:
             "without BPF holds them. Those that were left\n  do no harm, and the next trace or "
             "start of the daemon takes them out."
         )
+
+
+def _not_by_daemon(
+    refused: str | None, hooks: dict[str, str], not_told: dict[str, str]
+) -> Iterator[str]:
+    """What scope-ebpfd would not tell of the VM."""
+    if refused:
+        yield f"\n[yellow]scope-ebpfd refuses this VM:[/yellow] {escape(plain(refused))}"
+    elif hooks or not_told:
+        yield "\n[yellow]scope-ebpfd does not tell of this VM:[/yellow]"
+        if hooks:
+            yield f"  events without hooks: {', '.join(hooks)}"
+        for what, why in not_told.items():
+            yield f"  {what}: {escape(plain(why))}"
+    else:
+        yield "\nscope-ebpfd tells everything of this VM."

@@ -81,7 +81,8 @@ def _jsonl(
     terms = CapturedTerms(contents)
     done = 0
     with open_output(path, force=arguments.force, whole=True) as output:
-        sink = Stream(output, terms, "jsonl", terms.who, offset_ns=contents.head.clocks.to_wall)
+        to_wall = contents.head.clocks.to_wall
+        sink = Stream(output, terms, "jsonl", terms.who, offset_ns=to_wall, called=terms)
         try:
             for batch in capture.batches():
                 sink.write(batch)

@@ -355,15 +355,20 @@ def say_braked(brake: Brake) -> None:
 
 
 def planned(
-    target: Target, wanted: tuple[str, ...], arguments: argparse.Namespace
+    target: Target,
+    wanted: tuple[str, ...],
+    arguments: argparse.Namespace,
+    *,
+    governed: bool = False,
 ) -> tuple[Plan, NDArray[np.void], list[str]]:
     """
     What is attached for the events *wanted*, with which settings, and what is not known.
 
-    NothingToAttachError where no event can be seen.
+    Only what keeps a budget if it is *governed*. NothingToAttachError where no event can be seen.
     """
     settings, refused = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, wanted, arguments.via, known(settings))
+    plan = plan.governable() if governed else plan
     if not plan.attachments:
         reasons = "; ".join(f"{i.event}: {i.reason}" for i in plan.items)
         raise NothingToAttachError(

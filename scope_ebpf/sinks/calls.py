@@ -16,8 +16,8 @@ from rich.table import Table
 
 from scope_ebpf.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
 from scope_ebpf.sinks.columns import wall_offset_ns
-from scope_ebpf.sinks.plain import plain
-from scope_ebpf.sinks.report import WIDTH, duration
+from scope_ebpf.sinks.plain import duration, plain
+from scope_ebpf.sinks.report import WIDTH
 
 if TYPE_CHECKING:
     from typing import TextIO

@@ -54,7 +54,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "governor", "kernel", "metrics", "summary"},
     "daemon": {
         *("beam", "budget", "errors", "events", "governor", "kernel", "labels", "metrics"),
-        *("plain", "plan", "planning", "sandbox"),
+        *("plain", "plan", "planning", "relations", "sandbox"),
     },
     "cli": {
         *("arrays", "beam", "budget", "calls", "capture", "daemon", "errors", "events"),

@@ -428,12 +428,13 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
     places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
     given = (compiled, places, target.identity, source.RECORD, 65536)
-    session = UserProbeSession(*given, multi=False)
+    session = UserProbeSession(*given, counted=made.counted, multi=False)
     with stats.measuring(), session:
         inserting.plant("calls 23")
         session.detach()
         inserting.plant("calls 23")
-        assert {"on_send_local": 46} == session.hits()
+        for measured in (True, False):
+            assert {"on_send_local": 46} == session.hits(measured=measured)
         with session.ring.batch() as records:
             assert 46 == len(records)
 
