@@ -91,7 +91,7 @@ def summarized(pid: int, seconds: float) -> tuple[Summary, Witness]:
 
 
 class Result(NamedTuple):
-    """Of the totals of one load: how many are within and out of their error, how many state none."""
+    """Totals of one load: how many are within and out of their error, how many state none."""
 
     within: int
     out: int
