@@ -62,6 +62,8 @@ class Follow:
         #: Code that lies in an unused table since that was last written, by the module's index.
         self._coming: dict[int, set[int]] = {}
         self._looked = clock()
+        #: When :meth:`watch` was told last.
+        self.watched_ns = self._looked
         self.wanted: list[Version] = []
         self.look()
         for version in self.wanted:
@@ -147,7 +149,7 @@ class Follow:
 
     def watch(self, versions: list[Version]) -> None:
         """Say that *versions*, and no others, are watched from now on."""
-        now = self._clock()
+        now = self.watched_ns = self._clock()
         here = {id(version) for version in versions}
         for version in self.all:
             version.watched = version.watched and id(version) in here
