@@ -40,9 +40,10 @@ _WATCHERS = {"moving_slow": range(39, 41), "moving_server": range(5)}
 
 def judge(name: str, answer: dict[str, Any], still: str) -> Counter[str]:
     """What is wrong in an *answer* about *name*; *still* is what process_info says of it."""
-    moved, wrong = answer["moved"], Counter[str]()
+    moved: list[str] = answer["moved"]
+    wrong = Counter[str]()
     if name in STACKS and "stack" not in moved:
-        stack = tuple(frame["function"] for frame in answer["stack"])
+        stack: tuple[str, ...] = tuple(frame["function"] for frame in answer["stack"])
         wrong["foreign stacks"] += stack not in STACKS[name]
     if name == _SLOW and "messages" not in moved:
         wrong["wrong tags"] += sum(tag != CALL for tag in answer["messages"])
