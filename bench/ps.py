@@ -43,7 +43,7 @@ def judge(name: str, answer: dict[str, Any], still: str) -> Counter[str]:
     moved: list[str] = answer["moved"]
     wrong = Counter[str]()
     if name in STACKS and "stack" not in moved:
-        stack: tuple[str, ...] = tuple(frame["function"] for frame in answer["stack"])
+        stack = tuple(frame["function"] for frame in answer["stack"])
         wrong["foreign stacks"] += stack not in STACKS[name]
     if name == _SLOW and "messages" not in moved:
         wrong["wrong tags"] += sum(tag != CALL for tag in answer["messages"])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
 
 #: Every stack that these ever have: they run in no other functions.
-STACKS = {
+STACKS: dict[str, set[tuple[str, ...]]] = {
     "moving_ping_1": {
         ("moving:nap/1", "moving:pinger/1"),
         ("moving:pinger/1",),
