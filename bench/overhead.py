@@ -50,8 +50,8 @@ from overhead_loads import LOADS, Load
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.node import NodeName
+from scope_ebpf.budget.measures import cpu_clock
 from scope_ebpf.budget.prices import Prices
-from scope_ebpf.budget.run import cpu_clock
 from scope_ebpf.kernel.cost import measure as measure_cost
 from scope_ebpf.kernel.governed import GovernedSession
 from scope_ebpf.kernel.stats import measuring

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.budget.brake import share_of
-from scope_ebpf.budget.measures import Measures
-from scope_ebpf.budget.run import TOLD_BY, Rates, cpu_clock
+from scope_ebpf.budget.measures import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.cost import HitCost
@@ -107,10 +106,21 @@ class Forecaster:
         with suppress(ReadRefusedError, OSError):
             self._alone = self._look()
 
-    def forecast(self, session: _Counting, plan: Plan, price: HitCost) -> Forecast:
-        """What the hooks of *plan* will cost, which are in. Raises ReadRefusedError, OSError."""
+    def forecast(
+        self,
+        session: _Counting,
+        plan: Plan,
+        price: Callable[[], HitCost],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Forecast:
+        """
+        What the hooks of *plan* will cost, which are in. Raises ReadRefusedError, OSError.
+
+        *meanwhile* is done while hits are counted, and the *price* asked for when they are.
+        """
         first, before = self._look(), session.hits()
-        last = first
+        meanwhile()
+        last = self._look()
         while (
             last.cpu_seconds - first.cpu_seconds < _WINDOW
             and (passed := last.at - first.at) < _LONGEST
@@ -118,9 +128,10 @@ class Forecaster:
             time.sleep(min(_STEP, _LONGEST - passed))
             last = self._look()
         news = {name: count - before[name] for name, count in session.hits().items()}
-        hooked = self._span(first, last, plan, price)
-        hooked = replace(hooked, cost=price.total(news), hits=sum(news.values()))
-        return expected(self._span(self._before, self._alone, plan, price), hooked)
+        cost = price()
+        hooked = self._span(first, last, plan, cost)
+        hooked = replace(hooked, cost=cost.total(news), hits=sum(news.values()))
+        return expected(self._span(self._before, self._alone, plan, cost), hooked)
 
     def _span(self, first: Rates, last: Rates, plan: Plan, price: HitCost) -> Span:
         """What the VM's own counters tell from *first* to *last*."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.budget.brake import share_of
-from scope_ebpf.budget.run import BudgetedRun, cpu_clock
+from scope_ebpf.budget.measures import cpu_clock
+from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
 from scope_ebpf.cli.tracing import carried_notes, healed, planned, say_started
 from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError

@@ -12,7 +12,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
 from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.forecast import Forecaster
-from scope_ebpf.budget.run import cpu_clock
+from scope_ebpf.budget.measures import cpu_clock
 from scope_ebpf.cli.surroundings import (
     output_error,
     progress_bar,
@@ -32,7 +32,6 @@ from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
 from scope_ebpf.relations import told_apart
 from scope_ebpf.sinks.plain import plain, say
-from scope_ebpf.summary import Cost, EventSummary, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.plan import Plan
+    from scope_ebpf.summary import EventSummary, Summary
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
 STREAM_INTERVAL = 0.01
@@ -126,13 +126,15 @@ class Trace:
         beat: Callable[[Session], str | None] | None = None,
         *,
         progress: bool = False,
+        ready: Callable[[], None] = lambda: None,
     ) -> ScopeError | None:
         """
         Trace until something ends it.
 
         *beat* is called again and again, some 100 times a second for a sink, and
         may give a reason to stop; the last time when all hooks are out. Without a
-        sink, or with *progress*, a terminal shows a bar.
+        sink, or with *progress*, a terminal shows a bar. *ready* is called once, before
+        anything counts: what is slow there keeps nothing up, since that is waited for anyway.
         Returns the error that ended it early, if it was one: what was seen until
         then is still there to be summed up.
         """
@@ -143,7 +145,7 @@ class Trace:
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
             _say_failures(session)
-            self._forecast(session)
+            self._forecast(session, ready)
             self._hits_before = session.hits()
             self._cpu_before = cpu_seconds(self._target.pid)
             session.count(on=True)
@@ -173,11 +175,15 @@ class Trace:
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
 
-    def _forecast(self, session: Session) -> None:
+    def _forecast(self, session: Session, ready: Callable[[], None]) -> None:
         """Say what it will cost, before anything counts."""
-        self._price = self._aside.cost(_SOON)
+
+        def price() -> HitCost:
+            self._price = self._aside.cost(_SOON)
+            return self._price or GUESS
+
         with suppress(ReadRefusedError, OSError):  # the target has ended, as will be seen
-            found = self._forecaster.forecast(session, self.plan, self._price or GUESS)
+            found = self._forecaster.forecast(session, self.plan, price, ready)
             most = self._brake.most
             ends = self._brake.passes(found.share * found.cpus, found.cpus, 1.0)
             end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
@@ -278,6 +284,8 @@ class Trace:
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
+        from scope_ebpf.summary import Cost, Summary, fold  # noqa: PLC0415 - when it has ended
+
         hits = sum(self._hits.values())
         price = self._price or self._aside.cost(_PATIENCE)
         cpu = price.total(self._hits) if price else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.arrays import distinct
 from scope_ebpf.errors import HostError
 from scope_ebpf.sinks.columns import columns_of, wall_offset_ns
 from scope_ebpf.sinks.plain import plain
@@ -79,7 +80,7 @@ class Stream:
             return
         records = records[np.argsort(records["time_ns"], kind="stable")]
         lines = np.empty(len(records), object)
-        for number in np.unique(records["kind"]).tolist():
+        for number in distinct(records["kind"]).tolist():
             if number >= len(self._vocabulary):
                 raise HostError(
                     f"a record of kind {number}, of {len(self._vocabulary)} that are known: the "

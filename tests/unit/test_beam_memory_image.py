@@ -193,11 +193,26 @@ def test_slots_beyond_the_table_have_no_process():
     assert [2] == table.at(np.array([2, 12, 70_000])).rows["slot"].tolist()
 
 
+def test_only_what_a_comparison_leaves_is_read():
+    """
+    Of many candidates whose places are not mapped none is read that was excluded before.
+    """
+    target = view(make(1)).target
+    places = np.full(500, 8, np.uint64)
+    good = np.zeros(500, np.bool_)
+    places[7], good[7] = BASE, True
+    words = np.full(500, target.memory.u64(BASE), np.uint64)
+    before = target.memory.calls
+    assert [7] == np.flatnonzero(search._leading(target, places, words, good)).tolist()
+    assert target.memory.calls - before == 1
+
+
 def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
     """
     33 million atoms of which twelve are there cost two blocks of readings.
     """
     monkeypatch.setattr(atoms, "_BLOCK", 64)
+    monkeypatch.setattr(atoms, "_BORN", 64)
     image = make(1)
     entries = image.roots["erts_atom_table"] - BASE + image.layout.offset("IndexTable", "entries")
     struct.pack_into("<I", image.data, entries, 1 << 25)

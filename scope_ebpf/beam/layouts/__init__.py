@@ -11,7 +11,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import ReadRefusedError
@@ -66,7 +66,7 @@ class Layout:
 @cache
 def load(release: int, *, usdt: bool, interpreter: bool) -> Layout:
     """Read the layout of one release and build from its file."""
-    file = resources.files(__package__) / f"otp-{release}.toml"
+    file = Path(__file__).with_name(f"otp-{release}.toml")
     data = tomllib.loads(file.read_text("utf-8"))
     structs = {name: dict(fields) for name, fields in data.items() if isinstance(fields, dict)}
     builds = {"usdt": usdt, "emu": interpreter}
