@@ -55,6 +55,15 @@ TIME = "time"
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """The measures of a target by their names, and the CPU that it had used, at one moment."""
+
+    at: float
+    cpu_seconds: float
+    measures: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Words:
     """Where a measure is counted: *words* of 8 bytes, each *stride* bytes behind the last."""
 

@@ -9,13 +9,12 @@ the rest within a few hundred hits.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.hooks import GovernedHooks, governed_session
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.measures import TOLD_BY, Measures, cpu_clock
+from scope_ebpf.budget.measures import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.budget.prices import Prices
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import HEADROOM, Governor, Pace, water_fill
@@ -56,15 +55,6 @@ _UNTOLD = ("send", "receive")
 _PROBE_HITS, _PROBE_SECONDS = 2048, 0.0015
 #: Seconds between two looks that tell a rate, at least.
 _FIRST_LOOK = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """The measures of a target by their names, and the CPU that it had used, at one moment."""
-
-    at: float
-    cpu_seconds: float
-    measures: dict[str, int]
 
 
 class BudgetedRun:

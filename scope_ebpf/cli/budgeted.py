@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.state import StateReader
+from scope_ebpf.budget.brake import share_of
 from scope_ebpf.budget.measures import cpu_clock
 from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
@@ -154,7 +155,7 @@ class BudgetedTrace:
         price = self._price or self._aside.cost(_PATIENCE)
         hits = self._run.hits()
         cpu = price.total(hits) if price else None
-        share = cpu / self._cpu if cpu is not None and self._cpu else None
+        share = share_of(cpu, self._cpu) if cpu is not None and self._cpu else None
         summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,

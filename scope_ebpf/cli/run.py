@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.budget.brake import SPAN, Brake
+from scope_ebpf.budget.brake import SPAN, Brake, share_of
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
 from scope_ebpf.cli.surroundings import (
     alone,
@@ -302,9 +302,10 @@ class Run:
         now = cpu_seconds(self._target.pid)
         if report.cost_seconds is None or now is None or self._cpu_before is None:
             return
-        if now > self._cpu_before:
-            report.cost_share = report.cost_seconds / (now - self._cpu_before)
-        if self._brake.look(time.monotonic(), report.cost_seconds, now - self._cpu_before):
+        used = now - self._cpu_before
+        if used > 0:
+            report.cost_share = share_of(report.cost_seconds, used)
+        if self._brake.look(time.monotonic(), report.cost_seconds, used):
             say_braked(self._brake)
             self._stop("cost")
 

@@ -114,10 +114,14 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
         console.print(f"note: {escape(plain(note))}", style="yellow")
     lost = sum(t.lost for t in summary.functions.values())
     refused = sum(t.refused for t in summary.functions.values())
+    missing = summary.missing
+    counted = f"counted: {summary.calls:,} calls"
+    if missing.error:
+        counted += f"; missing: about {missing.calls:,} ± {missing.error:,}"
     why = escape(plain(summary.stopped_because))
     console.print(
         f"stopped: {why}, after {summary.duration_seconds:.1f} s\n"
-        f"counted: {summary.calls:,} calls; without a line: {lost:,}; not readable: {refused:,}",
+        f"{counted}; without a line: {lost:,}; not readable: {refused:,}",
         style="bold",
     )
 

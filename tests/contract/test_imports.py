@@ -21,7 +21,8 @@ MAY = {
     "__init__": set(),
     # Plain data and arithmetic.
     "arrays": set(),
-    "calls": set(),
+    "calls": {"call_gaps"},
+    "call_gaps": set(),
     "errors": set(),
     "events": set(),
     "governor": set(),
@@ -57,7 +58,8 @@ MAY = {
         *("plain", "plan", "planning", "relations", "sandbox"),
     },
     "cli": {
-        *("arrays", "beam", "budget", "calls", "capture", "daemon", "errors", "events"),
+        *("arrays", "beam", "budget", "call_gaps", "calls", "capture"),
+        *("daemon", "errors", "events"),
         "function_probes",
         *("kernel", "labels", "output", "pairs", "plan", "planning", "profile", "relations"),
         *("sandbox", "sinks", "summary", "user_probes"),
