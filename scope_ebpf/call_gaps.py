@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: Nanoseconds before and after a gap in which calls are counted; as long as the gap at least.
 SPAN = 100_000_000
@@ -49,6 +49,8 @@ class Gaps:
 
     _calls: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     _open: list[tuple[Gap, float]] = field(default_factory=list)
+    #: When the last gap of a function ended.
+    _ended: dict[str, int] = field(default_factory=dict)
 
     def called(self, function: str, time_ns: int) -> None:
         """*function* was called; of calls long ago nothing is kept."""
@@ -58,8 +60,16 @@ class Gaps:
         calls.append(time_ns)
 
     def add(self, gap: Gap) -> None:
-        """A gap has ended, and all calls before it are known."""
-        since = gap.end_ns - gap.most_ns
+        """
+        A gap has ended, and all calls before it are known; in the order in which gaps began.
+
+        What it shares with an earlier gap of the function counts once, there.
+        """
+        since = max(gap.end_ns - gap.most_ns, self._ended.get(gap.function, 0))
+        if since >= gap.end_ns:
+            return
+        gap = replace(gap, most_ns=gap.end_ns - since)
+        self._ended[gap.function] = gap.end_ns
         self._open.append((gap, self._rate(gap.function, since - gap.span_ns, since)))
 
     def close(self, now_ns: int, *, last: bool = False) -> list[tuple[Gap, Missing]]:

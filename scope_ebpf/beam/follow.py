@@ -4,6 +4,9 @@ Functions through code upgrades: which versions there are, and which should be w
 
 A new version lies in the tables of modules a moment before anybody runs it, so
 it can mostly be watched from its first call on. Where it was not, the gap is told.
+
+Every look notes the time before it reads. So what a look shows as not in use was not in use at that
+time, and what may run now has a gap unless it was watched by then.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,20 +22,25 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.functions import Function, Functions
     from scope_ebpf.beam.modules import Code, Modules
 
+#: Tables of modules, which the VM uses in turn.
+_TABLES = 3
+
 
 @dataclass(slots=True)
 class Version:
     """
     One version of a watched function; *number* counts from 1 in the order they were seen.
 
-    *gap_ns* is how long it may have run before it was watched: 0 where it was watched in time,
-    None for code that does not run yet.
+    *watched_ns* is since when it has been watched, None while it is not. *gap_ns* is how long it
+    may have run unwatched, until *end_ns*: 0 where it was watched in time, None for code that does
+    not run yet.
     """
 
     function: Function
     number: int
-    watched: bool = False
+    watched_ns: int | None = None
     gap_ns: int | None = None
+    end_ns: int = 0
 
 
 class Follow:
@@ -61,50 +69,75 @@ class Follow:
         self._been: set[int] = set()
         #: Code that lies in an unused table since that was last written, by the module's index.
         self._coming: dict[int, set[int]] = {}
+        #: Versions that may run unwatched, each with the last time when it was proved not to.
+        self._gaps: list[tuple[Version, int]] = []
         self._looked = clock()
-        #: When :meth:`watch` was told last.
-        self.watched_ns = self._looked
         self.wanted: list[Version] = []
         self.look()
+        self._gaps.clear()
         for version in self.wanted:
             version.gap_ns = 0  # it was there before anybody asked
 
     def look(self) -> bool:
-        """Look for new versions; whether :attr:`wanted`, most important first, has changed."""
-        before, now = self._looked, self._clock()
+        """
+        Look for new versions; whether there is one, or :attr:`wanted` has changed.
+
+        The most important are wanted first.
+        """
+        before, self._looked = self._looked, self._clock()
         codes = self._modules.code(dict.fromkeys(f.terms[0] >> 6 for f in self._chosen))
-        self._looked = now
         if codes == self._codes:
             return False
-        # What was current before, or lies in the unused tables at first, is not to come.
+        # What is current before, or lies in the unused tables at first, is not to come.
         known = self._codes or codes
         self._been |= {c.current for c in known.values()}
         if not self._codes and self._modules.knows_active:
             self._been |= {h for code in codes.values() for h in code.others}
-        previous, self._codes = self._codes, codes
+        self._codes = codes
         for index, code in codes.items():
-            self._expect(index, code, previous.get(index))
-        passed = {i for i, code in codes.items() if _passed_over(code, previous.get(i))}
+            self._expect(index, code, known[index])
+        previous = self._state()
+        self.wanted = self._find(codes, known, before)
+        return self._state() != previous
+
+    def _state(self) -> tuple[list[int], list[bool]]:
+        return [id(v) for v in self.wanted], [v.gap_ns is None for v in self.all]
+
+    def _find(self, codes: dict[int, Code], known: dict[int, Code], before: int) -> list[Version]:
+        """Find the versions in *codes*, and tell which may have run since *before*."""
         current, coming, old = [], [], []
+        ran = {index: may_have_run(code, known[index]) for index, code in codes.items()}
         for number, function in enumerate(self._chosen):
             index = function.terms[0] >> 6
-            code, last = codes[index], previous.get(index)
-            # Code never comes back: at an address that was current before lies other code now.
-            again = index in passed or (last is not None and code.current != last.current)
-            current += self._version(number, code.current, again=again)
-            written = self._coming[index] if self._modules.knows_active else set()
-            for header in code.others:
-                if header in written or header not in self._been:
-                    coming += self._version(number, header, again=header in written)
+            code, last, passed = codes[index], known[index], ran[index].passed
+            for header in sorted(ran[index].headers):
+                old += self._version(number, header, again=True)
             old += self._version(number, code.old)
-        run = (*current, *old) if self._modules.knows_active else (*current, *coming, *old)
-        for version in run:
-            index = version.function.terms[0] >> 6
-            version.gap_ns = self._gap(version, now - before, passed_over=index in passed)
-        self.wanted = list({id(v): v for v in (*current, *coming, *old)}.values())
-        return True
+            if code.active is None:  # what was in use may be in use yet
+                headers = {header for table in code.tables for header in table}
+                for header in sorted(headers & {last.current, last.old}):
+                    old += self._version(number, header)
+            # Code never comes back: at an address that was current before lies other code now.
+            now = self._version(number, code.current, again=passed or code.current != last.current)
+            for version in now:
+                self._ran(version, before, passed=passed)
+            current += now
+            for header in self._to_come(index, code, ran[index].headers):
+                coming += self._version(number, header, again=header in self._coming[index])
+        waits = {id(v) for v in coming} if self._modules.knows_active else set()
+        for version in self.all:
+            if id(version) not in waits:
+                self._ran(version, before, passed=False)
+        return list({id(v): v for v in (*current, *coming, *old)}.values())
 
-    def _expect(self, index: int, code: Code, last: Code | None) -> None:
+    def _to_come(self, index: int, code: Code, ran: set[int]) -> list[int]:
+        """Tell where the code lies that is to come; some of it may run where that is hidden."""
+        headers = [header for header in code.others if header not in ran]
+        if code.active is not None:
+            headers = [h for h in headers if h == code.tables[_next(code.active)][0]]
+        return [h for h in headers if h in self._coming[index] or h not in self._been]
+
+    def _expect(self, index: int, code: Code, last: Code) -> None:
         """
         Note which code of a module is to come.
 
@@ -113,15 +146,20 @@ class Follow:
         """
         coming = self._coming.setdefault(index, set())
         coming &= {*code.others}
-        if last is not None:
-            pairs = zip(code.tables, last.tables, strict=True)
-            fresh = {now[0] for now, before in pairs if now != before}
-            coming |= fresh & {*code.others} - {code.old}
+        pairs = zip(code.tables, last.tables, strict=True)
+        fresh = {now[0] for now, before in pairs if now != before}
+        coming |= fresh & {*code.others} - {code.old}
 
-    def _gap(self, version: Version, since_ns: int, *, passed_over: bool) -> int:
+    def _ran(self, version: Version, before: int, *, passed: bool) -> None:
+        """Note that a version may have run since *before*, when others came and went or not."""
         if version.gap_ns is not None:
-            return version.gap_ns
-        return 0 if version.watched and not passed_over else since_ns
+            return
+        if passed or version.watched_ns is None:
+            version.gap_ns = self._looked - before
+            self._gaps.append((version, before))
+        else:
+            version.gap_ns = max(0, version.watched_ns - before)
+            version.end_ns = version.watched_ns
 
     def _version(self, number: int, header: int, *, again: bool = False) -> list[Version]:
         """The version of function *number* in the code at *header*: one, or none."""
@@ -143,7 +181,7 @@ class Follow:
         self._numbers[key[0]] += 1
         # Where the same address was watched until now, it still is.
         same = before is not None and before.function.address == function.address
-        watched = same and before is not None and before.watched
+        watched = before.watched_ns if same and before is not None else None
         version = Version(function, self._numbers[key[0]], watched)
         self._versions[key] = self.at[function.address] = version
         self.all.append(version)
@@ -151,24 +189,53 @@ class Follow:
 
     def watch(self, versions: list[Version]) -> None:
         """Say that *versions*, and no others, are watched from now on."""
-        now = self.watched_ns = self._clock()
+        now = self._clock()
         here = {id(version) for version in versions}
         for version in self.all:
-            version.watched = version.watched and id(version) in here
-        for version in versions:
-            if not version.watched:
-                version.watched = True
-                if version.gap_ns:
-                    version.gap_ns += now - self._looked
+            if id(version) not in here:
+                version.watched_ns = None
+            elif version.watched_ns is None:
+                version.watched_ns = now
+        for version, since in self._gaps:
+            version.gap_ns, version.end_ns = now - since, now
+        self._gaps.clear()
 
 
-def _passed_over(code: Code, last: Code | None) -> bool:
+class Ran(NamedTuple):
+    """*headers* of code that may have been in use; *more*: and others, which no table shows now."""
+
+    headers: set[int]
+    more: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether code may have come and gone."""
+        return self.more or bool(self.headers)
+
+
+def may_have_run(code: Code, last: Code) -> Ran:
     """
-    Whether code came and went between two looks, which nobody watched.
+    Tell which code, besides what is and was current, may have been in use since the *last* look.
 
-    A load writes one table; others get what is current. So two new values are two loads.
+    The VM writes the table behind that in use, then uses it, and so on in a circle; of the table in
+    use it only forgets the old code. What else has changed was written in more rounds than one.
     """
-    if last is None:
-        return False
     pairs = zip(code.tables, last.tables, strict=True)
-    return len({now[0] for now, before in pairs if now[0] not in (0, before[0])}) > 1
+    changed = {n for n, (now, before) in enumerate(pairs) if now != before}
+    more, waits = False, set[int]()
+    if code.active is not None and last.active is not None:
+        loads = (code.active - last.active) % _TABLES
+        used = {(last.active + n) % _TABLES for n in range(1, loads + 1)}
+        rewritten = code.tables[last.active][0] != last.tables[last.active][0]
+        more = loads < 2 and rewritten  # after two it is the next to be written
+        more |= bool(changed - used - {last.active, _next(code.active)})
+        changed |= used
+        waits = set() if more or loads > 1 else {_next(code.active)}
+    headers = {code.tables[n][0] for n in changed - waits}
+    if code.active is None:
+        headers |= {code.tables[n][1] for n in changed} - {last.old}  # it was current
+    return Ran(headers - {0, code.current, last.current}, more)
+
+
+def _next(table: int) -> int:
+    return (table + 1) % _TABLES

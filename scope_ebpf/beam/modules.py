@@ -32,6 +32,8 @@ _TABLES = 3
 #: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than anybody has.
 _PAGE = 1024
 _MAX_MODULES = 1 << 20
+#: How often tables are read again that came into use meanwhile: each takes the VM milliseconds.
+_ATTEMPTS = 5
 
 
 class Code(NamedTuple):
@@ -40,13 +42,14 @@ class Code(NamedTuple):
 
     *others* is what the tables that are not in use say: code that comes, or was. Where the
     VM hides which table is in use, *current* is of the one that changed last. *tables* has current
-    and old code of each of them.
+    and old code of each of them, and *active* is the number of the one in use, None where hidden.
     """
 
     current: int
     old: int
     others: tuple[int, ...]
     tables: tuple[tuple[int, int], ...] = ()
+    active: int | None = None
 
 
 class Modules:
@@ -78,9 +81,20 @@ class Modules:
         return {text: index for index, text in texts.items() if text is not None}
 
     def code(self, indices: Iterable[int]) -> dict[int, Code]:
-        """The code of modules, given by the index of their name; some system calls."""
+        """
+        The code of modules, given by the index of their name; some system calls.
+
+        What is current was so at some moment of this call.
+        """
         wanted = list(indices)
-        counts, active = self._state()
+        state = self._state()
+        for _ in range(_ATTEMPTS):
+            found, before = self._read(wanted, *state), state
+            if (state := self._state()) == before:
+                break
+        return found
+
+    def _read(self, wanted: list[int], counts: list[int], active: int | None) -> dict[int, Code]:
         if counts != self._counts or any(index not in self._places for index in wanted):
             self._counts = counts
             self._locate(wanted)
@@ -111,12 +125,11 @@ class Modules:
             number = active
         else:
             before, number = self._last.get(index, (tables, 0))
-            changed = [n for n in range(_TABLES) if tables[n] != before[n]]
-            number = changed[-1] if changed else number
+            number = newest(before, tables, number)
             self._last[index] = tables, number
         current, old = tables[number]
         others = dict.fromkeys(c for c, _ in tables if c not in (0, current))
-        return Code(current, old, tuple(others), tables)
+        return Code(current, old, tuple(others), tables, active)
 
     def _locate(self, wanted: list[int]) -> None:
         """Find the entries of modules in each table; 0 where a table has none yet."""
@@ -144,6 +157,23 @@ class Modules:
         pointers = np.concatenate(parts) if parts else np.empty(0, np.uint64)
         rows, good = memory.gather(pointers, layout.size("Module"))
         return pointers[good], rows[good]
+
+
+def newest(
+    before: tuple[tuple[int, int], ...], tables: tuple[tuple[int, int], ...], number: int
+) -> int:
+    """
+    Tell which table was written last, where the VM hides it; *number* if none was since *before*.
+
+    They are written in turn, so of those that changed it is the one whose next did not. Where all
+    did, it is the one that the next does not go on from.
+    """
+    changed = [n for n in range(_TABLES) if tables[n] != before[n]]
+    if len(changed) == _TABLES:
+        pairs = [(tables[n][0], tables[(n + 1) % _TABLES]) for n in changed]
+        last = [n for n, (current, after) in enumerate(pairs) if current not in after]
+        return last[0] if len(last) == 1 else number
+    return next((n for n in changed if (n + 1) % _TABLES not in changed), number)
 
 
 def _find(target: Target) -> list[int]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: How often threads and the places that calls return to are looked at again.
 _SLOW = 1.0
+#: Looks after an upgrade, until breakpoints stand before the last one.
+_LOOKS = 3
 #: Arguments of which the kernel side keeps the terms.
 _ARGUMENTS = 8
 
@@ -125,17 +127,21 @@ class CallRun(CallTurns):
     def _upgrade(self, lines: CallLines) -> None:
         """Follow code that was loaded: set the breakpoints first, tell it then."""
         self._set()
+        for _ in range(_LOOKS):
+            if not self._follow.look():  # what has not run by now is watched in time
+                break
+            self._set()
         self._code.refresh()
         self._callers.clear()
-        for version in self._follow.all:
-            if version.gap_ns is None or id(version) in self._told:
-                continue
+        news = [v for v in self._follow.all if v.gap_ns is not None and id(v) not in self._told]
+        for version in sorted(news, key=lambda v: v.end_ns - (v.gap_ns or 0)):
             self._told.add(id(version))
             name, number = str(version.function), version.number
-            lines.write(Upgrade(time.monotonic_ns(), name, number, version.gap_ns))
+            at_ns = version.end_ns if version.gap_ns else time.monotonic_ns()
+            lines.write(Upgrade(at_ns, name, number, version.gap_ns))
             self.summary.of(name, number)
-            if version.gap_ns and version.watched:
-                self._gaps.add(Gap(name, number, self._follow.watched_ns, version.gap_ns))
+            if version.gap_ns:
+                self._gaps.add(Gap(name, number, version.end_ns, version.gap_ns))
         lines.flush()
         left_out = self._follow.wanted[MOST:]
         if left_out:

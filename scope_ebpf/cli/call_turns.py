@@ -106,6 +106,8 @@ class CallTurns(ABC):
             started()
             try:
                 self._turns(start, lines)
+                watch.open(on=False)
+                self._look(lines)  # what came after the last look may have been called
             except NoSuchProcessError as gone:
                 self._ask_to_stop("target ended")
                 error = target_ended(self._target.pid, gone, "watched")

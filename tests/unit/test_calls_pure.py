@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scope_ebpf.beam.follow import Follow
 from scope_ebpf.beam.functions import Function, Pattern, parse
-from scope_ebpf.beam.modules import Code
 from scope_ebpf.beam.pieces import Shaper
 from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
 from scope_ebpf.cli.calls import calls, choose, seconds
@@ -99,139 +97,6 @@ def test_a_program_decides_since_linux_6_10():
     assert [False, False, True, True] == [
         program_decides(r) for r in ("5.10.0-8", "6.9.1", "6.10.0", "7.1")
     ]
-
-
-class Tables:
-    """
-    Module tables that a test sets.
-    """
-
-    knows_active = True
-
-    def __init__(self, current: int, old: int = 0, *others: int) -> None:
-        self.set(current, old, *others)
-
-    def set(self, current: int, old: int = 0, *others: int) -> None:
-        other = others[0] if others else 0
-        self._code = Code(current, old, others, ((current, old), (other, current), (0, 0)))
-
-    def code(self, indices: object) -> dict[int, Code]:
-        return dict.fromkeys(indices, self._code)
-
-
-class Everywhere:
-    """
-    Functions that are in every code, 16 bytes behind its start.
-    """
-
-    def again(self, chosen: Function, header: int) -> Function:
-        return function(chosen.function, header + 16, code=header)
-
-
-def follow(tables: Tables) -> tuple[Follow, list[int]]:
-    now = [0]
-    made = Follow(Everywhere(), tables, [function()], lambda: now[0])
-    made.watch(made.wanted)
-    return made, now
-
-
-def test_code_that_was_seen_before_it_runs_has_no_gap():
-    """
-    The next table shows code before it is current; watched by then, none of its calls is missing.
-    """
-    tables = Tables(0x100)
-    made, now = follow(tables)
-    tables.set(0x100, 0, 0x200)
-    now[0] = 5
-    assert made.look()
-    made.watch(made.wanted)
-    tables.set(0x200, 0x100)
-    now[0] = 9
-    assert made.look()
-    assert [(1, 0), (2, 0)] == [(v.number, v.gap_ns) for v in made.all]
-    assert [2, 1] == [v.number for v in made.wanted]
-
-
-def test_code_that_was_seen_late_has_the_gap_between_two_looks():
-    """
-    From the last look without it until the breakpoint stands, it may have run.
-    """
-    tables = Tables(0x100)
-    made, now = follow(tables)
-    now[0] = 40
-    assert not made.look()
-    tables.set(0x200, 0x100)
-    now[0] = 50
-    assert made.look()
-    now[0] = 53
-    made.watch(made.wanted)
-    assert 10 + 3 == made.all[-1].gap_ns
-
-
-def test_code_at_an_address_that_was_used_before_is_another_version():
-    """
-    The VM uses memory again: what comes after the second version is the third, not the first.
-    """
-    tables = Tables(0x100)
-    made, _ = follow(tables)
-    tables.set(0x200, 0x100)
-    made.look()
-    made.watch(made.wanted)
-    tables.set(0x100, 0x200)
-    made.look()
-    assert [3, 2] == [v.number for v in made.wanted]
-    assert 3 == made.at[0x110].number
-
-
-def test_code_that_came_and_went_between_two_looks_has_left_a_gap():
-    """
-    The third version lies where the first was watched; the second, between them, was not.
-    """
-    tables = Tables(0x100)
-    made, now = follow(tables)
-    tables._code = Code(0x100, 0x200, (0x200,), ((0x100, 0), (0x200, 0x100), (0x100, 0x200)))
-    now[0] = 60
-    assert made.look()
-    made.watch(made.wanted)
-    assert [(1, 0), (2, 60)] == [(v.number, v.gap_ns) for v in made.all if v.function.code == 0x100]
-
-
-def test_code_where_a_breakpoint_stood_once_has_not_been_watched():
-    """
-    The first version was purged and is watched no more; the third, at its address, has a gap.
-    """
-    tables = Tables(0x100)
-    made, now = follow(tables)
-    for at, current, old in ((10, 0x200, 0x100), (20, 0x200, 0), (30, 0x100, 0x200)):
-        tables.set(current, old)
-        now[0] = at
-        assert made.look()
-        made.watch(made.wanted)
-    assert [(1, 0), (2, 10), (3, 10)] == [(v.number, v.gap_ns) for v in made.all]
-
-
-def test_code_to_come_at_an_address_that_was_used_before_is_watched_in_time():
-    """
-    A table that is not in use was written: what lies in it is new, wherever it lies.
-    """
-    tables = Tables(0x100)
-    made, now = follow(tables)
-    steps = ((0x200, 0x100), (0x200, 0), (0x200, 0, 0x100), (0x100, 0x200))
-    for at, step in enumerate(steps, 1):
-        tables.set(*step)
-        now[0] = 10 * at
-        assert made.look()
-        made.watch(made.wanted)
-    assert [(1, 0), (2, 10), (3, 0)] == [(v.number, v.gap_ns) for v in made.all]
-    assert 3 == made.at[0x110].number
-
-
-def test_what_lies_in_an_unused_table_at_first_is_not_to_come():
-    """
-    A table that is not in use holds what was; no register is spent on it.
-    """
-    made, _ = follow(Tables(0x200, 0, 0x100))
-    assert [0x210] == [v.function.address for v in made.wanted]
 
 
 class Names:
