@@ -22,6 +22,10 @@ STACKS: dict[str, set[tuple[str, ...]]] = {
     "moving_busy": {
         ("moving:nap/1", "moving:busy/0"),
         ("moving:busy/0",),
+        ("moving:fold/1", "moving:busy/0"),
+        # A process that was preempted waits at the entry of a function, most often here.
+        ("moving:-fold/1-fun-0-/2", "lists:foldl_1/3", "moving:busy/0"),
+        ("lists:foldl_1/3", "moving:busy/0"),
         ("lists:foldl/3", "moving:busy/0"),
         ("lists:foldl/3", "moving:fold/1", "moving:busy/0"),
         ("lists:seq/2", "moving:busy/0"),
@@ -31,6 +35,8 @@ STACKS: dict[str, set[tuple[str, ...]]] = {
         ("gen_server:loop/7", "proc_lib:init_p_do_apply/3"),
     },
 }
+#: Stacks of moving_busy that it can have only between two of its turns.
+PREEMPTED = {s for s in STACKS["moving_busy"] if "lists:foldl_1/3" in s}
 #: The only messages of moving_slow.
 CALL = "{'$gen_call', _, _}"
 

@@ -30,7 +30,7 @@ from scope_ebpf.beam.terms import is_boxed
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -105,6 +105,18 @@ def stood(before: NDArray[np.void], after: NDArray[np.void], names: Iterable[str
     return all(before[name][0] == after[name][0] for name in ("id", "pointer", *names))
 
 
+def reread(read: Callable[[], NDArray[np.void]]) -> tuple[NDArray[np.void], bool]:
+    """
+    Read the row of a process again, and tell whether it may have run just before.
+
+    A row is copied from front to back, and a process counts its work before it says that it rests,
+    further back. So whether it rests is seen in one copy, and what it did until then in the next.
+    """
+    first = read()
+    after = read() if len(first) else first
+    return after, not len(after) or running(first) or running(after)
+
+
 def running(rows: NDArray[np.void]) -> bool:
     """Tell whether the process is on a scheduler, and so may change without a trace."""
     return bool(int(rows["state"][0]) & _ACTIVE)
@@ -119,8 +131,8 @@ def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
     messages = _messages(target, nodes)
     walks = _walks(target, rows)
     again = walks if not active else _walks(target, rows)
-    after = viewer.table.one(int(row["id"]))
-    active = active or not len(after) or running(after)
+    after, busy = reread(lambda: viewer.table.one(int(row["id"])))
+    active |= busy
     if native and natives(target).get(int(row["pointer"]), 0) != native:
         native = 0
     moved = [part for part, names in _STANDS.items() if not stood(rows, after, names)]

@@ -10,10 +10,14 @@ import time
 from typing import TYPE_CHECKING
 
 import beams_run
+import numpy as np
 import pytest
-from moving_run import CALL, STACKS, ask
+from moving_run import CALL, PREEMPTED, STACKS, ask
 
+from scope_ebpf.beam.detail import FIELDS, find, frames
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.moment import moments, reread, stood
+from scope_ebpf.beam.processes import RUNNING
 from scope_ebpf.beam.schedulers import natives
 from scope_ebpf.beam.sizes import LIMIT
 from scope_ebpf.beam.view import Viewer
@@ -49,6 +53,43 @@ def test_no_frame_is_of_another_process(moving: tuple[beams_run.Beam, Target], n
     seen = {tuple(frame["function"] for frame in answer["stack"]) for answer in still}
     assert seen <= STACKS[name]
     assert len(still) > ANSWERS // 2
+
+
+def test_a_process_that_was_preempted_has_its_own_frames_alone():
+    """
+    Beside 200 others that never rest, on one scheduler, it is seen waiting in its fold, too.
+    """
+    with beams_run.start_beam("stock25", "+S", "1:1", "-s", "moving") as beam:
+        beam.expect("ready")
+        assert "done hog" == beam.ask("hog 200")
+        target = inspect(beam.pid)
+        viewer, deadline = Viewer(target, FIELDS), time.monotonic() + beams_run.PATIENCE
+        rows, seen = find(viewer, "moving_busy"), set()
+        while not seen & PREEMPTED and time.monotonic() < deadline:
+            moment = next(moments(viewer, rows))
+            if "stack" not in moment.moved:
+                seen.add(tuple(map(str, frames(viewer, moment))))
+    assert seen & PREEMPTED
+    assert seen <= STACKS["moving_busy"]
+
+
+def test_what_a_process_did_while_its_row_was_copied_is_seen():
+    """
+    The front of a copy is of before it ran and the back of after: the next copy tells.
+    """
+    row = np.zeros(1, [(name, np.uint64) for name in ("id", "pointer", "state", "reductions")])
+    later = row.copy()
+    later["reductions"] = 23
+    torn = row.copy()  # its work is not counted yet, and it rests again
+    copies = iter([torn, later])
+    after, busy = reread(lambda: next(copies))
+    assert (False, False) == (busy, stood(row, after, ["reductions"]))
+    still = iter([row, row])
+    after, busy = reread(lambda: next(still))
+    assert (False, True) == (busy, stood(row, after, ["reductions"]))
+    later["state"] = RUNNING
+    assert reread(lambda: later)[1]
+    assert reread(lambda: row[:0])[1]
 
 
 def test_the_mailbox_and_watchers_of_a_server_that_moves_are_of_one_moment(

@@ -9,6 +9,7 @@
 %%   holds       makes moving_holder: monitors, aliases, suspended processes, subscriptions to nodes
 %%   counts NAME what process_info says: "counts MONITORS WATCHERS LINKS SUSPENDING"
 %%   fill NAME N N messages more for NAME, "done fill N"
+%%   hog N       N processes that never wait, "done hog"
 %%   memory NAME its memory, and the length of its mailbox
 %%   collect     makes moving_heavy, which collects a long list every 20 ms, and moving_light, which
 %%               collects a short one every 2 ms
@@ -61,6 +62,9 @@ command(_, ["fill", Name, N]) ->
     %% The answer to this comes after the messages have been counted.
     {message_queue_len, _} = erlang:process_info(To, message_queue_len),
     ["done fill ", N];
+command(_, ["hog", N]) ->
+    [spawn(fun hog/0) || _ <- lists:seq(1, list_to_integer(N))],
+    "done hog";
 command(_, ["inside"]) ->
     ok = names_nif:load(),
     %% The answer comes first: whoever waits behind a native function may wait for ever.
@@ -81,6 +85,8 @@ fill(To, N) -> To ! {cast, N, <<"0123456789abcdef">>}, fill(To, N - 1).
 
 outer() -> R = inner(), {outer, R}.
 inner() -> R = names_nif:wedge(), {inner, R}.
+
+hog() -> hog().
 
 deaf() -> receive never -> ok end.
 
