@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _SLOW = 1.0
 #: Looks after an upgrade, until breakpoints stand before the last one.
 _LOOKS = 3
+#: Milliseconds between two looks, in which the VM may load code three times.
+_LATE = 20
 #: Arguments of which the kernel side keeps the terms.
 _ARGUMENTS = 8
 
@@ -60,6 +62,7 @@ class CallRun(CallTurns):
         self._labels = Labels(target, atoms, self._code)
         self._pids = PidCodec.of(target)
         self._shaper = Shaper(target, atoms)
+        self._chosen = chosen
         self._follow = Follow(functions, modules, chosen)
         self._gaps = Gaps()
         self._drained_ns = 0
@@ -229,6 +232,12 @@ class CallRun(CallTurns):
         if sum(t.beyond for t in self.summary.functions.values()):
             notes.append("calls beyond the limit were not counted: breakpoints went out with it")
         elsewhere = [t for a, t in totals.items() if a not in self._follow.at]
+        longest = self._follow.longest_ns / 1e6
+        if longest > _LATE and len(self._follow.all) > len(self._chosen):
+            notes.append(
+                f"new code was not looked for during {longest:.0f} ms, as the host was busy: code "
+                "that was loaded three times meanwhile may be missing"
+            )
         if self.summary.durations:
             notes.append(_measured(self.summary, elsewhere))
         if any(t["beyond"] for t in elsewhere):

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import beams_run
+import numpy as np
 import pytest
 import windows_run
 from tracing import require_root, scope_trace, starting, trace, wait_until
@@ -30,6 +33,8 @@ BUDGET = ("--budget", "1%")
 #: What an estimate may be off, in stated errors: 95 of 100 are within one, and here none may fail.
 #: Besides the truth is asked for a little before and after.
 ERRORS, EDGES = 3, 0.05
+#: A host may be so busy that a run sees too little to tell, which it says.
+RUNS = 3
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +73,72 @@ def test_what_is_rare_is_exact(stock: beams_run.Beam):
 
 def test_what_is_hot_is_estimated_within_its_error_and_its_budget(talkers: beams_run.Beam):
     """
-    Messages without end are told with an error that holds, what the VM counts itself is exact,
-    and all that takes about as much as it may.
+    Messages without end are told with an error that holds, or as unknown; what the VM counts itself
+    is exact, and all that takes about as much as it may.
     """
-    truth = windows_run.Truth(talkers.pid)
-    with starting(talkers.pid, "--format", "json", "--duration", "5") as run:
-        run.wait_for_counting()
-        sent, began = truth(), time.monotonic()
-        switched = _switches(talkers.pid)
-        outcome = run.wait()
-        passed = time.monotonic() - began
-        sent, switched = truth() - sent, _switches(talkers.pid) - switched
-    document = outcome.document
-    part = document["duration_seconds"] / passed
-    for name in ("send", "receive"):
-        event = document["events"][name]
-        assert 0 < event["error_ratio"]
-        assert 0 < event["sampling_ratio"] < 0.2
-        off = ERRORS * event["error_ratio"] + 2 * abs(1 - part) + EDGES
-        assert sent * part == pytest.approx(event["count"], rel=off)
+    stated = 0
+    for _ in range(RUNS):
+        document, happened = _watched(talkers.pid)
+        for name in ("send", "receive"):
+            event = document["events"][name]
+            assert 0 < event["error_ratio"]
+            assert event["sampling_ratio"] < 1
+            if event["error_ratio"] < 1:  # 1 is for what is not known
+                stated += 1
+                off = ERRORS * event["error_ratio"] + EDGES
+                least, most = happened
+                assert least * (1 - off) <= event["count"] <= most * (1 + off)
+        if stated:
+            return
+    pytest.skip(f"the host left too little time to tell anything in {RUNS} runs")
+
+
+def _watched(pid: int) -> tuple[dict[str, Any], tuple[float, float]]:
+    """
+    What a run of 5 s tells, and the least and the most messages that there can have been in it.
+    """
+    switched, before = _switches(pid), time.monotonic()
+    with _sampled(windows_run.Truth(pid)) as samples:
+        with starting(pid, "--format", "json", "--duration", "5") as run:
+            run.wait_for_counting()
+            counting = time.monotonic()
+            document = run.wait().document
+        after = time.monotonic()
     schedule = document["events"]["schedule"]
     assert ("vm", 0.0) == (schedule["counted_by"], schedule["error_ratio"])
-    assert schedule["count"] <= switched * 1.1
+    assert 0 < schedule["count"] <= _switches(pid) - switched
     cost = document["cost"]
     used = cost["cpu_seconds"] / cost["share_of_target"]
     # What is there at the beginning may be spent, too, and others who run now cost us some.
-    assert cost["cpu_seconds"] <= 0.02 * max(used, 0.2 * passed) + 0.05
+    assert cost["cpu_seconds"] <= 0.02 * max(used, 0.2 * (after - before)) + 0.05
     assert document["state"]["utilization"]["normal"] > 0.5
+    times, counts = zip(*samples, strict=True)
+    # It began somewhere between its start and its word that it counts.
+    began = np.linspace(before, counting, 1000)
+    ended = np.interp(began + document["duration_seconds"], times, counts)
+    happened = ended - np.interp(began, times, counts)
+    return document, (float(happened.min()), float(happened.max()))
+
+
+@contextmanager
+def _sampled(truth: windows_run.Truth) -> Iterator[list[tuple[float, int]]]:
+    """
+    The time and what the VM had counted by then, every 20 ms and at both ends.
+    """
+    samples, done = [(time.monotonic(), truth())], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            samples.append((time.monotonic(), truth()))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+        samples.append((time.monotonic(), truth()))
 
 
 def _switches(pid: int) -> int:

@@ -46,6 +46,22 @@ def test_a_steady_function_is_missed_as_often_as_its_pace_says():
     assert Missing(4, 4) == told(calls, gap_of(4))
 
 
+def test_what_two_gaps_share_is_missing_once():
+    """
+    Two versions in one gap, and a third whose gap begins in it: 4 ms and 2 ms more are missing.
+    """
+    gaps = Gaps()
+    for at in range(_AT - 2 * SPAN, _AT - 4 * _MS, _MS):
+        gaps.called("m:f/1", at)
+    for version, end, most in ((2, 0, 4), (3, 0, 4), (4, 2, 5)):
+        gaps.add(Gap("m:f/1", version, _AT + end * _MS, most * _MS))
+    found = gaps.close(0, last=True)
+    assert [(2, 4 * _MS), (4, 2 * _MS)] == [(gap.version, gap.most_ns) for gap, _ in found]
+    assert 6 == sum(missing.calls for _, missing in found)
+    gaps.add(Gap("m:g/1", 2, _AT, 4 * _MS))
+    assert 1 == len(gaps.close(0, last=True))
+
+
 @pytest.mark.parametrize("side", [-1, 1])
 def test_the_busier_side_of_a_gap_counts(side: int):
     """
