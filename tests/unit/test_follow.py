@@ -273,13 +273,14 @@ def test_loads_of_other_modules_make_no_version():
     assert [(1, 0)] == gaps(made)
 
 
-def test_a_whole_round_of_tables_is_told_from_none():
+@pytest.mark.parametrize("last", [0x400, FIRST])
+def test_a_whole_round_of_tables_is_told_from_none(last: int):
     """
-    Three loads lead to the same table again; what has changed in it says that there were some.
+    Three loads lead to the same table again, perhaps to the same address: the others have changed.
     """
     vm = Vm()
     before = vm.code([7])[7]
-    for header in (0x200, 0x300, 0x400):
+    for header in (0x200, 0x300, last):
         vm.load(header)
     assert Ran({0x200, 0x300}, more=True) == may_have_run(vm.code([7])[7], before)
 
@@ -379,7 +380,7 @@ def test_no_call_is_missing_outside_the_gaps_that_are_told(
     In random orders of loads, purges, looks and breakpoints each call is seen or in a told gap.
     """
     missed = 0
-    for seed in range(500):
+    for seed in range(300):
         run = Run(seed, knows_active=knows_active, loads=loads, fresh=fresh)
         for _ in range(30):
             run.turn()
