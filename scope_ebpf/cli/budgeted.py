@@ -7,7 +7,7 @@ import math
 import os
 import selectors
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from scope_ebpf.summary import Cost, Summary
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from scope_ebpf.beam.target import Target
     from scope_ebpf.errors import ScopeError
@@ -76,11 +77,10 @@ class BudgetedTrace:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
         require_target(self._target.identity, "traced")
         self.notes += healed(self._target)
-        with self._attacher, stop_signals(self._ask_to_stop):
-            _hurry(self._attacher.pid)
-            with self._run as session:
-                error = self._count()
-                self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
+        hurried = _hurry(self._attacher.pid)
+        with self._attacher, stop_signals(self._ask_to_stop), hurried, self._run as session:
+            error = self._count()
+            self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
         return error
 
     def _count(self) -> ScopeError | None:
@@ -186,9 +186,16 @@ def _wait(files: selectors.BaseSelector, seconds: float) -> None:
     time.sleep(max(0.0, seconds - whole) if whole < seconds < _SHORT else 0.0)
 
 
-def _hurry(attacher: int) -> None:
+@contextmanager
+def _hurry(attacher: int) -> Iterator[None]:
     """Let us go first, and who takes hooks out, which is a session of its own (sched(7))."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
         for process in (0, attacher):
             os.setpriority(os.PRIO_PROCESS, process, _PRIORITY)
         Path(f"/proc/{attacher}/autogroup").write_text(str(_PRIORITY))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)

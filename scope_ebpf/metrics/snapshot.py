@@ -96,6 +96,10 @@ class SnapshotReading:
         return ranked[: self.top]
 
 
+#: Reductions a second that no process does: a count that rises faster is none.
+_FASTEST = 1e11
+
+
 class _Part(NamedTuple):
     """What is kept of one part: pids in order and their reductions, slots that were missed."""
 
@@ -145,7 +149,9 @@ class Reductions:
             seconds[known] = now - old.taken
         # A count that fell is that of another process with the same pid.
         grown = np.maximum((rows["reductions"] - base).astype(np.int64), 0)
-        rates: NDArray[np.float64] = grown / seconds
+        rates = np.zeros(len(rows))
+        np.divide(grown, seconds, out=rates, where=seconds > 0)
+        rates[rates > _FASTEST] = 0
         return rates
 
     def _cut(self, parts: int) -> None:

@@ -20,11 +20,13 @@ import test_daemon
 from test_daemon_luck import spawns
 from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
+from scope_ebpf.kernel import attacher
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The system call that waits for the holder's answer (x86_64): recvfrom.
-WAITING = "45 "
+#: The system call that waits for the holder's answer (x86_64): recvfrom with room for that much.
+WAITING = ("45", hex(attacher.MESSAGE_BYTES))
 
 
 class Held:
@@ -41,9 +43,12 @@ class Held:
         """
         Return once the daemon waits for it, and *beam* has no hook yet.
         """
-        syscall = Path(f"/proc/{self._daemon}/syscall")
-        wait_until(lambda: syscall.read_text().startswith(WAITING), "a request for hooks")
+        wait_until(self._is_asked, "a request for hooks")
         assert 0 == breakpoints(beam.pid, hooked_addresses(beam.pid))
+
+    def _is_asked(self) -> bool:
+        call = Path(f"/proc/{self._daemon}/syscall").read_text().split()
+        return len(call) > 3 and (call[0], call[3]) == WAITING
 
 
 @contextlib.contextmanager

@@ -122,6 +122,16 @@ def test_the_busiest_are_those_that_did_most_since_the_last_snapshot():
     assert reading.rate == 350
 
 
+def test_a_count_that_no_process_can_reach_is_no_rate():
+    """
+    Counts that rise by more than a core can do, and two readings at one time of the clock.
+    """
+    reductions = Reductions(iter([1.0, 2.0, 2.0]).__next__)
+    rates(reductions, done(p1=1, p2=1, p3=1))
+    assert [0, 0, 9] == rates(reductions, done(p1=1 << 62, p2=1 << 40, p3=10))
+    assert [0, 0, 0] == rates(reductions, done(p1=1 << 62, p2=1 << 40, p3=11))
+
+
 def test_a_pid_that_is_used_again_has_not_done_less_than_nothing():
     """
     A count that fell is taken for nothing, and an empty table for a table.
