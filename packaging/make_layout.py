@@ -363,7 +363,7 @@ def text_of(data: dict[str, Any], sources: dict[str, str]) -> str:
     lines += _entries(data["facts"])
     for struct, fields in structs_of(data).items():
         places = " (and the places of types, by erl_alloc.types)" if "proc" in fields else ""
-        lines += ["", f"# {data['tag']} erts/{sources[struct]}{places}", f"[{struct}]"]
+        lines += ["", f"# {data['tag']} erts/{sources.get(struct, '')}{places}", f"[{struct}]"]
         lines += _entries(fields)
     for build in ("usdt", "emu"):
         for struct, fields in data.get(build, {}).items():
@@ -425,7 +425,7 @@ def make(tag: str, paths: list[Path]) -> tuple[Path, str, list[str]]:
 
 def _sources(path: Path) -> dict[str, str]:
     """Which header declares each struct, as an own file says it."""
-    pattern = re.compile(r"^# OTP-\S+ erts/(\S+).*\n\[(\w+)\]", re.MULTILINE)
+    pattern = re.compile(r"^# OTP-\S+ erts/([^\s,]+).*\n(?:#.*\n)*\[(\w+)\]", re.MULTILINE)
     return {struct: source for source, struct in pattern.findall(path.read_text("utf-8"))}
 
 

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from scope_ebpf import events
+from scope_ebpf.beam.allocators import AllocatorReader
+from scope_ebpf.beam.connections import ConnectionReader
 from scope_ebpf.beam.constants import kernel_constants, known
+from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.processes import IDENTITY, ProcessTable
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel import host, links
 from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
@@ -22,9 +27,10 @@ from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from scope_ebpf.beam.identity import Identity
+    from scope_ebpf.beam.target import Target
     from scope_ebpf.errors import ScopeError
 
 
@@ -64,6 +70,7 @@ def _examine(pid: int) -> dict[str, Any]:
     """The target and the state of each event's hooks, both ways."""
     target = inspect(pid)
     settings, refused = kernel_constants(target)
+    refused += [reason for reason in _unread(target) if reason not in refused]
     chosen, *ways = (
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
@@ -93,6 +100,21 @@ def _examine(pid: int) -> dict[str, Any]:
         "hooks": rows,
         "breakpoints": breakpoints,
     }
+
+
+def _unread(target: Target) -> Iterator[str]:
+    """Why the VM's own counters, allocators, connections or processes are not read."""
+    readers: tuple[Callable[[Target], object], ...] = (
+        lambda target: CounterReader(target).read(),
+        lambda target: AllocatorReader(target).read(),
+        lambda target: ConnectionReader(target).read(),
+        lambda target: ProcessTable(target, IDENTITY),
+    )
+    for reader in readers:
+        try:
+            reader(target)
+        except ReadRefusedError as error:
+            yield str(error)
 
 
 def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
