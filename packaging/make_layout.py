@@ -169,7 +169,7 @@ class DebugInfo:
         return any(self._constant("etp_beamasm"))
 
     def _constant(self, name: str) -> bytes:
-        table = self._elf.get_section_by_name(".symtab")
+        table: Any = self._elf.get_section_by_name(".symtab")
         found = table.get_symbol_by_name(name) if table else None
         if not found or not isinstance(found[0]["st_shndx"], int):
             raise LayoutError(f"{self._path} does not say which ERTS it is: it has no {name}")

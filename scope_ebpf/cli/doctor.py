@@ -70,7 +70,7 @@ def _examine(pid: int) -> dict[str, Any]:
     """The target and the state of each event's hooks, both ways."""
     target = inspect(pid)
     settings, refused = kernel_constants(target)
-    refused += [reason for reason in _unread(target) if reason not in refused]
+    refused = [*dict.fromkeys([*refused, *_unread(target)])]
     chosen, *ways = (
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
