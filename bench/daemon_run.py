@@ -32,8 +32,26 @@ def alone(name: str) -> tuple[tuple[str, ...], str]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU clock of a process (clock_getcpuclockid(3))."""
-    return time.clock_gettime((~pid << 3) | 2)
+    """The CPU clock of a process (clock_getcpuclockid(3)), and that of children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime((~pid << 3) | 2) + ended
+
+
+def pss_mb(pid: int) -> float:
+    """The proportional share of memory of a process: what several share counts once."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.partition("\nPss:")[2].split()[0]) * 1024 / 1e6
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, whichever thread started them."""
+    found = [pid]
+    for one in found:
+        for children in Path(f"/proc/{one}/task").glob("*/children"):
+            with suppress(OSError):  # threads end
+                found += map(int, children.read_text().split())
+    return found
 
 
 def value(page: str, series: str) -> float:
@@ -71,23 +89,34 @@ class Daemon:
         return value(self.page(), series)
 
     def cpu_seconds(self) -> float:
-        """CPU that it and the process that holds its breakpoints have used."""
+        """CPU that it and all its processes have used."""
         return sum(map(cpu_seconds, self.processes()))
 
     def resident_mb(self) -> float:
-        """Resident memory of both."""
-        pages = (Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in self.processes())
-        return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        """Memory of all its processes, what they share counted once."""
+        return sum(map(pss_mb, self.processes()))
 
     def threads(self) -> int:
-        """Threads of both."""
+        """Threads of all its processes."""
         return sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in self.processes())
 
+    def each(self) -> dict[int, float]:
+        """CPU seconds of each process so far."""
+        return {pid: cpu_seconds(pid) for pid in self.processes()}
+
+    def parts(self, seconds: float, before: dict[int, float]) -> list[tuple[str, str]]:
+        """What each process is, and what it has taken of a core and takes of memory."""
+        found = []
+        for pid, spent in self.each().items():
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            name = next((Path(word).name for word in words if word.endswith(".py")), "the daemon")
+            share = (spent - before.get(pid, 0.0)) / seconds
+            found.append((name, f"{share:7.2%} {pss_mb(pid):6.1f} MB"))
+        return found
+
     def processes(self) -> list[int]:
-        """Its pid, and that of the process that holds its breakpoints."""
-        own = self.process.pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [own, *map(int, children)]
+        """Its pid, and those of its processes: they hold breakpoints, read memory, parse files."""
+        return family(self.process.pid)
 
     def until_observed(self, pid: int, wanted: str = "beam_target_info") -> None:
         """Wait until *pid* has the series *wanted*."""

@@ -4,8 +4,9 @@ What the daemon takes while it observes a VM that does nothing.
 
     bench/idle.py [--minutes 3]
 
-Prints the daemon's share of a core (with the process that holds its breakpoints), its
-memory and its threads, a line every half minute, and what a scrape each 15 s adds.
+Prints the daemon's share of a core, its memory and its threads, a line every half minute, with a
+scrape each 15 s. All its processes count: those that hold breakpoints, read memory and parse files.
+Memory that they share counts once (Pss).
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def main() -> int:
 
 def _watch(daemon: daemon_run.Daemon, minutes: float) -> int:
     first, began = daemon.cpu_seconds(), time.monotonic()
+    before = daemon.each()
     sizes = [daemon.resident_mb()]
-    print("seconds  share of a core  RSS MB  threads")
+    print("seconds  share of a core      MB  threads")
     while (passed := time.monotonic() - began) < 60 * minutes:
         ends = time.monotonic() + _STEP
         while time.monotonic() < ends:
@@ -54,6 +56,8 @@ def _watch(daemon: daemon_run.Daemon, minutes: float) -> int:
         share = (daemon.cpu_seconds() - first) / passed
         line = f"{passed:7.0f}  {share:15.2%}  {sizes[-1]:6.1f}  {daemon.threads():7}"
         print(line, flush=True)
+    for name, part in daemon.parts(passed, before):
+        print(f"  {part}  {name}")
     return 0 if share <= _SHARE and max(sizes) <= _MB else 1
 
 

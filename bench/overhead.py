@@ -11,8 +11,10 @@ other round has them backwards. A slice's throughput is what was done per second
 used, held against the slices without anything on either side of it.
 
 Second by second: a summary begins and ends amid seconds without one, so its start is among them.
-Each is held against the median of those without. Of a machine with other work each second of the
-clock tells that, too, so both are told: by the clock, and by the VM's CPU.
+Each is held against the median of those without. By the VM's CPU a second tells what hooks take, by
+the clock also what our own processes and others on the machine take of the CPUs; how long the VM's
+threads waited for one, and what the tool used, is told beside it. The least of the seconds without
+a summary tells how much of a bad second is noise. With ``--summary`` all seconds are printed.
 
 Straight: how much less is done beside the daemon. How much one slice without anything differs from
 the next shows what of it is noise. By slope: where everything is always counted, the loss is large,
@@ -37,7 +39,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -48,6 +50,7 @@ from overhead_loads import LOADS, Load
 from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.node import NodeName
+from scope_ebpf.budget.measures import cpu_clock
 from scope_ebpf.budget.prices import Prices
 from scope_ebpf.kernel.cost import measure as measure_cost
 from scope_ebpf.kernel.governed import GovernedSession
@@ -135,27 +138,79 @@ def with_summary(load: Load, found: Found) -> Iterator[None]:
     found["summary: hits x cost"].append(cost["share_of_target"])
 
 
-def second_by_second(load: Load, found: Found) -> None:
+class Second(NamedTuple):
+    """
+    One second of a VM: work in a second of the clock and in one of the VM's CPU.
+
+    What its schedulers waited for a CPU, and what the tool took, of the second.
+    """
+
+    by_clock: float
+    by_cpu: float
+    waited: float
+    tool: float
+
+
+def second_by_second(load: Load, found: Found, *, told: bool) -> None:
     """Seconds beside a summary of ten, its start among them, and as many without."""
     before = [_second(load) for _ in range(_SECONDS // 2)]
     command = [*_SCOPE_TRACE, "--pid", str(load.pid)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         beside = []
         while process.poll() is None:
-            beside.append(_second(load))
+            beside.append(_second(load, process.pid))
     after = [_second(load) for _ in range(_SECONDS // 2)]
-    for name, number in (("the clock", 0), ("CPU", 1)):
-        usual = statistics.median(second[number] for second in before + after)
-        parts = [second[number] / usual for second in beside]
+    for name, kind in (("the clock", "by_clock"), ("CPU", "by_cpu")):
+        without = [getattr(second, kind) for second in before + after]
+        usual = statistics.median(without)
+        parts = [getattr(second, kind) / usual for second in beside]
         found[f"summary, second by second: median, by {name}"].append(statistics.median(parts))
         found[f"summary, second by second: least, by {name}"].append(min(parts))
+        found[f"without, second by second: least, by {name}"].append(min(without) / usual)
+    if told:
+        usual = statistics.median(second.by_cpu for second in before + after)
+        for name, seconds in (("without", before), ("summary", beside), ("without", after)):
+            told_seconds = (
+                f"{s.by_cpu / usual:.0%} ({s.waited:.0%} waited, tool {s.tool:.0%})"
+                for s in seconds
+            )
+            print(f"  {name}: {', '.join(told_seconds)}", flush=True)
 
 
-def _second(load: Load) -> tuple[float, float]:
-    """What is done in a second, and in a second of the VM's CPU."""
-    began, cpu = time.monotonic(), cpu_seconds(load.pid)
+def _second(load: Load, tool: int = 0) -> Second:
+    """The next second of *load*, beside the process *tool*."""
+    began, cpu, own = time.monotonic(), cpu_clock(load.pid), _tree_seconds(tool)
+    waited = _waited(load.pid)
     done = load.work(1.0)
-    return done / (time.monotonic() - began), done / (cpu_seconds(load.pid) - cpu)
+    passed, used = time.monotonic() - began, cpu_clock(load.pid) - cpu
+    return Second(
+        done / passed,
+        done / used,
+        (_waited(load.pid) - waited) / passed,
+        max(0.0, _tree_seconds(tool) - own) / passed,
+    )
+
+
+def _waited(pid: int) -> float:
+    """Seconds that the threads of a process were ready to run and did not (schedstat)."""
+    total = 0
+    for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            total += int(stat.read_text().split()[1])
+    return total / 1e9
+
+
+def _tree_seconds(pid: int) -> float:
+    """CPU seconds of a process and its children, those that have ended among them; 0 of none."""
+    if not pid:
+        return 0.0
+    total = 0.0
+    with contextlib.suppress(OSError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        total += sum(_tree_seconds(int(child)) for child in children)
+    return total
 
 
 #: What is held against nothing.
@@ -184,7 +239,7 @@ def play_round(load: Load, seconds: float, found: Found, *, backwards: bool) -> 
         found[f"{way}: done, of without"].append(2 * rate / (before + after))
         found["without: done, of without"].append(after / before)
         before = after
-    second_by_second(load, found)
+    second_by_second(load, found, told=False)
 
 
 def measure(name: str, rounds: int, seconds: float) -> None:
@@ -206,10 +261,10 @@ def measure_summary(name: str, rounds: int) -> None:
     with LOADS[name]() as load:
         slice_of(load, 3.0)
         for _ in range(rounds):
-            second_by_second(load, found)
+            second_by_second(load, found, told=True)
         print(f"\n{name}: {load.unit}, {rounds} summaries of 10 s", flush=True)
-    for label in sorted(found):
-        print(f"  {label:48} {interval(found[label])}", flush=True)
+    for label, values in sorted(found.items()):
+        print(f"  {label:48} {interval(values)}  least of all {min(values):.2%}", flush=True)
 
 
 def _by_slope(found: Found) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import beams_run
+import windows_run
 
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _STORMS = {"pingpong": "context_switches", "spawn": "spawned", "gc": "collections"}
 #: Pairs, spawners or collectors.
 _AT_ONCE = {"pingpong": 8, "spawn": 4, "gc": 4}
+#: Flags of a VM whose schedulers sleep when there is nothing to do: then its CPU is that of work.
+_AT_REST = ("+sbwt", "none", "+sbwtdcpu", "none", "+sbwtdio", "none")
 NAME = f"bench{os.getpid()}"
 
 
@@ -71,14 +74,16 @@ def rabbitmq() -> Iterator[Load]:
     from apps.load_rabbitmq import Load as Traffic  # noqa: PLC0415 - pika, which others need not
     from apps.rabbitmq import rabbitmq as broker  # noqa: PLC0415
 
-    with broker() as app:
-
-        def work(seconds: float) -> float:
-            traffic = Traffic(app.ports["amqp"], 256)
-            traffic.run(seconds)
-            return float(traffic.consumed)
-
-        yield Load(app.pid, "messages", work)
+    with broker(*_AT_REST) as app:
+        traffic = Traffic(app.ports["amqp"], 256)
+        client = threading.Thread(target=traffic.run, args=(float("inf"),))
+        client.start()
+        try:
+            _until(lambda: traffic.consumed > 0)
+            yield Load(app.pid, "messages", _sleeping(lambda: traffic.consumed))
+        finally:
+            traffic.end()
+            client.join()
 
 
 @contextlib.contextmanager
@@ -90,20 +95,26 @@ def cowboy() -> Iterator[Load]:
         for path in Path("/usr/lib/rabbitmq/lib").glob(f"*/plugins/{name}-*/ebin")
     ]
     port = str(beams_run.free_port())
-    options = [*named(), "-pa", *paths, "-web_port", port, "-s", "web"]
+    options = [*named(), *_AT_REST, "-pa", *paths, "-web_port", port, "-s", "web"]
     with beams_run.start_beam("stock25", *options) as beam:
         beam.expect("ready")
+        answers = windows_run.Truth(beam.pid)
+        command = ["wrk", "-t", "1", "-c", "16", "-d", "24h", f"http://127.0.0.1:{port}/"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
+            try:
+                _until(lambda: answers() > 0)
+                yield Load(beam.pid, "requests", _sleeping(answers))
+            finally:
+                client.kill()
 
-        def work(seconds: float) -> float:
-            command = ["wrk", "-t", "1", "-c", "16", "-d", f"{max(1, round(seconds))}s"]
-            done = subprocess.run(
-                [*command, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=True
-            )
-            found = re.search(r"(\d+) requests in", done.stdout)
-            assert found, done.stdout
-            return float(found[1])
 
-        yield Load(beam.pid, "requests", work)
+def _until(begun: Callable[[], bool]) -> None:
+    """Wait until a load has begun."""
+    deadline = time.monotonic() + beams_run.PATIENCE
+    while not begun():
+        if time.monotonic() > deadline:
+            raise SystemExit("the load does not begin")
+        time.sleep(0.05)
 
 
 LOADS: dict[str, Callable[[], contextlib.AbstractContextManager[Load]]] = {

@@ -2,7 +2,7 @@
 """
 Compiles ``probes/*.bpf.c`` into the package, so that a host needs no compiler.
 
-    python packaging/build_objects.py     builds what is older than its source
+    python packaging/build_objects.py     builds what is of other sources
 
 ``build_hook.py`` runs the same when a wheel is built.
 """
@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +38,10 @@ def shared_sources() -> list[Path]:
 def build_id() -> str:
     """Two fingerprints: of the vocabulary alone, and of everything that objects share."""
     shared = hashlib.sha256(b"".join(path.read_bytes() for path in shared_sources()))
-    vocabulary = hashlib.sha256(VOCABULARY.read_bytes())
-    return f"{vocabulary.hexdigest()[:16]} {shared.hexdigest()[:16]}"
+    vocabulary = VOCABULARY.read_bytes()
+    # As events.py does it: hashlib takes longer to load than all that is hashed with it.
+    own = f"{zlib.crc32(vocabulary):08x}{zlib.adler32(vocabulary):08x}"
+    return f"{own} {shared.hexdigest()[:16]}"
 
 
 def compile_probe(source: Path, target: Path) -> None:
@@ -56,17 +59,24 @@ def compile_probe(source: Path, target: Path) -> None:
     subprocess.run(["llvm-strip", "-g", str(target)], check=True)
 
 
+def is_current(target: Path, source: Path) -> bool:
+    """Whether *target* is not older than its *source*, and has the stamp of what all share."""
+    try:
+        late = target.stat().st_mtime < source.stat().st_mtime
+        return not late and f"scope-ebpf build {build_id()}\0".encode() in target.read_bytes()
+    except FileNotFoundError:
+        return False
+
+
 def build() -> None:
-    """Build every object that is older than a source or a header."""
+    """Build every object that is not of these sources."""
     for tool in ("clang", "llvm-strip"):
         if shutil.which(tool) is None:
             raise SystemExit(f"build_objects: {tool} is missing; packaging/install-deps.sh build")
     OBJECTS.mkdir(exist_ok=True)
-    newest = max(path.stat().st_mtime for path in shared_sources())
     for source in sorted(PROBES.glob("*.bpf.c")):
         target = OBJECTS / source.with_suffix(".o").name
-        changed = max(newest, source.stat().st_mtime)
-        if not target.exists() or target.stat().st_mtime < changed:
+        if not is_current(target, source):
             compile_probe(source, target)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from scope_ebpf.call_gaps import Missing
+
 #: Rows of a table by process or by caller.
 TOP = 10
 _PERCENTILES = (50, 99, 100)
@@ -62,7 +64,8 @@ class Totals:
     One function in one version.
 
     *calls* has the *lost* ones, which were counted but not told; *refused* is how many could not
-    be read, *beyond* whether it was called beyond the limit.
+    be read, *beyond* whether it was called beyond the limit. *missing* are calls that were not
+    counted, since the code ran before it was watched.
     """
 
     function: str
@@ -71,6 +74,7 @@ class Totals:
     lost: int = 0
     refused: int = 0
     beyond: bool = False
+    missing: Missing = field(default_factory=Missing)
     durations_ns: list[int] = field(default_factory=list)
 
     def percentiles(self) -> list[float] | None:
@@ -113,6 +117,12 @@ class CallSummary:
         """Calls of all functions."""
         return sum(totals.calls for totals in self.functions.values())
 
+    @property
+    def missing(self) -> Missing:
+        """Those that were not counted, of all functions."""
+        parts = [totals.missing for totals in self.functions.values()]
+        return Missing(sum(part.calls for part in parts), sum(part.error for part in parts))
+
     def as_json(self) -> dict[str, Any]:
         """The same as one document; durations in seconds, those of calls that were measured."""
         seconds = self.duration_seconds
@@ -125,6 +135,7 @@ class CallSummary:
                 "lost": t.lost,
                 "refused": t.refused,
                 "limit_reached": t.beyond,
+                "missing": {"calls": t.missing.calls, "error": t.missing.error},
                 "measured": len(t.durations_ns),
                 "duration_seconds": dict(
                     zip(("p50", "p99", "max"), t.percentiles() or (None,) * 3, strict=True)

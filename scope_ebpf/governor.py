@@ -365,7 +365,8 @@ class Governor:
             return 1.0 if state.attached else 0.0
         since = max(self._started, self._now - _MEMORY)
         opened = sum(seconds for at, seconds in state.open_seconds if at >= since)
-        return opened / max(self._now - since, 1e-3)
+        # A window may have closed since the last stocktaking.
+        return min(1.0, opened / max(self._now - since, 1e-3))
 
     def modes(self) -> dict[str, str]:
         """Whether each event is always on or in windows."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
 from scope_ebpf.beam.terms import PidCodec, is_pid
@@ -110,11 +111,11 @@ class Labels:
         labels = {pid: Label(text) for pid, text in zip(pids, texts, strict=True)}
         slots = self._pids.slot(terms)
         try:
-            rows = self._table.at(np.unique(slots[slots < self._slots]).astype(np.int64)).rows
+            rows = self._table.at(distinct(slots[slots < self._slots]).astype(np.int64)).rows
         except ReadRefusedError:
             return labels
         # A slot that holds another process by now says nothing of the one we ask for.
-        rows = rows[np.isin(rows["id"], terms)]
+        rows = rows[within(rows["id"], terms)]
         names, identities = self._names.registered(rows), self._names.identities(rows)
         for row, name, (call, behaviour, module) in zip(rows, names, identities, strict=True):
             pid = int(row["id"])

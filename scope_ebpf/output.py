@@ -19,7 +19,6 @@ import errno
 import os
 import pwd
 import re
-import secrets
 import stat
 from typing import IO, TYPE_CHECKING, Self
 
@@ -127,7 +126,7 @@ class _Fresh:
     def __init__(self, path: str, *, force: bool) -> None:
         self._force = force
         folder, self._name = os.path.split(path)
-        self._part = f".{_cut(self._name)}.{secrets.token_hex(8)}.part"
+        self._part = f".{_cut(self._name)}.{os.urandom(8).hex()}.part"
         self._folder = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             before = self._replaced()

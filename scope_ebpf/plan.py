@@ -75,9 +75,21 @@ class Plan:
         """The kinds of event that will be seen."""
         return tuple(events.KINDS[item.event] for item in self.items if item.attachments)
 
+    def governable(self) -> Plan:
+        """The same plan without what keeps no budget: the kernel's own events, at every switch."""
+        return Plan(tuple(_governable(item) for item in self.items))
+
     def without(self, failures: Mapping[Attachment, str]) -> Plan:
         """The same plan once some hooks could not be attached, with the reason of each."""
         return Plan(tuple(_without(item, failures) for item in self.items))
+
+
+def _governable(item: Item) -> Item:
+    """The scheduler of the host runs the programs of a tracepoint for everybody, so they stay."""
+    if item.via != "tracepoint":
+        return item
+    reason = "it is counted at every switch of the host's CPUs, not within a budget: --exact does"
+    return Item(item.event, "unavailable", "", (), reason)
 
 
 def _without(item: Item, failures: Mapping[Attachment, str]) -> Item:

@@ -56,7 +56,7 @@ class Executable(bounds.File, Protocol):
         """The cheapest place to see a call of a function; UnreadableElfError as above."""
 
     def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
-        """Where a function calls which address, and whether a symbol spans that."""
+        """Where a function calls which address, and whether a symbol or the PLT spans that."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:

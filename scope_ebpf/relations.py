@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.counters import Counters, Limits
     from scope_ebpf.metrics.reading import EventReading, MemoryReading, Reading
     from scope_ebpf.metrics.snapshot import SnapshotReading
-    from scope_ebpf.summary import Summary
+    from scope_ebpf.summary import EventSummary, Summary
 
 #: A part and its whole, by name.
 Pairs = tuple[tuple[str, str], ...]
@@ -35,16 +35,21 @@ _COUNTERS: Pairs = (("dirty_collections", "collections"),)
 _ROUNDING = 1e-6
 
 
-def impossible(figures: Mapping[str, float | None], pairs: Pairs = ()) -> list[str]:
+def impossible(
+    figures: Mapping[str, float | None], pairs: Pairs = (), apart: float = 0.0
+) -> list[str]:
     """
     Tell which *figures* cannot be: those below zero, and parts of *pairs* above their whole.
 
-    A figure that is None, or not there, is not known and breaks nothing.
+    A figure that is None, or not there, is not known and breaks nothing. *apart* is by how much
+    a part may be above, since both are estimates.
     """
     found = [f"{name} is {value:,}" for name, value in figures.items() if (value or 0) < 0]
     for part, whole in pairs:
         small, large = figures.get(part), figures.get(whole)
-        if small is not None and large is not None and small > large + abs(large) * _ROUNDING:
+        if small is None or large is None:
+            continue
+        if small > large + abs(large) * _ROUNDING + apart:
             found.append(f"{part} {small:,} is more than {whole} {large:,}")
     return found
 
@@ -151,22 +156,42 @@ def _memory(memory: MemoryReading, refused: dict[str, str]) -> MemoryReading:
 
 
 def of_summary(summary: Summary) -> list[str]:
-    """Tell what cannot be of a trace: classes or durations that are more than the events."""
+    """
+    Tell what cannot be of a trace: classes or durations that are more than the events.
+
+    Of estimates, what cannot be even with their stated error.
+    """
     found = []
     for name, event in summary.events.items():
         classes = sum(event.by_class.values()) if event.by_class else None
         durations = sum(histogram.count for histogram in event.histograms.values())
+        whole = event.count if classes is None else classes
+        events, of_all = f"{name} events", f"{name} of all classes"
         figures = {
-            f"{name} events": event.count,
+            events: event.count,
             f"{name} durations": durations,
+            of_all: whole,
             f"{name} lost": event.lost,
             f"{name} refused": event.refused,
         }
-        whole = f"{name} of all classes" if classes is not None else f"{name} events"
-        figures[whole] = event.count if classes is None else classes
-        pairs = ((f"{name} durations", whole), (f"{name} events", whole))
-        found += impossible(figures, pairs)
+        pairs: Pairs = ((f"{name} durations", of_all if event.by_class else events),)
+        if not _of_two_sources(event):
+            pairs += ((events, of_all),)
+        found += impossible(figures, pairs, _apart(event, whole))
     return found
+
+
+def _of_two_sources(event: EventSummary) -> bool:
+    """Whether the VM told how many there were, and windows only which."""
+    return event.sampling_ratio < 1 and event.counted_by == "vm"
+
+
+def _apart(event: EventSummary, whole: int) -> float:
+    """By how many events two estimates of one event may differ; 0 where all was counted."""
+    if event.sampling_ratio >= 1:
+        return 0.0
+    # Each class and each of its histograms is rounded by itself.
+    return event.error_ratio * whole + len(event.by_class) + len(event.histograms)
 
 
 def told_apart(summary: Summary) -> Summary:

@@ -3,7 +3,7 @@
 The observer itself: what does looking cost, and how good are the figures?
 """
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, YELLOW
+from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from boards.records import Board, Panel, Query, Row
 
 #: The daemon's own series have no node.
@@ -369,7 +369,7 @@ _STATE = Row(
             "Held back",
             "short",
             "What VMs may not take more of, in the last hour: new names of nodes, new names in "
-            "rankings, lines of the log; and VMs that a scrape leaves out now.",
+            "rankings, lines of the log; and VMs that a scrape leaves out, and looks that hang, now.",
             "a node that is renamed all the time, or processes with ever new names, would be new "
             "series each time. max_series is how many a scrape may have.",
             (
@@ -392,6 +392,7 @@ _STATE = Row(
                     "left out {{instance}}",
                     VERMILLION,
                 ),
+                Query(f"scope_ebpf_looks_hanging{{{_DAEMON}}}", "looks {{instance}}", PURPLE),
             ),
             width=12,
         ),

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope_ebpf import arrays
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.terms import ATOM_TAG, POINTER_MASK, is_atom
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
+
+    _Places = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]
 
 #: Atoms in one segment of the table (INDEX_PAGE_SIZE, OTP-25.2.3 erts/emulator/beam/index.h).
 _PAGE = 1024
@@ -32,8 +35,11 @@ MAX_BYTES = 255 * 4
 MAX_ATOMS = 1 << 25
 #: Texts kept; most are never asked for.
 CACHE = 1 << 16
-#: Atoms that a search looks at together, and in all: some seconds.
-_BLOCK, _SEARCHED = 8192, 1 << 22
+#: Atoms that a search looks at together, first those that the VM is born with, and in all: some
+#: seconds.
+_BORN, _BLOCK, _SEARCHED = 2048, 8192, 1 << 22
+#: Blocks that are read once: 140 kB each.
+_KEPT_BLOCKS = 4
 #: Where the bytes follow in the heap binary that holds a name since OTP 28
 #: (ErlHeapBits.data, OTP-28.5 erts/emulator/beam/erl_bits.h).
 _HEAP_BITS_DATA = 16
@@ -54,6 +60,7 @@ class Atoms:
         self._boxed = layout.has("Atom", "u.bin")
         self._name = layout.offset("Atom", "u.bin" if self._boxed else "name")
         self._texts: dict[int, str] = {}
+        self._blocks: dict[tuple[int, int], _Places] = {}
 
     def __len__(self) -> int:
         """Tell how many atoms the VM has now."""
@@ -94,19 +101,40 @@ class Atoms:
 
         Those that the VM is born with come first, and a search ends with them.
         """
+        return self.indices((name,), first).get(name)
+
+    def indices(self, names: Collection[str], first: int = 0) -> dict[str, int]:
+        """Find the indices of several atoms by one search, as :meth:`index` does."""
         total = min(len(self), first + _SEARCHED)
-        wanted = name.encode()
-        for start in range(first, total, _BLOCK):
-            indices = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
-            addresses, lengths, good = self._places(indices)
+        wanted = {name.encode(): name for name in names}
+        lengths_wanted = np.array(sorted(set(map(len, wanted))), np.uint64)
+        found: dict[str, int] = {}
+        for start in (first, *range(first + _BORN, total, _BLOCK)):
+            size = _BORN if start == first else _BLOCK
+            indices = np.arange(start, min(start + size, total), dtype=np.int64)
+            if not len(indices):
+                break
+            addresses, lengths, good = self._searched(indices)
             if not good.any():
                 break  # the VM claims more atoms than it has
-            rows = np.flatnonzero(good & (lengths == len(wanted)))
-            names, _ = self._memory.gather_ragged(addresses[rows], lengths[rows])
-            for row, text in zip(rows.tolist(), names, strict=True):
-                if text == wanted:
-                    return start + int(row)
-        return None
+            rows = np.flatnonzero(good & arrays.within(lengths, lengths_wanted))
+            texts, _ = self._memory.gather_ragged(addresses[rows], lengths[rows])
+            for row, text in zip(rows.tolist(), texts, strict=True):
+                if text in wanted:
+                    found.setdefault(wanted[text], start + int(row))
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def _searched(self, indices: NDArray[np.int64]) -> _Places:
+        """The places of *indices*; the first that are searched stay known for the next search."""
+        key = int(indices[0]), len(indices)
+        found = self._blocks.get(key)
+        if found is None:
+            found = self._places(indices)
+            if found[2].all() and len(self._blocks) < _KEPT_BLOCKS:
+                self._blocks[key] = found
+        return found
 
     def term(self, name: str, first: int = 0) -> int | None:
         """Find the term of the atom called *name*, as :meth:`index` does, or None."""
@@ -128,9 +156,7 @@ class Atoms:
             if ok
         }
 
-    def _places(
-        self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+    def _places(self, indices: NDArray[np.int64]) -> _Places:
         """
         Find where the name of each atom lies and how long it is.
 

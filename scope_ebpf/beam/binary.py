@@ -39,13 +39,22 @@ _DEBUG_ROOT = "usr/lib/debug"
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
+#: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
+_PIECES, _SMALL = 64, 1024
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
-#: Names that are asked for in any look at an emulator, so all are asked for at once.
+#: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
+#: goes through the whole table for each question.
 _USUAL = frozenset(
     (
         *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
         *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
+        *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
+        *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
+        *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
+        *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
+        *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
+        *("erts_total_code_size", "erts_ets_misc_mem_size"),
         *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
     )
 )
@@ -98,6 +107,7 @@ class Binary:
         self._entries: dict[tuple[int, int], Entry | None] = {}
         #: The first bytes at some addresses.
         self._heads: dict[int, bytes] = {}
+        self._pieces: dict[tuple[int, int], bytes] = {}
         self._sought = False
         try:
             self._refusals.check(self.key)
@@ -126,7 +136,8 @@ class Binary:
         """Open *path* as process *pid* sees it, which may have chosen it; as :meth:`open`."""
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = files.open_regular(root, path, most=files.MAX_PROGRAM)
+            process = f"/proc/{pid}"
+            fd = files.open_regular(root, path, most=files.MAX_PROGRAM, process=process)
         finally:
             os.close(root)
         return cls(Path(path), fd, debug_files=False)
@@ -207,7 +218,7 @@ class Binary:
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
         places = [site[2] for site in sites if site[0] == "erlang"]
         # What is there will be looked at, site by site.
-        heads = self._ask("heads", lambda a: _heads(a, len(places)), places)
+        heads = self._ask("heads", lambda a: _heads(a, len(places)), places) if places else []
         self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
@@ -221,6 +232,8 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
+        if (address, size) in self._pieces:
+            return self._pieces[address, size]
         if 0 < size <= len(self._heads.get(address, b"")):
             return self._heads[address][:size]
 
@@ -230,7 +243,10 @@ class Binary:
                 raise ValueError("another size")
             return data
 
-        return self._ask("read", whole, address, size)
+        found = self._ask("read", whole, address, size)
+        if size <= _SMALL and len(self._pieces) < _PIECES:
+            self._pieces[address, size] = found
+        return found
 
     def find(self, section: str, text: bytes) -> list[int]:
         """Every place of *text* in a section, as addresses of the file."""
@@ -282,9 +298,10 @@ class Binary:
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         """
-        Where the function at *address* calls which address, and whether that is a symbol's.
+        Where the function at *address* calls which address, and whether that one is known.
 
-        UnreadableElfError for a function that is not in the file.
+        Known is what a symbol spans, and the PLT. UnreadableElfError for a function that is not
+        in the file.
         """
         return self._ask_symbols("calls", _calls, address, size)
 
@@ -330,6 +347,7 @@ class Binary:
         Raises NoSuchProcessError if the file was looked at through a process that has ended.
         """
         root, folder = self._place()
+        process = str(root.parent) if root.name else "/proc/self"
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -339,7 +357,9 @@ class Binary:
         try:
             for path, crc, build_id in self._debug_paths(folder):
                 try:
-                    fd = files.open_regular(root_fd, path, most=files.MAX_DEBUG_FILE)
+                    fd = files.open_regular(
+                        root_fd, path, most=files.MAX_DEBUG_FILE, process=process
+                    )
                 except (OSError, RefusedFileError):
                     continue
                 try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct_rows
 from scope_ebpf.beam.memory import UnreadableMemoryError
 from scope_ebpf.beam.terms import (
     ATOM_MASK,
@@ -99,7 +100,7 @@ class CodeMap:
         sets = [self._set(index) for index in range(_SETS)]
         if self._active_at is not None:
             sets = [sets[self._memory.u32(self._active_at) % _SETS]]
-        ranges = _without_overlaps(np.unique(np.concatenate(sets), axis=0))
+        ranges = _without_overlaps(distinct_rows(np.concatenate(sets)))
         before = np.stack([self._starts, self._ends], axis=1)
         self.generation += not np.array_equal(before, ranges)
         self._starts, self._ends = ranges[:, 0], ranges[:, 1]

@@ -78,10 +78,14 @@ def _atoms(target: Target) -> dict[str, int | None]:
     """The index of each atom by its setting, looked up where another VM of this program has it."""
     atoms, indices = Atoms(target), _indices.setdefault(target.binary, {})
     texts = atoms.texts(index for index in indices.values() if index is not None)
-    for name, text in _ATOMS.items():
-        index = indices.get(name)
-        if index is None or texts[index] != text:
-            indices[name] = atoms.index(text)
+    moved = {
+        name: text
+        for name, text in _ATOMS.items()
+        if (index := indices.get(name)) is None or texts[index] != text
+    }
+    if moved:
+        found = atoms.indices(moved.values())
+        indices.update({name: found.get(text) for name, text in moved.items()})
     return dict(indices)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,14 +134,24 @@ def _message(viewer: Viewer, term: int, head: tuple[int, int] | None) -> str:
 
 def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
     """
-    Find a process by ``<0.N.S>`` or by its registered name, shape ``(1,)``.
+    Find a process by its pid or by its registered name, shape ``(1,)``.
 
-    Shape ``(0,)`` if there is no such process.
+    Both as Erlang or Elixir write them: ``<0.97.0>``, ``#PID<0.97.0>``, ``0.97.0``; ``my_name``,
+    ``'my name'``, ``MyApp.Worker``. Shape ``(0,)`` if there is no such process.
     """
     rows = viewer.table.snapshot().rows
-    if wanted.startswith("<"):
+    pid = _PID.fullmatch(wanted)
+    if pid:
         texts: list[str | None] = [*viewer.pids.texts(rows["id"])]
+        spelled = [f"<{pid[1]}>"]
     else:
         texts = viewer.names.registered(rows)
-    place = texts.index(wanted) if wanted in texts else None
+        spelled = [wanted, f"Elixir.{wanted}"]
+        if len(wanted) > 1 and wanted[0] == wanted[-1] == "'":
+            spelled.append(wanted[1:-1])
+    place = next((texts.index(name) for name in spelled if name in texts), None)
     return rows[:0] if place is None else viewer.table.one(int(rows["id"][place]))
+
+
+#: A pid of the VM itself, as Erlang, Elixir or a person writes it.
+_PID = re.compile(r"(?:#PID)?<?(\d+\.\d+\.\d+)>?")

@@ -35,6 +35,7 @@ from scope_ebpf.errors import (
     ReadRefusedError,
     ScopeError,
 )
+from scope_ebpf.sandbox.filesystems import in_user_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,13 +184,21 @@ def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str
     try:
         return program_of(folder), opened(folder / "exe")
     except PermissionError:
-        raise NotPermittedError(f"process {pid} belongs to somebody else: {LOOK}") from None
+        raise NotPermittedError(_forbidden(pid)) from None
     except (FileNotFoundError, ProcessLookupError):
         if not folder.exists():
             raise NoSuchProcessError(f"process {pid} has ended") from None
         raise NotABeamError(f"process {pid} is a thread of the kernel, no BEAM") from None
     except (UnreadableElfError, OSError) as error:
         raise NotABeamError(f"process {pid} is no BEAM: {error}") from None
+
+
+def _forbidden(pid: int) -> str:
+    if os.geteuid() == 0 and in_user_namespace():
+        return (
+            f"process {pid} is outside of the user namespace of this root: run as the host's root"
+        )
+    return f"process {pid} belongs to somebody else: {LOOK}"
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:

@@ -62,6 +62,8 @@ class Follow:
         #: Code that lies in an unused table since that was last written, by the module's index.
         self._coming: dict[int, set[int]] = {}
         self._looked = clock()
+        #: When :meth:`watch` was told last.
+        self.watched_ns = self._looked
         self.wanted: list[Version] = []
         self.look()
         for version in self.wanted:
@@ -82,12 +84,13 @@ class Follow:
         previous, self._codes = self._codes, codes
         for index, code in codes.items():
             self._expect(index, code, previous.get(index))
+        passed = {i for i, code in codes.items() if _passed_over(code, previous.get(i))}
         current, coming, old = [], [], []
         for number, function in enumerate(self._chosen):
             index = function.terms[0] >> 6
             code, last = codes[index], previous.get(index)
             # Code never comes back: at an address that was current before lies other code now.
-            again = last is not None and code.current != last.current
+            again = index in passed or (last is not None and code.current != last.current)
             current += self._version(number, code.current, again=again)
             written = self._coming[index] if self._modules.knows_active else set()
             for header in code.others:
@@ -96,7 +99,8 @@ class Follow:
             old += self._version(number, code.old)
         run = (*current, *old) if self._modules.knows_active else (*current, *coming, *old)
         for version in run:
-            version.gap_ns = self._gap(version, now - before)
+            index = version.function.terms[0] >> 6
+            version.gap_ns = self._gap(version, now - before, passed_over=index in passed)
         self.wanted = list({id(v): v for v in (*current, *coming, *old)}.values())
         return True
 
@@ -114,10 +118,10 @@ class Follow:
             fresh = {now[0] for now, before in pairs if now != before}
             coming |= fresh & {*code.others} - {code.old}
 
-    def _gap(self, version: Version, since_ns: int) -> int:
+    def _gap(self, version: Version, since_ns: int, *, passed_over: bool) -> int:
         if version.gap_ns is not None:
             return version.gap_ns
-        return 0 if version.watched else since_ns
+        return 0 if version.watched and not passed_over else since_ns
 
     def _version(self, number: int, header: int, *, again: bool = False) -> list[Version]:
         """The version of function *number* in the code at *header*: one, or none."""
@@ -147,7 +151,7 @@ class Follow:
 
     def watch(self, versions: list[Version]) -> None:
         """Say that *versions*, and no others, are watched from now on."""
-        now = self._clock()
+        now = self.watched_ns = self._clock()
         here = {id(version) for version in versions}
         for version in self.all:
             version.watched = version.watched and id(version) in here
@@ -156,3 +160,15 @@ class Follow:
                 version.watched = True
                 if version.gap_ns:
                     version.gap_ns += now - self._looked
+
+
+def _passed_over(code: Code, last: Code | None) -> bool:
+    """
+    Whether code came and went between two looks, which nobody watched.
+
+    A load writes one table; others get what is current. So two new values are two loads.
+    """
+    if last is None:
+        return False
+    pairs = zip(code.tables, last.tables, strict=True)
+    return len({now[0] for now, before in pairs if now[0] not in (0, before[0])}) > 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct
 from scope_ebpf.beam.code import Mfa
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.terms import (
@@ -177,7 +178,7 @@ class Names:
         return term
 
     def _texts(self, terms: NDArray[np.uint64]) -> dict[int, str]:
-        unique = np.unique(terms[terms & np.uint64(ATOM_MASK) == ATOM_TAG])
+        unique = distinct(terms[terms & np.uint64(ATOM_MASK) == ATOM_TAG])
         texts = self._atoms.texts((unique >> np.uint64(6)).tolist())
         return {index << 6 | ATOM_TAG: text for index, text in texts.items() if text is not None}
 

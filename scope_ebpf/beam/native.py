@@ -22,7 +22,7 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.elf import UnreadableElfError
 from scope_ebpf.beam.frames import CallFrames
 from scope_ebpf.errors import ReadRefusedError, RefusedFileError
-from scope_ebpf.sandbox.files import read_bounded
+from scope_ebpf.sandbox.proc import read_bounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

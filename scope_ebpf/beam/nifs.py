@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.errors import ReadRefusedError, RefusedFileError, ScopeError
-from scope_ebpf.sandbox.files import read_bounded
+from scope_ebpf.sandbox.proc import read_bounded
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target

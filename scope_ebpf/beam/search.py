@@ -198,20 +198,36 @@ def _fitting(
     return found
 
 
+def _leading(
+    target: Target,
+    places: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    good: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """
+    Which of *good* have the word in *words* at their place in *places*; all of one shape.
+
+    Only those places are read: each that is not mapped costs a system call of its own.
+    """
+    rows = np.flatnonzero(good)
+    failures = target.memory.failures
+    found, read = target.memory.gather(places[rows], _WORD)
+    target.memory.failures = failures
+    same = np.zeros(len(good), np.bool_)
+    same[rows] = read & (column(found, 0, np.uint64) == words[rows])
+    return same
+
+
 def _this_node(target: Target) -> int | None:
     """Find ``erts_this_node``: the node whose connection bears the same name."""
-    layout, memory = target.layout, target.memory
+    layout = target.layout
     name, entry = (layout.offset("ErlNode", field) for field in ("sysname", "dist_entry"))
 
     def fits(_: NDArray[np.uint64], nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
         sysname = column(nodes, name, np.uint64)
         place = np.uint64(layout.offset("DistEntry", "sysname"))
         atom = sysname & np.uint64(ATOM_MASK) == ATOM_TAG
-        failures = memory.failures
-        other, read = memory.gather(column(nodes, entry, np.uint64) + place, _WORD)
-        memory.failures = failures
-        same: NDArray[np.bool_] = atom & read & (column(other, 0, np.uint64) == sysname)
-        return same
+        return _leading(target, column(nodes, entry, np.uint64) + place, sysname, atom)
 
     return _pointing(target, "erts_this_node", entry + _WORD, fits)
 
@@ -222,7 +238,7 @@ def _schedulers(kind: int, target: Target) -> int | None:
 
     The sleep info of a scheduler names its scheduler (OTP-25.2.3 erl_process.h).
     """
-    layout, memory = target.layout, target.memory
+    layout = target.layout
     field = {
         name: layout.offset("ErtsSchedulerData", name)
         for name in ("type", "no", "dirty_no", "run_queue", "ssi")
@@ -233,11 +249,7 @@ def _schedulers(kind: int, target: Target) -> int | None:
         good = column(structs, field["type"], np.uint32) == kind
         good &= column(structs, field[number], np.uint64) == 1
         good &= column(structs, field["dirty_no" if not kind else "no"], np.uint64) == 0
-        failures = memory.failures
-        owner, read = memory.gather(column(structs, field["ssi"], np.uint64), _WORD)
-        memory.failures = failures
-        same: NDArray[np.bool_] = good & read & (column(owner, 0, np.uint64) == addresses)
-        return same
+        return _leading(target, column(structs, field["ssi"], np.uint64), addresses, good)
 
     return _pointing(target, f"schedulers {kind}", max(field.values()) + _WORD, fits)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam.processes import CHUNK
 
 if TYPE_CHECKING:
@@ -129,12 +130,12 @@ class Sweep:
         kept = np.concatenate(self._kept)
         ran = kept[kept["rate"] > 0]
         large = ran["slot"][np.argsort(-ran["memory"], kind="stable")[: limit // 2]]
-        return np.union1d(large.astype(np.int64), self.top("gc", limit // 2).slots)
+        return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
     def of(self, slots: NDArray[np.int64]) -> Top:
         """Tell what is kept of the processes in these slots, in the order of their slots."""
         kept = np.concatenate(self._kept)
-        kept = np.sort(kept[np.isin(kept["slot"], slots)], order="slot")
+        kept = np.sort(kept[within(kept["slot"], slots)], order="slot")
         return _top(kept)
 
     def _plan(self, cost: float) -> None:
@@ -176,7 +177,7 @@ class Sweep:
         """
         old = self._kept[part]
         before = np.zeros(len(rows), _KEPT)
-        before["seen"] = np.where(np.isin(rows["slot"], self._missed[part]), 0.0, self._seen[part])
+        before["seen"] = np.where(within(rows["slot"], self._missed[part]), 0.0, self._seen[part])
         place = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
         if len(old):
             same = old["id"][place] == rows["id"]
@@ -208,9 +209,9 @@ def collected(
         now = np.zeros(len(rows), _KEPT)
         for name in ("slot", "id", "minor_gcs", "heap"):
             now[name] = rows[name]
-        both = np.isin(now["id"], before["id"])
-        earlier = before[np.isin(before["id"], now["id"])]
-        found[np.isin(slots, now["slot"][both])] += _collected(rows[both], earlier)
+        both = within(now["id"], before["id"])
+        earlier = before[within(before["id"], now["id"])]
+        found[within(slots, now["slot"][both])] += _collected(rows[both], earlier)
         before = now
         if clock() - began >= seconds:
             return found / seconds

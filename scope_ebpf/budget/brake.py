@@ -12,6 +12,16 @@ SPAN = 1.0
 FLOOR = 0.2
 
 
+def share_of(cost: float, used: float) -> float:
+    """
+    The part that *cost* seconds are of the *used* seconds of a target's CPU: 0 to 1.
+
+    Hits take the CPU of the target, so all of it is the most that they can have taken. Where they
+    seem to have taken more, the price of a hit, which is measured on ourselves, is too high.
+    """
+    return min(1.0, cost / used) if used > 0 else 0.0
+
+
 @dataclass(slots=True)
 class Brake:
     """
@@ -37,7 +47,12 @@ class Brake:
             looks.popleft()
         began, cost_before, cpu_before = looks[0]
         passed = now - began
-        if self.most is None or passed < SPAN:
+        if passed < SPAN:
             return False
-        self.share = (cost - cost_before) / max(cpu_seconds - cpu_before, FLOOR * passed)
-        return self.share > self.most
+        taken, used = cost - cost_before, cpu_seconds - cpu_before
+        self.share = share_of(taken, used)
+        return self.passes(taken, used, passed)
+
+    def passes(self, cost: float, used: float, seconds: float) -> bool:
+        """Whether *cost* seconds of the *used* ones are too much, in so many *seconds* of time."""
+        return self.most is not None and share_of(cost, max(used, FLOOR * seconds)) > self.most

@@ -35,6 +35,15 @@ _MEASURES = {
     "port_close": "opened",
     "schedule": "context_switches",
 }
+#: Events that their counter counts itself, each by one.
+COUNTED = frozenset(("spawn", "port_open"))
+#: Which measure tells how often an event happens, before any hook is in.
+TOLD_BY = {
+    "spawn": "spawned",
+    "exit": "spawned",
+    "gc": "collections",
+    "schedule": "context_switches",
+}
 #: What goes along with messages besides, where programs do now this and now that: a message wakes
 #: somebody. It is not theirs in the first place, because how many messages are handled each time
 #: does change when hooks slow a program down.
@@ -43,6 +52,15 @@ _SECOND = "context_switches"
 _WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
 #: The measure of events whose counter cannot be read: nanoseconds.
 TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The measures of a target by their names, and the CPU that it had used, at one moment."""
+
+    at: float
+    cpu_seconds: float
+    measures: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,15 @@ class Mark:
     time_ns: int
     measure: int
     second: int | None = None
+
+
+def cpu_clock(pid: int) -> float:
+    """
+    User and system seconds of a process to the nanosecond (clock_getcpuclockid(3)).
+
+    OSError if it has ended.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 class Measures:

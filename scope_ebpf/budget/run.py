@@ -9,13 +9,12 @@ the rest within a few hundred hits.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.hooks import GovernedHooks, governed_session
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.measures import Measures
+from scope_ebpf.budget.measures import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.budget.prices import Prices
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.governor import HEADROOM, Governor, Pace, water_fill
@@ -34,13 +33,6 @@ if TYPE_CHECKING:
     from scope_ebpf.plan import Plan
     from scope_ebpf.summary import EventSummary
 
-#: Which measure tells how often an event happens, before any hook is in.
-TOLD_BY = {
-    "spawn": "spawned",
-    "exit": "spawned",
-    "gc": "collections",
-    "schedule": "context_switches",
-}
 #: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
 #: it may spend at once is a seventh of a second's work at most, by all events together; what is
 #: there at the beginning is for bursts of what is rare. Of what the VM counts, windows tell the
@@ -63,24 +55,6 @@ _UNTOLD = ("send", "receive")
 _PROBE_HITS, _PROBE_SECONDS = 2048, 0.0015
 #: Seconds between two looks that tell a rate, at least.
 _FIRST_LOOK = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """The measures of a target by their names, and the CPU that it had used, at one moment."""
-
-    at: float
-    cpu_seconds: float
-    measures: dict[str, int]
-
-
-def cpu_clock(pid: int) -> float:
-    """
-    User and system seconds of a process to the nanosecond (clock_getcpuclockid(3)).
-
-    OSError if it has ended.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 class BudgetedRun:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.budget.measures import COUNTED
 from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
 from scope_ebpf.metrics.scaling import Estimate
 
@@ -67,8 +69,12 @@ class Totals:
         """What was counted until now is exact, and the best that is known of what follows."""
         news, estimate = self._news(event, counted), self._estimates[event]
         since = self._reached.get(event, now)
+        passed, seen = self._passed(event, since.measure, now.measure), float(news[:COUNTS].sum())
+        if event in COUNTED and passed > seen:
+            # What the measure counts itself has happened as often as that says, whatever was seen.
+            passed, now = seen, replace(now, measure=now.measure - int(passed - seen))
         estimate.exact(news)
-        estimate.begin(news, self._passed(event, since.measure, now.measure))
+        estimate.begin(news, passed)
         self._windows[event] = 0
         self._errors.pop(event, None)
         self._reached[event] = now
@@ -85,11 +91,7 @@ class Totals:
         estimate = self._estimates[event]
         error = self._error(event) if mode != "always" else 0.0
         if mode == "always" and sampling_ratio:  # else its hooks are still to come
-            # What was estimated while the hooks were out stays in the totals: of a burst it is
-            # known how much there was, and hardly of which class.
-            everything = float(estimate.total[:COUNTS].sum())
-            counted = min(float(self._seen[event][:COUNTS].sum()), everything)
-            error = 1.0 - counted / everything if everything else 0.0
+            error = self._left(event)
         return EventReading(
             totals=estimate.total.copy(),
             mode=mode,
@@ -98,6 +100,20 @@ class Totals:
             sampling_ratio=sampling_ratio,
             error_ratio=error,
         )
+
+    def _left(self, event: str) -> float:
+        """
+        The error of totals that grow exactly by now, which what was estimated before stays in.
+
+        Of a burst it is hardly known of which class it was, and where its measure only goes along
+        with it, how much of it there was.
+        """
+        estimate = self._estimates[event]
+        everything = float(estimate.total[:COUNTS].sum())
+        counted = min(float(self._seen[event][:COUNTS].sum()), everything)
+        unsure = 0.0 if event in COUNTED else estimate.unsure
+        estimated = everything - counted + unsure
+        return min(1.0, estimated / everything) if everything else 0.0
 
     def _error(self, event: str) -> float:
         """The error of an estimate; to find out takes longer than all else in a window."""

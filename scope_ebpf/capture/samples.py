@@ -42,6 +42,8 @@ class Samples:
 
     processes: dict[int, Name] = field(default_factory=dict)
     atoms: dict[int, str] = field(default_factory=dict)
+    #: Functions, Erlang's and native ones, by the addresses of long calls.
+    addresses: dict[int, str] = field(default_factory=dict)
     #: tid: role, number.
     threads: dict[int, tuple[str, int]] = field(default_factory=dict)
     #: Time in ns, and the length of each scheduler's run queue.
@@ -57,10 +59,11 @@ class Samples:
             name = Name(*(_name(part) for part in parts.row(4)))
             self._need(_ROW + _CHARACTER * sum(len(part.raw or "") for part in parts.row(4)))
             self.processes[term.whole()] = name
-        for row in block.get("atoms", []).items(_IN_A_BLOCK):
-            term, text = row.row(2)
-            self._need(_ROW + _CHARACTER * len(text.text(_NAME)))
-            self.atoms[term.whole()] = text.text(_NAME)
+        for table, texts in (("atoms", self.atoms), ("addresses", self.addresses)):
+            for row in block.get(table, []).items(_IN_A_BLOCK):
+                word, text = row.row(2)
+                self._need(_ROW + _CHARACTER * len(text.text(_NAME)))
+                texts[word.whole()] = text.text(_NAME)
 
     def take_samples(self, block: Value) -> None:
         """Take a block of samples up."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of the terms of a capture, as the live stream has it, without the VM."""
+"""Text of the terms and addresses of a capture, as the live stream has it, without the VM."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ if TYPE_CHECKING:
 
 
 class CapturedTerms(TermText):
-    """Text of terms of the target of a capture."""
+    """Text of terms of the target of a capture; names of its long calls (``columns.Called``)."""
 
     def __init__(self, contents: Contents) -> None:
         self._pids = contents.head.pids
         self._ports = contents.head.ports
         self._atoms = _Atoms(contents.atoms)
         self._processes = contents.processes
+        self._addresses = contents.addresses
 
     def who(self, pids: list[int]) -> dict[int, str | None]:
         """Who each process is, where it was named."""
         known = self._processes
         return {pid: known[pid].who for pid in pids if pid in known}
+
+    def function(self, address: int) -> str | None:
+        """The function that an address of Erlang code is in, ``M:F/A``, where it was named."""
+        return self._addresses.get(address)
+
+    #: The same of a C function.
+    symbol = function
 
 
 class _Atoms:

@@ -22,41 +22,47 @@ if TYPE_CHECKING:
 
 #: Names that are kept to be written again with a ring.
 _KEPT = 1 << 17
+#: What has names.
+_TABLES = ("processes", "atoms", "addresses")
 #: Names in one block.
 _AT_ONCE = 4096
 _COUNT = np.dtype("<u8")
 
 
 class Names:
-    """Every process and atom that was named, and those that are not written yet."""
+    """Every process, atom and address that was named, and those that are not written yet."""
 
     def __init__(self) -> None:
-        self._processes: dict[int, list[str | None]] = {}
-        self._atoms: dict[int, str] = {}
-        self._fresh_processes: dict[int, list[str | None]] = {}
-        self._fresh_atoms: dict[int, str] = {}
+        self._known: dict[str, dict[int, Any]] = {table: {} for table in _TABLES}
+        self._fresh: dict[str, dict[int, Any]] = {table: {} for table in _TABLES}
 
     def process(self, term: int, label: Label) -> None:
         """Know a process by its label; nothing changes if it has said nothing new."""
         facts = [label.name, label.initial_call, label.behaviour, label.module]
-        if any(facts) and self._processes.get(term) != facts:
-            self._processes[term] = self._fresh_processes[term] = facts
-            _bound(self._processes)
+        if any(facts) and self._known["processes"].get(term) != facts:
+            self._know("processes", term, facts)
 
     def atom(self, term: int, text: str) -> None:
         """Know an atom by its text."""
-        self._atoms[term] = self._fresh_atoms[term] = text
-        _bound(self._atoms)
+        self._know("atoms", term, text)
+
+    def address(self, address: int, text: str) -> None:
+        """Know an address of code, Erlang's or native, by the function that it is in."""
+        self._know("addresses", address, text)
+
+    def _know(self, table: str, key: int, value: Any) -> None:
+        self._known[table][key] = self._fresh[table][key] = value
+        _bound(self._known[table])
 
     def fresh(self) -> Iterator[bytes]:
         """What was not given out before, as payloads of blocks."""
-        yield from _payloads(self._fresh_processes, self._fresh_atoms)
-        self._fresh_processes.clear()
-        self._fresh_atoms.clear()
+        yield from _payloads(self._fresh)
+        for table in self._fresh.values():
+            table.clear()
 
     def all(self) -> Iterator[bytes]:
         """Everything that is kept, as payloads of blocks."""
-        yield from _payloads(self._processes, self._atoms)
+        yield from _payloads(self._known)
 
 
 def _bound(known: dict[int, Any]) -> None:
@@ -64,9 +70,9 @@ def _bound(known: dict[int, Any]) -> None:
         del known[next(iter(known))]
 
 
-def _payloads(processes: dict[int, list[str | None]], atoms: dict[int, str]) -> Iterator[bytes]:
-    for name, table in (("processes", processes), ("atoms", atoms)):
-        rows = [[term, value] for term, value in table.items()]
+def _payloads(tables: dict[str, dict[int, Any]]) -> Iterator[bytes]:
+    for name, table in tables.items():
+        rows = [[key, value] for key, value in table.items()]
         for first in range(0, len(rows), _AT_ONCE):
             yield _json({name: rows[first : first + _AT_ONCE]})
 

@@ -8,11 +8,12 @@ import os
 import selectors
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.state import StateReader
-from scope_ebpf.budget.run import BudgetedRun, cpu_clock
+from scope_ebpf.budget.brake import share_of
+from scope_ebpf.budget.measures import cpu_clock
+from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.cli.surroundings import progress_bar, require_target, stop_signals, target_ended
 from scope_ebpf.cli.tracing import carried_notes, healed, planned, say_started
 from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
@@ -51,7 +52,7 @@ class BudgetedTrace:
         self._target, self._aside = target, aside
         self._duration: float | None = arguments.duration
         self._budget: float = arguments.budget
-        plan, settings, refused = planned(target, wanted, arguments)
+        plan, settings, refused = planned(target, wanted, arguments, governed=True)
         self.notes += refused
         self._attacher = Attacher()
         self._price: HitCost | None = aside.cost()
@@ -77,7 +78,7 @@ class BudgetedTrace:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
         require_target(self._target.identity, "traced")
         self.notes += healed(self._target)
-        hurried = _hurry(self._attacher.pid)
+        hurried = _hurry(self._attacher)
         with self._attacher, stop_signals(self._ask_to_stop), hurried, self._run as session:
             error = self._count()
             self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
@@ -154,7 +155,7 @@ class BudgetedTrace:
         price = self._price or self._aside.cost(_PATIENCE)
         hits = self._run.hits()
         cpu = price.total(hits) if price else None
-        share = cpu / self._cpu if cpu is not None and self._cpu else None
+        share = share_of(cpu, self._cpu) if cpu is not None and self._cpu else None
         summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
@@ -187,13 +188,12 @@ def _wait(files: selectors.BaseSelector, seconds: float) -> None:
 
 
 @contextmanager
-def _hurry(attacher: int) -> Iterator[None]:
-    """Let us go first, and who takes hooks out, which is a session of its own (sched(7))."""
+def _hurry(attacher: Attacher) -> Iterator[None]:
+    """Let us go first, and who takes hooks out."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
-        for process in (0, attacher):
-            os.setpriority(os.PRIO_PROCESS, process, _PRIORITY)
-        Path(f"/proc/{attacher}/autogroup").write_text(str(_PRIORITY))
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+        attacher.hurry(_PRIORITY)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from scope_ebpf.beam.follow import Follow
 from scope_ebpf.beam.pieces import WORDS, Shaper
 from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.beam.threads import threads
+from scope_ebpf.call_gaps import Gap, Gaps
 from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
 from scope_ebpf.cli.call_turns import CallTurns
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
@@ -58,6 +59,8 @@ class CallRun(CallTurns):
         self._pids = PidCodec.of(target)
         self._shaper = Shaper(target, atoms)
         self._follow = Follow(functions, modules, chosen)
+        self._gaps = Gaps()
+        self._drained_ns = 0
         self._callers: dict[int, tuple[str, str]] = {}
         self._returns: Counter[int] = Counter()
         self._exit = _normal_exit(target)
@@ -89,6 +92,7 @@ class CallRun(CallTurns):
     def _look(self, lines: CallLines) -> None:
         """Follow code, threads and the places that calls return to."""
         now = time.monotonic()
+        self._tell_missing(self._drained_ns)
         if self._follow.look():
             self._upgrade(lines)
         elif now - self._looked > _SLOW or self._wants_return():
@@ -130,11 +134,8 @@ class CallRun(CallTurns):
             name, number = str(version.function), version.number
             lines.write(Upgrade(time.monotonic_ns(), name, number, version.gap_ns))
             self.summary.of(name, number)
-            if version.gap_ns:
-                self.summary.notes.append(
-                    f"{name} was replaced while it was watched: calls of version {number} in its "
-                    f"first {version.gap_ns / 1e6:.1f} ms at most are not counted"
-                )
+            if version.gap_ns and version.watched:
+                self._gaps.add(Gap(name, number, self._follow.watched_ns, version.gap_ns))
         lines.flush()
         left_out = self._follow.wanted[MOST:]
         if left_out:
@@ -144,8 +145,19 @@ class CallRun(CallTurns):
                 + " are not counted any more"
             )
 
+    def _tell_missing(self, now_ns: int, *, last: bool = False) -> None:
+        """Tell how many calls are missing, where enough of what came beside them is known."""
+        for gap, missing in self._gaps.close(now_ns, last=last):
+            self.summary.of(gap.function, gap.version).missing = missing
+            self.summary.notes.append(
+                f"{gap.function} was replaced while it was watched: calls of version "
+                f"{gap.version} in its first {gap.most_ns / 1e6:.1f} ms at most are not counted, "
+                f"about {missing.calls} ± {missing.error} by those beside"
+            )
+
     def _drain(self, lines: CallLines) -> None:
         """Tell what is in the ring."""
+        self._drained_ns = time.monotonic_ns()
         with self._watch.batch() as rows:
             if not len(rows):
                 return
@@ -154,6 +166,8 @@ class CallRun(CallTurns):
                 seen = self._told_of(row, who)
                 if seen is not None:
                     self.summary.add(seen)
+                    if isinstance(seen, Call):
+                        self._gaps.called(seen.function, seen.time_ns)
                     lines.write(seen)
         lines.flush()
 
@@ -194,6 +208,7 @@ class CallRun(CallTurns):
 
     def _sum_up(self) -> None:
         """Take over what the kernel counted."""
+        self._tell_missing(self._drained_ns, last=True)
         totals = self._watch.totals()
         for address, version in self._follow.at.items():
             counted = totals.get(address)

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from scope_ebpf import events
-from scope_ebpf.beam.allocators import AllocatorReader
-from scope_ebpf.beam.connections import ConnectionReader
 from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.processes import IDENTITY, ProcessTable
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.daemon.trial import trial
 from scope_ebpf.kernel import host, links
 from scope_ebpf.kernel.leftovers import find
 from scope_ebpf.kernel.uprobes import has_multi
@@ -27,10 +23,9 @@ from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from scope_ebpf.beam.identity import Identity
-    from scope_ebpf.beam.target import Target
     from scope_ebpf.errors import ScopeError
 
 
@@ -70,7 +65,6 @@ def _examine(pid: int) -> dict[str, Any]:
     """The target and the state of each event's hooks, both ways."""
     target = inspect(pid)
     settings, refused = kernel_constants(target)
-    refused = [*dict.fromkeys([*refused, *_unread(target)])]
     chosen, *ways = (
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
@@ -94,27 +88,18 @@ def _examine(pid: int) -> dict[str, Any]:
         )
     breakpoints = _breakpoints(target.identity, names)
     target.identity.check()
+    daemon = trial(pid)
     return {
         "target": target.as_json(),
         "refused": refused,
         "hooks": rows,
         "breakpoints": breakpoints,
+        "daemon": {
+            "refused": daemon.whole or None,
+            "hooks": daemon.hooks,
+            "not_told": daemon.parts,
+        },
     }
-
-
-def _unread(target: Target) -> Iterator[str]:
-    """Why the VM's own counters, allocators, connections or processes are not read."""
-    readers: tuple[Callable[[Target], object], ...] = (
-        lambda target: CounterReader(target).read(),
-        lambda target: AllocatorReader(target).read(),
-        lambda target: ConnectionReader(target).read(),
-        lambda target: ProcessTable(target, IDENTITY),
-    )
-    for reader in readers:
-        try:
-            reader(target)
-        except ReadRefusedError as error:
-            yield str(error)
 
 
 def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
@@ -163,7 +148,7 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
-    for line in _told(**document["breakpoints"]):
+    for line in (*_told(**document["breakpoints"]), *_not_by_daemon(**document["daemon"])):
         console.print(line)
 
 
@@ -179,3 +164,19 @@ def _told(held: list[str], left: list[str]) -> Iterator[str]:
             "without BPF holds them. Those that were left\n  do no harm, and the next trace or "
             "start of the daemon takes them out."
         )
+
+
+def _not_by_daemon(
+    refused: str | None, hooks: dict[str, str], not_told: dict[str, str]
+) -> Iterator[str]:
+    """What scope-ebpfd would not tell of the VM."""
+    if refused:
+        yield f"\n[yellow]scope-ebpfd refuses this VM:[/yellow] {escape(plain(refused))}"
+    elif hooks or not_told:
+        yield "\n[yellow]scope-ebpfd does not tell of this VM:[/yellow]"
+        if hooks:
+            yield f"  events without hooks: {', '.join(hooks)}"
+        for what, why in not_told.items():
+            yield f"  {what}: {escape(plain(why))}"
+    else:
+        yield "\nscope-ebpfd tells everything of this VM."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
-from scope_ebpf.cli.options import add_force
+from scope_ebpf.cli.options import add_force, web_address, whole
 from scope_ebpf.cli.summary import warn
 from scope_ebpf.cli.surroundings import open_document, open_output, output_error, progress_bar
 from scope_ebpf.errors import OutputError, UsageError
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     capture = Capture(arguments.capture)
     contents = capture.contents()
-    if arguments.endpoint and arguments.to != "otlp":
+    if arguments.endpoint is not None and arguments.to != "otlp":
         raise UsageError("--endpoint is for --to otlp")
     path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
     visible = path != "-"
@@ -81,7 +81,8 @@ def _jsonl(
     terms = CapturedTerms(contents)
     done = 0
     with open_output(path, force=arguments.force, whole=True) as output:
-        sink = Stream(output, terms, "jsonl", terms.who, offset_ns=contents.head.clocks.to_wall)
+        to_wall = contents.head.clocks.to_wall
+        sink = Stream(output, terms, "jsonl", terms.who, offset_ns=to_wall, called=terms)
         try:
             for batch in capture.batches():
                 sink.write(batch)
@@ -131,8 +132,6 @@ def _post(url: str, body: bytes) -> None:
     import http.client  # noqa: PLC0415 - for this alone
     import urllib.request  # noqa: PLC0415
 
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--endpoint is a URL of http or https, not {url}")
     headers = {"Content-Type": "application/json"}
     try:
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
@@ -178,13 +177,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
     parser.add_argument(
         "--processes",
-        type=int,
+        type=whole,
         default=64,
         metavar="N",
         help="perfetto: tracks for the N busiest processes (default: %(default)s)",
     )
     parser.add_argument(
         "--endpoint",
+        type=web_address,
         metavar="URL",
         help="otlp: post the spans there, such as http://localhost:4318/v1/traces",
     )

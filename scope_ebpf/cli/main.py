@@ -111,6 +111,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         parser.add_argument("--version", action="version", version=f"scope-trace {version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
+        if command not in (None, name):
+            continue  # nobody sees it, and each takes a millisecond
         added = commands.add_parser(
             name,
             help=text,

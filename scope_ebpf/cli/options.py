@@ -145,6 +145,21 @@ def not_negative(text: str) -> float:
     return value
 
 
+def whole(text: str) -> int:
+    """A whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def web_address(text: str) -> str:
+    """A URL of http or https."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL of http or https")
+    return text
+
+
 def positive(text: str) -> float | None:
     """A number of 0 or more; 0 means without end."""
     return not_negative(text) or None

@@ -57,7 +57,9 @@ _RARE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ps``."""
-    parser.add_argument("process", help="<0.N.S> or a registered name")
+    parser.add_argument(
+        "process", help="<0.N.S> or a registered name, as Erlang or Elixir write it"
+    )
     parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if not len(rows):
         raise UsageError(
             f"process {target.pid} has no Erlang process {escaped(args.process)}: "
-            f"`scope-trace top --pid {target.pid}` lists them"
+            f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
+            "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
     trouble = None if args.format == "json" else Schedulers(target, viewer).trouble()

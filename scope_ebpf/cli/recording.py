@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -13,6 +14,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.called import CalledNames
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
@@ -51,14 +53,17 @@ class Namer:
     """Finds out who the processes and what the atoms of records are; without tables, nothing."""
 
     def __init__(self, target: Target, names: Names) -> None:
-        self._names = names
+        self._target, self._names = target, names
         self._seen: set[int] = set()
         self._atoms: Atoms | None = None
         self._labels: Labels | None = None
         self._table: ProcessTable | None = None
+        self._code: CodeMap | None = None
+        self._addresses: set[int] = set()
         with suppress(ReadRefusedError):
             self._atoms = Atoms(target)
-            self._labels = Labels(target, self._atoms, CodeMap(target, self._atoms))
+            self._code = CodeMap(target, self._atoms)
+            self._labels = Labels(target, self._atoms, self._code)
             self._table = ProcessTable(target, IDENTITY)
             self._pids = PidCodec.of(target)
 
@@ -84,6 +89,26 @@ class Namer:
                     if (text := texts.get(term >> 6)) is not None:
                         self._names.atom(term, text)
                         self._seen.add(term)
+        self._name_calls(records)
+
+    @functools.cached_property
+    def _called(self) -> CalledNames | None:
+        """What names long calls, of which most recordings have none."""
+        return CalledNames(self._target, self._code) if self._code else None
+
+    def _name_calls(self, records: NDArray[np.void]) -> None:
+        """Name what the long calls of a batch came from, and what they were."""
+        rows = records[records["kind"] == events.KINDS["long_call"].id]
+        if not len(rows) or self._called is None:
+            return
+        if len(self._addresses) > _SEEN:
+            self._addresses.clear()
+        calls = rows.view(events.RECORDS["long_call"])
+        for field, name in (("code", self._called.function), ("native", self._called.symbol)):
+            for address in set(calls[field].tolist()) - self._addresses:
+                if text := name(address):
+                    self._names.address(address, text)
+                    self._addresses.add(address)
 
     def look(self, pids: Iterable[int]) -> None:
         """Name these processes, or notice that they are called otherwise now."""

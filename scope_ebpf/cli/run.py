@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.budget.brake import SPAN, Brake
+from scope_ebpf.budget.brake import SPAN, Brake, share_of
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
 from scope_ebpf.cli.surroundings import (
     alone,
@@ -235,8 +235,9 @@ class Run:
             self._target.identity,
             source.RECORD,
             self._arguments.ring << 20,
+            counted=self._written.counted,
         )
-        with stats.measuring() as self._measured, session, stop_signals(self._stop):
+        with stats.measuring() as report.measured, session, stop_signals(self._stop):
             say_started(self._target.pid, self._arguments.duration, quiet=False)
             started = time.monotonic()
             self._watch(session, price, started)
@@ -295,17 +296,16 @@ class Run:
     def _account(self, session: UserProbeSession, price: HitCost) -> None:
         """What the probe has cost until now; the share stays as it was where the target is gone."""
         report = self._report
-        if not self._measured:
-            report.hits = report.cost_seconds = None
-            return
-        report.hits = sum(session.hits().values())
-        report.cost_seconds = session.cost(price)
+        hits = session.hits(measured=report.measured)
+        report.hits = None if hits is None else sum(hits.values())
+        report.cost_seconds = session.cost(price, measured=report.measured)
         now = cpu_seconds(self._target.pid)
-        if now is None or self._cpu_before is None:
+        if report.cost_seconds is None or now is None or self._cpu_before is None:
             return
-        if now > self._cpu_before:
-            report.cost_share = report.cost_seconds / (now - self._cpu_before)
-        if self._brake.look(time.monotonic(), report.cost_seconds, now - self._cpu_before):
+        used = now - self._cpu_before
+        if used > 0:
+            report.cost_share = share_of(report.cost_seconds, used)
+        if self._brake.look(time.monotonic(), report.cost_seconds, used):
             say_braked(self._brake)
             self._stop("cost")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
 from scope_ebpf.beam.schedulers import Schedulers
@@ -111,9 +112,9 @@ def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
 def _closer(sweep: Sweep, interval: float, limit: int) -> Top:
     """Rank by collections, from a closer look at who may collect for half an *interval*."""
     closer = sweep.collectors(_CLOSER)
-    top = sweep.of(np.union1d(closer, sweep.top("gc", limit).slots))
+    top = sweep.of(distinct(np.concatenate((closer, sweep.top("gc", limit).slots))))
     speeds = top.collected.copy()
-    speeds[np.isin(top.slots, closer)] = collected(sweep.table, closer, interval / 2)
+    speeds[within(top.slots, closer)] = collected(sweep.table, closer, interval / 2)
     order = np.argsort(-speeds, kind="stable")[:limit]
     return Top(top.slots[order], top.rates[order], speeds[order])
 

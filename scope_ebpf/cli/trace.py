@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.state import StateReader
 from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.cli.budgeted import BudgetedTrace
+from scope_ebpf.beam.terms import PID_TAG
 from scope_ebpf.cli.options import (
     COUNT_ALL,
     DEFAULT_BUDGET,
@@ -27,7 +28,7 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.cli.tracing import Trace
-from scope_ebpf.errors import ReadRefusedError, ScopeError, UsageError
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import Aside
 from scope_ebpf.plan import DEFAULT_EVENTS
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Collection
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scope_ebpf.beam.target import Target
+    from scope_ebpf.cli.budgeted import BudgetedTrace
     from scope_ebpf.sinks.stream import Style
     from scope_ebpf.summary import Summary
 
@@ -64,10 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
                 state = StateReader(target)
                 trace = Trace(target, wanted, arguments, streamed=streams, aside=aside, state=state)
             else:
+                from scope_ebpf.cli.budgeted import BudgetedTrace  # noqa: PLC0415 - not for streams
+
                 trace = BudgetedTrace(target, wanted, arguments, aside)
             trace.notes += notes
-            sink = _stream(target, output, wanted, arguments.format) if streams else None
-            error = trace.run(sink) if isinstance(trace, Trace) else trace.run()
+            if isinstance(trace, Trace):
+                lines = _Lines(lambda: _stream(target, output, wanted, arguments.format))
+                error = trace.run(lines, ready=lines.ready) if streams else trace.run(None)
+            else:
+                error = trace.run()
             _finish(trace.summary(), output, arguments)
     if error:
         raise error
@@ -87,13 +97,32 @@ def _budget(arguments: argparse.Namespace, *, streams: bool) -> float | None:
     return None if given == COUNT_ALL else given
 
 
+class _Lines:
+    """A stream that is made when there is time for it, or at its first line."""
+
+    def __init__(self, make: Callable[[], Stream]) -> None:
+        self._make = make
+
+    @cached_property
+    def _stream(self) -> Stream:
+        return self._make()
+
+    def ready(self) -> None:
+        """Make it, unless it is made."""
+        _ = self._stream
+
+    def write(self, records: NDArray[np.void]) -> None:
+        """See ``Stream.write``."""
+        self._stream.write(records)
+
+
 def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style) -> Stream:
     """A line for each event, with the names of this VM."""
-    from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
-    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
-
     called = None
     if "long_call" in wanted:
+        from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
+        from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+
         with contextlib.suppress(ReadRefusedError):
             called = CalledNames(target, CodeMap(target, Atoms(target)))
     return Stream(output, TermText(target), form, names_of(target), called=called)
@@ -111,7 +140,9 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
     try:
         atoms = Atoms(target)
         labels = Labels(target, atoms, CodeMap(target, atoms))
-    except ReadRefusedError:
+        # The first process: what names come from is read with its own, and stays known.
+        labels.label(PID_TAG)
+    except (ReadRefusedError, NoSuchProcessError):
         return None
 
     def who(pids: list[int]) -> dict[int, str | None]:

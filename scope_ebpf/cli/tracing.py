@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from contextlib import suppress
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
-from scope_ebpf.budget.brake import Brake
+from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.forecast import Forecaster
+from scope_ebpf.budget.measures import cpu_clock
 from scope_ebpf.cli.surroundings import (
     output_error,
     progress_bar,
@@ -32,7 +32,6 @@ from scope_ebpf.kernel.session import Session
 from scope_ebpf.planning import make_plan, semaphores
 from scope_ebpf.relations import told_apart
 from scope_ebpf.sinks.plain import plain, say
-from scope_ebpf.summary import Cost, EventSummary, Summary, fold
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.plan import Plan
+    from scope_ebpf.summary import EventSummary, Summary
 
 #: How often the ring is looked at: 0.2 % of a core, and a hundredth of what the ring holds.
 STREAM_INTERVAL = 0.01
@@ -55,7 +55,6 @@ QUIET_INTERVAL = 0.1
 #: Seconds for which the price of a hit is waited for at the end, and at the beginning: it is
 #: measured while programs are loaded.
 _PATIENCE, _SOON = 1.0, 0.2
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Sink(Protocol):
@@ -93,17 +92,19 @@ class Trace:
         if streamed:
             self._settings["streamed"] = sum(1 << kind.id for kind in self.plan.kinds)
         ring_bytes = arguments.ring << 20
+        self._forecaster = Forecaster(target)
         self._session = self._make_session(self.plan, ring_bytes)
         self._batches = ring_bytes // (BATCH * events.RECORD.itemsize)
         self._stop = ""
         self._seconds = 0.0
         self._bar = False
         self._beat: Callable[[Session], str | None] | None = None
-        self._cpu_seconds: float | None = None
         self._aside, self._state = aside, state
         self._price: HitCost | None = None
+        #: Hits and CPU of the target while events counted.
+        self._ran: dict[str, int] = {}
+        self._used = 0.0
         self._brake = Brake(arguments.max_cost)
-        self._forecaster = Forecaster(target)
         self._vm_state: VmState | None = None
 
     def _make_session(self, plan: Plan, ring_bytes: int) -> Session:
@@ -116,6 +117,7 @@ class Trace:
             self._settings,
             addresses=symbol_values(target, names),
             ring_bytes=ring_bytes,
+            attaching=self._forecaster.attaching,
         )
 
     def run(
@@ -124,13 +126,15 @@ class Trace:
         beat: Callable[[Session], str | None] | None = None,
         *,
         progress: bool = False,
+        ready: Callable[[], None] = lambda: None,
     ) -> ScopeError | None:
         """
         Trace until something ends it.
 
         *beat* is called again and again, some 100 times a second for a sink, and
         may give a reason to stop; the last time when all hooks are out. Without a
-        sink, or with *progress*, a terminal shows a bar.
+        sink, or with *progress*, a terminal shows a bar. *ready* is called once, before
+        anything counts: what is slow there keeps nothing up, since that is waited for anyway.
         Returns the error that ended it early, if it was one: what was seen until
         then is still there to be summed up.
         """
@@ -141,8 +145,9 @@ class Trace:
         with self._session as session, stop_signals(self._ask_to_stop):
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
             _say_failures(session)
-            self._forecast(session)
-            cpu_before, self._hits_before = cpu_seconds(self._target.pid), session.hits()
+            self._forecast(session, ready)
+            self._hits_before = session.hits()
+            self._cpu_before = cpu_seconds(self._target.pid)
             session.count(on=True)
             if self._state:
                 self._state.begin()
@@ -150,10 +155,11 @@ class Trace:
             self._bar = progress or sink is None
             say_started(self._target.pid, self._duration, quiet=self._bar)
             try:
-                error = self._watch(session, sink, started, cpu_before)
+                error = self._watch(session, sink, started)
             finally:
                 session.count(on=False)
                 self._seconds = time.monotonic() - started
+                self._stocktaking(session)
                 if self._state:
                     self._state.counted()
             # A program that passed the gate before it closed has ended once all are out.
@@ -169,32 +175,41 @@ class Trace:
     def _ask_to_stop(self, reason: str) -> None:
         self._stop = self._stop or reason
 
-    def _forecast(self, session: Session) -> None:
+    def _forecast(self, session: Session, ready: Callable[[], None]) -> None:
         """Say what it will cost, before anything counts."""
-        self._price = self._aside.cost(_SOON)
+
+        def price() -> HitCost:
+            self._price = self._aside.cost(_SOON)
+            return self._price or GUESS
+
         with suppress(ReadRefusedError, OSError):  # the target has ended, as will be seen
-            found = self._forecaster.forecast(session, self.plan, self._price or GUESS)
+            found = self._forecaster.forecast(session, self.plan, price, ready)
             most = self._brake.most
-            ends = most is not None and found.share > most
+            ends = self._brake.passes(found.share * found.cpus, found.cpus, 1.0)
             end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
             say(f"scope-trace: this takes {found}{end}")
 
+    def _stocktaking(self, session: Session) -> None:
+        """What ran until now, and the CPU that the target has used meanwhile; of one moment."""
+        used = cpu_seconds(self._target.pid)
+        if used is not None and self._cpu_before is not None:
+            now = session.hits()
+            self._ran = {name: hits - self._hits_before[name] for name, hits in now.items()}
+            self._used = used - self._cpu_before
+
     def _brake_if_needed(self, session: Session, now: float) -> None:
         """Stop where it took more than it may for a second."""
-        if self._cpu_seconds is None:
-            return
+        self._stocktaking(session)
         self._price = self._price or self._aside.cost()
-        cost = (self._price or GUESS).total(session.hits())
-        if self._brake.look(now, cost, self._cpu_seconds):
+        cost = (self._price or GUESS).total(self._ran)
+        if self._brake.look(now, cost, self._used):
             say_braked(self._brake)
             self._ask_to_stop("cost")
 
-    def _watch(
-        self, session: Session, sink: Sink | None, started: float, cpu: float | None
-    ) -> ScopeError | None:
+    def _watch(self, session: Session, sink: Sink | None, started: float) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
         behind = False
-        self._cpu_before, self._next_brake = cpu, started
+        self._next_brake = started
         with progress_bar(self._duration, visible=self._bar) as advance:
             while not self._stop:
                 try:
@@ -226,9 +241,6 @@ class Trace:
     def _look(self, session: Session, started: float) -> None:
         """Look at the time, at the VM's schedulers, and at what it costs."""
         now = time.monotonic()
-        used = cpu_seconds(self._target.pid)
-        if used is not None and self._cpu_before is not None:
-            self._cpu_seconds = used - self._cpu_before
         if self._state and now >= self._state.due:
             self._state.look()
         if now >= self._next_brake:
@@ -272,14 +284,14 @@ class Trace:
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
+        from scope_ebpf.summary import Cost, Summary, fold  # noqa: PLC0415 - when it has ended
+
         hits = sum(self._hits.values())
         price = self._price or self._aside.cost(_PATIENCE)
         cpu = price.total(self._hits) if price else None
         share = None
-        if price and self._cpu_seconds:
-            meanwhile = {name: hits - self._hits_before[name] for name, hits in self._hits.items()}
-            # A hit is priced on ourselves; of a VM that does nothing else it may be a little less.
-            share = min(1.0, price.total(meanwhile) / self._cpu_seconds)
+        if price and self._used:
+            share = share_of(price.total(self._ran), self._used)
         found = fold(self.plan, self._tallies, self._durations)
         summary = Summary(
             target=self._target.as_json(),
@@ -347,15 +359,20 @@ def say_braked(brake: Brake) -> None:
 
 
 def planned(
-    target: Target, wanted: tuple[str, ...], arguments: argparse.Namespace
+    target: Target,
+    wanted: tuple[str, ...],
+    arguments: argparse.Namespace,
+    *,
+    governed: bool = False,
 ) -> tuple[Plan, NDArray[np.void], list[str]]:
     """
     What is attached for the events *wanted*, with which settings, and what is not known.
 
-    NothingToAttachError where no event can be seen.
+    Only what keeps a budget if it is *governed*. NothingToAttachError where no event can be seen.
     """
     settings, refused = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, wanted, arguments.via, known(settings))
+    plan = plan.governable() if governed else plan
     if not plan.attachments:
         reasons = "; ".join(f"{i.event}: {i.reason}" for i in plan.items)
         raise NothingToAttachError(
@@ -375,8 +392,6 @@ def _say_failures(session: Session) -> None:
 def cpu_seconds(pid: int) -> float | None:
     """User and system seconds of a process, None if it has ended."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - read a hundred times a second
-            fields = stat.read().rpartition(b")")[2].split()
+        return cpu_clock(pid)
     except OSError:
         return None
-    return (int(fields[11]) + int(fields[12])) / _TICKS

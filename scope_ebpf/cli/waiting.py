@@ -16,7 +16,7 @@ from scope_ebpf.beam.constants import kernel_constants, known
 from scope_ebpf.beam.processes import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.sampling import sample_settings
 from scope_ebpf.beam.threads import ROLES, threads
-from scope_ebpf.budget.brake import Brake
+from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.measures import Measures
 from scope_ebpf.cli.profiling import Run
 from scope_ebpf.cli.sample_reader import Reader, wait_frame
@@ -216,7 +216,8 @@ class _Spent:
 
 def _say_cost(profile: Profile, times: int, price: HitCost) -> None:
     seconds = price.entry * 2 * times
-    share = f", {seconds / profile.cpu_seconds:.1%} of its CPU time" if profile.cpu_seconds else ""
+    used = profile.cpu_seconds
+    share = f", {share_of(seconds, used):.1%} of its CPU time" if used else ""
     profile.notes.append(
         f"{times:,} waits were seen; the hooks cost the target about {seconds:.3f} s{share}"
     )

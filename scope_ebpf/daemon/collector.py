@@ -83,6 +83,7 @@ class Readings(Collector):
         page.add("scope_ebpf_scan_seconds_total", looking)
         for result in RESULTS:
             page.add("scope_ebpf_looks_total", daemon.looker.results[result], result=result)
+        page.add("scope_ebpf_looks_hanging", daemon.inspector.lost)
         page.add("scope_ebpf_renames_held_total", daemon.targets.labels.held)
         page.add("scope_ebpf_top_names_held_total", daemon.snapshots.held)
         page.add("scope_ebpf_log_lines_held_total", sparing.held)

@@ -83,7 +83,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_text("utf-8"))
+            table = tomllib.loads(_text(path))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
@@ -93,6 +93,13 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError("TLS needs both tls_cert and tls_key")
     return config
+
+
+def _text(path: Path) -> str:
+    """The text of a file; of a FIFO nobody may ever be the writer, so that is refused."""
+    if path.is_fifo():
+        raise ConfigError(f"cannot read the config {path}: it is a FIFO, not a file")
+    return path.read_text("utf-8")
 
 
 def _value(key: str, value: Any, path: Path | None) -> Any:

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from scope_ebpf.beam.binary import Binary
 from scope_ebpf.beam.discover import SCHEDULER_THREAD, program_of
 from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.sandbox.files import status_of
 from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _LOOKS = 3
 RENAMED = 5.0
 #: Seconds until a process is asked for again that is being looked into.
 _BUSY = 0.1
+#: Bytes of a thread's name and the end of its line (TASK_COMM_LEN).
+_MAX_COMM = 64
 #: Entries that were put off and are kept in order, at least.
 _PUT_OFF = 64
 #: Seconds for which a program is kept whose VMs have ended, and programs that are kept so.
@@ -51,7 +54,7 @@ class Files:
 
     def open(self, path: Path) -> Binary:
         """Open *path* as ``Binary.open`` does, or give what is open of the same file."""
-        key = key_of(path.stat())
+        key = key_of(status_of(path))
         self._refusals.check(key)
         binary = self._open.get(key)
         if binary is None:
@@ -159,7 +162,7 @@ class Scanner:
             left = _LOOKS
         if left <= 0:
             return
-        found = _has_schedulers(self._proc / str(pid))
+        found = _has_schedulers(f"{self._proc}/{pid}/task")
         if found:
             self.started(pid, 0.0)
         self._seen[pid] = (exe, 0 if found else left - 1)
@@ -171,17 +174,19 @@ class Scanner:
         self.seconds += time.thread_time() - began
 
 
-def _has_schedulers(folder: Path) -> bool:
+def _has_schedulers(folder: str) -> bool:
     try:
-        threads = os.listdir(folder / "task")  # noqa: PTH208 - fast
+        threads = os.listdir(folder)  # noqa: PTH208 - fast
     except OSError:
         return False
     # The first scheduler is among the first threads, whatever else the program starts.
-    return any(_is_scheduler(folder / "task" / tid / "comm") for tid in threads[:64])
+    return any(_is_scheduler(f"{folder}/{tid}/comm") for tid in threads[:64])
 
 
-def _is_scheduler(path: Path) -> bool:
+def _is_scheduler(path: str) -> bool:
     try:
-        return SCHEDULER_THREAD.match(path.read_text("utf-8", "replace").strip()) is not None
+        with open(path, "rb", buffering=0) as comm:  # noqa: PTH123 - fast
+            name = comm.read(_MAX_COMM).decode("utf-8", "replace").strip()
+        return SCHEDULER_THREAD.match(name) is not None
     except OSError:
         return False

@@ -150,9 +150,11 @@ class Site:
 
 
 def _healthz(daemon: Daemon) -> tuple[str, list[tuple[str, str]], str]:
-    if time.monotonic() - daemon.turned < STUCK:
-        return "200 OK", _TEXT, "ok"
-    return "503 Stuck", _TEXT, "stuck"
+    if time.monotonic() - daemon.turned >= STUCK:
+        return "503 Stuck", _TEXT, "stuck"
+    if daemon.inspector.stuck:
+        return "503 Stuck", _TEXT, "looks at processes hang, and no more are begun"
+    return "200 OK", _TEXT, "ok"
 
 
 def _readyz(daemon: Daemon) -> tuple[str, list[tuple[str, str]], str]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.stats import ProgramStats
+    from scope_ebpf.kernel.uprobes import Attacher
 
 #: Seconds between two looks at all processes where the kernel does not tell of VMs that start.
 _UNTOLD_SCAN = 2.0
@@ -123,7 +124,7 @@ class Daemon:
 
     def run(self) -> None:
         """Observe until asked to end; then everything is detached."""
-        _hurry(self.targets.attacher.pid)
+        _hurry(self.targets.attacher)
         read_by(self.readers)
         self.readers.begin(_PATIENCE)
         self._hear_of_starts()
@@ -267,14 +268,14 @@ class Daemon:
         say(logging.INFO, "config read")
 
 
-def _hurry(attacher: int) -> None:
+def _hurry(attacher: Attacher) -> None:
     """
-    Let this thread, and process *attacher*, run before what they observe.
+    Let this thread, and *attacher*, run before what they observe.
 
     Hooks that have spent their allowance cost the target until they are out.
     """
     try:
-        for number in (threading.get_native_id(), attacher):
-            os.setpriority(os.PRIO_PROCESS, number, _PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
+        attacher.hurry(_PRIORITY)
     except OSError as error:
         say(logging.WARNING, "runs at a common priority", why=error)

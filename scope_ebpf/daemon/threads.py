@@ -27,6 +27,7 @@ from scope_ebpf.metrics.scaling import PartTime, share_error
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.places import Place
     from scope_ebpf.beam.target import Target
     from scope_ebpf.kernel.tracepoints import ThreadWatch
 
@@ -40,6 +41,10 @@ _BY_THE_CLOCK = ("samples", "busy_waits", "refused")
 _WORDS = events.THREAD_TOTALS.itemsize // 8
 #: Ticks for which samples tell the error of the share of busy waiting.
 _MEMORY = 60
+
+
+#: Why nobody can tell whether a scheduler spins.
+UNSEEN = "these schedulers are not found in the VM's memory"
 
 
 class WatchedThreads:
@@ -209,9 +214,8 @@ class WatchedThreads:
         if self._unseen and not self._told:
             self._told = True
             kinds = ",".join(sorted(set(self._unseen.values())))
-            why = "these schedulers are not found in the VM's memory"
             what = "busy waiting is not told"
-            say(logging.WARNING, what, pid=self._target.pid, schedulers=kinds, why=why)
+            say(logging.WARNING, what, pid=self._target.pid, schedulers=kinds, why=UNSEEN)
 
     def _record(self, thread: TaskFaults) -> NDArray[np.void]:
         """One thread for the kernel side, with what it may look at."""
@@ -220,7 +224,7 @@ class WatchedThreads:
         record["row"] = ROLES.index(role)
         place = self._places.find(role, thread.number) if self._places else None
         self._unseen.pop(thread.tid, None)
-        if role in KINDS and place is None:
+        if _is_unseen(thread, place):
             self._unseen[thread.tid] = role
         for name, value in place._asdict().items() if place else ():
             record[name] = value
@@ -232,6 +236,18 @@ def _places(target: Target) -> SchedulerPlaces | None:
         return SchedulerPlaces(target)
     except ReadRefusedError:
         return None
+
+
+def _is_unseen(thread: TaskFaults, place: Place | None) -> bool:
+    return thread.role in KINDS and place is None
+
+
+def unseen(target: Target) -> list[str]:
+    """The types of schedulers of which nobody can tell whether they spin: :data:`UNSEEN`."""
+    places = _places(target)
+    found = [one for one in faults(target.pid) if one.role]
+    seen = {one: places.find(one.role or "", one.number) if places else None for one in found}
+    return sorted({one.role or "" for one, place in seen.items() if _is_unseen(one, place)})
 
 
 class Faults:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import re
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
@@ -32,7 +32,7 @@ def object_bytes(family: str) -> bytes:
     the objects that it took before: the maps and records of those differ, and counts
     would be wrong.
     """
-    path = resources.files("scope_ebpf.kernel").joinpath("objects", f"{family}.bpf.o")
+    path = Path(__file__).parent / "objects" / f"{family}.bpf.o"
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import threading
 import time
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -60,7 +63,8 @@ class Programs:
     """
     What *build* says, in the kernel; *breathe* is called now and then while it is loaded.
 
-    HostError where libbpf or the kernel refuses.
+    Without *breathe* two CPUs load it, since somebody waits. HostError where libbpf or the kernel
+    refuses.
     """
 
     def __init__(self, build: Build, breathe: Callable[[], None] | None = None) -> None:
@@ -68,10 +72,14 @@ class Programs:
         self.objects: dict[str, BpfObject] = {}
         self.cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
         try:
-            for family in dict.fromkeys(family for family, _, _ in build.programs):
-                self._load(family)
-                if breathe:
+            families = list(dict.fromkeys(family for family, _, _ in build.programs))
+            if breathe:
+                for family in families:
+                    self._load(family)
                     breathe()
+            else:
+                self._load(families[0])  # makes the maps that the others share
+                _by_two(self._load, families[1:])
             self.ring = Ring(self.map_fd("ring"), build.ring_bytes)
         except BaseException:
             self.close()
@@ -121,6 +129,30 @@ class Programs:
             del self.ring
         while self.objects:
             self.objects.popitem()[1].close()
+
+
+def _by_two(do: Callable[[str], None], names: list[str]) -> None:
+    """Do it with each of *names*, in two threads; raises the first error when both have ended."""
+    waiting, errors = deque(names), list[BaseException]()
+
+    def work() -> None:
+        with suppress(IndexError):
+            while not errors:
+                name = waiting.popleft()
+                try:
+                    do(name)
+                except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                    errors.append(error)
+
+    helper = threading.Thread(target=work) if len(names) > 1 else None
+    if helper:
+        with suppress(RuntimeError):  # "can't start new thread": then we do it all
+            helper.start()
+    work()
+    if helper and helper.ident:
+        helper.join()
+    if errors:
+        raise errors[0]
 
 
 class _Spare(NamedTuple):

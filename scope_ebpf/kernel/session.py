@@ -23,7 +23,7 @@ from scope_ebpf.kernel.tracepoints import attach_tracepoint
 from scope_ebpf.kernel.uprobes import Attacher, Uprobes, has_multi, wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -71,8 +71,9 @@ class Session:
     that USDT arguments name. *flavor* is the target's; the function probes are attached to an
     interpreter only. *names* are what may be attached to, if not the list of ``allowed``;
     *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
-    use too. Use it as a context manager; what cannot be attached is in :attr:`failures`,
-    and if nothing can, NothingToAttachError.
+    use too; *attaching* is called when all is loaded and no hook is in. Use it as a context
+    manager; what cannot be attached is in :attr:`failures`, and if nothing can,
+    NothingToAttachError.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Session:
         names: Collection[str] | None = None,
         multi: bool | None = None,
         attacher: Attacher | None = None,
+        attaching: Callable[[], None] | None = None,
     ) -> None:
         names = allowed.names(flavor) if names is None else names
         for attachment in plan.attachments:
@@ -100,6 +102,7 @@ class Session:
         self._addresses = addresses or {}
         self._programs: Programs | None = None
         self._links: list[int] = []
+        self._attaching = attaching
         self._multi = has_multi() if multi is None else multi
         self._attacher, self._own_attacher = attacher, attacher is None
         self._uprobes: Uprobes | None = None
@@ -117,6 +120,8 @@ class Session:
                 build_of(self._plan, self._settings, self._ring_bytes, multi=self._multi)
             )
             self._programs.look_at(self._identity.pid, self._base)
+            if self._attaching:
+                self._attaching()
             self._attach()
         except BaseException:
             self.close()

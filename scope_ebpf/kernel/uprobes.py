@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from scope_ebpf.errors import PERMIT, HostError
@@ -104,6 +105,17 @@ class Attacher:
     def pid(self) -> int:
         """Its process number."""
         return self._process.pid
+
+    def hurry(self, nice: int) -> None:
+        """
+        Let it run before what hooks are taken out of; *nice* as in setpriority(2).
+
+        It is a session of its own, so where sessions share the CPUs (autogroup, sched(7)) its
+        session must go first, too. Raises OSError where that is not permitted.
+        """
+        os.setpriority(os.PRIO_PROCESS, self.pid, nice)
+        with contextlib.suppress(FileNotFoundError):  # the kernel has no such groups
+            Path(f"/proc/{self.pid}/autogroup").write_text(str(nice))
 
     def fileno(self) -> int:
         """Readable when it has ended, while nothing is asked of it."""

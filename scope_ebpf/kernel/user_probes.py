@@ -36,7 +36,8 @@ class UserProbeSession:
     Loads the functions of *probe* and attaches each to its *places* in the process of *identity*.
 
     A context manager. What cannot be attached is an error: a probe of which a part is
-    missing tells something else than its author wrote.
+    missing tells something else than its author wrote. Functions that are *counted* count their
+    hits themselves, in the order of ``beam_hits``.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class UserProbeSession:
         record: np.dtype[np.void],
         ring_bytes: int,
         *,
+        counted: Sequence[str] = (),
         multi: bool | None = None,
     ) -> None:
         self._probe = probe
+        self._counted = counted
         self._places = places
         self._multi = has_multi() if multi is None else multi
         self._attacher = Attacher()
@@ -78,17 +81,33 @@ class UserProbeSession:
         if failed:
             raise NothingToAttachError(str(failed[0]))
 
-    def hits(self) -> dict[str, int]:
-        """How often each function ran, while the kernel measures (``stats.measuring``)."""
-        return {name: program_stats(fd).runs for name, fd in self._programs.items()}
+    def hits(self, *, measured: bool) -> dict[str, int] | None:
+        """
+        How often each function ran: as the kernel has *measured* (``stats.measuring``), or itself.
 
-    def cost(self, price: HitCost) -> float:
-        """Seconds of CPU that hits and runs took from the target until now."""
+        None where neither knows of all.
+        """
+        if measured:
+            return {name: program_stats(fd).runs for name, fd in self._programs.items()}
+        if not self._programs.keys() <= set(self._counted):
+            return None
+        own = dict(zip(self._counted, self._probe.summed("beam_hits"), strict=False))
+        return {name: own[name] for name in self._programs}
+
+    def cost(self, price: HitCost, *, measured: bool) -> float | None:
+        """
+        Seconds of CPU that hits, and runs as *measured*, took from the target until now.
+
+        None where hits are not known.
+        """
+        hits = self.hits(measured=measured)
+        if hits is None:
+            return None
         total = 0.0
         for name, fd in self._programs.items():
-            stats = program_stats(fd)
             returns = any(place.returns for place in self._places[name])
-            total += stats.runs * (price.returns if returns else price.entry) + stats.seconds
+            total += hits[name] * (price.returns if returns else price.entry)
+            total += program_stats(fd).seconds if measured else 0.0
         return total
 
     def troubles(self) -> list[int]:

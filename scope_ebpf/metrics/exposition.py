@@ -201,7 +201,7 @@ def _expose_observer(page: Page, reading: Reading, impossible: Iterable[str]) ->
         page.add("scope_ebpf_sampling_ratio", event.sampling_ratio, node=node, hook=hook)
         if event.mode == "windows" or event.error_ratio:
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
-    for what in sorted({*_refused(reading), *impossible}):
+    for what in sorted({*refused(reading), *impossible}):
         page.add("scope_ebpf_refused", 1, node=node, what=what)
     page.add("scope_ebpf_trips_total", reading.trips, node=node)
     page.add("scope_ebpf_windows_total", reading.windows, node=node)
@@ -216,16 +216,16 @@ def _expose_observer(page: Page, reading: Reading, impossible: Iterable[str]) ->
         page.add("scope_ebpf_reads_refused_total", missed, node=node, where="clock")
 
 
-def _refused(reading: Reading) -> list[str]:
+def refused(reading: Reading) -> list[str]:
     """What cannot be told of a target; the daemon's log says why."""
-    refused = set(reading.memory.refused) if reading.memory else set()
+    names = set(reading.memory.refused) if reading.memory else set()
     if reading.counters is None:
-        refused.add("counters")
+        names.add("counters")
     elif reading.counters.dirty_collections is None:
-        refused.add("dirty_collections")
+        names.add("dirty_collections")
     if reading.threads is None:
-        refused.add("threads")
+        names.add("threads")
     sampled = reading.books.sampled if reading.books else None
     if sampled is None or None in sampled.busy_wait:
-        refused.add("samples")
-    return sorted(refused)
+        names.add("samples")
+    return sorted(names)

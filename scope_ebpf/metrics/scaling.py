@@ -37,6 +37,9 @@ _ENOUGH = 2.0
 WINDOWS = 40
 #: Windows in which nothing happens, after which the burst is over that took the hooks out.
 _QUIET = 3
+#: What nobody saw may be so many times as much as a burst left to be guessed: processes that are
+#: spawned all at once end one after the other.
+_GUESS = 10
 #: Windows of which something can be said at least, and of which a line is drawn.
 _FEW, _LINE = 3, 8
 #: Windows of alike ratios are as slow as each other, in so many groups.
@@ -71,6 +74,8 @@ class Estimate:
     #: The measure and the seconds that have passed.
     _passed: tuple[float, float] = field(init=False, default=(0.0, 0.0))
     _hint: tuple[NDArray[np.float64], float] | None = field(init=False, default=None)
+    #: How many more there may have been than the hint told: as many as the measure, at most.
+    unsure: float = field(init=False, default=0.0)
     #: What the windows tell together, until there is another.
     _told: _Windows | None = field(init=False, default=None)
 
@@ -118,7 +123,10 @@ class Estimate:
             self._level = self._level + self._told.total(measure, seconds)
         elif len(self._windows) >= _QUIET and self._hint:
             seen, over = self._hint
-            self._level = self._level + seen * (measure / over)
+            more = seen * (measure / over)
+            self._level = self._level + more
+            guessed = float(more[: self.counts].sum())
+            self.unsure += max(0.0, min(measure, _GUESS * guessed) - guessed)
         else:
             return False
         self.total = np.maximum(self.total, self._level)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 if __name__ == "__main__":
     sys.path += sys.argv[2:]
 
-from scope_ebpf.sandbox import limits, wire
+from scope_ebpf.sandbox import decoder, limits, wire
 from scope_ebpf.sandbox.confine import confine
 from scope_ebpf.sandbox.questions import Questions
 
@@ -152,9 +152,11 @@ def serve(control: socket.socket) -> None:
             ended, fds = wire.receive_with_fds(control)
         except EOFError:
             return
-        if ended:
+        if ended > 0:
             wire.send(control, (children.end(ended), 0))
             continue
+        if ended == limits.UNWINDS:
+            import scope_ebpf.sandbox.frames  # noqa: F401, PLC0415 - slow; only for profiles
         wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
 
@@ -171,11 +173,7 @@ def _become_child(control: socket.socket, fd: int) -> None:
 
 
 if __name__ == "__main__":
-    # Before there is anything hostile, and while we may read where they lie.
-    import capstone  # noqa: F401
-
-    import scope_ebpf.sandbox.frames  # noqa: F401
-
+    decoder.load()  # while we may read where it lies
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

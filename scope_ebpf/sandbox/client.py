@@ -57,14 +57,18 @@ class _Server:
         with self._lock:
             self._running()
 
-    def fork(self, channel: socket.socket) -> tuple[int, int]:
-        """Make a child that serves *channel*; the server's number for it, and its process's."""
+    def fork(self, channel: socket.socket, kind: int) -> tuple[int, int]:
+        """
+        Make a child that serves *channel*; the server's number for it, and its process's.
+
+        *kind* is ``limits.ANY`` or ``limits.UNWINDS``.
+        """
         with self._lock:
             with contextlib.suppress(OSError, EOFError, wire.NonsenseError):
-                return self._ask(0, (channel.fileno(),))
+                return self._ask(kind, (channel.fileno(),))
             self._close()
             try:
-                return self._ask(0, (channel.fileno(),))
+                return self._ask(kind, (channel.fileno(),))
             except (OSError, EOFError, wire.NonsenseError) as error:
                 self._close()
                 raise RefusedFileError(
@@ -165,6 +169,7 @@ class Parser:
         #: The server's number for the child, and its process number.
         self._number, self._pid = 0, 0
         self._reason: RefusedFileError | None = None
+        self._kind = limits.ANY
         #: Files whose symbols the child was given, with what they must be like.
         self._debug: list[tuple[list[object], int]] = []
 
@@ -182,6 +187,9 @@ class Parser:
         Raises UnreadableFileError, and RefusedFileError that names the limit.
         """
         with self._lock:
+            if question == "frames" and self._kind != limits.UNWINDS:
+                self._end()  # the next one can
+                self._kind = limits.UNWINDS
             return self._asked(question, checked, list(arguments), ())
 
     def add_debug(self, fd: int, crc: int | None, build_id: str | None) -> bool:
@@ -258,7 +266,7 @@ class Parser:
         if self._channel is None:
             ours, its = socket.socketpair()
             with its:
-                self._number, self._pid = _server.fork(its)
+                self._number, self._pid = _server.fork(its, self._kind)
             self._channel = ours
             ours.settimeout(PATIENCE)
             wire.send(ours, (self._seconds, self._name[:_TEXT]), (self._fd,))

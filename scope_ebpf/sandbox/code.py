@@ -12,12 +12,14 @@ branch_setup_xol_ops and push_setup_xol_ops.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING
 
+from scope_ebpf.sandbox.decoder import decode
 from scope_ebpf.sandbox.registers import ARGUMENTS, REGISTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from scope_ebpf.sandbox.decoder import Instruction
 
 #: Bytes from the start of a function, and the register of each argument there, or None.
 Entry = tuple[int, tuple[str | None, ...]]
@@ -26,8 +28,11 @@ START: Entry = (0, ARGUMENTS)
 #: A prologue is shorter than this, bytes.
 _PROLOGUE = 64
 _ENDBR64 = "endbr64"
-#: capstone's X86_OP_REG, X86_OP_IMM and X86_OP_MEM.
-_REGISTER, _IMMEDIATE, _MEMORY = 1, 2, 3
+_NUMBER = r"0x[0-9a-f]+|[0-9]+"
+_IMMEDIATE = re.compile(_NUMBER)
+#: An operand in memory relative to the next instruction.
+_RELATIVE = re.compile(rf"\[rip(?: ([+-]) ({_NUMBER}))?\]")
+_WORD, _SIGN = 1 << 64, 1 << 63
 
 
 def cheap_entry(code: bytes) -> Entry:
@@ -36,9 +41,9 @@ def cheap_entry(code: bytes) -> Entry:
         return START
     where: dict[int, set[str]] = {n: {name} for n, name in enumerate(ARGUMENTS)}
     only_endbr = True
-    for instruction in _disassemble(code[:_PROLOGUE]):
-        if is_emulated(bytes(instruction.bytes)):
-            place: int = instruction.address
+    for instruction in decode(code[:_PROLOGUE], registers=True):
+        if is_emulated(instruction.code):
+            place = instruction.address
             if not only_endbr and place in _targets(code):
                 return START
             return place, tuple(_register(n, where[n]) for n in range(len(ARGUMENTS)))
@@ -58,23 +63,21 @@ def calls(code: bytes, start: int) -> list[tuple[int, int]]:
     """
     return [
         (start + instruction.address, start + target)
-        for instruction in _disassemble(code)
-        if instruction.mnemonic in ("call", "jmp") and instruction.operands[0].type == _IMMEDIATE
-        for target in (instruction.operands[0].imm,)
+        for instruction in decode(code)
+        if instruction.mnemonic in ("call", "jmp")
+        for target in _immediate(instruction)
         if instruction.mnemonic == "call" or not 0 <= target < len(code)
     ]
 
 
 def references(code: bytes, start: int) -> list[int]:
     """The addresses that the function *code*, which begins at *start*, names relative to itself."""
-    found = [
-        start + instruction.address + instruction.size + operand.mem.disp
-        for instruction in _disassemble(code)
-        for operand in instruction.operands
-        if operand.type == _MEMORY
-        and operand.mem.base
-        and instruction.reg_name(operand.mem.base) == "rip"
-    ]
+    found = []
+    for instruction in decode(code):
+        end = instruction.address + len(instruction.code)
+        for sign, number in _RELATIVE.findall(instruction.operands):
+            away = int(number or "0", 0)
+            found.append(start + end + (-away if sign == "-" else away))
     return list(dict.fromkeys(found))
 
 
@@ -94,39 +97,39 @@ def _register(number: int, registers: set[str]) -> str | None:
     return own if own in registers else min(registers, default=None)
 
 
-def _disassemble(code: bytes) -> Iterator[Any]:
-    import capstone  # noqa: PLC0415 - 100 ms, and who plans nothing needs none
-
-    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    engine.detail = True
-    instructions: Iterator[Any] = engine.disasm(code, 0)
-    return instructions
+def _immediate(instruction: Instruction) -> list[int]:
+    """Where a direct branch leads: one place, or none if this is no such branch."""
+    if not _IMMEDIATE.fullmatch(instruction.operands):
+        return []
+    target = int(instruction.operands, 0)
+    return [target - _WORD if target >= _SIGN else target]
 
 
 def _targets(code: bytes) -> set[int]:
     """Where the direct branches of a function lead, as offsets into it."""
     return {
-        instruction.operands[0].imm
-        for instruction in _disassemble(code)
-        if instruction.mnemonic.startswith("j") and instruction.operands[0].type == _IMMEDIATE
+        target
+        for instruction in decode(code)
+        if instruction.mnemonic.startswith("j")
+        for target in _immediate(instruction)
     }
 
 
-def _leaves(instruction: Any) -> bool:
+def _leaves(instruction: Instruction) -> bool:
     """Whether the function may end or go elsewhere here."""
-    name: str = instruction.mnemonic
-    return name.startswith(("j", "ret", "call", "syscall", "int", "ud", "hlt", "loop"))
+    return instruction.mnemonic.startswith(
+        ("j", "ret", "call", "syscall", "int", "ud", "hlt", "loop")
+    )
 
 
-def _follow(instruction: Any, where: dict[int, set[str]]) -> None:
+def _follow(instruction: Instruction, where: dict[int, set[str]]) -> None:
     """Keep track of the registers that hold an argument."""
-    _, written = instruction.regs_access()
-    names = {_wide(instruction.reg_name(register)) for register in written}
+    names = {_wide(name) for name in instruction.written}
     copies: set[int] = set()
-    if instruction.mnemonic == "mov" and len(instruction.operands) == 2:
-        source = instruction.operands[1]
-        if source.type == _REGISTER and source.size == 8:
-            name = instruction.reg_name(source.reg)
+    if instruction.mnemonic == "mov":
+        _, _, name = instruction.operands.partition(", ")
+        # A register of 64 bits.
+        if REGISTERS.get(name) == name:
             copies = {number for number, registers in where.items() if name in registers}
     for number, registers in where.items():
         registers.difference_update(names)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 from contextlib import suppress
@@ -65,7 +64,7 @@ class _Program(ctypes.Structure):
 def confine() -> None:
     """Never to be undone; OSError if something that must hold does not."""
     # A network of its own takes longer than all the rest: only where no filter will do.
-    filtered = platform.machine() in _CALLS
+    filtered = os.uname().machine in _CALLS
     if not filtered:
         _require(_libc.unshare(_CLONE_NEWNET))
     with suppress(OSError):
@@ -76,7 +75,7 @@ def confine() -> None:
     _require(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
     _require(_libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0))
     if filtered:
-        _filter(*_CALLS[platform.machine()])
+        _filter(*_CALLS[os.uname().machine])
 
 
 def _require(result: int) -> None:

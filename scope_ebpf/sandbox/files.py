@@ -3,8 +3,9 @@
 Opening files whose paths, or whose contents, another user chose.
 
 A file is first taken as a place only (``O_PATH``), which runs nothing of a device, a FIFO or a
-terminal. What is no regular file, or too large, is refused there; only then it is opened for
-reading. Whoever may hold a lease on it makes nobody wait (``O_NONBLOCK``).
+terminal. What is no regular file, too large, or on a filesystem that another user's process may
+serve (``filesystems``) is refused there; only then it is opened for reading. Whoever may hold a
+lease on it makes nobody wait (``O_NONBLOCK``).
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 import struct
 
 from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.sandbox.filesystems import require_answers
 
 #: A program or library is smaller, holes included.
 MAX_PROGRAM = 4 << 30
 #: A file of debug symbols is smaller.
 MAX_DEBUG_FILE = 512 << 20
-#: What the kernel writes of a process's mappings: 200,000 lines.
-MAX_MAPS = 16 << 20
 
 _OPENAT2 = 437  # of every architecture
 #: include/uapi/linux/openat2.h.
@@ -36,17 +37,20 @@ _STATX_SIZE, _STATX_INODE, _STATX_DEVICE = 256, 32, 136
 _AT_FDCWD, _DONT_SYNC, _INODE = -100, 0x4000, 0x100
 _READ = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
 
+_PROCESS = re.compile(r"/proc/\d+(?=/)")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def open_regular(folder_fd: int, path: str, *, most: int) -> int:
+def open_regular(folder_fd: int, path: str, *, most: int, process: str = "/proc/self") -> int:
     """
     Open *path* below *folder_fd*, as if that were the root: no link leads out of it.
 
-    Returns a descriptor for reading. Raises RefusedFileError for what is no regular file of at
-    most *most* bytes, OSError as the kernel says it (nothing there, no permission).
+    Returns a descriptor for reading. *process* is the folder of a process that sees the mount.
+    Raises RefusedFileError for what is no regular file of at most *most* bytes or may never answer,
+    OSError as the kernel says it (nothing there, no permission).
     """
-    return _reopened(_place(folder_fd, path), path, most)
+    return _reopened(_place(folder_fd, path), path, process, most)
 
 
 def open_magic(path: str | os.PathLike[str], *, most: int = MAX_PROGRAM) -> int:
@@ -55,7 +59,22 @@ def open_magic(path: str | os.PathLike[str], *, most: int = MAX_PROGRAM) -> int:
 
     Only for paths that nobody else chose.
     """
-    return _reopened(os.open(path, os.O_PATH | os.O_CLOEXEC), os.fspath(path), most)
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    return _reopened(place, os.fspath(path), _process_of(path), most)
+
+
+def status_of(path: str | os.PathLike[str]) -> os.stat_result:
+    """
+    As stat(2) of such a path, whose file is looked at only if it answers by itself.
+
+    Raises RefusedFileError and OSError.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        require_answers(place, os.fspath(path), _process_of(path))
+        return os.fstat(place)
+    finally:
+        os.close(place)
 
 
 def inode_of(path: str) -> tuple[int, int]:
@@ -73,22 +92,6 @@ def inode_of(path: str) -> tuple[int, int]:
     return os.makedev(*struct.unpack_from("<II", found, _STATX_DEVICE)), inode
 
 
-def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_MAPS) -> bytes:
-    """
-    Read a file of ``/proc``; RefusedFileError if it has more than *most* bytes.
-
-    How much the kernel writes of a process may be that process's choice.
-    """
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - any path
-        parts, left = [], most + 1
-        while left > 0 and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
-    if left <= 0:
-        raise RefusedFileError(f"{os.fspath(path)} has more than {most:,} bytes")
-    return b"".join(parts)
-
-
 def _place(folder_fd: int, path: str) -> int:
     how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGICLINKS)
     code = errno.EAGAIN
@@ -102,9 +105,16 @@ def _place(folder_fd: int, path: str) -> int:
     raise OSError(code, os.strerror(code), path)
 
 
-def _reopened(place: int, path: str, most: int) -> int:
+def _process_of(path: str | os.PathLike[str]) -> str:
+    """The folder of the process whose link *path* is, or else ours."""
+    found = _PROCESS.match(os.fspath(path))
+    return found[0] if found else "/proc/self"
+
+
+def _reopened(place: int, path: str, process: str, most: int) -> int:
     """Open for reading what *place* is, if it is a file; closes *place*."""
     try:
+        require_answers(place, path, process)
         found = os.fstat(place)
         if not stat.S_ISREG(found.st_mode):
             raise RefusedFileError(f"{path} is no regular file")

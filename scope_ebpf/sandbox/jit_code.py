@@ -8,8 +8,8 @@ The code is what lies in a process's memory, which is that process's choice.
 from __future__ import annotations
 
 from collections import deque
-from functools import cache
-from typing import Any
+
+from scope_ebpf.sandbox.decoder import decode
 
 #: Bytes that are decoded at once, and that one instruction has at most.
 _PIECE, _LONGEST = 256, 15
@@ -21,16 +21,9 @@ _MOVES = {"add": 1, "sub": -1}
 _PUSHES = {"push": -8, "pop": 8}
 
 
-@cache
-def _decoder() -> Any:
-    import capstone  # noqa: PLC0415 - only profiles need it
-
-    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-
-
 def leave(code: bytes) -> bool:
     """Whether the first instruction that sets the stack pointer takes it from ``rbp``."""
-    for _, _, name, operands in _decoder().disasm_lite(code, 0):
+    for _, _, name, operands, _ in decode(code):
         if name == "mov" and operands.startswith("rsp, "):
             return bool(operands == "rsp, rbp")
     return False
@@ -45,7 +38,8 @@ def sizes(code: bytes, start: int, address: int) -> list[int]:
     while waiting and steps < _MAX_STEPS and len(returns) < MAX_SIZES:
         at, size = waiting.popleft()
         piece = code[at - start : at - start + _PIECE]
-        for place, length, name, operands in _decoder().disasm_lite(piece, at):
+        for place, read, name, operands, _ in decode(piece, at):
+            length = len(read)
             steps += 1
             if name == "ret":
                 returns.append(size)

@@ -38,6 +38,9 @@ MESSAGE = 32 << 20
 MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
 #: How it ends when nobody asked it anything for so long.
 IDLE_STATUS = 3
+#: Instead of a child's number, in a request for another child: any one, and one that reads frame
+#: descriptions.
+ANY, UNWINDS = 0, -1
 
 
 class LimitError(Exception):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 _ADDRESSES = struct.Struct("<QQQ")
 _WORD = (1 << 64) - 1
+#: Through which a file calls functions of others, such as the stack protector's. They have no
+#: symbols of their own where a file is stripped.
+_STUBS = (".plt", ".plt.sec", ".plt.got")
 
 
 class Questions:
@@ -182,11 +185,16 @@ class Questions:
         return code.cheap_entry(body) if body else code.START
 
     def on_calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
-        """Where a function calls which address, and whether that is a symbol's."""
+        """Where a function calls which address, and whether that is a symbol's or the PLT's."""
         found = code.calls(self._body(address, size), address)[: limits.INSTRUCTIONS]
-        return [
-            (place, target & _WORD, self._at(target & _WORD) is not None) for place, target in found
-        ]
+        return [(place, target & _WORD, self._is_known(target & _WORD)) for place, target in found]
+
+    def _is_known(self, address: int) -> bool:
+        """Whether a symbol spans *address*, or the linker's stubs for functions of other files."""
+        stubs = (self._elf.sections.get(name) for name in _STUBS)
+        if any(stub and 0 <= address - stub.address < stub.size for stub in stubs):
+            return True
+        return self._at(address) is not None
 
     def on_references(self, address: int, size: int) -> list[int]:
         """The addresses that a function names relative to its own code."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from bisect import bisect_right
 from functools import cached_property
@@ -13,7 +14,6 @@ from scope_ebpf.sandbox import limits
 from scope_ebpf.sandbox.limits import LimitError
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Collection, Iterator
 
     from scope_ebpf.sandbox.elf import Elf
@@ -28,6 +28,18 @@ _USED_KINDS = frozenset((0, _OBJECT, _FUNCTION, _INDIRECT))
 #: Symbols before an address that may still span it: one may lie within another.
 _NESTED = 256
 _STRINGS = {".symtab": ".strtab", ".dynsym": ".dynstr"}
+
+
+#: Characters that mean themselves in a pattern, and those that make the one before them another.
+_LITERAL, _REPEATS = re.compile(r"[A-Za-z0-9_]*"), ("*", "?", "{")
+
+
+def _literal(pattern: str) -> bytes:
+    """What all that matches *pattern* begins with, maybe nothing."""
+    found = _LITERAL.match(pattern)
+    if found is None or "|" in pattern:
+        return b""
+    return found[0][: -1 if pattern[found.end() :].startswith(_REPEATS) else None].encode()
 
 
 class Table:
@@ -79,7 +91,10 @@ class Table:
 
     def matching(self, patterns: list[re.Pattern[str]]) -> Iterator[tuple[int, Symbol]]:
         """Every symbol whose name matches from its start, with the pattern's number."""
+        starts = tuple(_literal(pattern.pattern) for pattern in patterns)
         for place, info, address, size in self._defined():
+            if not self._names.startswith(starts, place):
+                continue  # most names, without making a text of them
             name = self._name(place)
             for number, pattern in enumerate(patterns):
                 if pattern.match(name):

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from scope_ebpf.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
 from scope_ebpf.sinks.columns import wall_offset_ns
-from scope_ebpf.sinks.plain import plain
-from scope_ebpf.sinks.report import WIDTH, duration
+from scope_ebpf.sinks.plain import duration, plain
+from scope_ebpf.sinks.report import WIDTH
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -114,10 +114,14 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
         console.print(f"note: {escape(plain(note))}", style="yellow")
     lost = sum(t.lost for t in summary.functions.values())
     refused = sum(t.refused for t in summary.functions.values())
+    missing = summary.missing
+    counted = f"counted: {summary.calls:,} calls"
+    if missing.error:
+        counted += f"; missing: about {missing.calls:,} ± {missing.error:,}"
     why = escape(plain(summary.stopped_because))
     console.print(
         f"stopped: {why}, after {summary.duration_seconds:.1f} s\n"
-        f"counted: {summary.calls:,} calls; without a line: {lost:,}; not readable: {refused:,}",
+        f"{counted}; without a line: {lost:,}; not readable: {refused:,}",
         style="bold",
     )
 

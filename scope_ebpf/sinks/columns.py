@@ -16,9 +16,13 @@ import numpy as np
 from scope_ebpf import events
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 WORD_BYTES = 8
+#: The columns of some events, by label.
+Table = dict[str, list[str | int | float | None]]
 
 
 class Terms(Protocol):
@@ -28,14 +32,41 @@ class Terms(Protocol):
         """The text of each term, None for an absent one."""
 
 
+class Called(Protocol):
+    """What names the addresses of a long call; None for what has no name."""
+
+    def function(self, address: int) -> str | None:
+        """The Erlang code that it came from."""
+
+    def symbol(self, address: int) -> str | None:
+        """The C function."""
+
+
+#: The addresses of a long call, the column of the name of each, and how it is asked for.
+_CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]], ...] = (
+    ("code", "function", lambda called: called.function),
+    ("native", "symbol", lambda called: called.symbol),
+)
+
+
+def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
+    """Put names beside the addresses of a table of long calls, or in their place *instead*."""
+    for address, label, of in _CALLED if "native" in table else ():
+        addresses = {word for word in table[address] if isinstance(word, int)}
+        names = {word: of(called)(word) for word in addresses}
+        found = [names.get(word) if isinstance(word, int) else None for word in table[address]]
+        if instead:
+            table[address] = [n or c for n, c in zip(found, table[address], strict=True)]
+        else:
+            table[label] = [*found]
+
+
 def wall_offset_ns() -> int:
     """What to add to a monotonic time to have the time of day, ns."""
     return time.time_ns() - time.monotonic_ns()
 
 
-def columns(
-    name: str, records: NDArray[np.void], terms: Terms
-) -> dict[str, list[str | int | float | None]]:
+def columns(name: str, records: NDArray[np.void], terms: Terms) -> Table:
     """
     The fields of *records*, all of kind *name*, in units for people.
 
@@ -47,13 +78,11 @@ def columns(
 
 def columns_of(
     kind: events.Kind, dtype: np.dtype[np.void], records: NDArray[np.void], terms: Terms
-) -> dict[str, list[str | int | float | None]]:
+) -> Table:
     """The same of any *kind*, whose records are of *dtype* when they are known to be of it."""
     rows = np.ascontiguousarray(records).view(dtype)
     text_pids = bool((rows["flags"] & events.FLAG_TEXT_PID).any())
-    result: dict[str, list[str | int | float | None]] = {
-        "pid": list(_terms(rows["process"], terms, text_pids=text_pids))
-    }
+    result: Table = {"pid": list(_terms(rows["process"], terms, text_pids=text_pids))}
     if len(kind.classes) > 1:
         names = np.array([*kind.classes, *[""] * (256 - len(kind.classes))], object)
         result["class"] = names[rows["class"]].tolist()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf import events
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.values import within
-from scope_ebpf.sinks.columns import columns
+from scope_ebpf.sinks.columns import add_names, columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +72,7 @@ class Spans:
         if not len(rows):
             return []
         table = columns(name, rows, self._terms)
+        add_names(table, self._terms)
         words = rows["process"].tolist()
         who = self._terms.who(words)
         ends = rows["time_ns"].tolist()

@@ -10,7 +10,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.errors import MissingPackageError
-from scope_ebpf.sinks.columns import columns
+from scope_ebpf.sinks.columns import add_names, columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,9 @@ def _fields(pa: Any) -> dict[str, Any]:
         "pid": text,
         "who": text,
         "class": text,
+        # Of long calls; a spawn has a function, too.
+        "function": text,
+        "symbol": text,
     }
     for name, kind in events.KINDS.items():
         dtype = events.RECORDS[name]
@@ -98,7 +101,9 @@ def _table(
         chosen = batch["kind"] == number
         made["event"][chosen] = names[number]
         rows = batch[chosen]
-        for label, values in columns(names[number], rows, terms).items():
+        table = columns(names[number], rows, terms)
+        add_names(table, terms)
+        for label, values in table.items():
             made[label][chosen] = values
         made["who"][chosen] = _who(rows, terms)
     return made

@@ -26,3 +26,22 @@ def of_target(target: Mapping[str, Any]) -> tuple[str, str]:
         f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
         f"{target['flavor']}, {target['schedulers']} schedulers"
     )
+
+
+_SECONDS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
+_BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
+
+
+def duration(seconds: float, between: str = " ") -> str:
+    """*seconds* with three digits and the unit that fits, *between* which stands that."""
+    return _scaled(seconds, _SECONDS, between)
+
+
+def size(count: float, between: str = " ") -> str:
+    """The same of bytes."""
+    return _scaled(count, _BYTES, between)
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...], between: str) -> str:
+    scale, unit = next((u for u in reversed(units) if value >= u[0]), units[0])
+    return f"{value / scale:.3g}{between}{unit}"

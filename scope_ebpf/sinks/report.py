@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scope_ebpf.sinks.plain import of_target, plain
+from scope_ebpf.sinks.plain import duration, of_target, plain
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -31,7 +31,6 @@ _LEGEND = (
     "~ comes from moments with hooks in; the truth is within ± in 95 of 100 cases.\n"
     "Their parts and durations are estimates, too. --exact counts everything."
 )
-_UNITS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
 
 
 def print_report(summary: Summary, output: TextIO) -> None:
@@ -193,9 +192,3 @@ def _print_unavailable(console: Console, summary: Summary) -> None:
     for item in gone:
         console.print(f"  {item.event}: {escape(plain(item.reason))}")
     console.print()
-
-
-def duration(seconds: float) -> str:
-    """*seconds* with three digits and the unit that fits."""
-    scale, unit = next((u for u in reversed(_UNITS) if seconds >= u[0]), _UNITS[0])
-    return f"{seconds / scale:.3g} {unit}"

@@ -7,14 +7,15 @@ import json
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.arrays import distinct
 from scope_ebpf.errors import HostError
-from scope_ebpf.sinks.columns import columns_of, wall_offset_ns
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.columns import add_names, columns_of, wall_offset_ns
+from scope_ebpf.sinks.plain import duration, plain, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,26 +23,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.sinks.columns import Terms
+    from scope_ebpf.sinks.columns import Called, Table, Terms
 
 Style = Literal["jsonl", "text"]
 #: Each kind of record with its own fields, by its number.
 Vocabulary = Sequence[tuple[events.Kind, np.dtype[np.void]]]
 _OURS: Vocabulary = [(kind, events.RECORDS[kind.name]) for kind in events.KINDS.values()]
-
-
-#: The columns of some events, by label.
-_Table = dict[str, list[str | int | float | None]]
-
-
-class Called(Protocol):
-    """What names the addresses of a long call; None for what has no name."""
-
-    def function(self, address: int) -> str | None:
-        """The Erlang code that it came from."""
-
-    def symbol(self, address: int) -> str | None:
-        """The C function."""
 
 
 class Stream:
@@ -79,7 +66,7 @@ class Stream:
             return
         records = records[np.argsort(records["time_ns"], kind="stable")]
         lines = np.empty(len(records), object)
-        for number in np.unique(records["kind"]).tolist():
+        for number in distinct(records["kind"]).tolist():
             if number >= len(self._vocabulary):
                 raise HostError(
                     f"a record of kind {number}, of {len(self._vocabulary)} that are known: the "
@@ -98,23 +85,9 @@ class Stream:
         table = columns_of(kind, dtype, records, self._terms)
         if self._who:
             table = {"pid": table.pop("pid"), "who": self._names(records), **table}
-        if self._called and "native" in table:
-            self._name_calls(table)
+        if self._called:
+            add_names(table, self._called, instead=self._line is _text_lines)
         return self._line(kind.name, times, records["tid"].tolist(), table)
-
-    def _name_calls(self, table: _Table) -> None:
-        """Put names beside the addresses of long calls; for people in their place."""
-        if self._called is None:
-            return
-        for address, label, name in (
-            ("code", "function", self._called.function),
-            ("native", "symbol", self._called.symbol),
-        ):
-            names = [name(word) if isinstance(word, int) else None for word in table[address]]
-            if self._line is _json_lines:
-                table[label] = [*names]
-            else:
-                table[address] = [n or c for n, c in zip(names, table[address], strict=True)]
 
     def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
         """Who each record's process is; a pid that came as text cannot be looked up."""
@@ -125,9 +98,7 @@ class Stream:
         return [names.get(word) for word in words]
 
 
-def _json_lines(
-    name: str, times: list[int], tids: list[int], table: dict[str, list[str | int | float | None]]
-) -> list[str]:
+def _json_lines(name: str, times: list[int], tids: list[int], table: Table) -> list[str]:
     """The object of each event: seconds since 1970, event, thread, then its own fields."""
     form = f'{{"time":%d.%09d,"event":"{name}","tid":%d'
     cells: list[list[str | int]] = [
@@ -152,9 +123,7 @@ def _json_cell(value: str | float | None) -> str:
 _json_text = lru_cache(maxsize=65536)(json.dumps)
 
 
-def _text_lines(
-    name: str, times: list[int], tids: list[int], table: dict[str, list[str | int | float | None]]
-) -> list[str]:
+def _text_lines(name: str, times: list[int], tids: list[int], table: Table) -> list[str]:
     """Time of day, who, what, and the fields that are known."""
     del tids  # a scheduler's thread tells a person nothing that its place in time does not
     labels = [label for label in table if label not in ("pid", "class", "who")]
@@ -163,7 +132,7 @@ def _text_lines(
     lines = []
     for row, (moment, pid, event) in enumerate(zip(times, table["pid"], what, strict=True)):
         fields = " ".join(
-            f"{label}={_text_cell(table[label][row])}"
+            _text_field(label, table[label][row])
             for label in labels
             if table[label][row] is not None
         )
@@ -178,6 +147,14 @@ def _text_lines(
 def _clock(second: int) -> str:
     """The time of day; a trace asks for each second many times."""
     return time.strftime("%H:%M:%S", time.localtime(second))
+
+
+def _text_field(label: str, value: str | float | None) -> str:
+    """A field as a person reads it: ``duration=24.2us reclaimed=56.8kB``."""
+    for unit, written in (("_seconds", duration), ("_bytes", size)):
+        if label.endswith(unit) and isinstance(value, (int, float)):
+            return f"{label.removesuffix(unit)}={written(value, '')}"
+    return f"{label}={_text_cell(value)}"
 
 
 def _text_cell(value: str | float | None) -> str:

@@ -3,8 +3,8 @@
  * What a probe for `scope-trace run` may use: terms of the BEAM, its structs, events, counts.
  *
  * It is put before the probe; `#include "beam.h"` is for editors. docs/run.md explains it.
- * Before this text stand BEAM_RING_PAGES, BEAM_KIND_* of each event, and BEAM_<struct>_<field>, the
- * offsets of the VM that is looked at.
+ * Before this text stand BEAM_RING_PAGES, BEAM_KIND_* of each event, BEAM_FUNCTIONS, and
+ * BEAM_<struct>_<field>, the offsets of the VM that is looked at.
  */
 #ifndef SCOPE_BEAM_H
 #define SCOPE_BEAM_H
@@ -37,6 +37,16 @@ enum beam_trouble {
 
 BPF_RINGBUF_OUTPUT(beam_ring, BEAM_RING_PAGES);
 BPF_PERCPU_ARRAY(beam_troubles, u64, BEAM_TROUBLES);
+/* How often each function of the probe ran; the call that counts is put at its beginning. */
+BPF_PERCPU_ARRAY(beam_hits, u64, BEAM_FUNCTIONS + 1);
+
+static __always_inline void beam_hit(u32 function)
+{
+	u64 *seen = beam_hits.lookup(&function);
+
+	if (seen)
+		__sync_fetch_and_add(seen, 1);
+}
 
 static __always_inline void beam_trouble(u32 what)
 {

@@ -31,8 +31,14 @@ _MAX_SOURCE = 1 << 20
 _COMMENT = re.compile(r'/\*.*?\*/|//[^\n]*|("(?:\\.|[^"\\\n])*")', re.DOTALL)
 _ATOM = re.compile(r'\bbeam_atom\(\s*"((?:\\.|[^"\\\n])*)"\s*\)')
 _EVENT = re.compile(r"\bBEAM_EVENT\(\s*(\w+)")
+#: Where the body of a function begins that is attached by its name; or a comment or a string.
+_FUNCTION = re.compile(
+    _COMMENT.pattern + r"|\b((?:on|uprobe_|uretprobe_)_\w+)\s*\([^(){};#]*\)\s*\{", re.DOTALL
+)
 _COUNT = re.compile(r"\bBEAM_COUNT\(\s*(\w+)\s*,([^()]*)\)")
 _HISTOGRAM = re.compile(r"\bBEAM_HISTOGRAM\(\s*(\w+)\s*\)")
+#: Maps that outlive the run, in a file of bpffs, or are another tool's by such a file.
+_PINNED = re.compile(r"\bBPF_TABLE_PINNED\w*|\bLIBBPF_PIN_BY_NAME\b|\bpinning\b|\bmaps/pinned\b")
 #: What stands for them, on one line so that the lines of the file keep their numbers.
 _COUNTING = (
     r"struct \1 {\2}; BPF_HASH(beam_count_\1, struct \1, u64, 8192); "
@@ -70,6 +76,8 @@ class Source:
     events: tuple[str, ...]
     counts: tuple[str, ...]
     histograms: tuple[str, ...]
+    #: Functions that count how often they run, in the order of their numbers in ``beam_hits``.
+    counted: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -88,17 +96,23 @@ def prepare(
     if len(text) > _MAX_SOURCE or "\0" in text:
         raise ProbeError(f"{name} is no C source of a probe")
     code = _COMMENT.sub(lambda found: found[1] or " ", text)
+    pinned = _PINNED.search("\n".join((code, *defines)))
+    if pinned:
+        raise ProbeError(f"{name} pins a map ({pinned[0]}); maps of a probe end with its run")
     emitted, counts, histograms = (
         tuple(dict.fromkeys(found[1] for found in pattern.finditer(code)))
         for pattern in (_EVENT, _COUNT, _HISTOGRAM)
     )
     notes: list[str] = []
+    counted: list[str] = []
     body = _ATOM.sub(_atoms(target, notes), text)
+    body = _FUNCTION.sub(_counting(counted), body)
     body = _HISTOGRAM.sub(_OBSERVING, _COUNT.sub(_COUNTING, body))
     kinds = "".join(f"BEAM_KIND_{event}, " for event in emitted)
     parts = [
         f"#define BEAM_RING_PAGES {ring_pages}",
         f"enum {{ {kinds}BEAM_KINDS }};",
+        f"#define BEAM_FUNCTIONS {len(counted)}",
         *_offsets(target, notes),
         header(),
         *(_define(text) for text in defines),
@@ -106,7 +120,7 @@ def prepare(
         body,
         "",
     ]
-    return Source("\n".join(parts), emitted, counts, histograms, tuple(notes))
+    return Source("\n".join(parts), emitted, counts, histograms, tuple(counted), tuple(notes))
 
 
 def _define(text: str) -> str:
@@ -128,6 +142,20 @@ def _offsets(target: Target, notes: list[str]) -> list[str]:
         for field, offset in fields.items()
         if offset >= 0
     ]
+
+
+def _counting(counted: list[str]) -> Callable[[re.Match[str]], str]:
+    """What lets each function count its runs, under its place in *counted*."""
+
+    def begin(found: re.Match[str]) -> str:
+        name = found[2]
+        if name is None:
+            return found[0]
+        if name not in counted:
+            counted.append(name)
+        return f"{found[0]} beam_hit({counted.index(name)});"
+
+    return begin
 
 
 def _atoms(target: Target, notes: list[str]) -> Callable[[re.Match[str]], str]:

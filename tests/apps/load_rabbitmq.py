@@ -54,7 +54,7 @@ class Load:
             consumer.start()
             try:
                 deadline = time.monotonic() + seconds
-                while time.monotonic() < deadline and consumer.is_alive():
+                while self._goes_on(deadline) and consumer.is_alive():
                     for _ in range(100):
                         channel.basic_publish("", self._queue, self._body)
                     self.published += 100
@@ -63,6 +63,15 @@ class Load:
             finally:
                 self._ended.set()
                 consumer.join()
+
+    def end(self) -> None:
+        """
+        Let :meth:`run`, which another thread does, end before its time.
+        """
+        self._ended.set()
+
+    def _goes_on(self, deadline: float) -> bool:
+        return time.monotonic() < deadline and not self._ended.is_set()
 
     def _consume(self) -> None:
         with pika.BlockingConnection(self._parameters) as connection:

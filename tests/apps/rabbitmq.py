@@ -16,23 +16,24 @@ from apps.app import App, free_ports, write_cookie
 from beams_run import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _INSTALLED: Final = Path("/usr/lib/rabbitmq/lib")
 _PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus]."
 
 
 @contextmanager
-def rabbitmq() -> Iterator[App]:
+def rabbitmq(*args: str) -> Iterator[App]:
     """
     A running broker; its ``ports`` are ``amqp``, ``management`` and ``prometheus``.
 
-    The user guest with the password guest may do everything. It starts in about eight seconds.
+    *args* are flags of its VM. The user guest with the password guest may do everything. It starts
+    in about eight seconds.
     """
     homes = sorted(_INSTALLED.glob("rabbitmq_server-*"))
     require(homes, "rabbitmq-server is not installed")
     with tempfile.TemporaryDirectory(prefix="scope-rabbitmq-") as name:
-        app = _start(homes[-1], Path(name))
+        app = _start(homes[-1], Path(name), args)
         try:
             app.wait_until("whereis(rabbit) =/= undefined andalso rabbit:is_running()")
             yield app
@@ -40,13 +41,13 @@ def rabbitmq() -> Iterator[App]:
             app.stop()
 
 
-def _start(home: Path, folder: Path) -> App:
+def _start(home: Path, folder: Path, args: Sequence[str]) -> App:
     names = ("amqp", "management", "prometheus", "dist", "epmd")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     (folder / "rabbitmq.conf").write_text(_configuration(ports))
     (folder / "enabled_plugins").write_text(_PLUGINS)
     write_cookie(folder)
-    environment = {**os.environ, **_environment(home, folder, ports)}
+    environment = {**os.environ, **_environment(home, folder, ports, args)}
     # The port mapper is started here, so that it ends here; the VM would leave one behind.
     epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1"], env=environment)
     with (folder / "console.log").open("wb") as log:
@@ -72,7 +73,10 @@ log.file = false
 """
 
 
-def _environment(home: Path, folder: Path, ports: dict[str, int]) -> dict[str, str]:
+def _environment(
+    home: Path, folder: Path, ports: dict[str, int], args: Sequence[str]
+) -> dict[str, str]:
+    flags = ("-kernel", "inet_dist_use_interface", "{127,0,0,1}", *args)
     return {
         "HOME": str(folder),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -88,7 +92,7 @@ def _environment(home: Path, folder: Path, ports: dict[str, int]) -> dict[str, s
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
         "RABBITMQ_PID_FILE": str(folder / "pid"),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(flags),
         # With this the script becomes the VM, instead of waiting for it: one pid for both.
         "RABBITMQ_ALLOW_INPUT": "true",
         "RABBITMQ_SERVER_START_ARGS": "-noinput",

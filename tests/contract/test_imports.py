@@ -20,7 +20,9 @@ PACKAGE = Path(scope_ebpf.__file__).parent
 MAY = {
     "__init__": set(),
     # Plain data and arithmetic.
-    "calls": set(),
+    "arrays": set(),
+    "calls": {"call_gaps"},
+    "call_gaps": set(),
     "errors": set(),
     "events": set(),
     "governor": set(),
@@ -35,8 +37,8 @@ MAY = {
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
     # What knows the BEAM, and nothing of BPF.
-    "beam": {"errors", "events", "relations", "sandbox"},
-    "labels": {"beam", "errors"},
+    "beam": {"arrays", "errors", "events", "relations", "sandbox"},
+    "labels": {"arrays", "beam", "errors"},
     "planning": {"beam", "events", "plan"},
     "function_probes": {"allowed", "beam", "errors", "events", "planning"},
     "user_probes": {"beam", "errors", "events", "planning"},
@@ -46,16 +48,19 @@ MAY = {
     # What is kept and shown.
     "capture": {"beam", "errors", "events", "plan", "relations", "summary"},
     "sinks": {
-        *("calls", "capture", "errors", "events", "plain", "profile", "summary", "user_probes"),
+        *("arrays", "calls", "capture", "errors", "events", "plain", "profile", "summary"),
+        "user_probes",
     },
     # What knows both sides.
     "budget": {"beam", "errors", "events", "governor", "kernel", "metrics", "summary"},
     "daemon": {
         *("beam", "budget", "errors", "events", "governor", "kernel", "labels", "metrics"),
-        *("plain", "plan", "planning", "sandbox"),
+        *("plain", "plan", "planning", "relations", "sandbox"),
     },
     "cli": {
-        *("beam", "budget", "calls", "capture", "daemon", "errors", "events", "function_probes"),
+        *("arrays", "beam", "budget", "call_gaps", "calls", "capture"),
+        *("daemon", "errors", "events"),
+        "function_probes",
         *("kernel", "labels", "output", "pairs", "plan", "planning", "profile", "relations"),
         *("sandbox", "sinks", "summary", "user_probes"),
     },

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1]
 #: Seconds of load before the dashboards are looked at: what they show of it.
 SHOWN = 25
+#: How many points of a panel there are at least, a second apart.
+LEAST_SHOWN = 8
 #: A budget that leaves many windows in a short time; that it holds is shown elsewhere.
 CONFIG = """
 scan_interval = "200ms"
@@ -130,6 +132,11 @@ def play(folder: Path) -> Scene:
             with load(app):
                 server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")
                 server.wait_for(LOOKED_TWICE)
+                # Lifetimes are empty until spawns and exits were always counted for a while.
+                for one in asked.panels():
+                    if "beam_process_lifetime" in one.expression:
+                        known = f"({one.expression} >= 0)[{SHOWN}s:1s]"
+                        server.wait_for(f"count_over_time({known}) >= {LEAST_SHOWN}")
                 loaded = between(app, daemon, of_memory=False)
                 # Nothing is there at the time of a scrape that failed, so the end is another's.
                 (scraped,) = server.wait_for('timestamp(up{job="scope-ebpf"} == 1)')

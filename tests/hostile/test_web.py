@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import ssl
+import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +20,12 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from test_daemon import PATIENCE, named
+from test_daemon import PATIENCE, daemon, named
+from tracing import wait_until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+from test_daemon_server import certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +115,34 @@ def test_idle_clients_do_not_take_the_last_files(scene: Scene):
             assert len(list(Path(f"/proc/{pid}/fd").iterdir())) < used + 60
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_clients_that_stop_within_tls_keep_no_scraper_out(tmp_path: Path):
+    """
+    In the handshake, in a request, or before the answer: a daemon that speaks TLS serves others.
+    """
+    cert, key = certificate(tmp_path, "daemon")
+    trusting = ssl.create_default_context(cafile=str(cert))
+    config = f'include_nodes = ["^nobody@"]\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
+
+    def get(path: str) -> str:
+        with contextlib.suppress(ConnectionError, urllib.error.URLError):  # it does not listen yet
+            url = f"https://localhost:{running.port}{path}"
+            with urllib.request.urlopen(url, timeout=PATIENCE, context=trusting) as answer:
+                return answer.read().decode()
+        return ""
+
+    with daemon(config, tmp_path) as running, contextlib.ExitStack() as idle:
+        wait_until(lambda: get("/healthz") == "ok\n", "an answer")
+        for says in (b"", HALF, WHOLE):
+            idle.enter_context(clients(running.port, 24, b"\x16\x03\x01\x02\0\x01"))
+            for client in idle.enter_context(clients(running.port, 24, b"")):
+                with contextlib.suppress(OSError):  # dropped for those that came later
+                    spoken = trusting.wrap_socket(client.dup(), server_hostname="localhost")
+                    idle.enter_context(spoken).sendall(says)
+            assert "scope_ebpf_targets " in get("/metrics")
+            assert get("/healthz") == "ok\n"
+        assert 0 == running.end()[0]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_daemon import QUICK, always, daemon, named
+from beams_run import require
+from test_daemon import QUICK, Running, always, daemon, named
 from test_leftovers import Scene, attached, scene_of
 from tracing import require_root, wait_until
 
@@ -135,6 +136,45 @@ def attacher_of(daemon: int) -> int:
     children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
     (found,) = [c for c in children if b"attacher.py" in Path(f"/proc/{c}/cmdline").read_bytes()]
     return int(found)
+
+
+def priority_of(process: int) -> tuple[int, str]:
+    """
+    The nice value of a process, and that of its session.
+    """
+    group = Path(f"/proc/{process}/autogroup")
+    require(group.exists(), "this kernel has no groups of sessions (CONFIG_SCHED_AUTOGROUP)")
+    return os.getpriority(os.PRIO_PROCESS, process), group.read_text().split()[-1]
+
+
+def test_it_runs_before_what_it_takes_hooks_out_of():
+    """
+    It is a session of its own, which shares the CPU with others as its own nice value says.
+    """
+    require_root()
+    with Attacher() as holder:
+        assert (0, "0") == priority_of(holder.pid)
+        holder.hurry(-10)
+        assert (-10, "-10") == priority_of(holder.pid)
+
+
+def test_that_of_a_daemon_runs_before_what_it_observes(tmp_path: Path):
+    """
+    The daemon hurries its attacher at its start, before it serves anything.
+    """
+    require_root()
+    with daemon(QUICK, tmp_path) as running:
+        wait_until(lambda: serves(running), "the daemon")
+        assert (-10, "-10") == priority_of(attacher_of(running.process.pid))
+
+
+def serves(running: Running) -> bool:
+    """
+    Whether a daemon answers.
+    """
+    with contextlib.suppress(OSError):
+        return "scope_ebpf_targets" in running.get()
+    return False
 
 
 def test_a_daemon_whose_attacher_has_no_room(scene: Scene, tmp_path: Path):

@@ -176,6 +176,19 @@ def test_another_users_beam_without_the_right_to_look():
         assert (6, said) == refused(outcome)
 
 
+def test_root_of_a_user_namespace_is_told_so():
+    """
+    It has every capability there, and may not look outside.
+    """
+    with somebody_elses_beam() as beam:
+        outcome = scope_trace("--pid", str(beam.pid), prefix=("unshare", "--map-root-user"))
+        said = (
+            f"scope-trace: process {beam.pid} is outside of the user namespace of this root: run "
+            "as the host's root"
+        )
+        assert (6, said) == refused(outcome)
+
+
 def test_an_event_that_no_hook_can_see(stock: beams_run.Beam):
     """
     A trace for which no hook is there ends at once with the reasons, exit code 11.

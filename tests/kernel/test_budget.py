@@ -213,6 +213,21 @@ def test_a_stream_has_no_budget(stock: beams_run.Beam):
     assert "a stream has every event, so it keeps no --budget" in outcome.errors
 
 
+def test_what_keeps_no_budget_is_refused_in_one_line(stock: beams_run.Beam):
+    """
+    Asked for alone it ends the command with the word that counts it; among others they go on.
+    """
+    outcome = scope_trace("--pid", str(stock.pid), "--events", "thread", *BUDGET)
+    assert 11 == outcome.code, outcome.errors
+    assert 1 == len(outcome.errors.splitlines())
+    assert "--exact" in outcome.errors
+    words = ("--pid", str(stock.pid), "--events", "all", "--duration", "0.5", "--format", "json")
+    events = scope_trace(*words, *BUDGET).document["events"]
+    off = {name: event for name, event in events.items() if event["via"] == "unavailable"}
+    assert ["thread"] == list(off)
+    assert "--exact" in off["thread"]["reason"]
+
+
 def test_the_state_of_a_vm_is_what_it_is():
     """
     Processes, the longest mailbox and its owner are those of the VM; one that waits works little.

@@ -209,6 +209,30 @@ def test_counters_are_those_of_the_vm(observed):
     assert now["scope_ebpf_reads_refused_total", "user"] == 0
 
 
+def test_a_burst_is_told_whole_or_told_to_be_unknown(observed):
+    """
+    Of 3,000 ports at once each is told; where fewer are closed or end, the stated error has those.
+    """
+    beam, running = observed
+    opened, closed = ("beam_ports_opened_total",), ("beam_ports_closed_total",)
+
+    def calm(now) -> bool:
+        hooks = ("port_open", "port_close", "exit")
+        return all(now["scope_ebpf_sampling_ratio", hook] == 1.0 for hook in hooks)
+
+    before = running.until(beam.pid, calm)
+    assert 3000 == beam.plant("ports 3000")
+    assert 3000 == beam.plant("exits other 3000")
+    now = running.until(beam.pid, lambda now: now[opened] - before[opened] >= 2999 and calm(now))
+    assert 3000 == pytest.approx(now[opened] - before[opened], abs=1)
+    exits = [key for key in now if key[0] == "beam_process_exits_total"]
+    for hook, keys in (("port_close", [closed]), ("exit", exits)):
+        everything = sum(now[key] for key in keys)
+        told = everything - sum(before[key] for key in keys)
+        error = now.get(("scope_ebpf_sampling_error_ratio", hook), 0.0)
+        assert error == 1.0 or abs(told - 3000) <= error * everything + 1
+
+
 def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):
     """
     Millions of messages take the hooks out; their number is estimated, their cost is bounded.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import beams_run
 import pytest
 import refusing
 import test_daemon
@@ -23,8 +24,6 @@ from scope_ebpf.kernel.uprobes import Attacher
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import beams_run
 
 BUSY = ("beam_busy_wait_seconds_total", "normal")
 SPAWNS = ("beam_process_spawns_total",)
@@ -90,6 +89,26 @@ def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):
     assert 1 == len(warnings(errors, "the cost of a hit is not known"))
     assert 1 == len(warnings(errors, "threads are not watched"))
     assert len(warnings(errors, "hook off")) >= 12
+
+
+def test_the_doctor_tells_what_the_daemon_refuses(tmp_path: Path):
+    """
+    Of a VM that hides its functions: the same hooks are off, and the same parts are not told.
+    """
+    with (
+        beams_run.planted("sid29", *test_daemon.name_flags()) as beam,
+        test_daemon.daemon(test_daemon.QUICK, tmp_path) as running,
+    ):
+        foretold = scope_trace("doctor", str(beam.pid), "--format", "json").document["daemon"]
+        read = [("scope_ebpf_snapshot_timestamp_seconds", what) for what in ("memory", "processes")]
+        now = running.until(beam.pid, lambda now: all(key in now for key in (*read, BUSY)))
+    refused = {key[1] for key in now if key[0] == "scope_ebpf_refused"}
+    assert {"connections", "dirty_collections"} <= refused
+    assert refused == foretold["not_told"].keys()
+    ratios = {k[1]: v for k, v in now.items() if k[0] == "scope_ebpf_sampling_ratio"}
+    assert {hook for hook in ratios if not ratios[hook]} == foretold["hooks"].keys()
+    assert all((foretold["not_told"] | foretold["hooks"]).values())
+    assert foretold["refused"] is None
 
 
 def test_strict_ends_where_hooks_are_refused(tmp_path: Path):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import beams_run
 import pytest
+from moving_run import CALL, STACKS, ask
 
-from scope_ebpf.beam.detail import FIELDS, detail, find
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.schedulers import natives
 from scope_ebpf.beam.sizes import LIMIT
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.target import Target
 
-#: Every stack that these ever have: they run in no other functions.
-STACKS = {
-    "moving_ping_1": {
-        ("moving:nap/1", "moving:pinger/1"),
-        ("moving:pinger/1",),
-    },
-    "moving_busy": {
-        ("moving:nap/1", "moving:busy/0"),
-        ("moving:busy/0",),
-        ("lists:foldl/3", "moving:busy/0"),
-        ("lists:foldl/3", "moving:fold/1", "moving:busy/0"),
-        ("lists:seq/2", "moving:busy/0"),
-        ("lists:seq_loop/3", "moving:busy/0"),
-    },
-    "moving_server": {
-        ("gen_server:loop/7", "proc_lib:init_p_do_apply/3"),
-    },
-}
 ANSWERS = 30
 
 
@@ -55,14 +37,6 @@ def moving() -> Iterator[tuple[beams_run.Beam, Target]]:
     with beams_run.start_beam("stock25", "-s", "moving") as beam:
         beam.expect("ready")
         yield beam, inspect(beam.pid)
-
-
-def ask(target: Target, name: str) -> dict:
-    """
-    What ``ps`` finds, with nothing remembered from the time before.
-    """
-    viewer = Viewer(target, FIELDS)
-    return detail(viewer, find(viewer, name))
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -85,7 +59,7 @@ def test_the_mailbox_and_watchers_of_a_server_that_moves_are_of_one_moment(
     """
     answers = [ask(moving[1], "moving_slow") for _ in range(ANSWERS)]
     still = [answer for answer in answers if not answer["moved"]]
-    assert {"{'$gen_call', _, _}"} == {tag for answer in still for tag in answer["messages"]}
+    assert {CALL} == {tag for answer in still for tag in answer["messages"]}
     # Each caller waits in the mailbox or is being served; one may be between two calls.
     assert {answer["watchers"] for answer in still} <= {39, 40}
     assert len(still) > ANSWERS // 2

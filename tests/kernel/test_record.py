@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beams_run import planted, start_beam
+from beams_run import native_functions, planted, start_beam
 from perfetto_sql import ask
 from recording import record
 from tracing import SCOPE_TRACE, Run, require_root, scope_trace, trace, wait_until
@@ -205,6 +205,22 @@ def test_lines_of_a_capture_are_those_of_the_stream(tmp_path: Path):
         assert {"planted_main"} == {x["who"] for x in found if x["pid"] == main}
         assert {None, "planted:leave/1"} >= {x["who"] for x in found if x["pid"] != main}
     assert {"planted"} == {x["reason"] for x in lines if x["event"] == "exit"}
+
+
+def test_long_calls_of_a_capture_are_named_without_the_vm(tmp_path: Path):
+    """
+    What ran for 20 ms was ``names_spin``, called by ``names_nif:spin/1``: the capture knows it.
+    """
+    require_root()
+    path, environment = tmp_path / "run.scope", native_functions(tmp_path)
+    with start_beam("stock25", "-s", "witness", env=environment) as beam:
+        beam.expect("ready")
+        with record(beam.pid, path, "--events", "long_call", "--slow-call", "10") as run:
+            assert beam.ask("spin spin 3 20") == "done spin 3"
+            run.stop()
+    lines = scope_trace("export", str(path), "--to", "jsonl", "-o", "-").lines
+    found = [(x["function"], x["symbol"]) for x in lines if x["class"] == "nif"]
+    assert [("names_nif:spin/1", "names_spin")] * 3 == found
 
 
 def test_a_capture_says_when_it_is_full(tmp_path: Path):

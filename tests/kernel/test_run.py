@@ -281,6 +281,16 @@ def test_a_kill_leaves_nothing(every_send: Path, private_emulator: Path):
             "the VM has no function process_port_unblocked",
         ),
         ("int uprobe__erts_atom_table(struct pt_regs *ctx) { return 0; }", 11, "has no function"),
+        (
+            'BPF_TABLE_PINNED("hash", u64, u64, kept, 8, "/sys/fs/bpf/kept");',
+            18,
+            "pins a map (BPF_TABLE_PINNED)",
+        ),
+        (
+            'struct { __uint(type, 1); __uint(pinning, 1); } kept SEC(".maps");',
+            18,
+            "pins a map (pinning)",
+        ),
         ("int kprobe__do_exit(struct pt_regs *ctx) { return 0; }", 18, "is the name of no hook"),
         (
             '#include "beam.h"\nBEAM_EVENT(big, u64 a[13];);int on_gc_entry(void *c) { return 0; }',
@@ -418,12 +428,13 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
     places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
     given = (compiled, places, target.identity, source.RECORD, 65536)
-    session = UserProbeSession(*given, multi=False)
+    session = UserProbeSession(*given, counted=made.counted, multi=False)
     with stats.measuring(), session:
         inserting.plant("calls 23")
         session.detach()
         inserting.plant("calls 23")
-        assert {"on_send_local": 46} == session.hits()
+        for measured in (True, False):
+            assert {"on_send_local": 46} == session.hits(measured=measured)
         with session.ring.batch() as records:
             assert 46 == len(records)
 

@@ -115,8 +115,8 @@ def make(processes: int = 8) -> Image:
     A VM with some processes, each a gen_server with a name, a dictionary, two messages and a link.
     """
     image = Image()
-    _atom_table(image)
-    _code(image)
+    add_atoms(image)
+    add_code(image)
     slots = [_process(image, slot) for slot in range(processes)]
     table = image.words(*slots, *([0] * 8))
     image.roots["erts_proc"] = image.put(
@@ -132,7 +132,10 @@ def make(processes: int = 8) -> Image:
     return image
 
 
-def _atom_table(image: Image) -> None:
+def add_atoms(image: Image) -> None:
+    """
+    The table of ATOMS.
+    """
     entries = []
     for index, name in enumerate(ATOMS):
         text = image.put(name.encode())
@@ -149,9 +152,40 @@ def _atom_table(image: Image) -> None:
     )
 
 
-def _code(image: Image) -> None:
+def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
     """
-    One module with one function, gen_server:loop/7.
+    A table of one function with one *location*, whose end is not known yet; its address.
+
+    The files that it names are atoms or texts, as the release has them.
+    """
+    words = [atom(n) if image.layout.release < 25 else text(image, n) for n in names]
+    layout, files = image.layout, image.words(*words, 0)
+    data = bytearray(layout.offset("BeamCodeLineTab", "func_tab") + 32)
+    table = image.put(bytes(data))
+    rows = table + len(data) - 16
+    for member, value in (("fname_ptr", files), ("loc_tab", image.words(location))):
+        struct.pack_into(
+            "<Q", image.data, table - BASE + layout.offset("BeamCodeLineTab", member), value
+        )
+    size = table - BASE + layout.offset("BeamCodeLineTab", "loc_size")
+    struct.pack_into("<I", image.data, size, 4)
+    struct.pack_into("<2Q", image.data, rows - BASE - 16, rows, rows + 8)
+    return table
+
+
+def text(image: Image, characters: str) -> int:
+    """
+    A list of characters.
+    """
+    rest = 0x3B
+    for character in reversed(characters):
+        rest = image.words(ord(character) << 4 | 0xF, rest) | 1
+    return rest
+
+
+def add_code(image: Image, lines: int = 0) -> None:
+    """
+    One module with one function, gen_server:loop/7, whose places are in a table at *lines*.
     """
     info = struct.pack("<5Q", 0, 0, atom("gen_server"), atom("loop"), 7)
     header = bytearray(image.layout.offset("BeamCodeHeader", "functions") + 16)
@@ -160,6 +194,11 @@ def _code(image: Image) -> None:
     place = start - BASE
     struct.pack_into("<Q", image.data, place, 1)
     struct.pack_into("<QQ", image.data, place + len(header) - 16, first, first + len(info) + 64)
+    if lines:
+        field = image.layout.offset("BeamCodeHeader", "line_table")
+        struct.pack_into("<Q", image.data, place + field, lines)
+        rows = lines - BASE + image.layout.offset("BeamCodeLineTab", "func_tab") + 16
+        struct.pack_into("<QQ", image.data, rows, first, first + len(info) + 64)
     ranges = image.words(start, first + len(info) + 64)
     image.roots["r"] = image.words(*([ranges, 1, 1, ranges] * 3))
     image.roots["pc"] = first + len(info) + 8

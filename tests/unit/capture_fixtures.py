@@ -117,7 +117,11 @@ def story() -> np.ndarray:
 
 
 def write(
-    path: Path, *batches: np.ndarray, end: End | None = END, facts: Head | None = None
+    path: Path,
+    *batches: np.ndarray,
+    end: End | None = END,
+    facts: Head | None = None,
+    addresses: dict[int, str] | None = None,
 ) -> None:
     """
     Write a capture of some batches of records.
@@ -127,6 +131,8 @@ def write(
     writer.head(facts or head())
     names.process(pid(1), Label("<0.1.0>", "planted_main"))
     names.atom(ATOM, "normal")
+    for address, text in (addresses or {}).items():
+        names.address(address, text)
     for batch in batches or (story(),):
         writer.records(batch)
     writer.samples(

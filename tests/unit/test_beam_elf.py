@@ -9,13 +9,16 @@ import contextlib
 import json
 import lzma
 import re
+import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from beams_run import require
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -257,3 +260,34 @@ def test_forty_symbols_of_a_large_file_are_found_in_one_pass(tmp_path: Path):
             sys.setprofile(None)
     assert [n * 999 for n in range(40)] == [found[name][1] for name in wanted]
     assert calls["c_call"] < 5 * 40_000, calls
+
+
+CALLER = """
+extern void outside(char *);
+static __attribute__((noinline)) void inside(char *text) { __asm__ volatile("" : : "r"(text)); }
+void caller(void) { char text[64]; outside(text); inside(text); }
+"""
+
+
+def test_stubs_of_other_files_functions_are_known(tmp_path: Path):
+    """
+    Of a stripped file the one callee without a symbol is its own, not the stack protector's stub.
+    """
+    require(shutil.which("gcc"), "gcc is not installed")
+    source, path = tmp_path / "caller.c", tmp_path / "caller.so"
+    source.write_text(CALLER)
+    flags = ("-O1", "-fPIC", "-shared", "-fstack-protector-all", "-fcf-protection=branch")
+    subprocess.run(["gcc", *flags, "-Wl,-z,lazy", "-o", path, source], check=True)
+    whole = Binary.open(path)
+    inside = whole.symbol("inside")
+    whole.close()
+    assert inside
+    subprocess.run(["strip", path], check=True)
+    binary = Binary.open(path)
+    caller = binary.symbol("caller")
+    assert caller
+    assert binary.symbol("inside") is None
+    calls = binary.calls(caller.address, caller.size)
+    binary.close()
+    assert 3 == len(calls)  # outside, inside, __stack_chk_fail
+    assert [inside.address] == [target for _, target, known in calls if not known]

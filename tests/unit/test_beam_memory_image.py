@@ -24,7 +24,8 @@ from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
 from scope_ebpf.beam import atoms, layouts, processes, search
 from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.detail import FIELDS, detail
+from scope_ebpf.beam.code import CodeMap
+from scope_ebpf.beam.detail import FIELDS, detail, find
 from scope_ebpf.beam.processes import LOAD, ProcessTable
 from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import memory_bytes
@@ -193,11 +194,26 @@ def test_slots_beyond_the_table_have_no_process():
     assert [2] == table.at(np.array([2, 12, 70_000])).rows["slot"].tolist()
 
 
+def test_only_what_a_comparison_leaves_is_read():
+    """
+    Of many candidates whose places are not mapped none is read that was excluded before.
+    """
+    target = view(make(1)).target
+    places = np.full(500, 8, np.uint64)
+    good = np.zeros(500, np.bool_)
+    places[7], good[7] = BASE, True
+    words = np.full(500, target.memory.u64(BASE), np.uint64)
+    before = target.memory.calls
+    assert [7] == np.flatnonzero(search._leading(target, places, words, good)).tolist()
+    assert target.memory.calls - before == 1
+
+
 def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
     """
     33 million atoms of which twelve are there cost two blocks of readings.
     """
     monkeypatch.setattr(atoms, "_BLOCK", 64)
+    monkeypatch.setattr(atoms, "_BORN", 64)
     image = make(1)
     entries = image.roots["erts_atom_table"] - BASE + image.layout.offset("IndexTable", "entries")
     struct.pack_into("<I", image.data, entries, 1 << 25)
@@ -339,3 +355,49 @@ def test_gathering_at_any_address_says_what_was_read(addresses: list[int], size:
         start = place - BASE
         assert row.tobytes() == (image.data[start : start + size] if ok else bytes(size))
     assert read[: len(good)].all()
+
+
+@pytest.mark.parametrize(
+    ("release", "names", "location", "place"),
+    [
+        (24, (), 0 << 24 | 31, "gen_server.erl:31"),
+        (24, ("init", "loop"), 2 << 24 | 7, "loop:7"),
+        (25, ("ab.erl",), 0 << 24 | 31, "ab.erl:31"),
+        (25, ("ab.erl", "c.hrl"), 1 << 24 | 7, "c.hrl:7"),
+    ],
+)
+def test_a_place_in_the_code_has_the_file_that_its_release_means(
+    release: int, names: tuple[str, ...], location: int, place: str
+):
+    """
+    Until OTP 24 names of files are atoms that follow the module's own, from 25 on texts with it.
+    """
+    image = beam_image.Image(layout=layouts.load(release, usdt=False, interpreter=False))
+    beam_image.add_code(image, beam_image.line_table(image, names, location))
+    beam_image.add_atoms(image)
+    code = CodeMap(image, Atoms(image))
+    found = code.location(image.roots["pc"])
+    assert found is not None
+    assert (place, "gen_server:loop/7") == (found.location, str(found))
+
+
+@pytest.mark.parametrize(
+    ("spelled", "slot"),
+    [
+        *((text, 3) for text in ("<0.3.0>", "0.3.0", "#PID<0.3.0>")),
+        *((text, 1) for text in ("MyApp.Worker", "Elixir.MyApp.Worker", "'Elixir.MyApp.Worker'")),
+        *((text, 2) for text in ("with space", "'with space'")),
+        *((text, None) for text in ("<0.300.0>", "MyApp", "Worker", "'MyApp.Worker", "'", "")),
+    ],
+)
+def test_a_process_is_found_as_erlang_and_elixir_write_it(
+    spelled: str, slot: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    By its pid and by its name; one that is not there is not found, however it is written.
+    """
+    viewer = view(make(8))
+    names = [None, "Elixir.MyApp.Worker", "with space", *[None] * 5]
+    monkeypatch.setattr(viewer.names, "registered", lambda _rows: names)
+    found = find(viewer, spelled)
+    assert ([] if slot is None else [pid(slot)]) == found["id"].tolist()

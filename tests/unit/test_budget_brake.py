@@ -5,10 +5,12 @@ When a run ends by itself because it costs too much, and what is said of that be
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from scope_ebpf.budget.brake import FLOOR, SPAN, Brake
-from scope_ebpf.budget.forecast import Forecast, rounded
+from scope_ebpf.budget.brake import FLOOR, SPAN, Brake, share_of
+from scope_ebpf.budget.forecast import Forecast, Span, expected, rounded
 
 
 def ended(brake: Brake, cost: float, cpus: float, seconds: float = 10.0) -> float | None:
@@ -74,8 +76,95 @@ def test_a_forecast_has_two_digits(number: float, expected: int):
 
 def test_a_forecast_says_share_and_hits():
     """
-    The sentence that a person reads; no share is more than all.
+    The sentence that a person reads.
     """
     said = "about 41% of the target's CPU: 610,000 hits a second"
     assert said == str(Forecast(0.412, 614_732))
-    assert str(Forecast(1.7, 10)).startswith("about 100% of")
+
+
+@pytest.mark.parametrize(
+    ("cost", "used", "expected"),
+    [(0.0, 1.0, 0.0), (0.25, 0.5, 0.5), (0.9, 0.5, 1.0), (0.0, 0.0, 0.0), (0.1, 0.0, 0.0)],
+)
+def test_a_cost_is_a_part_of_what_the_target_used(cost: float, used: float, expected: float):
+    """
+    No share is more than all of it, and of nothing there is none.
+    """
+    assert expected == share_of(cost, used)
+
+
+#: Seconds that a hit takes, of which an event of a made-up target has two that its counters tell,
+#: and three that they do not.
+_HIT = 2e-6
+
+
+def spans(events: int, work: float, *, seen: int) -> tuple[Span, Span, float]:
+    """
+    A target that does *work* seconds for an event: alone, then *seen* of them with hooks, and what
+    these take in truth.
+    """
+    alone = Span(1.0, events * work, events * 2 * _HIT, events * 2)
+    each = work + 5 * _HIT
+    told, cost = seen * 2 * _HIT, seen * 5 * _HIT
+    hooked = Span(0.1, seen * each, told, seen * 2, cost, seen * 5)
+    return alone, hooked, 5 * _HIT / each
+
+
+@pytest.mark.parametrize("work", [1e-6, 10e-6, 200e-6])
+@pytest.mark.parametrize("events", [100, 5_000])
+def test_a_forecast_is_what_it_comes_to(events: int, work: float):
+    """
+    Of a steady target the share is exact, from light to heavy, though counters tell of two hits in
+    five only.
+    """
+    alone, hooked, truth = spans(events, work, seen=events // 10 * 3)
+    found = expected(alone, hooked)
+    assert truth == pytest.approx(found.share)
+    assert hooked.hits / hooked.seconds == pytest.approx(found.hits)
+
+
+def test_a_forecast_of_a_short_look_leans_on_the_long_one():
+    """
+    Where the hooked span has half of the events that belong to its CPU, the error is a third, not a
+    half.
+    """
+    alone, hooked, truth = spans(5_000, 40e-6, seen=300)
+    hooked = replace(hooked, used=hooked.used * 2)
+    assert truth * 3 / 4 == pytest.approx(expected(alone, hooked).share)
+
+
+def test_a_target_that_rests_in_the_short_look_is_not_cheap():
+    """
+    Without hits while hooks are in, the counters tell the share before.
+    """
+    alone, _, _ = spans(5_000, 10e-6, seen=0)
+    found = expected(alone, Span(0.1, 0.001, 0.0, 0))
+    assert 4 / 14 == pytest.approx(found.share)
+    assert 10_000 * 10 / 14 == pytest.approx(found.hits)
+
+
+def test_a_target_that_wakes_in_the_short_look_is_not_cheap_either():
+    """
+    Without events before, the look with hooks tells.
+    """
+    _, hooked, truth = spans(0, 10e-6, seen=500)
+    assert truth == pytest.approx(expected(Span(1.0, 0.001, 0.0, 0), hooked).share)
+
+
+def test_a_price_that_is_too_high_makes_no_share_of_more_than_all():
+    """
+    Hits that seem to take more than the CPU that was used take all of it at most.
+    """
+    alone, hooked, _ = spans(5_000, 1e-6, seen=500)
+    found = expected(alone, replace(hooked, cost=hooked.used * 2))
+    assert found.share <= 1
+
+
+def test_what_ends_a_run_of_an_idle_target_is_not_what_it_is_told():
+    """
+    Of an idle target the brake judges by a least CPU, and tells the share of what was used.
+    """
+    brake = Brake(0.2)
+    assert not brake.look(0.0, 0.0, 0.0)
+    assert not brake.look(SPAN, 0.01, 0.02)
+    assert pytest.approx(0.5) == brake.share

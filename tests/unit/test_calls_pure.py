@@ -183,6 +183,19 @@ def test_code_at_an_address_that_was_used_before_is_another_version():
     assert 3 == made.at[0x110].number
 
 
+def test_code_that_came_and_went_between_two_looks_has_left_a_gap():
+    """
+    The third version lies where the first was watched; the second, between them, was not.
+    """
+    tables = Tables(0x100)
+    made, now = follow(tables)
+    tables._code = Code(0x100, 0x200, (0x200,), ((0x100, 0), (0x200, 0x100), (0x100, 0x200)))
+    now[0] = 60
+    assert made.look()
+    made.watch(made.wanted)
+    assert [(1, 0), (2, 60)] == [(v.number, v.gap_ns) for v in made.all if v.function.code == 0x100]
+
+
 def test_code_where_a_breakpoint_stood_once_has_not_been_watched():
     """
     The first version was purged and is watched no more; the third, at its address, has a gap.

@@ -84,6 +84,9 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture):
         ["--pid", "1", "--via", "luck"],
         ["--pid", "1", "--no-such-option"],
         ["doctor", "x"],
+        ["export", "x.scope", "--to", "perfetto", "--processes", "-5"],
+        ["export", "x.scope", "--to", "otlp", "--endpoint", ""],
+        ["export", "x.scope", "--to", "otlp", "--endpoint", "ftp://localhost"],
         ["no-such-command"],
     ],
 )

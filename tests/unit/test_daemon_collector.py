@@ -6,11 +6,15 @@ What a scrape is made of: one reading of each node, and no two of one name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
+from test_metrics_exposition import reading
 
-from scope_ebpf.daemon.collector import _told_apart
-from scope_ebpf.metrics.page import label_value
+from scope_ebpf.daemon.collector import _TARGET, Readings, _told_apart
+from scope_ebpf.daemon.owners import ROOT, Owner
+from scope_ebpf.metrics.exposition import expose
+from scope_ebpf.metrics.page import Page, label_value
 
 
 @dataclass
@@ -43,3 +47,27 @@ def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
     assert labels in (None, found)
     assert found[0] == nodes[0]
     assert len(nodes) == len({label_value(node) for node in found})
+
+
+def test_a_scrape_has_no_more_than_max_series():
+    """
+    Where there is room for three of seven targets, four are left out, and none of who has only one.
+    """
+    page = Page()
+    expose(page, reading())
+    one = page.samples
+    most = 2 * one + max(one, _TARGET)
+    watches = [
+        SimpleNamespace(reading=reading(f"evil{n}@b"), owner=Owner(666, "")) for n in range(6)
+    ]
+    watches.append(SimpleNamespace(reading=reading("ours@b"), owner=ROOT))
+    daemon = SimpleNamespace(
+        config=SimpleNamespace(max_series=most), targets=SimpleNamespace(watches=watches)
+    )
+    page = Page()
+    assert 4 == Readings(daemon)._expose(page)
+    assert 3 * one == page.samples
+    nodes = {s.labels["node"] for family in page.families() for s in family.samples}
+    assert {"ours@b", "evil0@b", "evil1@b"} == nodes
+    daemon.config.max_series = 7 * most
+    assert 0 == Readings(daemon)._expose(Page())

@@ -3,6 +3,7 @@
 The config: what is taken, and the one line that says why something is not.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     """
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml")
+
+
+def test_a_fifo_is_no_config(tmp_path: Path):
+    """
+    It is refused at once: whoever should write it may never come.
+    """
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="it is a FIFO, not a file"):
+        load(tmp_path / "fifo")
 
 
 def test_targets_are_chosen_by_name_path_and_cgroup(tmp_path):

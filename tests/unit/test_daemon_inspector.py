@@ -6,6 +6,7 @@ Looks into processes: one for each program that was refused, and none that is wa
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from scope_ebpf.beam.discover import Refusal
 from scope_ebpf.daemon import inspector
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.hangs import Hangs
-from scope_ebpf.daemon.inspector import LOST, Inspector, Look, Looker
+from scope_ebpf.daemon.inspector import LOST, MOST_LOST, Inspector, Look, Looker
 from scope_ebpf.daemon.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.prepare import UnprovenError
 from scope_ebpf.daemon.programs import FIRST, MOST, Program, Refused
@@ -191,6 +192,24 @@ def test_a_look_that_hangs_is_left_behind(slow):
     assert slow.looker.hangs.refusal(EVIL)
     slow.looker.let.set()
     assert slow.inspector.idle
+
+
+def test_when_as_many_hang_as_may_that_is_told(slow):
+    """
+    It is stuck once one more hangs, and no longer when they come back.
+    """
+    for left in range(MOST_LOST + 1):
+        assert (left, False) == (slow.inspector.lost, slow.inspector.stuck)
+        slow.inspector.ask(1, EVIL)
+        assert slow.looker.began.acquire(timeout=PATIENCE)
+        slow.clock.now += LOST
+        slow.inspector.tidy()
+    assert (MOST_LOST, True) == (slow.inspector.lost, slow.inspector.stuck)
+    slow.looker.let.set()
+    deadline = time.monotonic() + PATIENCE
+    while slow.inspector.lost and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert (0, False) == (slow.inspector.lost, slow.inspector.stuck)
 
 
 def test_looks_come_back_in_a_row(slow):

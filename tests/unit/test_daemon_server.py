@@ -290,6 +290,16 @@ def test_health_is_told_whatever_else_happens(site, monkeypatch):
         assert all(b"late" in until_closed(client) for client in busy)
 
 
+def test_health_says_that_looks_hang(site, monkeypatch):
+    """
+    A daemon that looks at no process any more is not well, although its loop goes on.
+    """
+    daemon, port = site
+    monkeypatch.setattr(type(daemon.inspector), "stuck", True)
+    code, body = status(port, "/healthz")[:2]
+    assert (503, True) == (code, b"looks at processes hang" in body)
+
+
 def test_who_comes_when_too_many_wait_is_told_so(site, monkeypatch):
     """
     There is an end to waiting: one too many gets a 503, and the others their page.

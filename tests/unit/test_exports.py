@@ -398,6 +398,38 @@ def test_a_missing_package_is_named(
     assert ["run.scope"] == [each.name for each in path.parent.iterdir()]
 
 
+def test_long_calls_have_the_names_that_the_capture_has(tmp_path: Path):
+    """
+    In each format: the Erlang function that called, and the C function, where they were named.
+    """
+    path, (lines, table) = tmp_path / "run.scope", (tmp_path / "x.jsonl", tmp_path / "x.parquet")
+    calls = record(
+        "long_call", time_ns=10 * SECOND + 90, duration_ns=9, code=0x70, native=0x80, tid=101
+    )
+    others = record("long_call", time_ns=10 * SECOND + 95, duration_ns=9, code=0x71, native=0)
+    write(path, np.concatenate([calls, others]), addresses={0x70: "shop:hash/1", 0x80: "md5"})
+    assert 0 == main(["export", str(path), "--to", "jsonl", "-o", str(lines)])
+    assert 0 == main(["export", str(path), "--to", "parquet", "-o", str(table)])
+    named, nameless = [("shop:hash/1", "md5")], (None, None)
+    for rows in (
+        [json.loads(line) for line in lines.read_text().splitlines()],
+        reading.read_table(table, columns=["function", "symbol", "code"]).to_pylist(),
+    ):
+        assert [*named, nameless] == [(row["function"], row["symbol"]) for row in rows]
+        assert [0x70, 0x71] == [row["code"] for row in rows]
+    slices = timeline(path).slices("scheduler 1")
+    facts = [of for *_, of in slices if "function" in of]
+    assert named == [(of["function"], of["symbol"]) for of in facts]
+    capture = Capture(path)
+    (request,) = Spans(capture, capture.contents()).requests()
+    spans = [
+        {a.key: a.value.string_value for a in span.attributes}
+        for span in parsed(request).resource_spans[0].scope_spans[0].spans[1:]
+    ]
+    found = [(span.get("beam.function"), span.get("beam.symbol")) for span in spans]
+    assert [*named, nameless] == found
+
+
 def test_spans_come_in_bounded_requests(tmp_path: Path):
     """
     No request has more spans than the bound, and every span has an id of its own.

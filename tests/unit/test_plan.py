@@ -127,6 +127,20 @@ def test_the_kernels_own_events_need_nothing_of_the_binary():
     assert ("tracepoint", expected) == (found.via, places)
 
 
+def test_what_keeps_no_budget_is_left_out_with_the_way_to_have_it():
+    """
+    Of what runs at every switch of the host a budgeted plan has no hook; all else stays as it is.
+    """
+    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
+    governed = plan.governable()
+    off = {item.event: item.reason for item in governed.items if not item.attachments}
+    assert ["thread"] == list(off)
+    assert "--exact" in off["thread"]
+    assert [i for i in plan.items if i.event != "thread"] == [
+        i for i in governed.items if i.event != "thread"
+    ]
+
+
 def calling(*targets: int) -> Executable:
     """
     A binary whose erts_send_message, at BASE + 16, pushes and then calls each of *targets*.

@@ -7,10 +7,12 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
+from scope_ebpf.cli import profiling
 from scope_ebpf.cli.profile import say_written
 from scope_ebpf.profile import Profile, Row, tree
 from scope_ebpf.sinks.flamegraph import html, svg
@@ -282,3 +284,32 @@ def test_a_profile_without_a_sample_is_said_to_be_empty(capsys: pytest.CaptureFi
     assert "out.folded is empty: no sample was taken" in said
     assert "--off-cpu" in said
     assert "\nwritten:" not in said
+
+
+def test_what_the_target_used_is_counted_up_to_the_last_sample(monkeypatch: pytest.MonkeyPatch):
+    """
+    What it used until the sampler stopped, 0.2 s here, is in it: samples are a share of that.
+    """
+    used = [1.0]
+
+    class Sampler:
+        def start(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            used[0] += 0.2  # it goes on while the timers are taken out
+
+        def records(self) -> list[bytes]:
+            return []
+
+        def counts(self) -> dict[str, int]:
+            return {"lost": 0}
+
+    identity = SimpleNamespace(check=lambda: None)
+    reader = SimpleNamespace(take=lambda records: None, undecoded=0)
+    monkeypatch.setattr(profiling, "cpu_seconds", lambda _pid: used[0])
+    monkeypatch.setattr(profiling, "require_target", lambda *_: None)
+    taken = Profile("cpu", TARGET, 99, 0.0)
+    target = SimpleNamespace(pid=4711, identity=identity)
+    assert profiling.Run(target, taken, Sampler(), reader).go(0.0) is None
+    assert 0.2 == pytest.approx(taken.cpu_seconds)

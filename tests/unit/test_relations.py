@@ -21,7 +21,8 @@ from scope_ebpf import relations
 from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
 from scope_ebpf.beam.connections import Connections
 from scope_ebpf.metrics.snapshot import Top
-from scope_ebpf.summary import Summary, fold
+from scope_ebpf.plan import Attachment, Item
+from scope_ebpf.summary import EventSummary, Histogram, Summary, fold
 
 GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
 
@@ -85,3 +86,38 @@ def test_a_trace_with_more_durations_than_events_says_so():
     durations["slots"][..., 3] += 100
     bad = replace(good, events=fold(head().plan, tallies, durations))
     assert any("durations" in note for note in relations.told_apart(bad).notes)
+
+
+def budgeted(**changed) -> Summary:
+    """
+    A summary with 1,000 collections of two classes, of which moments were seen.
+    """
+    parts = {"by_class": {"minor": 490, "major": 510}, "histograms": {}} | changed
+    durations = parts.pop("durations", 0)
+    if durations:
+        parts["histograms"] = {"minor": Histogram(0.1, (0, durations))}
+    plan = Item("gc", "symbol", "f", (Attachment("p", "f", "f", 1, 1),), "")
+    event = EventSummary(plan, **{"count": 1000, "sampling_ratio": 0.01, **parts})
+    return Summary(TARGET, 2.5, "duration", {"gc": event}, END.cost)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"durations": 1049, "error_ratio": 0.05}, 0),
+        ({"durations": 1060, "error_ratio": 0.05}, 1),
+        ({"durations": 1003}, 0),  # three figures, each rounded by itself
+        ({"durations": 1004}, 1),
+        ({"durations": 1001, "sampling_ratio": 1.0}, 1),
+        ({"count": 1049, "error_ratio": 0.05}, 0),
+        ({"count": 1060, "error_ratio": 0.05}, 1),
+        ({"count": 9000, "counted_by": "vm"}, 0),
+        ({"count": 1001, "counted_by": "vm", "sampling_ratio": 1.0}, 1),
+        ({"durations": 1060, "counted_by": "vm"}, 1),
+    ],
+)
+def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, told: int):
+    """
+    What the VM counted is no sum of what windows tell; what was counted whole must agree.
+    """
+    assert told == len(relations.told_apart(budgeted(**changed)).notes)

@@ -6,8 +6,10 @@ import io
 import pytest
 
 from scope_ebpf.beam.state import Mailbox, VmState
+from scope_ebpf.cli.top import _cells, _cut
 from scope_ebpf.plan import Attachment, Item
-from scope_ebpf.sinks.report import duration, print_report
+from scope_ebpf.sinks.plain import duration
+from scope_ebpf.sinks.report import print_report
 from scope_ebpf.summary import Cost, EventSummary, Histogram, Summary
 
 TARGET = {
@@ -245,3 +247,25 @@ def test_a_duration_has_the_unit_that_fits(seconds: float, expected: str):
     Durations have three digits and the unit in which they are a number of 1 or more.
     """
     assert expected == duration(seconds)
+
+
+def test_a_name_that_is_cut_shows_it():
+    """
+    In a table of fixed columns two long names that begin alike are seen to be cut.
+    """
+    name = "Elixir.Demo.Accounts.UserSessionCacheServer"
+    assert "Elixir.Demo.Account\u2026" == _cut(name)
+    assert "Elixir.Demo.Accounts" == _cut(name[:20])
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", "''"), (None, "demo:run/0"), ("shop", "shop")])
+def test_a_process_that_is_registered_as_nothing_has_a_name(name: str | None, shown: str):
+    """
+    The empty atom is a name, in the table as in the text of one process.
+    """
+    process = dict.fromkeys(
+        ("module", "behaviour", "label", "current_function", "status", "pid"), "x"
+    )
+    process |= {"name": name, "label": None, "behaviour": None, "initial_call": "demo:run/0"}
+    process |= {"memory_bytes": 0, "message_queue_len": 0}
+    assert shown == _cells(process, 0.0)[1]

@@ -29,7 +29,7 @@ from scope_ebpf.beam.binary import Binary
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import answers, client, limits
 from scope_ebpf.sandbox.confine import confine
-from scope_ebpf.sandbox.refusals import Refusals
+from scope_ebpf.sandbox.refusals import Refusals, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -267,7 +267,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     threads = []
 
     def say(*messages: bytes) -> None:
-        def fork(channel: socket.socket) -> tuple[int, int]:
+        def fork(channel: socket.socket, _kind: int) -> tuple[int, int]:
             own = channel.dup()
             thread = threading.Thread(target=_talk, args=(own, messages))
             thread.start()
@@ -427,6 +427,40 @@ def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
     refusals.add(binary.key, RefusedFileError("more than we look at"))
     with pytest.raises(RefusedFileError, match="more than we look at"):
         Binary.open(good, refusals=refusals)
+
+
+def test_a_piece_of_a_file_is_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    The next VM of a program asks for the same pieces, and no child is asked for them again.
+    """
+    asked: list[str] = []
+    ask = client.Parser._exchange
+
+    def counted(self: client.Parser, question: str, *rest: object) -> object:
+        asked.append(question)
+        return ask(self, question, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client.Parser, "_exchange", counted)
+    binary = Binary.open(good)
+    first, *others = (binary.read(binary.segments[0].address, 16) for _ in range(3))
+    assert [first, first] == others
+    assert 1 == asked.count("read")
+    binary.close()
+
+
+def test_a_file_whose_owner_sets_its_time_back_is_another(good: Path):
+    """
+    Contents that changed are not those before, though size and time of change are as they were.
+    """
+    status, deadline = good.stat(), time.monotonic() + 10
+    contents = bytes(reversed(good.read_bytes()))
+    after = before = key_of(status)
+    while after == before and time.monotonic() < deadline:  # the kernel's clock has ticks
+        good.write_bytes(contents)
+        os.utime(good, ns=(status.st_atime_ns, status.st_mtime_ns))
+        after = key_of(good.stat())
+    assert before[:4] == after[:4]
+    assert before != after
 
 
 def test_numbers_are_of_their_range():

@@ -18,7 +18,7 @@ import pytest
 from beams_run import require
 
 from scope_ebpf.errors import RefusedFileError
-from scope_ebpf.sandbox import files
+from scope_ebpf.sandbox import files, proc
 
 MOST = 1 << 20
 
@@ -147,7 +147,7 @@ def test_a_lease_makes_nobody_wait(root: Path):
 
 _LEADER = """
 import os, sys
-from scope_ebpf.sandbox import files
+from scope_ebpf.sandbox import files, proc
 from scope_ebpf.errors import RefusedFileError
 how, path = sys.argv[1:]
 try:
@@ -188,9 +188,9 @@ def test_a_reading_of_proc_is_bounded(tmp_path: Path):
     What the kernel writes of a process may be as long as that process wants.
     """
     (tmp_path / "maps").write_bytes(b"x" * 100)
-    assert b"x" * 100 == files.read_bounded(tmp_path / "maps", most=100)
+    assert b"x" * 100 == proc.read_bounded(tmp_path / "maps", most=100)
     with pytest.raises(RefusedFileError, match="more than 99 bytes"):
-        files.read_bounded(tmp_path / "maps", most=99)
+        proc.read_bounded(tmp_path / "maps", most=99)
 
 
 def test_an_inode_is_that_of_stat(tmp_path: Path):

@@ -128,17 +128,25 @@ def test_any_text_survives_json(atom: str, name: bytes):
 
 def test_text_is_for_people():
     """
-    A text line has the time of day, who, what with its class, and the fields that are known.
+    A text line has the time of day, who, what with its class, and what is known, in its units.
     """
     batch = [
         record("spawn", time_ns=1_234_567_891, process=3, parent=5),
-        record("gc", time_ns=2_000_000_000, process=3, duration_ns=1500, **{"class": "major"}),
+        record(
+            "gc",
+            time_ns=2_000_000_000,
+            process=3,
+            duration_ns=24_186,
+            reclaimed=7102,
+            live=1,
+            **{"class": "major"},
+        ),
         record("hibernate", time_ns=3_000_000_000),
     ]
     assert (
         "22:13:21.234567 t3             spawn            parent=t5\n"
         "22:13:22.000000 t3             gc/major         "
-        "duration_seconds=0.000001500 reclaimed_bytes=0 live_bytes=0\n"
+        "duration=24.2us reclaimed=56.8kB live=8B\n"
         "22:13:23.000000 -              hibernate\n"
     ) == written("text", *batch)
 

@@ -7,6 +7,9 @@
 %%                bursts: the same in bursts of all lengths, with work and sleep of all lengths between
 %%                phases: 0.3 s of messages, then 0.3 s of work without any, all pairs at once
 %%                spawn:  spawners; gc: collectors
+%%   pace N TRIPS WORK PAUSE
+%%                starts N pairs that do so many round trips, then so much work, then rest for so many
+%%                milliseconds, again and again (answers "running")
 %%   rest         ends the workers (answers "resting")
 -module(bursts).
 -export([start/0, main/0, pair/3, echo/0, spawner/2, collector/2]).
@@ -24,6 +27,11 @@ main() ->
 command(Exact, ["run", Load, N]) ->
     Now = erlang:monotonic_time(millisecond),
     put(workers, [spawn(fun() -> work(list_to_atom(Load), Exact, Now) end)
+                  || _ <- lists:seq(1, list_to_integer(N))]),
+    "running";
+command(Exact, ["pace", N | Pace]) ->
+    [Trips, Work, Pause] = [list_to_integer(Number) || Number <- Pace],
+    put(workers, [spawn(fun() -> paced(Exact, spawn_link(?MODULE, echo, []), Trips, Work, Pause) end)
                   || _ <- lists:seq(1, list_to_integer(N))]),
     "running";
 command(_Exact, ["rest"]) ->
@@ -56,6 +64,15 @@ pair(bursts, Exact, {_, Echo} = State) ->
         _ -> ok
     end,
     pair(bursts, Exact, State).
+
+paced(Exact, Echo, Trips, Work, Pause) ->
+    volley(Trips, Exact, Echo),
+    compute(Work),
+    rest(Pause),
+    paced(Exact, Echo, Trips, Work, Pause).
+
+rest(0) -> ok;
+rest(Pause) -> receive after Pause -> ok end.
 
 %% Many that are small, few that are large, up to Most.
 sized(Most) -> trunc(math:pow(Most, rand:uniform())).

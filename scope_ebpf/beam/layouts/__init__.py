@@ -13,7 +13,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import ReadRefusedError
@@ -108,7 +108,7 @@ def version(text: str) -> Version:
 @cache
 def ranges(release: int, *, usdt: bool, interpreter: bool) -> tuple[Layout, ...]:
     """Read all layouts of one release and build from its file, the one of its tag first."""
-    file = resources.files(__package__) / f"otp-{release}.toml"
+    file = Path(__file__).with_name(f"otp-{release}.toml")
     data = tomllib.loads(file.read_text("utf-8"))
     builds = ["usdt"] * usdt + ["emu"] * interpreter
     name = ", ".join(("interpreter" if interpreter else "JIT", "USDT" if usdt else "no USDT"))

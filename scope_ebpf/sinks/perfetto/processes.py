@@ -101,6 +101,10 @@ class Processes:
         facts: dict[str, Any] = {"pid": self._tracks.name(row.process)[1]} if row.process else {}
         if kind.name == "gc" and row.words[1] != UNKNOWN:
             facts["reclaimed_bytes"] = row.words[1] * 8
+        if kind.name == "long_call":
+            function, symbol = map(self._terms.function, row.words[1:3])
+            facts |= {"function": plain(function)} if function else {}
+            facts |= {"symbol": plain(symbol)} if symbol else {}
         self._file.slice(self._tracks.thread(row.tid), begin, row.time, name, facts=facts)
         state = self._states.get(row.process)
         if state and state.name == "running" and begin >= state.since:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the processes of ``moving.erl`` are, so that what is told of them can be held against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.beam.detail import FIELDS, detail, find
+from scope_ebpf.beam.view import Viewer
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.target import Target
+
+#: Every stack that these ever have: they run in no other functions.
+STACKS: dict[str, set[tuple[str, ...]]] = {
+    "moving_ping_1": {
+        ("moving:nap/1", "moving:pinger/1"),
+        ("moving:pinger/1",),
+    },
+    "moving_busy": {
+        ("moving:nap/1", "moving:busy/0"),
+        ("moving:busy/0",),
+        ("lists:foldl/3", "moving:busy/0"),
+        ("lists:foldl/3", "moving:fold/1", "moving:busy/0"),
+        ("lists:seq/2", "moving:busy/0"),
+        ("lists:seq_loop/3", "moving:busy/0"),
+    },
+    "moving_server": {
+        ("gen_server:loop/7", "proc_lib:init_p_do_apply/3"),
+    },
+}
+#: The only messages of moving_slow.
+CALL = "{'$gen_call', _, _}"
+
+
+def ask(target: Target, name: str) -> dict[str, Any]:
+    """
+    What ``ps`` finds, with nothing remembered from the time before.
+    """
+    viewer = Viewer(target, FIELDS)
+    return detail(viewer, find(viewer, name))

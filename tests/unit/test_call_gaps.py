@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is told of calls that nobody counted.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scope_ebpf.call_gaps import SPAN, Gap, Gaps, Missing, estimate
+
+_MS = 1_000_000
+_AT = 10 * SPAN
+
+
+def told(calls: list[int], gap: Gap, *, until: int = _AT + SPAN) -> Missing:
+    """
+    What is told of *gap*, beside the *calls* at these times.
+    """
+    gaps = Gaps()
+    for at in (at for at in calls if at < gap.end_ns):
+        gaps.called("m:f/1", at)
+    gaps.add(gap)
+    assert not gaps.close(gap.end_ns + gap.span_ns - 1)
+    for at in (at for at in calls if gap.end_ns <= at < until):
+        gaps.called("m:f/1", at)
+    ((of, missing),) = gaps.close(until, last=until < gap.end_ns + gap.span_ns)
+    assert gap == of
+    return missing
+
+
+def gap_of(milliseconds: int) -> Gap:
+    """
+    A gap of the second version that ends at ``_AT``.
+    """
+    return Gap("m:f/1", 2, _AT, milliseconds * _MS)
+
+
+def test_a_steady_function_is_missed_as_often_as_its_pace_says():
+    """
+    A call each millisecond: of a gap of 4 ms, four or fewer calls are missing, and so it is told.
+    """
+    calls = [at for at in range(_AT - SPAN - 4 * _MS, _AT + SPAN, _MS) if not 0 < _AT - at <= 4e6]
+    assert Missing(4, 4) == told(calls, gap_of(4))
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_the_busier_side_of_a_gap_counts(side: int):
+    """
+    A function that began to be called in the gap, or ceased to be: what it may have missed is told.
+    """
+    calls = [_AT + side * (5 * _MS + n * _MS) for n in range(90)]
+    assert told(sorted(calls), gap_of(4)).calls >= 3
+
+
+def test_nothing_is_missing_of_what_nobody_calls():
+    """
+    Without calls beside it a gap has none.
+    """
+    assert Missing(0, 0) == told([], gap_of(40))
+
+
+def test_a_run_that_ends_soon_after_a_gap_tells_what_it_knows():
+    """
+    At the end of a run the calls until then tell.
+    """
+    calls = [_AT + n * _MS for n in range(20)]
+    assert told(calls, gap_of(4), until=_AT + 20 * _MS).calls >= 3
+
+
+def test_what_is_missing_is_told_with_its_error():
+    """
+    Of calls at random times in gaps that are shorter than what is known of them, 19 of 20 at least
+    are within.
+    """
+    rng = random.Random(1)
+    within = 0
+    for _ in range(400):
+        rate, most = rng.uniform(10, 3000), rng.uniform(0.0005, 0.01)
+        in_truth = rng.uniform(0, most)
+        count = sum(rng.random() < rate * in_truth / 1000 for _ in range(1000))
+        found = estimate(most, rate)
+        within += abs(found.calls - count) <= found.error
+    assert within >= 380
+
+
+def test_long_runs_keep_no_calls_of_long_ago():
+    """
+    Of 200,000 calls some thousands are kept, and the pace before a gap is known all the same.
+    """
+    gaps = Gaps()
+    for number in range(200_000):
+        gaps.called("m:f/1", number * _MS)
+    assert sum(map(len, gaps._calls.values())) < 3000
+    gaps.add(Gap("m:f/1", 2, 200_004 * _MS, 4 * _MS))
+    assert [Missing(4, 4)] == [missing for _, missing in gaps.close(0, last=True)]

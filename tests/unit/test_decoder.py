@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library that decodes instructions, with its own package as the witness."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.beam.binary import Binary
+from scope_ebpf.sandbox import code, decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+capstone = pytest.importorskip("capstone")
+
+
+@pytest.fixture(scope="module")
+def functions() -> Iterator[list[tuple[int, bytes]]]:
+    """Address and code of some functions of this interpreter or its library."""
+    binary = Binary.open(_python())
+    names = ("PyList_Append", "PyObject_Call", "PyLong_AsLong", "Py_BytesMain", "PyType_Ready")
+    found = [symbol for name in names if (symbol := binary.symbol(name))]
+    yield [(s.address, binary.read(s.address, s.size)) for s in found]
+    binary.close()
+
+
+def _python() -> Path:
+    """The file with the interpreter's functions."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    shared = [Path(line.split()[-1]) for line in maps if "libpython3" in line]
+    return shared[0] if shared else Path(sys.executable).resolve()
+
+
+def test_the_library_says_what_its_package_says(functions: list[tuple[int, bytes]]):
+    """
+    Instructions and the registers that they write are those of the package, one by one.
+    """
+    library, package = decoder.load(), decoder._Package()
+    assert isinstance(library, decoder._Library)
+    assert len(functions) == 5
+    for address, body in functions:
+        ours, theirs = (
+            list(way.decode(body, address, registers=True)) for way in (library, package)
+        )
+        assert ours == theirs
+        assert len(ours) > 5
+
+
+def test_addresses_that_code_names_are_those_of_its_operands(functions: list[tuple[int, bytes]]):
+    """
+    Calls and references, which are read as text here, are those of the package's operands.
+    """
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    engine.detail = True
+    rip = capstone.x86_const.X86_REG_RIP
+    calls, references = 0, 0
+    for address, body in functions:
+        found = list(engine.disasm(body, 0))
+        named = [
+            address + one.address + one.size + operand.mem.disp
+            for one in found
+            for operand in one.operands
+            if operand.type == capstone.x86_const.X86_OP_MEM and operand.mem.base == rip
+        ]
+        called = [
+            (address + one.address, address + one.operands[0].imm)
+            for one in found
+            if one.mnemonic == "call" and one.operands[0].type == capstone.x86_const.X86_OP_IMM
+        ]
+        assert list(dict.fromkeys(named)) == code.references(body, address)
+        assert called == [c for c in code.calls(body, address) if body[c[0] - address] == 0xE8]
+        calls, references = calls + len(called), references + len(named)
+    assert calls > 0
+    assert references > 0
