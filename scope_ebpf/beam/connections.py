@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.layouts.checks import check_entry
 from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG
 from scope_ebpf.errors import ReadRefusedError
 
@@ -30,11 +31,6 @@ TYPES = tuple(_LISTS)
 _MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
-#: An entry lies in a block of the VM's that says its size (ErtsBinary, OTP-25.2.3 erl_binary.h):
-#: where that word stands before the entry, and what it counts besides.
-_BLOCK_SIZE, _BESIDES = 32, 24
-#: The size of an entry from which on it has the word of all that waits; where that word is.
-_WITH_TOTAL, _TOTAL = 400, 248
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +54,11 @@ class ConnectionReader:
         self._memory = target.memory
         self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
         self._size = target.layout.size("DistEntry")
-        names = ("next", "sysname", "state", "qflgs", "qsize")
+        names = ("next", "sysname", "state", "qflgs")
         self._at = {name: target.layout.offset("DistEntry", name) for name in names}
-        self._has_total = target.layout.has("DistEntry", "total_qsize")
+        total = target.layout.has("DistEntry", "total_qsize")
+        self._queued = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
+        check_entry(target)
 
     def read(self) -> Connections:
         """Follow the lists. Raises ReadRefusedError."""
@@ -91,13 +89,7 @@ class ConnectionReader:
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
                 return found  # it is being freed
             if value["state"] & 0xFFFFFFFF == state:
-                found.append((self._waiting(place, value), bool(value["qflgs"] & _BUSY)))
+                waiting = int.from_bytes(raw[self._queued : self._queued + 8], "little")
+                found.append((waiting, bool(value["qflgs"] & _BUSY)))
             place = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
-
-    def _waiting(self, place: int, value: dict[str, int]) -> int:
-        """Bytes that wait for one node, those of senders that need not wait among them."""
-        size = self._memory.u64(place - _BLOCK_SIZE) - _BESIDES
-        if self._has_total or size == _WITH_TOTAL:
-            return self._memory.u64(place + _TOTAL)
-        return value["qsize"]
