@@ -73,8 +73,6 @@ class Follow:
         #: Versions that may run unwatched, each with the last time when it was proved not to.
         self._gaps: list[tuple[Version, int]] = []
         self._looked = clock()
-        #: The longest time between two looks, ns.
-        self.longest_ns = 0
         self.wanted: list[Version] = []
         self.look()
         self._gaps.clear()
@@ -88,7 +86,6 @@ class Follow:
         The most important are wanted first.
         """
         before, self._looked = self._looked, self._clock()
-        self.longest_ns = max(self.longest_ns, self._looked - before)
         codes = self._modules.code(dict.fromkeys(f.terms[0] >> 6 for f in self._chosen))
         if codes == self._codes:
             return False

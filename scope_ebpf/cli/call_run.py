@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _SLOW = 1.0
 #: Looks after an upgrade, until breakpoints stand before the last one.
 _LOOKS = 3
-#: Milliseconds between two looks, in which the VM may load code three times.
-_LATE = 20
+#: Seconds between two looks, in which the VM may load code three times.
+_LATE = 0.02
 #: Arguments of which the kernel side keeps the terms.
 _ARGUMENTS = 8
 
@@ -72,7 +72,9 @@ class CallRun(CallTurns):
         #: Places that calls return to at which a breakpoint stands.
         self._armed: set[int] = set()
         self._told = {id(version) for version in self._follow.all}
-        self._looked = time.monotonic()
+        self._looked = self._turned = time.monotonic()
+        #: The longest time between two turns, seconds.
+        self._longest = 0.0
         for function in chosen:
             self.summary.of(str(function), 1)
         self._breakpoints = CallWatch(
@@ -88,6 +90,7 @@ class CallRun(CallTurns):
 
     def _begin(self) -> None:
         self._set()
+        self._turned = time.monotonic()
 
     def _cost(self) -> float:
         stops = ("calls", "strange", "refused", "beyond")
@@ -97,6 +100,7 @@ class CallRun(CallTurns):
     def _look(self, lines: CallLines) -> None:
         """Follow code, threads and the places that calls return to."""
         now = time.monotonic()
+        self._longest, self._turned = max(self._longest, now - self._turned), now
         self._tell_missing(self._drained_ns)
         if self._follow.look():
             self._upgrade(lines)
@@ -232,11 +236,10 @@ class CallRun(CallTurns):
         if sum(t.beyond for t in self.summary.functions.values()):
             notes.append("calls beyond the limit were not counted: breakpoints went out with it")
         elsewhere = [t for a, t in totals.items() if a not in self._follow.at]
-        longest = self._follow.longest_ns / 1e6
-        if longest > _LATE and len(self._follow.all) > len(self._chosen):
+        if self._longest > _LATE and len(self._follow.all) > len(self._chosen):
             notes.append(
-                f"new code was not looked for during {longest:.0f} ms, as the host was busy: code "
-                "that was loaded three times meanwhile may be missing"
+                f"new code was not looked for during {1e3 * self._longest:.0f} ms, as the host was "
+                "busy: code that was loaded three times meanwhile may be missing"
             )
         if self.summary.durations:
             notes.append(_measured(self.summary, elsewhere))
