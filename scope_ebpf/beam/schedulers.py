@@ -9,13 +9,13 @@ read without stopping it: process and function may be of two instants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.nifs import native_function
-from scope_ebpf.beam.processes import PRIORITY
+from scope_ebpf.beam.processes import COLLECTING, PRIORITY
 from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
 from scope_ebpf.beam.threads import ROLES, Thread, threads
 from scope_ebpf.errors import ReadRefusedError, ScopeError
@@ -51,14 +51,24 @@ class Queue:
     switches: int
 
 
+class _Process(NamedTuple):
+    """What is on a scheduler: pid, name or initial call, function unless it is being collected."""
+
+    pid: str | None = None
+    name: str | None = None
+    function: str | None = None
+    collecting: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Scheduler:
     """
     One thread of the VM.
 
     *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
-    runtime's own work), ``suspended`` or ``stopped``. *queue* is None where a
-    kind shares the queue of its first scheduler, and for other threads.
+    runtime's own work), ``suspended`` or ``stopped``. *collecting* says that the process's garbage
+    is collected; then it is in no function. *queue* is None where a kind shares the queue of its
+    first scheduler, and for other threads.
     """
 
     thread: Thread
@@ -69,6 +79,7 @@ class Scheduler:
     port: str | None = None
     nif: NativeFunction | None = None
     queue: Queue | None = None
+    collecting: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Give the fields of one scheduler in ``schedulers --format json``."""
@@ -81,6 +92,7 @@ class Scheduler:
             "process": self.process,
             "name": self.name,
             "function": self.function,
+            "collecting": self.collecting,
             "port": self.port,
             "nif": self.nif._asdict() if self.nif else None,
             "run_queue": queue.lengths | {"ports": queue.ports} if queue else None,
@@ -147,27 +159,33 @@ class Schedulers:
             queue = self._queue(value["run_queue"])
         if doing not in ("running", "stopped"):
             return Scheduler(thread, doing, queue=queue)
-        process, name, function = self._process(value["current_process"])
-        nif = native_function(self._target, value["current_nif"], function)
+        found = self._process(value["current_process"])
+        nif = native_function(self._target, value["current_nif"], found.function)
         port = self._port(value["current_port"])
-        return Scheduler(thread, doing, process, name, function, port, nif, queue)
+        return Scheduler(
+            thread, doing, found.pid, found.name, found.function, port, nif, queue, found.collecting
+        )
 
-    def _process(self, pointer: int) -> tuple[str | None, str | None, str | None]:
-        """Tell pid, name or initial call, and function of the process at *pointer*."""
+    def _process(self, pointer: int) -> _Process:
+        """Tell who the process at *pointer* is, and what it is in."""
         if not pointer:
-            return None, None, None
+            return _Process()
         try:
             pid = self._target.memory.u64(pointer)
             rows = self._viewer.table.one(pid)
         except ReadRefusedError:
-            return None, None, None
+            return _Process()
         if not is_pid(pid) or not len(rows):
-            return None, None, None
+            return _Process()
+        # The function that it noted is where it was, not what the scheduler does now.
+        collecting = bool(int(rows["state"][0]) & COLLECTING)
         names = self._viewer.names
         current = names.current_functions(rows)[0]
         name = names.registered(rows)[0] or names.initial_calls(rows)[0]
-        text = str(current) if current else None
-        return self._viewer.pids.text(pid), str(name) if name else None, text
+        text = str(current) if current and not collecting else None
+        return _Process(
+            self._viewer.pids.text(pid), str(name) if name else None, text, collecting
+        )
 
     def _port(self, pointer: int) -> str | None:
         if not pointer:

@@ -168,6 +168,8 @@ def _what(item: Scheduler, seconds: float) -> str:
     if item.nif:
         symbol = f" ({item.nif.symbol})" if item.nif.symbol else ""
         parts.append(f"in NIF {item.nif.function}{symbol} of {item.nif.library}")
+    elif item.collecting:
+        parts.append("collecting garbage")
     elif item.function:
         parts.append(f"in {item.function}")
     if parts and seconds > 0:
