@@ -18,7 +18,7 @@ from scope_ebpf.beam.nifs import native_function
 from scope_ebpf.beam.processes import COLLECTING, PRIORITY
 from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
 from scope_ebpf.beam.threads import ROLES, Thread, threads
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -119,10 +119,6 @@ class Schedulers:
         found = threads(self._target.pid)
         return [self._read(thread) for thread in found if thread.role in roles]
 
-    def trouble(self) -> str | None:
-        """Say what keeps the VM from working, or None."""
-        return hindrance(self._target, self.read(("normal",)))
-
     def _read(self, thread: Thread) -> Scheduler:
         array = self._arrays.get(thread.role)
         if array is None:
@@ -183,9 +179,7 @@ class Schedulers:
         current = names.current_functions(rows)[0]
         name = names.registered(rows)[0] or names.initial_calls(rows)[0]
         text = str(current) if current and not collecting else None
-        return _Process(
-            self._viewer.pids.text(pid), str(name) if name else None, text, collecting
-        )
+        return _Process(self._viewer.pids.text(pid), str(name) if name else None, text, collecting)
 
     def _port(self, pointer: int) -> str | None:
         if not pointer:
@@ -260,20 +254,3 @@ def _doing(thread: Thread, flags: int, *, running: bool) -> str:
     if flags & _SLEEPING:
         return "sleeping"
     return "busy-waiting" if flags & _WAITING else _kernel_view(thread)
-
-
-def hindrance(target: Target, found: list[Scheduler] | None = None) -> str | None:
-    """Say what keeps a VM from working: stopped, or every scheduler in a native function."""
-    try:
-        seen = threads(target.pid)
-        if seen and all(thread.state in "Tt" for thread in seen):
-            return "The VM is stopped (SIGSTOP or a debugger); SIGCONT lets it go on."
-        if found is None:
-            return None
-        normal = [item for item in found if item.thread.role == "normal"]
-        if normal and all(item.nif is not None for item in normal):
-            names = sorted({item.nif.library for item in normal if item.nif})
-            return f"Every scheduler is in a native function of {', '.join(names)}: nothing runs."
-    except ScopeError:
-        pass
-    return None

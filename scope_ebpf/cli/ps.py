@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.detail import FIELDS, MAX_MESSAGES, detail, find
-from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
+from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import UsageError
 from scope_ebpf.sinks.plain import plain, say
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
-    trouble = None if args.format == "json" else Schedulers(target, viewer).trouble()
+    trouble = None if args.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
     if args.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)

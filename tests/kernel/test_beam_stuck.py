@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 
 import beam_fixtures  # noqa: F401 - puts tests/ on the path
 import beams_run
 import pytest
+from test_daemon_threads import quota, times_throttled
 
 from scope_ebpf.beam import discover
+from scope_ebpf.beam.view import Viewer
 from scope_ebpf.cli import schedulers
+from scope_ebpf.cli.trouble import Troubles
 
 KINDS = ("stock25", "trixie27")
 
@@ -30,6 +34,14 @@ def until(found, patience: float = beams_run.PATIENCE):
     return seen
 
 
+@pytest.fixture(scope="module")
+def nif(tmp_path_factory) -> dict[str, str]:
+    """
+    The environment in which the native functions are found.
+    """
+    return beams_run.native_functions(tmp_path_factory.mktemp("nif"))
+
+
 def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     """
     What ``schedulers --once`` prints.
@@ -39,10 +51,10 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     return json.loads(text) if form == "json" else text
 
 
-@pytest.mark.parametrize("kind", (*KINDS, "emu25"))
+@pytest.mark.parametrize("kind", [*KINDS, "emu25"])
 def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
     """
-    A process of a million words that collects without end is told to collect, and never in a function then.
+    A process of a million words that collects without end is told to collect, in no function.
     """
     with beams_run.start_beam(kind, "-s", "stuck") as beam:
         beam.expect("ready")
@@ -60,3 +72,88 @@ def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
         assert thread["function"] is None
         (line,) = (line for line in text.splitlines() if "stuck_collector" in line)
         assert "stuck_collector collecting garbage" in line
+
+
+def trouble(pid: int) -> str:
+    """
+    The line of ``top --once`` and ``ps``.
+    """
+    target = discover.inspect(pid)
+    return Troubles(target, Viewer(target)).now() or ""
+
+
+def test_one_of_two_schedulers_that_stays_in_a_native_function_is_told(nif, capsys):
+    """
+    Which of them, who and where, for how long, while the other one answers.
+    """
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "stuck", env=nif) as beam:
+        beam.expect("ready")
+        beam.ask("wedge 1")
+        said = until(lambda: (text := trouble(beam.pid)) and "names_nif" in text and text)
+        assert said.startswith("1 of 2 schedulers run one process and take no other, normal 1 for ")
+        assert f"in names_nif:wedge/0 of {nif['NAMES_NIF']}.so; 0 wait there." in said
+        document = until(
+            lambda: (seen := looked(beam.pid, capsys, interval=0.4))["trouble"] and seen
+        )
+        assert "in names_nif:wedge/0" in document["trouble"]
+
+
+def test_a_dirty_pool_with_a_queue_is_told(nif):
+    """
+    Five calls for two dirty CPU schedulers: both busy, and as many wait as the VM itself counts.
+    """
+    flags = ("+S", "2:2", "+SDcpu", "2:2", "-s", "stuck")
+    with beams_run.start_beam("stock25", *flags, env=nif) as beam:
+        beam.expect("ready")
+        beam.ask("dirty 5")
+        until(lambda: beam.ask("queues").split(",")[-2] == "3")
+        assert trouble(beam.pid) == (
+            "All 2 dirty_cpu schedulers are busy and 3 wait for them; "
+            f"2 are in names_nif:dirty/0 of {nif['NAMES_NIF']}.so."
+        )
+
+
+def test_suspended_schedulers_are_told_while_work_waits():
+    """
+    One of two schedulers online and five processes that compute; not when both are online.
+    """
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "stuck") as beam:
+        beam.expect("ready")
+        assert "suspended" not in trouble(beam.pid)
+        beam.ask("spin 5")
+        beam.ask("online 1")
+        said = until(lambda: (text := trouble(beam.pid)) and "suspended" in text and text)
+        assert said.startswith("1 of 2 schedulers is suspended (not online, ")
+        beam.ask("online 2")
+        until(lambda: "suspended" not in trouble(beam.pid))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vm_that_halts_and_waits_for_a_port_is_told(kind):
+    """
+    A program that reads nothing holds up ``erlang:halt(3)``.
+    """
+    with beams_run.start_beam(kind, "-s", "stuck") as beam:
+        beam.expect("ready")
+        beam.ask("block")
+        assert "halts" not in trouble(beam.pid)
+        beam.ask("halt")
+        said = until(lambda: (text := trouble(beam.pid)) and "halts" in text and text)
+        assert "The VM halts with code 3 and waits for 1 of its ports and schedulers." in said
+
+
+def test_a_quota_that_holds_the_vm_back_is_told():
+    """
+    A tenth of a CPU for processes that compute without end, in periods of the kernel's own count.
+    """
+    with beams_run.start_beam("stock25", "+S", "2:2", "-s", "stuck") as beam:
+        beam.expect("ready")
+        assert "quota" not in trouble(beam.pid)
+        with quota(beam.pid, 0.1) as folder:
+            beam.ask("spin 2")
+            until(lambda: times_throttled(folder))
+            before = times_throttled(folder)
+            said = until(lambda: (text := trouble(beam.pid)) and "quota" in text and text)
+            times, periods = map(int, re.search(r"in (\d+) of (\d+) periods", said).groups())
+            assert 0 < times <= periods
+            assert times <= times_throttled(folder) - before

@@ -9,7 +9,7 @@
 %%   online N         N schedulers online
 %%   queues           "queues A,B,...": run_queue_lengths_all
 %%   suspend          a process, stuck_suspended, that stuck_suspender suspends twice: "done"
-%%   block            a process, stuck_writer, that waits for a port: "block PORT OSPID", the program reads nothing
+%%   block            a process, stuck_writer, that waits for a port: "block PORT"; its program reads nothing
 %%   atoms N          N new atoms: "atoms COUNT LIMIT"
 %%   halt             "done", and then erlang:halt(3)
 -module(stuck).
@@ -49,12 +49,12 @@ command(_, ["suspend"]) ->
     until(fun() -> process_info(Pid, status) =:= {status, suspended} end),
     "done";
 command(_, ["block"]) ->
-    Pid = spawn(?MODULE, writer, [self(), "sleep 300"]),
+    %% Until the VM is gone.
+    Pid = spawn(?MODULE, writer, [self(), "sh -c 'while kill -0 $PPID; do sleep 1; done'"]),
     named(stuck_writer, Pid),
     receive {Pid, Port} -> ok end,
     until(fun() -> process_info(Pid, status) =:= {status, suspended} end),
-    {os_pid, Os} = erlang:port_info(Port, os_pid),
-    ["block ", erlang:port_to_list(Port), " ", integer_to_list(Os)];
+    ["block ", erlang:port_to_list(Port)];
 command(_, ["atoms", N]) ->
     [list_to_atom("stuck_" ++ integer_to_list(I)) || I <- lists:seq(1, list_to_integer(N))],
     io_lib:format("atoms ~b ~b", [erlang:system_info(atom_count), erlang:system_info(atom_limit)]);
