@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG
+from scope_ebpf.beam.walk import chain
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scope_ebpf.beam.memory import Memory
     from scope_ebpf.beam.target import Target
 
 #: The lists of connected nodes, by what the VM calls them.
@@ -35,6 +39,9 @@ _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
 _BLOCK_SIZE, _BESIDES = 32, 24
 #: The size of an entry from which on it has the word of all that waits; where that word is.
 _WITH_TOTAL, _TOTAL = 400, 248
+#: Where the list of those that wait for it begins, in an entry without that word (ErtsProcList:
+#: a pid, and where the next one is in the ring, erl_process.h).
+_SUSPENDED, _ONWARD = 280, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +85,48 @@ class ConnectionReader:
             len(pending),
         )
 
+    def waited_for(self, pid: int) -> tuple[int, int] | None:
+        """Find the node whose connection the process *pid* waits for: its atom, bytes queued."""
+        for head in self._heads:
+            for place, value in self._follow(self._memory.u64(head)):
+                first = self._memory.u64(place + _SUSPENDED + 8 * self._totals(place))
+                if pid in waiters(self._memory, first):
+                    return value["sysname"], self._waiting(place, value)
+        return None
+
     def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
         """What waits for each node of a list that is in this *state*, and whether it is busy."""
-        found: list[tuple[int, bool]] = []
+        return [
+            (self._waiting(at, value), bool(value["qflgs"] & _BUSY))
+            for at, value in self._follow(place)
+            if value["state"] & 0xFFFFFFFF == state
+        ]
+
+    def _follow(self, place: int) -> Iterator[tuple[int, dict[str, int]]]:
+        """Give the entries of the list that begins at *place*: where they lie, their fields."""
         for _ in range(_MOST):
             if not place:
-                return found
+                return
             raw = self._memory.read(place, self._size)
             value = {
                 name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
-                return found  # it is being freed
-            if value["state"] & 0xFFFFFFFF == state:
-                found.append((self._waiting(place, value), bool(value["qflgs"] & _BUSY)))
+                return  # it is being freed
+            yield place, value
             place = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
 
+    def _totals(self, place: int) -> bool:
+        """Whether an entry has the word of all that waits."""
+        size = self._memory.u64(place - _BLOCK_SIZE) - _BESIDES
+        return self._has_total or size == _WITH_TOTAL
+
     def _waiting(self, place: int, value: dict[str, int]) -> int:
         """Bytes that wait for one node, those of senders that need not wait among them."""
-        size = self._memory.u64(place - _BLOCK_SIZE) - _BESIDES
-        if self._has_total or size == _WITH_TOTAL:
-            return self._memory.u64(place + _TOTAL)
-        return value["qsize"]
+        return self._memory.u64(place + _TOTAL) if self._totals(place) else value["qsize"]
+
+
+def waiters(memory: Memory, first: int) -> list[int]:
+    """Read the pids of a ring of processes (ErtsProcList) that begins at *first*."""
+    return [memory.u64(at) for at in chain(memory, first, _ONWARD, _MOST, closed=True).tolist()]

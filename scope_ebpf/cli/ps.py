@@ -23,6 +23,7 @@ _LINES = (
     ("name", "name", ""),
     ("label", "label", ""),
     ("status", "status", ""),
+    ("why", "status_reason", ""),
     ("in function", "current_function", ""),
     ("initial call", "initial_call", ""),
     ("behaviour", "behaviour", ""),

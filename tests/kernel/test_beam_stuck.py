@@ -16,8 +16,12 @@ import pytest
 from test_daemon_threads import quota, times_throttled
 
 from scope_ebpf.beam import discover
+from scope_ebpf.beam.detail import FIELDS, detail, find
+from scope_ebpf.beam.processes import statuses
+from scope_ebpf.beam.schedulers import ARRAYS, Scheduler, Schedulers
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.cli import schedulers
+from scope_ebpf.cli.ps import lines
 from scope_ebpf.cli.trouble import Troubles
 
 KINDS = ("stock25", "trixie27")
@@ -61,17 +65,22 @@ def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
         beam.ask("collect")
         until(lambda: beam.ask("collecting") != "collecting 0")
 
-        def seen():
-            beam.freeze()  # so that text and JSON are of one moment
-            document, text = looked(beam.pid, capsys), looked(beam.pid, capsys, "text")
-            beam.thaw()
-            mine = [t for t in document["threads"] if t["name"] == "stuck_collector"]
-            return [(one, text) for one in mine if one["collecting"]]
+        target = discover.inspect(beam.pid)
+        reader = Schedulers(target, Viewer(target))
 
-        ((thread, text),) = until(seen)
-        assert thread["function"] is None
-        (line,) = (line for line in text.splitlines() if "stuck_collector" in line)
-        assert "stuck_collector collecting garbage" in line
+        def collected() -> list[Scheduler]:
+            beam.freeze()  # so that all looks are at one moment
+            found = [item for item in reader.read(ARRAYS) if item.collecting]
+            if not found:
+                beam.thaw()
+            return found
+
+        (item,) = until(collected)
+        assert (item.name, item.function) == ("stuck_collector", None)
+        (thread,) = (t for t in looked(beam.pid, capsys)["threads"] if t["collecting"])
+        assert (thread["name"], thread["function"]) == ("stuck_collector", None)
+        text = looked(beam.pid, capsys, "text").splitlines()
+        assert [line for line in text if "stuck_collector collecting garbage" in line]
 
 
 def trouble(pid: int) -> str:
@@ -157,3 +166,72 @@ def test_a_quota_that_holds_the_vm_back_is_told():
             times, periods = map(int, re.search(r"in (\d+) of (\d+) periods", said).groups())
             assert 0 < times <= periods
             assert times <= times_throttled(folder) - before
+
+
+def shown(pid: int, name: str) -> tuple[str, str | None]:
+    """
+    The status of a process as ``ps`` tells it, and why.
+    """
+    viewer = Viewer(discover.inspect(pid), FIELDS)
+    process = detail(viewer, find(viewer, name))
+    assert (f"  why           {process['status_reason']}" in lines(process)) == bool(
+        process["status_reason"]
+    )
+    return process["status"], process["status_reason"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sid29"])
+def test_who_suspended_a_process_and_which_port_it_waits_for_are_told(kind, nif):
+    """
+    By a process, for a port whose program reads nothing, and behind a scheduler that is stuck.
+    """
+    with beams_run.start_beam(kind, "+S", "2:2", "+SDcpu", "2:2", "-s", "stuck", env=nif) as beam:
+        beam.expect("ready")
+        by = beam.ask("suspend").split()[1]
+        assert shown(beam.pid, "stuck_suspended") == ("suspended", f"by {by} stuck_suspender")
+        port = beam.ask("block").split()[1]
+        said = (
+            f"waits for port {port} (sh -c 'while kill -0 $PPID; do sleep 1; done'), which is busy"
+        )
+        assert shown(beam.pid, "stuck_writer") == ("suspended", said)
+        assert shown(beam.pid, "stuck_suspender") == ("waiting", None)
+
+
+def test_the_queue_that_a_process_waits_in_is_told(nif):
+    """
+    The third of three calls waits for two dirty schedulers, a process bound to a stuck one for it.
+    """
+    flags = ("+S", "2:2", "+SDcpu", "2:2", "-s", "stuck")
+    with beams_run.start_beam("stock25", *flags, env=nif) as beam:
+        beam.expect("ready")
+        beam.ask("dirty 3")
+        until(lambda: beam.ask("queues").split(",")[-2] == "1")
+        names = [f"stuck_dirty_{number}" for number in (1, 2, 3)]
+        found = {shown(beam.pid, name) for name in names}
+        assert found == {
+            ("running", None),
+            ("runnable", "in the run queue of dirty_cpu, with 1 in it"),
+        }
+        beam.ask("bound 1")
+        beam.ask("wedge 1")
+        said = ("runnable", "in the run queue of normal 1, with 1 in it")
+        until(lambda: shown(beam.pid, "stuck_bound") == said)
+
+
+def test_a_connection_that_a_process_waits_for_is_told():
+    """
+    A node that is stopped takes nothing, so who sends to it is suspended.
+    """
+    with beams_run.dist_pair("stock25") as (beam, peer):
+        peer.freeze()
+        while True:
+            beam.plant("fill")
+            if beam.ask("block 1") == "suspended 1":
+                break
+        viewer = Viewer(discover.inspect(beam.pid), FIELDS)
+        rows = viewer.table.snapshot().rows
+        (row,) = (at for at, said in enumerate(statuses(rows["state"])) if said == "suspended")
+        why = detail(viewer, rows[row : row + 1])["status_reason"]
+        said = r"waits for the connection to peer@127.0.0.2, which has ([\d,]+) bytes to send"
+        assert int(re.fullmatch(said, why)[1].replace(",", "")) >= 1 << 16
+        peer.thaw()

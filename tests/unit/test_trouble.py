@@ -28,10 +28,10 @@ def test_who_just_began_is_not_stuck():
     """
     found = [scheduler(1, nif=NIF, waits=2), scheduler(2, nif=NIF, waits=1)]
     assert stuck(found, lambda _: STUCK / 2) is None
-    said = (
-        "Every scheduler is in a native function of /lib/block.so: nothing runs for 7.0 s or longer"
+    assert stuck(found, lambda _: 7.0) == (
+        "Every scheduler is in a native function of /lib/block.so: nothing runs for 7.0 s or "
+        "longer, and 3 wait."
     )
-    assert f"{said}, and 3 wait." == stuck(found, lambda _: 7.0)
 
 
 def test_a_port_that_is_busy_is_not_stuck_and_neither_is_who_has_nothing_to_do():

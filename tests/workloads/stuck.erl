@@ -2,13 +2,14 @@
 %% Brings a VM into states in which it does not get on, and tells what the VM itself says of them.
 %%
 %%   collect          a process, stuck_collector, that collects a large heap again and again: "done"
-%%   collecting       "collecting N": how often of 1,000 looks process_info said that it is collected
+%%   collecting       "collecting N": how often of 20 looks process_info said that it is collected
 %%   wedge N          N processes that never leave a native function on normal schedulers 1 to N: "done"
-%%   dirty N          the same N times on dirty CPU schedulers
+%%   dirty N          processes stuck_dirty_1 to N that do so on dirty CPU schedulers: "done"
 %%   spin N           N processes that compute for ever
 %%   online N         N schedulers online
 %%   queues           "queues A,B,...": run_queue_lengths_all
-%%   suspend          a process, stuck_suspended, that stuck_suspender suspends twice: "done"
+%%   bound I          a process, stuck_bound, that computes for ever on normal scheduler I: "done"
+%%   suspend          a process, stuck_suspended, that stuck_suspender suspends twice: "suspend PID" of that
 %%   block            a process, stuck_writer, that waits for a port: "block PORT"; its program reads nothing
 %%   atoms N          N new atoms: "atoms COUNT LIMIT"
 %%   halt             "done", and then erlang:halt(3)
@@ -23,16 +24,20 @@ command(_, ["collect"]) ->
     named(stuck_collector, spawn(?MODULE, collector, [lists:seq(1, 1000000)]));
 command(_, ["collecting"]) ->
     Pid = whereis(stuck_collector),
-    ["collecting ", integer_to_list(length([1 || _ <- lists:seq(1, 1000), is_collected(Pid)]))];
+    ["collecting ", integer_to_list(length([1 || _ <- lists:seq(1, 20), is_collected(Pid)]))];
 command(_, ["wedge", N]) ->
-    ok = names_nif:load(),
+    _ = names_nif:load(),  %% it may be loaded already
     [spawn_opt(fun() -> receive after 100 -> names_nif:wedge() end end, [{scheduler, I}])
      || I <- lists:seq(1, list_to_integer(N))],
     "done";
 command(_, ["dirty", N]) ->
-    ok = names_nif:load(),
-    [spawn(fun names_nif:dirty/0) || _ <- lists:seq(1, list_to_integer(N))],
+    _ = names_nif:load(),  %% it may be loaded already
+    [named(list_to_atom("stuck_dirty_" ++ integer_to_list(I)), spawn(fun names_nif:dirty/0))
+     || I <- lists:seq(1, list_to_integer(N))],
     "done";
+command(_, ["bound", I]) ->
+    Spin = [{scheduler, list_to_integer(I)}],
+    named(stuck_bound, spawn_opt(?MODULE, spinner, [], Spin));
 command(_, ["spin", N]) ->
     [spawn(?MODULE, spinner, []) || _ <- lists:seq(1, list_to_integer(N))],
     "done";
@@ -47,7 +52,7 @@ command(_, ["suspend"]) ->
     named(stuck_suspended, Pid),
     named(stuck_suspender, spawn(?MODULE, suspender, [Pid])),
     until(fun() -> process_info(Pid, status) =:= {status, suspended} end),
-    "done";
+    ["suspend ", pid_to_list(whereis(stuck_suspender))];
 command(_, ["block"]) ->
     %% Until the VM is gone.
     Pid = spawn(?MODULE, writer, [self(), "sh -c 'while kill -0 $PPID; do sleep 1; done'"]),
