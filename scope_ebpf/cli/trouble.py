@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.processes import IDENTITY
 from scope_ebpf.beam.schedulers import ARRAYS, Schedulers
 from scope_ebpf.beam.threads import ROLES
+from scope_ebpf.beam.view import Viewer
 from scope_ebpf.daemon.throttling import Throttling
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from scope_ebpf.beam.schedulers import Scheduler
     from scope_ebpf.beam.target import Target
-    from scope_ebpf.beam.view import Viewer
     from scope_ebpf.metrics.reading import Throttled
 
 #: Seconds after which it is told that a scheduler does not get on; those that a quota is seen for.
 STUCK = 0.25
+#: The tables whose limits end a VM, and from which part on one is told to be nearly full.
+_TABLES, _FULL = ("processes", "ports", "atoms"), 0.8
 #: What ``erts_halt_progress`` is while the VM does not halt (OTP-25.2.3 erts/emulator/beam/io.c).
 _NO_HALT = 0xFFFFFFFF
 
@@ -65,10 +71,14 @@ class Troubles:
     def now(self) -> str | None:
         """Look, and a second time STUCK later where one look raises a suspicion; tell."""
         found = self.look(ARRAYS)
-        if any(map(self._undecided, found)) or self._limited():
+        if self.suspects(found):
             self._target.identity.wait(STUCK)
             found = self.look(ARRAYS)
         return self.tell(found)
+
+    def suspects(self, found: list[Scheduler]) -> bool:
+        """Whether a second look, STUCK later, may tell more than this one."""
+        return any(map(self._undecided, found)) or self._limited()
 
     def tell(self, found: list[Scheduler]) -> str | None:
         """Say what keeps the VM from working, as of the look that *found* these; or None."""
@@ -112,6 +122,66 @@ def _work(item: Scheduler) -> object:
     switches = item.queue.switches if item.queue else None
     # A process that waits in a native function makes no context switches meanwhile.
     return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """*trouble* keeps a VM from its work; *usage* of its tables is ``{NAME: (used, limit)}``."""
+
+    trouble: str | None = None
+    usage: dict[str, tuple[int, int]] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields of one VM in ``list --format json``; null is what could not be read."""
+        usage = {
+            name: {"used": used, "limit": limit}
+            for name, (used, limit) in (self.usage or {}).items()
+        }
+        return {"trouble": self.trouble, "usage": usage or None}
+
+    def text(self) -> str:
+        """Say what is wrong and which tables are nearly full; "" if nothing is."""
+        full = [
+            f"{used:,} of {limit:,} {name} are in use ({100 * used / limit:.0f} %)."
+            for name, (used, limit) in (self.usage or {}).items()
+            if used > _FULL * limit
+        ]
+        return " ".join([self.trouble, *full] if self.trouble else full)
+
+
+def health(targets: list[Target]) -> list[Health]:
+    """Look at VMs, and once more at all that one look does not tell enough of."""
+    looked = [_looked(target) for target in targets]
+    again = [one for one in looked if one and one[0].suspects(one[1])]
+    if again:
+        time.sleep(STUCK)
+    return [
+        _health(target, one, again=one in again)
+        for target, one in zip(targets, looked, strict=True)
+    ]
+
+
+def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | None:
+    try:
+        troubles = Troubles(target, Viewer(target, IDENTITY))
+        return troubles, troubles.look(ARRAYS)
+    except (ScopeError, OSError):
+        return None
+
+
+def _health(
+    target: Target, looked: tuple[Troubles, list[Scheduler]] | None, *, again: bool
+) -> Health:
+    trouble = usage = None
+    with suppress(ScopeError, OSError):
+        if looked:
+            troubles, found = looked
+            trouble = troubles.tell(troubles.look(ARRAYS) if again else found)
+    with suppress(ScopeError, OSError):
+        reader = CounterReader(target)
+        used, limits = reader.read(), reader.limits()
+        usage = {name: (getattr(used, name), getattr(limits, name)) for name in _TABLES}
+    return Health(trouble, usage)
 
 
 def halting(target: Target) -> str | None:

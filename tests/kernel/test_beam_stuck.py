@@ -20,7 +20,7 @@ from scope_ebpf.beam.detail import FIELDS, detail, find
 from scope_ebpf.beam.processes import statuses
 from scope_ebpf.beam.schedulers import ARRAYS, Scheduler, Schedulers
 from scope_ebpf.beam.view import Viewer
-from scope_ebpf.cli import schedulers
+from scope_ebpf.cli import list_beams, schedulers
 from scope_ebpf.cli.ps import lines
 from scope_ebpf.cli.trouble import Troubles
 
@@ -63,7 +63,6 @@ def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
     with beams_run.start_beam(kind, "-s", "stuck") as beam:
         beam.expect("ready")
         beam.ask("collect")
-        until(lambda: beam.ask("collecting") != "collecting 0")
 
         target = discover.inspect(beam.pid)
         reader = Schedulers(target, Viewer(target))
@@ -235,3 +234,35 @@ def test_a_connection_that_a_process_waits_for_is_told():
         said = r"waits for the connection to peer@127.0.0.2, which has ([\d,]+) bytes to send"
         assert int(re.fullmatch(said, why)[1].replace(",", "")) >= 1 << 16
         peer.thaw()
+
+
+def test_the_list_tells_who_is_not_well(capsys):
+    """
+    A VM whose atoms are nearly all used, one that is stopped, and one that is well.
+    """
+
+    def rows() -> dict[int, dict]:
+        list_beams.run(argparse.Namespace(format="json"))
+        return {row["pid"]: row for row in json.loads(capsys.readouterr().out)["beams"]}
+
+    with (
+        beams_run.start_beam("stock25", "+t", "20000", "-s", "stuck") as full,
+        beams_run.start_beam("stock25", "+S", "2:2", "-s", "stuck") as well,
+    ):
+        for beam in (full, well):
+            beam.expect("ready")
+        full.ask("atoms 9000")
+        used, limit = map(int, full.ask("atoms 0").split()[1:])  # the first answer made some, too
+        assert used > 0.8 * limit
+        found = rows()
+        assert {"used": used, "limit": limit} == found[full.pid]["usage"]["atoms"]
+        assert found[well.pid]["usage"]["processes"]["limit"] == 1 << 18
+        well.freeze()
+        assert "stopped" in rows()[well.pid]["trouble"]
+        list_beams.run(argparse.Namespace(format="text"))
+        text = capsys.readouterr().out
+        well.thaw()
+    assert (
+        f"{full.pid}: {used:,} of {limit:,} atoms are in use ({100 * used / limit:.0f} %)." in text
+    )
+    assert re.search(rf"^{well.pid}: The VM is stopped", text, re.MULTILINE)

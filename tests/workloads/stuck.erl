@@ -2,7 +2,6 @@
 %% Brings a VM into states in which it does not get on, and tells what the VM itself says of them.
 %%
 %%   collect          a process, stuck_collector, that collects a large heap again and again: "done"
-%%   collecting       "collecting N": how often of 20 looks process_info said that it is collected
 %%   wedge N          N processes that never leave a native function on normal schedulers 1 to N: "done"
 %%   dirty N          processes stuck_dirty_1 to N that do so on dirty CPU schedulers: "done"
 %%   spin N           N processes that compute for ever
@@ -22,9 +21,6 @@ main() -> register(stuck_main, self()), control:serve(fun(_) -> ok end, fun comm
 
 command(_, ["collect"]) ->
     named(stuck_collector, spawn(?MODULE, collector, [lists:seq(1, 1000000)]));
-command(_, ["collecting"]) ->
-    Pid = whereis(stuck_collector),
-    ["collecting ", integer_to_list(length([1 || _ <- lists:seq(1, 20), is_collected(Pid)]))];
 command(_, ["wedge", N]) ->
     _ = names_nif:load(),  %% it may be loaded already
     [spawn_opt(fun() -> receive after 100 -> names_nif:wedge() end end, [{scheduler, I}])
@@ -68,8 +64,6 @@ command(Control, ["halt"]) ->
     erlang:halt(3).
 
 named(Name, Pid) -> true = register(Name, Pid), "done".
-
-is_collected(Pid) -> process_info(Pid, status) =:= {status, garbage_collecting}.
 
 collector(Heap) ->
     erlang:garbage_collect(),
