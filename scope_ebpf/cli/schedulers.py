@@ -18,7 +18,7 @@ from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.cli.top import short
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -161,4 +161,4 @@ def _what(item: Scheduler, seconds: float) -> str:
         parts.append(f"in {item.function}")
     if parts and seconds > 0:
         parts.append(f"for {seconds:.1f} s or longer")
-    return escaped(" ".join(parts))
+    return escaped(spelled(" ".join(parts)))

@@ -21,7 +21,7 @@ from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -216,12 +216,12 @@ def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
     about = "~" if process.get("memory_estimated") else ""
     return (
         process["pid"],
-        escaped(name),
+        escaped(spelled(name)),
         short(rate),
         about + short(process["memory_bytes"]),
         short(process["message_queue_len"]),
         process["status"],
-        escaped(process["current_function"] or "?"),
+        escaped(spelled(process["current_function"] or "?")),
     )
 
 

@@ -21,6 +21,7 @@ from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.daemon.throttling import Throttling
 from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -91,7 +92,7 @@ class Troubles:
             suspended(found),
             *(crowded(found, kind) for kind in ("dirty_cpu", "dirty_io")),
         )
-        return " ".join(text for text in told if text) or None
+        return spelled(" ".join(text for text in told if text)) or None
 
     def _undecided(self, item: Scheduler) -> bool:
         return item.nif is not None and item.doing == "running" and self.seconds(item) < STUCK
