@@ -33,6 +33,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
 	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
+	@$(BIN)/python docs/metrics.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
 	@$(BIN)/pytest tests/unit tests/contract
@@ -57,6 +58,7 @@ soak: $(VENV)/.test objects ## an hour of BEAMs that come and go under the daemo
 
 fuzz: $(VENV)/.test ## a million mutated captures, configs, rings, memory images and ELF files
 	@$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
+
 chaos: $(VENV)/.test objects ## kill and stop the daemon and its attacher, MINUTES=30 (root)
 	@$(DEPS) test
 	@$(SUDO) $(BIN)/python bench/chaos.py --minutes $(or $(MINUTES),30)
@@ -65,8 +67,9 @@ objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build
 	@$(PYTHON) packaging/build_objects.py
 
-generate: ## make the C header and the Python module of probes/events.toml
+generate: $(VENV)/.test ## make what probes/events.toml and the catalogue of metrics are the source of
 	@$(PYTHON) probes/generate.py
+	@$(BIN)/python docs/metrics.py
 
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py

@@ -24,7 +24,6 @@ from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.functions import Function, Functions, parse
 from scope_ebpf.beam.modules import Modules
-from scope_ebpf.beam.pieces import MAP_24
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.kernel.call_watch import CallWatch, Place
 
@@ -49,9 +48,9 @@ def functions(target: Target, *patterns: str) -> list[Function]:
 def watched(target: Target, chosen: list[Function], beam: beams_run.Beam, command: str) -> float:
     """CPU seconds that *command* takes while *chosen* are watched, and each call is looked at."""
     tids = [t.tid for t in threads(target.pid) if t.role == "normal"]
-    with CallWatch(
-        target.identity, _LIMIT, target.layout.offset("Process", "hend"), MAP_24
-    ) as watch:
+    layout = target.layout
+    subtag = layout.facts.map_subtag
+    with CallWatch(target.identity, _LIMIT, layout.offset("Process", "hend"), subtag) as watch:
         watch.set([Place(f.address, *f.terms, f.arity) for f in chosen], tids)
         watch.open(on=True)
         return seconds(beam, command)

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope_ebpf.beam.layouts.checks import again, refused
 from scope_ebpf.beam.memory import column
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.relations import of_allocators, of_use
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
@@ -42,6 +45,10 @@ _STAT, _BLOCK_STAT = 16, 48
 _CARRIER_WAYS = 2
 #: The types of fix_alloc that erlang:memory/0 takes for memory of processes.
 _OF_PROCESSES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
+#: The allocator of these, ERTS_ALC_A_FIXED_SIZE.
+_FIXED_SIZE = 8
+_WORD, _PAGE = 8, 4096
+_THEY_ARE = "allocators are"
 #: Bytes of a slot of the process table, and what the VM takes for one of its queue of free ones.
 _SLOT, _FREE = 8, 4
 #: How often figures that cannot be are read again before they are left to be refused.
@@ -211,14 +218,16 @@ class AllocatorReader:
             at = layout.offset("ErtsAlcFixList_t", field)
             return np.array([column(raw, place * stride + at, np.int64) for place in places])
 
-        sizes = figures("type_size")
+        sizes, types = figures("type_size"), figures("type")
+        steps = np.array(places)[:, None] - places[0]
+        if not (types - types[0] == steps * (types[1] - types[0]) // steps[1]).all():
+            raise refused(self._target, "lists of blocks are in the order of types", _THEY_ARE)
         allocated, used = (
             np.where(pooled, figures(f"cpool.{name}"), figures(f"nocpool.{name}"))
             for name in ("allocated", "used")
         )
-        # The first is the list of processes: it must say so by its size.
         if not (sizes[0] == layout.size("Process")).all():
-            return None
+            raise refused(self._target, "the first list of blocks is of processes", _THEY_ARE)
         return int((sizes * allocated).sum()), int((sizes * used).sum())
 
     def _use(self, blocks: dict[str, int], fixed: tuple[int, int] | None) -> MemoryUse:
@@ -258,10 +267,32 @@ class AllocatorReader:
     def _check(self) -> None:
         for number, found in self._pairs():
             if not numbered(self._target, found, number):
-                raise ReadRefusedError(
-                    f"process {self._target.pid}: its allocators are not where {self._layout} has "
-                    "them, so they are not read"
-                )
+                raise refused(self._target, "each allocator tells its number", _THEY_ARE)
+        again(self._check_figures)
+
+    def _check_figures(self) -> None:
+        """One allocator has lists of blocks of one size; whose carriers are none has no bytes."""
+        every = np.concatenate(self._instances)
+        raw, good = self._memory.gather(every, self._layout.size("Allctr_t"))
+        if not good.all():
+            raise ReadRefusedError(f"{int((~good).sum())} allocators could not be read")
+        owners = np.repeat(self._numbers, [len(found) for found in self._instances])
+        lists = column(raw, self._layout.offset("Allctr_t", "fix"), np.uint64)
+        if not ((lists != 0) == (owners == _FIXED_SIZE)).all():
+            raise refused(self._target, "fixed_size alone has lists of blocks", _THEY_ARE)
+        for place, least in self._pairs_of_figures():
+            number, size = (column(raw, place + at, np.uint64) for at in (0, _WORD))
+            low = size // np.uint64(least) < number
+            if (low | ((number == 0) & (size != 0))).any():
+                raise refused(self._target, "carriers and blocks have bytes", _THEY_ARE)
+
+    def _pairs_of_figures(self) -> Iterator[tuple[int, int]]:
+        """Where number and bytes of carriers and blocks lie, and the least bytes that one has."""
+        for kind in ("sbcs", "mbcs"):
+            first = self._layout.offset("Allctr_t", f"{kind}.carriers")
+            yield from ((first + way * _STAT, _PAGE) for way in range(_CARRIER_WAYS))
+            first = self._layout.offset("Allctr_t", f"{kind}.blocks")
+            yield from ((first + number * _BLOCK_STAT, _WORD) for number in range(COUNT))
 
 
 def instances(target: Target, info: int, specs: int, number: int) -> NDArray[np.uint64]:

@@ -48,9 +48,6 @@ _MAX_ATTRIBUTES = 1 << 16
 CACHE = 4096
 #: A location packs a file's number above 24 bits of line (OTP-25.2.3 beam_code.h).
 _LINE_BITS = 24
-#: The release from which on the first name of a module's files is its own file's, and names are
-#: lists of characters; before, they were atoms (OTP-24.3.4.4 erts/emulator/beam/beam_ranges.c).
-_WITH_OWN_FILE = 25
 
 
 class Mfa(NamedTuple):
@@ -297,7 +294,7 @@ class CodeMap:
 
     def _file(self, names: int, number: int, module: str) -> str:
         """Name one of a module's files; *names* is where their names lie."""
-        if self._layout.release >= _WITH_OWN_FILE:
+        if self._layout.facts.own_file_names:
             return self._text(self._memory.u64(names + 8 * number))
         if number == 0:
             return f"{module}.erl"

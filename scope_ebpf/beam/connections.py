@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.layouts.checks import check_entry
 from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG
 from scope_ebpf.beam.walk import chain
 from scope_ebpf.errors import ReadRefusedError
@@ -34,14 +35,9 @@ TYPES = tuple(_LISTS)
 _MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
-#: An entry lies in a block of the VM's that says its size (ErtsBinary, OTP-25.2.3 erl_binary.h):
-#: where that word stands before the entry, and what it counts besides.
-_BLOCK_SIZE, _BESIDES = 32, 24
-#: The size of an entry from which on it has the word of all that waits; where that word is.
-_WITH_TOTAL, _TOTAL = 400, 248
-#: Where the list of those that wait for it begins, in an entry without that word (ErtsProcList:
-#: a pid, and where the next one is in the ring, erl_process.h).
-_SUSPENDED, _ONWARD = 280, 16
+#: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
+#: ring, OTP-25.2.3 erl_process.h).
+_ONWARD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +61,11 @@ class ConnectionReader:
         self._memory = target.memory
         self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
         self._size = target.layout.size("DistEntry")
-        names = ("next", "sysname", "state", "qflgs", "qsize")
+        names = ("next", "sysname", "state", "qflgs", "suspended")
         self._at = {name: target.layout.offset("DistEntry", name) for name in names}
-        self._has_total = target.layout.has("DistEntry", "total_qsize")
+        total = target.layout.has("DistEntry", "total_qsize")
+        self._at["queued"] = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
+        check_entry(target)
 
     def read(self) -> Connections:
         """Follow the lists. Raises ReadRefusedError."""
@@ -88,22 +86,21 @@ class ConnectionReader:
     def waited_for(self, pid: int) -> tuple[int, int] | None:
         """Find the node whose connection the process *pid* waits for: its atom, bytes queued."""
         for head in self._heads:
-            for place, value in self._follow(self._memory.u64(head)):
-                first = self._memory.u64(place + _SUSPENDED + 8 * self._totals(place))
-                if pid in waiters(self._memory, first):
-                    return value["sysname"], self._waiting(place, value)
+            for value in self._follow(self._memory.u64(head)):
+                if pid in waiters(self._memory, value["suspended"]):
+                    return value["sysname"], value["queued"]
         return None
 
     def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
         """What waits for each node of a list that is in this *state*, and whether it is busy."""
         return [
-            (self._waiting(at, value), bool(value["qflgs"] & _BUSY))
-            for at, value in self._follow(place)
+            (value["queued"], bool(value["qflgs"] & _BUSY))
+            for value in self._follow(place)
             if value["state"] & 0xFFFFFFFF == state
         ]
 
-    def _follow(self, place: int) -> Iterator[tuple[int, dict[str, int]]]:
-        """Give the entries of the list that begins at *place*: where they lie, their fields."""
+    def _follow(self, place: int) -> Iterator[dict[str, int]]:
+        """Give the entries of the list that begins at *place*, by their fields."""
         for _ in range(_MOST):
             if not place:
                 return
@@ -113,18 +110,9 @@ class ConnectionReader:
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
                 return  # it is being freed
-            yield place, value
+            yield value
             place = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
-
-    def _totals(self, place: int) -> bool:
-        """Whether an entry has the word of all that waits."""
-        size = self._memory.u64(place - _BLOCK_SIZE) - _BESIDES
-        return self._has_total or size == _WITH_TOTAL
-
-    def _waiting(self, place: int, value: dict[str, int]) -> int:
-        """Bytes that wait for one node, those of senders that need not wait among them."""
-        return self._memory.u64(place + _TOTAL) if self._totals(place) else value["qsize"]
 
 
 def waiters(memory: Memory, first: int) -> list[int]:

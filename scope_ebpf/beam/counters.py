@@ -2,8 +2,7 @@
 """
 What the VM counts anyway, read from its memory: exact, and free for the VM.
 
-Run queues and scheduler data are arrays of structs, whose places are checked
-before use: each struct carries its own number. Sources: OTP-25.2.3
+Run queues and scheduler data are checked before use (``layouts.checks``). Sources: OTP-25.2.3
 erts/emulator/beam/erl_process.h (struct ErtsRunQueue_, struct
 ErtsSchedulerData_, ErtsSchedulerSleepInfo), erl_ptab.h (ErtsPTab), index.h
 (IndexTable), erl_db.c (erts_ets_table_count), io.c (reply_io_bytes).
@@ -12,30 +11,18 @@ ErtsSchedulerData_, ErtsSchedulerSleepInfo), erl_ptab.h (ErtsPTab), index.h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope_ebpf.beam.memory import column, word_places
-from scope_ebpf.beam.threads import threads
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.beam.layouts.checks import KINDS, fields, queues, schedulers
+from scope_ebpf.beam.memory import word_places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.target import Target
 
-#: OTP allows 1024 schedulers of each of the three kinds.
-_MAX_SCHEDULERS = 1024
-#: Each kind of scheduler: the array of their data, and how many there are.
-_KINDS = {
-    "normal": ("erts_aligned_scheduler_data", "erts_no_schedulers"),
-    "dirty_cpu": ("erts_aligned_dirty_cpu_scheduler_data", "erts_no_dirty_cpu_schedulers"),
-    "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
-}
-KINDS = tuple(_KINDS)
-#: The array of each kind alone.
-SCHEDULER_DATA = {kind: array for kind, (array, _) in _KINDS.items()}
 #: ErtsSchedulerSleepInfo.flags, and the bit of a scheduler that is not online.
 SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 #: Those of a scheduler that has nothing to do: it sleeps, or spins until there is something.
@@ -103,16 +90,10 @@ class CounterReader:
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
         self._layout = target.layout
-        counts = _counts(target)
-        self._schedulers = {kind: self._array(target, kind, counts[kind]) for kind in KINDS}
-        self._check(target)
-        # A kind of dirty schedulers shares one queue; each normal scheduler has its own.
-        queues = {kind: self._pointers(kind, "run_queue") for kind in KINDS}
-        self._queues = np.concatenate(
-            [queues["normal"], queues["dirty_cpu"][:1], queues["dirty_io"][:1]]
-        )
-        self._check_queues(target)
-        self._sleepers = np.concatenate([self._pointers(kind, "ssi") for kind in KINDS])
+        self._schedulers = schedulers(target)
+        self._queues = queues(target, self._schedulers)
+        data = np.concatenate([self._schedulers[kind] for kind in KINDS])
+        self._sleepers = fields(target, data, "ErtsSchedulerData", ("ssi", np.uint64))[0]
         self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
         self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
         self._atoms = target.address("erts_atom_table")
@@ -224,67 +205,3 @@ class CounterReader:
 
     def _table(self, name: str, field: str) -> int:
         return self._memory.u32(self._tables[name] + self._layout.offset("ErtsPTab", field))
-
-    def _fields(
-        self, places: NDArray[np.uint64], struct: str, *fields: tuple[str, type[np.generic]]
-    ) -> list[NDArray[Any]]:
-        """One column for each field; the structs are read from the first to the last of them."""
-        offsets = [self._layout.offset(struct, name) for name, _ in fields]
-        first = min(offsets)
-        raw, good = self._memory.gather(places + np.uint64(first), max(offsets) + 8 - first)
-        if not good.all():
-            raise ReadRefusedError(f"{int((~good).sum())} structs {struct} could not be read")
-        return [
-            column(raw, offset - first, kind)
-            for offset, (_, kind) in zip(offsets, fields, strict=True)
-        ]
-
-    def _pointers(self, kind: str, field: str) -> NDArray[np.uint64]:
-        found: NDArray[np.uint64] = self._fields(
-            self._schedulers[kind], "ErtsSchedulerData", (field, np.uint64)
-        )[0]
-        return found
-
-    def _array(self, target: Target, kind: str, count: int) -> NDArray[np.uint64]:
-        if not 0 < count <= _MAX_SCHEDULERS:
-            raise ReadRefusedError(
-                f"process {target.pid} claims {count} schedulers of the kind {kind}, so its "
-                "counters are not read"
-            )
-        start = self._memory.u64(target.address(_KINDS[kind][0]))
-        stride = np.uint64(self._layout.size("ErtsAlignedSchedulerData"))
-        return np.uint64(start) + np.arange(count, dtype=np.uint64) * stride
-
-    def _check(self, target: Target) -> None:
-        """Each scheduler's data tells its number."""
-        for kind, places in self._schedulers.items():
-            field = "no" if kind == "normal" else "dirty_no"
-            numbers = self._fields(places, "ErtsSchedulerData", (field, np.uint64))[0]
-            if not (numbers & np.uint64(0xFFFFFFFF) == np.arange(1, len(places) + 1)).all():
-                raise ReadRefusedError(
-                    f"process {target.pid}: its schedulers are not where {self._layout} has them, "
-                    "so its counters are not read"
-                )
-
-    def _check_queues(self, target: Target) -> None:
-        """Each run queue tells its place: those of normal schedulers, then dirty CPU, dirty IO."""
-        indexes = self._fields(self._queues, "ErtsRunQueue", ("ix", np.int32))[0]
-        if not (indexes == np.arange(len(self._queues))).all():
-            raise ReadRefusedError(
-                f"process {target.pid}: its run queues are not where {self._layout} has them, "
-                "so its counters are not read"
-            )
-
-
-def _counts(target: Target) -> dict[str, int]:
-    """How many schedulers of each kind there are: what the VM says, or else its threads."""
-    found: dict[str, int] = {}
-    roles: list[str] | None = None
-    for kind, (_, name) in _KINDS.items():
-        place = target.find(name)
-        if place is None:
-            roles = [thread.role for thread in threads(target.pid)] if roles is None else roles
-            found[kind] = roles.count(kind)
-        else:
-            found[kind] = target.memory.u32(place)
-    return found

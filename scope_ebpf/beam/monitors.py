@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 #: Flags of a node. Since OTP 28 they share a word with the kind and stand above it.
 _TARGET, _EXTENDED, _SPAWN_PENDING = 1 << 0, 1 << 4, 1 << 5
 _SHIFT_28, _KIND_28 = 7, 0x1F
-#: The last versions of ERTS, by major, that knew no monitors of ports of other nodes.
-_WITHOUT_DIST_PORT = {12: (12, 3, 2, 2), 13: (13, 0, 3)}
 _PROC, _PORT, _TIME_OFFSET, _DIST_PROC = 0, 1, 2, 3
 
 
@@ -56,9 +54,7 @@ class Counts(NamedTuple):
 
 def kinds(target: Target) -> Kinds:
     """Give the kinds as this VM numbers them."""
-    version = tuple(int(part) for part in target.erts_version.split(".") if part.isdigit())
-    last = _WITHOUT_DIST_PORT.get(version[0]) if version else None
-    first = 4 if last is not None and version <= last else 5
+    first = 5 if target.layout.facts.dist_port_monitors else 4
     remote = tuple(range(_DIST_PROC, first))
     return Kinds(remote, first, (first + 1, first + 2), first + 3, first + 4)
 

@@ -42,9 +42,8 @@ _MAX_TEXT = 200
 #: Terms of all arguments: more than fit into the pieces, fewer than would break the stack.
 _TERMS = 128
 _UNKNOWN = "..."
-#: erl_term.h: the subtag of a header; since OTP 27 bitstrings and maps have others.
+#: erl_term.h: the subtag of a header; since OTP 27 bitstrings have others.
 _SUBTAG = 0x3F
-MAP_24, MAP_27 = 0x3C, 0x2C
 _SUB_BITS_27 = 0x24
 #: erl_map.h: what kind of map, above the subtag; a flat one has its keys in a tuple.
 _FLAT = 0
@@ -57,9 +56,9 @@ class Shaper:
         self._atoms = atoms
         self._pids = PidCodec.of(target)
         self._ports = PortCodec.of(target)
-        self._bits = target.layout.release >= 27
+        self._bits = target.layout.facts.heap_bits
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
-        self._map = MAP_27 if self._bits else MAP_24
+        self._map = target.layout.facts.map_subtag
         self._pieces: dict[int, list[int]] = {}
         self._left = 0
 

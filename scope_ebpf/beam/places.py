@@ -2,16 +2,16 @@
 """
 Where each scheduler keeps what it does now, for programs that look at it in the kernel.
 
-Checked before use: a scheduler's data tells its number, its sleep info points back to
-it (OTP-25.2.3 erts/emulator/beam/erl_process.h, struct ErtsSchedulerData_ and
-ErtsSchedulerSleepInfo_).
+Checked before use (``layouts.checks``). Source: OTP-25.2.3 erts/emulator/beam/erl_process.h
+(struct ErtsSchedulerData_, ErtsSchedulerSleepInfo_).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scope_ebpf.beam.counters import SCHEDULER_DATA, SLEEP_FLAGS
+from scope_ebpf.beam.counters import SLEEP_FLAGS
+from scope_ebpf.beam.layouts.checks import schedulers
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class Place(NamedTuple):
 
 
 class SchedulerPlaces:
-    """The schedulers of *target*. ReadRefusedError where its layout is not known."""
+    """The schedulers of *target*. ReadRefusedError where they are not found, or a check fails."""
 
     def __init__(self, target: Target) -> None:
+        self._places = {kind: found.tolist() for kind, found in schedulers(target).items()}
         self._target = target
         self._layout = layout = target.layout
         self._fields = tuple(
@@ -59,13 +60,11 @@ class SchedulerPlaces:
 
     def find(self, role: str, number: int) -> Place | None:
         """Find one scheduler, None for other threads and where a check fails."""
-        name = SCHEDULER_DATA.get(role)
-        if name is None or number < 1:
+        places = self._places.get(role, ())
+        if not 0 < number <= len(places):
             return None
         try:
-            start = self._target.memory.u64(self._target.address(name))
-            place = start + (number - 1) * self._layout.size("ErtsAlignedSchedulerData")
-            return self._checked(place, role == "normal", number)
+            return self._checked(places[number - 1], role == "normal", number)
         except ReadRefusedError:
             return None
 

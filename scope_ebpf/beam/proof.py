@@ -36,7 +36,7 @@ class _Unchecked:
 
     @property
     def layout(self) -> Layout:
-        release, _ = nearest(self.target.otp_release)
+        release = nearest(self.target.otp_release)
         return load(release, usdt=self.target.usdt, interpreter=self.target.flavor == "emu")
 
     @property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf.beam.connections import ConnectionReader, waiters
-from scope_ebpf.beam.counters import SCHEDULER_DATA
+from scope_ebpf.beam.layouts.checks import schedulers
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.monitors import suspenders
 from scope_ebpf.beam.processes import statuses
@@ -116,8 +116,8 @@ def _queued(target: Target, row: np.void) -> str | None:
     if kind is None:
         at = int(row["pointer"]) + layout.offset("Process", "run_queue")
     else:
-        data = memory.u64(target.address(SCHEDULER_DATA[kind]))
-        at = data + layout.offset("ErtsSchedulerData", "run_queue")
+        first = int(schedulers(target)[kind][0])
+        at = first + layout.offset("ErtsSchedulerData", "run_queue")
     queue = memory.u64(at) & ~_FLAGS
     length = memory.u32(queue + layout.offset("ErtsRunQueue", "len"))
     whose = kind or f"normal {memory.u32(queue + layout.offset('ErtsRunQueue', 'ix')) + 1}"

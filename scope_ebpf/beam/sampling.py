@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.schedulers import ARRAYS
+from scope_ebpf.beam.layouts.checks import schedulers
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.errors import ReadRefusedError
 
@@ -55,25 +55,17 @@ def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
 
     The JIT keeps the registers of a normal scheduler at the top of the part of the C stack that
     functions use which Erlang code calls (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h); the
-    others have no such place, 0.
+    others have no such place, 0. ReadRefusedError by the name of a check that failed.
     """
-    layout, memory = target.layout, target.memory
+    places = {role: found.tolist() for role, found in schedulers(target).items()}
+    registers = target.layout.offset("ErtsSchedulerData", "registers")
     found = {}
     for thread in threads(target.pid):
-        array = target.find(ARRAYS[thread.role]) if thread.role in ARRAYS else None
-        if array is None:
+        of = places.get(thread.role, ())
+        if not 0 < thread.number <= len(of):
             continue
-        try:
-            stride = layout.size("ErtsAlignedSchedulerData")
-            place = memory.u64(array) + (thread.number - 1) * stride
-            dirty = thread.role != "normal"
-            number = layout.offset("ErtsSchedulerData", "dirty_no" if dirty else "no")
-            if memory.u32(place + number) != thread.number:
-                continue
-            top = 0
-            if not dirty and target.flavor == "jit":
-                top = memory.u64(place + layout.offset("ErtsSchedulerData", "registers"))
-            found[thread.tid] = (place, top)
-        except ReadRefusedError:
-            continue
+        place, top = of[thread.number - 1], 0
+        if thread.role == "normal" and target.flavor == "jit":
+            top = target.memory.u64(place + registers)
+        found[thread.tid] = (place, top)
     return found

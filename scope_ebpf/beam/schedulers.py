@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.beam.layouts.checks import KINDS, fields, schedulers
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.nifs import native_function
 from scope_ebpf.beam.processes import COLLECTING, PRIORITY
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.view import Viewer
 
 _WORD = 8
-#: Where each kind keeps its data; threads of other kinds run no processes.
-ARRAYS = {
-    "normal": "erts_aligned_scheduler_data",
-    "dirty_cpu": "erts_aligned_dirty_cpu_scheduler_data",
-    "dirty_io": "erts_aligned_dirty_io_scheduler_data",
-}
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _SLEEP_FLAGS = 24
 #: A scheduler that spins says that it sleeps; only how it sleeps is said when it does.
@@ -107,12 +102,11 @@ class Schedulers:
         self._viewer = viewer
         self._ports = PortCodec.of(target)
         self.refused: dict[str, str] = {}
-        self._arrays: dict[str, int] = {}
-        for role, name in ARRAYS.items():
-            try:
-                self._arrays[role] = target.memory.u64(target.address(name))
-            except ReadRefusedError as error:
-                self.refused[role] = str(error)
+        self._places: dict[str, list[int]] = {}
+        try:
+            self._places = {role: found.tolist() for role, found in schedulers(target).items()}
+        except ReadRefusedError as error:
+            self.refused = dict.fromkeys(KINDS, str(error))
 
     def read(self, roles: Container[str] = ROLES) -> list[Scheduler]:
         """Look once at every thread that has one of the *roles*."""
@@ -120,17 +114,17 @@ class Schedulers:
         return [self._read(thread) for thread in found if thread.role in roles]
 
     def _read(self, thread: Thread) -> Scheduler:
-        array = self._arrays.get(thread.role)
-        if array is None:
+        places = self._places.get(thread.role, ())
+        if not 0 < thread.number <= len(places):
             return Scheduler(thread, _kernel_view(thread))
         try:
-            return self._scheduler(thread, array)
-        except ReadRefusedError:
+            return self._scheduler(thread, places[thread.number - 1])
+        except ReadRefusedError as error:
+            self.refused[thread.role] = str(error)
             return Scheduler(thread, _kernel_view(thread))
 
-    def _scheduler(self, thread: Thread, array: int) -> Scheduler:
+    def _scheduler(self, thread: Thread, place: int) -> Scheduler:
         layout, memory = self._target.layout, self._target.memory
-        place = array + (thread.number - 1) * layout.size("ErtsAlignedSchedulerData")
         field = {
             name: layout.offset("ErtsSchedulerData", name)
             for name in (
@@ -218,23 +212,14 @@ def natives(target: Target) -> dict[int, int]:
 
     Empty where the schedulers are not found.
     """
-    layout, memory = target.layout, target.memory
-    process, native = (
-        layout.offset("ErtsSchedulerData", name) for name in ("current_process", "current_nif")
-    )
-    found: dict[int, int] = {}
-    for thread in threads(target.pid):
-        array = target.find(ARRAYS[thread.role]) if thread.role in ARRAYS else None
-        if array is None:
-            continue
-        place = memory.u64(array) + (thread.number - 1) * layout.size("ErtsAlignedSchedulerData")
-        try:
-            environment, pointer = memory.u64(place + native), memory.u64(place + process)
-        except ReadRefusedError:
-            continue
-        if environment and pointer:
-            found[pointer] = environment
-    return found
+    try:
+        places = np.concatenate(list(schedulers(target).values()))
+        names = (("current_process", np.uint64), ("current_nif", np.uint64))
+        found = fields(target, places, "ErtsSchedulerData", *names)
+    except ReadRefusedError:
+        return {}
+    pairs = zip(*(column.tolist() for column in found), strict=True)
+    return {process: native for process, native in pairs if process and native}
 
 
 def _kernel_view(thread: Thread) -> str:

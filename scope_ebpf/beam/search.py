@@ -102,7 +102,7 @@ def _is_table(tag: int, target: Target, place: int) -> bool:
     filled = np.flatnonzero((elements != 0) & (elements != invalid) & (elements & 7 == 0))
     ids, read = memory.gather(elements[filled], _WORD)
     raw = column(ids, 0, np.uint64)
-    shuffle = Shuffle.read(memory, layout, place) if layout.release >= 26 else None
+    shuffle = Shuffle.read(memory, layout, place) if layout.facts.shuffled_ids else None
     known = IdCodec(28, shuffle).slot(raw) == filled
     good = read & known & (raw & np.uint64(0xF) == tag)
     # Some may have come or gone between the two readings.

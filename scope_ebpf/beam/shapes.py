@@ -65,7 +65,7 @@ class TermReader:
         self._atoms = atoms
         self._pids = PidCodec.of(target)
         self._ports = PortCodec.of(target)
-        self._bits = target.layout.release >= 27
+        self._bits = target.layout.facts.heap_bits
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._left = 0
 

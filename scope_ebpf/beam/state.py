@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.counters import KINDS, CounterReader
+from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.processes import IDENTITY, ProcessTable
 from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError

@@ -89,7 +89,7 @@ class Shuffle:
 
 
 def _shuffle(target: Target, table: str) -> Shuffle | None:
-    if target.layout.release < 26:
+    if not target.layout.facts.shuffled_ids:
         return None
     return Shuffle.read(target.memory, target.layout, target.address(table))
 

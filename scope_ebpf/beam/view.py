@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
+from scope_ebpf.beam.layouts.checks import check_rare_data
 from scope_ebpf.beam.names import Names
 from scope_ebpf.beam.processes import ALL, ProcessTable, Snapshot, base_bytes, statuses
 from scope_ebpf.beam.shapes import TermReader
 from scope_ebpf.beam.sizes import LIMIT, Sizes, memory_bytes
 from scope_ebpf.beam.terms import PID_TAG, PidCodec
+from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +59,17 @@ class Viewer:
         """
         found = memory_bytes(self.target, rows, limit)
         _, calm = self.table.still(rows)
-        return Sizes(np.where(calm, found.bytes, self.heaps(rows)), found.exact & calm)
+        exact = found.exact & calm & ((rows["psd"] == 0) | self._fits_rare_data)
+        return Sizes(np.where(calm, found.bytes, self.heaps(rows)), exact)
+
+    @cached_property
+    def _fits_rare_data(self) -> bool:
+        """Whether the size of what few processes have is known."""
+        try:
+            check_rare_data(self.target)
+        except ReadRefusedError:
+            return False
+        return True
 
     def heaps(self, rows: NDArray[np.void]) -> NDArray[np.uint64]:
         """Tell the bytes of struct and heaps of each row, which need the columns LOAD alone."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.follow import Follow
-from scope_ebpf.beam.pieces import MAP_24, MAP_27, WORDS, Shaper
+from scope_ebpf.beam.pieces import WORDS, Shaper
 from scope_ebpf.beam.terms import PidCodec
 from scope_ebpf.beam.threads import threads
 from scope_ebpf.call_gaps import Gap, Gaps
@@ -74,7 +74,7 @@ class CallRun(CallTurns):
             target.identity,
             limit,
             target.layout.offset("Process", "hend"),
-            MAP_27 if target.layout.release >= 27 else MAP_24,
+            target.layout.facts.map_subtag,
         )
 
     @property

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.processes import IDENTITY
-from scope_ebpf.beam.schedulers import ARRAYS, Schedulers
+from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.daemon.throttling import Throttling
@@ -71,10 +72,10 @@ class Troubles:
 
     def now(self) -> str | None:
         """Look, and a second time STUCK later where one look raises a suspicion; tell."""
-        found = self.look(ARRAYS)
+        found = self.look(KINDS)
         if self.suspects(found):
             self._target.identity.wait(STUCK)
-            found = self.look(ARRAYS)
+            found = self.look(KINDS)
         return self.tell(found)
 
     def suspects(self, found: list[Scheduler]) -> bool:
@@ -165,7 +166,7 @@ def health(targets: list[Target]) -> list[Health]:
 def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | None:
     try:
         troubles = Troubles(target, Viewer(target, IDENTITY))
-        return troubles, troubles.look(ARRAYS)
+        return troubles, troubles.look(KINDS)
     except (ScopeError, OSError):
         return None
 
@@ -177,7 +178,7 @@ def _health(
     with suppress(ScopeError, OSError):
         if looked:
             troubles, found = looked
-            trouble = troubles.tell(troubles.look(ARRAYS) if again else found)
+            trouble = troubles.tell(troubles.look(KINDS) if again else found)
     with suppress(ScopeError, OSError):
         reader = CounterReader(target)
         used, limits = reader.read(), reader.limits()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.counters import KINDS
+from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.places import SchedulerPlaces
 from scope_ebpf.beam.threads import ROLES, TaskFaults, faults
 from scope_ebpf.budget.prices import Bill

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.counters import KINDS
+from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.memory import expose_memory

@@ -23,7 +23,7 @@ from unittest import mock
 import mutation
 import numpy as np
 
-from scope_ebpf.beam import counters, discover, modules, nifs, schedulers
+from scope_ebpf.beam import discover, modules, nifs, schedulers
 from scope_ebpf.beam.atoms import Atoms
 from scope_ebpf.beam.code import CodeMap
 from scope_ebpf.beam.constants import kernel_constants
@@ -31,6 +31,7 @@ from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.detail import FIELDS, detail
 from scope_ebpf.beam.elf import Symbol, UnreadableElfError
 from scope_ebpf.beam.functions import Functions, parse
+from scope_ebpf.beam.layouts import checks
 from scope_ebpf.beam.memory import Memory
 from scope_ebpf.beam.modules import Modules
 from scope_ebpf.beam.node import NodeName
@@ -339,7 +340,7 @@ def _surroundings(memory: Memory, found: list[Thread], tables: list[int]) -> Exi
     Threads and module tables as they were, and the same memory for who would open it anew.
     """
     stack = ExitStack()
-    for module in (schedulers, counters):
+    for module in (schedulers, checks):
         stack.enter_context(mock.patch.object(module, "threads", return_value=found))
     for module in (readers, snapshots):
         stack.enter_context(mock.patch.object(module, "Memory", return_value=memory))

@@ -17,14 +17,15 @@ from test_daemon_threads import quota, times_throttled
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.detail import FIELDS, detail, find
+from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.processes import statuses
-from scope_ebpf.beam.schedulers import ARRAYS, Scheduler, Schedulers
+from scope_ebpf.beam.schedulers import Scheduler, Schedulers
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.cli import list_beams, schedulers
 from scope_ebpf.cli.ps import lines
 from scope_ebpf.cli.trouble import Troubles
 
-KINDS = ("stock25", "trixie27")
+RELEASES = ("stock25", "trixie27")
 
 
 def until(found, patience: float = beams_run.PATIENCE):
@@ -55,7 +56,7 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     return json.loads(text) if form == "json" else text
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "emu25"])
+@pytest.mark.parametrize("kind", RELEASES)
 def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
     """
     A process of a million words that collects without end is told to collect, in no function.
@@ -69,7 +70,7 @@ def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
 
         def collected() -> list[Scheduler]:
             beam.freeze()  # so that all looks are at one moment
-            found = [item for item in reader.read(ARRAYS) if item.collecting]
+            found = [item for item in reader.read(KINDS) if item.collecting]
             if not found:
                 beam.thaw()
             return found
@@ -136,7 +137,7 @@ def test_suspended_schedulers_are_told_while_work_waits():
         until(lambda: "suspended" not in trouble(beam.pid))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RELEASES)
 def test_a_vm_that_halts_and_waits_for_a_port_is_told(kind):
     """
     A program that reads nothing holds up ``erlang:halt(3)``.
@@ -179,7 +180,7 @@ def shown(pid: int, name: str) -> tuple[str, str | None]:
     return process["status"], process["status_reason"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "sid29"])
+@pytest.mark.parametrize("kind", [*RELEASES, "sid29"])
 def test_who_suspended_a_process_and_which_port_it_waits_for_are_told(kind, nif):
     """
     By a process, for a port whose program reads nothing, and behind a scheduler that is stuck.
@@ -217,11 +218,12 @@ def test_the_queue_that_a_process_waits_in_is_told(nif):
         until(lambda: shown(beam.pid, "stuck_bound") == said)
 
 
-def test_a_connection_that_a_process_waits_for_is_told():
+@pytest.mark.parametrize("kind", RELEASES)
+def test_a_connection_that_a_process_waits_for_is_told(kind):
     """
     A node that is stopped takes nothing, so who sends to it is suspended.
     """
-    with beams_run.dist_pair("stock25") as (beam, peer):
+    with beams_run.dist_pair(kind) as (beam, peer):
         peer.freeze()
         while True:
             beam.plant("fill")

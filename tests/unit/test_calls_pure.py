@@ -10,6 +10,7 @@ import pytest
 
 from scope_ebpf.beam.follow import Follow
 from scope_ebpf.beam.functions import Function, Pattern, parse
+from scope_ebpf.beam.layouts import load
 from scope_ebpf.beam.modules import Code
 from scope_ebpf.beam.pieces import Shaper
 from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
@@ -251,7 +252,8 @@ def shaper(monkeypatch: pytest.MonkeyPatch, release: int) -> Shaper:
     codec = SimpleNamespace(text=lambda term: f"<0.{term >> 4}.0>")
     for name in ("PidCodec", "PortCodec"):
         monkeypatch.setattr(f"scope_ebpf.beam.pieces.{name}.of", lambda _, codec=codec: codec)
-    return Shaper(SimpleNamespace(layout=SimpleNamespace(release=release)), Names())
+    layout = load(release, usdt=False, interpreter=False)
+    return Shaper(SimpleNamespace(layout=layout), Names())
 
 
 def pieces(*rows: tuple[int, ...]) -> np.ndarray:

@@ -283,22 +283,28 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 def _talk(channel: socket.socket, messages: tuple[bytes, ...]) -> None:
     with channel:
-        _heard(channel)
-        for message in messages:
-            _heard(channel)
+        for message in (b"", *messages):
+            if not _heard(channel):
+                return
             try:
                 channel.sendall(message)
             except OSError:
                 return
 
 
-def _heard(channel: socket.socket) -> None:
+def _heard(channel: socket.socket) -> bool:
+    """
+    Whether there was a question: a child that is not the right one for the next is let go.
+    """
     head, fds, _, _ = socket.recv_fds(channel, 4, 2)
     for fd in fds:
         os.close(fd)
+    if not head:
+        return False
     left = struct.unpack("<I", head)[0]
     while left > 0:
         left -= len(channel.recv(left)) or left
+    return True
 
 
 def framed(data: bytes) -> bytes:

@@ -2,17 +2,19 @@
 """
 Where the fields of the VM's structs lie: data, one file per OTP release.
 
-A layout is an assumption about a foreign binary. It is checked against the
+A file describes one version of ERTS, and as overlays what is different in others of its
+release. A layout is an assumption about a foreign binary. It is checked against the
 running VM before anything that was read with it is believed.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import ReadRefusedError
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 KNOWN = (24, 25, 26, 27, 28, 29)
 #: A field that this build does not have.
 _ABSENT = -1
+#: Tables of a file that are no structs.
+_NO_STRUCTS = ("facts", "usdt", "emu")
 
 #: Symbols whose size is the size of a struct. erts_invalid_process is a whole Process
 #: (OTP-25.2.3 erts/emulator/beam/erl_process.c), the others are the VM's own tables.
@@ -33,15 +37,43 @@ SIZE_CHECKS = (
     ("erts_atom_table", "IndexTable"),
 )
 
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    What releases differ in besides offsets.
+
+    *shuffled_ids*: number and slot of an identifier share one field. *heap_bits*: a bitstring
+    on a heap says its size in bits. *map_subtag*: the lowest six bits of a map's header.
+    *own_file_names*: the first name of a module's line table is that of its own file, and names
+    are lists of characters; they were atoms before. *dist_port_monitors*: monitors of ports of
+    other nodes are a kind of their own.
+    """
+
+    shuffled_ids: bool
+    heap_bits: bool
+    map_subtag: int
+    own_file_names: bool
+    dist_port_monitors: bool
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets and sizes in bytes, of one release and one kind of build."""
+    """
+    Offsets and sizes in bytes, of one kind of build of the versions of ERTS from *first* to *last*.
+
+    *exact* is False where the VM's version is none of these.
+    """
 
     tag: str
     release: int
     build: str
     structs: Mapping[str, Mapping[str, int]]
+    facts: Facts
+    first: Version
+    last: Version
     exact: bool = True
 
     def offset(self, struct: str, field: str) -> int:
@@ -59,30 +91,58 @@ class Layout:
         """Tell ``sizeof(struct)``."""
         return self.offset(struct, "sizeof")
 
+    def describes(self, erts: Version) -> bool:
+        """Whether *erts* is one of its versions."""
+        return self.first <= erts <= self.last
+
     def __str__(self) -> str:
         return f"layout {self.tag} ({self.build})"
 
 
+def version(text: str) -> Version:
+    """Read a version such as ``13.2.2.12``; what is no number ends it."""
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
 @cache
-def load(release: int, *, usdt: bool, interpreter: bool) -> Layout:
-    """Read the layout of one release and build from its file."""
+def ranges(release: int, *, usdt: bool, interpreter: bool) -> tuple[Layout, ...]:
+    """Read all layouts of one release and build from its file, the one of its tag first."""
     file = Path(__file__).with_name(f"otp-{release}.toml")
     data = tomllib.loads(file.read_text("utf-8"))
-    structs = {name: dict(fields) for name, fields in data.items() if isinstance(fields, dict)}
-    builds = {"usdt": usdt, "emu": interpreter}
-    for build, applies in builds.items():
-        for name, fields in structs.pop(build, {}).items():
-            if applies:
-                structs[name].update(fields)
-    kinds = ("interpreter" if interpreter else "JIT", "USDT" if usdt else "no USDT")
-    return Layout(data["tag"], release, ", ".join(kinds), structs)
+    builds = ["usdt"] * usdt + ["emu"] * interpreter
+    name = ", ".join(("interpreter" if interpreter else "JIT", "USDT" if usdt else "no USDT"))
+    base: dict[str, Any] = {"facts": data["facts"]}
+    _merge(base, data, builds)
+    found = []
+    for part in ({"erts": data["erts"]}, *data.get("overlays", ())):
+        tables = {struct: dict(fields) for struct, fields in base.items()}
+        _merge(tables, part, builds)
+        tables["facts"].update(part.get("facts", {}))
+        facts = Facts(**tables.pop("facts"))
+        tag = f"OTP-{part['otp'][0]}" if "otp" in part else data["tag"]
+        first, last = map(version, part["erts"])
+        found.append(Layout(tag, release, name, tables, facts, first, last))
+    return tuple(found)
 
 
-def nearest(release: str) -> tuple[int, bool]:
-    """Find the described release closest to *release*, and whether it is that very one."""
+def _merge(tables: dict[str, Any], part: Mapping[str, Any], builds: list[str]) -> None:
+    """Lay the structs of a part of a file over *tables*, and then what its *builds* differ in."""
+    for source in (part, *(part.get(build, {}) for build in builds)):
+        for struct, fields in source.items():
+            if isinstance(fields, dict) and struct not in _NO_STRUCTS:
+                tables.setdefault(struct, {}).update(fields)
+
+
+def load(release: int, *, usdt: bool, interpreter: bool) -> Layout:
+    """Give the layout of the tag of a release's file."""
+    return ranges(release, usdt=usdt, interpreter=interpreter)[0]
+
+
+def nearest(release: str) -> int:
+    """Find the described release closest to *release*."""
     try:
         wanted = int(release)
     except ValueError:
         wanted = KNOWN[-1]
-    best = min(KNOWN, key=lambda known: (abs(known - wanted), -known))
-    return best, str(best) == release
+    return min(KNOWN, key=lambda known: (abs(known - wanted), -known))

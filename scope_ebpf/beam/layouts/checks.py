@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whether structs lie in a VM's memory as its layout has them.
+
+Each check holds a struct against what the VM itself keeps of it: pointers that lead back, numbers
+in a row, tables that are counted elsewhere. Between them lie the fields that figures come from: a
+field that one version of ERTS has more than another moves all that are behind it.
+
+Sources: OTP-25.2.3 erts/emulator/beam/erl_process.c (init_scheduler_data, init_aux_work_data),
+erl_db.c (save_sched_table), erl_alloc_util.c (the word before a block), erl_binary.h (ErtsBinary).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.memory import column
+from scope_ebpf.beam.processes import CHUNK, IDENTITY, SIZES, ProcessTable
+from scope_ebpf.beam.threads import threads
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.target import Target
+
+#: OTP allows 1024 schedulers of each of the three kinds.
+_MAX_SCHEDULERS = 1024
+#: Each kind of scheduler: the array of their data, and how many there are.
+_KINDS = {
+    "normal": ("erts_aligned_scheduler_data", "erts_no_schedulers"),
+    "dirty_cpu": ("erts_aligned_dirty_cpu_scheduler_data", "erts_no_dirty_cpu_schedulers"),
+    "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
+}
+KINDS = tuple(_KINDS)
+#: What changes while it is read is read again, this often.
+_ATTEMPTS = 20
+#: What may join or leave a run queue, or a scheduler's ETS tables, while they are read.
+_MEANWHILE = 16
+#: ETS tables of one scheduler that are looked at.
+_MOST_TABLES = 256
+#: Seconds that a VM may live without an ETS table, and who has begun when there are some.
+_YOUNG, _BEGUN = 10.0, "kernel_sup"
+#: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
+_QUEUE_INFO, _PRIORITIES = 12, 4
+#: The word before a block: its size, with that word, and three flags (MBC_BLK_SZ_MASK).
+_BLOCK_SIZE, _BLOCK_HEAD = (1 << 40) - 8, 8
+#: A connection lies in a binary of the VM's: where the binary's size stands before it, and what
+#: that counts besides.
+_BINARY_SIZE, _BINARY_HEAD = 32, 24
+
+
+def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
+    """
+    Give the addresses of the data of all schedulers, by kind, each checked.
+
+    Raises ReadRefusedError by the name of the check that failed.
+    """
+    found = {kind: _array(target, kind, count) for kind, count in _counts(target).items()}
+    _check_numbers(target, found)
+    _check_back_pointers(target, found)
+    _check_thread_numbers(target, found)
+    _check_run_queues(target, found)
+    again(lambda: _check_tables(target, found["normal"]))
+    return found
+
+
+def fields(
+    target: Target,
+    places: NDArray[np.uint64],
+    struct: str,
+    *wanted: tuple[str, type[np.generic]],
+) -> list[NDArray[Any]]:
+    """One column for each field of the structs at *places*. Raises ReadRefusedError."""
+    offsets = [target.layout.offset(struct, name) for name, _ in wanted]
+    first = min(offsets)
+    raw, good = target.memory.gather(places + np.uint64(first), max(offsets) + 8 - first)
+    if not good.all():
+        raise ReadRefusedError(f"{int((~good).sum())} structs {struct} could not be read")
+    return [
+        column(raw, offset - first, kind) for offset, (_, kind) in zip(offsets, wanted, strict=True)
+    ]
+
+
+def refused(target: Target, check: str, what: str) -> ReadRefusedError:
+    """The error that names a *check*, and *what* is not read for it."""
+    return ReadRefusedError(
+        f"process {target.pid} (ERTS {target.erts_version}): the check that {check} does not hold, "
+        f"so {target.layout} does not fit and {what} not read"
+    )
+
+
+_SCHEDULERS = "its schedulers are"
+
+
+def again(check: Callable[[], None]) -> None:
+    """Let a *check* of what changes meanwhile fail only if it fails every time."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return check()
+        except ReadRefusedError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.001 * attempt)
+    return None
+
+
+def _counts(target: Target) -> dict[str, int]:
+    """How many schedulers of each kind there are: what the VM says, or else its threads."""
+    found: dict[str, int] = {}
+    roles: list[str] | None = None
+    for kind, (_, name) in _KINDS.items():
+        place = target.find(name)
+        if place is None:
+            roles = [thread.role for thread in threads(target.pid)] if roles is None else roles
+            found[kind] = roles.count(kind)
+        else:
+            found[kind] = target.memory.u32(place)
+    return found
+
+
+def _array(target: Target, kind: str, count: int) -> NDArray[np.uint64]:
+    if not 0 < count <= _MAX_SCHEDULERS:
+        raise ReadRefusedError(
+            f"process {target.pid} claims {count} schedulers of the kind {kind}, so "
+            f"{_SCHEDULERS} not read"
+        )
+    start = target.memory.u64(target.address(_KINDS[kind][0]))
+    stride = np.uint64(target.layout.size("ErtsAlignedSchedulerData"))
+    return np.uint64(start) + np.arange(count, dtype=np.uint64) * stride
+
+
+def _check_numbers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
+    for kind, places in found.items():
+        field = "no" if kind == "normal" else "dirty_no"
+        numbers = fields(target, places, "ErtsSchedulerData", (field, np.uint32))[0]
+        if not (numbers == np.arange(1, len(places) + 1)).all():
+            raise refused(target, "each scheduler's data tells its number", _SCHEDULERS)
+
+
+def _check_back_pointers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
+    """A scheduler's sleep info leads back to it, and so does its auxiliary work if it is normal."""
+    held = "what belongs to a scheduler leads back to it"
+    places = np.concatenate(list(found.values()))
+    ssi = fields(target, places, "ErtsSchedulerData", ("ssi", np.uint64))[0]
+    sleepers, read = target.memory.gather(ssi, 8)
+    if not read.all() or not (column(sleepers, 0, np.uint64) == places).all():
+        raise refused(target, held, _SCHEDULERS)
+    work = ("aux_work_data.esdp", np.uint64)
+    if not (fields(target, found["normal"], "ErtsSchedulerData", work)[0] == found["normal"]).all():
+        raise refused(target, held, _SCHEDULERS)
+
+
+def _check_thread_numbers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
+    """Threads are numbered through all kinds; a dirty one by its own number until it has begun."""
+    before = 0
+    for places in found.values():
+        numbers = fields(target, places, "ErtsSchedulerData", ("thr_id", np.uint32))[0]
+        own = np.arange(1, len(places) + 1)
+        if not ((numbers == own) | (numbers == own + before)).all():
+            raise refused(target, "each scheduler's thread has its number", _SCHEDULERS)
+        before += len(places)
+
+
+def queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """
+    Give the addresses of the run queues of the schedulers that were *found*.
+
+    Each normal scheduler has its own, and a kind of dirty schedulers shares one: first those of
+    normal schedulers, then dirty CPU, then dirty IO.
+    """
+    of = {
+        kind: fields(target, places, "ErtsSchedulerData", ("run_queue", np.uint64))[0]
+        for kind, places in found.items()
+    }
+    return np.concatenate([of["normal"], of["dirty_cpu"][:1], of["dirty_io"][:1]])
+
+
+def _check_run_queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
+    """Run queues lie in a row, tell their places, and those of normal schedulers whose they are."""
+    places, normal = queues(target, found), found["normal"]
+    indexes, owners = fields(
+        target, places, "ErtsRunQueue", ("ix", np.int32), ("scheduler", np.uint64)
+    )
+    stride = np.uint64(target.layout.size("ErtsAlignedRunQueue"))
+    if not (np.diff(places) == stride).all() or not (indexes == np.arange(len(places))).all():
+        raise refused(target, "each run queue tells its place", "its run queues are")
+    if not (owners[: len(normal)] == normal).all():
+        raise refused(target, "each run queue leads back to its scheduler", "its run queues are")
+    again(lambda: _check_lengths(target, places))
+
+
+def _check_lengths(target: Target, places: NDArray[np.uint64]) -> None:
+    """A run queue is as long as its parts together."""
+    layout = target.layout
+    first = layout.offset("ErtsRunQueue", "procs.prio_info")
+    raw, good = target.memory.gather(places, layout.size("ErtsRunQueue"))
+    if not good.all():
+        raise ReadRefusedError("a run queue could not be read")
+    parts = [first + _QUEUE_INFO * number for number in range(_PRIORITIES)]
+    parts.append(layout.offset("ErtsRunQueue", "ports.info.len"))
+    total = np.sum([column(raw, part, np.int32).astype(np.int64) for part in parts], axis=0)
+    length = column(raw, layout.offset("ErtsRunQueue", "len"), np.int32)
+    if (np.abs(total - length) > _MEANWHILE).any() or (length < 0).any():
+        raise refused(target, "a run queue is as long as its parts", "its run queues are")
+
+
+def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
+    """
+    The ETS tables that a scheduler made are a ring, and it counts them.
+
+    A VM that just begins has none, and is believed by its version alone.
+    """
+    counts, firsts = fields(
+        target,
+        normal,
+        "ErtsSchedulerData",
+        ("ets_tables.count", np.uint64),
+        ("ets_tables.clist", np.uint64),
+    )
+    seen = 0
+    for count, first in zip(counts.tolist(), firsts.tolist(), strict=True):
+        seen += _ring(target, int(first), int(count))
+    if not seen and not _begins(target):
+        raise refused(target, "there are ETS tables", _SCHEDULERS)
+
+
+def _ring(target: Target, first: int, count: int) -> int:
+    """Follow one ring for a while; tell how many tables were seen."""
+    held = "the ETS tables of a scheduler are a ring of as many as it counts"
+    if (first == 0) != (count == 0):
+        raise refused(target, held, _SCHEDULERS)
+    place, seen = first, 0
+    while place and seen < _MOST_TABLES:
+        onward, back = _neighbours(target, place)
+        if _neighbours(target, onward)[1] != place or not back:
+            raise refused(target, held, _SCHEDULERS)
+        seen += 1
+        if onward == first:
+            break
+        place = onward
+    if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE * (seen > 0):
+        raise refused(target, held, _SCHEDULERS)
+    return seen
+
+
+def _neighbours(target: Target, table: int) -> tuple[int, int]:
+    """The tables behind and before one in its ring."""
+    onward, back = (target.layout.offset("DbTableCommon", f"all.{w}") for w in ("next", "prev"))
+    return target.memory.u64(table + onward), target.memory.u64(table + back)
+
+
+def _begins(target: Target) -> bool:
+    """Whether the VM only begins: it is young, and its applications are not there yet."""
+    if time.clock_gettime(time.CLOCK_BOOTTIME) - target.started > _YOUNG:
+        return False
+    entries = ProcessTable(target, IDENTITY).snapshot().rows["registered"]
+    place = np.uint64(target.layout.offset("RegProc", "name"))
+    raw, read = target.memory.gather(entries[entries != 0] + place, 8)
+    atoms = column(raw, 0, np.uint64)[read] >> np.uint64(6)
+    return _BEGUN not in Atoms(target).texts(atoms.tolist()).values()
+
+
+def check_entry(target: Target) -> None:
+    """The connection of this node is as large as the binary that it lies in."""
+    node = target.memory.u64(target.address("erts_this_node"))
+    entry = target.memory.u64(node + target.layout.offset("ErlNode", "dist_entry"))
+    size = target.memory.u64(entry - _BINARY_SIZE) - _BINARY_HEAD
+    if size != target.layout.size("DistEntry"):
+        raise refused(target, "a connection has the size of its block", "connections are")
+
+
+def check_rare_data(target: Target) -> None:
+    """What few processes have (ErtsPSD) has the size of its blocks, of which some are larger."""
+    table = ProcessTable(target, SIZES)
+    every = max(1, table.slots // CHUNK)
+    blocks = table.snapshot(0, every).rows["psd"]
+    heads, read = target.memory.gather(blocks[blocks != 0] - np.uint64(8), 8)
+    sizes = (column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE))[read]
+    if len(sizes) and sizes.min() != target.layout.size("ErtsPSD") + _BLOCK_HEAD:
+        raise refused(target, "rare data of a process has the size of its block", "memory is")
