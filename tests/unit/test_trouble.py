@@ -64,7 +64,7 @@ def test_schedulers_that_are_away_are_no_trouble_while_nothing_waits_for_them():
     assert "1 of 2 schedulers is suspended" in (suspended([scheduler(1, waits=3), away]) or "")
 
 
-def test_a_pool_with_one_that_is_free_is_not_crowded():
+def test_a_pool_with_one_that_is_free_or_without_a_queue_is_not_crowded():
     """
     Work that waits while one dirty scheduler is idle waits for a moment only.
     """
@@ -72,4 +72,5 @@ def test_a_pool_with_one_that_is_free_is_not_crowded():
     assert crowded(pool, "dirty_io") == (
         "All 2 dirty_io schedulers are busy and 3 wait for them; 2 are in a:b/1."
     )
+    assert crowded([scheduler(n, "dirty_io") for n in (1, 2)], "dirty_io") is None
     assert crowded([pool[0], scheduler(2, "dirty_io", doing="sleeping")], "dirty_io") is None
