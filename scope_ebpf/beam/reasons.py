@@ -9,6 +9,7 @@ the process that suspended it. One that could run stands in a run queue.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,16 +61,15 @@ def status_reason(viewer: Viewer, moment: Moment) -> str | None:
 def _suspended(viewer: Viewer, moment: Moment) -> str:
     target, pid = viewer.target, int(moment.rows["id"][0])
     found = [f"by {_who(viewer, by)}" for by in suspenders(target, moment.watchers.nodes)]
-    port = _port(target, pid)
-    if port is not None:
-        found.append(f"waits for port {port}, which is busy")
-    try:
+    with suppress(ReadRefusedError):
+        port = _port(target, pid)
+        if port is not None:
+            found.append(f"waits for port {port}, which is busy")
+    with suppress(ReadRefusedError):
         node = ConnectionReader(target).waited_for(pid)
-    except ReadRefusedError:
-        node = None
-    if node is not None:
-        name = viewer.atoms.text(node[0])
-        found.append(f"waits for the connection to {name}, which has {node[1]:,} bytes to send")
+        if node is not None:
+            name = viewer.atoms.text(node[0])
+            found.append(f"waits for the connection to {name}, which has {node[1]:,} bytes to send")
     return ", ".join(found) or "by nobody and for nothing that the memory tells"
 
 
