@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.layouts.checks import check_entry
 from scope_ebpf.beam.terms import ATOM_MASK, ATOM_TAG
+from scope_ebpf.beam.walk import chain
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scope_ebpf.beam.memory import Memory
     from scope_ebpf.beam.target import Target
 
 #: The lists of connected nodes, by what the VM calls them.
@@ -31,6 +35,9 @@ TYPES = tuple(_LISTS)
 _MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
+#: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
+#: ring, OTP-25.2.3 erl_process.h).
+_ONWARD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,10 @@ class ConnectionReader:
         self._memory = target.memory
         self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
         self._size = target.layout.size("DistEntry")
-        names = ("next", "sysname", "state", "qflgs")
+        names = ("next", "sysname", "state", "qflgs", "suspended")
         self._at = {name: target.layout.offset("DistEntry", name) for name in names}
         total = target.layout.has("DistEntry", "total_qsize")
-        self._queued = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
+        self._at["queued"] = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
         check_entry(target)
 
     def read(self) -> Connections:
@@ -76,20 +83,38 @@ class ConnectionReader:
             len(pending),
         )
 
+    def waited_for(self, pid: int) -> tuple[int, int] | None:
+        """Find the node whose connection the process *pid* waits for: its atom, bytes queued."""
+        for head in self._heads:
+            for value in self._follow(self._memory.u64(head)):
+                if pid in waiters(self._memory, value["suspended"]):
+                    return value["sysname"], value["queued"]
+        return None
+
     def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
         """What waits for each node of a list that is in this *state*, and whether it is busy."""
-        found: list[tuple[int, bool]] = []
+        return [
+            (value["queued"], bool(value["qflgs"] & _BUSY))
+            for value in self._follow(place)
+            if value["state"] & 0xFFFFFFFF == state
+        ]
+
+    def _follow(self, place: int) -> Iterator[dict[str, int]]:
+        """Give the entries of the list that begins at *place*, by their fields."""
         for _ in range(_MOST):
             if not place:
-                return found
+                return
             raw = self._memory.read(place, self._size)
             value = {
                 name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
-                return found  # it is being freed
-            if value["state"] & 0xFFFFFFFF == state:
-                waiting = int.from_bytes(raw[self._queued : self._queued + 8], "little")
-                found.append((waiting, bool(value["qflgs"] & _BUSY)))
+                return  # it is being freed
+            yield value
             place = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
+
+
+def waiters(memory: Memory, first: int) -> list[int]:
+    """Read the pids of a ring of processes (ErtsProcList) that begins at *first*."""
+    return [memory.u64(at) for at in chain(memory, first, _ONWARD, _MOST, closed=True).tolist()]

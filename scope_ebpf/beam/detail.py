@@ -11,6 +11,7 @@ import numpy as np
 from scope_ebpf.beam.moment import HEAPS, MAX_MESSAGES, Moment, moments, stood
 from scope_ebpf.beam.monitors import counts
 from scope_ebpf.beam.processes import ALL, DETAIL, PRIORITY
+from scope_ebpf.beam.reasons import status_reason
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
         "binary_bytes": _WORD * int(row["off_heap_words"] + row["old_binaries"]),
         "fullsweep_after": int(row["max_minor_gcs"]),
         "ancestors": named,
+        "status_reason": status_reason(viewer, moment),
         **_counts(viewer, moment),
         "messages": [_message(viewer, *message) for message in moment.messages],
         "stack": [

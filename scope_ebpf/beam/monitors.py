@@ -91,6 +91,15 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
     return Counts(*(int(one.sum()) for one in found))
 
 
+def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
+    """Read the pids of those that suspend a process, from the nodes of its ring."""
+    here = kind(target, ring) == kinds(target).suspend
+    here &= _flag(target, ring, _TARGET)
+    place = target.layout.offset("ErtsMonLnkNode", "other")
+    found: list[int] = column(ring, place, np.uint64)[here].tolist()
+    return found
+
+
 def _flag(target: Target, nodes: NDArray[np.uint8], flag: int) -> NDArray[np.bool_]:
     shift = 0 if _has_type(target) else _SHIFT_28
     found: NDArray[np.bool_] = _word(target, nodes) & np.uint32(flag << shift) != 0

@@ -9,17 +9,17 @@ read without stopping it: process and function may be of two instants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scope_ebpf.beam.layouts.checks import KINDS, fields, schedulers
 from scope_ebpf.beam.memory import column
 from scope_ebpf.beam.nifs import native_function
-from scope_ebpf.beam.processes import PRIORITY
+from scope_ebpf.beam.processes import COLLECTING, PRIORITY
 from scope_ebpf.beam.terms import PortCodec, is_pid, is_port
 from scope_ebpf.beam.threads import ROLES, Thread, threads
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -46,14 +46,24 @@ class Queue:
     switches: int
 
 
+class _Process(NamedTuple):
+    """What is on a scheduler: pid, name or initial call, function unless it is being collected."""
+
+    pid: str | None = None
+    name: str | None = None
+    function: str | None = None
+    collecting: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Scheduler:
     """
     One thread of the VM.
 
     *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
-    runtime's own work), ``suspended`` or ``stopped``. *queue* is None where a
-    kind shares the queue of its first scheduler, and for other threads.
+    runtime's own work), ``suspended`` or ``stopped``. *collecting* says that the process's garbage
+    is collected; then it is in no function. *queue* is None where a kind shares the queue of its
+    first scheduler, and for other threads.
     """
 
     thread: Thread
@@ -64,6 +74,7 @@ class Scheduler:
     port: str | None = None
     nif: NativeFunction | None = None
     queue: Queue | None = None
+    collecting: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Give the fields of one scheduler in ``schedulers --format json``."""
@@ -76,6 +87,7 @@ class Scheduler:
             "process": self.process,
             "name": self.name,
             "function": self.function,
+            "collecting": self.collecting,
             "port": self.port,
             "nif": self.nif._asdict() if self.nif else None,
             "run_queue": queue.lengths | {"ports": queue.ports} if queue else None,
@@ -100,10 +112,6 @@ class Schedulers:
         """Look once at every thread that has one of the *roles*."""
         found = threads(self._target.pid)
         return [self._read(thread) for thread in found if thread.role in roles]
-
-    def trouble(self) -> str | None:
-        """Say what keeps the VM from working, or None."""
-        return hindrance(self._target, self.read(("normal",)))
 
     def _read(self, thread: Thread) -> Scheduler:
         places = self._places.get(thread.role, ())
@@ -141,27 +149,31 @@ class Schedulers:
             queue = self._queue(value["run_queue"])
         if doing not in ("running", "stopped"):
             return Scheduler(thread, doing, queue=queue)
-        process, name, function = self._process(value["current_process"])
-        nif = native_function(self._target, value["current_nif"], function)
+        found = self._process(value["current_process"])
+        nif = native_function(self._target, value["current_nif"], found.function)
         port = self._port(value["current_port"])
-        return Scheduler(thread, doing, process, name, function, port, nif, queue)
+        return Scheduler(
+            thread, doing, found.pid, found.name, found.function, port, nif, queue, found.collecting
+        )
 
-    def _process(self, pointer: int) -> tuple[str | None, str | None, str | None]:
-        """Tell pid, name or initial call, and function of the process at *pointer*."""
+    def _process(self, pointer: int) -> _Process:
+        """Tell who the process at *pointer* is, and what it is in."""
         if not pointer:
-            return None, None, None
+            return _Process()
         try:
             pid = self._target.memory.u64(pointer)
             rows = self._viewer.table.one(pid)
         except ReadRefusedError:
-            return None, None, None
+            return _Process()
         if not is_pid(pid) or not len(rows):
-            return None, None, None
+            return _Process()
+        # The function that it noted is where it was, not what the scheduler does now.
+        collecting = bool(int(rows["state"][0]) & COLLECTING)
         names = self._viewer.names
         current = names.current_functions(rows)[0]
         name = names.registered(rows)[0] or names.initial_calls(rows)[0]
-        text = str(current) if current else None
-        return self._viewer.pids.text(pid), str(name) if name else None, text
+        text = str(current) if current and not collecting else None
+        return _Process(self._viewer.pids.text(pid), str(name) if name else None, text, collecting)
 
     def _port(self, pointer: int) -> str | None:
         if not pointer:
@@ -227,20 +239,3 @@ def _doing(thread: Thread, flags: int, *, running: bool) -> str:
     if flags & _SLEEPING:
         return "sleeping"
     return "busy-waiting" if flags & _WAITING else _kernel_view(thread)
-
-
-def hindrance(target: Target, found: list[Scheduler] | None = None) -> str | None:
-    """Say what keeps a VM from working: stopped, or every scheduler in a native function."""
-    try:
-        seen = threads(target.pid)
-        if seen and all(thread.state in "Tt" for thread in seen):
-            return "The VM is stopped (SIGSTOP or a debugger); SIGCONT lets it go on."
-        if found is None:
-            return None
-        normal = [item for item in found if item.thread.role == "normal"]
-        if normal and all(item.nif is not None for item in normal):
-            names = sorted({item.nif.library for item in normal if item.nif})
-            return f"Every scheduler is in a native function of {', '.join(names)}: nothing runs."
-    except ScopeError:
-        pass
-    return None

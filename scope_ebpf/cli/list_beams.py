@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.discover import Beam, Refusal, beams
+from scope_ebpf.beam.shapes import escaped
+from scope_ebpf.cli.trouble import health
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
@@ -24,15 +26,21 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     found = beams()
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+    targets = [t for t in found if isinstance(t, Beam)]
+    seen = health([*targets])
     if arguments.format == "json":
-        rows = [_row(t, uptime) for t in found if isinstance(t, Beam)]
+        rows = [
+            _row(target, uptime) | one.as_json() for target, one in zip(targets, seen, strict=True)
+        ]
         refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
         json.dump({"schema": 1, "beams": rows, "refused": refused}, sys.stdout, indent=2)
         print()
         return 0
-    targets = [t for t in found if isinstance(t, Beam)]
     if targets:
         _print_table([_row(target, uptime) for target in targets])
+    for target, one in zip(targets, seen, strict=True):
+        if one.text():
+            say(plain(f"{target.pid}: {escaped(one.text())}"), sys.stdout)
     for refusal in found:
         if isinstance(refusal, Refusal):
             say(f"scope-trace: {plain(str(refusal.reason))}")

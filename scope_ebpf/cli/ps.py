@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.detail import FIELDS, MAX_MESSAGES, detail, find
-from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
+from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import UsageError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +23,7 @@ _LINES = (
     ("name", "name", ""),
     ("label", "label", ""),
     ("status", "status", ""),
+    ("why", "status_reason", ""),
     ("in function", "current_function", ""),
     ("initial call", "initial_call", ""),
     ("behaviour", "behaviour", ""),
@@ -46,6 +47,8 @@ _LINES = (
     ("mailbox", "message_queue_len", " messages"),
 )
 
+#: Those in which functions stand.
+_FUNCTIONS = ("current_function", "initial_call", "status_reason")
 #: What is shown where there is any.
 _RARE = (
     ("aliases", "aliases"),
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
-    trouble = None if args.format == "json" else Schedulers(target, viewer).trouble()
+    trouble = None if args.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
     if args.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
@@ -95,7 +98,8 @@ def lines(process: dict[str, Any]) -> list[str]:
         value = "''" if process[key] == "" else process[key]  # a name may be empty
         if value is not None:
             about = "about " if key == "memory_bytes" and "memory_estimated" in process else ""
-            number = f"{value:,}" if type(value) is int else escaped(str(value))
+            shown = spelled(str(value)) if key in _FUNCTIONS else str(value)
+            number = f"{value:,}" if type(value) is int else escaped(shown)
             text.append(f"  {label:<13} {about}{number}{unit}")
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
     if process["moved"]:
@@ -109,5 +113,5 @@ def lines(process: dict[str, Any]) -> list[str]:
     text.append("  stack, innermost first")
     for frame in process["stack"]:
         place = f"  ({frame['location']})" if frame["location"] else ""
-        text.append(escaped(f"    {frame['function']}{place}"))
+        text.append(escaped(f"    {spelled(frame['function'])}{place}"))
     return text

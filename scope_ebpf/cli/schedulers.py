@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.processes import IDENTITY
-from scope_ebpf.beam.schedulers import Scheduler, Schedulers, hindrance
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.view import Viewer
 from scope_ebpf.cli.surroundings import target_ended
 from scope_ebpf.cli.top import short
+from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from scope_ebpf.beam.schedulers import Scheduler
     from scope_ebpf.beam.target import Target
 
 _HEADINGS = ("THREAD", "DOING", "CPU%", "SWITCH/S", "REDS/S", "QUEUE", "PROCESS AND FUNCTION")
@@ -78,35 +79,21 @@ def _looks(
     target: Target, interval: float
 ) -> Iterator[tuple[list[Look], str | None, dict[str, str]]]:
     """Look again and again; the first two looks make the first result."""
-    schedulers = Schedulers(target, Viewer(target, IDENTITY))
+    troubles = Troubles(target, Viewer(target, IDENTITY))
     before: dict[int, Scheduler] = {}
-    since: dict[int, tuple[object, float]] = {}
     last = 0.0
     while True:
-        found, now = schedulers.read(), time.monotonic()
-        for item in found:
-            work = _work(item)
-            if since.get(item.thread.tid, (None, 0.0))[0] != work:
-                since[item.thread.tid] = (work, now)
+        found, now = troubles.look(), time.monotonic()
         if before:
             looks = [
-                _look(
-                    item, before.get(item.thread.tid), now - last, now - since[item.thread.tid][1]
-                )
+                _look(item, before.get(item.thread.tid), now - last, troubles.seconds(item))
                 for item in found
             ]
-            trouble = hindrance(target, found)
+            trouble = troubles.tell(found)
             target.identity.check()
-            yield looks, trouble, schedulers.refused
+            yield looks, trouble, troubles.refused
         before, last = {item.thread.tid: item for item in found}, now
         target.identity.wait(interval)
-
-
-def _work(item: Scheduler) -> object:
-    """Tell one piece of work from the next, as far as it can be seen."""
-    switches = item.queue.switches if item.queue else None
-    # A process that waits in a native function makes no context switches meanwhile.
-    return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
 
 
 def _look(item: Scheduler, before: Scheduler | None, seconds: float, unchanged: float) -> Look:
@@ -168,8 +155,10 @@ def _what(item: Scheduler, seconds: float) -> str:
     if item.nif:
         symbol = f" ({item.nif.symbol})" if item.nif.symbol else ""
         parts.append(f"in NIF {item.nif.function}{symbol} of {item.nif.library}")
+    elif item.collecting:
+        parts.append("collecting garbage")
     elif item.function:
         parts.append(f"in {item.function}")
     if parts and seconds > 0:
         parts.append(f"for {seconds:.1f} s or longer")
-    return escaped(" ".join(parts))
+    return escaped(spelled(" ".join(parts)))

@@ -14,14 +14,14 @@ import numpy as np
 from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam import discover
 from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
-from scope_ebpf.beam.schedulers import Schedulers
 from scope_ebpf.beam.shapes import escaped
 from scope_ebpf.beam.sizes import Sizes
 from scope_ebpf.beam.sweep import SORTS, State, Sweep, Top, collected
 from scope_ebpf.beam.view import Viewer, document
 from scope_ebpf.cli.surroundings import target_ended
+from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -159,7 +159,7 @@ def _turns(
 ) -> Iterator[tuple[State, str | None, list[tuple[str, ...]]]]:
     """Look again and again; yield what was seen, what is wrong, and the rows to show."""
     viewer = Viewer(target)
-    schedulers = Schedulers(target, viewer)
+    troubles = Troubles(target, viewer)
     by_memory = args.sort == "memory"
     table = viewer.table if by_memory else ProcessTable(target, LOAD)
     # One picture is worth a whole reading; what goes on for hours is not.
@@ -175,7 +175,7 @@ def _turns(
         else:
             top = sweep.top(args.sort, limit)
         viewer.refresh()
-        turn = state, schedulers.trouble(), _rows(viewer, top, args.sort)
+        turn = state, troubles.now(), _rows(viewer, top, args.sort)
         target.identity.check()
         yield turn
         due = max(due + args.interval, time.monotonic())
@@ -216,12 +216,12 @@ def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
     about = "~" if process.get("memory_estimated") else ""
     return (
         process["pid"],
-        escaped(name),
+        escaped(spelled(name)),
         short(rate),
         about + short(process["memory_bytes"]),
         short(process["message_queue_len"]),
         process["status"],
-        escaped(process["current_function"] or "?"),
+        escaped(spelled(process["current_function"] or "?")),
     )
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from scope_ebpf.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
 from scope_ebpf.sinks.columns import wall_offset_ns
-from scope_ebpf.sinks.plain import duration, plain
+from scope_ebpf.sinks.plain import duration, plain, spelled
 from scope_ebpf.sinks.report import WIDTH
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CallLines:
         if self._json:
             self._output.write(json.dumps(_document(seen, moment)) + "\n")
             return
-        text = plain(f"{_clock(moment)} {_text(seen)}")
+        text = plain(f"{_clock(moment)} {spelled(_text(seen))}")
         if self._console:
             self._console.print(escape(text), style=_STYLES[type(seen)])
         else:
@@ -111,7 +111,7 @@ def print_calls(summary: CallSummary, output: TextIO) -> None:
         if counts:
             console.print(_counts(title, counts))
     for note in summary.notes:
-        console.print(f"note: {escape(plain(note))}", style="yellow")
+        console.print(f"note: {escape(plain(spelled(note)))}", style="yellow")
     lost = sum(t.lost for t in summary.functions.values())
     refused = sum(t.refused for t in summary.functions.values())
     missing = summary.missing
@@ -144,7 +144,7 @@ def _durations(summary: CallSummary) -> Table:
 
 
 def _name_of(totals: Totals) -> str:
-    return escape(plain(_named(totals.function, totals.version)))
+    return escape(plain(spelled(_named(totals.function, totals.version))))
 
 
 def _table(title: str, *numbers: str) -> Table:
@@ -162,7 +162,7 @@ def _processes(summary: CallSummary) -> Counter[str]:
 def _counts(title: str, counts: Counter[str]) -> Table:
     table = _table(title, "calls")
     for name, count in counts.most_common(TOP):
-        table.add_row(escape(plain(name)), f"{count:,}")
+        table.add_row(escape(plain(spelled(name))), f"{count:,}")
     if len(counts) > TOP:
         rest = sum(counts.values()) - sum(count for _, count in counts.most_common(TOP))
         table.add_row(f"{len(counts) - TOP:,} more", f"{rest:,}")

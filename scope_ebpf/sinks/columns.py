@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +59,8 @@ def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
         names = {word: of(called)(word) for word in addresses}
         found = [names.get(word) if isinstance(word, int) else None for word in table[address]]
         if instead:
-            table[address] = [n or c for n, c in zip(found, table[address], strict=True)]
+            texts = [spelled(name) if name else None for name in found]
+            table[address] = [n or c for n, c in zip(texts, table[address], strict=True)]
         else:
             table[label] = [*found]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
 
-__all__ = ["of_target", "plain", "say"]
+__all__ = ["of_target", "plain", "say", "spelled"]
+
+
+#: A function of an Elixir module as Erlang writes it, up to its name.
+_ELIXIR = re.compile(r"(?<![\w.'])Elixir\.([A-Z]\w*(?:\.\w+)*):(?=[^\s:])")
+
+
+def spelled(text: str) -> str:
+    """Write the functions of Elixir modules in *text* as Elixir does: ``Shop.Cart.add/3``."""
+    return _ELIXIR.sub(r"\1.", text) if "Elixir." in text else text
 
 
 def say(text: str, output: TextIO | None = None) -> None:

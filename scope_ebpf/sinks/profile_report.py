@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.sinks.plain import of_target, plain
+from scope_ebpf.sinks.plain import of_target, plain, spelled
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -44,7 +44,7 @@ def _table(
         share = f"{100 * row.total_ns / total:6.1f}"
         numbers = f"{100 * row.own_ns / total:6.1f} {share}" if own else share
         seconds = row.own_ns if own else row.total_ns
-        text = f"{numbers} {seconds / 1e9:8.3f}  {plain(row.name)}"
+        text = f"{numbers} {seconds / 1e9:8.3f}  {plain(spelled(row.name))}"
         text += f" [{row.kind}]" if row.kind in ("native", "kernel") else ""
         output.write(text + "\n")
     if len(rows) > most:

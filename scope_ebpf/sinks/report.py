@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scope_ebpf.sinks.plain import duration, of_target, plain
+from scope_ebpf.sinks.plain import duration, of_target, plain, spelled
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -100,7 +100,7 @@ def _mailbox(state: VmState) -> str:
     box = state.mailbox
     if box is None:
         return "no message waits" if state.processes is not None else "not known"
-    who = f" {escape(plain(box.who))}" if box.who else ""
+    who = f" {escape(plain(spelled(box.who)))}" if box.who else ""
     part = "" if state.processes is None or box.seen >= state.processes * _NEARLY else _PARTLY
     return f"{box.messages:,}: {box.pid}{who}{part.format(box.seen)}"
 

@@ -15,7 +15,7 @@ from scope_ebpf import events
 from scope_ebpf.arrays import distinct
 from scope_ebpf.errors import HostError
 from scope_ebpf.sinks.columns import add_names, columns_of, wall_offset_ns
-from scope_ebpf.sinks.plain import duration, plain, size
+from scope_ebpf.sinks.plain import duration, plain, size, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ def _text_lines(name: str, times: list[int], tids: list[int], table: Table) -> l
     del tids  # a scheduler's thread tells a person nothing that its place in time does not
     labels = [label for label in table if label not in ("pid", "class", "who")]
     what = [f"{name}/{c}" for c in table["class"]] if "class" in table else [name] * len(times)
-    who = [f"{_text_cell(w or '-'):<24} " for w in table["who"]] if "who" in table else None
+    names = [spelled(str(w or "-")) for w in table.get("who", ())]
     lines = []
     for row, (moment, pid, event) in enumerate(zip(times, table["pid"], what, strict=True)):
         fields = " ".join(
@@ -138,7 +138,7 @@ def _text_lines(name: str, times: list[int], tids: list[int], table: Table) -> l
         )
         micros = moment % 1_000_000_000 // 1000
         clock = f"{_clock(moment // 1_000_000_000)}.{micros:06d}"
-        name = who[row] if who else ""
+        name = f"{_text_cell(names[row]):<24} " if names else ""
         lines.append(f"{clock} {_text_cell(pid or '-'):<14} {name}{event:<16} {fields}".rstrip())
     return lines
 

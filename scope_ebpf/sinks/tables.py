@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scope_ebpf.sinks.plain import plain
+from scope_ebpf.sinks.plain import plain, spelled
 from scope_ebpf.sinks.report import print_histogram
 from scope_ebpf.summary import Histogram
 from scope_ebpf.user_probes.source import fields_of, is_term
@@ -128,7 +128,8 @@ def _table(rows: list[tuple[dict[str, Any], int]]) -> Table:
         table.add_column(field, overflow="fold")
     table.add_column("count", justify="right")
     for cells, count in rows[:SHOWN]:
-        texts = (escape(plain(str(cells[f] if cells[f] is not None else "-"))) for f in fields)
+        values = ("-" if cells[f] is None else spelled(str(cells[f])) for f in fields)
+        texts = map(escape, map(plain, values))
         table.add_row(*texts, f"{count:,}")
     rest = sum(count for _, count in rows[SHOWN:])
     if rest:

@@ -12,8 +12,8 @@ from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixtur
 
 from scope_ebpf.beam.detail import FIELDS, detail, find, frames
 from scope_ebpf.beam.moment import moments
-from scope_ebpf.beam.schedulers import hindrance
 from scope_ebpf.beam.view import Viewer, document
+from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.labels import Labels
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_a_stopped_vm_is_read_and_said_to_be_stopped(zoo: Zoo):  # noqa: F811
     try:
         seen = read(mixed)
         assert seen["processes_total"] == seen["read"] > 1000
-        assert "stopped" in (hindrance(mixed.target()) or "")
+        assert "stopped" in (Troubles(mixed.target(), mixed.viewer()).now() or "")
     finally:
         mixed.beam.thaw()
 

@@ -188,7 +188,9 @@ def test_what_moved_each_time_is_told():
         ("memory_bytes", "heap_words", "old_heap_words", "fragment_words", "stack_words")
     )
     process |= dict.fromkeys(("binary_bytes", "minor_gcs", "links", "monitors", "watchers"))
-    process |= dict.fromkeys(("aliases", "suspends", "suspended_by", "node_monitors"))
+    process |= dict.fromkeys(
+        ("status_reason", "aliases", "suspends", "suspended_by", "node_monitors")
+    )
     process |= {"message_queue_len": 2, "pid": "<0.1.0>", "messages": [], "stack": []}
     assert "moved" not in "\n".join(lines(process | {"moved": []}))
     told = "\n".join(lines(process | {"moved": ["stack", "messages"]}))

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What keeps a VM from its work, in one line with figures.
+
+One look tells that a VM is stopped, halts, or lacks schedulers. That a scheduler does not get on,
+or that a quota holds the VM back, takes two.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf.beam.counters import CounterReader
+from scope_ebpf.beam.layouts.checks import KINDS
+from scope_ebpf.beam.processes import IDENTITY
+from scope_ebpf.beam.schedulers import Schedulers
+from scope_ebpf.beam.threads import ROLES
+from scope_ebpf.beam.view import Viewer
+from scope_ebpf.daemon.throttling import Throttling
+from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.sinks.plain import spelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from scope_ebpf.beam.schedulers import Scheduler
+    from scope_ebpf.beam.target import Target
+    from scope_ebpf.metrics.reading import Throttled
+
+#: Seconds after which it is told that a scheduler does not get on; those that a quota is seen for.
+STUCK = 0.25
+#: The tables whose limits end a VM, and from which part on one is told to be nearly full.
+_TABLES, _FULL = ("processes", "ports", "atoms"), 0.8
+#: What ``erts_halt_progress`` is while the VM does not halt (OTP-25.2.3 erts/emulator/beam/io.c).
+_NO_HALT = 0xFFFFFFFF
+
+
+class Troubles:
+    """Looks at the schedulers of one VM again and again, and says what is wrong with it."""
+
+    def __init__(self, target: Target, viewer: Viewer) -> None:
+        self._target = target
+        self._schedulers = Schedulers(target, viewer)
+        self._since: dict[int, tuple[object, float]] = {}
+        self._throttling = Throttling(target.pid)
+        self._quota: tuple[float, Throttled | None] | None = None
+        self._now = 0.0
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """What could not be read, and why."""
+        return self._schedulers.refused
+
+    def look(self, roles: Container[str] = ROLES) -> list[Scheduler]:
+        """Look once at every thread that has one of the *roles*."""
+        found, self._now = self._schedulers.read(roles), time.monotonic()
+        for item in found:
+            work = _work(item)
+            if self._since.get(item.thread.tid, (None, 0.0))[0] != work:
+                self._since[item.thread.tid] = (work, self._now)
+        if self._quota is None:
+            self._quota = self._now, self._throttling.read()
+        return found
+
+    def seconds(self, item: Scheduler) -> float:
+        """Tell for how long, at least, a thread of the last look has been at its work."""
+        return self._now - self._since[item.thread.tid][1]
+
+    def now(self) -> str | None:
+        """Look, and a second time STUCK later where one look raises a suspicion; tell."""
+        found = self.look(KINDS)
+        if self.suspects(found):
+            self._target.identity.wait(STUCK)
+            found = self.look(KINDS)
+        return self.tell(found)
+
+    def suspects(self, found: list[Scheduler]) -> bool:
+        """Whether a second look, STUCK later, may tell more than this one."""
+        return any(map(self._undecided, found)) or self._limited()
+
+    def tell(self, found: list[Scheduler]) -> str | None:
+        """Say what keeps the VM from working, as of the look that *found* these; or None."""
+        if found and all(item.doing == "stopped" for item in found):
+            return "The VM is stopped (SIGSTOP or a debugger); SIGCONT lets it go on."
+        told = (
+            self._throttled(),
+            halting(self._target),
+            stuck(found, self.seconds),
+            suspended(found),
+            *(crowded(found, kind) for kind in ("dirty_cpu", "dirty_io")),
+        )
+        return spelled(" ".join(text for text in told if text)) or None
+
+    def _undecided(self, item: Scheduler) -> bool:
+        return item.nif is not None and item.doing == "running" and self.seconds(item) < STUCK
+
+    def _limited(self) -> bool:
+        """Whether a quota has held the VM back before, and it is not known whether it does."""
+        if self._quota is None or self._now - self._quota[0] >= STUCK:
+            return False
+        return self._quota[1] is not None and self._quota[1].throttled > 0
+
+    def _throttled(self) -> str | None:
+        """Tell how often a quota held the VM back since STUCK ago or longer."""
+        if self._quota is None or self._now - self._quota[0] < STUCK:
+            return None
+        (began, before), after = self._quota, self._throttling.read()
+        self._quota = self._now, after
+        if before is None or after is None or after.throttled <= before.throttled:
+            return None
+        times, periods = after.throttled - before.throttled, after.periods - before.periods
+        return (
+            f"The CPU quota of its cgroup held the VM back in {times} of {periods} periods of the "
+            f"last {self._now - began:.1f} s."
+        )
+
+
+def _work(item: Scheduler) -> object:
+    """Tell one piece of work from the next, as far as it can be seen."""
+    switches = item.queue.switches if item.queue else None
+    # A process that waits in a native function makes no context switches meanwhile.
+    return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """*trouble* keeps a VM from its work; *usage* of its tables is ``{NAME: (used, limit)}``."""
+
+    trouble: str | None = None
+    usage: dict[str, tuple[int, int]] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields of one VM in ``list --format json``; null is what could not be read."""
+        usage = {
+            name: {"used": used, "limit": limit}
+            for name, (used, limit) in (self.usage or {}).items()
+        }
+        return {"trouble": self.trouble, "usage": usage or None}
+
+    def text(self) -> str:
+        """Say what is wrong and which tables are nearly full; "" if nothing is."""
+        full = [
+            f"{used:,} of {limit:,} {name} are in use ({100 * used / limit:.0f} %)."
+            for name, (used, limit) in (self.usage or {}).items()
+            if used > _FULL * limit
+        ]
+        return " ".join([self.trouble, *full] if self.trouble else full)
+
+
+def health(targets: list[Target]) -> list[Health]:
+    """Look at VMs, and once more at all that one look does not tell enough of."""
+    looked = [_looked(target) for target in targets]
+    again = [one for one in looked if one and one[0].suspects(one[1])]
+    if again:
+        time.sleep(STUCK)
+    return [
+        _health(target, one, again=one in again)
+        for target, one in zip(targets, looked, strict=True)
+    ]
+
+
+def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | None:
+    try:
+        troubles = Troubles(target, Viewer(target, IDENTITY))
+        return troubles, troubles.look(KINDS)
+    except (ScopeError, OSError):
+        return None
+
+
+def _health(
+    target: Target, looked: tuple[Troubles, list[Scheduler]] | None, *, again: bool
+) -> Health:
+    trouble = usage = None
+    with suppress(ScopeError, OSError):
+        if looked:
+            troubles, found = looked
+            trouble = troubles.tell(troubles.look(KINDS) if again else found)
+    with suppress(ScopeError, OSError):
+        reader = CounterReader(target)
+        used, limits = reader.read(), reader.limits()
+        usage = {name: (getattr(used, name), getattr(limits, name)) for name in _TABLES}
+    return Health(trouble, usage)
+
+
+def halting(target: Target) -> str | None:
+    """Say that the VM halts, with what it waits for; None also where its build hides that."""
+    places = target.find("erts_halt_progress"), target.find("erts_halt_code")
+    if places[0] is None or places[1] is None:
+        return None
+    try:
+        left, code = (target.memory.u32(place) for place in places if place is not None)
+    except ReadRefusedError:
+        return None
+    if left == _NO_HALT:
+        return None
+    signed = code - (1 << 32) if code >> 31 else code
+    return f"The VM halts with code {signed} and waits for {left} of its ports and schedulers."
+
+
+def stuck(found: list[Scheduler], seconds: Callable[[Scheduler], float]) -> str | None:
+    """Say which normal schedulers do not get on: all in a native function, or some at one work."""
+    normal = [item for item in found if item.thread.role == "normal"]
+    # Ports are left out: one that has much to do is there each time, for other work.
+    running = [item for item in normal if item.doing == "running" and item.process]
+    held = [item for item in running if seconds(item) >= STUCK]
+    if not held:
+        return None
+    longest = max(held, key=seconds)
+    lasts = f"for {seconds(longest):.1f} s or longer"
+    if len(held) == len(normal) and all(item.nif for item in held):
+        names = ", ".join(sorted({item.nif.library for item in held if item.nif}))
+        return (
+            f"Every scheduler is in a native function of {names}: nothing runs {lasts}, and "
+            f"{_waiting(held)} wait."
+        )
+    who = " ".join(part for part in (longest.process, longest.name) if part)
+    return (
+        f"{len(held)} of {len(normal)} schedulers run one process and take no other, normal "
+        f"{longest.thread.number} {lasts}: {who} {_place(longest)}; {_waiting(held)} wait there."
+    )
+
+
+def suspended(found: list[Scheduler]) -> str | None:
+    """Say that work waits for the schedulers that are online while others are suspended."""
+    normal = [item for item in found if item.thread.role == "normal"]
+    away = [item for item in normal if item.doing == "suspended"]
+    busy = [item for item in normal if item.doing == "running"]
+    waiting = _waiting(normal)
+    if not away or not waiting or len(busy) + len(away) < len(normal):
+        return None
+    return (
+        f"{len(away)} of {len(normal)} schedulers {_are(len(away))} suspended (not online, or "
+        f"multi-scheduling is blocked), all others are busy, and {waiting} wait."
+    )
+
+
+def crowded(found: list[Scheduler], kind: str) -> str | None:
+    """Say that every dirty scheduler of a *kind* is busy while work for them waits."""
+    pool = [item for item in found if item.thread.role == kind]
+    waiting = _waiting(pool)
+    if not pool or not waiting or any(item.doing != "running" for item in pool):
+        return None
+    ((place, count),) = Counter(map(_place, pool)).most_common(1)
+    return (
+        f"All {len(pool)} {kind} schedulers are busy and {waiting} wait for them; "
+        f"{count} {_are(count)} {place}."
+    )
+
+
+def _waiting(items: list[Scheduler]) -> int:
+    """Processes and ports in the run queues of these."""
+    return sum(sum(i.queue.lengths.values()) + i.queue.ports for i in items if i.queue)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _place(item: Scheduler) -> str:
+    if item.nif:
+        return f"in {item.nif.function} of {item.nif.library}"
+    if item.collecting:
+        return "collecting garbage"
+    return f"in {item.function}" if item.function else "in unknown code"

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Functions of Elixir modules, for people and for programs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from profile_fixtures import profile
+
+from scope_ebpf.beam.schedulers import Scheduler
+from scope_ebpf.beam.threads import Thread
+from scope_ebpf.calls import Call, CallSummary
+from scope_ebpf.cli import top
+from scope_ebpf.cli.schedulers import _what
+from scope_ebpf.profile import Frame, Sample
+from scope_ebpf.sinks.calls import CallLines, print_calls
+from scope_ebpf.sinks.columns import add_names
+from scope_ebpf.sinks.plain import spelled
+from scope_ebpf.sinks.profile_report import print_profile
+
+RAW, READ = "Elixir.Demo.Slow:query/1", "Demo.Slow.query/1"
+CALL = Call(5, "<0.9.0>", "cart", RAW, 1, (), RAW, "a/m.ex:3", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (RAW, READ),
+        ("Elixir.Demo:-query/1-fun-0-/0", "Demo.-query/1-fun-0-/0"),
+        (
+            "by <0.9.0> Elixir.Demo:init/1, and Elixir.B.C:d/0",
+            "by <0.9.0> Demo.init/1, and B.C.d/0",
+        ),
+        ("Elixir.Demo.Server", "Elixir.Demo.Server"),  # a name
+        ("my_Elixir.Demo:f/0", "my_Elixir.Demo:f/0"),
+        ("Elixir:f/0", "Elixir:f/0"),
+        ("lists:map/2", "lists:map/2"),
+    ],
+)
+def test_a_function_of_elixir_is_written_as_elixir_does(text: str, expected: str):
+    """
+    Only a module whose name begins with Elixir, and only where a function follows.
+    """
+    assert expected == spelled(text)
+
+
+def test_calls_are_spelled_for_people_alone():
+    """
+    Lines, tables and callers in text; the fields of JSON as they were.
+    """
+    text, jsonl, tables = io.StringIO(), io.StringIO(), io.StringIO()
+    CallLines(text, "text").write(CALL)
+    CallLines(jsonl, "jsonl").write(CALL)
+    summary = CallSummary({}, durations=True, stopped_because="end", duration_seconds=1.0)
+    summary.add(CALL)
+    print_calls(summary, tables)
+    assert f"{READ}() <- {READ} (m.ex:3)" in text.getvalue()
+    assert {RAW} == {json.loads(jsonl.getvalue())[name] for name in ("function", "caller")}
+    assert tables.getvalue().count(READ) == 3  # two of functions, one of callers
+    assert "Elixir." not in text.getvalue() + tables.getvalue()
+
+
+def test_profiles_and_long_calls_are_spelled():
+    """
+    The table of functions, and the code that called in a line of a long call.
+    """
+    made, output = profile(), io.StringIO()
+    made.samples.append(Sample(5_000, "normal 1", (Frame(RAW, "erlang"),), 1_000))
+    print_profile(made, output)
+    assert f"  {READ}\n" in output.getvalue()
+
+    class Called:
+        def function(self, address: int) -> str:
+            return RAW
+
+        def symbol(self, address: int) -> None:
+            return None
+
+    for instead, expected in ((True, READ), (False, RAW)):
+        table = {"code": [1], "native": [2]}
+        add_names(table, Called(), instead=instead)
+        assert [expected] == table["code" if instead else "function"]
+
+
+def test_processes_and_schedulers_are_spelled():
+    """
+    What a process is in and where it began, in the rows of top and of schedulers.
+    """
+    process = dict.fromkeys(("name", "label", "behaviour", "module"))
+    process |= {"pid": "<0.9.0>", "initial_call": RAW, "current_function": RAW, "status": "waiting"}
+    cells = top._cells(process | {"memory_bytes": 1, "message_queue_len": 0}, 0.0)
+    assert (READ, READ) == (cells[1], cells[-1])
+    item = Scheduler(Thread(1, "normal", 1, "R", 0.0, 0), "running", "<0.9.0>", RAW, RAW)
+    assert f"<0.9.0> {READ} in {READ}" == _what(item, 0.0)
