@@ -3,7 +3,8 @@
 How many calls are missing, because new code ran before it was watched.
 
 Nobody counts these calls: the VM does not, and nothing of ours was there. What is known is for how
-long it was at most, and how often the function was called just before and just after.
+long it was at most, and how often the function was called just before, just after, and when it was
+called most.
 Pure: the caller keeps the clock, which is the one of the calls.
 """
 
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field, replace
 
 #: Nanoseconds before and after a gap in which calls are counted; as long as the gap at least.
 SPAN = 100_000_000
+#: Nanoseconds that a burst of calls lasts at least.
+_BURST = 10_000_000
 #: Standard deviations of a count by which what is told may be off.
 _SURE = 2
 
@@ -81,7 +84,16 @@ class Gaps:
     def _missing(self, gap: Gap, before: float, now_ns: int) -> Missing:
         until = min(now_ns, gap.end_ns + gap.span_ns)
         after = self._rate(gap.function, gap.end_ns, until)
-        return estimate(gap.most_ns / 1e9, max(before, after))
+        busiest = self._busiest(gap.function, max(gap.most_ns, _BURST))
+        return estimate(gap.most_ns / 1e9, max(before, after, busiest))
+
+    def _busiest(self, function: str, span_ns: int) -> float:
+        """Calls in each second of the busiest span of this length; a burst may fall into a gap."""
+        calls = sorted(self._calls[function])
+        counts = (
+            place + 1 - bisect_left(calls, now - span_ns + 1) for place, now in enumerate(calls)
+        )
+        return max(counts, default=0) * 1e9 / max(span_ns, 1)
 
     def _rate(self, function: str, since_ns: int, until_ns: int) -> float:
         """Calls in each second of a span of time."""

@@ -71,6 +71,14 @@ def test_the_busier_side_of_a_gap_counts(side: int):
     assert told(sorted(calls), gap_of(4)).calls >= 3
 
 
+def test_a_burst_may_have_fallen_into_a_gap():
+    """
+    A function that was called 60 times in 30 ms long before a gap of 20 ms may have been in it.
+    """
+    missing = told([_AT - 30 * SPAN + n * _MS // 2 for n in range(60)], gap_of(20))
+    assert 40 <= missing.calls + missing.error <= 60
+
+
 def test_nothing_is_missing_of_what_nobody_calls():
     """
     Without calls beside it a gap has none.
