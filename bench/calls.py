@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import beams_run
 
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.functions import Function, Functions, parse
-from scope_ebpf.beam.modules import Modules
-from scope_ebpf.beam.threads import threads
-from scope_ebpf.kernel.call_watch import CallWatch, Place
+from scope_ebpf.beam.code.functions import Function, Functions, parse
+from scope_ebpf.beam.code.modules import Modules
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.kernel.observers.call_watch import CallWatch, Place
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: Fewer than the ring holds, so that each is copied whole.
 CALLS = 4_000

@@ -33,15 +33,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from soak import PATIENCE, Count, Crowd, Daemon, emulator, planted, until
 
-from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.leftovers import find
-from scope_ebpf.plan import EVENTS
-from scope_ebpf.planning import make_plan
+from scope_ebpf.attach.plan import EVENTS
+from scope_ebpf.beam.vm.constants import kernel_constants, known
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.attach.leftovers import find
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.identity import Identity
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.identity import Identity
+    from scope_ebpf.beam.vm.target import Target
 
 #: Ways to end: signals to the daemon and to its attacher, None for none, and whether the attacher
 #: is stopped before and goes on two seconds after the daemon has ended.

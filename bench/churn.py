@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import beams_run
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.processes import PRIORITY, STATUS
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.table import PRIORITY, STATUS
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
 
 _STATUS = {name for name, _ in STATUS} | {"waiting"}
 

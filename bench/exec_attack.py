@@ -35,18 +35,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/hostile"))
 from fakes import as_nobody, compiled
 
 from scope_ebpf import events
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.errors import TargetChangedError
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.programs import Spares
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.kernel.observers.program_pool import Spares
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.kernel.uprobes import Identity
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.kernel.attach.uprobes import Identity
 
 #: Moments of the exec, microseconds after breakpoints begin to come and go; a round takes some
 #: ten thousand.

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import beams_run
 import windows_run
 
-from scope_ebpf.budget.measures import cpu_clock
+from scope_ebpf.budget.reference_counters import cpu_clock
 
 if TYPE_CHECKING:
     from beams_run import Beam

@@ -47,18 +47,18 @@ import daemon_run
 from daemon_run import cpu_seconds
 from overhead_loads import LOADS, Load
 
-from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.node import NodeName
-from scope_ebpf.budget.measures import cpu_clock
-from scope_ebpf.budget.prices import Prices
+from scope_ebpf.attach.plan import DEFAULT_EVENTS
+from scope_ebpf.beam.vm.constants import kernel_constants, known
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.node import NodeName
+from scope_ebpf.budget.estimate import quantile
+from scope_ebpf.budget.hit_costs import Prices
+from scope_ebpf.budget.reference_counters import cpu_clock
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.bpf.stats import measuring
 from scope_ebpf.kernel.cost import measure as measure_cost
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.stats import measuring
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.metrics.scaling import quantile
-from scope_ebpf.plan import DEFAULT_EVENTS
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

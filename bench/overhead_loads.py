@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import beams_run
 import windows_run
 
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.discover import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

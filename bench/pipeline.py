@@ -35,16 +35,16 @@ import beams_run  # noqa: E402
 import build_objects  # noqa: E402
 
 from scope_ebpf import events  # noqa: E402
-from scope_ebpf.beam.constants import kernel_constants, known  # noqa: E402
-from scope_ebpf.beam.discover import inspect  # noqa: E402
+from scope_ebpf.attach.plan import EVENTS  # noqa: E402
+from scope_ebpf.beam.vm.constants import kernel_constants, known  # noqa: E402
+from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.errors import ScopeError  # noqa: E402
+from scope_ebpf.kernel.bpf.libbpf import TestRunOptions, check, library  # noqa: E402
+from scope_ebpf.kernel.bpf.objects import BpfObject  # noqa: E402
+from scope_ebpf.kernel.bpf.ring import Ring  # noqa: E402
 from scope_ebpf.kernel.cost import measure  # noqa: E402
-from scope_ebpf.kernel.libbpf import TestRunOptions, check, library  # noqa: E402
-from scope_ebpf.kernel.objects import BpfObject  # noqa: E402
-from scope_ebpf.kernel.ring import Ring  # noqa: E402
-from scope_ebpf.kernel.session import Session  # noqa: E402
-from scope_ebpf.plan import EVENTS  # noqa: E402
-from scope_ebpf.planning import make_plan  # noqa: E402
+from scope_ebpf.kernel.observers.session import Session  # noqa: E402
+from scope_ebpf.planning.planner import make_plan  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

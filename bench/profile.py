@@ -31,10 +31,10 @@ import beams_run  # noqa: E402 - found by the line above
 from profile_cost import reader_cost, timer_cost  # noqa: E402
 from top_cost import cpu_seconds  # noqa: E402
 
-from scope_ebpf.beam.discover import inspect  # noqa: E402
-from scope_ebpf.beam.sampling import sample_settings, scheduler_threads  # noqa: E402
-from scope_ebpf.kernel.sampler import Sampler  # noqa: E402
-from scope_ebpf.kernel.stats import measuring  # noqa: E402
+from scope_ebpf.beam.stacks.sampling import sample_settings, scheduler_threads  # noqa: E402
+from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
+from scope_ebpf.kernel.bpf.stats import measuring  # noqa: E402
+from scope_ebpf.kernel.observers.sampler import Sampler  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

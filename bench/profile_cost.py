@@ -31,19 +31,19 @@ from typing import TYPE_CHECKING
 import beams_run
 import numpy as np
 
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.sampling import sample_settings, scheduler_threads
-from scope_ebpf.beam.threads import threads
-from scope_ebpf.kernel import perf_events
-from scope_ebpf.kernel.sampler import Sampler
+from scope_ebpf.beam.stacks.sampling import sample_settings, scheduler_threads
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.kernel.attach import perf_events
+from scope_ebpf.kernel.observers.sampler import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
     Floats = NDArray[np.float64]
 

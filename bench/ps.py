@@ -28,7 +28,7 @@ import beams_run
 from moving_run import CALL, STACKS, ask
 from windows_run import busy
 
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.discover import inspect
 
 if TYPE_CHECKING:
     from beams_run import Beam

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.processes import LOAD, ProcessTable
-from scope_ebpf.beam.sweep import Sweep
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.sweep import Sweep
+from scope_ebpf.beam.processes.table import LOAD, ProcessTable
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
 
 #: Makes N processes, says so, and for each line on stdin looks at them all from inside.
 _INSIDE = """

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import beams_run
 from prometheus_client.parser import text_string_to_metric_families
 
-from scope_ebpf.beam.threads import threads
+from scope_ebpf.beam.vm.threads import threads
 
 #: A VM whose schedulers ran for so many seconds and that was not observed was missed: a second
 #: until it is old enough (min_age), a second of a busy daemon, and one for a busy machine.

@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import beams_run
 import windows_run
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.state import StateReader
-from scope_ebpf.cli.budgeted import BudgetedTrace
+from scope_ebpf.attach.plan import DEFAULT_EVENTS
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.kernel.cost import Aside
-from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.runs.budgeted import BudgetedTrace
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.summary import Summary
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.summary import Summary
 
 #: The load, the event that it counts itself, and by how many it is late: a spawner tells up to a
 #: hundred processes at once, the others each event.

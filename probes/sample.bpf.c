@@ -23,7 +23,7 @@
  * The timer runs faster than samples are taken: of each so many ticks one is drawn, so that what
  * repeats itself as often as samples are taken is not met at the same place over and over.
  */
-#define DRAWN_FROM 2 /* as in kernel/sampler.py */
+#define DRAWN_FROM 2 /* as in kernel/observers/sampler.py */
 
 struct tick {
 	__u64 last_ns;

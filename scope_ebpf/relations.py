@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from scope_ebpf.beam.allocators import Allocator, MemoryUse
-    from scope_ebpf.beam.connections import Connections
-    from scope_ebpf.beam.counters import Counters, Limits
+    from scope_ebpf.beam.vm.allocators import Allocator, MemoryUse
+    from scope_ebpf.beam.vm.connections import Connections
+    from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.metrics.reading import EventReading, MemoryReading, Reading
     from scope_ebpf.metrics.snapshot import SnapshotReading
-    from scope_ebpf.summary import EventSummary, Summary
+    from scope_ebpf.results.summary import EventSummary, Summary
 
 #: A part and its whole, by name.
 Pairs = tuple[tuple[str, str], ...]

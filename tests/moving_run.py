@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam.detail import FIELDS, detail, find
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.detail import FIELDS, detail, find
+from scope_ebpf.beam.processes.view import Viewer
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: Every stack that these ever have: they run in no other functions.
 STACKS: dict[str, set[tuple[str, ...]]] = {

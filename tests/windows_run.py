@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.memory import Memory
-from scope_ebpf.budget.measures import Measures
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.vm.constants import kernel_constants, known
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.budget.estimate import Estimate
+from scope_ebpf.budget.governor import Action
+from scope_ebpf.budget.reference_counters import Measures
 from scope_ebpf.budget.windows import Approach, Closed, Window
 from scope_ebpf.errors import ReadRefusedError
-from scope_ebpf.governor import Action
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.metrics.scaling import Estimate
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     import random

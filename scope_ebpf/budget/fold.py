@@ -9,15 +9,15 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.metrics.reading import COUNTS, SLOTS, sum_column
-from scope_ebpf.summary import EventSummary, Histogram
+from scope_ebpf.results.summary import EventSummary, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.attach.plan import Item, Plan
     from scope_ebpf.budget.ledger import Ledger
-    from scope_ebpf.plan import Item, Plan
 
 #: The counter of the VM that tells how often an event happened.
 COUNTED_BY_VM = {

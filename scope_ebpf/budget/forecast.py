@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.budget.brake import share_of
-from scope_ebpf.budget.measures import TOLD_BY, Measures, Rates, cpu_clock
+from scope_ebpf.budget.reference_counters import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.attach.plan import Plan
+    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.plan import Plan
 
 #: Seconds of the target's CPU in which hits are counted, and of time at most.
 _WINDOW, _LONGEST = 0.025, 0.08

@@ -12,12 +12,12 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
-from scope_ebpf.beam.constants import symbol_values
-from scope_ebpf.beam.memory import cpu_seconds
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
+from scope_ebpf.beam.vm.constants import symbol_values
+from scope_ebpf.budget.governor import Action
 from scope_ebpf.budget.windows import Approach, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
-from scope_ebpf.governor import Action
-from scope_ebpf.kernel.governed import GovernedSession
+from scope_ebpf.kernel.observers.governed import GovernedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.budget.measures import Mark, Measures
-    from scope_ebpf.budget.prices import Prices
+    from scope_ebpf.attach.plan import Plan
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.budget.governor import Governor
+    from scope_ebpf.budget.hit_costs import Prices
+    from scope_ebpf.budget.reference_counters import Mark, Measures
     from scope_ebpf.budget.windows import Closed
-    from scope_ebpf.governor import Governor
-    from scope_ebpf.kernel.programs import Spares
-    from scope_ebpf.kernel.uprobes import Attacher
-    from scope_ebpf.plan import Plan
+    from scope_ebpf.kernel.attach.uprobes import Attacher
+    from scope_ebpf.kernel.observers.program_pool import Spares
 
     #: Tallies and durations of one event, shape ``(classes,)`` each.
     Counted = tuple[NDArray[np.void], NDArray[np.void]]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.budget.estimate import WINDOWS, Estimate
 from scope_ebpf.budget.totals import flat
 from scope_ebpf.metrics.reading import COUNTS, WIDTH
-from scope_ebpf.metrics.scaling import WINDOWS, Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.budget.hooks import Counted
-    from scope_ebpf.budget.measures import Mark, Measures
+    from scope_ebpf.budget.reference_counters import Mark, Measures
     from scope_ebpf.budget.windows import Closed
 
 

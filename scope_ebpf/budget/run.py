@@ -12,12 +12,12 @@ import time
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.fold import fold
+from scope_ebpf.budget.governor import HEADROOM, Governor, Pace, water_fill
+from scope_ebpf.budget.hit_costs import Prices
 from scope_ebpf.budget.hooks import GovernedHooks, governed_session
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.measures import TOLD_BY, Measures, Rates, cpu_clock
-from scope_ebpf.budget.prices import Prices
+from scope_ebpf.budget.reference_counters import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.governor import HEADROOM, Governor, Pace, water_fill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.attach.plan import Plan
+    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.hooks import Finished
+    from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.governed import GovernedSession
-    from scope_ebpf.kernel.uprobes import Attacher
-    from scope_ebpf.plan import Plan
-    from scope_ebpf.summary import EventSummary
+    from scope_ebpf.kernel.observers.governed import GovernedSession
+    from scope_ebpf.results.summary import EventSummary
 
 #: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
 #: it may spend at once is a seventh of a second's work at most, by all events together; what is

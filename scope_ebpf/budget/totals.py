@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.budget.measures import COUNTED
+from scope_ebpf.budget.estimate import Estimate
+from scope_ebpf.budget.reference_counters import COUNTED
 from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
-from scope_ebpf.metrics.scaling import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.attach.plan import Item
     from scope_ebpf.budget.hooks import Counted
-    from scope_ebpf.budget.measures import Mark
+    from scope_ebpf.budget.reference_counters import Mark
     from scope_ebpf.budget.windows import Closed
-    from scope_ebpf.plan import Item
 
 
 #: An error is told anew after so many windows, at first after fewer.

@@ -13,7 +13,7 @@ windows would tend to begin where an event happens.
 Hooks slow the target down where the event is frequent, and a spent allowance ends a
 window early there. Each window by itself has the right ratio; but together they would
 make too little of the times when the event is frequent. So it is told how fast the
-measure went just before the hooks came (``metrics/scaling.py``).
+measure went just before the hooks came (``budget/estimate.py``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scope_ebpf.budget.measures import TIME, Mark
+from scope_ebpf.budget.reference_counters import TIME, Mark
 
 if TYPE_CHECKING:
-    from scope_ebpf.budget.measures import Measures
-    from scope_ebpf.governor import Action
-    from scope_ebpf.kernel.governed import GovernedSession
+    from scope_ebpf.budget.governor import Action
+    from scope_ebpf.budget.reference_counters import Measures
+    from scope_ebpf.kernel.observers.governed import GovernedSession
 
 #: The part of a window by which an edge may be off.
 _DOUBT = 0.1

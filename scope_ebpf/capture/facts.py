@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from scope_ebpf import events
-from scope_ebpf.beam.terms import PidCodec, PortCodec, Shuffle
+from scope_ebpf.attach.plan import Attachment, Item, Plan
+from scope_ebpf.beam.memory.terms import PidCodec, PortCodec, Shuffle
 from scope_ebpf.capture.values import SIGNED
-from scope_ebpf.plan import Attachment, Item, Plan
-from scope_ebpf.summary import Cost
+from scope_ebpf.results.summary import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Container

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.terms import is_atom, is_port
+from scope_ebpf.beam.memory.terms import is_atom, is_port
 
 if TYPE_CHECKING:
     from collections.abc import Collection

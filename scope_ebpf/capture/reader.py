@@ -20,7 +20,7 @@ from scope_ebpf.capture.schema import Schema
 from scope_ebpf.capture.values import Value, document
 from scope_ebpf.errors import CaptureError
 from scope_ebpf.relations import told_apart
-from scope_ebpf.summary import Cost, Summary, fold
+from scope_ebpf.results.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.beam.processes.term_text import TermText
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:

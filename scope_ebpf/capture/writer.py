@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.processes.labels import Label
     from scope_ebpf.capture.store import Store
-    from scope_ebpf.labels import Label
 
 #: Names that are kept to be written again with a ring.
 _KEPT = 1 << 17

@@ -6,25 +6,25 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.functions import Functions, parse
-from scope_ebpf.beam.modules import Modules
+from scope_ebpf.beam.code.functions import Functions, parse
+from scope_ebpf.beam.code.modules import Modules
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli.options import add_force, add_max_cost
-from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import NothingToAttachError, UsageError
-from scope_ebpf.function_probes import places
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.breakpoints import MOST
-from scope_ebpf.kernel.probe_watch import MOST as PROBED
+from scope_ebpf.kernel.attach.breakpoints import MOST
+from scope_ebpf.kernel.observers.probe_watch import MOST as PROBED
+from scope_ebpf.planning.function_probes import places
+from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.beam.functions import Function
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.cli.call_turns import CallTurns
+    from scope_ebpf.beam.code.functions import Function
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.runs.call_run import CallTurns
 
 DEFAULT_LIMIT = 1000
 #: What a person may ask for: 8 s of the VM's time.
@@ -121,8 +121,8 @@ def _run_of(
     found: tuple[Atoms, Modules, Functions],
     chosen: list[Function],
 ) -> CallTurns:
-    from scope_ebpf.cli.call_run import CallRun  # noqa: PLC0415 - only for what can be watched
-    from scope_ebpf.cli.probe_run import ProbeRun  # noqa: PLC0415 - the same
+    from scope_ebpf.runs.call_run_jit import CallRun  # noqa: PLC0415 - only for what can be watched
+    from scope_ebpf.runs.call_run_usdt import ProbeRun  # noqa: PLC0415 - the same
 
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     if target.flavor == "jit":

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from scope_ebpf import events
-from scope_ebpf.beam.constants import kernel_constants, known
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.attach.plan import EVENTS
+from scope_ebpf.beam.vm.constants import kernel_constants, known
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.daemon.trial import trial
-from scope_ebpf.kernel import host, links
-from scope_ebpf.kernel.leftovers import find
-from scope_ebpf.kernel.uprobes import has_multi
-from scope_ebpf.plan import EVENTS
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach import links
+from scope_ebpf.kernel.attach.leftovers import find
+from scope_ebpf.kernel.attach.uprobes import has_multi
+from scope_ebpf.planning.planner import make_plan
 from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.identity import Identity
+    from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.errors import ScopeError
 
 

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING
 from scope_ebpf.capture.reader import Capture, sound
 from scope_ebpf.cli.options import add_force, web_address, whole
 from scope_ebpf.cli.summary import warn
-from scope_ebpf.cli.surroundings import open_document, open_output, output_error, progress_bar
 from scope_ebpf.errors import OutputError, UsageError
+from scope_ebpf.runs.terminal import open_document, open_output, output_error, progress_bar
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam.discover import Beam, Refusal, beams
-from scope_ebpf.beam.shapes import escaped
+from scope_ebpf.beam.processes.shapes import escaped
+from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
 from scope_ebpf.cli.trouble import health
 from scope_ebpf.sinks.plain import plain, say
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.errors import UsageError
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Collection

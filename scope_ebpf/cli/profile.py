@@ -7,14 +7,14 @@ import sys
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
-from scope_ebpf.cli.profiling import on_cpu
-from scope_ebpf.cli.sample_reader import OWNERS
-from scope_ebpf.cli.surroundings import open_document, output_error
-from scope_ebpf.cli.waiting import off_cpu
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
+from scope_ebpf.runs.off_cpu import off_cpu
+from scope_ebpf.runs.profiler import on_cpu
+from scope_ebpf.runs.symbolizer import OWNERS
+from scope_ebpf.runs.terminal import open_document, output_error
 from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.profile_report import last_lines, print_profile
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from scope_ebpf.profile import Profile
+    from scope_ebpf.results.profile import Profile
 
 MAX_HZ = 999
 _ENDINGS = {

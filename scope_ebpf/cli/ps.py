@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.detail import FIELDS, MAX_MESSAGES, detail, find
-from scope_ebpf.beam.shapes import escaped
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.detail import FIELDS, MAX_MESSAGES, detail, find
+from scope_ebpf.beam.processes.shapes import escaped
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import UsageError
 from scope_ebpf.sinks.plain import plain, say, spelled
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(process: dict[str, Any]) -> list[str]:
-    """Write one process, as :func:`~scope_ebpf.beam.detail.detail` describes it, line by line."""
+    """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [str(process["pid"])]
     for label, key, unit in _LINES:
         value = "''" if process[key] == "" else process[key]  # a name may be empty

@@ -14,7 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.attach.plan import DEFAULT_EVENTS
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.capture.facts import End
 from scope_ebpf.capture.frames import BlockKind
 from scope_ebpf.capture.store import FileStore, RingStore
@@ -29,24 +30,23 @@ from scope_ebpf.cli.options import (
     positive,
     ring_megabytes,
 )
-from scope_ebpf.cli.recording import Recorder
-from scope_ebpf.cli.stall import Stall
-from scope_ebpf.cli.surroundings import alone, open_stream, output_error
-from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import Aside
 from scope_ebpf.output import Document, set_aside
-from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.results.summary import Cost
+from scope_ebpf.runs.recorder import Recorder
+from scope_ebpf.runs.stall import Stall
+from scope_ebpf.runs.terminal import alone, open_stream, output_error
+from scope_ebpf.runs.trace import Trace
 from scope_ebpf.sinks.plain import plain, say
-from scope_ebpf.summary import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.kernel.session import Session
-    from scope_ebpf.summary import Summary
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.kernel.observers.session import Session
+    from scope_ebpf.results.summary import Summary
 
 #: What is recorded unless it is told: the default events, and the threads beneath them.
 RECORDED = (*DEFAULT_EVENTS, "thread")

@@ -11,26 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.term_text import TermText
+from scope_ebpf.beam.processes.term_text import TermText
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.budget.brake import SPAN, Brake, share_of
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
-from scope_ebpf.cli.surroundings import (
-    alone,
-    open_output,
-    output_error,
-    require_target,
-    stop_signals,
-    target_ended,
-)
 from scope_ebpf.cli.trace import names_of
-from scope_ebpf.cli.tracing import (
-    BATCH,
-    STREAM_INTERVAL,
-    cpu_seconds,
-    say_braked,
-    say_started,
-)
 from scope_ebpf.errors import (
     NoSuchProcessError,
     NothingToAttachError,
@@ -39,6 +24,21 @@ from scope_ebpf.errors import (
     UsageError,
 )
 from scope_ebpf.kernel import host
+from scope_ebpf.runs.terminal import (
+    alone,
+    open_output,
+    output_error,
+    require_target,
+    stop_signals,
+    target_ended,
+)
+from scope_ebpf.runs.trace import (
+    BATCH,
+    STREAM_INTERVAL,
+    cpu_seconds,
+    say_braked,
+    say_started,
+)
 from scope_ebpf.sinks.plain import plain, say
 from scope_ebpf.sinks.stream import Stream
 from scope_ebpf.user_probes import hooks, source
@@ -47,11 +47,11 @@ from scope_ebpf.user_probes.outcome import Outcome
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.kernel.compiler import Compiled
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.kernel.bpf.compiler import Compiled
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.user_probes import UserProbeSession
-    from scope_ebpf.plan import Attachment
+    from scope_ebpf.kernel.observers.user_probes import UserProbeSession
 
 #: What a probe should not take of the CPU that the VM uses; above it there is a warning.
 BUDGET = 0.01
@@ -161,7 +161,7 @@ def _prepare(arguments: argparse.Namespace, target: Target) -> source.Source:
 
 
 def _compile(arguments: argparse.Namespace, written: source.Source) -> Compiled:
-    from scope_ebpf.kernel.compiler import Compiled  # noqa: PLC0415 - bcc is slow to import
+    from scope_ebpf.kernel.bpf.compiler import Compiled  # noqa: PLC0415 - bcc is slow to import
 
     include = str(resources.files("scope_ebpf.user_probes"))
     return Compiled(Path(arguments.probe).name, written.text, [f"-I{include}"])
@@ -223,8 +223,9 @@ class Run:
 
     def run(self) -> Ended:
         """Run until something ends it; whatever that is, all hooks are out and the ring is read."""
-        from scope_ebpf.kernel import cost, stats  # noqa: PLC0415 - after the compiler's complaints
-        from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
+        from scope_ebpf.kernel import cost  # noqa: PLC0415 - after the compiler's complaints
+        from scope_ebpf.kernel.bpf import stats  # noqa: PLC0415 - after the compiler's complaints
+        from scope_ebpf.kernel.observers.user_probes import UserProbeSession  # noqa: PLC0415
 
         require_target(self._target.identity, "traced")
         price = cost.measure()

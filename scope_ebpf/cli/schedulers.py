@@ -10,22 +10,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.processes import IDENTITY
-from scope_ebpf.beam.shapes import escaped
-from scope_ebpf.beam.view import Viewer
-from scope_ebpf.cli.surroundings import target_ended
+from scope_ebpf.beam.processes.shapes import escaped
+from scope_ebpf.beam.processes.table import IDENTITY
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli.top import short
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.runs.terminal import target_ended
 from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.schedulers import Scheduler
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.schedulers import Scheduler
+    from scope_ebpf.beam.vm.target import Target
 
 _HEADINGS = ("THREAD", "DOING", "CPU%", "SWITCH/S", "REDS/S", "QUEUE", "PROCESS AND FUNCTION")
 _PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf.arrays import distinct, within
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.processes import CHUNK, LOAD, ProcessTable
-from scope_ebpf.beam.shapes import escaped
-from scope_ebpf.beam.sizes import Sizes
-from scope_ebpf.beam.sweep import SORTS, State, Sweep, Top, collected
-from scope_ebpf.beam.view import Viewer, document
-from scope_ebpf.cli.surroundings import target_ended
+from scope_ebpf.beam.processes.shapes import escaped
+from scope_ebpf.beam.processes.sizes import Sizes
+from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, Top, collected
+from scope_ebpf.beam.processes.table import CHUNK, LOAD, ProcessTable
+from scope_ebpf.beam.processes.view import Viewer, document
+from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.runs.terminal import target_ended
 from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1

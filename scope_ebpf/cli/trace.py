@@ -9,11 +9,12 @@ import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO
 
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.state import StateReader
-from scope_ebpf.beam.term_text import TermText
-from scope_ebpf.beam.terms import PID_TAG
+from scope_ebpf.attach.plan import DEFAULT_EVENTS
+from scope_ebpf.beam.memory.terms import PID_TAG
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.term_text import TermText
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.cli.options import (
     COUNT_ALL,
     DEFAULT_BUDGET,
@@ -26,12 +27,11 @@ from scope_ebpf.cli.options import (
     parse_events,
     ring_megabytes,
 )
-from scope_ebpf.cli.surroundings import alone, open_output, output_error
-from scope_ebpf.cli.tracing import Trace
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import Aside
-from scope_ebpf.plan import DEFAULT_EVENTS
+from scope_ebpf.runs.terminal import alone, open_output, output_error
+from scope_ebpf.runs.trace import Trace
 from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.cli.budgeted import BudgetedTrace
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.summary import Summary
+    from scope_ebpf.runs.budgeted import BudgetedTrace
     from scope_ebpf.sinks.stream import Style
-    from scope_ebpf.summary import Summary
 
 
 #: The price of a hit is measured beside the VM, which should not feel it.
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                 state = StateReader(target)
                 trace = Trace(target, wanted, arguments, streamed=streams, aside=aside, state=state)
             else:
-                from scope_ebpf.cli.budgeted import BudgetedTrace  # noqa: PLC0415 - not for streams
+                from scope_ebpf.runs.budgeted import BudgetedTrace  # noqa: PLC0415 - not for streams
 
                 trace = BudgetedTrace(target, wanted, arguments, aside)
             trace.notes += notes
@@ -120,8 +120,8 @@ def _stream(target: Target, output: TextIO, wanted: Collection[str], form: Style
     """A line for each event, with the names of this VM."""
     called = None
     if "long_call" in wanted:
-        from scope_ebpf.beam.called import CalledNames  # noqa: PLC0415 - only for long calls
-        from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415
+        from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415
+        from scope_ebpf.beam.processes.called import CalledNames  # noqa: PLC0415 - only for long calls
 
         with contextlib.suppress(ReadRefusedError):
             called = CalledNames(target, CodeMap(target, Atoms(target)))
@@ -134,8 +134,8 @@ _LOOKUPS = 64
 
 def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | None:
     """What names processes in a stream; None where the VM's tables cannot be read."""
-    from scope_ebpf.beam.code import CodeMap  # noqa: PLC0415 - only for a stream
-    from scope_ebpf.labels import Labels  # noqa: PLC0415
+    from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415 - only for a stream
+    from scope_ebpf.beam.processes.labels import Labels  # noqa: PLC0415
 
     try:
         atoms = Atoms(target)

@@ -14,21 +14,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam.counters import CounterReader
 from scope_ebpf.beam.layouts.checks import KINDS
-from scope_ebpf.beam.processes import IDENTITY
-from scope_ebpf.beam.schedulers import Schedulers
-from scope_ebpf.beam.threads import ROLES
-from scope_ebpf.beam.view import Viewer
-from scope_ebpf.daemon.throttling import Throttling
+from scope_ebpf.beam.processes.table import IDENTITY
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.schedulers import Schedulers
+from scope_ebpf.beam.vm.threads import ROLES
+from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-    from scope_ebpf.beam.schedulers import Scheduler
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.schedulers import Scheduler
+    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.metrics.reading import Throttled
 
 #: Seconds after which it is told that a scheduler does not get on; those that a quota is seen for.

@@ -18,26 +18,26 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.memory import read_by
-from scope_ebpf.beam.reader import Readers
+from scope_ebpf.beam.memory.process_memory import read_by
+from scope_ebpf.beam.memory.reader import Readers
 from scope_ebpf.daemon.config import Config, ConfigError
-from scope_ebpf.daemon.discovery import Scanner
-from scope_ebpf.daemon.hangs import Hangs
-from scope_ebpf.daemon.inspector import Inspector, Looker
+from scope_ebpf.daemon.looks.discovery import Scanner
+from scope_ebpf.daemon.looks.hangs import Hangs
+from scope_ebpf.daemon.looks.inspector import Inspector, Looker
+from scope_ebpf.daemon.looks.owners import Shares, owner_of, tenant_of
 from scope_ebpf.daemon.notify import notify, say
-from scope_ebpf.daemon.owners import Shares, owner_of, tenant_of
-from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.daemon.snapshots import Snapshots
+from scope_ebpf.daemon.readings.process import cgroup_of
+from scope_ebpf.daemon.readings.snapshots import Snapshots
 from scope_ebpf.daemon.targets import Targets
 from scope_ebpf.errors import HostError, NoSuchProcessError
-from scope_ebpf.kernel.starts import Starts
+from scope_ebpf.kernel.observers.starts import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scope_ebpf.kernel.attach.uprobes import Attacher
+    from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.stats import ProgramStats
-    from scope_ebpf.kernel.uprobes import Attacher
 
 #: Seconds between two looks at all processes where the kernel does not tell of VMs that start.
 _UNTOLD_SCAN = 2.0

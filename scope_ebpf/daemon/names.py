@@ -12,14 +12,14 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.node import NAMELESS
+from scope_ebpf.beam.vm.node import NAMELESS
 from scope_ebpf.errors import HostError
 from scope_ebpf.metrics.page import label_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.daemon.owners import Owner
+    from scope_ebpf.daemon.looks.owners import Owner
 
 #: New names of one VM, and labels of one owner that is not root, in so many seconds.
 RENAMES, LABELS, PERIOD = 3, 120, 3600.0

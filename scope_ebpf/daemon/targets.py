@@ -18,18 +18,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.discover import Refusal
-from scope_ebpf.beam.look_limits import LookLimits, limited
-from scope_ebpf.beam.memory import cpu_seconds
-from scope_ebpf.beam.node import NodeName
+from scope_ebpf.beam.memory.look_limits import LookLimits, limited
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
+from scope_ebpf.beam.vm.discover import Refusal
+from scope_ebpf.beam.vm.node import NodeName
+from scope_ebpf.budget.governor import OFTEN
 from scope_ebpf.daemon import heap
-from scope_ebpf.daemon.hangs import Hangs
+from scope_ebpf.daemon.looks.hangs import Hangs
+from scope_ebpf.daemon.looks.owners import Room
+from scope_ebpf.daemon.looks.programs import MOST, Refused
 from scope_ebpf.daemon.names import NodeLabels
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.owners import Room
-from scope_ebpf.daemon.process import cgroup_of
-from scope_ebpf.daemon.programs import MOST, Refused
-from scope_ebpf.daemon.threads import WatchedThreads
+from scope_ebpf.daemon.readings.process import cgroup_of
+from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import (
     HostError,
@@ -40,22 +41,21 @@ from scope_ebpf.errors import (
     TargetChangedError,
     TooMuchError,
 )
-from scope_ebpf.governor import OFTEN
-from scope_ebpf.kernel.programs import Spares
-from scope_ebpf.kernel.tracepoints import MAX_TARGETS, ThreadWatch, attach_or_reason
-from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.observers.program_pool import Spares
+from scope_ebpf.kernel.observers.tracepoints import MAX_TARGETS, ThreadWatch, attach_or_reason
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping
 
     from scope_ebpf.daemon.config import Config
-    from scope_ebpf.daemon.discovery import Scanner
-    from scope_ebpf.daemon.inspector import Found
-    from scope_ebpf.daemon.owners import Owner, Shares
-    from scope_ebpf.daemon.programs import Program
+    from scope_ebpf.daemon.looks.discovery import Scanner
+    from scope_ebpf.daemon.looks.inspector import Found
+    from scope_ebpf.daemon.looks.owners import Owner, Shares
+    from scope_ebpf.daemon.looks.programs import Program
+    from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.stats import ProgramStats
 
 #: File descriptors that a target takes, and that must be left with room for scrapes and readings.
 _FILES, _LEFT = 128, 256

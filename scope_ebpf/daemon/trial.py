@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from scope_ebpf.beam.discover import Refusal
+from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.inspector import Looker
+from scope_ebpf.daemon.looks.inspector import Looker
+from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.notify import log
-from scope_ebpf.daemon.owners import ROOT, Owner, Shares
-from scope_ebpf.daemon.process import read_process
-from scope_ebpf.daemon.snapshots import Snapshots
-from scope_ebpf.daemon.threads import UNSEEN, unseen
+from scope_ebpf.daemon.readings.process import read_process
+from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.threads import UNSEEN, unseen
 from scope_ebpf.metrics.exposition import refused
 from scope_ebpf.metrics.reading import MemoryReading, Reading
 from scope_ebpf.relations import checked
@@ -22,8 +22,8 @@ from scope_ebpf.relations import checked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.daemon.inspector import Found
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.daemon.looks.inspector import Found
     from scope_ebpf.daemon.watch import Watch
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.metrics.snapshot import SnapshotReading

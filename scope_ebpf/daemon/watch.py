@@ -14,32 +14,32 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.memory import cpu_seconds
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget import totals
+from scope_ebpf.budget.governor import OFTEN, OTHERS, Governor
+from scope_ebpf.budget.hit_costs import Prices
 from scope_ebpf.budget.hooks import GovernedHooks
-from scope_ebpf.budget.prices import Prices
+from scope_ebpf.daemon.looks.owners import ROOT, Owner
+from scope_ebpf.daemon.looks.prepare import Prepared, prepare
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.owners import ROOT, Owner
-from scope_ebpf.daemon.prepare import Prepared, prepare
-from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
-from scope_ebpf.daemon.throttling import Throttling
-from scope_ebpf.governor import OFTEN, OTHERS, Governor
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.leftovers import heal
+from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
+from scope_ebpf.daemon.readings.throttling import Throttling
+from scope_ebpf.kernel.attach.leftovers import heal
+from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
-from scope_ebpf.planning import semaphores
+from scope_ebpf.planning.planner import semaphores
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.counters import Counters
-    from scope_ebpf.beam.target import Target
-    from scope_ebpf.daemon.threads import WatchedThreads
+    from scope_ebpf.attach.plan import Item
+    from scope_ebpf.beam.vm.counters import Counters
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.daemon.readings.threads import WatchedThreads
     from scope_ebpf.errors import ScopeError
+    from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.programs import Spares
-    from scope_ebpf.kernel.uprobes import Attacher
+    from scope_ebpf.kernel.observers.program_pool import Spares
     from scope_ebpf.metrics.reading import MemoryReading, ProcessReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
-    from scope_ebpf.plan import Item
 
 #: Ticks from one look at the kernel's statistics to the next.
 _PRICE_TICKS = 5

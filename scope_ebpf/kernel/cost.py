@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.attach.plan import Attachment, Item, Plan
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.interrupts import held_back
-from scope_ebpf.kernel.session import Session
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.plan import Attachment, Item, Plan
+from scope_ebpf.kernel.observers.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

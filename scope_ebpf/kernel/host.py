@@ -145,7 +145,7 @@ def _machine() -> Fact:
 
 
 def _libbpf() -> Fact:
-    from scope_ebpf.kernel.libbpf import library  # noqa: PLC0415 - may be missing; then we say so
+    from scope_ebpf.kernel.bpf.libbpf import library  # noqa: PLC0415 - may be missing; then we say so
 
     try:
         return Fact("libbpf", library().libbpf_version_string().decode())

@@ -14,7 +14,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.layouts.checks import KINDS
-from scope_ebpf.beam.threads import ROLES
+from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.connections import TYPES
+from scope_ebpf.beam.vm.connections import TYPES
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.allocators import AllocatorReading, MemoryUse
+    from scope_ebpf.beam.vm.allocators import AllocatorReading, MemoryUse
     from scope_ebpf.metrics.page import Page
     from scope_ebpf.metrics.reading import MemoryReading
 

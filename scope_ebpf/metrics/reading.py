@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.allocators import AllocatorReading
-    from scope_ebpf.beam.connections import Connections
-    from scope_ebpf.beam.counters import Counters, Limits
+    from scope_ebpf.beam.vm.allocators import AllocatorReading
+    from scope_ebpf.beam.vm.connections import Connections
+    from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class its sum of

@@ -2,7 +2,7 @@
 """
 A process table of any size folded into a fixed number of figures.
 
-Pure: rows of ``beam.processes`` go in, part by part, so that a table of a million
+Pure: rows of ``beam.processes.table`` go in, part by part, so that a table of a million
 processes never lies in memory at once.
 """
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scope_ebpf.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
+from scope_ebpf.results.calls import TOP, Call, CallSummary, Return, Totals, Upgrade
 from scope_ebpf.sinks.columns import wall_offset_ns
 from scope_ebpf.sinks.plain import duration, plain, spelled
 from scope_ebpf.sinks.report import WIDTH

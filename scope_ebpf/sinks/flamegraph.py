@@ -12,11 +12,11 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from scope_ebpf.profile import tree
+from scope_ebpf.results.profile import tree
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
-    from scope_ebpf.profile import Node, Profile
+    from scope_ebpf.results.profile import Node, Profile
 
 _WIDTH, _LEFT, _ROW, _TOP = 1180, 10, 17, 46
 _CHARACTER = 6.6

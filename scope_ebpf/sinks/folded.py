@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
-    from scope_ebpf.profile import Frame, Profile
+    from scope_ebpf.results.profile import Frame, Profile
 
 #: How other tools tell kinds of frames apart in this format.
 _ENDINGS = {"kernel": "_[k]"}

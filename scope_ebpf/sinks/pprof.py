@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 if TYPE_CHECKING:
-    from scope_ebpf.profile import Frame, Profile
+    from scope_ebpf.results.profile import Frame, Profile
 
 _PACKAGE = "perftools.profiles"
 #: Message: field, number, type; a star stands for "repeated".

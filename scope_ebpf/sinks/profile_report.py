@@ -10,7 +10,7 @@ from scope_ebpf.sinks.plain import of_target, plain, spelled
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from scope_ebpf.profile import Profile, Row
+    from scope_ebpf.results.profile import Profile, Row
 
 #: Rows of each table.
 OWNERS = 10

@@ -15,8 +15,8 @@ from scope_ebpf.sinks.plain import duration, of_target, plain, spelled
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from scope_ebpf.beam.state import VmState
-    from scope_ebpf.summary import EventSummary, Histogram, Summary
+    from scope_ebpf.beam.vm.state import VmState
+    from scope_ebpf.results.summary import EventSummary, Histogram, Summary
 
 #: Plain output is for files and pipes, and fits a terminal of this width.
 WIDTH = 80

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scope_ebpf.profile import Frame, Profile, Sample
+    from scope_ebpf.results.profile import Frame, Profile, Sample
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 

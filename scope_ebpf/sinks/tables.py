@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scope_ebpf.results.summary import Histogram
 from scope_ebpf.sinks.plain import plain, spelled
 from scope_ebpf.sinks.report import print_histogram
-from scope_ebpf.summary import Histogram
 from scope_ebpf.user_probes.source import fields_of, is_term
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError, ProbeError
-from scope_ebpf.planning import symbol_places
+from scope_ebpf.planning.planner import symbol_places
 
 if TYPE_CHECKING:
-    from scope_ebpf.beam.binary import Binary
-    from scope_ebpf.plan import Attachment
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.beam.elf.binary import Binary
 
 _FAMILY = "user"
 _FUNCTION = {"uprobe__": False, "uretprobe__": True}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.atoms import Atoms
+from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.errors import ProbeError, ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: What beam.h is put into: ``struct beam_record`` behind the kernel's own header, 128 bytes.
 RECORD = np.dtype([*events.RECORD.descr[:-1], ("body", "<u8", (12,))])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 TAKE = """
 import sys
 from scope_ebpf.errors import HostError
-from scope_ebpf.kernel.objects import object_bytes
+from scope_ebpf.kernel.bpf.objects import object_bytes
 try:
     for family in sys.argv[1:]:
         object_bytes(family)

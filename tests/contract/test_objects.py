@@ -9,8 +9,8 @@ from elftools.elf.elffile import ELFFile
 
 import scope_ebpf
 from scope_ebpf import events
-from scope_ebpf.kernel.libbpf import library
-from scope_ebpf.kernel.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.bpf.libbpf import library
+from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
 PROBES = Path(__file__).parents[2] / "probes"

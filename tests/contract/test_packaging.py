@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from scope_ebpf import errors
+from scope_ebpf.attach.plan import EVENTS
 from scope_ebpf.cli import daemon, main
 from scope_ebpf.cli.main import COMMANDS
-from scope_ebpf.plan import EVENTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs/man").iterdir())

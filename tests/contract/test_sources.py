@@ -11,7 +11,7 @@ import pytest
 from beams_run import require
 
 from scope_ebpf import errors
-from scope_ebpf.kernel.tracepoints import SAMPLE_HZ
+from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ
 
 ROOT = Path(__file__).parents[2]
 LICENSED = (".py", ".c", ".h", ".erl", ".ex", ".sh")
@@ -130,7 +130,7 @@ def test_texts_reach_a_terminal_through_one_place():
     Commands and sinks print through ``say``, which lets no control character pass; what else
     they print is JSON, or a hash that they have made.
     """
-    packages = [ROOT / "scope_ebpf" / package for package in ("cli", "sinks")]
+    packages = [ROOT / "scope_ebpf" / package for package in ("cli", "runs", "sinks")]
     found = [place for package in packages for path in package.rglob("*.py")
              for place in printed(path)]  # fmt: skip
     files = sorted(place.rpartition(":")[0] for place in found)

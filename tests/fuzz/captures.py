@@ -18,7 +18,7 @@ from capture_fixtures import END, TARGET, head, pid, story
 from stream_fixtures import record
 
 from scope_ebpf import events
-from scope_ebpf.beam.terms import PidCodec, PortCodec, Shuffle
+from scope_ebpf.beam.memory.terms import PidCodec, PortCodec, Shuffle
 from scope_ebpf.capture import frames
 from scope_ebpf.capture.frames import Block, BlockKind, Frames
 from scope_ebpf.capture.reader import Capture

@@ -16,10 +16,10 @@ from unittest import mock
 import mutation
 from test_beam_elf import DYNSYM, NOTE, PROGBITS, STRTAB, SYMTAB, elf, note, stapsdt, table
 
-from scope_ebpf.beam import binary as under_test
-from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.frames import CallFrames
-from scope_ebpf.beam.usdt import ArgumentError, parse
+from scope_ebpf.beam.elf import binary as under_test
+from scope_ebpf.beam.elf.binary import Binary
+from scope_ebpf.beam.elf.usdt import ArgumentError, parse
+from scope_ebpf.beam.stacks.frames import CallFrames
 from scope_ebpf.errors import ScopeError
 from scope_ebpf.sandbox import child
 from scope_ebpf.sandbox.client import Parser

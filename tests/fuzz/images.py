@@ -23,26 +23,28 @@ from unittest import mock
 import mutation
 import numpy as np
 
-from scope_ebpf.beam import discover, modules, nifs, schedulers
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.code import CodeMap
-from scope_ebpf.beam.constants import kernel_constants
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.detail import FIELDS, detail
-from scope_ebpf.beam.elf import Symbol, UnreadableElfError
-from scope_ebpf.beam.functions import Functions, parse
+from scope_ebpf.beam.code import modules
+from scope_ebpf.beam.code.functions import Functions, parse
+from scope_ebpf.beam.code.modules import Modules
+from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.elf.contents import Symbol, UnreadableElfError
 from scope_ebpf.beam.layouts import checks
-from scope_ebpf.beam.memory import Memory
-from scope_ebpf.beam.modules import Modules
-from scope_ebpf.beam.node import NodeName
-from scope_ebpf.beam.schedulers import Schedulers
-from scope_ebpf.beam.search import SEARCHES
-from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.sweep import Sweep, collected
-from scope_ebpf.beam.threads import Thread
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.memory.search import SEARCHES
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.detail import FIELDS, detail
+from scope_ebpf.beam.processes.sizes import memory_bytes
+from scope_ebpf.beam.processes.sweep import Sweep, collected
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover, nifs, schedulers
+from scope_ebpf.beam.vm.constants import kernel_constants
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.node import NodeName
+from scope_ebpf.beam.vm.schedulers import Schedulers
+from scope_ebpf.beam.vm.threads import Thread
 from scope_ebpf.cli.ps import lines
-from scope_ebpf.daemon import readers, snapshots
+from scope_ebpf.daemon.readings import memory as readers
+from scope_ebpf.daemon.readings import snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable

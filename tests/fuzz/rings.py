@@ -16,7 +16,7 @@ import numpy as np
 from stream_fixtures import Terms
 
 from scope_ebpf import events
-from scope_ebpf.kernel.ring import Ring
+from scope_ebpf.kernel.bpf.ring import Ring
 from scope_ebpf.sinks.stream import Stream
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from test_beam_elf import (  # type: ignore[import-not-found]
     stapsdt,
 )
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.elf import UnreadableElfError
+from scope_ebpf.beam.elf.binary import Binary
+from scope_ebpf.beam.elf.contents import UnreadableElfError
+from scope_ebpf.beam.vm import discover
 from scope_ebpf.errors import RefusedFileError
 
 if TYPE_CHECKING:

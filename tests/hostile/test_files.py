@@ -32,7 +32,7 @@ from test_beam_elf import STRTAB, SYMTAB, elf, note, stapsdt, table
 from test_daemon import daemon
 from tracing import require_root, wait_until
 
-from scope_ebpf.beam.binary import Binary
+from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import files, limits
 
@@ -191,7 +191,7 @@ def test_of_libraries_only_a_file_below_the_root_is_opened(tenant: Tenant):
 
 _LEADER = """
 import sys; from pathlib import Path
-from scope_ebpf.beam.binary import Binary
+from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import files, limits
 program, pid, library = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -21,7 +21,7 @@ from fakes import PROGRAMS
 from test_daemon import daemon
 from tracing import require_root, wait_until
 
-from scope_ebpf.beam.binary import Binary
+from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.sandbox import filesystems
 
 if TYPE_CHECKING:

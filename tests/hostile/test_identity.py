@@ -23,24 +23,24 @@ from fakes import NOBODY, as_nobody, compiled
 from tracing import require_root, scope_trace, trace, wait_until
 
 from scope_ebpf import events
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.identity import Process
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.identity import Process
 from scope_ebpf.errors import NotPermittedError, TargetChangedError, TargetEndedError
-from scope_ebpf.kernel.breakpoints import Breakpoints
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.sampler import Sampler
-from scope_ebpf.kernel.session import Session
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.kernel.waits import Waits
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel.attach.breakpoints import Breakpoints
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.kernel.observers.off_cpu import Waits
+from scope_ebpf.kernel.observers.sampler import Sampler
+from scope_ebpf.kernel.observers.session import Session
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import Scene
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: Calls of the hooked function in 10 ms: so many that no budget permits them all.
 OFTEN = 2000

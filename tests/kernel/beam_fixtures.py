@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import beams_run
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from test_leftovers import Scene, attached, scene_of
 from tracing import require_root, wait_until
 
 from scope_ebpf.errors import HostError
-from scope_ebpf.kernel.uprobes import Attacher, wait_gone
+from scope_ebpf.kernel.attach.uprobes import Attacher, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,12 +15,12 @@ import beams_run
 import pytest
 from test_daemon_threads import quota, times_throttled
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.detail import FIELDS, detail, find
 from scope_ebpf.beam.layouts.checks import KINDS
-from scope_ebpf.beam.processes import statuses
-from scope_ebpf.beam.schedulers import Scheduler, Schedulers
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.detail import FIELDS, detail, find
+from scope_ebpf.beam.processes.table import statuses
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm import discover
+from scope_ebpf.beam.vm.schedulers import Scheduler, Schedulers
 from scope_ebpf.cli import list_beams, schedulers
 from scope_ebpf.cli.ps import lines
 from scope_ebpf.cli.trouble import Troubles

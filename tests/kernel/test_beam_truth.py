@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from beam_fixtures import SIZES, TRUTH, Mixed, Zoo, zoo  # noqa: F401 - a fixture
 
-from scope_ebpf.beam.detail import FIELDS, detail, find, frames
-from scope_ebpf.beam.moment import moments
-from scope_ebpf.beam.view import Viewer, document
+from scope_ebpf.beam.memory.moment import moments
+from scope_ebpf.beam.processes.detail import FIELDS, detail, find, frames
+from scope_ebpf.beam.processes.labels import Labels
+from scope_ebpf.beam.processes.view import Viewer, document
 from scope_ebpf.cli.trouble import Troubles
-from scope_ebpf.labels import Labels
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from scope_ebpf.beam.code import Mfa
+    from scope_ebpf.beam.code.tables import Mfa
 
 MOVES = {"reductions": 0}
 KINDS = ("stock25", "usdt25", "emu25", "trixie27", "sid29")

@@ -18,10 +18,10 @@ import pytest
 import windows_run
 from tracing import require_root, scope_trace, starting, trace, wait_until
 
-from scope_ebpf.beam import state as vm_state
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.budget import measures
+from scope_ebpf.beam.vm import state as vm_state
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.budget import reference_counters
 from scope_ebpf.cli import main as cli
 from scope_ebpf.errors import ReadRefusedError
 
@@ -172,7 +172,7 @@ def test_counters_that_cannot_be_read(
     def refuse(_target):
         raise ReadRefusedError("the counters are hidden")
 
-    monkeypatch.setattr(measures, "CounterReader", refuse)
+    monkeypatch.setattr(reference_counters, "CounterReader", refuse)
     monkeypatch.setattr(vm_state, "CounterReader", refuse)
     output = tmp_path / "run.json"
     words = ("--pid", str(talkers.pid), "--duration", "3", "--format", "json")

@@ -20,7 +20,7 @@ import test_daemon
 from test_daemon_luck import spawns
 from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
-from scope_ebpf.kernel import attacher
+from scope_ebpf.kernel.attach import attacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

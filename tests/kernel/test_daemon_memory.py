@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import beams_run
 
 from scope_ebpf import relations
-from scope_ebpf.beam import roots
-from scope_ebpf.beam.allocators import AllocatorReader
-from scope_ebpf.beam.connections import ConnectionReader, Connections
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.budget.measures import Measures
-from scope_ebpf.daemon.readers import Readers
+from scope_ebpf.beam.memory import roots
+from scope_ebpf.beam.vm.allocators import AllocatorReader
+from scope_ebpf.beam.vm.connections import ConnectionReader, Connections
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.daemon.readings.memory import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
 #: Not the same number of any two kinds of schedulers, and not all of them online.

@@ -15,12 +15,12 @@ import refusing
 import test_daemon
 from tracing import scope_trace
 
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import PERMIT, NotRootError
+from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import UNKNOWN
-from scope_ebpf.kernel.programs import Spares
-from scope_ebpf.kernel.uprobes import Attacher
+from scope_ebpf.kernel.observers.program_pool import Spares
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from test_daemon_threads import hogs, watch
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.threads import ROLES, threads
-from scope_ebpf.daemon.threads import WatchedThreads
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.threads import ROLES, threads
+from scope_ebpf.daemon.readings.threads import WatchedThreads
 
 __all__ = ["watch"]
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import beams_run
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.daemon.snapshots import Table
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.readings.snapshots import Table
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, SnapshotReading
 
 #: A registered process that reads nothing, with this many messages, among this many others.

@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import beams_run
 
 from scope_ebpf import events
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.places import Place, SchedulerPlaces
-from scope_ebpf.beam.threads import ROLES, threads
-from scope_ebpf.daemon.threads import WatchedThreads
-from scope_ebpf.daemon.throttling import Throttling
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.scheduler_addresses import Place, SchedulerPlaces
+from scope_ebpf.beam.vm.threads import ROLES, threads
+from scope_ebpf.daemon.readings.threads import WatchedThreads
+from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
+from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
 
 if TYPE_CHECKING:
     import numpy as np

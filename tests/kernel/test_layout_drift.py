@@ -15,21 +15,21 @@ from beams_run import planted
 
 from scope_ebpf import relations
 from scope_ebpf.beam import layouts
-from scope_ebpf.beam.allocators import AllocatorReader
-from scope_ebpf.beam.connections import ConnectionReader
-from scope_ebpf.beam.counters import CounterReader
-from scope_ebpf.beam.discover import inspect
 from scope_ebpf.beam.layouts import live
-from scope_ebpf.beam.processes import IDENTITY
-from scope_ebpf.beam.schedulers import Schedulers
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.processes.table import IDENTITY
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm.allocators import AllocatorReader
+from scope_ebpf.beam.vm.connections import ConnectionReader
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.schedulers import Schedulers
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from scope_ebpf.beam.discover import Beam
     from scope_ebpf.beam.layouts import Layout
+    from scope_ebpf.beam.vm.discover import Beam
 
 #: What figures come from, and what each is the aligned size of.
 STRUCTS = {

@@ -21,16 +21,16 @@ from beams_run import PATIENCE
 from test_daemon import QUICK, always, daemon, named
 from tracing import BREAKPOINT, require_root, scope_trace, trace
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel import leftovers
-from scope_ebpf.kernel.uprobes import Attacher, Uprobes, has_multi
-from scope_ebpf.plan import Attachment
-from scope_ebpf.planning import make_plan, semaphores
+from scope_ebpf.attach.plan import Attachment
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.attach import leftovers
+from scope_ebpf.kernel.attach.uprobes import Attacher, Uprobes, has_multi
+from scope_ebpf.planning.planner import make_plan, semaphores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: Functions of which some keep a breakpoint when their holder is killed.
 MANY = 150

@@ -12,7 +12,7 @@ import pytest
 from beams_run import require
 from tracing import SCOPE_TRACE, Run, scope_trace, trace
 
-from scope_ebpf.kernel.uprobes import has_multi
+from scope_ebpf.kernel.attach.uprobes import has_multi
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from moving_run import CALL, PREEMPTED, STACKS, ask
 
-from scope_ebpf.beam.detail import FIELDS, find, frames
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.moment import moments, reread, stood
-from scope_ebpf.beam.processes import RUNNING
-from scope_ebpf.beam.schedulers import natives
-from scope_ebpf.beam.sizes import LIMIT
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam.memory.moment import moments, reread, stood
+from scope_ebpf.beam.processes.detail import FIELDS, find, frames
+from scope_ebpf.beam.processes.sizes import LIMIT
+from scope_ebpf.beam.processes.table import RUNNING
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.schedulers import natives
 from scope_ebpf.cli.ps import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 ANSWERS = 30
 

@@ -15,8 +15,8 @@ import tracing
 from beams_run import require
 from tracing import SCOPE_TRACE, Run, scope_trace, wait_until
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel import stats
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.bpf import stats
 from scope_ebpf.user_probes import hooks, source
 
 if TYPE_CHECKING:
@@ -420,8 +420,8 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     """
     Where the kernel has no uprobe_multi, perf events see the same 46 messages, and go.
     """
-    from scope_ebpf.kernel.compiler import Compiled  # noqa: PLC0415
-    from scope_ebpf.kernel.user_probes import UserProbeSession  # noqa: PLC0415
+    from scope_ebpf.kernel.bpf.compiler import Compiled  # noqa: PLC0415
+    from scope_ebpf.kernel.observers.user_probes import UserProbeSession  # noqa: PLC0415
 
     target = inspect(inserting.pid)
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])

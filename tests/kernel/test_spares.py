@@ -14,12 +14,12 @@ import beams_run
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.governed import GovernedSession
-from scope_ebpf.kernel.programs import Programs, Spares
-from scope_ebpf.kernel.uprobes import Attacher
-from scope_ebpf.planning import make_plan
+from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.kernel.observers.program_pool import Programs, Spares
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

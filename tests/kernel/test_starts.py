@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from tracing import require_root
 
-from scope_ebpf.kernel.starts import Starts
+from scope_ebpf.kernel.observers.starts import Starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ import beams_run
 import pytest
 from tracing import scope_trace
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.daemon.snapshots import Table
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.readings.snapshots import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from tracing import require_root
 
-from scope_ebpf.cli.tracing import carried_notes
+from scope_ebpf.attach.plan import Item
 from scope_ebpf.kernel import cost
-from scope_ebpf.plan import Item
-from scope_ebpf.summary import EventSummary, Histogram
+from scope_ebpf.results.summary import EventSummary, Histogram
+from scope_ebpf.runs.trace import carried_notes
 
 if TYPE_CHECKING:
     import pytest

@@ -10,7 +10,7 @@ import beams_run
 import pytest
 from tracing import Outcome, require_root, trace, wait_until
 
-from scope_ebpf.beam.discover import inspect
+from scope_ebpf.beam.vm.discover import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,12 +12,12 @@ import pytest
 from beams_run import PATIENCE, require
 from tracing import BREAKPOINT, Way, bytes_at, trace, wait_until
 
-from scope_ebpf.beam.constants import kernel_constants, known, symbol_values
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel.session import Session
-from scope_ebpf.kernel.uprobes import has_multi
-from scope_ebpf.planning import make_plan
-from scope_ebpf.summary import fold
+from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.attach.uprobes import has_multi
+from scope_ebpf.kernel.observers.session import Session
+from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.results.summary import fold
 
 SPAWNS = 200_000
 MESSAGES = 400_000

@@ -27,10 +27,10 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 from beams_run import PATIENCE, Beam, require
 
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.kernel import attacher
-from scope_ebpf.plan import EVENTS
-from scope_ebpf.planning import make_plan
+from scope_ebpf.attach.plan import EVENTS
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.kernel.attach import attacher
+from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scope_ebpf.beam import layouts
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.errors import ReadRefusedError
 
 PAGE = 4096

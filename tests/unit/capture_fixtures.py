@@ -11,13 +11,13 @@ import numpy as np
 from stream_fixtures import UNKNOWN, record
 
 from scope_ebpf import events
-from scope_ebpf.beam.terms import PidCodec, PortCodec
+from scope_ebpf.attach.plan import Attachment, Item, Plan
+from scope_ebpf.beam.memory.terms import PidCodec, PortCodec
+from scope_ebpf.beam.processes.labels import Label
 from scope_ebpf.capture.facts import Clocks, End, Head
 from scope_ebpf.capture.store import FileStore
 from scope_ebpf.capture.writer import Names, Writer
-from scope_ebpf.labels import Label
-from scope_ebpf.plan import Attachment, Item, Plan
-from scope_ebpf.summary import Cost
+from scope_ebpf.results.summary import Cost
 
 if TYPE_CHECKING:
     from pathlib import Path

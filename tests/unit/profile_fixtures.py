@@ -5,7 +5,7 @@ A small profile, and one whose every text is hostile.
 
 from __future__ import annotations
 
-from scope_ebpf.profile import Frame, Profile, Quality, Sample
+from scope_ebpf.results.profile import Frame, Profile, Quality, Sample
 
 TARGET = {
     "pid": 4711,

@@ -30,10 +30,11 @@ def test_a_stream_starts_without_what_it_does_not_need():
     """
     What is slow to load and of no use before the first event is not loaded with a trace.
     """
-    slow = ("numpy.ma", "rich", "_hashlib", "zipfile", "capstone", "scope_ebpf.governor")
+    slow = ("numpy.ma", "rich", "_hashlib", "zipfile", "capstone", "scope_ebpf.budget.governor")
     code = f"""
 import sys, numpy as np
-import scope_ebpf.cli.main, scope_ebpf.cli.trace, scope_ebpf.labels, scope_ebpf.sinks.stream
+import scope_ebpf.cli.main, scope_ebpf.cli.trace, scope_ebpf.sinks.stream
+import scope_ebpf.beam.processes.labels
 from scope_ebpf.arrays import distinct, distinct_rows, within
 ids = np.array([1, 2**63, 3], np.uint64)
 distinct(ids), distinct_rows(np.stack((ids, ids), axis=1)), within(ids, ids)

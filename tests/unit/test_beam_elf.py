@@ -22,7 +22,7 @@ from beams_run import require
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.beam.binary import Binary, UnreadableElfError
+from scope_ebpf.beam.elf.binary import Binary, UnreadableElfError
 from scope_ebpf.sandbox.limits import LimitError, MalformedError
 from scope_ebpf.sandbox.questions import Questions
 

@@ -22,14 +22,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import beam_image
 from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
-from scope_ebpf.beam import atoms, layouts, processes, search
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.code import CodeMap
-from scope_ebpf.beam.detail import FIELDS, detail, find
-from scope_ebpf.beam.processes import LOAD, ProcessTable
-from scope_ebpf.beam.shapes import TermReader
-from scope_ebpf.beam.sizes import memory_bytes
-from scope_ebpf.beam.view import Viewer
+from scope_ebpf.beam import layouts
+from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.memory import search
+from scope_ebpf.beam.processes import atoms
+from scope_ebpf.beam.processes import table as processes
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.detail import FIELDS, detail, find
+from scope_ebpf.beam.processes.shapes import TermReader
+from scope_ebpf.beam.processes.sizes import memory_bytes
+from scope_ebpf.beam.processes.table import LOAD, ProcessTable
+from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.errors import ReadRefusedError
 
 

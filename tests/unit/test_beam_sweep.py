@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from beam_image import BASE, make
 from test_beam_memory_image import view
 
-from scope_ebpf.beam.processes import LOAD, ProcessTable
-from scope_ebpf.beam.sweep import Sweep
-from scope_ebpf.beam.threads import role_of
+from scope_ebpf.beam.processes.sweep import Sweep
+from scope_ebpf.beam.processes.table import LOAD, ProcessTable
+from scope_ebpf.beam.vm.threads import role_of
 from scope_ebpf.cli.top import short
 
 

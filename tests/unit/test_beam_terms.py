@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_ebpf.beam import terms
-from scope_ebpf.beam.shapes import escaped, quoted
-from scope_ebpf.beam.terms import PidCodec, PortCodec, Shuffle
+from scope_ebpf.beam.memory import terms
+from scope_ebpf.beam.memory.terms import PidCodec, PortCodec, Shuffle
+from scope_ebpf.beam.processes.shapes import escaped, quoted
 
 #: As a VM with 262,144 slots has them (OTP 26 and later).
 SHUFFLE = Shuffle(mask=0x3FFFF, low_mask=0x7FFF, low_shift=3, high_mask=0x7, high_shift=15)

@@ -12,7 +12,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.measures import Mark
+from scope_ebpf.budget.reference_counters import Mark
 from scope_ebpf.budget.windows import Closed
 
 SECOND = 1_000_000_000

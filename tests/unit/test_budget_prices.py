@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from scope_ebpf.budget.prices import Bill, Prices
+from scope_ebpf.attach.plan import Attachment, Item, Plan
+from scope_ebpf.budget.hit_costs import Bill, Prices
+from scope_ebpf.kernel.bpf.stats import ProgramStats
 from scope_ebpf.kernel.cost import HitCost
-from scope_ebpf.kernel.stats import ProgramStats
-from scope_ebpf.plan import Attachment, Item, Plan
 
 PLACE = Attachment("send_entry", "message", "erts_send_message", 0, 0)
 PLAN = Plan((Item("send", "symbol", "erts_send_message", (PLACE,), ""),))

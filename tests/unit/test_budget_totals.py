@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.budget.measures import Mark
+from scope_ebpf.attach.plan import Item
+from scope_ebpf.budget.reference_counters import Mark
 from scope_ebpf.budget.totals import Totals
 from scope_ebpf.budget.windows import Closed
 from scope_ebpf.metrics.reading import COUNTS
-from scope_ebpf.plan import Item
 
 ITEM = Item("exit", "symbol", "", (), "")
 

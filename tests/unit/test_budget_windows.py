@@ -5,7 +5,7 @@ Between which readings of its measure a window lies.
 
 import pytest
 
-from scope_ebpf.budget.measures import Mark
+from scope_ebpf.budget.reference_counters import Mark
 from scope_ebpf.budget.windows import bounds
 
 OPENED, CLOSING, UNTIL = Mark(100, 1), Mark(1100, 9), 1000

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from scope_ebpf.call_gaps import SPAN, Gap, Gaps, Missing, estimate
+from scope_ebpf.results.call_gaps import SPAN, Gap, Gaps, Missing, estimate
 
 _MS = 1_000_000
 _AT = 10 * SPAN

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scope_ebpf.beam.functions import Function, Pattern, parse
+from scope_ebpf.beam.code.captured_words import Shaper
+from scope_ebpf.beam.code.functions import Function, Pattern, parse
 from scope_ebpf.beam.layouts import load
-from scope_ebpf.beam.pieces import Shaper
-from scope_ebpf.calls import Call, CallSummary, Return, Upgrade
 from scope_ebpf.cli.calls import calls, choose, seconds
 from scope_ebpf.errors import UsageError
-from scope_ebpf.kernel.breakpoints import program_decides
+from scope_ebpf.kernel.attach.breakpoints import program_decides
+from scope_ebpf.results.calls import Call, CallSummary, Return, Upgrade
 from scope_ebpf.sinks.calls import CallLines, print_calls
 
 
@@ -116,7 +116,9 @@ def small(number: int) -> int:
 def shaper(monkeypatch: pytest.MonkeyPatch, release: int) -> Shaper:
     codec = SimpleNamespace(text=lambda term: f"<0.{term >> 4}.0>")
     for name in ("PidCodec", "PortCodec"):
-        monkeypatch.setattr(f"scope_ebpf.beam.pieces.{name}.of", lambda _, codec=codec: codec)
+        monkeypatch.setattr(
+            f"scope_ebpf.beam.code.captured_words.{name}.of", lambda _, codec=codec: codec
+        )
     layout = load(release, usdt=False, interpreter=False)
     return Shaper(SimpleNamespace(layout=layout), Names())
 

@@ -29,9 +29,9 @@ from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.values import Value
 from scope_ebpf.cli.main import main
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.results.summary import Summary, fold
 from scope_ebpf.sinks.otlp import Spans
 from scope_ebpf.sinks.perfetto.timeline import Timeline
-from scope_ebpf.summary import Summary, fold
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.cli import main as cli
 from scope_ebpf.cli import options
 from scope_ebpf.errors import HostError, NotRootError, OutputError, ScopeError, UsageError
 from scope_ebpf.kernel import host
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS
 
 ABSENT = 2**22 + 1  # above the highest pid that Linux gives
 

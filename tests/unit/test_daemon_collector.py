@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from test_metrics_exposition import reading
 
-from scope_ebpf.daemon.collector import _TARGET, Readings, _told_apart
-from scope_ebpf.daemon.owners import ROOT, Owner
+from scope_ebpf.daemon.looks.owners import ROOT, Owner
+from scope_ebpf.daemon.web.collector import _TARGET, Readings, _told_apart
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
 

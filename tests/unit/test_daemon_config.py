@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scope_ebpf.daemon.config import Config, ConfigError, load
-from scope_ebpf.daemon.http import hash_password, matches
+from scope_ebpf.daemon.web.http import hash_password, matches
 
 
 def write(folder, text):

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 import pytest
 from test_beam_elf import PROGBITS, STRTAB, SYMTAB, elf, table
 
-from scope_ebpf.beam import discover
-from scope_ebpf.beam.discover import Refusal
-from scope_ebpf.beam.memory import Memory
-from scope_ebpf.daemon import inspector
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.vm import discover
+from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.discovery import Files, Scanner
-from scope_ebpf.daemon.inspector import Looker
-from scope_ebpf.daemon.owners import ROOT, Shares
-from scope_ebpf.daemon.programs import FIRST, Program
+from scope_ebpf.daemon.looks import inspector
+from scope_ebpf.daemon.looks.discovery import Files, Scanner
+from scope_ebpf.daemon.looks.inspector import Looker
+from scope_ebpf.daemon.looks.owners import ROOT, Shares
+from scope_ebpf.daemon.looks.programs import FIRST, Program
 from scope_ebpf.errors import NoSuchProcessError, NotABeamError, NotPermittedError
 
 QUICK = Config(min_age=0.0)

@@ -11,7 +11,7 @@ import socket
 
 import pytest
 
-from scope_ebpf.daemon.fairness import Crowd, FullError, Room, group_of
+from scope_ebpf.daemon.web.fairness import Crowd, FullError, Room, group_of
 
 MINE, OTHERS = "192.0.2.1", "192.0.2.2"
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.beam.discover import Refusal
-from scope_ebpf.daemon import inspector
+from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.hangs import Hangs
-from scope_ebpf.daemon.inspector import LOST, MOST_LOST, Inspector, Look, Looker
-from scope_ebpf.daemon.owners import ROOT, Owner, Shares
-from scope_ebpf.daemon.prepare import UnprovenError
-from scope_ebpf.daemon.programs import FIRST, MOST, Program, Refused
+from scope_ebpf.daemon.looks import inspector
+from scope_ebpf.daemon.looks.hangs import Hangs
+from scope_ebpf.daemon.looks.inspector import LOST, MOST_LOST, Inspector, Look, Looker
+from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
+from scope_ebpf.daemon.looks.prepare import UnprovenError
+from scope_ebpf.daemon.looks.programs import FIRST, MOST, Program, Refused
 from scope_ebpf.errors import NotABeamError, NotPermittedError, ReadRefusedError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.daemon import listening
 from scope_ebpf.daemon.config import Config, ConfigError
+from scope_ebpf.daemon.web import listening
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +103,7 @@ def test_an_address_is_of_this_host_alone_or_not(
 
 _HANDED_OVER = """
 import os, sys
-from scope_ebpf.daemon import listening
+from scope_ebpf.daemon.web import listening
 from scope_ebpf.daemon.config import Config
 os.environ["LISTEN_PID"] = str(os.getpid()) if sys.argv[1] == "mine" else "1"
 found = listening.listeners(Config(listen=("127.0.0.1", 0)))

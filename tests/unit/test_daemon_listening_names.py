@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.daemon.config import Config, ConfigError
-from scope_ebpf.daemon.listening import listeners
+from scope_ebpf.daemon.web.listening import listeners
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ import logging
 
 import pytest
 
+from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.names import LABELS, PERIOD, RENAMES, NodeLabels
 from scope_ebpf.daemon.notify import Sparing
-from scope_ebpf.daemon.owners import ROOT, Owner
 from scope_ebpf.errors import HostError
 from scope_ebpf.metrics.values import OTHER, Values
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scope_ebpf.beam.threads import TaskFaults
-from scope_ebpf.daemon import natives
-from scope_ebpf.daemon.natives import NAMES, OTHER, Natives
-from scope_ebpf.daemon.threads import Faults
+from scope_ebpf.beam.vm.threads import TaskFaults
+from scope_ebpf.budget.estimate import share_error
+from scope_ebpf.daemon.readings import nifs
+from scope_ebpf.daemon.readings.nifs import NAMES, OTHER, Natives
+from scope_ebpf.daemon.readings.threads import Faults
 from scope_ebpf.errors import ReadRefusedError
-from scope_ebpf.kernel.tracepoints import Mfa
-from scope_ebpf.metrics.scaling import share_error
+from scope_ebpf.kernel.observers.tracepoints import Mfa
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Texts:
 
 @pytest.fixture(autouse=True)
 def texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(natives, "Atoms", Texts)
+    monkeypatch.setattr(nifs, "Atoms", Texts)
 
 
 def taken(names: Natives, found: Mapping[int, tuple[int, int]]):

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.daemon.owners import ROOT, Owner, Room, Shares, Turns, in_turns, owner_of, tenant_of
+from scope_ebpf.daemon.looks.owners import (
+    ROOT,
+    Owner,
+    Room,
+    Shares,
+    Turns,
+    in_turns,
+    owner_of,
+    tenant_of,
+)
 from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.daemon.process import cgroup_of, read_process, user_of
+from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.errors import NoSuchProcessError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from scope_ebpf.daemon.request import MOST, Head, RefusedRequestError
+from scope_ebpf.daemon.web.request import MOST, Head, RefusedRequestError
 
 GET = b"GET /metrics HTTP/1.1\r\n"
 

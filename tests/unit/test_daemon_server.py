@@ -24,12 +24,12 @@ from types import SimpleNamespace
 import beams_run
 import pytest
 
-from scope_ebpf.daemon import http as http_module
-from scope_ebpf.daemon import server as server_module
 from scope_ebpf.daemon.config import Config, ConfigError
-from scope_ebpf.daemon.http import hash_password
 from scope_ebpf.daemon.loop import Daemon
-from scope_ebpf.daemon.server import serve
+from scope_ebpf.daemon.web import http as http_module
+from scope_ebpf.daemon.web import server as server_module
+from scope_ebpf.daemon.web.http import hash_password
+from scope_ebpf.daemon.web.server import serve
 from scope_ebpf.kernel.cost import HitCost
 
 #: Seconds that a client has, instead of two and ten.
@@ -279,7 +279,7 @@ def test_health_is_told_whatever_else_happens(site, monkeypatch):
     """
     daemon, port = site
     stuck = Stuck()
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", stuck)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", stuck)
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with clients(port, 30, whole) as busy, clients(port, 24):
         for _ in range(server_module.AT_ONCE):
@@ -306,7 +306,7 @@ def test_who_comes_when_too_many_wait_is_told_so(site, monkeypatch):
     """
     _, port = site
     stuck = Stuck()
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", stuck)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", stuck)
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     room = server_module.AT_ONCE + server_module._WAITING
     with clients(port, room, whole) as busy:
@@ -326,7 +326,7 @@ def test_slow_readers_keep_nobody_out(site, monkeypatch):
     Of who asks for much and does not read it twelve hold no thread: a scrape is answered.
     """
     _, port = site
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda _: "x" * HUGE)
     with clients(port, 12, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", unread=True) as slow:
         for client in slow:
             assert client.recv(8) == b"HTTP/1.0"  # its answer is there
@@ -337,7 +337,7 @@ def test_what_slow_readers_have_not_read_is_bounded(monkeypatch):
     """
     Of more answers than may lie about unread the oldest is given up, half said.
     """
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda _: "x" * HUGE)
     monkeypatch.setattr(server_module, "_UNREAD", 2 * HUGE + HUGE // 2)
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with serving() as (_, port), contextlib.ExitStack() as stack:
@@ -359,7 +359,7 @@ def test_a_slow_reader_is_hung_up_on(site, monkeypatch):
     """
     daemon, port = site
     before = daemon.errors["http"]
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda _: "x" * HUGE)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda _: "x" * HUGE)
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with clients(port, 1, whole, unread=True):
         deadline = time.monotonic() + 30
@@ -508,7 +508,7 @@ def test_a_failure_of_ours_is_one_line(site, monkeypatch, caplog):
     A page that cannot be made is a 500 for the client, and one line in the log.
     """
     _, port = site
-    monkeypatch.setattr("scope_ebpf.daemon.http.page", lambda daemon: 1 / 0)
+    monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda daemon: 1 / 0)
     assert status(port, "/")[0] == 500
     assert "scope_ebpf_targets" in get(port)
     assert [record.getMessage() for record in caplog.records] == ["a request failed"]

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scope_ebpf.daemon import snapshots
-from scope_ebpf.daemon.owners import ROOT
-from scope_ebpf.daemon.snapshots import Snapshots
+from scope_ebpf.daemon.looks.owners import ROOT
+from scope_ebpf.daemon.readings import snapshots
+from scope_ebpf.daemon.readings.snapshots import Snapshots
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import SnapshotReading

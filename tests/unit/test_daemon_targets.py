@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.daemon.config import Config
-from scope_ebpf.daemon.hangs import MOST
-from scope_ebpf.daemon.owners import ROOT, Owner, Shares
+from scope_ebpf.daemon.looks.hangs import MOST
+from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.targets import Targets, _Observed
 from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError
-from scope_ebpf.kernel.stats import ProgramStats
+from scope_ebpf.kernel.bpf.stats import ProgramStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

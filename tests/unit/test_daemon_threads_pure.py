@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.beam.threads import ROLES, TaskFaults
-from scope_ebpf.daemon import threads
-from scope_ebpf.daemon.threads import WatchedThreads
+from scope_ebpf.beam.vm.threads import ROLES, TaskFaults
+from scope_ebpf.daemon.readings import threads
+from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError, NoSuchProcessError
-from scope_ebpf.kernel.tracepoints import TYPES, Doing, add_open
+from scope_ebpf.kernel.observers.tracepoints import TYPES, Doing, add_open
 
 PLACE = 7
 IDLE, BLOCKED, PREEMPTED, QUEUED, THROTTLED = range(5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.throttling import Throttling
+from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.metrics.reading import Throttled
 
 if TYPE_CHECKING:

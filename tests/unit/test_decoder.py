@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.beam.binary import Binary
+from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.sandbox import code, decoder
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import json
 import pytest
 from profile_fixtures import profile
 
-from scope_ebpf.beam.schedulers import Scheduler
-from scope_ebpf.beam.threads import Thread
-from scope_ebpf.calls import Call, CallSummary
+from scope_ebpf.beam.vm.schedulers import Scheduler
+from scope_ebpf.beam.vm.threads import Thread
 from scope_ebpf.cli import top
 from scope_ebpf.cli.schedulers import _what
-from scope_ebpf.profile import Frame, Sample
+from scope_ebpf.results.calls import Call, CallSummary
+from scope_ebpf.results.profile import Frame, Sample
 from scope_ebpf.sinks.calls import CallLines, print_calls
 from scope_ebpf.sinks.columns import add_names
 from scope_ebpf.sinks.plain import spelled

@@ -18,11 +18,11 @@ from perfetto_read import Read
 from pyarrow import parquet as reading
 from stream_fixtures import HOSTILE, record
 
+from scope_ebpf.beam.processes.labels import Label
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore
 from scope_ebpf.capture.writer import Names, Writer
 from scope_ebpf.cli.main import main
-from scope_ebpf.labels import Label
 from scope_ebpf.sinks import parquet
 from scope_ebpf.sinks.otlp import SPANS, Spans
 from scope_ebpf.sinks.perfetto.timeline import Timeline

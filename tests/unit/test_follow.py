@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.beam.follow import Follow, Ran, may_have_run
-from scope_ebpf.beam.functions import Function
-from scope_ebpf.beam.modules import Code, newest
+from scope_ebpf.beam.code.follow import Follow, Ran, may_have_run
+from scope_ebpf.beam.code.functions import Function
+from scope_ebpf.beam.code.modules import Code, newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

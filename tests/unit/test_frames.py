@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from beams_run import require
 
-from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.frames import R12, RBP, RBX, RETURN, RSP, CallFrames
-from scope_ebpf.beam.jit_frames import JitFrames
-from scope_ebpf.beam.memory import UnreadableMemoryError
+from scope_ebpf.beam.elf.binary import Binary
+from scope_ebpf.beam.memory.process_memory import UnreadableMemoryError
+from scope_ebpf.beam.stacks.frames import R12, RBP, RBX, RETURN, RSP, CallFrames
+from scope_ebpf.beam.stacks.jit_frames import JitFrames
 
 if TYPE_CHECKING:
     from pathlib import Path

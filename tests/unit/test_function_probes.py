@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scope_ebpf import allowed, events, function_probes
-from scope_ebpf.beam.elf import Segment
+from scope_ebpf import events
+from scope_ebpf.attach import allowlist
+from scope_ebpf.attach.plan import Item, Plan
+from scope_ebpf.beam.elf.contents import Segment
 from scope_ebpf.cli.calls import refuse_interpreter
 from scope_ebpf.errors import HostError, NothingToAttachError
-from scope_ebpf.kernel.session import Session
-from scope_ebpf.pairs import Pairs
-from scope_ebpf.plan import Item, Plan
+from scope_ebpf.kernel.observers.session import Session
+from scope_ebpf.planning import function_probes
+from scope_ebpf.runs.call_pairing import Pairs
 
 NAMES = ("local__function__entry", "global__function__entry", "function__return")
 ARGUMENTS = "8@%r11 8@%r10 -4@64(%rsp)"
@@ -61,7 +63,7 @@ def test_a_jit_never_gets_them():
     """
     with pytest.raises(NothingToAttachError):
         function_probes.places(binary(**SYMBOLS), "jit", returns=False)
-    assert not allowed.at_calls("jit")
+    assert not allowlist.at_calls("jit")
     assert not set(NAMES) & {hook.name for way in events.WAYS for hook in way.hooks}
     places = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
     for place in places:

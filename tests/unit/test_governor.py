@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.governor import OFTEN, OTHERS, OWN, SELDOM, Governor, water_fill
+from scope_ebpf.budget.governor import OFTEN, OTHERS, OWN, SELDOM, Governor, water_fill
 
 HIT = 1e-6
 #: How late hooks come out after their gate has closed, and how long they take to go in, seconds.

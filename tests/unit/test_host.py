@@ -14,8 +14,9 @@ from scope_ebpf.errors import (
     NotRootError,
     ScopeError,
 )
-from scope_ebpf.kernel import host, libbpf
-from scope_ebpf.kernel.uprobes import has_multi
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach.uprobes import has_multi
+from scope_ebpf.kernel.bpf import libbpf
 
 ROOT = 0x1FFFFFFFFFF
 

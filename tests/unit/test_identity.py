@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import pytest
 from beams_run import PATIENCE, require
 
-from scope_ebpf.beam import identity as module
-from scope_ebpf.beam.binary import Binary
-from scope_ebpf.beam.exec_watch import EventWatch, MemoryWatch
-from scope_ebpf.beam.identity import Identity, Process
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.elf.binary import Binary
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.vm import identity as module
+from scope_ebpf.beam.vm.exec_watch import EventWatch, MemoryWatch
+from scope_ebpf.beam.vm.identity import Identity, Process
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, TargetChangedError
-from scope_ebpf.kernel import attacher
+from scope_ebpf.kernel.attach import attacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

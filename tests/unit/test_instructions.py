@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from scope_ebpf.errors import ProbeError
-from scope_ebpf.kernel.instructions import (
+from scope_ebpf.kernel.bpf.instructions import (
     ALLOWED,
     MOST_INSTRUCTIONS,
     MOST_VERIFIED,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from scope_ebpf.kernel.long_ring import LongRing
+from scope_ebpf.kernel.bpf.long_ring import LongRing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from scope_ebpf.beam.look_limits import LookLimits, limited
-from scope_ebpf.beam.memory import Memory
+from scope_ebpf.beam.memory.look_limits import LookLimits, limited
+from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.errors import TooMuchError
 
 ROOM = {"data": 1 << 20, "calls": 1000, "cpu": 100.0, "wall": 100.0}

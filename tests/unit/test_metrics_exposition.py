@@ -15,9 +15,10 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from scope_ebpf import events
-from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
-from scope_ebpf.beam.connections import Connections
-from scope_ebpf.beam.counters import Counters, Limits
+from scope_ebpf.attach.plan import DEFAULT_EVENTS
+from scope_ebpf.beam.vm.allocators import Allocator, AllocatorReading, MemoryUse
+from scope_ebpf.beam.vm.connections import Connections
+from scope_ebpf.beam.vm.counters import Counters, Limits
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
@@ -36,7 +37,6 @@ from scope_ebpf.metrics.reading import (
     sum_column,
 )
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top
-from scope_ebpf.plan import DEFAULT_EVENTS
 
 INFO = {
     "pid": "1",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.beam.elf import Segment, Symbol, UnreadableElfError
-from scope_ebpf.beam.entry import Entry
-from scope_ebpf.beam.usdt import Argument
+from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
+from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError
+from scope_ebpf.beam.elf.entry import Entry
+from scope_ebpf.beam.elf.usdt import Argument
 from scope_ebpf.errors import HostError
-from scope_ebpf.kernel.session import Session
-from scope_ebpf.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
-from scope_ebpf.planning import make_plan
+from scope_ebpf.kernel.observers.session import Session
+from scope_ebpf.planning.planner import make_plan
 from scope_ebpf.sandbox import code
 
 BASE = 0x400000

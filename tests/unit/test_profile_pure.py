@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
-from scope_ebpf.cli import profiling
 from scope_ebpf.cli.profile import say_written
-from scope_ebpf.profile import Profile, Row, tree
+from scope_ebpf.results.profile import Profile, Row, tree
+from scope_ebpf.runs import profiler
 from scope_ebpf.sinks.flamegraph import html, svg
 from scope_ebpf.sinks.folded import folded
 from scope_ebpf.sinks.pprof import message, pprof
@@ -307,9 +307,9 @@ def test_what_the_target_used_is_counted_up_to_the_last_sample(monkeypatch: pyte
 
     identity = SimpleNamespace(check=lambda: None)
     reader = SimpleNamespace(take=lambda records: None, undecoded=0)
-    monkeypatch.setattr(profiling, "cpu_seconds", lambda _pid: used[0])
-    monkeypatch.setattr(profiling, "require_target", lambda *_: None)
+    monkeypatch.setattr(profiler, "cpu_seconds", lambda _pid: used[0])
+    monkeypatch.setattr(profiler, "require_target", lambda *_: None)
     taken = Profile("cpu", TARGET, 99, 0.0)
     target = SimpleNamespace(pid=4711, identity=identity)
-    assert profiling.Run(target, taken, Sampler(), reader).go(0.0) is None
+    assert profiler.Run(target, taken, Sampler(), reader).go(0.0) is None
     assert 0.2 == pytest.approx(taken.cpu_seconds)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from scope_ebpf.beam import memory, reader_child
-from scope_ebpf.beam.memory import Memory, UnreadableMemoryError
-from scope_ebpf.beam.reader import Readers
-from scope_ebpf.daemon.hangs import MOST, PERIOD, Hangs
-from scope_ebpf.daemon.owners import ROOT, Owner
+from scope_ebpf.beam.memory import process_memory, reader_child
+from scope_ebpf.beam.memory.process_memory import Memory, UnreadableMemoryError
+from scope_ebpf.beam.memory.reader import Readers
+from scope_ebpf.daemon.looks.hangs import MOST, PERIOD, Hangs
+from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def readers(
     Makes what reads memory from now on: our child, or one that behaves as it is told to.
     """
     made = []
-    monkeypatch.setattr(memory._How, "way", memory._How.way)
+    monkeypatch.setattr(process_memory._How, "way", process_memory._How.way)
 
     def make(behaviour: str | None = None) -> Readers:
         child = tmp_path / "child.py"
         child.write_text(BEGIN + (behaviour or ""))
         made.append(Readers(child) if behaviour else Readers())
-        memory.read_by(made[-1])
+        process_memory.read_by(made[-1])
         return made[-1]
 
     yield make
@@ -156,7 +156,7 @@ def test_the_child_is_asked_as_many_pieces_as_the_kernel_takes():
     """
     What the child has room for is what a memory asks for at most.
     """
-    assert reader_child.PIECES == memory.IOV_MAX * memory._IOVEC.itemsize
+    assert reader_child.PIECES == process_memory.IOV_MAX * process_memory._IOVEC.itemsize
 
 
 def test_an_owner_is_refused_after_three_readings_that_hang():

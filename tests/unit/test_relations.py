@@ -18,11 +18,11 @@ from capture_fixtures import END, TARGET, head, maps
 from test_metrics_exposition import reading
 
 from scope_ebpf import relations
-from scope_ebpf.beam.allocators import Allocator, AllocatorReading, MemoryUse
-from scope_ebpf.beam.connections import Connections
+from scope_ebpf.attach.plan import Attachment, Item
+from scope_ebpf.beam.vm.allocators import Allocator, AllocatorReading, MemoryUse
+from scope_ebpf.beam.vm.connections import Connections
 from scope_ebpf.metrics.snapshot import Top
-from scope_ebpf.plan import Attachment, Item
-from scope_ebpf.summary import EventSummary, Histogram, Summary, fold
+from scope_ebpf.results.summary import EventSummary, Histogram, Summary, fold
 
 GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
 

@@ -5,12 +5,12 @@ import io
 
 import pytest
 
-from scope_ebpf.beam.state import Mailbox, VmState
+from scope_ebpf.attach.plan import Attachment, Item
+from scope_ebpf.beam.vm.state import Mailbox, VmState
 from scope_ebpf.cli.top import _cells, _cut
-from scope_ebpf.plan import Attachment, Item
+from scope_ebpf.results.summary import Cost, EventSummary, Histogram, Summary
 from scope_ebpf.sinks.plain import duration
 from scope_ebpf.sinks.report import print_report
-from scope_ebpf.summary import Cost, EventSummary, Histogram, Summary
 
 TARGET = {
     "pid": 4711,

@@ -12,7 +12,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
-from scope_ebpf.kernel.ring import Ring, RingError, complete, kept
+from scope_ebpf.kernel.bpf.ring import Ring, RingError, complete, kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,7 @@ import pytest
 from beams_run import require
 from test_beam_elf import STRTAB, SYMTAB, elf, table
 
-from scope_ebpf.beam.binary import Binary
+from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import answers, client, limits
 from scope_ebpf.sandbox.confine import confine
@@ -190,7 +190,8 @@ def test_a_child_ends_with_its_file_and_with_its_parent(good: Path):
     binary.close()
     assert not child.exists()
     script = (
-        "import sys, time; from pathlib import Path; from scope_ebpf.beam.binary import Binary\n"
+        "import sys, time; from pathlib import Path\n"
+        "from scope_ebpf.beam.elf.binary import Binary\n"
         f"binary = Binary.open(Path({str(good)!r})); print(binary._parser._pid, flush=True)\n"
         "time.sleep(100)"
     )

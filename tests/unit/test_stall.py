@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from scope_ebpf.cli.stall import Stall
+from scope_ebpf.runs.stall import Stall
 
 SECOND = 10**9
 TENTH = SECOND // 10

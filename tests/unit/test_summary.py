@@ -6,8 +6,8 @@ import json
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.plan import Attachment, Item, Plan
-from scope_ebpf.summary import Cost, Histogram, Summary, fold
+from scope_ebpf.attach.plan import Attachment, Item, Plan
+from scope_ebpf.results.summary import Cost, Histogram, Summary, fold
 
 CPUS = 3
 TARGET = {

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from scope_ebpf.cli.record import keep_old
-from scope_ebpf.cli.surroundings import alone, open_output, output_error
 from scope_ebpf.errors import OutputError
+from scope_ebpf.runs.terminal import alone, open_output, output_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +80,7 @@ def test_a_full_disk_is_said():
 
 PROGRAM = """
 import signal, sys
-from scope_ebpf.cli.surroundings import open_output
+from scope_ebpf.runs.terminal import open_output
 signal.signal(signal.SIGINT, lambda *_: None)
 with open_output(None) as output:
     print("go", file=sys.stderr, flush=True)

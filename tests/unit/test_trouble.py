@@ -5,9 +5,9 @@ What is said of schedulers in states that no VM is asked to be in for a test.
 
 from __future__ import annotations
 
-from scope_ebpf.beam.nifs import NativeFunction
-from scope_ebpf.beam.schedulers import Queue, Scheduler
-from scope_ebpf.beam.threads import Thread
+from scope_ebpf.beam.vm.nifs import NativeFunction
+from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
+from scope_ebpf.beam.vm.threads import Thread
 from scope_ebpf.cli.trouble import STUCK, crowded, stuck, suspended
 
 NIF = NativeFunction("/lib/block.so", "block:all/0", "block_all")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scope_ebpf.beam.usdt import REGISTERS, Argument, ArgumentError, parse
+from scope_ebpf.beam.elf.usdt import REGISTERS, Argument, ArgumentError, parse
 
 #: Every form that was seen in beam.smp of OTP 25, 27 and 29, and those that gcc may choose.
 OPERANDS = {

@@ -26,13 +26,13 @@ from checks import check, conclude, results, run_tests
 from tracing import trace
 
 from scope_ebpf import events
-from scope_ebpf.beam.discover import inspect
-from scope_ebpf.beam.threads import threads
-from scope_ebpf.daemon.threads import WatchedThreads
-from scope_ebpf.kernel.libbpf import LibbpfError, library, messages
-from scope_ebpf.kernel.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.tracepoints import ThreadWatch
-from scope_ebpf.kernel.uprobes import TRACE_UPROBE_MULTI, has_multi
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.daemon.readings.threads import WatchedThreads
+from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI, has_multi
+from scope_ebpf.kernel.bpf.libbpf import LibbpfError, library, messages
+from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
 
 #: The argument that says so.
 INSIDE = "inside"

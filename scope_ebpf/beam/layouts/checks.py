@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.atoms import Atoms
-from scope_ebpf.beam.memory import column
-from scope_ebpf.beam.processes import CHUNK, IDENTITY, SIZES, ProcessTable
-from scope_ebpf.beam.threads import threads
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.table import CHUNK, IDENTITY, SIZES, ProcessTable
+from scope_ebpf.beam.vm.threads import threads
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: OTP allows 1024 schedulers of each of the three kinds.
 _MAX_SCHEDULERS = 1024

@@ -7,17 +7,17 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from scope_ebpf.beam.allocators import AllocatorReader
 from scope_ebpf.beam.layouts import SIZE_CHECKS, nearest, ranges, version
 from scope_ebpf.beam.layouts.checks import check_entry, check_rare_data, schedulers
-from scope_ebpf.beam.roots import Roots
+from scope_ebpf.beam.memory.roots import Roots
+from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scope_ebpf.beam.layouts import Layout
-    from scope_ebpf.beam.target import Target
+    from scope_ebpf.beam.vm.target import Target
 
 #: All that a layout must pass for which no version speaks.
 _CHECKS: tuple[Callable[[Target], object], ...] = (

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The functions of a running VM, by pattern, and where their code begins.
+
+Every call of a function, local or external, by apply, by a fun, by spawn or by
+itself, passes the first instruction behind its ErtsCodeInfo exactly once. A
+process that is preempted there goes on behind it (OTP-25.2.3
+erts/emulator/beam/jit/x86/instr_common.cpp, emit_i_test_yield).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG
+from scope_ebpf.errors import ReadRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.code.modules import Modules
+    from scope_ebpf.beam.processes.atoms import Atoms
+    from scope_ebpf.beam.vm.target import Target
+
+_MAX_FUNCTIONS = 1 << 20
+_MAX_ARITY = 255
+#: ``module:function``, then perhaps ``/arity``; an Elixir function as ``Module.function/arity``.
+_ERLANG = re.compile(r"(?P<module>.+?):(?P<function>.+?)(?:/(?P<arity>\d+|\*))?")
+_ELIXIR = re.compile(r"(?P<module>.+)\.(?P<function>[^.]+?)(?:/(?P<arity>\d+|\*))?")
+#: How a function begins that only leads to C: it loads its own name, then the address of the C
+#: function (beam/jit/x86/instr_bif.cpp, emit_call_bif). Bytes behind the 8 of the prologue.
+_CALLS_BIF = re.compile(rb"\x48\x8d\x35\xd9\xff\xff\xff.{7}\x48\xb9", re.DOTALL)
+_PROLOGUE = 8
+_LOOK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """
+    One function in one version of its module.
+
+    *address* is its first instruction, *code* where its module's code starts, *terms* the atoms of
+    module and function. *is_bif*: it only leads to C, and callers need not pass it.
+    """
+
+    module: str
+    function: str
+    arity: int
+    address: int
+    code: int
+    terms: tuple[int, int]
+    is_bif: bool
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.function}/{self.arity}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What a user asked for: parts where ``*`` stands for anything, None for every arity."""
+
+    text: str
+    module: str
+    function: str
+    arity: int | None
+
+    def fits(self, function: Function) -> bool:
+        """Whether *function* is meant, given that its module is."""
+        return self.arity in (None, function.arity) and _like(self.function, function.function)
+
+
+def parse(text: str) -> Pattern:
+    """
+    Read ``gen_server:handle_call/3``, ``lists:*``, ``MyApp.Server.handle_call/3`` and the like.
+
+    UsageError for anything else.
+    """
+    found = _ERLANG.fullmatch(text) or _ELIXIR.fullmatch(text)
+    if found is None or found["module"].startswith("/"):
+        raise UsageError(
+            f"{text!r} names no function: write MODULE:FUNCTION/ARITY, such as lists:map/2 or "
+            "'MyApp.Server.handle_call/3'; a * stands for anything"
+        )
+    module, function, arity = found["module"], found["function"], found["arity"]
+    module, function = _unquoted(module), _unquoted(function)
+    if module.startswith(":"):  # Elixir's way to write an Erlang module
+        module = module[1:]
+    elif module[:1].isupper() and not module.startswith("Elixir."):
+        module = f"Elixir.{module}"
+    number = None if arity in (None, "*") else int(arity)
+    if number is not None and number > _MAX_ARITY:
+        raise UsageError(f"{text!r}: no function has more than {_MAX_ARITY} arguments")
+    return Pattern(text, module, function, number)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] == "'" else text
+
+
+def _like(pattern: str, text: str) -> bool:
+    if "*" not in pattern:
+        return pattern == text
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
+
+
+class Functions:
+    """The functions of a VM; *modules* says which code is current."""
+
+    def __init__(self, target: Target, atoms: Atoms, modules: Modules) -> None:
+        self._memory = target.memory
+        self._layout = target.layout
+        self._atoms = atoms
+        self._modules = modules
+        self._call_bif = 0
+        if target.flavor != "jit":
+            self._call_bif = self._first_word_of_self()
+
+    def _first_word_of_self(self) -> int:
+        """
+        The interpreter's instruction that calls a BIF (call_bif, OTP-25.2.3 beam/emu/ops.tab).
+
+        ``erlang:self/0`` is one, and has no other instruction.
+        """
+        functions = self.find(Pattern("erlang:self/0", "erlang", "self", 0))
+        return self._memory.u64(functions[0].address)
+
+    def find(self, pattern: Pattern) -> list[Function]:
+        """
+        Every loaded function that *pattern* means, in the current code of its module.
+
+        UsageError, with what is near it, where there is none.
+        """
+        names = self._modules.names()
+        wanted = {name: index for name, index in names.items() if _like(pattern.module, name)}
+        if not wanted:
+            near = get_close_matches(pattern.module, names, 3)
+            raise UsageError(
+                f"no module {pattern.module} is loaded (in a shell, a module is loaded when it is "
+                f"first called){_or(near)}"
+            )
+        found: list[Function] = []
+        near = []
+        for code in self._modules.code(wanted.values()).values():
+            header = code.current or next(iter(code.others), 0)
+            if not header:
+                continue
+            functions = self.of(header)
+            found += [f for f in functions if pattern.fits(f)]
+            near += [str(f) for f in functions if f.function == pattern.function] or (
+                get_close_matches(pattern.text, map(str, functions), 3)
+            )
+        if not found:
+            raise UsageError(f"no loaded function fits {pattern.text}{_or(near[:5])}")
+        return sorted(found, key=str)
+
+    def of(self, header: int) -> list[Function]:
+        """
+        The functions of the code that starts at *header*.
+
+        ReadRefusedError if there is none, or not any more.
+        """
+        layout = self._layout
+        starts = self._starts(header)
+        size = layout.size("ErtsCodeInfo")
+        rows, good = self._memory.gather(starts, size + _LOOK)
+        rows, starts = rows[good], starts[good]
+        module = column(rows, layout.offset("ErtsCodeInfo", "mfa.module"), np.uint64)
+        name = column(rows, layout.offset("ErtsCodeInfo", "mfa.function"), np.uint64)
+        # Since OTP 26 the words around it may use the upper half of the arity's word.
+        arity = column(rows, layout.offset("ErtsCodeInfo", "mfa.arity"), np.uint32)
+        fits = (module & np.uint64(ATOM_MASK) == ATOM_TAG) & (
+            name & np.uint64(ATOM_MASK) == ATOM_TAG
+        )
+        fits &= arity <= _MAX_ARITY
+        texts = self._atoms.texts(int(t) >> 6 for t in np.concatenate([module, name])[[*fits] * 2])
+        found = []
+        for row in np.flatnonzero(fits):
+            terms = int(module[row]), int(name[row])
+            first, second = (texts[term >> 6] for term in terms)
+            if first is None or second is None:
+                continue
+            code = rows[row][size:].tobytes()
+            found.append(
+                Function(
+                    *(first, second, int(arity[row]), int(starts[row]) + size, header, terms),
+                    is_bif=self._leads_to_c(code),
+                )
+            )
+        return found
+
+    def _leads_to_c(self, code: bytes) -> bool:
+        if self._call_bif:
+            return int.from_bytes(code[:8], "little") == self._call_bif
+        return _CALLS_BIF.match(code, _PROLOGUE) is not None
+
+    def again(self, function: Function, header: int) -> Function | None:
+        """The same function in other code of its module; None where that has none."""
+        key = (function.terms, function.arity)
+        try:
+            return next((f for f in self.of(header) if (f.terms, f.arity) == key), None)
+        except ReadRefusedError:
+            return None  # purged, or not there yet
+
+    def _starts(self, header: int) -> NDArray[np.uint64]:
+        layout = self._layout
+        count = self._memory.u64(header + layout.offset("BeamCodeHeader", "num_functions"))
+        if not 0 < count < _MAX_FUNCTIONS:
+            raise ReadRefusedError(f"the code at {header:#x} claims {count} functions")
+        place = header + layout.offset("BeamCodeHeader", "functions")
+        starts = self._memory.words(place, count)
+        if (starts < header).any():
+            raise ReadRefusedError(f"the functions of the code at {header:#x} are not in it")
+        return starts
+
+
+def _or(near: list[str]) -> str:
+    return f"; there is {', '.join(near)}" if near else ""

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What one executable tells about itself: symbols, USDT sites, build id, bytes.
+
+Symbols come from ``.symtab``, then a debug file (build id or ``.gnu_debuglink``), then
+``.gnu_debugdata``, then ``.dynsym``; the first table that knows a name wins. The file is another
+user's: a confined process parses it (``sandbox.client``), and what it answers is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import weakref
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scope_ebpf import events
+from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError, UsdtSite
+from scope_ebpf.beam.elf.entry import Entry
+from scope_ebpf.errors import NoSuchProcessError, RefusedFileError
+from scope_ebpf.sandbox import answers, files, limits
+from scope_ebpf.sandbox.client import Parser, UnreadableFileError
+from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+__all__ = ["Binary", "Symbol", "UnreadableElfError", "UsdtSite"]
+
+_DEBUG_ROOT = "usr/lib/debug"
+#: CPU seconds that a look at a file may take: in the daemon, and for a person who waits for it.
+_LOOK, _PATIENT_LOOK = 0.7, 5.0
+#: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
+_MAX_SECTION = 64 << 20
+#: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
+_PIECES, _SMALL = 64, 1024
+_HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
+_FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
+#: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
+#: goes through the whole table for each question.
+_USUAL = frozenset(
+    (
+        *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
+        *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
+        *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
+        *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
+        *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
+        *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
+        *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
+        *("erts_total_code_size", "erts_ets_misc_mem_size"),
+        *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the file is, as the child says it."""
+
+    machine: str
+    entry: int
+    relative: bool
+    build_id: str | None
+    segments: tuple[Segment, ...]
+    sections: dict[str, tuple[int, int]]
+    own: bool
+    link: tuple[str, int]
+
+
+class Binary:
+    """
+    An executable or shared object, open for reading; *path* is one that leads to it now.
+
+    *fd* becomes the binary's. Once the file was refused, all of it is: each further question
+    raises the same RefusedFileError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fd: int,
+        *,
+        debug_files: bool = True,
+        refusals: Refusals | None = None,
+    ) -> None:
+        self.path = path
+        self._fd = fd
+        status = os.fstat(fd)
+        #: Device and inode.
+        self.inode = status.st_dev, status.st_ino
+        #: What a refusal of the file is remembered by.
+        self.key: Key = key_of(status)
+        self._debug_files = debug_files
+        self._refusals = refusals or Refusals()
+        seconds = _PATIENT_LOOK if debug_files else _LOOK
+        self._parser = Parser(fd, str(path), seconds, partial(self._refusals.add, self.key))
+        self._closing = weakref.finalize(self, _let_go, self._parser, fd)
+        self._names: dict[str, Symbol | None] = {}
+        self._matches: dict[str, list[Symbol]] = {}
+        self._entries: dict[tuple[int, int], Entry | None] = {}
+        #: The first bytes at some addresses.
+        self._heads: dict[int, bytes] = {}
+        self._pieces: dict[tuple[int, int], bytes] = {}
+        self._sought = False
+        try:
+            self._refusals.check(self.key)
+            self._facts = self._ask("facts", _facts)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls, path: Path, *, debug_files: bool = True, refusals: Refusals | None = None
+    ) -> Binary:
+        """
+        Open *path*, which may be ``/proc/PID/exe``.
+
+        Without *debug_files* no other file is opened for its symbols. What is known to
+        *refusals* is refused at once. Raises OSError as the kernel says it, RefusedFileError
+        for what is no file or has more than we look at, and UnreadableElfError (a
+        NotABeamError) for anything that is no whole 64-bit ELF file.
+        """
+        fd = files.open_magic(path)
+        return cls(path, fd, debug_files=debug_files, refusals=refusals)
+
+    @classmethod
+    def below_root(cls, pid: int, path: str) -> Binary:
+        """Open *path* as process *pid* sees it, which may have chosen it; as :meth:`open`."""
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            process = f"/proc/{pid}"
+            fd = files.open_regular(root, path, most=files.MAX_PROGRAM, process=process)
+        finally:
+            os.close(root)
+        return cls(Path(path), fd, debug_files=False)
+
+    @classmethod
+    def of_image(cls, name: str, image: bytes) -> Binary:
+        """Take an ELF file that is in memory, such as the kernel's vdso."""
+        fd = os.memfd_create("image", os.MFD_CLOEXEC)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(image)
+        return cls(Path(name), fd, debug_files=False)
+
+    def fileno(self) -> int:
+        """The descriptor of the file that was looked at, open as long as this is."""
+        return self._fd
+
+    @property
+    def build_id(self) -> str | None:
+        """The linker's fingerprint in hex, or None."""
+        return self._facts.build_id
+
+    @property
+    def machine(self) -> str:
+        """The processor: ``x64``, ``AArch64``."""
+        return self._facts.machine
+
+    @property
+    def relative(self) -> bool:
+        """Whether the file is loaded at an address of the kernel's choice (PIE)."""
+        return self._facts.relative
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the kernel loads."""
+        return self._facts.segments
+
+    @property
+    def entry(self) -> int:
+        """The entry point, as an address of the file."""
+        return self._facts.entry
+
+    @cached_property
+    def symbol_source(self) -> str:
+        """Where names are looked up first; "" for a file without any symbol."""
+        return self._ask_symbols("source", answers.text)
+
+    def symbol(self, name: str) -> Symbol | None:
+        """Find the defined symbol called *name*, or None."""
+        if name not in self._names:
+            wanted = [name, *(_USUAL - self._names.keys() - {name})]
+            found = self._ask_symbols(
+                "symbols", lambda a: answers.table(a, _symbol, len(wanted)), wanted
+            )
+            self._names |= {one: found.get(one) for one in wanted}
+        return self._names[name]
+
+    def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
+        """Every symbol whose name matches *pattern* from its start, sorted by name."""
+        text = pattern.pattern
+        if text not in self._matches:
+            wanted = [text]
+            if text in _MANGLED:
+                wanted += [one for one in _MANGLED if one != text and one not in self._matches]
+            found = self._ask_symbols("matching", lambda a: _matches(a, len(wanted)), wanted)
+            self._matches |= zip(wanted, found, strict=True)
+        return list(self._matches[text])
+
+    def function_at(self, address: int) -> Symbol | None:
+        """Find the symbol that spans an address of the file, or None."""
+        if not 0 <= address < answers.ADDRESS:
+            return None
+        (found,) = self._ask_symbols("at", _symbols_or_none, [address])
+        return found
+
+    @cached_property
+    def usdt_sites(self) -> tuple[UsdtSite, ...]:
+        """Every USDT site of every provider, in the order of the notes."""
+        sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
+        places = [site[2] for site in sites if site[0] == "erlang"]
+        # What is there will be looked at, site by site.
+        heads = self._ask("heads", lambda a: _heads(a, len(places)), places) if places else []
+        self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
+        return tuple(UsdtSite(*site) for site in sites)
+
+    def file_offset(self, address: int) -> int:
+        """Where the byte at *address* lies in the file; UnreadableElfError if it does not."""
+        for segment in self.segments:
+            if segment.address <= address < segment.address + segment.file_size:
+                return address - segment.address + segment.offset
+        raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
+
+    def read(self, address: int, size: int) -> bytes:
+        """*size* bytes of the file at *address*, as the linker put them there."""
+        self.file_offset(address)
+        if (address, size) in self._pieces:
+            return self._pieces[address, size]
+        if 0 < size <= len(self._heads.get(address, b"")):
+            return self._heads[address][:size]
+
+        def whole(found: Any) -> bytes:
+            data = answers.content(found)
+            if len(data) != size:
+                raise ValueError("another size")
+            return data
+
+        found = self._ask("read", whole, address, size)
+        if size <= _SMALL and len(self._pieces) < _PIECES:
+            self._pieces[address, size] = found
+        return found
+
+    def find(self, section: str, text: bytes) -> list[int]:
+        """Every place of *text* in a section, as addresses of the file."""
+        most = limits.FOUND
+        return self._ask(
+            "find",
+            lambda a: answers.many(a, answers.integer, most),
+            section,
+            text.decode("latin-1"),
+        )
+
+    def search(
+        self, sections: Sequence[str], start: bytes, pattern: re.Pattern[bytes]
+    ) -> re.Match[bytes] | None:
+        """Find the first text in *sections* that begins with *start* and matches *pattern*."""
+        found = self._ask(
+            "search",
+            answers.optional(lambda a: answers.content(a, limits.AROUND)),
+            sections,
+            start.decode("latin-1"),
+            pattern.pattern.decode("latin-1"),
+        )
+        return pattern.fullmatch(found) if found else None
+
+    def section_address(self, name: str) -> tuple[int, int] | None:
+        """
+        (address, size) of a section, also of one without contents such as ``.bss``.
+
+        None for a section that is larger than those of an emulator.
+        """
+        place = self._facts.sections.get(name)
+        return place if place and place[1] <= _MAX_SECTION else None
+
+    def cheap_entry(self, address: int, size: int) -> Entry:
+        """
+        The cheapest place to see a call of the function of *size* bytes at *address*.
+
+        UnreadableElfError for one that is not in the file.
+        """
+        if (address, size) not in self._entries:
+            usual = {(s.address, s.size) for name in _FUNCTIONS if (s := self._names.get(name))}
+            wanted = [(address, size), *(usual - self._entries.keys() - {(address, size)})]
+            found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
+            self._entries |= zip(wanted, found, strict=True)
+        place = self._entries[address, size]
+        if place is None:
+            raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
+        return place
+
+    def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
+        """
+        Where the function at *address* calls which address, and whether that one is known.
+
+        Known is what a symbol spans, and the PLT. UnreadableElfError for a function that is not
+        in the file.
+        """
+        return self._ask_symbols("calls", _calls, address, size)
+
+    def references(self, address: int, size: int) -> list[int]:
+        """The addresses that the code of the function at *address* names (x86-64)."""
+        return self._ask(
+            "references",
+            lambda a: answers.many(a, answers.integer, limits.INSTRUCTIONS),
+            address,
+            size,
+        )
+
+    def frames(self, address: int) -> tuple[int, int, list[tuple[Any, ...]]] | None:
+        """
+        (start, end, rows) of the frame description of the function around *address*.
+
+        Each row is where it begins and its rule (base, offset, saved, outermost) or None.
+        """
+        return self._ask("frames", answers.optional(answers.function), address)
+
+    def close(self) -> None:
+        """Close the file, and end who parses it; happens with the last reference, too."""
+        self._closing()
+
+    def _ask(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
+        try:
+            return self._parser.ask(question, checked, *arguments)
+        except UnreadableFileError as error:
+            raise UnreadableElfError(str(error)) from None
+
+    def _ask_symbols(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
+        """Ask what other files may add to: those are looked for first, once."""
+        if not self._sought:
+            if self._debug_files and not self._facts.own:
+                self._look_for_debug_file()
+            self._sought = True
+        return self._ask(question, checked, *arguments)
+
+    def _look_for_debug_file(self) -> None:
+        """
+        Offer the child the first file that is one of this build's symbols.
+
+        Raises NoSuchProcessError if the file was looked at through a process that has ended.
+        """
+        root, folder = self._place()
+        process = str(root.parent) if root.name else "/proc/self"
+        try:
+            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise NoSuchProcessError(
+                f"{self.path} has gone, and the way to its symbols with it"
+            ) from None
+        try:
+            for path, crc, build_id in self._debug_paths(folder):
+                try:
+                    fd = files.open_regular(
+                        root_fd, path, most=files.MAX_DEBUG_FILE, process=process
+                    )
+                except (OSError, RefusedFileError):
+                    continue
+                try:
+                    if self._parser.add_debug(fd, crc, build_id):
+                        return
+                except UnreadableFileError:
+                    continue
+        finally:
+            os.close(root_fd)
+
+    def _debug_paths(self, folder: Path) -> Iterator[tuple[str, int | None, str | None]]:
+        """Where debuggers look; with the CRC to check, or the build id."""
+        build_id, (name, crc) = self.build_id, self._facts.link
+        if build_id:
+            yield (
+                f"{_DEBUG_ROOT}/.build-id/{build_id[:2]}/{build_id[2:]}.debug",
+                None,
+                build_id,
+            )
+        if name and "/" not in name and name not in (".", ".."):
+            for place in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
+                yield str(place / name), crc, None
+
+    def _place(self) -> tuple[Path, Path]:
+        """Find the root that the file's own paths start from, and its folder below that root."""
+        process = _PROCESS.match(str(self.path))
+        if process:
+            try:
+                real = str(self.path.readlink()).removesuffix(" (deleted)")
+            except OSError:  # the process has ended
+                real = "/"
+            return Path(process[0], "root"), Path(real.lstrip("/")).parent
+        return Path("/"), self.path.parent.resolve().relative_to("/")
+
+
+#: A path that leads through a process.
+_PROCESS = re.compile(r"/proc/\d+(?=/)")
+_MANGLED = tuple(
+    dict.fromkeys(rf"_Z{len(hook.name)}{hook.name}[A-Z].*" for hook in _HOOKS if hook.mangled)
+)
+
+
+def _let_go(parser: Parser, fd: int) -> None:
+    parser.close()
+    with contextlib.suppress(OSError):  # its filesystem may have gone; the descriptor has, too
+        os.close(fd)
+
+
+def _facts(found: Any) -> _Facts:
+    known = answers.table(found, lambda value: value, 16)
+    segments = answers.many(known["segments"], _segment, limits.SEGMENTS)
+    sections = answers.table(known["sections"], _two, limits.SECTIONS)
+    name, crc = answers.row(known["link"], answers.text, partial(answers.integer, most=1 << 32))
+    build_id = answers.optional(answers.content)(known["build_id"])
+    return _Facts(
+        answers.text(known["machine"], 64),
+        answers.integer(known["entry"]),
+        answers.flag(known["relative"]),
+        build_id.hex() if build_id else None,
+        tuple(segments),
+        sections,
+        answers.flag(known["own"]),
+        (name, crc),
+    )
+
+
+def _two(found: Any) -> tuple[int, int]:
+    address, size = answers.row(found, answers.integer, answers.integer)
+    return address, size
+
+
+def _segment(found: Any) -> Segment:
+    integer = answers.integer
+    return Segment(*answers.row(found, integer, integer, integer, answers.flag, answers.flag))
+
+
+def _symbol(found: Any) -> Symbol:
+    return Symbol(*answers.symbol(found))
+
+
+def _symbols_or_none(found: Any) -> list[Symbol | None]:
+    return answers.as_many(found, answers.optional(_symbol), 1)
+
+
+def _matches(found: Any, count: int) -> list[list[Symbol]]:
+    return answers.as_many(found, lambda one: answers.many(one, _symbol, limits.MATCHES), count)
+
+
+def _entries(found: Any, count: int) -> list[Entry | None]:
+    def entry(one: Any) -> Entry:
+        return Entry(*answers.entry(one))
+
+    return answers.as_many(found, answers.optional(entry), count)
+
+
+def _heads(found: Any, count: int) -> list[bytes | None]:
+    def head(one: Any) -> bytes:
+        return answers.content(one, limits.HEAD)
+
+    return answers.as_many(found, answers.optional(head), count)
+
+
+def _calls(found: Any) -> list[tuple[int, int, bool]]:
+    def call(one: Any) -> tuple[int, int, bool]:
+        place, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
+        return place, target, named
+
+    return answers.many(found, call, limits.INSTRUCTIONS)

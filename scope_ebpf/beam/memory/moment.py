@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What lies behind the pointers of one process, read as of one moment.
+
+A process goes on while it is read: it rewrites its stack, its heap moves, its messages are taken
+and their memory is used again. So everything is copied as words between two readings of the
+struct, and named afterwards. A part whose pointers stood still meanwhile is of one moment; if one
+did not, all is read again, :data:`ATTEMPTS` times, and then what moved is told.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory.terms import is_boxed
+from scope_ebpf.beam.processes.sizes import LIMIT, ring, tree
+from scope_ebpf.beam.processes.table import (
+    ATTEMPTS,
+    COLLECTING,
+    DIRTY_RUNNING,
+    DIRTY_RUNNING_SYS,
+    RUNNING,
+    RUNNING_SYS,
+)
+from scope_ebpf.beam.vm.schedulers import natives
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.memory.walk import Walk
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.vm.target import Target
+
+#: Messages whose tags are read, and nodes of its queues that are looked at for them: signals that
+#: are no messages lie between.
+MAX_MESSAGES = 10
+_MAX_NODES = 10 * MAX_MESSAGES
+#: Words of stack.
+_MAX_STACK = 1 << 16
+_WORD = 8
+_ACTIVE = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
+#: What changes when a process collects, and so moves its terms.
+HEAPS = ("heap", "hend", "old_heap", "minor_gcs", "fragment_words")
+#: What must stand still for each part to be of one moment.
+_STANDS = {
+    "stack": (*HEAPS, "stop", "htop", "reductions", "pc", "current"),
+    "messages": (*HEAPS, "first_message", "middle_message", "outer_message", "mailbox"),
+    "links": ("links", "reductions"),
+    "monitors": ("monitors", "reductions"),
+    "watchers": ("watchers", "reductions"),
+}
+_QUEUES = ("first_message", "middle_message", "outer_message")
+
+
+class Message(NamedTuple):
+    """A message: its term, and for a boxed one the header and the word behind it."""
+
+    term: int
+    head: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """
+    One process: its row, shape ``(1,)``, and copies of what the row leads to.
+
+    *native* says that it was in a native function: then its innermost function is the one that
+    the VM noted before the call. *moved* names the parts that are not of one moment.
+    """
+
+    rows: NDArray[np.void]
+    native: bool
+    stack: NDArray[np.uint64]
+    messages: tuple[Message, ...]
+    links: Walk
+    monitors: Walk
+    watchers: Walk
+    moved: tuple[str, ...]
+
+
+def moments(viewer: Viewer, rows: NDArray[np.void]) -> Iterator[Moment]:
+    """
+    Read the process of *rows*, shape ``(1,)``, at most ATTEMPTS times.
+
+    Ends early when it has ended; then what was read last is of nobody.
+    """
+    for _ in range(ATTEMPTS):
+        fresh = viewer.table.one(int(rows["id"][0]))
+        if not len(fresh):
+            return
+        yield _capture(viewer, fresh)
+
+
+def stood(before: NDArray[np.void], after: NDArray[np.void], names: Iterable[str]) -> bool:
+    """Tell whether it is the same process, none that collects, with all *names* as they were."""
+    if not len(after) or int(before["state"][0] | after["state"][0]) & COLLECTING:
+        return False
+    return all(before[name][0] == after[name][0] for name in ("id", "pointer", *names))
+
+
+def reread(read: Callable[[], NDArray[np.void]]) -> tuple[NDArray[np.void], bool]:
+    """
+    Read the row of a process again, and tell whether it may have run just before.
+
+    A row is copied from front to back, and a process counts its work before it says that it rests,
+    further back. So whether it rests is seen in one copy, and what it did until then in the next.
+    """
+    first = read()
+    after = read() if len(first) else first
+    return after, not len(after) or running(first) or running(after)
+
+
+def running(rows: NDArray[np.void]) -> bool:
+    """Tell whether the process is on a scheduler, and so may change without a trace."""
+    return bool(int(rows["state"][0]) & _ACTIVE)
+
+
+def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
+    target, row = viewer.target, rows[0]
+    active = running(rows)
+    native = natives(target).get(int(row["pointer"]), 0) if active else 0
+    words = _stack(target, row)
+    nodes = _nodes(target, row)
+    messages = _messages(target, nodes)
+    walks = _walks(target, rows)
+    again = walks if not active else _walks(target, rows)
+    after, busy = reread(lambda: viewer.table.one(int(row["id"])))
+    active |= busy
+    if native and natives(target).get(int(row["pointer"]), 0) != native:
+        native = 0
+    moved = [part for part, names in _STANDS.items() if not stood(rows, after, names)]
+    if active and not native and "stack" not in moved:
+        moved.append("stack")  # what is above its stack pointer changes with every call
+    if _nodes(target, row) != nodes and "messages" not in moved:
+        moved.append("messages")
+    moved += [name for name in walks if name not in moved and not _same(walks[name], again[name])]
+    links, monitors, watchers = walks.values()
+    return Moment(rows, bool(native), words, messages, links, monitors, watchers, tuple(moved))
+
+
+def _stack(target: Target, row: np.void) -> NDArray[np.uint64]:
+    try:
+        return target.memory.words(int(row["stop"]), min(int(row["stack_words"]), _MAX_STACK))
+    except ReadRefusedError:
+        return np.empty(0, np.uint64)
+
+
+def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
+    """Address and term of what waits in its queues, as many as MAX_MESSAGES messages take."""
+    layout, memory = target.layout, target.memory
+    onward, body = layout.offset("ErtsMessage", "next"), layout.offset("ErtsMessage", "m")
+    found: list[tuple[int, int]] = []
+    messages = 0
+    for queue in _QUEUES:
+        place = int(row[queue])
+        while place and len(found) < _MAX_NODES and messages < MAX_MESSAGES:
+            try:
+                raw = memory.read(place, body + _WORD)
+            except ReadRefusedError:
+                break
+            (term,) = struct.unpack_from("<Q", raw, body)
+            found.append((place, term))
+            messages += is_message(term)
+            (place,) = struct.unpack_from("<Q", raw, onward)
+    return found
+
+
+def is_message(term: int) -> bool:
+    """Tell whether this is a message: a header is another signal, 0 one that is still packed."""
+    return term & 3 != 0 or term == 0
+
+
+def _messages(target: Target, nodes: list[tuple[int, int]]) -> tuple[Message, ...]:
+    found = []
+    for _, term in nodes:
+        if is_message(term):
+            found.append(Message(term, _head(target, term) if term and is_boxed(term) else None))
+    return tuple(found[:MAX_MESSAGES])
+
+
+def _head(target: Target, term: int) -> tuple[int, int] | None:
+    try:
+        header, first = target.memory.words(term & ~7, 2).tolist()
+    except ReadRefusedError:
+        return None
+    return header, first
+
+
+def _walks(target: Target, rows: NDArray[np.void]) -> dict[str, Walk]:
+    return {
+        "links": tree(target, rows["links"], LIMIT),
+        "monitors": tree(target, rows["monitors"], LIMIT),
+        "watchers": ring(target, rows["watchers"], LIMIT),
+    }
+
+
+def _same(one: Walk, other: Walk) -> bool:
+    return np.array_equal(one.addresses, other.addresses) and np.array_equal(one.nodes, other.nodes)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Another process's memory, read and never written (``process_vm_readv``).
+
+Works on a process that runs, hangs or is stopped; the process does not notice.
+What cannot be read is counted and said, never made up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+
+from scope_ebpf.beam.memory import look_limits
+from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError, ReadRefusedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.vm.identity import Process
+
+#: Vectors that the kernel takes in one call (UIO_MAXIOV, limits.h IOV_MAX).
+IOV_MAX = 1024
+#: No single reading is larger: a length that was read from the target may be anything.
+MAX_READ = 1 << 28
+
+_IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
+_WORD = 8
+
+
+class _Piece(ctypes.Structure):
+    """``struct iovec``."""
+
+    _fields_ = (("base", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.process_vm_readv.argtypes = (
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+)
+
+
+class Way(Protocol):
+    """How memory is read."""
+
+    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
+        """
+        Fill the *size* bytes at *out* from the *count* ``iovec`` at *pieces*, which are of *pid*.
+
+        Gives how many bytes were read, or minus the error number.
+        """
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this thread, and of what reads for it."""
+
+
+class _Directly:
+    """By this thread, which waits for as long as it takes."""
+
+    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
+        local = _Piece(out, size)
+        got: int = _libc.process_vm_readv(pid, ctypes.byref(local), 1, pieces, count, 0)
+        return got if got >= 0 else -ctypes.get_errno()
+
+    def cpu_seconds(self) -> float:
+        return time.thread_time()
+
+
+class _How:
+    """How all memory is read in this process."""
+
+    way: Way = _Directly()
+
+
+def read_by(way: Way) -> None:
+    """Read all memory in *way* from now on, in every thread."""
+    _How.way = way
+
+
+def cpu_seconds() -> float:
+    """CPU time of this thread, and of what reads memory for it."""
+    return _How.way.cpu_seconds()
+
+
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+def column(rows: NDArray[np.uint8], offset: int, kind: type[_Number]) -> NDArray[_Number]:
+    """View one field of many structs, shape ``(n,)`` for rows of shape ``(n, size)``."""
+    field = np.ascontiguousarray(rows[:, offset : offset + np.dtype(kind).itemsize])
+    return field.view(kind)[:, 0]
+
+
+def word_places(addresses: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Say where words lie, for :meth:`Memory.words_at`, which reads them again and again."""
+    places = np.empty(len(addresses), _IOVEC)
+    places["base"], places["length"] = addresses, _WORD
+    return places
+
+
+def _never() -> bool:
+    """A process that nobody holds is taken for what it is."""
+    return False
+
+
+class UnreadableMemoryError(ReadRefusedError):
+    """The target has no memory at the address, or not any more."""
+
+
+class Memory:
+    """
+    The memory of process *pid*, to be read by one thread.
+
+    With *process* it is that of the program that this was made for: each reading is followed by a
+    look whether it still runs, and is refused if not. That is a microsecond or two of the seven
+    that the shortest takes.
+
+    *bytes_read*, *calls* and *failures* (addresses that could not be read) only
+    grow; they are what a reading cost and what it is missing.
+    """
+
+    def __init__(self, pid: int, process: Process | None = None) -> None:
+        self.pid = pid
+        self._process = process
+        self._is_other = process.poller() if process else _never
+        self.bytes_read = 0
+        self.calls = 0
+        self.failures = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        """
+        Read *size* bytes, all of them.
+
+        Raises UnreadableMemoryError for an address that is not mapped,
+        NoSuchProcessError and NotPermittedError.
+        """
+        if not 0 <= size <= MAX_READ:
+            self.failures += 1
+            raise UnreadableMemoryError(f"a reading of {size} bytes at {address:#x} is refused")
+        out = self._read(address & 0xFFFFFFFFFFFFFFFF, size)
+        self.bytes_read += len(out)
+        if len(out) != size:
+            self.failures += 1
+            raise UnreadableMemoryError(
+                f"process {self.pid} has no {size} bytes of memory at {address:#x}"
+            )
+        return out
+
+    def u16(self, address: int) -> int:
+        """Read an unsigned 16-bit number."""
+        return int.from_bytes(self.read(address, 2), "little")
+
+    def u32(self, address: int) -> int:
+        """Read an unsigned 32-bit number."""
+        return int.from_bytes(self.read(address, 4), "little")
+
+    def u64(self, address: int) -> int:
+        """Read an unsigned 64-bit number, or a pointer."""
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def words(self, address: int, count: int) -> NDArray[np.uint64]:
+        """Read *count* 64-bit words, shape ``(count,)``."""
+        return np.frombuffer(self.read(address, 8 * count), np.uint64)
+
+    def words_at(self, places: NDArray[np.void]) -> NDArray[np.uint64]:
+        """
+        Read the 64-bit words at :func:`word_places`, shape ``(n,)``; all of them or none.
+
+        Raises UnreadableMemoryError if one cannot be read.
+        """
+        out = np.empty(len(places), np.uint64)
+        for first in range(0, len(places), IOV_MAX):
+            part = places[first : first + IOV_MAX]
+            got = self._readv(out[first : first + len(part)].view(np.uint8), part)
+            self.bytes_read += got
+            if got != _WORD * len(part):
+                self.failures += 1
+                address = int(part["base"][got // _WORD])
+                raise UnreadableMemoryError(f"process {self.pid} has no memory at {address:#x}")
+        return out
+
+    def gather(
+        self, addresses: NDArray[np.uint64], size: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """
+        Read *size* bytes at each of the *addresses*.
+
+        Returns the bytes, shape ``(n, size)``, and which rows were read, shape
+        ``(n,)``; a row that was not read is all zero and counted in *failures*.
+        """
+        count = len(addresses)
+        if size * count > MAX_READ:
+            raise UnreadableMemoryError(f"a reading of {count} times {size} bytes is refused")
+        out = np.empty((count, size), np.uint8)
+        sizes = np.full(count, size, np.uint64)
+        good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out.reshape(-1))
+        out[~good] = 0
+        return out, good
+
+    def gather_ragged(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]
+    ) -> tuple[list[bytes], NDArray[np.bool_]]:
+        """Read pieces of different sizes; a piece that was not read is ``b""``."""
+        sizes = np.ascontiguousarray(sizes, np.uint64)
+        if len(sizes) and (int(sizes.max()) > MAX_READ or int(sizes.sum()) > MAX_READ):
+            raise UnreadableMemoryError(f"a reading of {len(sizes)} pieces is too large")
+        out = np.empty(int(sizes.sum()), np.uint8)
+        good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
+        data, ends = out.tobytes(), np.cumsum(sizes).tolist()
+        starts = [0, *ends][: len(ends)]
+        return [
+            data[start:end] if ok else b""
+            for start, end, ok in zip(starts, ends, good.tolist(), strict=True)
+        ], good
+
+    def _gather(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], out: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """
+        Fill *out* with the pieces one after the other; say which were read.
+
+        The kernel stops at the first piece that it cannot read, somewhere
+        within it. That one is refused and the reading goes on behind it.
+        """
+        good = np.zeros(len(addresses), np.bool_)
+        remote = np.empty(len(addresses), _IOVEC)
+        remote["base"], remote["length"] = addresses, sizes
+        ends = np.cumsum(sizes, dtype=np.int64)
+        first = 0
+        while first < len(addresses):
+            last = min(first + IOV_MAX, len(addresses))
+            start = int(ends[first]) - int(sizes[first])
+            got = self._readv(out[start : int(ends[last - 1])], remote[first:last])
+            whole = int(np.searchsorted(ends[first:last], start + got, side="right"))
+            good[first : first + whole] = True
+            self.bytes_read += got
+            first += whole
+            if first < last:
+                self.failures += 1
+                first += 1
+        return good
+
+    def _read(self, address: int, size: int) -> bytes:
+        """What can be read there, without numpy: for a word that takes longer than the call."""
+        out, piece = ctypes.create_string_buffer(size), _Piece(address, size)
+        got = self._call(ctypes.addressof(out), size, ctypes.addressof(piece), 1)
+        return out.raw[:got]
+
+    def _readv(self, out: NDArray[np.uint8], remote: NDArray[np.void]) -> int:
+        return self._call(out.ctypes.data, len(out), remote.ctypes.data, len(remote))
+
+    def _call(self, out: int, size: int, pieces: int, count: int) -> int:
+        """Fill the *size* bytes at *out* from *count* pieces; how many bytes were read."""
+        self.calls += 1
+        got = _How.way.read(self.pid, out, size, pieces, count)
+        if self._process is not None and self._is_other():
+            self._process.check()
+        if got >= 0:
+            look_limits.spend(got)
+            return got
+        look_limits.spend(0)
+        code = -got
+        if code == errno.ESRCH:
+            raise NoSuchProcessError(f"process {self.pid} has ended")
+        if code == errno.EPERM:
+            raise NotPermittedError(
+                f"the memory of process {self.pid} may not be read by this user: {LOOK}"
+            )
+        # EFAULT: the first piece is not mapped. EINVAL: a length beyond all bounds.
+        if code in (errno.EFAULT, errno.EINVAL):
+            return 0
+        raise ReadRefusedError(f"reading process {self.pid} failed: {os.strerror(code)}")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where the VM's global tables lie in its memory.
+
+A symbol tells, where there is one. What is static, or hidden as OTP 29 hides
+it, is looked for: by the instructions of exported functions that use it, or by
+its shape among the VM's variables. What was looked for is believed only if it
+points to itself in the way that the table does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.memory.search import SEARCHES
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.vm.target import Target
+
+#: Seconds after which what was not found is looked for again, at the least.
+_AGAIN = 30.0
+#: Names so short that a symbol of that name may be anything.
+_AMBIGUOUS = ("r",)
+
+
+class Roots:
+    """Addresses of globals in one running VM, by their names in the VM's source."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._found: dict[str, int] = {}
+        #: When what was not found was looked for first, and when it is again: a VM may just start.
+        self._missing: dict[str, tuple[float, float]] = {}
+
+    def find(self, name: str) -> int | None:
+        """Find a global, or None; after that it is looked for again, more and more rarely."""
+        if name in self._found:
+            return self._found[name]
+        symbol = None if name in _AMBIGUOUS else self._target.binary.symbol(name)
+        if symbol is not None:
+            return self._found.setdefault(name, self._target.base + symbol.address)
+        now = time.monotonic()
+        first, due = self._missing.get(name, (now, now))
+        if now < due:
+            return None
+        place = SEARCHES[name](self._target) if name in SEARCHES else None
+        if place is not None:
+            return self._found.setdefault(name, place)
+        self._missing[name] = first, now + max(_AGAIN, now - first)
+        return None
+
+    def address(self, name: str) -> int:
+        """Find a global; ReadRefusedError with the reason where nothing tells its place."""
+        address = self.find(name)
+        if address is None:
+            target = self._target
+            raise ReadRefusedError(
+                f"process {target.pid} hides {name}: its emulator (OTP {target.otp_release}) has "
+                "no symbol for it, and its memory does not tell. Debug symbols of the same "
+                "build would show it"
+            )
+        return address

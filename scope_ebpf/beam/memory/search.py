@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Finding the VM's tables without symbols.
+
+Each search ends in a check that a wrong place does not pass: a pid that leads
+back to its slot, an atom table that carries its name, a scheduler whose run
+queue points back to it. No place, or two, is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from functools import partial
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PID_TAG, PORT_TAG, IdCodec, Shuffle
+from scope_ebpf.beam.vm.allocators import COUNT, FIRST_UTIL, RECORD, instances, numbered
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.vm.target import Target
+
+#: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
+_SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
+_WORD = 8
+#: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
+_EHEAP, _ENABLED = 6, 1 | 1 << 32
+#: ``lea X(%rip), %rdi; call Y``; soon after it ``movups %xmmN, X(%rip)`` or ``movq $0, X(%rip)``.
+_LOCK_INIT = re.compile(rb"\x48\x8d\x3d(.{4})\xe8(.{4})", re.DOTALL)
+_STORE_ZERO = re.compile(rb"\x0f\x11[\x05\x0d](.{4})|\x48\xc7\x05(.{4})\0{4}", re.DOTALL)
+#: Bytes: of code behind the call, and of data behind the lock.
+_NEAR = 64
+#: Slots of a table that are looked at.
+_SAMPLE = 1024
+#: Ranges of code that are looked at before all of them are.
+_FEW = 16
+#: Ranges of code that a VM has at most: one for each module, and some.
+_MOST_RANGES = 1 << 20
+#: Variables that were found in another VM of the same program, as the file has their addresses.
+_variables: WeakKeyDictionary[Binary, dict[str, int]] = WeakKeyDictionary()
+
+
+def data(target: Target) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Read the VM's variables: (address, words) of each section that holds some."""
+    for name in _SECTIONS:
+        section = target.binary.section_address(name)
+        if section is None:
+            continue
+        address, size = section
+        start = target.base + address + -address % _WORD
+        yield start, target.memory.words(start, max(0, size // _WORD - 1))
+
+
+def referenced(target: Target, function: str) -> list[int]:
+    """Tell which addresses of the VM's memory an exported function names (x86-64)."""
+    symbol = target.binary.symbol(function)
+    if symbol is None or target.binary.machine != "x64" or symbol.size > 1 << 14:
+        return []
+    found = target.binary.references(symbol.address, symbol.size)
+    return [target.base + address for address in found]
+
+
+def _only(places: list[int]) -> int | None:
+    unique = set(places)
+    return unique.pop() if len(unique) == 1 else None
+
+
+def _by_function(
+    function: str, struct: str, field: str, check: Callable[[Target, int], bool], target: Target
+) -> int | None:
+    """Find a struct by an exported function that reads one field of it."""
+    places = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
+    return _only([place for place in places if _holds(check, target, place)])
+
+
+def _holds(check: Callable[[Target, int], bool], target: Target, place: int) -> bool:
+    try:
+        return check(target, place)
+    except ReadRefusedError:
+        return False
+
+
+def _is_table(tag: int, target: Target, place: int) -> bool:
+    """Tell whether a process or port table lies at *place*: its elements know their slots."""
+    layout, memory = target.layout, target.memory
+    slots = memory.u32(place + layout.offset("ErtsPTab", "r.o.max"))
+    if not 0 < slots < 1 << 28:
+        return False
+    table = memory.u64(place + layout.offset("ErtsPTab", "r.o.tab"))
+    invalid = memory.u64(place + layout.offset("ErtsPTab", "r.o.invalid_element"))
+    elements = memory.words(table, min(slots, _SAMPLE))
+    filled = np.flatnonzero((elements != 0) & (elements != invalid) & (elements & 7 == 0))
+    ids, read = memory.gather(elements[filled], _WORD)
+    raw = column(ids, 0, np.uint64)
+    shuffle = Shuffle.read(memory, layout, place) if layout.facts.shuffled_ids else None
+    known = IdCodec(28, shuffle).slot(raw) == filled
+    good = read & known & (raw & np.uint64(0xF) == tag)
+    # Some may have come or gone between the two readings.
+    return len(filled) > 0 and int(good.sum()) * 2 > len(filled)
+
+
+def _is_atom_table(target: Target, place: int) -> bool:
+    """Tell whether the table at *place* says that it is the atom table."""
+    name = target.memory.u64(place + target.layout.offset("IndexTable", "htable.name"))
+    return target.memory.read(name, 9) == b"atom_tab\0"
+
+
+def _code_ranges(target: Target) -> int | None:
+    """
+    Find ``struct ranges r[3]`` (OTP-25.2.3 erts/emulator/beam/beam_ranges.c).
+
+    Three times in a row: an array, how much of it is used, how large it is,
+    and a place within it.
+    """
+    layout = target.layout
+    stride = layout.size("ranges") // _WORD
+    fields = [layout.offset("ranges", f) // _WORD for f in ("modules", "n", "allocated", "mid")]
+    found = []
+    for address, words in data(target):
+        fits = np.ones(max(0, len(words) - 3 * stride), np.bool_)
+        for shift in (0, stride, 2 * stride):
+            at = [words[shift + field : shift + field + len(fits)] for field in fields]
+            fits &= (at[0] != 0) & (at[1] > 0) & (at[1] <= at[2]) & (at[2] < _MOST_RANGES)
+            fits &= (at[3] >= at[0]) & (at[3] < at[0] + at[2] * np.uint64(2 * _WORD))
+        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
+    return _only([place for place in found if _holds(_in_order, target, place)])
+
+
+def _in_order(target: Target, place: int) -> bool:
+    """Tell whether three sets of ranges of code, each in rising order, start at *place*."""
+    layout = target.layout
+    for index in range(3):
+        at = place + index * layout.size("ranges")
+        modules = target.memory.u64(at + layout.offset("ranges", "modules"))
+        count = target.memory.u64(at + layout.offset("ranges", "n"))
+        if not 0 < count < _MOST_RANGES:
+            return False  # it was neither when the place was found
+        # Nearly all wrong places show within the first few; to read all takes 16 MB at the worst.
+        for some in (min(count, _FEW), count):
+            edges = target.memory.words(modules, 2 * some)
+            if edges[0] >= edges[-1] or (edges[1:] < edges[:-1]).any():
+                return False
+    return True
+
+
+def _pointing(
+    target: Target,
+    name: str,
+    size: int,
+    fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
+) -> int | None:
+    """
+    Find the variable *name*, which points to *size* bytes of which *fits* says that they are it.
+
+    The VM may keep several variables for one thing; for two things there is no answer. Where
+    another VM of this program has it is looked first: all variables take a tenth of a second.
+    """
+    known = _variables.setdefault(target.binary, {})
+    if name in known:
+        place = target.base + known[name]
+        if _fitting(target, place, target.memory.words(place, 1), size, fits):
+            return place
+    found: dict[int, int] = {}
+    for address, words in data(target):
+        found = _fitting(target, address, words, size, fits) | found
+    only = _only(list(found.values()))
+    if only is not None:
+        known[name] = only - target.base
+    return only
+
+
+def _fitting(
+    target: Target,
+    address: int,
+    words: NDArray[np.uint64],
+    size: int,
+    fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
+) -> dict[int, int]:
+    """What the *words* at *address* point to that fits, and the first of them that does."""
+    found: dict[int, int] = {}
+    places = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+    # What is not mapped is no failed reading here.
+    failures = target.memory.failures
+    structs, read = target.memory.gather(words[places], size)
+    target.memory.failures = failures
+    for place in places[read & fits(words[places], structs)].tolist():
+        found.setdefault(int(words[place]), address + _WORD * place)
+    return found
+
+
+def _leading(
+    target: Target,
+    places: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    good: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """
+    Which of *good* have the word in *words* at their place in *places*; all of one shape.
+
+    Only those places are read: each that is not mapped costs a system call of its own.
+    """
+    rows = np.flatnonzero(good)
+    failures = target.memory.failures
+    found, read = target.memory.gather(places[rows], _WORD)
+    target.memory.failures = failures
+    same = np.zeros(len(good), np.bool_)
+    same[rows] = read & (column(found, 0, np.uint64) == words[rows])
+    return same
+
+
+def _this_node(target: Target) -> int | None:
+    """Find ``erts_this_node``: the node whose connection bears the same name."""
+    layout = target.layout
+    name, entry = (layout.offset("ErlNode", field) for field in ("sysname", "dist_entry"))
+
+    def fits(_: NDArray[np.uint64], nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        sysname = column(nodes, name, np.uint64)
+        place = np.uint64(layout.offset("DistEntry", "sysname"))
+        atom = sysname & np.uint64(ATOM_MASK) == ATOM_TAG
+        return _leading(target, column(nodes, entry, np.uint64) + place, sysname, atom)
+
+    return _pointing(target, "erts_this_node", entry + _WORD, fits)
+
+
+def _schedulers(kind: int, target: Target) -> int | None:
+    """
+    Find an array of scheduler data, by its first element.
+
+    The sleep info of a scheduler names its scheduler (OTP-25.2.3 erl_process.h).
+    """
+    layout = target.layout
+    field = {
+        name: layout.offset("ErtsSchedulerData", name)
+        for name in ("type", "no", "dirty_no", "run_queue", "ssi")
+    }
+    number = "dirty_no" if kind else "no"
+
+    def fits(addresses: NDArray[np.uint64], structs: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        good = column(structs, field["type"], np.uint32) == kind
+        good &= column(structs, field[number], np.uint64) == 1
+        good &= column(structs, field["dirty_no" if not kind else "no"], np.uint64) == 0
+        return _leading(target, column(structs, field["ssi"], np.uint64), addresses, good)
+
+    return _pointing(target, f"schedulers {kind}", max(field.values()) + _WORD, fits)
+
+
+def _allocators(target: Target) -> int | None:
+    """
+    Find ``erts_allctrs_info``: records that point to records of the same numbers.
+
+    Nearly every allocator has instances, whose record erts_allctr_thr_spec[N] is
+    what the field extra of erts_allctrs_info[N] points to (OTP-25.2.3 erl_alloc.c).
+    """
+    first, last, words_each = FIRST_UTIL, COUNT - 1, RECORD // _WORD
+    found = []
+    for address, words in data(target):
+        size = len(words) - COUNT * words_each
+        if size <= 0:
+            continue
+        fits = np.ones(size, np.bool_)
+        for number in (first, _EHEAP, last):
+            at = number * words_each
+            fits &= words[at : at + size] == _ENABLED
+        step = words[_EHEAP * words_each + 2 :][:size] - words[first * words_each + 2 :][:size]
+        fits &= step == (_EHEAP - first) * RECORD
+        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
+    return _only([place for place in found if _holds(_is_allocators, target, place)])
+
+
+def _is_allocators(target: Target, place: int) -> bool:
+    specs = _specs_of(target, place)
+    return all(
+        numbered(target, instances(target, place, specs, number), number)
+        for number in range(FIRST_UTIL, COUNT)
+    )
+
+
+def _specs_of(target: Target, info: int) -> int:
+    return target.memory.u64(info + _EHEAP * RECORD + 2 * _WORD) - _EHEAP * RECORD
+
+
+def _allocator_specs(target: Target) -> int | None:
+    """Find ``erts_allctr_thr_spec``, to which ``erts_allctrs_info`` points."""
+    info = target.find("erts_allctrs_info")
+    return None if info is None else _specs_of(target, info)
+
+
+def _dirty_gc(target: Target) -> int | None:
+    """
+    Find what dirty schedulers have collected: ``dirty_gc.info`` (OTP-25.2.3 erl_gc.c), a static.
+
+    ``erts_init_gc`` has the lock before it initialised, and then sets its two words to
+    0, with one instruction or with two. x86-64.
+    """
+    start, lock = (target.binary.symbol(name) for name in ("erts_init_gc", "ethr_mutex_init"))
+    if not (start and lock) or target.binary.machine != "x64":
+        return None
+    code = target.binary.read(start.address, start.size)
+    found = []
+    for call in _LOCK_INIT.finditer(code):
+        mutex = start.address + _beyond(call, 1, call.start(2) - 1)
+        stores = _STORE_ZERO.finditer(code, call.end(), call.end() + _NEAR)
+        places = [start.address + _beyond(store, store.lastindex or 0) for store in stores]
+        behind = [place for place in places if 0 < place - mutex <= _NEAR]
+        if behind and start.address + _beyond(call, 2) == lock.address:
+            found.append(target.base + min(behind))
+    return _only(found)
+
+
+def _beyond(found: re.Match[bytes], group: int, end: int | None = None) -> int:
+    """What an operand means that counts from the *end* of its instruction."""
+    (distance,) = struct.unpack("<i", found[group])
+    return int(distance) + (found.end() if end is None else end)
+
+
+#: How each table is found where no symbol tells.
+SEARCHES: dict[str, Callable[[Target], int | None]] = {
+    "erts_proc": partial(
+        _by_function, "enif_is_process_alive", "ErtsPTab", "r.o.tab", partial(_is_table, PID_TAG)
+    ),
+    "erts_port": partial(
+        _by_function, "enif_is_port_alive", "ErtsPTab", "r.o.tab", partial(_is_table, PORT_TAG)
+    ),
+    "erts_atom_table": partial(
+        _by_function, "enif_get_atom", "IndexTable", "seg_table", _is_atom_table
+    ),
+    "r": _code_ranges,
+    "erts_this_node": _this_node,
+    "erts_allctrs_info": _allocators,
+    "erts_allctr_thr_spec": _allocator_specs,
+    "dirty_gc.info": _dirty_gc,
+    "erts_aligned_scheduler_data": partial(_schedulers, 0),
+    "erts_aligned_dirty_cpu_scheduler_data": partial(_schedulers, 1),
+    "erts_aligned_dirty_io_scheduler_data": partial(_schedulers, 2),
+}

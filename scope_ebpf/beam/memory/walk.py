@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Following pointers of many processes at once: trees and lists, level by level.
+
+Every walk has a bound, because a list that changes while it is read may lead
+anywhere, and in circles.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import UnreadableMemoryError, column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.memory.process_memory import Memory
+
+_WORD_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+class Walk(NamedTuple):
+    """
+    The nodes of many structures.
+
+    For each node whose it is (an index into the roots), its address and its
+    bytes; and for each root whether all of its nodes were read.
+    """
+
+    owners: NDArray[np.int64]
+    addresses: NDArray[np.uint64]
+    nodes: NDArray[np.uint8]
+    whole: NDArray[np.bool_]
+
+
+def walk(
+    memory: Memory,
+    roots: NDArray[np.uint64],
+    size: int,
+    follow: Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]],
+    limit: int,
+    *,
+    least: int = 0,
+) -> Walk:
+    """
+    Read every node that can be reached from each of the *roots*.
+
+    *follow* takes nodes, shape ``(n, size)``, and gives the pointers that lead
+    on, each of shape ``(n,)``; 0 leads nowhere. A root with more than *limit*
+    levels, or more nodes than *limit*, is not whole. Where a node may be cut
+    short by the end of mapped memory, *least* bytes of it will do.
+    """
+    owners = np.flatnonzero(roots)
+    frontier = roots[owners]
+    whole = np.ones(len(roots), np.bool_)
+    found: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint8]]] = []
+    counts = np.zeros(len(roots), np.int64)
+    for _ in range(limit):
+        if not len(frontier):
+            break
+        nodes, read = memory.gather(frontier, size)
+        if least and not read.all():
+            nodes[~read, :least], read[~read] = memory.gather(frontier[~read], least)
+        whole[owners[~read]] = False
+        owners, frontier, nodes = owners[read], frontier[read], nodes[read]
+        found.append((owners, frontier, nodes))
+        counts += np.bincount(owners, minlength=len(roots))
+        whole[counts > limit] = False
+        onward = follow(nodes)
+        owners = np.concatenate([owners] * len(onward))
+        frontier = np.concatenate(onward)
+        go = (frontier != 0) & whole[owners]
+        owners, frontier = owners[go], frontier[go]
+    whole[owners] = False  # what is left was not followed
+    if not found:
+        return Walk(owners, frontier, np.empty((0, size), np.uint8), whole)
+    return Walk(
+        np.concatenate([item[0] for item in found]),
+        np.concatenate([item[1] for item in found]),
+        np.concatenate([item[2] for item in found]),
+        whole,
+    )
+
+
+def chain(
+    memory: Memory, root: int, offset: int, limit: int, *, closed: bool = False
+) -> NDArray[np.uint64]:
+    """
+    Tell where the nodes of one list or ring lie, at most *limit* + 1 of them.
+
+    One list gives a level nothing to share, so it is followed word by word.
+    """
+    places: list[int] = []
+    place = root
+    while place and len(places) <= limit and not (closed and places and place == root):
+        places.append(place)
+        try:
+            place = memory.u64(place + offset & _WORD_MASK)
+        except UnreadableMemoryError:
+            break
+    return np.array(places, np.uint64)
+
+
+def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:
+    """Make the *follow* of a simple list, whose next pointer lies at *offset*."""
+    return lambda nodes: [column(nodes, offset, np.uint64)]

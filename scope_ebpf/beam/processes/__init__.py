@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Erlang processes: the table, names, sizes, messages."""

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the nodes of a process's trees and rings of monitors are.
+
+The VM keeps more there than ``process_info(P, monitors)`` tells: aliases, suspended processes and
+subscriptions to nodes. Source: OTP-25.2.3 erts/emulator/beam/erl_monitor_link.h, and
+collect_one_origin_monitor and collect_one_target_monitor in erl_bif_info.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import column
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.vm.target import Target
+
+#: Flags of a node. Since OTP 28 they share a word with the kind and stand above it.
+_TARGET, _EXTENDED, _SPAWN_PENDING = 1 << 0, 1 << 4, 1 << 5
+_SHIFT_28, _KIND_28 = 7, 0x1F
+_PROC, _PORT, _TIME_OFFSET, _DIST_PROC = 0, 1, 2, 3
+
+
+class Kinds(NamedTuple):
+    """Numbers of the kinds of monitors (ERTS_MON_TYPE_*)."""
+
+    remote: tuple[int, ...]
+    resource: int
+    nodes: tuple[int, ...]
+    suspend: int
+    alias: int
+
+
+class Counts(NamedTuple):
+    """
+    How many of each kind a process has.
+
+    *monitors* and *watchers* are those of ``process_info(P, monitors)`` and ``monitored_by``.
+    *nodes* are subscriptions to nodes that come and go.
+    """
+
+    monitors: int
+    watchers: int
+    aliases: int
+    suspends: int
+    suspended_by: int
+    nodes: int
+
+
+def kinds(target: Target) -> Kinds:
+    """Give the kinds as this VM numbers them."""
+    first = 5 if target.layout.facts.dist_port_monitors else 4
+    remote = tuple(range(_DIST_PROC, first))
+    return Kinds(remote, first, (first + 1, first + 2), first + 3, first + 4)
+
+
+def kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Tell the kind of each node, shape ``(n,)``."""
+    if _has_type(target):
+        place = target.layout.offset("ErtsMonLnkNode", "type")
+        return column(nodes, place, np.uint16).astype(np.uint32)
+    found: NDArray[np.uint32] = _word(target, nodes) & np.uint32(_KIND_28)
+    return found
+
+
+def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell which links or monitors have terms of their own behind them."""
+    return _flag(target, nodes, _EXTENDED)
+
+
+def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> Counts:
+    """Count the nodes of the tree and of the ring of one process, rows of ErtsMonLnkNode."""
+    of = kinds(target)
+    nodes = np.concatenate([tree, ring])
+    here, own = kind(target, nodes), ~_flag(target, nodes, _TARGET)
+    plain = np.isin(here, (_PROC, _PORT, *of.remote))
+    pending = _flag(target, nodes, _SPAWN_PENDING)
+    found = (
+        own & (plain | (here == _TIME_OFFSET)) & ~pending,
+        ~own & (plain | (here == of.resource)),
+        here == of.alias,
+        own & (here == of.suspend),
+        ~own & (here == of.suspend),
+        own & np.isin(here, of.nodes),
+    )
+    return Counts(*(int(one.sum()) for one in found))
+
+
+def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
+    """Read the pids of those that suspend a process, from the nodes of its ring."""
+    here = kind(target, ring) == kinds(target).suspend
+    here &= _flag(target, ring, _TARGET)
+    place = target.layout.offset("ErtsMonLnkNode", "other")
+    found: list[int] = column(ring, place, np.uint64)[here].tolist()
+    return found
+
+
+def _flag(target: Target, nodes: NDArray[np.uint8], flag: int) -> NDArray[np.bool_]:
+    shift = 0 if _has_type(target) else _SHIFT_28
+    found: NDArray[np.bool_] = _word(target, nodes) & np.uint32(flag << shift) != 0
+    return found
+
+
+def _word(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    # The upper half of the word is the kind, where that has a field of its own.
+    return column(nodes, target.layout.offset("ErtsMonLnkNode", "flags"), np.uint32)
+
+
+def _has_type(target: Target) -> bool:
+    return target.layout.has("ErtsMonLnkNode", "type")

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How much memory a process has, to the byte that ``process_info(P, memory)`` tells.
+
+The sum is that of erts_process_memory (OTP-25.2.3
+erts/emulator/beam/erl_process_dump.c, the same in OTP-27.3.4.1): the struct,
+its heaps, links and monitors, mailbox, dictionary and rarely used data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, PRIMARY_MASK
+from scope_ebpf.beam.memory.walk import Walk, chain, pointers, walk
+from scope_ebpf.beam.processes.monitors import extended, kind, kinds
+from scope_ebpf.beam.processes.table import EXITING, base_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.vm.target import Target
+
+_WORD = 8
+#: Nobody has more in mailbox, links and dictionary of one process.
+_MAX_BESIDES = 1 << 36
+#: Words of one message or one name of a remote process that are believed.
+_MAX_PAYLOAD = 1 << 32
+#: Links, monitors or messages of one process that are looked at; more are estimated.
+LIMIT = 2000
+#: Fragments of one message that are looked at.
+_FRAGMENTS = 64
+
+#: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
+_DICTIONARY_SIZE, _DICTIONARY_HEAD = 8, 24
+#: A message whose payload lies behind it in the same block (ERTS_MSG_COMBINED_HFRAG).
+_COMBINED = 1
+_RECEIVE_MARK = 16  # ERTS_SIG_Q_OP_RECV_MARK
+
+
+class Sizes(NamedTuple):
+    """Bytes of each process, shape ``(n,)``, and which are exact: the rest are estimates."""
+
+    bytes: NDArray[np.uint64]
+    exact: NDArray[np.bool_]
+
+
+def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
+    """
+    Tell the memory of each process; *rows* need the columns LOAD and SIZES.
+
+    A mailbox of more than *limit* messages is estimated by its first ones, and
+    so are links and monitors; messages from other nodes that nobody has
+    decoded yet have no size that could be known.
+    """
+    layout = target.layout
+    base = base_bytes(rows, layout.size("Process")).astype(np.float64)
+    total = base.copy()
+    exact = np.ones(len(rows), np.bool_)
+    alive = rows["state"] & np.uint32(EXITING) == 0
+    for part in (_links, _monitors, _watchers):
+        size, whole = part(target, np.where(alive, rows[_ROOTS[part.__name__]], 0), limit)
+        total += size
+        exact &= whole
+    size, whole = _messages(target, rows, limit)
+    total += size
+    exact &= whole
+    if layout.has("ErtsPSD", "sizeof"):
+        total += np.where(rows["psd"] != 0, layout.size("ErtsPSD"), 0)
+    else:
+        exact &= rows["psd"] == 0
+    own = rows["pointer"] + np.uint64(layout.offset("Process", "def_arg_reg"))
+    total += np.where(rows["arg_reg"] != own, rows["registers"] * np.uint64(_WORD), 0)
+    size, whole = _dictionaries(target, rows["dictionary"])
+    # Memory that was freed and used again under the reader may claim anything.
+    odd = total + size > base + _MAX_BESIDES
+    return Sizes(np.where(odd, base, total + size).astype(np.uint64), exact & whole & ~odd)
+
+
+def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    return np.bincount(owners, weights=sizes, minlength=count).astype(np.float64)
+
+
+_Part = tuple["NDArray[np.float64]", "NDArray[np.bool_]"]
+
+
+def tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+    """Read the nodes of a tree of links or monitors."""
+    right, left = (
+        target.layout.offset("ErtsMonLnkNode", f"node.tree.{side}") for side in ("right", "left")
+    )
+
+    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+        return [column(nodes, right, np.uint64), column(nodes, left, np.uint64)]
+
+    return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+
+
+def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
+    """Read the nodes of a ring, where the last one leads to the first again."""
+    place = target.layout.offset("ErtsMonLnkNode", "node.list.next")
+    size = target.layout.size("ErtsMonLnkNode")
+    if len(roots) == 1:
+        places = chain(target.memory, int(roots[0]), place, limit, closed=True)
+        nodes, read = target.memory.gather(places, size)
+        whole = np.array([bool(read.all()) and len(places) <= limit])
+        return Walk(np.zeros(int(read.sum()), np.int64), places[read], nodes[read], whole)
+
+    def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+        onward = column(nodes, place, np.uint64)
+        return [np.where(np.isin(onward, roots), 0, onward)]
+
+    return walk(target.memory, roots, size, follow, limit)
+
+
+def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    layout = target.layout
+    owners, addresses, nodes, whole = tree(target, roots, limit)
+    sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
+    remote = extended(target, nodes)
+    if remote.any():
+        full = layout.size("ErtsELink")
+        offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16)[remote]
+        data, read = target.memory.gather(addresses[remote] - offset.astype(np.uint64), full)
+        shares = np.maximum(column(data, layout.offset("ErtsELink", "ld.refc"), np.uint32), 1)
+        arity = column(data, layout.offset("ErtsELink", "heap"), np.uint64) >> np.uint64(6)
+        arity = np.minimum(arity, 64)  # a pid of another node has three words
+        sizes[remote] = (full + _WORD * arity.astype(np.int64)) // shares
+        whole[owners[remote][~read]] = False
+    return _sum(owners, sizes, len(roots)), whole
+
+
+def _monitors(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    return _monitor_sizes(target, *tree(target, roots, limit))
+
+
+def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+    return _monitor_sizes(target, *ring(target, roots, limit))
+
+
+_ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
+
+
+def _monitor_sizes(
+    target: Target,
+    owners: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    nodes: NDArray[np.uint8],
+    whole: NDArray[np.bool_],
+) -> _Part:
+    """Tell each monitor's share: two processes may hold one block together."""
+    layout = target.layout
+    offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16).astype(np.uint64)
+    place = np.uint64(layout.offset("ErtsMonitorData", "refc"))
+    references, read = target.memory.gather(addresses - offset + place, 4)
+    shares = np.maximum(column(references, 0, np.uint32), 1)
+    here, of = kind(target, nodes), kinds(target)
+    sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
+    sizes[here == of.suspend] = layout.size("ErtsMonitorSuspend")
+    sizes[here == of.alias] = layout.size("ErtsMonitorData")
+    named = extended(target, nodes) & (here != of.alias) & (here != of.suspend)
+    sizes[named], measured = _extended(target, (addresses - offset)[named], here[named])
+    whole[owners[~read]] = False
+    whole[owners[named][~measured]] = False
+    return _sum(owners, (sizes // shares).astype(np.float64), len(whole)), whole
+
+
+def _extended(
+    target: Target, data: NDArray[np.uint64], here: NDArray[np.uint32]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Measure monitors by name and to other nodes, which carry terms of their own."""
+    layout = target.layout
+    size = layout.size("ErtsMonitorDataExtended")
+    nodes, whole = target.memory.gather(data, size)
+    of = kinds(target)
+    remote = np.isin(here, of.remote)
+    words = np.full(len(data), -1, np.int64)
+    for field, applies in (
+        ("ref", ~np.isin(here, of.nodes)),
+        ("origin.other", remote),
+        ("u.target.other", remote),
+    ):
+        term = column(nodes, layout.offset("ErtsMonitorData", field), np.uint64)
+        boxed = applies & (term & np.uint64(PRIMARY_MASK) == BOXED)
+        headers, read = target.memory.gather(term[boxed] & np.uint64(POINTER_MASK), _WORD)
+        arity = np.minimum(column(headers, 0, np.uint64) >> np.uint64(6), 64)
+        words[boxed] += arity.astype(np.int64) + 1
+        whole[np.flatnonzero(boxed)[~read]] = False
+    return size + _WORD * words, whole
+
+
+def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
+    """Tell the bytes of each mailbox, estimated from the first messages of a long one."""
+    layout, memory = target.layout, target.memory
+    block = layout.size("ErtsMessage")
+    used = layout.offset("ErtsMessage", "hfrag.used_size")
+    fragment = layout.offset("ErtsMessage", "hfrag.next")
+    roots = rows["first_message"]
+    owners, nodes, whole = _mailboxes(target, roots, limit)
+    tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
+    data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)
+    signal = (tag & np.uint64(3) == 0) & (tag != 0)
+    mark = signal & (tag >> np.uint64(6) & np.uint64(0xFF) == _RECEIVE_MARK)
+    whole[owners[signal & ~mark]] = False
+    whole[owners[(tag == 0) & (data != 0)]] = False  # not decoded yet
+    sizes = np.where(signal, 0.0, float(block))
+    sizes[mark] = fragment + 2 * _WORD  # ErtsRecvMarker
+    combined = ~signal & (data == _COMBINED)
+    words = column(nodes, used, np.uint64)
+    whole[owners[combined & (words > _MAX_PAYLOAD)]] = False
+    sizes[combined] += _WORD * np.where(words > _MAX_PAYLOAD, 0, words)[combined]
+    # The payload goes on in further fragments, or lies in fragments alone.
+    chained = np.where(combined, column(nodes, fragment, np.uint64), data)
+    chained[signal | (tag == 0)] = 0
+    pieces, _, fragments, complete = walk(
+        memory, chained, used - fragment + _WORD, pointers(0), _FRAGMENTS
+    )
+    words = column(fragments, used - fragment, np.uint64)
+    complete[pieces[words > _MAX_PAYLOAD]] = False
+    lengths = _WORD * np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
+    sizes += _sum(pieces, lengths, len(chained))
+    whole[owners[~complete]] = False
+    size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
+    cut = ~whole & (seen > 0)
+    later = _sum(owners, sizes * (_ranks(owners) >= seen[owners] // 2), len(rows))
+    mean = later / np.maximum(seen - seen // 2, 1)
+    size[cut] += mean[cut] * np.maximum(rows["mailbox"][cut] - seen[cut], 0)
+    return size, whole
+
+
+def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """
+    Tell the place of each message in its mailbox.
+
+    The first ones that a process was sent may lie on its heap, where there was room, so those
+    behind them are better witnesses of what is not looked at.
+    """
+    order = np.argsort(owners, kind="stable")
+    ordered = owners[order]
+    ranks = np.empty(len(owners), np.int64)
+    ranks[order] = np.arange(len(owners)) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
+def _mailboxes(
+    target: Target, roots: NDArray[np.uint64], limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read the messages of each mailbox: whose they are, their bytes, and whether these are all."""
+    layout, memory = target.layout, target.memory
+    block, onward = layout.size("ErtsMessage"), layout.offset("ErtsMessage", "next")
+    # A message without a payload of its own ends where the payload would begin.
+    least = layout.offset("ErtsMessage", "hfrag.next")
+    if len(roots) != 1:
+        owners, _, nodes, whole = walk(memory, roots, block, pointers(onward), limit, least=least)
+        return owners, nodes, whole
+    places = chain(memory, int(roots[0]), onward, limit)
+    nodes, read = memory.gather(places, block)
+    nodes[~read, :least], read[~read] = memory.gather(places[~read], least)
+    whole = np.array([bool(read.all()) and len(places) <= limit])
+    return np.zeros(int(read.sum()), np.int64), nodes[read], whole
+
+
+def _dictionaries(target: Target, roots: NDArray[np.uint64]) -> _Part:
+    sizes = np.zeros(len(roots))
+    whole = np.ones(len(roots), np.bool_)
+    have = np.flatnonzero(roots)
+    words, read = target.memory.gather(roots[have] + np.uint64(_DICTIONARY_SIZE), 4)
+    sizes[have] = _DICTIONARY_HEAD + _WORD * column(words, 0, np.uint32).astype(np.float64)
+    whole[have[~read]] = False
+    return sizes, whole

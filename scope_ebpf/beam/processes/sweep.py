@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The load of every process, kept up to date within a budget of CPU time.
+
+A table that costs more than the budget is read in parts, one at each turn:
+every process is looked at equally often, and *age* says how old a row may be.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.arrays import distinct, within
+from scope_ebpf.beam.processes.table import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.processes.table import ProcessTable, Snapshot
+
+#: What is kept of each process: 52 bytes, however large the table is that they lie in.
+_KEPT = np.dtype(
+    [
+        ("slot", np.uint32),
+        ("id", np.uint64),
+        ("reductions", np.uint64),
+        ("seen", np.float64),
+        ("rate", np.float32),
+        ("memory", np.int64),
+        ("mailbox", np.int64),
+        ("minor_gcs", np.int32),
+        ("heap", np.uint64),
+        ("collected", np.float32),
+    ]
+)
+#: What ``--sort`` may name, and the column behind it.
+SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "collected"}
+_WORD = 8
+#: Seconds between two looks at those that collect.
+_LOOK = 0.008
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a turn found: counts of the last full round, and how old its rows may be."""
+
+    total: int
+    read: int
+    torn: int
+    parts: int
+    seconds: float
+
+
+class Top(NamedTuple):
+    """Slots of processes, their reductions a second, and the bytes that they collected a second."""
+
+    slots: NDArray[np.int64]
+    rates: NDArray[np.float32]
+    collected: NDArray[np.float32]
+
+
+class Sweep:
+    """
+    Reads the process table turn by turn; *budget* is CPU seconds per turn.
+
+    *weigh* gives the bytes of each process that it is sorted by; where nobody sorts by them, those
+    of its struct and heaps will do.
+    """
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        weigh: Callable[[NDArray[np.void]], NDArray[np.uint64]],
+        budget: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.table = table
+        self._weigh = weigh
+        self._budget = budget
+        self._clock = clock
+        self._blocks = -(-table.slots // CHUNK)
+        self._part = 0
+        #: By part: its processes in the order of their slots, the slots that were missed, and when
+        #: it was read last.
+        self._kept = [np.empty(0, _KEPT)]
+        self._missed: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._seen = [0.0]
+        self._torn: dict[int, int] = {}
+
+    def turn(self) -> State:
+        """Read the next part; the first turn reads everything."""
+        began = time.process_time()
+        part, parts = self._part, len(self._kept)
+        snapshot = self.table.snapshot(part, parts)
+        self._take(snapshot, part)
+        self._torn[part] = snapshot.torn + snapshot.unreadable
+        torn, seconds = sum(self._torn.values()), time.process_time() - began
+        self._part = (part + 1) % parts
+        if self._part == 0:
+            self._plan(seconds * parts)
+        read = sum(len(kept) for kept in self._kept)
+        return State(snapshot.total, read, torn, parts, seconds)
+
+    def top(self, sort: str, limit: int) -> Top:
+        """Tell the *limit* processes with most of *sort*."""
+        best = [
+            np.argsort(-kept[SORTS[sort]].astype(np.float64), kind="stable")[:limit]
+            for kept in self._kept
+        ]
+        found = np.concatenate(
+            [kept[places] for kept, places in zip(self._kept, best, strict=True)]
+        )
+        order = np.lexsort((found["slot"], -found[SORTS[sort]].astype(np.float64)))
+        return _top(found[order[:limit]])
+
+    def collectors(self, limit: int) -> NDArray[np.int64]:
+        """
+        Tell whom to look at closer for collections: at most *limit* slots.
+
+        Those that were seen to collect most, and of those that ran the largest: two collections
+        may put a heap back where it was.
+        """
+        kept = np.concatenate(self._kept)
+        ran = kept[kept["rate"] > 0]
+        large = ran["slot"][np.argsort(-ran["memory"], kind="stable")[: limit // 2]]
+        return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
+
+    def of(self, slots: NDArray[np.int64]) -> Top:
+        """Tell what is kept of the processes in these slots, in the order of their slots."""
+        kept = np.concatenate(self._kept)
+        kept = np.sort(kept[within(kept["slot"], slots)], order="slot")
+        return _top(kept)
+
+    def _plan(self, cost: float) -> None:
+        """Cut the table so that a part of it fits the budget."""
+        parts = min(max(1, math.ceil(cost / self._budget)), self._blocks)
+        if parts == len(self._kept):
+            return
+        kept, missed = np.concatenate(self._kept), np.concatenate(self._missed)
+        kept = kept[np.argsort(kept["slot"])]
+        # Of a new process it is only known that it was not there when the oldest part was read.
+        self._seen = [min(self._seen)] * parts
+        self._kept = [kept[kept["slot"] // CHUNK % parts == part] for part in range(parts)]
+        self._missed = [missed[missed // CHUNK % parts == part] for part in range(parts)]
+        self._torn = {}
+
+    def _take(self, snapshot: Snapshot, part: int) -> None:
+        now, rows = self._clock(), snapshot.rows
+        rows = rows[np.argsort(rows["slot"])]
+        kept, before = np.empty(len(rows), _KEPT), self._before(rows, part)
+        for name in ("slot", "id", "reductions", "mailbox", "minor_gcs", "heap"):
+            kept[name] = rows[name]
+        kept["seen"] = now
+        kept["memory"] = self._weigh(rows)
+        elapsed = now - before["seen"]
+        known = (before["seen"] > 0) & (elapsed > 0) & (rows["reductions"] >= before["reductions"])
+        work = (rows["reductions"] - before["reductions"]).astype(np.float64)
+        seconds = np.where(known, elapsed, 1.0)
+        kept["rate"] = np.where(known, work, 0.0) / seconds
+        same = known & (before["id"] == rows["id"])
+        kept["collected"] = np.where(same, _collected(rows, before), 0.0) / seconds
+        self._kept[part], self._missed[part], self._seen[part] = kept, snapshot.missed, now
+
+    def _before(self, rows: NDArray[np.void], part: int) -> NDArray[np.void]:
+        """
+        Tell what was known of each process at the last look.
+
+        Who was not there has done all its work since; who is found in a slot that was missed need
+        not be new.
+        """
+        old = self._kept[part]
+        before = np.zeros(len(rows), _KEPT)
+        before["seen"] = np.where(within(rows["slot"], self._missed[part]), 0.0, self._seen[part])
+        place = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
+        if len(old):
+            same = old["id"][place] == rows["id"]
+            before[same] = old[place[same]]
+        return before
+
+
+def _top(rows: NDArray[np.void]) -> Top:
+    return Top(rows["slot"].astype(np.int64), rows["rate"].copy(), rows["collected"].copy())
+
+
+def collected(
+    table: ProcessTable,
+    slots: NDArray[np.int64],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> NDArray[np.float64]:
+    """
+    Tell how many bytes the collections of the processes in *slots* go through a second, at least.
+
+    Two major collections between two looks are one to us, or none, so these are looked at every
+    few ms, for so many *seconds*. *slots* are in their order; shape as theirs.
+    """
+    began, found, before = clock(), np.zeros(len(slots)), np.zeros(0, _KEPT)
+    while True:
+        rows = table.at(slots).rows
+        rows = rows[np.argsort(rows["slot"])]
+        now = np.zeros(len(rows), _KEPT)
+        for name in ("slot", "id", "minor_gcs", "heap"):
+            now[name] = rows[name]
+        both = within(now["id"], before["id"])
+        earlier = before[within(before["id"], now["id"])]
+        found[within(slots, now["slot"][both])] += _collected(rows[both], earlier)
+        before = now
+        if clock() - began >= seconds:
+            return found / seconds
+        sleep(_LOOK)
+
+
+def _collected(rows: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np.float64]:
+    """
+    Tell how many bytes the collections of each process went through since the last look, at least.
+
+    The VM counts none of a process but the minor ones since its last major one: a smaller
+    count, or the same count with another heap, is of one major collection or of more.
+    """
+    now, earlier = rows["minor_gcs"].astype(np.int64), before["minor_gcs"]
+    moved = before["heap"] != rows["heap"]
+    major = (now < earlier) | ((now == earlier) & moved)
+    minor = np.where(major, now, now - earlier)
+    old = np.where(rows["old_heap"] != 0, rows["old_hend"] - rows["old_heap"], 0)
+    young = (rows["heap_words"] * np.uint64(_WORD)).astype(np.float64)
+    # A minor collection leaves the old heap alone.
+    found: NDArray[np.float64] = minor * young + major * (young + old)
+    return found

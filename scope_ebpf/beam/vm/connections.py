@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The connections to other nodes: how many, what waits to be sent, which are busy.
+
+A node that is being connected holds up whoever sends to it, as a full connection does, so it
+counts for both. What processes with ``async_dist`` have queued is in another word than what the
+others have, since OTP 25.3.
+
+Sources: OTP-25.2.3 erts/emulator/beam/erl_node_tables.h (struct dist_entry_) and .c (the
+lists of connected nodes). The lists change while they are read: an entry that is
+not connected any more, or does not read as one, is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.layouts.checks import check_entry
+from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG
+from scope_ebpf.beam.memory.walk import chain
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scope_ebpf.beam.memory.process_memory import Memory
+    from scope_ebpf.beam.vm.target import Target
+
+#: The lists of connected nodes, by what the VM calls them.
+_LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}
+_PENDING_LIST = "erts_pending_dist_entries"
+TYPES = tuple(_LISTS)
+#: No list is followed further.
+_MOST = 4096
+#: enum dist_entry_state, and a bit of qflgs.
+_PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
+#: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
+#: ring, OTP-25.2.3 erl_process.h).
+_ONWARD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """
+    *nodes* that are connected, by :data:`TYPES`; *queued* bytes, and *busy* connections.
+
+    *pending* nodes are being connected; what waits for them, and those that are busy, is counted.
+    """
+
+    nodes: tuple[int, ...]
+    queued: int
+    busy: int
+    pending: int = 0
+
+
+class ConnectionReader:
+    """Reads the connections of one VM. ReadRefusedError where the lists are hidden."""
+
+    def __init__(self, target: Target) -> None:
+        self._memory = target.memory
+        self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
+        self._size = target.layout.size("DistEntry")
+        names = ("next", "sysname", "state", "qflgs", "suspended")
+        self._at = {name: target.layout.offset("DistEntry", name) for name in names}
+        total = target.layout.has("DistEntry", "total_qsize")
+        self._at["queued"] = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
+        check_entry(target)
+
+    def read(self) -> Connections:
+        """Follow the lists. Raises ReadRefusedError."""
+        *connected, pending = (
+            self._entries(self._memory.u64(head), state)
+            for head, state in zip(
+                self._heads, (*[_CONNECTED] * len(_LISTS), _PENDING), strict=True
+            )
+        )
+        every = [entry for entries in (*connected, pending) for entry in entries]
+        return Connections(
+            tuple(len(entries) for entries in connected),
+            sum(size for size, _ in every),
+            sum(is_busy for _, is_busy in every),
+            len(pending),
+        )
+
+    def waited_for(self, pid: int) -> tuple[int, int] | None:
+        """Find the node whose connection the process *pid* waits for: its atom, bytes queued."""
+        for head in self._heads:
+            for value in self._follow(self._memory.u64(head)):
+                if pid in waiters(self._memory, value["suspended"]):
+                    return value["sysname"], value["queued"]
+        return None
+
+    def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
+        """What waits for each node of a list that is in this *state*, and whether it is busy."""
+        return [
+            (value["queued"], bool(value["qflgs"] & _BUSY))
+            for value in self._follow(place)
+            if value["state"] & 0xFFFFFFFF == state
+        ]
+
+    def _follow(self, place: int) -> Iterator[dict[str, int]]:
+        """Give the entries of the list that begins at *place*, by their fields."""
+        for _ in range(_MOST):
+            if not place:
+                return
+            raw = self._memory.read(place, self._size)
+            value = {
+                name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
+            }
+            if value["sysname"] & ATOM_MASK != ATOM_TAG:
+                return  # it is being freed
+            yield value
+            place = value["next"]
+        raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
+
+
+def waiters(memory: Memory, first: int) -> list[int]:
+    """Read the pids of a ring of processes (ErtsProcList) that begins at *first*."""
+    return [memory.u64(at) for at in chain(memory, first, _ONWARD, _MOST, closed=True).tolist()]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the BPF programs must know of a target: offsets, atoms, addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.memory.terms import ATOM_TAG
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.vm.target import Target
+
+#: A call that runs for this long has a scheduler to itself for too long
+#: (erl_nif, "Long-running NIFs": a NIF should return within 1 ms).
+SLOW_CALL_NS = 1_000_000
+
+#: The setting, and the struct and field whose offset it is.
+_OFFSETS = {
+    "process_heap": ("Process", "heap"),
+    "process_htop": ("Process", "htop"),
+    "process_old_heap": ("Process", "old_heap"),
+    "process_old_htop": ("Process", "old_htop"),
+    "process_mbuf_sz": ("Process", "mbuf_sz"),
+    "process_gen_gcs": ("Process", "gen_gcs"),
+    "process_abandoned_heap": ("Process", "abandoned_heap"),
+    "process_sig_save": ("Process", "sig_qs.save"),
+    "process_state": ("Process", "state"),
+    "port_connected": ("Port", "connected"),
+    "port_state": ("Port", "state"),
+}
+#: By program: the VM makes these atoms when it starts, in an order of its build.
+_indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
+_ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed"}
+
+
+def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
+    """
+    The settings for *target*, one ``events.SETTINGS``, and what could not be found out.
+
+    ``streamed`` is 0 and the pid namespace is unset. A setting that could not be
+    found out stays 0, which the programs take for unknown.
+    """
+    settings = np.zeros((), events.SETTINGS)
+    settings["slow_call_ns"] = SLOW_CALL_NS
+    send = target.binary.symbol("erts_dsig_send")
+    if send:
+        settings["dsig_send_start"] = send.address
+        settings["dsig_send_end"] = send.address + send.size
+    refused = []
+    try:
+        layout = target.layout
+        for name, (struct, field) in _OFFSETS.items():
+            settings[name] = layout.offset(struct, field)
+        # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
+        settings["message_sender"] = layout.offset("ErtsMessage", "m") + 16
+    except ReadRefusedError as error:
+        refused.append(str(error))
+    try:
+        for name, index in _atoms(target).items():
+            settings[name] = 0 if index is None else index << 6 | ATOM_TAG
+    except ReadRefusedError as error:
+        refused.append(str(error))
+    return settings, refused
+
+
+def _atoms(target: Target) -> dict[str, int | None]:
+    """The index of each atom by its setting, looked up where another VM of this program has it."""
+    atoms, indices = Atoms(target), _indices.setdefault(target.binary, {})
+    texts = atoms.texts(index for index in indices.values() if index is not None)
+    moved = {
+        name: text
+        for name, text in _ATOMS.items()
+        if (index := indices.get(name)) is None or texts[index] != text
+    }
+    if moved:
+        found = atoms.indices(moved.values())
+        indices.update({name: found.get(text) for name, text in moved.items()})
+    return dict(indices)
+
+
+def known(settings: NDArray[np.void]) -> list[str]:
+    """The names of the settings that were found out."""
+    return [name for name in events.SETTINGS.names or () if settings[name]]
+
+
+def symbol_values(target: Target, names: Collection[str]) -> dict[str, int]:
+    """Where the symbols that USDT arguments name lie in the target's memory."""
+    found = {name: target.binary.symbol(name) for name in names}
+    return {name: target.base + symbol.address for name, symbol in found.items() if symbol}

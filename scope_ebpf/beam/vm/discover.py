@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which processes are BEAM VMs, and what each says about itself.
+
+Everything goes through ``/proc/PID``: the file that runs (also when the one on
+the disk was replaced, or lies in another root) and the memory as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import struct
+import weakref
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from scope_ebpf.beam.elf.binary import Binary, UnreadableElfError
+from scope_ebpf.beam.layouts.live import layout_for
+from scope_ebpf.beam.memory.process_memory import Memory
+from scope_ebpf.beam.memory.roots import Roots
+from scope_ebpf.beam.vm.identity import Identity, Process
+from scope_ebpf.beam.vm.node import MAX_NAME, NodeName
+from scope_ebpf.beam.vm.target import Target
+from scope_ebpf.errors import (
+    LOOK,
+    NoSuchProcessError,
+    NotABeamError,
+    NotPermittedError,
+    ReadRefusedError,
+    ScopeError,
+)
+from scope_ebpf.sandbox.filesystems import in_user_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scope_ebpf.beam.layouts import Layout
+
+#: Threads of a VM: ``1_scheduler`` up to OTP 25, ``erts_sched_1`` since 26.
+SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
+#: The greeting of the shell, in every emulator, stripped or not
+#: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
+_GREETING = b"Erlang/OTP "
+_BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
+#: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
+_AT_ENTRY = 9
+_MAX_AUXV = 4096
+#: Bytes of a command line that are looked at: a process may say that all its memory is one.
+_MAX_COMMAND = 1 << 17
+#: Where the command line begins, among the fields of ``/proc/PID/stat`` behind the name.
+_ARGUMENTS = 45
+
+
+class Beam(Target):
+    """A target whose layout and globals are found in it when they are asked for."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Held against the VM, once."""
+        return layout_for(self)
+
+    @cached_property
+    def roots(self) -> Roots:
+        """Where the VM's global tables lie."""
+        # No circle: what is held of a VM goes with the last who needs it.
+        return Roots(weakref.proxy(self))
+
+    def find(self, name: str) -> int | None:
+        """By its symbol, or searched for; once."""
+        return self.roots.find(name)
+
+    def address(self, name: str) -> int:
+        """By its symbol, or searched for; once."""
+        return self.roots.address(name)
+
+
+class Refusal(NamedTuple):
+    """A process that looks like a BEAM but cannot be observed, and why."""
+
+    pid: int
+    reason: Exception
+
+
+def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
+    """Find every BEAM of the host, by pid; one that ends meanwhile is left out."""
+    found: list[Beam | Refusal] = []
+    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
+        if not _has_schedulers(proc / str(pid)):
+            continue
+        try:
+            found.append(inspect(pid, proc))
+        except (NoSuchProcessError, NotABeamError):
+            continue
+        except (ScopeError, OSError) as error:
+            found.append(Refusal(pid, error))
+    return found
+
+
+def inspect(
+    pid: int, proc: Path = Path("/proc"), opened: Callable[[Path], Binary] = Binary.open
+) -> Beam:
+    """
+    Look at one process; *opened* gives the file that it runs.
+
+    Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
+    cause and what to do about it.
+    """
+    process = _hold(pid, proc / str(pid))
+    try:
+        return _inspect(process, proc, opened)
+    except BaseException:
+        process.close()
+        raise
+
+
+def _hold(pid: int, folder: Path) -> Process:
+    try:
+        return Process(pid)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        _started(pid, folder)  # says what it is instead
+        raise NoSuchProcessError(f"there is no process {pid}") from None
+
+
+def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> Beam:
+    pid = process.pid
+    folder = proc / str(pid)
+    started = _started(pid, folder)
+    exe, binary = _open(pid, folder, opened)
+    process.watch()
+    identity = Identity.of(process, started, binary, proc)
+    release, version, flavor = _version(pid, exe, binary)
+    target = Beam(
+        pid=pid,
+        exe=exe,
+        node=None,
+        otp_release=release,
+        erts_version=version,
+        flavor=flavor,
+        schedulers=_count_schedulers(folder),
+        usdt=any(site.provider == "erlang" for site in binary.usdt_sites),
+        started=started / os.sysconf("SC_CLK_TCK"),
+        base=_base(pid, folder, binary),
+        binary=binary,
+        memory=Memory(pid, process),
+        identity=identity,
+    )
+    target = replace(target, node=NodeName(target).read() or _node_argument(folder, target.memory))
+    identity.check()
+    return target
+
+
+def _started(pid: int, folder: Path) -> int:
+    """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
+    try:
+        text = (folder / "stat").read_text("utf-8", "replace")
+        status = (folder / "status").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise NoSuchProcessError(f"there is no process {pid}") from None
+    # The name stands in brackets and may hold anything, brackets too.
+    fields = text.rpartition(")")[2].split()
+    if fields[0] in "ZXx":
+        raise NoSuchProcessError(f"process {pid} has ended; its parent has not noticed yet")
+    leader = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
+    if leader and int(leader[1]) != pid:
+        raise NoSuchProcessError(f"{pid} is a thread of process {leader[1]}: use that number")
+    return int(fields[19])
+
+
+def program_of(folder: Path | str) -> str:
+    """Tell the path of the program that runs, as text, which a path need not be."""
+    path = os.readlink(os.fsencode(f"{folder}/exe"))  # noqa: PTH115 - fast, and bytes
+    return path.decode("utf-8", "replace")
+
+
+def _open(pid: int, folder: Path, opened: Callable[[Path], Binary]) -> tuple[str, Binary]:
+    try:
+        return program_of(folder), opened(folder / "exe")
+    except PermissionError:
+        raise NotPermittedError(_forbidden(pid)) from None
+    except (FileNotFoundError, ProcessLookupError):
+        if not folder.exists():
+            raise NoSuchProcessError(f"process {pid} has ended") from None
+        raise NotABeamError(f"process {pid} is a thread of the kernel, no BEAM") from None
+    except (UnreadableElfError, OSError) as error:
+        raise NotABeamError(f"process {pid} is no BEAM: {error}") from None
+
+
+def _forbidden(pid: int) -> str:
+    if os.geteuid() == 0 and in_user_namespace():
+        return (
+            f"process {pid} is outside of the user namespace of this root: run as the host's root"
+        )
+    return f"process {pid} belongs to somebody else: {LOOK}"
+
+
+def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
+    """Tell OTP release, ERTS version and flavour, from symbols or else from the greeting."""
+    release, version = (_string(binary, name) for name in ("etp_otp_release", "etp_erts_version"))
+    if release and version:
+        jit = binary.symbol("etp_beamasm")
+        number = binary.read(jit.address, 4) if jit else b"\0"
+        return release, version, "jit" if any(number) else "emu"
+    banner = None
+    with suppress(UnreadableElfError):
+        banner = binary.search((".rodata", ".data"), _GREETING, _BANNER)
+    if banner is None:
+        raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
+    flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"
+    return banner[1].decode(), banner[2].decode(), flavor
+
+
+def _string(binary: Binary, name: str) -> str | None:
+    symbol = binary.symbol(name)
+    if symbol is None or not 0 < symbol.size <= 64:
+        return None
+    try:
+        text = binary.read(symbol.address, symbol.size).split(b"\0")[0].decode("ascii")
+    except (ValueError, UnreadableElfError):
+        return None
+    return text if re.fullmatch(r"[0-9A-Za-z.+-]+", text) else None
+
+
+def _base(pid: int, folder: Path, binary: Binary) -> int:
+    """Tell how far the kernel moved the program, by where it let it start."""
+    if not binary.relative:
+        return 0
+    try:
+        with (folder / "auxv").open("rb") as file:
+            vector = file.read(_MAX_AUXV)
+    except PermissionError:
+        raise NotPermittedError(f"process {pid} may not be looked into: {LOOK}") from None
+    except OSError:
+        raise NoSuchProcessError(f"process {pid} has ended") from None
+    for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):
+        if kind == _AT_ENTRY:
+            return int(value) - binary.entry
+    raise NoSuchProcessError(f"process {pid} has ended")
+
+
+def _thread_names(folder: Path) -> list[str]:
+    names = []
+    for comm in folder.glob("task/*/comm"):
+        with suppress(OSError):  # threads end, and so do processes
+            names.append(comm.read_text("utf-8", "replace").strip())
+    return names
+
+
+def _has_schedulers(folder: Path) -> bool:
+    return any(SCHEDULER_THREAD.match(name) for name in _thread_names(folder))
+
+
+def _count_schedulers(folder: Path) -> int:
+    return sum(1 for name in _thread_names(folder) if SCHEDULER_THREAD.match(name))
+
+
+def _node_argument(folder: Path, memory: Memory) -> str | None:
+    """
+    Read the name that the command line asks for, if it says the host as well.
+
+    Not by ``/proc/PID/cmdline``: whoever reads that waits for as long as the memory that it lies
+    in takes to come, and cannot leave that to others.
+    """
+    try:
+        start, end = _command_line(folder)
+        words = memory.read(start, min(end - start, _MAX_COMMAND)).decode("utf-8", "replace")
+    except (OSError, ValueError, ReadRefusedError):
+        return None
+    for option, value in pairwise(words.split("\0")):
+        if option in ("-name", "-sname") and "@" in value:
+            return value[:MAX_NAME]
+    return None
+
+
+def _command_line(folder: Path) -> tuple[int, int]:
+    """Where it begins and ends in the process's memory (proc(5): arg_start, arg_end)."""
+    fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    return int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What each scheduler does now, from its own data, its run queue and the kernel.
+
+Reads a VM that is stopped or wedged like any other. What is on a scheduler is
+read without stopping it: process and function may be of two instants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.layouts.checks import KINDS, fields, schedulers
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import PortCodec, is_pid, is_port
+from scope_ebpf.beam.processes.table import COLLECTING, PRIORITY
+from scope_ebpf.beam.vm.nifs import native_function
+from scope_ebpf.beam.vm.threads import ROLES, Thread, threads
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.vm.nifs import NativeFunction
+    from scope_ebpf.beam.vm.target import Target
+
+_WORD = 8
+#: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
+_SLEEP_FLAGS = 24
+#: A scheduler that spins says that it sleeps; only how it sleeps is said when it does.
+_SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
+_QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One run queue: how many wait, by priority, and what it has counted since the VM began."""
+
+    lengths: dict[str, int]
+    ports: int
+    reductions: int
+    switches: int
+
+
+class _Process(NamedTuple):
+    """What is on a scheduler: pid, name or initial call, function unless it is being collected."""
+
+    pid: str | None = None
+    name: str | None = None
+    function: str | None = None
+    collecting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """
+    One thread of the VM.
+
+    *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
+    runtime's own work), ``suspended`` or ``stopped``. *collecting* says that the process's garbage
+    is collected; then it is in no function. *queue* is None where a kind shares the queue of its
+    first scheduler, and for other threads.
+    """
+
+    thread: Thread
+    doing: str
+    process: str | None = None
+    name: str | None = None
+    function: str | None = None
+    port: str | None = None
+    nif: NativeFunction | None = None
+    queue: Queue | None = None
+    collecting: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the fields of one scheduler in ``schedulers --format json``."""
+        queue = self.queue
+        return {
+            "kind": self.thread.role,
+            "number": self.thread.number,
+            "tid": self.thread.tid,
+            "doing": self.doing,
+            "process": self.process,
+            "name": self.name,
+            "function": self.function,
+            "collecting": self.collecting,
+            "port": self.port,
+            "nif": self.nif._asdict() if self.nif else None,
+            "run_queue": queue.lengths | {"ports": queue.ports} if queue else None,
+        }
+
+
+class Schedulers:
+    """Reads all schedulers of one VM; *viewer* puts names on what they run."""
+
+    def __init__(self, target: Target, viewer: Viewer) -> None:
+        self._target = target
+        self._viewer = viewer
+        self._ports = PortCodec.of(target)
+        self.refused: dict[str, str] = {}
+        self._places: dict[str, list[int]] = {}
+        try:
+            self._places = {role: found.tolist() for role, found in schedulers(target).items()}
+        except ReadRefusedError as error:
+            self.refused = dict.fromkeys(KINDS, str(error))
+
+    def read(self, roles: Container[str] = ROLES) -> list[Scheduler]:
+        """Look once at every thread that has one of the *roles*."""
+        found = threads(self._target.pid)
+        return [self._read(thread) for thread in found if thread.role in roles]
+
+    def _read(self, thread: Thread) -> Scheduler:
+        places = self._places.get(thread.role, ())
+        if not 0 < thread.number <= len(places):
+            return Scheduler(thread, _kernel_view(thread))
+        try:
+            return self._scheduler(thread, places[thread.number - 1])
+        except ReadRefusedError as error:
+            self.refused[thread.role] = str(error)
+            return Scheduler(thread, _kernel_view(thread))
+
+    def _scheduler(self, thread: Thread, place: int) -> Scheduler:
+        layout, memory = self._target.layout, self._target.memory
+        field = {
+            name: layout.offset("ErtsSchedulerData", name)
+            for name in (
+                "no",
+                "dirty_no",
+                "ssi",
+                "current_process",
+                "current_port",
+                "current_nif",
+                "run_queue",
+            )
+        }
+        raw = memory.read(place, max(field.values()) + _WORD)
+        value = {name: int.from_bytes(raw[at : at + _WORD], "little") for name, at in field.items()}
+        if thread.number not in (value["no"], value["dirty_no"] & 0xFFFFFFFF):
+            raise ReadRefusedError(f"scheduler {thread.number} calls itself {value['no']}")
+        flags = memory.u32(value["ssi"] + _SLEEP_FLAGS)
+        busy = value["current_process"] or value["current_port"]
+        doing = _doing(thread, flags, running=bool(busy))
+        queue = None
+        if thread.role == "normal" or thread.number == 1:
+            queue = self._queue(value["run_queue"])
+        if doing not in ("running", "stopped"):
+            return Scheduler(thread, doing, queue=queue)
+        found = self._process(value["current_process"])
+        nif = native_function(self._target, value["current_nif"], found.function)
+        port = self._port(value["current_port"])
+        return Scheduler(
+            thread, doing, found.pid, found.name, found.function, port, nif, queue, found.collecting
+        )
+
+    def _process(self, pointer: int) -> _Process:
+        """Tell who the process at *pointer* is, and what it is in."""
+        if not pointer:
+            return _Process()
+        try:
+            pid = self._target.memory.u64(pointer)
+            rows = self._viewer.table.one(pid)
+        except ReadRefusedError:
+            return _Process()
+        if not is_pid(pid) or not len(rows):
+            return _Process()
+        # The function that it noted is where it was, not what the scheduler does now.
+        collecting = bool(int(rows["state"][0]) & COLLECTING)
+        names = self._viewer.names
+        current = names.current_functions(rows)[0]
+        name = names.registered(rows)[0] or names.initial_calls(rows)[0]
+        text = str(current) if current and not collecting else None
+        return _Process(self._viewer.pids.text(pid), str(name) if name else None, text, collecting)
+
+    def _port(self, pointer: int) -> str | None:
+        if not pointer:
+            return None
+        try:
+            port = self._target.memory.u64(pointer)
+        except ReadRefusedError:
+            return None
+        return self._ports.text(port) if is_port(port) else None
+
+    def _queue(self, place: int) -> Queue:
+        layout = self._target.layout
+        raw = np.frombuffer(
+            self._target.memory.read(place, layout.size("ErtsRunQueue")), np.uint8
+        ).reshape(1, -1)
+
+        def value(offset: int, kind: type[np.generic]) -> int:
+            return int(column(raw, offset, kind)[0])
+
+        first = layout.offset("ErtsRunQueue", "procs.prio_info")
+        lengths = {
+            priority: value(first + _QUEUE_INFO * place, np.int32)
+            for place, priority in enumerate(PRIORITY)
+        }
+        return Queue(
+            lengths,
+            value(layout.offset("ErtsRunQueue", "ports.info.len"), np.int32),
+            value(layout.offset("ErtsRunQueue", "procs.reductions"), np.uint64),
+            value(layout.offset("ErtsRunQueue", "procs.context_switches"), np.uint64),
+        )
+
+
+def natives(target: Target) -> dict[int, int]:
+    """
+    Tell which processes are in a native function: their structs, and the environments of the calls.
+
+    Empty where the schedulers are not found.
+    """
+    try:
+        places = np.concatenate(list(schedulers(target).values()))
+        names = (("current_process", np.uint64), ("current_nif", np.uint64))
+        found = fields(target, places, "ErtsSchedulerData", *names)
+    except ReadRefusedError:
+        return {}
+    pairs = zip(*(column.tolist() for column in found), strict=True)
+    return {process: native for process, native in pairs if process and native}
+
+
+def _kernel_view(thread: Thread) -> str:
+    """Say what the kernel alone can tell of a thread."""
+    if thread.state in "Tt":
+        return "stopped"
+    return "working" if thread.state in "RD" else "sleeping"
+
+
+def _doing(thread: Thread, flags: int, *, running: bool) -> str:
+    if thread.state in "Tt":
+        return "stopped"
+    if running:
+        return "running"
+    if flags & _SUSPENDED:
+        return "suspended"
+    if flags & _SLEEPING:
+        return "sleeping"
+    return "busy-waiting" if flags & _WAITING else _kernel_view(thread)

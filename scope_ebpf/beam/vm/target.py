@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One running VM, as all that reads it knows it.
+
+What it says about itself is here; where its layout and its globals come from is known to
+``discover`` alone, which finds VMs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.layouts import Layout
+    from scope_ebpf.beam.memory.process_memory import Memory
+    from scope_ebpf.beam.vm.identity import Identity
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """
+    One running VM.
+
+    *started* is in seconds since the host booted; *base* is what must be added
+    to an address of the file. What is told of it counts while *identity* passes its check.
+    """
+
+    pid: int
+    exe: str
+    node: str | None
+    otp_release: str
+    erts_version: str
+    flavor: Literal["jit", "emu"]
+    schedulers: int
+    usdt: bool
+    started: float
+    base: int
+    binary: Binary
+    memory: Memory
+    identity: Identity
+
+    def as_json(self) -> dict[str, str | int | None]:
+        """Give what every JSON output says about its target."""
+        names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The checked layout of this VM's structs; ReadRefusedError if a check failed."""
+
+    @abstractmethod
+    def find(self, name: str) -> int | None:
+        """Find a global of the VM in its memory, or None where nothing tells where."""
+
+    @abstractmethod
+    def address(self, name: str) -> int:
+        """Find a global of the VM in its memory; ReadRefusedError if nothing tells where."""

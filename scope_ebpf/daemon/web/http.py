@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+``/metrics``, ``/healthz``, ``/readyz`` and one plain page at ``/``: what is answered to whom.
+
+``server.py`` listens. A request's environ says in ``scope_ebpf.local`` whether it came to a
+loopback address.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import hmac
+import ipaddress
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import make_wsgi_app
+
+from scope_ebpf.daemon.loop import STUCK
+from scope_ebpf.daemon.web.collector import Readings
+from scope_ebpf.daemon.web.status_page import POLICY, page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scope_ebpf.daemon.loop import Daemon
+
+_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+_HTML = [
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Content-Security-Policy", POLICY),
+    ("Referrer-Policy", "no-referrer"),
+]
+_ASK = [*_TEXT, ("WWW-Authenticate", 'Basic realm="scope-ebpf"')]
+_METHODS = ("GET", "HEAD")
+_NOT_OURS = "a loopback address is asked for by that name only; the config's hosts has others"
+#: After a wrong password nobody's is looked at for so many times as long as it took to see that
+#: it is wrong: who guesses takes a fifth of a core, however many guess.
+_PAUSE = 4.0
+#: ``name``, ``name:port``, ``[address]:port``.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?", re.IGNORECASE)
+
+
+class Effort(enum.Enum):
+    """What it takes to answer a request: next to nothing, a page, a look at a password."""
+
+    NONE = enum.auto()
+    PAGE = enum.auto()
+    PASSWORD = enum.auto()
+
+
+class Site:
+    """The WSGI application."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        registry = CollectorRegistry()
+        registry.register(Readings(daemon))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._metrics = make_wsgi_app(registry)
+        #: Who came in last, by name: a fingerprint of the password and of the hash that it fits.
+        self._passed: dict[str, bytes] = {}
+        self._looking = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        method = environ["REQUEST_METHOD"]
+        if method not in _METHODS:
+            allow = [*_TEXT, ("Allow", ", ".join(_METHODS))]
+            return _answer(start, "405 Method Not Allowed", allow, "there are: GET and HEAD")
+        body = self._get({**environ, "REQUEST_METHOD": "GET"}, start)
+        return body if method == "GET" else []
+
+    def effort(self, environ: dict[str, Any]) -> Effort:
+        """What answering will take; for NONE any thread may do it."""
+        if environ["PATH_INFO"] in _HEALTH:
+            return Effort.NONE
+        credentials = _credentials(environ)
+        if not self._daemon.config.users or credentials is None or self._knows(*credentials):
+            return Effort.PAGE
+        return Effort.PASSWORD
+
+    def _get(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        path, daemon = environ["PATH_INFO"], self._daemon
+        if environ.get("scope_ebpf.local") and not self._is_ours(environ.get("HTTP_HOST")):
+            return _answer(start, "421 Misdirected Request", _TEXT, _NOT_OURS)
+        if path in _HEALTH:
+            return _answer(start, *_HEALTH[path](daemon))
+        if not self._may(environ):
+            return _answer(start, "401 Unauthorized", _ASK, "who are you?")
+        if path == "/metrics":
+            if daemon.config.compat:
+                # Names of prometheus.erl's version 4 and 6 are of one family in OpenMetrics.
+                environ = {**environ, "HTTP_ACCEPT": ""}
+            body: Iterable[bytes] = self._metrics(environ, start)
+            return body
+        if path == "/":
+            return _answer(start, "200 OK", _HTML, page(daemon))
+        return _answer(start, "404 Not Found", _TEXT, "there are: / /metrics /healthz /readyz")
+
+    def _is_ours(self, host: str | None) -> bool:
+        """
+        Whether a browser of this host may have meant us by *host*.
+
+        A page of anybody may let its own name lead to 127.0.0.1, and then read what we say.
+        """
+        if host is None:
+            return True  # no browser
+        match = _HOST.fullmatch(host)
+        name = (match[1] or match[2]).lower().removesuffix(".") if match else ""
+        if name == "localhost" or name in self._daemon.config.hosts:
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+    def _may(self, environ: dict[str, Any]) -> bool:
+        if not self._daemon.config.users:
+            return True
+        credentials = _credentials(environ)
+        return credentials is not None and (self._knows(*credentials) or self._fits(*credentials))
+
+    def _knows(self, user: str, password: bytes) -> bool:
+        """Whether *user* has come in with this password, and it is that of the config still."""
+        stored = self._daemon.config.users.get(user)
+        if stored is None:
+            return False
+        return hmac.compare_digest(self._passed.get(user, b""), _fingerprint(stored, password))
+
+    def _fits(self, user: str, password: bytes) -> bool:
+        """As :func:`matches`, which is slow by design: not at every scrape, and one at a time."""
+        users = self._daemon.config.users
+        # A name that does not exist takes as long as one that does.
+        stored = users.get(user) or _like(users.values())
+        with self._looking:
+            began = time.thread_time()
+            if matches(stored, password) and user in users:
+                self._passed[user] = _fingerprint(stored, password)
+                return True
+            time.sleep(_PAUSE * (time.thread_time() - began))
+        return False
+
+
+def _healthz(daemon: Daemon) -> tuple[str, list[tuple[str, str]], str]:
+    if time.monotonic() - daemon.turned >= STUCK:
+        return "503 Stuck", _TEXT, "stuck"
+    if daemon.inspector.stuck:
+        return "503 Stuck", _TEXT, "looks at processes hang, and no more are begun"
+    return "200 OK", _TEXT, "ok"
+
+
+def _readyz(daemon: Daemon) -> tuple[str, list[tuple[str, str]], str]:
+    return ("200 OK", _TEXT, "ready") if daemon.ready else ("503 Not yet", _TEXT, "not yet")
+
+
+_HEALTH = {"/healthz": _healthz, "/readyz": _readyz}
+
+
+def _credentials(environ: dict[str, Any]) -> tuple[str, bytes] | None:
+    """The user and the password of a request, None where it has none (RFC 7617)."""
+    kind, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    try:
+        name, _, password = base64.b64decode(encoded, validate=True).partition(b":")
+    except ValueError:
+        return None
+    return (name.decode("utf-8", "replace"), password) if kind.lower() == "basic" else None
+
+
+def _fingerprint(stored: str, password: bytes) -> bytes:
+    return hashlib.sha256(b"%s\0%s" % (stored.encode(), password)).digest()
+
+
+def _like(hashes: Iterable[str]) -> str:
+    """What is stored for nobody, and takes as long as the slowest of *hashes*."""
+    _, rounds, salt, digest = max(hashes, key=lambda stored: int(stored.split(":")[1])).split(":")
+    return f"pbkdf2:{rounds}:{salt}:{'0' * len(digest)}"
+
+
+def _answer(start: Any, status: str, headers: list[tuple[str, str]], text: str) -> Iterable[bytes]:
+    start(status, [*headers])  # the server adds to it
+    return [text.encode("utf-8", "backslashreplace") + b"\n"]
+
+
+def hash_password(password: bytes, salt: bytes, rounds: int = 100_000) -> str:
+    """What the config holds instead of a password."""
+    digest = hashlib.pbkdf2_hmac("sha256", password, salt, rounds)
+    return f"pbkdf2:{rounds}:{salt.hex()}:{digest.hex()}"
+
+
+def matches(stored: str, password: bytes) -> bool:
+    """Whether *password* is the one whose hash is *stored*."""
+    _, rounds, salt, _ = stored.split(":")
+    made = hash_password(password, bytes.fromhex(salt), int(rounds))
+    return hmac.compare_digest(made, stored)

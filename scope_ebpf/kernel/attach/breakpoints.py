@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Breakpoints of the CPU on code of some threads, each with a BPF program.
+
+The debug registers stop a thread before it executes an instruction, wherever
+that lies, and nothing is written to the target. x86 has four of them, and the
+kernel gives them to each thread as it runs. They go with our file descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import re
+from typing import TYPE_CHECKING
+
+from scope_ebpf.errors import HostError, NothingToAttachError, ScopeError
+from scope_ebpf.kernel.attach.perf_events import (
+    DISABLED,
+    EXCLUDE_HV,
+    EXCLUDE_KERNEL,
+    REMOVE_ON_EXEC,
+    TYPE_BREAKPOINT,
+    Attributes,
+    attach,
+    perf_event_open,
+)
+from scope_ebpf.kernel.bpf.libbpf import library
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from scope_ebpf.kernel.attach.uprobes import Identity
+
+#: Debug registers for addresses: DR0 to DR3.
+MOST = 4
+#: include/uapi/linux/hw_breakpoint.h: HW_BREAKPOINT_X, whose length is that of a long.
+_EXECUTE = 4
+_LONG = 8
+#: include/uapi/linux/perf_event.h: PERF_EVENT_IOC_REFRESH lets an event overflow so many times
+#: more, then the kernel disables it.
+_REFRESH = 0x2402
+
+
+def program_decides(release: str | None = None) -> bool:
+    """
+    Whether on this kernel, or that of *release*, a hit counts as an overflow only if its program
+    says so: then the program can disable its own breakpoint. Before Linux 6.10 each hit counts.
+    """
+    return _is_at_least((6, 10), release)
+
+
+def _is_at_least(least: tuple[int, int], release: str | None = None) -> bool:
+    match = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return match is not None and (int(match[1]), int(match[2])) >= least
+
+
+class Breakpoints:
+    """
+    Breakpoints on threads of *identity*; *limit* is how many hits one of a thread may take in all.
+
+    *programs* are libbpf's handles by the names that :meth:`set` is given.
+    """
+
+    def __init__(self, identity: Identity, programs: Mapping[str, int], limit: int) -> None:
+        self._identity = identity
+        self._programs = programs
+        self._flags = DISABLED | EXCLUDE_KERNEL | EXCLUDE_HV
+        if _is_at_least((5, 13)):
+            self._flags |= REMOVE_ON_EXEC
+        self._overflows = 1 if program_decides() else limit
+        #: The link of each, and the event that it owns.
+        self._links: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        """How many breakpoints there are, over all threads."""
+        return len(self._links)
+
+    def set(self, wanted: Mapping[int, str], tids: Collection[int]) -> None:
+        """
+        Have breakpoints at the *wanted* addresses, each with its program's name, and no others.
+
+        A thread that has ended is left out. Raises NotRootError, or NothingToAttachError where
+        somebody else holds the debug registers, or as ``Identity.check`` does; then what was
+        there before is gone as well.
+        """
+        for place in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
+            library().bpf_link__destroy(self._links.pop(place)[0])
+        try:
+            self._identity.check()
+            for address, program in wanted.items():
+                for tid in tids:
+                    if (address, tid) not in self._links:
+                        self._open(address, tid, program)
+            self._identity.check()
+        except ScopeError:
+            self.close()
+            raise
+
+    def begin(self) -> None:
+        """
+        Let each take *limit* hits from now on.
+
+        Where every hit counts, those that came while others were still set have used up some or
+        all of what it may take.
+        """
+        if not program_decides():
+            for _, fd in self._links.values():
+                self._allow(fd)
+
+    def close(self) -> None:
+        """Take all out."""
+        while self._links:
+            library().bpf_link__destroy(self._links.popitem()[1][0])
+
+    def _open(self, address: int, tid: int, program: str) -> None:
+        attributes = Attributes(
+            type=TYPE_BREAKPOINT,
+            period_or_frequency=1,
+            flags=self._flags,
+            breakpoint_type=_EXECUTE,
+            breakpoint_address=address,
+            breakpoint_length=_LONG,
+        )
+        try:
+            fd = perf_event_open(attributes, pid=tid)
+        except HostError as error:
+            code = getattr(error.__cause__, "errno", 0)
+            if code == errno.ESRCH:
+                return
+            raise _explained(code, error) from error
+        if not os.path.exists(f"/proc/{self._identity.pid}/task/{tid}"):  # noqa: PTH110 - fast
+            os.close(fd)  # the thread has ended, and its number may be another process's
+            return
+        link = attach(self._programs[program], fd, f"thread {tid}")
+        self._links[address, tid] = link, fd
+        self._allow(fd)
+
+    def _allow(self, fd: int) -> None:
+        """Let an event overflow so many times more; one that was disabled is enabled."""
+        with contextlib.suppress(OSError):  # it counts without a limit of its own then
+            fcntl.ioctl(fd, _REFRESH, self._overflows)
+
+
+def _explained(code: int, error: HostError) -> HostError | NothingToAttachError:
+    if code in (errno.ENOSPC, errno.EBUSY):
+        return NothingToAttachError(
+            "the CPU's four debug registers are taken: a debugger or another scope-trace calls "
+            "watches this process, or perf the whole host; end that, or ask for fewer functions"
+        )
+    if code in (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT, errno.EINVAL):
+        return NothingToAttachError(
+            "this CPU, or the virtual machine's host, gives no hardware breakpoints, and there is "
+            "no other way into code that the JIT made"
+        )
+    return error

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A user's compiled probe in one process, from load to detach.
+
+Nothing is pinned: what is attached lives as long as the file descriptors of this process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from scope_ebpf.errors import NothingToAttachError
+from scope_ebpf.kernel.attach.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
+from scope_ebpf.kernel.bpf.ring import Ring
+from scope_ebpf.kernel.bpf.stats import program_stats
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.kernel.attach.uprobes import Identity
+    from scope_ebpf.kernel.bpf.compiler import Compiled
+    from scope_ebpf.kernel.cost import HitCost
+
+
+class UserProbeSession:
+    """
+    Loads the functions of *probe* and attaches each to its *places* in the process of *identity*.
+
+    A context manager. What cannot be attached is an error: a probe of which a part is
+    missing tells something else than its author wrote. Functions that are *counted* count their
+    hits themselves, in the order of ``beam_hits``.
+    """
+
+    def __init__(
+        self,
+        probe: Compiled,
+        places: Mapping[str, Sequence[Attachment]],
+        identity: Identity,
+        record: np.dtype[np.void],
+        ring_bytes: int,
+        *,
+        counted: Sequence[str] = (),
+        multi: bool | None = None,
+    ) -> None:
+        self._probe = probe
+        self._counted = counted
+        self._places = places
+        self._multi = has_multi() if multi is None else multi
+        self._attacher = Attacher()
+        self._uprobes = Uprobes(identity, self._attacher, multi=self._multi)
+        self._programs: dict[str, int] = {}
+        self.ring = Ring(probe.map_fd("beam_ring"), ring_bytes, record)
+
+    def __enter__(self) -> Self:
+        try:
+            for function in self._places:
+                self._programs[function] = self._probe.load(
+                    function, TRACE_UPROBE_MULTI if self._multi else None
+                )
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attach(self) -> None:
+        wanted = [(self._programs[name], places) for name, places in self._places.items()]
+        failed = [error for error in self._uprobes.attach(wanted) if error]
+        if failed:
+            raise NothingToAttachError(str(failed[0]))
+
+    def hits(self, *, measured: bool) -> dict[str, int] | None:
+        """
+        How often each function ran: as the kernel has *measured* (``stats.measuring``), or itself.
+
+        None where neither knows of all.
+        """
+        if measured:
+            return {name: program_stats(fd).runs for name, fd in self._programs.items()}
+        if not self._programs.keys() <= set(self._counted):
+            return None
+        own = dict(zip(self._counted, self._probe.summed("beam_hits"), strict=False))
+        return {name: own[name] for name in self._programs}
+
+    def cost(self, price: HitCost, *, measured: bool) -> float | None:
+        """
+        Seconds of CPU that hits, and runs as *measured*, took from the target until now.
+
+        None where hits are not known.
+        """
+        hits = self.hits(measured=measured)
+        if hits is None:
+            return None
+        total = 0.0
+        for name, fd in self._programs.items():
+            returns = any(place.returns for place in self._places[name])
+            total += hits[name] * (price.returns if returns else price.entry)
+            total += program_stats(fd).seconds if measured else 0.0
+        return total
+
+    def troubles(self) -> list[int]:
+        """Lost events, failed reads, and counts without room (``enum beam_trouble``)."""
+        return self._probe.summed("beam_troubles")
+
+    def detach(self) -> None:
+        """Take every breakpoint out; when the last is gone the maps can still be read."""
+        wait_gone(self._uprobes.detach())
+
+    def close(self) -> None:
+        """Detach, and give everything back."""
+        self.detach()
+        self._attacher.close()
+        self.ring.close()
+        self._probe.close()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The USDT probes at calls of Erlang functions: which VM may have them, and where they are.
+
+Only an interpreter may. Under the JIT ``global__function__entry`` takes a trampoline for a
+function and crashes the VM, and ``function__return`` is not compiled in (OTP-25.2.3
+erts/emulator/beam/beam_common.h, DTRACE_GLOBAL_CALL_FROM_EXPORT; the same from 24 to 29). They are
+no ways of ``events.toml``, so that nothing else ever asks for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from scope_ebpf import events
+from scope_ebpf.attach import allowlist
+from scope_ebpf.beam.elf import usdt
+from scope_ebpf.beam.elf.bounds import UnprovenPlaceError
+from scope_ebpf.errors import NothingToAttachError
+from scope_ebpf.planning.planner import usdt_places
+
+if TYPE_CHECKING:
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.planning.planner import Executable
+
+FAMILY: Final = "interpreted"
+#: M:F/A texts are cut behind so many bytes (DTRACE_TERM_BUF_SIZE, dtrace-wrapper.h).
+MOST_BYTES: Final = 255
+#: Functions that look up what is applied and fire; then the instruction that they look up for
+#: fires, too (beam_common.c, and DISPATCH_EXPORT in emu/macros.tab). The second is the call.
+_LOOK_UP: Final = ("apply", "fixed_apply")
+
+
+def _hook(program: str, name: str) -> events.Hook:
+    return events.Hook(
+        program,
+        name,
+        returns=False,
+        mangled=False,
+        optional=False,
+        call=None,
+        local=False,
+        at_call=(),
+        arguments=(),
+    )
+
+
+_WAY: Final = events.Way(
+    "call",
+    "usdt",
+    FAMILY,
+    flavor=allowlist.INTERPRETER,
+    on_request=None,
+    needs=(),
+    hooks=(
+        *(_hook("function_called", name) for name in allowlist.CALLS),
+        *(_hook("function_returned", name) for name in allowlist.RETURNS),
+    ),
+)
+
+
+def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachment, ...]:
+    """
+    Every site of the probes at calls, and with *returns* of those at returns.
+
+    Each call passes one of them once. NothingToAttachError for another flavour, and for a build
+    that lacks one of them.
+    """
+    found: list[Attachment] = []
+    names = allowlist.at_calls(flavor)
+    twice = _look_ups(binary) if names else []
+    for hook in _WAY.hooks:
+        try:
+            sites = usdt_places(binary, _WAY, hook) if hook.name in names else []
+        except (usdt.ArgumentError, UnprovenPlaceError) as error:
+            raise NothingToAttachError(f"the USDT probe {hook.name}: {error}") from error
+        if not sites:
+            # Looked for even where it is not wanted: no JIT has all of them.
+            raise NothingToAttachError(f"the emulator has no USDT probe {hook.name} to attach to")
+        if returns or hook.name not in allowlist.RETURNS:
+            found += (s for s in sites if not any(s.address in function for function in twice))
+    return tuple(found)
+
+
+def _look_ups(binary: Executable) -> list[range]:
+    """The addresses at which a call would count a second time."""
+    found = [binary.symbol(name) for name in _LOOK_UP]
+    if None in found:
+        raise NothingToAttachError(
+            f"the emulator hides its {' and '.join(_LOOK_UP)}, whose calls would count twice"
+        )
+    return [range(s.address, s.address + s.size) for s in found if s is not None]
+
+
+def text(module: str, function: str, arity: int) -> bytes:
+    """
+    What the probes tell of a function, at most MOST_BYTES (print_atom_name, erl_printf_term.c).
+
+    ValueError for a name with control characters.
+    """
+    return f"{_atom(module)}:{_atom(function)}/{arity}".encode()[:MOST_BYTES]
+
+
+def _atom(name: str) -> str:
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in name):
+        raise ValueError(name)
+    if _is_lower(name[:1]) and all(_is_word(c) for c in name):
+        return name
+    return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _is_lower(c: str) -> bool:
+    return "a" <= c <= "z" or ("\xdf" <= c <= "\xff" and c != "\xf7")
+
+
+def _is_word(c: str) -> bool:
+    upper = "A" <= c <= "Z" or ("\xc0" <= c <= "\xde" and c != "\xd7")
+    return _is_lower(c) or upper or "0" <= c <= "9" or c == "_"

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of ``calls`` on an interpreter that was built with function probes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.attach.plan import Item, Plan
+from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.memory.terms import PidCodec
+from scope_ebpf.beam.processes.labels import FRESH, Labels
+from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
+from scope_ebpf.beam.vm.constants import symbol_values
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, UsageError
+from scope_ebpf.kernel.cost import GUESS
+from scope_ebpf.kernel.observers.probe_watch import ProbeWatch
+from scope_ebpf.kernel.observers.session import Session
+from scope_ebpf.planning import function_probes
+from scope_ebpf.results.calls import Call, CallSummary, Return
+from scope_ebpf.runs.call_pairing import Pairs
+from scope_ebpf.runs.call_run import CallTurns
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.code.functions import Function
+    from scope_ebpf.beam.processes.atoms import Atoms
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.sinks.calls import CallLines
+
+#: What the probes do not tell.
+UNKNOWN = "?"
+#: Seconds between two looks at who the processes are.
+_WHO = 1.0
+
+
+class ProbeRun(CallTurns):
+    """One run, of the functions *chosen*; the probes tell who called which, and no more."""
+
+    def __init__(
+        self,
+        target: Target,
+        atoms: Atoms,
+        chosen: list[Function],
+        *,
+        limit: int,
+        duration: float | None,
+        durations: bool,
+        max_cost: float | None,
+    ) -> None:
+        summary = CallSummary(target.as_json(), durations)
+        super().__init__(target, limit, duration, summary, max_cost)
+        self._functions = chosen
+        self._pairs = Pairs() if durations else None
+        self._who = _Who(target, atoms)
+        for function in chosen:
+            self.summary.of(str(function), 1)
+        texts = [_text(function) for function in chosen]
+        self._session = _session(target, returns=durations)
+        self._probes = ProbeWatch(self._session, texts, limit)
+        self.summary.notes.append(
+            "an interpreter's probes tell who calls which function: arguments and caller are ?, "
+            "and versions of code count together"
+        )
+
+    @property
+    def _watch(self) -> ProbeWatch:
+        return self._probes
+
+    def _begin(self) -> None:
+        self._who.look()
+
+    def _cost(self) -> float:
+        return GUESS.total(self._session.hits())
+
+    def _look(self, lines: CallLines) -> None:
+        """Nothing else changes: the probes go by name, whatever code is loaded."""
+
+    def _drain(self, lines: CallLines) -> None:
+        with self._watch.batch() as rows:
+            if not len(rows):
+                return
+            seen = rows[["time_ns", "kind", "class", "tid", "process"]].tolist()
+        who = self._who.of({process for *_, process in seen})
+        if self._pairs and any(t["lost"] or t["strange"] for t in self._watch.totals()):
+            self._pairs = None
+            self.summary.notes.append("calls or returns were lost: from then on none was measured")
+        for moment, number, returned, tid, process in seen:
+            pid = f"<0.{process & 0xFFFFFFFF}.{process >> 32}>" if process else UNKNOWN
+            function = self._functions[number]
+            name = (pid, who.get(process), str(function), 1)
+            if not returned:
+                shapes = (UNKNOWN,) * function.arity
+                self._tell(Call(moment, *name, shapes, UNKNOWN, "", tid), lines)
+            if not self._pairs or not process:
+                continue
+            if not returned:
+                self._pairs.called(process, number, moment)
+                continue
+            for since, until in self._pairs.returned(process, number, moment):
+                self._tell(Return(until, *name, until - since), lines)
+        lines.flush()
+
+    def _tell(self, seen: Call | Return, lines: CallLines) -> None:
+        self.summary.add(seen)
+        lines.write(seen)
+
+    def _sum_up(self) -> None:
+        *totals, others = self._watch.totals()
+        for function, counted in zip(self._functions, totals, strict=True):
+            row = self.summary.of(str(function), 1)
+            row.calls += counted["lost"]
+            row.lost += counted["lost"]
+            row.refused += counted["refused"]
+            row.beyond = counted["beyond"] > 0
+        notes = self.summary.notes
+        if sum(t.beyond for t in self.summary.functions.values()):
+            notes.append("calls beyond the limit were not counted: the probes went out with it")
+        notes.append(
+            f"{others['calls']:,} calls{' and returns' * self.summary.durations} of other "
+            "functions passed the same probes, and each cost the VM as much"
+        )
+        if others["refused"]:
+            notes.append(
+                f"{others['refused']:,} names could not be read: calls of these may be missing"
+            )
+        if self.summary.durations:
+            measured = sum(len(t.durations_ns) for t in self.summary.functions.values())
+            notes.append(
+                f"durations are those of {measured:,} of {self.summary.calls:,} calls: the others "
+                "ended by an exception, by calling another function as the last thing or by an "
+                "instruction that has no probe, came after such a one in the same process, or had "
+                "not returned"
+            )
+
+
+class _Who:
+    """Names of processes that are known by their text."""
+
+    def __init__(self, target: Target, atoms: Atoms) -> None:
+        self._table = ProcessTable(target, IDENTITY)
+        self._pids = PidCodec.of(target)
+        self._labels = Labels(target, atoms, CodeMap(target, atoms))
+        self._terms: dict[int, int] = {}
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Read which processes there are."""
+        ids = self._table.snapshot().rows["id"]
+        numbers, serials = self._pids.decode(ids)
+        words = (numbers | serials << np.uint64(32)).tolist()
+        self._terms = dict(zip(words, ids.tolist(), strict=True))
+        self._looked = time.monotonic()
+
+    def of(self, words: set[int]) -> dict[int, str | None]:
+        """Who each is, by ``number | serial << 32``; what is not known yet is left out."""
+        try:
+            age = time.monotonic() - self._looked
+            if age > FRESH or (age > _WHO and not words <= self._terms.keys()):
+                self.look()
+            terms = {word: self._terms[word] for word in words & self._terms.keys()}
+            labels = self._labels.labels(terms.values())
+        except (ReadRefusedError, NoSuchProcessError):
+            return {}
+        return {word: labels[term].who for word, term in terms.items() if term in labels}
+
+
+def _text(function: Function) -> bytes:
+    try:
+        return function_probes.text(function.module, function.function, function.arity)
+    except ValueError:
+        raise UsageError(
+            f"{str(function)!r}: a name with control characters is told by no probe"
+        ) from None
+
+
+def _session(target: Target, *, returns: bool) -> Session:
+    places = function_probes.places(target.binary, target.flavor, returns=returns)
+    hook = " + ".join(dict.fromkeys(place.name for place in places))
+    settings = np.zeros((), events.SETTINGS)
+    settings["streamed"] = 1
+    names = {a.symbol for place in places for a in place.arguments if a.symbol}
+    return Session(
+        Plan((Item("call", "usdt", hook, places, ""),)),
+        target.identity,
+        target.base,
+        settings,
+        addresses=symbol_values(target, names),
+        flavor=target.flavor,
+    )

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recording does beside tracing: it names, samples, and writes blocks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.memory.terms import PidCodec, PortCodec, is_atom, is_pid
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.called import CalledNames
+from scope_ebpf.beam.processes.labels import Labels
+from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
+from scope_ebpf.beam.vm.counters import CounterReader
+from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.capture.facts import Clocks, Head
+from scope_ebpf.capture.writer import Names, Writer
+from scope_ebpf.errors import ReadRefusedError, ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.capture.store import Store
+    from scope_ebpf.kernel.observers.session import Session
+    from scope_ebpf.runs.trace import Trace
+
+#: Records in one block, and seconds until fewer make one.
+BLOCK, FLUSH = 8192, 0.25
+#: Seconds between two looks at the run queues, at mailboxes, and at all else.
+_QUEUES, _MAILBOXES, _MAPS = 0.1, 0.25, 1.0
+#: Processes whose mailboxes are looked at: those that were scheduled most since the last look.
+_BUSIEST = 64
+#: Processes that are named before it starts: more would keep the trace waiting.
+_NAMED_FIRST = 5000
+#: Processes that are looked up for one batch, as the live stream has it.
+_LOOKUPS = 64
+#: Terms that were seen before; none of them is looked up again.
+_SEEN = 1 << 18
+
+
+class Namer:
+    """Finds out who the processes and what the atoms of records are; without tables, nothing."""
+
+    def __init__(self, target: Target, names: Names) -> None:
+        self._target, self._names = target, names
+        self._seen: set[int] = set()
+        self._atoms: Atoms | None = None
+        self._labels: Labels | None = None
+        self._table: ProcessTable | None = None
+        self._code: CodeMap | None = None
+        self._addresses: set[int] = set()
+        with suppress(ReadRefusedError):
+            self._atoms = Atoms(target)
+            self._code = CodeMap(target, self._atoms)
+            self._labels = Labels(target, self._atoms, self._code)
+            self._table = ProcessTable(target, IDENTITY)
+            self._pids = PidCodec.of(target)
+
+    def everybody(self) -> None:
+        """Name all processes that are there, unless they are too many."""
+        with suppress(ScopeError):
+            if self._table is not None and self._table.count() <= _NAMED_FIRST:
+                self.look(self._table.snapshot().rows["id"].tolist())
+
+    def records(self, records: NDArray[np.void]) -> None:
+        """Name what is new in a batch."""
+        terms = _terms(records) - self._seen
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
+        pids = [term for term in terms if is_pid(term)][:_LOOKUPS]
+        self.look(pids)
+        self._seen.update(pids)
+        atoms = [term for term in terms if is_atom(term)]
+        if atoms and self._atoms is not None:
+            with suppress(ScopeError):
+                texts = self._atoms.texts(term >> 6 for term in atoms)
+                for term in atoms:
+                    if (text := texts.get(term >> 6)) is not None:
+                        self._names.atom(term, text)
+                        self._seen.add(term)
+        self._name_calls(records)
+
+    @functools.cached_property
+    def _called(self) -> CalledNames | None:
+        """What names long calls, of which most recordings have none."""
+        return CalledNames(self._target, self._code) if self._code else None
+
+    def _name_calls(self, records: NDArray[np.void]) -> None:
+        """Name what the long calls of a batch came from, and what they were."""
+        rows = records[records["kind"] == events.KINDS["long_call"].id]
+        if not len(rows) or self._called is None:
+            return
+        if len(self._addresses) > _SEEN:
+            self._addresses.clear()
+        calls = rows.view(events.RECORDS["long_call"])
+        for field, name in (("code", self._called.function), ("native", self._called.symbol)):
+            for address in set(calls[field].tolist()) - self._addresses:
+                if text := name(address):
+                    self._names.address(address, text)
+                    self._addresses.add(address)
+
+    def look(self, pids: Iterable[int]) -> None:
+        """Name these processes, or notice that they are called otherwise now."""
+        if self._labels is not None:
+            with suppress(ScopeError):
+                for pid, label in self._labels.labels(pids).items():
+                    self._names.process(pid, label)
+
+    def mailboxes(self, pids: list[int]) -> list[tuple[int, int]]:
+        """Messages that wait for each of *pids*, for those that are there."""
+        if self._table is None or not pids:
+            return []
+        with suppress(ScopeError):
+            slots = self._pids.slot(np.array(pids, np.uint64))
+            rows = self._table.at(np.unique(slots[slots < self._table.slots]).astype(np.int64)).rows
+            rows = rows[np.isin(rows["id"], np.array(pids, np.uint64))]
+            return list(zip(rows["id"].tolist(), rows["mailbox"].tolist(), strict=True))
+        return []
+
+
+def _terms(records: NDArray[np.void]) -> set[int]:
+    """The terms in a batch; those of USDT probes are none."""
+    found: list[NDArray[Any]] = []
+    plain = records[records["flags"] & events.FLAG_TEXT_PID == 0]
+    for number in np.unique(plain["kind"]).tolist():
+        kind = _KINDS[number]
+        rows = plain[plain["kind"] == number]
+        found.append(np.unique(rows["process"]))
+        found += [np.unique(rows["body"][:, place]) for place in _TERM_WORDS[kind.name]]
+    return set(np.concatenate(found).tolist()) if found else set()
+
+
+_KINDS = tuple(events.KINDS.values())
+_HEADER = events.RECORD.fields["body"][1] if events.RECORD.fields else 0
+#: Which words of the body of each kind are terms.
+_TERM_WORDS = {
+    name: [
+        (dtype.fields[field][1] - _HEADER) // 8
+        for field, unit in events.KINDS[name].units.items()
+        if unit == "eterm" and dtype.fields
+    ]
+    for name, dtype in events.RECORDS.items()
+}
+
+
+class Recorder:
+    """
+    A sink that writes a capture of *trace* to *store*, which a flight recorder says is a ring.
+
+    The plan is taken from the trace when it begins: by then it is known what could be attached.
+    """
+
+    def __init__(
+        self, target: Target, trace: Trace, store: Store, names: Names, *, flight: bool = False
+    ) -> None:
+        self._target = target
+        self._trace = trace
+        self._flight = flight
+        self.writer = Writer(store, names)
+        self._namer = Namer(target, names)
+        self._namer.everybody()
+        self.head: Head | None = None
+        self._waiting: list[NDArray[np.void]] = []
+        self._count = 0
+        self._queues: list[Any] = []
+        self._mailboxes: list[Any] = []
+        self._scheduled = np.zeros(0, np.uint64)
+        self._busiest: list[int] = []
+        self._threads: dict[int, list[Any]] = {}
+        self._due = dict.fromkeys((FLUSH, _QUEUES, _MAILBOXES, _MAPS), 0.0)
+        self.counters: CounterReader | None = None
+        with suppress(ReadRefusedError):
+            self.counters = CounterReader(target)
+        #: When something was scheduled last, and what is on each thread that has not left it.
+        self.scheduled_ns = time.monotonic_ns()
+        self.running: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """Write what holds for the whole capture, if that was not done yet."""
+        if self.head is not None:
+            return
+        target = self._target
+        self.head = Head(
+            target=target.as_json(),
+            host={
+                "name": platform.node(),
+                "kernel": platform.release(),
+                "cpus": os.cpu_count(),
+                "time_zone": time.strftime("%z"),
+            },
+            clocks=Clocks.now(),
+            plan=self._trace.plan,
+            pids=_codec(PidCodec, target),
+            ports=_codec(PortCodec, target),
+            notes=tuple(self._trace.notes),
+            flight=self._flight,
+        )
+        self.writer.head(self.head)
+
+    def write(self, records: NDArray[np.void]) -> None:
+        """Take a batch; raises OSError where the store does."""
+        self.begin()
+        if not len(records):
+            return
+        self._follow(records)
+        self._namer.records(records)
+        self._waiting.append(records.copy())
+        self._count += len(records)
+        if self._count >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the records that wait."""
+        if self._waiting:
+            self.writer.records(np.concatenate(self._waiting))
+            self._waiting, self._count = [], 0
+
+    def beat(self, session: Session) -> None:
+        """Do what is due."""
+        self.begin()
+        now = time.monotonic()
+        if self._is_due(_QUEUES, now) and self.counters:
+            with suppress(ScopeError):  # a target that has ended, too
+                lengths = [int(n) for n in self.counters.read().run_queues]
+                self._queues.append([time.monotonic_ns(), lengths])
+        if self._is_due(_MAILBOXES, now):
+            self._look_at_mailboxes()
+        if self._is_due(FLUSH, now):
+            self.flush()
+        if self._is_due(_MAPS, now):
+            self.settle(session)
+
+    def settle(self, session: Session) -> None:
+        """Write everything that is known now, and the maps."""
+        self._namer.look(self._busiest)
+        self.flush()
+        self.samples()
+        hits = sum(session.hits().values())
+        self.writer.maps(time.monotonic_ns(), hits, session.tallies(), session.durations())
+
+    def samples(self) -> None:
+        """Write what was sampled since the last time."""
+        found = {t.tid: [t.tid, t.role, t.number] for t in threads(self._target.pid)}
+        fresh = [thread for tid, thread in found.items() if tid not in self._threads]
+        self._threads |= found
+        samples = {
+            "threads": fresh,
+            "run_queues": self._queues,
+            "mailboxes": self._mailboxes,
+        }
+        self._queues, self._mailboxes = [], []
+        if any(samples.values()):
+            self.writer.samples(samples)
+
+    def threads(self) -> dict[str, Any]:
+        """Every thread that was seen, as a sample."""
+        return {"threads": list(self._threads.values())}
+
+    def _is_due(self, period: float, now: float) -> bool:
+        if now < self._due[period]:
+            return False
+        self._due[period] = now + period
+        return True
+
+    def _follow(self, records: NDArray[np.void]) -> None:
+        """Remember who is scheduled, and who is on."""
+        rows = records[records["kind"] == events.KINDS["schedule"].id]
+        if not len(rows):
+            return
+        self.scheduled_ns = int(rows["time_ns"].max())
+        self._scheduled = np.concatenate([self._scheduled[-BLOCK:], rows["process"]])
+        # The last one of each thread says what is on it.
+        tids, last = np.unique(rows["tid"][::-1], return_index=True)
+        ends = rows[::-1][last]
+        for tid, process, out in zip(
+            tids.tolist(), ends["process"].tolist(), ends["class"].tolist(), strict=True
+        ):
+            self.running[tid] = 0 if out else process
+
+    def _look_at_mailboxes(self) -> None:
+        if len(self._scheduled):
+            pids, counts = np.unique(self._scheduled, return_counts=True)
+            self._busiest = pids[np.argsort(-counts)[:_BUSIEST]].tolist()
+            self._scheduled = self._scheduled[:0]
+        found = self._namer.mailboxes(self._busiest)
+        if found:
+            self._mailboxes.append([time.monotonic_ns(), found])
+
+
+def _codec(kind: Any, target: Target) -> Any:
+    """The codec of a VM's identifiers; that of OTP 25 where its tables are not found."""
+    try:
+        return kind.of(target)
+    except ReadRefusedError:
+        return kind()
