@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which build an object is of: who loads it compares it (kernel/bpf/objects.py), libbpf skips it. */
+/* Which build an object is of: kernel/bpf/objects.py compares it, libbpf skips it. */
 #ifndef SCOPE_BUILD_H
 #define SCOPE_BUILD_H
 
