@@ -17,7 +17,7 @@ from scope_ebpf.kernel.attach.breakpoints import MOST
 from scope_ebpf.kernel.observers.probe_watch import MOST as PROBED
 from scope_ebpf.planning.function_probes import places
 from scope_ebpf.runs.terminal import alone, open_output, output_error
-from scope_ebpf.sinks.plain import say
+from scope_ebpf.sinks.plain import say, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -206,6 +206,6 @@ def choose(candidates: list[Function], most: int, room: str = _ROOM[True]) -> li
 def _say_started(arguments: argparse.Namespace, target: Target, chosen: list[Function]) -> None:
     length = "until Ctrl-C" if arguments.duration is None else f"for {arguments.duration:g} s"
     say(
-        f"watching {', '.join(map(str, chosen))} in process {target.pid} {length}, "
+        f"watching {spelled(', '.join(map(str, chosen)))} in process {target.pid} {length}, "
         f"{arguments.limit:,} calls at most" + ("" if target.flavor == "jit" else _EVERY_CALL)
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +57,12 @@ class Troubles:
     def look(self, roles: Container[str] = ROLES) -> list[Scheduler]:
         """Look once at every thread that has one of the *roles*."""
         found, self._now = self._schedulers.read(roles), time.monotonic()
+        since, switches = {}, _switches(found)
         for item in found:
-            work = _work(item)
-            if self._since.get(item.thread.tid, (None, 0.0))[0] != work:
-                self._since[item.thread.tid] = (work, self._now)
+            work = _work(item, switches)
+            before = self._since.get(item.thread.tid)
+            since[item.thread.tid] = before if before and before[0] == work else (work, self._now)
+        self._since = since
         if self._quota is None:
             self._quota = self._now, self._throttling.read()
         return found
@@ -119,42 +120,57 @@ class Troubles:
         )
 
 
-def _work(item: Scheduler) -> object:
+def _switches(found: list[Scheduler]) -> dict[str, int]:
+    """Context switches of each kind of dirty schedulers, which share the queue of the first."""
+    return {i.thread.role: i.queue.switches for i in found if i.queue and i.thread.number == 1}
+
+
+def _work(item: Scheduler, shared: dict[str, int]) -> object:
     """Tell one piece of work from the next, as far as it can be seen."""
-    switches = item.queue.switches if item.queue else None
+    switches = item.queue.switches if item.queue else shared.get(item.thread.role)
     # A process that waits in a native function makes no context switches meanwhile.
     return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """*trouble* keeps a VM from its work; *usage* of its tables is ``{NAME: (used, limit)}``."""
+    """
+    *trouble* keeps a VM from its work; *usage* of its tables is ``{NAME: (used, limit)}``.
+
+    *refused* says what of it could not be looked at, and why.
+    """
 
     trouble: str | None = None
     usage: dict[str, tuple[int, int]] | None = None
+    refused: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Give the fields of one VM in ``list --format json``; null is what could not be read."""
+        """
+        Give the fields of one VM in ``list --format json``.
+
+        ``trouble`` is null where there is none, and where ``refused`` says why nobody knows.
+        """
         usage = {
             name: {"used": used, "limit": limit}
             for name, (used, limit) in (self.usage or {}).items()
         }
-        return {"trouble": self.trouble, "usage": usage or None}
+        return {"trouble": self.trouble, "usage": usage or None, "refused": self.refused}
 
     def text(self) -> str:
         """Say what is wrong and which tables are nearly full; "" if nothing is."""
         full = [
             f"{used:,} of {limit:,} {name} are in use ({100 * used / limit:.0f} %)."
             for name, (used, limit) in (self.usage or {}).items()
-            if used > _FULL * limit
+            if limit and used > _FULL * limit
         ]
-        return " ".join([self.trouble, *full] if self.trouble else full)
+        refused = self.refused and f"Could not be looked at: {self.refused}"
+        return " ".join(text for text in (self.trouble, *full, refused) if text)
 
 
 def health(targets: list[Target]) -> list[Health]:
     """Look at VMs, and once more at all that one look does not tell enough of."""
     looked = [_looked(target) for target in targets]
-    again = [one for one in looked if one and one[0].suspects(one[1])]
+    again = [one for one in looked if isinstance(one, tuple) and one[0].suspects(one[1])]
     if again:
         time.sleep(STUCK)
     return [
@@ -163,27 +179,35 @@ def health(targets: list[Target]) -> list[Health]:
     ]
 
 
-def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | None:
+def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | str:
+    """The first look at a VM, or why there was none."""
     try:
         troubles = Troubles(target, Viewer(target, IDENTITY))
         return troubles, troubles.look(KINDS)
-    except (ScopeError, OSError):
-        return None
+    except (ScopeError, OSError) as error:
+        return str(error)
 
 
 def _health(
-    target: Target, looked: tuple[Troubles, list[Scheduler]] | None, *, again: bool
+    target: Target, looked: tuple[Troubles, list[Scheduler]] | str, *, again: bool
 ) -> Health:
-    trouble = usage = None
-    with suppress(ScopeError, OSError):
-        if looked:
+    trouble, usage, refused = None, None, list[str]()
+    try:
+        if isinstance(looked, str):
+            refused.append(looked)
+        else:
             troubles, found = looked
             trouble = troubles.tell(troubles.look(KINDS) if again else found)
-    with suppress(ScopeError, OSError):
+            refused += troubles.refused.values()
+    except (ScopeError, OSError) as error:
+        refused.append(str(error))
+    try:
         reader = CounterReader(target)
         used, limits = reader.read(), reader.limits()
         usage = {name: (getattr(used, name), getattr(limits, name)) for name in _TABLES}
-    return Health(trouble, usage)
+    except (ScopeError, OSError) as error:
+        refused.append(str(error))
+    return Health(trouble, usage, "; ".join(dict.fromkeys(refused)) or None)
 
 
 def halting(target: Target) -> str | None:
@@ -203,7 +227,7 @@ def halting(target: Target) -> str | None:
 
 def stuck(found: list[Scheduler], seconds: Callable[[Scheduler], float]) -> str | None:
     """Say which normal schedulers do not get on: all in a native function, or some at one work."""
-    normal = [item for item in found if item.thread.role == "normal"]
+    normal = _online(found, "normal")
     # Ports are left out: one that has much to do is there each time, for other work.
     running = [item for item in normal if item.doing == "running" and item.process]
     held = [item for item in running if seconds(item) >= STUCK]
@@ -214,8 +238,8 @@ def stuck(found: list[Scheduler], seconds: Callable[[Scheduler], float]) -> str 
     if len(held) == len(normal) and all(item.nif for item in held):
         names = ", ".join(sorted({item.nif.library for item in held if item.nif}))
         return (
-            f"Every scheduler is in a native function of {names}: nothing runs {lasts}, and "
-            f"{_waiting(held)} wait."
+            f"Every scheduler is in a native function of {names}: nothing runs for "
+            f"{min(map(seconds, held)):.1f} s or longer, and {_waiting(held)} wait."
         )
     who = " ".join(part for part in (longest.process, longest.name) if part)
     return (
@@ -240,8 +264,8 @@ def suspended(found: list[Scheduler]) -> str | None:
 
 def crowded(found: list[Scheduler], kind: str) -> str | None:
     """Say that every dirty scheduler of a *kind* is busy while work for them waits."""
-    pool = [item for item in found if item.thread.role == kind]
-    waiting = _waiting(pool)
+    waiting = _waiting([item for item in found if item.thread.role == kind])
+    pool = _online(found, kind)
     if not pool or not waiting or any(item.doing != "running" for item in pool):
         return None
     ((place, count),) = Counter(map(_place, pool)).most_common(1)
@@ -249,6 +273,11 @@ def crowded(found: list[Scheduler], kind: str) -> str | None:
         f"All {len(pool)} {kind} schedulers are busy and {waiting} wait for them; "
         f"{count} {_are(count)} {place}."
     )
+
+
+def _online(found: list[Scheduler], kind: str) -> list[Scheduler]:
+    """Those of a *kind* that may take work; the others are suspended."""
+    return [item for item in found if item.thread.role == kind and item.doing != "suspended"]
 
 
 def _waiting(items: list[Scheduler]) -> int:

@@ -73,6 +73,7 @@ class HitCost:
 
 #: Where it cannot be measured: more than any virtual machine that was measured took.
 UNKNOWN = HitCost(entry=5e-6, returns=10e-6)
+_UNMEASURED = "the cost of a hit could not be measured here: 5 us are taken, more than it takes"
 #: Until it is measured: what a hit takes on a slow virtual machine.
 GUESS = HitCost(entry=1.5e-6, returns=3e-6)
 _RETURNS = {h.program for w in events.WAYS for h in w.hooks if h.returns}
@@ -105,6 +106,11 @@ def measure(known: Callable[[HitCost], None] = lambda _: None) -> HitCost:
                 if len(costs) == 2:
                     known(HitCost(*costs))
     return HitCost(*costs)
+
+
+def notes_of(price: HitCost | None) -> tuple[str, ...]:
+    """What is to be said of a *price* that is not measured."""
+    return (_UNMEASURED,) if price is UNKNOWN else ()
 
 
 class Aside:

@@ -106,9 +106,11 @@ def estimate(most: float, rate: float) -> Missing:
     """
     How many calls came in up to *most* seconds, with *rate* in each second beside them.
 
+    One may have come also where none is seen beside them.
+
     >>> estimate(0.004, 1000.0)
     Missing(calls=4, error=4)
     """
     high = most * rate
     high += _SURE * math.sqrt(high)
-    return Missing(round(high / 2), math.ceil(high / 2))
+    return Missing(round(high / 2), max(1, math.ceil(high / 2)))

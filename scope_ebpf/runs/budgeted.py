@@ -16,6 +16,7 @@ from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.cost import notes_of
 from scope_ebpf.relations import told_apart
 from scope_ebpf.results.summary import Cost, Summary
 from scope_ebpf.runs.terminal import progress_bar, require_target, stop_signals, target_ended
@@ -162,7 +163,7 @@ class BudgetedTrace:
             stopped_because=self._stop,
             events=events,
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
-            notes=(*self.notes, *carried_notes(events)),
+            notes=(*self.notes, *notes_of(price), *carried_notes(events)),
             state=self.state.state(),
         )
         return told_apart(summary)

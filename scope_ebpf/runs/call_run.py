@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, Self
 
 from scope_ebpf.budget.brake import Brake
-from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.runs.terminal import require_target, stop_signals, target_ended
 from scope_ebpf.runs.trace import cpu_seconds, say_braked
 
@@ -111,6 +111,9 @@ class CallTurns(ABC):
             except NoSuchProcessError as gone:
                 self._ask_to_stop("target ended")
                 error = target_ended(self._target.pid, gone, "watched")
+            except (ReadRefusedError, HostError) as refused:
+                self._ask_to_stop("refused")
+                error = refused
             finally:
                 watch.open(on=False)
                 self.summary.duration_seconds = time.monotonic() - start

@@ -59,7 +59,9 @@ class Namer:
         self._labels: Labels | None = None
         self._table: ProcessTable | None = None
         self._code: CodeMap | None = None
+        #: Addresses that are named, by the code of this generation.
         self._addresses: set[int] = set()
+        self._generation = 0
         with suppress(ReadRefusedError):
             self._atoms = Atoms(target)
             self._code = CodeMap(target, self._atoms)
@@ -101,8 +103,10 @@ class Namer:
         rows = records[records["kind"] == events.KINDS["long_call"].id]
         if not len(rows) or self._called is None:
             return
-        if len(self._addresses) > _SEEN:
+        generation = self._code.generation if self._code else 0
+        if len(self._addresses) > _SEEN or generation != self._generation:
             self._addresses.clear()
+            self._generation = generation
         calls = rows.view(events.RECORDS["long_call"])
         for field, name in (("code", self._called.function), ("native", self._called.symbol)):
             for address in set(calls[field].tolist()) - self._addresses:

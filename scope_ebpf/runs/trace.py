@@ -20,7 +20,7 @@ from scope_ebpf.errors import (
     ScopeError,
 )
 from scope_ebpf.kernel.attach.leftovers import heal
-from scope_ebpf.kernel.cost import GUESS
+from scope_ebpf.kernel.cost import GUESS, notes_of
 from scope_ebpf.kernel.observers.session import Session
 from scope_ebpf.planning.planner import make_plan, semaphores
 from scope_ebpf.relations import told_apart
@@ -200,7 +200,9 @@ class Trace:
     def _brake_if_needed(self, session: Session, now: float) -> None:
         """Stop where it took more than it may for a second."""
         self._stocktaking(session)
-        self._price = self._price or self._aside.cost()
+        if self._price is None and (price := self._aside.cost()):
+            # What was taken at a guess is no part of what is taken at this price.
+            self._price, self._brake = price, Brake(self._brake.most)
         cost = (self._price or GUESS).total(self._ran)
         if self._brake.look(now, cost, self._used):
             say_braked(self._brake)
@@ -299,7 +301,7 @@ class Trace:
             stopped_because=self._stop,
             events=found,
             cost=Cost(hits, cpu, None if share is None else round(share, 6)),
-            notes=(*self.notes, *carried_notes(found)),
+            notes=(*self.notes, *notes_of(price), *carried_notes(found)),
             state=self._vm_state,
         )
         return told_apart(summary)

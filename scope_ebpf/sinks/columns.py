@@ -29,7 +29,7 @@ Table = dict[str, list[str | int | float | None]]
 
 
 class Terms(Protocol):
-    """Text of terms; ``beam.memory.terms.TermText`` is one."""
+    """Text of terms; ``beam.processes.term_text.TermText`` is one."""
 
     def texts(self, terms: list[int], *, text_pids: bool) -> list[str | None]:
         """The text of each term, None for an absent one."""

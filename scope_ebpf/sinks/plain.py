@@ -53,5 +53,6 @@ def size(count: float, between: str = " ") -> str:
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...], between: str) -> str:
-    scale, unit = next((u for u in reversed(units) if value >= u[0]), units[0])
+    # Three digits of 999.5 are 1000, which is one of the next unit.
+    scale, unit = next((u for u in reversed(units) if value >= 0.9995 * u[0]), units[0])
     return f"{value / scale:.3g}{between}{unit}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from scope_ebpf.beam.vm.nifs import NativeFunction
 from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cli.trouble import STUCK, crowded, stuck, suspended
+from scope_ebpf.cli.trouble import STUCK, Health, crowded, stuck, suspended
 
 NIF = NativeFunction("/lib/block.so", "block:all/0", "block_all")
 
@@ -28,7 +28,7 @@ def test_who_just_began_is_not_stuck():
     """
     found = [scheduler(1, nif=NIF, waits=2), scheduler(2, nif=NIF, waits=1)]
     assert stuck(found, lambda _: STUCK / 2) is None
-    assert stuck(found, lambda _: 7.0) == (
+    assert stuck(found, lambda item: 7.0 * item.thread.number) == (
         "Every scheduler is in a native function of /lib/block.so: nothing runs for 7.0 s or "
         "longer, and 3 wait."
     )
@@ -74,3 +74,25 @@ def test_a_pool_with_one_that_is_free_or_without_a_queue_is_not_crowded():
     )
     assert crowded([scheduler(n, "dirty_io") for n in (1, 2)], "dirty_io") is None
     assert crowded([pool[0], scheduler(2, "dirty_io", doing="sleeping")], "dirty_io") is None
+
+
+def test_schedulers_that_are_not_online_hide_no_trouble():
+    """
+    Of eight schedulers two are online: both in a native function is every scheduler, and two of two
+    dirty ones that are busy is a full pool.
+    """
+    away = [scheduler(n, doing="suspended", process=None) for n in range(3, 9)]
+    found = [scheduler(1, nif=NIF), scheduler(2, nif=NIF), *away]
+    assert "Every scheduler is in" in (stuck(found, lambda _: 7.0) or "")
+    pool = [scheduler(n, "dirty_cpu", waits=3) for n in (1, 2)]
+    gone = scheduler(3, "dirty_cpu", doing="suspended", process=None)
+    assert "All 2 dirty_cpu schedulers are busy" in (crowded([*pool, gone], "dirty_cpu") or "")
+
+
+def test_a_vm_that_could_not_be_looked_at_is_not_called_well():
+    """
+    What was refused is said, and a limit of nothing divides nothing.
+    """
+    health = Health(None, {"atoms": (1, 0)}, "its schedulers are not read")
+    assert "Could not be looked at: its schedulers are not read" == health.text()
+    assert "its schedulers are not read" == health.as_json()["refused"]

@@ -37,12 +37,11 @@ class CalledNames:
         if not address:
             return None
         try:
-            found = self._code.function(address)
-            if found is None and self._clock() - self._looked > _AGAIN:
+            if self._clock() - self._looked > _AGAIN:
                 self._looked = self._clock()
                 self._code.refresh()
                 self._native.refresh()
-                found = self._code.function(address)
+            found = self._code.function(address)
             # What waits for a dirty scheduler has a stub of its own, with its name before it.
             found = found or self._code.mfa(address - _MFA)
         except ScopeError:

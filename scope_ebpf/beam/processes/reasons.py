@@ -9,7 +9,6 @@ the process that suspended it. One that could run stands in a run queue.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from scope_ebpf.beam.layouts.checks import schedulers
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import PortCodec
 from scope_ebpf.beam.processes.monitors import suspenders
-from scope_ebpf.beam.processes.table import statuses
+from scope_ebpf.beam.processes.table import ACTIVE_SYS, DIRTY_ACTIVE_SYS, statuses
 from scope_ebpf.beam.vm.connections import ConnectionReader, waiters
 from scope_ebpf.errors import ReadRefusedError
 
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.target import Target
 
-#: ERTS_PSFLG_IN_RUNQ, and those that say that it waits for a dirty scheduler (OTP-25.2.3
-#: erts/emulator/beam/erl_process.h, the same in OTP 24 to 29).
+#: ERTS_PSFLG_IN_RUNQ, and those that say that it waits for a dirty scheduler, which a system task
+#: comes before (OTP-25.2.3 erts/emulator/beam/erl_process.h and, for the order, in erl_process.c
+#: check_dirty_enqueue_in_prio_queue; the same in OTP 24 to 29).
 _QUEUED = 1 << 14
-_DIRTY = {"dirty_cpu": 1 << 26, "dirty_io": 1 << 27}
+_DIRTY = {"dirty_cpu": 1 << 26 | DIRTY_ACTIVE_SYS, "dirty_io": 1 << 27}
 #: A pointer to a run queue, and a slot of a table, may have flags below.
 _FLAGS = 7
 #: Slots of a port table that are looked through.
@@ -58,19 +58,27 @@ def status_reason(viewer: Viewer, moment: Moment) -> str | None:
     return said if statuses(after["state"]) == [status] else None
 
 
-def _suspended(viewer: Viewer, moment: Moment) -> str:
+def _suspended(viewer: Viewer, moment: Moment) -> str | None:
     target, pid = viewer.target, int(moment.rows["id"][0])
     found = [f"by {_who(viewer, by)}" for by in suspenders(target, moment.watchers.nodes)]
-    with suppress(ReadRefusedError):
+    # Only if all was read can it be said that nothing was found.
+    whole = bool(moment.watchers.whole.all())
+    try:
         port = _port(target, pid)
         if port is not None:
             found.append(f"waits for port {port}, which is busy")
-    with suppress(ReadRefusedError):
+    except ReadRefusedError:
+        whole = False
+    try:
         node = ConnectionReader(target).waited_for(pid)
         if node is not None:
             name = viewer.atoms.text(node[0])
             found.append(f"waits for the connection to {name}, which has {node[1]:,} bytes to send")
-    return ", ".join(found) or "by nobody and for nothing that the memory tells"
+    except ReadRefusedError:
+        whole = False
+    return ", ".join(found) or (
+        "by nobody and for nothing that the memory tells" if whole else None
+    )
 
 
 def _who(viewer: Viewer, pid: int) -> str:
@@ -112,7 +120,8 @@ def _queued(target: Target, row: np.void) -> str | None:
     state, memory, layout = int(row["state"]), target.memory, target.layout
     if not state & _QUEUED:
         return None
-    kind = next((kind for kind, flag in _DIRTY.items() if state & flag), None)
+    dirty = () if state & ACTIVE_SYS else _DIRTY.items()
+    kind = next((kind for kind, flags in dirty if state & flags), None)
     if kind is None:
         at = int(row["pointer"]) + layout.offset("Process", "run_queue")
     else:

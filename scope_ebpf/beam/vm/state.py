@@ -23,6 +23,7 @@ from scope_ebpf.beam.memory.terms import PidCodec
 from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
+from scope_ebpf.relations import of_allocators, of_use
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters
@@ -162,8 +163,9 @@ class StateReader:
         with suppress(ScopeError):
             limit = self._counters.limits().processes if self._counters else None
         with suppress(ScopeError):
-            use = AllocatorReader(target).read().memory
-            memory = use.total if use else None
+            found = AllocatorReader(target).read()
+            wrong = of_allocators(found.allocators) or (found.memory and of_use(found.memory))
+            memory = found.memory.total if found.memory and not wrong else None
         with suppress(ScopeError):
             mailbox = longest_mailbox(target)
         return VmState(

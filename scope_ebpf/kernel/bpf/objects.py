@@ -32,7 +32,7 @@ def object_bytes(family: str) -> bytes:
     the objects that it took before: the maps and records of those differ, and counts
     would be wrong.
     """
-    path = Path(__file__).parent / "objects" / f"{family}.bpf.o"
+    path = Path(__file__).parents[1] / "objects" / f"{family}.bpf.o"
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

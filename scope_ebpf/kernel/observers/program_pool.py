@@ -26,6 +26,7 @@ from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI, wait_gone
 from scope_ebpf.kernel.bpf.libbpf import check, library
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.ring import Ring
+from scope_ebpf.kernel.interrupts import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,8 @@ class Programs:
                     breathe()
             else:
                 self._load(families[0])  # makes the maps that the others share
-                _by_two(self._load, families[1:])
+                with held_back():  # also in the second thread, which inherits that
+                    _by_two(self._load, families[1:])
             self.ring = Ring(self.map_fd("ring"), build.ring_bytes)
         except BaseException:
             self.close()
