@@ -31,10 +31,6 @@ _HOW = struct.Struct("<QQQ")
 _NO_MAGICLINKS, _IN_ROOT = 0x02, 0x10
 #: openat2 gives up when something is renamed meanwhile.
 _TRIES = 16
-#: include/uapi/linux/stat.h, include/uapi/linux/fcntl.h: struct statx, where the inode lies in it
-#: and the device; what is known without asking the filesystem.
-_STATX_SIZE, _STATX_INODE, _STATX_DEVICE = 256, 32, 136
-_AT_FDCWD, _DONT_SYNC, _INODE = -100, 0x4000, 0x100
 _READ = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
 
 _PROCESS = re.compile(r"/proc/\d+(?=/)")
@@ -75,21 +71,6 @@ def status_of(path: str | os.PathLike[str]) -> os.stat_result:
         return os.fstat(place)
     finally:
         os.close(place)
-
-
-def inode_of(path: str) -> tuple[int, int]:
-    """
-    Device and inode of what *path* leads to, such as ``/proc/PID/exe``; OSError if there is none.
-
-    Unlike with stat(2) the kernel tells what it knows: a filesystem of a tenant's (FUSE, below an
-    overlay too) is not asked, for whom one would wait without end, against SIGKILL.
-    """
-    found = ctypes.create_string_buffer(_STATX_SIZE)
-    if _libc.statx(_AT_FDCWD, os.fsencode(path), _DONT_SYNC, _INODE, found):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    (inode,) = struct.unpack_from("<Q", found, _STATX_INODE)
-    return os.makedev(*struct.unpack_from("<II", found, _STATX_DEVICE)), inode
 
 
 def _place(folder_fd: int, path: str) -> int:

@@ -10,14 +10,20 @@ So this is found out of the place alone (``O_PATH``), from what the kernel knows
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import RefusedFileError
-from scope_ebpf.sandbox.proc import read_bounded
+from scope_ebpf.sandbox.proc import inode_of, read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 #: Filesystems that a process serves, and those that lie upon others.
 _SERVED = re.compile(rb"fuse(?:blk)?(?:\.|$)")
@@ -28,6 +34,11 @@ _ROOTS = b"user_id=0"
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 #: include/uapi/linux/nsfs.h, and include/linux/proc_ns.h: the first user namespace.
 _NS_GET_USERNS, _FIRST = 0xB701, 0xEFFFFFFD
+#: Processes whose mounts are root's, for what another one does not see or may have made up.
+_OURS = ("/proc/self", "/proc/1")
+#: Columns of a mountinfo: a mount's number, its device. Bytes of a row, and rows, that are read.
+_NUMBER, _DEVICE = 0, 2
+_MOST_ROW, _MOST_ROWS = 1 << 17, 1 << 20
 
 
 class _Mount(NamedTuple):
@@ -43,18 +54,14 @@ def require_answers(place: int, path: str, process: str) -> None:
     Refuse a file that may lie upon another user's FUSE server, without asking that.
 
     *place* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
-    RefusedFileError.
+    RefusedFileError; OSError where we lack a descriptor.
     """
     if in_user_namespace():
         return  # we have no more rights than whoever may serve here
     number = _mount_number(place)
-    for folder in dict.fromkeys((process, "/proc/self", "/proc/1")):
-        mount = _mount(folder, number)
-        if mount:
-            break
-    else:
-        if _is_roots_chroot(process, number):
-            return
+    mount = _best(_mount(folder, _NUMBER, b"%d" % number) for folder in (process, *_OURS))
+    mount = mount or _of_roots_chroot(process, number)
+    if mount is None:
         raise RefusedFileError(f"{path} lies on a filesystem whose mount is not seen any more")
     kind = mount.kind.decode("ascii", "replace")
     if _SERVED.match(mount.kind) and not (mount.by_root and _ROOTS in mount.options):
@@ -66,9 +73,14 @@ def require_answers(place: int, path: str, process: str) -> None:
         )
 
 
+@cache
 def in_user_namespace() -> bool:
-    """Whether our rights are those of a user namespace, and not of the host."""
-    return not _is_first(Path("/proc/self/ns/user"))
+    """Whether our rights are those of a user namespace, and not of the host; OSError if unknown."""
+    try:
+        # Without a descriptor, of which there may be none left.
+        return os.stat("/proc/self/ns/user").st_ino != _FIRST  # noqa: PTH116 - a magic link
+    except FileNotFoundError:
+        return False  # the kernel has none
 
 
 def _mount_number(place: int) -> int:
@@ -79,35 +91,91 @@ def _mount_number(place: int) -> int:
     return int(found[1])
 
 
-def _mount(folder: str, number: int) -> _Mount | None:
-    try:
-        text = read_bounded(f"{folder}/mountinfo")
-    except OSError:
-        return None
-    found = re.search(rb"^%d .*? - (\S+) .*?(\S+)$" % number, text, re.MULTILINE)
-    if found is None:
-        return None
-    # Asked afterwards: who may leave a namespace cannot enter one of the host's.
-    by_root = _is_first(Path(folder, "ns/mnt"))
-    return _Mount(found[1], found[2].split(b","), by_root)
+def _best(mounts: Iterable[_Mount | None]) -> _Mount | None:
+    """The first that root made; else the first. A mount is the same wherever it is seen."""
+    first = None
+    for mount in mounts:
+        if mount and mount.by_root:
+            return mount
+        first = first or mount
+    return first
 
 
-def _is_roots_chroot(process: str, number: int) -> bool:
-    """
-    Whether mount *number* has the root of a process to which only root can have given it.
-
-    Of a process with another root the kernel does not tell the mount on which that lies.
-    """
+@contextmanager
+def _held(folder: str) -> Iterator[str]:
+    """A path to the process of *folder* that never leads to another one with its number."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        root = os.open(f"{process}/root", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        same = _mount_number(root) == number
+        yield f"/proc/self/fd/{fd}"
     finally:
-        os.close(root)
-    # Asked afterwards, as above.
-    return same and all(_is_first(Path(process, "ns", name)) for name in ("mnt", "user"))
+        os.close(fd)
+
+
+def _mount(folder: str, column: int, value: bytes) -> _Mount | None:
+    """The first mount of a process with this *value* in a *column*."""
+    try:
+        with _held(folder) as process:
+            row = _row(f"{process}/mountinfo", column, value)
+            # Asked afterwards: who may leave a namespace cannot enter one of the host's.
+            by_root = row is not None and _is_of_root(process)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return None
+    if row is None:
+        return None
+    kind, _, options = row.rstrip(b"\n").partition(b" - ")[2].split(b" ", 2)
+    return _Mount(kind, options.split(b","), by_root)
+
+
+def _row(path: str, column: int, value: bytes) -> bytes | None:
+    """
+    The row of a mountinfo, of which as much is read as is needed.
+
+    A row that is too long is passed over, and so are the pieces that it is read in.
+    """
+    begins = True
+    with open(path, "rb") as file:  # noqa: PTH123 - a magic link
+        for _ in range(_MOST_ROWS):
+            row = file.readline(_MOST_ROW)
+            if not row:
+                break
+            whole = begins and row.endswith(b"\n")
+            if whole and row.split(b" ", _DEVICE + 1)[column] == value:
+                return row
+            begins = row.endswith(b"\n")
+    return None
+
+
+def _of_roots_chroot(process: str, number: int) -> _Mount | None:
+    """
+    What is known of mount *number*, if a root lies on it that only root can have given *process*.
+
+    Of a process with another root the kernel does not tell the mount on which that lies. What
+    filesystem it is is known if it is on a disk, or mounted where we see it.
+    """
+    with (
+        suppress(FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError),
+        _held(process) as held,
+    ):
+        root = os.open(f"{held}/root", os.O_PATH | os.O_CLOEXEC)
+        try:
+            same = _mount_number(root) == number
+            device, _ = inode_of(f"/proc/self/fd/{root}")
+        finally:
+            os.close(root)
+        # Asked afterwards, as above.
+        if not same or not _is_of_root(held):
+            return None
+        place = b"%d:%d" % (os.major(device), os.minor(device))
+        mount = _best(_mount(folder, _DEVICE, place) for folder in _OURS)
+        return mount or (_Mount(b"", [], by_root=True) if os.major(device) else None)
+    return None
+
+
+def _is_of_root(process: str) -> bool:
+    """Whether a process's mounts are the host's, and so are its rights."""
+    return all(_is_first(Path(process, "ns", name)) for name in ("mnt", "user"))
 
 
 def _is_first(namespace: Path) -> bool:

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading files of ``/proc``, whose length may be another user's choice."""
+"""Reading files of ``/proc``, whose length and names in them may be another user's choice."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import struct
 
 from scope_ebpf.errors import RefusedFileError
 
 #: What the kernel writes of a process's mappings or mounts: 200,000 lines.
 MAX_BYTES = 16 << 20
+#: include/uapi/linux/stat.h, include/uapi/linux/fcntl.h: struct statx, where the inode lies in it
+#: and the device; what is known without asking the filesystem.
+_STATX_SIZE, _STATX_INODE, _STATX_DEVICE = 256, 32, 136
+_AT_FDCWD, _DONT_SYNC, _INODE = -100, 0x4000, 0x100
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_BYTES) -> bytes:
@@ -21,3 +30,36 @@ def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_BYTES) -> byte
     if left <= 0:
         raise RefusedFileError(f"{os.fspath(path)} has more than {most:,} bytes")
     return b"".join(parts)
+
+
+def rows(text: bytes) -> list[str]:
+    """
+    The rows of a text of ``/proc`` or of a cgroup, which end with a newline and nothing else.
+
+    A name in them may hold all the other characters at which ``str.splitlines`` splits, and the
+    carriage return that a file which is opened as text makes a newline of: then it would begin a
+    row of its own.
+    """
+    found = text.decode("utf-8", "replace").split("\n")
+    return found[:-1] if not found[-1] else found
+
+
+def status_number(text: bytes, name: str) -> int | None:
+    """The first number in the row *name* of a text such as ``/proc/PID/status``, None without."""
+    found = re.search(rb"^%s:[ \t]*(\d+)" % name.encode(), text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def inode_of(path: str) -> tuple[int, int]:
+    """
+    Device and inode of what *path* leads to, such as ``/proc/PID/exe``; OSError if there is none.
+
+    Unlike with stat(2) the kernel tells what it knows: a filesystem of a tenant's (FUSE, below an
+    overlay too) is not asked, for whom one would wait without end, against SIGKILL.
+    """
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _DONT_SYNC, _INODE, found):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    (inode,) = struct.unpack_from("<Q", found, _STATX_INODE)
+    return os.makedev(*struct.unpack_from("<II", found, _STATX_DEVICE)), inode

@@ -155,6 +155,7 @@ def test_only_a_root_that_root_chose_is_trusted(options: list[str], trusted: boo
         root = os.open(f"{folder}/root", os.O_PATH)
         number = filesystems._mount_number(root)
         os.close(root)
-        assert trusted == filesystems._is_roots_chroot(folder, number)
-        assert not filesystems._is_roots_chroot(folder, number + 1)
+        found = filesystems._of_roots_chroot(folder, number)
+        assert trusted == (found is not None and found.by_root)
+        assert filesystems._of_roots_chroot(folder, number + 1) is None
         process.communicate("\n")

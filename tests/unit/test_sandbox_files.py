@@ -200,6 +200,6 @@ def test_an_inode_is_that_of_stat(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path)
     for path in (str(tmp_path), f"{tmp_path}/link", f"/proc/{os.getpid()}/exe"):
         status = Path(path).stat()
-        assert (status.st_dev, status.st_ino) == files.inode_of(path)
+        assert (status.st_dev, status.st_ino) == proc.inode_of(path)
     with pytest.raises(FileNotFoundError):
-        files.inode_of(f"{tmp_path}/missing")
+        proc.inode_of(f"{tmp_path}/missing")

@@ -6,7 +6,9 @@ Which filesystems answer by themselves, by what the kernel says of a mount.
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,7 +29,11 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     A process's folder; the file that is asked about lies on mount 67.
     """
     monkeypatch.setattr(filesystems, "_mount_number", lambda _: NUMBER)
-    return tmp_path
+    monkeypatch.setattr(filesystems, "_OURS", (str(tmp_path / "host"),))
+    for name in ("process", "host"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mountinfo").touch()
+    return tmp_path / "process"
 
 
 def why(process: Path) -> str:
@@ -122,6 +128,147 @@ def test_our_own_program_answers():
         number = filesystems._mount_number(place)
     finally:
         os.close(place)
-    assert filesystems._mount("/proc/self", number)
-    assert filesystems._mount("/proc/self", 1 << 40) is None
-    assert filesystems._mount("/proc/0", number) is None
+    place = b"%d" % number
+    assert filesystems._mount("/proc/self", filesystems._NUMBER, place)
+    assert filesystems._mount("/proc/self", filesystems._NUMBER, b"%d" % (1 << 40)) is None
+    assert filesystems._mount("/proc/0", filesystems._NUMBER, place) is None
+
+
+@pytest.mark.parametrize("namespace", ["mnt", "user"])
+def test_a_mount_is_the_hosts_by_both_namespaces(
+    process: Path, monkeypatch: pytest.MonkeyPatch, namespace: str
+):
+    """
+    Who sees a server that seems to be root's must have its mounts and its rights from the host.
+    """
+    (process / "mountinfo").write_text(FUSE.format(0) + "\n")
+    monkeypatch.setattr(filesystems, "_is_first", lambda path: path.name != namespace)
+    assert "a user's process serves" in why(process)
+
+
+def test_a_mount_is_told_of_one_process(process: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    Where another process gets the number meanwhile, its namespaces are not taken for the first's.
+    """
+    (process / "mountinfo").write_text(FUSE.format(0) + "\n")
+    link, row = process.with_name("number"), filesystems._row
+    link.symlink_to(process)
+
+    def read(*arguments: object) -> bytes | None:
+        found = row(*arguments)
+        link.unlink()
+        link.symlink_to(process.with_name("host"))
+        return found
+
+    monkeypatch.setattr(filesystems, "_row", read)
+    monkeypatch.setattr(
+        filesystems, "_is_first", lambda path: "/host/ns/" in os.path.realpath(path)
+    )
+    assert "a user's process serves" in why(link)
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The mounts of root are the host's, those of the process are not; users have FUSE servers.
+    """
+    monkeypatch.setattr(
+        filesystems, "_is_first", lambda path: "/host/ns/" in os.path.realpath(path)
+    )
+    monkeypatch.setattr(filesystems, "_may_be_served", lambda: True)
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_mount_that_the_host_has_too_is_the_hosts(process: Path):
+    """
+    A process with a user namespace of its own on an overlay of root's is looked at.
+    """
+    (process / "mountinfo").write_text(OVERLAY + "\n")
+    assert "user namespace (overlay)" in why(process)
+    (process.with_name("host") / "mountinfo").write_text(OVERLAY + "\n")
+    assert "" == why(process)
+
+
+@pytest.mark.parametrize(
+    ("device", "row", "reason"),
+    [
+        ((8, 1), "", ""),
+        ((0, 41), "", "not seen any more"),
+        ((0, 41), FUSE.format(1000), "a user's process serves"),
+        ((0, 41), FUSE.format(0), ""),
+        ((0, 41), OVERLAY, ""),
+        ((0, 41), OVERLAY.replace("0:41", "0:4"), "not seen any more"),
+        ((8, 1), FUSE.format(1000).replace("0:41", "8:1"), "a user's process serves"),
+    ],
+)
+def test_a_root_without_a_mount_is_known_by_its_device(
+    process: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: tuple[int, int],
+    row: str,
+    reason: str,
+):
+    """
+    A chroot into a user's filesystem is none into the host's, whoever made it.
+    """
+    monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
+    monkeypatch.setattr(filesystems, "inode_of", lambda _: (os.makedev(*device), 1))
+    (process / "root").mkdir()
+    (process.with_name("host") / "mountinfo").write_text(
+        f"{row.replace('67', '99', 1)}\n" * bool(row)
+    )
+    found = why(process)
+    assert reason in found
+    assert bool(reason) == bool(found)
+
+
+def test_a_mount_is_found_behind_many_others(process: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    Who mounts much does not hide what is mounted: more than 16 MiB are read for one row.
+    """
+    monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
+    other = EXT4.replace("67", "68") + ",x" * 500 + "\n"
+    (process / "mountinfo").write_text(other * (18_000_000 // len(other)) + EXT4 + "\n")
+    assert "" == why(process)
+
+
+def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    What a row is read in is no row; nor is one believed whose kind may be behind its end.
+    """
+    monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
+    head = "66 1 0:40 / /other rw - overlay over rw,lowerdir="
+    fill = "x" * (filesystems._MOST_ROW - len(head))
+    (process / "mountinfo").write_text(f"{head}{fill}{EXT4}\n{FUSE.format(1000)}\n")
+    assert "a user's process serves" in why(process)
+    (process / "mountinfo").write_text(f"{EXT4}{fill}{fill}\n")
+    assert "not seen any more" in why(process)
+
+
+def test_our_own_rights_are_told_where_no_descriptor_is_left():
+    """
+    Who has none is not taken for root of a user namespace, which checks nothing.
+    """
+    asked = filesystems.in_user_namespace.__wrapped__
+    before, limits = asked(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        now = asked()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert before == now
+
+
+def test_rights_that_are_not_told_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    """
+    Only a kernel without user namespaces has none; they are asked for once.
+    """
+    asked = filesystems.in_user_namespace
+    before = asked()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", Mock(side_effect=PermissionError))
+        assert before == asked()
+        with pytest.raises(PermissionError):
+            asked.__wrapped__()
+        patch.setattr(os, "stat", Mock(side_effect=FileNotFoundError))
+        assert not asked.__wrapped__()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from scope_ebpf.beam.vm.exec_watch import watch_execs
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, TargetChangedError
-from scope_ebpf.sandbox.files import inode_of
+from scope_ebpf.sandbox.proc import inode_of
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.exec_watch import ExecWatch

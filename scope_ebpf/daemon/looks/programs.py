@@ -14,7 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import NoSuchProcessError
-from scope_ebpf.sandbox.files import inode_of
+from scope_ebpf.sandbox.proc import inode_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
