@@ -36,12 +36,26 @@ _CHILD = Path(__file__).with_name("child.py")
 PATIENCE = 5.0
 #: Seconds in which a fresh interpreter is there, on a host whose CPUs are all taken.
 _START = 20.0
+#: CPUCLOCK_SCHED, of a process's clock (include/linux/posix-timers.h).
+_SCHEDULED = 2
 #: Characters of a name or a reason in a message.
 _TEXT = 300
 
 
 class UnreadableFileError(Exception):
     """The file is not of a format that the child reads, and why."""
+
+
+class _Used(threading.local):
+    seconds = 0.0
+
+
+_used = _Used()
+
+
+def cpu_seconds() -> float:
+    """CPU time that children took, so far, for what this thread asked them."""
+    return _used.seconds
 
 
 class _Server:
@@ -168,6 +182,8 @@ class Parser:
         self._channel: socket.socket | None = None
         #: The server's number for the child, and its process number.
         self._number, self._pid = 0, 0
+        #: Its CPU time that has been charged.
+        self._charged = 0.0
         self._reason: RefusedFileError | None = None
         self._kind = limits.ANY
         #: Files whose symbols the child was given, with what they must be like.
@@ -248,6 +264,7 @@ class Parser:
                 channel.settimeout(PATIENCE)
                 wire.send(channel, (question, arguments), fds)
                 answer = wire.receive(channel, time.monotonic() + PATIENCE)
+                self._charge(_cpu_of(self._pid))
             except TimeoutError:
                 raise self._refuse(f"no answer within {PATIENCE:g} s", lasting=False) from None
             except (OSError, EOFError):
@@ -267,6 +284,7 @@ class Parser:
             ours, its = socket.socketpair()
             with its:
                 self._number, self._pid = _server.fork(its, self._kind)
+                self._charged = 0.0
             self._channel = ours
             ours.settimeout(PATIENCE)
             wire.send(ours, (self._seconds, self._name[:_TEXT]), (self._fd,))
@@ -294,9 +312,27 @@ class Parser:
     def _end(self) -> int | None:
         if self._channel is None:
             return None
+        used = _cpu_of(self._pid)
         self._channel.close()
         self._channel = None
-        return _server.end(self._number)
+        status = _server.end(self._number)
+        if status is None or not _left(status):  # who was idle has done nothing since
+            self._charge(used)
+        return status
+
+    def _charge(self, used: float | None) -> None:
+        """Count what the child has *used* since this was counted last; all it may if not known."""
+        used = self._charged + self._seconds if used is None else used
+        _used.seconds += max(0.0, used - self._charged)
+        self._charged = used
+
+
+def _cpu_of(pid: int) -> float | None:
+    """CPU time of another process; None if it has ended."""
+    try:
+        return time.clock_gettime(~pid << 3 | _SCHEDULED)
+    except OSError:
+        return None
 
 
 def _left(status: int) -> bool:

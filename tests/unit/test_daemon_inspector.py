@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scope_ebpf.beam.memory import process_memory
 from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.looks import inspector
 from scope_ebpf.daemon.looks.hangs import Hangs
 from scope_ebpf.daemon.looks.inspector import LOST, MOST_LOST, Inspector, Look, Looker
-from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
+from scope_ebpf.daemon.looks.owners import BURST, ROOT, SHARE, Owner, Shares
 from scope_ebpf.daemon.looks.prepare import UnprovenError
 from scope_ebpf.daemon.looks.programs import FIRST, MOST, Program, Refused
 from scope_ebpf.errors import NotABeamError, NotPermittedError, ReadRefusedError
@@ -79,6 +80,19 @@ def test_five_hundred_processes_of_a_bad_program_cost_one_look(tmp_path: Path, l
     assert {"refused": 1, "spared": 499} == looker.results
     looker.look(1, Owner(1000, ""), QUICK)
     assert [1, 1] == looked.pids
+
+
+def test_what_parses_the_files_of_an_owner_is_charged_to_it(
+    tmp_path: Path, looked, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    A look that makes a parser work for five seconds lets its owner wait for what it had too much.
+    """
+    processes(tmp_path, 1)
+    shares = Shares(clock=Clock())
+    monkeypatch.setattr(process_memory.client, "cpu_seconds", lambda: 5.0 * len(looked.pids))
+    Looker(shares, tmp_path).look(1, EVIL, QUICK)
+    assert shares.wait(EVIL) >= (5.0 - BURST) / SHARE
 
 
 def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, looked):

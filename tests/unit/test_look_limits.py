@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from scope_ebpf.beam.memory import look_limits
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.errors import TooMuchError
@@ -90,3 +91,17 @@ def test_limits_are_of_one_thread(memory):
         first.read(address, 8)
         with pytest.raises(TooMuchError):
             first.read(address, 8)
+
+
+def test_what_parses_files_for_a_look_is_of_its_time(memory, monkeypatch: pytest.MonkeyPatch):
+    """
+    The CPU time of a parser that this thread asked counts as the thread's own.
+    """
+    first, address = memory
+    used = [5.0]
+    monkeypatch.setattr(look_limits.client, "cpu_seconds", lambda: used[0])
+    with limited(LookLimits("a look", **ROOM)):
+        read_often(first, address)
+        used[0] = 106.0
+        with pytest.raises(TooMuchError, match="100 s of CPU"):
+            read_often(first, address)

@@ -217,12 +217,10 @@ def test_a_child_that_was_idle_is_replaced(good: Path):
     binary = Binary.open(good)
     first = binary._parser._pid
     watch = os.pidfd_open(first)
-    _readable(watch)  # it ends by itself, after limits.IDLE seconds
-    os.close(watch)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{first}").exists():  # the forkserver takes note of its end
-        assert time.monotonic() < deadline, "it stays a zombie"
+    used = client.cpu_seconds()
+    _gone(watch, first)  # it ends by itself, after limits.IDLE seconds
     assert 0x1000 == binary.symbol("only").address
+    assert client.cpu_seconds() - used < binary._parser._seconds  # the idle one took none of that
     assert binary._parser._pid != first
 
 
@@ -244,6 +242,53 @@ def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasti
         with pytest.raises(RefusedFileError, match=why) as refused:
             binary.symbol("only")
         assert lasting is refused.value.lasting
+
+
+def test_what_a_child_takes_is_who_asked_its(good: Path):
+    """
+    Its CPU time is that of the thread that asked; a child that only waits takes none.
+    """
+    before = client.cpu_seconds()
+    binary = Binary.open(good)
+    used = client.cpu_seconds()
+    assert before < used
+    others = []
+    thread = threading.Thread(target=lambda: others.append((ask(binary), client.cpu_seconds())))
+    thread.start()
+    thread.join()
+    assert others[0][1] > 0
+    assert used == client.cpu_seconds()
+
+
+def ask(binary: Binary) -> None:
+    assert 0x1000 == binary.symbol("only").address
+
+
+@pytest.mark.parametrize("number", [signal.SIGPROF, signal.SIGKILL])
+def test_a_child_that_has_ended_took_all_that_it_might(good: Path, number: int):
+    """
+    Nobody is told what it took, so who asked is charged with the most.
+    """
+    binary = Binary.open(good)
+    parser = binary._parser
+    watch = os.pidfd_open(parser._pid)
+    before = client.cpu_seconds()
+    os.kill(parser._pid, number)
+    _gone(watch, parser._pid)
+    with pytest.raises(RefusedFileError):
+        binary.symbol("only")
+    assert pytest.approx(before + parser._seconds) == client.cpu_seconds()
+
+
+def _gone(watch: int, pid: int) -> None:
+    """
+    Wait until the forkserver has taken note of the end of *pid*.
+    """
+    _readable(watch)
+    os.close(watch)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "it stays a zombie"
 
 
 def test_a_child_that_hangs_is_a_refusal(good: Path, monkeypatch: pytest.MonkeyPatch):

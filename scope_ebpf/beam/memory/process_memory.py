@@ -18,6 +18,7 @@ import numpy as np
 
 from scope_ebpf.beam.memory import look_limits
 from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError, ReadRefusedError
+from scope_ebpf.sandbox import client
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,8 +90,8 @@ def read_by(way: Way) -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this thread, and of what reads memory for it."""
-    return _How.way.cpu_seconds()
+    """CPU time of this thread, and of the processes that read memory and parse files for it."""
+    return _How.way.cpu_seconds() + client.cpu_seconds()
 
 
 _Number = TypeVar("_Number", bound=np.generic)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import threading
 import time
 from collections import Counter, deque
@@ -100,7 +99,7 @@ class Looker:
 
     def look(self, pid: int, owner: Owner, config: Config) -> Look:
         """Look at *pid*, whatever it is, and charge its owner."""
-        began = _cpu()
+        began = cpu_seconds()
         try:
             result, look = self._look(pid, owner, config)
         except TargetChangedError:
@@ -109,7 +108,7 @@ class Looker:
         except NoSuchProcessError:
             self._unwanted.pop(pid, None)
             result, look = "ended", Look(pid)
-        took = _cpu() - began
+        took = cpu_seconds() - began
         self.seconds += took
         self._shares.charge(owner, took)
         self.results[result] += 1
@@ -183,8 +182,8 @@ class Looker:
 
     def _is_young(self, pid: int) -> bool:
         with suppress(OSError, ValueError, IndexError):
-            text = (self._proc / str(pid) / "stat").read_text("utf-8", "replace")
-            started = int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            text = (self._proc / str(pid) / "stat").read_bytes()
+            started = int(text.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
             return _age(started) < _YOUNG
         return False
 
@@ -310,12 +309,6 @@ def _no(pid: int, bad: Bad) -> Look:
 
 def _limits(pid: int) -> LookLimits:
     return LookLimits(f"a look at process {pid}", data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL)
-
-
-def _cpu() -> float:
-    """CPU of this thread, and of children that have ended: files are parsed by some."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return cpu_seconds() + children.ru_utime + children.ru_stime
 
 
 def _age(started: float) -> float:
