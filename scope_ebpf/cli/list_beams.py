@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
 from scope_ebpf.cli.trouble import health
+from scope_ebpf.errors import ScopeError
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def _row(target: Beam, uptime: float) -> dict[str, Any]:
 
 def _symbols(target: Beam) -> str:
     """Whether the emulator's functions can be found by name; OTP 29 hides them."""
-    return "symbols" if target.binary.symbol("erts_schedule") else "none"
+    try:
+        return "symbols" if target.binary.symbol("erts_schedule") else "none"
+    except ScopeError:
+        return "none"
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

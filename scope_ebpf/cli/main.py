@@ -7,6 +7,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 # numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
@@ -84,7 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 - what a hostile VM leads to is anything
+        _say_where(error)
+        return ScopeError.exit_code
     return code
+
+
+def _say_where(error: Exception) -> None:
+    """As Python does of an error that nobody thought of, but no terminal obeys a VM's text."""
+    say(f"scope-trace: a mistake of ours, {type(error).__name__}: {plain(str(error))}. Traceback:")
+    for frame in traceback.extract_tb(error.__traceback__):
+        say(f"  {plain(frame.filename)}:{frame.lineno} {frame.name}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.layouts.checks import KINDS
+from scope_ebpf.beam.memory.look_limits import limited, one_of_many
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.counters import CounterReader
@@ -24,7 +26,7 @@ from scope_ebpf.errors import ReadRefusedError, ScopeError
 from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterator
 
     from scope_ebpf.beam.vm.schedulers import Scheduler
     from scope_ebpf.beam.vm.target import Target
@@ -181,32 +183,40 @@ def health(targets: list[Target]) -> list[Health]:
 
 def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | str:
     """The first look at a VM, or why there was none."""
-    try:
+    refused: list[str] = []
+    with _within(target, refused):
         troubles = Troubles(target, Viewer(target, IDENTITY))
         return troubles, troubles.look(KINDS)
+    return refused[0]
+
+
+@contextmanager
+def _within(target: Target, refused: list[str]) -> Iterator[None]:
+    """Within the limits of one look; why it failed, at whatever, is added to *refused*."""
+    try:
+        with limited(one_of_many(target.pid)):
+            yield
     except (ScopeError, OSError) as error:
-        return str(error)
+        refused.append(str(error))
+    except Exception as error:  # noqa: BLE001 - one VM must not take the others along
+        refused.append(repr(error))
 
 
 def _health(
     target: Target, looked: tuple[Troubles, list[Scheduler]] | str, *, again: bool
 ) -> Health:
     trouble, usage, refused = None, None, list[str]()
-    try:
+    with _within(target, refused):
         if isinstance(looked, str):
             refused.append(looked)
         else:
             troubles, found = looked
             trouble = troubles.tell(troubles.look(KINDS) if again else found)
             refused += troubles.refused.values()
-    except (ScopeError, OSError) as error:
-        refused.append(str(error))
-    try:
+    with _within(target, refused):
         reader = CounterReader(target)
         used, limits = reader.read(), reader.limits()
         usage = {name: (getattr(used, name), getattr(limits, name)) for name in _TABLES}
-    except (ScopeError, OSError) as error:
-        refused.append(str(error))
     return Health(trouble, usage, "; ".join(dict.fromkeys(refused)) or None)
 
 

@@ -292,13 +292,18 @@ def test_ctrl_c_before_the_trace_ends_quietly(
     assert ("", "") == capsys.readouterr()
 
 
-def test_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_is_told_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     """
-    What is not an error of ours is not swallowed.
+    What is not an error of ours is not swallowed, and its text may be of a VM's making.
     """
-    monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(KeyError("x"))))
-    with pytest.raises(KeyError):
-        cli.main(["list"])
+    error = LookupError("\x1b[2J\nx")
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(error)))
+    assert 1 == cli.main(["list"])
+    first, *frames = capsys.readouterr().err.splitlines()
+    assert "scope-trace: a mistake of ours, LookupError: ?[2J?x. Traceback:" == first
+    assert frames[-1].endswith(" run")
 
 
 @pytest.mark.parametrize(

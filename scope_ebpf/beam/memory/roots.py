@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _AGAIN = 30.0
 #: Names so short that a symbol of that name may be anything.
 _AMBIGUOUS = ("r",)
+#: What a hostile file makes of an address is one all the same.
+_WORD = (1 << 64) - 1
 
 
 class Roots:
@@ -40,7 +42,7 @@ class Roots:
             return self._found[name]
         symbol = None if name in _AMBIGUOUS else self._target.binary.symbol(name)
         if symbol is not None:
-            return self._found.setdefault(name, self._target.base + symbol.address)
+            return self._found.setdefault(name, self._target.base + symbol.address & _WORD)
         now = time.monotonic()
         first, due = self._missing.get(name, (now, now))
         if now < due:

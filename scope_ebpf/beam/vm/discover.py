@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf.beam.elf.binary import Binary, UnreadableElfError
 from scope_ebpf.beam.layouts.live import layout_for
+from scope_ebpf.beam.memory.look_limits import limited, one_of_many
 from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.beam.memory.roots import Roots
 from scope_ebpf.beam.vm.identity import Identity, Process
@@ -36,6 +37,7 @@ from scope_ebpf.errors import (
     ScopeError,
 )
 from scope_ebpf.sandbox.filesystems import in_user_namespace
+from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,17 +90,24 @@ class Refusal(NamedTuple):
 
 
 def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
-    """Find every BEAM of the host, by pid; one that ends meanwhile is left out."""
+    """
+    Find every BEAM of the host, by pid; one that ends meanwhile is left out.
+
+    Each look has limits, and whatever one meets is no matter of the others.
+    """
     found: list[Beam | Refusal] = []
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
         if not _has_schedulers(proc / str(pid)):
             continue
         try:
-            found.append(inspect(pid, proc))
+            with limited(one_of_many(pid)):
+                found.append(inspect(pid, proc))
         except (NoSuchProcessError, NotABeamError):
             continue
         except (ScopeError, OSError) as error:
             found.append(Refusal(pid, error))
+        except Exception as error:  # noqa: BLE001 - what a hostile process leads to is anything
+            found.append(Refusal(pid, ScopeError(f"process {pid} cannot be looked at: {error!r}")))
     return found
 
 
@@ -160,17 +169,16 @@ def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> 
 def _started(pid: int, folder: Path) -> int:
     """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
     try:
-        text = (folder / "stat").read_text("utf-8", "replace")
-        status = (folder / "status").read_text("utf-8", "replace")
+        stat = (folder / "stat").read_bytes()
+        leader = status_number((folder / "status").read_bytes(), "Tgid")
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcessError(f"there is no process {pid}") from None
     # The name stands in brackets and may hold anything, brackets too.
-    fields = text.rpartition(")")[2].split()
-    if fields[0] in "ZXx":
+    fields = stat.rpartition(b")")[2].split()
+    if fields[0] in (b"Z", b"X", b"x"):
         raise NoSuchProcessError(f"process {pid} has ended; its parent has not noticed yet")
-    leader = re.search(r"^Tgid:\s*(\d+)", status, re.MULTILINE)
-    if leader and int(leader[1]) != pid:
-        raise NoSuchProcessError(f"{pid} is a thread of process {leader[1]}: use that number")
+    if leader not in (None, pid):
+        raise NoSuchProcessError(f"{pid} is a thread of process {leader}: use that number")
     return int(fields[19])
 
 
@@ -241,7 +249,7 @@ def _base(pid: int, folder: Path, binary: Binary) -> int:
         raise NoSuchProcessError(f"process {pid} has ended") from None
     for kind, value in struct.iter_unpack("<QQ", vector[: len(vector) // 16 * 16]):
         if kind == _AT_ENTRY:
-            return int(value) - binary.entry
+            return int(value) - binary.entry & (1 << 64) - 1
     raise NoSuchProcessError(f"process {pid} has ended")
 
 
@@ -249,7 +257,7 @@ def _thread_names(folder: Path) -> list[str]:
     names = []
     for comm in folder.glob("task/*/comm"):
         with suppress(OSError):  # threads end, and so do processes
-            names.append(comm.read_text("utf-8", "replace").strip())
+            names.append(comm.read_bytes().decode("utf-8", "replace").strip())
     return names
 
 
@@ -281,5 +289,5 @@ def _node_argument(folder: Path, memory: Memory) -> str | None:
 
 def _command_line(folder: Path) -> tuple[int, int]:
     """Where it begins and ends in the process's memory (proc(5): arg_start, arg_end)."""
-    fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
     return int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])

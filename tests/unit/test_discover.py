@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Looks at all VMs of a host, of which one may be hostile.
+"""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from scope_ebpf.beam.memory.look_limits import spend
+from scope_ebpf.beam.memory.roots import Roots
+from scope_ebpf.beam.vm import discover, nifs
+from scope_ebpf.beam.vm.discover import Refusal, beams
+from scope_ebpf.cli.trouble import health
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOP = (1 << 64) - 1
+
+
+def fails(_pid: int, _proc: Path) -> None:
+    raise OverflowError("int too big to convert")
+
+
+def reads(_pid: int, _proc: Path) -> None:
+    for _ in range(100_000):
+        spend(8)
+
+
+@pytest.mark.parametrize(("look", "why"), [(fails, "int too big"), (reads, "50,000 readings")])
+def test_one_vm_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look, why: str
+):
+    """
+    Whatever a look at it leads to, and however much it would read, it is one refusal.
+    """
+    for pid in (7, 8, 9):
+        (tmp_path / str(pid)).mkdir()
+    monkeypatch.setattr(discover, "_has_schedulers", lambda _: True)
+    monkeypatch.setattr(discover, "inspect", lambda pid, proc: look(pid, proc) if pid == 8 else pid)
+    first, refused, last = beams(tmp_path)
+    assert (7, 9) == (first, last)
+    assert isinstance(refused, Refusal)
+    assert why in str(refused.reason)
+
+
+def test_one_vm_does_not_hide_what_is_wrong_with_others():
+    """
+    Of a target that leads to an error that nobody thought of, that is all that is told.
+    """
+    seen = health([SimpleNamespace(pid=7), SimpleNamespace(pid=8)])
+    assert [(None, None)] * 2 == [(one.trouble, one.usage) for one in seen]
+    assert all("AttributeError" in one.refused for one in seen)
+
+
+def test_an_address_that_a_file_makes_too_large_is_one_all_the_same(tmp_path: Path):
+    """
+    Neither an entry before the first address nor a symbol behind the last one leads out of them.
+    """
+    (tmp_path / "auxv").write_bytes(struct.pack("<QQ", 9, 5))
+    base = discover._base(7, tmp_path, SimpleNamespace(relative=True, entry=10))
+    assert TOP - 4 == base
+    symbols = SimpleNamespace(symbol=lambda _: SimpleNamespace(address=TOP))
+    assert TOP - 5 == Roots(SimpleNamespace(base=base, binary=symbols)).find("erts_port")
+
+
+def test_a_mapping_is_found_by_its_bounds():
+    """
+    Between mappings, before the first and behind the last there is none.
+    """
+    made = [nifs._Mapping(start, start + 10, 0, "/lib") for start in (100, 200, 210)]
+    found = [nifs._find(made, at) for at in (99, 100, 109, 110, 199, 209, 210, 219, 220)]
+    first, second, third = made
+    assert [None, first, first, None, None, second, third, third, None] == found
+    assert nifs._find([], 5) is None
