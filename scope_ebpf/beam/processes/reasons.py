@@ -18,7 +18,7 @@ from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import PortCodec
 from scope_ebpf.beam.processes.monitors import suspenders
 from scope_ebpf.beam.processes.table import ACTIVE_SYS, DIRTY_ACTIVE_SYS, statuses
-from scope_ebpf.beam.vm.connections import ConnectionReader, waiters
+from scope_ebpf.beam.vm.connections import MOST, ConnectionReader, waiters
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -101,9 +101,11 @@ def _port(target: Target, pid: int) -> str | None:
     words = memory.words(first, min(slots, _MOST_PORTS))
     ports = words[(words != 0) & (words != invalid) & (words & np.uint64(_FLAGS) == 0)]
     raw, read = memory.gather(ports + np.uint64(layout.offset("Port", "suspended")), _WORD)
-    lists = column(raw, 0, np.uint64)
+    lists, left = column(raw, 0, np.uint64), MOST
     for place in np.flatnonzero(read & (lists != 0)).tolist():
-        if pid in waiters(memory, int(lists[place])):
+        found = waiters(memory, int(lists[place]), left)
+        left -= len(found)
+        if pid in found:
             port = int(ports[place])
             name = _text(target, memory.u64(port + layout.offset("Port", "name")))
             return f"{PortCodec.of(target).text(memory.u64(port))} ({name})"

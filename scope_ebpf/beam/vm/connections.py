@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}
 _PENDING_LIST = "erts_pending_dist_entries"
 TYPES = tuple(_LISTS)
-#: No list is followed further.
-_MOST = 4096
+#: No list is followed further, and no more processes that wait are looked through.
+MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
 #: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
@@ -84,11 +84,18 @@ class ConnectionReader:
         )
 
     def waited_for(self, pid: int) -> tuple[int, int] | None:
-        """Find the node whose connection the process *pid* waits for: its atom, bytes queued."""
+        """
+        Find the node whose connection the process *pid* waits for: its atom, bytes queued.
+
+        Raises ReadRefusedError where more processes wait than are looked through.
+        """
+        left = MOST
         for head in self._heads:
             for value in self._follow(self._memory.u64(head)):
-                if pid in waiters(self._memory, value["suspended"]):
+                found = waiters(self._memory, value["suspended"], left)
+                if pid in found:
                     return value["sysname"], value["queued"]
+                left -= len(found)
         return None
 
     def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
@@ -101,7 +108,7 @@ class ConnectionReader:
 
     def _follow(self, place: int) -> Iterator[dict[str, int]]:
         """Give the entries of the list that begins at *place*, by their fields."""
-        for _ in range(_MOST):
+        for _ in range(MOST):
             if not place:
                 return
             raw = self._memory.read(place, self._size)
@@ -112,9 +119,16 @@ class ConnectionReader:
                 return  # it is being freed
             yield value
             place = value["next"]
-        raise ReadRefusedError(f"a list of nodes has more than {_MOST} entries")
+        raise ReadRefusedError(f"a list of nodes has more than {MOST} entries")
 
 
-def waiters(memory: Memory, first: int) -> list[int]:
-    """Read the pids of a ring of processes (ErtsProcList) that begins at *first*."""
-    return [memory.u64(at) for at in chain(memory, first, _ONWARD, _MOST, closed=True).tolist()]
+def waiters(memory: Memory, first: int, most: int) -> list[int]:
+    """
+    Read the pids of a ring of processes (ErtsProcList) that begins at *first*.
+
+    Raises ReadRefusedError where there are more than *most*.
+    """
+    places = chain(memory, first, _ONWARD, most, closed=True).tolist()
+    if len(places) > most:
+        raise ReadRefusedError(f"more than {MOST} processes wait")
+    return [memory.u64(at) for at in places]
