@@ -254,10 +254,10 @@ def _end(summary: Summary) -> End:
 
 def _is_stopped(pid: int) -> bool:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
-    return text.rpartition(")")[2].split()[0] in "Tt"
+    return text.rpartition(b")")[2].split()[0] in (b"T", b"t")
 
 
 def _say(text: str) -> None:

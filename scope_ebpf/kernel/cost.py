@@ -203,7 +203,7 @@ def carried() -> float:
 
 def _place(address: int) -> tuple[Path, int]:
     """File and offset of a function of ours."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_bytes().decode("utf-8", "replace").split("\n")[:-1]:
         bounds, _, offset, _, _, *path = line.split(maxsplit=5)
         start, end = (int(bound, 16) for bound in bounds.split("-"))
         if start <= address < end and path:

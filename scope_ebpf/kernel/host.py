@@ -68,8 +68,8 @@ def require(root: Path = Path("/"), release: str | None = None) -> None:
 
 def capabilities(root: Path = Path("/")) -> int:
     """The effective capabilities of this process, as a bit mask."""
-    status = (root / "proc/self/status").read_text()
-    match = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
+    status = (root / "proc/self/status").read_bytes()
+    match = re.search(rb"^CapEff:\s*(\w+)", status, re.MULTILINE)
     return int(match[1], 16) if match else 0
 
 

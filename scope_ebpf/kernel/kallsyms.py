@@ -16,10 +16,10 @@ class KernelSymbols:
     def __init__(self, root: Path = Path("/")) -> None:
         found = []
         try:
-            text = (root / "proc/kallsyms").read_text("utf-8", "replace")
+            text = (root / "proc/kallsyms").read_bytes().decode("utf-8", "replace")
         except OSError:
             text = ""
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             address, kind, name, *_ = line.split(maxsplit=3)
             if kind in "tTwW":
                 found.append((int(address, 16), name))

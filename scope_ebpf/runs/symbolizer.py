@@ -168,7 +168,7 @@ class Reader:
         if tid not in self._roles:
             comm = Path(f"/proc/{self._target.pid}/task/{tid}/comm")
             try:
-                name = comm.read_text("utf-8", "replace").strip()
+                name = comm.read_bytes().decode("utf-8", "replace").strip()
             except OSError:
                 return "other thread", "ended"
             role = role_of(name)

@@ -179,3 +179,53 @@ def test_the_clock_is_as_fast_as_the_programs_take_it_to_be():
     found = re.search(r"CLOCK_NS \(1000000000ULL / (\d+)\)", text(ROOT / "probes/threads.bpf.c"))
     assert found
     assert int(found[1]) == SAMPLE_HZ
+
+
+#: What reads files of ours as text, or splits what is no text of /proc.
+_TEXTS = {
+    "beam/layouts/__init__.py", "cli/run.py", "daemon/config.py", "errors.py",
+    "kernel/attach/attacher.py", "kernel/attach/perf_events.py", "kernel/bpf/compiler.py",
+    "kernel/observers/tracepoints.py", "metrics/catalogue.py", "metrics/compat.py",
+    "runs/terminal.py", "sinks/flamegraph.py", "user_probes/source.py",
+}  # fmt: skip
+
+
+def as_text(source: str) -> list[int]:
+    """
+    Lines that open a file as text, or split a text at more than newlines.
+    """
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        what = getattr(call.func, "attr", None)
+        modes = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
+        binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
+        opens = isinstance(call.func, ast.Name) and call.func.id == "open" and not binary
+        if opens or what in ("read_text", "splitlines"):
+            found.append(call.lineno)
+    return found
+
+
+def test_texts_of_proc_are_read_as_bytes():
+    """
+    Opening as text makes a newline of a carriage return, which a tenant may have in a name.
+    """
+    package = ROOT / "scope_ebpf"
+    found = {
+        str(path.relative_to(package)) for path in package.rglob("*.py") if as_text(text(path))
+    }
+    assert _TEXTS == found
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("Path('/proc/1/status').read_text()", [1]),
+        ("with open('/proc/1/stat') as file:\n    file.read().splitlines()", [1, 2]),
+        ("open('/proc/1/stat', 'rb')\nopen('x', mode='rb')\nPath('x').read_bytes()", []),
+    ],
+)
+def test_a_file_that_is_read_as_text_is_found(source: str, lines: list[int]):
+    """
+    By its line, however it is opened.
+    """
+    assert lines == sorted(as_text(source))

@@ -22,7 +22,7 @@ from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.beam.elf.contents import UnreadableElfError
 from scope_ebpf.beam.stacks.frames import CallFrames
 from scope_ebpf.errors import ReadRefusedError, RefusedFileError
-from scope_ebpf.sandbox.proc import read_bounded
+from scope_ebpf.sandbox.proc import read_bounded, rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,8 +74,7 @@ def regions(pid: int, proc: Path = Path("/proc")) -> list[Region]:
     """
     found = []
     with suppress(OSError):
-        text = read_bounded(proc / str(pid) / "maps").decode("utf-8", "replace")
-        for line in text.splitlines():
+        for line in rows(read_bounded(proc / str(pid) / "maps")):
             bounds, rights, offset, _, _, *path = line.split(maxsplit=5)
             if "x" in rights:
                 start, _, end = bounds.partition("-")

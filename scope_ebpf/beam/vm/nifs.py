@@ -8,12 +8,13 @@ interface): its pointers lead into the library, and its name is the module's.
 
 from __future__ import annotations
 
+import bisect
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import ReadRefusedError, RefusedFileError, ScopeError
-from scope_ebpf.sandbox.proc import read_bounded
+from scope_ebpf.sandbox.proc import read_bounded, rows
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
@@ -79,10 +80,10 @@ def _libraries(pid: int) -> list[_Mapping]:
     """Read which files are mapped where."""
     found = []
     try:
-        text = read_bounded(f"/proc/{pid}/maps").decode("utf-8", "replace")
+        text = read_bounded(f"/proc/{pid}/maps")
     except (OSError, RefusedFileError):
         return []
-    for line in text.splitlines():
+    for line in rows(text):
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].startswith("/"):
             start, _, end = fields[0].partition("-")
@@ -91,7 +92,9 @@ def _libraries(pid: int) -> list[_Mapping]:
 
 
 def _find(mappings: list[_Mapping], address: int) -> _Mapping | None:
-    return next((m for m in mappings if m.start <= address < m.end), None)
+    """*mappings* are in order of address."""
+    place = bisect.bisect_right(mappings, address, key=lambda one: one.start) - 1
+    return mappings[place] if place >= 0 and address < mappings[place].end else None
 
 
 def _symbol(

@@ -24,6 +24,7 @@ from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.relations import of_allocators, of_use
+from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters
@@ -212,9 +213,8 @@ def _owner(target: Target, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> st
 
 def _resident(target: Target) -> int | None:
     try:
-        text = Path(f"/proc/{target.pid}/status").read_text("utf-8", "replace")
+        kilobytes = status_number(Path(f"/proc/{target.pid}/status").read_bytes(), "VmRSS")
         target.identity.check()
     except (OSError, NoSuchProcessError):
         return None
-    line = next((line for line in text.splitlines() if line.startswith("VmRSS:")), None)
-    return int(line.split()[1]) * 1024 if line else None
+    return None if kilobytes is None else kilobytes * 1024

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from scope_ebpf.sandbox.proc import status_number
+
 #: Names that the VM gives its threads, up to OTP 25 and since OTP 26; the kernel cuts at 15.
 _ROLES = (
     (re.compile(r"^(?:(\d+)_scheduler|erts_sched_(\d+))$"), "normal"),
@@ -55,18 +57,15 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
     found = []
     for folder in proc.glob(f"{pid}/task/*"):
         try:
-            role = role_of((folder / "comm").read_text("utf-8", "replace").strip())
+            role = role_of((folder / "comm").read_bytes().decode("utf-8", "replace").strip())
             if role is None:
                 continue
-            fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-            status = (folder / "status").read_text("utf-8", "replace")
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].decode().split()
+            waits = status_number((folder / "status").read_bytes(), "voluntary_ctxt_switches")
         except OSError:
             continue
-        waits = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
         used = (int(fields[11]) + int(fields[12])) / tick
-        found.append(
-            Thread(int(folder.name), *role, fields[0], used, int(waits[1]) if waits else 0)
-        )
+        found.append(Thread(int(folder.name), *role, fields[0], used, waits or 0))
     return sorted(found, key=lambda thread: (ROLES.index(thread.role), thread.number))
 
 

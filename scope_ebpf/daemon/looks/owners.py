@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from scope_ebpf.daemon.readings.process import cgroup_of
 from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,12 +74,13 @@ def owner_of(pid: int, proc: Path = Path("/proc"), ours: str = "") -> Owner:
     is the real one, which no program without privileges can change, setuid or not.
     """
     try:
-        status = (proc / str(pid) / "status").read_text("utf-8", "replace")
+        uid = status_number((proc / str(pid) / "status").read_bytes(), "Uid")
     except OSError:
-        raise NoSuchProcessError(f"process {pid} has ended") from None
-    found = re.search(r"^Uid:\s*(\d+)", status, re.MULTILINE)
+        uid = None
+    if uid is None:
+        raise NoSuchProcessError(f"process {pid} has ended")
     tenant = tenant_of(cgroup_of(pid, proc))
-    return Owner(int(found[1]) if found else 0, "" if tenant == ours else tenant)
+    return Owner(uid, "" if tenant == ours else tenant)
 
 
 class Shares:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.metrics.reading import ProcessReading
+from scope_ebpf.sandbox.proc import rows, status_number
 
 if TYPE_CHECKING:
     from scope_ebpf.daemon.readings.throttling import Throttling
@@ -26,7 +27,7 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
     Of version 1 there is one for each controller; the longest says most (cgroups(7)).
     """
     try:
-        lines = (proc / str(pid) / "cgroup").read_text("utf-8", "replace").splitlines()
+        lines = rows((proc / str(pid) / "cgroup").read_bytes())
     except OSError:
         return ""
     # hierarchy:controllers:path
@@ -36,11 +37,10 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
 def user_of(pid: int, proc: Path = Path("/proc")) -> str:
     """The real user of a process, by number as we see it; "" where it has ended."""
     try:
-        text = (proc / str(pid) / "status").read_text("utf-8", "replace")
+        uid = status_number((proc / str(pid) / "status").read_bytes(), "Uid")
     except OSError:
         return ""
-    # Real, effective, saved and that of the file system; the name above has no newline in it.
-    return next((line.split()[1] for line in text.splitlines() if line.startswith("Uid:")), "")
+    return "" if uid is None else str(uid)
 
 
 def read_process(

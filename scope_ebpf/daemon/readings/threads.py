@@ -199,9 +199,9 @@ class WatchedThreads:
         """As the programs decide it; None if it does not sleep, or we may not know."""
         path = f"/proc/{self._target.pid}/task/{tid}/syscall"
         try:
-            with open(path) as file:  # noqa: PTH123 - one for each thread
-                call = file.read().partition(" ")[0]
-            if call == "running\n":
+            with open(path, "rb") as file:  # noqa: PTH123 - one for each thread
+                call = file.read().partition(b" ")[0]
+            if call == b"running\n":
                 return None
             waits = not sleep_flags or self._target.memory.u32(sleep_flags) & _WAITING
         except (OSError, ReadRefusedError):

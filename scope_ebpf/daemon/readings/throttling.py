@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scope_ebpf.metrics.reading import Throttled
+from scope_ebpf.sandbox.proc import rows
 
 _CGROUPS = Path("/sys/fs/cgroup")
 #: cpu.stat is read for this many cgroups, from the VM's own outwards.
@@ -63,7 +64,7 @@ def _sum(one: Throttled, other: Throttled) -> Throttled:
 def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
     """Where the CPU controller has the process, and all above but the root."""
     try:
-        lines = (proc / str(pid) / "cgroup").read_text("utf-8", "replace").splitlines()
+        lines = rows((proc / str(pid) / "cgroup").read_bytes())
     except OSError:
         return []
     for line in lines:
@@ -82,11 +83,11 @@ def _upwards(root: Path, path: str) -> list[Path]:
 
 def _read(file: str) -> Throttled | None:
     try:
-        with open(file) as stat:  # noqa: PTH123 - read every second
+        with open(file, "rb") as stat:  # noqa: PTH123 - read every second
             text = stat.read()
     except OSError:
         return None
-    values = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
+    values = dict(line.split(maxsplit=1) for line in rows(text) if " " in line)
     seconds = (
         int(values.get("throttled_usec", 0)) / 1e6 or int(values.get("throttled_time", 0)) / 1e9
     )

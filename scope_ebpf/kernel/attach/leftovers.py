@@ -195,8 +195,9 @@ def _place(offset: int, semaphore: int) -> Attachment:
 
 
 def _is_debugged(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
-    tracer = re.search(r"^TracerPid:\s*(\d+)", status, re.MULTILINE)
+    status = Path(f"/proc/{pid}/status").read_bytes()
+    # In bytes: a name may hold what a file that is opened as text takes for a newline.
+    tracer = re.search(rb"^TracerPid:\s*(\d+)", status, re.MULTILINE)
     return tracer is not None and int(tracer[1]) != 0
 
 
