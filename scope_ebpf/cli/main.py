@@ -7,7 +7,6 @@ import argparse
 import importlib
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 # numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
@@ -93,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say_where(error: Exception) -> None:
     """As Python does of an error that nobody thought of, but no terminal obeys a VM's text."""
+    import traceback  # noqa: PLC0415 - of no use otherwise
+
     say(f"scope-trace: a mistake of ours, {type(error).__name__}: {plain(str(error))}. Traceback:")
     for frame in traceback.extract_tb(error.__traceback__):
         say(f"  {plain(frame.filename)}:{frame.lineno} {frame.name}")
