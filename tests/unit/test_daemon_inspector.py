@@ -95,6 +95,28 @@ def test_what_parses_the_files_of_an_owner_is_charged_to_it(
     assert shares.wait(EVIL) >= (5.0 - BURST) / SHARE
 
 
+def test_a_process_that_ends_meanwhile_says_nothing_of_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    What is read of it is nonsense, and the next process of the program is looked into.
+    """
+    processes(tmp_path, 1, 2)
+    seen: list[int] = []
+
+    def ends(pid: int, *_: object) -> None:
+        seen.append(pid)
+        (tmp_path / str(pid) / "exe").unlink()
+        raise ReadRefusedError("its memory is not that of a VM")
+
+    monkeypatch.setattr(inspector, "inspect", ends)
+    looker = Looker(Shares(), tmp_path)
+    for pid in (1, 2):
+        assert Look(pid) == looker.look(pid, EVIL, QUICK)
+    assert [1, 2] == seen
+    assert looker.results["ended"] == 2
+
+
 def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, looked):
     """
     Whose rights it has is no property of its program: the next process of that is looked into.

@@ -144,6 +144,9 @@ class Looker:
         except NoSuchProcessError:
             raise
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
+            if program_at(self._proc / str(pid), owner) != program:
+                # What is read of a process that ends is nonsense, and nothing of its program.
+                raise NoSuchProcessError(f"{pid} runs something else now") from None
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
             if isinstance(error, NoAnswerError):
                 self.hangs.add(owner)
