@@ -204,7 +204,9 @@ class Daemon:
         )
 
     def at_rest(self) -> Rest:
-        """The same, once it has let go of all that it keeps for VMs that may come."""
+        """The same, once it has let go of all that it keeps, and all hooks of who stays are in."""
+        with suppress(SystemExit):  # a host that is busy with others may keep some out
+            until(self._is_whole, "all hooks are in")
         rest, since = self.rest(), time.monotonic()
         while time.monotonic() - since < STILL:
             time.sleep(1.0)
@@ -213,6 +215,10 @@ class Daemon:
                 since = time.monotonic()
             rest = now
         return rest
+
+    def _is_whole(self) -> bool:
+        ratios = [v for name, _, v in self.samples() if name == "scope_ebpf_sampling_ratio"]
+        return bool(ratios) and min(ratios) == 1
 
     def end(self) -> float:
         """End it; seconds that took."""
