@@ -50,12 +50,40 @@ class _Used(threading.local):
     seconds = 0.0
 
 
-_used = _Used()
+class _Spent:
+    """CPU time of all children, and of forkservers that have ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds = self._most = 0.0
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self._seconds += seconds
+
+    def with_running(self, seconds: float) -> float:
+        """That and the *seconds* of who runs; never less than before, as a counter is."""
+        with self._lock:
+            self._most = max(self._most, self._seconds + seconds)
+            return self._most
+
+
+_used, _spent = _Used(), _Spent()
 
 
 def cpu_seconds() -> float:
     """CPU time that children took, so far, for what this thread asked them."""
     return _used.seconds
+
+
+def all_cpu_seconds() -> float:
+    """CPU time of all that parse, and of what starts them; for any thread."""
+    return _spent.with_running(_server.cpu_seconds())
+
+
+def server_pid() -> int | None:
+    """The process that starts those that parse, if it runs; for any thread."""
+    return _server.pid()
 
 
 class _Server:
@@ -100,6 +128,16 @@ class _Server:
                 self._close()
                 return None
 
+    def pid(self) -> int | None:
+        """Its process, if it runs."""
+        process = self._process
+        return process.pid if process else None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the one that runs, without its children's."""
+        pid = self.pid()
+        return (_cpu_of(pid) or 0.0) if pid else 0.0
+
     def _ask(self, number: int, fds: tuple[int, ...] = ()) -> tuple[int, int]:
         control = self._running()
         wire.send(control, number, fds)
@@ -125,18 +163,27 @@ class _Server:
     def stop(self) -> None:
         """Let it end, and wait for that."""
         with self._lock:
-            if self._control and self._process:
-                self._control.close()
-                self._process.wait()
-            self._control = self._process = None
+            control, self._control = self._control, None
+            process = self._taken()
+            if control and process:
+                control.close()
+                process.wait()
 
     def _close(self) -> None:
-        if self._control:
-            self._control.close()
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-        self._control = self._process = None
+        control, self._control = self._control, None
+        process = self._taken()
+        if control:
+            control.close()
+        if process:
+            process.kill()
+            process.wait()
+
+    def _taken(self) -> subprocess.Popen[bytes] | None:
+        """Give the process away that is to end; the CPU time that it took is kept."""
+        process, seconds = self._process, self.cpu_seconds()
+        self._process = None
+        _spent.add(seconds)
+        return process
 
 
 _server = _Server()
@@ -323,7 +370,9 @@ class Parser:
     def _charge(self, used: float | None) -> None:
         """Count what the child has *used* since this was counted last; all it may if not known."""
         used = self._charged + self._seconds if used is None else used
-        _used.seconds += max(0.0, used - self._charged)
+        more = max(0.0, used - self._charged)
+        _used.seconds += more
+        _spent.add(more)
         self._charged = used
 
 

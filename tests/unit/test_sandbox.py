@@ -260,6 +260,29 @@ def test_what_a_child_takes_is_who_asked_its(good: Path):
     assert used == client.cpu_seconds()
 
 
+def test_all_that_parses_is_counted_once(good: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    What this thread and another one had parsed, and what forks; no less once that has ended.
+    """
+    server = client._Server()
+    monkeypatch.setattr(client, "_server", server)
+    monkeypatch.setattr(client, "_spent", client._Spent())
+    before = client.cpu_seconds()
+    binary = Binary.open(good)
+    others = []
+    thread = threading.Thread(target=lambda: others.append((ask(binary), client.cpu_seconds())))
+    thread.start()
+    thread.join()
+    parsed = client.cpu_seconds() - before + others[0][1]
+    forked = time.clock_gettime(~client.server_pid() << 3 | 2)
+    all_of_it = client.all_cpu_seconds()
+    assert 0 < parsed < parsed + forked <= all_of_it
+    binary.close()
+    server.stop()
+    assert client.server_pid() is None
+    assert client.all_cpu_seconds() >= all_of_it
+
+
 def ask(binary: Binary) -> None:
     assert 0x1000 == binary.symbol("only").address
 

@@ -17,6 +17,7 @@ from scope_ebpf.daemon.notify import sparing
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
+from scope_ebpf.sandbox import client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -90,9 +91,11 @@ class Readings(Collector):
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
             times = [process.cpu_times() for process in both]
-            cpu = sum(one.user + one.system for one in times) + daemon.readers.seconds()
+            helpers = daemon.readers.seconds() + client.all_cpu_seconds()
+            cpu = sum(one.user + one.system for one in times) + helpers
             page.add("scope_ebpf_cpu_seconds_total", cpu)
-            both += _that_run(daemon.readers.pids())
+            parsing = client.server_pid()
+            both += _that_run([*daemon.readers.pids(), *([parsing] if parsing else [])])
             resident = sum(process.memory_info().rss for process in both)
             page.add("scope_ebpf_resident_memory_bytes", resident)
         if watch := daemon.targets.thread_watch:
