@@ -241,10 +241,18 @@ class CallRun(CallTurns):
                 f"new code was not looked for during {1e3 * self._longest:.0f} ms, as the host was "
                 "busy: code that was loaded three times meanwhile may be missing"
             )
+        notes += uncounted([t for a, t in totals.items() if a in self._follow.at])
         if self.summary.durations:
             notes.append(_measured(self.summary, elsewhere))
         if any(t["beyond"] for t in elsewhere):
             notes.append("a place that calls return to is shared by others, and was left early")
+
+
+def uncounted(functions: Sequence[dict[str, int]]) -> list[str]:
+    """What is to be said of *functions* at whose addresses other code has run meanwhile."""
+    strange = sum(total["strange"] for total in functions)
+    why = "other code came to an address that was watched"
+    return [f"{strange:,} calls are not counted: {why}"] if strange else []
 
 
 def _measured(summary: CallSummary, places: Sequence[dict[str, int]]) -> str:

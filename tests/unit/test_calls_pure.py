@@ -15,6 +15,7 @@ from scope_ebpf.cli.calls import calls, choose, seconds
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel.attach.breakpoints import program_decides
 from scope_ebpf.results.calls import Call, CallSummary, Return, Upgrade
+from scope_ebpf.runs.call_run_jit import uncounted
 from scope_ebpf.sinks.calls import CallLines, print_calls
 
 
@@ -155,6 +156,16 @@ def test_binaries_of_otp_27_are_measured_in_bits(monkeypatch: pytest.MonkeyPatch
     made = shaper(monkeypatch, 27)
     copied = pieces((0x1000 | BOX, 0x20, 184), (0x2000 | BOX, 0x24, 0, 8, 192))
     assert ["<<23 bytes>>"] * 2 == made.shapes([0x1000 | BOX, 0x2000 | BOX], copied)
+
+
+def test_hits_of_other_code_are_not_passed_over():
+    """
+    New code at an address that another function had: its 23 calls are said to be not counted.
+    """
+    assert [] == uncounted([{"calls": 5, "strange": 0}])
+    assert [
+        "23 calls are not counted: other code came to an address that was watched"
+    ] == uncounted([{"calls": 5, "strange": 20}, {"calls": 0, "strange": 3}])
 
 
 def test_a_circle_ends(monkeypatch: pytest.MonkeyPatch):
