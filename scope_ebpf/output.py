@@ -20,10 +20,7 @@ import os
 import pwd
 import re
 import stat
-from typing import IO, TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from typing import IO, Self
 
 _MODE = 0o600
 #: Bytes of a name that are left for ours: a name may have 255.
@@ -57,12 +54,7 @@ class Document:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # of a write that has failed before
             self.file.close()
         if self._fresh:

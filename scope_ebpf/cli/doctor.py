@@ -180,4 +180,4 @@ def _not_by_daemon(
         for what, why in not_told.items():
             yield f"  {what}: {escape(plain(why))}"
     else:
-        yield "\nscope-ebpfd tells everything of this VM."
+        yield "\nscope-ebpfd exports every series of this VM."

@@ -14,7 +14,6 @@ from scope_ebpf.runs.trace import cpu_seconds, say_braked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
@@ -33,12 +32,7 @@ class Watch(Protocol):
     def __enter__(self) -> Self:
         """Load and attach."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give everything back."""
 
     def open(self, *, on: bool) -> None:

@@ -28,7 +28,6 @@ from scope_ebpf.kernel.attach import attacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from scope_ebpf.attach.plan import Attachment
 
@@ -93,12 +92,7 @@ class Attacher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

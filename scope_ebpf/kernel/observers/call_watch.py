@@ -23,7 +23,6 @@ from scope_ebpf.kernel.bpf.ring import Ring
 if TYPE_CHECKING:
     from collections.abc import Collection
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -86,12 +85,7 @@ class CallWatch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def set(self, places: Collection[Place], tids: Collection[int]) -> None:

@@ -32,7 +32,6 @@ from scope_ebpf.kernel.observers.session import PT_REGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -83,12 +82,7 @@ class Waits:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _attach(self, *, multi: bool) -> None:

@@ -15,7 +15,6 @@ from scope_ebpf.kernel.bpf.libbpf import check, library
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -53,12 +52,7 @@ class ProbeWatch:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _refuse_failures(self) -> None:

@@ -26,7 +26,6 @@ from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -82,12 +81,7 @@ class Sampler:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:

@@ -25,7 +25,6 @@ from scope_ebpf.kernel.observers.tracepoints import attach_tracepoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -129,12 +128,7 @@ class Session:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _load(self, build: Build) -> Programs:
