@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import capstone
 import pytest
 
 from scope_ebpf.beam.elf.binary import Binary
@@ -14,8 +15,6 @@ from scope_ebpf.sandbox import code, decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-capstone = pytest.importorskip("capstone")
 
 
 @pytest.fixture(scope="module")
