@@ -34,6 +34,8 @@ class _Part(Generic[_Read]):
     def __init__(self, name: str, make: Callable[[], _Reader[_Read]]) -> None:
         self.name = name
         self.refused = ""
+        #: Seconds of CPU that finding it took in the last reading, if it will not be looked for again.
+        self.found_in = 0.0
         self._make = make
         self._reader: _Reader[_Read] | None = None
 
@@ -43,8 +45,12 @@ class _Part(Generic[_Read]):
 
         NoSuchProcessError if the process has ended, NoAnswerError if its memory does not come.
         """
+        self.found_in = 0.0
         try:
-            self._reader = self._reader or self._make()
+            if self._reader is None:
+                began = cpu_seconds()
+                self._reader = self._make()
+                self.found_in = cpu_seconds() - began
             reading = self._reader.read()
         except (NoSuchProcessError, NoAnswerError):
             raise
@@ -75,7 +81,8 @@ class Readers:
         if allocators and allocators.why:
             refused["erlang_memory"] = allocators.why
         self._tell(refused)
-        seconds = cpu_seconds() - began
+        # Finding them has their files parsed once; it is no reason to read them rarely afterwards.
+        seconds = cpu_seconds() - began - sum(part.found_in for part in parts)
         return MemoryReading(allocators, connections, refused, seconds, taken)
 
     def _tell(self, refused: dict[str, str]) -> None:
