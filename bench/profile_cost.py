@@ -88,7 +88,7 @@ class Bench:
         self.beam = beam
         self.timer = timer
         self._memory = target.memory
-        self._reductions = int(CounterReader(target).places()["reductions"][0])
+        self._reductions = int(CounterReader(target).addresses()["reductions"][0])
         (tid,) = (thread.tid for thread in threads(target.pid) if thread.role == "normal")
         *others, self._cpu = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(tid, {self._cpu})

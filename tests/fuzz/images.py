@@ -277,7 +277,7 @@ def _counters(target: discover.Beam) -> None:
     for _ in range(2):
         _ = reader.read().waiting
     reader.limits()
-    reader.places()
+    reader.addresses()
 
 
 def _memory(target: discover.Beam) -> None:

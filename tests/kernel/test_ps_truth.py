@@ -20,7 +20,7 @@ from scope_ebpf.beam.processes.sizes import LIMIT
 from scope_ebpf.beam.processes.table import RUNNING
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.beam.vm.schedulers import natives
+from scope_ebpf.beam.vm.schedulers import running_nifs
 from scope_ebpf.cli.ps import lines
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_a_process_in_a_native_function_has_left_where_it_slept(kind: str, tmp_p
         assert beam.ask("inside") == "done inside"
         target = inspect(beam.pid)
         viewer, deadline = Viewer(target), time.monotonic() + beams_run.PATIENCE
-        while not (inside := natives(target)) and time.monotonic() < deadline:
+        while not (inside := running_nifs(target)) and time.monotonic() < deadline:
             viewer.refresh()
         assert len(inside) == 1
         found = ask(target, "moving_inside")

@@ -45,7 +45,7 @@ def readers(
     Makes what reads memory from now on: our child, or one that behaves as it is told to.
     """
     made = []
-    monkeypatch.setattr(process_memory._How, "way", process_memory._How.way)
+    monkeypatch.setattr(process_memory._Current, "reader", process_memory._Current.reader)
 
     def make(behaviour: str | None = None) -> Readers:
         child = tmp_path / "child.py"
@@ -63,7 +63,7 @@ def readers(
 
 def test_it_reads_what_is_read_without_it(readers):
     """
-    Words, many pieces at once, two megabytes, and what is not there.
+    Words, many ranges at once, two megabytes, and what is not there.
     """
     readers()
     own, start = Memory(os.getpid()), ctypes.addressof(PLACE)
@@ -156,7 +156,7 @@ def test_the_child_is_asked_as_many_pieces_as_the_kernel_takes():
     """
     What the child has room for is what a memory asks for at most.
     """
-    assert reader_child.PIECES == process_memory.IOV_MAX * process_memory._IOVEC.itemsize
+    assert reader_child.IOVECS_BYTES == process_memory.IOV_MAX * process_memory._IOVEC.itemsize
 
 
 def test_an_owner_is_refused_after_three_readings_that_hang():

@@ -3,7 +3,7 @@
 Functions through code upgrades: which versions there are, and which should be watched.
 
 A new version lies in the tables of modules a moment before anybody runs it, so
-it can mostly be watched from its first call on. Where it was not, the gap is told.
+it can mostly be watched from its first call on. Where it was not, the gap is reported.
 
 Every look notes the time before it reads. So what a look shows as not in use was not in use at that
 time, and what may run now has a gap unless it was watched by then.
@@ -105,7 +105,7 @@ class Follow:
         return [id(v) for v in self.wanted], [v.gap_ns is None for v in self.all]
 
     def _find(self, codes: dict[int, Code], known: dict[int, Code], before: int) -> list[Version]:
-        """Find the versions in *codes*, and tell which may have run since *before*."""
+        """Find the versions in *codes*, and which of them may have run since *before*."""
         current, coming, old = [], [], []
         ran = {index: may_have_run(code, known[index]) for index, code in codes.items()}
         for number, function in enumerate(self._chosen):
@@ -132,7 +132,7 @@ class Follow:
         return list({id(v): v for v in (*current, *coming, *old)}.values())
 
     def _to_come(self, index: int, code: Code, ran: set[int]) -> list[int]:
-        """Tell where the code lies that is to come; some of it may run where that is hidden."""
+        """Return where the next code lies; some of it may run where that is hidden."""
         headers = [header for header in code.others if header not in ran]
         if code.active is not None:
             headers = [h for h in headers if h == code.tables[_next(code.active)][0]]
@@ -216,7 +216,7 @@ class Ran(NamedTuple):
 
 def may_have_run(code: Code, last: Code) -> Ran:
     """
-    Tell which code, besides what is and was current, may have been in use since the *last* look.
+    Return which code, besides what is and was current, may have been in use since the *last* look.
 
     The VM writes the table behind that in use, then uses it, and so on in a circle; of the table in
     use it only forgets the old code. What else has changed was written in more rounds than one.

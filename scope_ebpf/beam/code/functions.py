@@ -89,7 +89,7 @@ def parse(text: str) -> Pattern:
         )
     module, function, arity = found["module"], found["function"], found["arity"]
     module, function = _unquoted(module), _unquoted(function)
-    if module.startswith(":"):  # Elixir's way to write an Erlang module
+    if module.startswith(":"):  # how Elixir writes an Erlang module
         module = module[1:]
     elif module[:1].isupper() and not module.startswith("Elixir."):
         module = f"Elixir.{module}"
@@ -212,8 +212,8 @@ class Functions:
         count = self._memory.u64(header + layout.offset("BeamCodeHeader", "num_functions"))
         if not 0 < count < _MAX_FUNCTIONS:
             raise ReadRefusedError(f"the code at {header:#x} claims {count} functions")
-        place = header + layout.offset("BeamCodeHeader", "functions")
-        starts = self._memory.words(place, count)
+        starts_at = header + layout.offset("BeamCodeHeader", "functions")
+        starts = self._memory.words(starts_at, count)
         if (starts < header).any():
             raise ReadRefusedError(f"the functions of the code at {header:#x} are not in it")
         return starts

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What one executable tells about itself: symbols, USDT sites, build id, bytes.
+What one executable contains: symbols, USDT sites, build id, bytes.
 
 Symbols come from ``.symtab``, then a debug file (build id or ``.gnu_debuglink``), then
 ``.gnu_debugdata``, then ``.dynsym``; the first table that knows a name wins. The file is another
@@ -39,8 +39,8 @@ _DEBUG_ROOT = "usr/lib/debug"
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
-#: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
-_PIECES, _SMALL = 64, 1024
+#: Readings that stay cached, and bytes of one: the next VM of this program needs the same.
+_MAX_CACHED, _SMALL = 64, 1024
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
 #: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
@@ -107,7 +107,7 @@ class Binary:
         self._entries: dict[tuple[int, int], Entry | None] = {}
         #: The first bytes at some addresses.
         self._heads: dict[int, bytes] = {}
-        self._pieces: dict[tuple[int, int], bytes] = {}
+        self._cached: dict[tuple[int, int], bytes] = {}
         self._sought = False
         try:
             self._refusals.check(self.key)
@@ -216,10 +216,10 @@ class Binary:
     def usdt_sites(self) -> tuple[UsdtSite, ...]:
         """Every USDT site of every provider, in the order of the notes."""
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
-        places = [site[2] for site in sites if site[0] == "erlang"]
+        heads_at = [site[2] for site in sites if site[0] == "erlang"]
         # What is there will be looked at, site by site.
-        heads = self._ask("heads", lambda a: _heads(a, len(places)), places) if places else []
-        self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
+        heads = self._ask("heads", lambda a: _heads(a, len(heads_at)), heads_at) if heads_at else []
+        self._heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
     def file_offset(self, address: int) -> int:
@@ -232,8 +232,8 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
-        if (address, size) in self._pieces:
-            return self._pieces[address, size]
+        if (address, size) in self._cached:
+            return self._cached[address, size]
         if 0 < size <= len(self._heads.get(address, b"")):
             return self._heads[address][:size]
 
@@ -244,12 +244,12 @@ class Binary:
             return data
 
         found = self._ask("read", whole, address, size)
-        if size <= _SMALL and len(self._pieces) < _PIECES:
-            self._pieces[address, size] = found
+        if size <= _SMALL and len(self._cached) < _MAX_CACHED:
+            self._cached[address, size] = found
         return found
 
     def find(self, section: str, text: bytes) -> list[int]:
-        """Every place of *text* in a section, as addresses of the file."""
+        """Every occurrence of *text* in a section, as addresses of the file."""
         most = limits.FOUND
         return self._ask(
             "find",
@@ -277,12 +277,12 @@ class Binary:
 
         None for a section that is larger than those of an emulator.
         """
-        place = self._facts.sections.get(name)
-        return place if place and place[1] <= _MAX_SECTION else None
+        section = self._facts.sections.get(name)
+        return section if section and section[1] <= _MAX_SECTION else None
 
     def cheap_entry(self, address: int, size: int) -> Entry:
         """
-        The cheapest place to see a call of the function of *size* bytes at *address*.
+        The cheapest breakpoint for calls of the function of *size* bytes at *address*.
 
         UnreadableElfError for one that is not in the file.
         """
@@ -291,10 +291,10 @@ class Binary:
             wanted = [(address, size), *(usual - self._entries.keys() - {(address, size)})]
             found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
             self._entries |= zip(wanted, found, strict=True)
-        place = self._entries[address, size]
-        if place is None:
+        entry = self._entries[address, size]
+        if entry is None:
             raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
-        return place
+        return entry
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         """
@@ -346,7 +346,7 @@ class Binary:
 
         Raises NoSuchProcessError if the file was looked at through a process that has ended.
         """
-        root, folder = self._place()
+        root, folder = self._root_and_folder()
         process = str(root.parent) if root.name else "/proc/self"
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -380,10 +380,10 @@ class Binary:
                 build_id,
             )
         if name and "/" not in name and name not in (".", ".."):
-            for place in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
-                yield str(place / name), crc, None
+            for parent in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
+                yield str(parent / name), crc, None
 
-    def _place(self) -> tuple[Path, Path]:
+    def _root_and_folder(self) -> tuple[Path, Path]:
         """Find the root that the file's own paths start from, and its folder below that root."""
         process = _PROCESS.match(str(self.path))
         if process:
@@ -464,7 +464,7 @@ def _heads(found: Any, count: int) -> list[bytes | None]:
 
 def _calls(found: Any) -> list[tuple[int, int, bool]]:
     def call(one: Any) -> tuple[int, int, bool]:
-        place, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
-        return place, target, named
+        address, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
+        return address, target, named
 
     return answers.many(found, call, limits.INSTRUCTIONS)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether a file itself shows that a place in it is one that a breakpoint may stand at.
+Whether a file itself shows that a breakpoint may stand at an address in it.
 
 A symbol is a claim, and a file may claim anything: a function that is data, that has no size, or
-that lies where nothing is executed. So a place must lie within a function that has bounds, in a
+that lies where nothing is executed. So an address must lie within a function that has bounds, in a
 segment that is executed; a USDT site must be the ``nop`` that it is compiled to, and its semaphore
 data that may be written.
 """
@@ -36,7 +36,7 @@ class File(Protocol):
 
 
 class UnprovenPlaceError(NothingToAttachError):
-    """The file does not show that the place is what it is said to be."""
+    """The file does not show that the address is what it is said to be."""
 
 
 def require_in_function(file: File, function: Symbol, address: int) -> None:

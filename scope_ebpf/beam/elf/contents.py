@@ -36,7 +36,7 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class UsdtSite:
     """
-    One place of one USDT probe.
+    One site of one USDT probe.
 
     *address* and *semaphore* (0: none) are addresses of the file, corrected
     for prelinking; *arguments* is the note's own text, such as ``8@%r12``.

@@ -48,13 +48,13 @@ class Argument:
 
 def parse(text: str) -> tuple[Argument, ...]:
     """All arguments of a site, in order; raises ArgumentError for an unknown form."""
-    return tuple(_argument(piece) for piece in text.split())
+    return tuple(_argument(word) for word in text.split())
 
 
-def _argument(piece: str) -> Argument:
-    match = _ARGUMENT.fullmatch(piece)
+def _argument(word: str) -> Argument:
+    match = _ARGUMENT.fullmatch(word)
     if match is None:
-        raise ArgumentError(f"no USDT argument: {piece!r}")
+        raise ArgumentError(f"no USDT argument: {word!r}")
     size, operand = int(match[1]), match[2]
     return _operand(operand, abs(size), is_signed=size < 0)
 

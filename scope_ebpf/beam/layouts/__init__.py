@@ -88,7 +88,7 @@ class Layout:
         return self.structs.get(struct, {}).get(field, _ABSENT) != _ABSENT
 
     def size(self, struct: str) -> int:
-        """Tell ``sizeof(struct)``."""
+        """Return ``sizeof(struct)``, bytes."""
         return self.offset(struct, "sizeof")
 
     def describes(self, erts: Version) -> bool:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where the VM's global tables lie in its memory.
+Addresses of the VM's global tables in its memory.
 
-A symbol tells, where there is one. What is static, or hidden as OTP 29 hides
+A symbol gives the address, where there is one. What is static, or hidden as OTP 29 hides
 it, is looked for: by the instructions of exported functions that use it, or by
 its shape among the VM's variables. What was looked for is believed only if it
-points to itself in the way that the table does.
+points to itself as the table does.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Roots:
         first, due = self._missing.get(name, (now, now))
         if now < due:
             return None
-        place = SEARCHES[name](self._target) if name in SEARCHES else None
-        if place is not None:
-            return self._found.setdefault(name, place)
+        found = SEARCHES[name](self._target) if name in SEARCHES else None
+        if found is not None:
+            return self._found.setdefault(name, found)
         self._missing[name] = first, now + max(_AGAIN, now - first)
         return None
 
     def address(self, name: str) -> int:
-        """Find a global; ReadRefusedError with the reason where nothing tells its place."""
+        """Find a global; ReadRefusedError with the reason if it is not found."""
         address = self.find(name)
         if address is None:
             target = self._target

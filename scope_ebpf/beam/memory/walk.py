@@ -91,19 +91,19 @@ def chain(
     memory: Memory, root: int, offset: int, limit: int, *, closed: bool = False
 ) -> NDArray[np.uint64]:
     """
-    Tell where the nodes of one list or ring lie, at most *limit* + 1 of them.
+    Return the addresses of the nodes of one list or ring, at most *limit* + 1 of them.
 
     One list gives a level nothing to share, so it is followed word by word.
     """
-    places: list[int] = []
-    place = root
-    while place and len(places) <= limit and not (closed and places and place == root):
-        places.append(place)
+    nodes: list[int] = []
+    node = root
+    while node and len(nodes) <= limit and not (closed and nodes and node == root):
+        nodes.append(node)
         try:
-            place = memory.u64(place + offset & _WORD_MASK)
+            node = memory.u64(node + offset & _WORD_MASK)
         except UnreadableMemoryError:
             break
-    return np.array(places, np.uint64)
+    return np.array(nodes, np.uint64)
 
 
 def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:

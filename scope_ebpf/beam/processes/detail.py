@@ -151,8 +151,8 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
         spelled = [wanted, f"Elixir.{wanted}"]
         if len(wanted) > 1 and wanted[0] == wanted[-1] == "'":
             spelled.append(wanted[1:-1])
-    place = next((texts.index(name) for name in spelled if name in texts), None)
-    return rows[:0] if place is None else viewer.table.one(int(rows["id"][place]))
+    index = next((texts.index(name) for name in spelled if name in texts), None)
+    return rows[:0] if index is None else viewer.table.one(int(rows["id"][index]))
 
 
 #: A pid of the VM itself, as Erlang, Elixir or a person writes it.

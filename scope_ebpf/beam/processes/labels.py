@@ -48,7 +48,7 @@ class Label(NamedTuple):
 
     @property
     def who(self) -> str | None:
-        """The shortest that tells a person who this is: name, else module, else initial call."""
+        """The shortest text that identifies the process: name, else module, else initial call."""
         return self.name or (self.module if self.behaviour else None) or self.initial_call
 
     def __str__(self) -> str:

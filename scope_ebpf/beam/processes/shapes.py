@@ -2,7 +2,7 @@
 """
 Terms as text, cut in depth and length.
 
-A *text* shows a small term, such as a label that somebody set. A *shape* shows
+A *text* shows a small term, such as a process label. A *shape* shows
 of a message no more than its tag: what it is about, never what is in it.
 Memory that changes while it is read may be a circle; the budget ends it.
 """
@@ -71,7 +71,7 @@ class TermReader:
 
     def shape(self, term: int, head: tuple[int, int] | None = None) -> str:
         """
-        Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
+        Return the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
 
         *head* is what a boxed term points to: its header, and the word behind that.
         """

@@ -70,8 +70,8 @@ class Sweep:
     """
     Reads the process table turn by turn; *budget* is CPU seconds per turn.
 
-    *weigh* gives the bytes of each process that it is sorted by; where nobody sorts by them, those
-    of its struct and heaps will do.
+    *weigh* gives the bytes of each process that it is sorted by; where nothing is sorted by
+    them, those of its struct and heaps will do.
     """
 
     def __init__(
@@ -109,20 +109,20 @@ class Sweep:
         return State(snapshot.total, read, torn, parts, seconds)
 
     def top(self, sort: str, limit: int) -> Top:
-        """Tell the *limit* processes with most of *sort*."""
+        """Return the *limit* processes with most of *sort*."""
         best = [
             np.argsort(-kept[SORTS[sort]].astype(np.float64), kind="stable")[:limit]
             for kept in self._kept
         ]
         found = np.concatenate(
-            [kept[places] for kept, places in zip(self._kept, best, strict=True)]
+            [kept[indexes] for kept, indexes in zip(self._kept, best, strict=True)]
         )
         order = np.lexsort((found["slot"], -found[SORTS[sort]].astype(np.float64)))
         return _top(found[order[:limit]])
 
     def collectors(self, limit: int) -> NDArray[np.int64]:
         """
-        Tell whom to look at closer for collections: at most *limit* slots.
+        Return the processes to sample for collections: at most *limit* slots.
 
         Those that were seen to collect most, and of those that ran the largest: two collections
         may put a heap back where it was.
@@ -133,7 +133,7 @@ class Sweep:
         return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
     def of(self, slots: NDArray[np.int64]) -> Top:
-        """Tell what is kept of the processes in these slots, in the order of their slots."""
+        """Return what is kept of the processes in these slots, in the order of their slots."""
         kept = np.concatenate(self._kept)
         kept = np.sort(kept[within(kept["slot"], slots)], order="slot")
         return _top(kept)
@@ -170,7 +170,7 @@ class Sweep:
 
     def _before(self, rows: NDArray[np.void], part: int) -> NDArray[np.void]:
         """
-        Tell what was known of each process at the last look.
+        Return what was known of each process at the last reading.
 
         Who was not there has done all its work since; who is found in a slot that was missed need
         not be new.
@@ -178,10 +178,10 @@ class Sweep:
         old = self._kept[part]
         before = np.zeros(len(rows), _KEPT)
         before["seen"] = np.where(within(rows["slot"], self._missed[part]), 0.0, self._seen[part])
-        place = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
+        index = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
         if len(old):
-            same = old["id"][place] == rows["id"]
-            before[same] = old[place[same]]
+            same = old["id"][index] == rows["id"]
+            before[same] = old[index[same]]
         return before
 
 
@@ -197,7 +197,7 @@ def collected(
     sleep: Callable[[float], None] = time.sleep,
 ) -> NDArray[np.float64]:
     """
-    Tell how many bytes the collections of the processes in *slots* go through a second, at least.
+    Return how many bytes a second the collections of the processes in *slots* go through, at least.
 
     Two major collections between two looks are one to us, or none, so these are looked at every
     few ms, for so many *seconds*. *slots* are in their order; shape as theirs.
@@ -220,7 +220,7 @@ def collected(
 
 def _collected(rows: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np.float64]:
     """
-    Tell how many bytes the collections of each process went through since the last look, at least.
+    Return the least bytes that the collections of each process went through since the last reading.
 
     The VM counts none of a process but the minor ones since its last major one: a smaller
     count, or the same count with another heap, is of one major collection or of more.

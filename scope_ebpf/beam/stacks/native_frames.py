@@ -2,7 +2,8 @@
 """
 The C frames of a sample, followed from its registers to Erlang code, or to where the thread began.
 
-The stack is a copy. Where the rules of a frame lead out of it, or there are none, its top tells on.
+The stack is a copy. Where the rules of a frame lead out of it, or there are none, the walk goes on
+from its top.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def follow(native: NativeCode, head: np.void, stack: bytes) -> Walk:
         frame = registers.get(rules.base, 0) + rules.offset
         after = registers | {RSP: frame}
         for register, offset in rules.saved.items():
-            place = frame + offset - bottom
-            if not 0 <= place <= len(stack) - _WORD:
+            slot = frame + offset - bottom
+            if not 0 <= slot <= len(stack) - _WORD:
                 return _from_the_top(native, head, stack, Walk(addresses, registers, whole=False))
-            after[register] = int.from_bytes(stack[place : place + _WORD], "little")
+            after[register] = int.from_bytes(stack[slot : slot + _WORD], "little")
         if frame <= registers[RSP] or RETURN not in rules.saved:
             return _from_the_top(native, head, stack, Walk(addresses, registers, whole=False))
         registers = after
@@ -62,10 +63,10 @@ def follow(native: NativeCode, head: np.void, stack: bytes) -> Walk:
 
 def _from_the_top(native: NativeCode, head: np.void, stack: bytes, walk: Walk) -> Walk:
     """Go on at the top of the C stack, where the return address into Erlang code lies."""
-    place = int(head["stack_top"]) - int(head["sp"]) - _WORD
-    if not head["stack_top"] or not 0 <= place <= len(stack) - _WORD:
+    slot = int(head["stack_top"]) - int(head["sp"]) - _WORD
+    if not head["stack_top"] or not 0 <= slot <= len(stack) - _WORD:
         return walk
-    address = int.from_bytes(stack[place : place + _WORD], "little")
+    address = int.from_bytes(stack[slot : slot + _WORD], "little")
     if not native.jit(address):
         return walk
     # Which value the saved registers had is not known.

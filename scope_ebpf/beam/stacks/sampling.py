@@ -55,17 +55,17 @@ def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
 
     The JIT keeps the registers of a normal scheduler at the top of the part of the C stack that
     functions use which Erlang code calls (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h); the
-    others have no such place, 0. ReadRefusedError by the name of a check that failed.
+    0 for other threads. ReadRefusedError by the name of a check that failed.
     """
-    places = {role: found.tolist() for role, found in schedulers(target).items()}
+    addresses = {role: found.tolist() for role, found in schedulers(target).items()}
     registers = target.layout.offset("ErtsSchedulerData", "registers")
     found = {}
     for thread in threads(target.pid):
-        of = places.get(thread.role, ())
+        of = addresses.get(thread.role, ())
         if not 0 < thread.number <= len(of):
             continue
-        place, top = of[thread.number - 1], 0
+        address, top = of[thread.number - 1], 0
         if thread.role == "normal" and target.flavor == "jit":
-            top = target.memory.u64(place + registers)
-        found[thread.tid] = (place, top)
+            top = target.memory.u64(address + registers)
+        found[thread.tid] = (address, top)
     return found

@@ -2,9 +2,9 @@
 """
 The connections to other nodes: how many, what waits to be sent, which are busy.
 
-A node that is being connected holds up whoever sends to it, as a full connection does, so it
-counts for both. What processes with ``async_dist`` have queued is in another word than what the
-others have, since OTP 25.3.
+A node that is being connected suspends the processes that send to it, as a full connection does, so
+it counts for both. Since OTP 25.3 the bytes that processes with ``async_dist`` have queued are in
+a word of their own.
 
 Sources: OTP-25.2.3 erts/emulator/beam/erl_node_tables.h (struct dist_entry_) and .c (the
 lists of connected nodes). The lists change while they are read: an entry that is
@@ -98,27 +98,27 @@ class ConnectionReader:
                 left -= len(found)
         return None
 
-    def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
+    def _entries(self, entry: int, state: int) -> list[tuple[int, bool]]:
         """What waits for each node of a list that is in this *state*, and whether it is busy."""
         return [
             (value["queued"], bool(value["qflgs"] & _BUSY))
-            for value in self._follow(place)
+            for value in self._follow(entry)
             if value["state"] & 0xFFFFFFFF == state
         ]
 
-    def _follow(self, place: int) -> Iterator[dict[str, int]]:
-        """Give the entries of the list that begins at *place*, by their fields."""
+    def _follow(self, entry: int) -> Iterator[dict[str, int]]:
+        """Yield the entries of the list that begins at *entry*, by their fields."""
         for _ in range(MOST):
-            if not place:
+            if not entry:
                 return
-            raw = self._memory.read(place, self._size)
+            raw = self._memory.read(entry, self._size)
             value = {
                 name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
                 return  # it is being freed
             yield value
-            place = value["next"]
+            entry = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {MOST} entries")
 
 
@@ -128,7 +128,7 @@ def waiters(memory: Memory, first: int, most: int) -> list[int]:
 
     Raises ReadRefusedError where there are more than *most*.
     """
-    places = chain(memory, first, _ONWARD, most, closed=True).tolist()
-    if len(places) > most:
+    addresses = chain(memory, first, _ONWARD, most, closed=True).tolist()
+    if len(addresses) > most:
         raise ReadRefusedError(f"more than {MOST} processes wait")
-    return [memory.u64(at) for at in places]
+    return [memory.u64(at) for at in addresses]

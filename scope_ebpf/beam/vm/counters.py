@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf.beam.layouts.checks import KINDS, fields, queues, schedulers
-from scope_ebpf.beam.memory.process_memory import word_places
+from scope_ebpf.beam.memory.process_memory import word_iovecs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 #: Those of a scheduler that has nothing to do: it sleeps, or spins until there is something.
 _IDLE = 1 << 1 | 1 << 2 | 1 << 3
 
-#: Behind the count of a table: how many places were taken from its queue of free ones
+#: Behind the count of a table: how many slots were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
 _TAKEN = 4
 #: The bits of a word that are a counter of 64 or of 32 bits.
@@ -46,7 +46,7 @@ class Counters:
     sleep nor spin for want of work. *collections* and
     *reclaimed_words* are as ``erlang:statistics(garbage_collection)`` has them, but
     where *dirty_collections* is None, which counts those on dirty schedulers among
-    them: then these are not told, and left out. *bytes_in* and *bytes_out* leave out
+    them: then these are unknown, and left out. *bytes_in* and *bytes_out* leave out
     what ports moved outside of normal schedulers. *spawned* grows by
     one for each process that is made, modulo 2^32, from any number.
     """
@@ -99,13 +99,13 @@ class CounterReader:
         self._atoms = target.address("erts_atom_table")
         self._dirty_gc = target.find("dirty_gc.info")
         parts = self._parts()
-        sizes = [len(places) for places, _ in parts.values()]
+        sizes = [len(addresses) for addresses, _ in parts.values()]
         starts = np.cumsum([0, *sizes[:-1]])
         self._slices = {
             name: slice(start, start + size)
             for name, start, size in zip(parts, starts.tolist(), sizes, strict=True)
         }
-        self._words = word_places(np.concatenate([places for places, _ in parts.values()]))
+        self._words = word_iovecs(np.concatenate([found for found, _ in parts.values()]))
         self._masks = np.repeat(np.array([mask for _, mask in parts.values()], np.uint64), sizes)
 
     def _parts(self) -> dict[str, tuple[NDArray[np.uint64], int]]:
@@ -129,7 +129,7 @@ class CounterReader:
             "ports": self._tables["erts_port"] + self._layout.offset(table, count),
             "atoms": self._atoms + self._layout.offset("IndexTable", "entries"),
         }
-        parts |= {name: (np.array([place], np.uint64), _INT) for name, place in single.items()}
+        parts |= {name: (np.array([address], np.uint64), _INT) for name, address in single.items()}
         if self._dirty_gc is not None:
             pair = np.array([self._dirty_gc, self._dirty_gc + 8], np.uint64)
             parts["dirty"] = (pair, _WORD)
@@ -161,7 +161,7 @@ class CounterReader:
         )
 
     def _dirty(self, words: NDArray[np.uint64] | None) -> tuple[int, int] | None:
-        """Collections on dirty schedulers and the words that they reclaimed, where that is told."""
+        """Collections on dirty schedulers and the words that they reclaimed; None where unknown."""
         if words is None:
             return None
         first = self._layout.offset("ErtsSchedulerData", "gc_info.reclaimed")
@@ -177,12 +177,12 @@ class CounterReader:
             atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "limit")),
         )
 
-    def places(self) -> dict[str, NDArray[np.uint64]]:
+    def addresses(self) -> dict[str, NDArray[np.uint64]]:
         """
-        Where the words lie whose sum is a counter of the normal schedulers, by its name.
+        Addresses of the words whose sum is a counter of the normal schedulers, by its name.
 
-        In a row, with equal spaces. Of the words of *spawned* and of ports that were *opened* the
-        lower 32 bits count.
+        Equally spaced. Only the lower 32 bits of the words of *spawned* and of ports *opened*
+        count.
         """
         queue, data = "ErtsRunQueue", "ErtsSchedulerData"
         schedulers = self._schedulers["normal"]

@@ -167,7 +167,7 @@ def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> 
 
 
 def _started(pid: int, folder: Path) -> int:
-    """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
+    """Return when the process started, in clock ticks; raise if it is none or has ended."""
     try:
         stat = (folder / "stat").read_bytes()
         leader = status_number((folder / "status").read_bytes(), "Tgid")
@@ -183,7 +183,7 @@ def _started(pid: int, folder: Path) -> int:
 
 
 def program_of(folder: Path | str) -> str:
-    """Tell the path of the program that runs, as text, which a path need not be."""
+    """Return the path of the program that runs, as text, which a path need not be."""
     path = os.readlink(os.fsencode(f"{folder}/exe"))  # noqa: PTH115 - fast, and bytes
     return path.decode("utf-8", "replace")
 
@@ -210,7 +210,7 @@ def _forbidden(pid: int) -> str:
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
-    """Tell OTP release, ERTS version and flavour, from symbols or else from the greeting."""
+    """Return OTP release, ERTS version and flavour, from symbols or else from the greeting."""
     release, version = (_string(binary, name) for name in ("etp_otp_release", "etp_erts_version"))
     if release and version:
         jit = binary.symbol("etp_beamasm")
@@ -237,7 +237,7 @@ def _string(binary: Binary, name: str) -> str | None:
 
 
 def _base(pid: int, folder: Path, binary: Binary) -> int:
-    """Tell how far the kernel moved the program, by where it let it start."""
+    """Return how far the kernel moved the program, by its entry point."""
     if not binary.relative:
         return 0
     try:
@@ -273,7 +273,7 @@ def _node_argument(folder: Path, memory: Memory) -> str | None:
     """
     Read the name that the command line asks for, if it says the host as well.
 
-    Not by ``/proc/PID/cmdline``: whoever reads that waits for as long as the memory that it lies
+    Not by ``/proc/PID/cmdline``: a read of that waits for as long as the memory that it lies
     in takes to come, and cannot leave that to others.
     """
     try:

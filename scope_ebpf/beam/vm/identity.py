@@ -77,7 +77,7 @@ class Process:
         return self._execs.descriptor if self._execs else None
 
     def poller(self) -> Poller:
-        """Tell by a call whether it may have ended or executed; one for each thread."""
+        """Report by a call whether it may have ended or executed; one for each thread."""
         return Poller(self.pidfd, self._execs)
 
     def check(self) -> None:
@@ -90,9 +90,9 @@ class Process:
 
     def _goes_on(self) -> bool:
         """
-        Tell an exec from an end.
+        Distinguish an exec from an end.
 
-        A thread that ends hangs the event up before the pidfd tells, and its program has gone
+        A thread that ends hangs the event up before the pidfd is readable, and its program has gone
         before that. So has for a moment that of the first thread while another one executes.
         """
         for _ in range(_LOOKS):
@@ -117,7 +117,9 @@ class Poller:
         self._poll.register(pidfd, select.POLLIN)
         self._execs = execs
         if execs and execs.descriptor is not None:
-            self._poll.register(execs.descriptor, 0)  # a hang-up is told without being asked for
+            self._poll.register(
+                execs.descriptor, 0
+            )  # a hang-up is reported without being asked for
             self._execs = None
 
     def __call__(self, seconds: float = 0.0) -> bool:
@@ -216,7 +218,7 @@ class Identity:
         """
         Return after *seconds*; sooner with an error, as :meth:`check`, if there is one.
 
-        An exec or an end is told at once, a change of user within a tenth of a second.
+        An exec or an end is noticed at once, a change of user within a tenth of a second.
         """
         self.process.poller()(seconds)
         if self.due.has_come():
@@ -261,7 +263,7 @@ def _credentials(pid: int, proc: Path) -> tuple[Ids, Ids]:
 
 
 def _refuse_privileged(pid: int, mode: int, uids: Ids, gids: Ids) -> None:
-    """Whoever started it must have all the rights that it has; file capabilities are no user's."""
+    """The user who started it must have all its rights; file capabilities are no user's."""
     if mode & _PRIVILEGED:
         which = "setuid" if mode & stat.S_ISUID else "setgid"
         raise NotPermittedError(f"process {pid} runs a {which} file: such programs are left alone")

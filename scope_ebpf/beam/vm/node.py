@@ -31,7 +31,7 @@ class NodeName:
         self._text: str | None = None
 
     def read(self) -> str | None:
-        """Tell the name now; None where the VM's tables cannot be read."""
+        """Return the name now; None where the VM's tables cannot be read."""
         target = self._target
         try:
             node = target.memory.u64(target.address("erts_this_node"))

@@ -102,9 +102,9 @@ class Schedulers:
         self._viewer = viewer
         self._ports = PortCodec.of(target)
         self.refused: dict[str, str] = {}
-        self._places: dict[str, list[int]] = {}
+        self._addresses: dict[str, list[int]] = {}
         try:
-            self._places = {role: found.tolist() for role, found in schedulers(target).items()}
+            self._addresses = {role: found.tolist() for role, found in schedulers(target).items()}
         except ReadRefusedError as error:
             self.refused = dict.fromkeys(KINDS, str(error))
 
@@ -114,16 +114,16 @@ class Schedulers:
         return [self._read(thread) for thread in found if thread.role in roles]
 
     def _read(self, thread: Thread) -> Scheduler:
-        places = self._places.get(thread.role, ())
-        if not 0 < thread.number <= len(places):
+        addresses = self._addresses.get(thread.role, ())
+        if not 0 < thread.number <= len(addresses):
             return Scheduler(thread, _kernel_view(thread))
         try:
-            return self._scheduler(thread, places[thread.number - 1])
+            return self._scheduler(thread, addresses[thread.number - 1])
         except ReadRefusedError as error:
             self.refused[thread.role] = str(error)
             return Scheduler(thread, _kernel_view(thread))
 
-    def _scheduler(self, thread: Thread, place: int) -> Scheduler:
+    def _scheduler(self, thread: Thread, address: int) -> Scheduler:
         layout, memory = self._target.layout, self._target.memory
         field = {
             name: layout.offset("ErtsSchedulerData", name)
@@ -137,7 +137,7 @@ class Schedulers:
                 "run_queue",
             )
         }
-        raw = memory.read(place, max(field.values()) + _WORD)
+        raw = memory.read(address, max(field.values()) + _WORD)
         value = {name: int.from_bytes(raw[at : at + _WORD], "little") for name, at in field.items()}
         if thread.number not in (value["no"], value["dirty_no"] & 0xFFFFFFFF):
             raise ReadRefusedError(f"scheduler {thread.number} calls itself {value['no']}")
@@ -157,7 +157,7 @@ class Schedulers:
         )
 
     def _process(self, pointer: int) -> _Process:
-        """Tell who the process at *pointer* is, and what it is in."""
+        """Return the process at *pointer*, and the function that it is in."""
         if not pointer:
             return _Process()
         try:
@@ -184,10 +184,10 @@ class Schedulers:
             return None
         return self._ports.text(port) if is_port(port) else None
 
-    def _queue(self, place: int) -> Queue:
+    def _queue(self, address: int) -> Queue:
         layout = self._target.layout
         raw = np.frombuffer(
-            self._target.memory.read(place, layout.size("ErtsRunQueue")), np.uint8
+            self._target.memory.read(address, layout.size("ErtsRunQueue")), np.uint8
         ).reshape(1, -1)
 
         def value(offset: int, kind: type[np.generic]) -> int:
@@ -195,8 +195,8 @@ class Schedulers:
 
         first = layout.offset("ErtsRunQueue", "procs.prio_info")
         lengths = {
-            priority: value(first + _QUEUE_INFO * place, np.int32)
-            for place, priority in enumerate(PRIORITY)
+            priority: value(first + _QUEUE_INFO * index, np.int32)
+            for index, priority in enumerate(PRIORITY)
         }
         return Queue(
             lengths,
@@ -206,16 +206,16 @@ class Schedulers:
         )
 
 
-def natives(target: Target) -> dict[int, int]:
+def running_nifs(target: Target) -> dict[int, int]:
     """
-    Tell which processes are in a native function: their structs, and the environments of the calls.
+    Processes in a native function: addresses of their structs and of the calls' environments.
 
     Empty where the schedulers are not found.
     """
     try:
-        places = np.concatenate(list(schedulers(target).values()))
+        addresses = np.concatenate(list(schedulers(target).values()))
         names = (("current_process", np.uint64), ("current_nif", np.uint64))
-        found = fields(target, places, "ErtsSchedulerData", *names)
+        found = fields(target, addresses, "ErtsSchedulerData", *names)
     except ReadRefusedError:
         return {}
     pairs = zip(*(column.tolist() for column in found), strict=True)
@@ -223,7 +223,7 @@ def natives(target: Target) -> dict[int, int]:
 
 
 def _kernel_view(thread: Thread) -> str:
-    """Say what the kernel alone can tell of a thread."""
+    """The state of a thread that the kernel alone shows."""
     if thread.state in "Tt":
         return "stopped"
     return "working" if thread.state in "RD" else "sleeping"

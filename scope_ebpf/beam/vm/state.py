@@ -111,7 +111,7 @@ class StateReader:
             self.refused = str(error)
 
     def begin(self) -> None:
-        """Let what the VM counts be told from now on."""
+        """Start the VM's own counters at their values now."""
         self._first = self._last = self._read()
         self._spawned, self._over = 0, False
 

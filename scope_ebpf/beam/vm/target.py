@@ -25,7 +25,7 @@ class Target(ABC):
     One running VM.
 
     *started* is in seconds since the host booted; *base* is what must be added
-    to an address of the file. What is told of it counts while *identity* passes its check.
+    to an address of the file. Readings of it are valid while *identity* passes its check.
     """
 
     pid: int
@@ -54,8 +54,8 @@ class Target(ABC):
 
     @abstractmethod
     def find(self, name: str) -> int | None:
-        """Find a global of the VM in its memory, or None where nothing tells where."""
+        """Find a global of the VM in its memory; None if it is not found."""
 
     @abstractmethod
     def address(self, name: str) -> int:
-        """Find a global of the VM in its memory; ReadRefusedError if nothing tells where."""
+        """Find a global of the VM in its memory; ReadRefusedError if it is not found."""

@@ -43,7 +43,7 @@ class Thread:
 
 
 def role_of(name: str) -> tuple[str, int] | None:
-    """Tell what a thread is for, by its name; None for one that is not the VM's own work."""
+    """Return the role of a thread, by its name; None for one that is not the VM's own."""
     for pattern, role in _ROLES:
         match = pattern.match(name)
         if match:
