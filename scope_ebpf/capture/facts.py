@@ -2,7 +2,7 @@
 """
 What a capture says beside its records, as JSON: target, clocks, plan, and how it ended.
 
-Reading it back checks each field, so whoever has a :class:`Head` or an :class:`End` need not.
+Reading it back checks each field, so users of a :class:`Head` or an :class:`End` need not.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class End:
 
     @classmethod
     def of(cls, document: Value) -> End:
-        """The other way round; CaptureError for what is none."""
+        """The reverse; CaptureError if it is not one."""
         cost, duration = document["cost"], document["duration_seconds"]
         seconds = duration.number(SECONDS)
         return cls(
@@ -116,20 +116,20 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
             "hook": item.hook,
             "reason": item.reason,
             "attachments": [
-                {name: getattr(place, name) for name in _PLACE} for place in item.attachments
+                {name: getattr(one, name) for name in _FIELDS} for one in item.attachments
             ],
         }
         for item in plan.items
     ]
 
 
-_PLACE = ("program", "family", "name", "offset", "address", "returns", "semaphore", "tracepoint")
+_FIELDS = ("program", "family", "name", "offset", "address", "returns", "semaphore", "tracepoint")
 _VIAS = ("symbol", "usdt", "tracepoint", "unavailable")
 
 
 def plan_of(document: Value, known: Container[str] = ()) -> Plan:
     """
-    The other way round: the same plan without the arguments of USDT sites.
+    The reverse: the same plan without the arguments of USDT sites.
 
     Events that this program does not know, but the capture's own schema among *known* does,
     are left out: a later version wrote them.
@@ -147,21 +147,21 @@ def plan_of(document: Value, known: Container[str] = ()) -> Plan:
 def _item_of(item: Value, event: str) -> Item:
     # one_of() has seen that it is one of them.
     via = cast('Literal["symbol", "usdt", "tracepoint", "unavailable"]', item["via"].one_of(*_VIAS))
-    places = tuple(_attachment_of(place) for place in item["attachments"].items(LINES))
-    return Item(event, via, item["hook"].text(), places, item["reason"].text())
+    attachments = tuple(_attachment_of(one) for one in item["attachments"].items(LINES))
+    return Item(event, via, item["hook"].text(), attachments, item["reason"].text())
 
 
-def _attachment_of(place: Value) -> Attachment:
-    program, family, name = (place[field].text() for field in _PLACE[:3])
+def _attachment_of(raw: Value) -> Attachment:
+    program, family, name = (raw[field].text() for field in _FIELDS[:3])
     return Attachment(
         program,
         family,
         name,
-        place["offset"].whole(),
-        place["address"].whole(),
-        returns=place["returns"].truth(),
-        semaphore=place["semaphore"].whole(),
-        tracepoint=place["tracepoint"].truth(),
+        raw["offset"].whole(),
+        raw["address"].whole(),
+        returns=raw["returns"].truth(),
+        semaphore=raw["semaphore"].whole(),
+        tracepoint=raw["tracepoint"].truth(),
     )
 
 
@@ -182,7 +182,7 @@ def head_as_json(head: Head, schema: dict[str, Any]) -> dict[str, Any]:
 
 def head_of(document: Value, known: Container[str] = ()) -> Head:
     """
-    The other way round; CaptureError that names the field for what is none.
+    The reverse; CaptureError that names the field that is wrong.
 
     *known* are the events that the capture's schema has.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAGIC = b"\x89scope\r\n"
 #: Of the blocks and what is in them; the events have a schema of their own.
 VERSION = 1
-#: What a block holds at most before compression, bytes: nobody needs more memory than this for one.
+#: Bytes of a block before compression, at most: bounds the memory that reading one takes.
 MAX_RAW = 16 << 20
 _START = struct.Struct("<8sI")
 #: Marker, kind, what it holds before compression and after, checksum of all that and of the rest.

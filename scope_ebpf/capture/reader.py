@@ -202,7 +202,7 @@ def sound(capture: Capture) -> Iterator[None]:
     """
     Whatever a capture makes Python fail with while the block runs is a CaptureError.
 
-    Its fields are checked where they are read; this is for what nobody thought of.
+    Its fields are checked where they are read; this is for errors that those checks do not foresee.
     """
     try:
         yield

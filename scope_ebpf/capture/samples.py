@@ -32,7 +32,7 @@ class Name:
 
     @property
     def who(self) -> str | None:
-        """The shortest that tells a person who this is."""
+        """The shortest text that identifies the process."""
         return self.name or (self.module if self.behaviour else None) or self.initial_call
 
 

@@ -174,7 +174,7 @@ class Schema:
             self.unknown[name] = self.unknown.get(name, 0) + int(count)
 
     def by_class(self, values: NDArray[np.void]) -> NDArray[np.void]:
-        """A map's values ``(kinds, classes)`` as they were written, at today's places."""
+        """A map's values ``(kinds, classes)`` as they were written, at today's indexes."""
         made = np.zeros((len(events.KINDS), events.CLASSES), values.dtype)
         if self._same:
             return values if values.shape == made.shape else made
@@ -182,9 +182,9 @@ class Schema:
             today = events.KINDS.get(kind.name)
             if today is None:
                 continue
-            for place, label in enumerate(kind.classes[: values.shape[1]]):
+            for column, label in enumerate(kind.classes[: values.shape[1]]):
                 if label in today.classes:
-                    made[today.id, today.classes.index(label)] = values[number, place]
+                    made[today.id, today.classes.index(label)] = values[number, column]
         return made
 
     @property
@@ -224,8 +224,8 @@ def _translate(old: NDArray[np.void], written: _Kind) -> NDArray[np.void]:
             made[field] = kind.absent[field]
     made["kind"] = kind.id
     if "class" in (old.dtype.names or ()) and old.dtype["class"].kind == "u":
-        places = np.minimum(old["class"].astype(np.uint64), _MOST_CLASSES)
-        made["class"] = _classes(kind, written.classes)[places]
+        numbers = np.minimum(old["class"].astype(np.uint64), _MOST_CLASSES)
+        made["class"] = _classes(kind, written.classes)[numbers]
     return made.view(events.RECORD)
 
 
@@ -234,8 +234,8 @@ def _alike(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
 
 
 def _classes(kind: events.Kind, labels: list[str]) -> NDArray[np.uint8]:
-    """Where today's class of each number is, with a last place for all numbers beyond."""
-    places = np.zeros(_MOST_CLASSES + 1, np.uint8)
-    for place, label in enumerate(labels):
-        places[place] = kind.classes.index(label) if label in kind.classes else 0
-    return places
+    """Today's class of each number, with a last entry for all numbers beyond."""
+    today = np.zeros(_MOST_CLASSES + 1, np.uint8)
+    for number, label in enumerate(labels):
+        today[number] = kind.classes.index(label) if label in kind.classes else 0
+    return today

@@ -71,13 +71,15 @@ class RingStore:
     """
     The last *most* bytes of blocks, in memory; whole blocks are dropped from the front.
 
-    Blocks without which the others cannot be read are kept apart: *lasting* makes
+    Blocks without which the others cannot be read are kept apart: *essential* makes
     them anew whenever the ring is written to a file.
     """
 
-    def __init__(self, most: int, lasting: Callable[[], Iterable[tuple[BlockKind, bytes]]]) -> None:
+    def __init__(
+        self, most: int, essential: Callable[[], Iterable[tuple[BlockKind, bytes]]]
+    ) -> None:
         self._most = most
-        self._lasting = lasting
+        self._essential = essential
         self._blocks: deque[bytes] = deque()
         self.bytes = 0
         self.dropped = 0
@@ -96,8 +98,8 @@ class RingStore:
 
     def write(self, file: IO[bytes], end: bytes) -> int:
         """Write what is kept to *file*, with the last block *end*; its bytes. Raises OSError."""
-        lasting = (frames.frame(kind, payload) for kind, payload in self._lasting())
+        essential = (frames.frame(kind, payload) for kind, payload in self._essential())
         size = 0
-        for part in chain((frames.start(),), lasting, self._blocks):
+        for part in chain((frames.start(),), essential, self._blocks):
             size += file.write(part)
         return size + file.write(frames.frame(BlockKind.END, end))

@@ -34,7 +34,7 @@ class Value:
     """One value of a block's JSON, which knows where it is when it is wrong."""
 
     raw: Any
-    #: The name of the block, or the key or place within *inside*.
+    #: The name of the block, or the key or index within *inside*.
     key: str | int
     inside: Value | None = None
 
@@ -72,13 +72,13 @@ class Value:
         """The items of a list of *most* at most."""
         if not isinstance(self.raw, list) or len(self.raw) > most:
             self.wrong(f"a list of at most {most:,}")
-        return [Value(item, place, self) for place, item in enumerate(self.raw)]
+        return [Value(item, index, self) for index, item in enumerate(self.raw)]
 
     def row(self, count: int) -> list[Value]:
         """The items of a list of exactly *count*."""
         if not isinstance(self.raw, list) or len(self.raw) != count:
             self.wrong(f"a list of {count}")
-        return [Value(item, place, self) for place, item in enumerate(self.raw)]
+        return [Value(item, index, self) for index, item in enumerate(self.raw)]
 
     def whole(self, most: int = UNSIGNED, least: int = 0) -> int:
         """A whole number from *least* to *most*."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a confined parser may answer: types and ranges, checked at this one place.
+What a confined parser may answer: types and ranges, checked here only.
 
 The parser may have been taken over by the file it reads. Each check returns its argument as the
 type that it says, or raises ValueError.
@@ -83,7 +83,7 @@ def optional(each: Callable[[Any], T]) -> Callable[[Any], T | None]:
     return lambda found: None if found is None else each(found)
 
 
-def content(found: Any, most: int = limits.PIECE) -> bytes:
+def content(found: Any, most: int = limits.CONTENT) -> bytes:
     """Bytes, of hex."""
     if type(found) is not str or len(found) > 2 * most or not _HEX.fullmatch(found):
         raise ValueError("no bytes")

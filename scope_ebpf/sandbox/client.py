@@ -4,7 +4,7 @@ Asking a confined process about a file.
 
 One forkserver for all files (``child.py``), started at the first of them or by :func:`ahead`; for
 each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
-nobody asked for a while. In the last case the next question starts another.
+no question came for a while. In the last case the next question starts another.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Server:
                 ) from error
 
     def end(self, number: int) -> int | None:
-        """End a child; its status as waitpid tells it, None if that is not known."""
+        """End a child; return its status as of waitpid, None if that is not known."""
         with self._lock:
             if self._control is None:
                 return None
@@ -201,12 +201,12 @@ def stop() -> None:
 
 def _paths() -> list[str]:
     """Where this package lies, and what the child takes of others."""
-    places = {str(Path(__file__).parents[2])}
+    folders = {str(Path(__file__).parents[2])}
     for name in ("capstone", "elftools"):
         found = find_spec(name)
         if found and found.origin:
-            places.add(str(Path(found.origin).parents[1]))
-    return sorted(places)
+            folders.add(str(Path(found.origin).parents[1]))
+    return sorted(folders)
 
 
 class Parser:
@@ -214,7 +214,7 @@ class Parser:
     The child that has file *fd* open, which stays the caller's; *name* is for messages.
 
     *seconds* of CPU time may be used at once. May be shared by threads. Once a file was refused,
-    every further question is refused with the same reason; *refused* is told of the first.
+    every further question is refused with the same reason; *refused* is called for the first.
     """
 
     def __init__(

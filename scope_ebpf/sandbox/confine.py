@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from scope_ebpf.sandbox import limits
 
-#: Users that nobody is: one for each child, so that none can signal another, nor a tenant them.
+#: Unused user numbers: one for each child, so that no child and no tenant can signal a child.
 _USERS = 4_000_000_000
 _NOBODY = 65534
 #: include/uapi/linux/prctl.h, include/uapi/linux/capability.h.
@@ -62,7 +62,7 @@ class _Program(ctypes.Structure):
 
 
 def confine() -> None:
-    """Never to be undone; OSError if something that must hold does not."""
+    """Cannot be undone. OSError if a required restriction is not possible."""
     # A network of its own takes longer than all the rest: only where no filter will do.
     filtered = os.uname().machine in _CALLS
     if not filtered:
@@ -118,7 +118,7 @@ def _filter(architecture: int, calls: tuple[int, ...]) -> None:
     """Refuse all system calls but *calls*."""
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     code += [(_LOAD, 0, 0, 0), (_AT_LEAST, len(calls), 0, _X32)]
-    code += [(_EQUAL, len(calls) - place, 0, number) for place, number in enumerate(calls)]
+    code += [(_EQUAL, len(calls) - index, 0, number) for index, number in enumerate(calls)]
     code += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
     raw = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(raw, len(raw))

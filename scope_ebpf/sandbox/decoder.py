@@ -110,8 +110,8 @@ class _Library:
         rows = ctypes.POINTER(self._row)()
         count = self._library.cs_disasm(engine, code, len(code), address, 0, ctypes.byref(rows))
         try:
-            for place in range(count):
-                row = rows[place]
+            for index in range(count):
+                row = rows[index]
                 yield Instruction(
                     row.address,
                     bytes(row.bytes[: row.size]),
@@ -139,7 +139,7 @@ class _Library:
 
 
 class _Package:
-    """The library by way of its package, whatever its version."""
+    """The library as its package loads it, whatever its version."""
 
     def __init__(self) -> None:
         import capstone  # noqa: PLC0415 - slow, and mostly not needed

@@ -5,7 +5,7 @@ Whether a filesystem answers by itself, or only if a process of another user doe
 Who opens, reads or closes a file of a FUSE server waits for that server, against SIGKILL as well. A
 breakpoint in such a file is worse: the kernel reads the file while no process of the host
 can fork. An overlay in a user namespace hides whose its layers are, and root may open its files.
-So this is found out of the place alone (``O_PATH``), from what the kernel knows of its mount.
+So this is found from its path alone (``O_PATH``), by what the kernel knows of its mount.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class _Mount(NamedTuple):
     by_root: bool
 
 
-def require_answers(place: int, path: str, process: str) -> None:
+def require_answers(path_fd: int, path: str, process: str) -> None:
     """
     Refuse a file that may lie upon another user's FUSE server, without asking that.
 
-    *place* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
+    *path_fd* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
     RefusedFileError; OSError where we lack a descriptor.
     """
     if in_user_namespace():
-        return  # we have no more rights than whoever may serve here
-    number = _mount_number(place)
+        return  # this process has no more rights than the server of such a mount
+    number = _mount_number(path_fd)
     mount = _best(_mount(folder, _NUMBER, b"%d" % number) for folder in (process, *_OURS))
     mount = mount or _of_roots_chroot(process, number)
     if mount is None:
@@ -83,8 +83,8 @@ def in_user_namespace() -> bool:
         return False  # the kernel has none
 
 
-def _mount_number(place: int) -> int:
-    text = read_bounded(f"/proc/self/fdinfo/{place}")
+def _mount_number(path_fd: int) -> int:
+    text = read_bounded(f"/proc/self/fdinfo/{path_fd}")
     found = re.search(rb"^mnt_id:\s*(\d+)$", text, re.MULTILINE)
     if found is None:
         raise RefusedFileError("the kernel does not tell which mount a file belongs to")
@@ -130,9 +130,9 @@ def _mount(folder: str, column: int, value: bytes) -> _Mount | None:
 
 def _row(path: str, column: int, value: bytes) -> bytes | None:
     """
-    The row of a mountinfo, of which as much is read as is needed.
+    The row of a mountinfo; reading stops at that row.
 
-    A row that is too long is passed over, and so are the pieces that it is read in.
+    A row that is too long is skipped, with all parts that it is read in.
     """
     begins = True
     with open(path, "rb") as file:  # noqa: PTH123 - a magic link
@@ -151,8 +151,8 @@ def _of_roots_chroot(process: str, number: int) -> _Mount | None:
     """
     What is known of mount *number*, if a root lies on it that only root can have given *process*.
 
-    Of a process with another root the kernel does not tell the mount on which that lies. What
-    filesystem it is is known if it is on a disk, or mounted where we see it.
+    The kernel does not show the mount of another process's root. Its filesystem is known if it is
+    on a disk, or mounted where this process sees it.
     """
     with (
         suppress(FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError),
@@ -167,8 +167,8 @@ def _of_roots_chroot(process: str, number: int) -> _Mount | None:
         # Asked afterwards, as above.
         if not same or not _is_of_root(held):
             return None
-        place = b"%d:%d" % (os.major(device), os.minor(device))
-        mount = _best(_mount(folder, _DEVICE, place) for folder in _OURS)
+        number_text = b"%d:%d" % (os.major(device), os.minor(device))
+        mount = _best(_mount(folder, _DEVICE, number_text) for folder in _OURS)
         return mount or (_Mount(b"", [], by_root=True) if os.major(device) else None)
     return None
 

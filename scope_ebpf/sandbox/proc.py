@@ -54,8 +54,8 @@ def inode_of(path: str) -> tuple[int, int]:
     """
     Device and inode of what *path* leads to, such as ``/proc/PID/exe``; OSError if there is none.
 
-    Unlike with stat(2) the kernel tells what it knows: a filesystem of a tenant's (FUSE, below an
-    overlay too) is not asked, for whom one would wait without end, against SIGKILL.
+    Unlike stat(2), the kernel answers from what it knows. It does not ask a tenant's filesystem
+    (FUSE, below an overlay too), which may block without end, even against SIGKILL.
     """
     found = ctypes.create_string_buffer(_STATX_SIZE)
     if _libc.statx(_AT_FDCWD, os.fsencode(path), _DONT_SYNC, _INODE, found):

@@ -50,7 +50,7 @@ class CallLines:
             self._output.write(text + "\n")
 
     def flush(self) -> None:
-        """Let whoever reads along see it."""
+        """Flush, so that a reader of the stream sees the last call."""
         self._output.flush()
 
 

@@ -53,7 +53,7 @@ _CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]],
 
 
 def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
-    """Put names beside the addresses of a table of long calls, or in their place *instead*."""
+    """Put names beside the addresses of a table of long calls, or *instead* of them."""
     for address, label, of in _CALLED if "native" in table else ():
         addresses = {word for word in table[address] if isinstance(word, int)}
         names = {word: of(called)(word) for word in addresses}
@@ -67,7 +67,7 @@ def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
 
 def wall_offset_ns() -> int:
     """What to add to a monotonic time to have the time of day, ns."""
-    # Whoever reads two clocks may have to wait between them: the quickest of some readings counts.
+    # A thread may be descheduled between the two clocks: the quickest of some readings counts.
     readings = [
         (time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(_READINGS)
     ]

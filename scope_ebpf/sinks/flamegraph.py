@@ -93,8 +93,8 @@ def _box(item: tuple[int, int, Node], whole: int) -> str:
     left, wide = _LEFT + x * _WIDTH, share * _WIDTH
     y = _TOP + depth * _ROW
     name = plain(node.frame.name)
-    place = f"\n{node.frame.file}" if node.frame.file else ""
-    title = f"{name} ({100 * share:.2f} %, {node.weight / 1e6:,.0f} ms){place}"
+    file_line = f"\n{node.frame.file}" if node.frame.file else ""
+    title = f"{name} ({100 * share:.2f} %, {node.weight / 1e6:,.0f} ms){file_line}"
     room = int((wide - 6) / _CHARACTER)
     shown = "" if room < 3 else name if len(name) <= room else name[: room - 2] + ".."
     return (

@@ -79,10 +79,10 @@ class Spans:
         durations, tids = rows["body"][:, 0].tolist(), rows["tid"].tolist()
         table.pop("duration_seconds")
         spans = []
-        for place, (end, duration, word, tid) in enumerate(
+        for row, (end, duration, word, tid) in enumerate(
             zip(ends, durations, words, tids, strict=True)
         ):
-            facts = {f"beam.{label}": values[place] for label, values in table.items()}
+            facts = {f"beam.{label}": values[row] for label, values in table.items()}
             facts |= {"beam.process": who.get(word), "thread.id": tid}
             role = self._contents.threads.get(tid)
             facts["beam.scheduler"] = f"{role[0]} {role[1]}" if role else None

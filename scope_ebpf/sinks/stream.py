@@ -125,7 +125,7 @@ _json_text = lru_cache(maxsize=65536)(json.dumps)
 
 def _text_lines(name: str, times: list[int], tids: list[int], table: Table) -> list[str]:
     """Time of day, who, what, and the fields that are known."""
-    del tids  # a scheduler's thread tells a person nothing that its place in time does not
+    del tids  # of no use in a text line
     labels = [label for label in table if label not in ("pid", "class", "who")]
     what = [f"{name}/{c}" for c in table["class"]] if "class" in table else [name] * len(times)
     names = [spelled(str(w or "-")) for w in table.get("who", ())]

@@ -48,7 +48,7 @@ class Ports:
 
     def finish(self) -> None:
         """What had not ended when the capture did."""
-        for place, (port, begin) in enumerate(self._ports.items()):
+        for number, (port, begin) in enumerate(self._ports.items()):
             if begin:
-                self._file.slice(PORT + place, begin, None, "busy")
+                self._file.slice(PORT + number, begin, None, "busy")
                 self._ports[port] = 0

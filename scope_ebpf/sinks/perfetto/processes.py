@@ -132,10 +132,10 @@ class Processes:
             name += f" {kind.classes[row.cls % len(kind.classes)]}"
         facts = {
             field: plain(text)
-            for field, place in _ATOMS.get(kind.name, ())
-            if (text := self._terms.texts([row.words[place]], text_pids=False)[0]) is not None
+            for field, index in _ATOMS.get(kind.name, ())
+            if (text := self._terms.texts([row.words[index]], text_pids=False)[0]) is not None
         }
-        self._file.instant(self._tracks.place(row), row.time, name, facts=facts or None)
+        self._file.instant(self._tracks.track_of(row), row.time, name, facts=facts or None)
 
     def woken(self, process: int, time: int) -> None:
         """A message came: who waited for one may run."""

@@ -100,7 +100,7 @@ class Tracks:
         rank = self._ranks.get(process)
         return None if rank is None else PROCESS + rank
 
-    def place(self, row: Row) -> int:
+    def track_of(self, row: Row) -> int:
         """Where an event of a process is shown: its own track, else that of its thread."""
         return self.process(row.process) or self.thread(row.tid)
 
