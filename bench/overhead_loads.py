@@ -33,7 +33,7 @@ NAME = f"bench{os.getpid()}"
 
 
 class Load:
-    """A VM *pid* at work; *work* lets it work for some seconds and tells how much it did."""
+    """A VM *pid* at work; *work* lets it work for some seconds and returns how much it did."""
 
     def __init__(self, pid: int, unit: str, work: Callable[[float], float]) -> None:
         self.pid, self.unit, self.work = pid, unit, work

@@ -107,8 +107,8 @@ class Burst:
 
 def decode(records: NDArray[np.void]) -> NDArray[np.int64]:
     """What a metrics sink does with a batch: counts by kind and class, and sums of a column."""
-    place = records["kind"].astype(np.intp) * events.CLASSES + records["class"]
-    return np.bincount(place, minlength=len(events.KINDS) * events.CLASSES)
+    index = records["kind"].astype(np.intp) * events.CLASSES + records["class"]
+    return np.bincount(index, minlength=len(events.KINDS) * events.CLASSES)
 
 
 def drive(burst: Burst, rate: int, seconds: float) -> dict[str, Any]:
@@ -394,7 +394,7 @@ def ours(pid: int, seconds: float) -> dict[str, Any]:
 
 
 def part_leave(folder: Path) -> dict[str, Any]:
-    """How long it takes to take every hook out, by one link a program and by one a place."""
+    """How long it takes to take every hook out, by one link a program and by one a site."""
     del folder
     result = {}
     with beams_run.planted("stock25") as beam:

@@ -91,7 +91,7 @@ def stacks(path: Path) -> list[tuple[list[str], int]]:
     names = [frame["name"] for frame in document["shared"]["frames"]]
     whole = document["profiles"][0]
     pairs = zip(whole["samples"], whole["weights"], strict=True)
-    return [([names[place] for place in stack], weight) for stack, weight in pairs]
+    return [([names[index] for index in stack], weight) for stack, weight in pairs]
 
 
 def split() -> None:

@@ -3,7 +3,7 @@
 What a profile's timer takes from a scheduler that never rests.
 
 A VM with one scheduler, which stays on one CPU. Between slices only the timer changes: whether it
-runs, and how fast. What it takes is measured in two ways that share nothing:
+runs, and how fast. What it takes is measured by two independent methods:
 
 gaps   A native function looks at the CPU's time stamps without pause and adds up what is missing
        between them: interrupts. Slices at 99 Hz beside slices without, in turns (on off off on).
@@ -199,8 +199,8 @@ def slope(own: Bench) -> None:
             rounds.append(whole)
     own.timer.rate(0)
     speeds = np.array(rounds, np.float64)
-    for place, rate in enumerate(_RATES[1:], 1):
-        pair = speeds[:, [0, place]]
+    for column, rate in enumerate(_RATES[1:], 1):
+        pair = speeds[:, [0, column]]
         middle, low, high = bootstrap(pair, _lost)
         each = [1e6 * value / rate for value in (middle, low, high)]
         scaled = [value * own.timer.usual() / rate for value in (middle, low, high)]
@@ -214,7 +214,7 @@ def slope(own: Bench) -> None:
 
 
 def _check_rate(own: Bench) -> None:
-    """The timer ticks as fast as it is told; /proc/interrupts is the witness."""
+    """The timer ticks at the rate that was set; /proc/interrupts is the witness."""
     fastest = _RATES[-1]
     own.timer.rate(fastest)
     before, began = own.interrupts(), time.monotonic()
@@ -259,7 +259,7 @@ def reader_cost() -> None:
     """
     Print what the profiler itself takes on other CPUs, as the kernel counted it when it ended.
 
-    Two lengths tell what is for each second, and what is for beginning and end.
+    Two lengths separate the cost of each second from that of start and end.
     """
     with beams_run.start_beam("stock25", "-s", "split") as beam:
         beam.expect("ready")

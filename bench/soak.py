@@ -109,7 +109,7 @@ class Count:
     long: int = 0
     missed: list[int] = field(default_factory=list)
     most: int = 0
-    #: Events that were lost, as told by all VMs but the one that stays while those under load ran.
+    #: Events that were lost, of all VMs but the one that stays, while those under load ran.
     lost: float = 0.0
 
 
@@ -129,7 +129,7 @@ class Daemon:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         #: By pid of a VM: its age when it was observed first, seconds.
         self.observed: dict[int, float] = {}
-        self.trouble: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
         self._last: deque[str] = deque(maxlen=30)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -141,7 +141,7 @@ class Daemon:
             if found := _OBSERVING.search(line):
                 self.observed[int(found[1])] = float(found[2])
             elif line.startswith(("level=error", "Traceback")) or "message=refused" in line:
-                self.trouble[line.strip()[:200]] += 1
+                self.warnings[line.strip()[:200]] += 1
 
     def samples(self) -> list[tuple[str, dict[str, str], float]]:
         """All that is exported now: names, labels, values."""
@@ -329,10 +329,10 @@ def plant(daemon: Daemon, stays: beams_run.Beam) -> tuple[int, float]:
         return daemon.total("beam_process_exits_total", node=node, reason="error")
 
     before = counted()
-    told = stays.plant(f"exits error {PLANTED}")
+    planted_exits = stays.plant(f"exits error {PLANTED}")
     with suppress(SystemExit):
-        until(lambda: counted() - before >= told, "the planted exits are counted")
-    return told, counted() - before
+        until(lambda: counted() - before >= planted_exits, "the planted exits are counted")
+    return planted_exits, counted() - before
 
 
 def cycle(
@@ -408,7 +408,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             return soak(Path(folder), wanted)
     except KeyboardInterrupt:
-        sys.exit("soak: it was told to end")
+        sys.exit("soak: it was ended")
 
 
 def soak(folder: Path, wanted: argparse.Namespace) -> int:
@@ -425,7 +425,7 @@ def soak(folder: Path, wanted: argparse.Namespace) -> int:
         daemon.process.kill()
         daemon.process.wait()
     print(f"SIGTERM to end, VMs under load: {took:.2f} s, exit code {daemon.process.returncode}")
-    for line, times in daemon.trouble.most_common(10):
+    for line, times in daemon.warnings.most_common(10):
         print(f"{times} x {line}")
     if daemon.process.returncode != 0:
         wrong.append(f"exit code {daemon.process.returncode}")
@@ -463,7 +463,7 @@ def _cycles(
     def observe() -> None:
         seen = set(daemon.observed)
         count = cycle(folder, daemon, stays, crowd, wanted)
-        told, counted = plant(daemon, stays)
+        planted_exits, counted = plant(daemon, stays)
         rest = daemon.rest()
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
         lost_under_load.append(count.lost)
@@ -478,8 +478,8 @@ def _cycles(
         )
         if count.missed:
             wrong.append(f"missed {count.missed}")
-        if counted != told:
-            wrong.append(f"planted {told}, counted {counted:g}")
+        if counted != planted_exits:
+            wrong.append(f"planted {planted_exits}, counted {counted:g}")
         if lost:
             wrong.append(f"{lost:g} events lost")
 
