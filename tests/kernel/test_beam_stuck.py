@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What is told of a VM, or of a process in it, that does not get on: why, and with which figures.
+What is shown of a stuck VM, or of a stuck process: why, and with which figures.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
 @pytest.mark.parametrize("kind", RELEASES)
 def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
     """
-    A process of a million words that collects without end is told to collect, in no function.
+    A process of a million words that collects without end is shown as collecting, in no function.
     """
     with beams_run.start_beam(kind, "-s", "stuck") as beam:
         beam.expect("ready")
@@ -170,7 +170,7 @@ def test_a_quota_that_holds_the_vm_back_is_told():
 
 def shown(pid: int, name: str) -> tuple[str, str | None]:
     """
-    The status of a process as ``ps`` tells it, and why.
+    The status of a process as ``ps`` shows it, and why.
     """
     viewer = Viewer(discover.inspect(pid), FIELDS)
     process = detail(viewer, find(viewer, name))

@@ -236,8 +236,8 @@ def test_a_damaged_file_is_refused_or_read_but_never_hangs(
             }
         )
     )
-    for place, value in damage:
-        data[place % len(data)] = value
+    for offset, value in damage:
+        data[offset % len(data)] = value
     exercise(bytes(data[: len(data) - cut if cut < len(data) // 2 else len(data)]), tmp_path)
 
 

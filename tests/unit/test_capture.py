@@ -281,10 +281,10 @@ def rewritten(path: Path, change, kind: BlockKind = BlockKind.HEAD) -> Path:
     """
     with path.open("rb") as file:
         blocks = list(Frames(file))
-    place = next(n for n, block in enumerate(blocks) if block.kind == kind)
-    document = json.loads(blocks[place].payload)
+    index = next(n for n, block in enumerate(blocks) if block.kind == kind)
+    document = json.loads(blocks[index].payload)
     change(document)
-    blocks[place] = frames.Block(kind, json.dumps(document).encode())
+    blocks[index] = frames.Block(kind, json.dumps(document).encode())
     path.write_bytes(frames.start() + b"".join(frame(*block) for block in blocks))
     return path
 
@@ -411,7 +411,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture, command: list[str]
 ):
     """
-    A FIFO that nobody writes to, a device and a folder are each refused in one line.
+    A FIFO without a writer, a device and a folder are each refused in one line.
     """
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", "/dev/zero", "/dev/tty", tmp_path, "a\0b"):
@@ -519,8 +519,8 @@ def older() -> dict:
     kinds["send"]["id"], kinds["receive"]["id"] = kinds["receive"]["id"], kinds["send"]["id"]
     kinds["gc"]["classes"] = ["minor", "major"]
     fields = kinds["receive"]["fields"]
-    place = next(n for n, field in enumerate(fields) if field[0] == "sender")
-    fields[place][0] = "forgotten"
+    index = next(n for n, field in enumerate(fields) if field[0] == "sender")
+    fields[index][0] = "forgotten"
     kinds["telepathy"] = kinds.pop("hibernate")
     return described
 
@@ -625,7 +625,7 @@ def test_a_message_is_paired_by_receiver_and_address():
 
 def test_an_address_that_is_used_again_is_another_message():
     """
-    A message that nobody received gives way to the next one at its address, and is counted.
+    A message that was not received is replaced by the next one at its address, and is counted.
     """
     flows = Flows()
     lost, sent = flows.send(1, 2, 0xA), flows.send(1, 2, 0xA)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEXT = bytes(range(256)) * 8192
-PLACE = ctypes.create_string_buffer(TEXT)
+BUFFER = ctypes.create_string_buffer(TEXT)
 #: A child that says that it is there, and does with the first request what comes behind this.
 BEGIN = """
 import os, sys, time
@@ -42,7 +42,7 @@ def readers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[[str | None], Readers]]:
     """
-    Makes what reads memory from now on: our child, or one that behaves as it is told to.
+    Makes what reads memory from now on: our child, or one that behaves as *acts* says.
     """
     made = []
     monkeypatch.setattr(process_memory._Current, "reader", process_memory._Current.reader)
@@ -66,11 +66,11 @@ def test_it_reads_what_is_read_without_it(readers):
     Words, many ranges at once, two megabytes, and what is not there.
     """
     readers()
-    own, start = Memory(os.getpid()), ctypes.addressof(PLACE)
+    own, start = Memory(os.getpid()), ctypes.addressof(BUFFER)
     assert int.from_bytes(TEXT[8:16], "little") == own.u64(start + 8)
     assert own.read(start, len(TEXT)) == TEXT
-    places = np.arange(start, start + 3000 * 8, 8, dtype=np.uint64)
-    rows, good = own.gather(np.concatenate([places, np.array([8], np.uint64)]), 8)
+    addresses = np.arange(start, start + 3000 * 8, 8, dtype=np.uint64)
+    rows, good = own.gather(np.concatenate([addresses, np.array([8], np.uint64)]), 8)
     assert rows[:-1].tobytes() == TEXT[: 3000 * 8]
     assert [True] * 3000 + [False] == good.tolist()
     with pytest.raises(UnreadableMemoryError):
@@ -87,12 +87,12 @@ def test_one_that_hangs_is_left_behind(readers):
     hanging.begin(0.2)
     (pid,) = hanging.pids()
     with pytest.raises(NoAnswerError, match=r"cannot be read within 0\.2 s"):
-        Memory(os.getpid()).u64(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u64(ctypes.addressof(BUFFER))
     assert not hanging.pids()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert not hanging.left()
     readers()
-    assert Memory(os.getpid()).u16(ctypes.addressof(PLACE)) == 0x100
+    assert Memory(os.getpid()).u16(ctypes.addressof(BUFFER)) == 0x100
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_answer_that_is_none_is_refused(readers, behaviour: str):
     """
     wrong = readers(behaviour + "\ntime.sleep(1000)")
     with pytest.raises(ReadRefusedError, match="has ended"):
-        Memory(os.getpid()).u64(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u64(ctypes.addressof(BUFFER))
     assert not wrong.pids()
 
 
@@ -123,7 +123,7 @@ def test_one_that_was_killed_is_replaced(readers):
     ours.begin()
     (pid,) = ours.pids()
     os.kill(pid, 9)
-    assert Memory(os.getpid()).u16(ctypes.addressof(PLACE)) == 0x100
+    assert Memory(os.getpid()).u16(ctypes.addressof(BUFFER)) == 0x100
     assert [pid] != ours.pids()
 
 
@@ -149,7 +149,7 @@ def test_each_thread_has_its_own(readers):
     assert len(set(ours.pids())) == 2
     ours.close()
     with pytest.raises(ReadRefusedError, match="any more"):
-        Memory(os.getpid()).u16(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u16(ctypes.addressof(BUFFER))
 
 
 def test_the_child_is_asked_as_many_pieces_as_the_kernel_takes():

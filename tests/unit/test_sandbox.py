@@ -212,7 +212,7 @@ def _readable(fd: int) -> None:
 
 def test_a_child_that_was_idle_is_replaced(good: Path):
     """
-    When nobody asked for a while it ends; the next question has its answer from another.
+    After a while without a question it ends; the next question has its answer from another.
     """
     binary = Binary.open(good)
     first = binary._parser._pid
@@ -234,7 +234,7 @@ def test_a_child_that_was_idle_is_replaced(good: Path):
 )
 def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasting: bool):
     """
-    Whatever ends it, the reason is told; what somebody else did to it is not the file's fault.
+    Whatever ends it, the reason is given; what another process did to it is not the file's fault.
     """
     binary = Binary.open(good)
     os.kill(binary._parser._pid, number)
@@ -290,7 +290,7 @@ def ask(binary: Binary) -> None:
 @pytest.mark.parametrize("number", [signal.SIGPROF, signal.SIGKILL])
 def test_a_child_that_has_ended_took_all_that_it_might(good: Path, number: int):
     """
-    Nobody is told what it took, so who asked is charged with the most.
+    What it took is not reported, so its user is charged with the most.
     """
     binary = Binary.open(good)
     parser = binary._parser
@@ -495,7 +495,7 @@ def test_a_refusal_is_remembered_for_an_hour_if_it_is_the_files_fault():
 
 def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
     """
-    Whoever opens it with the same memory of refusals has the reason at once, and no child.
+    An open with the same memory of refusals has the reason at once, and no child.
     """
     refusals = Refusals()
     binary = Binary.open(good, refusals=refusals)
@@ -506,7 +506,7 @@ def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
 
 def test_a_piece_of_a_file_is_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    The next VM of a program asks for the same pieces, and no child is asked for them again.
+    The next VM of a program reads the same bytes, and no child is asked for them again.
     """
     asked: list[str] = []
     ask = client.Parser._exchange
@@ -540,7 +540,7 @@ def test_a_file_whose_owner_sets_its_time_back_is_another(good: Path):
 
 def test_numbers_are_of_their_range():
     """
-    The edges: the first and the last that are taken.
+    The bounds: the first and the last that are taken.
     """
     assert (0, U64) == (answers.integer(0), answers.integer(U64))
     for wrong in (-1, 1 << 64, True, 1.0, "1", None):

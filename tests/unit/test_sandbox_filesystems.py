@@ -103,9 +103,9 @@ def test_servers_are_known_by_their_users(
     folder.mkdir(parents=True)
     users = {}
     for number, user in enumerate(owners):
-        place = folder / str(number)
-        place.mkdir()
-        users[place.name] = user
+        process = folder / str(number)
+        process.mkdir()
+        users[process.name] = user
     status = Path.stat
 
     def stat(path: Path, **options: bool) -> os.stat_result:
@@ -120,18 +120,18 @@ def test_servers_are_known_by_their_users(
 
 def test_our_own_program_answers():
     """
-    The mount is found as the kernel tells it.
+    The mount is found as the kernel lists it.
     """
-    place = os.open("/proc/self/exe", os.O_PATH)
+    path_fd = os.open("/proc/self/exe", os.O_PATH)
     try:
-        filesystems.require_answers(place, "us", "/proc/self")
-        number = filesystems._mount_number(place)
+        filesystems.require_answers(path_fd, "us", "/proc/self")
+        number = filesystems._mount_number(path_fd)
     finally:
-        os.close(place)
-    place = b"%d" % number
-    assert filesystems._mount("/proc/self", filesystems._NUMBER, place)
+        os.close(path_fd)
+    wanted = b"%d" % number
+    assert filesystems._mount("/proc/self", filesystems._NUMBER, wanted)
     assert filesystems._mount("/proc/self", filesystems._NUMBER, b"%d" % (1 << 40)) is None
-    assert filesystems._mount("/proc/0", filesystems._NUMBER, place) is None
+    assert filesystems._mount("/proc/0", filesystems._NUMBER, wanted) is None
 
 
 @pytest.mark.parametrize("namespace", ["mnt", "user"])
@@ -209,7 +209,7 @@ def test_a_root_without_a_mount_is_known_by_its_device(
     reason: str,
 ):
     """
-    A chroot into a user's filesystem is none into the host's, whoever made it.
+    A chroot into a user's filesystem is none into the host's, by whichever user it was made.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     monkeypatch.setattr(filesystems, "inode_of", lambda _: (os.makedev(*device), 1))

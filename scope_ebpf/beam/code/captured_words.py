@@ -49,7 +49,7 @@ _SUB_BITS_27 = 0x24
 _FLAT = 0
 
 
-class Shaper:
+class ShapeFormatter:
     """Writes the shapes of terms of one VM."""
 
     def __init__(self, target: Target, atoms: Atoms) -> None:
