@@ -45,19 +45,20 @@ class Clocks:
 
     @property
     def to_wall(self) -> int:
-        """What to add to a record's time to have the time of day, ns."""
+        """Difference of the time of day and a record's time, ns."""
         return self.realtime - self.monotonic
 
     @property
     def to_boot(self) -> int:
-        """What to add to a record's time to have the time since boot, ns."""
+        """Difference of the time since boot and a record's time, ns."""
         return self.boottime - self.monotonic
 
 
 @dataclass(frozen=True)
 class Head:
-    """Everything that holds for the whole capture. *target* is ``Target.as_json()``."""
+    """Facts of the whole capture."""
 
+    #: ``Target.as_json()``.
     target: dict[str, Any]
     host: dict[str, Any]
     clocks: Clocks
@@ -71,7 +72,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What is known when a trace is over; :attr:`cost` is None where it was not measured."""
+    """Facts of a trace that are known at its end."""
 
     duration_seconds: float
     stopped_because: str

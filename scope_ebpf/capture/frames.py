@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Not text, and changed by whatever changes line ends.
 MAGIC = b"\x89scope\r\n"
-#: Of the blocks and what is in them; the events have a schema of their own.
+#: Version of the blocks and their contents; the events have a schema of their own.
 VERSION = 1
 #: Bytes of a block before compression, at most: bounds the memory that reading one takes.
 MAX_RAW = 16 << 20
@@ -33,7 +33,7 @@ _LEVEL = 1
 
 
 class BlockKind(IntEnum):
-    """What a block holds. Numbers are added, never used again; unknown ones are skipped."""
+    """Kinds of blocks. Numbers are added, never used again; unknown ones are skipped."""
 
     HEAD = 1  # JSON, once, first
     RECORDS = 2  # a count, then a column for each field
@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
 
 def start() -> bytes:
-    """What a capture begins with."""
+    """The first bytes of a capture."""
     return _START.pack(MAGIC, VERSION)
 
 

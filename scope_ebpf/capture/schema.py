@@ -74,7 +74,7 @@ _TODAY = describe()
 STORED = _dtype(Value(_fields(events.RECORD), "the schema of today"))
 #: Records in one block at most: a block of today's has no room for more, nor has memory.
 _MOST_RECORDS = MAX_RAW // STORED.itemsize
-#: What every header must have, each one whole number.
+#: Fields that every header must have, each one whole number.
 _NEEDED = ("time_ns", "kind", "class")
 #: The most that the number of a kind, and of a class, may be.
 _MOST_KINDS, _MOST_CLASSES = 1 << 16, 256
@@ -203,7 +203,7 @@ def _in_ring(rows: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def _header(fields: Value) -> np.dtype[np.void]:
-    """What all records of a capture have in common, with a time, a kind and a class."""
+    """The fields common to all records of a capture, with a time, a kind and a class."""
     dtype = _dtype(fields)
     for name in _NEEDED:
         if name not in (dtype.names or ()) or dtype[name].kind != "u":

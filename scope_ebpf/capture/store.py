@@ -19,7 +19,7 @@ _FOR_THE_END = 64 << 10
 
 
 class Store(Protocol):
-    """What a writer needs of it."""
+    """The operations of a store that a writer needs."""
 
     def put(self, kind: BlockKind, payload: bytes) -> bool:
         """Keep one block; False if there is no room for it. Raises OSError."""

@@ -4,7 +4,7 @@ The JSON of a capture, each value checked for its type and range where it is tak
 
 A capture may come from a stranger. What passes here is what the rest of the program may
 count on: whole numbers within 64 bits, finite floats, text of bounded length that can be
-encoded, lists of bounded length. Nothing else of a document is looked at.
+encoded, lists of bounded length. Nothing else of a document is read.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def text(raw: str) -> str:
 
 
 def document(payload: bytes, block: str) -> Value:
-    """The JSON of a block; CaptureError if it is none, or has more parts than memory is for."""
+    """The JSON of a block; CaptureError if it is not JSON, or has too many parts for memory."""
     if sum(map(payload.count, (b",", b"[", b"{"))) > _PARTS:
         raise CaptureError(f"{block} has more than {_PARTS:,} values")
     try:

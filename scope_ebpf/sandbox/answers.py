@@ -79,7 +79,7 @@ def table(found: Any, each: Callable[[Any], T], most: int) -> dict[str, T]:
 
 
 def optional(each: Callable[[Any], T]) -> Callable[[Any], T | None]:
-    """What *each* says, or null."""
+    """A check for *each* or null."""
     return lambda found: None if found is None else each(found)
 
 

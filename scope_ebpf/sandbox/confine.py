@@ -30,7 +30,7 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
 _X86_64, _AARCH64 = 0xC000003E, 0xC00000B7
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _X32 = 0x40000000
-#: What Python and C libraries need to compute and to answer: by the numbers of each architecture.
+#: System calls that Python and C libraries need to compute and to answer, by architecture.
 #: read, write, close, fstat, poll, lseek, mmap, mprotect, munmap, brk, rt_sigaction,
 #: rt_sigprocmask, rt_sigreturn, pread64, madvise, getpid, recvfrom, sendto, sendmsg, recvmsg, exit,
 #: mremap, getrusage, sigaltstack, futex, getitimer, setitimer, clock_gettime, exit_group, ppoll,

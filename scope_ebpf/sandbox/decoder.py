@@ -24,7 +24,7 @@ _X86, _MODE_64, _DETAIL, _ON = 3, 8, 2, 3
 _REGISTERS = 64
 #: How many bytes ``cs_insn`` has room for, by the library's major version.
 _ROOM = {4: 16, 5: 24}
-#: Where the package has the library, and what distributions call it.
+#: The library's path in the package, and its names in distributions.
 _OF_PACKAGE = "capstone/lib/libcapstone.so"
 _NAMES = ("libcapstone.so.5", "libcapstone.so.4")
 
@@ -41,13 +41,13 @@ class Instruction(NamedTuple):
 
 
 def decode(code: bytes, address: int = 0, *, registers: bool = False) -> Iterator[Instruction]:
-    """The instructions of *code*, up to the first bytes that are none."""
+    """The instructions of *code*, up to the first bytes that are not one."""
     return load().decode(code, address, registers=registers)
 
 
 @cache
 def load() -> _Library | _Package:
-    """What decodes; ImportError if there is nothing."""
+    """Load the decoder; ImportError if there is none."""
     for name in (*_of_package(), *_NAMES):
         try:
             found = ctypes.CDLL(name)

@@ -42,7 +42,7 @@ _MOST_ROW, _MOST_ROWS = 1 << 17, 1 << 20
 
 
 class _Mount(NamedTuple):
-    """What ``/proc/PID/mountinfo`` says of a mount, and by whose permission it is there."""
+    """A mount in ``/proc/PID/mountinfo``, and by whose permission it is there."""
 
     kind: bytes
     options: list[bytes]

@@ -22,7 +22,7 @@ from scope_ebpf.sandbox.limits import MalformedError
 if TYPE_CHECKING:
     from scope_ebpf.sandbox.elf import Elf
 
-#: Where a row begins, and its rule: base, offset, saved registers, whether there is no caller.
+#: Start of a row, and its rule: base, offset, saved registers, whether there is no caller.
 Row = tuple[int, tuple[int, int, dict[str, int], bool] | None]
 
 #: Version 1; the frame pointer relative to here, a count, a table of pairs relative to the header.
@@ -34,7 +34,7 @@ RETURN = 16
 _MOST_REGISTER = 1 << 15
 #: Nothing of a frame is further from anything else, bytes.
 _FAR = 1 << 31
-#: What the linker says of every stub of its jump tables: how far in an address is decides.
+#: The linker's rule for every stub of its jump tables: it depends on the offset in the stub.
 _STUBS = bytes.fromhex("770880003f1a3b2a332422")
 
 

@@ -34,7 +34,7 @@ DESCRIPTION, ROWS = 1 << 16, 4096
 #: Bytes of one message in either direction.
 MESSAGE = 32 << 20
 
-#: Of the process that parses: bytes of memory, seconds of CPU in all, open files, idle seconds.
+#: Limits of the child: bytes of memory, seconds of CPU in all, open files, idle seconds.
 MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
 #: Its exit status when it was idle for that long.
 IDLE_STATUS = 3

@@ -10,7 +10,7 @@ import struct
 
 from scope_ebpf.errors import RefusedFileError
 
-#: What the kernel writes of a process's mappings or mounts: 200,000 lines.
+#: Bytes of a process's mappings or mounts: 200,000 lines.
 MAX_BYTES = 16 << 20
 #: include/uapi/linux/stat.h, include/uapi/linux/fcntl.h: struct statx, where the inode lies in it
 #: and the device; what is known without asking the filesystem.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of a file, and the answers as plain data. Runs confined."""
+"""Questions about a file, and their answers as plain data. Runs confined."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Questions:
         return Elf(self._file)
 
     def on_facts(self) -> dict[str, object]:
-        """What the file is, and where another one with its symbols may be."""
+        """Basic facts of the file, and of the debug file that it names."""
         elf = self._elf
         own = elf.sections.get(".symtab")
         link = elf.section(".gnu_debuglink") or b"" if own is None else b""

@@ -35,7 +35,7 @@ _LITERAL, _REPEATS = re.compile(r"[A-Za-z0-9_]*"), ("*", "?", "{")
 
 
 def _literal(pattern: str) -> bytes:
-    """What all that matches *pattern* begins with, maybe nothing."""
+    """The literal prefix of all names that match *pattern*, maybe empty."""
     found = _LITERAL.match(pattern)
     if found is None or "|" in pattern:
         return b""
@@ -105,7 +105,7 @@ class Table:
         """
         (address, size, info, name) in order of address, of those that span anything.
 
-        Of several at one address the first of the table comes last, where :meth:`at` begins.
+        The first of the table of several at one address comes last, where :meth:`at` begins.
         """
         rows = [(a, size, info, name) for name, info, a, size in self._defined() if size]
         rows.reverse()

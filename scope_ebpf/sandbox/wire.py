@@ -17,7 +17,7 @@ _MAX_FDS = 2
 
 
 class NonsenseError(Exception):
-    """What came is no message."""
+    """The bytes received are not a message."""
 
 
 def send(channel: socket.socket, message: object, fds: tuple[int, ...] = ()) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 _EVENTS = {Call: "call", Return: "return", Upgrade: "code"}
-#: What a live line is coloured by, on a terminal.
+#: Colours of a live line, on a terminal.
 _STYLES = {Call: "", Return: "dim", Upgrade: "bold yellow"}
 
 

@@ -36,7 +36,7 @@ class Terms(Protocol):
 
 
 class Called(Protocol):
-    """What names the addresses of a long call; None for what has no name."""
+    """Names the addresses of a long call; None for one without a name."""
 
     def function(self, address: int) -> str | None:
         """The Erlang code that it came from."""
@@ -66,7 +66,7 @@ def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
 
 
 def wall_offset_ns() -> int:
-    """What to add to a monotonic time to have the time of day, ns."""
+    """Difference of the time of day and the monotonic time, ns."""
     # A thread may be descheduled between the two clocks: the quickest of some readings counts.
     readings = [
         (time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(_READINGS)

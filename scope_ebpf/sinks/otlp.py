@@ -131,7 +131,7 @@ def line(request: dict[str, Any]) -> str:
 
 
 def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of *facts*; 64-bit numbers are strings in protobuf's JSON."""
+    """The known ones of *facts*; 64-bit numbers are strings in protobuf's JSON."""
     return [
         {"key": key, "value": _value(value)} for key, value in facts.items() if value is not None
     ]

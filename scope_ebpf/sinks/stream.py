@@ -90,7 +90,7 @@ class Stream:
         return self._line(kind.name, times, records["tid"].tolist(), table)
 
     def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
-        """Who each record's process is; a pid that came as text cannot be looked up."""
+        """The label of each record's process; a pid that came as text cannot be looked up."""
         if self._who is None or (records["flags"] & events.FLAG_TEXT_PID).any():
             return [None] * len(records)
         words = records["process"].tolist()

@@ -28,18 +28,17 @@ _TABLES = 3
 
 @dataclass(slots=True)
 class Version:
-    """
-    One version of a watched function; *number* counts from 1 in the order they were seen.
-
-    *watched_ns* is since when it has been watched, None while it is not. *gap_ns* is how long it
-    may have run unwatched, until *end_ns*: 0 where it was watched in time, None for code that does
-    not run yet.
-    """
+    """One version of a watched function."""
 
     function: Function
+    #: From 1, in the order in which versions were seen.
     number: int
+    #: Since when it has been watched, ns; None while it is not.
     watched_ns: int | None = None
+    #: How long it may have run unwatched before *end_ns*, ns: 0 if it was watched in time, None
+    #: for code that does not run yet.
     gap_ns: int | None = None
+    #: End of that gap, ns.
     end_ns: int = 0
 
 
@@ -173,7 +172,7 @@ class Follow:
             function = self._functions.again(self._chosen[number], header)
             if function is None:
                 return []
-            # What is to come may have been written since it was looked at.
+            # The next code may have been written since it was read.
             if known is None or not expected or function.address != known.function.address:
                 known = self._new(key, function, known)
         return [known]

@@ -42,19 +42,18 @@ _LOOK = 32
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """
-    One function in one version of its module.
-
-    *address* is its first instruction, *code* where its module's code starts, *terms* the atoms of
-    module and function. *is_bif*: it only leads to C, and callers need not pass it.
-    """
+    """One function in one version of its module."""
 
     module: str
     function: str
     arity: int
+    #: Address of its first instruction.
     address: int
+    #: Address of its module's code (BeamCodeHeader).
     code: int
+    #: Atoms of module and function.
     terms: tuple[int, int]
+    #: True if it only leads to C code, so that callers need not pass it.
     is_bif: bool
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a user asked for: parts where ``*`` stands for anything, None for every arity."""
+    """A pattern of functions: ``*`` stands for anything in its parts, None for every arity."""
 
     text: str
     module: str

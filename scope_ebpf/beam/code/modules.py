@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: What the tables call themselves, and how many there are (ERTS_NUM_CODE_IX, code_ix.h).
+#: The name of the tables in the VM, and their number (ERTS_NUM_CODE_IX, code_ix.h).
 _NAME = b"module_code"
 _TABLES = 3
 #: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than anybody has.
@@ -37,18 +37,16 @@ _ATTEMPTS = 5
 
 
 class Code(NamedTuple):
-    """
-    Where the code of one module starts, a BeamCodeHeader each; 0 for none.
+    """Addresses of the code of one module (BeamCodeHeader); 0 for none."""
 
-    *others* is what the tables that are not in use say: code that comes, or was. Where the
-    VM hides which table is in use, *current* is of the one that changed last. *tables* has current
-    and old code of each of them, and *active* is the number of the one in use, None where hidden.
-    """
-
+    #: Of the table that changed last, where the VM hides which table is in use.
     current: int
     old: int
+    #: Code in tables that are not in use: to be loaded, or purged.
     others: tuple[int, ...]
+    #: Current and old code in each table.
     tables: tuple[tuple[int, int], ...] = ()
+    #: Number of the table in use; None where hidden.
     active: int | None = None
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Binary", "Symbol", "UnreadableElfError", "UsdtSite"]
 
 _DEBUG_ROOT = "usr/lib/debug"
-#: CPU seconds that a look at a file may take: in the daemon, and for a person who waits for it.
+#: CPU seconds that parsing a file may take: in the daemon, and in a command.
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
@@ -43,7 +43,7 @@ _MAX_SECTION = 64 << 20
 _MAX_CACHED, _SMALL = 64, 1024
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
-#: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
+#: Names that most inspections of an emulator need, so all are asked for at once: the child
 #: goes through the whole table for each question.
 _USUAL = frozenset(
     (
@@ -62,7 +62,7 @@ _USUAL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the file is, as the child says it."""
+    """Basic facts of the file, from the child's answer."""
 
     machine: str
     entry: int
@@ -95,7 +95,7 @@ class Binary:
         status = os.fstat(fd)
         #: Device and inode.
         self.inode = status.st_dev, status.st_ino
-        #: What a refusal of the file is remembered by.
+        #: Key under which a refusal of the file is remembered.
         self.key: Key = key_of(status)
         self._debug_files = debug_files
         self._refusals = refusals or Refusals()
@@ -151,7 +151,7 @@ class Binary:
         return cls(Path(name), fd, debug_files=False)
 
     def fileno(self) -> int:
-        """The descriptor of the file that was looked at, open as long as this is."""
+        """The descriptor of the file that was parsed, open as long as this is."""
         return self._fd
 
     @property
@@ -171,7 +171,7 @@ class Binary:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What the kernel loads."""
+        """The segments that the kernel loads."""
         return self._facts.segments
 
     @property
@@ -217,7 +217,7 @@ class Binary:
         """Every USDT site of every provider, in the order of the notes."""
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
         heads_at = [site[2] for site in sites if site[0] == "erlang"]
-        # What is there will be looked at, site by site.
+        # Each site's first bytes will be read, so all are read at once.
         heads = self._ask("heads", lambda a: _heads(a, len(heads_at)), heads_at) if heads_at else []
         self._heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
@@ -344,7 +344,7 @@ class Binary:
         """
         Offer the child the first file that is one of this build's symbols.
 
-        Raises NoSuchProcessError if the file was looked at through a process that has ended.
+        Raises NoSuchProcessError if the file was opened through a process that has ended.
         """
         root, folder = self._root_and_folder()
         process = str(root.parent) if root.name else "/proc/self"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.elf.contents import Segment, Symbol
 
-#: What a USDT site is compiled to (systemtap's sys/sdt.h); the second is of five bytes.
+#: The code of a USDT site (systemtap's sys/sdt.h); the second is of five bytes.
 _NOPS = (b"\x90", b"\x0f\x1f\x44\x00\x00")
 _SEMAPHORE_BYTES = 2
 
@@ -29,10 +29,10 @@ class File(Protocol):
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """What the kernel loads."""
+        """The segments that the kernel loads."""
 
     def read(self, address: int, size: int) -> bytes:
-        """What the file holds at an address; UnreadableElfError if it holds less."""
+        """Bytes of the file at an address; UnreadableElfError if it has fewer."""
 
 
 class UnprovenPlaceError(NothingToAttachError):

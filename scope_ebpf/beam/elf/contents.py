@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of an ELF file, as plain data. It is parsed elsewhere (``scope_ebpf.sandbox``)."""
+"""Contents of an ELF file as plain data. It is parsed elsewhere (``scope_ebpf.sandbox``)."""
 
 from __future__ import annotations
 

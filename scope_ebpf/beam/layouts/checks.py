@@ -39,11 +39,11 @@ _KINDS = {
     "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
 }
 KINDS = tuple(_KINDS)
-#: What changes while it is read is read again, this often.
+#: Readings of data that changes while it is read.
 _ATTEMPTS = 20
-#: What may join or leave a run queue, or a scheduler's ETS tables, while they are read.
+#: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
 _MEANWHILE = 16
-#: ETS tables of one scheduler that are looked at.
+#: ETS tables of one scheduler that are checked.
 _MOST_TABLES = 256
 #: Seconds that a VM may live without an ETS table, and who has begun when there are some.
 _YOUNG, _BEGUN = 10.0, "kernel_sup"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of a running VM, held against that VM."""
+"""The layout of a running VM, checked against that VM."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.target import Target
 
-#: Messages whose tags are read, and nodes of its queues that are looked at for them: signals that
+#: Messages whose tags are read, and nodes of its queues that are read for them: signals that
 #: are no messages lie between.
 MAX_MESSAGES = 10
 _MAX_NODES = 10 * MAX_MESSAGES
@@ -46,9 +46,9 @@ _MAX_NODES = 10 * MAX_MESSAGES
 _MAX_STACK = 1 << 16
 _WORD = 8
 _ACTIVE = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
-#: What changes when a process collects, and so moves its terms.
+#: Fields that change when a process collects, and so moves its terms.
 HEAPS = ("heap", "hend", "old_heap", "minor_gcs", "fragment_words")
-#: What must stand still for each part to be of one moment.
+#: Fields that must not change for each part to be of one moment.
 _STANDS = {
     "stack": (*HEAPS, "stop", "htop", "reductions", "pc", "current"),
     "messages": (*HEAPS, "first_message", "middle_message", "outer_message", "mailbox"),
@@ -68,20 +68,20 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """
-    One process: its row, shape ``(1,)``, and copies of what the row leads to.
+    """One process, and copies of what its struct leads to."""
 
-    *native* says that it was in a native function: then its innermost function is the one that
-    the VM noted before the call. *moved* names the parts that are not of one moment.
-    """
-
+    #: Its row, shape ``(1,)``.
     rows: NDArray[np.void]
+    #: True if it was in a native function: its innermost function is the one that the VM noted
+    #: before the call.
     native: bool
+    #: Words of its stack.
     stack: NDArray[np.uint64]
     messages: tuple[Message, ...]
     links: Walk
     monitors: Walk
     watchers: Walk
+    #: Names of the parts that are not of one moment.
     moved: tuple[str, ...]
 
 

@@ -253,7 +253,7 @@ class Memory:
         return good
 
     def _read(self, address: int, size: int) -> bytes:
-        """What can be read there, without numpy: for a word that takes longer than the call."""
+        """Read what is there, without numpy: for a word numpy takes longer than the call."""
         out, iovec = ctypes.create_string_buffer(size), _Iovec(address, size)
         got = self._call(ctypes.addressof(out), size, ctypes.addressof(iovec), 1)
         return out.raw[:got]

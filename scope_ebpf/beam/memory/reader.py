@@ -139,7 +139,7 @@ def _start(child: Path, channel: int, shared: int) -> subprocess.Popen[bytes]:
 
 
 class _Own(threading.local):
-    """What one thread has."""
+    """The reader process of one thread."""
 
     reader: Reader | None = None
     patience = PATIENCE

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _AGAIN = 30.0
 #: Names so short that a symbol of that name may be anything.
 _AMBIGUOUS = ("r",)
-#: What a hostile file makes of an address is one all the same.
+#: Addresses of a hostile file wrap to 64 bits.
 _WORD = (1 << 64) - 1
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.vm.target import Target
 
-#: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
+#: Sections of the VM's variables; ERTS_LOW_WRITE holds those that hardly change.
 _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
 _WORD = 8
 #: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
@@ -40,9 +40,9 @@ _LOCK_INIT = re.compile(rb"\x48\x8d\x3d(.{4})\xe8(.{4})", re.DOTALL)
 _STORE_ZERO = re.compile(rb"\x0f\x11[\x05\x0d](.{4})|\x48\xc7\x05(.{4})\0{4}", re.DOTALL)
 #: Bytes: of code behind the call, and of data behind the lock.
 _NEAR = 64
-#: Slots of a table that are looked at.
+#: Slots of a table that are checked.
 _SAMPLE = 1024
-#: Ranges of code that are looked at before all of them are.
+#: Ranges of code that are checked before all of them are.
 _FEW = 16
 #: Ranges of code that a VM has at most: one for each module, and some.
 _MOST_RANGES = 1 << 20
@@ -186,7 +186,7 @@ def _fitting(
     size: int,
     fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
 ) -> dict[int, int]:
-    """What the *words* at *address* point to that fits, and the first of them that does."""
+    """Pointers among the *words* at *address* to what fits, each with its first address."""
     found: dict[int, int] = {}
     indexes = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
     # What is not mapped is no failed reading here.
@@ -318,7 +318,7 @@ def _dirty_gc(target: Target) -> int | None:
 
 
 def _beyond(found: re.Match[bytes], group: int, end: int | None = None) -> int:
-    """What an operand means that counts from the *end* of its instruction."""
+    """Value of an operand that is relative to the *end* of its instruction."""
     (distance,) = struct.unpack("<i", found[group])
     return int(distance) + (found.end() if end is None else end)
 

@@ -25,16 +25,15 @@ _WORD_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Walk(NamedTuple):
-    """
-    The nodes of many structures.
+    """The nodes of many lists, rings or trees."""
 
-    For each node whose it is (an index into the roots), its address and its
-    bytes; and for each root whether all of its nodes were read.
-    """
-
+    #: Index of the root of each node, shape ``(n,)``.
     owners: NDArray[np.int64]
+    #: Address of each node, shape ``(n,)``.
     addresses: NDArray[np.uint64]
+    #: Bytes of each node, shape ``(n, size)``.
     nodes: NDArray[np.uint8]
+    #: True for each root all of whose nodes were read, shape ``(roots,)``.
     whole: NDArray[np.bool_]
 
 

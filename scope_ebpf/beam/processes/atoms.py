@@ -35,7 +35,7 @@ MAX_BYTES = 255 * 4
 MAX_ATOMS = 1 << 25
 #: Texts kept; most are never asked for.
 CACHE = 1 << 16
-#: Atoms that a search looks at together, first those that the VM is born with, and in all: some
+#: Atoms that a search reads together, first those that the VM is born with, and in all: some
 #: seconds.
 _BORN, _BLOCK, _SEARCHED = 2048, 8192, 1 << 22
 #: Blocks that are read once: 140 kB each.

@@ -31,7 +31,7 @@ _WORD = 8
 #: F_TRAP_EXIT and ERTS_PSFLG_OFF_HEAP_MSGQ (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _TRAP_EXIT, _OFF_HEAP = 1 << 22, 1 << 24
 _USER_PRIORITY = 2  # bits to the left
-#: What must stand still while terms on the heap are written as text.
+#: Fields that must not change while terms on the heap are written as text.
 _NAMES = ("dictionary", *HEAPS)
 
 

@@ -83,7 +83,7 @@ class Labels:
         """
         Name many pids, given as terms; what is no pid of this VM is left out.
 
-        Of those that must be looked up, *most* at most are; the others are left out.
+        At most *most* of those that must be looked up are; the others are left out.
         """
         wanted = {pid for pid in pids if is_pid(pid)}
         oldest = self._clock() - FRESH

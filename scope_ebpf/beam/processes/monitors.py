@@ -37,18 +37,18 @@ class Kinds(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """
-    How many of each kind a process has.
+    """Links and monitors of a process, by kind."""
 
-    *monitors* and *watchers* are those of ``process_info(P, monitors)`` and ``monitored_by``.
-    *nodes* are subscriptions to nodes that come and go.
-    """
-
+    #: As ``process_info(P, monitors)`` lists them.
     monitors: int
+    #: As ``process_info(P, monitored_by)`` lists them.
     watchers: int
     aliases: int
+    #: Processes that it suspends.
     suspends: int
+    #: Processes that suspend it.
     suspended_by: int
+    #: Subscriptions to nodes that come and go.
     nodes: int
 
 

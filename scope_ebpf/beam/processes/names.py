@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 _WORD = 8
 #: ProcDict: mask, slots in use, array size, split, number of elements (32-bit but the last).
 _MASK, _USED, _SLOTS = 0, 4, 24
-#: Keys that share one slot of a dictionary; more are not looked at.
+#: Keys in one slot of a dictionary that are read.
 _COLLISIONS = 16
 _PAIR, _TRIPLE = 2 << 6, 3 << 6
 
-#: What a process says it is by the function in which it waits.
+#: Behaviour of a process by the function in which it waits.
 LOOPS = {
     "gen_server": "gen_server",
     "gen_statem": "gen_statem",
@@ -49,7 +49,7 @@ LOOPS = {
     "gen_fsm": "gen_fsm",
     "gen_server2": "gen_server2",
 }
-#: What a module says it is by its -behaviour, in the words of the one that runs it.
+#: Behaviour of a module by its -behaviour attribute: that of the module which runs it.
 DECLARED = {
     **{name: name for name in LOOPS},
     "Elixir.GenServer": "gen_server",

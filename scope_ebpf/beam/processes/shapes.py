@@ -40,7 +40,7 @@ _WORD = 8
 #: Header subtags, OTP-25.2.3 and OTP-27.3.4.1 erts/emulator/beam/erl_term.h.
 _SUBTAG = 0x3F
 _TUPLE = 0x00
-#: What a header says of what it heads; tuples and cons cells are not among them.
+#: Text for each kind of header, tuples excepted.
 KINDS_ALWAYS = {
     0x08: "integer",
     0x0C: "integer",

@@ -29,9 +29,9 @@ _WORD = 8
 _MAX_BESIDES = 1 << 36
 #: Words of one message or one name of a remote process that are believed.
 _MAX_PAYLOAD = 1 << 32
-#: Links, monitors or messages of one process that are looked at; more are estimated.
+#: Links, monitors or messages of one process that are read; the size of more is estimated.
 LIMIT = 2000
-#: Fragments of one message that are looked at.
+#: Fragments of one message that are read.
 _FRAGMENTS = 64
 
 #: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
@@ -236,7 +236,7 @@ def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:
     Return the index of each message in its mailbox.
 
     The first ones that a process was sent may lie on its heap, where there was room, so those
-    behind them are better witnesses of what is not looked at.
+    behind them are better samples of what is not read.
     """
     order = np.argsort(owners, kind="stable")
     ordered = owners[order]

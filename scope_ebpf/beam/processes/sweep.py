@@ -3,7 +3,7 @@
 The load of every process, kept up to date within a budget of CPU time.
 
 A table that costs more than the budget is read in parts, one at each turn:
-every process is looked at equally often, and *age* says how old a row may be.
+every process is read equally often, and *age* says how old a row may be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.table import ProcessTable, Snapshot
 
-#: What is kept of each process: 52 bytes, however large the table is that they lie in.
+#: Columns that are kept of each process: 52 bytes.
 _KEPT = np.dtype(
     [
         ("slot", np.uint32),
@@ -40,29 +40,36 @@ _KEPT = np.dtype(
         ("collected", np.float32),
     ]
 )
-#: What ``--sort`` may name, and the column behind it.
+#: Names for ``--sort``, and their columns.
 SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "collected"}
 _WORD = 8
-#: Seconds between two looks at those that collect.
+#: Seconds between two readings of those that collect.
 _LOOK = 0.008
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a turn found: counts of the last full round, and how old its rows may be."""
+    """Totals of the last round of a sweep, updated at each turn."""
 
+    #: Processes that the table counts.
     total: int
+    #: Processes that were read.
     read: int
+    #: Processes that changed too fast, or could not be read.
     torn: int
+    #: Turns of a round.
     parts: int
+    #: CPU time of the last turn.
     seconds: float
 
 
 class Top(NamedTuple):
-    """Slots of processes, their reductions a second, and the bytes that they collected a second."""
+    """Some processes, shape ``(n,)`` each."""
 
     slots: NDArray[np.int64]
+    #: Reductions a second.
     rates: NDArray[np.float32]
+    #: Bytes a second that went through garbage collections.
     collected: NDArray[np.float32]
 
 
@@ -199,8 +206,8 @@ def collected(
     """
     Return how many bytes a second the collections of the processes in *slots* go through, at least.
 
-    Two major collections between two looks are one to us, or none, so these are looked at every
-    few ms, for so many *seconds*. *slots* are in their order; shape as theirs.
+    Two major collections between two readings count as one, or none, so these processes are read
+    every few ms, for *seconds*. *slots* are in ascending order; returns the shape of *slots*.
     """
     began, found, before = clock(), np.zeros(len(slots)), np.zeros(0, _KEPT)
     while True:

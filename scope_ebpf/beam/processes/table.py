@@ -43,7 +43,7 @@ _MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
-#: Processes that a layout is held against before it is believed.
+#: Processes that a layout is checked against before it is used.
 _SAMPLE = 64
 
 # ERTS_PSFLG_*, OTP-25.2.3 erts/emulator/beam/erl_process.h, the same in OTP 24 to 29: flag N is
@@ -53,7 +53,7 @@ ACTIVE, RUNNING, SUSPENDED, COLLECTING = 1 << 13, 1 << 15, 1 << 16, 1 << 17
 ACTIVE_SYS, RUNNING_SYS = 1 << 20, 1 << 21
 DIRTY_ACTIVE_SYS, DIRTY_RUNNING, DIRTY_RUNNING_SYS = 1 << 28, 1 << 29, 1 << 30
 
-#: What ``process_info(P, status)`` says: the first flag that is set decides
+#: Statuses of ``process_info(P, status)``: the first flag that is set decides
 #: (erts_process_state2status, OTP-25.2.3 erts/emulator/beam/erl_process.c).
 STATUS = (
     ("free", FREE),
@@ -78,7 +78,7 @@ class Field(NamedTuple):
     kind: type[np.generic]
 
 
-#: What every reading needs, to know that a row is whole.
+#: Columns that every reading needs, to know that a row is whole.
 _CORE = (
     Field("id", "common.id", np.uint64),
     Field("state", "state", np.uint32),
@@ -110,7 +110,7 @@ IDENTITY = (
     Field("parent", "parent", np.uint64),
     Field("group_leader", "group_leader", np.uint64),
 )
-#: What the exact size in bytes needs besides.
+#: Columns that the exact size in bytes needs besides.
 SIZES = (
     Field("links", "common.u.alive.links", np.uint64),
     Field("monitors", "common.u.alive.monitors", np.uint64),
@@ -134,21 +134,20 @@ ALL = (*LOAD, *IDENTITY, *SIZES)
 
 @dataclass(slots=True)
 class Snapshot:
-    """
-    Processes, and what the reading missed and cost.
+    """Processes of one reading of the table, and what the reading missed and cost."""
 
-    *rows* is a structured array with the columns that were asked for, and
-    always ``slot``, ``pointer``, ``id``, ``state``, ``heap_words``,
-    ``stack_words`` and ``mailbox``. *total* is what the table itself counts;
-    *torn* rows were there but changed too fast, and *missed* are the slots of
-    these and of the *unreadable*; *seconds* is CPU time.
-    """
-
+    #: Structured array, shape ``(n,)``: the columns that were asked for, and always ``slot``,
+    #: ``pointer``, ``id``, ``state``, ``heap_words``, ``stack_words`` and ``mailbox``.
     rows: NDArray[np.void]
+    #: Processes that the table itself counts.
     total: int
+    #: Processes that changed too fast to be read.
     torn: int
+    #: Processes whose memory could not be read.
     unreadable: int
+    #: Slots of the torn and unreadable ones, shape ``(torn + unreadable,)``.
     missed: NDArray[np.int64]
+    #: CPU time of the reading.
     seconds: float
 
     def __len__(self) -> int:

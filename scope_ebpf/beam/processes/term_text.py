@@ -72,7 +72,7 @@ class TermText:
         return next((text(word) for holds, text in _SHAPES if holds(word)), hex(word))
 
 
-#: What can be said of a word alone.
+#: Terms that are complete in one word.
 _SHAPES: tuple[tuple[Callable[[int], bool], Callable[[int], str]], ...] = (
     (terms.is_small, lambda word: str(terms.small(word))),
     (lambda word: word == terms.NIL, lambda _: "[]"),

@@ -41,17 +41,14 @@ _MAX_SCANS = 1 << 12
 
 
 class Stack(NamedTuple):
-    """
-    What one sample showed, innermost first.
-
-    *erlang* is None where no process was on the scheduler. *complete*: its Erlang
-    frames reach down to where the process began (MAX_ERLANG of them are kept).
-    *unwound*: every C frame was found.
-    """
+    """The frames of one sample, innermost first."""
 
     native: tuple[NativeName, ...]
+    #: At most MAX_ERLANG frames; None where no process was on the scheduler.
     erlang: tuple[Mfa, ...] | None
+    #: True if the Erlang frames reach down to the start of the process.
     complete: bool
+    #: True if every C frame was found.
     unwound: bool
 
 
@@ -67,7 +64,7 @@ class Stacks:
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
         self._schedule = 0
-        #: Words of stacks that were looked at since code was loaded last.
+        #: Words of stacks that were checked since code was loaded last.
         self._met: set[int] = set()
         self._foreign: set[int] = set()
         #: Frames by the words of a stack that lie in code, without frame pointers.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.stacks.frames import Rules
     from scope_ebpf.beam.vm.target import Target
 
-#: What C++ makes of a function's name: how long it is, then the name.
+#: A mangled C++ name: its length, then the name.
 _MANGLED = re.compile(r"^_ZN?(?:L|K)?(\d+)")
 #: Functions of the C library have versions, and aliases that the linker made.
 _MAX_NAMES = 1 << 16

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the profiler's BPF programs must know of a target: offsets, and its scheduler threads."""
+"""Constants of a target for the profiler's BPF programs: offsets, and its scheduler threads."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
 
-#: Numbers of allocators, ERTS_ALC_A_*; the first is none of alloc_util (erl_alloc_types.h).
+#: Numbers of allocators, ERTS_ALC_A_*; the first is not of alloc_util (erl_alloc_types.h).
 COUNT = 12
 FIRST_UTIL = 2
 #: erts_allctrs_info and erts_allctr_thr_spec: 24 bytes for each number from 0.
@@ -57,16 +57,15 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """
-    One allocator, over all its instances: bytes of its carriers, and of its blocks anywhere.
-
-    *kinds* has, by kind of carrier (mbcs, sbcs, mbcs_pool), bytes of the carriers
-    and of the blocks of any allocator in them, as ``erlang:system_info`` returns it.
-    """
+    """One allocator, over all its instances."""
 
     name: str
+    #: Bytes of its carriers.
     carriers: int
+    #: Bytes of its blocks, in carriers of any allocator.
     blocks: int
+    #: By kind of carrier (mbcs, sbcs, mbcs_pool): bytes of its carriers and of the blocks of any
+    #: allocator in them, as ``erlang:system_info`` returns them.
     kinds: dict[str, tuple[int, int]]
 
 
@@ -271,7 +270,7 @@ class AllocatorReader:
         again(self._check_figures)
 
     def _check_figures(self) -> None:
-        """One allocator has lists of blocks of one size; whose carriers are none has no bytes."""
+        """One allocator has lists of blocks of one size; one without carriers has no bytes."""
         every = np.concatenate(self._instances)
         raw, good = self._memory.gather(every, self._layout.size("Allctr_t"))
         if not good.all():

@@ -42,15 +42,15 @@ _ONWARD = 16
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """
-    *nodes* that are connected, by :data:`TYPES`; *queued* bytes, and *busy* connections.
+    """Connections to other nodes, those that are being made included."""
 
-    *pending* nodes are being connected; what waits for them, and those that are busy, is counted.
-    """
-
+    #: Connected nodes, by :data:`TYPES`.
     nodes: tuple[int, ...]
+    #: Bytes that wait to be sent.
     queued: int
+    #: Connections whose buffer is full.
     busy: int
+    #: Nodes that are being connected.
     pending: int = 0
 
 
@@ -99,7 +99,7 @@ class ConnectionReader:
         return None
 
     def _entries(self, entry: int, state: int) -> list[tuple[int, bool]]:
-        """What waits for each node of a list that is in this *state*, and whether it is busy."""
+        """Bytes queued for each node of a list that is in this *state*, and whether it is busy."""
         return [
             (value["queued"], bool(value["qflgs"] & _BUSY))
             for value in self._follow(entry)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the BPF programs must know of a target: offsets, atoms, addresses."""
+"""Constants of a target for the BPF programs: offsets, atoms, addresses."""
 
 from __future__ import annotations
 

@@ -38,46 +38,48 @@ _WORD, _INT = (1 << 64) - 1, (1 << 32) - 1
 @dataclass(frozen=True, slots=True)
 class Counters:
     """
-    One reading.
+    One reading of the counters that the VM keeps itself.
 
-    *run_queues* has the processes and ports ready to run: one number for each
-    normal scheduler, then dirty CPU, then dirty IO. *schedulers* and *online* count
-    by the kinds of :data:`KINDS`, and so does *working*, those that are online and neither
-    sleep nor spin for want of work. *collections* and
-    *reclaimed_words* are as ``erlang:statistics(garbage_collection)`` has them, but
-    where *dirty_collections* is None, which counts those on dirty schedulers among
-    them: then these are unknown, and left out. *bytes_in* and *bytes_out* leave out
-    what ports moved outside of normal schedulers. *spawned* grows by
-    one for each process that is made, modulo 2^32, from any number.
+    Units are counts, unless a field says another.
     """
 
     context_switches: int
     reductions: int
+    #: Processes and ports ready to run: each normal scheduler, then dirty CPU, then dirty IO.
     run_queues: NDArray[np.int32]
+    #: Schedulers by :data:`KINDS`.
     schedulers: tuple[int, ...]
+    #: Schedulers that are online, by :data:`KINDS`.
     online: tuple[int, ...]
+    #: Garbage collections; those on dirty schedulers only if *dirty_collections* is known.
     collections: int
+    #: Words that these collections reclaimed.
     reclaimed_words: int
+    #: The part of *collections* on dirty schedulers; None if unknown.
     dirty_collections: int | None
+    #: Bytes read by ports on normal schedulers.
     bytes_in: int
+    #: Bytes written by ports on normal schedulers.
     bytes_out: int
     ets_tables: int
+    #: Grows by one for each process that is made, modulo 2^32, from any number.
     spawned: int
     processes: int
     ports: int
     atoms: int
+    #: Schedulers that are online and neither sleep nor spin for lack of work, by :data:`KINDS`.
     working: tuple[int, ...] = ()
 
     @property
     def waiting(self) -> tuple[int, int, int]:
-        """What is ready to run, by the kinds of :data:`KINDS`."""
+        """Processes and ports ready to run, by :data:`KINDS`."""
         *normal, cpu, io = self.run_queues.tolist()
         return sum(normal), cpu, io
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the tables of a VM can hold."""
+    """Sizes of the tables of a VM, entries."""
 
     processes: int
     ports: int
@@ -170,7 +172,7 @@ class CounterReader:
         return collections, reclaimed
 
     def limits(self) -> Limits:
-        """What the tables can hold."""
+        """Read the sizes of the VM's tables."""
         return Limits(
             processes=self._table("erts_proc", "r.o.max"),
             ports=self._table("erts_port", "r.o.max"),

@@ -53,9 +53,9 @@ _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\]
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
-#: Bytes of a command line that are looked at: a process may say that all its memory is one.
+#: Bytes of a command line that are read: a process may declare all its memory to be one.
 _MAX_COMMAND = 1 << 17
-#: Where the command line begins, among the fields of ``/proc/PID/stat`` behind the name.
+#: Index of the command line's address among the fields of ``/proc/PID/stat`` behind the name.
 _ARGUMENTS = 45
 
 
@@ -167,7 +167,7 @@ def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> 
 
 
 def _started(pid: int, folder: Path) -> int:
-    """Return when the process started, in clock ticks; raise if it is none or has ended."""
+    """Return when the process started, in clock ticks; raise for a thread, or if it has ended."""
     try:
         stat = (folder / "stat").read_bytes()
         leader = status_number((folder / "status").read_bytes(), "Tgid")

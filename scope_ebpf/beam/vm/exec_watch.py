@@ -53,13 +53,13 @@ class ExecWatch(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """What poll(2) says POLLHUP of after an exec and at the end; None if nothing does."""
+        """Descriptor of which poll(2) reports POLLHUP after an exec or the end; None without one."""
 
     def happened(self) -> bool:
         """Whether the process has executed a program since, or has ended."""
 
     def close(self) -> None:
-        """Give it back to the kernel."""
+        """Release it."""
 
 
 class EventWatch:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which process is looked at: a number may be another process's, or another program's, at any time.
+The identity of a process: its number may be another process's, or run another program, at any time.
 
 A process is held by its pidfd, its program by a descriptor of the file that was inspected, and an
 exec or a change of user is found out by :meth:`Identity.check`. What was read of a process counts
@@ -34,9 +34,9 @@ _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
 #: Looks at a process whose program has gone, until it has ended or has another one.
 _LOOKS, _BETWEEN_MS = 20, 1
-#: What poll(2) can be asked to wait for.
+#: Longest wait of poll(2), ms.
 _LONGEST_MS = (1 << 31) - 1
-#: Seconds between two looks at the files of a process that is waited for.
+#: Seconds between two checks of the files of a process that is waited for.
 _PAUSE = 0.1
 
 Ids = tuple[int, ...]
@@ -110,7 +110,7 @@ class Process:
 
 
 class Poller:
-    """What :meth:`Process.poller` gives."""
+    """The result of :meth:`Process.poller`."""
 
     def __init__(self, pidfd: int, execs: ExecWatch | None) -> None:
         self._poll = select.poll()
@@ -130,7 +130,7 @@ class Poller:
 
 
 class _Due:
-    """When the files of a process are looked at again, for who waits in short turns."""
+    """When the files of a process are checked again, for a caller that waits in short turns."""
 
     def __init__(self) -> None:
         self._when = 0.0
@@ -146,19 +146,18 @@ class _Due:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """
-    One process while it runs one program as one user.
-
-    *started* is in clock ticks since the host booted, *inode* device and inode of the program's
-    file, *uids* and *gids* its real, effective, saved and filesystem ids. *binary* is the file
-    that was inspected; nothing else is ever attached to.
-    """
+    """One process while it runs one program as one user."""
 
     process: Process
+    #: Start of the process, clock ticks since the host booted.
     started: int
+    #: Device and inode of the program's file.
     inode: tuple[int, int]
+    #: Real, effective, saved and filesystem user ids.
     uids: Ids
+    #: The same group ids.
     gids: Ids
+    #: The file that was inspected; hooks are attached to no other.
     binary: Program
     proc: Path = _PROC
     due: _Due = field(default_factory=_Due, repr=False)

@@ -28,14 +28,13 @@ _MAX_FUNCTIONS = 4096
 
 
 class NativeFunction(NamedTuple):
-    """
-    *library* is a path as the VM sees it, *function* ``m:f/a``.
+    """A native function that runs."""
 
-    *symbol* is the library's own name of the function, "" where it has none.
-    """
-
+    #: Path as the VM sees it.
     library: str
+    #: Its Erlang name, ``m:f/a``.
     function: str
+    #: The library's own name of it; None where it has none.
     symbol: str | None
 
 

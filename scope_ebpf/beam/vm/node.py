@@ -16,7 +16,7 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
 
-#: What a node is called that has no name (OTP-25.2.3 erts/emulator/beam/erl_node_tables.c).
+#: The name of a node that is not distributed (OTP-25.2.3 erts/emulator/beam/erl_node_tables.c).
 NAMELESS = "nonode@nohost"
 #: Characters of an atom, and so of a node's name.
 MAX_NAME = 255

@@ -29,7 +29,7 @@ class _Unchecked:
     """
     A target with the layout of the nearest release, believed without a check.
 
-    The table of atoms is older than all of them, and what is read is held against what it must say.
+    The table of atoms is older than all of them; what is read is compared with its known contents.
     """
 
     target: Target

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where each scheduler keeps what it does now, for programs that look at it in the kernel.
+Where each scheduler keeps its current process and function, for BPF programs that read them.
 
 Checked before use (``layouts.checks``). Source: OTP-25.2.3 erts/emulator/beam/erl_process.h
 (struct ErtsSchedulerData_, ErtsSchedulerSleepInfo_).

@@ -38,16 +38,19 @@ _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One run queue: how many wait, by priority, and what it has counted since the VM began."""
+    """One run queue; counters are since the VM began."""
 
+    #: Processes that are ready to run, by priority.
     lengths: dict[str, int]
+    #: Ports that are ready to run.
     ports: int
     reductions: int
+    #: Context switches.
     switches: int
 
 
 class _Process(NamedTuple):
-    """What is on a scheduler: pid, name or initial call, function unless it is being collected."""
+    """The process on a scheduler: pid, name or initial call, function outside of a collection."""
 
     pid: str | None = None
     name: str | None = None
@@ -57,23 +60,24 @@ class _Process(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """
-    One thread of the VM.
-
-    *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
-    runtime's own work), ``suspended`` or ``stopped``. *collecting* says that the process's garbage
-    is collected; then it is in no function. *queue* is None where a kind shares the queue of its
-    first scheduler, and for other threads.
-    """
+    """One thread of the VM, and what it runs; None for what is not known or not there."""
 
     thread: Thread
+    #: ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the runtime's own work),
+    #: ``suspended`` or ``stopped``.
     doing: str
+    #: Pid of the process that it runs.
     process: str | None = None
+    #: Registered name or initial call of that process.
     name: str | None = None
+    #: Function of that process; None during its garbage collection.
     function: str | None = None
+    #: Port that it runs.
     port: str | None = None
     nif: NativeFunction | None = None
+    #: None where the schedulers of a kind share the queue of the first, and for other threads.
     queue: Queue | None = None
+    #: True during a garbage collection of the process.
     collecting: bool = False
 
     def as_json(self) -> dict[str, Any]:

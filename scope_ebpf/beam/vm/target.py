@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """
-    One running VM.
-
-    *started* is in seconds since the host booted; *base* is what must be added
-    to an address of the file. Readings of it are valid while *identity* passes its check.
-    """
+    """One running VM. Readings of it are valid while *identity* passes its check."""
 
     pid: int
+    #: Path of the emulator, as the kernel names it.
     exe: str
+    #: Node name; None if it is not known.
     node: str | None
     otp_release: str
     erts_version: str
     flavor: Literal["jit", "emu"]
+    #: Number of normal schedulers.
     schedulers: int
+    #: True if the emulator has USDT probes.
     usdt: bool
+    #: Start of the process, seconds since the host booted.
     started: float
+    #: Distance between an address of the file and the same in memory, bytes.
     base: int
     binary: Binary
     memory: Memory

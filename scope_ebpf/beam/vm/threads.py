@@ -26,19 +26,18 @@ ROLES = tuple(role for _, role in _ROLES)
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """
-    One thread.
-
-    *number* is the VM's own (from 1 for schedulers), *state* the kernel's
-    letter (R, S, D, T, t), *cpu_seconds* what it has used in all, *waits* how
-    often it gave the CPU away.
-    """
+    """One thread of the VM."""
 
     tid: int
+    #: Its kind, such as ``normal`` or ``dirty_cpu``.
     role: str
+    #: The VM's own number, from 1 for schedulers.
     number: int
+    #: The kernel's letter: R, S, D, T, t.
     state: str
+    #: CPU time since it began.
     cpu_seconds: float
+    #: Voluntary context switches since it began.
     waits: int
 
 
@@ -70,10 +69,12 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
 
 
 class TaskFaults(NamedTuple):
-    """One thread: minor and major page faults since it began, and what it is for, if we know."""
+    """Page faults of one thread since it began."""
 
     tid: int
+    #: Its kind; None for a thread that is not the VM's own.
     role: str | None
+    #: The VM's own number.
     number: int
     minor: int
     major: int

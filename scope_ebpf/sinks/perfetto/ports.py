@@ -47,7 +47,7 @@ class Ports:
             self._ports[port] = 0
 
     def finish(self) -> None:
-        """What had not ended when the capture did."""
+        """Draw what had not ended when the capture did."""
         for number, (port, begin) in enumerate(self._ports.items()):
             if begin:
                 self._file.slice(PORT + number, begin, None, "busy")

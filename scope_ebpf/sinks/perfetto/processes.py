@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes did: on the tracks of the threads that ran them, and on tracks of their own."""
+"""Processes: on the tracks of the threads that ran them, and on tracks of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ATOMS = {
 
 
 class _State:
-    """What a process with a track of its own does, and since when."""
+    """The state of a process with a track of its own, and since when."""
 
     __slots__ = ("facts", "name", "since", "track")
 
@@ -144,7 +144,7 @@ class Processes:
             self._becomes(state, time, "runnable")
 
     def finish(self) -> None:
-        """What had not ended when the capture did."""
+        """Draw what had not ended when the capture did."""
         for tid, (begin, process) in self._on.items():
             who, pid = self._tracks.name(process)
             self._file.slice(self._tracks.thread(tid), begin, None, who, facts={"pid": pid})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was sampled beside the events, and what was lost."""
+"""Tracks of samples and losses."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Tracks:
         return (list(_ROLES).index(role) if role in _ROLES else len(_ROLES), number)
 
     def thread_name(self, tid: int) -> str:
-        """What a thread of the VM does."""
+        """The track of a thread of the VM."""
         if tid not in self._contents.threads:
             return "a thread of the VM"
         role, number = self._contents.threads[tid]
@@ -83,7 +83,7 @@ class Tracks:
         return _THREAD + tid
 
     def name(self, process: int) -> tuple[str, str]:
-        """Who a process is, and its pid; for one without a name both are the pid."""
+        """Label and pid of a process; for one without a name both are the pid."""
         known = self._texts.get(process)
         if known is None:
             text_pid = process >= TEXT_PID
