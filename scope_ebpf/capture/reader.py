@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MOST = 1 << 20
 _MAPS_HEAD = 16
 _FIRST = "the first block"
-#: A FIFO is not waited for, and no terminal becomes ours.
+#: A FIFO does not block, and no terminal becomes the controlling one.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 

@@ -149,7 +149,7 @@ class Schema:
         return set(events.KINDS) if self._same else {kind.name for kind in self._kinds.values()}
 
     def records(self, payload: bytes) -> NDArray[np.void]:
-        """The records of a block, as ``events.RECORD``; those of kinds we do not know left out."""
+        """The records of a block, as ``events.RECORD``; those of unknown kinds left out."""
         if self._same:
             rows = _unpack(payload, STORED)
             known = rows["kind"] < len(events.KINDS)

@@ -30,7 +30,7 @@ class FileStore:
     A *file*, opened without a buffer, that grows by whole blocks, to *most* bytes at most.
 
     Each block is handed to the kernel at once, so that what was written is there
-    whatever becomes of us. A block that the disk has no room for is taken back.
+    even if this process is killed. A block that the disk has no room for is taken back.
     """
 
     def __init__(self, file: IO[bytes], most: int | None = None) -> None:

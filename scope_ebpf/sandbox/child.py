@@ -173,7 +173,7 @@ def _become_child(control: socket.socket, fd: int) -> None:
 
 
 if __name__ == "__main__":
-    decoder.load()  # while we may read where it lies
+    decoder.load()  # while its file may still be read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

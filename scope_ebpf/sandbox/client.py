@@ -62,7 +62,7 @@ class _Spent:
             self._seconds += seconds
 
     def with_running(self, seconds: float) -> float:
-        """That and the *seconds* of who runs; never less than before, as a counter is."""
+        """That and the *seconds* of running children; never less than before, as a counter is."""
         with self._lock:
             self._most = max(self._most, self._seconds + seconds)
             return self._most
@@ -363,7 +363,7 @@ class Parser:
         self._channel.close()
         self._channel = None
         status = _server.end(self._number)
-        if status is None or not _left(status):  # who was idle has done nothing since
+        if status is None or not _left(status):  # an idle one has done nothing since
             self._charge(used)
         return status
 

@@ -99,7 +99,7 @@ def _limit() -> None:
 
 
 def _become_nobody() -> None:
-    """Another user without groups, if we may; without any capability in each case."""
+    """Become another user without groups, if permitted; drop all capabilities in any case."""
     for number in range(_LAST_CAPABILITY + 1):
         _libc.prctl(_DROP_BOUND, number, 0, 0, 0)
     for user in (_USERS + os.getpid(), _NOBODY):

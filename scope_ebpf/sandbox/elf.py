@@ -29,7 +29,7 @@ _NOBITS, _LOAD, _EXECUTE, _WRITE, _SHARED = 8, 1, 1, 2, 3
 _EXTENDED = 0xFFFF
 _MACHINES = {62: "x64", 183: "AArch64"}
 _STEP = 1 << 20
-#: Owners of notes that we know have shorter names.
+#: Known owners of notes have shorter names.
 _NOTE_OWNER = 16
 #: Longer names of sections are cut.
 _SECTION_NAME = 64

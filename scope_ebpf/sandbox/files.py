@@ -87,7 +87,7 @@ def _path_fd(folder_fd: int, path: str) -> int:
 
 
 def _process_of(path: str | os.PathLike[str]) -> str:
-    """The folder of the process whose link *path* is, or else ours."""
+    """The folder in ``/proc`` of the process whose link *path* is, or else of this process."""
     found = _PROCESS.match(os.fspath(path))
     return found[0] if found else "/proc/self"
 

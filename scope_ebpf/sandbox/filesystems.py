@@ -53,8 +53,8 @@ def require_answers(path_fd: int, path: str, process: str) -> None:
     """
     Refuse a file that may lie upon another user's FUSE server, without asking that.
 
-    *path_fd* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
-    RefusedFileError; OSError where we lack a descriptor.
+    *path_fd* is a descriptor of it, *process* the folder in ``/proc`` of a process that sees its mount.
+    Raises RefusedFileError; OSError if there is no descriptor left.
     """
     if in_user_namespace():
         return  # this process has no more rights than the server of such a mount
@@ -75,7 +75,7 @@ def require_answers(path_fd: int, path: str, process: str) -> None:
 
 @cache
 def in_user_namespace() -> bool:
-    """Whether our rights are those of a user namespace, and not of the host; OSError if unknown."""
+    """True if this process's rights are those of a user namespace only; OSError if unknown."""
     try:
         # Without a descriptor, of which there may be none left.
         return os.stat("/proc/self/ns/user").st_ino != _FIRST  # noqa: PTH116 - a magic link
@@ -116,7 +116,7 @@ def _mount(folder: str, column: int, value: bytes) -> _Mount | None:
     try:
         with _held(folder) as process:
             row = _row(f"{process}/mountinfo", column, value)
-            # Asked afterwards: who may leave a namespace cannot enter one of the host's.
+            # Asked afterwards: a process that left a namespace cannot enter one of the host's.
             by_root = row is not None and _is_of_root(process)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -48,7 +48,7 @@ def receive(channel: socket.socket, deadline: float | None = None) -> Any:
 
 
 def receive_with_fds(channel: socket.socket) -> tuple[Any, list[int]]:
-    """The next message and its descriptors; without a deadline, for those who are asked."""
+    """The next message and its descriptors; without a deadline, for the child."""
     head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_FDS)
     if len(head) != _LENGTH.size:
         raise EOFError

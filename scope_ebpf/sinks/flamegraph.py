@@ -37,7 +37,7 @@ _STYLE = (
     "g.box{cursor:pointer}g.box:hover rect{stroke:#222}g.hit rect{fill:#c05bd6}"
     "#search,#reset{cursor:pointer;text-decoration:underline}"
 )
-#: A page of ours runs our script and asks for nothing.
+#: The page runs its own script and loads nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 

@@ -139,7 +139,7 @@ def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, int):
-        # OTLP knows signed numbers only; none of ours is that large but an address.
+        # OTLP has signed numbers only; only addresses are that large.
         return {"intValue": str(value)} if value < 1 << 63 else {"stringValue": hex(value)}
     if isinstance(value, float):
         return {"doubleValue": value}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile as text: who ran, what ran, and what the figures stand on."""
+"""A profile as text: what ran, in which processes, and the quality of the figures."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Binary:
 
         Without *debug_files* no other file is opened for its symbols. What is known to
         *refusals* is refused at once. Raises OSError as the kernel says it, RefusedFileError
-        for what is no file or has more than we look at, and UnreadableElfError (a
+        for what is no file or exceeds a limit, and UnreadableElfError (a
         NotABeamError) for anything that is no whole 64-bit ELF file.
         """
         fd = files.open_magic(path)
@@ -323,7 +323,7 @@ class Binary:
         return self._ask("frames", answers.optional(answers.function), address)
 
     def close(self) -> None:
-        """Close the file, and end who parses it; happens with the last reference, too."""
+        """Close the file, and end its parser; happens with the last reference, too."""
         self._closing()
 
     def _ask(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:

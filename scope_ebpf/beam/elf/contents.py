@@ -9,7 +9,7 @@ from scope_ebpf.errors import NotABeamError
 
 
 class UnreadableElfError(NotABeamError):
-    """The file is no ELF file that we can read."""
+    """The file is not an ELF file, or of an unknown kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ Form = Literal["constant", "register", "memory", "symbol"]
 
 
 class ArgumentError(ValueError):
-    """An operand has a form that we do not know."""
+    """An operand has an unknown form."""
 
 
 @dataclass(frozen=True, slots=True)

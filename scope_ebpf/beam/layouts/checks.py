@@ -45,7 +45,7 @@ _ATTEMPTS = 20
 _MEANWHILE = 16
 #: ETS tables of one scheduler that are checked.
 _MOST_TABLES = 256
-#: Seconds that a VM may live without an ETS table, and who has begun when there are some.
+#: Seconds that a VM may live without an ETS table, and a name that is registered by then.
 _YOUNG, _BEGUN = 10.0, "kernel_sup"
 #: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
 _QUEUE_INFO, _PRIORITIES = 12, 4

@@ -2,7 +2,7 @@
 """
 Limits of one inspection of a process: bytes and system calls of its memory, CPU and wall time.
 
-Tables that a process describes itself may be of any size, so who reads those of others does it
+Tables that a process describes itself may be of any size, so those of other users are read
 within limits. They hold for one thread, and for every memory that is read in it.
 """
 

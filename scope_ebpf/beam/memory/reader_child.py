@@ -25,7 +25,7 @@ import sys
 
 #: A process, the number of ranges, and their bytes together.
 REQUEST = struct.Struct("<iiQ")
-#: How many bytes were read, or minus the error number. The first one says that we are there.
+#: How many bytes were read, or minus the error number. The first one says that the child is there.
 ANSWER = struct.Struct("<q")
 #: Bytes of a ``struct iovec``, and of all that one request may have.
 IOVEC_BYTES, IOVECS_BYTES = 16, 1024 * 16

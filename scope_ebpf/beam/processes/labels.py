@@ -114,7 +114,7 @@ class Labels:
             rows = self._table.at(distinct(slots[slots < self._slots]).astype(np.int64)).rows
         except ReadRefusedError:
             return labels
-        # A slot that holds another process by now says nothing of the one we ask for.
+        # A slot that holds another process by now says nothing of the wanted one.
         rows = rows[within(rows["id"], terms)]
         names, identities = self._names.registered(rows), self._names.identities(rows)
         for row, name, (call, behaviour, module) in zip(rows, names, identities, strict=True):

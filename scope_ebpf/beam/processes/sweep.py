@@ -179,7 +179,7 @@ class Sweep:
         """
         Return what was known of each process at the last reading.
 
-        Who was not there has done all its work since; who is found in a slot that was missed need
+        A process that was not there has done all its work since; one in a slot that was missed need
         not be new.
         """
         old = self._kept[part]

@@ -70,7 +70,7 @@ class Beam(Target):
     @cached_property
     def roots(self) -> Roots:
         """Where the VM's global tables lie."""
-        # No circle: what is held of a VM goes with the last who needs it.
+        # No reference cycle: what is held of a VM goes with the last user.
         return Roots(weakref.proxy(self))
 
     def find(self, name: str) -> int | None:

@@ -53,7 +53,7 @@ class ExecWatch(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """Descriptor of which poll(2) reports POLLHUP after an exec or the end; None without one."""
+        """Descriptor: poll(2) reports POLLHUP after an exec or the end; None without one."""
 
     def happened(self) -> bool:
         """Whether the process has executed a program since, or has ended."""
@@ -117,7 +117,7 @@ class MemoryWatch:
 
 
 def watch_execs(pid: int) -> ExecWatch:
-    """Watch *pid* as well as the kernel lets us. NoSuchProcessError, NotPermittedError."""
+    """Watch *pid* as well as the kernel allows. NoSuchProcessError, NotPermittedError."""
     try:
         return EventWatch(pid)
     except OSError:

@@ -68,7 +68,7 @@ class Process:
     def watch(self) -> None:
         """Hear of execs from now on. NoSuchProcessError, NotPermittedError."""
         self._execs = watch_execs(self.pid)
-        # The number was that of our process when it was watched, if the process is still there.
+        # The number was that of this process when it was watched, if the process is still there.
         self.check()
 
     @property

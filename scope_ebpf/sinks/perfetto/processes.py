@@ -138,7 +138,7 @@ class Processes:
         self._file.instant(self._tracks.track_of(row), row.time, name, facts=facts or None)
 
     def woken(self, process: int, time: int) -> None:
-        """A message came: who waited for one may run."""
+        """A message came: a process that waited for one may run."""
         state = self._states.get(process)
         if state and state.name == "waiting":
             self._becomes(state, time, "runnable")
