@@ -53,8 +53,8 @@ def require_answers(path_fd: int, path: str, process: str) -> None:
     """
     Refuse a file that may lie upon another user's FUSE server, without asking that.
 
-    *path_fd* is a descriptor of it, *process* the ``/proc`` folder of a process that sees its mount.
-    Raises RefusedFileError; OSError if there is no descriptor left.
+    *path_fd* is a descriptor of it, *process* the folder in ``/proc`` of a process that sees its
+    mount. Raises RefusedFileError; OSError if there is no descriptor left.
     """
     if in_user_namespace():
         return  # this process has no more rights than the server of such a mount
