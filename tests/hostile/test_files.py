@@ -202,7 +202,7 @@ print(open("/proc/self/stat").read().rpartition(")")[2].split()[4])
 """
 
 
-def test_a_link_to_a_terminal_makes_it_nobodys(tenant: Tenant):
+def test_a_link_to_a_terminal_gives_it_to_no_process(tenant: Tenant):
     """
     A debug file and a library that are a tenant's terminal do not become that of their reader.
     """

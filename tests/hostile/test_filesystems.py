@@ -69,7 +69,7 @@ def refused(running: Running, pid: int) -> bool:
     return False
 
 
-def test_a_program_on_an_overlay_over_silence_holds_up_nobody(scene: Scene, fake: Path):
+def test_a_program_on_an_overlay_over_silence_blocks_no_process(scene: Scene, fake: Path):
     """
     It is refused with that reason, and nothing waits for it: neither daemon nor its processes.
     """

@@ -80,7 +80,7 @@ def refused(running: Running, pid: int, seconds: int) -> bool:
     return why in running.get("/")
 
 
-def test_a_page_that_never_comes_holds_up_nobody(scene: Scene, page: Path):
+def test_a_page_that_never_comes_blocks_no_process(scene: Scene, page: Path):
     """
     One process has it where the loop reads, and one where the first look does: both are refused
     with that reason, and the canary is observed as before.

@@ -174,7 +174,7 @@ def test_a_process_in_a_native_function_has_left_where_it_slept(kind: str, tmp_p
     assert ("names_nif:wedge/0", []) == (found["current_function"], found["moved"])
 
 
-def test_what_moved_each_time_is_told():
+def test_parts_that_moved_each_time_are_named():
     """
     The text names what is not of one moment.
     """

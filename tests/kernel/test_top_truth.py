@@ -40,7 +40,7 @@ def shown(beam: beams_run.Beam, *arguments: str) -> list[str]:
     return text[next(n for n, line in enumerate(text) if line.startswith("PID ")) + 1 :]
 
 
-def test_by_memory_whoever_has_most_is_first_in_text_json_and_metrics(moving: beams_run.Beam):
+def test_by_memory_the_largest_process_is_first_in_text_json_and_metrics(moving: beams_run.Beam):
     """
     A mailbox counts as ``process_info(memory)`` counts it, wherever the figure is shown.
     """
@@ -60,7 +60,7 @@ def test_by_memory_whoever_has_most_is_first_in_text_json_and_metrics(moving: be
     assert reading.memory_counts.tolist()[2:] == [1, 0]  # 16 MiB, 256 MiB
 
 
-def test_by_collections_whoever_collects_most_is_first(moving: beams_run.Beam):
+def test_by_collections_the_busiest_collector_is_first(moving: beams_run.Beam):
     """
     A long list every 20 ms is more than a short one every 2 ms; sleeping processes collect nothing.
     """

@@ -137,7 +137,7 @@ def test_slots_are_looked_at_again_up_to_the_last_of_a_table_of_any_size():
     assert [4099, 0] == table.at(np.array([4099, 5, 0])).rows["slot"].tolist()
 
 
-def test_slots_that_were_missed_are_told():
+def test_slots_that_were_missed_are_reported():
     """
     A process under construction is in none of the rows, but its slot is known.
     """
@@ -371,7 +371,7 @@ def test_gathering_at_any_address_says_what_was_read(addresses: list[int], size:
         (25, ("ab.erl", "c.hrl"), 1 << 24 | 7, "c.hrl:7"),
     ],
 )
-def test_a_place_in_the_code_has_the_file_that_its_release_means(
+def test_a_code_address_has_the_file_that_its_release_means(
     release: int, names: tuple[str, ...], location: int, expected: str
 ):
     """

@@ -103,7 +103,7 @@ def test_a_table_that_costs_more_than_the_budget_is_read_in_parts():
         ((0, "here"), (0, "there"), 32),
     ],
 )
-def test_collections_are_told_by_their_count_and_by_where_the_heap_lies(
+def test_collections_are_detected_by_their_count_and_by_where_the_heap_lies(
     before: tuple[int, str], after: tuple[int, str], words: int
 ):
     """

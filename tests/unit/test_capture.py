@@ -421,7 +421,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
         assert "no regular file" in said or "cannot read a" in said
 
 
-def test_what_nobody_thought_of_is_a_message(path: Path, monkeypatch, capsys):
+def test_an_unforeseen_error_is_a_message(path: Path, monkeypatch, capsys):
     """
     A capture that makes Python fail further on is one line, too, with the exit code of captures.
     """
@@ -634,7 +634,7 @@ def test_an_address_that_is_used_again_is_another_message():
     assert (1, 1, 1) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_nobody_sent_is_not_guessed():
+def test_an_unknown_sender_is_not_guessed():
     """
     A receive from another sender, or of a message that is not known, has no send.
     """
@@ -646,7 +646,7 @@ def test_what_nobody_sent_is_not_guessed():
     assert (0, 2, 2) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_ports_nodes_and_timers_sent_is_told_apart():
+def test_messages_of_ports_nodes_and_timers_are_distinguished():
     """
     Of the messages without a send, those of a port, a node, or the VM's services.
     """

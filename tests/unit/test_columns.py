@@ -84,7 +84,7 @@ def test_each_term_is_asked_for_once():
     assert [([3, 5], False)] == terms.asked
 
 
-def test_pids_that_were_text_are_told_apart():
+def test_pids_that_were_text_are_distinguished():
     """
     Records of USDT probes hold pids in another form, which is passed to the maker of texts.
     """

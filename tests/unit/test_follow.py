@@ -274,7 +274,7 @@ def test_loads_of_other_modules_make_no_version():
 
 
 @pytest.mark.parametrize("last", [0x400, FIRST])
-def test_a_whole_round_of_tables_is_told_from_none(last: int):
+def test_a_whole_round_of_tables_is_distinguished_from_none(last: int):
     """
     Three loads lead to the same table again, perhaps to the same address: the others have changed.
     """
@@ -373,9 +373,7 @@ class Run:
 
 @pytest.mark.parametrize("knows_active", [True, False])
 @pytest.mark.parametrize(("loads", "fresh"), [(2, False), (1000, True)])
-def test_no_call_is_missing_outside_the_gaps_that_are_told(
-    knows_active: bool, loads: int, fresh: bool
-):
+def test_no_call_is_missing_outside_the_reported_gaps(knows_active: bool, loads: int, fresh: bool):
     """
     In random orders of loads, purges, looks and breakpoints each call is seen or in a reported gap.
     """

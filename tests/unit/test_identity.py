@@ -201,7 +201,7 @@ def test_a_file_with_the_rights_of_another_is_no_target(tmp_path: Path, bit: int
         process.communicate()
 
 
-def test_a_process_that_was_let_go_of_is_told_as_ended():
+def test_a_released_process_is_reported_as_ended():
     """
     Its descriptors may be another one's by then, so nothing is asked of them.
     """

@@ -92,7 +92,7 @@ def test_a_thread_does_not_name_itself_another_count(tmp_path: Path):
     assert 5 == found.waits
 
 
-def test_whose_user_is_not_told_is_not_taken_for_roots(tmp_path: Path):
+def test_a_process_of_an_unknown_user_is_not_taken_for_roots(tmp_path: Path):
     """
     Root has no limits, so no owner is root by default.
     """

@@ -24,7 +24,7 @@ from scope_ebpf.sinks.speedscope import speedscope
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_outermost_frames_are_who_ran():
+def test_the_outermost_frames_are_the_processes():
     """
     Time by process or thread, the most first.
     """

@@ -152,7 +152,7 @@ def test_each_thread_has_its_own(readers):
         Memory(os.getpid()).u16(ctypes.addressof(BUFFER))
 
 
-def test_the_child_is_asked_as_many_pieces_as_the_kernel_takes():
+def test_the_child_is_asked_for_as_many_ranges_as_the_kernel_takes():
     """
     What the child has room for is what a memory asks for at most.
     """

@@ -100,7 +100,7 @@ os._exit(0)
 """
 
 
-def test_who_is_confined_may_still_compute():
+def test_a_confined_process_may_still_compute():
     """
     What parsing needs goes on: memory, arithmetic, reading what is open.
     """
@@ -130,21 +130,21 @@ def test_who_is_confined_may_still_compute():
         *("pidfd", "setuid", "affinity", "memfd"),
     ],
 )
-def test_who_is_confined_reaches_nothing(act: Callable[[], object]):
+def test_a_confined_process_reaches_nothing(act: Callable[[], object]):
     """
     No file, socket, process or user: the system call itself is refused.
     """
     assert "EPERM" == in_a_confined_child(act)
 
 
-def test_who_is_confined_has_so_much_memory_and_no_more():
+def test_a_confined_process_has_limited_memory():
     """
     A reservation beyond the limit fails in the child, and nowhere else.
     """
     assert "MemoryError" == in_a_confined_child(lambda: bytearray(limits.MEMORY))
 
 
-def test_who_is_confined_is_nobody(good: Path):
+def test_a_confined_process_has_a_user_of_its_own(good: Path):
     """
     Another user for each file, no group, no capability, none to be had, no way to look into it.
     """
@@ -244,7 +244,7 @@ def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasti
         assert lasting is refused.value.lasting
 
 
-def test_what_a_child_takes_is_who_asked_its(good: Path):
+def test_the_time_of_a_child_is_charged_to_its_user(good: Path):
     """
     Its CPU time is that of the thread that asked; a child that only waits takes none.
     """
@@ -504,7 +504,7 @@ def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
         Binary.open(good, refusals=refusals)
 
 
-def test_a_piece_of_a_file_is_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bytes_of_a_file_are_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
     """
     The next VM of a program reads the same bytes, and no child is asked for them again.
     """

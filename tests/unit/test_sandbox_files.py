@@ -124,7 +124,7 @@ def test_a_file_that_is_too_large_is_not_opened(root: Path):
         opened(root, "good", most=5)
 
 
-def test_a_lease_makes_nobody_wait(root: Path):
+def test_a_lease_does_not_block(root: Path):
     """
     The holder of a lease on a file keeps others from opening it, for 45 seconds: not us.
     """

@@ -64,7 +64,7 @@ def why(process: Path) -> str:
         (EXT4.replace("67", "68"), (True, False), "not seen any more"),
     ],
 )
-def test_who_may_serve_a_file_is_told_by_its_mount(
+def test_the_server_of_a_file_is_known_by_its_mount(
     process: Path,
     monkeypatch: pytest.MonkeyPatch,
     row: str,
@@ -146,7 +146,7 @@ def test_a_mount_is_the_hosts_by_both_namespaces(
     assert "a user's process serves" in why(process)
 
 
-def test_a_mount_is_told_of_one_process(process: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_mount_is_found_of_one_process(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
     Where another process gets the number meanwhile, its namespaces are not taken for the first's.
     """
@@ -245,7 +245,7 @@ def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.Monkey
     assert "not seen any more" in why(process)
 
 
-def test_our_own_rights_are_told_where_no_descriptor_is_left():
+def test_our_own_rights_are_known_where_no_descriptor_is_left():
     """
     Who has none is not taken for root of a user namespace, which checks nothing.
     """
@@ -259,7 +259,7 @@ def test_our_own_rights_are_told_where_no_descriptor_is_left():
     assert before == now
 
 
-def test_rights_that_are_not_told_are_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_unknown_rights_are_an_error(monkeypatch: pytest.MonkeyPatch):
     """
     Only a kernel without user namespaces has none; they are asked for once.
     """
