@@ -2,11 +2,11 @@
 """
 Functions through code upgrades: which versions there are, and which should be watched.
 
-A new version lies in the tables of modules a moment before anybody runs it, so
+A new version lies in the tables of modules a moment before it runs, so
 it can mostly be watched from its first call on. Where it was not, the gap is reported.
 
-Every look notes the time before it reads. So what a look shows as not in use was not in use at that
-time, and what may run now has a gap unless it was watched by then.
+Every reading notes the time before it. So code that a reading shows as not in use was not in use at
+that time, and code that may run now has a gap unless it was watched by then.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Follow:
     """
     Follows *chosen* functions; *clock* is in ns.
 
-    *all* has every version in the order they were seen, *at* the newest at each address. Of three
-    loads or more between two looks those may not show that lay where others had lain.
+    *all* has every version in the order they were seen, *at* the newest at each address. After
+    three or more loads between two readings, code at an address of earlier code may not show.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Follow:
         self.look()
         self._gaps.clear()
         for version in self.wanted:
-            version.gap_ns = 0  # it was there before anybody asked
+            version.gap_ns = 0  # it was there before the first reading
 
     def look(self) -> bool:
         """
-        Look for new versions; whether there is one, or :attr:`wanted` has changed.
+        Read the tables again; true if there is a new version, or :attr:`wanted` has changed.
 
         The most important are wanted first.
         """
@@ -88,7 +88,7 @@ class Follow:
         codes = self._modules.code(dict.fromkeys(f.terms[0] >> 6 for f in self._chosen))
         if codes == self._codes:
             return False
-        # What is current before, or lies in the unused tables at first, is not to come.
+        # Code that was current, or lies in the unused tables at first, is not the next code.
         known = self._codes or codes
         self._been |= {c.current for c in known.values()}
         if not self._codes and self._modules.knows_active:
@@ -139,10 +139,10 @@ class Follow:
 
     def _expect(self, index: int, code: Code, last: Code) -> None:
         """
-        Note which code of a module is to come.
+        Record the next code of a module.
 
-        The VM uses memory again: an address in a table that was written since the last look is that
-        of new code, whatever was there before.
+        The VM uses memory again: an address in a table that was written since the last reading is
+        that of new code, whatever was there before.
         """
         coming = self._coming.setdefault(index, set())
         coming &= {*code.others}
@@ -151,7 +151,7 @@ class Follow:
         coming |= fresh & {*code.others} - {code.old}
 
     def _ran(self, version: Version, before: int, *, passed: bool) -> None:
-        """Note that a version may have run since *before*, when others came and went or not."""
+        """Record that a version may have run since *before*."""
         if version.gap_ns is not None:
             return
         if passed or version.watched_ns is None:
@@ -188,7 +188,7 @@ class Follow:
         return version
 
     def watch(self, versions: list[Version]) -> None:
-        """Say that *versions*, and no others, are watched from now on."""
+        """Record that *versions*, and no others, are watched from now on."""
         now = self._clock()
         here = {id(version) for version in versions}
         for version in self.all:
@@ -215,7 +215,7 @@ class Ran(NamedTuple):
 
 def may_have_run(code: Code, last: Code) -> Ran:
     """
-    Return which code, besides what is and was current, may have been in use since the *last* look.
+    Return other code than is and was current that may have been in use since the *last* reading.
 
     The VM writes the table behind that in use, then uses it, and so on in a circle; of the table in
     use it only forgets the old code. What else has changed was written in more rounds than one.

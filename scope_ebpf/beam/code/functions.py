@@ -70,7 +70,7 @@ class Pattern:
     arity: int | None
 
     def fits(self, function: Function) -> bool:
-        """Whether *function* is meant, given that its module is."""
+        """True if *function* matches, given that its module does."""
         return self.arity in (None, function.arity) and _like(self.function, function.function)
 
 
@@ -133,7 +133,7 @@ class Functions:
         """
         Every loaded function that *pattern* means, in the current code of its module.
 
-        UsageError, with what is near it, where there is none.
+        UsageError, with similar names, where there is none.
         """
         names = self._modules.names()
         wanted = {name: index for name, index in names.items() if _like(pattern.module, name)}

@@ -4,7 +4,7 @@ Which code of a module is current, which is old, and which is about to be.
 
 The VM keeps three tables of modules: one is in use and the next is prepared
 while code is loaded (OTP-25.2.3 erts/emulator/beam/module.c). So new code can
-be seen a moment before anybody runs it.
+be seen a moment before it runs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 #: The name of the tables in the VM, and their number (ERTS_NUM_CODE_IX, code_ix.h).
 _NAME = b"module_code"
 _TABLES = 3
-#: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than anybody has.
+#: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than any VM has.
 _PAGE = 1024
 _MAX_MODULES = 1 << 20
-#: How often tables are read again that came into use meanwhile: each takes the VM milliseconds.
+#: Readings of tables that came into use meanwhile: each takes the VM milliseconds.
 _ATTEMPTS = 5
 
 
@@ -82,7 +82,7 @@ class Modules:
         """
         The code of modules, given by the index of their name; some system calls.
 
-        What is current was so at some moment of this call.
+        Current code was current at some moment of this call.
         """
         wanted = list(indices)
         state = self._state()

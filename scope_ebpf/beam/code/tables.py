@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Sets of ranges (ERTS_NUM_CODE_IX, OTP-25.2.3 erts/emulator/beam/code_ix.h).
 _SETS = 3
-#: More modules, functions of one module or characters of a file name than anybody has.
+#: More modules, functions of one module or characters of a file name than any VM has.
 _MAX_RANGES = 1 << 20
 _MAX_FUNCTIONS = 1 << 20
 _MAX_NAME = 1024
@@ -315,7 +315,7 @@ _NO_RANGES = np.empty((0, 2), np.uint64)
 
 
 def _without_overlaps(ranges: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Drop ranges that overlap: of two claims to one address neither is believed."""
+    """Drop ranges that overlap: neither of two claims to one address is used."""
     if len(ranges) < 2:
         return ranges
     clash = ranges[1:, 0] < ranges[:-1, 1]

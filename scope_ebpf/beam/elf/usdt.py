@@ -79,7 +79,7 @@ def _operand(operand: str, size: int, *, is_signed: bool) -> Argument:
 
 
 def _number(text: str, operand: str) -> int:
-    """A number as the assembler writes it, as the signed 64 bits that it is to the kernel side."""
+    """A number of the assembler's, as the signed 64 bits that the BPF programs take."""
     value = int(text, 16 if "x" in text else 10)
     if not -(1 << 63) <= value < 1 << 64:
         raise ArgumentError(f"a number of more than 64 bits in USDT operand: {operand!r}")

@@ -2,9 +2,9 @@
 """
 Whether structs lie in a VM's memory as its layout has them.
 
-Each check holds a struct against what the VM itself keeps of it: pointers that lead back, numbers
-in a row, tables that are counted elsewhere. Between them lie the fields that figures come from: a
-field that one version of ERTS has more than another moves all that are behind it.
+Each check compares a struct with what the VM itself keeps of it: pointers that lead back, ascending
+numbers, tables that are counted elsewhere. Between them lie the fields that figures come from: an
+additional field of another version of ERTS moves all fields behind it.
 
 Sources: OTP-25.2.3 erts/emulator/beam/erl_process.c (init_scheduler_data, init_aux_work_data),
 erl_db.c (save_sched_table), erl_alloc_util.c (the word before a block), erl_binary.h (ErtsBinary).
@@ -215,7 +215,7 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
     """
     The ETS tables that a scheduler made are a ring, and it counts them.
 
-    A VM that just begins has none, and is believed by its version alone.
+    A VM that just begins has none, and is accepted by its version alone.
     """
     counts, firsts = fields(
         target,

@@ -38,8 +38,8 @@ class LookLimits:
     """
     Counts what *what* takes, in this thread and from now on.
 
-    *data* is in bytes, *calls* are system calls that read memory, *cpu* and *wall* are seconds. Who
-    parses files for this thread takes of *cpu*, too.
+    *data* is in bytes, *calls* are system calls that read memory, *cpu* and *wall* are seconds.
+    Parsing files for this thread counts as *cpu*, too.
     """
 
     def __init__(

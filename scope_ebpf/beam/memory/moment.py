@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What lies behind the pointers of one process, read as of one moment.
+The data behind the pointers of one process, read as of one moment.
 
 A process goes on while it is read: it rewrites its stack, its heap moves, its messages are taken
 and their memory is used again. So everything is copied as words between two readings of the
@@ -109,8 +109,8 @@ def reread(read: Callable[[], NDArray[np.void]]) -> tuple[NDArray[np.void], bool
     """
     Read the row of a process again; also true if it may have run just before.
 
-    A row is copied from front to back, and a process counts its work before it says that it rests,
-    further back. So whether it rests is seen in one copy, and what it did until then in the next.
+    A row is copied from front to back, and a process updates its counters before its state, which
+    lies further back. So one copy shows that it rests, and the next its counters until then.
     """
     first = read()
     after = read() if len(first) else first

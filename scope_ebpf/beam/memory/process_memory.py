@@ -3,7 +3,7 @@
 Another process's memory, read and never written (``process_vm_readv``).
 
 Works on a process that runs, hangs or is stopped; the process does not notice.
-What cannot be read is counted and said, never made up.
+What cannot be read is counted and reported, never made up.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class ProcessReader(Protocol):
         """
 
     def cpu_seconds(self) -> float:
-        """CPU time of this thread, and of what reads for it."""
+        """CPU seconds of this thread, and of the process that reads for it."""
 
 
 class _Directly:
-    """By this thread, which waits for as long as it takes."""
+    """Reads in this thread, which may block."""
 
     def read(self, pid: int, out: int, size: int, iovecs: int, count: int, /) -> int:
         local = _Iovec(out, size)
@@ -79,7 +79,7 @@ class _Directly:
 
 
 class _Current:
-    """How all memory is read in this process."""
+    """The reader that this process uses."""
 
     reader: ProcessReader = _Directly()
 
@@ -104,7 +104,7 @@ def column(rows: NDArray[np.uint8], offset: int, kind: type[_Number]) -> NDArray
 
 
 def word_iovecs(addresses: NDArray[np.uint64]) -> NDArray[np.void]:
-    """Say where words lie, for :meth:`Memory.words_at`, which reads them again and again."""
+    """Make the ``iovec`` of words, for :meth:`Memory.words_at`, which reads them repeatedly."""
     iovecs = np.empty(len(addresses), _IOVEC)
     iovecs["base"], iovecs["length"] = addresses, _WORD
     return iovecs
@@ -124,8 +124,8 @@ class Memory:
     The memory of process *pid*, to be read by one thread.
 
     With *process* it is that of the program that this was made for: each reading is followed by a
-    look whether it still runs, and is refused if not. That is a microsecond or two of the seven
-    that the shortest takes.
+    check that it still runs, and refused if not. That takes one or two of the seven microseconds
+    of the shortest reading.
 
     *bytes_read*, *calls* and *failures* (addresses that could not be read) only
     grow; they are what a reading cost and what it is missing.
@@ -232,7 +232,7 @@ class Memory:
         Fill *out* with the ranges one after the other; return which were read.
 
         The kernel stops at the first range that it cannot read, somewhere
-        within it. That one is refused and the reading goes on behind it.
+        within it. That one is left out and the reading goes on behind it.
         """
         good = np.zeros(len(addresses), np.bool_)
         remote = np.empty(len(addresses), _IOVEC)

@@ -26,20 +26,20 @@ from scope_ebpf.beam.memory.reader_child import ANSWER, IOVEC_BYTES, IOVECS_BYTE
 from scope_ebpf.errors import NoAnswerError, ReadRefusedError
 
 _CHILD = Path(__file__).with_name("reader_child.py")
-#: Seconds until a reading is given up, where nothing else is said.
+#: Seconds until a reading is given up, by default.
 PATIENCE = 5.0
-#: Seconds in which a fresh interpreter is there, on a host whose CPUs are all taken.
+#: Seconds in which a fresh interpreter starts, on a host whose CPUs are all busy.
 _START = 20.0
 #: Seconds in which an unused one ends.
 _END = 1.0
-#: Bytes that the shared memory keeps; what a larger reading took is given back after it.
+#: Bytes that the shared memory keeps; more is freed after a larger reading.
 _KEPT = 1 << 20
 #: The clock of another process's CPU time (clock_getcpuclockid(3), CPUCLOCK_SCHED).
 _CPU_CLOCK = 2
 
 
 class _BrokenError(Exception):
-    """The process has ended, or answered what is no answer."""
+    """The process has ended, or its answer is invalid."""
 
 
 class Reader:
@@ -88,7 +88,7 @@ class Reader:
         return got
 
     def _wait(self, seconds: float) -> None:
-        """Let the kernel end a wait: that costs a reading no further system call."""
+        """Set a timeout in the kernel: that costs a reading no further system call."""
         whole, rest = divmod(int(seconds * 1e6), 1_000_000)
         span = struct.pack("ll", whole, rest)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
@@ -113,7 +113,7 @@ class Reader:
         return 0.0
 
     def leave(self) -> None:
-        """Have it end, and wait for nothing."""
+        """Let it end, without waiting."""
         self._channel.close()
         self.process.kill()
 
@@ -195,24 +195,24 @@ class Readers:
             return len(self._left)
 
     def pids(self) -> list[int]:
-        """Those that run, without those that were left behind; for any thread."""
+        """How many run, without those that were left behind; for any thread."""
         with self._lock:
             return [reader.process.pid for reader in self._running]
 
     def seconds(self) -> float:
-        """CPU time of all that ever read, as far as it is known; for any thread."""
+        """CPU seconds of all there ever were, as far as known; for any thread."""
         with self._lock:
             running = sum(reader.cpu_seconds() for reader in self._running)
             self._spent = max(self._spent, self._spent_before + running)
             return self._spent
 
     def cpu_seconds(self) -> float:
-        """CPU time of this thread and of what reads for it."""
+        """CPU seconds of this thread and of its reader process."""
         reader = self._own.reader
         return time.thread_time() + self._own.spent + (reader.cpu_seconds() if reader else 0.0)
 
     def close(self) -> None:
-        """End all, and start no more; those that hang are left."""
+        """End all, and start no more; those that are blocked are left."""
         with self._lock:
             self._closed = True
             running, self._running = self._running, set()

@@ -160,10 +160,10 @@ def _pointing(
     fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
 ) -> int | None:
     """
-    Find the variable *name*, which points to *size* bytes of which *fits* says that they are it.
+    Find the variable *name*, which points to *size* bytes that *fits* accepts.
 
-    The VM may keep several variables for one thing; for two things there is no answer. Where
-    another VM of this program has it is looked first: all variables take a tenth of a second.
+    Several variables may point to one struct; if they point to two, None. The address in another VM
+    of this program is tried first: a search of all variables takes a tenth of a second.
     """
     known = _variables.setdefault(target.binary, {})
     if name in known:
@@ -189,7 +189,7 @@ def _fitting(
     """Pointers among the *words* at *address* to what fits, each with its first address."""
     found: dict[int, int] = {}
     indexes = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
-    # What is not mapped is no failed reading here.
+    # A pointer to unmapped memory is no failed reading here.
     failures = target.memory.failures
     structs, read = target.memory.gather(words[indexes], size)
     target.memory.failures = failures

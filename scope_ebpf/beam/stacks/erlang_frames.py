@@ -71,7 +71,7 @@ class Stacks:
         self._scans: dict[bytes, list[Mfa]] = {}
 
     def refresh(self) -> None:
-        """Take in code and libraries that came or went; then forget what is known of addresses."""
+        """Read again which code and libraries there are; then drop what is cached of addresses."""
         before = self._code.generation
         self._code.refresh()
         self._native.refresh()
@@ -83,9 +83,9 @@ class Stacks:
 
     def _meet(self, head: np.void, words: NDArray[np.uint64]) -> None:
         """
-        Look at the VM's tables again if a stack leads into code that is in none of them.
+        Read the VM's tables again if a stack leads into code that is in none of them.
 
-        Some of it never will be, the JIT's own: an address is looked up once.
+        The JIT's own code never is: an address is looked up once.
         """
         candidates = words[words & np.uint64(3) == 0]
         candidates = candidates[self._native.jit_many(candidates)]
@@ -144,7 +144,7 @@ class Stacks:
         return self._location(address)
 
     def _learn(self, walk: Walk) -> None:
-        """Keep where process_main calls erts_schedule: no process runs only within that call."""
+        """Store where process_main calls erts_schedule: no process runs only within that call."""
         if walk.whole and walk.addresses and self._native.jit(walk.registers[RETURN]):
             self._schedule = walk.registers[RETURN]
 
@@ -196,7 +196,7 @@ class Stacks:
         candidates = candidates[self._code.inside(words[candidates])]
         if self._frame_pointers:
             return self._frames(words, at, candidates.tolist())
-        # What a process does again and again has the same words in its stack.
+        # A process that repeats its work has the same words in its stack.
         key = words[candidates].tobytes()
         if key not in self._scans:
             if len(self._scans) >= _MAX_SCANS:

@@ -3,7 +3,7 @@
 Native code of one VM: which file an address lies in, which function, who called it.
 
 Files are opened as the VM sees them (``/proc/PID/map_files``, which also finds
-one that was deleted or lies in another root). What no file stands behind is the
+one that was deleted or lies in another root). Memory without a file is the
 JIT's, or data that happens to be executable.
 """
 

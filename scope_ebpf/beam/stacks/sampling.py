@@ -51,11 +51,10 @@ def sample_settings(target: Target) -> NDArray[np.void]:
 
 def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
     """
-    Find each scheduler's data, by thread: its address, and where its C stack begins.
+    Find each scheduler's data, by tid: its address, and the start of its C stack, 0 if unknown.
 
-    The JIT keeps the registers of a normal scheduler at the top of the part of the C stack that
-    functions use which Erlang code calls (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h); the
-    0 for other threads. ReadRefusedError by the name of a check that failed.
+    C functions that Erlang code calls use the stack below the registers, which the JIT keeps there
+    for normal schedulers (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h). ReadRefusedError by the name of a check that failed.
     """
     addresses = {role: found.tolist() for role, found in schedulers(target).items()}
     registers = target.layout.offset("ErtsSchedulerData", "registers")

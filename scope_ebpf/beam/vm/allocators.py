@@ -51,7 +51,7 @@ _WORD, _PAGE = 8, 4096
 _THEY_ARE = "allocators are"
 #: Bytes of a slot of the process table, and what the VM takes for one of its queue of free ones.
 _SLOT, _FREE = 8, 4
-#: How often figures that cannot be are read again before they are left to be refused.
+#: Readings of inconsistent figures before they are refused.
 _ATTEMPTS = 4
 
 
@@ -87,7 +87,7 @@ class MemoryUse:
 
     @property
     def system(self) -> int | None:
-        """All that is not of processes."""
+        """Bytes that are not of processes."""
         if self.total is None or self.processes is None:
             return None
         return self.total - self.processes
@@ -136,8 +136,8 @@ class AllocatorReader:
         """
         Read them all. Raises ReadRefusedError.
 
-        A block that is made or freed meanwhile may be in one figure and not in the other yet: what
-        cannot be is read again.
+        A block that is made or freed meanwhile may be in one figure and not in the other yet:
+        inconsistent figures are read again.
         """
         for _ in range(_ATTEMPTS - 1):
             reading = self._read()

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 _LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}
 _PENDING_LIST = "erts_pending_dist_entries"
 TYPES = tuple(_LISTS)
-#: No list is followed further, and no more processes that wait are looked through.
+#: Entries of a list that are followed, and waiting processes that are read.
 MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
-#: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
-#: ring, OTP-25.2.3 erl_process.h).
+#: Offset of the next process that waits for a connection (ErtsProcList: a pid, and the two pointers
+#: of its ring, OTP-25.2.3 erl_process.h).
 _ONWARD = 16
 
 
@@ -87,7 +87,7 @@ class ConnectionReader:
         """
         Find the node whose connection the process *pid* waits for: its atom, bytes queued.
 
-        Raises ReadRefusedError where more processes wait than are looked through.
+        Raises ReadRefusedError where more processes wait than are read.
         """
         left = MOST
         for head in self._heads:

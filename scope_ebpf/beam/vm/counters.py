@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the VM counts anyway, read from its memory: exact, and free for the VM.
+The VM's own counters, read from its memory: exact, and free for the VM.
 
 Run queues and scheduler data are checked before use (``layouts.checks``). Sources: OTP-25.2.3
 erts/emulator/beam/erl_process.h (struct ErtsRunQueue_, struct

@@ -60,16 +60,16 @@ _ARGUMENTS = 45
 
 
 class Beam(Target):
-    """A target whose layout and globals are found in it when they are asked for."""
+    """A target whose layout and globals are found at their first use."""
 
     @cached_property
     def layout(self) -> Layout:
-        """Held against the VM, once."""
+        """Checked against the VM, once."""
         return layout_for(self)
 
     @cached_property
     def roots(self) -> Roots:
-        """Where the VM's global tables lie."""
+        """Addresses of the VM's global tables."""
         # No reference cycle: what is held of a VM goes with the last user.
         return Roots(weakref.proxy(self))
 
@@ -93,7 +93,7 @@ def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
     """
     Find every BEAM of the host, by pid; one that ends meanwhile is left out.
 
-    Each look has limits, and whatever one meets is no matter of the others.
+    Each inspection has limits, and its errors do not affect the others.
     """
     found: list[Beam | Refusal] = []
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
@@ -115,7 +115,7 @@ def inspect(
     pid: int, proc: Path = Path("/proc"), opened: Callable[[Path], Binary] = Binary.open
 ) -> Beam:
     """
-    Look at one process; *opened* gives the file that it runs.
+    Inspect one process; *opened* opens the file that it runs.
 
     Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
     cause and what to do about it.

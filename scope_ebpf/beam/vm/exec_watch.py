@@ -49,7 +49,7 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class ExecWatch(Protocol):
-    """Watches one process from when it was made."""
+    """Watches one process from its creation on."""
 
     @property
     def descriptor(self) -> int | None:

@@ -32,7 +32,7 @@ _IDS = re.compile(rb"^([UG])id:((?:\s+\d+){4})\s*$", re.MULTILINE)
 _STATUS_BYTES = 4096
 _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
-#: Looks at a process whose program has gone, until it has ended or has another one.
+#: Checks of a process whose program has gone, until it has ended or has another one.
 _LOOKS, _BETWEEN_MS = 20, 1
 #: Longest wait of poll(2), ms.
 _LONGEST_MS = (1 << 31) - 1
@@ -66,7 +66,7 @@ class Process:
         self._execs: ExecWatch | None = None
 
     def watch(self) -> None:
-        """Hear of execs from now on. NoSuchProcessError, NotPermittedError."""
+        """Watch for execs from now on. NoSuchProcessError, NotPermittedError."""
         self._execs = watch_execs(self.pid)
         # The number was that of this process when it was watched, if the process is still there.
         self.check()
@@ -103,7 +103,7 @@ class Process:
         return False
 
     def close(self) -> None:
-        """Let go of it; from then on every check says that it has ended."""
+        """Release it; from then on every check says that it has ended."""
         self._close()
         if self._execs:
             self._execs.close()
@@ -136,7 +136,7 @@ class _Due:
         self._when = 0.0
 
     def has_come(self) -> bool:
-        """Whether it is time, and if so not for a while again."""
+        """True if a check is due; the next one is due a while later."""
         now = time.monotonic()
         if now < self._when:
             return False
