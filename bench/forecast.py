@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``--exact`` says before that it will cost a VM, beside what it comes to.
+The forecast of ``--exact`` for its cost to a VM, beside the actual cost.
 
     sudo .venv/bin/python bench/forecast.py [--rounds 3] [--seconds 3] [--loads ...]
 

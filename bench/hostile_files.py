@@ -42,7 +42,7 @@ def cost(path: Path) -> None:
 
 
 def main() -> int:
-    """Make each file, look at it, say what it cost."""
+    """Make each file, parse it, print what it cost."""
     with tempfile.TemporaryDirectory() as folder:
         for bomb in BOMBS:
             made = Path(folder) / bomb.__name__

@@ -22,8 +22,8 @@ the next shows what of it is noise. By slope: where everything is always counted
 and so is what hits x cost makes of it. How many times more was lost than that says is the *truth of
 hits x cost*; times the daemon's own hits x cost it is what the daemon's hooks take.
 
-Shown are means and their 95 % confidence intervals. Daemon's CPU includes that of the process that
-holds its breakpoints, and of a scrape each 15 s. The defaults take about half an hour.
+Printed are means and their 95 % confidence intervals. The daemon's CPU includes that of the process
+that holds its breakpoints, and of a scrape each 15 s. The defaults take about half an hour.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ from scope_ebpf.planning.planner import make_plan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Seconds until the daemon has taken hot hooks out and got to know the VM.
+#: Seconds until the daemon has detached hot hooks and measured the VM.
 _SETTLE = 20.0
 _SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
-#: Seconds without anything that the seconds of a summary are held against.
+#: Seconds without anything that the seconds of a summary are compared with.
 _SECONDS = 10
 #: Seconds between two scrapes of Prometheus.
 _SCRAPES = 15.0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a capture says beside its records, as JSON: target, clocks, plan, and how it ended.
+Facts of a capture beside its records, as JSON: target, clocks, plan, and how it ended.
 
 Reading it back checks each field, so users of a :class:`Head` or an :class:`End` need not.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.capture.values import Value
 
-#: Numbers that nothing exceeds: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
+#: Upper limits: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
 #: schedulers of one kind (OTP allows 1,024), and of lines in a list.
 PID, SECONDS, SCHEDULERS, LINES = (1 << 31) - 1, 1e10, 4096, 4096
 #: Shorter traces have no rate.
@@ -80,7 +80,7 @@ class End:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """As the last block has it."""
+        """The last block."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads captures: what holds for the whole of one, and its records in blocks."""
+"""Reads captures: the facts of the whole capture, and its records in blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Moments at which losses are kept at most: one a second for twelve days.
+#: Samples of losses that are kept: one a second for twelve days.
 _MOST = 1 << 20
 _MAPS_HEAD = 16
 _FIRST = "the first block"
@@ -203,7 +203,7 @@ def _first(frames: Frames) -> Value:
 @contextmanager
 def sound(capture: Capture) -> Iterator[None]:
     """
-    Whatever a capture makes Python fail with while the block runs is a CaptureError.
+    Turn any exception that a capture causes while the block runs into a CaptureError.
 
     Its fields are checked where they are read; this is for errors that those checks do not foresee.
     """
@@ -214,7 +214,7 @@ def sound(capture: Capture) -> Iterator[None]:
 
 
 def _take(contents: Contents, schema: Schema, kind: int, payload: bytes) -> None:
-    """Take one block up; CaptureError if it is not what its kind says."""
+    """Add one block; CaptureError if its contents do not fit its kind."""
     taker = _TAKERS.get(kind)
     if taker:  # else it is of a later version
         taker(contents, schema, payload)

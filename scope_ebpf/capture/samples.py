@@ -38,7 +38,7 @@ class Name:
 
 @dataclass
 class Samples:
-    """All that was sampled; a block that there is no room for is a CaptureError."""
+    """All samples; CaptureError for a block that exceeds the limit of memory."""
 
     processes: dict[int, Name] = field(default_factory=dict)
     atoms: dict[int, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Samples:
     _room: int = field(default_factory=lambda: _ROOM, repr=False)
 
     def take_names(self, block: Value) -> None:
-        """Take a block of names up."""
+        """Add a block of names."""
         for row in block.get("processes", []).items(_IN_A_BLOCK):
             term, parts = row.row(2)
             name = Name(*(_name(part) for part in parts.row(4)))
@@ -66,7 +66,7 @@ class Samples:
                 texts[word.whole()] = text.text(_NAME)
 
     def take_samples(self, block: Value) -> None:
-        """Take a block of samples up."""
+        """Add a block of samples."""
         for row in block.get("threads", []).items(_IN_A_BLOCK):
             tid, role, number = row.row(3)
             self._need(_ROW)

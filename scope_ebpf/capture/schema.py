@@ -3,7 +3,7 @@
 Records as columns, and the description of them that each capture carries.
 
 A capture is read by the names of its fields: one that was written with another
-event schema becomes records of today's, with what it did not know as unknown.
+event schema becomes records of today's, with fields that it lacks as unknown.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ STORED = _dtype(Value(_fields(events.RECORD), "the schema of today"))
 _MOST_RECORDS = MAX_RAW // STORED.itemsize
 #: Fields that every header must have, each one whole number.
 _NEEDED = ("time_ns", "kind", "class")
-#: The most that the number of a kind, and of a class, may be.
+#: Largest numbers of a kind and of a class.
 _MOST_KINDS, _MOST_CLASSES = 1 << 16, 256
 #: Kinds that are not known and are counted by their names; all others are counted as one.
 _NAMED = 64
@@ -122,7 +122,7 @@ class Schema:
     """
     Reads the records of a capture that was written with *described*.
 
-    CaptureError says which part of it makes no sense.
+    CaptureError names the part that is invalid.
     """
 
     def __init__(self, described: Value) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the blocks of a capture go: a file as they come, or memory that forgets the oldest."""
+"""Stores for the blocks of a capture: a file, or a ring in memory that drops the oldest."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RingStore:
         self.dropped = 0
 
     def put(self, kind: BlockKind, payload: bytes) -> bool:
-        """Keep one block, and forget what there is no room for any more."""
+        """Keep one block, and drop the oldest for which there is no room any more."""
         if kind in (BlockKind.HEAD, BlockKind.NAMES):
             return True
         data = frames.frame(kind, payload)

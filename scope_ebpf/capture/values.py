@@ -2,8 +2,8 @@
 """
 The JSON of a capture, each value checked for its type and range where it is taken.
 
-A capture may come from a stranger. What passes here is what the rest of the program may
-count on: whole numbers within 64 bits, finite floats, text of bounded length that can be
+A capture may come from a stranger. The rest of the program may count on what passes these
+checks: whole numbers within 64 bits, finite floats, text of bounded length that can be
 encoded, lists of bounded length. Nothing else of a document is read.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNSIGNED = (1 << 64) - 1
-#: The most that a time or an offset is: numpy and Perfetto have it signed.
+#: Largest time or offset: numpy and Perfetto have it signed.
 SIGNED = (1 << 63) - 1
 #: Characters of one text.
 TEXT = 4096
@@ -31,7 +31,7 @@ _PARTS = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a block's JSON, which knows where it is when it is wrong."""
+    """One value of a block's JSON, with its path for error messages."""
 
     raw: Any
     #: The name of the block, or the key or index within *inside*.

@@ -37,17 +37,17 @@ class Names:
         self._fresh: dict[str, dict[int, Any]] = {table: {} for table in _TABLES}
 
     def process(self, term: int, label: Label) -> None:
-        """Know a process by its label; nothing changes if it has said nothing new."""
+        """Add the label of a process; an unchanged one is not written again."""
         facts = [label.name, label.initial_call, label.behaviour, label.module]
         if any(facts) and self._known["processes"].get(term) != facts:
             self._know("processes", term, facts)
 
     def atom(self, term: int, text: str) -> None:
-        """Know an atom by its text."""
+        """Add the text of an atom."""
         self._know("atoms", term, text)
 
     def address(self, address: int, text: str) -> None:
-        """Know an address of code, Erlang's or native, by the function that it is in."""
+        """Add the function of an address of code, Erlang's or native."""
         self._know("addresses", address, text)
 
     def _know(self, table: str, key: int, value: Any) -> None:

@@ -92,7 +92,7 @@ def _answered(
 
 class Children:
     """
-    Those that were forked, by numbers that are not used again as process numbers are.
+    Forked children, by numbers that, unlike pids, are not used again.
 
     Ended ones are recorded at once; none is left as a zombie.
     """
@@ -104,7 +104,7 @@ class Children:
         signal.signal(signal.SIGCHLD, self._reap)
 
     def fork(self, control: socket.socket, fd: int) -> tuple[int, int]:
-        """Make one that serves the channel *fd*; its number, and its process number."""
+        """Fork one that serves the channel *fd*; return its number and its pid."""
         with _no_child_ends():
             pid = os.fork()
             if pid == 0:

@@ -3,7 +3,7 @@
 What the instructions of a function show (x86-64). Runs confined.
 
 The kernel emulates some instructions under a breakpoint; any other it copies
-aside and steps over in single-step mode, which takes a second, slower trap.
+to another page and single-steps, which takes a second, slower trap.
 So a breakpoint on a function that begins otherwise is put on its first
 instruction that is emulated, as long as no branch comes before it and the
 arguments are still in registers. Linux: arch/x86/kernel/uprobes.c,
@@ -56,7 +56,7 @@ def cheap_entry(code: bytes) -> Entry:
 
 def calls(code: bytes, start: int) -> list[tuple[int, int]]:
     """
-    Where the function *code*, which begins at *start*, calls which address, in its order.
+    Calls of the function *code*, which begins at *start*: (site, called address), in order.
 
     The kernel emulates a call, and a jump that stands for one, under a breakpoint. Jumps within
     the function are left out.

@@ -3,7 +3,7 @@
 Giving up everything but a few open files, a little memory and a little time. Runs in the child.
 
 Each step that a host or a service's own limits forbid is left out; the ones that need no privilege
-(no new privileges, no capabilities, limits, the filter of system calls) are what must hold.
+(no new privileges, no capabilities, limits, the filter of system calls) are required.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Program(ctypes.Structure):
 
 def confine() -> None:
     """Cannot be undone. OSError if a required restriction is not possible."""
-    # A network of its own takes longer than all the rest: only where no filter will do.
+    # A network namespace takes longer than all the rest: only where there is no filter.
     filtered = os.uname().machine in _CALLS
     if not filtered:
         _require(_libc.unshare(_CLONE_NEWNET))

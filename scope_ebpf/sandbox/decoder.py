@@ -2,9 +2,9 @@
 """
 Instructions of x86-64 as text, by the library capstone. Runs confined.
 
-capstone's own Python package takes ten times as long to load, for other processors.
-So the library is called here as it is, of the two versions whose ``cs_insn`` is known; the package
-is for any other. :func:`load` finds the library, before a process is confined.
+capstone's own Python package covers all processors and takes ten times as long to load. So the
+library is called directly, in the two versions whose ``cs_insn`` is known; the package is for any
+other version. :func:`load` finds the library, before a process is confined.
 """
 
 from __future__ import annotations

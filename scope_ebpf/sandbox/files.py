@@ -4,8 +4,8 @@ Opening files whose paths, or whose contents, another user chose.
 
 A file is first opened as a path only (``O_PATH``), which runs nothing of a device, a FIFO or a
 terminal. What is no regular file, too large, or on a filesystem that another user's process may
-serve (``filesystems``) is refused there; only then it is opened for reading. A
-lease on it does not block the open (``O_NONBLOCK``).
+serve (``filesystems``) is refused there; only then it is opened for reading. A lease on it does
+not block the open (``O_NONBLOCK``).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 """
 Whether a filesystem answers by itself, or only if a process of another user does.
 
-Who opens, reads or closes a file of a FUSE server waits for that server, against SIGKILL as well. A
-breakpoint in such a file is worse: the kernel reads the file while no process of the host
-can fork. An overlay in a user namespace hides whose its layers are, and root may open its files.
+A process that opens, reads or closes a file of a FUSE server waits for that server, even against
+SIGKILL. A breakpoint in such a file is worse: the kernel reads the file while no process of the
+host can fork. An overlay in a user namespace hides the owner of its layers, and root may open its files.
 So this is found from its path alone (``O_PATH``), by what the kernel knows of its mount.
 """
 
@@ -34,7 +34,7 @@ _ROOTS = b"user_id=0"
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 #: include/uapi/linux/nsfs.h, and include/linux/proc_ns.h: the first user namespace.
 _NS_GET_USERNS, _FIRST = 0xB701, 0xEFFFFFFD
-#: Processes whose mounts are root's, for what another one does not see or may have made up.
+#: Processes whose mounts are root's, for mounts that another one does not see or may have forged.
 _OURS = ("/proc/self", "/proc/1")
 #: Columns of a mountinfo: a mount's number, its device. Bytes of a row, and rows, that are read.
 _NUMBER, _DEVICE = 0, 2

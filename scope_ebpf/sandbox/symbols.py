@@ -30,7 +30,7 @@ _NESTED = 256
 _STRINGS = {".symtab": ".strtab", ".dynsym": ".dynstr"}
 
 
-#: Characters that mean themselves in a pattern, and those that make the one before them another.
+#: Literal characters of a pattern, and operators that change the character before them.
 _LITERAL, _REPEATS = re.compile(r"[A-Za-z0-9_]*"), ("*", "?", "{")
 
 

@@ -28,7 +28,7 @@ _STYLES = {Call: "", Return: "dim", Upgrade: "bold yellow"}
 
 
 class CallLines:
-    """Writes what happens to *output*, as text or as one JSON object a line."""
+    """Writes calls to *output* as they happen, as text or as one JSON object a line."""
 
     def __init__(self, output: TextIO, form: str) -> None:
         self._output = output

@@ -88,7 +88,7 @@ def columns(name: str, records: NDArray[np.void], terms: Terms) -> Table:
 def columns_of(
     kind: events.Kind, dtype: np.dtype[np.void], records: NDArray[np.void], terms: Terms
 ) -> Table:
-    """The same of any *kind*, whose records are of *dtype* when they are known to be of it."""
+    """Like :func:`columns`, for any *kind*; *records* are reinterpreted as *dtype*."""
     rows = np.ascontiguousarray(records).view(dtype)
     text_pids = bool((rows["flags"] & events.FLAG_TEXT_PID).any())
     result: Table = {"pid": list(_terms(rows["process"], terms, text_pids=text_pids))}

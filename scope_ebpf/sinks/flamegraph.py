@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A flame graph in one file: an SVG, or an HTML page around it. It asks for nothing from outside.
+A flame graph in one file: an SVG, or an HTML page around it. It loads nothing from outside.
 
 All boxes are drawn, so the file shows something without its script, too; the script zooms (click)
-and searches. Who ran stands at the top and what it called beneath, so that a page begins with it.
+and searches. Processes are at the top and the functions they called beneath.
 """
 
 from __future__ import annotations

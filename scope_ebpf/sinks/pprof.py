@@ -97,7 +97,7 @@ class _Strings(dict[str, int]):
 
 def pprof(profile: Profile) -> bytes:
     """
-    Each stack with how many samples showed it and the nanoseconds they stand for.
+    Each stack with its number of samples and the nanoseconds that they represent.
 
     A sample's labels are its ``thread`` and its ``process``.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary as text: a table, what makes the counts up, and the histograms."""
+"""The summary as text: a table of counts with their classes, and the histograms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 _BAR = 32
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-#: Parts that are worth a word.
+#: Smallest share of a class that is shown.
 _SOME = 0.01
 #: Processes that come and go while others are read; below that a reading was of a part of them.
 _NEARLY = 0.9
@@ -68,7 +68,7 @@ def last_lines(summary: Summary) -> str:
 
 
 def state_lines(summary: Summary) -> list[str]:
-    """How the VM was, a line for each thing that could be read."""
+    """The state of the VM, a line for each part that could be read."""
     state, lines = summary.state, []
     if state is None:
         return []

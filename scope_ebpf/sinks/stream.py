@@ -37,8 +37,8 @@ class Stream:
 
     *who* names processes, given as terms; None where it does not know them. The kinds
     of records are those of *vocabulary*.
-    *offset_ns* is what makes a record's time the time of day; now's without it. *called* names the
-    addresses of long calls.
+    *offset_ns* is added to a record's time to have the time of day; by default the present one.
+    *called* names the addresses of long calls.
     """
 
     def __init__(

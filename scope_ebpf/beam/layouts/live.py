@@ -51,9 +51,9 @@ def layout_for(target: Target) -> Layout:
     Choose the layout of a running VM and check it against that VM.
 
     The version of ERTS decides. Where it is described, readers of further structs check them
-    against the VM themselves. Where it is not, the
-    layout of the nearest release that passes every check is taken, if there is exactly one. Raises ReadRefusedError that names the check, what was
-    expected and what was found.
+    against the VM themselves. Where it is not, the layout of the nearest release that passes
+    every check is taken, if there is exactly one. Raises ReadRefusedError that names the check,
+    what was expected and what was found.
     """
     erts = version(target.erts_version)
     usdt, interpreter = target.usdt, target.flavor == "emu"

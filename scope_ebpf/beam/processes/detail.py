@@ -91,7 +91,7 @@ def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:
     Name the frames of a stack, innermost first.
 
     Like the VM's own: every word that may be an address of code and is one. In a native function
-    only what the VM noted before the call is fresh; the instruction pointer is that of the time
+    only the function that the VM noted before the call is current; the instruction pointer is from
     when the process last left a scheduler.
     """
     row = moment.rows[0]

@@ -34,7 +34,7 @@ FRESH = 5.0
 
 class Label(NamedTuple):
     """
-    Who a pid is. All but *pid* is None for a process that has ended, or was not readable.
+    The names of a pid. All but *pid* is None for a process that has ended, or was not readable.
 
     *mailbox* is the number of messages that waited when the label was made.
     """
@@ -81,7 +81,7 @@ class Labels:
 
     def labels(self, pids: Iterable[int], most: int | None = None) -> dict[int, Label]:
         """
-        Name many pids, given as terms; what is no pid of this VM is left out.
+        Name many pids, given as terms; terms that are no pid of this VM are left out.
 
         At most *most* of those that must be looked up are; the others are left out.
         """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the nodes of a process's trees and rings of monitors are.
+Kinds of nodes in a process's trees and rings of monitors.
 
 The VM keeps more there than ``process_info(P, monitors)`` shows: aliases, suspended processes and
 subscriptions to nodes. Source: OTP-25.2.3 erts/emulator/beam/erl_monitor_link.h, and

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who a process is: registered name, initial call, behaviour, label.
+Names of a process: registered name, initial call, behaviour, label.
 
-What proc_lib knows lies in the process's dictionary, which is found by the
+The facts of proc_lib are in the process's dictionary, which is found by the
 same hash that the VM uses (erl_process_dict.c, the same from OTP-25.2.3 to
 27.3.4.1: an atom hashes to its index).
 """
@@ -121,7 +121,7 @@ class Names:
         """Return initial call, behaviour and callback module of each process, length ``n``."""
         made: dict[tuple[Mfa | None, Mfa | None], Identity] = {}
         pairs = list(zip(self.initial_calls(rows), self.current_functions(rows), strict=True))
-        # Most processes are like many others.
+        # Most processes share both with many others.
         for call, now in set(pairs):
             made[call, now] = Identity(call, *self._behaviour(call, now))
         return [made[pair] for pair in pairs]

@@ -4,7 +4,7 @@ Why a process that does not wait for a message does not run.
 
 A suspended one is in a list of what it waits for: a port, the connection to a node
 (OTP-25.2.3 erts/emulator/beam/erl_port.h and erl_node_tables.h, *suspended*), or has a monitor of
-the process that suspended it. One that could run stands in a run queue.
+the process that suspended it. A runnable one is in a run queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _QUEUED = 1 << 14
 _DIRTY = {"dirty_cpu": 1 << 26 | DIRTY_ACTIVE_SYS, "dirty_io": 1 << 27}
 #: A pointer to a run queue, and a slot of a table, may have flags below.
 _FLAGS = 7
-#: Slots of a port table that are looked through.
+#: Slots of a port table that are read.
 _MOST_PORTS = 1 << 20
 _MAX_NAME = 64
 _WORD = 8
@@ -61,7 +61,7 @@ def status_reason(viewer: Viewer, moment: Moment) -> str | None:
 def _suspended(viewer: Viewer, moment: Moment) -> str | None:
     target, pid = viewer.target, int(moment.rows["id"][0])
     found = [f"by {_who(viewer, by)}" for by in suspenders(target, moment.watchers.nodes)]
-    # Only if all was read can it be said that nothing was found.
+    # "Nothing was found" is certain only if all was read.
     whole = bool(moment.watchers.whole.all())
     try:
         port = _port(target, pid)

@@ -3,7 +3,7 @@
 Terms as text, cut in depth and length.
 
 A *text* shows a small term, such as a process label. A *shape* shows
-of a message no more than its tag: what it is about, never what is in it.
+only the tag of a message, never its contents.
 Memory that changes while it is read may be a circle; the budget ends it.
 """
 
@@ -193,7 +193,7 @@ def quoted(atom: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Replace what a terminal or a log would obey: every character that does not print."""
+    """Replace characters that do not print: a terminal or a log would interpret them."""
     return "".join(
         c if c.isprintable() and not 0xD800 <= ord(c) < 0xE000 else f"\\x{{{ord(c):x}}}"
         for c in text

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _WORD = 8
 #: Bytes: no process has more in mailbox, links and dictionary.
 _MAX_BESIDES = 1 << 36
-#: Words of one message or one name of a remote process that are believed.
+#: Words of one message or one name of a remote process: larger claims are not used.
 _MAX_PAYLOAD = 1 << 32
 #: Links, monitors or messages of one process that are read; the size of more is estimated.
 LIMIT = 2000

@@ -34,11 +34,11 @@ CHUNK = 4096
 _BLOCKS = 16
 #: Slots that are read again together: further ones in the same 512 bytes cost nothing.
 _LINE = 64
-#: How often a row that changed meanwhile is read before it is counted as torn.
+#: Readings of a row that changes meanwhile, before it is counted as torn.
 ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
 _MAX_SLOTS = 1 << 27
-#: Slots that cannot be read, each of which costs some calls: a table that is made up has millions.
+#: Unreadable slots, each of which costs some calls: a forged table has millions.
 _MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
@@ -193,7 +193,7 @@ class ProcessTable:
         self._verify(target)
 
     def _verify(self, target: Target) -> None:
-        """Hold the layout against the oldest processes there are; refuse it if most do not fit."""
+        """Check the layout with the oldest processes there are; refuse it if most do not fit."""
         for first in range(0, self.slots, CHUNK):
             slots, pointers = self._filled(range(first, first + 1))
             if not len(slots):
@@ -261,7 +261,7 @@ class ProcessTable:
         """
         began = time.process_time()
         blocks = range(part * CHUNK, self.slots, parts * CHUNK)
-        # A struct is read soon after its slot: no more slots at once than lead to a block of them.
+        # A struct is read soon after its slot: no more slots at once than a block of structs.
         run = max(1, min(_BLOCKS, self.slots // max(1, self.count())))
         found = _Found([np.empty(0, self._dtype)], [], [])
         for at in range(0, len(blocks), run):
@@ -360,7 +360,7 @@ class ProcessTable:
         """
         Return which processes are still there, and whose mailboxes begin where they did.
 
-        What was read behind a process's pointers is that process's only then.
+        Only then is the data behind a process's pointers that process's.
         """
         slots, there = self._memory.gather(self._slot_addresses(rows["slot"]), _WORD)
         there &= column(slots, 0, np.uint64) == rows["pointer"]
@@ -391,7 +391,7 @@ class ProcessTable:
 
 
 def statuses(states: NDArray[np.uint32]) -> list[str]:
-    """Say what ``process_info(P, status)`` says for each state word."""
+    """The result of ``process_info(P, status)`` for each state word."""
     names = np.full(len(states), "waiting", object)
     for name, bits in reversed(STATUS):
         names[states & np.uint32(bits) != 0] = name

@@ -54,7 +54,8 @@ def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
     Find each scheduler's data, by tid: its address, and the start of its C stack, 0 if unknown.
 
     C functions that Erlang code calls use the stack below the registers, which the JIT keeps there
-    for normal schedulers (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h). ReadRefusedError by the name of a check that failed.
+    for normal schedulers (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h). Raises
+    ReadRefusedError that names a failed check.
     """
     addresses = {role: found.tolist() for role, found in schedulers(target).items()}
     registers = target.layout.offset("ErtsSchedulerData", "registers")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a VM's node is called now.
+The current name of a VM's node.
 
 A node has no name until its distribution starts, may get one later
 (``net_kernel:start``), lose it again (``net_kernel:stop``) and take another.

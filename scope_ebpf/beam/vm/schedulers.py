@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _WORD = 8
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _SLEEP_FLAGS = 24
-#: A scheduler that spins says that it sleeps; only how it sleeps is said when it does.
+#: The flag of sleeping is set by spinning schedulers, too; the kind of sleep only by sleeping ones.
 _SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
 _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
@@ -113,7 +113,7 @@ class Schedulers:
             self.refused = dict.fromkeys(KINDS, str(error))
 
     def read(self, roles: Container[str] = ROLES) -> list[Scheduler]:
-        """Look once at every thread that has one of the *roles*."""
+        """Read every thread that has one of the *roles* once."""
         found = threads(self._target.pid)
         return [self._read(thread) for thread in found if thread.role in roles]
 
@@ -171,7 +171,7 @@ class Schedulers:
             return _Process()
         if not is_pid(pid) or not len(rows):
             return _Process()
-        # The function that it noted is where it was, not what the scheduler does now.
+        # The noted function is the process's last one, not what the scheduler does now.
         collecting = bool(int(rows["state"][0]) & COLLECTING)
         names = self._viewer.names
         current = names.current_functions(rows)[0]

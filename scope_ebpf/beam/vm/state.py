@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How a VM is: how much its schedulers work, what waits, what it holds, whose mailbox is longest.
+The state of a VM: utilization of schedulers, run queues, memory, the longest mailbox.
 
-All of it is read from the VM's memory and costs it nothing. Schedulers are read again and
-again at irregular times; one that spins because it has nothing to do does not work
+All of it is read from the VM's memory and costs it nothing. Schedulers are sampled at
+irregular times; one that spins because it has nothing to do does not work
 (``ErtsSchedulerSleepInfo``, OTP-25.2.3 erts/emulator/beam/erl_process.h).
 """
 
@@ -73,7 +73,7 @@ class VmState:
     counted: dict[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Give what stands under ``state`` in the document of a summary."""
+        """The object ``state`` in the JSON document of a summary."""
         box = self.mailbox
         return {
             "utilization": self.utilization,
@@ -157,7 +157,7 @@ class StateReader:
         return found
 
     def state(self) -> VmState:
-        """All that is known; reads the process table and the allocators once."""
+        """The state until now; reads the process table and the allocators once."""
         from scope_ebpf.beam.vm.allocators import AllocatorReader  # noqa: PLC0415 - at the end only
 
         target, last = self._target, self._last

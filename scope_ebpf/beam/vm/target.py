@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One running VM, as all that reads it knows it.
+One running VM, as its readers see it.
 
-What it says about itself is here; where its layout and its globals come from is known to
-``discover`` alone, which finds VMs.
+The facts are here; ``discover``, which finds VMs, adds the search for layout and globals.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Target(ABC):
     identity: Identity
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Give what every JSON output says about its target."""
+        """The fields of the target in every JSON output."""
         names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
         return {name: getattr(self, name) for name in names}
 

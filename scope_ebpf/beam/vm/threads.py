@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM's threads as the kernel sees them: what each is for, its state, its CPU time."""
+"""The VM's threads as the kernel sees them: role, state, CPU time."""
 
 from __future__ import annotations
 

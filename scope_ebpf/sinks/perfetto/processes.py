@@ -87,7 +87,7 @@ class Processes:
     def _becomes(
         self, state: _State, time: int, name: str, facts: dict[str, Any] | None = None
     ) -> None:
-        """End what a process did until now, and begin another thing; nothing at all with ''."""
+        """End the state of a process, and begin state *name*; none with ''."""
         if state.name and time > state.since:
             self._file.slice(state.track, state.since, time, state.name, facts=state.facts)
         state.name, state.since, state.facts = name, time, facts

@@ -29,7 +29,7 @@ _ROLES = {
 
 
 class Tracks:
-    """Where things are drawn in *file*; *processes* have tracks of their own, in this order."""
+    """The tracks of *file*; *processes* have tracks of their own, in this order."""
 
     def __init__(self, file: PerfettoFile, contents: Contents, processes: Iterable[int]) -> None:
         self.file = file
@@ -101,7 +101,7 @@ class Tracks:
         return None if rank is None else PROCESS + rank
 
     def track_of(self, row: Row) -> int:
-        """Where an event of a process is shown: its own track, else that of its thread."""
+        """The track for an event of a process: its own, else that of its thread."""
         return self.process(row.process) or self.thread(row.tid)
 
     def counter(self, uuid: int, name: str) -> None:
