@@ -4,8 +4,8 @@ Whether a filesystem answers by itself, or only if a process of another user doe
 
 A process that opens, reads or closes a file of a FUSE server waits for that server, even against
 SIGKILL. A breakpoint in such a file is worse: the kernel reads the file while no process of the
-host can fork. An overlay in a user namespace hides the owner of its layers, and root may open its files.
-So this is found from its path alone (``O_PATH``), by what the kernel knows of its mount.
+host can fork. An overlay in a user namespace hides the owner of its layers, and root may open its
+files. So this is found from its path alone (``O_PATH``), by what the kernel knows of its mount.
 """
 
 from __future__ import annotations
