@@ -6,13 +6,18 @@ Memory that is read by another process: what it gives, and what becomes of one t
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import mmap
 import os
+import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from beams_run import PATIENCE
 
 from scope_ebpf.beam.memory import process_memory, reader_child
 from scope_ebpf.beam.memory.process_memory import Memory, UnreadableMemoryError
@@ -178,3 +183,33 @@ def test_an_owner_is_refused_after_three_readings_that_hang():
     assert "3 processes of uid 666" in hangs.refusal(EVIL)
     now[0] += PERIOD
     assert not hangs.refusal(EVIL)
+
+
+def test_the_child_answers_with_the_bytes_that_it_read_or_the_error():
+    """
+    It says that it is there, reads ranges behind each other, and ends with its channel.
+    """
+    shared = mmap.mmap(-1, reader_child.IOVECS_BYTES + mmap.PAGESIZE)
+    view = ctypes.c_char.from_buffer(shared)
+    ours, its = socket.socketpair()
+    child = threading.Thread(
+        target=reader_child.serve, args=(its.fileno(), ctypes.addressof(view)), daemon=True
+    )
+    child.start()
+
+    def asked(pid: int) -> int:
+        ours.send(reader_child.REQUEST.pack(pid, 2, 12))
+        return reader_child.ANSWER.unpack(ours.recv(64))[0]
+
+    with its, ours:
+        ours.settimeout(PATIENCE)
+        assert reader_child.ANSWER.pack(0) == ours.recv(64)
+        start = ctypes.addressof(BUFFER)
+        shared[:32] = struct.pack("<4Q", start + 64, 4, start, 8)
+        assert (12, -errno.ESRCH, 12) == (asked(os.getpid()), asked(2**22), asked(os.getpid()))
+        assert TEXT[64:68] + TEXT[:8] == shared[reader_child.IOVECS_BYTES :][:12]
+        ours.shutdown(socket.SHUT_RDWR)
+        child.join(PATIENCE)
+    assert not child.is_alive()
+    del view
+    shared.close()
