@@ -67,7 +67,7 @@ command(_, ["hog", N]) ->
     "done hog";
 command(_, ["inside"]) ->
     ok = names_nif:load(),
-    %% The answer comes first: whoever waits behind a native function may wait for ever.
+    %% The answer comes first: a process behind a native function may wait for ever.
     spawn_opt(fun() -> register(moving_inside, self()), nap(300), outer() end, [{scheduler, 2}]),
     "done inside";
 command(_, ["collect"]) ->
