@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code.tables import CodeMap, Mfa
     from scope_ebpf.beam.stacks.native import NativeCode, NativeName
-    from scope_ebpf.beam.stacks.native_frames import Walk
+    from scope_ebpf.beam.stacks.native_frames import NativeStack
     from scope_ebpf.beam.vm.target import Target
 
 #: Erlang frames that are kept: from the innermost.
@@ -143,13 +143,13 @@ class Stacks:
         """Name the function and line of an address in Erlang code."""
         return self._location(address)
 
-    def _learn(self, walk: Walk) -> None:
+    def _learn(self, walk: NativeStack) -> None:
         """Store where process_main calls erts_schedule: no process runs only within that call."""
         if walk.whole and walk.addresses and self._native.jit(walk.registers[RETURN]):
             self._schedule = walk.registers[RETURN]
 
     def _erlang(
-        self, head: np.void, words: NDArray[np.uint64], walk: Walk
+        self, head: np.void, words: NDArray[np.uint64], walk: NativeStack
     ) -> tuple[tuple[Mfa, ...], bool]:
         """
         Find the Erlang frames; true if they are all there.
@@ -223,7 +223,7 @@ class Stacks:
         end = at + len(words) * _WORD
         return pointer == 0 or (pointer % _WORD == 0 and at + slot * _WORD < pointer < end)
 
-    def _put_down(self, head: np.void, walk: Walk) -> int | None:
+    def _put_down(self, head: np.void, walk: NativeStack) -> int | None:
         """Return the Erlang stack pointer at the call of C code; None if it was clobbered."""
         if self._frame_pointers or self._jit.put_down(walk.registers[RETURN]) == "stop":
             return int(head["stop"])
