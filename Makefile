@@ -44,7 +44,7 @@ kernel: $(VENV)/.test objects ## the tests on real VMs (root)
 
 coverage: $(VENV)/.test objects ## statements that unit and kernel tests run, by module; TESTS="..." (root)
 	@$(DEPS) test
-	@rm -rf build/coverage && mkdir -p build/coverage && chmod 1777 build/coverage
+	@$(SUDO) rm -rf build/coverage && mkdir -p -m 1777 build/coverage
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/coverage run -m pytest $(TESTS) || failed=1; \
 		$(SUDO) $(BIN)/coverage combine --quiet && $(SUDO) $(BIN)/coverage report && test -z "$$failed"
 
