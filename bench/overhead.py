@@ -171,11 +171,11 @@ def second_by_second(load: Load, found: Found, *, each: bool) -> None:
     if each:
         usual = statistics.median(second.by_cpu for second in before + after)
         for name, seconds in (("without", before), ("summary", beside), ("without", after)):
-            told_seconds = (
+            texts = (
                 f"{s.by_cpu / usual:.0%} ({s.waited:.0%} waited, tool {s.tool:.0%})"
                 for s in seconds
             )
-            print(f"  {name}: {', '.join(told_seconds)}", flush=True)
+            print(f"  {name}: {', '.join(texts)}", flush=True)
 
 
 def _second(load: Load, tool: int = 0) -> Second:

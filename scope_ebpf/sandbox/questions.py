@@ -63,7 +63,7 @@ class Questions:
 
     @cached_property
     def _tables(self) -> list[Table]:
-        """The symbol tables there are, the most telling first."""
+        """The symbol tables there are, the most complete first."""
         own = Table.of(self._elf, ".symtab")
         # With a .symtab there is nothing that another file could add.
         more = [] if own else [*self._added, self._packed()]
