@@ -178,7 +178,7 @@ def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nea
 
 def test_no_ranges_of_code_are_none_in_order():
     """
-    An address that looked like the ranges of code, and has none when it is read again, is none.
+    An address that looked like the ranges of code, and does not when it is read again, is refused.
     """
     image = make(1)
     address = image.roots["r"]
@@ -201,7 +201,7 @@ def test_slots_beyond_the_table_have_no_process():
 
 def test_only_what_a_comparison_leaves_is_read():
     """
-    Of many candidates whose addresses are not mapped none is read that was excluded before.
+    Excluded candidates, whose addresses are often not mapped, are not read.
     """
     target = view(make(1)).target
     addresses = np.full(500, 8, np.uint64)
@@ -231,7 +231,7 @@ def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
 
 def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
     """
-    Each slot that cannot be read costs some calls, so only so many are tried.
+    Each slot that cannot be read costs some calls, so their number is limited.
     """
     image = spread([0, 1], 1 << 13)
     (table,) = struct.unpack_from(

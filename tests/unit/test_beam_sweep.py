@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The table that moves: rates, parts, and who is on top.
+The changing table: rates, parts, and the processes on top.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scope_ebpf.cli.top import short
 
 def test_a_rate_is_the_work_between_two_looks():
     """
-    A hundred reductions in two seconds are fifty a second; who did nothing has none.
+    A hundred reductions in two seconds are fifty a second; an idle process has none.
     """
     image = make(6)
     viewer = view(image)

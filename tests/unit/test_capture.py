@@ -499,7 +499,7 @@ def test_numbers_beyond_what_a_format_holds_are_cut_to_it(tmp_path: Path):
 
 def test_a_capture_that_has_just_been_begun_has_no_records_yet(path: Path):
     """
-    Who follows a file that is being written finds nothing in it; there is no summary of it.
+    A reader of a file that is being written finds nothing in it; there is no summary of it.
     """
     path.write_bytes(frames.start())
     assert 0 == len(read(path))

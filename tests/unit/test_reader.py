@@ -68,7 +68,7 @@ def readers(
 
 def test_it_reads_what_is_read_without_it(readers):
     """
-    Words, many ranges at once, two megabytes, and what is not there.
+    Words, many ranges at once, two megabytes, and memory that is not there.
     """
     readers()
     own, start = Memory(os.getpid()), ctypes.addressof(BUFFER)
@@ -122,7 +122,7 @@ def test_an_answer_that_is_none_is_refused(readers, behaviour: str):
 
 def test_one_that_was_killed_is_replaced(readers):
     """
-    Who reads does not notice.
+    The reading thread does not notice.
     """
     ours = readers()
     ours.begin()
@@ -134,7 +134,7 @@ def test_one_that_was_killed_is_replaced(readers):
 
 def test_one_that_does_not_start_is_refused(readers, tmp_path: Path):
     """
-    A program that is none ends at once.
+    A missing program ends at once.
     """
     broken = readers("")
     broken._child = tmp_path / "nothing"
@@ -144,7 +144,7 @@ def test_one_that_does_not_start_is_refused(readers, tmp_path: Path):
 
 def test_each_thread_has_its_own(readers):
     """
-    So that none waits for what another reads; all end together.
+    So that no thread waits for another's reading; all end together.
     """
     ours = readers()
     ours.begin()

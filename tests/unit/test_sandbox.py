@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who parses files of others: what it may still do, and what becomes of it when it lies or hangs.
+The process that parses files of other users: its rights, and its end when it lies or hangs.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_a_mount_is_the_hosts_by_both_namespaces(
     process: Path, monkeypatch: pytest.MonkeyPatch, namespace: str
 ):
     """
-    Who sees a server that seems to be root's must have its mounts and its rights from the host.
+    A process that sees a server of root must have its mounts and its rights from the host.
     """
     (process / "mountinfo").write_text(FUSE.format(0) + "\n")
     monkeypatch.setattr(filesystems, "_is_first", lambda path: path.name != namespace)
@@ -224,7 +224,7 @@ def test_a_root_without_a_mount_is_known_by_its_device(
 
 def test_a_mount_is_found_behind_many_others(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    Who mounts much does not hide what is mounted: more than 16 MiB are read for one row.
+    Many mounts do not hide one: more than 16 MiB are read for one row.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     other = EXT4.replace("67", "68") + ",x" * 500 + "\n"
@@ -234,7 +234,7 @@ def test_a_mount_is_found_behind_many_others(process: Path, monkeypatch: pytest.
 
 def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    What a row is read in is no row; nor is one believed whose kind may be behind its end.
+    A part of a row is no row, and a row whose kind may be behind its end is not used.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     head = "66 1 0:40 / /other rw - overlay over rw,lowerdir="
@@ -247,7 +247,7 @@ def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.Monkey
 
 def test_our_own_rights_are_known_where_no_descriptor_is_left():
     """
-    Who has none is not taken for root of a user namespace, which checks nothing.
+    A process without rights is not taken for root of a user namespace, which checks nothing.
     """
     asked = filesystems.in_user_namespace.__wrapped__
     before, limits = asked(), resource.getrlimit(resource.RLIMIT_NOFILE)

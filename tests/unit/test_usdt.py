@@ -66,7 +66,7 @@ def test_every_form_of_an_operand_is_understood(text: str):
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_an_operand_of_unknown_form_is_refused(text: str):
     """
-    An operand that we do not understand is refused and named, never guessed.
+    An unknown operand is refused and named, never guessed.
     """
     with pytest.raises(ArgumentError, match=re.escape(text.partition("@")[2] or text)):
         parse(text)
