@@ -126,7 +126,7 @@ def test_a_file_that_is_too_large_is_not_opened(root: Path):
 
 def test_a_lease_does_not_block(root: Path):
     """
-    The holder of a lease on a file keeps others from opening it, for 45 seconds, but not this program.
+    The holder of a lease on a file keeps others from opening it, for 45 seconds, but not us.
     """
     script = (
         "import fcntl, os, signal, sys, time\n"
