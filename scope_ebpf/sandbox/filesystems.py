@@ -149,7 +149,7 @@ def _row(path: str, column: int, value: bytes) -> bytes | None:
 
 def _of_roots_chroot(process: str, number: int) -> _Mount | None:
     """
-    What is known of mount *number*, if a root lies on it that only root can have given *process*.
+    Facts of mount *number*, if it has a root directory that only root can have given *process*.
 
     The kernel does not show the mount of another process's root. Its filesystem is known if it is
     on a disk, or mounted where this process sees it.
@@ -174,12 +174,12 @@ def _of_roots_chroot(process: str, number: int) -> _Mount | None:
 
 
 def _is_of_root(process: str) -> bool:
-    """Whether a process's mounts are the host's, and so are its rights."""
+    """True if a process has the host's mounts and rights."""
     return all(_is_first(Path(process, "ns", name)) for name in ("mnt", "user"))
 
 
 def _is_first(namespace: Path) -> bool:
-    """Whether a namespace is the first of users, or belongs to that; so do all where none is."""
+    """True if a namespace is the first user namespace, or belongs to it, or there are none."""
     try:
         with namespace.open("rb", buffering=0) as file:
             if namespace.name == "user":
@@ -196,7 +196,7 @@ def _is_first(namespace: Path) -> bool:
 
 
 def _may_be_served(connections: Path = _CONNECTIONS) -> bool:
-    """Whether anybody but root has a FUSE server, or that is not shown; it is as long as used."""
+    """True if a user other than root has a FUSE server, or if that is unknown."""
     if not connections.parent.exists():
         return False  # this kernel has no FUSE
     try:

@@ -2,7 +2,7 @@
 """
 What instructions of the JIT show of a stack (x86-64). Runs confined.
 
-The code is what lies in a process's memory, which is that process's choice.
+The code is from the memory of a process, which may put anything there.
 """
 
 from __future__ import annotations

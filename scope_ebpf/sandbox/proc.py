@@ -34,11 +34,10 @@ def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_BYTES) -> byte
 
 def rows(text: bytes) -> list[str]:
     """
-    The rows of a text of ``/proc`` or of a cgroup, which end with a newline and nothing else.
+    The rows of a text of ``/proc`` or of a cgroup, which end with a newline only.
 
-    A name in them may hold all the other characters at which ``str.splitlines`` splits, and the
-    carriage return that a file which is opened as text makes a newline of: then it would begin a
-    row of its own.
+    A name in them may contain the other characters at which ``str.splitlines`` splits, and the
+    carriage return that text mode turns into a newline: it would start a row of its own.
     """
     found = text.decode("utf-8", "replace").split("\n")
     return found[:-1] if not found[-1] else found

@@ -52,7 +52,7 @@ def walk(
     *follow* takes nodes, shape ``(n, size)``, and gives the pointers that lead
     on, each of shape ``(n,)``; 0 leads nowhere. A root with more than *limit*
     levels, or more nodes than *limit*, is not whole. Where a node may be cut
-    short by the end of mapped memory, *least* bytes of it will do.
+    short by the end of mapped memory, *least* bytes of it are enough.
     """
     owners = np.flatnonzero(roots)
     frontier = roots[owners]

@@ -131,8 +131,8 @@ class Sweep:
         """
         Return the processes to sample for collections: at most *limit* slots.
 
-        Those that were seen to collect most, and of those that ran the largest: two collections
-        may put a heap back where it was.
+        Those with most collections so far, and the largest of those that ran: after two
+        collections a heap may be where it was.
         """
         kept = np.concatenate(self._kept)
         ran = kept[kept["rate"] > 0]
@@ -229,8 +229,8 @@ def _collected(rows: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np.f
     """
     Return the least bytes that the collections of each process went through since the last reading.
 
-    The VM counts none of a process but the minor ones since its last major one: a smaller
-    count, or the same count with another heap, is of one major collection or of more.
+    The VM counts only the minor collections of a process since its last major one: a smaller
+    count, or the same count with another heap, means one major collection or more.
     """
     now, earlier = rows["minor_gcs"].astype(np.int64), before["minor_gcs"]
     moved = before["heap"] != rows["heap"]

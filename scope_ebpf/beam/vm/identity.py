@@ -2,9 +2,9 @@
 """
 The identity of a process: its number may be another process's, or run another program, at any time.
 
-A process is held by its pidfd, its program by a descriptor of the file that was inspected, and an
-exec or a change of user is found out by :meth:`Identity.check`. What was read of a process counts
-only if the check passes *after* it was read.
+A process is held by its pidfd, its program by a descriptor of the file that was inspected;
+:meth:`Identity.check` finds an exec or a change of user. A reading of a process is valid only if
+the check passes *after* it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Program(Protocol):
 
 class Process:
     """
-    Process *pid* as it is now, from when this was made.
+    Process *pid*, as it was when this was made.
 
     Raises ProcessLookupError if there is none; *watched* is made by :meth:`watch`.
     """
@@ -92,8 +92,8 @@ class Process:
         """
         Distinguish an exec from an end.
 
-        A thread that ends hangs the event up before the pidfd is readable, and its program has gone
-        before that. So has for a moment that of the first thread while another one executes.
+        At the end of a thread the event hangs up before the pidfd is readable, and the program is gone
+        before that. The first thread's program is gone for a moment while another one executes.
         """
         for _ in range(_LOOKS):
             if _is_readable(self.pidfd, _BETWEEN_MS):
@@ -207,7 +207,7 @@ class Identity:
             ids = _credentials(self.pid, self.proc)
         except OSError:
             raise NoSuchProcessError(f"process {self.pid} has ended") from None
-        self.process.check()  # it was this one, then, that was asked
+        self.process.check()  # so the file was that of this process
         if inode != self.inode:
             raise TargetChangedError(self.pid, "became another program")
         if ids != (self.uids, self.gids):
