@@ -92,8 +92,8 @@ class Process:
         """
         Distinguish an exec from an end.
 
-        At the end of a thread the event hangs up before the pidfd is readable, and the program is gone
-        before that. The first thread's program is gone for a moment while another one executes.
+        At the end of a thread the event hangs up before the pidfd is readable, and the program is
+        gone before that. The first thread's program is gone for a moment while another executes.
         """
         for _ in range(_LOOKS):
             if _is_readable(self.pidfd, _BETWEEN_MS):
