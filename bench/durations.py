@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How true the mean duration of small collections is, by the VM's own account.
+The accuracy of the mean duration of small collections, by the VM's own account.
 
     sudo .venv/bin/python bench/durations.py [--rounds 30] [--seconds 0.1]
 

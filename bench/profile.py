@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a profile costs the VM, and how right it is.
+The cost of a profile for the VM, and its accuracy.
 
     bench/profile.py [cost] [split] [waits] [rabbitmq]      default: all
 

@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 HZ = 99
-#: Pairs of slices of so many milliseconds for the gaps.
+#: Pairs of slices for the gaps, and milliseconds of a slice.
 _PAIRS, _MILLISECONDS = 120, 200
 #: Rounds of all rates (ticks a second) for the slope, and seconds of each slice.
 _ROUNDS, _SLICE, _RATES = 500, 0.02, (0, 10_000, 20_000)
-#: Clock and work are read within so much time, ns; the clock asks the thread's CPU for it.
+#: Clock and work are read within this time, ns; the clock asks the thread's CPU for it.
 _TOGETHER = 50_000
 #: Erlang frames of its process, which are copied with each sample.
 _DEPTH = 300
@@ -66,10 +66,10 @@ _LIMITS = ("perf_event_max_sample_rate", "perf_cpu_time_max_percent")
 
 
 class Timer(Sampler):
-    """A sampler whose timers are turned on and off, and run as fast as is asked for."""
+    """A sampler whose timers are turned on and off, and whose rate is set."""
 
     def rate(self, ticks: int) -> None:
-        """Let every CPU's timer tick so often a second from now on; 0 stops it."""
+        """Set the rate of every CPU's timer, ticks a second; 0 stops it."""
         list(self.records())
         for fd in self._timers:
             fcntl.ioctl(fd, _ENABLE if ticks else _DISABLE, 0)
@@ -100,7 +100,7 @@ class Bench:
         self._clock = perf_events.perf_event_open(clock, pid=tid)
 
     def gaps(self, ticks: int) -> tuple[int, float, float]:
-        """How many gaps were seen with so many ticks a second, their seconds, and all seconds."""
+        """Number of gaps at a rate of ticks a second, their seconds, and all seconds."""
         self.timer.rate(ticks)
         answer = self.beam.ask(f"gaps {_MILLISECONDS} {_DEPTH}").split()[2:]
         return int(answer[0]), int(answer[1]) / 1e9, int(answer[2]) / 1e9

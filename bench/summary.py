@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How true the totals of a budgeted summary are, and what it costs.
+The accuracy of the totals of a budgeted summary, and its cost.
 
     sudo .venv/bin/python bench/summary.py [--runs 10] [--seconds 10] [--loads ...]
 
@@ -70,7 +70,7 @@ class Witness(StateReader):
         return counted
 
     def bounds(self, late: int) -> tuple[int, int]:
-        """Between which numbers the truth lies."""
+        """Lower and upper bound of the truth."""
         first, second, third, last = self.readings
         return third - second - late, last - first + late
 
