@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two readings of the schedulers: drawn anew each time, since a program may have a
 #: rhythm.
-_SHORTEST, _LONGEST = 0.01, 0.03
+_SHORTEST, _LONGEST = 0.02, 0.06
 #: Processes whose mailboxes are read; a sample of them in a VM that has more.
 _MOST = 200_000
 #: Fields of :class:`Counters` that count events.
