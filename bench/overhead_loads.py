@@ -71,8 +71,8 @@ def storm(kind: str) -> Iterator[Load]:
 @contextlib.contextmanager
 def rabbitmq() -> Iterator[Load]:
     """RabbitMQ, through which pika publishes and consumes messages of 256 bytes."""
-    from apps.load_rabbitmq import Load as Traffic  # noqa: PLC0415 - pika, which others need not
-    from apps.rabbitmq import rabbitmq as broker  # noqa: PLC0415
+    from apps.load_rabbitmq import Load as Traffic  # pika, which others need not
+    from apps.rabbitmq import rabbitmq as broker
 
     with broker(*_AT_REST) as app:
         traffic = Traffic(app.ports["amqp"], 256)

@@ -119,7 +119,7 @@ def _tools(_folder: str, _names: list[str]) -> set[str]:
 
 def trace(pid: int, seconds: float, symbol: str, ring_pages: int) -> dict[str, Any]:
     """Trace *pid*; runs where bcc can be imported."""
-    import bcc  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    import bcc  # type: ignore[import-not-found,unused-ignore]
 
     started = time.monotonic()
     text = PROGRAM.replace("RING_PAGES", str(ring_pages)).replace("TARGET", str(pid))

@@ -348,8 +348,8 @@ def first_event(pid: int) -> tuple[float, float]:
 def part_peers(folder: Path) -> dict[str, Any]:
     """The same job, sends of a BEAM at full load, by others: events seen and lost, and CPU."""
     del folder
-    import peer_bcc  # noqa: PLC0415 - needs packages that only this part needs
-    import peer_bpftrace  # noqa: PLC0415
+    import peer_bcc  # needs packages that only this part needs
+    import peer_bpftrace
 
     result: dict[str, Any] = {}
     with beams_run.planted("stock25") as beam:

@@ -161,7 +161,7 @@ def waits() -> None:
 
 
 def rabbitmq() -> None:
-    from apps.rabbitmq import rabbitmq as started  # noqa: PLC0415 - takes its time
+    from apps.rabbitmq import rabbitmq as started
 
     client = [sys.executable, str(ROOT / "tests/apps/load_rabbitmq.py"), "--seconds", "20"]
     with (

@@ -50,7 +50,7 @@ def missing(reason: str) -> NoReturn:
     """
     Skip the running test, or fail it where ``SCOPE_REQUIRE_KERNEL=1`` says that all must be there.
     """
-    import pytest  # noqa: PLC0415 - benches start VMs too, without pytest
+    import pytest  # benches start VMs too, without pytest
 
     if os.environ.get("SCOPE_REQUIRE_KERNEL") == "1":
         pytest.fail(f"SCOPE_REQUIRE_KERNEL=1, but {reason}")

@@ -156,7 +156,7 @@ def serve(control: socket.socket) -> None:
             wire.send(control, (children.end(ended), 0))
             continue
         if ended == limits.UNWINDS:
-            import scope_ebpf.sandbox.frames  # noqa: F401, PLC0415 - slow; only for profiles
+            import scope_ebpf.sandbox.frames  # noqa: F401 - slow; only for profiles
         wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
 

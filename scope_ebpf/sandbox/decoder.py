@@ -142,7 +142,7 @@ class _Package:
     """The library as its package loads it, whatever its version."""
 
     def __init__(self) -> None:
-        import capstone  # noqa: PLC0415 - slow, and mostly not needed
+        import capstone
 
         self._engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._engine.detail = True

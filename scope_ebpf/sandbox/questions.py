@@ -210,7 +210,7 @@ class Questions:
 
     @cached_property
     def _frames(self) -> CallFrames:
-        from scope_ebpf.sandbox.frames import CallFrames  # noqa: PLC0415 - most need none
+        from scope_ebpf.sandbox.frames import CallFrames  # most need none
 
         return CallFrames(self._elf)
 

@@ -158,7 +158,7 @@ class StateReader:
 
     def state(self) -> VmState:
         """The state until now; reads the process table and the allocators once."""
-        from scope_ebpf.beam.vm.allocators import AllocatorReader  # noqa: PLC0415 - at the end only
+        from scope_ebpf.beam.vm.allocators import AllocatorReader
 
         target, last = self._target, self._last
         online = np.maximum(self._online, 1)
@@ -201,9 +201,9 @@ def longest_mailbox(target: Target, most: int = _MOST) -> Mailbox | None:
 
 
 def _owner(target: Target, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> str | None:
-    from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415
-    from scope_ebpf.beam.processes.atoms import Atoms  # noqa: PLC0415 - at the end of a run only
-    from scope_ebpf.beam.processes.names import Names  # noqa: PLC0415
+    from scope_ebpf.beam.code.tables import CodeMap
+    from scope_ebpf.beam.processes.atoms import Atoms
+    from scope_ebpf.beam.processes.names import Names
 
     with suppress(ReadRefusedError):
         atoms = Atoms(target)

@@ -33,7 +33,7 @@ _PACKET = b"\x0a"  # Trace.packet, field 1 of length-delimited form
 def protobuf() -> Any:
     """Perfetto's generated module; MissingPackageError where it is not installed."""
     try:
-        from perfetto.protos.perfetto.trace import (  # noqa: PLC0415 - an extra
+        from perfetto.protos.perfetto.trace import (  # an extra
             perfetto_trace_pb2,
         )
     except ImportError as error:
