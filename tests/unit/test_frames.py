@@ -5,10 +5,13 @@ Frames of C functions as a compiler describes them, and of Erlang functions as t
 
 from __future__ import annotations
 
+import contextlib
+import json
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from beams_run import require
@@ -17,9 +20,8 @@ from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.beam.memory.process_memory import UnreadableMemoryError
 from scope_ebpf.beam.stacks.frames import R12, RBP, RBX, RETURN, RSP, CallFrames
 from scope_ebpf.beam.stacks.jit_frames import JitFrames
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from scope_ebpf.sandbox import jit_code
+from scope_ebpf.sandbox.questions import Questions
 
 SOURCE = """
 .text
@@ -118,6 +120,25 @@ def test_a_function_without_a_description_is_not_guessed(binary: Binary):
     assert (None, None) == (frames.rules(address), frames.function(address))
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other registers")
+def test_a_confined_process_finds_the_frames_that_this_one_finds():
+    """
+    The frame descriptions of the interpreter, around a hundred addresses of its code.
+    """
+    program = Path("/proc/self/exe")
+    with program.open("rb") as file, contextlib.closing(Binary.open(program)) as binary:
+        own = Questions("this process", file.fileno())
+        (start, end), *_ = [
+            (one.address, one.address + one.file_size) for one in binary.segments if one.executable
+        ]
+        addresses = range(start, end, max(1, (end - start) // 100))
+        found = [own.ask("frames", [address], []) for address in addresses]
+        confined = [binary.frames(address) for address in addresses]
+    # As JSON: the numbers of registers are its texts.
+    assert json.dumps(found) == json.dumps(confined)
+    assert any(rows for _, _, rows in filter(None, found))
+
+
 START = 0x1000
 
 
@@ -162,6 +183,8 @@ def test_a_frame_is_as_large_as_what_the_function_gives_back(code: str, shift: i
     """
     frames, end = jit(code)
     assert sizes == frames.sizes(START + shift, START, end)
+    raw = bytes.fromhex(code.replace(" ", ""))
+    assert list(sizes) == jit_code.sizes(raw, START, START + shift)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +203,9 @@ def test_the_erlang_stack_is_where_the_code_behind_the_call_takes_it_from(code: 
     """
     The first instruction that sets the stack pointer says it; without one it is in the process.
     """
-    frames = JitFrames(Code(bytes.fromhex(code.replace(" ", "")) + b"\x90" * 600))
-    assert found_in == frames.put_down(START)
+    raw = bytes.fromhex(code.replace(" ", "")) + b"\x90" * 600
+    assert found_in == JitFrames(Code(raw)).put_down(START)
+    assert (found_in == "rbp") == jit_code.leave(raw)
 
 
 @pytest.mark.parametrize(
