@@ -27,8 +27,9 @@ from test_beam_elf import STRTAB, SYMTAB, elf, table
 
 from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import RefusedFileError
-from scope_ebpf.sandbox import answers, client, limits
+from scope_ebpf.sandbox import answers, child, client, limits
 from scope_ebpf.sandbox.confine import confine
+from scope_ebpf.sandbox.questions import Questions
 from scope_ebpf.sandbox.refusals import Refusals, key_of
 
 if TYPE_CHECKING:
@@ -546,3 +547,38 @@ def test_numbers_are_of_their_range():
     for wrong in (-1, 1 << 64, True, 1.0, "1", None):
         with pytest.raises(ValueError):
             answers.integer(wrong)
+
+
+def test_every_question_has_an_answer_and_keeps_no_descriptor(good: Path):
+    """
+    Found, beyond a limit, or unreadable: an error of the parser is an answer, too.
+    """
+    given = os.open("/dev/null", os.O_RDONLY)
+    with good.open("rb") as file:
+        questions = Questions("good", file.fileno())
+        found = [
+            child._answered(questions, "symbols", [["only"]], []),
+            child._answered(questions, "read", [0x1000, limits.CONTENT + 1], []),
+            child._answered(questions, "facts", [], [given]),  # of no use for that
+        ]
+    assert ["answer", "limit", "unreadable"] == [kind for kind, _ in found]
+    assert {"only": ("only", 0x1000, 8, True)} == found[0][1]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(given)
+
+
+def test_the_clock_of_a_child_gives_what_was_not_used():
+    """
+    CPU time at once, a part of the time that passes, and never more than at first.
+    """
+    clock = child.Clock(1000.0)
+    before = signal.getsignal(signal.SIGPROF)
+    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    try:
+        clock.start()
+        given, _ = signal.getitimer(signal.ITIMER_PROF)
+        clock.stop()
+        assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    assert 999.0 < given <= 1000.1
