@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SOURCES = Path(scope_ebpf.__file__).parent
+#: Probes of users, which have events of their own.
+PROBES = Path(__file__).parents[2] / "docs/examples/run"
 #: Letters that a text with parts to fill in must have: without them it would fit any line.
 FEWEST_LETTERS = 8
 #: Lines that one message may be broken into.
@@ -162,6 +164,15 @@ def fields_of(event: str) -> tuple[str, ...]:
     return tuple(json.loads(output.getvalue()))
 
 
+def own_fields(event: str) -> list[str]:
+    """
+    The fields of an event that an example of ``scope-trace run`` declares.
+    """
+    declared = "".join(path.read_text() for path in PROBES.glob("*.c"))
+    found = re.search(rf"BEAM_EVENT\({event}, (.*)\)", declared)
+    return re.findall(r"(\w+);", found[1]) if found else []
+
+
 def is_event(line: str) -> bool:
     """
     Whether the line is an event as a stream writes it now: who, and the fields of that event.
@@ -170,10 +181,12 @@ def is_event(line: str) -> bool:
         shown = json.loads(line)
         return tuple(shown) == fields_of(shown["event"])
     found = re.fullmatch(CLOCK + r"(<[\d.]+>|-) +\S+ +(\w+)(?:/\w+)?( .*)?", line)
-    if not found or found[2] not in events.KINDS:
+    if not found:
         return False
-    known = {re.sub("_(seconds|bytes)$", "", field) for field in fields_of(found[2])}
-    return set(re.findall(r"(\w+)=", found[3] or "")) <= known
+    fields = fields_of(found[2]) if found[2] in events.KINDS else own_fields(found[2])
+    known = {re.sub("_(seconds|bytes|ns)$", "", field) for field in fields}
+    shown = set(re.findall(r"(\w+)=", found[3] or ""))
+    return bool(known) and shown <= known
 
 
 def unknown_lines(output: Sequence[str]) -> list[str]:
