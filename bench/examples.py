@@ -11,6 +11,7 @@ print.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -41,7 +42,7 @@ SHOP = {
         "scope-trace profile --off-cpu --pid PID --duration 5",
     ],
     "capture": [
-        "scope-trace record --pid PID --duration 3 -o run.scope",
+        "scope-trace record --pid PID --duration 3 --max-cost 100% -o run.scope",
         "scope-trace export run.scope --to perfetto",
     ],
 }
@@ -64,6 +65,7 @@ def shop(folder: Path) -> Iterator[int]:
     command = ["erl", "-noinput", "-kernel", "logger_level", "none", "-pa", folder, "-s", "shop"]
     with subprocess.Popen(command) as node:
         try:
+            subprocess.run(["sleep", "2"], check=True)  # its start is none of the examples
             yield node.pid
         finally:
             node.kill()
@@ -102,12 +104,14 @@ def show(pid: int, pages: dict[str, list[str]], folder: Path, wanted: list[str])
                 check=False,
                 shell=True,
                 cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
             text = done.stdout.decode().replace(str(folder), "/srv/shop/priv")
             text = re.sub(r"/[\w/.-]*/(names_\w+\.erl)", r"/srv/shop/src/\1", text)
-            print(f"    $ sudo {line}\n" + re.sub("^(?=.)", "    ", text, flags=re.MULTILINE))
+            shown = (f"    {row}".rstrip() for row in text.splitlines())
+            print("\n".join([f"    $ sudo {line}", *shown, ""]))
         if page == "capture":
             print_answer(folder / "run.pftrace")
 

@@ -42,6 +42,8 @@ FORMS = [
     re.compile(form)
     for form in (
         r"\.\.\.|─+",
+        r"<[\d.]+>",  # whom the lines below are of
+        r"memory +[\d.]+ \wB(, resident [\d.]+ \wB)?",
         r"\S+ \S+ \.\. \S+ \S+ +[\d,]+ \|[# ]*\|",  # a slot of a histogram
         r"\S+  pid \d+  OTP \d+ \((jit|emu)\)(, by \w+)?",  # whom a table is of
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
@@ -67,7 +69,8 @@ def examples_of(page: str, text: str) -> Iterator[Example]:
     for block in blocks:
         lines = [line.removeprefix("    ") for line in block.splitlines()]
         starts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
-        for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        ends = [*starts[1:], len(lines)]
+        for start, end in zip(starts, ends, strict=False):
             if "scope-trace" in lines[start]:
                 yield Example(page, lines[start][2:], tuple(lines[start + 1 : end]))
 
@@ -105,22 +108,24 @@ def words() -> frozenset[str]:
 
 
 @cache
-def messages() -> re.Pattern[str]:
+def messages() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """
-    Every line that a text of the package can become.
+    Every line that a text of the package can become, with the longest part that is always in it.
     """
-    said = [text for text in texts() if sum(map(str.isalpha, text)) >= FEWEST_LETTERS]
-    forms = [".*".join(map(re.escape, text.strip().split(GAP))) for text in said if GAP in text]
-    return re.compile("|".join([*map(re.escape, (t.strip() for t in said)), *forms]))
+    lines = {text.removeprefix("scope-trace: ").strip() for text in texts()}
+    said = [line.split(GAP) for line in lines if sum(map(str.isalpha, line)) >= FEWEST_LETTERS]
+    return tuple(
+        (max(parts, key=len), re.compile(".*".join(map(re.escape, parts)))) for parts in said
+    )
 
 
 def is_message(line: str) -> bool:
     """
     Whether the package has a text for the line, or for what follows its first words.
     """
-    marks = ("", "scope-trace: ", "note: ", CLOCK + r"-- \S+( v\d+)?", CLOCK, r"\S+ ")
-    rest = [re.sub(f"^{mark}", "", line) for mark in marks]
-    return any(messages().fullmatch(text.strip()) for text in rest)
+    marks = ("", "scope-trace: ", "note: ", CLOCK + r"-- \S+( v\d+)?", CLOCK, r"\S+@\S+ ")
+    rest = {re.sub(f"^{mark}", "", line).strip() for mark in marks}
+    return any(part in text and form.fullmatch(text) for part, form in messages() for text in rest)
 
 
 def is_heading(line: str) -> bool:
@@ -189,11 +194,24 @@ def is_event(line: str) -> bool:
     return bool(known) and shown <= known
 
 
+def whole_lines(output: Sequence[str]) -> list[str]:
+    """
+    The lines, where those that tell a time were broken by hand and indented.
+    """
+    made: list[str] = []
+    for line in output:
+        if made and line.startswith(" " * 8) and re.match(CLOCK, made[-1]):
+            made[-1] += f" {line.strip()}"
+        else:
+            made.append(line)
+    return made
+
+
 def unknown_lines(output: Sequence[str]) -> list[str]:
     """
     Lines that no command prints today.
     """
-    unknown, left, rows = [], list(output), False
+    unknown, left, rows = [], whole_lines(output), False
     while left:
         line, taken = left[0], 1
         if not line.strip():

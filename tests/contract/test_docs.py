@@ -16,7 +16,7 @@ from scope_ebpf.cli import main
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "probes/README.md"])
 FOLDERS = ("bench", "dashboards", "docs", "packaging", "probes", "scope_ebpf", "tests", "vagrant")
-FILE = re.compile(r"`((?:[\w-]+/)*[\w.-]+\.(?:py|c|js|erl|toml|sh|yml))\b[^`]*`")
+FILE = re.compile(r"`((?:[\w-]+/)*\w[\w.-]*\.(?:py|c|js|erl|toml|sh|yml))\b[^`]*`")
 #: Names in documents that stand for a name.
 NAMES = {"my_probe.c", "NAME.py", "FAMILY.bpf.c", "scope_ebpf/beam/layouts/otp-NN.toml"}
 NAMES |= {"scope_ebpf/cli/NAME.py", "probes/FAMILY.bpf.c"}
@@ -125,7 +125,7 @@ def test_an_example_is_of_the_process_that_was_asked_for(example: Example):
     "line",
     [
         "=INFO REPORT==== 27-Nov-2026::10:00:00 ===",
-        "cost: 3,579 hits, 0.006 s of the processor",
+        "cost: 3,579 traps, 0.006 s of CPU",
         "scope-trace: tracing process 7 for 5 s; Ctrl-D ends it",
         "PID         NAME OR INITIAL CALL REDUCTIONS MEMORY MAIL STATUS",
         "  nickname      till",
