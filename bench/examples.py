@@ -62,8 +62,8 @@ where slice.name in ('running', 'runnable', 'waiting') group by 1, 2"""
 def shop(folder: Path) -> Iterator[int]:
     """The node of docs/demo, for as long as the block lasts."""
     subprocess.run(["erlc", "-o", folder, ROOT / "docs/demo/shop.erl"], check=True)
-    command = ["erl", "-noinput", "-kernel", "logger_level", "none", "-pa", folder, "-s", "shop"]
-    with subprocess.Popen(command) as node:
+    flags = ["-noinput", "-kernel", "logger_level", "none", "-pa", str(folder), "-s", "shop"]
+    with subprocess.Popen(["erl", *flags]) as node:
         try:
             subprocess.run(["sleep", "2"], check=True)  # its start is none of the examples
             yield node.pid
