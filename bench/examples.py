@@ -118,7 +118,7 @@ def show(pid: int, pages: dict[str, list[str]], folder: Path, wanted: list[str])
 
 def print_answer(trace: Path) -> None:
     """Print what the trace processor answers about the till."""
-    import perfetto_sql  # noqa: PLC0415 - only where it is asked
+    import perfetto_sql
 
     for row in perfetto_sql.ask(trace, QUESTION)[0]:
         if row["process"].startswith("till"):
