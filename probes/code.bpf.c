@@ -7,8 +7,7 @@
  * Emits:  code_load
  */
 #include "scope.bpf.h"
-
-#define NIL 0x3b
+#include "terms.bpf.h"
 
 struct loading {
 	__u64 process, module; /* module: where the function leaves its name */
@@ -47,7 +46,7 @@ int BPF_KRETPROBE(code_load_return, __u64 result)
 	loading = bpf_map_lookup_elem(&loads, &tid);
 	if (!loading)
 		return 0; /* it began before we came */
-	if (result == NIL) {
+	if (result == TERM_NIL) {
 		count(KIND_CODE_LOAD, 0);
 		load = record(KIND_CODE_LOAD, 0, 0, tid, id_of(KIND_CODE_LOAD, loading->process));
 		if (load) {

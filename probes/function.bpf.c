@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 #include "build.h"
 #include "events.generated.h"
+#include "terms.bpf.h"
 
 #define ARGUMENTS   8
 #define PIECES	    14
@@ -128,17 +129,12 @@ static __always_inline bool is_same(const struct call_place *place, __u64 addres
 /* The term and the words it points to; of a list its cell, of anything else up to seven. */
 static __always_inline void copy_piece(__u64 *piece)
 {
-	const void *from = (const void *)(piece[0] & ~7ULL);
+	const void *from = untag(piece[0]);
 
-	if ((piece[0] & 3) == 1 || bpf_probe_read_user(piece + 1, 7 * sizeof(*piece), from)) {
+	if (is_list(piece[0]) || bpf_probe_read_user(piece + 1, 7 * sizeof(*piece), from)) {
 		if (bpf_probe_read_user(piece + 1, 2 * sizeof(*piece), from))
 			piece[0] = 0; /* not there, or not now: it stays untold */
 	}
-}
-
-static __always_inline bool points(__u64 term)
-{
-	return (term & 3) == 1 || (term & 3) == 2;
 }
 
 /* Which of the words of a piece are terms: bit N stands for word N. */
@@ -146,16 +142,15 @@ static __always_inline __u32 terms_of(const __u64 *piece)
 {
 	__u64 header = piece[1];
 
-	if ((piece[0] & 3) == 1)
+	if (is_list(piece[0]))
 		return 1 << 1 | 1 << 2;
-	if ((header & 0x3f) == 0) { /* a tuple: its arity, then its elements */
-		__u64 arity = header >> 6;
+	if (is_tuple_header(header)) {
+		__u64 arity = tuple_arity(header);
 
 		return arity >= 6 ? 0xfc : ((1U << arity) - 1) << 2;
 	}
-	/* A map of at most 32 keys: its size, then a tuple of its keys. */
-	if ((header & 0x3f) == call_settings.map_subtag && (header >> 6 & 3) == 0)
-		return 1 << 3;
+	if (header_subtag(header) == call_settings.map_subtag && is_flatmap_header(header))
+		return 1 << 3; /* the tuple of its keys */
 	return 0;
 }
 
@@ -166,7 +161,7 @@ static __always_inline void copy_terms(struct call_hit *hit)
 
 #pragma unroll
 	for (__u32 i = 0; i < ARGUMENTS; i++)
-		if (i < hit->arity && points(hit->x[i]) && used < PIECES)
+		if (i < hit->arity && is_pointer(hit->x[i]) && used < PIECES)
 			hit->pieces[used++ * PIECE_WORDS] = hit->x[i];
 	for (__u32 i = 0; i < PIECES; i++) {
 		__u64 *piece = &hit->pieces[i * PIECE_WORDS];
@@ -179,7 +174,7 @@ static __always_inline void copy_terms(struct call_hit *hit)
 			continue;
 		terms = terms_of(piece);
 		for (__u32 word = 1; word < PIECE_WORDS; word++)
-			if (terms >> word & 1 && points(piece[word]) && used < PIECES)
+			if (terms >> word & 1 && is_pointer(piece[word]) && used < PIECES)
 				hit->pieces[used++ * PIECE_WORDS] = piece[word];
 	}
 }

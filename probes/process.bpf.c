@@ -7,6 +7,7 @@
  * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
  * Emits:  spawn, exit, hibernate
  */
+#include "terms.bpf.h"
 #include "usdt.bpf.h"
 
 struct spawning {
@@ -57,7 +58,7 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 	if (!enter(PROGRAM_SPAWN_RETURN, &tid))
 		return 0;
 	spawning = bpf_map_lookup_elem(&spawns, &tid);
-	if ((child & 0xf) != 0x3) { /* no pid: the table is full, or an argument is bad */
+	if (!is_pid(child)) { /* the table is full, or an argument is bad */
 		bpf_map_delete_elem(&spawns, &tid);
 		return 0;
 	}
@@ -114,29 +115,29 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 
 	if (!settings.am_normal)
 		return EXIT_UNKNOWN; /* the atom table could not be read */
-	if ((reason & 0x3f) == 0x0b)
+	if (is_atom(reason))
 		return atom_class(reason);
-	if ((reason & 3) != 2)
+	if (!is_boxed(reason))
 		return EXIT_OTHER;
-	if (bpf_probe_read_user(tuple, sizeof(tuple), (const void *)(reason & ~7ULL))) {
+	if (bpf_probe_read_user(tuple, sizeof(tuple), untag(reason))) {
 		refuse(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	if (tuple[0] != 2 << 6) /* header of a tuple of two */
+	if (tuple[0] != tuple_header(2))
 		return EXIT_OTHER;
-	if ((tuple[1] & 0x3f) == 0x0b)
+	if (is_atom(tuple[1]))
 		*tag = tuple[1];
 	if (tuple[1] == settings.am_shutdown)
 		return EXIT_SHUTDOWN;
-	if ((tuple[2] & 3) != 1)
+	if (!is_list(tuple[2]))
 		return EXIT_OTHER;
 	/* A stack trace is a list whose first element is the tuple {M, F, A, Location}. */
-	if (bpf_probe_read_user(&cell, sizeof(cell), (const void *)(tuple[2] & ~7ULL)) ||
-	    bpf_probe_read_user(&cell, sizeof(cell), (const void *)(cell & ~7ULL))) {
+	if (bpf_probe_read_user(&cell, sizeof(cell), untag(tuple[2])) ||
+	    bpf_probe_read_user(&cell, sizeof(cell), untag(cell))) {
 		refuse(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	return cell == 4 << 6 ? EXIT_ERROR : EXIT_OTHER;
+	return cell == tuple_header(4) ? EXIT_ERROR : EXIT_OTHER;
 }
 
 /*
