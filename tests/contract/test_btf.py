@@ -11,18 +11,18 @@ import scope_ebpf
 from scope_ebpf import events
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
-FAMILIES = sorted({way.family for way in events.WAYS})
+FAMILIES = sorted({variant.family for variant in events.VARIANTS})
 #: What every object has.
 SHARED = {
     "settings": events.SETTINGS,
-    "tally": events.TALLY,
-    "durations": events.DURATIONS,
-    "allowance": events.ALLOWANCE,
-    "measure": events.MEASURE,
-    "edge": events.EDGE,
+    "counters": events.COUNTERS,
+    "histogram": events.HISTOGRAM,
+    "quota": events.QUOTA,
+    "reference_counter": events.REFERENCE_COUNTER,
+    "counter_sample": events.COUNTER_SAMPLE,
 }
 #: What has arguments of USDT sites.
-WITH_USDT = sorted({way.family for way in events.WAYS if way.via == "usdt"})
+WITH_USDT = sorted({variant.family for variant in events.VARIANTS if variant.via == "usdt"})
 RING_HEADER = 8
 
 
@@ -154,12 +154,12 @@ def test_a_struct_that_is_not_there_is_a_difference():
     """
     A struct that the object does not describe cannot pass for an equal one.
     """
-    lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.TALLY))
+    lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.COUNTERS))
     assert ["telepathy: the object's BTF does not have it"] == lines
 
 
 @pytest.mark.parametrize(
-    "name", ["call_settings", "call_place", "call_totals", "call_pending", "call_hit"]
+    "name", ["call_settings", "breakpoint_site", "call_totals", "call_pending", "call_hit"]
 )
 def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
     """

@@ -121,7 +121,7 @@ def test_objects_of_two_builds_do_not_go_together(tree: Tree):
     Objects share maps, so one whose shared header was another is refused beside the others.
     """
     old = (tree.objects / "gc.bpf.o").read_bytes()
-    tree.edit("probes/include/scope.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
+    tree.edit("probes/include/quota.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
     tree.build()
     assert "" == tree.take("gc", "code")
     (tree.objects / "gc.bpf.o").write_bytes(old)
@@ -136,7 +136,7 @@ def test_an_object_of_another_build_is_built_again(tree: Tree):
     """
     other, ours = (tree.objects / f"{name}.bpf.o" for name in ("gc", "code"))
     old = other.read_bytes()
-    tree.edit("probes/include/scope.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
+    tree.edit("probes/include/quota.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
     tree.build()
     other.write_bytes(old)  # as an older checkout leaves it, and newer than every source
     before = ours.stat().st_mtime_ns

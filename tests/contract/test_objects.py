@@ -14,7 +14,7 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
 PROBES = Path(__file__).parents[2] / "probes"
-FAMILIES = sorted({way.family for way in events.WAYS})
+FAMILIES = sorted({variant.family for variant in events.VARIANTS})
 #: include/uapi/linux/bpf.h: BPF_F_NO_PREALLOC
 NO_PREALLOC = 1
 
@@ -36,7 +36,7 @@ def programs(path: Path) -> dict[str, str]:
         return found
 
 
-def section(way: events.Way, hook: events.Hook) -> str:
+def section(way: events.Variant, hook: events.Hook) -> str:
     """
     What the section of a hook's program is called.
     """
@@ -52,7 +52,7 @@ def test_an_object_has_the_programs_of_its_hooks_and_no_others(family: str):
     """
     expected = {
         hook.program: section(way, hook)
-        for way in events.WAYS
+        for way in events.VARIANTS
         if way.family == family
         for hook in way.hooks
     }
