@@ -33,7 +33,7 @@ def btf(family: str) -> Btf:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_record_of_every_object_is_the_dtype(family: str):
     """
-    Each record has the same fields at the same places in the object as in numpy, field by field.
+    Each record has the same fields at the same offsets in the object as in numpy, field by field.
     """
     found = btf(family)
     lines = []
@@ -46,7 +46,7 @@ def test_every_record_of_every_object_is_the_dtype(family: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_map_value_of_every_object_is_the_dtype(family: str):
     """
-    Settings and the values of maps have the same fields at the same places on both sides.
+    Settings and the values of maps have the same fields at the same offsets on both sides.
     """
     found = btf(family)
     lines = []
@@ -58,7 +58,7 @@ def test_every_map_value_of_every_object_is_the_dtype(family: str):
 @pytest.mark.parametrize("family", WITH_USDT)
 def test_the_description_of_a_usdt_argument_is_the_dtype(family: str):
     """
-    Where an argument of a USDT site lies is described alike on both sides.
+    The location of an argument of a USDT site has the same fields on both sides.
     """
     found = btf(family).shape("usdt_argument")
     assert [] == differences("usdt_argument", found, shape_of(events.USDT_ARGUMENT))
@@ -163,7 +163,7 @@ def test_a_struct_that_is_not_there_is_a_difference():
 )
 def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
     """
-    What function.bpf.c shares with Python has the same fields at the same places on both sides.
+    What function.bpf.c shares with Python has the same fields at the same offsets on both sides.
     """
     found = btf("function").shape(name)
     assert [] == differences(name, found, shape_of(getattr(events, name.upper())))

@@ -45,7 +45,7 @@ def test_a_stale_file_is_found(generate, tmp_path: Path, monkeypatch, capsys):
 
 def test_the_length_of_an_array_is_a_product_of_constants(generate):
     """
-    Constants in a length are replaced by their product; a name that is no constant is refused.
+    Constants in a length are replaced by their product; an unknown name is an error.
     """
     numbers = {"ROWS": 3, "COLUMNS": 8}
     assert "u64[24]" == generate.with_length("u64[ROWS * COLUMNS]", numbers)
