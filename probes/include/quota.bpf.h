@@ -2,10 +2,9 @@
 /*
  * Hit quotas and sampling windows: how often the hooks of a kind may be hit, and from when to when.
  *
- * The governor in user space fills the quotas. When one is used up, or a window ends, the programs
- * stop counting at once and wake the daemon, which takes the hooks out. At both ends of a window
- * the programs read the VM's own counters, so that the counts of a window can be compared with
- * them.
+ * The governor in user space fills the quotas. When one is used up, the programs stop counting at
+ * once and wake the daemon, which takes the hooks out; a window also ends at a set time. At its
+ * start and end the programs read the VM's own counters, with which the counts are compared.
  */
 #ifndef SCOPE_QUOTA_BPF_H
 #define SCOPE_QUOTA_BPF_H
@@ -35,9 +34,9 @@ struct {
 	__type(value, struct reference_counter);
 } reference_counters SEC(".maps");
 
-#define SAMPLE_KEYS (KINDS * WINDOW_BOUNDS)
-
 enum window_bound { WINDOW_START, WINDOW_END };
+
+#define SAMPLE_KEYS (KINDS * WINDOW_BOUNDS)
 
 /*
  * The reference counters at start and end of each kind's last window, by kind * WINDOW_BOUNDS +
