@@ -97,10 +97,10 @@ class Burst:
     def tally(self) -> tuple[int, int]:
         """Records written, and of these lost, since the start."""
         cpus = library().libbpf_num_possible_cpus()
-        values = np.zeros(cpus, events.TALLY)
+        values = np.zeros(cpus, events.COUNTERS)
         key = ctypes.c_uint32(events.KINDS["send"].id * events.CLASSES)
         library().bpf_map_lookup_elem(
-            self._object.map_fd("tallies"), ctypes.byref(key), values.ctypes.data
+            self._object.map_fd("counters"), ctypes.byref(key), values.ctypes.data
         )
         return int(values["count"].sum()), int(values["lost"].sum())
 

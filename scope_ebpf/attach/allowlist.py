@@ -17,7 +17,7 @@ INTERPRETER: Final = "emu"
 #: Those probes. They are no ways of ``events.toml``, so that nothing else ever asks for them.
 CALLS: Final = ("local__function__entry", "global__function__entry")
 RETURNS: Final = ("function__return",)
-_EVERYWHERE: Final = frozenset(hook.name for way in events.WAYS for hook in way.hooks)
+_EVERYWHERE: Final = frozenset(hook.name for variant in events.VARIANTS for hook in variant.hooks)
 
 
 def at_calls(flavor: str) -> frozenset[str]:

@@ -23,7 +23,7 @@ Via = Literal["auto", "usdt", "symbol"]
 EVENTS = tuple(events.KINDS)
 #: What a trace looks at unless it is told: everything whose hooks are cheap enough for ten seconds.
 DEFAULT_EVENTS = tuple(
-    event for event in EVENTS if not any(w.on_request for w in events.WAYS if w.event == event)
+    event for event in EVENTS if not any(w.on_request for w in events.VARIANTS if w.event == event)
 )
 
 

@@ -3,7 +3,7 @@
 How each event is seen on a target: which hooks its binary has, and where.
 
 Pure: a binary's symbols and notes and what is asked for go in, a plan comes
-out. Nothing is attached that is not in ``events.WAYS``.
+out. Nothing is attached that is not in ``events.VARIANTS``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: In the order in which they are tried. The kernel's tracepoints are there whatever the VM is.
 _HOW: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
-_BY_TRACEPOINT = {way.event for way in events.WAYS if way.via == "tracepoint"}
+_BY_TRACEPOINT = {variant.event for variant in events.VARIANTS if variant.via == "tracepoint"}
 
 
 class _Site(Protocol):
@@ -99,10 +99,10 @@ def _way(
     binary: Executable, flavor: str, event: str, via: str, settings: Collection[str]
 ) -> tuple[tuple[Attachment, ...], str]:
     """The attachments of one way, or why there are none."""
-    for refusal in events.REFUSALS:
+    for refusal in events.UNAVAILABLE:
         if (refusal.event, refusal.via) == (event, via) and refusal.flavor in (None, flavor):
             return (), refusal.reason
-    for way in events.WAYS:
+    for way in events.VARIANTS:
         if (way.event, way.via) != (event, via) or way.flavor not in (None, flavor):
             continue
         missing = [name for name in way.needs if name not in settings]
@@ -112,7 +112,7 @@ def _way(
     return (), f"there is no {via} hook for it"
 
 
-def _attachments(binary: Executable, way: events.Way) -> tuple[tuple[Attachment, ...], str]:
+def _attachments(binary: Executable, way: events.Variant) -> tuple[tuple[Attachment, ...], str]:
     if way.via == "tracepoint":
         hooks = (
             Attachment(h.program, way.family, h.name, 0, 0, tracepoint=True) for h in way.hooks
@@ -144,7 +144,7 @@ def semaphores(binary: Executable) -> dict[int, int]:
     }
 
 
-def symbol_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+def symbol_places(binary: Executable, way: events.Variant, hook: events.Hook) -> list[Attachment]:
     """
     Where a hook goes that is a function: one place, or none.
 
@@ -196,7 +196,7 @@ def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry
     return place if usable else entry.START
 
 
-def usdt_places(binary: Executable, way: events.Way, hook: events.Hook) -> list[Attachment]:
+def usdt_places(binary: Executable, way: events.Variant, hook: events.Hook) -> list[Attachment]:
     """
     Where a hook goes that is a USDT probe: each of its sites.
 

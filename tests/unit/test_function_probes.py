@@ -64,7 +64,7 @@ def test_a_jit_never_gets_them():
     with pytest.raises(NothingToAttachError):
         function_probes.places(binary(**SYMBOLS), "jit", returns=False)
     assert not allowlist.at_calls("jit")
-    assert not set(NAMES) & {hook.name for way in events.WAYS for hook in way.hooks}
+    assert not set(NAMES) & {hook.name for variant in events.VARIANTS for hook in variant.hooks}
     places = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
     for place in places:
         plan = Plan((Item("call", "usdt", place.name, (place,), ""),))

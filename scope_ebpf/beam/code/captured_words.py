@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: Captured words of a term: the term, then what it points to (probes/function.bpf.c).
-WORDS = 8
 #: Elements of a tuple that are captured, elements of a list and keys of a map that are shown.
 _ELEMENTS = 6
 _MAX_TEXT = 200
@@ -63,7 +61,7 @@ class ShapeFormatter:
         self._left = 0
 
     def shapes(self, terms: list[int], captured: NDArray[np.uint64]) -> list[str]:
-        """Write each of *terms*, from *captured* of shape ``(14, WORDS)``."""
+        """Write each of *terms*, from *captured* of shape ``(CAPTURES, CAPTURE_WORDS)``."""
         self._captured = {row[0]: row[1:] for row in captured.tolist() if row[0]}
         self._left = _TERMS
         texts = [self._shape(term) for term in terms]

@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.descr])
 #: Room for 4,096 calls: the reader comes every few ms, and a hit takes microseconds.
 _RING_BYTES = 4 << 20
-#: Versions of functions and return addresses in one run (MAX_PLACES, function.bpf.c).
-MAX_PLACES = 64
 #: What a stop at a breakpoint takes of the VM's CPU (bench/calls.py).
 BREAKPOINT_SECONDS = 8e-6
-#: Places in call_state (function.bpf.c).
-_STATE_CALLS, _STATE_OPEN = 0, 2
 #: Returns that are looked at, for each call that may be: a place that calls return to may be
 #: shared by other functions.
 _RETURNS_PER_CALL = 10
@@ -96,18 +92,20 @@ class CallWatch:
         self._breakpoints.set({place.address: place.program for place in places}, tids)
 
     def _describe(self, place: Place) -> None:
-        if len(self._numbers) >= MAX_PLACES:
-            raise HostError(f"more than {MAX_PLACES} versions and places in one run")
+        if len(self._numbers) >= events.MAX_BREAKPOINT_SITES:
+            raise HostError(
+                f"more than {events.MAX_BREAKPOINT_SITES} versions and places in one run"
+            )
         number = self._numbers[place.address] = len(self._numbers)
-        value = np.zeros((), events.CALL_PLACE)
+        value = np.zeros((), events.BREAKPOINT_SITE)
         value["module"], value["function"] = place.module, place.function
         value["arity"], value["number"] = place.arity, number
-        self._update("call_places", ctypes.c_uint64(place.address), value)
+        self._update("breakpoint_sites", ctypes.c_uint64(place.address), value)
 
     def open(self, *, on: bool) -> None:
         """Let calls count from now on, or no longer."""
         value = np.array(int(on), np.uint64)
-        self._update("call_state", ctypes.c_uint32(_STATE_OPEN), value)
+        self._update("call_state", ctypes.c_uint32(events.CALL_STATE_OPEN), value)
         if on:
             self._breakpoints.begin()
 
@@ -117,7 +115,7 @@ class CallWatch:
 
     def taken(self) -> int:
         """Calls that were counted so far, of all functions."""
-        key, value = ctypes.c_uint32(_STATE_CALLS), ctypes.c_uint64()
+        key, value = ctypes.c_uint32(events.CALL_STATE_CALLS), ctypes.c_uint64()
         fd = self._object.map_fd("call_state")
         done = library().bpf_map_lookup_elem(fd, ctypes.byref(key), ctypes.byref(value))
         check(done, "cannot read the map call_state")

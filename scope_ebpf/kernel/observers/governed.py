@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.observers.program_pool import Build, Programs, Spares
 
 
-#: Edges of a window (probes/include/scope.bpf.h, enum edge_of_window).
-_EDGES = 2
-
-
 @dataclass(frozen=True, slots=True)
 class Edges:
     """
@@ -170,8 +166,8 @@ class GovernedSession(Session):
     def measure(self, event: str, first: _Words, second: _Words | None) -> None:
         """Tell the programs where the VM counts what goes along with *event*: one or two sums."""
         values = [(of.address, of.stride, of.words) if of else (0, 0, 0) for of in (first, second)]
-        value = np.array([(*values[0], *values[1])], events.MEASURE)
-        self._put("measures", events.KINDS[event].id, value)
+        value = np.array([(*values[0], *values[1])], events.REFERENCE_COUNTER)
+        self._put("reference_counters", events.KINDS[event].id, value)
 
     def open_window(self, event: str, hits: int, seconds: float) -> tuple[int, int]:
         """Let *event* count for *seconds*, or *hits* hits; its beginning and its end, ns."""
@@ -183,18 +179,23 @@ class GovernedSession(Session):
 
     def edges(self, event: str) -> Edges:
         """What the hits at the edges of the last window of *event* found."""
-        return Edges(*(self._edge(events.KINDS[event].id * _EDGES + e) for e in range(_EDGES)))
+        return Edges(
+            *(
+                self._edge(events.KINDS[event].id * events.WINDOW_BOUNDS + e)
+                for e in range(events.WINDOW_BOUNDS)
+            )
+        )
 
     def _forget_edges(self, event: str) -> None:
-        for edge in range(_EDGES):
-            key = ctypes.c_uint32(events.KINDS[event].id * _EDGES + edge)
-            library().bpf_map_delete_elem(self.map_fd("edges"), ctypes.byref(key))
+        for edge in range(events.WINDOW_BOUNDS):
+            key = ctypes.c_uint32(events.KINDS[event].id * events.WINDOW_BOUNDS + edge)
+            library().bpf_map_delete_elem(self.map_fd("counter_samples"), ctypes.byref(key))
 
     def _edge(self, number: int) -> tuple[int, int, int] | None:
-        value = np.zeros(1, events.EDGE)
+        value = np.zeros(1, events.COUNTER_SAMPLE)
         key = ctypes.c_uint32(number)
         absent = library().bpf_map_lookup_elem(
-            self.map_fd("edges"), ctypes.byref(key), value.ctypes.data
+            self.map_fd("counter_samples"), ctypes.byref(key), value.ctypes.data
         )
         time_ns, measure, refused, second = value[0].tolist()
         return None if absent or refused else (time_ns, measure, second)
@@ -209,37 +210,39 @@ class GovernedSession(Session):
     def refill(self, event: str, hits: int) -> None:
         """Let *event*, whose gate is open, be hit *hits* times from now on."""
         allowance = self._allowance(event)
-        if not allowance["tripped_ns"]:
-            self._allow(event, limited=True, left=hits, since=int(allowance["since_ns"]))
+        if not allowance["exhausted_ns"]:
+            self._allow(event, limited=True, left=hits, since=int(allowance["opened_ns"]))
 
     def tripped(self, event: str) -> int:
         """When the gate of *event* shut itself, ns; 0 while it has not."""
-        return int(self._allowance(event)["tripped_ns"])
+        return int(self._allowance(event)["exhausted_ns"])
 
     def all_tripped(self) -> list[str]:
         """The events whose hooks are in and whose gate has shut itself."""
-        values = self._values("allowances", events.ALLOWANCE, len(events.KINDS), 1)
+        values = self._values("quotas", events.QUOTA, len(events.KINDS), 1)
         if values is None:
             return [event for event in self._attached if self.tripped(event)]
-        shut = values["tripped_ns"][:, 0]
+        shut = values["exhausted_ns"][:, 0]
         return [event for event in self._attached if shut[events.KINDS[event].id]]
 
     def kind(self, event: str) -> tuple[NDArray[np.void], NDArray[np.void]]:
         """Tallies and durations of one event from the start, shape ``(classes,)``."""
         first = events.KINDS[event].id * events.CLASSES
         keys = range(first, first + events.CLASSES)
-        tallies = self._per_cpu("tallies", events.TALLY, keys)
-        durations = self._per_cpu("durations", events.DURATIONS, keys)
-        return _sum_cpus(tallies, events.TALLY), _sum_cpus(durations, events.DURATIONS)
+        tallies = self._per_cpu("counters", events.COUNTERS, keys)
+        durations = self._per_cpu("histograms", events.HISTOGRAM, keys)
+        return _sum_cpus(tallies, events.COUNTERS), _sum_cpus(durations, events.HISTOGRAM)
 
     def kinds(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
         """Tallies and durations of all events from the start, shape ``(kinds, classes)``."""
         shape = len(events.KINDS), events.CLASSES
         every = range(shape[0] * shape[1])
         return (
-            _sum_cpus(self._per_cpu("tallies", events.TALLY, every), events.TALLY).reshape(shape),
+            _sum_cpus(self._per_cpu("counters", events.COUNTERS, every), events.COUNTERS).reshape(
+                shape
+            ),
             _sum_cpus(
-                self._per_cpu("durations", events.DURATIONS, every), events.DURATIONS
+                self._per_cpu("histograms", events.HISTOGRAM, every), events.HISTOGRAM
             ).reshape(shape),
         )
 
@@ -306,11 +309,11 @@ class GovernedSession(Session):
             wait_gone(self._leaving.popitem()[1])
 
     def _allowance(self, event: str) -> np.void:
-        value = np.zeros(1, events.ALLOWANCE)
+        value = np.zeros(1, events.QUOTA)
         key = ctypes.c_uint32(events.KINDS[event].id)
         check(
             library().bpf_map_lookup_elem(
-                self.map_fd("allowances"), ctypes.byref(key), value.ctypes.data
+                self.map_fd("quotas"), ctypes.byref(key), value.ctypes.data
             ),
             "cannot read an allowance",
         )
@@ -320,8 +323,8 @@ class GovernedSession(Session):
     def _allow(
         self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0, until: int = 0
     ) -> None:
-        value = np.array([(limited, left, since, tripped, until, 0)], events.ALLOWANCE)
-        self._put("allowances", events.KINDS[event].id, value)
+        value = np.array([(limited, left, since, tripped, until, 0)], events.QUOTA)
+        self._put("quotas", events.KINDS[event].id, value)
 
     def _put(self, name: str, number: int, value: NDArray[np.void]) -> None:
         key = ctypes.c_uint32(number)

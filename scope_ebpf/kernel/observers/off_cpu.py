@@ -27,7 +27,6 @@ from scope_ebpf.kernel.bpf.libbpf import check, library
 from scope_ebpf.kernel.bpf.long_ring import LongRing
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
-from scope_ebpf.kernel.observers.sampler import PER_CPU_COUNTS
 from scope_ebpf.kernel.observers.session import PT_REGS
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ class Waits:
         """How many samples were ``taken``, and how many waits or samples ``lost``."""
         result = {}
         values = np.zeros(self._possible, np.uint64)
-        for number, name in enumerate(PER_CPU_COUNTS):
+        for number, name in enumerate(events.SAMPLE_COUNTS):
             key = ctypes.c_uint32(number)
             fd = self._object.map_fd("counts")
             check(

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.observers.session import Session
 
-#: Functions at a time, and the place in call_totals behind them (WANTED, interpreted.bpf.c).
-MOST = 4
-_TEXT_BYTES = 256
-_STATE_CALLS, _STATE_LIMIT = 0, 1
-
 
 class ProbeWatch:
     """
@@ -43,9 +38,9 @@ class ProbeWatch:
         self._session.__enter__()
         try:
             self._refuse_failures()
-            self._update("call_state", np.uint32(_STATE_LIMIT), np.uint64(self._limit))
+            self._update("call_state", np.uint32(events.PROBED_STATE_LIMIT), np.uint64(self._limit))
             for number, text in enumerate(self._texts):
-                key = np.frombuffer(text.ljust(_TEXT_BYTES, b"\0"), np.uint8)
+                key = np.frombuffer(text.ljust(events.FUNCTION_TEXT_BYTES, b"\0"), np.uint8)
                 self._update("call_texts", key, np.uint32(number))
         except BaseException:
             self.close()
@@ -75,7 +70,7 @@ class ProbeWatch:
     def taken(self) -> int:
         """Calls that were counted so far, of all functions."""
         taken = np.zeros(1, np.uint64)
-        self._lookup("call_state", _STATE_CALLS, taken)
+        self._lookup("call_state", events.PROBED_STATE_CALLS, taken)
         return int(taken[0])
 
     def totals(self) -> list[dict[str, int]]:
@@ -86,7 +81,7 @@ class ProbeWatch:
         """
         names = events.CALL_TOTALS.names or ()
         found = []
-        for number in (*range(len(self._texts)), MOST):
+        for number in (*range(len(self._texts)), events.MAX_PROBED_FUNCTIONS):
             rows = np.zeros(self._cpus, events.CALL_TOTALS)
             self._lookup("call_totals", number, rows)
             found.append({name: int(rows[name].sum()) for name in names})

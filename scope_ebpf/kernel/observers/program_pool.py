@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Plan
 
 #: Maps that every probe shares; the first object makes them.
-SHARED = ("ring", "tallies", "durations", "hits", "gate", "allowances", "measures", "edges")
+SHARED = (
+    "ring",
+    "counters",
+    "histograms",
+    "hits",
+    "gate",
+    "quotas",
+    "reference_counters",
+    "counter_samples",
+)
 
 
 class Build(NamedTuple):

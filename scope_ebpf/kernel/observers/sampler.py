@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 #: Room for the samples of a second at 99 Hz and 20 KB each, for every CPU.
 _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
-#: Rows of the map of counts.
-PER_CPU_COUNTS = ("taken", "lost")
-#: Ticks of a timer of which one becomes a sample (sample.bpf.c).
-_DRAWN_FROM = 2
 #: How far a timer's period moves from the one that was asked for, up and down.
 _SHIFT = 0.25
 
@@ -61,7 +57,7 @@ class Sampler:
         self._identity = identity
         self._settings = settings.copy()
         self._settings["period_ns"] = round(1e9 / hz)
-        self._tick = round(1e9 / hz / _DRAWN_FROM)
+        self._tick = round(1e9 / hz / events.TICKS_PER_SAMPLE)
         self._links: list[int] = []
         self._timers: list[int] = []
         self._possible = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
@@ -137,7 +133,7 @@ class Sampler:
         """How many samples were ``taken``, and of these ``lost`` for want of room."""
         result = {}
         values = np.zeros(self._possible, np.uint64)
-        for number, name in enumerate(PER_CPU_COUNTS):
+        for number, name in enumerate(events.SAMPLE_COUNTS):
             key = ctypes.c_uint32(number)
             check(
                 library().bpf_map_lookup_elem(

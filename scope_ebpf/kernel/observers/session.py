@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Room for 260,000 records: a quarter of a second of the fastest stream a two-core VM can make.
 DEFAULT_RING_BYTES = 16 << 20
-#: Arguments that a USDT site has room for in the kernel (probes/include/usdt.bpf.h).
-USDT_ARGUMENTS = 8
 
 #: Where a register lies in struct pt_regs, bytes (arch/x86/include/uapi/asm/ptrace.h).
 _REGISTERS = (
@@ -183,7 +181,7 @@ class Session:
 
     def _describe(self, attachment: Attachment) -> None:
         """Tell the kernel side where the arguments of a USDT site lie."""
-        site = np.zeros(USDT_ARGUMENTS, events.USDT_ARGUMENT)
+        site = np.zeros(events.USDT_ARGUMENTS, events.USDT_ARGUMENT)
         for place, argument in zip(site, attachment.arguments, strict=False):
             self._describe_argument(place, argument)
         key = ctypes.c_uint64(self._base + attachment.address)
@@ -233,12 +231,12 @@ class Session:
         )
 
     def tallies(self) -> NDArray[np.void]:
-        """Counts from the start, shape ``(kinds, classes, cpus)`` of ``events.TALLY``."""
-        return self._by_kind("tallies", events.TALLY)
+        """Counts from the start, shape ``(kinds, classes, cpus)`` of ``events.COUNTERS``."""
+        return self._by_kind("counters", events.COUNTERS)
 
     def durations(self) -> NDArray[np.void]:
-        """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.DURATIONS``."""
-        return self._by_kind("durations", events.DURATIONS)
+        """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.HISTOGRAM``."""
+        return self._by_kind("histograms", events.HISTOGRAM)
 
     def hits(self) -> dict[str, int]:
         """How often each program ran on the target, by its name."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
+from scope_ebpf import events
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.bpf.libbpf import check, library
@@ -13,8 +14,6 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.ring import Ring
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
-#: As in starts.bpf.c.
-_RING_BYTES = 32768
 _PROGRAM = "vm_start"
 
 
@@ -46,7 +45,7 @@ class Starts:
             library().bpf_program__attach(self._object.programs[_PROGRAM]),
             "cannot attach to the names of threads",
         )
-        self._ring = Ring(self._object.map_fd("ring"), _RING_BYTES)
+        self._ring = Ring(self._object.map_fd("ring"), events.STARTS_RING_BYTES)
 
     def fileno(self) -> int:
         """Readable when VMs have started."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError, NotRootError
+from scope_ebpf.events import MAX_NIFS, MAX_TARGETS, SAMPLE_HZ, THREAD_TYPES
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.perf_events import (
     FREQUENCY,
@@ -40,21 +41,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Rows of thread_totals: targets that can be watched, times types of threads (threads.bpf.c).
-TYPES = 6
-MAX_TARGETS = 64
 _PROGRAMS = ("thread_switch", "thread_wakeup", "thread_wakeup_new")
 SAMPLER = "thread_sample"
-#: How often the clock looks at what runs on each CPU, Hz: a prime, so that nothing keeps step.
-SAMPLE_HZ = 97
 
 #: What user space tells of a thread; its scheduler comes last, from then on the clock looks.
 _TOLD = (
     *("sleep_flags", "at_process", "at_nif", "at_reductions", "at_code", "before_code"),
     *("at_fcalls", "scheduler"),
 )
-#: Native functions of all targets that there is room for (threads.bpf.c).
-_NATIVES = 4096
 
 
 class Mfa(NamedTuple):
@@ -99,7 +93,7 @@ _WORDS = events.THREAD_TOTALS.itemsize // 8
 
 def add_open(totals: NDArray[np.uint64], doing: Doing, now: int) -> None:
     """
-    Add to *totals*, shape ``(TYPES, words)``, the time of what threads do now, counted at its end.
+    Add to *totals*, shape ``(THREAD_TYPES, words)``, the time of what threads do now.
 
     Why a thread is off is decided when it leaves its CPU, so the time goes where it will be
     counted; but what a wait for a CPU was is known at its end, so that is left out until then.
@@ -127,12 +121,13 @@ class ThreadWatch:
             )
         self._object = BpfObject("threads", object_bytes("threads"))
         cpus = possible_cpus()
-        self._object.set_entries("thread_rows", cpus * MAX_TARGETS * TYPES)
+        self._object.set_entries("thread_rows", cpus * MAX_TARGETS * THREAD_TYPES)
         self._object.load((*_PROGRAMS, SAMPLER))
         self._maps: list[mmap.mmap] = []
         #: By CPU, target and type of thread, as words.
-        self._rows = self._mapped("thread_rows", np.uint64, cpus * MAX_TARGETS * TYPES * _WORDS)
-        self._rows = self._rows.reshape(cpus, MAX_TARGETS, TYPES, _WORDS)
+        self._rows = self._mapped(
+            "thread_rows", np.uint64, cpus * MAX_TARGETS * THREAD_TYPES * _WORDS
+        ).reshape(cpus, MAX_TARGETS, THREAD_TYPES, _WORDS)
         room = library().bpf_map__max_entries(self._object.maps["threads"])
         threads = self._mapped("threads", events.THREAD, room)
         #: The fields of all threads.
@@ -155,7 +150,7 @@ class ThreadWatch:
         #: Of a target that was read since its threads changed: where they are, and their types.
         self._known: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
         #: By target, what was under way when they were taken out.
-        self._cut = np.zeros((MAX_TARGETS, TYPES, _WORDS), np.uint64)
+        self._cut = np.zeros((MAX_TARGETS, THREAD_TYPES, _WORDS), np.uint64)
         self.resume()
 
     def resume(self) -> bool:
@@ -252,7 +247,7 @@ class ThreadWatch:
         place = self._targets[target][tid] = self._room.popleft()
         for field in self._fields.values():
             field[place] = 0
-        self._fields["row"][place] = row + target * TYPES
+        self._fields["row"][place] = row + target * THREAD_TYPES
         self._fields["target"][place] = target
         self._fields["traced"][place] = self._since is not None
         key, to = ctypes.c_uint32(tid), ctypes.c_uint32(place)
@@ -296,13 +291,13 @@ class ThreadWatch:
         self.unwatch(target, list(self._targets[target]))
         del self._targets[target]
         for key in self._native_keys(target):
-            library().bpf_map_delete_elem(self._object.map_fd("natives"), key.ctypes.data)
+            library().bpf_map_delete_elem(self._object.map_fd("nifs"), key.ctypes.data)
         self._free.append(target)
 
     def natives(self, target: int) -> dict[Mfa, tuple[int, int]]:
         """Native functions that the clock found: samples and long calls of each."""
-        found, fd = {}, self._object.map_fd("natives")
-        values = np.zeros(self._cpus, events.NATIVE)
+        found, fd = {}, self._object.map_fd("nifs")
+        values = np.zeros(self._cpus, events.NIF)
         for key in self._native_keys(target):
             if library().bpf_map_lookup_elem(fd, key.ctypes.data, values.ctypes.data) == 0:
                 counts = int(values["samples"].sum()), int(values["long_calls"].sum())
@@ -310,11 +305,11 @@ class ThreadWatch:
         return found
 
     def _native_keys(self, target: int) -> list[NDArray[np.void]]:
-        fd = self._object.map_fd("natives")
+        fd = self._object.map_fd("nifs")
         found: list[NDArray[np.void]] = []
         last: int | None = None
-        for _ in range(_NATIVES):
-            key = np.zeros((), events.NATIVE_KEY)
+        for _ in range(MAX_NIFS):
+            key = np.zeros((), events.NIF_KEY)
             if library().bpf_map_get_next_key(fd, last, key.ctypes.data):
                 break
             found.append(key)
@@ -323,7 +318,7 @@ class ThreadWatch:
 
     def totals(self, target: int) -> NDArray[np.void]:
         """
-        Totals by type of thread, shape ``(TYPES,)`` of ``events.THREAD_TOTALS``, up to now.
+        Totals by type of thread, shape ``(THREAD_TYPES,)`` of ``events.THREAD_TOTALS``, up to now.
 
         Time that is just being counted may be missing from one reading.
         """
@@ -332,13 +327,13 @@ class ThreadWatch:
         now = time.monotonic_ns()
         if self._since is not None:
             add_open(totals, self._doing(target), now)
-        result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(TYPES)
+        result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(THREAD_TYPES)
         return result
 
     def _doing(self, target: int) -> Doing:
         if target not in self._known:
             places = np.fromiter(self._targets[target].values(), np.intp)
-            types = self._fields["row"][places].astype(np.intp) - target * TYPES
+            types = self._fields["row"][places].astype(np.intp) - target * THREAD_TYPES
             self._known[target] = places, types
         places, types = self._known[target]
         since = self._fields["since_ns"][places]
