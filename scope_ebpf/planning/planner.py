@@ -56,7 +56,7 @@ class Executable(bounds.File, Protocol):
         """The instruction of a function at which a hit is cheapest; UnreadableElfError as above."""
 
     def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
-        """Each call in a function: address, target, whether a symbol or the PLT spans the target."""
+        """Each call in a function: address, target, and whether a symbol or the PLT spans it."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
