@@ -30,7 +30,8 @@ from scope_ebpf.kernel.attach.perf_events import (
     online_cpus,
     perf_event_open,
 )
-from scope_ebpf.kernel.bpf.libbpf import check, library
+from scope_ebpf.kernel.attach.tracepoints import SchedulerTracepoints
+from scope_ebpf.kernel.bpf.libbpf import library
 from scope_ebpf.kernel.bpf.maps import U32
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
@@ -130,11 +131,7 @@ class ThreadWatch:
         threads = self._mapped("threads", events.THREAD, room)
         #: The fields of all threads.
         self._fields = {name: threads[name] for name in events.THREAD.names or ()}
-        #: Seconds for which the tracepoints were attached until they were last removed, and the
-        #: time since when they are attached, None while they are not.
-        self._attached = 0.0
-        self._since: float | None = None
-        self._links: list[int] = []
+        self._tracepoints = SchedulerTracepoints(self._object, _PROGRAMS)
         self._timers: list[int] = []
         self.unsampled = self._sample()
         self._free = deque(range(MAX_TARGETS))
@@ -156,32 +153,27 @@ class ThreadWatch:
 
         The current state of threads is not known then: call :meth:`asleep` for each that sleeps.
         """
-        if self._since is not None:
+        if self._tracepoints.since is not None:
             return False
         for name in ("since_ns", "ready_ns", "running"):
             self._fields[name][:] = 0
-        self._since = time.monotonic()
-        for name in _PROGRAMS:
-            link = library().bpf_program__attach(self._object.programs[name])
-            self._links.append(check(link, f"cannot attach {name} to the scheduler's tracepoints"))
+        self._tracepoints.attach()
         self._fields["traced"][:] = 1
         return True
 
     def pause(self) -> None:
         """Remove the tracepoints for a while; the timer goes on."""
-        if self._since is None:
+        if self._tracepoints.since is None:
             return
         self._fields["traced"][:] = 0
-        while self._links:
-            library().bpf_link__destroy(self._links.pop())
+        self._tracepoints.detach()
         now = time.monotonic_ns()
         for target in self._targets:
             add_open(self._cut[target], self._doing(target), now)
-        self._attached, self._since = self.attached(time.monotonic()), None
 
     def attached(self, now: float) -> float:
         """Total seconds for which tracepoints were attached until *now* (monotonic seconds)."""
-        return self._attached + (now - self._since if self._since else 0.0)
+        return self._tracepoints.seconds(now)
 
     def _mapped(self, name: str, dtype: Any, entries: int) -> NDArray[Any]:
         """A map of the object as an array in mapped memory; programs change it at any time."""
@@ -246,7 +238,7 @@ class ThreadWatch:
             field[index] = 0
         self._fields["row"][index] = row + target * TYPES
         self._fields["target"][index] = target
-        self._fields["traced"][index] = self._since is not None
+        self._fields["traced"][index] = self._tracepoints.since is not None
         self._watched_map[tid] = index
         self._watched[tid] = index
 
@@ -259,7 +251,7 @@ class ThreadWatch:
         """Set the state of a watched thread: it sleeps from now on, for OFF_* *reason*."""
         index, since = self._targets[target][tid], self._fields["since_ns"]
         # Where that is set the thread was switched meanwhile, and the kernel knows its state.
-        if since[index] == 0 and self._since is not None:
+        if since[index] == 0 and self._tracepoints.since is not None:
             self._fields["reason"][index] = reason
             since[index] = time.monotonic_ns()
 
@@ -306,7 +298,7 @@ class ThreadWatch:
         # In this order: time that is counted after the first line is not added by the last again.
         totals = self._rows[:, target].sum(axis=0) + self._cut[target]
         now = time.monotonic_ns()
-        if self._since is not None:
+        if self._tracepoints.since is not None:
             add_open(totals, self._doing(target), now)
         result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(TYPES)
         return result
@@ -333,9 +325,9 @@ class ThreadWatch:
 
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""
-        for links in (self._links, self._timers):
-            while links:
-                library().bpf_link__destroy(links.pop())
+        self._tracepoints.detach()
+        while self._timers:
+            library().bpf_link__destroy(self._timers.pop())
         self._rows = self._rows[:0].copy()
         self._fields.clear()
         while self._maps:
