@@ -22,7 +22,7 @@ from scope_ebpf.kernel.bpf.stats import program_stats
 from scope_ebpf.kernel.observers.programs import Programs, build_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable
 
     from numpy.typing import NDArray
 
@@ -139,7 +139,7 @@ class LoadedPlan:
         """An empty set of breakpoints in the target, held by *attacher*."""
         return Uprobes(self._identity, attacher, multi=self._multi)
 
-    def ready(self, group: Sequence[Attachment]) -> tuple[int, Sequence[Attachment]]:
+    def ready(self, group: list[Attachment]) -> tuple[int, list[Attachment]]:
         """The descriptor of the program of *group*, which are attachments of one program."""
         return self.programs.objects[group[0].family].program_fd(group[0].program), group
 

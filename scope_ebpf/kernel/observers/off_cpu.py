@@ -130,8 +130,8 @@ class Waits(Closing):
 
     def pending(self) -> list[tuple[int, np.void]]:
         """Processes that wait now: address, and one ``events.WAITING``."""
-        rows = self._processes.items()
-        return [(int(process), value[()]) for process, value in rows if value["since_ns"]]
+        rows = [(int(process), value[()]) for process, value in self._processes.items()]
+        return [(process, value) for process, value in rows if value["since_ns"]]
 
     def counts(self) -> dict[str, int]:
         """How many samples were ``taken``, and how many waits or samples ``lost``."""

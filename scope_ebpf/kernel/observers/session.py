@@ -19,7 +19,7 @@ from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import Failure, LoadedPlan, by_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     import numpy as np
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class Session(Closing):
         self._attach(self._attacher)
 
     def _attach(self, attacher: Attacher) -> None:
-        ready: list[tuple[int, Sequence[Attachment]]] = []
+        ready: list[tuple[int, list[Attachment]]] = []
         for program, group in by_program(self._loaded.plan.attachments).items():
             try:
                 if group[0].tracepoint:

@@ -286,7 +286,7 @@ class ThreadWatch:
         return found
 
     def _native_keys(self, target: int) -> NDArray[np.void]:
-        keys = self._natives.keys()
+        keys: NDArray[np.void] = self._natives.keys()
         return keys[keys["target"] == target]
 
     def totals(self, target: int) -> NDArray[np.void]:
