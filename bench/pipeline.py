@@ -97,7 +97,7 @@ class Burst:
 
     def tally(self) -> tuple[int, int]:
         """Records written, and of these lost, since the start."""
-        tallies = self._object.map("tallies", U32, events.TALLY)
+        tallies = self._object.map("counters", U32, events.COUNTERS)
         values = tallies[events.KINDS["send"].id * events.CLASSES]
         return int(values["count"].sum()), int(values["lost"].sum())
 

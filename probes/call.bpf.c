@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * call: NIFs and BIFs that run for long.
+ * call: NIFs and BIFs that run for slow_call_ns or longer.
  *
  * Hooks:  entry and return of beam_jit_call_nif, beam_jit_call_bif, erts_call_dirty_nif and
  *         erts_call_dirty_bif
- * Counts: long_call by class, of slow_call_ns or longer; durations
+ * Counts: long_call by class; durations
  * Emits:  long_call
  *
  * Every call pays for a return probe, so this one is attached on request only.
@@ -16,7 +16,8 @@ struct calling {
 	__u8 class;
 };
 
-/* Calls under way, by thread: a NIF is not called from within another. */
+/* Calls under way, by thread: a NIF is not called from another one. The return marks its entry as
+ * free. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
@@ -24,14 +25,15 @@ struct {
 	__type(value, struct calling);
 } calls SEC(".maps");
 
-static __always_inline int called(__u8 class, __u32 tid, __u64 process, __u64 code, __u64 native)
+static __always_inline int begin_call(__u8 class, __u32 tid, __u64 process, __u64 code,
+				      __u64 native)
 {
 	struct calling calling = {
 	    .process = process, .code = code, .native = native, .class = class};
 
 	calling.since = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&calls, &tid, &calling, BPF_ANY))
-		refuse(KIND_LONG_CALL);
+		count_failure(KIND_LONG_CALL);
 	return 0;
 }
 
@@ -40,9 +42,9 @@ int BPF_KPROBE(nif_entry, __u64 process, __u64 code, __u64 registers, __u64 nati
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_NIF_ENTRY, &tid))
+	if (!enter_program(PROGRAM_NIF_ENTRY, &tid))
 		return 0;
-	return called(LONG_CALL_NIF, tid, process, code, native);
+	return begin_call(LONG_CALL_NIF, tid, process, code, native);
 }
 
 SEC("uprobe")
@@ -50,9 +52,9 @@ int BPF_KPROBE(bif_entry, __u64 process, __u64 registers, __u64 code, __u64 nati
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_BIF_ENTRY, &tid))
+	if (!enter_program(PROGRAM_BIF_ENTRY, &tid))
 		return 0;
-	return called(LONG_CALL_BIF, tid, process, code, native);
+	return begin_call(LONG_CALL_BIF, tid, process, code, native);
 }
 
 SEC("uprobe")
@@ -60,9 +62,9 @@ int BPF_KPROBE(dirty_nif_entry, __u64 scheduler, __u64 process, __u64 code)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_DIRTY_NIF_ENTRY, &tid))
+	if (!enter_program(PROGRAM_DIRTY_NIF_ENTRY, &tid))
 		return 0;
-	return called(LONG_CALL_DIRTY_NIF, tid, process, code, 0);
+	return begin_call(LONG_CALL_DIRTY_NIF, tid, process, code, 0);
 }
 
 SEC("uprobe")
@@ -70,9 +72,9 @@ int BPF_KPROBE(dirty_bif_entry, __u64 scheduler, __u64 process, __u64 code)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_DIRTY_BIF_ENTRY, &tid))
+	if (!enter_program(PROGRAM_DIRTY_BIF_ENTRY, &tid))
 		return 0;
-	return called(LONG_CALL_DIRTY_BIF, tid, process, code, 0);
+	return begin_call(LONG_CALL_DIRTY_BIF, tid, process, code, 0);
 }
 
 SEC("uretprobe")
@@ -83,27 +85,27 @@ int BPF_KRETPROBE(call_return)
 	struct calling *calling;
 	__u32 tid;
 
-	if (!enter(PROGRAM_CALL_RETURN, &tid))
+	if (!enter_program(PROGRAM_CALL_RETURN, &tid))
 		return 0;
 	calling = bpf_map_lookup_elem(&calls, &tid);
 	if (!calling || !calling->since)
-		return 0; /* it began before we came */
+		return 0; /* it began before counting */
 	since = calling->since;
 	duration = now - since;
 	calling->since = 0;
-	if (stale(KIND_LONG_CALL, since))
+	if (started_before_gate(KIND_LONG_CALL, since))
 		return 0;
 	if (duration < settings.slow_call_ns)
 		return 0;
-	count(KIND_LONG_CALL, calling->class);
-	observe(KIND_LONG_CALL, calling->class, duration);
-	call =
-	    record(KIND_LONG_CALL, calling->class, 0, tid, id_of(KIND_LONG_CALL, calling->process));
+	count_event(KIND_LONG_CALL, calling->class);
+	observe_duration(KIND_LONG_CALL, calling->class, duration);
+	call = reserve_record(KIND_LONG_CALL, calling->class, 0, tid,
+			      id_of(KIND_LONG_CALL, calling->process));
 	if (call) {
 		call->duration_ns = duration;
 		call->code = calling->code;
 		call->native = calling->native;
-		emit(call);
+		submit_record(call);
 	}
 	return 0;
 }

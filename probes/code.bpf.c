@@ -7,14 +7,13 @@
  * Emits:  code_load
  */
 #include "scope.bpf.h"
-
-#define NIL 0x3b
+#include "terms.bpf.h"
 
 struct loading {
-	__u64 process, module; /* module: where the function leaves its name */
+	__u64 process, module; /* module: address to which the function writes its name */
 };
 
-/* Loads under way, by thread; emptied by the return probe of the same call. */
+/* Loads under way, by thread; removed by the return probe of the same call. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
@@ -28,10 +27,10 @@ int BPF_KPROBE(code_load_entry, __u64 binary, __u64 process, __u32 locks, __u64 
 	struct loading loading = {.process = process, .module = module};
 	__u32 tid;
 
-	if (!enter(PROGRAM_CODE_LOAD_ENTRY, &tid))
+	if (!enter_program(PROGRAM_CODE_LOAD_ENTRY, &tid))
 		return 0;
 	if (bpf_map_update_elem(&loads, &tid, &loading, BPF_ANY))
-		refuse(KIND_CODE_LOAD);
+		count_failure(KIND_CODE_LOAD);
 	return 0;
 }
 
@@ -42,17 +41,18 @@ int BPF_KRETPROBE(code_load_return, __u64 result)
 	struct loading *loading;
 	__u32 tid;
 
-	if (!enter(PROGRAM_CODE_LOAD_RETURN, &tid))
+	if (!enter_program(PROGRAM_CODE_LOAD_RETURN, &tid))
 		return 0;
 	loading = bpf_map_lookup_elem(&loads, &tid);
 	if (!loading)
-		return 0; /* it began before we came */
-	if (result == NIL) {
-		count(KIND_CODE_LOAD, 0);
-		load = record(KIND_CODE_LOAD, 0, 0, tid, id_of(KIND_CODE_LOAD, loading->process));
+		return 0; /* it began before counting */
+	if (result == TERM_NIL) {
+		count_event(KIND_CODE_LOAD, 0);
+		load = reserve_record(KIND_CODE_LOAD, 0, 0, tid,
+				      id_of(KIND_CODE_LOAD, loading->process));
 		if (load) {
 			load->module = vm_word(KIND_CODE_LOAD, loading->module, 0);
-			emit(load);
+			submit_record(load);
 		}
 	}
 	bpf_map_delete_elem(&loads, &tid);

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Turns ``events.toml`` into the C header, the Python module and the page of the same facts.
+Writes the C header, the Python module and the page of documentation from ``events.toml``.
 
     python probes/generate.py            writes all three
-    python probes/generate.py --check    exits 1 if one is not what would be written
+    python probes/generate.py --check    exits 1 if one of them is stale
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tomllib
@@ -24,34 +25,34 @@ NUMPY = {"u8": "u1", "u16": "<u2", "u32": "<u4", "u64": "<u8", "s64": "<i8"}
 
 #: A record in the ring is 64 bytes: 8 of the kernel's own header, 56 of ours.
 RECORD_BYTES = 56
-#: Classes of one kind; ``kind * CLASSES + class`` is the place in the maps.
-CLASSES = 8
-
-#: Structs of maps, in the order they are written.
-PLAIN = (
-    *(
-        "target",
-        "tally",
-        "durations",
-        "allowance",
-        "measure",
-        "edge",
-        "thread",
-        "thread_totals",
-        "native_key",
-        "native",
-        "usdt_argument",
-    ),
-    *("call_settings", "call_place", "call_totals", "call_pending", "call_hit"),
-    *("sample_settings", "sampled_thread", "sample", "waiting", "wait_site", "wait_total"),
-)
+#: Of these, what follows the header.
+BODY_WORDS = 4
+#: The kernel's own header in front of it (BPF_RINGBUF_HDR_SZ).
+RING_HEADER = [{"name": "ring_length", "type": "u32"}, {"name": "ring_page", "type": "u32"}]
 
 Table = dict[str, Any]
 
 
 def load() -> Table:
-    """Everything that ``events.toml`` says."""
-    return tomllib.loads((HERE / "events.toml").read_text())
+    """The contents of ``events.toml``, with numbers for the names in lengths of arrays."""
+    data = tomllib.loads((HERE / "events.toml").read_text())
+    numbers = {name: constant["value"] for name, constant in data["constants"].items()}
+    numbers |= {e["names"]: len(e["values"]) for e in data["enum"].values() if "names" in e}
+    for struct in data["struct"].values():
+        for field in struct["fields"]:
+            field["type"] = with_length(field["type"], numbers)
+    return data
+
+
+def with_length(text: str, numbers: dict[str, int]) -> str:
+    """``"u64[A * B]"`` with the product of the constants A and B; other types as they are."""
+    match = re.fullmatch(r"(\w+)\[([A-Z_]+(?: \* [A-Z_]+)*)\]", text)
+    if match is None:
+        return text
+    names = match[2].split(" * ")
+    if unknown := [name for name in names if name not in numbers]:
+        raise SystemExit(f"events.toml: {text!r} needs {unknown[0]}, which is no constant")
+    return f"{match[1]}[{math.prod(numbers[name] for name in names)}]"
 
 
 def split_type(text: str) -> tuple[str, int | None]:
@@ -75,7 +76,7 @@ def size_of(fields: list[Table]) -> int:
 
 def record_fields(data: Table, record: Table) -> list[Table]:
     """The header, the record's own fields, and what fills it up to its 56 bytes."""
-    fields = [*data["header"]["fields"], *record.get("fields", [])]
+    fields = [*data["struct"]["header"]["fields"], *record.get("fields", [])]
     left = RECORD_BYTES - size_of(fields)
     if left < 0 or left % 8:
         raise SystemExit(f"events.toml: {record['doc']!r} does not fit")
@@ -86,13 +87,12 @@ def record_fields(data: Table, record: Table) -> list[Table]:
 
 def structs(data: Table) -> list[tuple[str, str, list[Table]]]:
     """Every struct as ``(name, doc, fields)``, in the order it is written."""
-    plain = ["header", "settings", *PLAIN]
-    result = [(name, data[name]["doc"], data[name]["fields"]) for name in plain]
+    result = [(name, s["doc"], s["fields"]) for name, s in data["struct"].items()]
     for name, record in data["record"].items():
         result.append((f"{name}_record", record["doc"], record_fields(data, record)))
     for name, _, fields in result:
         size = size_of(fields)
-        if name not in ("header", "durations", "tally") and size % 8:
+        if size % 8:
             raise SystemExit(f"events.toml: {name} ends in a hole of {8 - size % 8} bytes")
     return result
 
@@ -109,6 +109,38 @@ def c_struct(name: str, doc: str, fields: list[Table]) -> str:
     return "\n".join([*lines, "};", ""])
 
 
+def c_enum(name: str, enum: Table) -> list[str]:
+    """One C enum; with ``names`` its last member is the number of the others."""
+    members = {f"{enum['prefix']}_{member}": value for member, value in enum["values"].items()}
+    if "names" in enum:
+        members[enum["names"]] = len(members)
+    return [
+        f"/* {enum['doc']} */",
+        f"enum {name} {{",
+        *(f"\t{member} = {value}," for member, value in members.items()),
+        "};",
+        "",
+    ]
+
+
+def class_enum(name: str, record: Table) -> list[str]:
+    """The C enum of a record's classes."""
+    members = (f"\t{name.upper()}_{c.upper()} = {i}," for i, c in enumerate(record["classes"]))
+    return [f"enum {name}_class {{", *members, "};", ""]
+
+
+def program_enum(data: Table) -> list[str]:
+    """The C enum that numbers the programs."""
+    return [
+        "/* One number for each program: its key in the map hits. */",
+        "enum program {",
+        *(f"\tPROGRAM_{p.upper()} = {i}," for i, p in enumerate(programs(data))),
+        f"\tPROGRAMS = {len(programs(data))},",
+        "};",
+        "",
+    ]
+
+
 def header_text(data: Table) -> str:
     """The whole C header."""
     out = [
@@ -117,51 +149,29 @@ def header_text(data: Table) -> str:
         "#ifndef SCOPE_EVENTS_GENERATED_H",
         "#define SCOPE_EVENTS_GENERATED_H",
         "",
-        f"#define CLASSES {CLASSES}",
         f"#define KINDS {len(data['record'])}",
         f"#define RECORD_BYTES {RECORD_BYTES}",
+        *(f"#define {n} {c['value']} /* {c['doc']} */" for n, c in data["constants"].items()),
         "",
         "enum kind {",
         *(f"\tKIND_{n.upper()} = {r['id']}," for n, r in data["record"].items()),
         "};",
         "",
-    ]
-    for name, record in data["record"].items():
-        if "classes" in record:
-            members = (
-                f"\t{name.upper()}_{c.upper()} = {i}," for i, c in enumerate(record["classes"])
-            )
-            out += [f"enum {name}_class {{", *members, "};", ""]
-    out += [
+        *(line for n, r in data["record"].items() if "classes" in r for line in class_enum(n, r)),
         "enum flags {",
         *(f"\tFLAG_{n} = {1 << i}, /* {d} */" for i, (n, d) in enumerate(data["flags"].items())),
         "};",
         "",
-        "enum argument_form {",
-        *(f"\tARGUMENT_{n} = {v}," for n, v in data["argument_forms"].items()),
-        "};",
-        "",
-        "/* Why a thread is off its CPU. */",
-        "enum off_reason {",
-        *(f"\tOFF_{n} = {v}," for n, v in data["off_reasons"].items()),
-        f"\tOFF_REASONS = {len(data['off_reasons'])},",
-        "};",
-        "",
-        "/* Why a process is off its scheduler. */",
-        "enum wait_reason {",
-        *(f"\tWAIT_{n} = {v}," for n, v in data["wait_reasons"].items()),
-        "};",
-        "",
-        "/* One number for each program, for the map of hits. */",
-        "enum program {",
-        *(f"\tPROGRAM_{p.upper()} = {i}," for i, p in enumerate(programs(data))),
-        f"\tPROGRAMS = {len(programs(data))},",
-        "};",
-        "",
+        *(line for name, enum in data["enum"].items() for line in c_enum(name, enum)),
+        *program_enum(data),
         *kinds_of_programs(data),
-    ]
-    out += [c_struct(*struct) for struct in structs(data)]
-    out += [
+        *(c_struct(*struct) for struct in structs(data)),
+        "/* Any record, its own fields as words. */",
+        "struct record {",
+        "\tstruct header header;",
+        f"\t__u64 body[{BODY_WORDS}];",
+        "};",
+        "",
         "/* Every record, so that each object's BTF has them; libbpf skips the section. */",
         "union any_record {",
         *(f"\tstruct {name}_record {name};" for name in data["record"]),
@@ -176,12 +186,12 @@ def header_text(data: Table) -> str:
 
 def programs(data: Table) -> list[str]:
     """Every BPF program that a hook names, once, in order."""
-    return list(dict.fromkeys(h["program"] for w in data["way"] for h in w["hooks"]))
+    return list(dict.fromkeys(h["program"] for v in data["variant"] for h in v["hooks"]))
 
 
 def kinds_of_programs(data: Table) -> list[str]:
-    """The C function that tells the kind of a program; a constant once it is inlined."""
-    kinds = {h["program"]: w["event"] for w in data["way"] for h in w["hooks"]}
+    """The C function that returns the kind of a program; a constant once it is inlined."""
+    kinds = {h["program"]: v["event"] for v in data["variant"] for h in v["hooks"]}
     cases = [f"\tcase PROGRAM_{p.upper()}:\n\t\treturn KIND_{k.upper()};" for p, k in kinds.items()]
     return [
         "static __always_inline enum kind kind_of(enum program program)",
@@ -196,9 +206,9 @@ def kinds_of_programs(data: Table) -> list[str]:
     ]
 
 
-def dtype_text(fields: list[Table], *, ring: bool) -> str:
-    """The numpy dtype of one struct; in the ring the kernel's header comes first."""
-    rows = ['    ("ring_length", "<u4"),', '    ("ring_page", "<u4"),'] if ring else []
+def dtype_rows(fields: list[Table]) -> list[str]:
+    """The rows of a numpy dtype."""
+    rows = []
     for field in fields:
         base, length = split_type(field["type"])
         if base == "char":
@@ -207,43 +217,94 @@ def dtype_text(fields: list[Table], *, ring: bool) -> str:
             rows.append(f'    ("{field["name"]}", "{NUMPY[base]}", ({length},)),')
         else:
             rows.append(f'    ("{field["name"]}", "{NUMPY[base]}"),')
-    return "np.dtype([\n" + "\n".join(rows) + "\n])"
+    return rows
 
 
-def way_text(way: Table) -> str:
-    """One way to see an event, as a Python expression."""
-    hooks = "".join(
-        f"\n        Hook({h['program']!r}, {h['name']!r}, returns={h.get('returns', False)}, "
-        f"mangled={h.get('mangled', False)}, "
-        f"optional={h.get('optional', False)}, call={h.get('call')!r}, "
-        f"local={h.get('local', False)}, "
-        f"at_call={tuple(h.get('at_call', {}).items())!r}, "
-        f"arguments={tuple(h.get('arguments', []))!r}),"
-        for h in way["hooks"]
+def dtype_text(fields: list[Table]) -> str:
+    """The numpy dtype of one struct."""
+    return "\n".join(["np.dtype([", *dtype_rows(fields), "])"])
+
+
+def record_text(fields: list[Table]) -> str:
+    """The numpy dtype of one kind of record, from the fields behind its header."""
+    return "\n".join(["np.dtype([", "    *_HEAD,", *dtype_rows(fields), "])"])
+
+
+def call_text(name: str, *values: Any, **options: Any) -> str:
+    """A call of *name* as a Python expression, without the options that are empty."""
+    rows = [repr(value) for value in values]
+    rows += [f"{key}={value!r}" for key, value in options.items() if value]
+    return f"{name}({', '.join(rows)})"
+
+
+def hook_text(hook: Table) -> str:
+    """One hook, as a Python expression."""
+    return call_text(
+        "Hook",
+        hook["program"],
+        hook["name"],
+        returns=hook.get("returns"),
+        mangled=hook.get("mangled"),
+        optional=hook.get("optional"),
+        call=hook.get("call"),
+        local=hook.get("local"),
+        at_call=tuple(hook.get("at_call", {}).items()),
+        arguments=tuple(hook.get("arguments", [])),
     )
-    return (
-        f"    Way({way['event']!r}, {way['via']!r}, {way['family']!r}, "
-        f"flavor={way.get('flavor')!r}, on_request={way.get('on_request')!r}, "
-        f"needs={tuple(way.get('needs', []))!r}, hooks=({hooks}\n    )),"
+
+
+def variant_text(variant: Table) -> str:
+    """One attach method of an event, as a Python expression."""
+    made = call_text(
+        "Variant",
+        variant["event"],
+        variant["via"],
+        variant["family"],
+        flavor=variant.get("flavor"),
+        on_request=variant.get("on_request"),
+        needs=tuple(variant.get("needs", [])),
     )
+    hooks = "".join(f"\n        {hook_text(hook)}," for hook in variant["hooks"])
+    return f"    {made.removesuffix(')')}, hooks=({hooks}\n    )),"
 
 
 def kind_text(name: str, record: Table) -> str:
     """One kind of record, as a Python expression."""
-    absent = {
-        f["name"]: int(str(f["absent"]), 0) for f in record.get("fields", []) if "absent" in f
-    }
-    units = {f["name"]: f["unit"] for f in record.get("fields", []) if "unit" in f}
-    return (
-        f"    {name!r}: Kind({record['id']}, {name!r}, {record['doc']!r}, "
-        f"classes={tuple(record.get('classes', ['all']))!r}, counted={record.get('counted')!r}, "
-        f"histogram={record.get('histogram')!r}, units={units!r}, absent={absent!r}),"
+    fields = record.get("fields", [])
+    made = call_text(
+        "Kind",
+        record["id"],
+        name,
+        record["doc"],
+        classes=tuple(record.get("classes", [])),
+        counted=record.get("counted"),
+        histogram=record.get("histogram"),
+        units={f["name"]: f["unit"] for f in fields if "unit" in f},
+        absent={f["name"]: int(str(f["absent"]), 0) for f in fields if "absent" in f},
     )
+    return f"    {name!r}: {made},"
+
+
+def unavailable_text(row: Table) -> str:
+    """One variant that is not used, as a Python expression."""
+    names = (row["event"], row["via"], row["reason"])
+    return f"    {call_text('Unavailable', *names, flavor=row.get('flavor'))},"
+
+
+def enum_lines(enum: Table) -> list[str]:
+    """One enum in Python: a constant for each member, and the names or numbers of all."""
+    lines = [f"#: {enum['doc']}"]
+    lines += [f"{enum['prefix']}_{name} = {value}" for name, value in enum["values"].items()]
+    if "names" in enum:
+        lines.append(f"{enum['names']} = {tuple(n.lower() for n in enum['values'])!r}")
+    if "numbers" in enum:
+        lines.append(f"{enum['numbers']} = frozenset({tuple(enum['values'].values())!r})")
+    return [*lines, ""]
 
 
 MODULE_HEAD = '''# SPDX-License-Identifier: Apache-2.0
 """
-The records, their vocabulary, and where we may attach.
+The records that BPF programs and Python share, their constants, and the hooks that may be attached.
 
 Made by probes/generate.py from probes/events.toml; not written by hand.
 """
@@ -251,88 +312,32 @@ Made by probes/generate.py from probes/events.toml; not written by hand.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from scope_ebpf.schema import (
+    Hook as Hook,
+    Kind as Kind,
+    Unavailable as Unavailable,
+    Variant as Variant,
+)
+
 _SOURCE = Path(__file__).read_bytes()
-#: Of this file, as it was when this process began. Each BPF object carries that of the file it was
-#: built beside, so that one of another build is refused.
+#: Of this file, when this process started. Each BPF object has the fingerprint of the file that it
+#: was built with, so that an object of another build is rejected.
 FINGERPRINT = f"{zlib.crc32(_SOURCE):08x}{zlib.adler32(_SOURCE):08x}"
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of event: its number, its classes, and how they make up its count."""
-
-    id: int
-    name: str
-    doc: str
-    classes: tuple[str, ...]
-    #: The class whose count is the count of the event; None adds them all up.
-    counted: str | None
-    #: The class whose durations have a histogram, or "all"; None has none.
-    histogram: str | None
-    #: The unit of each own field that has one: ns, words, eterm, address, reductions.
-    units: dict[str, str]
-    #: The value of each own field that means "unknown".
-    absent: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One place of a way, and the BPF program for it."""
-
-    program: str
-    name: str
-    returns: bool
-    mangled: bool
-    optional: bool
-    #: The function whose call within this one is the place, rather than the entry.
-    call: str | None
-    #: That function may have no name; then it is the one without a name that is called.
-    local: bool
-    #: Settings that are told a register there, and which.
-    at_call: tuple[tuple[str, str], ...]
-    #: Settings that tell the program the registers of its arguments.
-    arguments: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to see an event: by function symbols, by USDT probes or by tracepoints."""
-
-    event: str
-    via: str
-    family: str
-    flavor: str | None
-    on_request: str | None
-    #: Settings without which the way cannot work.
-    needs: tuple[str, ...]
-    hooks: tuple[Hook, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a way is not taken though it may seem to be there."""
-
-    event: str
-    via: str
-    flavor: str | None
-    reason: str
-
 '''
 
 
 def module_text(data: Table) -> str:
     """The whole Python module."""
-    records = [(n, record_fields(data, r)) for n, r in data["record"].items()]
-    common = [*data["header"]["fields"]]
-    body = [{"name": "body", "type": "u64[4]"}]
+    head = data["struct"]["header"]["fields"]
+    records = [(n, record_fields(data, r)[len(head) :]) for n, r in data["record"].items()]
+    body = [{"name": "body", "type": f"u64[{BODY_WORDS}]"}]
     out = [
         MODULE_HEAD,
-        f"CLASSES = {CLASSES}",
+        *(f"#: {c['doc']}\n{name} = {c['value']}" for name, c in data["constants"].items()),
         "",
         "KINDS = {",
         *(kind_text(n, r) for n, r in data["record"].items()),
@@ -340,41 +345,37 @@ def module_text(data: Table) -> str:
         "",
         *(f"FLAG_{n} = {1 << i}  # {d}" for i, (n, d) in enumerate(data["flags"].items())),
         "",
-        *(f"ARGUMENT_{n} = {v}" for n, v in data["argument_forms"].items()),
-        "",
-        "#: Why a thread is off its CPU, by its number.",
-        f"OFF_REASONS = {tuple(n.lower() for n in data['off_reasons'])!r}",
-        "",
-        "#: Why a process is off its scheduler, by its number.",
-        f"WAIT_REASONS = {tuple(n.lower() for n in data['wait_reasons'])!r}",
-        "",
+        *(line for enum in data["enum"].values() for line in enum_lines(enum)),
         f"PROGRAMS = {tuple(programs(data))!r}",
         "",
-        "#: Any record as it lies in the ring: 64 bytes, its own fields as four words.",
-        f"RECORD = {dtype_text(common + body, ring=True)}",
+        "#: What every record in the ring starts with: the kernel's header and ours.",
+        "_HEAD = (",
+        *dtype_rows([*RING_HEADER, *head]),
+        ")",
+        "",
+        "#: Any record in the ring: 64 bytes, its own fields as four words.",
+        f"RECORD = {record_text(body)}",
         "",
         "#: The same 64 bytes, by kind.",
         "RECORDS = {",
-        *(f"    {name!r}: {dtype_text(fields, ring=True)}," for name, fields in records),
+        *(f"    {name!r}: {record_text(fields)}," for name, fields in records),
         "}",
         "",
         *(
-            f"{name.upper()} = {dtype_text(data[name]['fields'], ring=False)}\n"
-            for name in ["settings", *PLAIN]
+            f"#: {struct['doc']}\n{name.upper()} = {dtype_text(struct['fields'])}\n"
+            for name, struct in data["struct"].items()
+            if name != "header"
         ),
-        "WAYS = (",
-        *(way_text(w) for w in data["way"]),
+        "VARIANTS = (",
+        *(variant_text(v) for v in data["variant"]),
         ")",
         "",
-        "REFUSALS = (",
-        *(
-            f"    Refusal({r['event']!r}, {r['via']!r}, {r.get('flavor')!r}, {r['reason']!r}),"
-            for r in data["refusal"]
-        ),
+        "UNAVAILABLE = (",
+        *(unavailable_text(row) for row in data["unavailable"]),
         ")",
         "",
         "#: The only USDT probes that may ever be attached.",
-        'USDT_ALLOWED = frozenset(h.name for w in WAYS if w.via == "usdt" for h in w.hooks)',
+        'USDT_ALLOWED = frozenset(h.name for v in VARIANTS if v.via == "usdt" for h in v.hooks)',
         "",
     ]
     return "\n".join(out)
@@ -383,8 +384,8 @@ def module_text(data: Table) -> str:
 PAGE_HEAD = """\
 # Events
 
-Made by probes/generate.py from probes/events.toml; not written by hand. What a hit of each hook
-costs is printed by `bench/pipeline.py hits`.
+Made by probes/generate.py from probes/events.toml; not written by hand. `bench/pipeline.py hits`
+prints what a hit of each hook costs.
 
 Every line of `--format jsonl` has `time` (seconds since 1970), `event`, `tid` (the OS thread) and
 `pid` (the Erlang process), and `who`: its registered name, else the module of its behaviour, else
@@ -394,7 +395,7 @@ with classes has `class`. Its own fields follow; `null` is a value that is not k
 
 
 def page_label(field: Table) -> str:
-    """A field's name and unit where people see it: ns become seconds, words become bytes."""
+    """A field's name and unit as users see them: ns become seconds, words become bytes."""
     name = str(field["name"])
     unit = field.get("unit")
     if unit == "ns":
@@ -403,18 +404,18 @@ def page_label(field: Table) -> str:
 
 
 def page_section(name: str, record: Table, data: Table) -> list[str]:
-    """What a user must know of one event."""
+    """The section of one event."""
     lines = [f"## {name}", "", record["doc"], ""]
     if "classes" in record:
         lines += [f"Classes: {', '.join(record['classes'])}.", ""]
-    for way in data["way"]:
-        if way["event"] == name:
-            hooks = ", ".join(dict.fromkeys(f"`{h['name']}`" for h in way["hooks"]))
-            only = f" ({way['flavor']} only)" if "flavor" in way else ""
-            lines += [f"- By {way['via']}{only}: {hooks}"]
+    for variant in data["variant"]:
+        if variant["event"] == name:
+            hooks = ", ".join(dict.fromkeys(f"`{h['name']}`" for h in variant["hooks"]))
+            only = f" ({variant['flavor']} only)" if "flavor" in variant else ""
+            lines += [f"- By {variant['via']}{only}: {hooks}"]
     lines += [
         f"- Not by {r['via']}: {r['reason']}"
-        for r in data["refusal"]
+        for r in data["unavailable"]
         if r["event"] == name and "flavor" not in r
     ]
     if record.get("fields"):
@@ -431,7 +432,7 @@ def page_text(data: Table) -> str:
 
 
 def main() -> int:
-    """Write the files, or compare them."""
+    """Write the files, or compare them with what would be written."""
     data = load()
     wanted = {HEADER: header_text(data), MODULE: module_text(data), PAGE: page_text(data)}
     if "--check" in sys.argv:
@@ -441,7 +442,7 @@ def main() -> int:
         return 1 if stale else 0
     for path, text in wanted.items():
         path.parent.mkdir(exist_ok=True)
-        if not path.exists() or path.read_text() != text:  # what is newer is built again
+        if not path.exists() or path.read_text() != text:  # a new mtime causes a rebuild
             path.write_text(text)
     return 0
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * port: ports are opened and closed, and become busy.
+ * port: ports are opened, closed, and become busy.
  *
  * Hooks:  erts_open_driver entry and return, erts_deliver_port_exit, set_busy_port;
  *         or erlang:port__open, port__exit, port__busy, port__not_busy
@@ -10,7 +10,7 @@
  */
 #include "usdt.bpf.h"
 
-/* erl_port.h, OTP 24 to 29: the states in which a port is already on its way out. */
+/* erl_port.h, OTP 24 to 29: the states in which a port is not open. */
 #define PORT_EXITING	  (1 << 1)
 #define PORT_CLOSING	  (1 << 5)
 #define PORT_FREE	  (1 << 8)
@@ -20,7 +20,7 @@ struct opening {
 	__u64 owner, name;
 };
 
-/* Opens under way, by thread; emptied by the return probe of the same call. */
+/* Opens under way, by thread; removed by the return probe of the same call. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
@@ -34,10 +34,10 @@ int BPF_KPROBE(port_open_entry, __u64 driver, __u64 owner, __u64 name)
 	struct opening opening = {.owner = owner, .name = name};
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_OPEN_ENTRY, &tid))
+	if (!enter_program(PROGRAM_PORT_OPEN_ENTRY, &tid))
 		return 0;
 	if (bpf_map_update_elem(&openings, &tid, &opening, BPF_ANY))
-		refuse(KIND_PORT_OPEN);
+		count_failure(KIND_PORT_OPEN);
 	return 0;
 }
 
@@ -48,21 +48,21 @@ int BPF_KRETPROBE(port_open_return, __u64 port)
 	struct opening *opening;
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_OPEN_RETURN, &tid))
+	if (!enter_program(PROGRAM_PORT_OPEN_RETURN, &tid))
 		return 0;
 	opening = bpf_map_lookup_elem(&openings, &tid);
-	if (!port) { /* the driver would not start */
+	if (!port) { /* the driver did not start */
 		bpf_map_delete_elem(&openings, &tid);
 		return 0;
 	}
-	count(KIND_PORT_OPEN, 0);
-	open = record(KIND_PORT_OPEN, 0, 0, tid, opening ? opening->owner : 0);
+	count_event(KIND_PORT_OPEN, 0);
+	open = reserve_record(KIND_PORT_OPEN, 0, 0, tid, opening ? opening->owner : 0);
 	if (open) {
 		open->port = id_of(KIND_PORT_OPEN, port);
 		if (opening && bpf_probe_read_user_str(open->name, sizeof(open->name),
 						       (const void *)opening->name) < 0)
-			refuse(KIND_PORT_OPEN);
-		emit(open);
+			count_failure(KIND_PORT_OPEN);
+		submit_record(open);
 	}
 	bpf_map_delete_elem(&openings, &tid);
 	return 0;
@@ -74,29 +74,29 @@ int BPF_KPROBE(port_open_usdt)
 	struct port_open_record *open;
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_OPEN_USDT, &tid))
+	if (!enter_program(PROGRAM_PORT_OPEN_USDT, &tid))
 		return 0;
-	count(KIND_PORT_OPEN, 0);
-	open = record(KIND_PORT_OPEN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	count_event(KIND_PORT_OPEN, 0);
+	open = reserve_record(KIND_PORT_OPEN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
 	if (open) {
 		if (bpf_probe_read_user_str(open->name, sizeof(open->name),
 					    (const void *)usdt_argument(ctx, 1)) < 0)
-			refuse(KIND_PORT_OPEN);
-		emit(open);
+			count_failure(KIND_PORT_OPEN);
+		submit_record(open);
 	}
 	return 0;
 }
 
-static __always_inline int closed(__u8 flags, __u32 tid, __u64 from, __u64 port, __u64 reason)
+static __always_inline int count_close(__u8 flags, __u32 tid, __u64 from, __u64 port, __u64 reason)
 {
 	struct port_close_record *close;
 
-	count(KIND_PORT_CLOSE, 0);
-	close = record(KIND_PORT_CLOSE, 0, flags, tid, from);
+	count_event(KIND_PORT_CLOSE, 0);
+	close = reserve_record(KIND_PORT_CLOSE, 0, flags, tid, from);
 	if (close) {
 		close->port = port;
 		close->reason = reason;
-		emit(close);
+		submit_record(close);
 	}
 	return 0;
 }
@@ -112,7 +112,7 @@ int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 sen
 	__u64 id;
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_CLOSE_ENTRY, &tid))
+	if (!enter_program(PROGRAM_PORT_CLOSE_ENTRY, &tid))
 		return 0;
 	id = id_of(KIND_PORT_CLOSE, port);
 	if ((__u32)vm_field(KIND_PORT_CLOSE, port, settings.port_state) &
@@ -121,7 +121,7 @@ int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 sen
 	if (drop_normal && settings.am_normal && reason == settings.am_normal && from != id &&
 	    from != vm_field(KIND_PORT_CLOSE, port, settings.port_connected))
 		return 0;
-	return closed(0, tid, from, id, reason);
+	return count_close(0, tid, from, id, reason);
 }
 
 SEC("uprobe")
@@ -129,12 +129,12 @@ int BPF_KPROBE(port_close_usdt)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_CLOSE_USDT, &tid))
+	if (!enter_program(PROGRAM_PORT_CLOSE_USDT, &tid))
 		return 0;
-	return closed(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), 0, 0);
+	return count_close(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0), 0, 0);
 }
 
-/* Since when each port is busy. A port that closes is said to be no longer, so nothing stays. */
+/* Since when each port is busy. A port that closes is marked not busy, which removes it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -142,8 +142,8 @@ struct {
 	__type(value, __u64);
 } busy_ports SEC(".maps");
 
-/* By its windows, a port that was busy before one, or is after it, is not seen. */
-static __always_inline void time_busy(__u8 class, __u64 port)
+/* With windows, only ports that become busy and not busy again in one window have a duration. */
+static __always_inline void observe_busy(__u8 class, __u64 port)
 {
 	__u64 now = bpf_ktime_get_ns(), *since;
 
@@ -154,20 +154,20 @@ static __always_inline void time_busy(__u8 class, __u64 port)
 	since = bpf_map_lookup_elem(&busy_ports, &port);
 	if (!since)
 		return;
-	if (!stale(KIND_PORT_BUSY, *since))
-		observe(KIND_PORT_BUSY, PORT_BUSY_BUSY, now - *since);
+	if (!started_before_gate(KIND_PORT_BUSY, *since))
+		observe_duration(KIND_PORT_BUSY, PORT_BUSY_BUSY, now - *since);
 	bpf_map_delete_elem(&busy_ports, &port);
 }
 
-static __always_inline int busy(__u8 class, __u8 flags, __u32 tid, __u64 owner, __u64 port)
+static __always_inline int count_busy(__u8 class, __u8 flags, __u32 tid, __u64 owner, __u64 port)
 {
 	struct port_busy_record *busy;
 
-	count(KIND_PORT_BUSY, class);
-	busy = record(KIND_PORT_BUSY, class, flags, tid, owner);
+	count_event(KIND_PORT_BUSY, class);
+	busy = reserve_record(KIND_PORT_BUSY, class, flags, tid, owner);
 	if (busy) {
 		busy->port = port;
-		emit(busy);
+		submit_record(busy);
 	}
 	return 0;
 }
@@ -179,12 +179,13 @@ int BPF_KPROBE(port_busy_entry, __u64 port, __u32 on)
 	__u8 class;
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_BUSY_ENTRY, &tid))
+	if (!enter_program(PROGRAM_PORT_BUSY_ENTRY, &tid))
 		return 0;
 	id = id_of(KIND_PORT_BUSY, port);
 	class = on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY;
-	time_busy(class, id);
-	return busy(class, 0, tid, vm_field(KIND_PORT_BUSY, port, settings.port_connected), id);
+	observe_busy(class, id);
+	return count_busy(class, 0, tid, vm_field(KIND_PORT_BUSY, port, settings.port_connected),
+			  id);
 }
 
 SEC("uprobe")
@@ -192,9 +193,9 @@ int BPF_KPROBE(port_busy_usdt)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_BUSY_USDT, &tid))
+	if (!enter_program(PROGRAM_PORT_BUSY_USDT, &tid))
 		return 0;
-	return busy(PORT_BUSY_BUSY, FLAG_TEXT_PID, tid, 0, 0);
+	return count_busy(PORT_BUSY_BUSY, FLAG_TEXT_PID, tid, 0, 0);
 }
 
 SEC("uprobe")
@@ -202,9 +203,9 @@ int BPF_KPROBE(port_not_busy_usdt)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_PORT_NOT_BUSY_USDT, &tid))
+	if (!enter_program(PROGRAM_PORT_NOT_BUSY_USDT, &tid))
 		return 0;
-	return busy(PORT_BUSY_NOT_BUSY, FLAG_TEXT_PID, tid, 0, 0);
+	return count_busy(PORT_BUSY_NOT_BUSY, FLAG_TEXT_PID, tid, 0, 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

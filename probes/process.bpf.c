@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * process: Erlang processes come, sleep and go.
+ * process: Erlang processes are spawned, hibernate and exit.
  *
  * Hooks:  erl_create_process entry and return, erts_do_exit_process, erts_hibernate;
  *         or erlang:process__spawn, process__exit, process__hibernate
  * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
  * Emits:  spawn, exit, hibernate
  */
+#include "terms.bpf.h"
 #include "usdt.bpf.h"
 
 struct spawning {
 	__u64 parent, module, function;
 };
 
-/* Spawns under way, by thread; emptied by the return probe of the same call. */
+/* Spawns under way, by thread; removed by the return probe of the same call. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
@@ -22,8 +23,8 @@ struct {
 } spawns SEC(".maps");
 
 /*
- * When each process was made. LRU, because those that end while nobody looks stay; so the oldest of
- * more than this many that live are forgotten.
+ * When each process was spawned. LRU, because processes that exit while exits are not counted are
+ * never removed; so of more live processes than this the oldest are forgotten.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -38,11 +39,11 @@ int BPF_KPROBE(spawn_entry, __u64 parent, __u64 module, __u64 function)
 	struct spawning spawning = {.module = module, .function = function};
 	__u32 tid;
 
-	if (!enter(PROGRAM_SPAWN_ENTRY, &tid))
+	if (!enter_program(PROGRAM_SPAWN_ENTRY, &tid))
 		return 0;
 	spawning.parent = id_of(KIND_SPAWN, parent);
 	if (bpf_map_update_elem(&spawns, &tid, &spawning, BPF_ANY))
-		refuse(KIND_SPAWN);
+		count_failure(KIND_SPAWN);
 	return 0;
 }
 
@@ -54,25 +55,25 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 	__u64 now;
 	__u32 tid;
 
-	if (!enter(PROGRAM_SPAWN_RETURN, &tid))
+	if (!enter_program(PROGRAM_SPAWN_RETURN, &tid))
 		return 0;
 	spawning = bpf_map_lookup_elem(&spawns, &tid);
-	if ((child & 0xf) != 0x3) { /* no pid: the table is full, or an argument is bad */
+	if (!is_pid(child)) { /* the table is full, or an argument is bad */
 		bpf_map_delete_elem(&spawns, &tid);
 		return 0;
 	}
-	count(KIND_SPAWN, 0);
+	count_event(KIND_SPAWN, 0);
 	now = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&births, &child, &now, BPF_ANY))
-		refuse(KIND_SPAWN);
-	spawn = record(KIND_SPAWN, 0, 0, tid, child);
+		count_failure(KIND_SPAWN);
+	spawn = reserve_record(KIND_SPAWN, 0, 0, tid, child);
 	if (spawn) {
 		if (spawning) {
 			spawn->parent = spawning->parent;
 			spawn->module = spawning->module;
 			spawn->function = spawning->function;
 		}
-		emit(spawn);
+		submit_record(spawn);
 	}
 	bpf_map_delete_elem(&spawns, &tid);
 	return 0;
@@ -84,12 +85,12 @@ int BPF_KPROBE(spawn_usdt)
 	struct spawn_record *spawn;
 	__u32 tid;
 
-	if (!enter(PROGRAM_SPAWN_USDT, &tid))
+	if (!enter_program(PROGRAM_SPAWN_USDT, &tid))
 		return 0;
-	count(KIND_SPAWN, 0);
-	spawn = record(KIND_SPAWN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	count_event(KIND_SPAWN, 0);
+	spawn = reserve_record(KIND_SPAWN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
 	if (spawn)
-		emit(spawn);
+		submit_record(spawn);
 	return 0;
 }
 
@@ -105,8 +106,8 @@ static __always_inline __u8 atom_class(__u64 atom)
 }
 
 /*
- * The class of an exit reason. {shutdown, _} is a shutdown; {_, Stacktrace} is what the VM makes of
- * an error and of an uncaught throw. A tuple is a boxed pointer to its arity and its elements.
+ * The class of an exit reason. {shutdown, _} is a shutdown; the VM turns an error or an uncaught
+ * throw into {_, Stacktrace}. A tuple is a boxed pointer to its header and its elements.
  */
 static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 {
@@ -114,43 +115,43 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 
 	if (!settings.am_normal)
 		return EXIT_UNKNOWN; /* the atom table could not be read */
-	if ((reason & 0x3f) == 0x0b)
+	if (is_atom(reason))
 		return atom_class(reason);
-	if ((reason & 3) != 2)
+	if (!is_boxed(reason))
 		return EXIT_OTHER;
-	if (bpf_probe_read_user(tuple, sizeof(tuple), (const void *)(reason & ~7ULL))) {
-		refuse(KIND_EXIT);
+	if (bpf_probe_read_user(tuple, sizeof(tuple), untag(reason))) {
+		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	if (tuple[0] != 2 << 6) /* header of a tuple of two */
+	if (tuple[0] != tuple_header(2))
 		return EXIT_OTHER;
-	if ((tuple[1] & 0x3f) == 0x0b)
+	if (is_atom(tuple[1]))
 		*tag = tuple[1];
 	if (tuple[1] == settings.am_shutdown)
 		return EXIT_SHUTDOWN;
-	if ((tuple[2] & 3) != 1)
+	if (!is_list(tuple[2]))
 		return EXIT_OTHER;
 	/* A stack trace is a list whose first element is the tuple {M, F, A, Location}. */
-	if (bpf_probe_read_user(&cell, sizeof(cell), (const void *)(tuple[2] & ~7ULL)) ||
-	    bpf_probe_read_user(&cell, sizeof(cell), (const void *)(cell & ~7ULL))) {
-		refuse(KIND_EXIT);
+	if (bpf_probe_read_user(&cell, sizeof(cell), untag(tuple[2])) ||
+	    bpf_probe_read_user(&cell, sizeof(cell), untag(cell))) {
+		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	return cell == 4 << 6 ? EXIT_ERROR : EXIT_OTHER;
+	return cell == tuple_header(4) ? EXIT_ERROR : EXIT_OTHER;
 }
 
 /*
- * How long a process lived, if all are counted that were made when it was and ended when it did:
- * windows would see those that live shortly, and no others.
+ * The lifetime of a process, if spawns and exits were counted without interruption in between:
+ * windows would see only processes that live briefly.
  */
-static __always_inline void lived(__u8 class, __u64 id)
+static __always_inline void observe_lifetime(__u8 class, __u64 id)
 {
 	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&births, &id);
 
 	if (!since)
-		return; /* it was there before we came */
-	if (lasting(KIND_SPAWN, *since, now) && lasting(KIND_EXIT, *since, now))
-		observe(KIND_EXIT, class, now - *since);
+		return; /* it was spawned before counting began */
+	if (fully_observed(KIND_SPAWN, *since, now) && fully_observed(KIND_EXIT, *since, now))
+		observe_duration(KIND_EXIT, class, now - *since);
 	bpf_map_delete_elem(&births, &id);
 }
 
@@ -162,17 +163,17 @@ int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 	__u8 class;
 	__u32 tid;
 
-	if (!enter(PROGRAM_EXIT_ENTRY, &tid))
+	if (!enter_program(PROGRAM_EXIT_ENTRY, &tid))
 		return 0;
 	class = reason_class(reason, &tag);
-	count(KIND_EXIT, class);
+	count_event(KIND_EXIT, class);
 	id = id_of(KIND_EXIT, process);
-	lived(class, id);
-	exit = record(KIND_EXIT, class, 0, tid, id);
+	observe_lifetime(class, id);
+	exit = reserve_record(KIND_EXIT, class, 0, tid, id);
 	if (exit) {
 		exit->reason = reason;
 		exit->tag = tag;
-		emit(exit);
+		submit_record(exit);
 	}
 	return 0;
 }
@@ -185,13 +186,13 @@ static __always_inline bool starts_with(const char *text, const char *with, __u3
 	return true;
 }
 
-/* The same classes, from OTP's text of the reason, of which the first 64 bytes are looked at. */
+/* The same classes, from the first 64 bytes of OTP's text of the reason. */
 static __noinline __u8 text_class(const char *address)
 {
 	char text[64] = {};
 
 	if (bpf_probe_read_user_str(text, sizeof(text), address) < 0) {
-		refuse(KIND_EXIT);
+		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
 	if (starts_with(text, "normal", 7))
@@ -215,24 +216,24 @@ int BPF_KPROBE(exit_usdt)
 	__u8 class;
 	__u32 tid;
 
-	if (!enter(PROGRAM_EXIT_USDT, &tid))
+	if (!enter_program(PROGRAM_EXIT_USDT, &tid))
 		return 0;
 	class = text_class((const char *)usdt_argument(ctx, 1));
-	count(KIND_EXIT, class);
-	exit = record(KIND_EXIT, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	count_event(KIND_EXIT, class);
+	exit = reserve_record(KIND_EXIT, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
 	if (exit)
-		emit(exit);
+		submit_record(exit);
 	return 0;
 }
 
-static __always_inline int hibernated(__u8 flags, __u32 tid, __u64 process)
+static __always_inline int count_hibernate(__u8 flags, __u32 tid, __u64 process)
 {
 	struct hibernate_record *hibernate;
 
-	count(KIND_HIBERNATE, 0);
-	hibernate = record(KIND_HIBERNATE, 0, flags, tid, process);
+	count_event(KIND_HIBERNATE, 0);
+	hibernate = reserve_record(KIND_HIBERNATE, 0, flags, tid, process);
 	if (hibernate)
-		emit(hibernate);
+		submit_record(hibernate);
 	return 0;
 }
 
@@ -241,9 +242,9 @@ int BPF_KPROBE(hibernate_entry, __u64 process)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_HIBERNATE_ENTRY, &tid))
+	if (!enter_program(PROGRAM_HIBERNATE_ENTRY, &tid))
 		return 0;
-	return hibernated(0, tid, id_of(KIND_HIBERNATE, process));
+	return count_hibernate(0, tid, id_of(KIND_HIBERNATE, process));
 }
 
 SEC("uprobe")
@@ -251,9 +252,9 @@ int BPF_KPROBE(hibernate_usdt)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_HIBERNATE_USDT, &tid))
+	if (!enter_program(PROGRAM_HIBERNATE_USDT, &tid))
 		return 0;
-	return hibernated(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	return count_hibernate(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
 }
 
 char LICENSE[] SEC("license") = "GPL";

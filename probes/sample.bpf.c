@@ -1,31 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * sample: what the threads of a VM are doing, so many times a second.
+ * sample: samples of the threads of a VM, by a timer.
  *
  * Hooks:  a timer of every CPU (perf event)
  * Counts: samples taken and lost
  * Emits:  sample, with the words of the Erlang stack and of the C stack behind it
  *
- * Only copies; walking the stacks is left to user space. A timer runs with interrupts off, so a CPU
- * has one of these at a time, and what is read is of one instant.
+ * The program only copies; user space walks the stacks. A timer runs with interrupts off, so each
+ * CPU runs one of these at a time, and a sample is consistent.
  */
 #include <linux/bpf_perf_event.h>
 #include "sample.bpf.h"
 #include "task.bpf.h"
 
-#define MAX_ERLANG 0x8000 /* bytes of each stack: powers of two, as masks need them */
+#define MAX_ERLANG 0x8000 /* bytes of each stack: powers of two, for the masks */
 #define MAX_NATIVE 0x8000
 #define PAGE	   4096
-/* Erlang code puts its stack pointer down only sometimes: this much may lie above it. */
+/* Erlang code stores its stack pointer only sometimes: this much of the stack may lie above it. */
 #define ABOVE_STOP 4096
 
 /*
- * The timer runs faster than samples are taken: of each so many ticks one is drawn, so that what
- * repeats itself as often as samples are taken is not met at the same place over and over.
+ * Ticks of a CPU's timer. It runs TICKS_PER_SAMPLE times faster than samples are taken, and one of
+ * so many ticks is drawn at random: work with the period of the samples is not sampled at the same
+ * phase each time.
  */
-#define DRAWN_FROM 2 /* as in kernel/observers/sampler.py */
-
-struct tick {
+struct ticks {
 	__u64 last_ns;
 	__u32 count;
 	__u32 drawn;
@@ -35,23 +34,23 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct tick);
+	__type(value, struct ticks);
 } ticks SEC(".maps");
 
-struct whole {
+struct full_sample {
 	struct sample sample;
 	__u8 data[MAX_ERLANG + MAX_NATIVE + PAGE];
 };
 
-/* Where a sample is put together, one for each CPU; user space sets how many. */
+/* A buffer for each CPU in which it assembles a sample; user space sets the number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct whole);
+	__type(value, struct full_sample);
 } scratch SEC(".maps");
 
-/* The thread's registers in user space: it left them on its kernel stack, be it for the timer. */
+/* The thread's registers in user space, which entering the kernel saved on its kernel stack. */
 static __always_inline void read_registers(struct sample *sample)
 {
 	struct pt_regs user;
@@ -71,10 +70,10 @@ static __always_inline void read_registers(struct sample *sample)
 	sample->r15 = user.r15;
 }
 
-/* The Erlang stack, from its top; where that is not known yet, from a little above. */
-static __always_inline void copy_erlang(struct whole *whole)
+/* The Erlang stack from its top; if the top is only known approximately, from a little above. */
+static __always_inline void copy_erlang(struct full_sample *full)
 {
-	struct sample *sample = &whole->sample;
+	struct sample *sample = &full->sample;
 	__u64 from = sample->stop - ABOVE_STOP, size;
 
 	if (!sample->hend || sample->heap >= sample->hend)
@@ -89,7 +88,7 @@ static __always_inline void copy_erlang(struct whole *whole)
 	if (size >= MAX_ERLANG)
 		size = MAX_ERLANG - 8;
 	size &= MAX_ERLANG - 1;
-	if (bpf_probe_read_user(whole->data, size, (const void *)from)) {
+	if (bpf_probe_read_user(full->data, size, (const void *)from)) {
 		sample->failed++;
 		return;
 	}
@@ -97,12 +96,12 @@ static __always_inline void copy_erlang(struct whole *whole)
 	sample->erlang_bytes = size;
 }
 
-/* The C stack, page after page, up to where it began or where no page is left. */
-static __always_inline __u32 copy_native(struct whole *whole, __u32 place)
+/* The C stack, page by page, up to its beginning or to a page that is not mapped. */
+static __always_inline __u32 copy_native(struct full_sample *full, __u32 offset)
 {
-	struct sample *sample = &whole->sample;
+	struct sample *sample = &full->sample;
 	__u64 at = sample->sp, end = at + MAX_NATIVE - PAGE, size;
-	__u32 start = place;
+	__u32 start = offset;
 
 	if (sample->stack_top > at && sample->stack_top < end)
 		end = sample->stack_top;
@@ -112,17 +111,17 @@ static __always_inline __u32 copy_native(struct whole *whole, __u32 place)
 			break;
 		if (size > end - at)
 			size = end - at;
-		if (place >= MAX_ERLANG + MAX_NATIVE - PAGE)
+		if (offset >= MAX_ERLANG + MAX_NATIVE - PAGE)
 			break;
-		/* No longer than a page; Linux 5.10 believes it only of a mask right here. */
+		/* At most a page; the verifier of Linux 5.10 needs a mask right here to see it. */
 		asm volatile("" : "+r"(size));
 		size &= 2 * PAGE - 1;
-		if (bpf_probe_read_user(whole->data + place, size, (const void *)at))
+		if (bpf_probe_read_user(full->data + offset, size, (const void *)at))
 			break;
 		at += size;
-		place += size;
+		offset += size;
 	}
-	return place - start;
+	return offset - start;
 }
 
 static __always_inline void read_scheduler(struct sample *sample, __u32 tid)
@@ -133,30 +132,30 @@ static __always_inline void read_scheduler(struct sample *sample, __u32 tid)
 	if (!thread)
 		return; /* a thread that runs no processes */
 	sample->stack_top = thread->stack_top;
-	read_process(sample, field(sample, thread->scheduler, settings.scheduler_process));
-	sample->nif = field(sample, thread->scheduler, settings.scheduler_nif);
-	port = field(sample, thread->scheduler, settings.scheduler_port);
+	read_process(sample, read_field(sample, thread->scheduler, settings.scheduler_process));
+	sample->nif = read_field(sample, thread->scheduler, settings.scheduler_nif);
+	port = read_field(sample, thread->scheduler, settings.scheduler_port);
 	if (port)
-		sample->port = word(sample, port);
+		sample->port = read_word(sample, port);
 }
 
-/* How much time this tick stands for; 0 if another was drawn. One far too late stands for a period.
- */
-static __always_inline __u64 draw(__u64 now)
+/* The time that this tick represents, ns; 0 if another one is drawn. A tick that is far too late
+ * represents one period. */
+static __always_inline __u64 draw_tick(__u64 now)
 {
 	__u32 first = 0;
-	struct tick *tick = bpf_map_lookup_elem(&ticks, &first);
+	struct ticks *tick = bpf_map_lookup_elem(&ticks, &first);
 	__u64 weight;
 	bool hit;
 
 	if (!tick)
 		return 0; /* cannot be: the key is within the map */
-	weight = DRAWN_FROM * (now - tick->last_ns);
+	weight = TICKS_PER_SAMPLE * (now - tick->last_ns);
 	tick->last_ns = now;
 	if (!tick->count)
-		tick->drawn = bpf_get_prandom_u32() % DRAWN_FROM;
+		tick->drawn = bpf_get_prandom_u32() % TICKS_PER_SAMPLE;
 	hit = tick->count == tick->drawn;
-	tick->count = (tick->count + 1) % DRAWN_FROM;
+	tick->count = (tick->count + 1) % TICKS_PER_SAMPLE;
 	if (!hit)
 		return 0;
 	return weight < 4 * settings.period_ns ? weight : settings.period_ns;
@@ -166,18 +165,18 @@ SEC("perf_event")
 int take_sample(struct bpf_perf_event_data *ctx)
 {
 	__u64 both = bpf_get_current_pid_tgid();
-	__u64 now = bpf_ktime_get_ns(), weight = draw(now);
+	__u64 now = bpf_ktime_get_ns(), weight = draw_tick(now);
 	__u32 cpu = bpf_get_smp_processor_id(), tid = (__u32)both, size;
-	struct whole *whole;
+	struct full_sample *full;
 	struct sample *sample;
 	long kernel;
 
 	if (!weight || both >> 32 != settings.tgid)
 		return 0;
-	whole = bpf_map_lookup_elem(&scratch, &cpu);
-	if (!whole)
-		return 0; /* a CPU that came after us */
-	sample = &whole->sample;
+	full = bpf_map_lookup_elem(&scratch, &cpu);
+	if (!full)
+		return 0; /* a CPU that was added after the start */
+	sample = &full->sample;
 	__builtin_memset(sample, 0, sizeof(*sample));
 	sample->time_ns = now;
 	sample->weight_ns = weight;
@@ -187,16 +186,16 @@ int take_sample(struct bpf_perf_event_data *ctx)
 	if (kernel > 0)
 		sample->kernel_frames = kernel / 8;
 	read_scheduler(sample, tid);
-	copy_erlang(whole);
+	copy_erlang(full);
 	size = sample->erlang_bytes & (MAX_ERLANG - 1);
 	if (sample->sp < sample->heap || sample->sp > sample->hend) {
-		sample->native_bytes = copy_native(whole, size);
+		sample->native_bytes = copy_native(full, size);
 		size += sample->native_bytes;
 	}
 	size &= MAX_ERLANG + MAX_NATIVE - 1;
-	count(SAMPLES_TAKEN);
-	if (bpf_ringbuf_output(&samples, whole, sizeof(*sample) + size, BPF_RB_NO_WAKEUP))
-		count(SAMPLES_LOST);
+	count_sample(SAMPLES_TAKEN);
+	if (bpf_ringbuf_output(&samples, full, sizeof(*sample) + size, BPF_RB_NO_WAKEUP))
+		count_sample(SAMPLES_LOST);
 	return 0;
 }
 

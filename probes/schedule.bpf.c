@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * schedule: when a process gets a normal scheduler, and for how long.
+ * schedule: when a process is scheduled in on a normal scheduler, and for how long.
  *
  * Hooks:  copy_in_registers (in) and erts_schedule (out) under the JIT;
  *         erlang:process__scheduled and process__unscheduled in the interpreter
@@ -8,7 +8,8 @@
  * Emits:  schedule
  *
  * Two entries are paired instead of a return probe: this is the hottest path of the VM.
- * A record has the time that its duration was taken with, so that out less in is the duration.
+ * The time of a record is the one that its duration was computed with, so that the times of out and
+ * in differ by the duration.
  */
 #include "usdt.bpf.h"
 
@@ -20,7 +21,7 @@ struct {
 	__type(value, __u64);
 } running SEC(".maps");
 
-static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
+static __always_inline int handle_in(__u8 flags, __u32 tid, __u64 process)
 {
 	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
@@ -28,15 +29,15 @@ static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
 	if (since)
 		*since = now;
 	else if (bpf_map_update_elem(&running, &tid, &now, BPF_ANY))
-		refuse(KIND_SCHEDULE);
-	count(KIND_SCHEDULE, SCHEDULE_IN);
-	schedule = record(KIND_SCHEDULE, SCHEDULE_IN, flags, tid, process);
+		count_failure(KIND_SCHEDULE);
+	count_event(KIND_SCHEDULE, SCHEDULE_IN);
+	schedule = reserve_record(KIND_SCHEDULE, SCHEDULE_IN, flags, tid, process);
 	if (schedule) {
 		schedule->time_ns = now;
 		schedule->duration_ns = UNKNOWN;
 		schedule->reductions = UNKNOWN;
 		schedule->runnable = UNKNOWN;
-		emit(schedule);
+		submit_record(schedule);
 	}
 	return 0;
 }
@@ -45,53 +46,53 @@ static __always_inline int scheduled_in(__u8 flags, __u32 tid, __u64 process)
 #define ACTIVE	  (1ULL << 13)
 #define SUSPENDED (1ULL << 16)
 
-/* Whether a process that goes out could go on; a process that waits has said so before. */
-static __always_inline __u64 could_go_on(__u64 process)
+/* 1 if a process that is scheduled out is runnable, 0 if it waits. */
+static __always_inline __u64 is_runnable(__u64 process)
 {
 	__u64 state;
 
-	if (!settings.process_state || !(settings.streamed & (1ULL << KIND_SCHEDULE)))
+	if (!settings.process_state || !is_streamed(KIND_SCHEDULE))
 		return UNKNOWN;
 	state = vm_word(KIND_SCHEDULE, process, settings.process_state);
 	return (state & (ACTIVE | SUSPENDED)) == ACTIVE;
 }
 
-/* *now* is of before the gate was passed: what is timed in a window is no longer than that. */
-static __always_inline int scheduled_out(__u8 flags, __u32 tid, __u64 now, __u64 process,
-					 __u64 reductions, __u64 runnable)
+/* *now* was read before enter_program(), so no duration in a window is longer than the window. */
+static __always_inline int handle_out(__u8 flags, __u32 tid, __u64 now, __u64 process,
+				      __u64 reductions, __u64 runnable)
 {
 	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
 
-	/* A process that was in before we came has no start. */
-	if (since && *since && !stale(KIND_SCHEDULE, *since)) {
+	/* A process that was scheduled in before counting began has no start. */
+	if (since && *since && !started_before_gate(KIND_SCHEDULE, *since)) {
 		duration = now - *since;
 		*since = 0;
-		observe(KIND_SCHEDULE, SCHEDULE_OUT, duration);
+		observe_duration(KIND_SCHEDULE, SCHEDULE_OUT, duration);
 	}
-	count(KIND_SCHEDULE, SCHEDULE_OUT);
-	schedule = record(KIND_SCHEDULE, SCHEDULE_OUT, flags, tid, process);
+	count_event(KIND_SCHEDULE, SCHEDULE_OUT);
+	schedule = reserve_record(KIND_SCHEDULE, SCHEDULE_OUT, flags, tid, process);
 	if (schedule) {
 		schedule->time_ns = now;
 		schedule->duration_ns = duration;
 		schedule->reductions = reductions;
 		schedule->runnable = runnable;
-		emit(schedule);
+		submit_record(schedule);
 	}
 	return 0;
 }
 
 static __always_inline __u64 streamed_id(__u64 process)
 {
-	return settings.streamed & (1ULL << KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
+	return is_streamed(KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
 }
 
-/* The breakpoint may lie some instructions into the function, where its process has been moved. */
+/* The hook may be some instructions into the function, where the process is in another register. */
 static __always_inline __u64 moved_argument(struct pt_regs *ctx)
 {
 	__u64 process = 0;
 
-	if (!(settings.streamed & (1ULL << KIND_SCHEDULE)))
+	if (!is_streamed(KIND_SCHEDULE))
 		return 0;
 	bpf_probe_read_kernel(&process, sizeof(process),
 			      (void *)ctx + settings.schedule_in_register);
@@ -104,10 +105,10 @@ int BPF_KPROBE(schedule_in)
 	__u64 process;
 	__u32 tid;
 
-	if (!enter(PROGRAM_SCHEDULE_IN, &tid))
+	if (!enter_program(PROGRAM_SCHEDULE_IN, &tid))
 		return 0;
 	process = moved_argument(ctx);
-	return scheduled_in(0, tid, id_of(KIND_SCHEDULE, process));
+	return handle_in(0, tid, id_of(KIND_SCHEDULE, process));
 }
 
 /* The first argument is NULL on a normal scheduler, the second the process that was running. */
@@ -117,11 +118,11 @@ int BPF_KPROBE(schedule_out, __u64 dirty_scheduler, __u64 process, __u32 reducti
 	__u64 now = bpf_ktime_get_ns();
 	__u32 tid;
 
-	if (!enter(PROGRAM_SCHEDULE_OUT, &tid))
+	if (!enter_program(PROGRAM_SCHEDULE_OUT, &tid))
 		return 0;
 	if (dirty_scheduler || !process)
 		return 0;
-	return scheduled_out(0, tid, now, streamed_id(process), reductions, could_go_on(process));
+	return handle_out(0, tid, now, streamed_id(process), reductions, is_runnable(process));
 }
 
 SEC("uprobe")
@@ -129,9 +130,9 @@ int BPF_KPROBE(schedule_in_usdt)
 {
 	__u32 tid;
 
-	if (!enter(PROGRAM_SCHEDULE_IN_USDT, &tid))
+	if (!enter_program(PROGRAM_SCHEDULE_IN_USDT, &tid))
 		return 0;
-	return scheduled_in(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	return handle_in(FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
 }
 
 SEC("uprobe")
@@ -140,9 +141,9 @@ int BPF_KPROBE(schedule_out_usdt)
 	__u64 now = bpf_ktime_get_ns();
 	__u32 tid;
 
-	if (!enter(PROGRAM_SCHEDULE_OUT_USDT, &tid))
+	if (!enter_program(PROGRAM_SCHEDULE_OUT_USDT, &tid))
 		return 0;
-	return scheduled_out(FLAG_TEXT_PID, tid, now, usdt_pid(ctx, 0), UNKNOWN, UNKNOWN);
+	return handle_out(FLAG_TEXT_PID, tid, now, usdt_pid(ctx, 0), UNKNOWN, UNKNOWN);
 }
 
 char LICENSE[] SEC("license") = "GPL";

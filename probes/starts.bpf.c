@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * starts: a VM that comes up, told when its first scheduler gets its name.
+ * starts: reports each VM that starts, when its first scheduler thread is named.
  *
  * Hooks:  task_rename
- * Counts: starts that were not told, in missed: no room in the ring, or too many of a user
- * Emits:  a header: when, and the pid of the VM in tid; of a process one a second
+ * Counts: starts that were not reported, in missed: the ring was full, or a rate limit was exceeded
+ * Emits:  a header: the time, and the pid of the VM in tid; at most one a second for each process
  *
- * At an exec there is no VM yet, and its file may have any name. When the first scheduler is named
- * the VM's tables are there, and it happens once in each VM. Every exec and every new name of a
- * thread on the host runs this, so a name that is not ours costs one short read.
+ * At an exec there is no VM yet, and its file may have any name. When the first scheduler is named,
+ * the VM's tables exist, and that happens once in each VM. The program runs at each exec and each
+ * rename of a thread on the host, so another name costs one short read.
  *
- * Any program may call a thread so, and as often as it likes. So each is told once a second, and no
- * more than a number of a user's and of all; user space looks for itself where more were missed.
+ * Any program may give a thread this name, as often as it likes. So a process is reported once a
+ * second, and the starts of a user and of the host are limited; user space scans /proc when starts
+ * were missed.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -20,16 +21,14 @@
 #include "events.generated.h"
 
 #define COMM_BYTES 16
-/* 512 starts at once; user space looks at every process of the host if there were more. */
-#define RING_BYTES 32768
-#define SECOND	   1000000000ull
-/* Starts a second that are told, of one user and of the host: user space takes 0.2 ms for each. */
-#define OF_USER 32
-#define OF_HOST 128
+#define SECOND_NS  1000000000ull
+/* Starts a second that are reported, of one user and of the host: user space takes 0.2 ms each. */
+#define USER_LIMIT 32
+#define HOST_LIMIT 128
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, RING_BYTES);
+	__uint(max_entries, STARTS_RING_BYTES);
 } ring SEC(".maps");
 
 struct {
@@ -39,17 +38,17 @@ struct {
 	__type(value, __u64);
 } missed SEC(".maps");
 
-/* When each process was last told. LRU: a process that ends tells nobody; who falls out of it is
- * told once more, within what its user may.
+/* When each process was last reported. LRU, because ends of processes are not seen; a process that
+ * is evicted may be reported once more, within the limits.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__type(value, __u64);
-} told SEC(".maps");
+} reported SEC(".maps");
 
-/* How many were told within a second from since on. */
+/* Starts in the second that began at since. */
 struct rate {
 	__u64 since;
 	__u64 count;
@@ -69,35 +68,35 @@ struct {
 	__type(value, struct rate);
 } host SEC(".maps");
 
-union name {
+union comm {
 	char text[COMM_BYTES];
 	__u64 words[COMM_BYTES / 8];
 };
 
-static __always_inline bool same(const union name *one, const union name *other)
+static __always_inline bool is_equal(const union comm *one, const union comm *other)
 {
 	return one->words[0] == other->words[0] && one->words[1] == other->words[1];
 }
 
 /* Until OTP 25, and since 26 (erts/emulator/beam/erl_process.c). */
-static __always_inline bool is_first_scheduler(const union name *name)
+static __always_inline bool is_first_scheduler(const union comm *comm)
 {
-	const union name old = {"1_scheduler"}, new = {"erts_sched_1"};
+	const union comm old = {"1_scheduler"}, new = {"erts_sched_1"};
 
-	return same(name, &old) || same(name, &new);
+	return is_equal(comm, &old) || is_equal(comm, &new);
 }
 
-/* A second of two CPUs may overlap: then a few more are told than most. */
-static __always_inline bool within(struct rate *rate, __u64 now, __u64 most)
+/* Count a start; false above *limit* a second. Two CPUs at once may exceed it by a few. */
+static __always_inline bool within_rate(struct rate *rate, __u64 now, __u64 limit)
 {
-	if (now - rate->since > SECOND) {
+	if (now - rate->since > SECOND_NS) {
 		rate->since = now;
 		rate->count = 0;
 	}
-	return __sync_fetch_and_add(&rate->count, 1) < most;
+	return __sync_fetch_and_add(&rate->count, 1) < limit;
 }
 
-static __always_inline bool user_may(__u64 now)
+static __always_inline bool within_user_limit(__u64 now)
 {
 	struct rate none = {}, *rate;
 	__u32 user = bpf_get_current_uid_gid();
@@ -107,52 +106,50 @@ static __always_inline bool user_may(__u64 now)
 		bpf_map_update_elem(&users, &user, &none, BPF_NOEXIST);
 		rate = bpf_map_lookup_elem(&users, &user);
 	}
-	return rate && within(rate, now, OF_USER);
+	return rate && within_rate(rate, now, USER_LIMIT);
 }
 
-static __always_inline bool host_may(__u64 now)
+static __always_inline bool within_host_limit(__u64 now)
 {
 	struct rate *rate;
 	__u32 first = 0;
 
 	rate = bpf_map_lookup_elem(&host, &first);
-	return rate && within(rate, now, OF_HOST);
+	return rate && within_rate(rate, now, HOST_LIMIT);
 }
 
-/* task_rename(struct task_struct *task, const char *comm); a thread names itself, or its sibling.
- */
+/* task_rename(struct task_struct *task, const char *comm): of the thread itself or a sibling. */
 SEC("raw_tp/task_rename")
 int vm_start(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct {
-		struct header header;
-		__u64 body[4];
-	} * room;
-	union name name = {};
+	struct record *record;
+	union comm comm = {};
 	__u64 now, *last, *count;
 	__u32 pid, first = 0;
 
-	if (bpf_probe_read_kernel_str(name.text, sizeof(name.text), (const void *)ctx->args[1]) < 0)
-		return 0; /* nobody can rename a thread to what cannot be read */
-	if (!is_first_scheduler(&name))
+	if (bpf_probe_read_kernel_str(comm.text, sizeof(comm.text), (const void *)ctx->args[1]) < 0)
+		return 0; /* cannot be: the kernel has just read it */
+	if (!is_first_scheduler(&comm))
 		return 0;
 	pid = bpf_get_current_pid_tgid() >> 32;
 	now = bpf_ktime_get_ns();
-	last = bpf_map_lookup_elem(&told, &pid);
-	if (last && now - *last < SECOND)
-		return 0; /* user space looks at it once more when that second is over */
-	bpf_map_update_elem(&told, &pid, &now, BPF_ANY);
-	room = user_may(now) && host_may(now) ? bpf_ringbuf_reserve(&ring, sizeof(*room), 0) : 0;
-	if (!room) {
+	last = bpf_map_lookup_elem(&reported, &pid);
+	if (last && now - *last < SECOND_NS)
+		return 0; /* user space inspects it again after that second */
+	bpf_map_update_elem(&reported, &pid, &now, BPF_ANY);
+	record = NULL;
+	if (within_user_limit(now) && within_host_limit(now))
+		record = bpf_ringbuf_reserve(&ring, sizeof(*record), 0);
+	if (!record) {
 		count = bpf_map_lookup_elem(&missed, &first);
 		if (count)
 			__sync_fetch_and_add(count, 1);
 		return 0;
 	}
-	__builtin_memset(room, 0, sizeof(*room));
-	room->header.time_ns = now;
-	room->header.tid = pid;
-	bpf_ringbuf_submit(room, BPF_RB_FORCE_WAKEUP);
+	__builtin_memset(record, 0, sizeof(*record));
+	record->header.time_ns = now;
+	record->header.tid = pid;
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 	return 0;
 }
 

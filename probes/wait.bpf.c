@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * wait: what Erlang processes wait in, from when they leave a scheduler until they get one again.
+ * wait: where Erlang processes wait, from being scheduled out until being scheduled in.
  *
  * Hooks:  erts_schedule (out) and copy_in_registers (in)
- * Counts: wait_sites: time and times by the code that waits, and why; all of it, exactly
+ * Counts: wait_sites: time and number of all waits, by the code that waits and the reason
  * Emits:  sample with the Erlang stack, one for each period_ns of a process's waiting
  *
- * The stack is copied when the process comes back: it is the one that it left with, and only then
- * it is known how long it was. Both hooks are the hottest of the VM, so they do little.
+ * The stack is copied when the process is scheduled in: it has not changed since it was scheduled
+ * out, and only then the length of the wait is known. These are the hottest hooks of the VM, so
+ * they do little.
  */
 #include <stddef.h>
 #include "sample.bpf.h"
 
-#define MAX_STACK 8192
 /* Bits of a process's state (ERTS_PSFLG_*, OTP-25.2.3 and 27.3.4.1 erl_process.h). */
 #define EXITING	  (1U << 11)
 #define ACTIVE	  (1U << 13)
@@ -21,13 +21,13 @@
 
 struct short_sample {
 	struct sample sample;
-	__u8 data[MAX_STACK];
+	__u8 data[OFF_CPU_STACK_BYTES];
 };
 
 /*
- * Processes by address; user space adds those that wait when it begins, an exit takes one out.
- * Allocated beforehand (25 MB): before Linux 6.1 a hash that allocates while a program runs is
- * unsafe in one that traces, and the kernel warns of it.
+ * Processes by address; user space adds those that wait at the start, an exit removes one.
+ * Preallocated (25 MB): before Linux 6.1 a hash that allocates is unsafe in a tracing program, and
+ * the kernel warns of it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -51,7 +51,8 @@ struct {
 	__type(value, __u64);
 } gate SEC(".maps");
 
-static __always_inline bool ours(void)
+/* True if the target runs here and waits count. */
+static __always_inline bool is_counted(void)
 {
 	__u32 first = 0;
 	__u64 *open;
@@ -71,7 +72,7 @@ static __always_inline __u32 reason_of(__u32 state)
 	return state & ACTIVE ? WAIT_RUN_QUEUE : WAIT_RECEIVE;
 }
 
-static __always_inline __u64 at_random(void)
+static __always_inline __u64 random_point(void)
 {
 	return bpf_get_prandom_u32() % settings.period_ns;
 }
@@ -84,16 +85,16 @@ int BPF_KPROBE(wait_out, __u64 dirty_scheduler, __u64 process)
 	__u32 state = 0;
 	__u64 i = 0;
 
-	if (!ours() || dirty_scheduler || !process)
+	if (!is_counted() || dirty_scheduler || !process)
 		return 0;
 	if (bpf_probe_read_user(&state, sizeof(state),
 				(void *)(process + settings.process_state)) ||
 	    bpf_probe_read_user(&i, sizeof(i), (void *)(process + settings.process_i))) {
-		count(SAMPLES_LOST);
+		count_sample(SAMPLES_LOST);
 		return 0;
 	}
 	if (state & EXITING) {
-		/* Its place in memory will be another's. */
+		/* Its memory will be reused by another process. */
 		bpf_map_delete_elem(&processes, &process);
 		return 0;
 	}
@@ -105,24 +106,24 @@ int BPF_KPROBE(wait_out, __u64 dirty_scheduler, __u64 process)
 		known->since_ns = bpf_ktime_get_ns();
 		return 0;
 	}
-	fresh.point_ns = at_random();
+	fresh.point_ns = random_point();
 	fresh.i = i;
 	fresh.reason = reason_of(state);
 	fresh.seen = 1;
 	fresh.since_ns = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&processes, &process, &fresh, BPF_ANY))
-		count(SAMPLES_LOST);
+		count_sample(SAMPLES_LOST);
 	return 0;
 }
 
-static __always_inline void add_up(struct waiting *waiting, __u64 duration)
+static __always_inline void add_wait(struct waiting *waiting, __u64 duration)
 {
 	struct wait_site site = {.i = waiting->i, .reason = waiting->reason};
 	struct wait_total *total = bpf_map_lookup_elem(&wait_sites, &site), fresh = {};
 
 	if (!total) {
 		if (bpf_map_update_elem(&wait_sites, &site, &fresh, BPF_NOEXIST))
-			count(SAMPLES_LOST);
+			count_sample(SAMPLES_LOST);
 		total = bpf_map_lookup_elem(&wait_sites, &site);
 		if (!total)
 			return;
@@ -132,11 +133,11 @@ static __always_inline void add_up(struct waiting *waiting, __u64 duration)
 }
 
 /*
- * What part of a process's waiting this wait stands for. All its waits, one after the other, are
- * cut into stretches of period_ns, and a point of each is taken at random: the wait that holds it
- * stands for the stretch.
+ * The time that this wait represents, ns; 0 if it gets no sample. All waits of a process, one after
+ * the other, are divided into periods of period_ns, each with a random point: the wait that
+ * contains the point represents the period.
  */
-static __always_inline __u64 weigh(struct waiting *waiting, __u64 duration)
+static __always_inline __u64 weigh_wait(struct waiting *waiting, __u64 duration)
 {
 	__u64 position = waiting->position_ns, end = position + duration, weight = 0;
 
@@ -145,7 +146,7 @@ static __always_inline __u64 weigh(struct waiting *waiting, __u64 duration)
 	if (end >= settings.period_ns) {
 		weight += (end / settings.period_ns - 1) * settings.period_ns;
 		end %= settings.period_ns;
-		waiting->point_ns = at_random();
+		waiting->point_ns = random_point();
 		if (waiting->point_ns < end)
 			weight += settings.period_ns;
 	}
@@ -153,15 +154,16 @@ static __always_inline __u64 weigh(struct waiting *waiting, __u64 duration)
 	return weight;
 }
 
-static __always_inline void emit(__u64 process, struct waiting *waiting, __u64 now, __u64 weight)
+static __always_inline void submit_sample(__u64 process, struct waiting *waiting, __u64 now,
+					  __u64 weight)
 {
 	struct short_sample *record = bpf_ringbuf_reserve(&samples, sizeof(*record), 0);
 	struct sample *sample;
 	__u64 size;
 
-	count(SAMPLES_TAKEN);
+	count_sample(SAMPLES_TAKEN);
 	if (!record) {
-		count(SAMPLES_LOST);
+		count_sample(SAMPLES_LOST);
 		return;
 	}
 	sample = &record->sample;
@@ -174,8 +176,8 @@ static __always_inline void emit(__u64 process, struct waiting *waiting, __u64 n
 	sample->i = waiting->i;
 	sample->erlang_from = sample->stop;
 	size = sample->hend - sample->stop;
-	if (size > MAX_STACK)
-		size = MAX_STACK;
+	if (size > OFF_CPU_STACK_BYTES)
+		size = OFF_CPU_STACK_BYTES;
 	if (bpf_probe_read_user(record->data, size, (void *)sample->stop))
 		sample->failed++;
 	else
@@ -183,28 +185,28 @@ static __always_inline void emit(__u64 process, struct waiting *waiting, __u64 n
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-/* The breakpoint may lie some instructions into the function, where its process has been moved. */
+/* The hook may be some instructions into the function, where the process is in another register. */
 SEC("uprobe")
 int BPF_KPROBE(wait_in)
 {
 	__u64 process = 0, now, duration, weight;
 	struct waiting *waiting;
 
-	if (!ours())
+	if (!is_counted())
 		return 0;
 	bpf_probe_read_kernel(&process, sizeof(process),
 			      (void *)ctx + settings.schedule_in_register);
 	waiting = bpf_map_lookup_elem(&processes, &process);
 	if (!waiting || !waiting->since_ns)
-		return 0; /* new, or there since before we came */
+		return 0; /* new, or it has waited since before the start */
 	now = bpf_ktime_get_ns();
 	duration = now - waiting->since_ns;
 	waiting->since_ns = 0;
 	waiting->seen = 1;
-	add_up(waiting, duration);
-	weight = weigh(waiting, duration);
+	add_wait(waiting, duration);
+	weight = weigh_wait(waiting, duration);
 	if (weight)
-		emit(process, waiting, now, weight);
+		submit_sample(process, waiting, now, weight);
 	return 0;
 }
 

@@ -3,9 +3,24 @@
 #ifndef SCOPE_EVENTS_GENERATED_H
 #define SCOPE_EVENTS_GENERATED_H
 
-#define CLASSES 8
 #define KINDS 15
 #define RECORD_BYTES 56
+#define CLASSES 8 /* classes of one kind; kind * CLASSES + class is the index in counters and histograms */
+#define HISTOGRAM_SLOTS 40 /* slot N counts 2^N ns up to 2^(N+1); the last is open */
+#define WINDOW_BOUNDS 2 /* start and end of a window; kind * WINDOW_BOUNDS + bound is the key in counter_samples */
+#define USDT_ARGUMENTS 8 /* arguments of one USDT site */
+#define MAX_TARGETS 64 /* targets whose threads are watched at a time */
+#define THREAD_TYPES 6 /* types of threads of a target, each with a row of thread_totals */
+#define MAX_NIFS 4096 /* NIFs of all targets that are counted */
+#define SAMPLE_HZ 97 /* samples a second that threads.bpf.c takes of each CPU: a prime, so that it keeps step with nothing */
+#define TICKS_PER_SAMPLE 2 /* ticks of the profiler's timer of which one, drawn at random, becomes a sample */
+#define OFF_CPU_STACK_BYTES 8192 /* of the Erlang stack of a process that waits */
+#define STARTS_RING_BYTES 32768 /* 512 starts of VMs at once */
+#define MAX_BREAKPOINT_SITES 64 /* versions of functions, and return addresses, in one run */
+#define CAPTURES 14 /* terms of a call whose words are copied */
+#define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
+#define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
+#define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
 	KIND_SPAWN = 0,
@@ -78,12 +93,45 @@ enum flags {
 	FLAG_TEXT_PID = 1, /* process, and any other pid of the record, is number | serial << 32, read from a USDT text */
 };
 
-enum argument_form {
-	ARGUMENT_NONE = 0,
-	ARGUMENT_CONSTANT = 1,
-	ARGUMENT_REGISTER = 2,
-	ARGUMENT_MEMORY = 3,
-	ARGUMENT_ABSOLUTE = 4,
+/* System calls in which a thread waits for work (x86_64): a futex for schedulers, a poll for threads that watch sockets. */
+enum waiting_call {
+	CALL_POLL = 7,
+	CALL_SELECT = 23,
+	CALL_FUTEX = 202,
+	CALL_EPOLL_WAIT = 232,
+	CALL_PSELECT6 = 270,
+	CALL_PPOLL = 271,
+	CALL_EPOLL_PWAIT = 281,
+	CALL_EPOLL_PWAIT2 = 441,
+};
+
+/* ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h). */
+enum sleep_flag {
+	SSI_POLL_SLEEPING = 2,
+	SSI_TSE_SLEEPING = 4,
+	SSI_WAITING = 8,
+};
+
+/* Keys of the profiler's map counts. */
+enum sample_count {
+	SAMPLES_TAKEN = 0,
+	SAMPLES_LOST = 1,
+	SAMPLE_COUNTS = 2,
+};
+
+/* Keys of call_state in function.bpf.c: calls and returns so far, of all sites, and 1 while calls count. */
+enum call_state {
+	CALL_STATE_CALLS = 0,
+	CALL_STATE_RETURNS = 1,
+	CALL_STATE_OPEN = 2,
+	CALL_STATES = 3,
+};
+
+/* Keys of call_state in interpreted.bpf.c: calls so far, of all functions, and how many are counted at most. */
+enum probed_state {
+	PROBED_STATE_CALLS = 0,
+	PROBED_STATE_LIMIT = 1,
+	PROBED_STATES = 2,
 };
 
 /* Why a thread is off its CPU. */
@@ -102,9 +150,19 @@ enum wait_reason {
 	WAIT_RUN_QUEUE = 1,
 	WAIT_SUSPENDED = 2,
 	WAIT_DIRTY = 3,
+	WAIT_REASONS = 4,
 };
 
-/* One number for each program, for the map of hits. */
+/* The form of a USDT argument. */
+enum argument_form {
+	ARGUMENT_NONE = 0,
+	ARGUMENT_CONSTANT = 1,
+	ARGUMENT_REGISTER = 2,
+	ARGUMENT_MEMORY = 3,
+	ARGUMENT_ABSOLUTE = 4,
+};
+
+/* One number for each program: its key in the map hits. */
 enum program {
 	PROGRAM_SPAWN_ENTRY = 0,
 	PROGRAM_SPAWN_RETURN = 1,
@@ -269,11 +327,11 @@ struct header {
 struct settings {
 	__u64 streamed; /* bit N: records of kind N go to the ring */
 	__u64 slow_call_ns; /* a call shorter than this is not counted, ns */
-	__u64 pidns_dev; /* our pid namespace, where it is not the host's; else 0 */
+	__u64 pidns_dev; /* pid namespace of the observer; 0 if it is the host's */
 	__u64 pidns_ino; /* the same */
-	__u64 dsig_send_start; /* code of erts_dsig_send, as the file has it, address */
+	__u64 dsig_send_start; /* code of erts_dsig_send, address in the file, address */
 	__u64 dsig_send_end; /* the first byte after it, address */
-	__u64 am_normal; /* atoms that class an exit reason, eterm */
+	__u64 am_normal; /* atoms that classify an exit reason, eterm */
 	__u64 am_shutdown; /* the same, eterm */
 	__u64 am_killed; /* the same, eterm */
 	__u32 process_heap; /* offsets into struct process, bytes */
@@ -285,173 +343,163 @@ struct settings {
 	__u32 process_sig_save; /* the same, bytes */
 	__u32 port_connected; /* offsets into struct _erl_drv_port, bytes */
 	__u32 port_state; /* the same, bytes */
-	__u32 schedule_in_register; /* where in struct pt_regs copy_in_registers has its process, bytes */
+	__u32 schedule_in_register; /* offset in struct pt_regs of the process that copy_in_registers was given, bytes */
 	__u32 process_abandoned_heap; /* one more offset into struct process, bytes */
 	__u32 process_state; /* the same, bytes */
-	__u32 send_message_register; /* where in struct pt_regs a sent message is; 0 where the hook is too early, bytes */
+	__u32 send_message_register; /* offset in struct pt_regs of a sent message; 0 if the hook is too early to know, bytes */
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
-	__u32 send_alias_register; /* the same of a message to an alias, bytes */
+	__u32 send_alias_register; /* like send_message_register, for a message to an alias, bytes */
 	__u32 padding; /* named, so that it is zero */
 };
 
-/* Whom loaded programs look at: one target after another, so it is no constant. */
+/* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. */
 struct target {
-	__u64 base; /* what is added to an address of its file, address */
-	__u32 tgid; /* its process, in our pid namespace */
+	__u64 base; /* added to an address of its file, address */
+	__u32 tgid; /* its pid, in the pid namespace of the observer */
 	__u32 padding; /* named, so that it is zero */
 };
 
 /* Counts of one class of one kind, per CPU, from 0. */
-struct tally {
+struct counters {
 	__u64 count; /* how often it happened */
 	__u64 lost; /* records that found no room in the ring */
-	__u64 refused; /* reads of the VM's memory that failed, and starts that found no room */
+	__u64 refused; /* reads of the VM's memory that failed, and map entries that could not be made */
 };
 
-/* How long things of one class took, per CPU. */
-struct durations {
+/* Durations of one class of one kind, per CPU, from 0. */
+struct histogram {
 	__u64 total_ns; /* sum, ns */
-	__u64 slots[40]; /* slot N counts 2^N ns up to 2^(N+1); the last is open */
+	__u64 slots[40]; /* log2 histogram */
 };
 
-/* How often the hooks of one kind may still be hit before the kernel closes their gate. */
-struct allowance {
+/* How often the hooks of one kind may still be hit before the programs stop counting. */
+struct quota {
 	__u64 limited; /* 0: there is no limit, and the rest means nothing */
-	__s64 left; /* hits; spent SPENT_AT_ONCE at a time on each CPU */
-	__u64 since_ns; /* when the gate was opened, ns */
-	__u64 tripped_ns; /* when it closed itself; 0 while it is open, ns */
-	__u64 until_ns; /* when its window ends; 0: it is no window, ns */
-	__u64 begun; /* 1 after the first hit of a window */
+	__s64 left; /* hits left; each CPU takes SPENT_AT_ONCE at a time */
+	__u64 opened_ns; /* when counting was enabled, ns */
+	__u64 exhausted_ns; /* when the last hit was used up, or the window ended; 0 while hits count, ns */
+	__u64 until_ns; /* when the window ends; 0 outside windows, ns */
+	__u64 started; /* 1 after the first hit of a window */
 };
 
-/* Where the VM counts what goes along with one kind: words whose sum is read at a window's edges. */
-struct measure {
+/* Counters of the VM that grow with the events of one kind; their sum is read when a window starts and ends. */
+struct reference_counter {
 	__u64 address; /* the first word, address */
 	__u32 stride; /* from one word to the next, bytes */
 	__u32 words; /* how many there are */
-	__u64 second_address; /* the same of another measure, address */
+	__u64 second_address; /* the same of a second counter, address */
 	__u32 second_stride; /* from one of its words to the next, bytes */
 	__u32 second_words; /* 0 where there is none */
 };
 
-/* What a measure was at one edge of a window: at its first hit, or at the hit that closed its gate. */
-struct edge {
+/* A kind's reference counters at the start of a window (its first hit) or at its end (the hit that ended it). */
+struct counter_sample {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
-	__u64 measure; /* the sum of the words, modulo 2^64 */
-	__u64 refused; /* parts of the words that could not be read */
-	__u64 second; /* the second measure, as the first */
+	__u64 value; /* the sum of the words, modulo 2^64 */
+	__u64 unreadable; /* parts of the words that could not be read */
+	__u64 second_value; /* the same of the second counter */
 };
 
-/* One OS thread that is watched, and what it does now. */
+/* One OS thread that is watched, and its current state. */
 struct thread {
-	__u64 since_ns; /* since when; 0 before it was seen, ns */
-	__u64 ready_ns; /* since when it waits for a CPU; 0 if it does not, ns */
-	__u32 row; /* which thread_totals its time goes to */
+	__u64 since_ns; /* when it entered this state; 0 if unknown, ns */
+	__u64 ready_ns; /* when it began to wait for a CPU; 0 if it does not wait, ns */
+	__u32 row; /* index of its thread_totals */
 	__u32 cpu; /* the CPU it ran on last, plus 1 */
 	__u32 reason; /* OFF_*, while it is off */
 	__u32 running; /* 1 while it is on a CPU */
-	__u64 scheduler; /* its ErtsSchedulerData; 0 where it has none, or we do not know, address */
-	__u64 sleep_flags; /* ErtsSchedulerSleepInfo.flags of it, address */
-	__u64 seen_process; /* the process in native code at the last sample; 0 if none was, address */
-	__u64 seen_reductions; /* what the scheduler had counted then */
-	__s64 seen_fcalls; /* what the process had left then */
+	__u64 scheduler; /* its ErtsSchedulerData; 0 if it has none, or if that is unknown, address */
+	__u64 sleep_flags; /* its ErtsSchedulerSleepInfo.flags, address */
+	__u64 seen_process; /* the process that was in a NIF at the last sample; 0 if none was, address */
+	__u64 seen_reductions; /* reductions of the scheduler at that sample */
+	__s64 seen_fcalls; /* fcalls of the process at that sample */
 	__u16 at_process; /* offset of current_process in ErtsSchedulerData, bytes */
 	__u16 at_nif; /* offset of current_nif in it, bytes */
 	__u16 at_reductions; /* offset of reductions in it, bytes */
-	__u16 at_code; /* offset in struct process of what tells the native function, bytes */
-	__u16 before_code; /* how far before that its ErtsCodeMFA lies, bytes */
+	__u16 at_code; /* offset in struct process of the pointer to the NIF's code, bytes */
+	__u16 before_code; /* distance from that code back to its ErtsCodeMFA, bytes */
 	__u16 at_fcalls; /* offset of fcalls in struct process, bytes */
-	__u16 long_call; /* 1 if the call at the last sample was counted as long */
+	__u16 long_call; /* 1 if the call at the last sample has been counted as long */
 	__u8 padding[2]; /* named, so that it is zero */
-	__u32 target; /* which target it is of */
-	__u32 traced; /* 1 while the tracepoints are attached, so that what it does is known once it was seen */
-	__u64 queue; /* the kernel's run queue that it waits in; 0 where a thread says itself whether it is throttled, address */
+	__u32 target; /* number of its target */
+	__u32 traced; /* 1 while the tracepoints are attached */
+	__u64 queue; /* the kernel's run queue that it waits in; 0 on kernels where task_struct has the throttled state, address */
 	__u64 queue_throttled_ns; /* how long that queue had been throttled when the wait began, ns */
 };
 
-/* Time of all threads of one row, per CPU, from 0. */
+/* Time of all threads of one type of one target, per CPU, from 0. */
 struct thread_totals {
 	__u64 on_ns; /* on a CPU, ns */
 	__u64 off_ns[5]; /* off it, by OFF_*, ns */
 	__u64 switches; /* times it was given a CPU */
-	__u64 migrations; /* times that was another CPU than before */
-	__u64 waited_ns; /* ready, and waiting for a CPU, ns */
-	__u64 slots[40]; /* single waits: slot N counts 2^N ns up to 2^(N+1); the last is open */
-	__u64 samples; /* times the clock found it on a CPU */
-	__u64 busy_waits; /* of these, how often it was a scheduler that spun without work */
-	__u64 refused; /* reads of the VM's memory that failed, and natives that found no room */
+	__u64 migrations; /* switches to another CPU than the one before */
+	__u64 waited_ns; /* runnable, waiting for a CPU, ns */
+	__u64 slots[40]; /* log2 histogram of single waits */
+	__u64 samples; /* samples that found it on a CPU */
+	__u64 busy_waits; /* of these, schedulers that spun without work */
+	__u64 refused; /* reads of the VM's memory that failed, and NIFs that found no room in the map */
 };
 
-/* A native function of a target. */
-struct native_key {
+/* A NIF of a target. */
+struct nif_key {
 	__u64 module; /* atom: first of M:F/A, eterm */
 	__u64 function; /* atom: second of M:F/A, eterm */
-	__u32 arity; /* third of it */
-	__u32 target; /* whose it is */
+	__u32 arity; /* third of M:F/A */
+	__u32 target; /* number of the target */
 };
 
-/* What the clock saw of one native function, per CPU, from 0. */
-struct native {
-	__u64 samples; /* times it was found running */
-	__u64 long_calls; /* calls that were found running twice */
+/* Samples of one NIF, per CPU, from 0. */
+struct nif {
+	__u64 samples; /* samples that found it running */
+	__u64 long_calls; /* calls that two samples in a row found running */
 };
 
-/* Where one argument of a USDT site lies. */
-struct usdt_argument {
-	__s64 value; /* the constant, the displacement, or the address */
-	__u16 reg; /* offset into struct pt_regs */
-	__u8 form; /* ARGUMENT_* */
-	__u8 size; /* 1, 2, 4 or 8, bytes */
-	__u8 is_signed; /* 1: extend the sign */
-	__u8 padding[3]; /* named, so that it is zero */
-};
-
-/* What the programs of function.bpf.c must know of a target; constants to the verifier. */
+/* Settings of function.bpf.c; constants to the verifier. */
 struct call_settings {
 	__u64 limit; /* calls that are counted, of all functions */
-	__u64 return_limit; /* returns that are looked at */
+	__u64 return_limit; /* returns that are handled */
 	__u32 process_hend; /* offset of hend in struct process, bytes */
 	__u32 map_subtag; /* tag of a map's header word */
 };
 
-/* An address at which a breakpoint stands: a function's first instruction, or where a call returns to. */
-struct call_place {
-	__u64 module; /* what must stand before a function's code; 0 for a return address, eterm */
+/* An address with a breakpoint: a function's first instruction, or a return address. */
+struct breakpoint_site {
+	__u64 module; /* the MFA that must precede the function's code; 0 for a return address, eterm */
 	__u64 function; /* the same, eterm */
 	__u32 arity; /* the same */
-	__u32 number; /* its place in call_totals */
+	__u32 number; /* its index in call_totals */
 };
 
-/* What happened at one place, per CPU, from 0. */
+/* Counts of one breakpoint site or function, per CPU, from 0. */
 struct call_totals {
-	__u64 calls; /* calls, or returns of calls that were waited for */
-	__u64 lost; /* of those, without a record: the ring was full */
-	__u64 refused; /* hits of which the process or the function could not be read */
-	__u64 strange; /* hits of other code at the same address; returns that nobody waited for */
+	__u64 calls; /* calls, or returns of pending calls */
+	__u64 lost; /* of those, without a record because the ring was full */
+	__u64 refused; /* hits whose process or function could not be read */
+	__u64 strange; /* hits of other code at the same address; returns without a pending call */
 	__u64 beyond; /* hits beyond the limit */
 };
 
-/* A call whose return is waited for. */
+/* A call whose return is pending. */
 struct call_pending {
 	__u64 since_ns; /* when it began, ns */
 	__u64 address; /* the function, address */
 };
 
-/* One call, or the return of one, as it lies in the ring of function.bpf.c: 1024 bytes with the kernel's header. */
+/* One call or return in the ring of function.bpf.c: 1024 bytes with the kernel's header. */
 struct call_hit {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
-	__u64 process; /* who called, eterm */
+	__u64 process; /* the caller, eterm */
 	__u64 address; /* the function's first instruction, address */
-	__u64 caller; /* where it returns to, address */
-	__u64 since_ns; /* of a return: when the call began; else 0, ns */
+	__u64 caller; /* the return address, address */
+	__u64 since_ns; /* return: when the call began; call: 0, ns */
 	__u32 tid; /* the OS thread */
-	__u32 arity; /* arguments of the function, of which x has the first eight */
+	__u32 arity; /* number of arguments; x has the first eight */
 	__u64 x[8]; /* the arguments, eterm */
-	__u64 pieces[112]; /* fourteen times a term and the first seven words it points to */
+	__u64 captures[112]; /* of each capture a term and the first seven words that it points to */
 	__u64 reserved; /* zero */
 };
 
-/* What the profiler's programs must know of the target; an offset is in bytes, 0 where unknown. */
+/* Settings of the profiler's programs; an offset is in bytes, 0 if unknown. */
 struct sample_settings {
 	__u32 tgid; /* the target */
 	__u32 process_heap; /* struct process */
@@ -465,69 +513,79 @@ struct sample_settings {
 	__u32 scheduler_port; /* ErtsSchedulerData: current_port */
 	__u32 scheduler_nif; /* ErtsSchedulerData: current_nif */
 	__u32 schedule_in_register; /* offset into struct pt_regs of the process that is scheduled in */
-	__u64 period_ns; /* how much time one sample stands for, ns */
+	__u64 period_ns; /* time that one sample represents, ns */
+};
+
+/* A process that was scheduled out while it was watched. */
+struct waiting {
+	__u64 since_ns; /* when it was scheduled out; 0 while it runs, ns */
+	__u64 i; /* where it resumes: Process.i, address */
+	__u64 position_ns; /* its waiting so far, within the current period, ns */
+	__u64 point_ns; /* the random point of that period at which the sample is taken, ns */
+	__u32 reason; /* WAIT_* */
+	__u32 seen; /* 1 once it was scheduled in or out */
+};
+
+/* Code at which processes wait, and why. */
+struct wait_site {
+	__u64 i; /* where they resume: Process.i, address */
+	__u64 reason; /* WAIT_* */
+};
+
+/* All waiting at one wait_site. */
+struct wait_total {
+	__u64 ns; /* sum, ns */
+	__u64 count; /* number of waits */
 };
 
 /* A scheduler thread of the target. */
 struct sampled_thread {
 	__u64 scheduler; /* its ErtsSchedulerData, address */
-	__u64 stack_top; /* where its C stack begins when Erlang code calls C, address */
+	__u64 stack_top; /* its C stack pointer when Erlang code calls C, address */
 };
 
-/* One look at a thread, or at a process that waited; the words of its stacks follow it in the ring. */
+/* A sample of a thread, or of a process that waited; the words of its stacks follow it in the ring. */
 struct sample {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
-	__u64 weight_ns; /* how much time it stands for, ns */
+	__u64 weight_ns; /* time that it represents, ns */
 	__u32 tid; /* the OS thread */
 	__u32 failed; /* reads of the target's memory that failed */
-	__u32 kernel_frames; /* of kernel, from the innermost */
+	__u32 kernel_frames; /* entries of kernel, from the innermost frame */
 	__u32 reason; /* off-CPU: WAIT_* */
-	__u32 erlang_bytes; /* of the Erlang stack, first behind this struct */
-	__u32 native_bytes; /* of the C stack, behind the Erlang stack */
+	__u32 erlang_bytes; /* bytes of the Erlang stack, which follow this struct */
+	__u32 native_bytes; /* bytes of the C stack, which follow the Erlang stack */
 	__u64 ip; /* the registers of the thread in user space, address */
 	__u64 sp; /* stack pointer; the C stack's words begin here, address */
-	__u64 rbp; /* saved by whom is called, as are the next five */
+	__u64 rbp; /* callee-saved, as are the next five */
 	__u64 rbx; /*  */
 	__u64 r12; /*  */
 	__u64 r13; /*  */
 	__u64 r14; /*  */
 	__u64 r15; /*  */
-	__u64 stack_top; /* that of sampled_thread, address */
+	__u64 stack_top; /* of sampled_thread, address */
 	__u64 process; /* the Process on the scheduler, address */
-	__u64 pid; /* who that is, eterm */
+	__u64 pid; /* its pid, eterm */
 	__u64 port; /* the port on the scheduler, eterm */
-	__u64 nif; /* environment of the native function that runs, address */
-	__u64 heap; /* of the process, as the next five, address */
-	__u64 stop; /* top of the stack, as of the last time it was put down, address */
-	__u64 hend; /* where the stack begins, address */
-	__u64 frame_pointer; /* likewise, address */
-	__u64 i; /* likewise, the code to go on with, address */
-	__u64 current; /* likewise, the ErtsCodeMFA, address */
-	__u64 bottom; /* the last word of the Erlang stack: where the process ends, address */
-	__u64 erlang_from; /* address of the first word of the Erlang stack that follows, address */
+	__u64 nif; /* environment of the NIF that runs, address */
+	__u64 heap; /* field of the process, as are the next five, address */
+	__u64 stop; /* top of the stack when it was last stored, address */
+	__u64 hend; /* bottom of the stack, address */
+	__u64 frame_pointer; /* frame pointer when it was last stored, address */
+	__u64 i; /* where it resumes, address */
+	__u64 current; /* its ErtsCodeMFA, address */
+	__u64 bottom; /* the bottom word of the Erlang stack: the return address of the first function, address */
+	__u64 erlang_from; /* address of the first copied word of the Erlang stack, address */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
 };
 
-/* One process that was seen going off its scheduler. */
-struct waiting {
-	__u64 since_ns; /* since when it is off; 0 while it is on, ns */
-	__u64 i; /* the code to go on with, address */
-	__u64 position_ns; /* how far it is in the stretch of waiting that one sample stands for, ns */
-	__u64 point_ns; /* where in that stretch the sample is taken, ns */
-	__u32 reason; /* WAIT_* */
-	__u32 seen; /* 1 once it was seen on a scheduler */
-};
-
-/* A place in the code where processes wait, and why. */
-struct wait_site {
-	__u64 i; /* the code to go on with, address */
-	__u64 reason; /* WAIT_* */
-};
-
-/* All waiting at one place. */
-struct wait_total {
-	__u64 ns; /* how long, ns */
-	__u64 count; /* how often */
+/* Location of one argument of a USDT site. */
+struct usdt_argument {
+	__s64 value; /* the constant, the displacement, or the address */
+	__u16 reg; /* offset into struct pt_regs */
+	__u8 form; /* ARGUMENT_* */
+	__u8 size; /* 1, 2, 4 or 8, bytes */
+	__u8 is_signed; /* 1: extend the sign */
+	__u8 padding[3]; /* named, so that it is zero */
 };
 
 /* A process was created. */
@@ -538,7 +596,7 @@ struct spawn_record {
 	__u8 flags; /* FLAG_* bits */
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
-	__u64 parent; /* who asked for it, eterm */
+	__u64 parent; /* the process that spawned it, eterm */
 	__u64 module; /* atom: first of M:F/A, eterm */
 	__u64 function; /* atom: second of M:F/A, eterm */
 	__u64 reserved[1]; /* zero */
@@ -567,7 +625,7 @@ struct send_record {
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 receiver; /* pid; absent where it is on another node, eterm */
 	__u64 size; /* size of the copied message, words */
-	__u64 message; /* the ErtsMessage, which its receive tells as well, address */
+	__u64 message; /* the ErtsMessage, which the record of its receive has as well, address */
 	__u64 reserved[1]; /* zero */
 };
 
@@ -581,7 +639,7 @@ struct receive_record {
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 message; /* the ErtsMessage, to pair it with its send, address */
 	__u64 size; /* size of the message, words */
-	__u64 sender; /* who the VM noted as the sender; an atom for its own services, eterm */
+	__u64 sender; /* the sender that the VM noted; an atom for its own services, eterm */
 	__u64 reserved[1]; /* zero */
 };
 
@@ -607,8 +665,8 @@ struct gc_record {
 	__u8 flags; /* FLAG_* bits */
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
-	__u64 duration_ns; /* how long the process stood still, ns */
-	__u64 reclaimed; /* live words before, less live words after, words */
+	__u64 duration_ns; /* how long the process was stopped, ns */
+	__u64 reclaimed; /* live words before minus live words after, words */
 	__u64 live; /* words in use after, young and old heap, words */
 	__u64 reserved[1]; /* zero */
 };
@@ -636,7 +694,7 @@ struct port_open_record {
 	char name[24]; /* driver or command, cut at 24 bytes */
 };
 
-/* A port began to close; process is who or what closed it. */
+/* A port began to close; process is the process or port that closed it. */
 struct port_close_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
 	__u16 kind; /* which record this is */
@@ -649,7 +707,7 @@ struct port_close_record {
 	__u64 reserved[2]; /* zero */
 };
 
-/* A driver said its port is busy, or no longer; process is the port's owner. */
+/* A driver marked its port busy or not busy; process is the port's owner. */
 struct port_busy_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
 	__u16 kind; /* which record this is */
@@ -722,6 +780,12 @@ struct thread_record {
 	__u32 other; /* the thread that ran before (on) or after (off); 0 is none */
 	__u64 state; /* off: the kernel's state of the thread, 0 if it was preempted */
 	__u64 reserved[2]; /* zero */
+};
+
+/* Any record, its own fields as words. */
+struct record {
+	struct header header;
+	__u64 body[4];
 };
 
 /* Every record, so that each object's BTF has them; libbpf skips the section. */

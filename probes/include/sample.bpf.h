@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the profiler's programs share: their settings, the target's schedulers, and how a process
- * and its Erlang stack are read.
+ * What the profiler's programs share: settings, the target's schedulers, and reading a process.
  */
 #ifndef SAMPLE_BPF_H
 #define SAMPLE_BPF_H
@@ -30,8 +29,7 @@ struct {
 	__uint(max_entries, 4096);
 } samples SEC(".maps");
 
-enum sample_count { SAMPLES_TAKEN, SAMPLES_LOST, SAMPLE_COUNTS };
-
+/* By enum sample_count. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, SAMPLE_COUNTS);
@@ -39,17 +37,17 @@ struct {
 	__type(value, __u64);
 } counts SEC(".maps");
 
-static __always_inline void count(enum sample_count what)
+static __always_inline void count_sample(enum sample_count which)
 {
-	__u32 key = what;
+	__u32 key = which;
 	__u64 *value = bpf_map_lookup_elem(&counts, &key);
 
 	if (value)
 		__sync_fetch_and_add(value, 1);
 }
 
-/* A word of the target, 0 where it cannot be read; that is counted in the sample. */
-static __always_inline __u64 word(struct sample *sample, __u64 address)
+/* A word of the target; 0 if it cannot be read, which is counted in the sample. */
+static __always_inline __u64 read_word(struct sample *sample, __u64 address)
 {
 	__u64 value = 0;
 
@@ -58,26 +56,27 @@ static __always_inline __u64 word(struct sample *sample, __u64 address)
 	return value;
 }
 
-static __always_inline __u64 field(struct sample *sample, __u64 base, __u32 offset)
+/* The same; 0 also if the offset is unknown. */
+static __always_inline __u64 read_field(struct sample *sample, __u64 base, __u32 offset)
 {
-	return offset ? word(sample, base + offset) : 0;
+	return offset ? read_word(sample, base + offset) : 0;
 }
 
-/* Who is at *process*, and where its stack lies. A Process begins with its pid. */
+/* Read the Process at *process*: its pid, which is its first word, and where its stack is. */
 static __always_inline void read_process(struct sample *sample, __u64 process)
 {
 	sample->process = process;
 	if (!process)
 		return;
-	sample->pid = word(sample, process);
-	sample->heap = field(sample, process, settings.process_heap);
-	sample->stop = field(sample, process, settings.process_stop);
-	sample->hend = field(sample, process, settings.process_hend);
-	sample->frame_pointer = field(sample, process, settings.process_frame_pointer);
-	sample->i = field(sample, process, settings.process_i);
-	sample->current = field(sample, process, settings.process_current);
+	sample->pid = read_word(sample, process);
+	sample->heap = read_field(sample, process, settings.process_heap);
+	sample->stop = read_field(sample, process, settings.process_stop);
+	sample->hend = read_field(sample, process, settings.process_hend);
+	sample->frame_pointer = read_field(sample, process, settings.process_frame_pointer);
+	sample->i = read_field(sample, process, settings.process_i);
+	sample->current = read_field(sample, process, settings.process_current);
 	if (sample->hend)
-		sample->bottom = word(sample, sample->hend - 8);
+		sample->bottom = read_word(sample, sample->hend - 8);
 }
 
 #endif

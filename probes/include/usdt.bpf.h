@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Arguments of USDT probes. A site is known by its address, because attach cookies came with Linux
- * 5.15 and we start at 5.8. OTP's text arguments point to a buffer that lives as long as the probe.
+ * Arguments of USDT probes. A site is identified by its address, because attach cookies need Linux
+ * 5.15, and 5.8 is supported. OTP's text arguments point to a buffer that is valid during the
+ * probe.
  */
 #ifndef SCOPE_USDT_BPF_H
 #define SCOPE_USDT_BPF_H
 
 #include "scope.bpf.h"
-
-#define USDT_ARGUMENTS 8
 
 struct usdt_site {
 	struct usdt_argument arguments[USDT_ARGUMENTS];
@@ -21,7 +20,7 @@ struct {
 	__type(value, struct usdt_site);
 } usdt_sites SEC(".maps");
 
-/* One argument as 64 bits; 0 where the site or its form is not known. */
+/* One argument as 64 bits; 0 if the site or the argument's form is not known. */
 static __noinline __u64 usdt_argument(struct pt_regs *ctx, __u32 index)
 {
 	__u64 ip = PT_REGS_IP(ctx), value = 0;
@@ -37,7 +36,7 @@ static __noinline __u64 usdt_argument(struct pt_regs *ctx, __u32 index)
 		return argument->value;
 	case ARGUMENT_REGISTER:
 	case ARGUMENT_MEMORY:
-		/* The verifier allows no variable offset into the context, a read does. */
+		/* The verifier allows no variable offset into the context, but a helper does. */
 		if (bpf_probe_read_kernel(&value, sizeof(value), (void *)ctx + argument->reg))
 			return 0;
 		if (argument->form == ARGUMENT_REGISTER)
@@ -60,7 +59,7 @@ static __noinline __u64 usdt_argument(struct pt_regs *ctx, __u32 index)
 }
 
 /*
- * "<0.82.0>" as number | serial << 32. 0 where the text is no pid of this node, such as
+ * "<0.82.0>" as number | serial << 32. 0 if the text is not a pid of this node, such as
  * "<9012.82.0>", a registered name, or a port.
  */
 static __noinline __u64 text_pid(const char *address)

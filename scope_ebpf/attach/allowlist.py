@@ -17,7 +17,7 @@ INTERPRETER: Final = "emu"
 #: These probes, at calls and at returns. They are not in ``events.toml``, so no event uses them.
 CALLS: Final = ("local__function__entry", "global__function__entry")
 RETURNS: Final = ("function__return",)
-_EVERYWHERE: Final = frozenset(hook.name for variant in events.WAYS for hook in variant.hooks)
+_EVERYWHERE: Final = frozenset(hook.name for variant in events.VARIANTS for hook in variant.hooks)
 
 
 def at_calls(flavor: str) -> frozenset[str]:

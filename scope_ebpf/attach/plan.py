@@ -23,7 +23,7 @@ Via = Literal["auto", "usdt", "symbol"]
 EVENTS = tuple(events.KINDS)
 #: The events of a trace by default: all whose hooks are cheap enough for ten seconds.
 DEFAULT_EVENTS = tuple(
-    event for event in EVENTS if not any(v.on_request for v in events.WAYS if v.event == event)
+    event for event in EVENTS if not any(v.on_request for v in events.VARIANTS if v.event == event)
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Seconds that the programs run by which hits are measured, and runs that tell more of another.
 _MEASURED_RUN, _ENOUGH_RUNS = 0.1e-6, 1000
-_RETURNS = {h.program for way in events.WAYS for h in way.hooks if h.returns}
+_RETURNS = {h.program for variant in events.VARIANTS for h in variant.hooks if h.returns}
 
 
 class Bill:

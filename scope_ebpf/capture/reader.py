@@ -78,8 +78,8 @@ class Contents(Samples):
         """
         head, maps, end = self.head, self.maps, self.end
         shape = (len(events.KINDS), events.CLASSES, 1)
-        tallies = maps.tallies if maps else np.zeros(shape, events.TALLY)
-        durations = maps.durations if maps else np.zeros(shape, events.DURATIONS)
+        tallies = maps.tallies if maps else np.zeros(shape, events.COUNTERS)
+        durations = maps.durations if maps else np.zeros(shape, events.HISTOGRAM)
         if end is None:
             until = maps.time_ns if maps else head.clocks.monotonic
             seconds = max(0, until - head.clocks.monotonic) / 1e9
@@ -249,15 +249,15 @@ def _take_maps(contents: Contents, schema: Schema, payload: bytes) -> None:
 
 def _maps_of(payload: bytes, schema: Schema) -> Maps:
     kinds, classes = schema.shape
-    fields = [(t, n) for t in (events.TALLY, events.DURATIONS) for n in t.names or ()]
+    fields = [(t, n) for t in (events.COUNTERS, events.HISTOGRAM) for n in t.names or ()]
     widths = [int(np.prod(dtype[name].shape, dtype=int)) for dtype, name in fields]
     if len(payload) != _MAPS_HEAD + 8 * kinds * classes * sum(widths):
         raise CaptureError("a block of maps has another size than its maps")
     values = np.frombuffer(payload, "<u8")
-    made = [np.zeros((kinds, classes), dtype) for dtype in (events.TALLY, events.DURATIONS)]
+    made = [np.zeros((kinds, classes), dtype) for dtype in (events.COUNTERS, events.HISTOGRAM)]
     offset = 2
     for (dtype, name), width in zip(fields, widths, strict=True):
-        target = made[0 if dtype is events.TALLY else 1][name]
+        target = made[0 if dtype is events.COUNTERS else 1][name]
         column = values[offset : offset + kinds * classes * width]
         target[...] = column.reshape(target.shape)
         offset += column.size

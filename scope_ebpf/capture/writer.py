@@ -143,7 +143,7 @@ def maps_payload(
 ) -> bytes:
     """Time and hits, then each field of both maps, all CPUs together."""
     parts = [np.array([time_ns, hits], _COUNT).tobytes()]
-    for values, dtype in ((tallies, events.TALLY), (durations, events.DURATIONS)):
+    for values, dtype in ((tallies, events.COUNTERS), (durations, events.HISTOGRAM)):
         names = dtype.names or ()
         parts += [values[name].sum(axis=2).astype(_COUNT).tobytes() for name in names]
     return b"".join(parts)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Functions, parse
 from scope_ebpf.beam.code.modules import Modules
 from scope_ebpf.beam.processes.atoms import Atoms
@@ -14,7 +15,6 @@ from scope_ebpf.cli.options import add_force, add_max_cost
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.breakpoints import MOST
-from scope_ebpf.kernel.observers.probe_watch import MOST as PROBED
 from scope_ebpf.planning.function_probes import places
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.sinks.plain import say, spelled
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     functions = Functions(target, atoms, modules)
     candidates = {f.address: f for pattern in patterns for f in functions.find(pattern)}
     jit = target.flavor == "jit"
-    most = MOST - arguments.durations if jit else PROBED
+    most = MOST - arguments.durations if jit else events.MAX_PROBED_FUNCTIONS
     chosen = choose(list(candidates.values()), most, _ROOM[jit])
     return _watch(arguments, target, (atoms, modules, functions), chosen)
 

@@ -73,7 +73,7 @@ def _examine(pid: int) -> dict[str, Any]:
     names = {place.offset: place.name for way in (chosen, *ways) for place in way.attachments}
     rows = []
     for item, *others in zip(chosen.items, *(w.items for w in ways), strict=True):
-        way = next((w for w in events.WAYS if (w.event, w.via) == (item.event, item.via)), None)
+        way = next((w for w in events.VARIANTS if (w.event, w.via) == (item.event, item.via)), None)
         other = next((o for o in others if o.via != item.via and not o.attachments), None)
         rows.append(
             {

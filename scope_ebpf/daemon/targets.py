@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scope_ebpf import events
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.vm.discover import Refusal
@@ -43,7 +44,7 @@ from scope_ebpf.errors import (
 )
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.observers.program_pool import Spares
-from scope_ebpf.kernel.observers.tracepoints import MAX_TARGETS, ThreadWatch, attach_or_reason
+from scope_ebpf.kernel.observers.tracepoints import ThreadWatch, attach_or_reason
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -435,7 +436,7 @@ class Targets:
             if why and self.config.strict:
                 raise HostError(f"--strict, and {what}: {why}")
         place = None
-        if self.thread_watch and not self._places.refusal(owner, MAX_TARGETS):
+        if self.thread_watch and not self._places.refusal(owner, events.MAX_TARGETS):
             place = self.thread_watch.add()
         if place is not None:
             self._places.enter(target.pid, owner)

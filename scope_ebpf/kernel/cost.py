@@ -81,7 +81,7 @@ UNKNOWN = HitCost(entry=5e-6, returns=10e-6)
 _UNMEASURED = "the cost of a hit could not be measured here: 5 us are taken, more than it takes"
 #: Until it is measured: the cost on a slow virtual machine.
 GUESS = HitCost(entry=1.5e-6, returns=3e-6)
-_RETURNS = {h.program for w in events.WAYS for h in w.hooks if h.returns}
+_RETURNS = {h.program for w in events.VARIANTS for h in w.hooks if h.returns}
 
 
 def measure(on_measured: Callable[[HitCost], None] = lambda _: None) -> HitCost:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class its sum of
-#: durations in ns and its 40 slots.
-SLOTS = 40
+#: durations in ns and its slots.
+SLOTS = events.HISTOGRAM_SLOTS
 COUNTS = events.CLASSES
 WIDTH = COUNTS + events.CLASSES * (1 + SLOTS)
 

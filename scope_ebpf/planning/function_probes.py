@@ -25,37 +25,21 @@ if TYPE_CHECKING:
 
 FAMILY: Final = "interpreted"
 #: Length at which the VM cuts M:F/A texts, bytes (DTRACE_TERM_BUF_SIZE, dtrace-wrapper.h).
-MOST_BYTES: Final = 255
+MOST_BYTES: Final = events.FUNCTION_TEXT_BYTES - 1
 #: Functions that look up the function of an apply and fire a probe; then the instruction that
 #: called them fires it again (beam_common.c, and DISPATCH_EXPORT in emu/macros.tab). The second one
 #: is counted as the call.
 _LOOK_UP: Final = ("apply", "fixed_apply")
 
 
-def _hook(program: str, name: str) -> events.Hook:
-    return events.Hook(
-        program,
-        name,
-        returns=False,
-        mangled=False,
-        optional=False,
-        call=None,
-        local=False,
-        at_call=(),
-        arguments=(),
-    )
-
-
-_VARIANT: Final = events.Way(
+_VARIANT: Final = events.Variant(
     "call",
     "usdt",
     FAMILY,
     flavor=allowlist.INTERPRETER,
-    on_request=None,
-    needs=(),
     hooks=(
-        *(_hook("function_called", name) for name in allowlist.CALLS),
-        *(_hook("function_returned", name) for name in allowlist.RETURNS),
+        *(events.Hook("function_called", name) for name in allowlist.CALLS),
+        *(events.Hook("function_returned", name) for name in allowlist.RETURNS),
     ),
 )
 

@@ -3,7 +3,7 @@
 The planner: which hooks each wanted event has in a target's binary, and where.
 
 Pure: it makes a plan from a binary's symbols and notes and the wanted events. The plan has only
-hooks of ``events.WAYS``.
+hooks of ``events.VARIANTS``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Kinds of hook in the order in which they are tried. Tracepoints do not depend on the VM.
 _VIAS: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
-_BY_TRACEPOINT = {v.event for v in events.WAYS if v.via == "tracepoint"}
+_BY_TRACEPOINT = {v.event for v in events.VARIANTS if v.via == "tracepoint"}
 
 
 class _Site(Protocol):
@@ -99,10 +99,10 @@ def _variant(
     binary: Executable, flavor: str, event: str, via: str, settings: Collection[str]
 ) -> tuple[tuple[Attachment, ...], str]:
     """The attachments of the first variant that fits, or the reason why there are none."""
-    for refusal in events.REFUSALS:
+    for refusal in events.UNAVAILABLE:
         if (refusal.event, refusal.via) == (event, via) and refusal.flavor in (None, flavor):
             return (), refusal.reason
-    for variant in events.WAYS:
+    for variant in events.VARIANTS:
         if (variant.event, variant.via) != (event, via) or variant.flavor not in (None, flavor):
             continue
         missing = [name for name in variant.needs if name not in settings]
@@ -112,7 +112,7 @@ def _variant(
     return (), f"there is no {via} hook for it"
 
 
-def _attachments(binary: Executable, variant: events.Way) -> tuple[tuple[Attachment, ...], str]:
+def _attachments(binary: Executable, variant: events.Variant) -> tuple[tuple[Attachment, ...], str]:
     family = variant.family
     if variant.via == "tracepoint":
         hooks = (
@@ -142,7 +142,9 @@ def semaphores(binary: Executable) -> dict[int, int]:
     }
 
 
-def symbol_places(binary: Executable, variant: events.Way, hook: events.Hook) -> list[Attachment]:
+def symbol_places(
+    binary: Executable, variant: events.Variant, hook: events.Hook
+) -> list[Attachment]:
     """
     The attachment for a hook that is a function; none if the binary does not have it.
 
@@ -198,7 +200,7 @@ def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry
     return cheap if usable else entry.START
 
 
-def usdt_places(binary: Executable, variant: events.Way, hook: events.Hook) -> list[Attachment]:
+def usdt_places(binary: Executable, variant: events.Variant, hook: events.Hook) -> list[Attachment]:
     """
     The attachments for a hook that is a USDT probe, one for each of its sites.
 

@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.code.captured_words import WORDS, Shaper
+from scope_ebpf import events
+from scope_ebpf.beam.code.captured_words import Shaper
 from scope_ebpf.beam.code.follow import Follow
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.terms import PidCodec
@@ -204,7 +205,7 @@ class CallRun(CallTurns):
         self._returns[address] += 1
         arity = int(row["arity"])
         shapes = self._shaper.shapes(
-            row["x"].tolist()[:arity], row["pieces"].reshape(-1, WORDS)
+            row["x"].tolist()[:arity], row["captures"].reshape(-1, events.CAPTURE_WORDS)
         ) + ["..."] * (arity > _ARGUMENTS)
         return Call(*head, *name, tuple(shapes), *self._caller(address), int(row["tid"]))
 

@@ -45,8 +45,6 @@ _LONGEST_PERIOD_NS = 4_000_000_000
 _MOST_KNOWN = 50_000
 #: Seconds for which the price of a hit is waited for at the end.
 _PATIENCE = 2.0
-#: Of the stack of a process that still waits at the end, bytes.
-_MAX_STACK = 8192
 
 
 def off_cpu(
@@ -170,7 +168,7 @@ def _pending_sample(target: Target, process: int, waiting: np.void, now: int) ->
     stop, end = int(sample["stop"][0]), int(sample["hend"][0])
     if sample["i"] != waiting["i"] or not stop < end:
         return None
-    words = memory.read(stop, min(end - stop, _MAX_STACK))
+    words = memory.read(stop, min(end - stop, events.OFF_CPU_STACK_BYTES))
     sample["bottom"] = memory.u64(end - 8)
     sample["erlang_from"], sample["erlang_bytes"] = stop, len(words)
     return sample.tobytes() + words

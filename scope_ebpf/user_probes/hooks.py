@@ -27,9 +27,9 @@ _FAMILY = "user"
 _FUNCTION = {"uprobe__": False, "uretprobe__": True}
 
 
-def named() -> dict[str, tuple[events.Way, ...]]:
+def named() -> dict[str, tuple[events.Variant, ...]]:
     """Each ``on_`` name, and the ways that its program is part of."""
-    ways = [way for way in events.WAYS if way.via == "symbol"]
+    ways = [variant for variant in events.VARIANTS if variant.via == "symbol"]
     programs = dict.fromkeys(hook.program for way in ways for hook in way.hooks)
     return {
         f"on_{program}": tuple(w for w in ways if any(h.program == program for h in w.hooks))
@@ -50,17 +50,7 @@ def places(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]
     if prefix is None:
         raise ProbeError(_unknown(function))
     name = function.removeprefix(prefix)
-    hook = events.Hook(
-        function,
-        name,
-        returns=_FUNCTION[prefix],
-        mangled=True,
-        optional=False,
-        call=None,
-        local=False,
-        at_call=(),
-        arguments=(),
-    )
+    hook = events.Hook(function, name, returns=_FUNCTION[prefix], mangled=True)
     symbol = binary.symbol(name)
     variable = symbol is not None and not symbol.is_function
     found = [] if variable else symbol_places(binary, _way(hook), hook)
@@ -91,8 +81,8 @@ def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _way(hook: events.Hook) -> events.Way:
-    return events.Way(hook.program, "symbol", _FAMILY, None, None, (), (hook,))
+def _way(hook: events.Hook) -> events.Variant:
+    return events.Variant(hook.program, "symbol", _FAMILY, (hook,))
 
 
 def _unknown(function: str) -> str:

@@ -123,7 +123,7 @@ def shape_of(dtype: np.dtype, skip: int = 0) -> Shape:
 
 def differences(name: str, theirs: Shape | None, ours: Shape) -> list[str]:
     """
-    A line for each way in which the object's struct is not the dtype.
+    A line for each difference between the object's struct and the dtype.
     """
     if theirs is None:
         return [f"{name}: the object's BTF does not have it"]

@@ -11,18 +11,18 @@ import scope_ebpf
 from scope_ebpf import events
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
-FAMILIES = sorted({way.family for way in events.WAYS})
+FAMILIES = sorted({variant.family for variant in events.VARIANTS})
 #: What every object has.
 SHARED = {
     "settings": events.SETTINGS,
-    "tally": events.TALLY,
-    "durations": events.DURATIONS,
-    "allowance": events.ALLOWANCE,
-    "measure": events.MEASURE,
-    "edge": events.EDGE,
+    "counters": events.COUNTERS,
+    "histogram": events.HISTOGRAM,
+    "quota": events.QUOTA,
+    "reference_counter": events.REFERENCE_COUNTER,
+    "counter_sample": events.COUNTER_SAMPLE,
 }
 #: What has arguments of USDT sites.
-WITH_USDT = sorted({way.family for way in events.WAYS if way.via == "usdt"})
+WITH_USDT = sorted({variant.family for variant in events.VARIANTS if variant.via == "usdt"})
 RING_HEADER = 8
 
 
@@ -33,7 +33,7 @@ def btf(family: str) -> Btf:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_record_of_every_object_is_the_dtype(family: str):
     """
-    Each record has the same fields at the same places in the object as in numpy, field by field.
+    Each record has the same fields at the same offsets in the object as in numpy, field by field.
     """
     found = btf(family)
     lines = []
@@ -46,7 +46,7 @@ def test_every_record_of_every_object_is_the_dtype(family: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_map_value_of_every_object_is_the_dtype(family: str):
     """
-    Settings and the values of maps have the same fields at the same places on both sides.
+    Settings and the values of maps have the same fields at the same offsets on both sides.
     """
     found = btf(family)
     lines = []
@@ -58,7 +58,7 @@ def test_every_map_value_of_every_object_is_the_dtype(family: str):
 @pytest.mark.parametrize("family", WITH_USDT)
 def test_the_description_of_a_usdt_argument_is_the_dtype(family: str):
     """
-    Where an argument of a USDT site lies is described alike on both sides.
+    The location of an argument of a USDT site has the same fields on both sides.
     """
     found = btf(family).shape("usdt_argument")
     assert [] == differences("usdt_argument", found, shape_of(events.USDT_ARGUMENT))
@@ -154,16 +154,16 @@ def test_a_struct_that_is_not_there_is_a_difference():
     """
     A struct that the object does not describe cannot pass for an equal one.
     """
-    lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.TALLY))
+    lines = differences("telepathy", btf("gc").shape("telepathy"), shape_of(events.COUNTERS))
     assert ["telepathy: the object's BTF does not have it"] == lines
 
 
 @pytest.mark.parametrize(
-    "name", ["call_settings", "call_place", "call_totals", "call_pending", "call_hit"]
+    "name", ["call_settings", "breakpoint_site", "call_totals", "call_pending", "call_hit"]
 )
 def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
     """
-    What function.bpf.c shares with Python has the same fields at the same places on both sides.
+    What function.bpf.c shares with Python has the same fields at the same offsets on both sides.
     """
     found = btf("function").shape(name)
     assert [] == differences(name, found, shape_of(getattr(events, name.upper())))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Takes the objects that it is told of, as a session does, and says what was wrong.
+#: Loads the named objects, as a session does, and prints what was wrong.
 TAKE = """
 import sys
 from scope_ebpf.errors import HostError
@@ -61,7 +61,7 @@ class Tree:
 
     def take(self, *families: str) -> str:
         """
-        What is said when objects are taken; nothing when all is well.
+        The error when objects are loaded; empty if there is none.
         """
         command = [sys.executable, "-c", TAKE, *families]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
@@ -102,7 +102,7 @@ def test_an_object_of_another_vocabulary_is_refused(tree: Tree):
 
 def test_a_program_that_runs_refuses_what_was_rebuilt_under_it(tree: Tree):
     """
-    What counts is the events.py that the process began with, not the one that lies there by now.
+    An object is compared with the events.py that the process was started with, not the present one.
     """
     tree.edit(
         "probes/events.toml", "[flags]", '[flags]\nNEW = "a flag that comes before the others"'
@@ -118,10 +118,10 @@ def test_a_program_that_runs_refuses_what_was_rebuilt_under_it(tree: Tree):
 
 def test_objects_of_two_builds_do_not_go_together(tree: Tree):
     """
-    Objects share maps, so one whose shared header was another is refused beside the others.
+    Objects share maps, so one that was built with other shared headers is rejected.
     """
     old = (tree.objects / "gc.bpf.o").read_bytes()
-    tree.edit("probes/include/scope.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
+    tree.edit("probes/include/quota.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
     tree.build()
     assert "" == tree.take("gc", "code")
     (tree.objects / "gc.bpf.o").write_bytes(old)
@@ -136,7 +136,7 @@ def test_an_object_of_another_build_is_built_again(tree: Tree):
     """
     other, ours = (tree.objects / f"{name}.bpf.o" for name in ("gc", "code"))
     old = other.read_bytes()
-    tree.edit("probes/include/scope.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
+    tree.edit("probes/include/quota.bpf.h", "#define SPENT_AT_ONCE 64", "#define SPENT_AT_ONCE 32")
     tree.build()
     other.write_bytes(old)  # as an older checkout leaves it, and newer than every source
     before = ours.stat().st_mtime_ns
@@ -147,7 +147,7 @@ def test_an_object_of_another_build_is_built_again(tree: Tree):
 
 def test_an_object_without_a_build_is_refused(tree: Tree):
     """
-    An object from before there were builds, or of somebody else, is not ours to load.
+    An object without a build stamp, old or foreign, is not loaded.
     """
     path = tree.objects / "gc.bpf.o"
     path.write_bytes(path.read_bytes().replace(b"scope-ebpf build", b"whatever it was "))

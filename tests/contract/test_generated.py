@@ -43,6 +43,18 @@ def test_a_stale_file_is_found(generate, tmp_path: Path, monkeypatch, capsys):
     assert expected == capsys.readouterr().err
 
 
+def test_the_length_of_an_array_is_a_product_of_constants(generate):
+    """
+    Constants in a length are replaced by their product; an unknown name is an error.
+    """
+    numbers = {"ROWS": 3, "COLUMNS": 8}
+    assert "u64[24]" == generate.with_length("u64[ROWS * COLUMNS]", numbers)
+    assert "u64[2]" == generate.with_length("u64[2]", numbers)
+    with pytest.raises(SystemExit) as error:
+        generate.with_length("u64[LAYERS]", numbers)
+    assert "events.toml: 'u64[LAYERS]' needs LAYERS, which is no constant" == str(error.value)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -22,7 +22,8 @@ MAY = {
     # Plain data and arithmetic.
     "arrays": set(),
     "errors": set(),
-    "events": set(),
+    "schema": set(),
+    "events": {"schema"},
     "output": set(),
     "plain": set(),
     "relations": set(),

@@ -14,14 +14,14 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 
 OBJECTS = Path(scope_ebpf.__file__).parent / "kernel/objects"
 PROBES = Path(__file__).parents[2] / "probes"
-FAMILIES = sorted({way.family for way in events.WAYS})
+FAMILIES = sorted({variant.family for variant in events.VARIANTS})
 #: include/uapi/linux/bpf.h: BPF_F_NO_PREALLOC
 NO_PREALLOC = 1
 
 
 def programs(path: Path) -> dict[str, str]:
     """
-    The programs of an object, and the section each lies in; tracepoints by their names.
+    The programs of an object, and the section of each; tracepoints by their names.
     """
     with path.open("rb") as file:
         elf = ELFFile(file)
@@ -36,11 +36,11 @@ def programs(path: Path) -> dict[str, str]:
         return found
 
 
-def section(way: events.Way, hook: events.Hook) -> str:
+def section(variant: events.Variant, hook: events.Hook) -> str:
     """
     What the section of a hook's program is called.
     """
-    if way.via == "tracepoint":
+    if variant.via == "tracepoint":
         return hook.name
     return "uretprobe" if hook.returns else "uprobe"
 
@@ -48,13 +48,13 @@ def section(way: events.Way, hook: events.Hook) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_object_has_the_programs_of_its_hooks_and_no_others(family: str):
     """
-    Each hook's program is in its family's object, for what the hook says.
+    Each hook's program is in its family's object, for an entry, a return or a tracepoint.
     """
     expected = {
-        hook.program: section(way, hook)
-        for way in events.WAYS
-        if way.family == family
-        for hook in way.hooks
+        hook.program: section(variant, hook)
+        for variant in events.VARIANTS
+        if variant.family == family
+        for hook in variant.hooks
     }
     assert expected == programs(OBJECTS / f"{family}.bpf.o")
 

@@ -5,13 +5,13 @@ import ast
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 from beams_run import require
 
-from scope_ebpf import errors
-from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ
+from scope_ebpf import errors, events
 
 ROOT = Path(__file__).parents[2]
 LICENSED = (".py", ".c", ".h", ".erl", ".ex", ".sh")
@@ -172,13 +172,35 @@ def test_a_test_without_a_sentence_is_found(body: str):
     assert ([] if body.endswith(".'''") else ["test_x"]) == found
 
 
-def test_the_clock_is_as_fast_as_the_programs_take_it_to_be():
+def test_the_timer_is_as_fast_as_the_programs_take_it_to_be():
     """
-    How often it looks stands in C and in Python, and is the same.
+    The programs compute the time between two samples from the rate that Python sets.
     """
-    found = re.search(r"CLOCK_NS \(1000000000ULL / (\d+)\)", text(ROOT / "probes/threads.bpf.c"))
-    assert found
-    assert int(found[1]) == SAMPLE_HZ
+    header = text(ROOT / "probes/include/thread_times.bpf.h")
+    assert "#define SAMPLE_NS (1000000000ULL / SAMPLE_HZ)" in header
+    assert "SAMPLE_HZ" not in defined(ROOT / "probes/include/thread_times.bpf.h")
+    assert events.SAMPLE_HZ == defined(ROOT / "probes/include/events.generated.h")["SAMPLE_HZ"]
+
+
+def defined(path: Path) -> dict[str, int]:
+    """
+    The numbers that a C file defines, by name.
+    """
+    found = re.findall(r"^#define (\w+)\s+(\d+)\b", text(path), re.MULTILINE)
+    return {name: int(value) for name, value in found}
+
+
+def test_a_constant_of_both_languages_is_written_once():
+    """
+    C and Python have the same numbers from events.toml, and no probe defines one of them itself.
+    """
+    toml = tomllib.loads(text(ROOT / "probes/events.toml"))
+    wanted = {name: constant["value"] for name, constant in toml["constants"].items()}
+    generated = defined(ROOT / "probes/include/events.generated.h")
+    assert wanted == {name: generated[name] for name in wanted}
+    assert wanted == {name: getattr(events, name) for name in wanted}
+    probes = [*ROOT.glob("probes/*.bpf.c"), *ROOT.glob("probes/include/*.bpf.h")]
+    assert [] == [(p.name, n) for p in probes for n in defined(p) if n in wanted]
 
 
 #: What reads files of ours as text, or splits what is no text of /proc.

@@ -28,7 +28,7 @@ from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ, TYPES, ThreadWatch
+from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,7 +251,7 @@ def test_a_place_that_is_used_again_begins_at_nothing(watch):
             places.append(watch.add())
             seen = WatchedThreads(watch, inspect(beam.pid), places[-1])
             before = watch.totals(places[-1])
-            assert len(before) == TYPES
+            assert len(before) == events.THREAD_TYPES
             beam.plant("messages 2000")
             seen.tick()
             assert int(seen.totals["switches"].sum()) > 0
@@ -297,7 +297,7 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
         told = seen.books.sampled.busy_wait[0] - spun
-        assert told == pytest.approx(busy / SAMPLE_HZ)
+        assert told == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
     return Spins(samples, busy, cpu, cpu - worked)
 
@@ -314,7 +314,9 @@ def test_busy_waiting_is_told_from_work(watch, kind):
     assert found.busy / found.samples == pytest.approx(theirs, abs=found.spread() + 0.1)
     # Each sample stands for the same time.
     near = SIGMAS * math.sqrt(found.samples)
-    assert found.samples == pytest.approx(found.cpu * SAMPLE_HZ, abs=near + 0.05 * found.samples)
+    assert found.samples == pytest.approx(
+        found.cpu * events.SAMPLE_HZ, abs=near + 0.05 * found.samples
+    )
 
 
 def test_who_may_not_spin_does_not(watch):

@@ -46,14 +46,14 @@ def places(loaded: BpfObject) -> Map:
     """
     A hash whose keys are addresses.
     """
-    return loaded.map("call_places", U64, events.CALL_PLACE)
+    return loaded.map("breakpoint_sites", U64, events.BREAKPOINT_SITE)
 
 
 def place(number: int) -> np.ndarray:
     """
     A value of it.
     """
-    value = np.zeros((), events.CALL_PLACE)
+    value = np.zeros((), events.BREAKPOINT_SITE)
     value["number"], value["module"] = number, 2**63 + number
     return value
 
@@ -83,7 +83,9 @@ def test_a_key_that_is_not_there(loaded: BpfObject):
     assert (None, [], []) == (table.get(1), table.keys().tolist(), list(table.items()))
     with pytest.raises(LibbpfError) as error:
         table[1]
-    assert str(error.value).startswith("cannot read the map call_places: No such file or directory")
+    assert str(error.value).startswith(
+        "cannot read the map breakpoint_sites: No such file or directory"
+    )
 
 
 def test_an_index_beyond_the_end_is_refused(loaded: BpfObject):
@@ -141,7 +143,7 @@ def test_types_of_another_size_are_refused(loaded: BpfObject):
         loaded.map("call_state", U64, U64)
 
 
-@pytest.mark.parametrize("name", ["call_places", "call_state", "call_totals"])
+@pytest.mark.parametrize("name", ["breakpoint_sites", "call_state", "call_totals"])
 def test_a_map_is_cleared(loaded: BpfObject, name: str):
     """
     A hash is empty after it, and every value of an array is 0.
@@ -153,7 +155,7 @@ def test_a_map_is_cleared(loaded: BpfObject, name: str):
     table[1], state[1], totals[1] = place(1), 5, counts
     loaded.maps[name].clear()
     left = {
-        "call_places": bool(len(table.keys())),
+        "breakpoint_sites": bool(len(table.keys())),
         "call_state": bool(state.values().any()),
         "call_totals": bool(totals.values()["calls"].any()),
     }

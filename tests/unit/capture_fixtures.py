@@ -67,8 +67,8 @@ def maps(**counts: int) -> tuple[np.ndarray, np.ndarray]:
     """
     The maps of a session that counted so many events of the first class of each kind.
     """
-    tallies = np.zeros((len(events.KINDS), events.CLASSES, 2), events.TALLY)
-    durations = np.zeros((len(events.KINDS), events.CLASSES, 2), events.DURATIONS)
+    tallies = np.zeros((len(events.KINDS), events.CLASSES, 2), events.COUNTERS)
+    durations = np.zeros((len(events.KINDS), events.CLASSES, 2), events.HISTOGRAM)
     for name, count in counts.items():
         tallies[events.KINDS[name].id, 0, 1]["count"] = count
         tallies[events.KINDS[name].id, 0, 0]["lost"] = 1

@@ -27,7 +27,7 @@ class Ledger:
 
 def folded(event: str, result: Result, **counted: int):
     item = Item(event, "symbol", "f", (Attachment("p", "f", "f", 1, 1),), "")
-    tallies = np.zeros((len(events.KINDS), events.CLASSES), events.TALLY)
+    tallies = np.zeros((len(events.KINDS), events.CLASSES), events.COUNTERS)
     return fold(Plan((item,)), Ledger(result), tallies, counted)[event]
 
 

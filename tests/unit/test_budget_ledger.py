@@ -34,8 +34,8 @@ class Kernel:
 
     def __init__(self, event: str) -> None:
         self._classes = events.KINDS[event].classes
-        self._tallies = np.zeros(events.CLASSES, events.TALLY)
-        self._durations = np.zeros(events.CLASSES, events.DURATIONS)
+        self._tallies = np.zeros(events.CLASSES, events.COUNTERS)
+        self._durations = np.zeros(events.CLASSES, events.HISTOGRAM)
 
     def count(self, **classes: int) -> tuple[np.ndarray, np.ndarray]:
         for name, count in classes.items():

@@ -22,9 +22,9 @@ def counted(*counts: int) -> tuple[np.ndarray, np.ndarray]:
     """
     What the kernel has counted by now, by class.
     """
-    tallies = np.zeros(events.CLASSES, events.TALLY)
+    tallies = np.zeros(events.CLASSES, events.COUNTERS)
     tallies["count"][: len(counts)] = counts
-    return tallies, np.zeros(events.CLASSES, events.DURATIONS)
+    return tallies, np.zeros(events.CLASSES, events.HISTOGRAM)
 
 
 def test_what_a_burst_left_to_be_estimated_is_told_when_all_is_counted_again():

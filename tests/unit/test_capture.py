@@ -556,7 +556,7 @@ def test_maps_of_another_schema_are_read_by_names():
     Counts are found by the names of their kinds and classes.
     """
     reader = schema.Schema(Value(older(), "schema"))
-    values = np.zeros(reader.shape, events.TALLY)
+    values = np.zeros(reader.shape, events.COUNTERS)
     values["count"][events.KINDS["send"].id, 0] = 23
     values["count"][events.KINDS["gc"].id, 1] = 42
     counts = reader.by_class(values)["count"]

@@ -17,7 +17,7 @@ from scope_ebpf.beam.vm.threads import ROLES, TaskFaults
 from scope_ebpf.daemon.readings import threads
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError, NoSuchProcessError
-from scope_ebpf.kernel.observers.tracepoints import TYPES, Doing, add_open
+from scope_ebpf.kernel.observers.tracepoints import Doing, add_open
 
 PLACE = 7
 IDLE, BLOCKED, PREEMPTED, QUEUED, THROTTLED = range(5)
@@ -57,7 +57,7 @@ class Kernel:
         return time.monotonic()
 
     def totals(self, target: int) -> np.ndarray:
-        totals = np.zeros(TYPES, events.THREAD_TOTALS)
+        totals = np.zeros(events.THREAD_TYPES, events.THREAD_TOTALS)
         totals["off_ns"][0, IDLE] = self.idle.pop(0) if len(self.idle) > 1 else self.idle[0]
         return totals
 
@@ -176,12 +176,12 @@ def opened(now: int, *threads: tuple[int, int, int, int, int]) -> np.ndarray:
     """
     Totals that are only what *threads* do at *now*: type, since, ready, reason, running.
     """
-    totals = np.zeros((TYPES, WORDS), np.uint64)
+    totals = np.zeros((events.THREAD_TYPES, WORDS), np.uint64)
     columns = [np.array(column, np.uint64) for column in zip(*threads, strict=True)]
     kinds = (np.intp, np.uint64, np.uint64, np.uint32, np.uint32)
     doing = Doing(*(column.astype(kind) for column, kind in zip(columns, kinds, strict=True)))
     add_open(totals, doing, now)
-    return totals.view(events.THREAD_TOTALS).reshape(TYPES)
+    return totals.view(events.THREAD_TOTALS).reshape(events.THREAD_TYPES)
 
 
 def test_who_sleeps_or_runs_has_done_so_since_then():

@@ -20,13 +20,13 @@ def test_every_record_begins_with_the_same_header(name: str):
     Each kind has its header where any record has it.
     """
     header = events.RECORD.names[:-1]
-    places = {field: events.RECORD.fields[field] for field in header}
-    assert places == {field: events.RECORDS[name].fields[field] for field in header}
+    fields = {field: events.RECORD.fields[field] for field in header}
+    assert fields == {field: events.RECORDS[name].fields[field] for field in header}
 
 
 def test_kinds_are_numbered_in_order():
     """
-    The number of a kind is its place, in the maps as in the bits of the settings.
+    The number of a kind is its index in the maps and its bit in the settings.
     """
     assert list(range(len(events.KINDS))) == [kind.id for kind in events.KINDS.values()]
 
@@ -44,23 +44,23 @@ def test_a_kind_speaks_of_what_it_has(kind: events.Kind):
 
 def test_every_event_can_be_seen():
     """
-    There is a way to see each kind of event.
+    Each kind of event has a variant.
     """
-    assert set(events.KINDS) == {way.event for way in events.WAYS}
+    assert set(events.KINDS) == {variant.event for variant in events.VARIANTS}
 
 
 def test_every_program_has_a_hook_and_every_hook_a_program():
     """
     The programs that are counted are those that hooks name, each once.
     """
-    assert sorted({h.program for w in events.WAYS for h in w.hooks}) == sorted(events.PROGRAMS)
+    assert sorted({h.program for w in events.VARIANTS for h in w.hooks}) == sorted(events.PROGRAMS)
 
 
 def test_a_program_is_attached_to_entries_or_to_returns():
     """
-    No program sits at an entry in one place and at a return in another.
+    No program is attached to an entry by one hook and to a return by another.
     """
     sides: dict[str, set[bool]] = {}
-    for hook in (h for w in events.WAYS for h in w.hooks):
+    for hook in (h for w in events.VARIANTS for h in w.hooks):
         sides.setdefault(hook.program, set()).add(hook.returns)
     assert {} == {name: both for name, both in sides.items() if len(both) > 1}

@@ -64,7 +64,7 @@ def test_a_jit_never_gets_them():
     with pytest.raises(NothingToAttachError):
         function_probes.places(binary(**SYMBOLS), "jit", returns=False)
     assert not allowlist.at_calls("jit")
-    assert not set(NAMES) & {hook.name for way in events.WAYS for hook in way.hooks}
+    assert not set(NAMES) & {hook.name for variant in events.VARIANTS for hook in variant.hooks}
     for site in function_probes.places(binary(**SYMBOLS), "emu", returns=True):
         plan = Plan((Item("call", "usdt", site.name, (site,), ""),))
         for flavor in ({}, {"flavor": "jit"}):

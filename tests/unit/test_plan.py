@@ -29,8 +29,8 @@ MANGLED = {
     "beam_jit_call_nif": "_Z17beam_jit_call_nifP7processPKvPmPFmP18enif_environment_tiS3_EP14mod",
     "beam_jit_call_bif": "_Z17beam_jit_call_bifP7processPmPKvPFmS0_S1_S3_Em",
 }
-HOOKS = [hook for way in events.WAYS for hook in way.hooks]
-SYMBOLS = [h.name for way in events.WAYS if way.via == "symbol" for h in way.hooks]
+HOOKS = [hook for variant in events.VARIANTS for hook in variant.hooks]
+SYMBOLS = [h.name for variant in events.VARIANTS if variant.via == "symbol" for h in variant.hooks]
 
 
 def function(name: str, address: int) -> Symbol:
@@ -341,8 +341,10 @@ def test_a_probe_whose_arguments_are_not_understood_is_not_attached():
     )
 
 
-@pytest.mark.parametrize("refusal", events.REFUSALS, ids=lambda r: f"{r.event}-{r.via}-{r.flavor}")
-def test_a_variant_that_is_wrong_on_a_build_is_refused(refusal: events.Refusal):
+@pytest.mark.parametrize(
+    "refusal", events.UNAVAILABLE, ids=lambda r: f"{r.event}-{r.via}-{r.flavor}"
+)
+def test_a_variant_that_is_wrong_on_a_build_is_refused(refusal: events.Unavailable):
     """
     A variant that OTP breaks on a build is not used even if it has all its hooks; the plan has why.
     """

@@ -27,7 +27,7 @@ def seen(event: str, hook: str = "some_function", reason: str = "") -> Item:
 
 def maps() -> tuple[np.ndarray, np.ndarray]:
     shape = (len(events.KINDS), events.CLASSES, CPUS)
-    return np.zeros(shape, events.TALLY), np.zeros(shape, events.DURATIONS)
+    return np.zeros(shape, events.COUNTERS), np.zeros(shape, events.HISTOGRAM)
 
 
 def plant(tallies: np.ndarray, event: str, name: str, *per_cpu: int, field: str = "count") -> None:

@@ -68,7 +68,9 @@ OWN = {
     "sample": events.SAMPLE_SETTINGS,
     "wait": events.SAMPLE_SETTINGS,
 }
-BREAKPOINTS = {way.family for way in events.WAYS if way.via != "tracepoint"} | {"wait"}
+BREAKPOINTS = {variant.family for variant in events.VARIANTS if variant.via != "tracepoint"} | {
+    "wait"
+}
 
 
 def settings(family: str, given: dict[str, int]) -> bytes:

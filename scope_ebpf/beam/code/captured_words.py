@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: Words of a piece: the term, then what it points to (probes/function.bpf.c).
-WORDS = 8
 #: Elements of a tuple that a piece has, elements of a list and keys of a map that are shown.
 _ELEMENTS = 6
 _MAX_TEXT = 200
@@ -63,7 +61,7 @@ class Shaper:
         self._left = 0
 
     def shapes(self, terms: list[int], pieces: NDArray[np.uint64]) -> list[str]:
-        """Write each of *terms*, from *pieces* of shape ``(14, WORDS)``."""
+        """Write each of *terms*, from *pieces*, of shape ``(CAPTURES, CAPTURE_WORDS)``."""
         self._pieces = {row[0]: row[1:] for row in pieces.tolist() if row[0]}
         self._left = _TERMS
         texts = [self._shape(term) for term in terms]

@@ -41,7 +41,7 @@ _LOOK, _PATIENT_LOOK = 0.7, 5.0
 _MAX_SECTION = 64 << 20
 #: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
 _PIECES, _SMALL = 64, 1024
-_HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
+_HOOKS = [hook for variant in events.VARIANTS if variant.via == "symbol" for hook in variant.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
 #: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
 #: goes through the whole table for each question.

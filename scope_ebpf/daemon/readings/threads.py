@@ -21,7 +21,7 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.nifs import Natives
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.bpf.stats import ProgramStats
-from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ, SAMPLER
+from scope_ebpf.kernel.observers.tracepoints import SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadBooks
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 #: Ticks between two looks at which threads there are: a VM starts nearly all of them at once.
 _LOOK = 10
-#: System calls in which a thread waits for work, as probes/threads.bpf.c has them, and SSI_WAITING.
-_FOR_WORK = frozenset((202, 7, 271, 23, 270, 232, 281, 441))
-_WAITING = 1 << 3
 #: What the clock counts, of thread_totals; the tracepoints count the rest.
 _BY_THE_CLOCK = ("samples", "busy_waits", "refused")
 _WORDS = events.THREAD_TOTALS.itemsize // 8
@@ -78,7 +75,7 @@ class WatchedThreads:
         self._part_time = PartTime((len(ROLES), _WORDS), counted, now)
         try:
             self._places = _places(target)
-            self._natives = Natives(target, 1 / SAMPLE_HZ)
+            self._natives = Natives(target, 1 / events.SAMPLE_HZ)
             self._look()
             self._read()
         except BaseException:
@@ -159,7 +156,9 @@ class WatchedThreads:
             natives = self._natives.take(self._watch.natives(self._place))
         unseen = set(self._unseen.values())
         busy = tuple(
-            None if kind in unseen else float(totals["busy_waits"][ROLES.index(kind)]) / SAMPLE_HZ
+            None
+            if kind in unseen
+            else float(totals["busy_waits"][ROLES.index(kind)]) / events.SAMPLE_HZ
             for kind in KINDS
         )
         error = share_error(waits_now - waits, last - first)
@@ -203,11 +202,11 @@ class WatchedThreads:
                 call = file.read().partition(b" ")[0]
             if call == b"running\n":
                 return None
-            waits = not sleep_flags or self._target.memory.u32(sleep_flags) & _WAITING
+            waits = not sleep_flags or self._target.memory.u32(sleep_flags) & events.SSI_WAITING
         except (OSError, ReadRefusedError):
             return None
         names = events.OFF_REASONS
-        return names.index("idle" if int(call) in _FOR_WORK and waits else "blocked")
+        return names.index("idle" if int(call) in events.WAITING_CALLS and waits else "blocked")
 
     def _tell(self) -> None:
         """Say once of which schedulers nobody can tell whether they spin."""

@@ -32,12 +32,8 @@ if TYPE_CHECKING:
 HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.descr])
 #: Room for 4,096 calls: the ring is read every few ms, and a hit takes microseconds.
 _RING_BYTES = 4 << 20
-#: Versions of functions and return addresses in one run (MAX_PLACES, function.bpf.c).
-MAX_PLACES = 64
 #: CPU time of the VM that a hit of a breakpoint takes (bench/calls.py).
 BREAKPOINT_SECONDS = 8e-6
-#: Indices in call_state (function.bpf.c).
-_STATE_CALLS, _STATE_OPEN = 0, 2
 #: Returns that are examined, for each call of the limit: other functions may share the address
 #: to which calls return.
 _RETURNS_PER_CALL = 10
@@ -80,7 +76,7 @@ class CallWatch(Closing):
         self._object.maps["call_ring"].set_entries(_RING_BYTES)
         self._object.load(("function_entry", "function_return"))
         self._ring = Ring(self._object.maps["call_ring"].fd, _RING_BYTES, HIT)
-        self._places = self._object.map("call_places", U64, events.CALL_PLACE)
+        self._places = self._object.map("breakpoint_sites", U64, events.BREAKPOINT_SITE)
         self._state = self._object.map("call_state", U32, U64)
         self._totals = self._object.map("call_totals", U32, events.CALL_TOTALS)
         self._breakpoints = Breakpoints(identity, self._object.programs, limit * _RETURNS_PER_CALL)
@@ -95,17 +91,19 @@ class CallWatch(Closing):
         self._breakpoints.set({place.address: place.program for place in places}, tids)
 
     def _describe(self, place: Place) -> None:
-        if len(self._numbers) >= MAX_PLACES:
-            raise HostError(f"more than {MAX_PLACES} versions and places in one run")
+        if len(self._numbers) >= events.MAX_BREAKPOINT_SITES:
+            raise HostError(
+                f"more than {events.MAX_BREAKPOINT_SITES} versions and places in one run"
+            )
         number = self._numbers[place.address] = len(self._numbers)
-        value = np.zeros((), events.CALL_PLACE)
+        value = np.zeros((), events.BREAKPOINT_SITE)
         value["module"], value["function"] = place.module, place.function
         value["arity"], value["number"] = place.arity, number
         self._places[place.address] = value
 
     def open(self, *, on: bool) -> None:
         """Count calls from now on, or no longer."""
-        self._state[_STATE_OPEN] = int(on)
+        self._state[events.CALLevents.CALLevents.CALL_STATE_OPEN] = int(on)
         if on:
             self._breakpoints.begin()
 
@@ -115,7 +113,7 @@ class CallWatch(Closing):
 
     def taken(self) -> int:
         """Number of calls counted so far, of all functions."""
-        return int(self._state[_STATE_CALLS])
+        return int(self._state[events.CALLevents.CALLevents.CALL_STATE_CALLS])
 
     def totals(self) -> dict[int, dict[str, int]]:
         """The counts at each address, by the names of CALL_TOTALS."""

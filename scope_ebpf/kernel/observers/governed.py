@@ -2,7 +2,7 @@
 """
 A session whose hooks come and go, one event at a time, while the programs stay loaded.
 
-Each event has an allowance of hits (``struct allowance`` in probes/events.toml). The programs count
+Each event has a quota of hits (``struct quota`` in probes/events.toml). The programs count
 it down and stop counting the event when it is spent; its hooks are then still in, and the record
 that the programs write makes :meth:`GovernedSession.fileno` readable, so that its owner takes them
 out.
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.attach.uprobes import Attacher, Identity, Uprobes
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.observers.program_pool import Spares
-
-
-#: Entries of a window in the map "edges" (probes/include/scope.bpf.h, enum edge_of_window).
-_EDGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +100,8 @@ class GovernedSession(Closing):
         else:
             self._loaded.load(self._spares.take)
         maps = self._loaded.programs.maps
-        self._allowances, self._edges = maps["allowances"], maps["edges"]
-        self._tallies, self._durations = maps["tallies"], maps["durations"]
+        self._quotas, self._edges = maps["quotas"], maps["counter_samples"]
+        self._tallies, self._durations = maps["counters"], maps["histograms"]
         self._stats_before = self._loaded.stats()
         for event, item in self._items.items():
             self.close_gate(event)
@@ -114,7 +110,7 @@ class GovernedSession(Closing):
         self.count(on=True)
 
     def fileno(self) -> int:
-        """A descriptor that is readable when an allowance is spent, until :meth:`quiet`."""
+        """A descriptor that is readable when a quota is spent, until :meth:`quiet`."""
         return self._loaded.programs.ring_fd
 
     def quiet(self) -> None:
@@ -169,7 +165,7 @@ class GovernedSession(Closing):
         while self._leaving:
             wait_gone(self._leaving.popitem()[1])
 
-    # Allowances and windows ------------------------------------------------------------------
+    # Quotas and windows ---------------------------------------------------------------------------
 
     def open_gate(self, event: str, hits: int | None) -> int:
         """Count *event* from now on, for *hits* hits or without limit; returns the time, ns."""
@@ -187,47 +183,55 @@ class GovernedSession(Closing):
         return since, until
 
     def close_gate(self, event: str) -> int:
-        """Stop counting *event*; returns the time, ns: now, or when its allowance was spent."""
+        """Stop counting *event*; returns the time, ns: now, or when its quota was spent."""
         tripped = self.tripped(event)
         now = tripped or time.monotonic_ns()
         self._allow(event, limited=True, left=0, since=0, tripped=now)
         return now
 
     def refill(self, event: str, hits: int) -> None:
-        """Set the allowance of *event* to *hits* more hits, unless it is spent already."""
+        """Set the quota of *event* to *hits* more hits, unless it is spent already."""
         allowance = self._allowance(event)
-        if not allowance["tripped_ns"]:
-            self._allow(event, limited=True, left=hits, since=int(allowance["since_ns"]))
+        if not allowance["exhausted_ns"]:
+            self._allow(event, limited=True, left=hits, since=int(allowance["opened_ns"]))
 
     def tripped(self, event: str) -> int:
-        """The time at which the allowance of *event* was spent, ns; 0 while it is not."""
-        return int(self._allowance(event)["tripped_ns"])
+        """The time at which the quota of *event* was spent, ns; 0 while it is not."""
+        return int(self._allowance(event)["exhausted_ns"])
 
     def all_tripped(self) -> list[str]:
-        """The events whose hooks are attached and whose allowance is spent."""
-        times = self._allowances.values()["tripped_ns"]
+        """The events whose hooks are attached and whose quota is spent."""
+        times = self._quotas.values()["exhausted_ns"]
         return [event for event in self._attached if times[events.KINDS[event].id]]
 
     def _allowance(self, event: str) -> NDArray[np.void]:
-        return self._allowances[events.KINDS[event].id]
+        return self._quotas[events.KINDS[event].id]
 
     def _allow(
         self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0, until: int = 0
     ) -> None:
-        self._allowances[events.KINDS[event].id] = (limited, left, since, tripped, until, 0)
+        self._quotas[events.KINDS[event].id] = (limited, left, since, tripped, until, 0)
 
     def measure(self, event: str, first: _Words, second: _Words | None) -> None:
         """Set the one or two reference counters that programs read at the edges of a window."""
         values = [(of.address, of.stride, of.words) if of else (0, 0, 0) for of in (first, second)]
-        self._loaded.programs.maps["measures"][events.KINDS[event].id] = (*values[0], *values[1])
+        self._loaded.programs.maps["reference_counters"][events.KINDS[event].id] = (
+            *values[0],
+            *values[1],
+        )
 
     def edges(self, event: str) -> Edges:
         """The first and the last hit of the last window of *event*."""
-        return Edges(*(self._edge(events.KINDS[event].id * _EDGES + e) for e in range(_EDGES)))
+        return Edges(
+            *(
+                self._edge(events.KINDS[event].id * events.WINDOW_BOUNDS + e)
+                for e in range(events.WINDOW_BOUNDS)
+            )
+        )
 
     def _forget_edges(self, event: str) -> None:
-        for edge in range(_EDGES):
-            self._edges.discard(events.KINDS[event].id * _EDGES + edge)
+        for edge in range(events.WINDOW_BOUNDS):
+            self._edges.discard(events.KINDS[event].id * events.WINDOW_BOUNDS + edge)
 
     def _edge(self, number: int) -> tuple[int, int, int] | None:
         value = self._edges.get(number)

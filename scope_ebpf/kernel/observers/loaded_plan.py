@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.observers.programs import Build
 
-#: Arguments of one USDT site, at most (probes/include/usdt.bpf.h).
-USDT_ARGUMENTS = 8
 #: ``struct usdt_site`` there.
-_USDT_SITE = np.dtype([("arguments", events.USDT_ARGUMENT, (USDT_ARGUMENTS,))])
+_USDT_SITE = np.dtype([("arguments", events.USDT_ARGUMENT, (events.USDT_ARGUMENTS,))])
 
 #: Registers in struct pt_regs, in order (arch/x86/include/uapi/asm/ptrace.h).
 _REGISTERS = (

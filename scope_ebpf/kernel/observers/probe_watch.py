@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.bpf.maps import Map
     from scope_ebpf.kernel.observers.session import Session
 
-#: Functions at a time; also the index in call_totals of all others (WANTED, interpreted.bpf.c).
-MOST = 4
 #: A function's text, padded with zeroes (struct text).
-_TEXT = np.dtype("S256")
-#: Indices in call_state (interpreted.bpf.c).
-_STATE_CALLS, _STATE_LIMIT = 0, 1
+_TEXT = np.dtype(f"S{events.FUNCTION_TEXT_BYTES}")
 
 
 class ProbeWatch(Closing):
@@ -45,7 +41,7 @@ class ProbeWatch(Closing):
     def _open(self) -> None:
         self._session.__enter__()
         self._refuse_failures()
-        self._state[_STATE_LIMIT] = self._limit
+        self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_LIMIT] = self._limit
         numbers = self._session.map("call_texts", _TEXT, U32)
         for number, text in enumerate(self._texts):
             numbers[text] = number
@@ -73,7 +69,7 @@ class ProbeWatch(Closing):
 
     def taken(self) -> int:
         """Number of calls counted so far, of all functions."""
-        return int(self._state[_STATE_CALLS])
+        return int(self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_CALLS])
 
     def totals(self) -> list[dict[str, int]]:
         """
@@ -83,7 +79,7 @@ class ProbeWatch(Closing):
         """
         names = events.CALL_TOTALS.names or ()
         rows = self._session.map("call_totals", U32, events.CALL_TOTALS).at(
-            (*range(len(self._texts)), MOST)
+            (*range(len(self._texts)), events.MAX_PROBED_FUNCTIONS)
         )
         return [{name: int(row[name].sum()) for name in names} for row in rows]
 

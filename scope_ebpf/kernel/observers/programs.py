@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 #: The arrays and the hash that every probe shares with the others, and the type of a value.
 _VALUES = {
-    "tallies": events.TALLY,
-    "durations": events.DURATIONS,
+    "counters": events.COUNTERS,
+    "histograms": events.HISTOGRAM,
     "hits": U64,
     "gate": U64,
-    "allowances": events.ALLOWANCE,
-    "measures": events.MEASURE,
-    "edges": events.EDGE,
+    "quotas": events.QUOTA,
+    "reference_counters": events.REFERENCE_COUNTER,
+    "counter_samples": events.COUNTER_SAMPLE,
 }
 #: All maps that the probes share; the first object makes them.
 SHARED = ("ring", *_VALUES)

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 #: Room for the samples of a second at 99 Hz and 20 KB each, for every CPU.
 _RING_PER_CPU = 2 << 20
 _MAX_RING = 256 << 20
-#: The numbers in the map "counts" of the objects ``sample`` and ``wait``.
-_COUNTS = ("taken", "lost")
-#: Ticks of a timer of which one, drawn at random, becomes a sample (sample.bpf.c).
-_DRAWN_FROM = 2
 #: Largest deviation of a timer's period from the requested one, as a share, up and down.
 _SHIFT = 0.25
 
@@ -58,7 +54,7 @@ class Sampler(Closing):
         self._identity = identity
         self._settings = settings.copy()
         self._settings["period_ns"] = round(1e9 / hz)
-        self._tick = round(1e9 / hz / _DRAWN_FROM)
+        self._tick = round(1e9 / hz / events.TICKS_PER_SAMPLE)
         self._links: list[int] = []
         self._timers: list[int] = []
         size = min(_MAX_RING, _RING_PER_CPU * possible_cpus())
@@ -135,5 +131,5 @@ class Sampler(Closing):
 
 def per_cpu_counts(owner: BpfObject) -> dict[str, int]:
     """The numbers in the map "counts" of *owner*, by name, summed over the CPUs."""
-    values = owner.map("counts", U32, U64).at(range(len(_COUNTS)))
-    return dict(zip(_COUNTS, values.sum(axis=1).tolist(), strict=True))
+    values = owner.map("counts", U32, U64).at(range(len(events.SAMPLE_COUNTS)))
+    return dict(zip(events.SAMPLE_COUNTS, values.sum(axis=1).tolist(), strict=True))

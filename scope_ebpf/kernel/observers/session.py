@@ -118,12 +118,12 @@ class Session(Closing):
         return self._loaded.programs.map(name, key, value)
 
     def tallies(self) -> NDArray[np.void]:
-        """Counts from the start, shape ``(kinds, classes, cpus)`` of ``events.TALLY``."""
-        return self._loaded.by_kind("tallies")
+        """Counts from the start, shape ``(kinds, classes, cpus)`` of ``events.COUNTERS``."""
+        return self._loaded.by_kind("counters")
 
     def durations(self) -> NDArray[np.void]:
-        """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.DURATIONS``."""
-        return self._loaded.by_kind("durations")
+        """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.HISTOGRAM``."""
+        return self._loaded.by_kind("histograms")
 
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from scope_ebpf import events
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.bpf.libbpf import check, library
 from scope_ebpf.kernel.bpf.maps import U32, U64
@@ -12,8 +13,6 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.ring import Ring
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
-#: As in starts.bpf.c.
-_RING_BYTES = 32768
 _PROGRAM = "vm_start"
 
 
@@ -47,7 +46,7 @@ class Starts:
             library().bpf_program__attach(self._object.programs[_PROGRAM]),
             "cannot attach to the names of threads",
         )
-        self._ring = Ring(self._object.maps["ring"].fd, _RING_BYTES)
+        self._ring = Ring(self._object.maps["ring"].fd, events.STARTS_RING_BYTES)
         self._missed = self._object.map("missed", U32, U64)
 
     def fileno(self) -> int:

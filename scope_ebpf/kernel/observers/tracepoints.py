@@ -20,6 +20,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError, NotRootError
+from scope_ebpf.events import MAX_TARGETS, SAMPLE_HZ, THREAD_TYPES
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.perf_events import (
     FREQUENCY,
@@ -41,13 +42,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Rows of thread_totals: targets that can be watched, times types of threads (threads.bpf.c).
-TYPES = 6
-MAX_TARGETS = 64
 _PROGRAMS = ("thread_switch", "thread_wakeup", "thread_wakeup_new")
 SAMPLER = "thread_sample"
-#: Samples of each CPU by the timer, Hz: a prime, so that no periodic work keeps step with it.
-SAMPLE_HZ = 97
 
 #: Fields of a thread that user space sets. Once the last one is set the timer samples the thread.
 _USER_FIELDS = (
@@ -90,7 +86,9 @@ _WORDS = events.THREAD_TOTALS.itemsize // 8
 
 def add_open(totals: NDArray[np.uint64], doing: Doing, now: int) -> None:
     """
-    Add the time that threads have spent in their current state to *totals*, ``(TYPES, words)``.
+    Add the time that threads have spent in their current state to *totals*.
+
+    Their shape is ``(THREAD_TYPES, words)``.
 
     The programs count that time when the state ends. The reason for which a thread is off its CPU
     is known from the beginning, so the time goes to the same word; the time that a thread waits for
@@ -119,14 +117,16 @@ class ThreadWatch:
         )
         self._object = BpfObject("threads", object_bytes("threads"))
         cpus = possible_cpus()
-        self._object.maps["thread_rows"].set_entries(cpus * MAX_TARGETS * TYPES)
+        self._object.maps["thread_rows"].set_entries(cpus * MAX_TARGETS * THREAD_TYPES)
         self._object.load((*_PROGRAMS, SAMPLER))
         self._watched_map = self._object.map("watched", U32, U32)
-        self._natives = self._object.map("natives", events.NATIVE_KEY, events.NATIVE)
+        self._natives = self._object.map("nifs", events.NIF_KEY, events.NIF)
         self._maps: list[mmap.mmap] = []
         #: By CPU, target and type of thread, as words.
-        self._rows = self._mapped("thread_rows", np.uint64, cpus * MAX_TARGETS * TYPES * _WORDS)
-        self._rows = self._rows.reshape(cpus, MAX_TARGETS, TYPES, _WORDS)
+        self._rows = self._mapped(
+            "thread_rows", np.uint64, cpus * MAX_TARGETS * THREAD_TYPES * _WORDS
+        )
+        self._rows = self._rows.reshape(cpus, MAX_TARGETS, THREAD_TYPES, _WORDS)
         room = self._object.maps["threads"].entries
         threads = self._mapped("threads", events.THREAD, room)
         #: The fields of all threads.
@@ -144,7 +144,7 @@ class ThreadWatch:
         #: By target that was read since its threads changed: their indices and types.
         self._known: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
         #: By target, the time that was spent in the current state when tracepoints were removed.
-        self._cut = np.zeros((MAX_TARGETS, TYPES, _WORDS), np.uint64)
+        self._cut = np.zeros((MAX_TARGETS, THREAD_TYPES, _WORDS), np.uint64)
         self.resume()
 
     def resume(self) -> bool:
@@ -236,7 +236,7 @@ class ThreadWatch:
         index = self._targets[target][tid] = self._free_threads.popleft()
         for field in self._fields.values():
             field[index] = 0
-        self._fields["row"][index] = row + target * TYPES
+        self._fields["row"][index] = row + target * THREAD_TYPES
         self._fields["target"][index] = target
         self._fields["traced"][index] = self._tracepoints.since is not None
         self._watched_map[tid] = index
@@ -291,7 +291,7 @@ class ThreadWatch:
 
     def totals(self, target: int) -> NDArray[np.void]:
         """
-        Totals by type of thread until now, shape ``(TYPES,)`` of ``events.THREAD_TOTALS``.
+        Totals by type of thread until now, shape ``(THREAD_TYPES,)`` of ``events.THREAD_TOTALS``.
 
         Time that a program is just counting may be missing from one reading.
         """
@@ -300,13 +300,13 @@ class ThreadWatch:
         now = time.monotonic_ns()
         if self._tracepoints.since is not None:
             add_open(totals, self._doing(target), now)
-        result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(TYPES)
+        result: NDArray[np.void] = totals.view(events.THREAD_TOTALS).reshape(THREAD_TYPES)
         return result
 
     def _doing(self, target: int) -> Doing:
         if target not in self._known:
             indices = np.fromiter(self._targets[target].values(), np.intp)
-            types = self._fields["row"][indices].astype(np.intp) - target * TYPES
+            types = self._fields["row"][indices].astype(np.intp) - target * THREAD_TYPES
             self._known[target] = indices, types
         indices, types = self._known[target]
         since = self._fields["since_ns"][indices]

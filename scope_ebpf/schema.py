@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``events.py``, which is generated from ``probes/events.toml``, consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of event: its number, its classes, and how they make up its count."""
+
+    id: int
+    name: str
+    doc: str
+    classes: tuple[str, ...] = ("all",)
+    #: The class whose count is the count of the event; None: the sum of all classes.
+    counted: str | None = None
+    #: The class whose durations have a histogram, or "all"; None: there is no histogram.
+    histogram: str | None = None
+    #: The unit of each field of its own that has one: ns, words, eterm, address, reductions.
+    units: dict[str, str] = field(default_factory=dict)
+    #: The value of each field of its own that means "unknown".
+    absent: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function, USDT probe or tracepoint, and the BPF program that is attached to it."""
+
+    program: str
+    name: str
+    #: The program is attached to the return of the function.
+    returns: bool = False
+    #: *name* is a C++ name; it is matched mangled.
+    mangled: bool = False
+    #: The variant works without this hook.
+    optional: bool = False
+    #: Attach to the instruction that calls this function, instead of the entry.
+    call: str | None = None
+    #: The called function is static: in a stripped file it is the only callee without a name.
+    local: bool = False
+    #: Settings, each with the register that it is set to at that call.
+    at_call: tuple[tuple[str, str], ...] = ()
+    #: Settings that are set to the registers of the function's arguments.
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One attach method for an event: by function symbols, USDT probes or tracepoints."""
+
+    event: str
+    #: "symbol", "usdt" or "tracepoint".
+    via: str
+    #: The BPF object, ``probes/FAMILY.bpf.c``.
+    family: str
+    hooks: tuple[Hook, ...]
+    #: "jit" or "emu"; None: both flavors of the emulator.
+    flavor: str | None = None
+    #: Why it is attached only on request; None: by default.
+    on_request: str | None = None
+    #: Settings without which it cannot work.
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Why a variant that a target seems to have is not used."""
+
+    event: str
+    via: str
+    reason: str
+    flavor: str | None = None
