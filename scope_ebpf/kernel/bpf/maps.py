@@ -141,7 +141,7 @@ class Map:
         buffer = self._buffer()
         result = self._lib.bpf_map_lookup_elem(self.fd, self._key_bytes(key), buffer)
         check(result, f"cannot read the map {self.name}")
-        return np.frombuffer(buffer, self._value).reshape(self._shape)
+        return np.ndarray(self._shape, self._value, memoryview(buffer))
 
     def get(self, key: ArrayLike) -> NDArray[Any] | None:
         """The value at *key*; None if there is none."""
@@ -150,7 +150,7 @@ class Map:
         if result == -errno.ENOENT:
             return None
         check(result, f"cannot read the map {self.name}")
-        return np.frombuffer(buffer, self._value).reshape(self._shape)
+        return np.ndarray(self._shape, self._value, memoryview(buffer))
 
     def _key_bytes(self, key: ArrayLike) -> bytes:
         return np.array(key, self._key).tobytes()
@@ -222,7 +222,7 @@ class Map:
             before = key
         return np.frombuffer(bytes(found), self._key)
 
-    def items(self) -> Iterator[tuple[Any, NDArray[Any]]]:
+    def items(self) -> Iterator[tuple[Any, Any]]:
         """Each key of a hash that is there, with its value."""
         for key in self.keys():
             value = self.get(key)

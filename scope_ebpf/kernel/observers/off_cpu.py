@@ -49,20 +49,20 @@ class Waits(Closing):
     """
     Watches processes leave the schedulers of *identity* and come back, while it is open.
 
-    *places* are the hooks of the event "schedule"; *settings* is one ``events.SAMPLE_SETTINGS``
+    *hooks* are those of the event "schedule"; *settings* is one ``events.SAMPLE_SETTINGS``
     with its period. Raises HostError where the kernel refuses.
     """
 
     def __init__(
-        self, identity: Identity, settings: NDArray[np.void], places: Sequence[Attachment]
+        self, identity: Identity, settings: NDArray[np.void], hooks: Sequence[Attachment]
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
         )
         self._identity = identity
         self._settings = settings.copy()
-        self._attachments = [replace(place, program=_PROGRAMS[place.program]) for place in places]
-        set_registers(self._settings, places)
+        self._attachments = [replace(hook, program=_PROGRAMS[hook.program]) for hook in hooks]
+        set_registers(self._settings, hooks)
         self._resources = ExitStack()
         self._object = self._resources.enter_context(
             closing(BpfObject("wait", object_bytes("wait")))
@@ -88,20 +88,22 @@ class Waits(Closing):
         if failed:
             raise NothingToAttachError(f"waiting cannot be seen: {failed[0]}")
 
-    def know(self, processes: NDArray[np.uint64], places: NDArray[np.uint64], now_ns: int) -> None:
+    def know(
+        self, processes: NDArray[np.uint64], addresses: NDArray[np.uint64], now_ns: int
+    ) -> None:
         """
         Set the wait of each of *processes*, by address, to have begun at *now_ns*.
 
-        *places* are the code addresses at which they will continue.
+        *addresses* are those of the code at which they will continue.
         """
         value = np.zeros((), events.WAITING)
         value["since_ns"] = now_ns
         period = int(self._settings["period_ns"])
         points = np.random.default_rng().integers(0, period, len(processes))
-        for process, place, point in zip(
-            processes.tolist(), places.tolist(), points.tolist(), strict=True
+        for process, address, point in zip(
+            processes.tolist(), addresses.tolist(), points.tolist(), strict=True
         ):
-            value["i"], value["point_ns"] = place, point
+            value["i"], value["point_ns"] = address, point
             self._processes[process] = value
 
     def start(self) -> None:
@@ -130,8 +132,8 @@ class Waits(Closing):
 
     def pending(self) -> list[tuple[int, np.void]]:
         """Processes that wait now: address, and one ``events.WAITING``."""
-        rows = [(int(process), value[()]) for process, value in self._processes.items()]
-        return [(process, value) for process, value in rows if value["since_ns"]]
+        rows = self._processes.items()
+        return [(int(process), value[()]) for process, value in rows if value["since_ns"]]
 
     def counts(self) -> dict[str, int]:
         """How many samples were ``taken``, and how many waits or samples ``lost``."""

@@ -286,8 +286,9 @@ class ThreadWatch:
         return found
 
     def _native_keys(self, target: int) -> NDArray[np.void]:
-        keys: NDArray[np.void] = self._natives.keys()
-        return keys[keys["target"] == target]
+        keys = self._natives.keys()
+        found: NDArray[np.void] = keys[keys["target"] == target]
+        return found
 
     def totals(self, target: int) -> NDArray[np.void]:
         """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class UserProbeSession(Closing):
     """
-    Loads the functions of *probe* and attaches each to its *places* in the process of *identity*.
+    Loads the functions of *probe* and attaches each by its *attachments* in the process of *identity*.
 
     A context manager. NothingToAttachError if any cannot be attached: the results of an incomplete
     probe would be wrong. The *counted* functions count their hits themselves, in the order of
@@ -46,7 +46,7 @@ class UserProbeSession(Closing):
     def __init__(
         self,
         probe: Compiled,
-        places: Mapping[str, Sequence[Attachment]],
+        attachments: Mapping[str, Sequence[Attachment]],
         identity: Identity,
         record: np.dtype[np.void],
         ring_bytes: int,
@@ -56,7 +56,7 @@ class UserProbeSession(Closing):
     ) -> None:
         self._probe = probe
         self._counted = counted
-        self._places = places
+        self._attachments = attachments
         self._multi = has_multi() if multi is None else multi
         self._attacher = Attacher()
         self._uprobes = Uprobes(identity, self._attacher, multi=self._multi)
@@ -64,14 +64,14 @@ class UserProbeSession(Closing):
         self.ring = Ring(probe.map_fd("beam_ring"), ring_bytes, record)
 
     def _open(self) -> None:
-        for function in self._places:
+        for function in self._attachments:
             self._programs[function] = self._probe.load(
                 function, TRACE_UPROBE_MULTI if self._multi else None
             )
         self._attach()
 
     def _attach(self) -> None:
-        wanted = [(self._programs[name], places) for name, places in self._places.items()]
+        wanted = [(self._programs[name], group) for name, group in self._attachments.items()]
         failed = [error for error in self._uprobes.attach(wanted) if error]
         if failed:
             raise NothingToAttachError(str(failed[0]))
@@ -100,7 +100,7 @@ class UserProbeSession(Closing):
             return None
         total = 0.0
         for name, fd in self._programs.items():
-            returns = any(place.returns for place in self._places[name])
+            returns = any(hook.returns for hook in self._attachments[name])
             total += hits[name] * (hit_cost.returns if returns else hit_cost.entry)
             total += program_stats(fd).seconds if measured else 0.0
         return total
