@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 
 class UserProbeSession(Closing):
     """
-    Loads the functions of *probe* and attaches each by its *attachments* in the process of *identity*.
+    Loads the functions of *probe* and attaches each in the process of *identity*.
 
     A context manager. NothingToAttachError if any cannot be attached: the results of an incomplete
     probe would be wrong. The *counted* functions count their hits themselves, in the order of
     ``beam_hits``.
 
-    ``ring`` is the ring of its events, of type *record*, *ring_bytes* large.
+    *attachments* are those of each function, by its name. ``ring`` is the ring of its events, of
+    type *record*, *ring_bytes* large.
     """
 
     def __init__(
