@@ -40,6 +40,7 @@ from scope_ebpf.beam.vm.constants import kernel_constants, known  # noqa: E402
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.errors import ScopeError  # noqa: E402
 from scope_ebpf.kernel.bpf.libbpf import TestRunOptions, check, library  # noqa: E402
+from scope_ebpf.kernel.bpf.maps import U32  # noqa: E402
 from scope_ebpf.kernel.bpf.objects import BpfObject  # noqa: E402
 from scope_ebpf.kernel.bpf.ring import Ring  # noqa: E402
 from scope_ebpf.kernel.cost import measure  # noqa: E402
@@ -70,9 +71,9 @@ class Burst:
         settings = np.zeros((), events.SETTINGS)
         settings["streamed"] = 1 << events.KINDS["send"].id
         self._object.set_constants(settings.tobytes())
-        self._object.set_entries("ring", RING_BYTES)
+        self._object.maps["ring"].set_entries(RING_BYTES)
         self._object.load({"burst"})
-        self.ring = Ring(self._object.map_fd("ring"), RING_BYTES)
+        self.ring = Ring(self._object.maps["ring"].fd, RING_BYTES)
 
     def produce(self, rate: int, seconds: float) -> None:
         """Write *rate* records a second, in slices of a millisecond. Runs in a child."""
@@ -96,12 +97,8 @@ class Burst:
 
     def tally(self) -> tuple[int, int]:
         """Records written, and of these lost, since the start."""
-        cpus = library().libbpf_num_possible_cpus()
-        values = np.zeros(cpus, events.COUNTERS)
-        key = ctypes.c_uint32(events.KINDS["send"].id * events.CLASSES)
-        library().bpf_map_lookup_elem(
-            self._object.map_fd("counters"), ctypes.byref(key), values.ctypes.data
-        )
+        tallies = self._object.map("counters", U32, events.COUNTERS)
+        values = tallies[events.KINDS["send"].id * events.CLASSES]
         return int(values["count"].sum()), int(values["lost"].sum())
 
 

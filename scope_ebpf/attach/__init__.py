@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attached to a target and what is not, as plain data; the names that it may be."""
+"""The plan of what is attached to a target, as plain data, and the names that are allowed in it."""

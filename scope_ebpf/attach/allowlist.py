@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The only names of places in a target that anything is ever attached to.
+The names of all functions and probes of a target to which anything may be attached.
 
-It knows names and flavours, and nothing else of the BEAM: the session, which refuses every other
-name, needs to know no more. There is no wildcard.
+The session refuses every other name; there is no wildcard. A name and the target's flavour decide,
+so the session needs no other knowledge of the BEAM.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from scope_ebpf import events
 
 #: The flavour of emulator that may have the probes at calls of functions; they crash a JIT.
 INTERPRETER: Final = "emu"
-#: Those probes. They are no ways of ``events.toml``, so that nothing else ever asks for them.
+#: These probes, at calls and at returns. They are not in ``events.toml``, so no event uses them.
 CALLS: Final = ("local__function__entry", "global__function__entry")
 RETURNS: Final = ("function__return",)
 _EVERYWHERE: Final = frozenset(hook.name for variant in events.VARIANTS for hook in variant.hooks)
 
 
 def at_calls(flavor: str) -> frozenset[str]:
-    """Names of the probes at calls that an emulator of *flavor* may have: of the JIT, none."""
+    """Names of the probes at calls for an emulator of *flavor*: none for the JIT."""
     return frozenset({*CALLS, *RETURNS}) if flavor == INTERPRETER else frozenset()
 
 
 def names(flavor: str) -> frozenset[str]:
-    """Names of all that may be attached to an emulator of *flavor*."""
+    """All names that may be attached to in an emulator of *flavor*."""
     return _EVERYWHERE | at_calls(flavor)

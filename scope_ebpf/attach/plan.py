@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What will be attached to a target, what will not, and why: as plain data.
+The plan of a target: what is attached to it, what is not, and why, as plain data.
 
-``planning`` makes it; nobody else needs to know the BEAM for it.
+``planning`` makes it from the target's binary; its users need no knowledge of the BEAM.
 """
 
 from __future__ import annotations
@@ -21,71 +21,82 @@ Via = Literal["auto", "usdt", "symbol"]
 
 #: In the order in which they are shown.
 EVENTS = tuple(events.KINDS)
-#: What a trace looks at unless it is told: everything whose hooks are cheap enough for ten seconds.
+#: The events of a trace by default: all whose hooks are cheap enough for ten seconds.
 DEFAULT_EVENTS = tuple(
-    event for event in EVENTS if not any(w.on_request for w in events.VARIANTS if w.event == event)
+    event for event in EVENTS if not any(v.on_request for v in events.VARIANTS if v.event == event)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One breakpoint: a program at a place of the file. A tracepoint has no place."""
+    """
+    One breakpoint in the file of the target, or one tracepoint of the kernel, and its program.
 
+    Offset and address of a tracepoint are 0.
+    """
+
+    #: The BPF program.
     program: str
+    #: The probe family, whose object has the program.
     family: str
+    #: The function, USDT probe or tracepoint.
     name: str
     #: Offset in the file, bytes.
     offset: int
-    #: The same place as an ELF address, by which a USDT site is told from the others.
+    #: ELF address at that offset, which identifies a USDT site.
     address: int
+    #: Whether the program runs at the return of the function.
     returns: bool = False
-    #: Settings that tell the program where its arguments are, and the register of each.
+    #: Settings of the program that hold the registers of its arguments, and the register of each.
     registers: tuple[tuple[str, str], ...] = ()
     #: Offset of the USDT semaphore in the file, bytes; 0 where there is none.
     semaphore: int = 0
+    #: Locations of the arguments of a USDT site.
     arguments: tuple[usdt.Argument, ...] = ()
     tracepoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What becomes of one event."""
+    """The plan for one event."""
 
     event: str
+    #: The kind of its hooks.
     via: Literal["symbol", "usdt", "tracepoint", "unavailable"]
+    #: Names of its hooks, joined by " + "; empty if it is unavailable.
     hook: str
     attachments: tuple[Attachment, ...]
-    #: Why it is unavailable, or why not the other way; empty where nothing is to be said.
+    #: Why it is unavailable, or why the kinds of hook that are preferred are; may be empty.
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One item for each event that was asked for, in order."""
+    """The plan of a target: ``items`` has one for each wanted event, in order."""
 
     items: tuple[Item, ...]
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        """Every breakpoint of the plan."""
+        """All attachments of the plan."""
         return tuple(a for item in self.items for a in item.attachments)
 
     @property
     def kinds(self) -> tuple[events.Kind, ...]:
-        """The kinds of event that will be seen."""
+        """The kinds of event that are available."""
         return tuple(events.KINDS[item.event] for item in self.items if item.attachments)
 
     def governable(self) -> Plan:
-        """The same plan without what keeps no budget: the kernel's own events, at every switch."""
+        """The same plan without tracepoints, whose programs cannot be kept within a budget."""
         return Plan(tuple(_governable(item) for item in self.items))
 
     def without(self, failures: Mapping[Attachment, str]) -> Plan:
-        """The same plan once some hooks could not be attached, with the reason of each."""
+        """The same plan without events of which a hook failed; *failures* have the reasons."""
         return Plan(tuple(_without(item, failures) for item in self.items))
 
 
 def _governable(item: Item) -> Item:
-    """The scheduler of the host runs the programs of a tracepoint for everybody, so they stay."""
+    """A tracepoint's programs run for all processes of the host, not only for the target."""
     if item.via != "tracepoint":
         return item
     reason = "it is counted at every switch of the host's CPUs, not within a budget: --exact does"
@@ -93,7 +104,7 @@ def _governable(item: Item) -> Item:
 
 
 def _without(item: Item, failures: Mapping[Attachment, str]) -> Item:
-    """An event of which a hook is missing would count wrong, so it is not counted at all."""
+    """An event of which a hook is missing would be counted wrong, so it becomes unavailable."""
     failed = {a.name: failures[a] for a in item.attachments if a in failures}
     if not failed:
         return item

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What this host offers, and what it lacks, for BPF programs on another process.
+Which requirements of BPF programs on another process this host meets, and which not.
 
 *root* is the folder that holds ``proc`` and ``sys``, so tests can use a folder of
 files.
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: BPF_MAP_TYPE_RINGBUF came with this release.
 OLDEST_KERNEL = (5, 8)
-#: From here on breakpoints of many places are one link, which asks for no more than CAP_PERFMON.
-#: Before, they are perf events, which ask for CAP_SYS_ADMIN (CVE-2025-38466).
+#: From this release on, all breakpoints of a program are one link, which requires only CAP_PERFMON.
+#: Before, they are perf events, which require CAP_SYS_ADMIN (CVE-2025-38466).
 _NO_ADMIN = (6, 6)
 #: include/uapi/linux/capability.h
 CAPABILITIES = {
@@ -31,7 +31,7 @@ CAPABILITIES = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
-#: What CAP_SYS_ADMIN is good for, too.
+#: Capabilities that CAP_SYS_ADMIN includes.
 _OF_ADMIN = ("CAP_PERFMON", "CAP_BPF")
 #: The inode of the host's own pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
@@ -39,7 +39,11 @@ _HOST_PID_NAMESPACE = 0xEFFFFFFC
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing about the host: what it is, and what is wrong with it, if anything is."""
+    """
+    One property of the host.
+
+    ``name`` and ``value`` are shown to the user; ``problem`` is the error that the value causes.
+    """
 
     name: str
     value: str
@@ -47,7 +51,7 @@ class Fact:
 
 
 def facts(root: Path = Path("/"), release: str | None = None) -> list[Fact]:
-    """Everything that decides whether we can work here, most important first."""
+    """All properties that are required of the host, most important first."""
     release = release or platform.release()
     checks: list[Callable[[], Fact]] = [
         lambda: _privileges(root, release),
@@ -81,6 +85,12 @@ def pid_namespace(root: Path = Path("/")) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def require_host_pids(problem: str) -> None:
+    """Raise HostError, with the *problem* in its text, if we are in a pid namespace of our own."""
+    if pid_namespace() != (0, 0):
+        raise HostError(f"{problem}; run it in the host's (docker: --pid=host)")
+
+
 def has(name: str, root: Path = Path("/")) -> bool:
     """Whether this process has the capability called *name*."""
     mask = capabilities(root)
@@ -90,9 +100,9 @@ def has(name: str, root: Path = Path("/")) -> bool:
 
 def _privileges(root: Path, release: str) -> Fact:
     """
-    What this kernel asks for, or a problem that names what is missing.
+    The capabilities that this kernel requires, or a problem that names the missing ones.
 
-    Looking into VMs of other users takes more; whoever is not permitted to says so.
+    Reading VMs of other users requires more; the reader raises its own error.
     """
     needed = ["CAP_BPF", "CAP_PERFMON"] if _number(release) >= _NO_ADMIN else ["CAP_SYS_ADMIN"]
     missing = [name for name in needed if not has(name, root)]
@@ -105,7 +115,7 @@ def _privileges(root: Path, release: str) -> Fact:
 
 
 def _number(release: str) -> tuple[int, int]:
-    """Major and minor number of a kernel release; (0, 0) for what is none."""
+    """Major and minor number of a kernel release; (0, 0) if *release* is not one."""
     match = re.match(r"(\d+)\.(\d+)", release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -145,7 +155,7 @@ def _machine() -> Fact:
 
 
 def _libbpf() -> Fact:
-    from scope_ebpf.kernel.bpf.libbpf import library  # noqa: PLC0415 - may be missing; then we say so
+    from scope_ebpf.kernel.bpf.libbpf import library  # noqa: PLC0415 - may be missing, which is then the problem
 
     try:
         return Fact("libbpf", library().libbpf_version_string().decode())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Ctrl-C where it would be swallowed.
+Ctrl-C in code that would lose it.
 
-Python raises KeyboardInterrupt wherever it is, also within a callback from C, and in code that
-takes any exception for "not there"; both forget it, and the program goes on as if nobody had asked.
+Python raises KeyboardInterrupt at any point, also in a callback from C and in code that suppresses
+all exceptions. There it is lost, and the program does not stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """While the block runs a Ctrl-C waits; it comes when the block ends."""
+    """Block SIGINT while the block runs; a Ctrl-C takes effect when it ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

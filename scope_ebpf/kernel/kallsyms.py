@@ -6,12 +6,16 @@ from __future__ import annotations
 import bisect
 from pathlib import Path
 
-#: A function of the kernel is not longer; what lies further from a symbol is something else.
+#: Longest function of the kernel, bytes: an address that is further from a symbol is not in it.
 _LONGEST = 1 << 20
 
 
 class KernelSymbols:
-    """Read once; empty where the kernel hides its addresses (kptr_restrict)."""
+    """
+    The symbols of the kernel's code, read once.
+
+    There are none where the kernel hides its addresses (kptr_restrict).
+    """
 
     def __init__(self, root: Path = Path("/")) -> None:
         found = []
@@ -28,8 +32,8 @@ class KernelSymbols:
         self._names = [name for _, name in found]
 
     def name(self, address: int) -> str:
-        """Name the function around *address*."""
-        place = bisect.bisect_right(self._starts, address) - 1
-        if place < 0 or not self._starts[place] or address - self._starts[place] > _LONGEST:
+        """The name of the function that contains *address*, or ``[kernel]``."""
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or not self._starts[index] or address - self._starts[index] > _LONGEST:
             return "[kernel]"
-        return self._names[place]
+        return self._names[index]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target and what is asked for, made into a plan."""
+"""Makes the plan of a target, from its binary and the wanted events."""

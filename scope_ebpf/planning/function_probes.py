@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The USDT probes at calls of Erlang functions: which VM may have them, and where they are.
+The USDT probes at calls of Erlang functions: in which VMs they are used, and their sites.
 
-Only an interpreter may. Under the JIT ``global__function__entry`` takes a trampoline for a
-function and crashes the VM, and ``function__return`` is not compiled in (OTP-25.2.3
-erts/emulator/beam/beam_common.h, DTRACE_GLOBAL_CALL_FROM_EXPORT; the same from 24 to 29). They are
-no ways of ``events.toml``, so that nothing else ever asks for them.
+They are used in an interpreter only. Under the JIT ``global__function__entry`` mistakes a
+trampoline for a function and crashes the VM, and ``function__return`` is not compiled in
+(OTP-25.2.3 erts/emulator/beam/beam_common.h, DTRACE_GLOBAL_CALL_FROM_EXPORT; the same from 24 to
+29). They are not in ``events.toml``, so no event uses them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from scope_ebpf.planning.planner import Executable
 
 FAMILY: Final = "interpreted"
-#: M:F/A texts are cut behind so many bytes (DTRACE_TERM_BUF_SIZE, dtrace-wrapper.h).
+#: Length at which the VM cuts M:F/A texts, bytes (DTRACE_TERM_BUF_SIZE, dtrace-wrapper.h).
 MOST_BYTES: Final = events.FUNCTION_TEXT_BYTES - 1
-#: Functions that look up what is applied and fire; then the instruction that they look up for
-#: fires, too (beam_common.c, and DISPATCH_EXPORT in emu/macros.tab). The second is the call.
+#: Functions that look up the function of an apply and fire a probe; then the instruction that
+#: called them fires it again (beam_common.c, and DISPATCH_EXPORT in emu/macros.tab). The second one
+#: is counted as the call.
 _LOOK_UP: Final = ("apply", "fixed_apply")
 
 
-_WAY: Final = events.Variant(
+_VARIANT: Final = events.Variant(
     "call",
     "usdt",
     FAMILY,
@@ -45,21 +46,21 @@ _WAY: Final = events.Variant(
 
 def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachment, ...]:
     """
-    Every site of the probes at calls, and with *returns* of those at returns.
+    Attachments for every site of the probes at calls, and with *returns* of those at returns.
 
-    Each call passes one of them once. NothingToAttachError for another flavour, and for a build
-    that lacks one of them.
+    Each call fires one site once. NothingToAttachError for another flavour, and for a build that
+    lacks one of the probes.
     """
     found: list[Attachment] = []
     names = allowlist.at_calls(flavor)
     twice = _look_ups(binary) if names else []
-    for hook in _WAY.hooks:
+    for hook in _VARIANT.hooks:
         try:
-            sites = usdt_places(binary, _WAY, hook) if hook.name in names else []
+            sites = usdt_places(binary, _VARIANT, hook) if hook.name in names else []
         except (usdt.ArgumentError, UnprovenPlaceError) as error:
             raise NothingToAttachError(f"the USDT probe {hook.name}: {error}") from error
         if not sites:
-            # Looked for even where it is not wanted: no JIT has all of them.
+            # Also those at returns if they are not wanted: a JIT build lacks them.
             raise NothingToAttachError(f"the emulator has no USDT probe {hook.name} to attach to")
         if returns or hook.name not in allowlist.RETURNS:
             found += (s for s in sites if not any(s.address in function for function in twice))
@@ -67,7 +68,7 @@ def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachmen
 
 
 def _look_ups(binary: Executable) -> list[range]:
-    """The addresses at which a call would count a second time."""
+    """The address ranges of functions in which a site would count a call a second time."""
     found = [binary.symbol(name) for name in _LOOK_UP]
     if None in found:
         raise NothingToAttachError(
@@ -78,9 +79,9 @@ def _look_ups(binary: Executable) -> list[range]:
 
 def text(module: str, function: str, arity: int) -> bytes:
     """
-    What the probes tell of a function, at most MOST_BYTES (print_atom_name, erl_printf_term.c).
+    The text of a function in the probes' arguments, at most MOST_BYTES.
 
-    ValueError for a name with control characters.
+    As print_atom_name makes it (erl_printf_term.c). ValueError for a name with control characters.
     """
     return f"{_atom(module)}:{_atom(function)}/{arity}".encode()[:MOST_BYTES]
 

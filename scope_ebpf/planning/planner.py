@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How each event is seen on a target: which hooks its binary has, and where.
+The planner: which hooks each wanted event has in a target's binary, and where.
 
-Pure: a binary's symbols and notes and what is asked for go in, a plan comes
-out. Nothing is attached that is not in ``events.VARIANTS``.
+Pure: it makes a plan from a binary's symbols and notes and the wanted events. The plan has only
+hooks of ``events.VARIANTS``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Via
     from scope_ebpf.beam.elf.contents import Symbol
 
-#: In the order in which they are tried. The kernel's tracepoints are there whatever the VM is.
-_HOW: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
-_BY_TRACEPOINT = {variant.event for variant in events.VARIANTS if variant.via == "tracepoint"}
+#: Kinds of hook in the order in which they are tried. Tracepoints do not depend on the VM.
+_VIAS: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
+_BY_TRACEPOINT = {v.event for v in events.VARIANTS if v.via == "tracepoint"}
 
 
 class _Site(Protocol):
@@ -41,7 +41,7 @@ class _Site(Protocol):
 
 
 class Executable(bounds.File, Protocol):
-    """What the plan needs to know of a binary; ``beam.elf.binary.Binary`` is one."""
+    """A binary as the planner reads it; ``beam.elf.binary.Binary`` is one."""
 
     def symbol(self, name: str) -> Symbol | None:
         """The function of that name."""
@@ -50,13 +50,13 @@ class Executable(bounds.File, Protocol):
         """The functions whose whole name matches."""
 
     def file_offset(self, address: int) -> int:
-        """Where an address lies in the file; UnreadableElfError if it does not."""
+        """The offset of an address in the file, bytes; UnreadableElfError if it is not in it."""
 
     def cheap_entry(self, address: int, size: int) -> entry.Entry:
-        """The cheapest place to see a call of a function; UnreadableElfError as above."""
+        """The instruction of a function at which a hit is cheapest; UnreadableElfError as above."""
 
     def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
-        """Where a function calls which address, and whether a symbol or the PLT spans that."""
+        """Each call in a function: address, target, and whether a symbol or the PLT spans it."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
@@ -71,10 +71,10 @@ def make_plan(
     settings: Collection[str] = (),
 ) -> Plan:
     """
-    How each *wanted* event is seen on *binary*, an emulator of *flavor*.
+    The plan of each *wanted* event for *binary*, an emulator of *flavor*.
 
-    *settings* names the settings that are known for the target; a way that needs
-    another one is not taken.
+    *via* limits the kinds of hook. *settings* are the names of the settings that are known for the
+    target; an attach variant that needs another one is not used.
     """
     items = [_item(binary, flavor, event, via, settings) for event in EVENTS if event in wanted]
     return Plan(tuple(items))
@@ -82,61 +82,59 @@ def make_plan(
 
 def _item(binary: Executable, flavor: str, event: str, via: Via, settings: Collection[str]) -> Item:
     reasons: list[str] = []
-    for way in _HOW:
-        if way == "tracepoint" and event not in _BY_TRACEPOINT:
+    for kind in _VIAS:
+        if kind == "tracepoint" and event not in _BY_TRACEPOINT:
             continue
-        if via not in ("auto", way) and way != "tracepoint":
+        if via not in ("auto", kind) and kind != "tracepoint":
             continue
-        found, reason = _way(binary, flavor, event, way, settings)
+        found, reason = _variant(binary, flavor, event, kind, settings)
         if found:
             hook = " + ".join(dict.fromkeys(a.name for a in found))
-            return Item(event, way, hook, found, "; ".join(reasons))
+            return Item(event, kind, hook, found, "; ".join(reasons))
         reasons.append(reason)
     return Item(event, "unavailable", "", (), "; ".join(reasons))
 
 
-def _way(
+def _variant(
     binary: Executable, flavor: str, event: str, via: str, settings: Collection[str]
 ) -> tuple[tuple[Attachment, ...], str]:
-    """The attachments of one way, or why there are none."""
+    """The attachments of the first variant that fits, or the reason why there are none."""
     for refusal in events.UNAVAILABLE:
         if (refusal.event, refusal.via) == (event, via) and refusal.flavor in (None, flavor):
             return (), refusal.reason
-    for way in events.VARIANTS:
-        if (way.event, way.via) != (event, via) or way.flavor not in (None, flavor):
+    for variant in events.VARIANTS:
+        if (variant.event, variant.via) != (event, via) or variant.flavor not in (None, flavor):
             continue
-        missing = [name for name in way.needs if name not in settings]
+        missing = [name for name in variant.needs if name not in settings]
         if missing:
             return (), f"{', '.join(missing)} could not be found in the target"
-        return _attachments(binary, way)
+        return _attachments(binary, variant)
     return (), f"there is no {via} hook for it"
 
 
-def _attachments(binary: Executable, way: events.Variant) -> tuple[tuple[Attachment, ...], str]:
-    if way.via == "tracepoint":
+def _attachments(binary: Executable, variant: events.Variant) -> tuple[tuple[Attachment, ...], str]:
+    family = variant.family
+    if variant.via == "tracepoint":
         hooks = (
-            Attachment(h.program, way.family, h.name, 0, 0, tracepoint=True) for h in way.hooks
+            Attachment(h.program, family, h.name, 0, 0, tracepoint=True) for h in variant.hooks
         )
         return tuple(hooks), ""
     found: list[Attachment] = []
-    for hook in way.hooks:
+    by_symbol = variant.via == "symbol"
+    for hook in variant.hooks:
         try:
-            places = (
-                symbol_places(binary, way, hook)
-                if way.via == "symbol"
-                else usdt_places(binary, way, hook)
-            )
+            attachments = (symbol_places if by_symbol else usdt_places)(binary, variant, hook)
         except (usdt.ArgumentError, UnreadableElfError, bounds.UnprovenPlaceError) as error:
             return (), f"{hook.name}: {error}"
-        if not places and not hook.optional:
-            kind = "function symbol" if way.via == "symbol" else "USDT probe"
+        if not attachments and not hook.optional:
+            kind = "function symbol" if by_symbol else "USDT probe"
             return (), f"the binary has no {kind} {hook.name}"
-        found += places
+        found += attachments
     return tuple(found), ""
 
 
 def semaphores(binary: Executable) -> dict[int, int]:
-    """The offset of the semaphore of each USDT site of OTP that has one, by the site's, bytes."""
+    """The offset of the semaphore of each USDT site of OTP that has one, by that of the site."""
     return {
         binary.file_offset(site.address): binary.file_offset(site.semaphore)
         for site in binary.usdt_sites
@@ -144,11 +142,13 @@ def semaphores(binary: Executable) -> dict[int, int]:
     }
 
 
-def symbol_places(binary: Executable, way: events.Variant, hook: events.Hook) -> list[Attachment]:
+def symbol_places(
+    binary: Executable, variant: events.Variant, hook: events.Hook
+) -> list[Attachment]:
     """
-    Where a hook goes that is a function: one place, or none.
+    The attachment for a hook that is a function; none if the binary does not have it.
 
-    UnprovenPlaceError where the file does not show that it is one.
+    UnprovenPlaceError if the file does not prove that its address is in that function.
     """
     symbol = binary.symbol(hook.name)
     if symbol is None and hook.mangled:
@@ -161,46 +161,51 @@ def symbol_places(binary: Executable, way: events.Variant, hook: events.Hook) ->
     if hook.call and (at_call := _call(binary, symbol, hook)):
         offset = binary.file_offset(at_call)
         return [
-            Attachment(hook.program, way.family, hook.name, offset, at_call, registers=hook.at_call)
+            Attachment(
+                hook.program, variant.family, hook.name, offset, at_call, registers=hook.at_call
+            )
         ]
-    place = entry.START if hook.returns else _entry(binary, symbol, hook)
-    address = symbol.address + place.shift
+    start = entry.START if hook.returns else _entry(binary, symbol, hook)
+    address = symbol.address + start.shift
     bounds.require_in_function(binary, symbol, address)
-    registers = tuple(zip(hook.arguments, (r or "" for r in place.registers), strict=False))
+    registers = tuple(zip(hook.arguments, (r or "" for r in start.registers), strict=False))
     offset = binary.file_offset(address)
     return [
-        Attachment(hook.program, way.family, hook.name, offset, address, hook.returns, registers)
+        Attachment(
+            hook.program, variant.family, hook.name, offset, address, hook.returns, registers
+        )
     ]
 
 
 def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:
-    """The address of the one place where a function calls *hook.call*, if there is one."""
+    """The address of the call of *hook.call* in a function; None if there is not exactly one."""
     called = binary.symbol(hook.call or "")
     calls = binary.calls(symbol.address, symbol.size)
     if called is not None:
-        places = [place for place, target, _ in calls if target == called.address]
+        found = [address for address, target, _ in calls if target == called.address]
     elif hook.local:
-        places = [place for place, _, named in calls if not named]
+        found = [address for address, _, named in calls if not named]
     else:
         return None
-    return places[0] if len(places) == 1 else None
+    return found[0] if len(found) == 1 else None
 
 
 def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry:
-    """Where to see the call: elsewhere than at its start only if the program can follow."""
-    place = binary.cheap_entry(symbol.address, symbol.size)
+    """The cheap entry if the program finds its arguments there, otherwise the function's start."""
+    cheap = binary.cheap_entry(symbol.address, symbol.size)
     if hook.arguments:
-        usable = all(place.registers[: len(hook.arguments)])
+        usable = all(cheap.registers[: len(hook.arguments)])
     else:
-        usable = place.registers == entry.ARGUMENTS
-    return place if usable else entry.START
+        usable = cheap.registers == entry.ARGUMENTS
+    return cheap if usable else entry.START
 
 
-def usdt_places(binary: Executable, way: events.Variant, hook: events.Hook) -> list[Attachment]:
+def usdt_places(binary: Executable, variant: events.Variant, hook: events.Hook) -> list[Attachment]:
     """
-    Where a hook goes that is a USDT probe: each of its sites.
+    The attachments for a hook that is a USDT probe, one for each of its sites.
 
-    ArgumentError for odd ones, UnprovenPlaceError for those that are no sites.
+    ArgumentError if the arguments of a site cannot be parsed, UnprovenPlaceError if the file does
+    not prove that it is a site.
     """
     sites = [s for s in binary.usdt_sites if s.provider == "erlang" and s.name == hook.name]
     for site in sites:
@@ -208,7 +213,7 @@ def usdt_places(binary: Executable, way: events.Variant, hook: events.Hook) -> l
     return [
         Attachment(
             hook.program,
-            way.family,
+            variant.family,
             hook.name,
             binary.file_offset(site.address),
             site.address,

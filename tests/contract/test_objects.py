@@ -93,7 +93,7 @@ def test_no_map_is_allocated_while_a_program_runs(family: str):
     flags.argtypes = [ctypes.c_void_p]
     opened = BpfObject(family, object_bytes(family))
     try:
-        late = [name for name, each in opened.maps.items() if flags(each) & NO_PREALLOC]
+        late = [name for name, each in opened.maps.items() if flags(each.handle) & NO_PREALLOC]
     finally:
         opened.close()
     assert [] == late

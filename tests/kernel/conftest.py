@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import beams_run
 import pytest
-from tracing import Way, require_root
+from tracing import Variant, require_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Each way to see events: the kind of VM, and the words that make scope-trace go that way.
-WAYS = {
+#: Each variant by which events are traced: the kind of VM, and the value of --via.
+VARIANTS = {
     "stock": ("stock25", "auto"),
     "usdt": ("usdt25", "usdt"),
     "symbols-of-usdt": ("usdt25", "symbol"),
@@ -51,16 +51,16 @@ def stock(vm: Callable[[str], beams_run.Beam]) -> beams_run.Beam:
     return vm("stock25")
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, vm: Callable[[str], beams_run.Beam]) -> Way:
-    kind, via = WAYS[request.param]
-    return Way(vm(kind), via)
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, vm: Callable[[str], beams_run.Beam]) -> Variant:
+    kind, via = VARIANTS[request.param]
+    return Variant(vm(kind), via)
 
 
 @pytest.fixture(scope="session")
 def private_emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    A copy of the distribution's emulator, so that nobody else's breakpoints are in it.
+    A copy of the distribution's emulator, so that it has no breakpoints of others.
     """
     require_root()
     beams_run.build("stock25")

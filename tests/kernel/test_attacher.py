@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The process that holds breakpoints, where the host gives it nothing more.
+The process that holds breakpoints, where the host gives it no more threads, memory or descriptors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def no_more_tasks(pid: int) -> Iterator[None]:
     A control group in which *pid* can start neither a thread nor a process.
     """
     roots = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
-    root = next(place for place in roots if (place / "cgroup.procs").exists())
+    root = next(folder for folder in roots if (folder / "cgroup.procs").exists())
     group = root / f"scope-test-{os.getpid()}"
     before = root / Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1].rpartition(":")[2][1:]
     group.mkdir()
@@ -77,41 +77,41 @@ def test_it_detaches_without_threads(
     scene: Scene, less: Callable[[int], contextlib.AbstractContextManager[None]], before: bool
 ):
     """
-    Where no thread can be started breakpoints go in and out as ever, and it lives.
+    Where no thread can be started breakpoints are attached and removed all the same.
     """
     with Attacher() as holder:
         wait_gone(holder.detach([]))  # it runs
         if before:
-            wait_gone(attached(scene, scene.places[:1], holder).detach())
+            wait_gone(attached(scene, scene.sites[:1], holder).detach())
         with less(holder.pid):
             for _ in range(2):
-                held = [attached(scene, [place], holder) for place in scene.places[:8]]
+                held = [attached(scene, [site], holder) for site in scene.sites[:8]]
                 assert 8 == len(scene.found)
                 for uprobes in held:
                     wait_gone(uprobes.detach())
                 assert [] == scene.found
-            attached(scene, scene.places, holder)
+            attached(scene, scene.sites, holder)
             threads = len(list(Path(f"/proc/{holder.pid}/task").iterdir()))
             assert (2 if before else 1) == threads
 
 
-def test_programs_that_found_no_room_are_told(scene: Scene):
+def test_programs_whose_descriptors_found_no_room_are_refused(scene: Scene):
     """
-    A request whose descriptors the kernel dropped is answered with the error, and the next is done.
+    A request whose descriptors the kernel dropped is answered with the error; the next one works.
     """
     with Attacher() as holder:
         request = {"path": "/", "pid": 1, "multi": True, "programs": [{}, {}]}
         socket.send_fds(holder._channel, [json.dumps(request).encode()], [0])
         assert [-24, -24] == json.loads(holder._channel.recv(100))
-        wait_gone(attached(scene, scene.places, holder).detach())
+        wait_gone(attached(scene, scene.sites, holder).detach())
 
 
-def test_an_answer_that_nobody_reads(scene: Scene):
+def test_an_answer_that_is_not_read(scene: Scene):
     """
-    A parent that is killed before it reads an answer resets the channel: all is taken out, too.
+    A parent that is killed before it reads an answer resets the channel: all is removed, too.
     """
     holder = Attacher()
-    attached(scene, scene.places, holder)
+    attached(scene, scene.sites, holder)
     assert scene.found
     holder._channel.send(json.dumps({"programs": [], "multi": True}).encode())
     wait_until(lambda: select.select([holder._channel], [], [], 0)[0], "an answer")
@@ -120,9 +120,9 @@ def test_an_answer_that_nobody_reads(scene: Scene):
     assert [] == scene.found
 
 
-def test_that_it_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_an_attacher_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch):
     """
-    Where no process can be started that is an error of the host's, in one line.
+    Where no process can be started that is a HostError of one line.
     """
     monkeypatch.setattr("sys.executable", "/nonexistent")
     with pytest.raises(HostError, match="cannot start the process that holds breakpoints: No such"):
@@ -147,9 +147,9 @@ def priority_of(process: int) -> tuple[int, str]:
     return os.getpriority(os.PRIO_PROCESS, process), group.read_text().split()[-1]
 
 
-def test_it_runs_before_what_it_takes_hooks_out_of():
+def test_it_runs_before_the_targets():
     """
-    It is a session of its own, which shares the CPU with others as its own nice value says.
+    It leads a session of its own, whose share of the CPU is set by its nice value.
     """
     require_root()
     with Attacher() as holder:
@@ -158,9 +158,9 @@ def test_it_runs_before_what_it_takes_hooks_out_of():
         assert (-10, "-10") == priority_of(holder.pid)
 
 
-def test_that_of_a_daemon_runs_before_what_it_observes(tmp_path: Path):
+def test_the_attacher_of_a_daemon_runs_before_the_targets(tmp_path: Path):
     """
-    The daemon hurries its attacher at its start, before it serves anything.
+    The daemon sets the priority of its attacher at its start, before it serves anything.
     """
     require_root()
     with daemon(QUICK, tmp_path) as running:
@@ -179,7 +179,7 @@ def serves(running: Running) -> bool:
 
 def test_a_daemon_whose_attacher_has_no_room(scene: Scene, tmp_path: Path):
     """
-    A daemon whose attacher can start no thread takes in one more VM, counts, and ends in order.
+    A daemon whose attacher can start no thread observes one more VM, counts, and ends in order.
     """
     with daemon(QUICK, tmp_path) as running:
         running.until(scene.beam.pid, bool)

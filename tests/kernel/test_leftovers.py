@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Breakpoints that stay when the process that holds them is killed: found, told, and taken out.
+Breakpoints that stay when the process that holds them is killed: found, reported, and removed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ MANY = 150
 
 class Scene(NamedTuple):
     """
-    A VM, what is known of it, and places of it that can be attached to.
+    A VM, its target, and functions of it that can be attached to.
     """
 
     beam: beams_run.Beam
     target: Target
-    places: list[Attachment]
+    sites: list[Attachment]
 
     @property
     def found(self) -> list[int]:
@@ -55,15 +55,15 @@ class Scene(NamedTuple):
 
 def scene_of(beam: beams_run.Beam) -> Iterator[Scene]:
     """
-    The scene of a VM, in which nothing is left before and after.
+    The scene of a VM, which has no leftover breakpoint before and after.
     """
     target = inspect(beam.pid)
     binary = target.binary
     names = re.compile(r"(?:erts|ets|db)_.*")
     functions = [s for s in binary.matching(names) if s.is_function and s.size > 64]
     offsets = sorted({binary.file_offset(s.address) for s in functions})[:MANY]
-    places = [Attachment("left", "", "left", offset, 0) for offset in offsets]
-    scene = Scene(beam, target, places)
+    sites = [Attachment("left", "", "left", offset, 0) for offset in offsets]
+    scene = Scene(beam, target, sites)
     assert [] == scene.found
     yield scene
     assert [] == scene.found
@@ -82,28 +82,28 @@ def scene(observed_vm: beams_run.Beam) -> Iterator[Scene]:
     yield from scene_of(observed_vm)
 
 
-def attached(scene: Scene, places: list[Attachment], holder: Attacher) -> Uprobes:
+def attached(scene: Scene, sites: list[Attachment], holder: Attacher) -> Uprobes:
     """
-    Breakpoints in all of *places*, in one link.
+    Breakpoints in all of *sites*, in one link.
     """
     program = leftovers._load_nothing(multi=has_multi())
     uprobes = Uprobes(scene.target.identity, holder, multi=has_multi())
     try:
-        assert [None] == uprobes.attach([(program, places)])
+        assert [None] == uprobes.attach([(program, sites)])
     finally:
         os.close(program)
     return uprobes
 
 
-def leave(scene: Scene, places: list[Attachment]) -> list[int]:
+def leave(scene: Scene, sites: list[Attachment]) -> list[int]:
     """
-    Kill who holds *places* while it takes them out, until the kernel leaves some; which.
+    Kill the holder of *sites* while it removes them, until the kernel leaves some; their offsets.
     """
     deadline = time.monotonic() + PATIENCE
     while not (left := scene.found):
         assert time.monotonic() < deadline, "the kernel leaves nothing"
         holder = Attacher()
-        uprobes = attached(scene, places, holder)
+        uprobes = attached(scene, sites, holder)
         os.close(holder.detach(uprobes.numbers))
         time.sleep(random.SystemRandom().uniform(0, 0.004))  # when it is under way
         os.kill(holder.pid, 9)
@@ -113,9 +113,9 @@ def leave(scene: Scene, places: list[Attachment]) -> list[int]:
 
 def write_breakpoints(scene: Scene) -> list[int]:
     """
-    Put breakpoints where nobody comes by, into functions that only libraries call; where.
+    Write breakpoints into functions that only libraries call, so that none is hit; their offsets.
 
-    Nobody holds them, and they are found and go like those that the kernel has left.
+    No process holds them, and they are found and removed like those that the kernel has left.
     """
     binary = scene.target.binary
     names = re.compile(r"enif_(?:rwlock|tsd|map_iterator|thread|cond)_.*")
@@ -129,11 +129,11 @@ def write_breakpoints(scene: Scene) -> list[int]:
     return offsets
 
 
-def test_what_somebody_holds_stays(scene: Scene):
+def test_held_breakpoints_stay(scene: Scene):
     """
-    Of breakpoints that are held and others that are not only the others go; hits go on counting.
+    Held breakpoints stay and their hits count; the others are removed.
     """
-    held = scene.places[:23]
+    held = scene.sites[:23]
     with trace(scene.beam.pid, "--events", "spawn") as run:
         others = set(scene.found)
         assert others
@@ -141,7 +141,7 @@ def test_what_somebody_holds_stays(scene: Scene):
             uprobes = attached(scene, held, holder)
             left = set(write_breakpoints(scene))
             before = set(scene.found)
-            assert before == others | left | {place.offset for place in held}
+            assert before == others | left | {site.offset for site in held}
             assert len(left) == scene.heal()
             assert before - left == set(scene.found)
             uprobes.detach()
@@ -149,16 +149,16 @@ def test_what_somebody_holds_stays(scene: Scene):
         assert 23 == run.stop().events["spawn"]["count"]
 
 
-def test_who_writes_to_its_own_text_keeps_nobody(scene: Scene):
+def test_one_refused_site_does_not_keep_the_others(scene: Scene):
     """
-    What the kernel refuses to attach to does not keep the rest in, and costs one request more.
+    A site that the kernel refuses does not keep the others in, and costs one more request.
     """
     left = write_breakpoints(scene)
-    refused = leftovers._place(1 << 40, 0)  # beyond the file
-    places = [leftovers._place(offset, 0) for offset in left]
+    refused = leftovers._site(1 << 40, 0)  # beyond the file
+    sites = [leftovers._site(offset, 0) for offset in left]
     with Attacher() as holder:
         identity, multi = scene.target.identity, has_multi()
-        touched = leftovers._touch(identity, [refused, *places], holder, multi=multi)
+        touched = leftovers._touch(identity, [refused, *sites], holder, multi=multi)
     assert leftovers._AT_ONCE - 1 == touched
     assert left[touched:] == scene.found
     assert len(left) - touched == scene.heal()
@@ -176,7 +176,7 @@ sys.stdin.read()
 
 def test_breakpoints_of_a_debugger_stay(scene: Scene):
     """
-    While a debugger is attached its breakpoints are left alone, since they look like those left.
+    While a debugger is attached none is removed, since its breakpoints look like leftover ones.
     """
     command = [sys.executable, "-c", SEIZE, str(scene.beam.pid)]
     pipe = subprocess.PIPE
@@ -188,14 +188,14 @@ def test_breakpoints_of_a_debugger_stay(scene: Scene):
     assert len(left) == scene.heal()
 
 
-def test_the_doctor_tells_and_the_next_trace_heals(scene: Scene):
+def test_the_doctor_lists_and_the_next_trace_heals(scene: Scene):
     """
-    What is left is listed by the doctor, who changes nothing; a trace takes it out and says so.
+    The doctor lists leftover breakpoints and changes nothing; a trace removes them and says so.
     """
     left = write_breakpoints(scene)
     words = ("doctor", str(scene.beam.pid), "--format")
     with Attacher() as holder:
-        attached(scene, scene.places[:23], holder)
+        attached(scene, scene.sites[:23], holder)
         listed = json.loads(scope_trace(*words, "json").output)["breakpoints"]
         assert (23, len(left)) == (len(listed["held"]), len(listed["left"]))
         text = scope_trace(*words, "text").output
@@ -209,7 +209,7 @@ def test_the_doctor_tells_and_the_next_trace_heals(scene: Scene):
 
 def test_the_next_daemon_heals(scene: Scene, tmp_path: Path):
     """
-    A daemon that takes in a VM takes out what was left in it, also where it hooks nothing itself.
+    A daemon removes the leftover breakpoints of a new target, also where it has no hook itself.
     """
     left = write_breakpoints(scene)
     with daemon(QUICK, tmp_path) as running:
@@ -222,26 +222,26 @@ def test_the_next_daemon_heals(scene: Scene, tmp_path: Path):
 
 def test_what_a_killed_holder_left_is_healed():
     """
-    The kernel leaves breakpoints of a holder that is killed, USDT probes among them: all of them
-    go, and the VM no longer counts a user of the probes.
+    The kernel leaves breakpoints of a killed holder, USDT probes among them: all of them are
+    removed, and the VM no longer counts a user of the probes.
     """
     require_root()
     with beams_run.planted("usdt25") as beam:
         for scene in scene_of(beam):
             binary = scene.target.binary
-            sites = [s for s in binary.usdt_sites if s.name.startswith(("gc_", "process", "me"))]
+            probes = [s for s in binary.usdt_sites if s.name.startswith(("gc_", "process", "me"))]
             plan = make_plan(binary, "jit", via="usdt")
             probed = {a.offset: a for a in plan.attachments if a.semaphore}
-            places = [*scene.places, *probed.values()]  # the last ones are the most likely to stay
-            assert sites
+            sites = [*scene.sites, *probed.values()]  # the last ones are the most likely to stay
+            assert probes
 
-            def counted(scene=scene, sites=sites) -> int:
+            def counted(scene=scene, probes=probes) -> int:
                 base = scene.target.base
-                return sum(scene.target.memory.u16(base + s.semaphore) for s in sites)
+                return sum(scene.target.memory.u16(base + s.semaphore) for s in probes)
 
             while not counted():
-                left = leave(scene, places)
-                assert set(left) <= {place.offset for place in places}
+                left = leave(scene, sites)
+                assert set(left) <= {site.offset for site in sites}
                 if not counted():
                     scene.heal()
             assert len(left) == scene.heal()

@@ -18,11 +18,13 @@ from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.observers.governed import GovernedSession
-from scope_ebpf.kernel.observers.program_pool import Programs, Spares
+from scope_ebpf.kernel.observers.program_pool import Spares
 from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from scope_ebpf.kernel.observers.programs import Programs
 
 WANTED = ("spawn", "exit", "gc", "dist_busy")
 PATIENCE = beams_run.PATIENCE
@@ -72,17 +74,16 @@ def programs_of(session: GovernedSession) -> Programs:
     """
     What a session has loaded.
     """
-    assert session._programs is not None
-    return session._programs
+    return session._loaded.programs
 
 
 def hooks_are_out(spares: Spares) -> None:
     """
     Wait until the one that is kept may be taken.
     """
-    (spare,) = spares._spares
-    assert spare.leaving
-    for fd in spare.leaving:
+    (idle,) = spares._idle
+    assert idle.leaving
+    for fd in idle.leaving:
         assert select.select([fd], [], [], PATIENCE)[0], "the hooks of the first are never out"
 
 

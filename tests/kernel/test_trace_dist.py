@@ -10,17 +10,17 @@ from tracing import require_root, trace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Each way as it is for these tests: two nodes of a kind.
-WAYS = {"stock": ("stock25", "auto"), "usdt": ("usdt25", "usdt")}
+#: The variants of conftest.py that have two nodes of a kind for these tests.
+VARIANTS = {"stock": ("stock25", "auto"), "usdt": ("usdt25", "usdt")}
 
 
-@pytest.fixture(params=WAYS, scope="module")
+@pytest.fixture(params=VARIANTS, scope="module")
 def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[beams_run.Beam, beams_run.Beam, str]]:
     """
     A node, its peer, and how to look at the first.
     """
     require_root()
-    kind, via = WAYS[request.param]
+    kind, via = VARIANTS[request.param]
     with beams_run.dist_pair(kind) as (watched, peer):
         yield watched, peer, via
 

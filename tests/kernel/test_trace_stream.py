@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import beams_run
 from beams_run import PATIENCE
-from tracing import Outcome, Way, trace, wait_until
+from tracing import Outcome, Variant, trace, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,13 +19,13 @@ FLOOD = 50_000
 FITS = (1 << 20) // 64 - 1
 
 
-def test_every_event_is_one_line(way: Way):
+def test_every_event_is_one_line(variant: Variant):
     """
     A stream has a line for each event that was counted, and each line parses.
     """
-    with trace(way.beam.pid, *way.words("spawn,exit,send,receive"), form="jsonl") as run:
-        way.beam.plant("spawns 2300")
-        way.beam.plant("messages 4600")
+    with trace(variant.beam.pid, *variant.words("spawn,exit,send,receive"), form="jsonl") as run:
+        variant.beam.plant("spawns 2300")
+        variant.beam.plant("messages 4600")
         outcome = run.stop()
     lines = collections.Counter(line["event"] for line in outcome.lines)
     assert {"spawn": 2300, "exit": 2300, "send": 4600, "receive": 4602} == lines
@@ -33,15 +33,15 @@ def test_every_event_is_one_line(way: Way):
     assert dict(lines) == {name: outcome.reported(name)[0] for name in lines}
 
 
-def test_a_line_says_who_did_what_to_whom(way: Way):
+def test_a_line_says_who_did_what_to_whom(variant: Variant):
     """
     The lines of planted events name the processes, modules and reasons that were planted.
     """
-    _, main, partner = way.beam.ask("who").split()
+    _, main, partner = variant.beam.ask("who").split()
     begin = time.time()
-    with trace(way.beam.pid, *way.words("spawn,exit,send"), form="jsonl") as run:
-        way.beam.plant("exits other 23")
-        way.beam.plant("messages 32")
+    with trace(variant.beam.pid, *variant.words("spawn,exit,send"), form="jsonl") as run:
+        variant.beam.plant("exits other 23")
+        variant.beam.plant("messages 32")
         lines = run.stop().lines
     end = time.time()
     spawns, exits, sends = (
@@ -55,19 +55,19 @@ def test_a_line_says_who_did_what_to_whom(way: Way):
     assert all(begin - 1 <= line["time"] <= end + 1 for line in lines)
     known = {(line["parent"], line["module"], line["function"]) for line in spawns}
     reasons = {line["reason"] for line in exits}
-    if way.via == "usdt":  # the probes tell these as text, which is not read
+    if variant.via == "usdt":  # the probes tell these as text, which is not read
         assert ({(None, None, None)}, {None}) == (known, reasons)
     else:
         assert ({(main, "planted", "leave")}, {"planted"}) == (known, reasons)
 
 
-def test_a_line_says_how_long_and_how_much(way: Way):
+def test_a_line_says_how_long_and_how_much(variant: Variant):
     """
     A planted major collection has a duration, what it reclaimed, and who was collected.
     """
-    _, main, _ = way.beam.ask("who").split()
-    with trace(way.beam.pid, *way.words("gc"), form="jsonl") as run:
-        way.beam.plant("gc_major 23")
+    _, main, _ = variant.beam.ask("who").split()
+    with trace(variant.beam.pid, *variant.words("gc"), form="jsonl") as run:
+        variant.beam.plant("gc_major 23")
         lines = [line for line in run.stop().lines if line["class"] == "major"]
     assert 23 <= len(lines) <= 27
     assert {main} == {line["pid"] for line in lines}
@@ -77,12 +77,12 @@ def test_a_line_says_how_long_and_how_much(way: Way):
     assert 800 <= usual < 1600
 
 
-def test_a_text_stream_is_a_line_for_each_event(way: Way):
+def test_a_text_stream_is_a_line_for_each_event(variant: Variant):
     """
     With --stream a person sees a line for each event, and the report when it is over.
     """
-    with trace(way.beam.pid, *way.words("hibernate"), "--stream", form="text") as run:
-        way.beam.plant("hibernates 23")
+    with trace(variant.beam.pid, *variant.words("hibernate"), "--stream", form="text") as run:
+        variant.beam.plant("hibernates 23")
         outcome = run.stop()
     lines = outcome.output.splitlines()
     assert 23 == len([line for line in lines if "hibernate" in line.split()]) == len(lines)
@@ -90,13 +90,13 @@ def test_a_text_stream_is_a_line_for_each_event(way: Way):
     assert "lost: 0 records" in outcome.errors
 
 
-def test_what_finds_no_room_is_lost_in_no_silence(way: Way):
+def test_what_finds_no_room_is_lost_in_no_silence(variant: Variant):
     """
     With a ring that is too small and a reader that stands still, seen and lost are the planted.
     """
-    with trace(way.beam.pid, *way.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
+    with trace(variant.beam.pid, *variant.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
         run.send(signal.SIGSTOP)
-        way.beam.plant(f"spawns {FLOOD}")
+        variant.beam.plant(f"spawns {FLOOD}")
         run.send(signal.SIGCONT)
         outcome = run.stop()
     seen = collections.Counter(line["event"] for line in outcome.lines)
@@ -107,12 +107,12 @@ def test_what_finds_no_room_is_lost_in_no_silence(way: Way):
     assert f"lost: {2 * FLOOD - seen.total():,} records" in outcome.errors
 
 
-def test_a_ring_that_wraps_many_times_gives_each_record_once(way: Way):
+def test_a_ring_that_wraps_many_times_gives_each_record_once(variant: Variant):
     """
     Of events that fill a small ring six times over, each is seen once or counted as lost.
     """
-    with trace(way.beam.pid, *way.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
-        way.beam.plant(f"spawns {FLOOD}")
+    with trace(variant.beam.pid, *variant.words("spawn,exit"), "--ring", "1", form="jsonl") as run:
+        variant.beam.plant(f"spawns {FLOOD}")
         outcome = run.stop()
     for name in ("spawn", "exit"):
         pids = [line["pid"] for line in outcome.lines if line["event"] == name]
@@ -121,13 +121,13 @@ def test_a_ring_that_wraps_many_times_gives_each_record_once(way: Way):
     assert FITS < len(outcome.lines)
 
 
-def test_a_reader_that_does_not_read_costs_records_and_no_more(way: Way):
+def test_a_reader_that_does_not_read_costs_records_and_no_more(variant: Variant):
     """
     A full pipe behind scope-trace holds neither the VM nor the counts; what was lost is told.
     """
-    words = (*way.words("spawn,exit"), "--ring", "1")
-    with trace(way.beam.pid, *words, form="jsonl", output=subprocess.PIPE) as run:
-        way.beam.plant(f"spawns {FLOOD}")
+    words = (*variant.words("spawn,exit"), "--ring", "1")
+    with trace(variant.beam.pid, *words, form="jsonl", output=subprocess.PIPE) as run:
+        variant.beam.plant(f"spawns {FLOOD}")
         run.send(signal.SIGINT)
         text, errors = run.process.communicate(timeout=PATIENCE)
     assert 0 == run.process.returncode
@@ -138,12 +138,12 @@ def test_a_reader_that_does_not_read_costs_records_and_no_more(way: Way):
     assert f"lost: {2 * FLOOD - len(lines):,} records" in outcome.errors
 
 
-def test_a_stream_shows_events_while_they_happen(way: Way):
+def test_a_stream_shows_events_while_they_happen(variant: Variant):
     """
     An event is in the output long before the trace ends.
     """
-    with trace(way.beam.pid, *way.words("hibernate"), form="jsonl") as run:
-        way.beam.plant("hibernates 23")
+    with trace(variant.beam.pid, *variant.words("hibernate"), form="jsonl") as run:
+        variant.beam.plant("hibernates 23")
         wait_until(lambda: run.so_far().count(b"\n") == 23, "23 lines")
         run.stop()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from beams_run import PATIENCE, require
-from tracing import BREAKPOINT, Way, bytes_at, trace, wait_until
+from tracing import BREAKPOINT, Variant, bytes_at, trace, wait_until
 
 from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.discover import inspect
@@ -41,7 +41,8 @@ def witnessed(pid: int) -> dict[str, str]:
 @contextmanager
 def bpftrace(pid: int):
     """
-    bpftrace counting the same functions of the same process; gives what ends it and its counts.
+    bpftrace counting the same functions of the same process; yields a function that ends it and
+    returns its counts.
     """
     require(shutil.which("bpftrace"), "bpftrace is not installed")
     target = inspect(pid)
@@ -53,11 +54,11 @@ def bpftrace(pid: int):
     process = subprocess.Popen(
         ["bpftrace", "-f", "json", "-e", program], stdout=subprocess.PIPE, text=True
     )
-    places = [target.base + target.binary.symbol(name).address for name in names]
+    addresses = [target.base + target.binary.symbol(name).address for name in names]
     try:
         wait_until(
             lambda: (
-                process.poll() is not None or set(bytes_at(pid, places).values()) == {BREAKPOINT}
+                process.poll() is not None or set(bytes_at(pid, addresses).values()) == {BREAKPOINT}
             ),
             "bpftrace's breakpoints",
         )
@@ -76,15 +77,15 @@ def bpftrace(pid: int):
         process.wait()
 
 
-@pytest.mark.parametrize("way", ["stock", "usdt", "symbols-of-usdt"], indirect=True)
-def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_them(way: Way):
+@pytest.mark.parametrize("variant", ["stock", "usdt", "symbols-of-usdt"], indirect=True)
+def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_them(variant: Variant):
     """
     200,000 spawns and exits and 400,000 sends and receives are counted, none is lost, and bpftrace
     counts the same in the same run.
     """
-    beam = way.beam
+    beam = variant.beam
     with bpftrace(beam.pid) as end_of_bpftrace:
-        with trace(beam.pid, *way.words("spawn,exit,send,receive")) as run:
+        with trace(beam.pid, *variant.words("spawn,exit,send,receive")) as run:
             beam.plant(f"spawns {SPAWNS}")
             beam.plant(f"messages {MESSAGES}")
             outcome = run.stop()
@@ -98,9 +99,9 @@ def test_half_a_million_events_are_counted_as_planted_and_as_bpftrace_counts_the
 
 
 @pytest.mark.parametrize("kind", ["stock25", "usdt25"])
-def test_both_ways_of_attaching_count_the_same(kind: str, vm):
+def test_both_kinds_of_links_count_the_same(kind: str, vm):
     """
-    A kernel without links for many places counts by perf events what a newer one counts by those.
+    A kernel without uprobe_multi counts by perf events what a newer one counts by one link.
     """
     beam = vm(kind)
     target = inspect(beam.pid)

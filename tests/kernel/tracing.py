@@ -235,9 +235,9 @@ def scope_trace(*words: str, prefix: Sequence[str] = (), **popen) -> Outcome:
 
 
 @dataclass
-class Way:
+class Variant:
     """
-    One way to see the events of a VM.
+    A VM and the attach variant by which its events are traced.
     """
 
     beam: Beam
@@ -245,7 +245,7 @@ class Way:
 
     def words(self, events: str) -> tuple[str, ...]:
         """
-        What makes scope-trace go this way.
+        The options of scope-trace for this variant and *events*.
         """
         return ("--via", self.via, "--events", events)
 
@@ -263,17 +263,17 @@ class Way:
 
 def hooked_addresses(pid: int, events: Sequence[str] = EVENTS) -> dict[int, int]:
     """
-    Where in the memory of a target hooks may go, and the byte that the file has there.
+    The addresses in the memory of a target that hooks may have, with the file's byte there.
     """
     target = inspect(pid)
-    places = {}
+    found = {}
     for via in ("symbol", "usdt"):
         for attachment in make_plan(target.binary, target.flavor, events, via).attachments:
             if attachment.tracepoint:
                 continue
             byte = target.binary.read(attachment.address, 1)[0]
-            places[target.base + attachment.address] = byte
-    return places
+            found[target.base + attachment.address] = byte
+    return found
 
 
 def bytes_at(pid: int, addresses: Sequence[int]) -> dict[int, int]:
@@ -288,11 +288,11 @@ def bytes_at(pid: int, addresses: Sequence[int]) -> dict[int, int]:
         return found
 
 
-def breakpoints(pid: int, places: dict[int, int]) -> int:
+def breakpoints(pid: int, addresses: dict[int, int]) -> int:
     """
-    How many of *places* hold a breakpoint in the target.
+    The number of *addresses* at which the target has a breakpoint.
     """
-    return sum(byte == BREAKPOINT for byte in bytes_at(pid, list(places)).values())
+    return sum(byte == BREAKPOINT for byte in bytes_at(pid, list(addresses)).values())
 
 
 #: What the kernel shows of a file descriptor: its kind, and the line with its number.
@@ -358,7 +358,7 @@ def _bpftool(what: str) -> list[dict[str, Any]]:
 
 def left_behind(before: dict[str, set[int]]) -> dict[str, set[int]]:
     """
-    What the kernel has beside *before* that no process holds.
+    The numbers that the kernel has in addition to *before* and that no process holds.
     """
     now, held = in_kernel(), held_anywhere()
     for program in _bpftool("prog"):
@@ -369,7 +369,7 @@ def left_behind(before: dict[str, set[int]]) -> dict[str, set[int]]:
 
 def nothing_left(before: dict[str, set[int]]) -> None:
     """
-    Wait until the kernel has given back whatever came after *before* and is nobody's.
+    Wait until the kernel has freed all that came after *before* and that no process holds.
     """
     left: dict[str, set[int]] = {}
 

@@ -47,27 +47,26 @@ def binary(names: tuple[str, ...] = NAMES, **symbols: int) -> SimpleNamespace:
 
 def test_an_interpreter_has_each_probe_that_a_call_passes_once():
     """
-    What fires while something is looked up is left out: the instruction fires again.
+    Sites in functions that look up the called one are left out: the instruction fires again.
     """
     found = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
     assert [(NAMES[0], 0x1000), (NAMES[1], 0x2000), (NAMES[2], 0x3000)] == [
-        (place.name, place.address) for place in found
+        (site.name, site.address) for site in found
     ]
     calls = function_probes.places(binary(**SYMBOLS), "emu", returns=False)
-    assert set(NAMES[:2]) == {place.name for place in calls}
+    assert set(NAMES[:2]) == {site.name for site in calls}
 
 
 def test_a_jit_never_gets_them():
     """
-    They would crash it: neither is a place found, nor would a session attach one.
+    They would crash it: no site is found, and a session would not attach to one.
     """
     with pytest.raises(NothingToAttachError):
         function_probes.places(binary(**SYMBOLS), "jit", returns=False)
     assert not allowlist.at_calls("jit")
     assert not set(NAMES) & {hook.name for variant in events.VARIANTS for hook in variant.hooks}
-    places = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
-    for place in places:
-        plan = Plan((Item("call", "usdt", place.name, (place,), ""),))
+    for site in function_probes.places(binary(**SYMBOLS), "emu", returns=True):
+        plan = Plan((Item("call", "usdt", site.name, (site,), ""),))
         for flavor in ({}, {"flavor": "jit"}):
             with pytest.raises(HostError, match="not on the list"):
                 Session(plan, 1, 0, np.zeros((), events.SETTINGS), **flavor)
@@ -76,7 +75,7 @@ def test_a_jit_never_gets_them():
 @pytest.mark.parametrize("missing", NAMES)
 def test_an_interpreter_that_lacks_one_is_refused(missing: str):
     """
-    A stock interpreter has none; and no JIT, however it were told, has function__return.
+    A stock interpreter has none, and no JIT has function__return.
     """
     whole = binary(**SYMBOLS)
     whole.usdt_sites = [site for site in whole.usdt_sites if site.name != missing]

@@ -171,9 +171,9 @@ def test_the_first_problem_is_the_most_important(tmp_path: Path):
     assert NotRootError is type(problem(root, "5.4.0"))
 
 
-def test_one_link_for_many_places_came_with_6_6():
+def test_one_link_for_many_breakpoints_came_with_6_6():
     """
-    From Linux 6.6 on all places of a program hang on one link.
+    From Linux 6.6 on all breakpoints of a program are one link.
     """
     releases = ("5.10.0", "6.5.13", "6.6.0", "6.18.5", "strange")
     assert [False, False, True, True, False] == [has_multi(r) for r in releases]

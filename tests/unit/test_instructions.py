@@ -70,8 +70,8 @@ def test_numbers_and_maps_are_allowed(source: int):
 )
 def test_what_reaches_beyond_is_refused(code: bytes, said: str):
     """
-    Every way to the kernel's functions, variables and packets, or to a loop without a bound, is
-    refused by its name, wherever it stands.
+    Every use of the kernel's functions, variables and packets, and every loop without a bound, is
+    refused by its name, at any position.
     """
     for text in (code + END, address(1) + step(0x85, 0, 1) + code + END):
         with pytest.raises(ProbeError) as error:

@@ -60,7 +60,7 @@ def ring(kernel: Kernel) -> Iterator[LongRing]:
 
 def test_records_of_any_length_come_in_order_and_once(kernel: Kernel, ring: LongRing):
     """
-    Each record is given whole, and its place is the kernel's again.
+    Each record is returned whole, and its room is free again.
     """
     wanted = [b"a", b"bb" * 20, b"", b"c" * 1001]
     for data in wanted:
@@ -72,7 +72,7 @@ def test_records_of_any_length_come_in_order_and_once(kernel: Kernel, ring: Long
 
 def test_a_record_that_crosses_the_end_is_whole(kernel: Kernel, ring: LongRing):
     """
-    Round after round, whatever lies across the end of the ring reads like any other.
+    Round after round, a record that lies across the end of the ring is read like any other.
     """
     for number in range(40):
         data = bytes([number]) * 700

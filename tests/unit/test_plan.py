@@ -74,7 +74,7 @@ class Executable:
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         found = code.calls(self.code.ljust(size, NOP)[:size], address)
-        return [(place, target, self._is_named(target)) for place, target in found]
+        return [(address, target, self._is_named(target)) for address, target in found]
 
     def _is_named(self, address: int) -> bool:
         return any(0 <= address - start < 16 for start in self.symbols.values())
@@ -86,7 +86,7 @@ class Executable:
 
 def stock(*without: str) -> Executable:
     """
-    A binary with every function of every way, but those named.
+    A binary with every function of every attach variant, except those named.
     """
     names = [MANGLED.get(name, name) for name in dict.fromkeys(SYMBOLS) if name not in without]
     return Executable({name: BASE + 16 * n for n, name in enumerate(names, 1)})
@@ -119,17 +119,17 @@ def test_a_stock_binary_is_seen_by_its_symbols():
 
 def test_the_kernels_own_events_need_nothing_of_the_binary():
     """
-    What the kernel's tracepoints tell is there for any VM, whatever way is asked for.
+    The kernel's tracepoints are available for any VM, whatever kind of hook is asked for.
     """
     found = item(Executable(), "thread", via="usdt")
-    places = [(a.program, a.name, a.tracepoint) for a in found.attachments]
+    hooks = [(a.program, a.name, a.tracepoint) for a in found.attachments]
     expected = [("switched", "sched_switch", True), ("woken", "sched_wakeup", True)]
-    assert ("tracepoint", expected) == (found.via, places)
+    assert ("tracepoint", expected) == (found.via, hooks)
 
 
-def test_what_keeps_no_budget_is_left_out_with_the_way_to_have_it():
+def test_what_keeps_no_budget_is_left_out_and_the_reason_names_the_option():
     """
-    Of what runs at every switch of the host a budgeted plan has no hook; all else stays as it is.
+    A budgeted plan has no hook at every switch of the host; everything else is unchanged.
     """
     plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
     governed = plan.governable()
@@ -146,34 +146,36 @@ def calling(*targets: int) -> Executable:
     A binary whose erts_send_message, at BASE + 16, pushes and then calls each of *targets*.
     """
     names = {"erts_send_message": BASE + 16, "erts_queue_proc_message": BASE + 0x800}
-    code, place = PUSH, BASE + 16 + len(PUSH)
+    code, end = PUSH, BASE + 16 + len(PUSH)
     for target in targets:
-        place += 5
-        code += b"\xe8" + (target - place).to_bytes(4, "little", signed=True)
+        end += 5
+        code += b"\xe8" + (target - end).to_bytes(4, "little", signed=True)
     return Executable(names, code=code)
 
 
 def test_a_send_is_seen_where_it_queues_its_message():
     """
-    The breakpoint is on the call that queues the message, and the program is told its register.
+    The breakpoint is on the call that queues the message, and the program gets its register.
     """
-    (place,) = item(calling(BASE + 0x700, BASE + 0x800), "send").attachments
-    assert (("send_message_register", "rcx"),) == place.registers
-    assert (22, BASE + 22, "send_local") == (place.offset, place.address, place.program)
+    (hook,) = item(calling(BASE + 0x700, BASE + 0x800), "send").attachments
+    assert (("send_message_register", "rcx"),) == hook.registers
+    assert (22, BASE + 22, "send_local") == (hook.offset, hook.address, hook.program)
 
 
 @pytest.mark.parametrize("calls", [(), (BASE + 0x700,), (BASE + 0x800, BASE + 0x800)])
-def test_a_send_that_does_not_queue_at_one_place_is_seen_at_its_entry(calls: tuple[int, ...]):
+def test_a_send_that_does_not_queue_by_one_call_is_seen_at_its_entry(
+    calls: tuple[int, ...],
+):
     """
     Where that call is not there, or is there twice, sends count all the same, without the message.
     """
-    (place,) = item(calling(*calls), "send").attachments
-    assert (16, ()) == (place.offset, place.registers)
+    (hook,) = item(calling(*calls), "send").attachments
+    assert (16, ()) == (hook.offset, hook.registers)
 
 
 def to_alias(*targets: int, **names: int) -> Attachment:
     """
-    Where a reply is seen in a function that calls the named places and others.
+    The hook of a reply, in a function that calls *targets*; *names* are the functions there.
     """
     binary = calling(*targets)
     more = {"erts_proc_sig_send_to_alias": BASE + 16, "copy_struct_x": BASE + 0x900}
@@ -186,9 +188,9 @@ def test_a_message_to_an_alias_is_seen_where_it_is_queued(names: dict[str, int])
     """
     The function that queues it is local to its file: by its name, or as the only one without.
     """
-    place = to_alias(BASE + 0x900, BASE + 0x700, BASE + 0x900, **names)
-    assert (("send_alias_register", "rcx"),) == place.registers
-    assert ("send_alias", BASE + 22) == (place.program, place.address)
+    hook = to_alias(BASE + 0x900, BASE + 0x700, BASE + 0x900, **names)
+    assert (("send_alias_register", "rcx"),) == hook.registers
+    assert ("send_alias", BASE + 22) == (hook.program, hook.address)
 
 
 @pytest.mark.parametrize("calls", [(), (BASE + 0x900,), (BASE + 0x700, BASE + 0x710)])
@@ -196,13 +198,13 @@ def test_a_message_to_an_alias_counts_at_the_entry_where_that_is_not_clear(calls
     """
     With no call of a function without a name, or two of them, nothing is guessed.
     """
-    place = to_alias(*calls)
-    assert (BASE + 16, ()) == (place.address, place.registers)
+    hook = to_alias(*calls)
+    assert (BASE + 16, ()) == (hook.address, hook.registers)
 
 
 def test_an_attachment_says_where_in_the_file_it_goes():
     """
-    A symbol becomes a place by its offset in the file, entry and return apart.
+    A symbol becomes an offset in the file, for its entry and its return.
     """
     binary = Executable({"erl_create_process": BASE + 0x123})
     expected = (
@@ -216,7 +218,7 @@ def test_an_attachment_says_where_in_the_file_it_goes():
 
 def test_a_missing_symbol_makes_an_event_unavailable_and_is_named():
     """
-    Without its function an event is unavailable, and the reason names what is missing both ways.
+    Without its function an event is unavailable; the reason names the missing symbol and probe.
     """
     expected = Item(
         "exit",
@@ -229,7 +231,7 @@ def test_a_missing_symbol_makes_an_event_unavailable_and_is_named():
     assert expected == item(stock("erts_do_exit_process"), "exit")
 
 
-def test_one_missing_function_of_several_takes_the_whole_way():
+def test_one_missing_function_of_several_makes_the_variant_unavailable():
     """
     A collection that one of its functions would hide is not counted by the others alone.
     """
@@ -264,7 +266,7 @@ def test_a_plain_name_comes_before_a_mangled_one():
 
 def test_a_longer_mangled_name_is_another_function():
     """
-    A function whose name only begins like ours is not taken for it.
+    A function whose name only begins with that of a hook is another one.
     """
     names = {"_Z31beam_jit_remove_message_quicklyP7process": BASE + 1}
     assert "unavailable" == item(Executable(names), "receive").via
@@ -284,21 +286,21 @@ def test_probes_are_taken_where_there_are_no_symbols():
 
 def test_symbols_come_before_probes():
     """
-    Where both ways are there the cheaper one is taken, which is the symbol.
+    Where both kinds of hook are available the symbol is used, which is cheaper.
     """
     assert "symbol" == item(with_probes(symbols=True), "exit").via
 
 
 def test_a_function_that_begins_expensively_is_hooked_behind_that():
     """
-    Where the first instruction takes a second trap the hook sits on the next cheap one, and the
-    program is told the register in which its argument is there.
+    Where the first instruction takes a second trap the hook is on the next cheap one, and the
+    program gets the register in which its argument is there.
     """
     code = MOV_R8_RDI + MOV_RDI_RSI + PUSH
     binary = Executable({"copy_in_registers": BASE + 64, "erts_schedule": BASE + 128}, code=code)
-    place, out = item(binary, "schedule").attachments
-    assert (64 + 6, BASE + 64 + 6) == (place.offset, place.address)
-    assert (("schedule_in_register", "r8"),) == place.registers
+    hook, out = item(binary, "schedule").attachments
+    assert (64 + 6, BASE + 64 + 6) == (hook.offset, hook.address)
+    assert (("schedule_in_register", "r8"),) == hook.registers
     assert (128, ()) == (out.offset, out.registers)
 
 
@@ -307,7 +309,7 @@ def test_a_return_is_hooked_at_the_start():
     The kernel finds the return address where the function begins, so a return probe sits there.
     """
     binary = Executable({"erl_create_process": BASE + 64}, code=ENDBR + PUSH)
-    assert [64 + 4, 64] == [place.offset for place in item(binary, "spawn").attachments]
+    assert [64 + 4, 64] == [hook.offset for hook in item(binary, "spawn").attachments]
 
 
 def test_every_site_of_a_probe_is_attached():
@@ -329,7 +331,7 @@ def test_every_site_of_a_probe_is_attached():
 
 def test_a_probe_whose_arguments_are_not_understood_is_not_attached():
     """
-    A site with an unknown operand makes its way unavailable, with the operand in the reason.
+    A site with an unknown operand makes USDT unavailable for it, with the operand in the reason.
     """
     binary = Executable({}, (Site("process__exit", BASE + 1, 0, "8@%xmm0"),))
     found = item(binary, "exit", via="usdt")
@@ -342,9 +344,9 @@ def test_a_probe_whose_arguments_are_not_understood_is_not_attached():
 @pytest.mark.parametrize(
     "refusal", events.UNAVAILABLE, ids=lambda r: f"{r.event}-{r.via}-{r.flavor}"
 )
-def test_a_way_that_lies_is_refused(refusal: events.Unavailable):
+def test_a_variant_that_is_wrong_on_a_build_is_refused(refusal: events.Unavailable):
     """
-    A way that OTP breaks on a build is not taken even if all its hooks are there, and says why.
+    A variant that OTP breaks on a build is not used even if it has all its hooks; the plan has why.
     """
     binary = with_probes(symbols=True)
     found = item(binary, refusal.event, refusal.flavor or "jit", refusal.via, settings=["x"])
@@ -360,18 +362,18 @@ def test_scheduling_of_the_interpreter_is_seen_by_probes():
 
 
 @pytest.mark.parametrize("via", ["symbol", "usdt"])
-def test_a_forced_way_takes_no_other(via: str):
+def test_a_forced_kind_of_hook_excludes_the_other(via: str):
     """
-    ``--via`` takes that kind of hook only, and says nothing of the other.
+    ``--via`` uses that kind of hook only, and no reason names the other.
     """
     plan = make_plan(with_probes(symbols=True), "jit", EVENTS, via, ["dsig_send_start"])
     assert {via} == {i.via for i in plan.items} - {"unavailable", "tracepoint"}
     assert all(a.semaphore == 0 for a in plan.attachments) is (via == "symbol")
 
 
-def test_a_way_that_needs_what_is_not_known_is_not_taken():
+def test_a_variant_that_needs_an_unknown_setting_is_not_used():
     """
-    A busy distribution port is told by an address, without which nothing is counted for it.
+    A busy distribution port is recognized by an address, without which it is not counted.
     """
     found = item(stock(), "dist_busy", via="symbol")
     assert ("unavailable", "dsig_send_start could not be found in the target") == (
@@ -393,7 +395,7 @@ def test_events_come_in_one_order():
 
 def test_what_costs_much_is_on_request_only():
     """
-    By default everything is looked at but the long calls, which cost a return probe each.
+    By default all events are on but long calls, which cost a return probe each, and threads.
     """
     assert {"long_call", "thread"} == set(EVENTS) - set(DEFAULT_EVENTS)
 
@@ -411,7 +413,7 @@ def test_the_dangerous_probes_are_in_no_plan(flavor: str, via: str, symbols: boo
 
 def test_the_dangerous_probes_are_in_no_list():
     """
-    The probes that hang or crash a VM are in no way, no hook and no allow-list.
+    The probes that hang or crash a VM are in no attach variant, no hook and no allow-list.
     """
     assert set() == set(DANGEROUS) & ({h.name for h in HOOKS} | events.USDT_ALLOWED)
 
@@ -452,10 +454,10 @@ def test_an_event_of_which_a_hook_could_not_be_attached_is_not_counted():
 @pytest.mark.parametrize("arguments", [(), (Argument("constant", 8, is_signed=False),)])
 def test_a_session_refuses_what_is_not_on_the_list(name: str, arguments: tuple):
     """
-    A plan that was made by other means cannot attach a place that is not on the list either.
+    A plan that was not made by the planner cannot attach to names that are not on the list either.
     """
-    place = Attachment("exit_usdt", "process", name, 1, BASE, semaphore=2, arguments=arguments)
-    plan = Plan((Item("exit", "usdt", name, (place,), ""),))
+    hook = Attachment("exit_usdt", "process", name, 1, BASE, semaphore=2, arguments=arguments)
+    plan = Plan((Item("exit", "usdt", name, (hook,), ""),))
     with pytest.raises(HostError) as error:
         Session(plan, 1, 0, np.zeros((), events.SETTINGS))
     assert f"{name} is not on the list of what we may attach to" == str(error.value)

@@ -52,8 +52,8 @@ class Kernel:
 
     def write(self, *tids: int, length: int = BODY) -> None:
         for tid in tids:
-            place = int(self.producer[0]) // 64 % ROOM
-            for copy in (place, place + ROOM):
+            index = int(self.producer[0]) // 64 % ROOM
+            for copy in (index, index + ROOM):
                 self.data[copy]["ring_length"] = length
                 self.data[copy]["tid"] = tid
             self.producer[0] += 64
@@ -190,7 +190,7 @@ def test_a_busy_record_stops_the_batch_and_comes_later(kernel: Kernel, ring: Rin
 
 def test_discarded_records_are_given_back_too(kernel: Kernel, ring: Ring):
     """
-    The room of a discarded record is free again although nobody sees the record.
+    The room of a discarded record is free again although it is in no batch.
     """
     kernel.write(1, length=BODY | DISCARD)
     assert [] == taken(ring)

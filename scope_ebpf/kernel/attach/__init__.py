@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breakpoints: who holds them, where they lie, what was left behind."""
+"""Attaching: breakpoints, the process that holds them, leftover ones, tracepoints, perf events."""

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The process that holds the breakpoints: started by ``uprobes.Attacher``, which speaks to it.
+The process that holds the breakpoints, a child of ``uprobes.Attacher``, which sends it requests.
 
-A SIGKILL that comes while the kernel writes to the target makes it give up half-way:
-it says "failed to unregister, leaking uprobe", and the breakpoint stays. So whoever may
-be killed leaves that to this process, which nobody has a reason to kill. It blocks
-signals, and when the socket to its parent closes it takes out what is in and ends.
+If a process gets SIGKILL while the kernel removes its breakpoint, the kernel gives up: it logs
+"failed to unregister, leaking uprobe", and the breakpoint stays. So the breakpoints are attached
+and removed by this process, which users have no reason to kill. It blocks signals, and when the
+socket to its parent closes it removes all breakpoints and ends.
 
-Breakpoints go to the file whose descriptor comes with the request, by way of
-``/proc/self/fd``, and never to a path: by then a path may lead to another program, such as a
-setuid one, into which the kernel would write for us.
+Breakpoints go to the file whose descriptor comes with the request, through ``/proc/self/fd``,
+and never to a path: a path may lead to another program by then, such as a setuid one, and the
+kernel would write into that.
 
-It runs without the rest of the package, so that it is small and there at once. A
-message is JSON with file descriptors beside it; each request has one answer.
+It imports nothing of the package, so that it is small and starts fast. A message is JSON with file
+descriptors beside it; each request to attach has one answer.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: A request is a few bytes for each place; a target has less than 100.
+#: A request has a few bytes for each attachment; a target has less than 100.
 MESSAGE_BYTES, MESSAGE_FDS = 1 << 16, 64
-#: The error number of a file that breakpoints may not go into.
+#: The error number for a file that may not get breakpoints.
 UNFIT = errno.EMEDIUMTYPE
 #: Links that are closed at once: each waits for a grace period of the kernel.
 _CLOSERS = 16
@@ -99,10 +99,10 @@ def _syscall(number: int, *arguments: object) -> int:
     return result
 
 
-def multi_link(program: int, path: bytes, pid: int, places: dict[str, Any]) -> list[int]:
-    """One link that carries all *places* (Linux 6.6)."""
-    offsets = array.array("Q", places["offsets"])
-    semaphores = array.array("Q", places["semaphores"])
+def multi_link(program: int, path: bytes, pid: int, sites: dict[str, Any]) -> list[int]:
+    """One link that carries the breakpoints of all *sites* (Linux 6.6)."""
+    offsets = array.array("Q", sites["offsets"])
+    semaphores = array.array("Q", sites["semaphores"])
     attr = _LinkCreate(
         prog_fd=program,
         attach_type=_TRACE_UPROBE_MULTI,
@@ -110,18 +110,18 @@ def multi_link(program: int, path: bytes, pid: int, places: dict[str, Any]) -> l
         offsets=offsets.buffer_info()[0],
         ref_ctr_offsets=semaphores.buffer_info()[0] if any(semaphores) else None,
         cnt=len(offsets),
-        flags=_MULTI_RETURN if places["returns"] else 0,
+        flags=_MULTI_RETURN if sites["returns"] else 0,
         pid=pid,
     )
     return [_syscall(_SYS_BPF, _BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr))]
 
 
-def perf_events(program: int, path: bytes, pid: int, places: dict[str, Any]) -> list[int]:
-    """One perf event for each of *places*; all of them or none."""
+def perf_events(program: int, path: bytes, pid: int, sites: dict[str, Any]) -> list[int]:
+    """One perf event for each of *sites*; all of them or none."""
     fds: list[int] = []
     try:
-        for offset, semaphore in zip(places["offsets"], places["semaphores"], strict=True):
-            config = semaphore << _SEMAPHORE_SHIFT | (_return_bit() if places["returns"] else 0)
+        for offset, semaphore in zip(sites["offsets"], sites["semaphores"], strict=True):
+            config = semaphore << _SEMAPHORE_SHIFT | (_return_bit() if sites["returns"] else 0)
             attr = _PerfAttr(_pmu_type(), ctypes.sizeof(_PerfAttr), config, path=path)
             attr.offset = offset
             event = ctypes.byref(attr)
@@ -147,10 +147,10 @@ def _return_bit() -> int:
 
 class Closers:
     """
-    Threads that close links, started as they are needed, *most* of them.
+    At most *most* threads that close links, started when they are needed.
 
-    Where the host gives no more threads (pids.max, RLIMIT_AS) those that there are do it,
-    and where there is none, whoever asks.
+    Where the host allows no more threads (pids.max, RLIMIT_AS) the started ones do all the work,
+    and where there is none, the caller does.
     """
 
     def __init__(self, most: int) -> None:
@@ -160,7 +160,7 @@ class Closers:
         self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do *work*, which raises nothing, soon."""
+        """Let a thread call *work*, which raises nothing."""
         if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
             self._start()
         if self._threads:
@@ -180,7 +180,7 @@ class Closers:
             self._idle.release()
 
     def end(self) -> None:
-        """Return when all work is done."""
+        """Wait until all work is done."""
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -188,7 +188,7 @@ class Closers:
 
 
 def is_fit(file: int) -> bool:
-    """Whether a breakpoint may go into *file*: not where it gives its user another one's rights."""
+    """Whether *file* may get a breakpoint: a regular file that is not setuid or setgid."""
     mode = os.fstat(file).st_mode
     return stat.S_ISREG(mode) and not mode & (stat.S_ISUID | stat.S_ISGID)
 
@@ -201,7 +201,7 @@ def has_ended(process: int) -> bool:
 
 
 class Holder:
-    """Does what the other end of *channel* asks for, until that closes."""
+    """Serves the requests from *channel*, until its other end closes."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -210,7 +210,7 @@ class Holder:
         self._closers = Closers(_CLOSERS)
 
     def run(self) -> None:
-        """Serve; at the end, whatever ends it, nothing is attached."""
+        """Serve all requests; at the end, also after an error, all breakpoints are removed."""
         try:
             self._serve()
         finally:
@@ -228,36 +228,36 @@ class Holder:
             request = json.loads(data)
             if "programs" in request:
                 answer = json.dumps(self._attach(request, fds)).encode()
-                with contextlib.suppress(OSError):  # our parent has gone, as we shall see
+                with contextlib.suppress(OSError):  # the parent has ended, as the next turn finds
                     self._channel.send(answer)
             else:
                 self._detach(request["numbers"], fds)
 
     def _attach(self, request: dict[str, Any], fds: list[int]) -> list[int]:
         """
-        For each program the number by which it is detached, or minus its error number.
+        Attach the programs of *request*; returns the number of each, or minus its error number.
 
-        *fds* are the file, the pidfd of the process, and the programs.
+        *fds* are the file, the pidfd of the process, and the programs. They are closed.
         """
         try:
             if len(fds) < 2 + len(request["programs"]):  # the kernel had no room for them
                 return [-errno.EMFILE] * len(request["programs"])
             file, process, *programs = fds
             return [
-                self._attach_one(request, places, program, file, process)
-                for places, program in zip(request["programs"], programs, strict=True)
+                self._attach_one(request, sites, program, file, process)
+                for sites, program in zip(request["programs"], programs, strict=True)
             ]
         finally:
             _close_all(fds)
 
     def _attach_one(
-        self, request: dict[str, Any], places: dict[str, Any], program: int, file: int, process: int
+        self, request: dict[str, Any], sites: dict[str, Any], program: int, file: int, process: int
     ) -> int:
         if not is_fit(file):
             return -UNFIT
-        way = multi_link if request["multi"] else perf_events
+        attach = multi_link if request["multi"] else perf_events
         try:
-            links = way(program, b"/proc/self/fd/%d" % file, request["pid"], places)
+            links = attach(program, b"/proc/self/fd/%d" % file, request["pid"], sites)
         except OSError as error:
             return -(error.errno or errno.EIO)
         except MemoryError:
@@ -265,30 +265,30 @@ class Holder:
         number = next(self._numbers)
         self._held[number] = links
         if has_ended(process):
-            # Until now the number of the process may have been another one's.
+            # Its number may have been given to another process before the attaching.
             self._detach([number], [])
             return -errno.ESRCH
         return number
 
-    def _detach(self, numbers: list[int], tell: list[int]) -> None:
-        """Close them without waiting; when it is done, so are the file descriptors *tell*."""
+    def _detach(self, numbers: list[int], notify: list[int]) -> None:
+        """Close the links of *numbers* without waiting, and after the last one *notify*."""
         links = [fd for number in numbers for fd in self._held.pop(number)]
         left, lock = len(links), threading.Lock()
 
         def close(link: int) -> None:
             nonlocal left
-            with contextlib.suppress(OSError):  # the descriptor is gone whatever it says
+            with contextlib.suppress(OSError):  # the descriptor is closed also after an error
                 os.close(link)
             with lock:
                 left -= 1
                 last = left == 0
             if last:
-                _close_all(tell)
+                _close_all(notify)
 
         for link in links:
             self._closers.do(functools.partial(close, link))
         if not links:
-            _close_all(tell)
+            _close_all(notify)
 
 
 def _close_all(fds: list[int]) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Breakpoints of the CPU on code of some threads, each with a BPF program.
+Hardware breakpoints on code of some threads, each with a BPF program.
 
-The debug registers stop a thread before it executes an instruction, wherever
-that lies, and nothing is written to the target. x86 has four of them, and the
-kernel gives them to each thread as it runs. They go with our file descriptors.
+The debug registers of the CPU stop a thread before it executes an instruction at any address, and
+nothing is written to the target. x86 has four of them, which the kernel loads for each thread when
+it runs. The breakpoints go when their file descriptors are closed.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ MOST = 4
 #: include/uapi/linux/hw_breakpoint.h: HW_BREAKPOINT_X, whose length is that of a long.
 _EXECUTE = 4
 _LONG = 8
-#: include/uapi/linux/perf_event.h: PERF_EVENT_IOC_REFRESH lets an event overflow so many times
-#: more, then the kernel disables it.
+#: include/uapi/linux/perf_event.h: PERF_EVENT_IOC_REFRESH lets an event overflow a given number of
+#: times more, then the kernel disables it.
 _REFRESH = 0x2402
 
 
 def program_decides(release: str | None = None) -> bool:
     """
-    Whether on this kernel, or that of *release*, a hit counts as an overflow only if its program
-    says so: then the program can disable its own breakpoint. Before Linux 6.10 each hit counts.
+    Whether a hit counts as an overflow only if its program returns 1, on this kernel or *release*.
+
+    Then the program can disable its own breakpoint. Before Linux 6.10 each hit counts.
     """
     return _is_at_least((6, 10), release)
 
@@ -60,9 +61,9 @@ def _is_at_least(least: tuple[int, int], release: str | None = None) -> bool:
 
 class Breakpoints:
     """
-    Breakpoints on threads of *identity*; *limit* is how many hits one of a thread may take in all.
+    Breakpoints on threads of *identity*, of which each takes at most *limit* hits in a thread.
 
-    *programs* are libbpf's handles by the names that :meth:`set` is given.
+    *programs* are libbpf's handles by the names that :meth:`set` takes.
     """
 
     def __init__(self, identity: Identity, programs: Mapping[str, int], limit: int) -> None:
@@ -72,23 +73,23 @@ class Breakpoints:
         if _is_at_least((5, 13)):
             self._flags |= REMOVE_ON_EXEC
         self._overflows = 1 if program_decides() else limit
-        #: The link of each, and the event that it owns.
+        #: By address and tid: the link, and the descriptor of the event that it owns.
         self._links: dict[tuple[int, int], tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        """How many breakpoints there are, over all threads."""
+        """Number of breakpoints, over all threads."""
         return len(self._links)
 
     def set(self, wanted: Mapping[int, str], tids: Collection[int]) -> None:
         """
-        Have breakpoints at the *wanted* addresses, each with its program's name, and no others.
+        Set breakpoints at the *wanted* addresses, each with its program's name, and no others.
 
-        A thread that has ended is left out. Raises NotRootError, or NothingToAttachError where
-        somebody else holds the debug registers, or as ``Identity.check`` does; then what was
-        there before is gone as well.
+        A thread that has ended is left out. Raises NotRootError, NothingToAttachError where
+        another tool holds the debug registers, and as ``Identity.check`` does; then all
+        breakpoints are removed.
         """
-        for place in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
-            library().bpf_link__destroy(self._links.pop(place)[0])
+        for site in [p for p in self._links if p[0] not in wanted or p[1] not in tids]:
+            library().bpf_link__destroy(self._links.pop(site)[0])
         try:
             self._identity.check()
             for address, program in wanted.items():
@@ -102,17 +103,16 @@ class Breakpoints:
 
     def begin(self) -> None:
         """
-        Let each take *limit* hits from now on.
+        Let each breakpoint take *limit* hits from now on.
 
-        Where every hit counts, those that came while others were still set have used up some or
-        all of what it may take.
+        Where every hit counts, the hits since :meth:`set` have used up a part of its limit.
         """
         if not program_decides():
             for _, fd in self._links.values():
                 self._allow(fd)
 
     def close(self) -> None:
-        """Take all out."""
+        """Remove all breakpoints."""
         while self._links:
             library().bpf_link__destroy(self._links.popitem()[1][0])
 
@@ -140,8 +140,8 @@ class Breakpoints:
         self._allow(fd)
 
     def _allow(self, fd: int) -> None:
-        """Let an event overflow so many times more; one that was disabled is enabled."""
-        with contextlib.suppress(OSError):  # it counts without a limit of its own then
+        """Enable an event for its limit of overflows."""
+        with contextlib.suppress(OSError):  # then it counts without a limit of its own
             fcntl.ioctl(fd, _REFRESH, self._overflows)
 
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Breakpoints that were left in a process, and how they go.
+Leftover breakpoints in a process: how they are found and removed.
 
-The kernel leaves a breakpoint in where the one who takes it out is killed meanwhile ("failed to
-unregister, leaking uprobe" in its log). That happens when the process that holds ours is killed
-at that moment as well (``attacher.py``). A breakpoint that is left does no harm but its traps. It
-goes when the same place is attached to and detached from again, which never harms what
-another tool holds there: the kernel takes a breakpoint out for its last user only.
+The kernel leaves a breakpoint in if the process that removes it is killed at that moment ("failed
+to unregister, leaking uprobe" in its log), which may happen to the attacher, too. A leftover
+breakpoint does no harm but the time of its traps. It goes when a program is attached at the same
+offset and detached again. This never harms another tool's breakpoint there: the kernel removes a
+breakpoint with its last user only.
 
-A breakpoint makes its page the process's own, and the page table tells such pages from those of
-the file. So only those are read and compared, mostly none: a millisecond for a VM.
+A breakpoint makes its page private to the process, and the page table shows which pages are
+private and which are the file's. So only private pages are read and compared, mostly none: this
+takes a millisecond for a VM.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ if TYPE_CHECKING:
 
 _BREAKPOINT = 0xCC
 _PAGE = os.sysconf("SC_PAGESIZE")
-#: Of ``/proc/PID/maps``: a program's own file is mapped below all else, so it comes first.
+#: Bytes of ``/proc/PID/maps`` that are read: the program's own file is mapped lowest, so it is
+#: first.
 _MAPS_BYTES = 64 << 10
-#: Text that is looked at, bytes: an emulator has 5 MB.
+#: Text that is examined, bytes: an emulator has 5 MB.
 _MOST_TEXT = 64 << 20
-#: Pages of it that are the process's own and are compared: some 30 have hooks. Who writes to its
-#: own text must not keep us longer.
+#: Private pages of it that are compared: about 30 have hooks. A process that writes to its own text
+#: must not make this slow.
 _MOST_PAGES = 512
-#: Breakpoints that are taken out at once, and links in one request to the attacher.
+#: Breakpoints that are removed in one call, and links in one request to the attacher.
 MOST, _AT_ONCE = 256, 32
 #: Documentation/admin-guide/mm/pagemap.rst: the page is in memory, or in swap; it is a file's.
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61
@@ -62,7 +64,7 @@ _NOTHING = bytes.fromhex("b700000000000000 9500000000000000")
 
 
 class _Span(NamedTuple):
-    """A piece of a file in a process's memory."""
+    """A mapping of a file in a process's memory: its address, offset in the file, size in bytes."""
 
     address: int
     offset: int
@@ -81,10 +83,10 @@ class _LoadOptions(ctypes.Structure):
 
 def find(identity: Identity, read: Read | None = None) -> list[int]:
     """
-    Where the text of a process has a breakpoint that the file which it runs does not have.
+    Offsets in the file of a process at which its text has a breakpoint and the file has none.
 
-    Offsets in the file. *read* reads its memory, for who must not wait for that; by itself it is
-    read from ``/proc``. Raises OSError if the process has ended.
+    *read* reads its memory, given an address and a size, for callers that must not block; by
+    default it is read from ``/proc``. OSError if the process has ended.
     """
     pid, file = identity.pid, identity.file
     found: list[int] = []
@@ -107,7 +109,7 @@ def find(identity: Identity, read: Read | None = None) -> list[int]:
 
 
 def _text(pid: int, inode: int) -> Iterator[_Span]:
-    """The executable pieces of a file in a process, as far as they are looked at."""
+    """The executable mappings of a file in a process, at most _MOST_TEXT bytes of them."""
     with Path(f"/proc/{pid}/maps").open("rb", buffering=0) as file:
         rows = _head(file.fileno())
     left = _MOST_TEXT
@@ -119,7 +121,7 @@ def _text(pid: int, inode: int) -> Iterator[_Span]:
 
 
 def _head(fd: int) -> str:
-    """The beginning of ``/proc/PID/maps``, which gives a page at a time."""
+    """The beginning of ``/proc/PID/maps``, which each read returns at most a page of."""
     text = b""
     while len(text) < _MAPS_BYTES and (more := os.read(fd, _MAPS_BYTES)):
         text += more
@@ -141,45 +143,44 @@ def heal(
     read: Read | None = None,
 ) -> int:
     """
-    Take out the breakpoints of a process that nobody holds; how many have gone.
+    Remove the leftover breakpoints of a process, at most MOST; returns how many.
 
-    With an *attacher*, which is busy with others, nothing is waited for: they are on their way
-    out. At most MOST of them. *semaphores* has the offset of each USDT site's semaphore by that
-    of the site: the kernel knows both together, and counts the semaphore down as well.
-    Breakpoints that a tool holds at this moment stay; where a debugger is attached nothing is
-    done, since the kernel does not know of its breakpoints. *read* is as in :func:`find`. Raises
-    HostError, and as ``Identity.check`` does.
+    With an *attacher*, which others use, it does not wait until they are out. *semaphores* has the
+    offset of each USDT site's semaphore by the offset of the site: the kernel keeps both together,
+    and decrements the semaphore as well. Breakpoints that a tool holds at this moment stay; if
+    a debugger is attached nothing is done, since the kernel does not know its breakpoints. *read*
+    is as in :func:`find`. Raises HostError, and as ``Identity.check`` does.
     """
     # A process that has ended has none.
     with suppress(OSError):
         before = _left(identity.pid, find(identity, read))
         if before and not _is_debugged(identity.pid):
-            places = [_place(offset, semaphores.get(offset, 0)) for offset in before[:MOST]]
+            sites = [_site(offset, semaphores.get(offset, 0)) for offset in before[:MOST]]
             multi = has_multi() if multi is None else multi
             if attacher:
-                return _touch(identity, places, attacher, multi=multi)
-            with Attacher() as ours:
-                _touch(identity, places, ours, multi=multi)
+                return _touch(identity, sites, attacher, multi=multi)
+            with Attacher() as own:
+                _touch(identity, sites, own, multi=multi)
             return len(set(before) - set(find(identity, read)))
     return 0
 
 
 def _left(pid: int, found: list[int]) -> list[int]:
-    """Those of *found* that no link is known to hold; to touch the others would be in vain."""
+    """Those of *found* that no link is known to hold; attaching to the others changes nothing."""
     holds = held(pid) if found else set()
     return [offset for offset in found if offset not in holds]
 
 
-def _touch(identity: Identity, places: list[Attachment], holder: Attacher, *, multi: bool) -> int:
-    """Attach to *places* and detach again, without waiting; to how many."""
+def _touch(identity: Identity, sites: list[Attachment], holder: Attacher, *, multi: bool) -> int:
+    """Attach to *sites* and detach again, without waiting; returns to how many."""
     program = _load_nothing(multi=multi)
     uprobes = Uprobes(identity, holder, multi=multi)
-    touched = len(places)
+    touched = len(sites)
     try:
-        if uprobes.attach([(program, places)]) != [None]:
-            # The kernel refuses one of them. That must not keep the others in, but is nothing that
-            # it would refuse of a BEAM, so for whoever wrote it there is no more than one request.
-            results = uprobes.attach([(program, (place,)) for place in places[:_AT_ONCE]])
+        if uprobes.attach([(program, sites)]) != [None]:
+            # The kernel refuses one of them, and then all. It refuses none in an emulator, so this
+            # is another file, which gets one more request.
+            results = uprobes.attach([(program, (site,)) for site in sites[:_AT_ONCE]])
             touched = results.count(None)
         leaving = uprobes.detach()
         if leaving is not None:
@@ -189,20 +190,20 @@ def _touch(identity: Identity, places: list[Attachment], holder: Attacher, *, mu
     return touched
 
 
-def _place(offset: int, semaphore: int) -> Attachment:
+def _site(offset: int, semaphore: int) -> Attachment:
     name = "a breakpoint that was left"
     return Attachment("leftover", "", name, offset, 0, returns=False, semaphore=semaphore)
 
 
 def _is_debugged(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_bytes()
-    # In bytes: a name may hold what a file that is opened as text takes for a newline.
+    # In bytes: the name of a process may have characters that text mode takes for a newline.
     tracer = re.search(rb"^TracerPid:\s*(\d+)", status, re.MULTILINE)
     return tracer is not None and int(tracer[1]) != 0
 
 
 def _load_nothing(*, multi: bool) -> int:
-    """Descriptor of a program that does nothing, to be attached."""
+    """Load a program that does nothing; its descriptor."""
     options = _LoadOptions(ctypes.sizeof(_LoadOptions))
     options.expected_attach_type = TRACE_UPROBE_MULTI if multi else 0
     return check(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which breakpoints BPF links of this host hold, whoever made them, as far as the kernel tells."""
+"""The breakpoints that BPF links of any process on this host hold, as far as the kernel shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: enum bpf_link_type, and enum bpf_perf_event_type: include/uapi/linux/bpf.h.
 _PERF_EVENT, _UPROBE_MULTI = 7, 12
 _OF_UPROBE, _OF_RETURN = 1, 2
-#: Places of one link that are asked for: an emulator has less than 10,000 functions.
+#: Offsets that are read of one link: an emulator has less than 10,000 functions.
 _MOST = 1 << 16
 
 
@@ -36,7 +36,7 @@ class _Multi(ctypes.Structure):
 
 
 class _Perf(ctypes.Structure):
-    """``perf_event`` in it, of a uprobe (Linux 6.6)."""
+    """``perf_event`` in ``struct bpf_link_info``, of a uprobe (Linux 6.6)."""
 
     _fields_ = (
         ("type", ctypes.c_uint32),
@@ -67,8 +67,8 @@ def held(pid: int) -> set[int]:
     """
     Offsets in files at which links hold breakpoints that may be in process *pid*.
 
-    Those of links of one process that is another are left out. What was made without a BPF link
-    (perf, ftrace) is not told, nor anything before Linux 6.6 or without CAP_SYS_ADMIN.
+    Links that are limited to another process are left out. Breakpoints without a BPF link (perf,
+    ftrace) are not found, and none before Linux 6.6 or without CAP_SYS_ADMIN.
     """
     found: set[int] = set()
     for fd in _links():
@@ -80,7 +80,7 @@ def held(pid: int) -> set[int]:
 
 
 def _links() -> Iterator[int]:
-    """A descriptor of each link of the host, for as long as nobody takes them out."""
+    """A descriptor of each link of the host; the caller closes it."""
     number = ctypes.c_uint32(0)
     while library().bpf_link_get_next_id(number.value, ctypes.byref(number)) == 0:
         fd = library().bpf_link_get_fd_by_id(number.value)
@@ -97,10 +97,10 @@ def _offsets(fd: int, pid: int) -> set[int]:
     count = min(info.of.multi.count, _MOST)
     if info.type != _UPROBE_MULTI or not count or info.of.multi.pid not in (0, pid):
         return set()
-    places = array.array("Q", bytes(8 * count))
+    offsets = array.array("Q", bytes(8 * count))
     again = _LinkInfo()
-    again.of.multi.offsets, again.of.multi.count = places.buffer_info()[0], count
-    return set(places) if _ask(fd, again) else set()
+    again.of.multi.offsets, again.of.multi.count = offsets.buffer_info()[0], count
+    return set(offsets) if _ask(fd, again) else set()
 
 
 def _ask(fd: int, info: _LinkInfo) -> bool:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Perf events: ``perf_event_open`` with what a BPF program on it needs, and no more.
+Perf events: ``perf_event_open``, as far as an event with a BPF program needs it.
 
-The event counts and overflows in the kernel; a BPF program takes the place of
-perf's own sample buffer, so nothing is mapped here. Structure and constants are
-those of ``include/uapi/linux/perf_event.h``; only the fields that are set are
-named, and ``size`` tells the kernel where ours ends.
+The event counts and overflows in the kernel; a BPF program replaces perf's own sample buffer, so
+nothing is mapped here. Structure and constants are those of ``include/uapi/linux/perf_event.h``;
+the structure ends after the last field that is used, and ``size`` gives the kernel its length.
 """
 
 from __future__ import annotations
@@ -108,12 +107,12 @@ def attach(program: int, fd: int, what: str) -> int:
 
 
 def set_period(fd: int, nanoseconds: int) -> None:
-    """Let the timer *fd* run at other intervals from now on; OSError if the kernel does not."""
+    """Set the interval of the timer *fd* from now on; OSError if the kernel refuses."""
     fcntl.ioctl(fd, _SET_PERIOD, struct.pack("<Q", nanoseconds))
 
 
 def online_cpus(root: Path = Path("/")) -> list[int]:
-    """The CPUs that run now, by number."""
+    """The numbers of the CPUs that are online."""
     text = (root / "sys/devices/system/cpu/online").read_text().strip()
     found: list[int] = []
     for part in text.split(","):

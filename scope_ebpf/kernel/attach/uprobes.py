@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Breakpoints of BPF programs in one process, put there and taken out by a process of their own.
+Breakpoints of BPF programs in one process, attached and removed by a separate process.
 
-From Linux 6.6 on one link carries all places of a program (uprobe_multi). Before
-that each place is a perf event of its own, and the kernel takes those out one
-after the other, 0.1 s each (bench/pipeline.py leave). Why that takes another process
-says ``attacher.py``.
+From Linux 6.6 on one link carries all breakpoints of a program (uprobe_multi). Before that each is
+a perf event of its own, and the kernel removes those one after the other, 0.1 s each
+(bench/pipeline.py leave). ``attacher.py`` explains why this takes a separate process.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.errors import PERMIT, HostError
 from scope_ebpf.kernel.attach import attacher
+from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,15 +42,15 @@ def has_multi(release: str | None = None) -> bool:
 
 
 class Identity(Protocol):
-    """The process that is attached to, and its file; ``beam.vm.identity.Identity`` is one."""
+    """The target process and its file; ``beam.vm.identity.Identity`` is one."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The number of the process."""
 
     @property
     def pidfd(self) -> int:
-        """A descriptor that tells when it has ended."""
+        """A descriptor of the process, readable when it has ended."""
 
     @property
     def file(self) -> int:
@@ -60,11 +60,11 @@ class Identity(Protocol):
         """Raise a NoSuchProcessError unless it still runs that file, as the same user."""
 
 
-class Attacher:
+class Attacher(Closing):
     """
-    The process that holds breakpoints, which end with it, and it with us.
+    The process that holds breakpoints; it removes them and ends when this process ends.
 
-    May be shared by threads and by targets.
+    A context manager. It may be shared by threads and by targets. HostError if it cannot start.
     """
 
     def __init__(self) -> None:
@@ -89,30 +89,24 @@ class Attacher:
                 start_new_session=True,
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def pid(self) -> int:
-        """Its process number."""
+        """The number of the process."""
         return self._process.pid
 
     def hurry(self, nice: int) -> None:
         """
-        Let it run before what hooks are taken out of; *nice* as in setpriority(2).
+        Set its scheduling priority to *nice*, as in setpriority(2), so that it runs before targets.
 
-        It is a session of its own, so where sessions share the CPUs (autogroup, sched(7)) its
-        session must go first, too. Raises OSError where that is not permitted.
+        It leads a session of its own, so where the scheduler groups processes by session
+        (autogroup, sched(7)) the group gets the same priority. OSError where that is not permitted.
         """
         os.setpriority(os.PRIO_PROCESS, self.pid, nice)
         with contextlib.suppress(FileNotFoundError):  # the kernel has no such groups
             Path(f"/proc/{self.pid}/autogroup").write_text(str(nice))
 
     def fileno(self) -> int:
-        """Readable when it has ended, while nothing is asked of it."""
+        """A descriptor that is readable when the process has ended, while no request is open."""
         return self._channel.fileno()
 
     def attach(
@@ -123,21 +117,21 @@ class Attacher:
         multi: bool,
     ) -> list[int]:
         """
-        Attach each program, by its fd, to all its places in the file of *identity*.
+        Attach each program, by its fd, to all its attachments in the file of *identity*.
 
-        Returns for each the number by which it is taken out again, or minus an
-        error number; then none of its places is attached. HostError if it has ended.
+        Returns for each program the number for :meth:`detach`, or minus an error number; then it
+        is attached nowhere. HostError if the process has ended.
         """
         request = {
             "pid": identity.pid,
             "multi": multi,
             "programs": [
                 {
-                    "returns": places[0].returns,
-                    "offsets": [place.offset for place in places],
-                    "semaphores": [place.semaphore for place in places],
+                    "returns": group[0].returns,
+                    "offsets": [attachment.offset for attachment in group],
+                    "semaphores": [attachment.semaphore for attachment in group],
                 }
-                for _, places in programs
+                for _, group in programs
             ],
         }
         fds = [identity.file, identity.pidfd, *(fd for fd, _ in programs)]
@@ -147,10 +141,10 @@ class Attacher:
         return numbers
 
     def detach(self, numbers: Sequence[int]) -> int:
-        """Take them out, without waiting; what :func:`wait_gone` waits for."""
+        """Remove the attached *numbers*, without waiting; a descriptor for :func:`wait_gone`."""
         reading, writing = os.pipe()
         try:
-            with self._lock, contextlib.suppress(HostError):  # they ended with it
+            with self._lock, contextlib.suppress(HostError):  # then they are removed
                 self._send({"numbers": numbers}, [writing])
         finally:
             os.close(writing)
@@ -174,19 +168,22 @@ class Attacher:
         return HostError("the process that holds the breakpoints has ended, and they with it")
 
     def close(self) -> None:
-        """Let it take out everything and end; returns when it has."""
+        """End the process; returns when it has removed all breakpoints."""
         self._channel.close()
         self._process.wait()
 
 
 class Uprobes:
-    """Breakpoints in the process of *identity*; *multi* as :func:`has_multi` says."""
+    """
+    Breakpoints in the process of *identity*, held by *holder*; *multi* as :func:`has_multi`.
+
+    ``numbers`` are the attacher's numbers of them, one for each program.
+    """
 
     def __init__(self, identity: Identity, holder: Attacher, *, multi: bool) -> None:
         self._identity = identity
         self._holder = holder
         self._multi = multi
-        #: By which the attacher knows them.
         self.numbers: list[int] = []
 
     def __len__(self) -> int:
@@ -196,20 +193,20 @@ class Uprobes:
         self, programs: Sequence[tuple[int, Sequence[Attachment]]]
     ) -> list[HostError | None]:
         """
-        Attach each of *programs*, an fd and its places; what went wrong with it, if it did.
+        Attach each of *programs*, an fd and its attachments; returns the error of each, or None.
 
         Raises as ``Identity.check`` does, and then nothing new is attached.
         """
         self._identity.check()
         results: list[HostError | None] = []
         numbers = self._holder.attach(self._identity, programs, multi=self._multi)
-        for number, (_, places) in zip(numbers, programs, strict=True):
-            results.append(_refused(places[0].name, -number) if number < 0 else None)
+        for number, (_, group) in zip(numbers, programs, strict=True):
+            results.append(_refused(group[0].name, -number) if number < 0 else None)
         self.numbers += [number for number in numbers if number > 0]
         return results
 
     def detach(self) -> int | None:
-        """Take every breakpoint out, without waiting; what :func:`wait_gone` waits for."""
+        """Remove every breakpoint, without waiting; a descriptor for :func:`wait_gone` if any."""
         if not self.numbers:
             return None
         leaving = self._holder.detach(self.numbers)
@@ -218,7 +215,7 @@ class Uprobes:
 
 
 def _refused(name: str, number: int) -> HostError:
-    """Why there is no breakpoint in function *name*."""
+    """The error for a breakpoint in function *name* that failed with errno *number*."""
     if number in (errno.EPERM, errno.EACCES):
         return HostError(f"the kernel does not permit a breakpoint in {name}: {PERMIT}")
     if number == attacher.UNFIT:
@@ -229,7 +226,7 @@ def _refused(name: str, number: int) -> HostError:
 
 
 def wait_gone(leaving: int | None) -> None:
-    """Return when the last of those that were taken out is gone."""
+    """Wait until the breakpoints are out whose removal gave the descriptor *leaving*; close it."""
     if leaving is not None:
         os.read(leaving, 1)  # until its other end is closed
         os.close(leaving)

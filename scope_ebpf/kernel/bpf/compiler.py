@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A user's C text to BPF programs, by bcc.
+Compiles a user's C text to BPF programs, by bcc.
 
-bcc is the distribution's; it is looked for when it is needed, also from a virtual
-environment, which does not see the system's packages.
+bcc is the distribution's package. It is imported when it is needed, also from a virtual
+environment, which does not have the system's packages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Iterator, Sequence
 
-#: Where distributions put Python packages that pip does not know.
-_PLACES = ("/usr/lib/python3/dist-packages", "/usr/lib/python3*/site-packages")
+#: Folders in which distributions install Python packages.
+_FOLDERS = ("/usr/lib/python3/dist-packages", "/usr/lib/python3*/site-packages")
 #: ``BPF_PROG_TYPE_KPROBE``, include/uapi/linux/bpf.h; programs of uprobes are of this type.
 _KPROBE = 2
-#: Lines of the compiler or the verifier that are passed on.
+#: Lines of the compiler's or the verifier's output that are shown.
 _MOST_LINES = 30
 
 
@@ -37,8 +37,10 @@ class Compiled:
     """
     The programs and maps of a probe's *text*, called *name* in messages.
 
-    Raises CompilerMissingError where bcc or headers are missing, and ProbeError with
-    what the compiler says, or what a program may not do.
+    Raises CompilerMissingError where bcc or headers are missing, and ProbeError with the
+    compiler's output, or with the first thing in a program that is not allowed.
+
+    ``functions`` are the names of its functions, ``notes`` the compiler's warnings.
     """
 
     def __init__(self, name: str, text: str, flags: Sequence[str]) -> None:
@@ -65,14 +67,14 @@ class Compiled:
             judge(function, self._module.dump_func(function.encode()))
 
     def load(self, function: str, attach_type: int | None) -> int:
-        """Load one function; returns its file descriptor, or raises ProbeError with the reason."""
+        """Load one function; its file descriptor, or ProbeError with the verifier's output."""
         said: list[str] = []
         try:
             with _stderr(said):
                 kind = -1 if attach_type is None else attach_type
                 loaded = self._module.load_func(function.encode(), _KPROBE, attach_type=kind)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more special
-            # The last lines of the verifier say what it does not like.
+            # The last lines of the verifier's output name the error.
             reason = "\n".join("".join(said).strip().splitlines()[-_MOST_LINES:])
             raise ProbeError(f"the kernel refused {function} ({error}); it says:", reason) from None
         fd: int = loaded.fd
@@ -90,11 +92,11 @@ class Compiled:
         return leaf
 
     def items(self, name: str) -> list[tuple[Any, Any]]:
-        """Keys and values of a map, as ctypes has them."""
+        """Keys and values of a map, as ctypes values."""
         return list(self._table(name).items())
 
     def summed(self, name: str) -> list[int]:
-        """The values of a per-CPU array of numbers, added up over the CPUs."""
+        """The values of a per-CPU array of numbers, each summed over the CPUs."""
         table = self._table(name)
         return [sum(table[number]) for number in range(len(table))]
 
@@ -107,10 +109,12 @@ class Compiled:
 
 
 def _import_bcc() -> Any:
-    """The module bcc of the distribution; the package of that name on PyPI is another project."""
+    """The distribution's module bcc; the package of that name on PyPI is another project."""
     if "bcc" in sys.modules:
         return sys.modules["bcc"]
-    finds = [path for place in _PLACES for path in Path("/").glob(f"{place[1:]}/bcc/__init__.py")]
+    finds = [
+        path for folder in _FOLDERS for path in Path("/").glob(f"{folder[1:]}/bcc/__init__.py")
+    ]
     for path in finds:
         spec = importlib.util.spec_from_file_location(
             "bcc", path, submodule_search_locations=[str(path.parent)]
@@ -132,14 +136,14 @@ def _import_bcc() -> Any:
 
 
 def _only_compiled(bcc: Any) -> Any:
-    """The class of bcc, without its habit to attach what is called kprobe__something by itself."""
+    """The class of bcc, but functions called ``kprobe__*`` are not attached when it compiles."""
     members = {"_trace_autoload": lambda _self: None}
     return type("Compiled", (bcc.BPF,), members)
 
 
 @contextlib.contextmanager
 def _stderr(said: list[str]) -> Iterator[None]:
-    """Keep what is written on the file descriptor of stderr: clang does not ask Python."""
+    """Append to *said* what is written to descriptor 2 in the block: clang does not use Python."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
         before = os.dup(2)
@@ -154,7 +158,7 @@ def _stderr(said: list[str]) -> Iterator[None]:
 
 
 def _essence(said: list[str]) -> str:
-    """The compiler's own words, without those about modules of the kernel."""
+    """The compiler's output, without the lines about kernel modules, at most _MOST_LINES."""
     lines = "".join(said).splitlines()
     noise = ("modprobe: ", "Unable to find kernel headers")
     return "\n".join([line for line in lines if not line.startswith(noise)][:_MOST_LINES]).strip()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Kernel headers for bcc's compiler, on a host without those of its own kernel too.
+Kernel headers for bcc's compiler, also on a host without those of its running kernel.
 
-Programs that use helpers and user memory only do not care whose headers they are.
+Programs that use only helpers and user memory compile with the headers of any kernel.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 @contextmanager
 def kernel_headers(root: Path = Path("/")) -> Iterator[Path]:
     """
-    Tell bcc where headers are while the block runs; yields their folder.
+    Set BCC_KERNEL_SOURCE while the block runs, if bcc needs it; yields the headers' folder.
 
-    Those of the running kernel, or what BCC_KERNEL_SOURCE says, or else the newest
-    that are installed. Raises CompilerMissingError where there are none.
+    These are the headers in BCC_KERNEL_SOURCE, or of the running kernel, or the newest that are
+    installed. CompilerMissingError where there are none.
     """
     own = root / "lib/modules" / platform.release() / "build"
     if os.environ.get(_VARIABLE) or own.exists():
@@ -46,7 +46,7 @@ def kernel_headers(root: Path = Path("/")) -> Iterator[Path]:
 
 
 def _installed(root: Path) -> list[Path]:
-    """The parts of the newest headers; Debian and Ubuntu split them in two."""
+    """The folders of the newest headers; Debian and Ubuntu split them in two."""
     machine = _ARCHITECTURES.get(platform.machine(), "none")
     found = {}
     for tree in sorted((root / "usr/src").glob("*")):
@@ -65,7 +65,7 @@ def _installed(root: Path) -> list[Path]:
 
 
 def _join(trees: list[Path], folder: Path) -> None:
-    """One folder of links that looks like the headers of a kernel."""
+    """Fill *folder* with links to the headers in *trees*, laid out as one tree."""
     for part in ("include", f"arch/{_ARCHITECTURES[platform.machine()]}/include"):
         (folder / part).mkdir(parents=True)
         for tree in trees:

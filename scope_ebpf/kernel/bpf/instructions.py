@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a user's probe may do, judged by the instructions that the kernel will be given.
+The rules for a user's probe, checked on the BPF instructions that the kernel gets.
 
-Names and types of the C text do not matter: inline assembly, a macro or a header may call
-anything. So every call and every load of an address is held against a list.
+The C text is not checked: inline assembly, a macro or a header may call anything. So every call and
+every load of an address must be on a list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INSTRUCTION = np.dtype(
 )
 #: Instructions of one function: the examples have less than 300.
 MOST_INSTRUCTIONS = 16_384
-#: Instructions that the verifier may follow in one function, and thus the most that a hit runs.
+#: Instructions that the verifier may follow in one function, and so the most that a hit runs.
 #: At 1 ns each a hit stays below 0.1 ms; the kernel itself would allow a million.
 MOST_VERIFIED = 100_000
 
@@ -30,18 +30,19 @@ _LOAD_ADDRESS = 0x18
 _MAY_GOTO = 0xE5
 #: The class of loads that name no register: the address of something, or of a network packet.
 _CLASS, _LOADS = 0x07, 0x00
-#: What the source register of a call says: a helper, or BPF_PSEUDO_CALL, a function of the
-#: program's own. Else it is BPF_PSEUDO_KFUNC_CALL, any function of the kernel's.
+#: Source register of a call: a helper, or BPF_PSEUDO_CALL, a function of the program itself.
+#: Otherwise it is BPF_PSEUDO_KFUNC_CALL, any function of the kernel.
 _HELPER, _OWN_CALL = 0, 1
-#: What that of a loaded address says: a number, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE. Others are
-#: variables of the kernel (3), functions to be called back (4), and maps by index (5, 6).
+#: Source register of a loaded address: a number, BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE. Others
+#: are variables of the kernel (3), callback functions (4), and maps by index (5, 6).
 _ADDRESSES = (0, 1, 2)
 _KERNEL_VARIABLE = 3
 
-#: Helpers that a probe may call (include/uapi/linux/bpf.h, enum bpf_func_id): maps, clocks, who and
-#: where we are, the target's memory, the ring. What reads the kernel's memory would follow headers
-#: that may be another kernel's, and what writes memory or sends signals would disturb. What calls
-#: back (for_each_map_elem, loop) may turn eight million times in one hit.
+#: Helpers that a probe may call (include/uapi/linux/bpf.h, enum bpf_func_id): maps, clocks, current
+#: thread and CPU, the target's memory, the ring. Not allowed are helpers that read the kernel's
+#: memory, because the headers may be another kernel's; that write memory or send signals, because
+#: they change the target; and that call back (for_each_map_elem, loop), because one hit may make
+#: eight million turns.
 ALLOWED = {
     1: "map_lookup_elem",
     2: "map_update_elem",
@@ -72,7 +73,7 @@ ALLOWED = {
     182: "strncmp",
 }
 _LOOP = "may stop the VM's scheduler for as long as it likes; write a loop with a constant bound"
-#: Those that somebody may have called without knowing, and what to do instead.
+#: Helpers that users call by mistake, with the reason and the alternative.
 _INSTEAD = {
     4: "reads through a pointer of the kernel's; use beam_word(), or bpf_probe_read_user()",
     6: "prints into a file that all programs share; use BEAM_EVENT",
@@ -90,7 +91,7 @@ _INSTEAD = {
 
 
 def judge(function: str, code: bytes) -> None:
-    """Refuse, by ProbeError, a *function* whose *code* calls or loads what it may not."""
+    """Raise ProbeError if the *code* of *function* calls or loads anything that is not allowed."""
     found = np.frombuffer(code, INSTRUCTION)
     if len(found) > MOST_INSTRUCTIONS:
         raise ProbeError(
@@ -138,9 +139,9 @@ def _judge_loads(
 
 def require_bounded(function: str, verified: int) -> None:
     """
-    Refuse, by ProbeError, a *function* of which one run may take too long.
+    Raise ProbeError if one run of *function* may take more than MOST_VERIFIED instructions.
 
-    *verified* is what ``stats.verified_instructions`` says; 0 is unknown and passes.
+    *verified* is the result of ``stats.verified_instructions``; 0, which is unknown, passes.
     """
     if verified > MOST_VERIFIED:
         raise ProbeError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The part of libbpf 1.x that we call, over ctypes.
+The functions of libbpf 1.x that this package calls, over ctypes.
 
-Functions return what libbpf returns; :func:`check` turns its NULLs and negative
-numbers into :class:`LibbpfError` with what libbpf printed last. Signatures are
-those of libbpf 1.1 ``src/libbpf.h`` and ``src/bpf.h``.
+They return libbpf's results; :func:`check` turns NULL and negative numbers into
+:class:`LibbpfError`, with the last messages of libbpf. Signatures are those of libbpf 1.1
+``src/libbpf.h`` and ``src/bpf.h``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 
 from scope_ebpf.errors import PERMIT, HostError
 
-#: The level of a libbpf message that is not worth keeping (enum libbpf_print_level).
+#: The lowest level of libbpf messages that are dropped (enum libbpf_print_level).
 _LIBBPF_DEBUG = 2
 
-#: What libbpf said last, newest at the end.
+#: The last messages of libbpf, newest at the end.
 messages: collections.deque[str] = collections.deque(maxlen=200)
 
 _Print = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
 class LibbpfError(HostError):
-    """A call to libbpf failed. ``errno`` is its error number."""
+    """A call to libbpf failed, so *what* did not happen. ``errno`` is its error number."""
 
     def __init__(self, what: str, errno: int) -> None:
-        said = "; ".join(list(messages)[-3:])
-        text = f"{what}: {os.strerror(errno)}" + (f" ({said})" if said else "")
+        printed = "; ".join(list(messages)[-3:])
+        text = f"{what}: {os.strerror(errno)}" + (f" ({printed})" if printed else "")
         if errno == EPERM:
             text = f"{what}: the kernel does not permit it; {PERMIT}"
         super().__init__(text)
@@ -135,7 +135,7 @@ def library() -> Any:
 
 
 def _keep(level: int, form: bytes, arguments: int) -> int:
-    # A va_list is handed over as a pointer on x86_64 and arm64, which vsnprintf takes back.
+    # A va_list is passed as a pointer on x86_64 and arm64, as vsnprintf expects it.
     if level < _LIBBPF_DEBUG:
         text = ctypes.create_string_buffer(4096)
         ctypes.CDLL(None).vsnprintf(text, c_size_t(4096), form, c_void_p(arguments))
@@ -147,7 +147,7 @@ _keep_callback = _Print(_keep)
 
 
 def check(result: int | None, what: str) -> int:
-    """*result* of a libbpf call, or :class:`LibbpfError` saying *what* failed."""
+    """The *result* of a libbpf call, or :class:`LibbpfError` if it is one; *what* is its text."""
     if result is None or (isinstance(result, int) and result < 0):
         raise LibbpfError(what, -result if result else ctypes.get_errno())
     return result

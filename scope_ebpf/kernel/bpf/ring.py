@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The BPF ring buffer as numpy batches.
+The BPF ring buffer (Documentation/bpf/ringbuf.rst), and its records as numpy batches.
 
-Every record has the same size, so what the kernel has written is one array of them,
-:data:`events.RECORD` for our own probes, over the mapped ring: no copy and no loop, wrap-around
-included, because the kernel maps the data twice in a row
-(Documentation/bpf/ringbuf.rst).
+Every record has the same size, so the records that the kernel has written are one array over the
+mapped ring, for our own probes of :data:`events.RECORD`. There is no copy and no loop, also where
+the ring wraps around, because the kernel maps the data twice in a row.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,11 +31,11 @@ _HEADER_BYTES = 8
 
 
 class RingError(HostError):
-    """A record in the ring is not one of ours."""
+    """A record in the ring has another size than this program expects."""
 
 
 def complete(records: NDArray[np.void]) -> int:
-    """How many of *records*, from the first, the kernel has finished writing."""
+    """Number of *records*, from the first, that the kernel has finished writing."""
     busy = (records["ring_length"] & _BUSY) != 0
     return int(busy.argmax()) if busy.any() else len(records)
 
@@ -60,6 +59,41 @@ def kept(records: NDArray[np.void]) -> NDArray[np.void]:
     return records[~discarded] if discarded.any() else records
 
 
+class RingMapping:
+    """
+    The memory of the ring behind *fd*, whose data are *size* bytes, mapped twice in a row.
+
+    ``consumer`` and ``producer`` are the positions, bytes since the start, each an array of one.
+    ``memory`` holds the producer's page and then the data. HostError on a machine whose stores may
+    be seen out of order.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        if platform.machine() != "x86_64":
+            # Elsewhere the producer's stores may be seen out of order; x86 keeps them in order.
+            raise HostError("the ring is read on x86_64 only; other CPUs are not supported yet")
+        page = mmap.PAGESIZE
+        self.size = size
+        self._consumer_page = mmap.mmap(fd, page, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self.memory = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        self.consumer = np.frombuffer(self._consumer_page, np.uint64, 1)
+        self.producer = np.frombuffer(self.memory, np.uint64, 1)
+
+    def data(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The data as an array of *dtype*, shape ``(2 * size / itemsize,)``."""
+        return np.frombuffer(
+            self.memory, dtype, 2 * self.size // dtype.itemsize, offset=mmap.PAGESIZE
+        )
+
+    def close(self) -> None:
+        """Unmap the ring. Arrays of its data must not be used any more."""
+        del self.consumer, self.producer
+        # An array that is still referenced keeps its mapping until the process ends.
+        for mapping in (self._consumer_page, self.memory):
+            with contextlib.suppress(BufferError):
+                mapping.close()
+
+
 class Ring:
     """
     The consumer of the ring behind *fd*, of *size* bytes.
@@ -68,38 +102,27 @@ class Ring:
     """
 
     def __init__(self, fd: int, size: int, record: np.dtype[np.void] = events.RECORD) -> None:
-        if platform.machine() != "x86_64":
-            # Elsewhere the producer's stores may be seen out of order; x86 keeps them in order.
-            raise HostError("the ring is read on x86_64 only; other CPUs are not supported yet")
-        page = mmap.PAGESIZE
-        self._size = size
-        self._consumer_map = mmap.mmap(fd, page, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer_map = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
-        self._consumer = np.frombuffer(self._consumer_map, np.uint64, 1)
-        self._producer = np.frombuffer(self._producer_map, np.uint64, 1)
-        self._step = record.itemsize
-        self._records = np.frombuffer(
-            self._producer_map, record, 2 * size // self._step, offset=page
-        )
+        self._mapping = RingMapping(fd, size)
+        self._consumer, self._producer = self._mapping.consumer, self._mapping.producer
+        self._size, self._record_bytes = size, record.itemsize
+        self._records = self._mapping.data(record)
 
     @contextlib.contextmanager
     def batch(self, most: int | None = None) -> Iterator[NDArray[np.void]]:
         """
-        The finished records, shape ``(n,)``, oldest first.
+        The finished records, shape ``(n,)``, oldest first: all, or at most *most*.
 
-        All of them, or the first *most*: a sink that makes text of them needs ten
-        times their memory.
-
-        They lie in the ring itself and are given back when the block ends: copy
-        what is to be kept.
+        They lie in the ring itself, and their room is free again when the block ends without an
+        exception: copy what is to be kept. A sink that makes text of records needs ten times
+        their memory, so it limits their number. RingError as :func:`kept`.
         """
         start = int(self._consumer[0])
-        first = (start & (self._size - 1)) // self._step
-        written = (int(self._producer[0]) - start) // self._step
+        first = (start & (self._size - 1)) // self._record_bytes
+        written = (int(self._producer[0]) - start) // self._record_bytes
         records = self._records[first : first + (written if most is None else min(written, most))]
         records = records[: complete(records)]
         yield kept(records)
-        self._consumer[0] = start + len(records) * self._step
+        self._consumer[0] = start + len(records) * self._record_bytes
 
     def fill(self) -> float:
         """The share of the ring that is in use, 0 to 1."""
@@ -108,7 +131,4 @@ class Ring:
     def close(self) -> None:
         """Unmap the ring. Batches must not be used any more."""
         del self._consumer, self._producer, self._records
-        # A batch that somebody still holds keeps its mapping; the process's end frees it.
-        for mapping in (self._consumer_map, self._producer_map):
-            with contextlib.suppress(BufferError):
-                mapping.close()
+        self._mapping.close()

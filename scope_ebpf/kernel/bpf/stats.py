@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says about BPF programs: how often each ran, and for how long."""
+"""The kernel's statistics of BPF programs: how often each ran, and for how long."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class ProgramStats(NamedTuple):
     """
     Runs of one program since it was loaded, while the kernel measured.
 
-    *missed* are those that the kernel left out, because another program or the change of a map
-    was under way on that CPU; it tells since Linux 5.12.
+    ``runs`` is their number and ``seconds`` their CPU time. ``missed`` are hits for which the
+    kernel did not run the program, because another program or the change of a map was under way on
+    that CPU; 0 before Linux 5.12.
     """
 
     runs: int
@@ -31,20 +32,20 @@ class ProgramStats(NamedTuple):
     missed: int = 0
 
     def since(self, before: ProgramStats) -> ProgramStats:
-        """What came after *before*, an earlier reading."""
+        """The difference to *before*, an earlier reading."""
         return ProgramStats(
             self.runs - before.runs, self.seconds - before.seconds, self.missed - before.missed
         )
 
     def and_of(self, other: ProgramStats) -> ProgramStats:
-        """Those of this program and of an *other*."""
+        """The sum of this and of the *other* program's."""
         return ProgramStats(
             self.runs + other.runs, self.seconds + other.seconds, self.missed + other.missed
         )
 
 
 class _ProgramInfo(ctypes.Structure):
-    """``struct bpf_prog_info`` (include/uapi/linux/bpf.h) up to what is read here."""
+    """``struct bpf_prog_info`` (include/uapi/linux/bpf.h) up to the last field that is read."""
 
     _fields_ = (
         ("before", ctypes.c_uint8 * 192),
@@ -57,16 +58,16 @@ class _ProgramInfo(ctypes.Structure):
 
 
 def program_stats(fd: int) -> ProgramStats:
-    """What the kernel measured of the program behind *fd*."""
+    """The statistics of the program behind *fd*."""
     info = _info(fd)
     return ProgramStats(info.run_cnt, info.run_time_ns / 1e9, info.recursion_misses)
 
 
 def verified_instructions(fd: int) -> int:
     """
-    How many instructions the verifier followed in the program behind *fd*; 0 before Linux 5.16.
+    Number of instructions that the verifier followed in the program behind *fd*.
 
-    It follows every turn of a loop, so no run of the program takes more.
+    It follows every turn of a loop, so no run of the program takes more. 0 before Linux 5.16.
     """
     return int(_info(fd).verified_insns)
 
@@ -86,7 +87,7 @@ def measuring() -> Iterator[bool]:
     """
     Let the kernel measure every BPF program of the host while the block runs (Linux 5.8).
 
-    It asks for CAP_SYS_ADMIN; without it False is given, and all that :func:`program_stats` tells
+    This requires CAP_SYS_ADMIN. Without it the block gets False, and all of :func:`program_stats`
     is 0.
     """
     fd = library().bpf_enable_stats(_STATS_RUN_TIME)

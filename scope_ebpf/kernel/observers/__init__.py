@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs at work on a target."""
+"""Programs that observe a target: loaded, attached, read."""

@@ -7,18 +7,18 @@ Everything lives as long as this process's file descriptors.
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel.attach.breakpoints import Breakpoints
-from scope_ebpf.kernel.bpf.libbpf import check, library
+from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.ring import Ring
+from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,21 +28,23 @@ if TYPE_CHECKING:
 
     from scope_ebpf.kernel.attach.uprobes import Identity
 
-#: What lies in the ring: the kernel's header, then a call_hit; 1024 bytes.
+#: Layout of a record in the ring: the kernel's header, then a call_hit; 1024 bytes.
 HIT = np.dtype([("ring_length", "<u4"), ("ring_page", "<u4"), *events.CALL_HIT.descr])
-#: Room for 4,096 calls: the reader comes every few ms, and a hit takes microseconds.
+#: Room for 4,096 calls: the ring is read every few ms, and a hit takes microseconds.
 _RING_BYTES = 4 << 20
-#: What a stop at a breakpoint takes of the VM's CPU (bench/calls.py).
+#: CPU time of the VM that a hit of a breakpoint takes (bench/calls.py).
 BREAKPOINT_SECONDS = 8e-6
-#: Returns that are looked at, for each call that may be: a place that calls return to may be
-#: shared by other functions.
+#: Returns that are examined, for each call of the limit: other functions may share the address
+#: to which calls return.
 _RETURNS_PER_CALL = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """
-    Where a breakpoint stands. A function has its name's terms and arity, a return address none.
+    The address of a breakpoint, and the function that begins there.
+
+    ``module`` and ``function`` are the terms of its name; 0, as ``arity``, for a return address.
     """
 
     address: int
@@ -52,16 +54,16 @@ class Place:
 
     @property
     def program(self) -> str:
-        """The BPF program for it."""
+        """The name of the BPF program that handles its hits."""
         return "function_entry" if self.module else "function_return"
 
 
-class CallWatch:
+class CallWatch(Closing):
     """
-    Watches up to four places of the VM of *identity* at a time.
+    Watches up to four addresses of the VM of *identity* at a time, for at most *limit* calls.
 
-    *hend* is the offset of that field in struct process, *map_subtag* the tag of a map's header.
-    A context manager; :meth:`open` lets calls count.
+    *hend* is the offset of that field in struct process, bytes, *map_subtag* the tag of a map's
+    header. A context manager; calls count from :meth:`open` on.
     """
 
     def __init__(self, identity: Identity, limit: int, hend: int, map_subtag: int) -> None:
@@ -71,21 +73,18 @@ class CallWatch:
         settings["process_hend"], settings["map_subtag"] = hend, map_subtag
         self._object = BpfObject("function", object_bytes("function"))
         self._object.set_constants(settings.tobytes())
-        self._object.set_entries("call_ring", _RING_BYTES)
+        self._object.maps["call_ring"].set_entries(_RING_BYTES)
         self._object.load(("function_entry", "function_return"))
-        self._ring = Ring(self._object.map_fd("call_ring"), _RING_BYTES, HIT)
-        self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
+        self._ring = Ring(self._object.maps["call_ring"].fd, _RING_BYTES, HIT)
+        self._places = self._object.map("breakpoint_sites", U64, events.BREAKPOINT_SITE)
+        self._state = self._object.map("call_state", U32, U64)
+        self._totals = self._object.map("call_totals", U32, events.CALL_TOTALS)
         self._breakpoints = Breakpoints(identity, self._object.programs, limit * _RETURNS_PER_CALL)
+        #: Index in call_totals by address.
         self._numbers: dict[int, int] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def set(self, places: Collection[Place], tids: Collection[int]) -> None:
-        """Watch these places on these threads, and no others; as ``Breakpoints.set``."""
+        """Watch these *places* on the threads *tids*, and no others; as ``Breakpoints.set``."""
         for place in places:
             if place.address not in self._numbers:
                 self._describe(place)
@@ -100,53 +99,37 @@ class CallWatch:
         value = np.zeros((), events.BREAKPOINT_SITE)
         value["module"], value["function"] = place.module, place.function
         value["arity"], value["number"] = place.arity, number
-        self._update("breakpoint_sites", ctypes.c_uint64(place.address), value)
+        self._places[place.address] = value
 
     def open(self, *, on: bool) -> None:
-        """Let calls count from now on, or no longer."""
-        value = np.array(int(on), np.uint64)
-        self._update("call_state", ctypes.c_uint32(events.CALL_STATE_OPEN), value)
+        """Count calls from now on, or no longer."""
+        self._state[events.CALLevents.CALLevents.CALL_STATE_OPEN] = int(on)
         if on:
             self._breakpoints.begin()
 
     def batch(self) -> AbstractContextManager[NDArray[np.void]]:
-        """What came since the last time, shape ``(n,)`` of :data:`HIT`; as ``Ring.batch``."""
+        """The new records, shape ``(n,)`` of :data:`HIT`; as ``Ring.batch``."""
         return self._ring.batch()
 
     def taken(self) -> int:
-        """Calls that were counted so far, of all functions."""
-        key, value = ctypes.c_uint32(events.CALL_STATE_CALLS), ctypes.c_uint64()
-        fd = self._object.map_fd("call_state")
-        done = library().bpf_map_lookup_elem(fd, ctypes.byref(key), ctypes.byref(value))
-        check(done, "cannot read the map call_state")
-        return value.value
+        """Number of calls counted so far, of all functions."""
+        return int(self._state[events.CALLevents.CALLevents.CALL_STATE_CALLS])
 
     def totals(self) -> dict[int, dict[str, int]]:
-        """What was counted at each place, by address and then by the names of CALL_TOTALS."""
+        """The counts at each address, by the names of CALL_TOTALS."""
+        names = events.CALL_TOTALS.names or ()
         found = {}
-        values = np.zeros(self._cpus, events.CALL_TOTALS)
         for address, number in self._numbers.items():
-            key = ctypes.c_uint32(number)
-            fd = self._object.map_fd("call_totals")
-            done = library().bpf_map_lookup_elem(fd, ctypes.byref(key), values.ctypes.data)
-            check(done, "cannot read the map call_totals")
-            names = events.CALL_TOTALS.names or ()
+            values = self._totals[number]
             found[address] = {name: int(values[name].sum()) for name in names}
         return found
 
     def detach(self) -> None:
-        """Take the breakpoints out; what was counted can still be read."""
+        """Remove the breakpoints; the counts can still be read."""
         self._breakpoints.close()
 
     def close(self) -> None:
-        """Take the breakpoints out and give everything back to the kernel."""
+        """Remove the breakpoints and give everything back to the kernel."""
         self.detach()
         self._ring.close()
         self._object.close()
-
-    def _update(
-        self, name: str, key: ctypes.c_uint32 | ctypes.c_uint64, value: NDArray[np.generic]
-    ) -> None:
-        fd = self._object.map_fd(name)
-        done = library().bpf_map_update_elem(fd, ctypes.byref(key), value.tobytes(), 0)
-        check(done, f"cannot write the map {name}")

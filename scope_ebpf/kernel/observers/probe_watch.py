@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.kernel.bpf.libbpf import check, library
+from scope_ebpf.kernel.bpf.maps import U32, U64
+from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,92 +18,75 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.kernel.bpf.maps import Map
     from scope_ebpf.kernel.observers.session import Session
 
+#: A function's text, padded with zeroes (struct text).
+_TEXT = np.dtype(f"S{events.FUNCTION_TEXT_BYTES}")
 
-class ProbeWatch:
+
+class ProbeWatch(Closing):
     """
     Watches the functions that the probes call *texts*, four at most, by the hooks of *session*.
 
-    A context manager; :meth:`open` lets calls count, until there were *limit*.
+    A context manager; calls count from :meth:`open` on, *limit* at most. NothingToAttachError if
+    a hook of the session could not be attached.
     """
 
     def __init__(self, session: Session, texts: Sequence[bytes], limit: int) -> None:
         self._session = session
         self._texts = texts
         self._limit = limit
-        self._cpus = check(library().libbpf_num_possible_cpus(), "cannot count the CPUs")
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self._session.__enter__()
-        try:
-            self._refuse_failures()
-            self._update("call_state", np.uint32(events.PROBED_STATE_LIMIT), np.uint64(self._limit))
-            for number, text in enumerate(self._texts):
-                key = np.frombuffer(text.ljust(events.FUNCTION_TEXT_BYTES, b"\0"), np.uint8)
-                self._update("call_texts", key, np.uint32(number))
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._refuse_failures()
+        self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_LIMIT] = self._limit
+        numbers = self._session.map("call_texts", _TEXT, U32)
+        for number, text in enumerate(self._texts):
+            numbers[text] = number
 
     def _refuse_failures(self) -> None:
         """A count of only some of the sites would be wrong."""
         if self._session.failures:
             raise NothingToAttachError(self._session.failures[0].reason)
 
+    @property
+    def _state(self) -> Map:
+        return self._session.map("call_state", U32, U64)
+
     def open(self, *, on: bool) -> None:
-        """Let calls count from now on, or no longer."""
+        """Count calls from now on, or no longer."""
         self._session.count(on=on)
 
     def batch(self) -> AbstractContextManager[NDArray[np.void]]:
         """
-        What came since the last time, shape ``(n,)`` of ``events.RECORD``.
+        The new records, shape ``(n,)`` of ``events.RECORD``.
 
-        ``kind`` is the place of the function's text, ``class`` 1 for a return.
+        ``kind`` is the index of the function's text, ``class`` 1 for a return.
         """
         return self._session.ring.batch()
 
     def taken(self) -> int:
-        """Calls that were counted so far, of all functions."""
-        taken = np.zeros(1, np.uint64)
-        self._lookup("call_state", events.PROBED_STATE_CALLS, taken)
-        return int(taken[0])
+        """Number of calls counted so far, of all functions."""
+        return int(self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_CALLS])
 
     def totals(self) -> list[dict[str, int]]:
         """
-        What was counted of each text, by the names of CALL_TOTALS; the last is of all others.
+        The counts of each text, by the names of CALL_TOTALS; the last is of all others.
 
         ``strange`` are returns that found no room in the ring.
         """
         names = events.CALL_TOTALS.names or ()
-        found = []
-        for number in (*range(len(self._texts)), events.MAX_PROBED_FUNCTIONS):
-            rows = np.zeros(self._cpus, events.CALL_TOTALS)
-            self._lookup("call_totals", number, rows)
-            found.append({name: int(rows[name].sum()) for name in names})
-        return found
+        rows = self._session.map("call_totals", U32, events.CALL_TOTALS).at(
+            (*range(len(self._texts)), events.MAX_PROBED_FUNCTIONS)
+        )
+        return [{name: int(row[name].sum()) for name in names} for row in rows]
 
     def detach(self) -> None:
-        """Take the probes out; what was counted can still be read."""
+        """Remove the probes; the counts can still be read."""
         self._session.detach()
 
     def close(self) -> None:
-        """Take the probes out and give everything back to the kernel."""
+        """Remove the probes and give everything back to the kernel."""
         self._session.close()
-
-    def _lookup(self, name: str, number: int, room: NDArray[np.generic]) -> None:
-        key = ctypes.c_uint32(number)
-        fd = self._session.map_fd(name)
-        done = library().bpf_map_lookup_elem(fd, ctypes.byref(key), room.ctypes.data)
-        check(done, f"cannot read the map {name}")
-
-    def _update(
-        self, name: str, key: np.uint32 | NDArray[np.uint8], value: np.uint32 | np.uint64
-    ) -> None:
-        fd = self._session.map_fd(name)
-        done = library().bpf_map_update_elem(fd, key.tobytes(), value.tobytes(), 0)
-        check(done, f"cannot write the map {name}")

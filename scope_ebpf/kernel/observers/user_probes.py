@@ -2,12 +2,12 @@
 """
 A user's compiled probe in one process, from load to detach.
 
-Nothing is pinned: what is attached lives as long as the file descriptors of this process.
+Nothing is pinned: its hooks live as long as the file descriptors of this process.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.attach.uprobes import (
@@ -19,6 +19,7 @@ from scope_ebpf.kernel.attach.uprobes import (
 )
 from scope_ebpf.kernel.bpf.ring import Ring
 from scope_ebpf.kernel.bpf.stats import program_stats
+from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,19 +32,22 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.cost import HitCost
 
 
-class UserProbeSession:
+class UserProbeSession(Closing):
     """
-    Loads the functions of *probe* and attaches each to its *places* in the process of *identity*.
+    Loads the functions of *probe* and attaches each in the process of *identity*.
 
-    A context manager. What cannot be attached is an error: a probe of which a part is
-    missing tells something else than its author wrote. Functions that are *counted* count their
-    hits themselves, in the order of ``beam_hits``.
+    A context manager. NothingToAttachError if any cannot be attached: the results of an incomplete
+    probe would be wrong. The *counted* functions count their hits themselves, in the order of
+    ``beam_hits``.
+
+    *attachments* are those of each function, by its name. ``ring`` is the ring of its events, of
+    type *record*, *ring_bytes* large.
     """
 
     def __init__(
         self,
         probe: Compiled,
-        places: Mapping[str, Sequence[Attachment]],
+        attachments: Mapping[str, Sequence[Attachment]],
         identity: Identity,
         record: np.dtype[np.void],
         ring_bytes: int,
@@ -53,39 +57,31 @@ class UserProbeSession:
     ) -> None:
         self._probe = probe
         self._counted = counted
-        self._places = places
+        self._attachments = attachments
         self._multi = has_multi() if multi is None else multi
         self._attacher = Attacher()
         self._uprobes = Uprobes(identity, self._attacher, multi=self._multi)
         self._programs: dict[str, int] = {}
         self.ring = Ring(probe.map_fd("beam_ring"), ring_bytes, record)
 
-    def __enter__(self) -> Self:
-        try:
-            for function in self._places:
-                self._programs[function] = self._probe.load(
-                    function, TRACE_UPROBE_MULTI if self._multi else None
-                )
-            self._attach()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _open(self) -> None:
+        for function in self._attachments:
+            self._programs[function] = self._probe.load(
+                function, TRACE_UPROBE_MULTI if self._multi else None
+            )
+        self._attach()
 
     def _attach(self) -> None:
-        wanted = [(self._programs[name], places) for name, places in self._places.items()]
+        wanted = [(self._programs[name], group) for name, group in self._attachments.items()]
         failed = [error for error in self._uprobes.attach(wanted) if error]
         if failed:
             raise NothingToAttachError(str(failed[0]))
 
     def hits(self, *, measured: bool) -> dict[str, int] | None:
         """
-        How often each function ran: as the kernel has *measured* (``stats.measuring``), or itself.
+        Runs of each function: *measured* by the kernel (``stats.measuring``), or its own count.
 
-        None where neither knows of all.
+        None if some function counts no hits.
         """
         if measured:
             return {name: program_stats(fd).runs for name, fd in self._programs.items()}
@@ -94,28 +90,28 @@ class UserProbeSession:
         own = dict(zip(self._counted, self._probe.summed("beam_hits"), strict=False))
         return {name: own[name] for name in self._programs}
 
-    def cost(self, price: HitCost, *, measured: bool) -> float | None:
+    def cost(self, hit_cost: HitCost, *, measured: bool) -> float | None:
         """
-        Seconds of CPU that hits, and runs as *measured*, took from the target until now.
+        Seconds of the target's CPU that hits, and runs if they are *measured*, took until now.
 
-        None where hits are not known.
+        None if hits are not known.
         """
         hits = self.hits(measured=measured)
         if hits is None:
             return None
         total = 0.0
         for name, fd in self._programs.items():
-            returns = any(place.returns for place in self._places[name])
-            total += hits[name] * (price.returns if returns else price.entry)
+            returns = any(hook.returns for hook in self._attachments[name])
+            total += hits[name] * (hit_cost.returns if returns else hit_cost.entry)
             total += program_stats(fd).seconds if measured else 0.0
         return total
 
     def troubles(self) -> list[int]:
-        """Lost events, failed reads, and counts without room (``enum beam_trouble``)."""
+        """Numbers of lost events, failed reads, and counts without room (``enum beam_trouble``)."""
         return self._probe.summed("beam_troubles")
 
     def detach(self) -> None:
-        """Take every breakpoint out; when the last is gone the maps can still be read."""
+        """Remove every breakpoint; returns when the last is out. The maps can still be read."""
         wait_gone(self._uprobes.detach())
 
     def close(self) -> None:
