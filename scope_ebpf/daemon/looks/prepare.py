@@ -17,7 +17,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS, Plan
 from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
-from scope_ebpf.beam.vm.scheduler_addresses import SchedulerPlaces
+from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
 from scope_ebpf.budget.reference_counters import Measures
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.planning.planner import make_plan
@@ -73,7 +73,7 @@ def prepare(target: Target) -> Prepared:
     names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
     notes = (*([measures.refused] if measures.refused else []), *refused)
     with suppress(ReadRefusedError):
-        SchedulerPlaces(target)  # so that what has to be searched for is found by now
+        SchedulerFinder(target)  # so that what has to be searched for is found by now
     return Prepared(measures, settings, notes, plan, symbol_values(target, names))
 
 
