@@ -21,7 +21,7 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.beam.vm.schedulers import Schedulers
 from scope_ebpf.beam.vm.threads import ROLES
-from scope_ebpf.daemon.readings.throttling import Throttling
+from scope_ebpf.cgroups import Throttling
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 from scope_ebpf.sinks.plain import spelled
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.schedulers import Scheduler
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.metrics.reading import Throttled
+    from scope_ebpf.cgroups import Throttled
 
 #: Seconds after which it is told that a scheduler does not get on; those that a quota is seen for.
 STUCK = 0.25

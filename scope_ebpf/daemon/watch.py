@@ -19,11 +19,11 @@ from scope_ebpf.budget import totals
 from scope_ebpf.budget.governor import OFTEN, OTHERS, Governor
 from scope_ebpf.budget.hit_costs import Prices
 from scope_ebpf.budget.hooks import GovernedHooks
+from scope_ebpf.cgroups import Throttling
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.looks.prepare import Prepared, prepare
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
-from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.kernel.attach.leftovers import heal
 from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading

@@ -30,6 +30,7 @@ MAY = {
     "results": {"events"},
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
+    "cgroups": {"sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {"arrays", "errors", "events", "relations", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
@@ -43,8 +44,8 @@ MAY = {
     # What knows both sides.
     "budget": {"beam", "errors", "events", "kernel", "metrics", "results"},
     "daemon": {
-        *("attach", "beam", "budget", "errors", "events", "kernel", "metrics", "plain", "planning"),
-        *("relations", "sandbox"),
+        *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
+        *("planning", "relations", "sandbox"),
     },
     "runs": {
         *(
@@ -62,8 +63,8 @@ MAY = {
     },
     # Options, one call, one print.
     "cli": {
-        *("arrays", "attach", "beam", "budget", "capture", "daemon", "errors", "events", "kernel"),
-        *("output", "planning", "results", "runs", "sandbox", "sinks", "user_probes"),
+        *("arrays", "attach", "beam", "budget", "capture", "cgroups", "daemon", "errors", "events"),
+        *("kernel", "output", "planning", "results", "runs", "sandbox", "sinks", "user_probes"),
     },
 }
 
@@ -188,6 +189,7 @@ def test_two_sides_know_nothing_of_each_other(side: str):
         ("budget/x.py", "from scope_ebpf.daemon.watch import Watch", "daemon"),
         ("capture/x.py", "from scope_ebpf.sinks import plain", "sinks"),
         ("attach/x.py", "from scope_ebpf.kernel import host", "kernel"),
+        ("cgroups.py", "from scope_ebpf.metrics import reading", "metrics"),
     ],
 )
 def test_an_import_without_a_row_is_found(tmp_path: Path, place: str, statement: str, said: str):
