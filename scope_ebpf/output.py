@@ -22,6 +22,8 @@ import re
 import stat
 from typing import IO, Self
 
+from scope_ebpf import pipes
+
 _MODE = 0o600
 #: Bytes of a name that are left for ours: a name may have 255.
 _NAME_BYTES = 200
@@ -49,7 +51,7 @@ class Document:
             self._fresh = _Fresh(path, force=force)
             fd = self._fresh.fd
         #: Where to write.
-        self.file: IO[bytes] = os.fdopen(fd, "wb")
+        self.file: IO[bytes] = pipes.open_binary(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -67,21 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the process; raises ScopeError."""
-    target = discover.inspect(args.pid)
+    target = discover.inspect(arguments.pid)
     viewer = Viewer(target, FIELDS)
-    rows = find(viewer, args.process)
+    rows = find(viewer, arguments.process)
     if not len(rows):
         raise UsageError(
-            f"process {target.pid} has no Erlang process {escaped(args.process)}: "
+            f"process {target.pid} has no Erlang process {escaped(arguments.process)}: "
             f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
             "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
-    trouble = None if args.format == "json" else Troubles(target, viewer).now()
+    trouble = None if arguments.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
-    if args.format == "json":
+    if arguments.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
         print()
         return 0

@@ -14,11 +14,10 @@ from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm import discover
-from scope_ebpf.cli.top import short
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.runs.terminal import target_ended
-from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.runs.loop import target_ended
+from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -59,16 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the threads; raises ScopeError."""
-    interval = args.interval if args.interval is not None else (0.3 if args.once else 1.0)
+    interval = (
+        arguments.interval if arguments.interval is not None else (0.3 if arguments.once else 1.0)
+    )
     if not 0 < interval < math.inf:
         raise UsageError("--interval wants a number above 0")
-    target = discover.inspect(args.pid)
+    target = discover.inspect(arguments.pid)
     try:
         for looks, trouble, refused in _looks(target, interval):
-            _show(target, looks, trouble, refused, args.format)
-            if args.once:
+            _show(target, looks, trouble, refused, arguments.format)
+            if arguments.once:
                 break
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "watched") from error

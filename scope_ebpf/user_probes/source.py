@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
 
-#: What beam.h is put into: ``struct beam_record`` behind the kernel's own header, 128 bytes.
+#: Each kind of record with its own fields, by its number.
+Vocabulary = list[tuple[events.Kind, np.dtype[np.void]]]
+#: ``struct beam_record`` of beam.h behind the kernel's own header, 128 bytes.
 RECORD = np.dtype([*events.RECORD.descr[:-1], ("body", "<u8", (12,))])
 #: A probe longer than this is no probe, bytes.
 _MAX_SOURCE = 1 << 20
@@ -185,10 +187,8 @@ def is_term(kind: Any) -> bool:
     return isinstance(kind, type) and kind.__name__ == "eterm"
 
 
-def vocabulary(
-    kinds: Sequence[tuple[str, type[ctypes.Structure]]],
-) -> list[tuple[events.Kind, np.dtype[np.void]]]:
-    """Each event of the probe, by name and struct, as the sinks want kinds of records."""
+def vocabulary(kinds: Sequence[tuple[str, type[ctypes.Structure]]]) -> Vocabulary:
+    """The kind and record type of each event of the probe, given by name and struct."""
     return [(_kind(n, name, leaf), _dtype(name, leaf)) for n, (name, leaf) in enumerate(kinds)]
 
 

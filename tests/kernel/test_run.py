@@ -254,7 +254,7 @@ def test_a_kill_leaves_nothing(every_send: Path, private_emulator: Path):
     with beams_run.planted("usdt25", env={"BINDIR": str(private_emulator)}) as beam:
         before = tracing.in_kernel()
         target = inspect(beam.pid)
-        address = hooks.places(target.binary, target.flavor, "on_send_local")[0].address
+        address = hooks.attachments(target.binary, target.flavor, "on_send_local")[0].address
         places = {target.base + address: target.binary.read(address, 1)[0]}
         with running(beam.pid, every_send, "-D", "FILTER=0") as run:
             assert 1 == tracing.breakpoints(beam.pid, places)
@@ -399,7 +399,7 @@ def test_every_name_of_a_hook_leads_somewhere(stock: beams_run.Beam):
     """
     target = inspect(stock.pid)
     for name in hooks.named():
-        assert hooks.places(target.binary, target.flavor, name), name
+        assert hooks.attachments(target.binary, target.flavor, name), name
     listed = scope_trace("run", "--hooks", "--pid", str(stock.pid)).output
     assert "on_send_local            erts_send_message\n" in listed
 
@@ -426,7 +426,7 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     target = inspect(inserting.pid)
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
-    places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
+    places = {"on_send_local": hooks.attachments(target.binary, target.flavor, "on_send_local")}
     given = (compiled, places, target.identity, source.RECORD, 65536)
     session = UserProbeSession(*given, counted=made.counted, multi=False)
     with stats.measuring(), session:

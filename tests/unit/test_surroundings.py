@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.cli.record import keep_old
 from scope_ebpf.errors import OutputError
+from scope_ebpf.runs.captures import keep_old
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 
 if TYPE_CHECKING:
