@@ -18,7 +18,7 @@ from scope_ebpf.sinks.plain import plain, say, spelled
 if TYPE_CHECKING:
     import argparse
 
-#: What is shown, in this order: the label, the key, the unit behind it.
+#: The lines in their order: the label, the key, the unit.
 _LINES = (
     ("name", "name", ""),
     ("label", "label", ""),
@@ -46,10 +46,9 @@ _LINES = (
     ("watched by", "watchers", ""),
     ("mailbox", "message_queue_len", " messages"),
 )
-
-#: Those in which functions stand.
+#: Keys whose values are functions.
 _FUNCTIONS = ("current_function", "initial_call", "status_reason")
-#: What is shown where there is any.
+#: Labels and keys that are shown if they are not 0.
 _RARE = (
     ("aliases", "aliases"),
     ("suspends", "suspends"),
@@ -112,6 +111,6 @@ def lines(process: dict[str, Any]) -> list[str]:
         text += [f"    {escaped(shape)}" for shape in process["messages"]]
     text.append("  stack, innermost first")
     for frame in process["stack"]:
-        place = f"  ({frame['location']})" if frame["location"] else ""
-        text.append(escaped(f"    {spelled(frame['function'])}{place}"))
+        location = f"  ({frame['location']})" if frame["location"] else ""
+        text.append(escaped(f"    {spelled(frame['function'])}{location}"))
     return text

@@ -32,16 +32,19 @@ _PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One thread at two instants: what it does, its rates, and how long it was seen at it."""
+    """One thread at two instants. A rate is None if the VM keeps no count of it."""
 
+    #: What the thread does at the second instant.
     scheduler: Scheduler
+    #: CPU seconds per second.
     cpu_share: float | None
     switches_per_second: float | None
     reductions_per_second: float | None
+    #: Seconds, at least, for which it has been at the same work.
     unchanged_seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Give the fields of one thread; a rate is null where the VM keeps no count of it."""
+        """The fields of one thread; a rate is null if the VM keeps no count of it."""
         return self.scheduler.as_json() | {
             "cpu_share": self.cpu_share,
             "context_switches_per_second": self.switches_per_second,
@@ -90,7 +93,7 @@ def _looks(
                 _look(item, before.get(item.thread.tid), now - last, troubles.seconds(item))
                 for item in found
             ]
-            trouble = troubles.tell(found)
+            trouble = troubles.describe(found)
             target.identity.check()
             yield looks, trouble, troubles.refused
         before, last = {item.thread.tid: item for item in found}, now

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1
-#: Of a mailbox this many messages are looked at when a shown process is weighed.
+#: Messages of a mailbox that are read to compute the memory of a shown process.
 _WALK = 200
 _HEADINGS = ("PID", "NAME OR INITIAL CALL", "REDS/S", "MEMORY", "MAIL", "STATUS", "IN FUNCTION")
-#: What stands in the place of reductions where it is sorted by collections.
+#: The heading that replaces REDS/S in a table that is sorted by collections.
 _COLLECTED = "GC/S"
 _RIGHT = (2, 3, 4)
 _PLAIN = "{:<11} {:<20} {:>6} {:>6} {:>4} {:<9.9} {}"
-#: The fields of a row that it is shown and sorted by.
+#: The fields of a row by which rows are sorted once they are read in full.
 _SHOWN = {"mailbox": "message_queue_len", "memory": "memory_bytes"}
 _NAME = 20
-#: Processes that are looked at closer where it is sorted by collections.
+#: Processes whose collections are counted more closely in a table sorted by collections.
 _CLOSER = 128
 
 
@@ -86,7 +86,7 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     head = json.dumps(document(target, snapshot))
     target.identity.check()
     print(head[:-1], end=', "processes": [')
-    # Some at a time: a million of them would not fit in memory as objects.
+    # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
         described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
@@ -100,7 +100,7 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
 
 
 def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
-    """Tell the bytes that the processes which collect went through a second, by pid term."""
+    """Bytes per second that processes collected, by pid term."""
     sweep = Sweep(viewer.table, viewer.heaps, math.inf)
     sweep.turn()
     time.sleep(interval)
@@ -112,7 +112,7 @@ def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
 
 
 def _closer(sweep: Sweep, interval: float, limit: int) -> Top:
-    """Rank by collections, from a closer look at who may collect for half an *interval*."""
+    """Rank by collections, from a closer look, half an *interval* long, at those that collect."""
     closer = sweep.collectors(_CLOSER)
     top = sweep.of(distinct(np.concatenate((closer, sweep.top("gc", limit).slots))))
     speeds = top.collected.copy()
@@ -150,8 +150,8 @@ def _live(target: Target, arguments: argparse.Namespace) -> int:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for state, trouble, rows in _turns(target, arguments, limit):
             table = Table(box=None, expand=True, pad_edge=False)
-            for place, heading in enumerate(_headings(arguments.sort)):
-                justify = "right" if place in _RIGHT else "left"
+            for column, heading in enumerate(_headings(arguments.sort)):
+                justify = "right" if column in _RIGHT else "left"
                 table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
             for row in rows:
                 # As text, not as markup: the words are the VM's.
@@ -164,12 +164,12 @@ def _live(target: Target, arguments: argparse.Namespace) -> int:
 def _turns(
     target: Target, arguments: argparse.Namespace, limit: int
 ) -> Iterator[tuple[State, str | None, list[tuple[str, ...]]]]:
-    """Look again and again; yield what was seen, what is wrong, and the rows to show."""
+    """Look once an interval; yield the state of the sweep, what is wrong, and the rows to show."""
     viewer = Viewer(target)
     troubles = Troubles(target, viewer)
     by_memory = arguments.sort == "memory"
     table = viewer.table if by_memory else ProcessTable(target, LOAD)
-    # One picture is worth a whole reading; what goes on for hours is not.
+    # A single table may take a whole reading; one that goes on for hours may not.
     budget = math.inf if arguments.once else BUDGET * arguments.interval
     sweep = Sweep(
         table, (lambda rows: viewer.sizes(rows, _WALK).bytes) if by_memory else viewer.heaps, budget
@@ -199,7 +199,7 @@ def _rows(viewer: Viewer, top: Top, sort: str) -> list[tuple[str, ...]]:
         for slot, speed in zip(top.slots.tolist(), speeds.tolist(), strict=True)
         if slot in described
     ]
-    if sort in _SHOWN:  # by what is shown, which is what it is now
+    if sort in _SHOWN:  # by the value that is shown, which is that of now
         found.sort(key=lambda one: -one[0][_SHOWN[sort]])
     return [_cells(process, speed) for process, speed in found]
 

@@ -2,12 +2,12 @@
 """
 Where the functions of a user's probe are attached, by their names.
 
-    on_PROGRAM       where our own program of that name sits, such as on_gc_entry
-    uprobe__NAME     the entry of a function of the VM
-    uretprobe__NAME  its return
+    on_PROGRAM       at the hooks of the program of that name in probes/, such as on_gc_entry
+    uprobe__NAME     at the entry of a function of the VM
+    uretprobe__NAME  at its return
 
-Functions only: a USDT probe of OTP formats its arguments inside the VM, and two of
-them end it.
+USDT probes are not offered: those of OTP format their arguments inside the VM, and two of them end
+it.
 """
 
 from __future__ import annotations

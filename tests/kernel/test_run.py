@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 import tracing
-from beams_run import require
-from tracing import SCOPE_TRACE, Run, scope_trace, wait_until
+from beams_run import PATIENCE, require
+from tracing import SCOPE_TRACE, Run, is_full, scope_trace, wait_until
 
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.bpf import stats
@@ -489,3 +489,19 @@ def test_a_stream_can_be_piped(inserting: beams_run.Beam, every_send: Path):
     for line in lines:
         keys = list(json.loads(line))
         assert ["time", "event", "tid", "pid", "who", "receiver", "tag"] == keys[:7]
+
+
+def test_a_reader_that_does_not_read_keeps_no_run(inserting: beams_run.Beam, every_send: Path):
+    """
+    Once the pipe is full, one signal ends the run.
+    """
+    reading, writing = os.pipe()
+    try:
+        with running(inserting.pid, every_send, "-D", "FILTER=0", output=writing) as run:
+            inserting.plant("calls 2000")
+            wait_until(lambda: is_full(writing), "a full pipe")
+            run.send(signal.SIGTERM)
+            assert 0 == run.process.wait(PATIENCE)
+    finally:
+        os.close(reading)
+        os.close(writing)

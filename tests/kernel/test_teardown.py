@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-By whatever door scope-trace leaves, nothing of it stays in the kernel or in the VM.
+However scope-trace ends, nothing of it stays in the kernel or in the VM.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from tracing import (
+    SCOPE_TRACE,
+    Run,
     breakpoints,
     holdings,
     hooked_addresses,
     in_kernel,
+    is_full,
     nothing_left,
     starting,
     trace,
@@ -28,8 +31,6 @@ from tracing import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tracing import Run
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +211,38 @@ def test_a_closed_pipe_ends_it_with_the_summary(beam: beams_run.Beam, clean: Non
     assert (24, 0) == outcome.reported("spawn")
     assert "stopped: output closed, after" in outcome.errors
     assert "Error" not in outcome.errors
+
+
+#: Commands that write without end while a VM spawns, and their exit codes when nobody reads.
+FLOODS = {
+    "trace": (("trace", "--events", "spawn,exit", "--format", "jsonl"), 0),
+    "record": (("record", "--events", "spawn,exit", "-o", "/dev/stdout"), 10),
+    "calls": (("calls", "planted:leave", "--limit", "1000000", "--format", "jsonl"), 0),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_reader_that_does_not_read_keeps_no_command(
+    beam: beams_run.Beam, clean: None, what: str, number: signal.Signals
+):
+    """
+    Once the pipe is full, one signal ends the command, and its hooks are out.
+    """
+    words, code = FLOODS[what]
+    words = (*words, "--duration", "0", "--max-cost", "100%", "--pid", str(beam.pid))
+    reading, writing = os.pipe()
+    run = Run([*SCOPE_TRACE, *words], writing)
+    try:
+        assert "storming" == beam.ask("storm spawn 2")
+        wait_until(lambda: is_full(writing), "a full pipe")
+        run.send(number)
+        assert code == run.process.wait(beams_run.PATIENCE), run.process.stderr.read()
+    finally:
+        run.close()
+        os.close(reading)
+        os.close(writing)
+        assert beam.ask("stop").startswith("done storm ")
 
 
 def test_a_closed_pipe_behind_a_summary_is_quiet(beam: beams_run.Beam, clean: None):

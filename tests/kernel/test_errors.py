@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Each bad luck has one clear line, its own exit code, and nothing is left of it.
+Each error is one clear line with its own exit code, and nothing is left behind.
 """
 
 from __future__ import annotations
