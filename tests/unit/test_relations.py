@@ -82,10 +82,10 @@ def test_a_trace_with_more_durations_than_events_says_so():
     """
     tallies, durations = maps(spawn=23)
     good = Summary(TARGET, 2.5, "duration", fold(head().plan, tallies, durations), END.cost)
-    assert good == relations.told_apart(good)
+    assert good == relations.with_errors_noted(good)
     durations["slots"][..., 3] += 100
     bad = replace(good, events=fold(head().plan, tallies, durations))
-    assert any("durations" in note for note in relations.told_apart(bad).notes)
+    assert any("durations" in note for note in relations.with_errors_noted(bad).notes)
 
 
 def budgeted(**changed) -> Summary:
@@ -120,4 +120,4 @@ def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, told:
     """
     What the VM counted is no sum of what windows tell; what was counted whole must agree.
     """
-    assert told == len(relations.told_apart(budgeted(**changed)).notes)
+    assert told == len(relations.with_errors_noted(budgeted(**changed)).notes)
