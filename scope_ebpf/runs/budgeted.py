@@ -73,8 +73,7 @@ class BudgetedTrace:
         try:
             self._run = BudgetedRun(
                 target,
-                planned.plan,
-                planned.settings,
+                planned,
                 self._attacher,
                 self._cost or GUESS,
                 budget=options.budget,

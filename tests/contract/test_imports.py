@@ -45,10 +45,10 @@ MAY = {
     "capture": {"attach", "beam", "errors", "events", "relations", "results"},
     "sinks": {"arrays", "capture", "errors", "events", "plain", "results", "user_probes"},
     # What knows both sides.
-    "budget": {"beam", "errors", "events", "kernel", "metrics", "results"},
+    "budget": {"beam", "errors", "events", "kernel", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox"),
+        *("planning", "relations", "sandbox", "sessions"),
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
