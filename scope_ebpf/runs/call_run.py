@@ -8,10 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
-from scope_ebpf.budget.brake import Brake
 from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.runs.loop import Loop, Stop, require_target
-from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.target_cost import CostBrake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from scope_ebpf.results.calls import CallSummary
     from scope_ebpf.sinks.calls import CallLines
 
-#: Seconds between two looks at the cost.
-_COST_INTERVAL = 0.1
 #: Seconds of one turn. Each looks for new code, which runs some ms after it can be seen.
 TURN = 0.004
 
@@ -67,8 +64,7 @@ class CallRun(ABC):
         self._target = target
         self._options = options
         self._stop = Stop()
-        self._brake = Brake(options.max_cost)
-        self._next_look = 0.0
+        self._brake = CostBrake(target.pid, options.max_cost, self._stop)
         self.summary = summary
 
     @property
@@ -127,17 +123,7 @@ class CallRun(ABC):
     def _turn(self, now: float, lines: CallLines) -> None:
         self._drain(lines)
         self._follow_changes(lines)
-        self._brake_if_needed(now)
+        self._brake.look(now, self._cost)
         limit = self._options.limit
         if self._observer.taken() >= limit:
             self._stop.ask(f"the limit of {limit:,} calls was reached")
-
-    def _brake_if_needed(self, now: float) -> None:
-        """Stop the run if it took more than --max-cost for a second."""
-        if now < self._next_look:
-            return
-        self._next_look = now + _COST_INTERVAL
-        used = cpu_seconds(self._target.pid)
-        if used is not None and self._brake.look(now, self._cost(), used):
-            say_braked(self._brake)
-            self._stop.ask("cost")

@@ -4,26 +4,19 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.code.captured_words import WORDS, Shaper
 from scope_ebpf.beam.code.follow import Follow
-from scope_ebpf.beam.code.tables import CodeMap
-from scope_ebpf.beam.memory.terms import PidCodec
-from scope_ebpf.beam.processes.labels import Labels
 from scope_ebpf.beam.vm.threads import threads
-from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.attach.breakpoints import MOST
 from scope_ebpf.kernel.observers.call_watch import BREAKPOINT_SECONDS, CallWatch, Place
 from scope_ebpf.results.call_gaps import Gap, Gaps
-from scope_ebpf.results.calls import Call, CallSummary, Return, Upgrade
+from scope_ebpf.results.calls import Call, CallSummary, Upgrade
+from scope_ebpf.runs.call_reader import CallReader
 from scope_ebpf.runs.call_run import CallRun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
     from scope_ebpf.beam.code.functions import Function, Functions
     from scope_ebpf.beam.code.modules import Modules
@@ -38,8 +31,6 @@ _SLOW_INTERVAL = 1.0
 _UPGRADE_LOOKS = 3
 #: Seconds between two looks in which the VM may load code three times.
 _LATE = 0.02
-#: Arguments whose terms the kernel side keeps.
-_ARGUMENTS = 8
 
 
 class JitCallRun(CallRun):
@@ -54,17 +45,11 @@ class JitCallRun(CallRun):
     ) -> None:
         atoms, modules, functions = found
         super().__init__(target, options, CallSummary(target.as_json(), options.durations))
-        self._code = CodeMap(target, atoms)
-        self._labels = Labels(target, atoms, self._code)
-        self._pids = PidCodec.of(target)
-        self._shaper = Shaper(target, atoms)
+        self._reader = CallReader(target, atoms)
         self._chosen = chosen
         self._follow = Follow(functions, modules, chosen)
         self._gaps = Gaps()
         self._drained_ns = 0
-        self._callers: dict[int, tuple[str, str]] = {}
-        self._returns: Counter[int] = Counter()
-        self._exit = _normal_exit(target)
         #: Addresses that calls return to, those with a breakpoint.
         self._armed: set[int] = set()
         #: Versions that were written, by ``id``.
@@ -114,8 +99,7 @@ class JitCallRun(CallRun):
         """The addresses that most calls return to, as many as registers are *free*."""
         if not self.summary.durations:
             return set()
-        often = self._returns.most_common(free)
-        return {address for address, _ in often if address not in self._follow.at}
+        return {at for at in self._reader.returned_to(free) if at not in self._follow.at}
 
     def _set(self) -> None:
         """Set breakpoints where they are wanted now: current code, coming code, old, returns."""
@@ -135,8 +119,7 @@ class JitCallRun(CallRun):
             if not self._follow.look():  # code that has not run by now is watched in time
                 break
             self._set()
-        self._code.refresh()
-        self._callers.clear()
+        self._reader.refresh()
         news = [v for v in self._follow.all if v.gap_ns is not None and id(v) not in self._written]
         for version in sorted(news, key=lambda v: v.end_ns - (v.gap_ns or 0)):
             self._written.add(id(version))
@@ -171,50 +154,17 @@ class JitCallRun(CallRun):
         with self._breakpoints.batch() as rows:
             if not len(rows):
                 return
-            who = self._who(rows)
+            who = self._reader.who(rows)
             for row in rows:
-                seen = self._seen(row, who)
-                if seen is not None:
-                    self.summary.add(seen)
-                    if isinstance(seen, Call):
-                        self._gaps.called(seen.function, seen.time_ns)
-                    lines.write(seen)
+                version = self._follow.at.get(int(row["address"]))
+                if version is None:
+                    continue  # cannot be: only what is followed is watched
+                seen = self._reader.read(row, version, who)
+                self.summary.add(seen)
+                if isinstance(seen, Call):
+                    self._gaps.called(seen.function, seen.time_ns)
+                lines.write(seen)
         lines.flush()
-
-    def _who(self, rows: np.ndarray[tuple[int], np.dtype[np.void]]) -> dict[int, str | None]:
-        try:
-            labels = self._labels.labels(set(rows["process"].tolist()))
-        except (ReadRefusedError, NoSuchProcessError):
-            return {}
-        return {pid: label.who for pid, label in labels.items()}
-
-    def _seen(self, row: np.void, who: dict[int, str | None]) -> Call | Return | None:
-        version = self._follow.at.get(int(row["address"]))
-        if version is None:
-            return None  # cannot be: only what is followed is watched
-        pid = int(row["process"])
-        head = (int(row["time_ns"]), self._pids.text(pid) if pid else "?", who.get(pid))
-        name = (str(version.function), version.number)
-        if row["since_ns"]:
-            return Return(*head, *name, int(row["time_ns"]) - int(row["since_ns"]))
-        address = int(row["caller"])
-        self._returns[address] += 1
-        arity = int(row["arity"])
-        shapes = self._shaper.shapes(
-            row["x"].tolist()[:arity], row["pieces"].reshape(-1, WORDS)
-        ) + ["..."] * (arity > _ARGUMENTS)
-        return Call(*head, *name, tuple(shapes), *self._caller(address), int(row["tid"]))
-
-    def _caller(self, address: int) -> tuple[str, str]:
-        """The function that a call returns to, and its line."""
-        if address not in self._callers:
-            mfa = self._code.location(address)
-            if mfa is not None:
-                self._callers[address] = str(mfa), mfa.location
-            else:
-                start = address == self._exit
-                self._callers[address] = ("(start of the process)" if start else "(the VM)", "")
-        return self._callers[address]
 
     def _sum_up(self) -> None:
         """Add what the kernel counted to the summary."""
@@ -262,11 +212,3 @@ def _measured(summary: CallSummary, returns: Sequence[dict[str, int]]) -> str:
         "before the place that they return to was known, return elsewhere, ended by an exception "
         "or a tail call of the same function, or had not returned"
     )
-
-
-def _normal_exit(target: Target) -> int:
-    """The address that the first function of a process returns to; 0 if the VM hides it."""
-    try:
-        return target.memory.u64(target.address("beam_normal_exit"))
-    except ReadRefusedError:
-        return 0

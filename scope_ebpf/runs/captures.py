@@ -107,7 +107,7 @@ class FileCapture:
             if not isinstance(error, OutputError):
                 self.recorder.flush()
                 self.recorder.samples()
-            self.recorder.writer.maps(*self._trace.maps())
+            self.recorder.writer.maps(*self._trace.counted().maps())
             self.recorder.writer.end(_end(summary))
         except OSError as broken:
             error = error or output_error(broken, self._path)
@@ -174,10 +174,10 @@ class FlightCapture:
     def _why_stalled(self, session: Session, stall: Stall, now: int) -> str | None:
         """The reason to write a file: work waits, and none was scheduled for too long."""
         waits = self._waiting_work()
-        if stall.lasts(now, self.recorder.scheduled_ns, waits=bool(waits)):
+        if stall.lasts(now, self.recorder.schedules.last_ns, waits=bool(waits)):
             # Records of schedules before the look may still be in the ring.
             self._trace.catch_up(session, self.recorder)
-        scheduled = self.recorder.scheduled_ns
+        scheduled = self.recorder.schedules.last_ns
         if not stall.lasts(now, scheduled, waits=bool(waits)):
             return None
         return f"nothing was scheduled for {(now - scheduled) / 1e9:.1f} s: {waits}"
@@ -186,7 +186,7 @@ class FlightCapture:
         """The work that a VM that does not stall would schedule; None if it has none."""
         if _is_stopped(self._target.pid):
             return "the VM is stopped"
-        if any(self.recorder.running.values()):
+        if any(self.recorder.schedules.running.values()):
             return "a process does not leave its scheduler"
         try:
             counters = self.recorder.counters
@@ -230,7 +230,7 @@ class FlightCapture:
             self.recorder.begin()
             self.recorder.flush()
             self.recorder.samples()
-            self.recorder.writer.maps(*self._trace.maps())
+            self.recorder.writer.maps(*self._trace.counted().maps())
             end = _end(summary)
             self._write(End(end.duration_seconds, end.stopped_because, end.cost, self._notes()))
         except OSError as broken:

@@ -158,6 +158,41 @@ _TERM_WORDS = {
 }
 
 
+class Schedules:
+    """The schedules among the records of a trace."""
+
+    def __init__(self) -> None:
+        #: Time of the last schedule, CLOCK_MONOTONIC, ns.
+        self.last_ns = time.monotonic_ns()
+        #: The process on each thread, by tid; 0 for none.
+        self.running: dict[int, int] = {}
+        self._scheduled = np.zeros(0, np.uint64)
+
+    def follow(self, records: NDArray[np.void]) -> None:
+        """Note which processes were scheduled, and which one is on each thread."""
+        rows = records[records["kind"] == events.KINDS["schedule"].id]
+        if not len(rows):
+            return
+        self.last_ns = int(rows["time_ns"].max())
+        self._scheduled = np.concatenate([self._scheduled[-BLOCK:], rows["process"]])
+        # The last schedule of each thread says which process is on it.
+        tids, last = np.unique(rows["tid"][::-1], return_index=True)
+        ends = rows[::-1][last]
+        for tid, process, out in zip(
+            tids.tolist(), ends["process"].tolist(), ends["class"].tolist(), strict=True
+        ):
+            self.running[tid] = 0 if out else process
+
+    def take_busiest(self) -> list[int]:
+        """The processes that were scheduled most often since the last call."""
+        if not len(self._scheduled):
+            return []
+        pids, counts = np.unique(self._scheduled, return_counts=True)
+        self._scheduled = self._scheduled[:0]
+        busiest: list[int] = pids[np.argsort(-counts)[:_BUSIEST]].tolist()
+        return busiest
+
+
 class Recorder:
     """
     A sink that writes a capture of *trace* to *store*.
@@ -180,16 +215,13 @@ class Recorder:
         self._count = 0
         self._queues: list[Any] = []
         self._mailboxes: list[Any] = []
-        self._scheduled = np.zeros(0, np.uint64)
         self._busiest: list[int] = []
         self._threads: dict[int, list[Any]] = {}
         self._due = dict.fromkeys((FLUSH, _QUEUES, _MAILBOXES, _MAPS), 0.0)
         self.counters: CounterReader | None = None
         with suppress(ReadRefusedError):
             self.counters = CounterReader(target)
-        #: Time of the last schedule, ns, and the process on each thread, 0 for none.
-        self.scheduled_ns = time.monotonic_ns()
-        self.running: dict[int, int] = {}
+        self.schedules = Schedules()
 
     def begin(self) -> None:
         """Write the head of the capture, unless it is written."""
@@ -218,7 +250,7 @@ class Recorder:
         self.begin()
         if not len(records):
             return
-        self._follow(records)
+        self.schedules.follow(records)
         self._namer.records(records)
         self._waiting.append(records.copy())
         self._count += len(records)
@@ -278,26 +310,8 @@ class Recorder:
         self._due[period] = now + period
         return True
 
-    def _follow(self, records: NDArray[np.void]) -> None:
-        """Note which processes were scheduled, and which one is on each thread."""
-        rows = records[records["kind"] == events.KINDS["schedule"].id]
-        if not len(rows):
-            return
-        self.scheduled_ns = int(rows["time_ns"].max())
-        self._scheduled = np.concatenate([self._scheduled[-BLOCK:], rows["process"]])
-        # The last schedule of each thread says which process is on it.
-        tids, last = np.unique(rows["tid"][::-1], return_index=True)
-        ends = rows[::-1][last]
-        for tid, process, out in zip(
-            tids.tolist(), ends["process"].tolist(), ends["class"].tolist(), strict=True
-        ):
-            self.running[tid] = 0 if out else process
-
     def _look_at_mailboxes(self) -> None:
-        if len(self._scheduled):
-            pids, counts = np.unique(self._scheduled, return_counts=True)
-            self._busiest = pids[np.argsort(-counts)[:_BUSIEST]].tolist()
-            self._scheduled = self._scheduled[:0]
+        self._busiest = self.schedules.take_busiest() or self._busiest
         found = self._namer.mailboxes(self._busiest)
         if found:
             self._mailboxes.append([time.monotonic_ns(), found])

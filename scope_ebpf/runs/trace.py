@@ -7,10 +7,9 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
-from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.forecast import Forecaster
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.kernel.attach.leftovers import heal
@@ -18,7 +17,7 @@ from scope_ebpf.kernel.cost import GUESS, notes_of
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import with_errors_noted
 from scope_ebpf.runs.loop import Loop, Stop, require_target
-from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.target_cost import HitMeter
 from scope_ebpf.runs.terminal import output_error, progress_bar
 from scope_ebpf.sessions import open_session, plan_target
 from scope_ebpf.sinks.plain import plain, say
@@ -81,6 +80,24 @@ class TraceOptions:
     output: str | None = None
 
 
+class Counted(NamedTuple):
+    """What a session has counted when all its hooks were out."""
+
+    #: CLOCK_MONOTONIC, ns.
+    ended_ns: int
+    #: Hits by program.
+    hits: dict[str, int]
+    #: Maps of the session, shape ``(kinds, classes, cpus)``.
+    tallies: NDArray[np.void]
+    durations: NDArray[np.void]
+    #: The state of the VM meanwhile; None if it was not looked at.
+    state: VmState | None
+
+    def maps(self) -> tuple[int, int, NDArray[np.void], NDArray[np.void]]:
+        """The end, ns; all hits; tallies and durations: what a capture has of it."""
+        return self.ended_ns, sum(self.hits.values()), self.tallies, self.durations
+
+
 class Trace:
     """
     One trace of one target, from attach to detach.
@@ -115,20 +132,14 @@ class Trace:
             ring_bytes=options.ring_bytes,
             attaching=self._forecaster.attaching,
         )
-        self._batches = options.ring_bytes // (BATCH * events.RECORD.itemsize)
         self._stop = Stop()
-        self._seconds = 0.0
+        self._meter = HitMeter(target.pid, aside, options.max_cost, self._stop)
+        self._state = state
         self._beat: Callable[[Session], str | None] | None = None
-        self._aside, self._state = aside, state
-        self._cost: HitCost | None = None
-        #: Hits by program and CPU seconds of the target while events counted.
-        self._ran: dict[str, int] = {}
-        self._used = 0.0
-        self._brake = Brake(options.max_cost)
-        self._next_brake = 0.0
         #: Whether more is in the ring than was written in the last turn.
         self._behind = False
-        self._vm_state: VmState | None = None
+        self._seconds = 0.0
+        self._counted: Counted | None = None
 
     def run(
         self,
@@ -151,73 +162,55 @@ class Trace:
         self._beat = beat
         require_target(self._target.identity, "traced")
         self.notes += healed(self._target)
-        error: ScopeError | None = None
         with self._session as session, self._stop.on_signals():
             self.plan = self.plan.without({f.attachment: f.reason for f in session.failures})
             _say_failures(session)
             self._forecast(session, ready)
-            self._hits_before = session.hits()
-            self._cpu_before = cpu_seconds(self._target.pid)
-            session.count(on=True)
-            if self._state:
-                self._state.begin()
-            loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
-            try:
-                error = self._watch(session, sink, loop, bar=progress or sink is None)
-            finally:
-                session.count(on=False)
-                self._seconds = time.monotonic() - loop.started
-                self._account(session)
-                if self._state:
-                    self._state.counted()
+            error = self._count(session, sink, bar=progress or sink is None)
             # A program that passed the gate before it closed has ended once all are out.
             session.detach()
             error = self._drain(session, sink, error)
-            self._tallies = session.tallies()
-            self._durations = session.durations()
-            self._hits = session.hits()
-            self._ended_ns = time.monotonic_ns()
-            self._vm_state = self._state.state() if self._state else None
+            self._counted = Counted(
+                tallies=session.tallies(),
+                durations=session.durations(),
+                hits=session.hits(),
+                ended_ns=time.monotonic_ns(),
+                state=self._state.state() if self._state else None,
+            )
         return error
+
+    def _count(self, session: Session, sink: Sink | None, *, bar: bool) -> ScopeError | None:
+        """Let events count until there is a reason to stop."""
+        self._meter.begin(session)
+        session.count(on=True)
+        if self._state:
+            self._state.begin()
+        loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
+        try:
+            return self._watch(session, sink, loop, bar=bar)
+        finally:
+            session.count(on=False)
+            self._seconds = time.monotonic() - loop.started
+            self._meter.account(session)
+            if self._state:
+                self._state.counted()
 
     def _forecast(self, session: Session, ready: Callable[[], None]) -> None:
         """Say what it will cost, before anything counts."""
 
         def cost() -> HitCost:
-            self._cost = self._aside.cost(_COST_SECONDS_BEFORE)
-            return self._cost or GUESS
+            return self._meter.cost(_COST_SECONDS_BEFORE) or GUESS
 
         with suppress(ReadRefusedError, OSError):  # the target has ended: the loop reports it
             found = self._forecaster.forecast(session, self.plan, cost, ready)
-            most = self._brake.most
-            ends = self._brake.passes(found.share * found.cpus, found.cpus, 1.0)
-            end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
+            limit = self._meter.limit_of(found.share, found.cpus)
+            end = "" if limit is None else f"; it ends by itself above {limit:.0%} (--max-cost)"
             say(f"scope-trace: this takes {found}{end}")
-
-    def _account(self, session: Session) -> None:
-        """Note the hits until now, and the CPU that the target has used until the same moment."""
-        used = cpu_seconds(self._target.pid)
-        if used is not None and self._cpu_before is not None:
-            now = session.hits()
-            self._ran = {name: hits - self._hits_before[name] for name, hits in now.items()}
-            self._used = used - self._cpu_before
-
-    def _brake_if_needed(self, session: Session, now: float) -> None:
-        """Stop the trace if it took more than --max-cost for a second."""
-        self._account(session)
-        if self._cost is None and (cost := self._aside.cost()):
-            # What hits took at the guessed cost must not be compared with what they take now.
-            self._cost, self._brake = cost, Brake(self._brake.most)
-        taken = (self._cost or GUESS).total(self._ran)
-        if self._brake.look(now, taken, self._used):
-            say_braked(self._brake)
-            self._stop.ask("cost")
 
     def _watch(
         self, session: Session, sink: Sink | None, loop: Loop, *, bar: bool
     ) -> ScopeError | None:
         interval = STREAM_INTERVAL if sink else QUIET_INTERVAL
-        self._next_brake = loop.started
         say_started(self._target.pid, self._options.duration, quiet=bar)
 
         def pause() -> float:
@@ -227,19 +220,13 @@ class Trace:
         with progress_bar(self._options.duration, visible=bar) as advance:
 
             def turn(now: float) -> ScopeError | None:
-                self._look(session, now)
+                if self._state and now >= self._state.due:
+                    self._state.look()
+                self._meter.look(session, now)
                 advance(now - loop.started)
                 return self._write(session, sink) if sink and not self._stop.reason else None
 
             return loop.run(turn, pause)
-
-    def _look(self, session: Session, now: float) -> None:
-        """Look at the VM's schedulers, and at what the trace costs, as far as that is due."""
-        if self._state and now >= self._state.due:
-            self._state.look()
-        if now >= self._next_brake:
-            self._next_brake = now + QUIET_INTERVAL
-            self._brake_if_needed(session, now)
 
     def _write(self, session: Session, sink: Sink) -> ScopeError | None:
         """Write a batch; the error if the output failed."""
@@ -255,7 +242,7 @@ class Trace:
     def catch_up(self, session: Session, sink: Sink) -> None:
         """Write all that is in the ring at this moment; OSError where the sink raises it."""
         # At most as much as the ring holds: a VM that fills it faster would not let this end.
-        for _ in range(self._batches):
+        for _ in range(self._options.ring_bytes // (BATCH * events.RECORD.itemsize)):
             if not _write_batch(session, sink):
                 return
 
@@ -281,29 +268,27 @@ class Trace:
         self._stop.ask("output failed")
         return output_error(broken, self._options.output)
 
-    def maps(self) -> tuple[int, int, NDArray[np.void], NDArray[np.void]]:
-        """When the trace ended, ns; all hits; the counts and durations; after :meth:`run`."""
-        return self._ended_ns, sum(self._hits.values()), self._tallies, self._durations
+    def counted(self) -> Counted:
+        """What was counted; after :meth:`run`."""
+        assert self._counted is not None  # noqa: S101 - as it says
+        return self._counted
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
         from scope_ebpf.results.summary import Cost, Summary, fold  # noqa: PLC0415 - when it has ended
 
-        hits = sum(self._hits.values())
-        cost = self._cost or self._aside.cost(_COST_SECONDS_AFTER)
-        cpu = cost.total(self._hits) if cost else None
-        share = None
-        if cost and self._used:
-            share = share_of(cost.total(self._ran), self._used)
-        found = fold(self.plan, self._tallies, self._durations)
+        counted = self.counted()
+        cost = self._meter.cost(_COST_SECONDS_AFTER)
+        cpu = cost.total(counted.hits) if cost else None
+        found = fold(self.plan, counted.tallies, counted.durations)
         summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
             stopped_because=self._stop.reason,
             events=found,
-            cost=Cost(hits, cpu, None if share is None else round(share, 6)),
+            cost=Cost(sum(counted.hits.values()), cpu, self._meter.share()),
             notes=(*self.notes, *notes_of(cost), *carried_notes(found)),
-            state=self._vm_state,
+            state=counted.state,
         )
         return with_errors_noted(summary)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.budget.brake import SPAN, Brake, share_of
 from scope_ebpf.errors import ProbeError
 from scope_ebpf.runs.loop import Loop, Stop, require_target
-from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.target_cost import INTERVAL, cpu_seconds, say_braked
 from scope_ebpf.runs.terminal import announce, output_error
 from scope_ebpf.runs.trace import BATCH, STREAM_INTERVAL, say_started
 from scope_ebpf.user_probes import hooks, source
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: The share of the VM's CPU above which a probe is warned about.
 WARN_SHARE = 0.01
-#: Seconds between two looks at the cost.
-_COST_INTERVAL = 0.1
 #: Functions of one probe: each is a program, a breakpoint or more, and a wait when it ends.
 _MAX_FUNCTIONS = 32
 
@@ -166,7 +164,7 @@ class ProbeRun:
         def turn(now: float) -> ScopeError | None:
             error = self._write(session)
             if now >= self._next_look:
-                self._next_look = now + _COST_INTERVAL
+                self._next_look = now + INTERVAL
                 self._account(session, cost)
                 if now - loop.started >= SPAN:
                     self._warn()

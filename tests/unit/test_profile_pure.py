@@ -305,7 +305,7 @@ def test_what_the_target_used_is_counted_up_to_the_last_sample(monkeypatch: pyte
         def counts(self) -> dict[str, int]:
             return {"lost": 0}
 
-    identity = SimpleNamespace(check=lambda: None)
+    identity = SimpleNamespace(check=lambda: None, wait=lambda _seconds: None)
     symbolizer = SimpleNamespace(take=lambda records: None, undecoded=0)
     monkeypatch.setattr(profiler, "cpu_seconds", lambda _pid: used[0])
     monkeypatch.setattr(profiler, "require_target", lambda *_: None)
