@@ -84,11 +84,11 @@ class PipeWriter(io.RawIOBase):
         """Write some of *data*, bytes; how many."""
         view = memoryview(data)  # type: ignore[arg-type] # whatever has a buffer
         # There is room for so much at least where poll says that there is some.
-        piece = view[: select.PIPE_BUF] if self._own is None else view
+        part = view[: select.PIPE_BUF] if self._own is None else view
         while True:
             self._wait_for_room()
             with contextlib.suppress(BlockingIOError):  # another writer has taken the room
-                return os.write(self._target, piece)
+                return os.write(self._target, part)
 
     def _wait_for_room(self) -> None:
         """Return once something can be written, or the reader has closed the pipe."""

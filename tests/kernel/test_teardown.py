@@ -198,13 +198,13 @@ def test_a_duration_ends_it(beam: beams_run.Beam, clean: None):
 
 def test_a_closed_pipe_ends_it_with_the_summary(beam: beams_run.Beam, clean: None):
     """
-    When whoever reads the stream has enough, the trace ends well, with its report on stderr.
+    When the reader closes the stream, the trace ends well, with its report on stderr.
     """
     with trace(beam.pid, "--events", "spawn", form="jsonl", output=subprocess.PIPE) as run:
         beam.plant("spawns 23")
         assert run.process.stdout.readline().startswith(b'{"time":')
         run.process.stdout.close()
-        beam.plant("spawns 1")  # of several it might be told that the pipe is closed at the first
+        beam.plant("spawns 1")  # of several, the first could show that the pipe is closed
         run.process.stdout = None
         outcome = run.wait()
     assert 0 == outcome.code
@@ -258,7 +258,7 @@ def test_a_closed_pipe_behind_a_summary_is_quiet(beam: beams_run.Beam, clean: No
 
 def test_the_end_of_the_target_ends_it_with_the_summary(private_emulator: Path):
     """
-    A VM that dies in the middle of a trace ends it with exit code 9, and what was seen is told.
+    A VM that dies in the middle of a trace ends it with exit code 9, and what was seen is reported.
     """
     before = in_kernel()
     with beams_run.planted("usdt25", env={"BINDIR": str(private_emulator)}) as beam:

@@ -162,7 +162,7 @@ def test_devices_stay_devices(whole: bool):
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_our_own_descriptors_are_links_that_are_followed(tmp_path: Path, name: str, whole: bool):
     """
-    /dev/stdout leads where whoever started us lets it, behind what was written there before.
+    /dev/stdout is the file that the command was started with, written behind its contents.
     """
     program = (
         "import os, sys\nfrom scope_ebpf import output\nos.write(1, b'first,')\n"

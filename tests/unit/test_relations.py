@@ -28,7 +28,7 @@ GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
 
 
 @pytest.mark.parametrize(
-    ("use", "told"),
+    ("use", "errors"),
     [
         (GOOD, []),
         (replace(GOOD, processes_used=61), ["processes_used 61 is more than processes 60"]),
@@ -38,12 +38,12 @@ GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
     ],
 )
 def test_of_memory_parts_are_at_most_wholes_and_nothing_is_negative(
-    use: MemoryUse, told: list[str]
+    use: MemoryUse, errors: list[str]
 ):
     """
     What is not known breaks nothing.
     """
-    assert sorted(told) == sorted(relations.of_use(use))
+    assert sorted(errors) == sorted(relations.of_use(use))
 
 
 def test_blocks_fill_at_most_their_carriers():
@@ -52,8 +52,8 @@ def test_blocks_fill_at_most_their_carriers():
     """
     kinds = {"mbcs": (100, 80), "sbcs": (10, 11)}
     one = Allocator("eheap", 110, 91, kinds)
-    told = relations.of_allocators([one])
-    assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == told
+    errors = relations.of_allocators([one])
+    assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == errors
 
 
 def test_what_cannot_be_of_a_reading_is_left_out_and_named():
@@ -102,7 +102,7 @@ def budgeted(**changed) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "notes"),
     [
         ({"durations": 1049, "error_ratio": 0.05}, 0),
         ({"durations": 1060, "error_ratio": 0.05}, 1),
@@ -116,8 +116,8 @@ def budgeted(**changed) -> Summary:
         ({"durations": 1060, "counted_by": "vm"}, 1),
     ],
 )
-def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, told: int):
+def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, notes: int):
     """
-    What the VM counted is no sum of what windows tell; what was counted whole must agree.
+    A count of the VM need not be the sum of estimates; exact counts must agree.
     """
-    assert told == len(relations.with_errors_noted(budgeted(**changed)).notes)
+    assert notes == len(relations.with_errors_noted(budgeted(**changed)).notes)

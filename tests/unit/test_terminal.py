@@ -118,7 +118,7 @@ def test_a_signal_does_not_cut_what_is_written_without_a_buffer():
 
 def test_a_second_trace_of_the_same_target_knows_it_is_the_second():
     """
-    Whoever comes second is told so, for as long as the first is there.
+    The second run notes the first, for as long as the first is there.
     """
     pid = 2**22 + os.getpid()
     note = f"another scope-trace observes process {pid}: both count right, costs add up"
