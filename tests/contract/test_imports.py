@@ -45,7 +45,7 @@ MAY = {
     "capture": {"attach", "beam", "errors", "events", "relations", "results"},
     "sinks": {"arrays", "capture", "errors", "events", "plain", "results", "user_probes"},
     # What knows both sides.
-    "budget": {"beam", "errors", "events", "kernel", "metrics", "results", "sessions"},
+    "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
         *("planning", "relations", "sandbox", "sessions"),
