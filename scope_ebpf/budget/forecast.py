@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.cost import HitCost
 
 #: Seconds of the target's CPU in which hits are counted, and of time at most.
-_WINDOW, _LONGEST = 0.025, 0.08
+_WINDOW, _LONGEST = 0.025, 0.04
 #: Seconds of one wait in it.
 _STEP = 0.01
 #: Hits that tell a rate.

@@ -55,9 +55,9 @@ class Sink(Protocol):
         """Take a batch, which is the ring's own memory; raises OSError where it cannot."""
 
 
-#: Events whose durations end with a trap at a return.
-_TIMED_BY_RETURN = ("gc", "long_call")
-#: Below this mean, seconds, the time of the trap is measured; from this part of the mean on it is
+#: Events whose durations contain the end of one trap and the beginning of another.
+_TIMED_BY_HOOKS = ("schedule", "gc", "long_call")
+#: Below this mean, seconds, the time of the traps is measured; from this part of the mean on it is
 #: noted.
 _SHORT_MEAN, _NOTED_PART = 1e-4, 0.1
 
@@ -312,7 +312,7 @@ def carried_notes(found: dict[str, EventSummary]) -> list[str]:
         f"{name} {of}": histogram.total_seconds / histogram.count
         for name, event in found.items()
         for of, histogram in event.histograms.items()
-        if name in _TIMED_BY_RETURN and histogram.count
+        if name in _TIMED_BY_HOOKS and histogram.count
     }
     if not means or min(means.values()) > _SHORT_MEAN:
         return []
