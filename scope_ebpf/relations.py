@@ -194,8 +194,8 @@ def _apart(event: EventSummary, whole: int) -> float:
     return event.error_ratio * whole + len(event.by_class) + len(event.histograms)
 
 
-def with_errors_noted(summary: Summary) -> Summary:
-    """The summary with a note on each of its figures that cannot be."""
+def checked_summary(summary: Summary) -> Summary:
+    """The summary with a note on each figure that cannot be, and without durations that cannot."""
     notes = tuple(f"these figures cannot be right: {why}" for why in of_summary(summary))
     events = summary.events
     if why := _too_long(summary):
@@ -206,9 +206,9 @@ def with_errors_noted(summary: Summary) -> Summary:
 
 def _too_long(summary: Summary) -> str:
     """
-    Why durations of schedule cannot be: processes had schedulers for longer than there are any.
+    Why durations of schedule cannot be: they are longer than all schedulers had time.
 
-    Each duration carries a part of its own hooks, which is much of a slice of a microsecond.
+    Each duration contains a part of its own hooks, which is much of a slice of a microsecond.
     """
     schedulers, event = summary.target.get("schedulers"), summary.events.get("schedule")
     if not isinstance(schedulers, int) or event is None:

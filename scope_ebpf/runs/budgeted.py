@@ -18,7 +18,7 @@ from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import GUESS, notes_of
-from scope_ebpf.relations import with_errors_noted
+from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.terminal import progress_bar
@@ -188,7 +188,7 @@ class BudgetedTrace:
             notes=(*self.notes, *notes_of(cost), *carried_notes(events)),
             state=self.state.state(),
         )
-        return with_errors_noted(summary)
+        return checked_summary(summary)
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""

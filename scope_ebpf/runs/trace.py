@@ -15,7 +15,7 @@ from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.kernel.attach.leftovers import heal
 from scope_ebpf.kernel.cost import GUESS, notes_of
 from scope_ebpf.planning.planner import semaphores
-from scope_ebpf.relations import with_errors_noted
+from scope_ebpf.relations import checked_summary
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.target_cost import HitMeter
 from scope_ebpf.runs.terminal import output_error, progress_bar
@@ -290,7 +290,7 @@ class Trace:
             notes=(*self.notes, *notes_of(cost), *carried_notes(found)),
             state=counted.state,
         )
-        return with_errors_noted(summary)
+        return checked_summary(summary)
 
 
 def _write_batch(session: Session, sink: Sink) -> bool:

@@ -82,10 +82,10 @@ def test_a_trace_with_more_durations_than_events_says_so():
     """
     tallies, durations = maps(spawn=23)
     good = Summary(TARGET, 2.5, "duration", fold(head().plan, tallies, durations), END.cost)
-    assert good == relations.with_errors_noted(good)
+    assert good == relations.checked_summary(good)
     durations["slots"][..., 3] += 100
     bad = replace(good, events=fold(head().plan, tallies, durations))
-    assert any("durations" in note for note in relations.with_errors_noted(bad).notes)
+    assert any("durations" in note for note in relations.checked_summary(bad).notes)
 
 
 def budgeted(**changed) -> Summary:
@@ -120,7 +120,7 @@ def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, notes
     """
     A count of the VM need not be the sum of estimates; exact counts must agree.
     """
-    assert notes == len(relations.with_errors_noted(budgeted(**changed)).notes)
+    assert notes == len(relations.checked_summary(budgeted(**changed)).notes)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def test_schedules_that_took_longer_than_there_were_schedulers_are_refused(
         sampling_ratio=0.01,
     )
     target = {**TARGET, "schedulers": 2}
-    found = relations.with_errors_noted(Summary(target, 2.5, "duration", {"schedule": event}, END.cost))
+    summary = Summary(target, 2.5, "duration", {"schedule": event}, END.cost)
+    found = relations.checked_summary(summary)
     assert refused == len(found.notes) == 1 - len(found.events["schedule"].histograms)
     assert found.events["schedule"].by_class == event.by_class
