@@ -218,6 +218,6 @@ def _too_long(summary: Summary) -> str:
     if seen <= there * (1 + _ROUNDING) + seen * event.error_ratio:
         return ""
     return (
-        f"{seen:.1f} s in all, while all schedulers together had {there:.1f} s; slices are so short "
-        "that they are mostly the time of the hooks"
+        f"{seen:.1f} s in all, while all schedulers together had {there:.1f} s; slices are so "
+        "short that they are mostly the time of the hooks"
     )
