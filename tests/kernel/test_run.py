@@ -69,12 +69,19 @@ def every_send(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(pid: int, probe: Path, *words: str, form: str = "jsonl", **more) -> Iterator[Run]:
+def running(
+    pid: int,
+    probe: Path,
+    *words: str,
+    form: str = "jsonl",
+    output: int | None = None,
+    **more,
+) -> Iterator[Run]:
     """
     A run of *probe* without an end, attached.
     """
     words = ("run", str(probe), "--pid", str(pid), "--duration", "0", "--format", form, *words)
-    run = Run([*SCOPE_TRACE, *words], None, **more)
+    run = Run([*SCOPE_TRACE, *words], output, **more)
     try:
         run.wait_for_counting()
         yield run
