@@ -96,8 +96,8 @@ class MemoryReading:
     """
     What is read of the VM's memory now and then; None where it is refused.
 
-    *seconds* is the CPU time that reading it again will take, *taken* the time when it was begun, in
-    seconds since 1970; 0 if there was none.
+    *seconds* is the CPU time that reading it again will take, *taken* the time when it was begun,
+    in seconds since 1970; 0 if there was none.
     """
 
     allocators: AllocatorReading | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.code.captured_words import WORDS, Shaper
+from scope_ebpf.beam.code.captured_words import WORDS, ShapeFormatter
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.terms import PidCodec
 from scope_ebpf.beam.processes.labels import Labels
@@ -31,7 +31,7 @@ class CallReader:
         self._code = CodeMap(target, atoms)
         self._labels = Labels(target, atoms, self._code)
         self._pids = PidCodec.of(target)
-        self._shaper = Shaper(target, atoms)
+        self._shaper = ShapeFormatter(target, atoms)
         self._exit = _normal_exit(target)
         #: Function and line of each address that calls return to.
         self._callers: dict[int, tuple[str, str]] = {}

@@ -24,7 +24,7 @@ from scope_ebpf.sinks.speedscope import speedscope
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_outermost_frames_are_who_ran():
+def test_the_outermost_frames_are_the_processes():
     """
     Time by process or thread, the most first.
     """
@@ -77,8 +77,8 @@ def test_the_tree_holds_each_nanosecond_once():
     assert 110_000_000 == root.weight
     for _, _, node in root.walk():
         assert node.weight == node.own + sum(c.weight for c in node.children.values())
-    nodes = sorted((depth, start, node.frame.name) for depth, start, node in root.walk())
-    assert [(1, 0, "(scheduler)"), (1, 50_000_000, "shop_cart")] == nodes[1:3]
+    boxes = sorted((depth, start, node.frame.name) for depth, start, node in root.walk())
+    assert [(1, 0, "(scheduler)"), (1, 50_000_000, "shop_cart")] == boxes[1:3]
 
 
 def test_collapsed_stacks_are_one_line_each_with_the_line_of_the_source():
@@ -132,11 +132,11 @@ def test_a_pprof_profile_reads_back():
     types = [(text[t.type], text[t.unit]) for t in read.sample_type]
     assert [("samples", "count"), ("cpu", "nanoseconds")] == types
     functions = {f.id: f for f in read.function}
-    functions = {
+    locations = {
         p.id: [(text[functions[n.function_id].name], n.line) for n in p.line] for p in read.location
     }
     found = {
-        tuple(functions[number][0] for number in sample.location_id): list(sample.value)
+        tuple(locations[number][0] for number in sample.location_id): list(sample.value)
         for sample in read.sample
     }
     stack = (("shop:price/2", 40), ("shop:loop/1", 12), ("shop_cart", 0))

@@ -225,7 +225,7 @@ def test_a_node_without_a_name_is_called_that():
 
 def test_an_unknown_share_is_not_shown():
     """
-    If the target's CPU time is not known, the cost is shown without a share of it.
+    Where the target's CPU time is not known the cost is shown without a share of it.
     """
     last = text(cost=Cost(5, 0.001, None)).splitlines()[-1]
     assert "cost: 5 hits, 0.001 s of CPU" == last

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
-from scope_ebpf.beam.vm.scheduler_addresses import SchedulerPlaces
+from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
 from scope_ebpf.budget.reference_counters import Measures
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.sessions import Planned, plan_target
@@ -59,5 +59,5 @@ def prepare(target: Target) -> Prepared:
         raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
     notes = (*([measures.refused] if measures.refused else []), *planned.notes)
     with suppress(ReadRefusedError):
-        SchedulerPlaces(target)  # so that what has to be searched for is found by now
+        SchedulerFinder(target)  # so that what has to be searched for is found by now
     return Prepared(measures, planned, notes)

@@ -34,7 +34,7 @@ class _Part(Generic[_Read]):
     def __init__(self, name: str, make: Callable[[], _Reader[_Read]]) -> None:
         self.name = name
         self.refused = ""
-        #: Seconds of CPU that finding it took in the last reading, if it will not be looked for again.
+        #: Seconds of CPU that finding it took in the last reading, if it need not be found again.
         self.found_in = 0.0
         self._make = make
         self._reader: _Reader[_Read] | None = None
