@@ -34,10 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from soak import PATIENCE, Count, Crowd, Daemon, emulator, planted, until
 
 from scope_ebpf.attach.plan import EVENTS
-from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.attach.leftovers import find
-from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.sessions import plan_target
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.identity import Identity
@@ -236,8 +235,7 @@ def attacher_of(daemon: int) -> int:
 
 def sites_of(target: Target) -> frozenset[int]:
     """Where the daemon may have a hook, as offsets in the file."""
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
+    plan = plan_target(target, EVENTS).plan
     return frozenset(a.offset for a in plan.attachments if not a.tracepoint)
 
 

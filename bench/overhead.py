@@ -49,7 +49,6 @@ from daemon_run import cpu_seconds
 from overhead_loads import LOADS, Load
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
-from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.budget.estimate import quantile
@@ -58,8 +57,7 @@ from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.bpf.stats import measuring
 from scope_ebpf.kernel.cost import measure as measure_cost
-from scope_ebpf.kernel.observers.governed import GovernedSession
-from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.sessions import open_governed_session, plan_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,12 +104,11 @@ def _hooks(page: str) -> float:
 @contextlib.contextmanager
 def with_counts(load: Load, found: Found, name: str, events: tuple[str, ...]) -> Iterator[None]:
     target = inspect(load.pid)
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, events, "auto", known(settings))
-    prices = Prices(plan, _cost)
+    planned = plan_target(target, events)
+    prices = Prices(planned.plan, _cost)
     with (
         contextlib.closing(Attacher()) as attacher,
-        GovernedSession(plan, target.identity, target.base, settings, attacher=attacher) as session,
+        open_governed_session(target, planned, attacher) as session,
         measuring(),
     ):
         for event in prices.hit_costs():

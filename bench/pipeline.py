@@ -36,7 +36,6 @@ import build_objects  # noqa: E402
 
 from scope_ebpf import events  # noqa: E402
 from scope_ebpf.attach.plan import EVENTS  # noqa: E402
-from scope_ebpf.beam.vm.constants import kernel_constants, known  # noqa: E402
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.errors import ScopeError  # noqa: E402
 from scope_ebpf.kernel.bpf.libbpf import TestRunOptions, check, library  # noqa: E402
@@ -44,13 +43,14 @@ from scope_ebpf.kernel.bpf.maps import U32  # noqa: E402
 from scope_ebpf.kernel.bpf.objects import BpfObject  # noqa: E402
 from scope_ebpf.kernel.bpf.ring import Ring  # noqa: E402
 from scope_ebpf.kernel.cost import measure  # noqa: E402
-from scope_ebpf.kernel.observers.session import Session  # noqa: E402
-from scope_ebpf.planning.planner import make_plan  # noqa: E402
+from scope_ebpf.sessions import open_session, plan_target  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from scope_ebpf.kernel.observers.session import Session
 
 BURST = 64
 RING_BYTES = 16 << 20
@@ -174,11 +174,10 @@ def cpu_of(pid: int) -> float:
 def observing(pid: int, wanted: tuple[str, ...], *, streamed: bool) -> Iterator[Session]:
     """A session on *pid* with its gate open."""
     target = inspect(pid)
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, wanted, "auto", known(settings))
+    planned = plan_target(target, wanted)
     if streamed:
-        settings["streamed"] = sum(1 << kind.id for kind in plan.kinds)
-    with Session(plan, target.identity, target.base, settings, ring_bytes=RING_BYTES) as session:
+        planned.settings["streamed"] = sum(1 << kind.id for kind in planned.plan.kinds)
+    with open_session(target, planned, ring_bytes=RING_BYTES) as session:
         session.count(on=True)
         yield session
 
@@ -396,14 +395,13 @@ def part_leave(folder: Path) -> dict[str, Any]:
     result = {}
     with beams_run.planted("stock25") as beam:
         target = inspect(beam.pid)
-        settings, _ = kernel_constants(target)
-        plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
+        planned = plan_target(target, EVENTS)
         for name, multi in (("links of programs", True), ("links of places", False)):
-            with Session(plan, target.identity, target.base, settings, multi=multi) as session:
+            with open_session(target, planned, multi=multi) as session:
                 start = time.monotonic()
                 session.detach()
                 result[name] = time.monotonic() - start
-            say(f"  {len(plan.attachments)} hooks, {name}: {result[name]:.2f} s")
+            say(f"  {len(planned.plan.attachments)} hooks, {name}: {result[name]:.2f} s")
     return result
 
 

@@ -29,7 +29,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.kernel.cost import Aside
-from scope_ebpf.runs.budgeted import BudgetedTrace
+from scope_ebpf.runs.budgeted import BudgetedTrace, BudgetOptions
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
@@ -77,9 +77,7 @@ class Witness(StateReader):
 
 def summarized(pid: int, seconds: float) -> tuple[Summary, Witness]:
     """One summary of the VM *pid*."""
-    options = argparse.Namespace(
-        duration=seconds, budget=0.01, via="auto", slow_call=None, output=None
-    )
+    options = BudgetOptions(duration=seconds, budget=0.01)
     target = inspect(pid)
     with contextlib.closing(Aside(10)) as aside:
         trace = BudgetedTrace(target, DEFAULT_EVENTS, options, aside)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``np.unique`` and ``np.isin`` do, without what those load first.
+``np.unique`` and ``np.isin`` without the import of ``numpy.ma``.
 
-``numpy.ma`` takes a tenth of the time that a command has to start.
+That import takes a tenth of the time in which a command starts.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def distinct_rows(rows: NDArray[_Scalar]) -> NDArray[_Scalar]:
 
 
 def _starts(count: int, differs: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of *count* are the first of their kind, by which differ from the one before."""
+    """Which of *count* sorted values are the first of their kind; *differs* compares neighbours."""
     starts = np.ones(count, np.bool_)
     starts[1:] = differs
     return starts
 
 
 def within(values: NDArray[np.generic], some: ArrayLike) -> NDArray[np.bool_]:
-    """Which of *values* are among *some*, shape of *values*."""
+    """Which of *values* are among *some*; a mask of the shape of *values*."""
     ordered = np.sort(np.asarray(some, values.dtype))
     if not len(ordered):
         return np.zeros(values.shape, np.bool_)
-    place = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[place] == values
+    index = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[index] == values
     return found

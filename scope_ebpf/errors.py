@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can go wrong for a user, each with its exit code.
+The errors that a user can act on, each with its exit code.
 
 A message says what happened, why, and what to do now. ``cli.main`` catches
 :class:`ScopeError` once and prints it without a traceback.
@@ -13,18 +13,18 @@ class ScopeError(Exception):
     """Something a user can act on. Subclasses carry the exit code."""
 
     exit_code = 1
-    #: Lines of somebody else's that explain it, such as a compiler's.
+    #: Lines of another program that explain it, such as a compiler's.
     details: tuple[str, ...] = ()
 
 
-#: What to do where the kernel does not permit something.
+#: What a user can do if the kernel does not permit something.
 PERMIT = (
     "run as root, or with CAP_BPF and CAP_PERFMON (before Linux 6.6 CAP_SYS_ADMIN); in a container "
     "also outside its seccomp filter (docker: --privileged)"
 )
 
 
-#: What to do where another user's process may not be looked into.
+#: What a user can do if another user's process may not be read.
 LOOK = "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
 
 
@@ -35,7 +35,7 @@ class UsageError(ScopeError):
 
 
 class NoSuchProcessError(ScopeError):
-    """The pid is gone, or never was."""
+    """There is no process of that pid, or no longer."""
 
     exit_code = 3
     #: What became of the process, for a sentence about it.
@@ -43,7 +43,7 @@ class NoSuchProcessError(ScopeError):
 
 
 class NotABeamError(ScopeError):
-    """The process runs, but is no BEAM VM."""
+    """The process is not a BEAM VM."""
 
     exit_code = 4
 
@@ -55,7 +55,7 @@ class NotRootError(ScopeError):
 
 
 class NotPermittedError(ScopeError):
-    """The target belongs to somebody else and may not be looked at."""
+    """The target belongs to another user and may not be read."""
 
     exit_code = 6
 
@@ -101,7 +101,7 @@ class NothingToAttachError(ScopeError):
 
 
 class HostError(ScopeError):
-    """The host lacks a part we need, such as libbpf or the BPF objects."""
+    """The host lacks a part that is needed, such as libbpf or the BPF objects."""
 
     exit_code = 12
 
@@ -113,7 +113,7 @@ class ReadRefusedError(ScopeError):
 
 
 class TooMuchError(ScopeError):
-    """A look at a process takes more bytes or time than one may, and is given up."""
+    """Reading a process takes more bytes or time than is allowed, and was given up."""
 
     exit_code = 14
 
@@ -122,8 +122,8 @@ class NoAnswerError(TooMuchError):
     """
     A process has memory that does not come, such as a page of a file whose server does not answer.
 
-    No reading that was refused: what goes on without one must not go on to the next, which waits
-    as long again.
+    It is not a ReadRefusedError: a caller that goes on with other readings would wait as long again
+    for each.
     """
 
 
@@ -144,22 +144,22 @@ class ProbeError(ScopeError):
 
 
 class CaptureError(ScopeError):
-    """A file is no capture, or one that cannot be read."""
+    """A file is not a capture, or cannot be read."""
 
     exit_code = 20
 
 
 class MissingPackageError(ScopeError):
-    """A Python package that only some need is not installed."""
+    """An optional Python package is not installed."""
 
     exit_code = 21
 
 
 class RefusedFileError(ScopeError):
     """
-    A file that somebody else chose is none that we open, or has more than we look at.
+    A file that another user chose is of a kind that is not opened, or too large.
 
-    *lasting* tells whether it is the file's fault, so that another try would end in the same way.
+    *lasting* is whether another try would fail in the same way, because of the file.
     """
 
     exit_code = 22

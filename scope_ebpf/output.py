@@ -2,11 +2,11 @@
 """
 Files that commands write: made anew, for one user alone, and never through a link.
 
-We run as root and write to folders that may be others'. So each file is created exclusively
-under a name that cannot be foreseen, readable for its owner only, and renamed to the name that
-was asked for: a link of that name is refused, and one that comes later is replaced, not followed.
-That is promised of the last part of a path; who may change the folders before it decides where
-it leads.
+Commands run as root and write to folders that may belong to others. So each file is created
+exclusively under a name that cannot be foreseen, readable for its owner only, and renamed to the
+name that was asked for: a link of that name is refused, and one that comes later is replaced, not
+followed. This holds for the last part of a path; users who may change the folders before it decide
+where they lead.
 
 A :class:`Document` takes its name when it is whole, a :func:`stream` before its first byte, so
 that it can be read while it grows.
@@ -22,11 +22,13 @@ import re
 import stat
 from typing import IO, Self
 
+from scope_ebpf import pipes
+
 _MODE = 0o600
-#: Bytes of a name that are left for ours: a name may have 255.
+#: Bytes of the asked name that a temporary name contains: a name may have 255.
 _NAME_BYTES = 200
-#: Paths of our own descriptors, which are links that may be followed: they lead where whoever
-#: started us has let them.
+#: Paths of this process's descriptors. These links may be followed: the user who started the
+#: command has opened the files.
 _OWN = re.compile(
     r"/dev/(?:std(?P<name>out|err)|fd/(?P<fd>\d{1,6}))|/proc/self/fd/(?P<proc>\d{1,6})"
 )
@@ -37,9 +39,9 @@ class Document:
     """
     A file that is at *path* when it is whole, or not at all.
 
-    A context manager, which discards it unless :meth:`commit` was called. What is no regular
-    file (``/dev/null``, a pipe) is written to at once. Raises OSError, also for what must not
-    be replaced: a link, a folder, without *force* a file of another user.
+    A context manager, which discards the file unless :meth:`commit` was called. A device or a pipe
+    (``/dev/null``) is written to at once. Raises OSError, also for paths that must not be
+    replaced: a link, a folder, without *force* a file of another user.
     """
 
     def __init__(self, path: str, *, force: bool = False) -> None:
@@ -49,7 +51,7 @@ class Document:
             self._fresh = _Fresh(path, force=force)
             fd = self._fresh.fd
         #: Where to write.
-        self.file: IO[bytes] = os.fdopen(fd, "wb")
+        self.file: IO[bytes] = pipes.open_binary(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -61,11 +63,11 @@ class Document:
             self._fresh.close()
 
     def commit(self) -> None:
-        """Give it its name; raises OSError, also for what could not be written."""
+        """Give the file its name; raises OSError, also if it could not be written."""
         self.file.flush()
         if self._fresh:
             os.fsync(self.file.fileno())
-            self._fresh.place()
+            self._fresh.rename()
         self.file.close()
 
 
@@ -73,14 +75,14 @@ def stream(path: str, *, force: bool = False) -> int:
     """
     Descriptor of an empty file at *path* that is written in place; see :class:`Document`.
 
-    What was there before is gone. A pipe must have a reader.
+    A file that was there before is gone. A pipe must have a reader.
     """
     fd = _special(path, force=force)
     if fd is not None:
         return fd
     fresh = _Fresh(path, force=force)
     try:
-        fresh.place()
+        fresh.rename()
     except BaseException:
         os.close(fresh.fd)
         raise
@@ -93,7 +95,7 @@ def set_aside(path: str, *, force: bool = False) -> str | None:
     """
     Rename a file that is at *path* and not empty, to that name and ``.old``; the new path.
 
-    Raises OSError for what must not be replaced, see :class:`Document`.
+    Raises OSError if it must not be replaced, see :class:`Document`.
     """
     if _OWN.fullmatch(path):
         return None
@@ -113,7 +115,7 @@ def set_aside(path: str, *, force: bool = False) -> str | None:
 
 
 class _Fresh:
-    """A new file beside *path*; :meth:`place` gives it that name, else :meth:`close` drops it."""
+    """A new file beside *path*; :meth:`rename` gives it that name, else :meth:`close` drops it."""
 
     def __init__(self, path: str, *, force: bool) -> None:
         self._force = force
@@ -131,7 +133,7 @@ class _Fresh:
         self._hand_over(before)
 
     def _replaced(self) -> os.stat_result | None:
-        """What there is of that name, if it may be replaced."""
+        """The status of a file of that name, if there is one; OSError if it must stay."""
         try:
             found = os.lstat(self._name or ".", dir_fd=self._folder)
         except FileNotFoundError:
@@ -141,10 +143,10 @@ class _Fresh:
 
     def _hand_over(self, before: os.stat_result | None) -> None:
         """
-        Give it to the user who called sudo, if they could have put a file there themselves.
+        Give the file to the user who called sudo, if that user could have made it there.
 
-        Else a rule of sudo for this program alone would make them the owner of a file
-        in any folder of root's.
+        Otherwise a sudo rule for this program alone would let the user own a file in any folder
+        of root.
         """
         caller = _caller()
         if caller is None:
@@ -157,14 +159,14 @@ class _Fresh:
         if _may_write(folder, uid, gid):
             os.fchown(self.fd, uid, gid)
 
-    def place(self) -> None:
-        """Give it its name."""
-        self._replaced()  # it may have come meanwhile
+    def rename(self) -> None:
+        """Give the file its name."""
+        self._replaced()  # a file of that name may have come meanwhile
         os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._part = ""
 
     def close(self) -> None:
-        """Remove what has not got its name."""
+        """Remove the file if it was not renamed."""
         if self._part:
             with contextlib.suppress(OSError):
                 os.unlink(self._part, dir_fd=self._folder)
@@ -176,7 +178,7 @@ def _cut(name: str) -> str:
 
 
 def _special(path: str, *, force: bool) -> int | None:
-    """Descriptor of what is written to as it is: ours, a pipe, a device; None for files."""
+    """A descriptor of this process, a pipe or a device at *path*, opened; None for files."""
     own = _OWN.fullmatch(path)
     if own:
         return os.dup(_STANDARD.get(own["name"], int(own["fd"] or own["proc"] or 0)))
@@ -207,7 +209,7 @@ def _open_special(found: int) -> int:
 
 
 def _require_ours(found: os.stat_result, *, force: bool) -> None:
-    """Raise OSError, with the reason as its text, for what must not be replaced or written to."""
+    """Raise OSError, with the reason as its text, if *found* must not be replaced or written to."""
     kind = found.st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -230,7 +232,7 @@ def _name(uid: int) -> str:
 
 
 def _caller() -> tuple[int, int] | None:
-    """Uid and gid of who called sudo, if we run as root by it."""
+    """Uid and gid of the user who called sudo, if this process runs as root by it."""
     given = (os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", ""))
     if os.geteuid() != 0 or not all(re.fullmatch(r"[0-9]{1,10}", text) for text in given):
         return None

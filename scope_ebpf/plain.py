@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from a VM or a host, made fit for a terminal or a label."""
+"""Text from a VM or a host, made safe for a terminal or a label."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 """
 Relations between figures that always hold, whatever a VM does.
 
-A figure that breaks one was read at a wrong place, whatever else says that it was read well.
-Whoever is about to export or print figures asks here, and says that these are refused. Pure.
+A figure that breaks one was read from a wrong address, even if every other check has passed. Code
+that exports or prints figures checks them here first, and reports those that fail. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.snapshot import SnapshotReading
     from scope_ebpf.results.summary import EventSummary, Summary
 
-#: A part and its whole, by name.
+#: Names of figures, each a part and its whole.
 Pairs = tuple[tuple[str, str], ...]
 _USE: Pairs = (
     ("processes_used", "processes"),
@@ -31,7 +31,7 @@ _USE: Pairs = (
     ("loaded_code", "total"),
 )
 _COUNTERS: Pairs = (("dirty_collections", "collections"),)
-#: By how much a sum of estimates may be off.
+#: The relative error of a sum of estimates.
 _ROUNDING = 1e-6
 
 
@@ -39,10 +39,10 @@ def impossible(
     figures: Mapping[str, float | None], pairs: Pairs = (), apart: float = 0.0
 ) -> list[str]:
     """
-    Tell which *figures* cannot be: those below zero, and parts of *pairs* above their whole.
+    The *figures* that cannot be: those below zero, and parts of *pairs* above their whole.
 
-    A figure that is None, or not there, is not known and breaks nothing. *apart* is by how much
-    a part may be above, since both are estimates.
+    Returns a text for each. A figure that is None or missing is not known and breaks nothing.
+    *apart* is by how much a part may be above its whole, since both are estimates.
     """
     found = [f"{name} is {value:,}" for name, value in figures.items() if (value or 0) < 0]
     for part, whole in pairs:
@@ -55,13 +55,13 @@ def impossible(
 
 
 def of_use(use: MemoryUse) -> list[str]:
-    """Tell what cannot be of ``erlang:memory/0``."""
+    """Errors of ``erlang:memory/0``."""
     names = ("total", "processes", "processes_used", "binary", "ets", "loaded_code", "system")
     return impossible({name: getattr(use, name) for name in names}, _USE)
 
 
 def of_allocators(allocators: Iterable[Allocator]) -> list[str]:
-    """Tell what cannot be of the allocators: more in blocks than in the carriers they lie in."""
+    """Errors of the allocators: blocks that are larger than the carriers they lie in."""
     found = []
     for one in allocators:
         for kind, (carriers, blocks) in one.kinds.items():
@@ -72,7 +72,7 @@ def of_allocators(allocators: Iterable[Allocator]) -> list[str]:
 
 
 def of_counters(counters: Counters, limits: Limits | None) -> list[str]:
-    """Tell what cannot be of a VM's counters: more than its tables hold, or schedulers online."""
+    """Errors of a VM's counters: more rows than a table has, more schedulers online than exist."""
     names = ("context_switches", "reductions", "collections", "reclaimed_words", "ets_tables")
     figures = {name: getattr(counters, name) for name in (*names, "dirty_collections")}
     figures |= {"waiting": min(counters.waiting, default=0)}
@@ -90,14 +90,14 @@ def of_counters(counters: Counters, limits: Limits | None) -> list[str]:
 
 
 def of_connections(connections: Connections) -> list[str]:
-    """Tell what cannot be of the ways to other nodes."""
+    """Errors of the connections to other nodes."""
     figures = {"queued": connections.queued, "busy": connections.busy}
     figures["nodes"] = sum(connections.nodes) + connections.pending
     return impossible(figures, (("busy", "nodes"),))
 
 
 def of_snapshot(taken: SnapshotReading) -> list[str]:
-    """Tell what cannot be of a process table: rankings that are more than the sum of all."""
+    """Errors of a process table: rankings that are more than the sum of all processes."""
     found = []
     for name, ranking, total in (
         ("mailboxes", taken.mailboxes, taken.messages),
@@ -111,14 +111,14 @@ def of_snapshot(taken: SnapshotReading) -> list[str]:
 
 
 def of_event(event: EventReading) -> list[str]:
-    """Tell what cannot be of an event: less than nothing, more seen than there was."""
+    """Errors of an event: counts below zero, and a sampling ratio above one."""
     figures = {"the least of its counts": float(event.totals.min(initial=0.0))}
     figures |= {"sampling_ratio": event.sampling_ratio, "one": 1.0}
     return impossible(figures, (("sampling_ratio", "one"),))
 
 
 def checked(reading: Reading) -> tuple[Reading, dict[str, str]]:
-    """Leave out of a reading what cannot be, and say why, by the name that it is refused by."""
+    """The reading without the figures that cannot be, and why, by the name of each error."""
     refused: dict[str, str] = {}
 
     def holds(what: str, why: list[str]) -> bool:
@@ -157,9 +157,9 @@ def _memory(memory: MemoryReading, refused: dict[str, str]) -> MemoryReading:
 
 def of_summary(summary: Summary) -> list[str]:
     """
-    Tell what cannot be of a trace: classes or durations that are more than the events.
+    Errors of a trace: more classes or durations than events.
 
-    Of estimates, what cannot be even with their stated error.
+    Estimates may differ by their stated error.
     """
     found = []
     for name, event in summary.events.items():
@@ -182,7 +182,7 @@ def of_summary(summary: Summary) -> list[str]:
 
 
 def _of_two_sources(event: EventSummary) -> bool:
-    """Whether the VM told how many there were, and windows only which."""
+    """Whether the count is the VM's, and the classes come from windows."""
     return event.sampling_ratio < 1 and event.counted_by == "vm"
 
 
@@ -194,8 +194,8 @@ def _apart(event: EventSummary, whole: int) -> float:
     return event.error_ratio * whole + len(event.by_class) + len(event.histograms)
 
 
-def told_apart(summary: Summary) -> Summary:
-    """Add notes of figures of a trace that cannot be, so that nobody believes them."""
+def checked_summary(summary: Summary) -> Summary:
+    """The summary with a note on each figure that cannot be, and without durations that cannot."""
     notes = tuple(f"these figures cannot be right: {why}" for why in of_summary(summary))
     events = summary.events
     if why := _too_long(summary):
@@ -206,9 +206,9 @@ def told_apart(summary: Summary) -> Summary:
 
 def _too_long(summary: Summary) -> str:
     """
-    Why durations of schedule cannot be: processes had schedulers for longer than there are any.
+    Why durations of schedule cannot be: they are longer than all schedulers had time.
 
-    Each duration carries a part of its own hooks, which is much of a slice of a microsecond.
+    Each duration contains a part of its own hooks, which is much of a slice of a microsecond.
     """
     schedulers, event = summary.target.get("schedulers"), summary.events.get("schedule")
     if not isinstance(schedulers, int) or event is None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.beam.memory.process_memory import Memory
-from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.budget.estimate import Estimate
 from scope_ebpf.budget.governor import Action
@@ -27,14 +26,15 @@ from scope_ebpf.budget.reference_counters import Measures
 from scope_ebpf.budget.windows import Approach, Closed, Window
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
-from scope_ebpf.kernel.observers.governed import GovernedSession
-from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.sessions import open_governed_session, plan_target
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
 
     from beams_run import Beam
+
+    from scope_ebpf.kernel.observers.governed import GovernedSession
 
 #: More hits than any window here has.
 _UNLIMITED = 1 << 40
@@ -93,11 +93,9 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
     target = inspect(beam.pid)
     measures = Measures(target)
     assert not measures.refused
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, wanted, "auto", known(settings))
     with (
         Attacher() as attacher,
-        GovernedSession(plan, target.identity, target.base, settings, attacher=attacher) as session,
+        open_governed_session(target, plan_target(target, wanted), attacher) as session,
     ):
         for event in wanted:
             words = measures.words(event)

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
-from scope_ebpf.beam.vm.constants import symbol_values
 from scope_ebpf.budget.governor import Action
 from scope_ebpf.budget.windows import Approach, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
-from scope_ebpf.kernel.observers.governed import GovernedSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.attach.plan import Plan
-    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.governor import Governor
     from scope_ebpf.budget.hit_costs import Prices
     from scope_ebpf.budget.reference_counters import Mark, Measures
     from scope_ebpf.budget.windows import Closed
-    from scope_ebpf.kernel.attach.uprobes import Attacher
-    from scope_ebpf.kernel.observers.program_pool import Spares
+    from scope_ebpf.kernel.observers.governed import GovernedSession
 
     #: Tallies and durations of one event, shape ``(classes,)`` each.
     Counted = tuple[NDArray[np.void], NDArray[np.void]]
@@ -75,26 +70,6 @@ class Finished(NamedTuple):
     marks: dict[str, Mark]
     tallies: NDArray[np.void]
     hits: dict[str, int]
-
-
-def governed_session(
-    target: Target,
-    plan: Plan,
-    settings: NDArray[np.void],
-    attacher: Attacher,
-    spares: Spares | None = None,
-) -> GovernedSession:
-    """A session of *plan* on *target*, in which no hook is in."""
-    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
-    return GovernedSession(
-        plan,
-        target.identity,
-        target.base,
-        settings,
-        attacher=attacher,
-        spares=spares,
-        addresses=symbol_values(target, names),
-    )
 
 
 class GovernedHooks:

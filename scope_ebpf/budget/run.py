@@ -14,24 +14,22 @@ from typing import TYPE_CHECKING
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.governor import HEADROOM, Governor, Pace, water_fill
 from scope_ebpf.budget.hit_costs import Prices
-from scope_ebpf.budget.hooks import GovernedHooks, governed_session
+from scope_ebpf.budget.hooks import GovernedHooks
 from scope_ebpf.budget.ledger import Ledger
 from scope_ebpf.budget.reference_counters import TOLD_BY, Measures, Rates, cpu_clock
 from scope_ebpf.errors import NothingToAttachError
+from scope_ebpf.sessions import open_governed_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from scope_ebpf.attach.plan import Plan
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.hooks import Finished
     from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.observers.governed import GovernedSession
     from scope_ebpf.results.summary import EventSummary
+    from scope_ebpf.sessions import Planned
 
 #: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
 #: it may spend at once is a seventh of a second's work at most, by all events together; what is
@@ -59,7 +57,7 @@ _FIRST_LOOK = 0.005
 
 class BudgetedRun:
     """
-    Counts the events of *plan* on *target* for at most the share *budget* of its CPU.
+    Counts the events that are *planned* on *target* for at most the share *budget* of its CPU.
 
     A context manager: at its beginning programs are loaded and no hook is in. *cost* is of a hit.
     """
@@ -67,24 +65,23 @@ class BudgetedRun:
     def __init__(
         self,
         target: Target,
-        plan: Plan,
-        settings: NDArray[np.void],
+        planned: Planned,
         attacher: Attacher,
         cost: HitCost,
         *,
         budget: float,
     ) -> None:
-        self.plan = plan
+        self.plan = planned.plan
         self._pid = target.pid
         self._budget = budget
         self.measures = Measures(target)
         self._before = self._look()
-        self._prices = Prices(plan, cost)
+        self._prices = Prices(planned.plan, cost)
         costs = self._prices.hit_costs()
         costs = dict(sorted(costs.items(), key=lambda item: item[0] in _UNTOLD))
         self._governor = Governor(costs, time.monotonic(), budget=budget, pace=PACE)
         self.ledger = Ledger(costs, self.measures)
-        self._session = governed_session(target, plan, settings, attacher)
+        self._session = open_governed_session(target, planned, attacher)
         self._hooks = GovernedHooks(
             self._session,
             self.measures,

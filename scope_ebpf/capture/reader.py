@@ -19,7 +19,7 @@ from scope_ebpf.capture.samples import Samples
 from scope_ebpf.capture.schema import Schema
 from scope_ebpf.capture.values import Value, document
 from scope_ebpf.errors import CaptureError
-from scope_ebpf.relations import told_apart
+from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary, fold
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Contents(Samples):
             cost=end.cost,
             notes=end.notes,
         )
-        return told_apart(summary)
+        return checked_summary(summary)
 
 
 class _NoBlocksError(CaptureError):

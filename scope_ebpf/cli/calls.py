@@ -16,6 +16,7 @@ from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.breakpoints import MOST
 from scope_ebpf.planning.function_probes import places
+from scope_ebpf.runs.call_run import CallOptions
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.sinks.plain import say, spelled
 
@@ -24,19 +25,17 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code.functions import Function
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.runs.call_run import CallTurns
+    from scope_ebpf.runs.call_run import CallRun
 
 DEFAULT_LIMIT = 1000
-#: What a person may ask for: 8 s of the VM's time.
+#: The largest limit: 8 s of the VM's time.
 MAX_LIMIT = 1_000_000
 _DEFAULT_SECONDS = 15.0
-#: Candidates that a refusal lists.
+#: Candidates that an error lists.
 _LISTED = 20
-#: What keeps the functions few, by whether the VM has the JIT.
+#: Why functions are limited, by whether the VM has the JIT.
 _ROOM = {True: "the CPU has debug registers for", False: "the probes are compared with names of"}
-#: Options of a run.
-_OPTIONS = ("limit", "duration", "durations", "max_cost")
-#: What to know before a busy interpreter is watched.
+#: A warning before calls on an interpreter are watched.
 _EVERY_CALL = "; meanwhile each call in the VM, of any function, costs it microseconds"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
@@ -120,14 +119,19 @@ def _run_of(
     target: Target,
     found: tuple[Atoms, Modules, Functions],
     chosen: list[Function],
-) -> CallTurns:
-    from scope_ebpf.runs.call_run_jit import CallRun  # noqa: PLC0415 - only for what can be watched
-    from scope_ebpf.runs.call_run_usdt import ProbeRun  # noqa: PLC0415 - the same
+) -> CallRun:
+    from scope_ebpf.runs.call_run_jit import JitCallRun  # noqa: PLC0415 - only for what can be watched
+    from scope_ebpf.runs.call_run_usdt import UsdtCallRun  # noqa: PLC0415 - the same
 
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options = CallOptions(
+        limit=arguments.limit,
+        duration=arguments.duration,
+        durations=arguments.durations,
+        max_cost=arguments.max_cost,
+    )
     if target.flavor == "jit":
-        return CallRun(target, found, chosen, **options)
-    return ProbeRun(target, found[0], chosen, **options)
+        return JitCallRun(target, found, chosen, options)
+    return UsdtCallRun(target, found[0], chosen, options)
 
 
 def _watch(

@@ -63,17 +63,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _examine(pid: int) -> dict[str, Any]:
-    """The target and the state of each event's hooks, both ways."""
+    """The target and the state of each event's hooks, by both attach methods."""
     target = inspect(pid)
     settings, refused = kernel_constants(target)
-    chosen, *ways = (
+    chosen, *plans = (
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
         for via in ("auto", "symbol", "usdt")
     )
-    names = {place.offset: place.name for way in (chosen, *ways) for place in way.attachments}
+    names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}
     rows = []
-    for item, *others in zip(chosen.items, *(w.items for w in ways), strict=True):
-        way = next((w for w in events.VARIANTS if (w.event, w.via) == (item.event, item.via)), None)
+    for item, *others in zip(chosen.items, *(plan.items for plan in plans), strict=True):
+        variant = next(
+            (v for v in events.VARIANTS if (v.event, v.via) == (item.event, item.via)), None
+        )
         other = next((o for o in others if o.via != item.via and not o.attachments), None)
         rows.append(
             {
@@ -83,7 +85,7 @@ def _examine(pid: int) -> dict[str, Any]:
                 "hooks": list(dict.fromkeys(a.name for a in item.attachments)),
                 "places": len(item.attachments),
                 "why": item.reason,
-                "on_request": way.on_request if way else None,
+                "on_request": variant.on_request if variant else None,
                 "other_way": other.reason if other and item.attachments else None,
             }
         )
@@ -104,7 +106,7 @@ def _examine(pid: int) -> dict[str, Any]:
 
 
 def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
-    """The VM's breakpoints, none of which is ours, by function or offset: held by links, or not."""
+    """The VM's breakpoints by function or offset: ``held`` by links of others, or ``left``."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         found = find(identity)
@@ -149,12 +151,15 @@ def _print(document: dict[str, Any]) -> None:
             what += f" ({row['why']})"
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
-    for line in (*_told(**document["breakpoints"]), *_not_by_daemon(**document["daemon"])):
+    for line in (
+        *_breakpoint_lines(**document["breakpoints"]),
+        *_daemon_lines(**document["daemon"]),
+    ):
         console.print(line)
 
 
-def _told(held: list[str], left: list[str]) -> Iterator[str]:
-    """What is said of a VM's breakpoints."""
+def _breakpoint_lines(held: list[str], left: list[str]) -> Iterator[str]:
+    """Lines about a VM's breakpoints."""
     if held:
         yield f"\n{len(held)} breakpoints are held by other tools or traces now."
     if left:
@@ -167,10 +172,10 @@ def _told(held: list[str], left: list[str]) -> Iterator[str]:
         )
 
 
-def _not_by_daemon(
+def _daemon_lines(
     refused: str | None, hooks: dict[str, str], not_told: dict[str, str]
 ) -> Iterator[str]:
-    """What scope-ebpfd would not tell of the VM."""
+    """Lines about what scope-ebpfd would not export of the VM."""
     if refused:
         yield f"\n[yellow]scope-ebpfd refuses this VM:[/yellow] {escape(plain(refused))}"
     elif hooks or not_told:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
+from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.cli.options import add_force, web_address, whole
-from scope_ebpf.cli.summary import warn
 from scope_ebpf.errors import OutputError, UsageError
 from scope_ebpf.runs.terminal import open_document, open_output, output_error, progress_bar
 from scope_ebpf.sinks.plain import plain, say
@@ -28,6 +28,43 @@ FORMATS = {
     "parquet": ".parquet",
     "otlp": ".otlp.jsonl",
 }
+#: Seconds that a collector may take for one request.
+_POST_SECONDS = 30
+_EXAMPLES = """\
+examples:
+  scope-trace export run.scope --to perfetto        then open run.pftrace in ui.perfetto.dev
+  scope-trace export run.scope --to jsonl -o - | jq 'select(.event == "gc")'
+
+The capture is all that is needed: no root, no VM.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="(default: the capture's name with the format's own ending; - is standard output)",
+    )
+    add_force(parser)
+    parser.add_argument(
+        "--processes",
+        type=whole,
+        default=64,
+        metavar="N",
+        help="perfetto: tracks for the N busiest processes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--endpoint",
+        type=web_address,
+        metavar="URL",
+        help="otlp: post the spans there, such as http://localhost:4318/v1/traces",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     visible = path != "-"
     with sound(capture), progress_bar(contents.records, visible=visible, what="exporting") as moved:
         said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
-    warn(contents)
+    say_damage(contents)
     if path != "-" or arguments.endpoint:
         what = f"sent to {arguments.endpoint}" if arguments.endpoint else f"wrote {path}"
         say(f"scope-trace: {plain(f'{what}: {said}')}")
@@ -135,7 +172,7 @@ def _post(url: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     try:
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - checked above
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_POST_SECONDS) as answer:  # noqa: S310
             answer.read(1 << 16)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise OutputError(f"{url} does not take the spans: {error}") from None
@@ -158,42 +195,3 @@ def _binary(path: str, *, force: bool) -> Iterator[IO[bytes]]:
 
 
 _EXPORTS = {"perfetto": _perfetto, "jsonl": _jsonl, "parquet": _parquet, "otlp": _otlp}
-#: Seconds that a collector may take for one request.
-_PATIENCE = 30
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.epilog = _EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
-    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="(default: the capture's name with the format's own ending; - is standard output)",
-    )
-    add_force(parser)
-    parser.add_argument(
-        "--processes",
-        type=whole,
-        default=64,
-        metavar="N",
-        help="perfetto: tracks for the N busiest processes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--endpoint",
-        type=web_address,
-        metavar="URL",
-        help="otlp: post the spans there, such as http://localhost:4318/v1/traces",
-    )
-
-
-_EXAMPLES = """\
-examples:
-  scope-trace export run.scope --to perfetto        then open run.pftrace in ui.perfetto.dev
-  scope-trace export run.scope --to jsonl -o - | jq 'select(.event == "gc")'
-
-The capture is all that is needed: no root, no VM.
-"""

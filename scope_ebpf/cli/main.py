@@ -14,13 +14,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel.interrupts import held_back
+from scope_ebpf.pipes import guarded_streams
 from scope_ebpf.sandbox import client
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Each command's module, and what it does. Without a command, ``trace`` is meant.
+#: What each command does, by its name. ``trace`` is the default.
 COMMANDS = {
     "trace": "count, time and stream what a VM does (the default)",
     "doctor": "every hook of a VM: on, off, and why; what the host lacks",
@@ -35,7 +36,7 @@ COMMANDS = {
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
 }
-#: Those that look at no process.
+#: Commands that look at no process.
 _WITHOUT_TARGET = ("export", "summary")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
@@ -65,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _parser(None).error(f"no command {words[0]!r}; there are: {', '.join(COMMANDS)}")
         words.insert(0, "trace")
     command = None if top_level else words[0]
+    with guarded_streams():
+        return _run(command, words)
+
+
+def _run(command: str | None, words: list[str]) -> int:
+    """Run *command* with all *words* of the command line; its exit code."""
     try:
         arguments = _parser(command).parse_args(words or ["--help"])
         code: int = arguments.run(arguments)
@@ -74,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"  {plain(line.expandtabs())}")
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has enough. Nothing may be flushed into the closed pipe.
+        # The reader of the output has closed it. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as end:
@@ -91,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_where(error: Exception) -> None:
-    """As Python does of an error that nobody thought of, but no terminal obeys a VM's text."""
-    import traceback  # noqa: PLC0415 - of no use otherwise
+    """Print an error of the program with its traceback; no terminal obeys a VM's text in it."""
+    import traceback  # noqa: PLC0415 - only for an error of the program
 
     say(f"scope-trace: a mistake of ours, {type(error).__name__}: {plain(str(error))}. Traceback:")
     for frame in traceback.extract_tb(error.__traceback__):

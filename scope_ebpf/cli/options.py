@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have alike, and what their texts mean."""
+"""Options that several commands share, and the parsers of their texts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scope_ebpf.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-#: The budget of a summary, and what means that there is none.
+#: The default budget of a summary, and the value that means none.
 DEFAULT_BUDGET, COUNT_ALL = 0.01, float("inf")
-#: The cost at which others end, percent.
+#: The cost at which a run ends itself, percent of the VM's CPU.
 _DEFAULT_MAX_COST = "20"
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:
-    """``--duration``: None for as long as Ctrl-C lets it."""
+    """``--duration``: seconds; None for no end."""
     parser.add_argument(
         "--duration",
         type=positive,
@@ -40,14 +40,14 @@ def add_events(parser: argparse.ArgumentParser, default: Collection[str]) -> Non
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
-    """``--force``: what ``output`` refuses without it."""
+    """``--force``: replace files that ``output`` refuses to replace without it."""
     parser.add_argument(
         "--force", action="store_true", help="replace the output where it is another user's file"
     )
 
 
 def add_hooks(parser: argparse.ArgumentParser) -> None:
-    """``--via`` and ``--slow-call``: how events are seen, and from which duration on."""
+    """``--via``, the attach method, and ``--slow-call``, milliseconds."""
     parser.add_argument(
         "--via",
         choices=["auto", "symbol", "usdt"],
@@ -81,7 +81,7 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
 
 
 def add_max_cost(parser: argparse.ArgumentParser) -> None:
-    """``--max-cost``: a part of 1; None for any cost."""
+    """``--max-cost``: a part of 1; None for no bound."""
     parser.add_argument(
         "--max-cost",
         type=max_cost,
@@ -106,7 +106,7 @@ def budget(text: str) -> float:
 
 
 def max_cost(text: str) -> float | None:
-    """A share, of which ``100%`` is no bound."""
+    """A share as a part of 1; None for ``100%``, which is no bound."""
     value = _share_of(text, "")
     return None if value == 1 else value
 
@@ -161,7 +161,7 @@ def web_address(text: str) -> str:
 
 
 def positive(text: str) -> float | None:
-    """A number of 0 or more; 0 means without end."""
+    """A number above 0; None for 0, which means no end."""
     return not_negative(text) or None
 
 

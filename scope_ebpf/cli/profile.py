@@ -12,7 +12,7 @@ from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.runs.off_cpu import off_cpu
-from scope_ebpf.runs.profiler import on_cpu
+from scope_ebpf.runs.profiler import ProfileOptions, on_cpu
 from scope_ebpf.runs.symbolizer import OWNERS
 from scope_ebpf.runs.terminal import open_document, output_error
 from scope_ebpf.sinks.plain import say
@@ -80,10 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
     path: str | None = arguments.output
     content = b""
     with _output(path, force=arguments.force) as output:
-        given = (target, arguments.hz, arguments.duration, arguments.by)
-        profile, error = (
-            off_cpu(*given, arguments.max_cost) if arguments.off_cpu else on_cpu(*given)
+        options = ProfileOptions(
+            hz=arguments.hz,
+            duration=arguments.duration,
+            by=arguments.by,
+            max_cost=arguments.max_cost,
         )
+        profile, error = (off_cpu if arguments.off_cpu else on_cpu)(target, options)
         if output is None:
             print_profile(profile, sys.stdout)
         else:
@@ -100,17 +103,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def say_written(path: str, content: bytes, profile: Profile) -> None:
-    """Say what was written to the file; of an idle VM there may be nothing to write."""
-    told = f"written: {path}"
+    """Print that the file was written; of an idle VM there may be nothing to write."""
+    line = f"written: {path}"
     if not content:
-        told = f"{path} is empty: no sample was taken"
+        line = f"{path} is empty: no sample was taken"
     if not profile.samples and profile.kind == "cpu":
-        told += "; the VM was idle, and --off-cpu tells what it waits in"
-    say(last_lines(profile) + told)
+        line += "; the VM was idle, and --off-cpu tells what it waits in"
+    say(last_lines(profile) + line)
 
 
 def _writer(name: str | None) -> Callable[[Profile], bytes]:
-    """Choose the format by the ending of *name*, before anything is done."""
+    """The writer of the format that the ending of *name* says; UsageError if it says none."""
     # Each is imported only if it is wanted.
     ending = next((e for e in _ENDINGS if name is not None and name.endswith(e)), None)
     if name is not None and ending is None:
@@ -138,5 +141,5 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
 
 
 def _output(name: str | None, *, force: bool) -> AbstractContextManager[IO[bytes] | None]:
-    """The file to write, which can be written as far as can be told beforehand."""
+    """The file to write, opened before the profile so that an error comes early; None if none."""
     return nullcontext() if name is None else open_document(name, force=force)

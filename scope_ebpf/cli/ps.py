@@ -18,7 +18,7 @@ from scope_ebpf.sinks.plain import plain, say, spelled
 if TYPE_CHECKING:
     import argparse
 
-#: What is shown, in this order: the label, the key, the unit behind it.
+#: The lines in their order: the label, the key, the unit.
 _LINES = (
     ("name", "name", ""),
     ("label", "label", ""),
@@ -46,10 +46,9 @@ _LINES = (
     ("watched by", "watchers", ""),
     ("mailbox", "message_queue_len", " messages"),
 )
-
-#: Those in which functions stand.
+#: Keys whose values are functions.
 _FUNCTIONS = ("current_function", "initial_call", "status_reason")
-#: What is shown where there is any.
+#: Labels and keys that are shown if they are not 0.
 _RARE = (
     ("aliases", "aliases"),
     ("suspends", "suspends"),
@@ -67,21 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the process; raises ScopeError."""
-    target = discover.inspect(args.pid)
+    target = discover.inspect(arguments.pid)
     viewer = Viewer(target, FIELDS)
-    rows = find(viewer, args.process)
+    rows = find(viewer, arguments.process)
     if not len(rows):
         raise UsageError(
-            f"process {target.pid} has no Erlang process {escaped(args.process)}: "
+            f"process {target.pid} has no Erlang process {escaped(arguments.process)}: "
             f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
             "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
-    trouble = None if args.format == "json" else Troubles(target, viewer).now()
+    trouble = None if arguments.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
-    if args.format == "json":
+    if arguments.format == "json":
         json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
         print()
         return 0
@@ -112,6 +111,6 @@ def lines(process: dict[str, Any]) -> list[str]:
         text += [f"    {escaped(shape)}" for shape in process["messages"]]
     text.append("  stack, innermost first")
     for frame in process["stack"]:
-        place = f"  ({frame['location']})" if frame["location"] else ""
-        text.append(escaped(f"    {spelled(frame['function'])}{place}"))
+        location = f"  ({frame['location']})" if frame["location"] else ""
+        text.append(escaped(f"    {spelled(frame['function'])}{location}"))
     return text

@@ -14,11 +14,10 @@ from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm import discover
-from scope_ebpf.cli.top import short
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.runs.terminal import target_ended
-from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.runs.loop import target_ended
+from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -33,16 +32,19 @@ _PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One thread at two instants: what it does, its rates, and how long it was seen at it."""
+    """One thread at two instants. A rate is None if the VM keeps no count of it."""
 
+    #: What the thread does at the second instant.
     scheduler: Scheduler
+    #: CPU seconds per second.
     cpu_share: float | None
     switches_per_second: float | None
     reductions_per_second: float | None
+    #: Seconds, at least, for which it has been at the same work.
     unchanged_seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        """Give the fields of one thread; a rate is null where the VM keeps no count of it."""
+        """The fields of one thread; a rate is null if the VM keeps no count of it."""
         return self.scheduler.as_json() | {
             "cpu_share": self.cpu_share,
             "context_switches_per_second": self.switches_per_second,
@@ -59,16 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the threads; raises ScopeError."""
-    interval = args.interval if args.interval is not None else (0.3 if args.once else 1.0)
+    interval = (
+        arguments.interval if arguments.interval is not None else (0.3 if arguments.once else 1.0)
+    )
     if not 0 < interval < math.inf:
         raise UsageError("--interval wants a number above 0")
-    target = discover.inspect(args.pid)
+    target = discover.inspect(arguments.pid)
     try:
         for looks, trouble, refused in _looks(target, interval):
-            _show(target, looks, trouble, refused, args.format)
-            if args.once:
+            _show(target, looks, trouble, refused, arguments.format)
+            if arguments.once:
                 break
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "watched") from error
@@ -89,7 +93,7 @@ def _looks(
                 _look(item, before.get(item.thread.tid), now - last, troubles.seconds(item))
                 for item in found
             ]
-            trouble = troubles.tell(found)
+            trouble = troubles.describe(found)
             target.identity.check()
             yield looks, trouble, troubles.refused
         before, last = {item.thread.tid: item for item in found}, now

@@ -8,12 +8,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.cli.damage import say_damage
 
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.capture.reader import Contents
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,25 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
             from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - slow to import
 
             print_report(summary, sys.stdout)
-    warn(contents)
+    say_damage(contents)
     return 0
-
-
-def warn(contents: Contents) -> None:
-    """Say on stderr what of a capture could not be read."""
-    if contents.damage:
-        _warn(f"only the first {contents.records:,} events can be read: {contents.damage}")
-    if contents.left_out:
-        _warn(f"{contents.left_out:,} blocks cannot be understood, the first: {contents.wrong}")
-    for name, count in contents.unknown.items():
-        _warn(f"{count:,} events of a kind that this version does not know: {name!r}")
-
-
-def _warn(text: str) -> None:
-    say(f"scope-trace: {plain(text)}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
-    parser.add_argument("--format", choices=["text", "json"], default="text")

@@ -20,8 +20,8 @@ from scope_ebpf.beam.processes.view import Viewer, document
 from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.runs.terminal import target_ended
-from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.runs.loop import target_ended
+from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
     import argparse
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1
-#: Of a mailbox this many messages are looked at when a shown process is weighed.
+#: Messages of a mailbox that are read to compute the memory of a shown process.
 _WALK = 200
 _HEADINGS = ("PID", "NAME OR INITIAL CALL", "REDS/S", "MEMORY", "MAIL", "STATUS", "IN FUNCTION")
-#: What stands in the place of reductions where it is sorted by collections.
+#: The heading that replaces REDS/S in a table that is sorted by collections.
 _COLLECTED = "GC/S"
 _RIGHT = (2, 3, 4)
 _PLAIN = "{:<11} {:<20} {:>6} {:>6} {:>4} {:<9.9} {}"
-#: The fields of a row that it is shown and sorted by.
+#: The fields of a row by which rows are sorted once they are read in full.
 _SHOWN = {"mailbox": "message_queue_len", "memory": "memory_bytes"}
 _NAME = 20
-#: Processes that are looked at closer where it is sorted by collections.
+#: Processes whose collections are counted more closely in a table sorted by collections.
 _CLOSER = 128
 
 
@@ -55,40 +55,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
-    if not 0 < args.interval < math.inf or (args.limit is not None and args.limit <= 0):
+    if not 0 < arguments.interval < math.inf or (
+        arguments.limit is not None and arguments.limit <= 0
+    ):
         raise UsageError("--interval and --limit want a number above 0")
-    target = discover.inspect(args.pid)
-    if args.format == "json":
-        return _print_json(target, args)
+    target = discover.inspect(arguments.pid)
+    if arguments.format == "json":
+        return _print_json(target, arguments)
     try:
-        if args.once or not sys.stdout.isatty():
-            return _print_text(target, args)
-        return _live(target, args)
+        if arguments.once or not sys.stdout.isatty():
+            return _print_text(target, arguments)
+        return _live(target, arguments)
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "watched") from error
 
 
-def _print_json(target: Target, args: argparse.Namespace) -> int:
-    if not args.once:
+def _print_json(target: Target, arguments: argparse.Namespace) -> int:
+    if not arguments.once:
         raise UsageError("--format json goes with --once: one document, then the end")
     viewer = Viewer(target)
-    speeds = _collected(viewer, args.interval) if args.sort == "gc" else {}
+    speeds = _collected(viewer, arguments.interval) if arguments.sort == "gc" else {}
     snapshot = viewer.table.snapshot()
     rows = snapshot.rows
     sizes = viewer.sizes(rows)
     key = {"memory": sizes.bytes, "mailbox": rows["mailbox"], "reductions": rows["reductions"]}
     key["gc"] = np.array([speeds.get(pid, 0.0) for pid in rows["id"].tolist()])
-    order = np.argsort(-key[args.sort].astype(np.float64), kind="stable")[: args.limit]
+    order = np.argsort(-key[arguments.sort].astype(np.float64), kind="stable")[: arguments.limit]
     head = json.dumps(document(target, snapshot))
     target.identity.check()
     print(head[:-1], end=', "processes": [')
-    # Some at a time: a million of them would not fit in memory as objects.
+    # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
         described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
-        if args.sort == "gc":
+        if arguments.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
                 one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))
         target.identity.check()
@@ -98,7 +100,7 @@ def _print_json(target: Target, args: argparse.Namespace) -> int:
 
 
 def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
-    """Tell the bytes that the processes which collect went through a second, by pid term."""
+    """Bytes per second that processes collected, by pid term."""
     sweep = Sweep(viewer.table, viewer.heaps, math.inf)
     sweep.turn()
     time.sleep(interval)
@@ -110,7 +112,7 @@ def _collected(viewer: Viewer, interval: float) -> dict[int, float]:
 
 
 def _closer(sweep: Sweep, interval: float, limit: int) -> Top:
-    """Rank by collections, from a closer look at who may collect for half an *interval*."""
+    """Rank by collections, from a closer look, half an *interval* long, at those that collect."""
     closer = sweep.collectors(_CLOSER)
     top = sweep.of(distinct(np.concatenate((closer, sweep.top("gc", limit).slots))))
     speeds = top.collected.copy()
@@ -119,66 +121,71 @@ def _closer(sweep: Sweep, interval: float, limit: int) -> Top:
     return Top(top.slots[order], top.rates[order], speeds[order])
 
 
-def _print_text(target: Target, args: argparse.Namespace) -> int:
+def _print_text(target: Target, arguments: argparse.Namespace) -> int:
     """Print tables one after the other; with --once the one after the first interval."""
-    for number, (state, trouble, rows) in enumerate(_turns(target, args, args.limit or 20)):
-        if args.once and number == 0:
+    for number, (state, trouble, rows) in enumerate(
+        _turns(target, arguments, arguments.limit or 20)
+    ):
+        if arguments.once and number == 0:
             continue  # reductions per second take two looks
-        lines = [*_header(target, state, trouble, args.sort), _PLAIN.format(*_headings(args.sort))]
+        lines = [
+            *_header(target, state, trouble, arguments.sort),
+            _PLAIN.format(*_headings(arguments.sort)),
+        ]
         lines += [_PLAIN.format(pid, _cut(name), *rest).rstrip() for pid, name, *rest in rows]
         say("\n".join(lines), sys.stdout)
-        if args.once:
+        if arguments.once:
             break
     return 0
 
 
-def _live(target: Target, args: argparse.Namespace) -> int:
+def _live(target: Target, arguments: argparse.Namespace) -> int:
     from rich.console import Console, Group  # noqa: PLC0415 - only for a terminal
     from rich.live import Live  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     console = Console()
-    limit = args.limit or max(5, console.height - 6)
+    limit = arguments.limit or max(5, console.height - 6)
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for state, trouble, rows in _turns(target, args, limit):
+        for state, trouble, rows in _turns(target, arguments, limit):
             table = Table(box=None, expand=True, pad_edge=False)
-            for place, heading in enumerate(_headings(args.sort)):
-                justify = "right" if place in _RIGHT else "left"
+            for column, heading in enumerate(_headings(arguments.sort)):
+                justify = "right" if column in _RIGHT else "left"
                 table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
             for row in rows:
                 # As text, not as markup: the words are the VM's.
                 table.add_row(*(Text(cell) for cell in row))
-            header = Text("\n".join(_header(target, state, trouble, args.sort)))
+            header = Text("\n".join(_header(target, state, trouble, arguments.sort)))
             live.update(Group(header, table), refresh=True)
     return 0
 
 
 def _turns(
-    target: Target, args: argparse.Namespace, limit: int
+    target: Target, arguments: argparse.Namespace, limit: int
 ) -> Iterator[tuple[State, str | None, list[tuple[str, ...]]]]:
-    """Look again and again; yield what was seen, what is wrong, and the rows to show."""
+    """Look once an interval; yield the state of the sweep, what is wrong, and the rows to show."""
     viewer = Viewer(target)
     troubles = Troubles(target, viewer)
-    by_memory = args.sort == "memory"
+    by_memory = arguments.sort == "memory"
     table = viewer.table if by_memory else ProcessTable(target, LOAD)
-    # One picture is worth a whole reading; what goes on for hours is not.
-    budget = math.inf if args.once else BUDGET * args.interval
+    # A single table may take a whole reading; one that goes on for hours may not.
+    budget = math.inf if arguments.once else BUDGET * arguments.interval
     sweep = Sweep(
         table, (lambda rows: viewer.sizes(rows, _WALK).bytes) if by_memory else viewer.heaps, budget
     )
     due = time.monotonic()
     while True:
         state = sweep.turn()
-        if args.sort == "gc":
-            top = _closer(sweep, args.interval, limit)
+        if arguments.sort == "gc":
+            top = _closer(sweep, arguments.interval, limit)
         else:
-            top = sweep.top(args.sort, limit)
+            top = sweep.top(arguments.sort, limit)
         viewer.refresh()
-        turn = state, troubles.now(), _rows(viewer, top, args.sort)
+        turn = state, troubles.now(), _rows(viewer, top, arguments.sort)
         target.identity.check()
         yield turn
-        due = max(due + args.interval, time.monotonic())
+        due = max(due + arguments.interval, time.monotonic())
         target.identity.wait(max(0.0, due - time.monotonic()))
 
 
@@ -192,7 +199,7 @@ def _rows(viewer: Viewer, top: Top, sort: str) -> list[tuple[str, ...]]:
         for slot, speed in zip(top.slots.tolist(), speeds.tolist(), strict=True)
         if slot in described
     ]
-    if sort in _SHOWN:  # by what is shown, which is what it is now
+    if sort in _SHOWN:  # by the value that is shown, which is that of now
         found.sort(key=lambda one: -one[0][_SHOWN[sort]])
     return [_cells(process, speed) for process, speed in found]
 
@@ -237,12 +244,3 @@ def _header(target: Target, state: State, trouble: str | None, sort: str) -> lis
             f"Read in {state.parts} parts, one per turn: a row may be that many turns old."
         )
     return list(map(plain, [*lines, trouble] if trouble else lines))
-
-
-def short(number: float) -> str:
-    """Write a number in at most five characters: 999, 9.9k, 99M."""
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 999.5:
-            return f"{number:.1f}{unit}" if unit and number < 9.95 else f"{number:.0f}{unit}"
-        number /= 1000
-    return f"{number:.0f}P"

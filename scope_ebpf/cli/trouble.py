@@ -2,8 +2,8 @@
 """
 What keeps a VM from its work, in one line with figures.
 
-One look tells that a VM is stopped, halts, or lacks schedulers. That a scheduler does not get on,
-or that a quota holds the VM back, takes two.
+One look shows that a VM is stopped, halts, or lacks schedulers. A stuck scheduler and a quota that
+holds the VM back are found by two looks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.beam.vm.schedulers import Schedulers
 from scope_ebpf.beam.vm.threads import ROLES
-from scope_ebpf.daemon.readings.throttling import Throttling
+from scope_ebpf.cgroups import Throttling
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 from scope_ebpf.sinks.plain import spelled
 
@@ -30,18 +30,23 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.schedulers import Scheduler
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.metrics.reading import Throttled
+    from scope_ebpf.cgroups import Throttled
 
-#: Seconds after which it is told that a scheduler does not get on; those that a quota is seen for.
+#: Seconds at one piece of work after which a scheduler counts as stuck; seconds over which
+#: throttling is counted.
 STUCK = 0.25
-#: The tables whose limits end a VM, and from which part on one is told to be nearly full.
+#: The tables whose limits end a VM, and the used share from which on one is nearly full.
 _TABLES, _FULL = ("processes", "ports", "atoms"), 0.8
 #: What ``erts_halt_progress`` is while the VM does not halt (OTP-25.2.3 erts/emulator/beam/io.c).
 _NO_HALT = 0xFFFFFFFF
 
 
 class Troubles:
-    """Looks at the schedulers of one VM again and again, and says what is wrong with it."""
+    """
+    What is wrong with one VM, found by repeated looks at its schedulers.
+
+    *viewer* names the processes that schedulers run.
+    """
 
     def __init__(self, target: Target, viewer: Viewer) -> None:
         self._target = target
@@ -53,7 +58,7 @@ class Troubles:
 
     @property
     def refused(self) -> dict[str, str]:
-        """What could not be read, and why."""
+        """Why parts of the VM could not be read, by part."""
         return self._schedulers.refused
 
     def look(self, roles: Container[str] = ROLES) -> list[Scheduler]:
@@ -70,33 +75,33 @@ class Troubles:
         return found
 
     def seconds(self, item: Scheduler) -> float:
-        """Tell for how long, at least, a thread of the last look has been at its work."""
+        """Seconds, at least, for which a thread of the last look has been at its work."""
         return self._now - self._since[item.thread.tid][1]
 
     def now(self) -> str | None:
-        """Look, and a second time STUCK later where one look raises a suspicion; tell."""
+        """What is wrong now, or None; takes STUCK seconds if one look is not enough."""
         found = self.look(KINDS)
         if self.suspects(found):
             self._target.identity.wait(STUCK)
             found = self.look(KINDS)
-        return self.tell(found)
+        return self.describe(found)
 
     def suspects(self, found: list[Scheduler]) -> bool:
-        """Whether a second look, STUCK later, may tell more than this one."""
+        """Whether a second look, STUCK later, may show more than this one."""
         return any(map(self._undecided, found)) or self._limited()
 
-    def tell(self, found: list[Scheduler]) -> str | None:
-        """Say what keeps the VM from working, as of the look that *found* these; or None."""
+    def describe(self, found: list[Scheduler]) -> str | None:
+        """What keeps the VM from working, by the look that *found* these; None if nothing does."""
         if found and all(item.doing == "stopped" for item in found):
             return "The VM is stopped (SIGSTOP or a debugger); SIGCONT lets it go on."
-        told = (
+        texts = (
             self._throttled(),
             halting(self._target),
             stuck(found, self.seconds),
             suspended(found),
             *(crowded(found, kind) for kind in ("dirty_cpu", "dirty_io")),
         )
-        return spelled(" ".join(text for text in told if text)) or None
+        return spelled(" ".join(text for text in texts if text)) or None
 
     def _undecided(self, item: Scheduler) -> bool:
         return item.nif is not None and item.doing == "running" and self.seconds(item) < STUCK
@@ -108,7 +113,7 @@ class Troubles:
         return self._quota[1] is not None and self._quota[1].throttled > 0
 
     def _throttled(self) -> str | None:
-        """Tell how often a quota held the VM back since STUCK ago or longer."""
+        """How often a quota held the VM back since STUCK ago or longer; None if never."""
         if self._quota is None or self._now - self._quota[0] < STUCK:
             return None
         (began, before), after = self._quota, self._throttling.read()
@@ -128,7 +133,7 @@ def _switches(found: list[Scheduler]) -> dict[str, int]:
 
 
 def _work(item: Scheduler, shared: dict[str, int]) -> object:
-    """Tell one piece of work from the next, as far as it can be seen."""
+    """A value that differs between one piece of work and the next, as far as that can be seen."""
     switches = item.queue.switches if item.queue else shared.get(item.thread.role)
     # A process that waits in a native function makes no context switches meanwhile.
     return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
@@ -137,13 +142,14 @@ def _work(item: Scheduler, shared: dict[str, int]) -> object:
 @dataclass(frozen=True, slots=True)
 class Health:
     """
-    *trouble* keeps a VM from its work; *usage* of its tables is ``{NAME: (used, limit)}``.
-
-    *refused* says what of it could not be looked at, and why.
+    What is wrong with one VM, and how full its tables are.
     """
 
+    #: What keeps the VM from its work; None if nothing does.
     trouble: str | None = None
+    #: Used and possible rows of its tables, by name; None if they could not be read.
     usage: dict[str, tuple[int, int]] | None = None
+    #: Why a part could not be looked at; None if all was.
     refused: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -159,7 +165,7 @@ class Health:
         return {"trouble": self.trouble, "usage": usage or None, "refused": self.refused}
 
     def text(self) -> str:
-        """Say what is wrong and which tables are nearly full; "" if nothing is."""
+        """What is wrong and which tables are nearly full; "" if nothing is."""
         full = [
             f"{used:,} of {limit:,} {name} are in use ({100 * used / limit:.0f} %)."
             for name, (used, limit) in (self.usage or {}).items()
@@ -170,7 +176,7 @@ class Health:
 
 
 def health(targets: list[Target]) -> list[Health]:
-    """Look at VMs, and once more at all that one look does not tell enough of."""
+    """Look at VMs, and a second time at those for which one look is not enough."""
     looked = [_looked(target) for target in targets]
     again = [one for one in looked if isinstance(one, tuple) and one[0].suspects(one[1])]
     if again:
@@ -211,7 +217,7 @@ def _health(
             refused.append(looked)
         else:
             troubles, found = looked
-            trouble = troubles.tell(troubles.look(KINDS) if again else found)
+            trouble = troubles.describe(troubles.look(KINDS) if again else found)
             refused += troubles.refused.values()
     with _within(target, refused):
         reader = CounterReader(target)
@@ -221,12 +227,12 @@ def _health(
 
 
 def halting(target: Target) -> str | None:
-    """Say that the VM halts, with what it waits for; None also where its build hides that."""
-    places = target.find("erts_halt_progress"), target.find("erts_halt_code")
-    if places[0] is None or places[1] is None:
+    """A sentence if the VM halts, with what it waits for; None also if its build hides that."""
+    progress, exit_code = target.find("erts_halt_progress"), target.find("erts_halt_code")
+    if progress is None or exit_code is None:
         return None
     try:
-        left, code = (target.memory.u32(place) for place in places if place is not None)
+        left, code = target.memory.u32(progress), target.memory.u32(exit_code)
     except ReadRefusedError:
         return None
     if left == _NO_HALT:
@@ -236,7 +242,7 @@ def halting(target: Target) -> str | None:
 
 
 def stuck(found: list[Scheduler], seconds: Callable[[Scheduler], float]) -> str | None:
-    """Say which normal schedulers do not get on: all in a native function, or some at one work."""
+    """A sentence if normal schedulers are stuck: all in native functions, or some at one work."""
     normal = _online(found, "normal")
     # Ports are left out: one that has much to do is there each time, for other work.
     running = [item for item in normal if item.doing == "running" and item.process]
@@ -254,12 +260,12 @@ def stuck(found: list[Scheduler], seconds: Callable[[Scheduler], float]) -> str 
     who = " ".join(part for part in (longest.process, longest.name) if part)
     return (
         f"{len(held)} of {len(normal)} schedulers run one process and take no other, normal "
-        f"{longest.thread.number} {lasts}: {who} {_place(longest)}; {_waiting(held)} wait there."
+        f"{longest.thread.number} {lasts}: {who} {_where(longest)}; {_waiting(held)} wait there."
     )
 
 
 def suspended(found: list[Scheduler]) -> str | None:
-    """Say that work waits for the schedulers that are online while others are suspended."""
+    """A sentence if work waits for the schedulers that are online while others are suspended."""
     normal = [item for item in found if item.thread.role == "normal"]
     away = [item for item in normal if item.doing == "suspended"]
     busy = [item for item in normal if item.doing == "running"]
@@ -273,20 +279,20 @@ def suspended(found: list[Scheduler]) -> str | None:
 
 
 def crowded(found: list[Scheduler], kind: str) -> str | None:
-    """Say that every dirty scheduler of a *kind* is busy while work for them waits."""
+    """A sentence if every dirty scheduler of a *kind* is busy while work for them waits."""
     waiting = _waiting([item for item in found if item.thread.role == kind])
     pool = _online(found, kind)
     if not pool or not waiting or any(item.doing != "running" for item in pool):
         return None
-    ((place, count),) = Counter(map(_place, pool)).most_common(1)
+    ((where, count),) = Counter(map(_where, pool)).most_common(1)
     return (
         f"All {len(pool)} {kind} schedulers are busy and {waiting} wait for them; "
-        f"{count} {_are(count)} {place}."
+        f"{count} {_are(count)} {where}."
     )
 
 
 def _online(found: list[Scheduler], kind: str) -> list[Scheduler]:
-    """Those of a *kind* that may take work; the others are suspended."""
+    """The schedulers of a *kind* that may take work; the others are suspended."""
     return [item for item in found if item.thread.role == kind and item.doing != "suspended"]
 
 
@@ -299,7 +305,7 @@ def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _place(item: Scheduler) -> str:
+def _where(item: Scheduler) -> str:
     if item.nif:
         return f"in {item.nif.function} of {item.nif.library}"
     if item.collecting:

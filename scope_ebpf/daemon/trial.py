@@ -68,7 +68,7 @@ def trial(pid: int) -> Trial:
         if found is None:
             return Trial(whole=f"process {pid} is no VM, or not one any longer")
         try:
-            items = found.prepared.plan.items
+            items = found.prepared.planned.plan.items
             hooks = {item.event: item.reason for item in items if not item.attachments}
             return Trial(hooks=hooks, parts=_parts(found))
         finally:

@@ -19,15 +19,15 @@ from scope_ebpf.budget import totals
 from scope_ebpf.budget.governor import OFTEN, OTHERS, Governor
 from scope_ebpf.budget.hit_costs import Prices
 from scope_ebpf.budget.hooks import GovernedHooks
+from scope_ebpf.cgroups import Throttling
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.looks.prepare import Prepared, prepare
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
-from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.kernel.attach.leftovers import heal
-from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.metrics.reading import EventReading, Reading
 from scope_ebpf.planning.planner import semaphores
+from scope_ebpf.sessions import open_governed_session
 
 if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Item
@@ -80,17 +80,9 @@ class Watch:
         # Read once: who may move a VM among cgroups of its own must not make series without end.
         self._owner = {"uid": user_of(target.pid), "cgroup": cgroup_of(target.pid)}
         prepared = prepared or prepare(target)
-        self._measures, self.plan = prepared.measures, prepared.plan
+        self._measures, self.plan = prepared.measures, prepared.planned.plan
         self.notes = list(prepared.notes)
-        self.session = GovernedSession(
-            self.plan,
-            target.identity,
-            target.base,
-            prepared.settings,
-            attacher=attacher,
-            spares=spares,
-            addresses=prepared.addresses,
-        )
+        self.session = open_governed_session(target, prepared.planned, attacher, spares)
         self._items = {item.event: item for item in self.plan.items}
         self._prices = Prices(self.plan, cost)
         costs = self._prices.hit_costs()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.allocators import AllocatorReading
     from scope_ebpf.beam.vm.connections import Connections
     from scope_ebpf.beam.vm.counters import Counters, Limits
+    from scope_ebpf.cgroups import Throttled
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class its sum of
@@ -51,15 +52,6 @@ class ProcessReading:
     start_time: float
     uptime: float
     throttled: Throttled | None
-
-
-@dataclass(frozen=True, slots=True)
-class Throttled:
-    """Periods of a cgroup's CPU quota, those in which it was used up, and for how long in all."""
-
-    periods: int
-    throttled: int
-    seconds: float
 
 
 class NativeReading(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of ``calls`` has seen, folded into plain data: the end table and the JSON contract."""
+"""The calls that a run of ``calls`` has seen, as plain data: its end table and JSON contract."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ _PERCENTILES = (50, 99, 100)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call. *caller* is where it returns to; *shapes* are those of the first arguments."""
+    """One call."""
 
+    #: CLOCK_MONOTONIC, ns.
     time_ns: int
+    #: The calling process as text, and its name, None if it is not known.
     pid: str
     who: str | None
+    #: The called function, M:F/A, and the number of its version, from 1.
     function: str
     version: int
+    #: The shape of each argument; "..." for those that were not captured.
     shapes: tuple[str, ...]
+    #: The function that the call returns to, and its file and line.
     caller: str
     line: str
+    #: The scheduler thread.
     tid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """The return of a call that was waited for."""
+    """The return of a call whose duration is known; fields as in :class:`Call`."""
 
     time_ns: int
     pid: str
@@ -46,35 +52,36 @@ class Return:
 @dataclass(frozen=True, slots=True)
 class Upgrade:
     """
-    Other code of a function was seen.
-
-    *gap_ns* is how long it may have run unwatched: 0 for not at all, None for code that is not
-    current, or where the VM does not tell which is.
+    Other code of a function was seen; fields as in :class:`Call`.
     """
 
     time_ns: int
     function: str
     version: int
+    #: The longest time that it may have run unwatched, ns; None for code that is not current, and
+    #: if the VM does not show which code is.
     gap_ns: int | None
 
 
 @dataclass(slots=True)
 class Totals:
     """
-    One function in one version.
-
-    *calls* has the *lost* ones, which were counted but not told; *refused* is how many could not
-    be read, *beyond* whether it was called beyond the limit. *missing* are calls that were not
-    counted, since the code ran before it was watched.
+    The calls of one function in one version.
     """
 
     function: str
     version: int
+    #: Calls that were counted, the lost ones among them.
     calls: int = 0
+    #: Calls without room in the ring: counted, but not written.
     lost: int = 0
+    #: Calls whose arguments could not be read.
     refused: int = 0
+    #: Whether it was called after the limit of the run.
     beyond: bool = False
+    #: Calls that were not counted because the code ran before it was watched.
     missing: Missing = field(default_factory=Missing)
+    #: Measured durations.
     durations_ns: list[int] = field(default_factory=list)
 
     def percentiles(self) -> list[float] | None:
@@ -89,13 +96,20 @@ class Totals:
 class CallSummary:
     """Everything that a run has seen."""
 
+    #: The VM, as JSON.
     target: dict[str, str | int | None]
+    #: Whether durations were measured.
     durations: bool
+    #: Why the run ended.
     stopped_because: str = ""
     duration_seconds: float = 0.0
+    #: Totals by function and version.
     functions: dict[tuple[str, int], Totals] = field(default_factory=dict)
+    #: Calls by pid and name of the calling process.
     processes: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    #: Calls by the function that they return to.
     callers: Counter[str] = field(default_factory=Counter)
+    #: What a reader of the figures should know.
     notes: list[str] = field(default_factory=list)
 
     def of(self, function: str, version: int) -> Totals:

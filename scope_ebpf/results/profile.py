@@ -2,7 +2,7 @@
 """
 A profile as plain data: stacks, and how much time each stands for.
 
-Every sink makes its own document of it. A stack goes from the outermost frame,
+Each sink makes its own document of it. A stack goes from the outermost frame,
 which is a process or a thread, to the innermost.
 """
 
@@ -15,52 +15,64 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What a frame may be: who ran, Erlang code, native code, the kernel, why a process waited.
+#: Kinds of frames: the process or thread that ran, code, the reason why a process waited.
 KINDS = ("process", "thread", "erlang", "native", "kernel", "wait")
 
 
 class Frame(NamedTuple):
-    """One frame. *name* is M:F/A for Erlang code; *file* and *line* are where it was within."""
+    """One frame."""
 
+    #: M:F/A for Erlang code.
     name: str
+    #: One of :data:`KINDS`.
     kind: str
+    #: The source file, and the line that ran, where they are known.
     file: str | None = None
     line: int | None = None
 
 
 class Sample(NamedTuple):
-    """When a sample was taken (CLOCK_MONOTONIC, ns), on which thread, its stack, its weight."""
+    """One sample."""
 
+    #: CLOCK_MONOTONIC, ns.
     time_ns: int
+    #: The name of the thread.
     thread: str
+    #: From the outermost frame to the innermost.
     stack: tuple[Frame, ...]
+    #: The time that the sample stands for.
     weight_ns: int
 
 
 class Row(NamedTuple):
-    """A row of a table: nanoseconds of a function or process at its own, and with all it called."""
+    """A row of a table: the time of one function, process or thread."""
 
     name: str
+    #: One of :data:`KINDS`.
     kind: str
+    #: Without the functions that it called.
     own_ns: int
+    #: With the functions that it called.
     total_ns: int
 
 
 @dataclass(slots=True)
 class Quality:
     """
-    What the figures of a profile stand on.
-
-    *with_process* samples met a process on its scheduler; *complete* of these have an
-    Erlang stack down to where the process began. *unwound* of all samples have every C
-    frame. *lost* found no room, *failed* samples had memory that could not be read.
+    How good the samples of a profile are, as counts of samples.
     """
 
+    #: All that were read.
     samples: int = 0
+    #: Those that met a process on its scheduler.
     with_process: int = 0
+    #: Those with an Erlang stack down to the first function of the process.
     complete: int = 0
+    #: Those with every C frame.
     unwound: int = 0
+    #: Those whose memory could not be read.
     failed: int = 0
+    #: Those that found no room, or came when the target had ended.
     lost: int = 0
 
 
@@ -68,21 +80,25 @@ class Quality:
 class Profile:
     """
     Samples of one target.
-
-    *kind* is ``cpu`` or ``off-cpu``; *seconds* is how long it took. *cpu_seconds* is what
-    the kernel says the target used meanwhile, None where that is not known. *notes* are
-    for whoever reads the figures.
     """
 
+    #: ``cpu`` or ``off-cpu``.
     kind: str
+    #: The VM, as JSON.
     target: dict[str, str | int | None]
+    #: Samples a second on each CPU; off the CPU, of one process's waiting.
     hz: int
+    #: When the profile began, seconds since the epoch.
     started: float
+    #: How long it took.
     seconds: float = 0.0
+    #: CPU time of the target meanwhile, as the kernel counts it; None if that is not known.
     cpu_seconds: float | None = None
+    #: Why it ended.
     stopped_because: str = ""
     samples: list[Sample] = field(default_factory=list)
     quality: Quality = field(default_factory=Quality)
+    #: What a reader of the figures should know.
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -105,7 +121,7 @@ class Profile:
         return found
 
     def owners(self) -> list[Row]:
-        """Who ran: the outermost frames, the most time first."""
+        """The outermost frames, the most time first."""
         found: Counter[tuple[str, str]] = Counter()
         for stack, weight in self.stacks().items():
             found[stack[0].name, stack[0].kind] += weight
@@ -115,7 +131,7 @@ class Profile:
         """
         Every Erlang function, the most time at its own first.
 
-        Its own is also the time of native code that it called: a BIF, a collection.
+        The own time of a function has that of native code that it called: a BIF, a collection.
         """
         own: Counter[str] = Counter()
         total: Counter[str] = Counter()
@@ -129,7 +145,7 @@ class Profile:
         return [Row(name, "erlang", own[name], total[name]) for name in ordered]
 
     def innermost(self) -> list[Row]:
-        """What ran or waited that is no Erlang code: innermost frames, the most time first."""
+        """Innermost frames that are not Erlang code, the most time first."""
         found: Counter[tuple[str, str]] = Counter()
         for stack, weight in self.stacks().items():
             if stack[-1].kind in ("native", "kernel", "wait"):

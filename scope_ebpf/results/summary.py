@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a trace saw: the maps of a session folded into one plain record.
+The summary of a trace: the maps of a session folded into one plain record.
 
 Pure. The JSON of :meth:`Summary.as_json` is a contract; fields are added, never
 renamed.
@@ -25,14 +25,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Durations: slot N counts those from 2^N ns up to 2^(N+1)."""
+    """A histogram of durations."""
 
+    #: The sum of all durations.
     total_seconds: float
+    #: Slot N counts the durations from 2^N ns up to 2^(N+1).
     slots: tuple[int, ...]
 
     @property
     def count(self) -> int:
-        """How many durations there are."""
+        """The number of durations."""
         return sum(self.slots)
 
     def as_json(self) -> dict[str, Any]:
@@ -49,21 +51,26 @@ class Histogram:
 @dataclass(frozen=True, slots=True)
 class EventSummary:
     """
-    What was seen of one event.
-
-    *error_ratio* is by which part *count* may be off, in 95 of 100 cases, and *sampling_ratio* the
-    part of the time in which the event was counted; below 1 its classes and durations are
-    estimates. *counted_by* says who knows *count*: our hooks, or the VM itself.
+    The counts and durations of one event.
     """
 
+    #: How the event was seen, or why it was not.
     item: Item
     count: int = 0
+    #: Events that were counted but found no room in the ring.
     lost: int = 0
+    #: Events whose memory could not be read.
     refused: int = 0
+    #: Counts by class.
     by_class: dict[str, int] = field(default_factory=dict)
+    #: Durations by class.
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    #: The part by which the count may be off, in 95 of 100 cases.
     error_ratio: float = 0.0
+    #: The part of the time in which the event was counted; below 1, classes and durations are
+    #: estimates.
     sampling_ratio: float = 1.0
+    #: Where the count comes from: from hooks, or from a counter of the VM.
     counted_by: Literal["hooks", "vm"] = "hooks"
 
     def as_json(self, duration_seconds: float) -> dict[str, Any]:
@@ -94,14 +101,13 @@ class EventSummary:
 class Cost:
     """
     What observing took from the target.
-
-    *hits* of all programs on it; *cpu_seconds* those hits took, estimated with the
-    cost of a hit on this host; *share_of_target* of the CPU that the target used.
-    None where that is not known.
     """
 
+    #: Hits of all programs on the target.
     hits: int
+    #: CPU that the hits took, by the cost of a hit on this host; None if that is not known.
     cpu_seconds: float | None
+    #: The part that this is of the CPU that the target used; None if that is not known.
     share_of_target: float | None
 
 
@@ -109,13 +115,17 @@ class Cost:
 class Summary:
     """A whole trace."""
 
+    #: The VM, as JSON.
     target: dict[str, Any]
     duration_seconds: float
+    #: Why it ended.
     stopped_because: str
+    #: By the name of the event, in the order of the plan.
     events: dict[str, EventSummary]
     cost: Cost
+    #: What a reader of the figures should know.
     notes: tuple[str, ...] = ()
-    #: How the VM was meanwhile; None where nobody looked, as in a capture.
+    #: The state of the VM meanwhile; None if it was not looked at, as in a capture.
     state: VmState | None = None
 
     @property

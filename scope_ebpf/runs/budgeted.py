@@ -8,58 +8,75 @@ import os
 import selectors
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.budget.brake import share_of
 from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.budget.run import BudgetedRun
-from scope_ebpf.errors import HostError, NoSuchProcessError, ReadRefusedError
+from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
-from scope_ebpf.kernel.cost import notes_of
-from scope_ebpf.relations import told_apart
+from scope_ebpf.kernel.cost import GUESS, notes_of
+from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary
-from scope_ebpf.runs.terminal import progress_bar, require_target, stop_signals, target_ended
-from scope_ebpf.runs.trace import carried_notes, healed, planned, say_started
+from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.terminal import progress_bar
+from scope_ebpf.runs.trace import carried_notes, healed, plan_events, say_started
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from scope_ebpf.attach.plan import Via
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import Aside, HitCost
     from scope_ebpf.results.summary import EventSummary
 
-#: Waits that must end in time, seconds.
-_SHORT = 0.02
-#: The bar moves so often, and the target is looked at, seconds.
+#: Waits shorter than this, seconds, end in time to the microsecond.
+_SHORT_WAIT = 0.02
+#: Seconds between two moves of the progress bar, with a look at the target each.
 _INTERVAL = 0.1
-#: Who closes windows runs before what it observes: hooks that are in for longer cost more.
+#: Nice value of this process and of the attacher: hooks of a window that is over cost until they
+#: are out.
 _PRIORITY = -10
-#: Seconds that the price of a hit may take once all is over.
-_PATIENCE = 2.0
+#: Seconds to wait for the cost of a hit when the run is over.
+_COST_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetOptions:
+    """How long a summary takes, what it may cost, and how its events are seen."""
+
+    #: Seconds; None for no end.
+    duration: float | None
+    #: The share of the target's CPU that hooks may take.
+    budget: float
+    #: The attach method.
+    via: Via = "auto"
+    #: The shortest native call that is counted, milliseconds; None for the default.
+    slow_call_ms: float | None = None
 
 
 class BudgetedTrace:
-    """One summary of *wanted* on *target*, at most ``arguments.budget`` of its CPU."""
+    """One summary of *wanted* on *target*, at most ``options.budget`` of its CPU."""
 
     def __init__(
-        self, target: Target, wanted: tuple[str, ...], arguments: argparse.Namespace, aside: Aside
+        self, target: Target, wanted: tuple[str, ...], options: BudgetOptions, aside: Aside
     ) -> None:
-        from scope_ebpf.kernel.cost import GUESS  # noqa: PLC0415 - a bench has it before
-
-        self.notes: list[str] = []
-        self._target, self._aside = target, aside
-        self._duration: float | None = arguments.duration
-        self._budget: float = arguments.budget
-        plan, settings, refused = planned(target, wanted, arguments, governed=True)
-        self.notes += refused
+        self._target, self._aside, self._options = target, aside, options
+        planned = plan_events(target, wanted, options.via, options.slow_call_ms, governed=True)
+        #: What a reader of the figures should know.
+        self.notes = list(planned.notes)
         self._attacher = Attacher()
-        self._price: HitCost | None = aside.cost()
+        self._cost: HitCost | None = aside.cost()
         try:
             self._run = BudgetedRun(
-                target, plan, settings, self._attacher, self._price or GUESS, budget=self._budget
+                target,
+                planned,
+                self._attacher,
+                self._cost or GUESS,
+                budget=options.budget,
             )
         except BaseException:
             self._attacher.close()
@@ -70,103 +87,108 @@ class BudgetedTrace:
             )
         #: What looks at the VM meanwhile.
         self.state = StateReader(target)
-        self._stop = ""
+        self._stop = Stop()
         self._seconds = 0.0
-        self._cpu: float | None = None
+        #: CPU seconds of the target when the run began, and those that it has used since.
+        self._cpu_before = 0.0
+        self._used: float | None = None
         self._summary: Summary | None = None
 
     def run(self) -> ScopeError | None:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
         require_target(self._target.identity, "traced")
         self.notes += healed(self._target)
-        hurried = _hurry(self._attacher)
-        with self._attacher, stop_signals(self._ask_to_stop), hurried, self._run as session:
+        first = _prioritized(self._attacher)
+        with self._attacher, self._stop.on_signals(), first, self._run as session:
             error = self._count()
             self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
         return error
 
     def _count(self) -> ScopeError | None:
         self._run.begin()
-        cpu = cpu_clock(self._target.pid)
-        started = time.monotonic()
+        self._cpu_before = cpu_clock(self._target.pid)
+        loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
         self.state.begin()
-        say_started(self._target.pid, self._duration, quiet=True, budget=self._budget)
+        duration, budget = self._options.duration, self._options.budget
+        say_started(self._target.pid, duration, quiet=True, budget=budget)
         error: ScopeError | None = None
         try:
-            error = self._watch(started, cpu)
+            error = self._watch(loop)
         finally:
             counted = self.state.counted()
-            self._seconds = time.monotonic() - started
+            self._seconds = time.monotonic() - loop.started
             self._run.finish()
         self._summary = self._sum_up(self._run.events(counted or {}))
         return error
 
-    def _ask_to_stop(self, reason: str) -> None:
-        self._stop = self._stop or reason
+    def _watch(self, loop: Loop) -> ScopeError | None:
+        with (
+            selectors.EpollSelector() as files,
+            progress_bar(self._options.duration, visible=True) as advance,
+        ):
+            self._register(files)
+            moved = loop.started
 
-    def _watch(self, started: float, cpu: float) -> ScopeError | None:
-        identity = self._target.identity
-        try:
-            try:
-                self._turns(started, cpu)
-            except (ReadRefusedError, OSError):
-                identity.check()  # what cannot be read has mostly ended
-                raise
-        except NoSuchProcessError as gone:
-            self._ask_to_stop("target ended")
-            return target_ended(identity.pid, gone, "traced")
-        return None
-
-    def _turns(self, started: float, cpu: float) -> None:
-        ends = None if self._duration is None else started + self._duration
-        identity, moved = self._target.identity, started
-        with selectors.EpollSelector() as files, progress_bar(self._duration, visible=True) as bar:
-            files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
-            files.register(self._attacher.fileno(), selectors.EVENT_READ, self._alone)
-            for fd in (identity.pidfd, identity.execs):
-                if fd is not None:
-                    files.register(fd, selectors.EVENT_READ, identity.check)
-            while not self._stop:
+            def pause() -> float:
                 now = time.monotonic()
-                if ends is not None and now >= ends:
-                    self._ask_to_stop("duration")
-                    return
-                self._turn(now, cpu)
+                return min(self._run.next_turn(), self.state.due, now + _INTERVAL) - now
+
+            def turn(now: float) -> None:
+                nonlocal moved
+                self._turn(now)
                 if now - moved >= _INTERVAL:
                     moved = now
-                    bar(now - started)
-                    identity.check()
-                due = min(self._run.next_turn(), self.state.due, ends or now + _INTERVAL)
-                _wait(files, due - time.monotonic())
+                    advance(now - loop.started)
+                    self._target.identity.check()
 
-    def _turn(self, now: float, cpu: float) -> None:
-        if self._price is None and (price := self._aside.cost()):
-            self._price = price
-            self._run.price(price)
+            return loop.run(self._checked(turn), pause, self._checked(lambda s: _wait(files, s)))
+
+    def _register(self, files: selectors.BaseSelector) -> None:
+        """Watch for exhausted quotas, for the end of the attacher, and of the target."""
+        identity = self._target.identity
+        files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
+        files.register(self._attacher.fileno(), selectors.EVENT_READ, _attacher_ended)
+        for fd in (identity.pidfd, identity.execs):
+            if fd is not None:
+                files.register(fd, selectors.EVENT_READ, identity.check)
+
+    def _checked(self, step: Callable[[float], None]) -> Callable[[float], None]:
+        """*step*, whose errors of reading are those of a target that has ended, if it has."""
+
+        def run(seconds: float) -> None:
+            try:
+                step(seconds)
+            except (ReadRefusedError, OSError):
+                self._target.identity.check()
+                raise
+
+        return run
+
+    def _turn(self, now: float) -> None:
+        if self._cost is None and (cost := self._aside.cost()):
+            self._cost = cost
+            self._run.price(cost)
         if now >= self._run.next_turn():
             self._run.turn()
         if now >= self.state.due:
             self.state.look()
-            self._cpu = cpu_clock(self._target.pid) - cpu
-
-    def _alone(self) -> None:
-        raise HostError("the process that holds the breakpoints has ended, and they with it")
+            self._used = cpu_clock(self._target.pid) - self._cpu_before
 
     def _sum_up(self, events: dict[str, EventSummary]) -> Summary:
-        price = self._price or self._aside.cost(_PATIENCE)
+        cost = self._cost or self._aside.cost(_COST_SECONDS)
         hits = self._run.hits()
-        cpu = price.total(hits) if price else None
-        share = share_of(cpu, self._cpu) if cpu is not None and self._cpu else None
+        cpu = cost.total(hits) if cost else None
+        share = share_of(cpu, self._used) if cpu is not None and self._used else None
         summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
-            stopped_because=self._stop,
+            stopped_because=self._stop.reason,
             events=events,
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
-            notes=(*self.notes, *notes_of(price), *carried_notes(events)),
+            notes=(*self.notes, *notes_of(cost), *carried_notes(events)),
             state=self.state.state(),
         )
-        return told_apart(summary)
+        return checked_summary(summary)
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
@@ -174,23 +196,26 @@ class BudgetedTrace:
         return self._summary
 
 
+def _attacher_ended() -> None:
+    raise HostError("the process that holds the breakpoints has ended, and they with it")
+
+
 def _wait(files: selectors.BaseSelector, seconds: float) -> None:
     """
-    Do what *files* ask for, for so many seconds at most.
+    Wait until one of *files* is readable and call its function, for *seconds* at most.
 
-    They are waited for by whole milliseconds; hooks of a window that is over should be in for no
-    longer than they must.
+    ``select`` waits whole milliseconds; hooks of a window that is over must go out in time.
     """
     whole = math.floor(max(0.0, seconds) * 1000) / 1000
     for key, _ in files.select(whole):
         key.data()
         return
-    time.sleep(max(0.0, seconds - whole) if whole < seconds < _SHORT else 0.0)
+    time.sleep(max(0.0, seconds - whole) if whole < seconds < _SHORT_WAIT else 0.0)
 
 
 @contextmanager
-def _hurry(attacher: Attacher) -> Iterator[None]:
-    """Let us go first, and who takes hooks out."""
+def _prioritized(attacher: Attacher) -> Iterator[None]:
+    """While the block runs, this process and *attacher* are scheduled before others."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)

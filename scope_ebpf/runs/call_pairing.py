@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Calls and returns that are known by process and function alone, made into durations.
+Durations of calls whose calls and returns are known by process and function alone.
 
-A call that ends by an exception, or by calling another function as the last thing it does, never
-returns under its own name, and some instructions that return have no probe. A later return may
-then be that of an older call. So pairs count once each call that was open has returned: then each
-return was that of the youngest open call. Where one never comes, nothing is measured any more of
-that function in that process.
+A call that ends by an exception or by a tail call never returns under its own name, and some
+instructions that return have no probe. A later return may then belong to an older call. So
+durations are given only when every open call has returned: then each return was that of the
+youngest open call. If one return never comes, no call of that function in that process is measured
+any more.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Pairs:
 
     def returned(self, process: int, function: int, time_ns: int) -> list[tuple[int, int]]:
         """
-        Note a return; when each of the calls that are certain now began and ended, ns.
+        Note a return; the begin and end, ns, of each call that is certain now.
 
-        Mostly that is this one call; of a recursion all when the outermost returns, and before
-        that none. The return of a call from before the beginning is none.
+        Usually that is this one call. Of a recursion it is all calls when the outermost returns,
+        and none before. A return whose call was not seen gives none.
         """
         calls = self._open.get((process, function))
         if calls is None:

@@ -14,59 +14,55 @@ from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.terms import PidCodec
 from scope_ebpf.beam.processes.labels import FRESH, Labels
 from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
-from scope_ebpf.beam.vm.constants import symbol_values
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError, UsageError
 from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.kernel.observers.probe_watch import ProbeWatch
-from scope_ebpf.kernel.observers.session import Session
 from scope_ebpf.planning import function_probes
 from scope_ebpf.results.calls import Call, CallSummary, Return
 from scope_ebpf.runs.call_pairing import Pairs
-from scope_ebpf.runs.call_run import CallTurns
+from scope_ebpf.runs.call_run import CallRun
+from scope_ebpf.sessions import Planned, addresses_of, open_session
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.code.functions import Function
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.kernel.observers.session import Session
+    from scope_ebpf.runs.call_run import CallOptions
     from scope_ebpf.sinks.calls import CallLines
 
-#: What the probes do not tell.
+#: Stands for what the probes do not say.
 UNKNOWN = "?"
-#: Seconds between two looks at who the processes are.
-_WHO = 1.0
+#: Seconds between two readings of the process table for processes that are not known.
+_TABLE_INTERVAL = 1.0
 
 
-class ProbeRun(CallTurns):
-    """One run, of the functions *chosen*; the probes tell who called which, and no more."""
+class UsdtCallRun(CallRun):
+    """One run, of the functions *chosen*; the probes say who called which, and no more."""
 
     def __init__(
         self,
         target: Target,
         atoms: Atoms,
         chosen: list[Function],
-        *,
-        limit: int,
-        duration: float | None,
-        durations: bool,
-        max_cost: float | None,
+        options: CallOptions,
     ) -> None:
-        summary = CallSummary(target.as_json(), durations)
-        super().__init__(target, limit, duration, summary, max_cost)
+        super().__init__(target, options, CallSummary(target.as_json(), options.durations))
         self._functions = chosen
-        self._pairs = Pairs() if durations else None
-        self._who = _Who(target, atoms)
+        self._pairs = Pairs() if options.durations else None
+        self._who = _ProcessNames(target, atoms)
         for function in chosen:
             self.summary.of(str(function), 1)
         texts = [_text(function) for function in chosen]
-        self._session = _session(target, returns=durations)
-        self._probes = ProbeWatch(self._session, texts, limit)
+        self._session = _session(target, returns=options.durations)
+        self._probes = ProbeWatch(self._session, texts, options.limit)
         self.summary.notes.append(
             "an interpreter's probes tell who calls which function: arguments and caller are ?, "
             "and versions of code count together"
         )
 
     @property
-    def _watch(self) -> ProbeWatch:
+    def _observer(self) -> ProbeWatch:
         return self._probes
 
     def _begin(self) -> None:
@@ -75,16 +71,16 @@ class ProbeRun(CallTurns):
     def _cost(self) -> float:
         return GUESS.total(self._session.hits())
 
-    def _look(self, lines: CallLines) -> None:
-        """Nothing else changes: the probes go by name, whatever code is loaded."""
+    def _follow_changes(self, lines: CallLines) -> None:
+        """Do nothing: the probes compare names, whatever code is loaded."""
 
     def _drain(self, lines: CallLines) -> None:
-        with self._watch.batch() as rows:
+        with self._probes.batch() as rows:
             if not len(rows):
                 return
             seen = rows[["time_ns", "kind", "class", "tid", "process"]].tolist()
         who = self._who.of({process for *_, process in seen})
-        if self._pairs and any(t["lost"] or t["strange"] for t in self._watch.totals()):
+        if self._pairs and any(t["lost"] or t["strange"] for t in self._probes.totals()):
             self._pairs = None
             self.summary.notes.append("calls or returns were lost: from then on none was measured")
         for moment, number, returned, tid, process in seen:
@@ -93,22 +89,22 @@ class ProbeRun(CallTurns):
             name = (pid, who.get(process), str(function), 1)
             if not returned:
                 shapes = (UNKNOWN,) * function.arity
-                self._tell(Call(moment, *name, shapes, UNKNOWN, "", tid), lines)
+                self._add(Call(moment, *name, shapes, UNKNOWN, "", tid), lines)
             if not self._pairs or not process:
                 continue
             if not returned:
                 self._pairs.called(process, number, moment)
                 continue
             for since, until in self._pairs.returned(process, number, moment):
-                self._tell(Return(until, *name, until - since), lines)
+                self._add(Return(until, *name, until - since), lines)
         lines.flush()
 
-    def _tell(self, seen: Call | Return, lines: CallLines) -> None:
+    def _add(self, seen: Call | Return, lines: CallLines) -> None:
         self.summary.add(seen)
         lines.write(seen)
 
     def _sum_up(self) -> None:
-        *totals, others = self._watch.totals()
+        *totals, others = self._probes.totals()
         for function, counted in zip(self._functions, totals, strict=True):
             row = self.summary.of(str(function), 1)
             row.calls += counted["lost"]
@@ -136,8 +132,8 @@ class ProbeRun(CallTurns):
             )
 
 
-class _Who:
-    """Names of processes that are known by their text."""
+class _ProcessNames:
+    """Names of processes that are given as texts."""
 
     def __init__(self, target: Target, atoms: Atoms) -> None:
         self._table = ProcessTable(target, IDENTITY)
@@ -147,7 +143,7 @@ class _Who:
         self._looked = 0.0
 
     def look(self) -> None:
-        """Read which processes there are."""
+        """Read the process table."""
         ids = self._table.snapshot().rows["id"]
         numbers, serials = self._pids.decode(ids)
         words = (numbers | serials << np.uint64(32)).tolist()
@@ -155,10 +151,10 @@ class _Who:
         self._looked = time.monotonic()
 
     def of(self, words: set[int]) -> dict[int, str | None]:
-        """Who each is, by ``number | serial << 32``; what is not known yet is left out."""
+        """The name of each, by ``number | serial << 32``; those not known yet are left out."""
         try:
             age = time.monotonic() - self._looked
-            if age > FRESH or (age > _WHO and not words <= self._terms.keys()):
+            if age > FRESH or (age > _TABLE_INTERVAL and not words <= self._terms.keys()):
                 self.look()
             terms = {word: self._terms[word] for word in words & self._terms.keys()}
             labels = self._labels.labels(terms.values())
@@ -177,16 +173,10 @@ def _text(function: Function) -> bytes:
 
 
 def _session(target: Target, *, returns: bool) -> Session:
-    places = function_probes.places(target.binary, target.flavor, returns=returns)
-    hook = " + ".join(dict.fromkeys(place.name for place in places))
+    sites = function_probes.places(target.binary, target.flavor, returns=returns)
+    hook = " + ".join(dict.fromkeys(site.name for site in sites))
+    plan = Plan((Item("call", "usdt", hook, sites, ""),))
     settings = np.zeros((), events.SETTINGS)
     settings["streamed"] = 1
-    names = {a.symbol for place in places for a in place.arguments if a.symbol}
-    return Session(
-        Plan((Item("call", "usdt", hook, places, ""),)),
-        target.identity,
-        target.base,
-        settings,
-        addresses=symbol_values(target, names),
-        flavor=target.flavor,
-    )
+    planned = Planned(plan, settings, (), addresses_of(target, plan))
+    return open_session(target, planned, flavor=target.flavor)

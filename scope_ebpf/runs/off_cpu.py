@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``profile --off-cpu``: what Erlang processes wait in."""
+"""``profile --off-cpu``: where Erlang processes wait, and for what."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.beam.processes.table import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.stacks.sampling import sample_settings
-from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.reference_counters import Measures
@@ -22,10 +21,10 @@ from scope_ebpf.errors import NothingToAttachError, ScopeError
 from scope_ebpf.kernel.cost import GUESS, Aside
 from scope_ebpf.kernel.observers.off_cpu import Waits
 from scope_ebpf.kernel.observers.tracepoints import attach_or_reason
-from scope_ebpf.planning.planner import make_plan
 from scope_ebpf.results.profile import Frame, Profile, Sample
-from scope_ebpf.runs.profiler import Run
-from scope_ebpf.runs.symbolizer import Reader, wait_frame
+from scope_ebpf.runs.profiler import ProfileRun
+from scope_ebpf.runs.symbolizer import Symbolizer, wait_frame
+from scope_ebpf.sessions import plan_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,69 +35,69 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.beam.vm.threads import Thread
     from scope_ebpf.kernel.cost import HitCost
+    from scope_ebpf.runs.profiler import ProfileOptions
 
-#: Samples a second that we can name, if every process of the target waits all the time and is
+#: Samples a second that can be named, if every process of the target waits all the time and is
 #: woken once for each.
-_MOST_SAMPLES = 20_000
+_MAX_SAMPLES = 20_000
 _LONGEST_PERIOD_NS = 4_000_000_000
-#: Processes that wait already when it begins; beyond these a first wait is not counted.
-_MOST_KNOWN = 50_000
-#: Seconds for which the price of a hit is waited for at the end.
-_PATIENCE = 2.0
+#: Processes that wait already when the profile begins; beyond these a first wait is not counted.
+_MAX_KNOWN = 50_000
+#: Seconds to wait for the cost of a hit when the profile is over.
+_COST_SECONDS = 2.0
+#: Bytes that are read of the stack of a process that still waits at the end.
+_MAX_STACK = 8192
 
 
-def off_cpu(
-    target: Target, hz: int, duration: float | None, by: str, max_cost: float | None = None
-) -> tuple[Profile, ScopeError | None]:
+def off_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeError | None]:
     """
-    Watch processes leave their schedulers and come back, for *duration* seconds.
+    Sample processes from when they leave their schedulers until they come back.
 
     One sample stands for a *hz*-th of a second of one process's waiting, or more if there are
-    many processes; then the samples of each place in the code are weighted so that they sum up to
-    all waiting there, which is counted exactly. It ends by itself where it costs the target more
-    than the share *max_cost* of its CPU for a second. Returns as :func:`on_cpu` does.
+    many processes. The samples of each address in the code are weighted so that they sum up to
+    all waiting there, which is counted exactly. Returns as :func:`on_cpu` does.
     """
-    profile = Profile("off-cpu", target.as_json(), hz, time.time())
-    places = _hooks(target)
-    reader = Reader(target, profile, by)
+    profile = Profile("off-cpu", target.as_json(), options.hz, time.time())
+    hooks = _hooks(target)
+    symbolizer = Symbolizer(target, profile, options.by)
     table = ProcessTable(target, IDENTITY)
     settings = sample_settings(target)
-    period = max(10**9 // hz, table.count() * 10**9 // _MOST_SAMPLES)
+    period = max(10**9 // options.hz, table.count() * 10**9 // _MAX_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
     with (
         closing(Aside()) as aside,
-        Waits(target.identity, settings, places) as waits,
+        Waits(target.identity, settings, hooks) as waits,
         _threads(target, profile),
     ):
         rows = table.snapshot().rows
-        rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MOST_KNOWN]
+        rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MAX_KNOWN]
         waits.know(rows["pointer"], rows["pc"], time.monotonic_ns())
-        spent = _Spent(target, waits, aside)
-        run = Run(target, profile, waits, reader, brake=Brake(max_cost), cost=spent.seconds)
-        error = run.go(duration)
+        brake, cost = Brake(options.max_cost), _HookCost(target, waits, aside)
+        run = ProfileRun(target, profile, waits, symbolizer, brake=brake, cost=cost.seconds)
+        error = run.go(options.duration)
         sites = Counter({site: ns for site, (ns, _) in waits.sites().items()})
         times = sum(count for _, count in waits.sites().values())
         if error is None:
-            _add_pending(target, waits, reader, profile, sites)
-        price = aside.cost(_PATIENCE) or GUESS
-    _weigh(profile, reader, sites)
-    _say_cost(profile, times, price)
+            _add_pending(target, waits, symbolizer, profile, sites)
+        hit_cost = aside.cost(_COST_SECONDS) or GUESS
+    _weigh(profile, symbolizer, sites)
+    _note_cost(profile, times, hit_cost)
     return profile, error
 
 
 @contextlib.contextmanager
 def _threads(target: Target, profile: Profile) -> Iterator[None]:
-    """Note what the VM's threads did meanwhile, as the kernel schedules them."""
+    """Note how the kernel scheduled the threads of each role while the block ran."""
     watch, reason = attach_or_reason()
-    place = watch.add() if watch else None
-    if watch is None or place is None:
+    slot = watch.add() if watch else None
+    if watch is None or slot is None:
         profile.notes.append(f"what the threads did is not known: {reason}")
         yield
         return
     try:
-        watch.watch(place, {thread.tid: _watched(thread) for thread in threads(target.pid)})
+        watch.watch(slot, {thread.tid: _watched(thread) for thread in threads(target.pid)})
         yield
-        for role, row in zip(ROLES, watch.totals(place), strict=True):
+        for role, row in zip(ROLES, watch.totals(slot), strict=True):
             on = row["on_ns"] / 1e9
             off = dict(zip(events.OFF_REASONS, row["off_ns"] / 1e9, strict=True))
             if on >= 0.001:
@@ -119,8 +118,7 @@ def _watched(thread: Thread) -> NDArray[np.void]:
 
 
 def _hooks(target: Target) -> Sequence[Attachment]:
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, ("schedule",), "symbol", known(settings))
+    plan = plan_target(target, ("schedule",), "symbol").plan
     if not plan.attachments:
         raise NothingToAttachError(
             f"waiting cannot be seen in process {target.pid}: {plan.items[0].reason}. "
@@ -130,9 +128,13 @@ def _hooks(target: Target) -> Sequence[Attachment]:
 
 
 def _add_pending(
-    target: Target, waits: Waits, reader: Reader, profile: Profile, sites: Counter[tuple[int, int]]
+    target: Target,
+    waits: Waits,
+    symbolizer: Symbolizer,
+    profile: Profile,
+    sites: Counter[tuple[int, int]],
 ) -> None:
-    """Add the processes that wait yet, as they are in memory; count those that never ran."""
+    """Add the processes that still wait, as they are in memory; count those that never ran."""
     now, idle, records = time.monotonic_ns(), 0, []
     for process, waiting in waits.pending():
         if not waiting["seen"]:
@@ -146,7 +148,7 @@ def _add_pending(
             records.append(record)
             sites[int(waiting["i"]), int(waiting["reason"])] += now - int(waiting["since_ns"])
     try:
-        reader.take(records)
+        symbolizer.take(records)
     except ScopeError:
         profile.notes.append("the target ended while its waiting processes were read")
     if idle:
@@ -154,7 +156,7 @@ def _add_pending(
 
 
 def _pending_sample(target: Target, process: int, waiting: np.void, now: int) -> bytes | None:
-    """Make of a process that waits what the kernel would make of it; None if it has moved on."""
+    """A sample of a process that waits, as the kernel would take it; None if it has moved on."""
     layout, memory = target.layout, target.memory
     sample = np.zeros(1, events.SAMPLE)
     sample["pid"] = memory.u64(process)
@@ -163,8 +165,8 @@ def _pending_sample(target: Target, process: int, waiting: np.void, now: int) ->
     for name in ("heap", "stop", "hend", "i", "current"):
         sample[name] = memory.u64(process + layout.offset("Process", name))
     if layout.has("Process", "frame_pointer"):
-        place = layout.offset("Process", "frame_pointer")
-        sample["frame_pointer"] = memory.u64(process + place)
+        offset = layout.offset("Process", "frame_pointer")
+        sample["frame_pointer"] = memory.u64(process + offset)
     stop, end = int(sample["stop"][0]), int(sample["hend"][0])
     if sample["i"] != waiting["i"] or not stop < end:
         return None
@@ -174,46 +176,51 @@ def _pending_sample(target: Target, process: int, waiting: np.void, now: int) ->
     return sample.tobytes() + words
 
 
-def _weigh(profile: Profile, reader: Reader, sites: Counter[tuple[int, int]]) -> None:
-    """Let the samples of each place sum up to all waiting there."""
+def _weigh(profile: Profile, symbolizer: Symbolizer, sites: Counter[tuple[int, int]]) -> None:
+    """
+    Weight the samples of each site so that they sum up to all waiting there.
+
+    *sites* is ns of waiting by address in Erlang code and wait reason.
+    """
     sampled: Counter[tuple[int, int]] = Counter()
-    for site, sample in zip(reader.sites, profile.samples, strict=True):
+    for site, sample in zip(symbolizer.sites, profile.samples, strict=True):
         sampled[site] += sample.weight_ns
     profile.samples = [
         sample._replace(weight_ns=round(sample.weight_ns * sites[site] / sampled[site]))
-        for site, sample in zip(reader.sites, profile.samples, strict=True)
+        for site, sample in zip(symbolizer.sites, profile.samples, strict=True)
     ]
     for (address, reason), total in sites.items():
         if not sampled[address, reason] and total:
-            stack = (Frame("(not sampled)", "process"), reader.code_frame(address))
+            stack = (Frame("(not sampled)", "process"), symbolizer.code_frame(address))
             whole = (*stack, wait_frame(reason))
             profile.samples.append(Sample(time.monotonic_ns(), "waiting", whole, total))
 
 
-class _Spent:
-    """What the hooks have taken of the target: two hits for each time that a process waits."""
+class _HookCost:
+    """What the hooks take of the target: two hits each time that a process waits."""
 
     def __init__(self, target: Target, waits: Waits, aside: Aside) -> None:
         self._waits, self._aside = waits, aside
-        self._measures = Measures(target)
+        self._counters = Measures(target)
         self._before = self._switches()
 
     def _switches(self) -> int:
-        found = self._measures.now().get("context_switches")
+        found = self._counters.now().get("context_switches")
         if found is None:
             found = sum(count for _, count in self._waits.sites().values())
         return found
 
     def seconds(self) -> float:
-        """Seconds of CPU so far."""
-        with contextlib.suppress(ScopeError):  # it has ended, which is found out elsewhere
-            price = self._aside.cost() or GUESS
-            return price.entry * 2 * (self._switches() - self._before)
+        """Seconds of the target's CPU so far."""
+        with contextlib.suppress(ScopeError):  # it has ended, which the run finds out
+            cost = self._aside.cost() or GUESS
+            return cost.entry * 2 * (self._switches() - self._before)
         return 0.0
 
 
-def _say_cost(profile: Profile, times: int, price: HitCost) -> None:
-    seconds = price.entry * 2 * times
+def _note_cost(profile: Profile, times: int, cost: HitCost) -> None:
+    """Note what the hooks cost; *times* is how often a process waited."""
+    seconds = cost.entry * 2 * times
     used = profile.cpu_seconds
     share = f", {share_of(seconds, used):.1%} of its CPU time" if used else ""
     profile.notes.append(

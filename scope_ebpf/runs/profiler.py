@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.stacks.sampling import sample_settings, scheduler_threads
 from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
 from scope_ebpf.kernel.observers.sampler import Sampler
 from scope_ebpf.results.profile import Profile
-from scope_ebpf.runs.symbolizer import Reader
-from scope_ebpf.runs.terminal import progress_bar, require_target, stop_signals, target_ended
-from scope_ebpf.runs.trace import cpu_seconds, say_braked
+from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.symbolizer import Symbolizer
+from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.terminal import progress_bar
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -23,48 +25,59 @@ if TYPE_CHECKING:
     from scope_ebpf.budget.brake import Brake
     from scope_ebpf.errors import ScopeError
 
-#: Samples are read so often, seconds: soon enough to name a process that is about to end.
+#: Seconds between two reads of samples: processes are named before most of them end.
 _INTERVAL = 0.1
-#: Code may be loaded at any time; its tables are looked at so often, seconds.
+#: Seconds between two looks at the VM's code tables: code may be loaded at any time.
 _REFRESH = 1.0
 
 
-def on_cpu(
-    target: Target, hz: int, duration: float | None, by: str
-) -> tuple[Profile, ScopeError | None]:
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """What is sampled, for how long, and how samples are shown."""
+
+    #: Samples a second on each CPU; off the CPU, one for so much waiting of one process.
+    hz: int
+    #: Seconds; None for no end.
+    duration: float | None
+    #: The outermost frame, one of ``symbolizer.OWNERS``.
+    by: str = "name"
+    #: The share of the target's CPU above which hooks end the profile; None for no bound.
+    max_cost: float | None = None
+
+
+def on_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeError | None]:
     """
-    Sample what runs, *hz* times a second on each CPU, for *duration* seconds (None: until asked).
+    Sample what runs on the CPUs.
 
     Returns the profile and the error that ended it early, if it was one: what was seen until
     then is in the profile.
     """
-    profile = Profile("cpu", target.as_json(), hz, time.time())
-    reader = Reader(target, profile, by)
-    with Sampler(target.identity, sample_settings(target), hz) as sampler:
+    profile = Profile("cpu", target.as_json(), options.hz, time.time())
+    symbolizer = Symbolizer(target, profile, options.by)
+    with Sampler(target.identity, sample_settings(target), options.hz) as sampler:
         sampler.know(scheduler_threads(target))
-        run = Run(target, profile, sampler, reader)
-        return profile, run.go(duration)
+        return profile, ProfileRun(target, profile, sampler, symbolizer).go(options.duration)
 
 
 class Source(Protocol):
     """Where samples come from."""
 
     def start(self) -> None:
-        """Let it begin."""
+        """Begin to sample."""
 
     def stop(self) -> None:
-        """Let it end; what there is can still be read."""
+        """End sampling; what was sampled can still be read."""
 
     def records(self) -> Iterator[bytes]:
-        """Give what came since the last call."""
+        """Samples since the last call, each an ``events.SAMPLE`` and its words."""
 
     def counts(self) -> dict[str, int]:
-        """Tell how many were lost."""
+        """How many samples were ``lost``."""
 
 
-class Run:
+class ProfileRun:
     """
-    One run of a *sampler*, from start to stop.
+    One run of a *sampler*, from start to stop, into *profile*.
 
     *brake* ends it where *cost*, seconds of the target's CPU so far, is too much.
     """
@@ -74,7 +87,7 @@ class Run:
         target: Target,
         profile: Profile,
         sampler: Source,
-        reader: Reader,
+        symbolizer: Symbolizer,
         *,
         brake: Brake | None = None,
         cost: Callable[[], float] = float,
@@ -83,63 +96,53 @@ class Run:
         self._brake, self._cost = brake, cost
         self._profile = profile
         self._sampler = sampler
-        self._reader = reader
+        self._symbolizer = symbolizer
+        self._stop = Stop()
 
     def go(self, duration: float | None) -> ScopeError | None:
-        """Sample until something ends it."""
+        """Sample until something ends it; *duration* as in :class:`ProfileOptions`."""
         profile, target = self._profile, self._target
         require_target(target.identity, "profiled")
-        error: ScopeError | None = None
-        with stop_signals(self._ask_to_stop):
+        with self._stop.on_signals():
             before = cpu_seconds(target.pid)
             self._sampler.start()
-            started = time.monotonic()
+            loop = Loop(target.identity, "profiled", duration, self._stop)
             _say_started(target.pid, duration)
-            error = self._watch(started, duration, before)
+            error = self._watch(loop, duration, before)
             self._sampler.stop()
-            # Up to the last sample: what is told is a share of it.
-            self._used(before)
-            profile.seconds = time.monotonic() - started
-            error = self._take() or error
+            # Up to the last sample: the time that samples stand for is shown as a share of it.
+            self._note_cpu(before)
+            profile.seconds = time.monotonic() - loop.started
+            error = self._take(loop) or error
+        profile.stopped_because = self._stop.reason
         profile.quality.lost = self._sampler.counts()["lost"]
-        if self._reader.undecoded:
-            profile.quality.lost += self._reader.undecoded
+        if self._symbolizer.undecoded:
+            profile.quality.lost += self._symbolizer.undecoded
             profile.notes.append(
-                f"{self._reader.undecoded} samples of the target's last moments had no names any "
-                "more; they are among the lost"
+                f"{self._symbolizer.undecoded} samples of the target's last moments had no names "
+                "any more; they are among the lost"
             )
         return error
 
-    def _ask_to_stop(self, reason: str) -> None:
-        self._profile.stopped_because = self._profile.stopped_because or reason
+    def _watch(self, loop: Loop, duration: float | None, before: float | None) -> ScopeError | None:
+        refreshed = loop.started
 
-    def _watch(
-        self, started: float, duration: float | None, before: float | None
-    ) -> ScopeError | None:
-        refreshed = started
+        def turn(now: float) -> ScopeError | None:
+            nonlocal refreshed
+            self._note_cpu(before)
+            self._brake_if_needed(now)
+            advance(now - loop.started)
+            if error := self._take(loop):
+                return error
+            if now - refreshed >= _REFRESH:
+                refreshed = now
+                self._symbolizer.refresh()
+            return None
+
         with progress_bar(duration, visible=True) as advance:
-            while not self._profile.stopped_because:
-                now = time.monotonic()
-                self._used(before)
-                self._brake_if_needed(now)
-                left = _INTERVAL if duration is None else started + duration - now
-                if left <= 0:
-                    self._ask_to_stop("duration")
-                    return None
-                advance(now - started)
-                try:
-                    self._target.identity.wait(min(_INTERVAL, left))
-                except NoSuchProcessError as gone:
-                    return self._ended(gone)
-                error = self._take()
-                if error:
-                    return error
-                if now - refreshed >= _REFRESH:
-                    refreshed = now
-                    self._reader.refresh()
-        return None
+            return loop.run(turn, lambda: _INTERVAL)
 
-    def _used(self, before: float | None) -> None:
+    def _note_cpu(self, before: float | None) -> None:
         """Note the CPU time that the target used since *before*; of one that has ended the last."""
         used = cpu_seconds(self._target.pid)
         if used is not None and before is not None:
@@ -149,27 +152,24 @@ class Run:
         used = self._profile.cpu_seconds
         if self._brake and used is not None and self._brake.look(now, self._cost(), used):
             say_braked(self._brake)
-            self._ask_to_stop("cost")
+            self._stop.ask("cost")
 
-    def _take(self) -> ScopeError | None:
+    def _take(self, loop: Loop) -> ScopeError | None:
+        """Add the samples that have come to the profile."""
         records = list(self._sampler.records())
         try:
             self._target.identity.check()
         except TargetChangedError as gone:
             # Some may be of the other program: they are not even looked at.
-            self._reader.undecoded += len(records)
-            return self._ended(gone)
+            self._symbolizer.undecoded += len(records)
+            return loop.ended(gone)
         except NoSuchProcessError:
             pass  # they are of its last moments
         try:
-            self._reader.take(records)
+            self._symbolizer.take(records)
         except NoSuchProcessError as gone:
-            return self._ended(gone)
+            return loop.ended(gone)
         return None
-
-    def _ended(self, error: NoSuchProcessError) -> ScopeError:
-        self._ask_to_stop("target ended")
-        return target_ended(self._target.pid, error, "profiled")
 
 
 def _say_started(pid: int, duration: float | None) -> None:

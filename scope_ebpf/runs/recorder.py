@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recording does beside tracing: it names, samples, and writes blocks."""
+"""The sink of a recording: names processes, samples the VM, and writes blocks."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.observers.session import Session
     from scope_ebpf.runs.trace import Trace
 
-#: Records in one block, and seconds until fewer make one.
+#: Records of one block, and seconds after which a block is written with fewer.
 BLOCK, FLUSH = 8192, 0.25
-#: Seconds between two looks at the run queues, at mailboxes, and at all else.
+#: Seconds between two samples of the run queues, of mailboxes, and of the maps.
 _QUEUES, _MAILBOXES, _MAPS = 0.1, 0.25, 1.0
-#: Processes whose mailboxes are looked at: those that were scheduled most since the last look.
+#: Processes whose mailboxes are sampled: those scheduled most often since the last sample.
 _BUSIEST = 64
-#: Processes that are named before it starts: more would keep the trace waiting.
+#: Processes that are named before the trace: more would delay it.
 _NAMED_FIRST = 5000
-#: Processes that are looked up for one batch, as the live stream has it.
+#: Processes that are looked up for one batch, as in a stream.
 _LOOKUPS = 64
-#: Terms that were seen before; none of them is looked up again.
+#: Terms that are remembered as named; none of them is looked up again.
 _SEEN = 1 << 18
 
 
 class Namer:
-    """Finds out who the processes and what the atoms of records are; without tables, nothing."""
+    """Names the processes, atoms and addresses of records; without the VM's tables, nothing."""
 
     def __init__(self, target: Target, names: Names) -> None:
         self._target, self._names = target, names
@@ -59,7 +59,7 @@ class Namer:
         self._labels: Labels | None = None
         self._table: ProcessTable | None = None
         self._code: CodeMap | None = None
-        #: Addresses that are named, by the code of this generation.
+        #: Addresses that are named, for the code of this generation.
         self._addresses: set[int] = set()
         self._generation = 0
         with suppress(ReadRefusedError):
@@ -69,14 +69,14 @@ class Namer:
             self._table = ProcessTable(target, IDENTITY)
             self._pids = PidCodec.of(target)
 
-    def everybody(self) -> None:
-        """Name all processes that are there, unless they are too many."""
+    def name_all(self) -> None:
+        """Name all processes, unless they are too many."""
         with suppress(ScopeError):
             if self._table is not None and self._table.count() <= _NAMED_FIRST:
                 self.look(self._table.snapshot().rows["id"].tolist())
 
     def records(self, records: NDArray[np.void]) -> None:
-        """Name what is new in a batch."""
+        """Name the new processes, atoms and addresses of a batch."""
         terms = _terms(records) - self._seen
         if len(self._seen) > _SEEN:
             self._seen.clear()
@@ -95,11 +95,11 @@ class Namer:
 
     @functools.cached_property
     def _called(self) -> CalledNames | None:
-        """What names long calls, of which most recordings have none."""
+        """Names of the code of long calls, made when a recording has the first."""
         return CalledNames(self._target, self._code) if self._code else None
 
     def _name_calls(self, records: NDArray[np.void]) -> None:
-        """Name what the long calls of a batch came from, and what they were."""
+        """Name the Erlang and the native function of each long call of a batch."""
         rows = records[records["kind"] == events.KINDS["long_call"].id]
         if not len(rows) or self._called is None:
             return
@@ -115,14 +115,14 @@ class Namer:
                     self._addresses.add(address)
 
     def look(self, pids: Iterable[int]) -> None:
-        """Name these processes, or notice that they are called otherwise now."""
+        """Name these processes, or note their new names."""
         if self._labels is not None:
             with suppress(ScopeError):
                 for pid, label in self._labels.labels(pids).items():
                     self._names.process(pid, label)
 
     def mailboxes(self, pids: list[int]) -> list[tuple[int, int]]:
-        """Messages that wait for each of *pids*, for those that are there."""
+        """The mailbox length of each of *pids* that is alive."""
         if self._table is None or not pids:
             return []
         with suppress(ScopeError):
@@ -134,20 +134,20 @@ class Namer:
 
 
 def _terms(records: NDArray[np.void]) -> set[int]:
-    """The terms in a batch; those of USDT probes are none."""
+    """The terms in a batch; records of USDT probes have none."""
     found: list[NDArray[Any]] = []
     plain = records[records["flags"] & events.FLAG_TEXT_PID == 0]
     for number in np.unique(plain["kind"]).tolist():
         kind = _KINDS[number]
         rows = plain[plain["kind"] == number]
         found.append(np.unique(rows["process"]))
-        found += [np.unique(rows["body"][:, place]) for place in _TERM_WORDS[kind.name]]
+        found += [np.unique(rows["body"][:, word]) for word in _TERM_WORDS[kind.name]]
     return set(np.concatenate(found).tolist()) if found else set()
 
 
 _KINDS = tuple(events.KINDS.values())
 _HEADER = events.RECORD.fields["body"][1] if events.RECORD.fields else 0
-#: Which words of the body of each kind are terms.
+#: Indices of the words of the body that are terms, by kind.
 _TERM_WORDS = {
     name: [
         (dtype.fields[field][1] - _HEADER) // 8
@@ -158,11 +158,47 @@ _TERM_WORDS = {
 }
 
 
+class Schedules:
+    """The schedules among the records of a trace."""
+
+    def __init__(self) -> None:
+        #: Time of the last schedule, CLOCK_MONOTONIC, ns.
+        self.last_ns = time.monotonic_ns()
+        #: The process on each thread, by tid; 0 for none.
+        self.running: dict[int, int] = {}
+        self._scheduled = np.zeros(0, np.uint64)
+
+    def follow(self, records: NDArray[np.void]) -> None:
+        """Note which processes were scheduled, and which one is on each thread."""
+        rows = records[records["kind"] == events.KINDS["schedule"].id]
+        if not len(rows):
+            return
+        self.last_ns = int(rows["time_ns"].max())
+        self._scheduled = np.concatenate([self._scheduled[-BLOCK:], rows["process"]])
+        # The last schedule of each thread says which process is on it.
+        tids, last = np.unique(rows["tid"][::-1], return_index=True)
+        ends = rows[::-1][last]
+        for tid, process, out in zip(
+            tids.tolist(), ends["process"].tolist(), ends["class"].tolist(), strict=True
+        ):
+            self.running[tid] = 0 if out else process
+
+    def take_busiest(self) -> list[int]:
+        """The processes that were scheduled most often since the last call."""
+        if not len(self._scheduled):
+            return []
+        pids, counts = np.unique(self._scheduled, return_counts=True)
+        self._scheduled = self._scheduled[:0]
+        busiest: list[int] = pids[np.argsort(-counts)[:_BUSIEST]].tolist()
+        return busiest
+
+
 class Recorder:
     """
-    A sink that writes a capture of *trace* to *store*, which a flight recorder says is a ring.
+    A sink that writes a capture of *trace* to *store*.
 
-    The plan is taken from the trace when it begins: by then it is known what could be attached.
+    With *flight*, *store* is the ring of a flight recorder. The plan is taken from the trace when
+    it begins: then it is known which hooks could be attached.
     """
 
     def __init__(
@@ -173,25 +209,22 @@ class Recorder:
         self._flight = flight
         self.writer = Writer(store, names)
         self._namer = Namer(target, names)
-        self._namer.everybody()
+        self._namer.name_all()
         self.head: Head | None = None
         self._waiting: list[NDArray[np.void]] = []
         self._count = 0
         self._queues: list[Any] = []
         self._mailboxes: list[Any] = []
-        self._scheduled = np.zeros(0, np.uint64)
         self._busiest: list[int] = []
         self._threads: dict[int, list[Any]] = {}
         self._due = dict.fromkeys((FLUSH, _QUEUES, _MAILBOXES, _MAPS), 0.0)
         self.counters: CounterReader | None = None
         with suppress(ReadRefusedError):
             self.counters = CounterReader(target)
-        #: When something was scheduled last, and what is on each thread that has not left it.
-        self.scheduled_ns = time.monotonic_ns()
-        self.running: dict[int, int] = {}
+        self.schedules = Schedules()
 
     def begin(self) -> None:
-        """Write what holds for the whole capture, if that was not done yet."""
+        """Write the head of the capture, unless it is written."""
         if self.head is not None:
             return
         target = self._target
@@ -217,7 +250,7 @@ class Recorder:
         self.begin()
         if not len(records):
             return
-        self._follow(records)
+        self.schedules.follow(records)
         self._namer.records(records)
         self._waiting.append(records.copy())
         self._count += len(records)
@@ -225,13 +258,13 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Write the records that wait."""
+        """Write the records that wait for a block."""
         if self._waiting:
             self.writer.records(np.concatenate(self._waiting))
             self._waiting, self._count = [], 0
 
     def beat(self, session: Session) -> None:
-        """Do what is due."""
+        """Take the samples and write the blocks that are due."""
         self.begin()
         now = time.monotonic()
         if self._is_due(_QUEUES, now) and self.counters:
@@ -246,7 +279,7 @@ class Recorder:
             self.settle(session)
 
     def settle(self, session: Session) -> None:
-        """Write everything that is known now, and the maps."""
+        """Write all records, samples and maps of this moment."""
         self._namer.look(self._busiest)
         self.flush()
         self.samples()
@@ -254,7 +287,7 @@ class Recorder:
         self.writer.maps(time.monotonic_ns(), hits, session.tallies(), session.durations())
 
     def samples(self) -> None:
-        """Write what was sampled since the last time."""
+        """Write the samples since the last call."""
         found = {t.tid: [t.tid, t.role, t.number] for t in threads(self._target.pid)}
         fresh = [thread for tid, thread in found.items() if tid not in self._threads]
         self._threads |= found
@@ -277,33 +310,15 @@ class Recorder:
         self._due[period] = now + period
         return True
 
-    def _follow(self, records: NDArray[np.void]) -> None:
-        """Remember who is scheduled, and who is on."""
-        rows = records[records["kind"] == events.KINDS["schedule"].id]
-        if not len(rows):
-            return
-        self.scheduled_ns = int(rows["time_ns"].max())
-        self._scheduled = np.concatenate([self._scheduled[-BLOCK:], rows["process"]])
-        # The last one of each thread says what is on it.
-        tids, last = np.unique(rows["tid"][::-1], return_index=True)
-        ends = rows[::-1][last]
-        for tid, process, out in zip(
-            tids.tolist(), ends["process"].tolist(), ends["class"].tolist(), strict=True
-        ):
-            self.running[tid] = 0 if out else process
-
     def _look_at_mailboxes(self) -> None:
-        if len(self._scheduled):
-            pids, counts = np.unique(self._scheduled, return_counts=True)
-            self._busiest = pids[np.argsort(-counts)[:_BUSIEST]].tolist()
-            self._scheduled = self._scheduled[:0]
+        self._busiest = self.schedules.take_busiest() or self._busiest
         found = self._namer.mailboxes(self._busiest)
         if found:
             self._mailboxes.append([time.monotonic_ns(), found])
 
 
 def _codec(kind: Any, target: Target) -> Any:
-    """The codec of a VM's identifiers; that of OTP 25 where its tables are not found."""
+    """The codec of a VM's identifiers; that of OTP 25 if its tables are not found."""
     try:
         return kind.of(target)
     except ReadRefusedError:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells a VM that stalls from one that has had nothing to do. Pure."""
+"""Distinguishes a VM that stalls from one that has nothing to do. Pure."""
 
 from __future__ import annotations
 
-#: Looks in the time that makes a stall: work that is there for a moment is not there each time.
+#: Looks in the time after which a VM stalls: work that waits for a moment is not there each time.
 _LOOKS = 10
 
 
 class Stall:
     """
-    Work has waited for *seconds* and nothing was scheduled meanwhile.
+    A VM stalls if work has waited for *seconds* and nothing was scheduled meanwhile.
 
-    A look tells what waits now, not since when: a VM that wakes after a quiet hour has work, too.
-    So the time counts from the first look that saw some, and each one since must have.
+    A look shows that work waits now, not since when: a VM that wakes after a quiet hour has work,
+    too. So the time counts from the first look that saw waiting work, if every look since then did.
     All times are ns of the monotonic clock.
     """
 
@@ -30,7 +30,10 @@ class Stall:
 
     def lasts(self, now: int, scheduled: int, *, waits: bool) -> bool:
         """
-        Whether it stalls: work *waits*, looked at after *now*; *scheduled* is when some went last.
+        Whether the VM stalls.
+
+        *waits* is whether work waits, looked at after *now*; *scheduled* is the time of the last
+        schedule.
         """
         if not waits:
             self._since = None

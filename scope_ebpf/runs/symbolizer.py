@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the samples of the kernel to a profile, while the target runs."""
+"""Puts names on the samples of the kernel while the target runs, and makes a profile of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.profile import Profile
 
-#: What threads that run no process are called, by their role.
+#: Names of threads that run no process, by their role.
 _THREADS = {
     "normal": "(scheduler)",
     "dirty_cpu": "(dirty CPU scheduler)",
@@ -37,16 +37,16 @@ _THREADS = {
     "poll": "(poll thread)",
     "aux": "(aux thread)",
 }
-#: What the thread of a dirty scheduler runs processes in.
+#: The function in which the thread of a dirty scheduler runs processes.
 _DIRTY_MAIN = "erts_dirty_process_main"
-#: In the order of ``events.WAIT_REASONS``.
+#: Wait reasons in the order of ``events.WAIT_REASONS``.
 _WAITS = (
     "[waits for a message or a timeout]",
     "[waits in the run queue]",
     "[suspended: a busy port or node, or another process]",
     "[on a dirty scheduler, or waiting for one]",
 )
-#: What the outermost frame is: ``name`` puts processes of one name or module together.
+#: Kinds of outermost frames: ``name`` puts processes of one name or module together.
 OWNERS = ("name", "pid", "thread")
 
 
@@ -61,13 +61,18 @@ def _native_frame(name: NativeName) -> Frame:
 
 
 def wait_frame(reason: int) -> Frame:
-    """Say why a process waited, as the innermost frame."""
+    """The innermost frame of a sample of waiting, by its wait *reason*."""
     known = reason < len(_WAITS)
     return Frame(_WAITS[reason] if known else "[waits]", "wait")
 
 
-class Reader:
-    """Puts names on samples of one target and adds them to a profile; *by* is one of OWNERS."""
+class Symbolizer:
+    """
+    Puts names on samples of one target and adds them to a profile.
+
+    *by* is the outermost frame, one of :data:`OWNERS`. An interpreter's missing Erlang frames are
+    noted in the profile.
+    """
 
     def __init__(self, target: Target, profile: Profile, by: str = "name") -> None:
         atoms = Atoms(target)
@@ -79,8 +84,9 @@ class Reader:
         self._labels = Labels(target, atoms, code)
         self._ports = PortCodec.of(target)
         self._roles: dict[int, tuple[str, str]] = {}
+        #: Samples that came when the target had ended.
         self.undecoded = 0
-        #: Of each sample of waiting: where in the code, and why.
+        #: The address in Erlang code and the wait reason of each sample of waiting.
         self.sites: list[tuple[int, int]] = []
         if target.flavor == "emu":
             profile.notes.append(
@@ -89,7 +95,7 @@ class Reader:
             )
 
     def refresh(self) -> None:
-        """Take in code that was loaded and libraries that were mapped since."""
+        """Read the code that was loaded and the libraries that were mapped since."""
         self._stacks.refresh()
 
     def take(self, records: Iterable[bytes]) -> None:
@@ -126,7 +132,7 @@ class Reader:
         )
 
     def code_frame(self, address: int) -> Frame:
-        """Name a place in Erlang code as a frame."""
+        """The frame of an address in Erlang code."""
         found = self._stacks.location(address)
         if found is None:
             return Frame("[runtime]", "native")
@@ -136,8 +142,8 @@ class Reader:
         frames = [_erlang_frame(mfa) for mfa in reversed(stack.erlang or ())]
         native = [_native_frame(name) for name in reversed(stack.native)]
         if stack.erlang is not None:
-            # How a dirty scheduler's thread came to run the process says nothing of it.
-            main = [place for place, frame in enumerate(native) if frame.name == _DIRTY_MAIN]
+            # The frames below belong to the thread of a dirty scheduler, not to the process.
+            main = [index for index, frame in enumerate(native) if frame.name == _DIRTY_MAIN]
             native = native[main[0] + 1 :] if main else native
         frames += native
         kernel = head["kernel"][: int(head["kernel_frames"])].tolist()
@@ -147,7 +153,7 @@ class Reader:
     def _owner(
         self, head: np.void, stack: Stack, labels: dict[int, Label], role: str, thread: str
     ) -> Frame:
-        """Tell who ran, as the outermost frame."""
+        """The outermost frame: the process, port or thread that ran."""
         if self._by == "thread":
             return Frame(thread, "thread")
         label = labels.get(int(head["pid"]))
@@ -159,12 +165,12 @@ class Reader:
         if self._by == "pid":
             return Frame(f"{label.pid} {label.who or ''}".rstrip(), "process")
         if label.who is None and stack.erlang and stack.complete:
-            # It has ended before it was looked up: where it began is all there is.
+            # It ended before it was looked up: only its first function is known.
             return Frame(f"{stack.erlang[-1]} (ended)", "process")
         return Frame(label.who or "(ended)", "process")
 
     def _thread(self, tid: int) -> tuple[str, str]:
-        """Tell role and name of a thread; what the VM did not name is called by its name."""
+        """The role and name of a thread; ``thread NAME`` for one that the VM did not name."""
         if tid not in self._roles:
             comm = Path(f"/proc/{self._target.pid}/task/{tid}/comm")
             try:

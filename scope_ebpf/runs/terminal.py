@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace meets around it: its output, other traces, signals, a terminal."""
+"""The surroundings of a run: its output, other runs on the same target, a progress bar."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import socket
 import stat
 import sys
 from typing import IO, TYPE_CHECKING, TextIO
 
-from scope_ebpf import output
-from scope_ebpf.errors import NoSuchProcessError, OutputError, TargetEndedError
+from scope_ebpf import output, pipes
+from scope_ebpf.errors import OutputError
+from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from scope_ebpf.beam.vm.identity import Identity
-
-#: How much of a file is looked at at once for its last newline, bytes.
+#: Bytes that are read at once to find a file's last newline.
 _BLOCK = 65536
-#: What may be done about an output that cannot be written.
+#: What a user may do about an output that cannot be written.
 _FULL = "what was written before is whole, free some space or choose another --output"
 _REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -32,6 +30,11 @@ _REMEDIES = {
     errno.EIO: _FULL,
     errno.ENOENT: "there is no such folder, make it or choose another --output",
 }
+
+
+def announce(text: str) -> None:
+    """Print one line of ``scope-trace`` itself to stderr."""
+    say(f"scope-trace: {plain(text)}")
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def open_output(path: str | None, *, force: bool = False, whole: bool = False) -
     """
     if path is None or path == "-":
         sys.stdout.flush()
-        with _closed(open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)) as text:
+        with _closed(pipes.open_text(sys.stdout.fileno(), closefd=False)) as text:
             yield text
     elif whole:
         with open_document(path, force=force) as file:
@@ -63,7 +66,7 @@ def open_output(path: str | None, *, force: bool = False, whole: bool = False) -
         fd = open_stream(path, force=force)
         kept = os.dup(fd)
         try:
-            with _closed(os.fdopen(fd, "w", encoding="utf-8")) as text:
+            with _closed(pipes.open_text(fd)) as text:
                 yield text
         finally:
             _end_with_a_line(kept)
@@ -123,7 +126,7 @@ def _end_with_a_line(fd: int) -> None:
 
 
 def output_error(error: OSError, path: str | None) -> OutputError:
-    """What a failed write to *path* means to a user."""
+    """The error for the user of a failed write to *path*."""
     where = f" {path}" if path else ""
     remedy = _REMEDIES.get(error.errno or 0, "choose another --output")
     return OutputError(f"cannot write the output{where}: {error.strerror}; {remedy}")
@@ -132,10 +135,9 @@ def output_error(error: OSError, path: str | None) -> OutputError:
 @contextlib.contextmanager
 def alone(pid: int) -> Iterator[list[str]]:
     """
-    Notes about other traces of the same target.
+    Notes about other runs on the same target.
 
-    A name in the abstract socket namespace is taken for as long as we live, and is
-    nothing that can be left behind.
+    The run holds a name in the abstract socket namespace, which goes with its process.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
         try:
@@ -146,45 +148,11 @@ def alone(pid: int) -> Iterator[list[str]]:
         yield []
 
 
-def require_target(identity: Identity, doing: str) -> None:
-    """TargetEndedError if the target is no more what was inspected."""
-    try:
-        identity.check()
-    except NoSuchProcessError as error:
-        raise TargetEndedError(
-            f"process {identity.pid} {error.what} before it could be {doing}"
-        ) from None
-
-
-def target_ended(pid: int, error: NoSuchProcessError, doing: str) -> TargetEndedError:
-    """The end of a run, of which *error* tells, while the target was *doing*, such as "traced"."""
-    return TargetEndedError(f"process {pid} {error.what} while it was {doing}")
-
-
-@contextlib.contextmanager
-def stop_signals(stop: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP end the trace well while the block runs."""
-    reasons = {
-        signal.SIGINT: "interrupted",
-        signal.SIGTERM: "terminated",
-        signal.SIGHUP: "hung up",
-    }
-    before = {
-        number: signal.signal(number, lambda n, _: stop(reasons[signal.Signals(n)]))
-        for number in reasons
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextlib.contextmanager
 def progress_bar(
     whole: float | None, *, visible: bool, what: str = "tracing"
 ) -> Iterator[Callable[[float], object]]:
-    """A progress bar on a terminal; elsewhere nothing. Yields what moves it, to *whole*."""
+    """A progress bar on a terminal; elsewhere nothing. Yields what moves it, up to *whole*."""
     if not (visible and sys.stderr.isatty()):
         yield lambda _seconds: None
         return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
 
-__all__ = ["of_target", "plain", "say", "spelled"]
+__all__ = ["of_target", "plain", "say", "short", "spelled"]
 
 
 #: A function of an Elixir module as Erlang writes it, up to its name.
@@ -56,3 +56,12 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...], between: str) ->
     # Three digits of 999.5 are 1000, which is one of the next unit.
     scale, unit = next((u for u in reversed(units) if value >= 0.9995 * u[0]), units[0])
     return f"{value / scale:.3g}{between}{unit}"
+
+
+def short(number: float) -> str:
+    """*number* in at most five characters: 999, 9.9k, 99M."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            return f"{number:.1f}{unit}" if unit and number < 9.95 else f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.0f}P"

@@ -2,12 +2,12 @@
 """
 Where the functions of a user's probe are attached, by their names.
 
-    on_PROGRAM       where our own program of that name sits, such as on_gc_entry
-    uprobe__NAME     the entry of a function of the VM
-    uretprobe__NAME  its return
+    on_PROGRAM       at the hooks of the program of that name in probes/, such as on_gc_entry
+    uprobe__NAME     at the entry of a function of the VM
+    uretprobe__NAME  at its return
 
-Functions only: a USDT probe of OTP formats its arguments inside the VM, and two of
-them end it.
+USDT probes are not offered: those of OTP format their arguments inside the VM, and two of them end
+it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _FUNCTION = {"uprobe__": False, "uretprobe__": True}
 
 
 def named() -> dict[str, tuple[events.Variant, ...]]:
-    """Each ``on_`` name, and the ways that its program is part of."""
-    ways = [variant for variant in events.VARIANTS if variant.via == "symbol"]
-    programs = dict.fromkeys(hook.program for way in ways for hook in way.hooks)
+    """Each ``on_`` name, and the attach methods that its program is part of."""
+    variants = [variant for variant in events.VARIANTS if variant.via == "symbol"]
+    programs = dict.fromkeys(hook.program for variant in variants for hook in variant.hooks)
     return {
-        f"on_{program}": tuple(w for w in ways if any(h.program == program for h in w.hooks))
+        f"on_{program}": tuple(v for v in variants if any(h.program == program for h in v.hooks))
         for program in programs
     }
 
 
-def places(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
+def attachments(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
     """
-    Every place of *function* in an emulator of *flavor*.
+    Every attachment of *function* in an emulator of *flavor*.
 
-    Raises ProbeError for a name that tells no hook, and NothingToAttachError for one
-    that this VM does not have.
+    Raises ProbeError if *function* is not the name of a hook, and NothingToAttachError if this VM
+    does not have the hook.
     """
     if function in named():
         return _own(binary, flavor, function)
@@ -53,7 +53,7 @@ def places(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]
     hook = events.Hook(function, name, returns=_FUNCTION[prefix], mangled=True)
     symbol = binary.symbol(name)
     variable = symbol is not None and not symbol.is_function
-    found = [] if variable else symbol_places(binary, _way(hook), hook)
+    found = [] if variable else symbol_places(binary, _variant(hook), hook)
     if not found:
         raise NothingToAttachError(f"{function}: the VM has no function {name} that can be seen")
     return tuple(found)
@@ -63,17 +63,17 @@ def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
     program = function.removeprefix("on_")
     found: list[Attachment] = []
     missing: list[str] = []
-    for way in named()[function]:
-        if way.flavor not in (None, flavor):
-            missing.append(f"{way.event} has no hook in an emulator of flavor {flavor}")
+    for variant in named()[function]:
+        if variant.flavor not in (None, flavor):
+            missing.append(f"{variant.event} has no hook in an emulator of flavor {flavor}")
             continue
-        for hook in way.hooks:
+        for hook in variant.hooks:
             if hook.program == program:
-                # The probe takes its arguments where the function has them.
+                # The probe reads its arguments where the function has them.
                 plain = replace(hook, program=function, call=None, at_call=(), arguments=())
-                places = symbol_places(binary, way, plain)
-                found += places
-                if not places and not hook.optional:
+                sites = symbol_places(binary, variant, plain)
+                found += sites
+                if not sites and not hook.optional:
                     missing.append(f"the VM has no function {hook.name} that can be seen")
     if missing or not found:
         reasons = "; ".join(missing) or "nothing to attach to"
@@ -81,7 +81,7 @@ def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _way(hook: events.Hook) -> events.Variant:
+def _variant(hook: events.Hook) -> events.Variant:
     return events.Variant(hook.program, "symbol", _FAMILY, (hook,))
 
 

@@ -2,7 +2,7 @@
 """
 The C text of a user's probe, made ready for a compiler and for one VM.
 
-What the VM knows becomes constants: the offsets of its structs, the words of its atoms.
+Offsets of the VM's structs and the words of its atoms become constants.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
 
-#: What beam.h is put into: ``struct beam_record`` behind the kernel's own header, 128 bytes.
+#: Each kind of record with its own fields, by its number.
+Vocabulary = list[tuple[events.Kind, np.dtype[np.void]]]
+#: ``struct beam_record`` of beam.h behind the kernel's own header, 128 bytes.
 RECORD = np.dtype([*events.RECORD.descr[:-1], ("body", "<u8", (12,))])
 #: A probe longer than this is no probe, bytes.
 _MAX_SOURCE = 1 << 20
@@ -39,7 +41,7 @@ _COUNT = re.compile(r"\bBEAM_COUNT\(\s*(\w+)\s*,([^()]*)\)")
 _HISTOGRAM = re.compile(r"\bBEAM_HISTOGRAM\(\s*(\w+)\s*\)")
 #: Maps that outlive the run, in a file of bpffs, or are another tool's by such a file.
 _PINNED = re.compile(r"\bBPF_TABLE_PINNED\w*|\bLIBBPF_PIN_BY_NAME\b|\bpinning\b|\bmaps/pinned\b")
-#: What stands for them, on one line so that the lines of the file keep their numbers.
+#: Replacements of the macros, on one line so that the lines of the file keep their numbers.
 _COUNTING = (
     r"struct \1 {\2}; BPF_HASH(beam_count_\1, struct \1, u64, 8192); "
     r"static __always_inline void beam_count_\1_(struct \1 *key) { u64 zero = 0, *seen; "
@@ -53,9 +55,9 @@ _OBSERVING = (
     r"u64 *seen = beam_histogram_\1.lookup(&slot), *total = beam_total_\1.lookup(&zero); "
     r"if (seen && total) { __sync_fetch_and_add(seen, 1); __sync_fetch_and_add(total, ns); } }"
 )
-#: What every line of a stream begins with.
+#: Names of the fields that begin every line of a stream.
 _TAKEN = ("time", "event", "pid", "who")
-#: The unit that the end of a field's name tells.
+#: The unit of a field by the end of its name.
 _UNITS = {"_ns": "ns", "_words": "words"}
 
 
@@ -68,16 +70,17 @@ def header() -> str:
 class Source:
     """
     A probe, ready for a VM.
-
-    The names of what it declares, and *notes* that its author should know.
     """
 
+    #: The C text for the compiler.
     text: str
+    #: Names of the events, counts and histograms that the probe declares.
     events: tuple[str, ...]
     counts: tuple[str, ...]
     histograms: tuple[str, ...]
     #: Functions that count how often they run, in the order of their numbers in ``beam_hits``.
     counted: tuple[str, ...]
+    #: What the author should know.
     notes: tuple[str, ...]
 
 
@@ -85,13 +88,12 @@ def prepare(
     name: str, text: str, target: Target, ring_pages: int, defines: Sequence[str] = ()
 ) -> Source:
     """
-    Put before *text*, of file *name*, what it stands on.
+    The probe *text* of file *name* with the definitions that it needs before it.
 
-    *defines* are macros as ``NAME`` or ``NAME=VALUE``, for the probe and not for what
-    is before it.
+    *ring_pages* is the size of its ring. *defines* are macros as ``NAME`` or ``NAME=VALUE``, for
+    the probe alone. Messages of the compiler keep the line numbers of the file.
 
-    Raises ProbeError for a text that is none. Messages of the compiler keep the lines
-    of the file.
+    Raises ProbeError for a text that cannot be a probe.
     """
     if len(text) > _MAX_SOURCE or "\0" in text:
         raise ProbeError(f"{name} is no C source of a probe")
@@ -145,7 +147,7 @@ def _offsets(target: Target, notes: list[str]) -> list[str]:
 
 
 def _counting(counted: list[str]) -> Callable[[re.Match[str]], str]:
-    """What lets each function count its runs, under its place in *counted*."""
+    """A replacement that lets each function count its runs, under its index in *counted*."""
 
     def begin(found: re.Match[str]) -> str:
         name = found[2]
@@ -159,7 +161,7 @@ def _counting(counted: list[str]) -> Callable[[re.Match[str]], str]:
 
 
 def _atoms(target: Target, notes: list[str]) -> Callable[[re.Match[str]], str]:
-    """What puts the word of an atom in place of its name."""
+    """A replacement of an atom's name by its word."""
 
     def word(found: re.Match[str]) -> str:
         name = re.sub(r"\\(.)", r"\1", found[1])
@@ -185,10 +187,8 @@ def is_term(kind: Any) -> bool:
     return isinstance(kind, type) and kind.__name__ == "eterm"
 
 
-def vocabulary(
-    kinds: Sequence[tuple[str, type[ctypes.Structure]]],
-) -> list[tuple[events.Kind, np.dtype[np.void]]]:
-    """Each event of the probe, by name and struct, as the sinks want kinds of records."""
+def vocabulary(kinds: Sequence[tuple[str, type[ctypes.Structure]]]) -> Vocabulary:
+    """The kind and record type of each event of the probe, given by name and struct."""
     return [(_kind(n, name, leaf), _dtype(name, leaf)) for n, (name, leaf) in enumerate(kinds)]
 
 

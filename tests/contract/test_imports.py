@@ -24,13 +24,15 @@ MAY = {
     "errors": set(),
     "schema": set(),
     "events": {"schema"},
-    "output": set(),
+    "output": {"pipes"},
+    "pipes": set(),
     "plain": set(),
     "relations": set(),
     "attach": {"events"},
     "results": {"events"},
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
+    "cgroups": {"sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {"arrays", "errors", "events", "relations", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
@@ -38,33 +40,25 @@ MAY = {
     "metrics": {"beam", "events", "plain", "relations"},
     # What knows BPF, and nothing of the BEAM.
     "kernel": {"attach", "errors", "events"},
+    # Where both sides meet: a session on a target.
+    "sessions": {"beam", "kernel", "planning"},
     # What is kept and shown.
     "capture": {"attach", "beam", "errors", "events", "relations", "results"},
     "sinks": {"arrays", "capture", "errors", "events", "plain", "results", "user_probes"},
     # What knows both sides.
-    "budget": {"beam", "errors", "events", "kernel", "metrics", "results"},
+    "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
-        *("attach", "beam", "budget", "errors", "events", "kernel", "metrics", "plain", "planning"),
-        *("relations", "sandbox"),
+        *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
+        *("planning", "relations", "sandbox", "sessions"),
     },
     "runs": {
-        *(
-            "attach",
-            "beam",
-            "budget",
-            "capture",
-            "errors",
-            "events",
-            "kernel",
-            "output",
-            "planning",
-        ),
-        *("relations", "results", "sinks"),
+        *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
+        *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
     },
     # Options, one call, one print.
     "cli": {
-        *("arrays", "attach", "beam", "budget", "capture", "daemon", "errors", "events", "kernel"),
-        *("output", "planning", "results", "runs", "sandbox", "sinks", "user_probes"),
+        *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
+        *("pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
     },
 }
 
@@ -163,7 +157,7 @@ def test_two_sides_know_nothing_of_each_other(side: str):
     """
     Neither side reaches the other, nor a part that is above both, and nothing reaches itself.
     """
-    assert not reached(side) & {*APART, "budget", "daemon", "runs", "cli"}
+    assert not reached(side) & {*APART, "sessions", "budget", "daemon", "runs", "cli"}
     assert not [part for part in MAY if part in reached(part)]
 
 
@@ -189,6 +183,9 @@ def test_two_sides_know_nothing_of_each_other(side: str):
         ("budget/x.py", "from scope_ebpf.daemon.watch import Watch", "daemon"),
         ("capture/x.py", "from scope_ebpf.sinks import plain", "sinks"),
         ("attach/x.py", "from scope_ebpf.kernel import host", "kernel"),
+        ("cgroups.py", "from scope_ebpf.metrics import reading", "metrics"),
+        ("pipes.py", "from scope_ebpf import errors", "errors"),
+        ("sessions.py", "from scope_ebpf.runs import trace", "runs"),
     ],
 )
 def test_an_import_without_a_row_is_found(tmp_path: Path, place: str, statement: str, said: str):
@@ -222,3 +219,37 @@ def test_an_import_with_a_row_is_not_found(tmp_path: Path, place: str, statement
     path.parent.mkdir(exist_ok=True)
     path.write_text(statement + "\n")
     assert [] == violations(tmp_path)
+
+
+def commands() -> list[Path]:
+    """
+    The modules of ``scope_ebpf.cli`` that are commands.
+    """
+    return [path for path in (PACKAGE / "cli").glob("*.py") if "\ndef run(" in path.read_text()]
+
+
+def test_commands_know_no_other_command():
+    """
+    What two commands need is in neither of them.
+    """
+    names = {f"scope_ebpf.cli.{path.stem}" for path in commands()}
+    assert len(names) >= 12
+    found = [
+        f"{path.name}:{line} imports {module}"
+        for path in commands()
+        for line, module in imported(path.read_text())
+        if module in names
+    ]
+    assert [] == found
+
+
+def test_arguments_are_parsed_in_commands_alone():
+    """
+    Below the commands, options are records with fields of their own.
+    """
+    found = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE / "cli" and "argparse" in path.read_text()
+    ]
+    assert [] == found

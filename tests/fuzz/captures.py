@@ -23,7 +23,7 @@ from scope_ebpf.capture import frames
 from scope_ebpf.capture.frames import Block, BlockKind, Frames
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.terms import CapturedTerms
-from scope_ebpf.cli.summary import warn
+from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.sinks import parquet
 from scope_ebpf.sinks.otlp import Spans, line
 from scope_ebpf.sinks.perfetto.timeline import Timeline
@@ -150,7 +150,7 @@ def _text(_capture: Capture, contents: Contents) -> None:
     _plain(output.getvalue())
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        warn(contents)
+        say_damage(contents)
     _plain(said.getvalue())
 
 

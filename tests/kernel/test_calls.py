@@ -52,7 +52,7 @@ def test_every_kind_of_call_of_a_function_counts_once(beam: Beam):
 
 def test_a_caller_is_the_function_that_it_returns_to(beam: Beam):
     """
-    The caller is told by name and line; a tail call returns to whoever called before.
+    The caller has a name and a line; a tail call returns to the caller before it.
     """
     with calling(beam.pid, "called:target/2", "called:loop/1") as run:
         beam.plant("local 23")
@@ -95,7 +95,7 @@ def test_a_native_function_is_counted_where_erlang_calls_it(beam: Beam):
 
 def test_the_shapes_of_arguments_are_what_was_called_with(beam: Beam):
     """
-    Atoms, numbers, pids and keys are told, texts are only measured, the ninth argument is not.
+    Atoms, numbers, pids and keys are shown, texts by size, the ninth argument not at all.
     """
     with calling(beam.pid, "called:shapes/9") as run:
         beam.plant("shapes 23")
@@ -185,7 +185,7 @@ def test_each_level_of_a_recursion_has_its_own_duration(beam: Beam):
                 run.wait_for(lambda event: event["event"] == "call")
         beam.plant("nest 22")
         run.stop()
-    calls = [place for place, event in enumerate(run.events) if event["event"] == "call"]
+    calls = [index for index, event in enumerate(run.events) if event["event"] == "call"]
     last = [e for e in run.events[calls[-23] :] if e["event"] == "return"]
     durations = [event["duration_seconds"] for event in last]
     assert 23 == len(durations)
@@ -194,7 +194,7 @@ def test_each_level_of_a_recursion_has_its_own_duration(beam: Beam):
 
 def test_a_code_upgrade_is_followed(beam: Beam):
     """
-    After other code is loaded its calls are counted, and told apart from those of the old.
+    After other code is loaded its calls are counted apart from those of the old.
     """
     with calling(beam.pid, "called_server:handle_call/3") as run:
         planted = beam.plant("server 23")
@@ -208,7 +208,7 @@ def test_a_code_upgrade_is_followed(beam: Beam):
     assert all(event["gap_seconds"] is not None for event in run.of("code"))
 
 
-def told(time: float) -> float:
+def shown(time: float) -> float:
     """
     The time of an event, in ns since 1970.
     """
@@ -229,7 +229,7 @@ def test_every_call_that_is_missing_lies_in_a_reported_gap():
         missing = set(range(1, made + 1)) - seen
         near = {n for call in missing for n in (call, call + 1) if n <= made}
         times = {call: int(beam.ask(f"when {call}").split()[1]) for call in sorted(near)}
-    gaps = [(told(e["time"] - (e["gap_seconds"] or 0)), told(e["time"])) for e in run.of("code")]
+    gaps = [(shown(e["time"] - (e["gap_seconds"] or 0)), shown(e["time"])) for e in run.of("code")]
     between = {call: (times[call], times.get(call + 1, times[call] + CLOCKS)) for call in missing}
     outside = {
         call: (since, until)
@@ -237,9 +237,9 @@ def test_every_call_that_is_missing_lies_in_a_reported_gap():
         if not any(a - CLOCKS <= until and since <= b + CLOCKS for a, b in gaps)
     }
     assert (len(seen), {}) == (made - len(missing), outside)
-    told_as_missing = [function["missing"] for function in run.summary["functions"]]
-    about = sum(part["calls"] for part in told_as_missing)
-    error = sum(part["error"] for part in told_as_missing)
+    reported = [function["missing"] for function in run.summary["functions"]]
+    about = sum(part["calls"] for part in reported)
+    error = sum(part["error"] for part in reported)
     assert about - error <= len(missing) <= about + error
     assert len({call["version"] for call in run.of("call")}) > 2
     assert run.summary["calls"] == len(seen)

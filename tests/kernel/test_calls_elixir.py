@@ -117,7 +117,7 @@ def test_calls_of_a_genserver_are_exact_through_an_upgrade(shop: Shop):
 
 def test_a_pattern_without_arity_means_the_function(shop: Shop):
     """
-    Elixir's and Erlang's way to write it name the same function.
+    Elixir's and Erlang's notation name the same function.
     """
     for pattern in ("Shop.Cart.handle_call", "Elixir.Shop.Cart:handle_call/3"):
         with calling(shop.pid, pattern) as run:

@@ -106,7 +106,7 @@ def test_calls_of_a_server_have_its_name(beam: Beam):
 
 def test_the_cost_of_every_call_is_announced(beam: Beam):
     """
-    All functions pass the probes, so the VM pays for each; how many did is told at the end.
+    All functions pass the probes, so the VM pays for each; their number is in the notes.
     """
     command = [*CALLS, "called:nap/1", "--pid", str(beam.pid), "--duration", "100ms"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=beams_run.PATIENCE)
@@ -116,7 +116,7 @@ def test_the_cost_of_every_call_is_announced(beam: Beam):
 
 def test_a_function_in_c_is_refused(beam: Beam):
     """
-    The interpreter's stub of a BIF is told from Erlang code; its calls pass no probe.
+    The interpreter's stub of a BIF is not Erlang code; its calls pass no probe.
     """
     code, message = refused(beam.pid, "erlang:process_info/2")
     assert 2 == code

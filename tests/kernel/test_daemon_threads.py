@@ -25,8 +25,8 @@ from scope_ebpf import events
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses, SchedulerFinder
 from scope_ebpf.beam.vm.threads import ROLES, threads
+from scope_ebpf.cgroups import Throttling
 from scope_ebpf.daemon.readings.threads import WatchedThreads
-from scope_ebpf.daemon.readings.throttling import Throttling
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 import tracing
-from beams_run import require
-from tracing import SCOPE_TRACE, Run, scope_trace, wait_until
+from beams_run import PATIENCE, require
+from tracing import SCOPE_TRACE, Run, is_full, scope_trace, wait_until
 
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.bpf import stats
@@ -69,12 +69,19 @@ def every_send(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(pid: int, probe: Path, *words: str, form: str = "jsonl", **more) -> Iterator[Run]:
+def running(
+    pid: int,
+    probe: Path,
+    *words: str,
+    form: str = "jsonl",
+    output: int | None = None,
+    **more,
+) -> Iterator[Run]:
     """
     A run of *probe* without an end, attached.
     """
     words = ("run", str(probe), "--pid", str(pid), "--duration", "0", "--format", form, *words)
-    run = Run([*SCOPE_TRACE, *words], None, **more)
+    run = Run([*SCOPE_TRACE, *words], output, **more)
     try:
         run.wait_for_counting()
         yield run
@@ -113,7 +120,7 @@ def test_big_gc_sees_each_collection(stock: beams_run.Beam):
 
 def test_who_sends_what_counts_by_receiver_and_tag(inserting: beams_run.Beam):
     """
-    The example tells the tags of messages apart, tuples and atoms, and names both ends.
+    The example distinguishes the tags of messages, tuples and atoms, and names both ends.
     """
     _, main, sink = inserting.ask("who").split()
     with running(inserting.pid, EXAMPLES / "who_sends_what.c") as run:
@@ -185,7 +192,7 @@ def test_it_ends_after_so_many_events(stock: beams_run.Beam, every_send: Path):
 
 def test_what_is_lost_is_counted(stock: beams_run.Beam, every_send: Path):
     """
-    Events seen and events lost are together as often as the probe ran, whoever was too slow.
+    Events seen and events lost are together as many as the probe's runs.
     """
     with running(stock.pid, every_send, "-D", "FILTER=0", "--ring", "1") as run:
         assert "storming" == stock.ask("storm pingpong 2")
@@ -216,7 +223,7 @@ def hits_of(pid: int) -> int:
     return total
 
 
-def test_a_dear_probe_is_told_so(stock: beams_run.Beam):
+def test_an_expensive_probe_is_warned_about(stock: beams_run.Beam):
     """
     A probe that costs the VM more than a hundredth of its CPU says so while it runs.
     """
@@ -235,7 +242,7 @@ def test_a_dear_probe_is_told_so(stock: beams_run.Beam):
 
 def test_a_target_that_ends_ends_the_run(every_send: Path):
     """
-    What was seen until then is told, and the exit code says that the target has ended.
+    What was seen until then is reported, and the exit code says that the target has ended.
     """
     with beams_run.planted("stock25") as beam, running(beam.pid, every_send, "-DFILTER=0") as run:
         beam.plant("messages 23")
@@ -254,7 +261,7 @@ def test_a_kill_leaves_nothing(every_send: Path, private_emulator: Path):
     with beams_run.planted("usdt25", env={"BINDIR": str(private_emulator)}) as beam:
         before = tracing.in_kernel()
         target = inspect(beam.pid)
-        address = hooks.places(target.binary, target.flavor, "on_send_local")[0].address
+        address = hooks.attachments(target.binary, target.flavor, "on_send_local")[0].address
         places = {target.base + address: target.binary.read(address, 1)[0]}
         with running(beam.pid, every_send, "-D", "FILTER=0") as run:
             assert 1 == tracing.breakpoints(beam.pid, places)
@@ -309,7 +316,7 @@ def test_a_bad_probe_is_refused(
     stock: beams_run.Beam, tmp_path: Path, text: str, code: int, said: str
 ):
     """
-    What does not compile, fits no hook or is not there is told by its cause.
+    A probe that does not compile, fits no hook or is not there is an error with its cause.
     """
     assert said in refused(stock.pid, tmp_path, text, code)
 
@@ -379,9 +386,9 @@ def test_a_hit_that_would_last_is_refused(stock: beams_run.Beam, tmp_path: Path)
     assert re.search(r"one hit of on_gc_entry may run \d\d\d,\d+ instructions", done.errors)
 
 
-def test_an_atom_that_is_not_there_is_told(stock: beams_run.Beam, tmp_path: Path):
+def test_a_missing_atom_is_noted(stock: beams_run.Beam, tmp_path: Path):
     """
-    A name that the VM has no atom for is 0, and the author is told so.
+    A name for which the VM has no atom is 0, and a note says so.
     """
     path = tmp_path / "atom.c"
     path.write_text(
@@ -395,18 +402,18 @@ def test_an_atom_that_is_not_there_is_told(stock: beams_run.Beam, tmp_path: Path
 
 def test_every_name_of_a_hook_leads_somewhere(stock: beams_run.Beam):
     """
-    Each on_ name that is listed has its places on a stock build, and --hooks says which.
+    Each on_ name that is listed has attachments on a stock build, and --hooks lists them.
     """
     target = inspect(stock.pid)
     for name in hooks.named():
-        assert hooks.places(target.binary, target.flavor, name), name
+        assert hooks.attachments(target.binary, target.flavor, name), name
     listed = scope_trace("run", "--hooks", "--pid", str(stock.pid)).output
     assert "on_send_local            erts_send_message\n" in listed
 
 
-def test_hidden_functions_are_told(tmp_path: Path):
+def test_hidden_functions_are_reported(tmp_path: Path):
     """
-    A VM that hides its functions has no such hook, which is told instead of seeing nothing.
+    A VM that hides its functions has no such hook, which is an error.
     """
     text = "int on_send_local(struct pt_regs *ctx) { return 0; }"
     with beams_run.start_beam("sid29", "-s", "planted") as beam:
@@ -426,7 +433,7 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     target = inspect(inserting.pid)
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])
     compiled = Compiled("x.c", made.text, [f"-I{Path(source.__file__).parent}"])
-    places = {"on_send_local": hooks.places(target.binary, target.flavor, "on_send_local")}
+    places = {"on_send_local": hooks.attachments(target.binary, target.flavor, "on_send_local")}
     given = (compiled, places, target.identity, source.RECORD, 65536)
     session = UserProbeSession(*given, counted=made.counted, multi=False)
     with stats.measuring(), session:
@@ -489,3 +496,19 @@ def test_a_stream_can_be_piped(inserting: beams_run.Beam, every_send: Path):
     for line in lines:
         keys = list(json.loads(line))
         assert ["time", "event", "tid", "pid", "who", "receiver", "tag"] == keys[:7]
+
+
+def test_a_reader_that_does_not_read_keeps_no_run(inserting: beams_run.Beam, every_send: Path):
+    """
+    Once the pipe is full, one signal ends the run.
+    """
+    reading, writing = os.pipe()
+    try:
+        with running(inserting.pid, every_send, "-D", "FILTER=0", output=writing) as run:
+            inserting.plant("calls 2000")
+            wait_until(lambda: is_full(writing), "a full pipe")
+            run.send(signal.SIGTERM)
+            assert 0 == run.process.wait(PATIENCE)
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -14,16 +14,15 @@ import beams_run
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.attach.uprobes import Attacher
-from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.kernel.observers.program_pool import Spares
-from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.sessions import open_governed_session, plan_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scope_ebpf.kernel.observers.governed import GovernedSession
     from scope_ebpf.kernel.observers.programs import Programs
 
 WANTED = ("spawn", "exit", "gc", "dist_busy")
@@ -45,18 +44,7 @@ def session(beam: beams_run.Beam, attacher: Attacher, spares: Spares) -> Governe
     A session on *beam* for the events :data:`WANTED`.
     """
     target = inspect(beam.pid)
-    settings, _ = kernel_constants(target)
-    plan = make_plan(target.binary, target.flavor, WANTED, "auto", known(settings))
-    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
-    return GovernedSession(
-        plan,
-        target.identity,
-        target.base,
-        settings,
-        attacher=attacher,
-        spares=spares,
-        addresses=symbol_values(target, names),
-    )
+    return open_governed_session(target, plan_target(target, WANTED), attacher, spares)
 
 
 def spawned(beam: beams_run.Beam, session: GovernedSession) -> int:

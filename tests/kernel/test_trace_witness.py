@@ -12,12 +12,10 @@ import pytest
 from beams_run import PATIENCE, require
 from tracing import BREAKPOINT, Variant, bytes_at, trace, wait_until
 
-from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.kernel.attach.uprobes import has_multi
-from scope_ebpf.kernel.observers.session import Session
-from scope_ebpf.planning.planner import make_plan
 from scope_ebpf.results.summary import fold
+from scope_ebpf.sessions import open_session, plan_target
 
 SPAWNS = 200_000
 MESSAGES = 400_000
@@ -105,22 +103,18 @@ def test_both_kinds_of_links_count_the_same(kind: str, vm):
     """
     beam = vm(kind)
     target = inspect(beam.pid)
-    settings, _ = kernel_constants(target)
     via = "usdt" if kind == "usdt25" else "symbol"
     wanted = ("spawn", "exit", "hibernate", "port_open")
-    plan = make_plan(target.binary, target.flavor, wanted, via, known(settings))
-    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
-    addresses = symbol_values(target, names)
+    planned = plan_target(target, wanted, via)
     found = []
     for multi in {has_multi(), False}:
-        given = (plan, target.identity, target.base, settings)
-        with Session(*given, addresses=addresses, multi=multi) as session:
+        with open_session(target, planned, multi=multi) as session:
             session.count(on=True)
             beam.plant("spawns 23")
             beam.plant("ports 29")
             session.count(on=False)
             session.detach()
-            events = fold(plan, session.tallies(), session.durations())
+            events = fold(planned.plan, session.tallies(), session.durations())
             assert [] == session.failures
             found.append({name: event.count for name, event in events.items()})
     expected = {"spawn": 23, "exit": 23, "hibernate": 0, "port_open": 29}

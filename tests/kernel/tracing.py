@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import selectors
 import signal
 import subprocess
@@ -55,6 +56,15 @@ def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.005)
     return result
+
+
+def is_full(pipe: int) -> bool:
+    """
+    Whether a pipe has no room for a byte.
+    """
+    room = select.poll()
+    room.register(pipe, select.POLLOUT)
+    return not room.poll(0)
 
 
 def holder_of(pid: int) -> psutil.Process:

@@ -20,7 +20,7 @@ from test_beam_memory_image import view
 from scope_ebpf.beam.processes.sweep import Sweep
 from scope_ebpf.beam.processes.table import LOAD, ProcessTable
 from scope_ebpf.beam.vm.threads import role_of
-from scope_ebpf.cli.top import short
+from scope_ebpf.sinks.plain import short
 
 
 def test_a_rate_is_the_work_between_two_looks():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What is told of calls that nobody counted.
+Estimates of calls that nothing counted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MS = 1_000_000
 _AT = 10 * SPAN
 
 
-def told(calls: list[int], gap: Gap, *, until: int = _AT + SPAN) -> Missing:
+def missing_in(calls: list[int], gap: Gap, *, until: int = _AT + SPAN) -> Missing:
     """
-    What is told of *gap*, beside the *calls* at these times.
+    The estimate of *gap*, with *calls* at these times.
     """
     gaps = Gaps()
     for at in (at for at in calls if at < gap.end_ns):
@@ -40,10 +40,10 @@ def gap_of(milliseconds: int) -> Gap:
 
 def test_a_steady_function_is_missed_as_often_as_its_pace_says():
     """
-    A call each millisecond: of a gap of 4 ms, four or fewer calls are missing, and so it is told.
+    A call each millisecond: of a gap of 4 ms, four calls or fewer are missing.
     """
     calls = [at for at in range(_AT - SPAN - 4 * _MS, _AT + SPAN, _MS) if not 0 < _AT - at <= 4e6]
-    assert Missing(4, 4) == told(calls, gap_of(4))
+    assert Missing(4, 4) == missing_in(calls, gap_of(4))
 
 
 def test_what_two_gaps_share_is_missing_once():
@@ -65,17 +65,17 @@ def test_what_two_gaps_share_is_missing_once():
 @pytest.mark.parametrize("side", [-1, 1])
 def test_the_busier_side_of_a_gap_counts(side: int):
     """
-    A function that began to be called in the gap, or ceased to be: what it may have missed is told.
+    A function whose calls began or ended in the gap may have calls in it.
     """
     calls = [_AT + side * (5 * _MS + n * _MS) for n in range(90)]
-    assert told(sorted(calls), gap_of(4)).calls >= 3
+    assert missing_in(sorted(calls), gap_of(4)).calls >= 3
 
 
 def test_a_burst_may_have_fallen_into_a_gap():
     """
     A function that was called 60 times in 30 ms long before a gap of 20 ms may have been in it.
     """
-    missing = told([_AT - 30 * SPAN + n * _MS // 2 for n in range(60)], gap_of(20))
+    missing = missing_in([_AT - 30 * SPAN + n * _MS // 2 for n in range(60)], gap_of(20))
     assert 40 <= missing.calls + missing.error <= 60
 
 
@@ -83,15 +83,15 @@ def test_one_call_may_be_missing_of_what_nobody_calls():
     """
     Without calls beside it a gap has none, but for one that came in it.
     """
-    assert Missing(0, 1) == told([], gap_of(40))
+    assert Missing(0, 1) == missing_in([], gap_of(40))
 
 
 def test_a_run_that_ends_soon_after_a_gap_tells_what_it_knows():
     """
-    At the end of a run the calls until then tell.
+    At the end of a run the calls until then are taken.
     """
     calls = [_AT + n * _MS for n in range(20)]
-    assert told(calls, gap_of(4), until=_AT + 20 * _MS).calls >= 3
+    assert missing_in(calls, gap_of(4), until=_AT + 20 * _MS).calls >= 3
 
 
 def test_what_is_missing_is_told_with_its_error():

@@ -43,7 +43,7 @@ def test_a_pattern_is_read_as_erlang_or_elixir_writes_it(
     text: str, module: str, name: str, arity: int | None
 ):
     """
-    Module, function and arity come out of either way of writing.
+    Module, function and arity are those of both notations.
     """
     assert Pattern(text, module, name, arity) == parse(text)
 
@@ -126,14 +126,14 @@ def shaper(monkeypatch: pytest.MonkeyPatch, release: int) -> ShapeFormatter:
 
 def pieces(*rows: tuple[int, ...]) -> np.ndarray:
     table = np.zeros((14, 8), np.uint64)
-    for place, row in enumerate(rows):
-        table[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
     return table
 
 
 def test_shapes_are_written_from_the_pieces_alone(monkeypatch: pytest.MonkeyPatch):
     """
-    A tuple, a list, a map and a binary are told as far as they were copied, texts by their size.
+    A tuple, a list, a map and a binary are shown as far as they were copied, texts by their size.
     """
     made = shaper(monkeypatch, 25)
     copied = pieces(

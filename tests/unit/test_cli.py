@@ -319,7 +319,7 @@ def test_a_bug_is_told_with_its_place(
 )
 def test_a_budget_is_a_share_of_the_cpu(words: list[str], budget: float | None):
     """
-    A budget is told in percent, with its sign or without; none and --exact are the same.
+    A budget is given in percent, with its sign or without; none and --exact are the same.
     """
     parser = argparse.ArgumentParser()
     options.add_budget(parser)

@@ -5,6 +5,10 @@ import base64
 import http.server
 import io
 import json
+import os
+import select
+import signal
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -440,3 +444,25 @@ def test_spans_come_in_bounded_requests(tmp_path: Path):
     spans = [request["resourceSpans"][0]["scopeSpans"][0]["spans"] for request in requests]
     assert [SPANS, SPANS, 101] == [len(each) for each in spans]
     assert 2101 == len({span["spanId"] for each in spans for span in each})
+
+
+def test_an_interrupt_ends_an_export_whose_reader_does_not_read(tmp_path: Path):
+    """
+    Once the pipe is full, one Ctrl-C is enough.
+    """
+    write(tmp_path / "run.scope", *[story()] * 200)
+    command = [sys.executable, "-m", "scope_ebpf.cli.main", "export", str(tmp_path / "run.scope")]
+    reading, writing = os.pipe()
+    process = subprocess.Popen([*command, "--to", "jsonl", "-o", "-"], stdout=writing)
+    try:
+        room = select.poll()
+        room.register(writing, select.POLLOUT)
+        while room.poll(0):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert 130 == process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)

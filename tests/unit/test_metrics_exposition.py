@@ -19,6 +19,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.allocators import Allocator, AllocatorReading, MemoryUse
 from scope_ebpf.beam.vm.connections import Connections
 from scope_ebpf.beam.vm.counters import Counters, Limits
+from scope_ebpf.cgroups import Throttled
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
@@ -33,7 +34,6 @@ from scope_ebpf.metrics.reading import (
     Reading,
     Sampled,
     ThreadBooks,
-    Throttled,
     sum_column,
 )
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top

@@ -19,9 +19,9 @@ import pytest
 from scope_ebpf.beam.stacks.native import regions
 from scope_ebpf.beam.vm import discover, nifs, state
 from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.cgroups import _folders
 from scope_ebpf.daemon.looks.owners import owner_of
 from scope_ebpf.daemon.readings.process import cgroup_of, user_of
-from scope_ebpf.daemon.readings.throttling import _folders
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.kernel.attach import leftovers
 from scope_ebpf.sandbox.proc import rows

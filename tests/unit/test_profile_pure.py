@@ -305,11 +305,11 @@ def test_what_the_target_used_is_counted_up_to_the_last_sample(monkeypatch: pyte
         def counts(self) -> dict[str, int]:
             return {"lost": 0}
 
-    identity = SimpleNamespace(check=lambda: None)
-    reader = SimpleNamespace(take=lambda records: None, undecoded=0)
+    identity = SimpleNamespace(check=lambda: None, wait=lambda _seconds: None)
+    symbolizer = SimpleNamespace(take=lambda records: None, undecoded=0)
     monkeypatch.setattr(profiler, "cpu_seconds", lambda _pid: used[0])
     monkeypatch.setattr(profiler, "require_target", lambda *_: None)
     taken = Profile("cpu", TARGET, 99, 0.0)
     target = SimpleNamespace(pid=4711, identity=identity)
-    assert profiler.Run(target, taken, Sampler(), reader).go(0.0) is None
+    assert profiler.ProfileRun(target, taken, Sampler(), symbolizer).go(0.0) is None
     assert 0.2 == pytest.approx(taken.cpu_seconds)

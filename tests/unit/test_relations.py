@@ -28,7 +28,7 @@ GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
 
 
 @pytest.mark.parametrize(
-    ("use", "told"),
+    ("use", "errors"),
     [
         (GOOD, []),
         (replace(GOOD, processes_used=61), ["processes_used 61 is more than processes 60"]),
@@ -38,12 +38,12 @@ GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
     ],
 )
 def test_of_memory_parts_are_at_most_wholes_and_nothing_is_negative(
-    use: MemoryUse, told: list[str]
+    use: MemoryUse, errors: list[str]
 ):
     """
     What is not known breaks nothing.
     """
-    assert sorted(told) == sorted(relations.of_use(use))
+    assert sorted(errors) == sorted(relations.of_use(use))
 
 
 def test_blocks_fill_at_most_their_carriers():
@@ -52,8 +52,8 @@ def test_blocks_fill_at_most_their_carriers():
     """
     kinds = {"mbcs": (100, 80), "sbcs": (10, 11)}
     one = Allocator("eheap", 110, 91, kinds)
-    told = relations.of_allocators([one])
-    assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == told
+    errors = relations.of_allocators([one])
+    assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == errors
 
 
 def test_what_cannot_be_of_a_reading_is_left_out_and_named():
@@ -82,10 +82,10 @@ def test_a_trace_with_more_durations_than_events_says_so():
     """
     tallies, durations = maps(spawn=23)
     good = Summary(TARGET, 2.5, "duration", fold(head().plan, tallies, durations), END.cost)
-    assert good == relations.told_apart(good)
+    assert good == relations.checked_summary(good)
     durations["slots"][..., 3] += 100
     bad = replace(good, events=fold(head().plan, tallies, durations))
-    assert any("durations" in note for note in relations.told_apart(bad).notes)
+    assert any("durations" in note for note in relations.checked_summary(bad).notes)
 
 
 def budgeted(**changed) -> Summary:
@@ -102,7 +102,7 @@ def budgeted(**changed) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "notes"),
     [
         ({"durations": 1049, "error_ratio": 0.05}, 0),
         ({"durations": 1060, "error_ratio": 0.05}, 1),
@@ -116,11 +116,11 @@ def budgeted(**changed) -> Summary:
         ({"durations": 1060, "counted_by": "vm"}, 1),
     ],
 )
-def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, told: int):
+def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, notes: int):
     """
-    What the VM counted is no sum of what windows tell; what was counted whole must agree.
+    A count of the VM need not be the sum of estimates; exact counts must agree.
     """
-    assert told == len(relations.told_apart(budgeted(**changed)).notes)
+    assert notes == len(relations.checked_summary(budgeted(**changed)).notes)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def test_schedules_that_took_longer_than_there_were_schedulers_are_refused(
         sampling_ratio=0.01,
     )
     target = {**TARGET, "schedulers": 2}
-    found = relations.told_apart(Summary(target, 2.5, "duration", {"schedule": event}, END.cost))
+    summary = Summary(target, 2.5, "duration", {"schedule": event}, END.cost)
+    found = relations.checked_summary(summary)
     assert refused == len(found.notes) == 1 - len(found.events["schedule"].histograms)
     assert found.events["schedule"].by_class == event.by_class

@@ -13,7 +13,7 @@ SECOND = 10**9
 TENTH = SECOND // 10
 
 
-def told(looks: list[tuple[int, int, bool]]) -> list[int]:
+def stalls(looks: list[tuple[int, int, bool]]) -> list[int]:
     """
     The times of those *looks* (time, last schedule, whether work waits) at which a VM stalls that
     may have work wait for a second.
@@ -24,10 +24,10 @@ def told(looks: list[tuple[int, int, bool]]) -> list[int]:
 
 def test_work_that_waits_for_the_whole_time_is_a_stall():
     """
-    It is told from the first look on that is a second after work was first seen.
+    It stalls from the first look that is a second after work was first seen.
     """
     looks = [(now, 0, True) for now in range(TENTH, 15 * TENTH, TENTH)]
-    assert [11 * TENTH, 12 * TENTH, 13 * TENTH, 14 * TENTH] == told(looks)
+    assert [11 * TENTH, 12 * TENTH, 13 * TENTH, 14 * TENTH] == stalls(looks)
 
 
 @pytest.mark.parametrize("quiet", [SECOND, 3600 * SECOND])
@@ -36,7 +36,7 @@ def test_a_vm_that_wakes_after_a_quiet_time_does_not_stall(quiet: int):
     Work that is seen before it is known that it was scheduled is not as old as the quiet time.
     """
     looks = [(now, 0, False) for now in range(0, quiet, quiet // 10)]
-    assert [] == told([*looks, (quiet, 0, True), (quiet + TENTH, quiet, False)])
+    assert [] == stalls([*looks, (quiet, 0, True), (quiet + TENTH, quiet, False)])
 
 
 def test_work_that_comes_and_goes_is_no_stall():
@@ -44,7 +44,7 @@ def test_work_that_comes_and_goes_is_no_stall():
     One look at which nothing waits begins the time anew, though nothing was scheduled.
     """
     looks = [(now, 0, now % SECOND != 0) for now in range(0, 10 * SECOND, TENTH)]
-    assert [] == told(looks)
+    assert [] == stalls(looks)
 
 
 def test_a_busy_vm_does_not_stall():
@@ -52,7 +52,7 @@ def test_a_busy_vm_does_not_stall():
     Where work waits at every look, something was scheduled since the one before.
     """
     looks = [(now, now - TENTH // 2, True) for now in range(0, 10 * SECOND, TENTH)]
-    assert [] == told(looks)
+    assert [] == stalls(looks)
 
 
 def test_what_was_scheduled_meanwhile_ends_a_stall():

@@ -100,7 +100,7 @@ def test_counts_of_all_cpus_and_classes_add_up():
 
 def test_a_class_of_what_could_not_be_told_is_shown_when_it_has_any():
     """
-    The class "unknown" is named only where something could not be told.
+    The class "unknown" is there only if an event has no known class.
     """
     tallies, durations = maps()
     plant(tallies, "gc", "unknown", 0, 0, 2)
@@ -140,7 +140,7 @@ def test_what_was_lost_and_refused_is_summed_over_classes_and_cpus():
 
 def test_the_histogram_has_the_slots_that_are_used():
     """
-    A histogram tells upper bounds in seconds, from the first slot in use to the last.
+    A histogram has upper bounds in seconds, from the first slot in use to the last.
     """
     tallies, durations = maps()
     kind = events.KINDS["gc"]
@@ -188,7 +188,7 @@ def test_a_trace_of_no_time_has_no_rate():
 
 def test_an_event_says_why_it_is_not_seen_the_other_way():
     """
-    Where the plan has a reason for the way it took, the document tells it.
+    A reason for the attach method that was taken is in the document.
     """
     tallies, durations = maps()
     event = fold(Plan((seen("exit", reason="no symbol"),)), tallies, durations)["exit"]

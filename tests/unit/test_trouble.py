@@ -36,7 +36,7 @@ def test_who_just_began_is_not_stuck():
 
 def test_a_port_that_is_busy_is_not_stuck_and_neither_is_who_has_nothing_to_do():
     """
-    A port is on its scheduler each time we look, for one piece of work after the other.
+    A port is on its scheduler at each look, for one task after the other.
     """
     port = scheduler(1, process=None, function=None, port="#Port<0.5>")
     idle = scheduler(2, doing="sleeping", process=None)

@@ -14,7 +14,7 @@ from scope_ebpf.metrics.reading import ProcessReading
 from scope_ebpf.sandbox.proc import rows, status_number
 
 if TYPE_CHECKING:
-    from scope_ebpf.daemon.readings.throttling import Throttling
+    from scope_ebpf.cgroups import Throttling
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")

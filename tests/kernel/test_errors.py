@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Each bad luck has one clear line, its own exit code, and nothing is left of it.
+Each error is one clear line with its own exit code, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def test_a_pid_that_is_gone():
 
 def test_a_zombie():
     """
-    A process that has ended, but was not reaped, is told from one that is gone, with exit code 3.
+    A process that has ended, but was not reaped, has a message of its own, with exit code 3.
     """
     process = subprocess.Popen(["true"])
     wait_until(lambda: state(process.pid) == "Z", "the end of true")
@@ -176,7 +176,7 @@ def test_another_users_beam_without_the_right_to_look():
         assert (6, said) == refused(outcome)
 
 
-def test_root_of_a_user_namespace_is_told_so():
+def test_root_of_a_user_namespace_is_reported():
     """
     It has every capability there, and may not look outside.
     """
@@ -212,7 +212,7 @@ def upgradable(private_emulator: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", ["another file in its place", "no file in its place"])
+@pytest.mark.parametrize("how", ["another file", "no file"])
 def test_a_beam_that_was_replaced_on_disk(upgradable: Path, how: str):
     """
     A VM whose file an upgrade has replaced or removed is traced by the file that it runs.

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.readings.throttling import Throttling
-from scope_ebpf.metrics.reading import Throttled
+from scope_ebpf.cgroups import Throttled, Throttling
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-By whatever door scope-trace leaves, nothing of it stays in the kernel or in the VM.
+However scope-trace ends, nothing of it stays in the kernel or in the VM.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from tracing import (
+    SCOPE_TRACE,
+    Run,
     breakpoints,
     holdings,
     hooked_addresses,
     in_kernel,
+    is_full,
     nothing_left,
     starting,
     trace,
@@ -28,8 +31,6 @@ from tracing import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tracing import Run
 
 
 @pytest.fixture(scope="module")
@@ -197,19 +198,50 @@ def test_a_duration_ends_it(beam: beams_run.Beam, clean: None):
 
 def test_a_closed_pipe_ends_it_with_the_summary(beam: beams_run.Beam, clean: None):
     """
-    When whoever reads the stream has enough, the trace ends well, with its report on stderr.
+    When the reader closes the stream, the trace ends well, with its report on stderr.
     """
     with trace(beam.pid, "--events", "spawn", form="jsonl", output=subprocess.PIPE) as run:
         beam.plant("spawns 23")
         assert run.process.stdout.readline().startswith(b'{"time":')
         run.process.stdout.close()
-        beam.plant("spawns 1")  # of several it might be told that the pipe is closed at the first
+        beam.plant("spawns 1")  # of several, the first could show that the pipe is closed
         run.process.stdout = None
         outcome = run.wait()
     assert 0 == outcome.code
     assert (24, 0) == outcome.reported("spawn")
     assert "stopped: output closed, after" in outcome.errors
     assert "Error" not in outcome.errors
+
+
+#: Commands that write without end while a VM spawns.
+FLOODS = {
+    "trace": ("trace", "--events", "spawn,exit", "--format", "jsonl"),
+    "record": ("record", "--events", "spawn,exit", "-o", "/dev/stdout"),
+    "calls": ("calls", "planted:leave", "--limit", "1000000", "--format", "jsonl"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_reader_that_does_not_read_keeps_no_command(
+    beam: beams_run.Beam, clean: None, what: str, number: signal.Signals
+):
+    """
+    Once the pipe is full, one signal ends the command, and its hooks are out.
+    """
+    words = (*FLOODS[what], "--duration", "0", "--max-cost", "100%", "--pid", str(beam.pid))
+    reading, writing = os.pipe()
+    run = Run([*SCOPE_TRACE, *words], writing)
+    try:
+        assert "storming" == beam.ask("storm spawn 2")
+        wait_until(lambda: is_full(writing), "a full pipe")
+        run.send(number)
+        assert 0 == run.process.wait(beams_run.PATIENCE), run.process.stderr.read()
+    finally:
+        run.close()
+        os.close(reading)
+        os.close(writing)
+        assert beam.ask("stop").startswith("done storm ")
 
 
 def test_a_closed_pipe_behind_a_summary_is_quiet(beam: beams_run.Beam, clean: None):
@@ -225,7 +257,7 @@ def test_a_closed_pipe_behind_a_summary_is_quiet(beam: beams_run.Beam, clean: No
 
 def test_the_end_of_the_target_ends_it_with_the_summary(private_emulator: Path):
     """
-    A VM that dies in the middle of a trace ends it with exit code 9, and what was seen is told.
+    A VM that dies in the middle of a trace ends it with exit code 9, and what was seen is reported.
     """
     before = in_kernel()
     with beams_run.planted("usdt25", env={"BINDIR": str(private_emulator)}) as beam:

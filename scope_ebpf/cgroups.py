@@ -1,26 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether a VM's cgroup has used up its CPU quota (cgroup-v2.rst, sched-bwc.rst).
+How often a process was throttled because a cgroup's CPU quota was used up.
 
-A quota of any cgroup around the VM holds its threads back: that of a container as well
-as that of its pod. The figures are those of the one that was throttled most: each time what
-came since the last reading, so that they only grow whichever it is.
+See cgroup-v2.rst and sched-bwc.rst of Linux. The quota of any cgroup around a process throttles its
+threads: that of a container as well as that of its pod. The figures are those of the cgroup that
+was throttled most since the last reading, added up, so that they only grow whichever it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from scope_ebpf.metrics.reading import Throttled
 from scope_ebpf.sandbox.proc import rows
 
 _CGROUPS = Path("/sys/fs/cgroup")
-#: cpu.stat is read for this many cgroups, from the VM's own outwards.
+#: Cgroups whose cpu.stat is read, from the process's own outwards.
 _DEPTH = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """Throttling of one cgroup since it was made, or of several added up."""
+
+    #: Periods of the quota in which the cgroup ran.
+    periods: int
+    #: Periods in which the quota was used up.
+    throttled: int
+    #: Seconds for which threads were held back.
+    seconds: float
+
+
 class Throttling:
-    """The cgroups of process *pid* that may have a quota, by version 2 or 1."""
+    """The cgroups around process *pid* that may have a quota, of version 2 or 1."""
 
     def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
         self._files = [f"{folder}/cpu.stat" for folder in _folders(pid, proc, cgroups)]
@@ -28,11 +40,11 @@ class Throttling:
         self._total: Throttled | None = None
 
     def read(self) -> Throttled | None:
-        """What the most throttled of them say; None where none has had a quota."""
+        """Figures of the most throttled cgroup; None if none has had a quota yet."""
         seen = {file: one for file in self._files if (one := _read(file))}
         first, last = self._total is None, self._last
         self._last = last | seen
-        # Until there is a total, what they say was not told yet.
+        # The first total is what the cgroup has counted before.
         more = [
             one if first else _since(one, last.get(file, one))
             for file, one in seen.items()
@@ -45,7 +57,7 @@ class Throttling:
 
 
 def _since(now: Throttled, before: Throttled) -> Throttled:
-    """What came since *before*; nothing where a cgroup was made anew."""
+    """What came since *before*; zeros if the cgroup was made anew."""
     return Throttled(
         max(0, now.periods - before.periods),
         max(0, now.throttled - before.throttled),
@@ -62,7 +74,7 @@ def _sum(one: Throttled, other: Throttled) -> Throttled:
 
 
 def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
-    """Where the CPU controller has the process, and all above but the root."""
+    """Folders of the process's cgroup under the CPU controller, and of all above but the root."""
     try:
         lines = rows((proc / str(pid) / "cgroup").read_bytes())
     except OSError:

@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from scope_ebpf.cli.record import keep_old
 from scope_ebpf.errors import OutputError
+from scope_ebpf.runs.captures import keep_old
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_a_signal_does_not_cut_what_is_written_without_a_buffer():
 
 def test_a_second_trace_of_the_same_target_knows_it_is_the_second():
     """
-    Whoever comes second is told so, for as long as the first is there.
+    The second run notes the first, for as long as the first is there.
     """
     pid = 2**22 + os.getpid()
     note = f"another scope-trace observes process {pid}: both count right, costs add up"

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A session on a target: the one place that joins what is known of a VM with what the kernel attaches.
+
+:func:`plan_target` reads the VM and decides what will be attached, :func:`open_session` makes the
+session, :func:`open_governed_session` one whose hooks come and go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
+from scope_ebpf.kernel.observers.governed import GovernedSession
+from scope_ebpf.kernel.observers.session import DEFAULT_RING_BYTES, Session
+from scope_ebpf.planning.planner import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Plan, Via
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.kernel.attach.uprobes import Attacher
+    from scope_ebpf.kernel.observers.program_pool import Spares
+
+#: Plans by program, and within it by flavour, attach method, events and known settings.
+_plans: WeakKeyDictionary[Binary, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What will be attached to one target, and what the programs must know of it."""
+
+    #: What will be attached for each event, and why the others are not available.
+    plan: Plan
+    #: One ``events.SETTINGS``; a setting that is not known is 0.
+    settings: NDArray[np.void]
+    #: Why settings are not known, one text for each reading that failed.
+    notes: tuple[str, ...]
+    #: Addresses in the target's memory of the symbols that USDT arguments name.
+    addresses: dict[str, int]
+
+
+def plan_target(target: Target, wanted: tuple[str, ...], via: Via = "auto") -> Planned:
+    """
+    Read what the programs must know of *target*, and decide how the events *wanted* are seen.
+
+    *via* is the attach method. Reasons for what is not available are in the plan; raises
+    NoSuchProcessError.
+    """
+    settings, notes = kernel_constants(target)
+    plan = _plan(target, wanted, via, known(settings))
+    return Planned(plan, settings, tuple(notes), addresses_of(target, plan))
+
+
+def _plan(target: Target, wanted: tuple[str, ...], via: Via, settings: list[str]) -> Plan:
+    """The plan for *target*: one for all VMs of a program of which the same settings are known."""
+    plans, key = _plans.setdefault(target.binary, {}), (target.flavor, via, wanted, *settings)
+    if key not in plans:
+        plans[key] = make_plan(target.binary, target.flavor, wanted, via, settings)
+    return plans[key]
+
+
+def addresses_of(target: Target, plan: Plan) -> dict[str, int]:
+    """Addresses in memory of the symbols that the USDT arguments of *plan* name."""
+    names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
+    return symbol_values(target, names)
+
+
+def open_session(
+    target: Target,
+    planned: Planned,
+    *,
+    flavor: str = "jit",
+    ring_bytes: int = DEFAULT_RING_BYTES,
+    multi: bool | None = None,
+    attaching: Callable[[], None] | None = None,
+) -> Session:
+    """A session of what is *planned* on *target*; see :class:`Session` for the rest."""
+    return Session(
+        planned.plan,
+        target.identity,
+        target.base,
+        planned.settings,
+        addresses=planned.addresses,
+        flavor=flavor,
+        ring_bytes=ring_bytes,
+        multi=multi,
+        attaching=attaching,
+    )
+
+
+def open_governed_session(
+    target: Target, planned: Planned, attacher: Attacher, spares: Spares | None = None
+) -> GovernedSession:
+    """A session of what is *planned* on *target*, in which no hook is attached yet."""
+    return GovernedSession(
+        planned.plan,
+        target.identity,
+        target.base,
+        planned.settings,
+        attacher=attacher,
+        spares=spares,
+        addresses=planned.addresses,
+    )
