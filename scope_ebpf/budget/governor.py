@@ -37,7 +37,7 @@ class BudgetPolicy:
     burst_seconds: float = 1.0
     #: Share of the income that is distributed to events; the rest covers costs that no hit shows.
     event_share: float = 0.75
-    #: Length of a window in seconds. Attaching takes milliseconds, so shorter ones are not worth it.
+    #: Length of a window in seconds; attaching takes milliseconds, so it must not be shorter.
     min_window: float = 0.003
     max_window: float = 0.1
     #: Maximum seconds between two windows of one event, if its cost allows that.
