@@ -22,7 +22,7 @@ from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.beam.vm.connections import ConnectionReader, Connections
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.daemon.readings.memory import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -284,12 +284,12 @@ def test_what_senders_that_need_not_wait_have_queued_is_told():
 @pytest.mark.parametrize("kind", ["stock25", "trixie27"])
 def test_ports_that_are_opened_are_counted_by_the_vm_itself(kind: str):
     """
-    The measure of ports goes on by one for each, and stands still when none is opened.
+    The counter of ports grows by one for each, and stands still when none is opened.
     """
     beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
     with beams_run.planted(kind) as beam:
-        measures = Measures(inspect(beam.pid))
-        before = measures.now()[measures.of("port_open")]
+        counters = ReferenceCounters(inspect(beam.pid))
+        before = counters.now()[counters.name_of("port_open")]
         assert beam.plant("ports 23") == 23
-        after = measures.now()[measures.of("port_open")]
-        assert measures.passed("port_open", before, after) == 23
+        after = counters.now()[counters.name_of("port_open")]
+        assert counters.growth("port_open", before, after) == 23

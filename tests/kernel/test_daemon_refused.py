@@ -16,6 +16,8 @@ import test_daemon
 from tracing import scope_trace
 
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.hooks import HookResources, TargetHooks
+from scope_ebpf.daemon.looks.prepare import prepare
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import PERMIT, NotRootError
 from scope_ebpf.kernel.attach.uprobes import Attacher
@@ -145,7 +147,8 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
     with test_daemon.named("+S", "1:1") as beam, Unwilling() as attacher:
         target = inspect(beam.pid)
         spares = Spares(1, 0.1)
-        watch = Watch(target, "node", 0.05, UNKNOWN, attacher, spares=spares)
+        resources = HookResources(attacher, spares, UNKNOWN)
+        watch = Watch(target, "node", TargetHooks(target, prepare(target), resources, 0.05))
         (spawn,) = [item for item in watch.plan.items if item.event == "spawn"]
         attacher.offset = spawn.attachments[0].offset
         try:
@@ -163,9 +166,9 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
 
 def ticks(watch: Watch, beam: beams_run.Beam) -> None:
     """
-    Let it put its hooks in and correct its prices, then count what is planted.
+    Let it attach its hooks and update its costs, then count what is planted.
     """
-    while "exit" not in watch.session.attached:
+    while "exit" not in watch.hooks.session.attached:
         watch.tick()
     for _ in range(6):
         watch.tick()

@@ -33,7 +33,7 @@ from scope_ebpf.kernel.observers.tracepoints import SAMPLE_HZ, TYPES, ThreadWatc
 if TYPE_CHECKING:
     import numpy as np
 
-    from scope_ebpf.metrics.reading import NativeReading
+    from scope_ebpf.metrics.reading import NifReading
 
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
@@ -288,7 +288,7 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
         beam.favour()  # beside hogs, who spins is hardly ever on a CPU
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         first, before = books(beam.pid)[0], seen.totals[NORMAL].copy()
-        spun, worked = seen.books.sampled.busy_wait[0], 0.0
+        spun, worked = seen.accounting.sampled.busy_wait[0], 0.0
         deadline = time.monotonic() + PATIENCE
         while (samples := int(seen.totals[NORMAL]["samples"] - before["samples"])) < enough:
             assert time.monotonic() < deadline, f"{samples} samples only"
@@ -296,7 +296,7 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
             seen.tick()
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
-        told = seen.books.sampled.busy_wait[0] - spun
+        told = seen.accounting.sampled.busy_wait[0] - spun
         assert told == pytest.approx(busy / SAMPLE_HZ)
         seen.close()
     return Spins(samples, busy, cpu, cpu - worked)
@@ -341,11 +341,11 @@ def test_who_is_not_found_is_not_said_to_work(watch, monkeypatch):
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         assert [None, True, None] == [
-            told if told is None else True for told in seen.books.sampled.busy_wait
+            told if told is None else True for told in seen.accounting.sampled.busy_wait
         ]
         hidden.clear()
         seen.tick()
-        assert None not in seen.books.sampled.busy_wait
+        assert None not in seen.accounting.sampled.busy_wait
         seen.close()
 
 
@@ -362,13 +362,13 @@ def spinning(tmp_path_factory):
         yield beam
 
 
-def natives(seen: WatchedThreads, kind: str) -> NativeReading:
+def natives(seen: WatchedThreads, kind: str) -> NifReading:
     """
     What is told of a native function now.
     """
     for _ in range(10):
         seen.tick()
-    return seen.books.sampled.natives[f"names_nif:{kind}/1"]
+    return seen.accounting.sampled.nifs[f"names_nif:{kind}/1"]
 
 
 @pytest.mark.parametrize("kind", ["spin", "dirty_spin"])
@@ -474,11 +474,11 @@ def test_page_faults_are_those_of_the_threads(watch):
     with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness") as beam:
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
-        before = seen.books.minor[NORMAL]
+        before = seen.accounting.minor[NORMAL]
         assert beam.ask("hold 20") == "done hold 20"
         for _ in range(10):
             seen.tick()
         fields = Path(f"/proc/{beam.pid}/stat").read_text().rpartition(")")[2].split()
-        assert seen.books.minor[NORMAL] - before > (20 << 20) / 4096
-        assert sum(seen.books.minor) == pytest.approx(int(fields[7]), abs=200)
+        assert seen.accounting.minor[NORMAL] - before > (20 << 20) / 4096
+        assert sum(seen.accounting.minor) == pytest.approx(int(fields[7]), abs=200)
         seen.close()

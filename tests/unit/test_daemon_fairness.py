@@ -72,7 +72,7 @@ def test_no_group_takes_every_place():
         leave = [asyncio.Event() for _ in range(6)]
 
         async def stay(number: int, group: str) -> None:
-            async with room.place(group):
+            async with room.slot(group):
                 inside.append(group)
                 await leave[number].wait()
 
@@ -101,7 +101,7 @@ def test_one_too_many_is_turned_away_from_the_largest_group():
         room, go_on = Room(1, 3), asyncio.Event()
 
         async def stay(group: str) -> str:
-            async with room.place(group):
+            async with room.slot(group):
                 await go_on.wait()
                 return "served"
 
@@ -128,14 +128,14 @@ def test_who_waits_no_longer_takes_no_place(turn_has_come: bool):
         inside, leave = asyncio.Event(), asyncio.Event()
 
         async def stay() -> None:
-            async with room.place(MINE):
+            async with room.slot(MINE):
                 inside.set()
                 await leave.wait()
             if turn_has_come:
                 second.cancel()
 
         async def wait() -> None:
-            async with room.place(MINE):
+            async with room.slot(MINE):
                 pass
 
         first = asyncio.create_task(stay())

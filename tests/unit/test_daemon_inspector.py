@@ -214,10 +214,10 @@ def test_a_look_that_hangs_is_left_behind(slow):
     slow.inspector.ask(1, EVIL)
     slow.inspector.ask(2, EVIL)
     assert slow.looker.began.acquire(timeout=PATIENCE)
-    slow.inspector.tidy()
+    slow.inspector.abandon_hanging()
     assert slow.inspector.take() is None
     slow.clock.now += LOST
-    slow.inspector.tidy()
+    slow.inspector.abandon_hanging()
     assert "did not come back" in str(slow.inspector.take().found.reason)
     assert slow.woken.acquire(timeout=PATIENCE)
     assert Look(2, exe="/program") == slow.inspector.take()
@@ -239,7 +239,7 @@ def test_when_as_many_hang_as_may_that_is_told(slow):
         slow.inspector.ask(1, EVIL)
         assert slow.looker.began.acquire(timeout=PATIENCE)
         slow.clock.now += LOST
-        slow.inspector.tidy()
+        slow.inspector.abandon_hanging()
     assert (MOST_LOST, True) == (slow.inspector.lost, slow.inspector.stuck)
     slow.looker.let.set()
     deadline = time.monotonic() + PATIENCE

@@ -19,7 +19,7 @@ def environ(head: bytes, size: int | None = None) -> dict[str, str]:
     taken = Head()
     for start in range(0, len(head), size or len(head)):
         piece = head[start : start + (size or len(head))]
-        if taken.take(piece[: taken.room()]):
+        if taken.add(piece[: taken.room()]):
             return taken.environ()
     raise EOFError
 

@@ -295,7 +295,7 @@ def test_health_says_that_looks_hang(site, monkeypatch):
     A daemon that looks at no process any more is not well, although its loop goes on.
     """
     daemon, port = site
-    monkeypatch.setattr(type(daemon.inspector), "stuck", True)
+    monkeypatch.setattr(type(daemon.discovery.inspector), "stuck", True)
     code, body = status(port, "/healthz")[:2]
     assert (503, True) == (code, b"looks at processes hang" in body)
 
@@ -396,7 +396,7 @@ def test_what_is_no_text_does_not_spoil_the_page(site, monkeypatch):
     A reason with bytes of a path that are no UTF-8, or that a terminal obeys, is shown without.
     """
     daemon, port = site
-    monkeypatch.setitem(daemon.targets.refused, 7, "cannot open /opt/\udcff\x1b[2J<b>")
+    monkeypatch.setitem(daemon.targets.admission.refused, 7, "cannot open /opt/\udcff\x1b[2J<b>")
     assert "cannot open /opt/??[2J&lt;b&gt;" in get(port, "/")
 
 
@@ -705,11 +705,11 @@ def test_a_renewed_certificate_is_taken(tmp_path):
         fresh, fresh_key = certificate(tmp_path, "new")
         shutil.copy(fresh, cert)
         shutil.copy(fresh_key, key)
-        daemon.heeding[0](config)
+        daemon.listeners[0](config)
         trusting = ssl.create_default_context(cafile=str(fresh))
         assert "scope_ebpf_targets" in get(port, context=trusting)
         cert.write_text("no certificate")
-        daemon.heeding[0](config)
+        daemon.listeners[0](config)
         assert "scope_ebpf_targets" in get(port, context=trusting)
 
 
@@ -729,7 +729,7 @@ def test_a_renewed_certificate_that_cannot_be_used_changes_nothing(tmp_path, bro
         elif broken == "no file":
             key.unlink()
         for _ in range(2):
-            daemon.heeding[0](config)
+            daemon.listeners[0](config)
             assert "scope_ebpf_targets" in get(port, context=trusting)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["certificate refused, the old one stays"] * 2

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-All that must be read of a target's files and memory before it can be observed.
+Reads everything from a target's files and memory that is needed before it can be observed.
 
-It takes tens of milliseconds of a VM, and of a process that only looks like one as long as it
-may; so it is done outside of the loop.
+This takes tens of milliseconds for a VM, and as long as permitted for a process that only looks
+like one. Therefore it is done outside of the loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
 from scope_ebpf.beam.vm.scheduler_addresses import SchedulerPlaces
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.planning.planner import make_plan
 
@@ -29,56 +29,57 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.vm.target import Target
 
-#: Plans by program, and within it by the settings that were found out.
+#: Plans by program, then by the settings that are known.
 _plans: WeakKeyDictionary[Binary, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
 
 
 class UnprovenError(ReadRefusedError):
-    """A process looks like a VM, and nothing in its memory says that it is one."""
+    """A process looks like a VM, but nothing in its memory proves that it is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """
-    What a watch is made of.
+    The parts from which the hooks of one target are made.
 
-    *settings* is one ``events.SETTINGS``, *notes* say what could not be found out, *addresses*
-    are of the symbols that the plan's arguments name.
+    Attributes:
+        counters: the VM's own counters.
+        settings: one ``events.SETTINGS``.
+        plan: what is attached for each event.
+        addresses: addresses of the symbols that arguments in the plan name.
     """
 
-    measures: Measures
+    counters: ReferenceCounters
     settings: NDArray[np.void]
-    notes: tuple[str, ...]
     plan: Plan
     addresses: dict[str, int]
 
 
 def prepare(target: Target) -> Prepared:
     """
-    Find out what is needed to observe *target*.
+    Read what is needed to observe *target*.
 
-    Raises UnprovenError where its memory is not that of a VM: then it gets no hooks.
-    NothingToAttachError and NoSuchProcessError are of others.
+    Raises UnprovenError where its memory is not that of a VM, so that it gets no hooks,
+    NothingToAttachError, and NoSuchProcessError.
     """
-    measures = Measures(target)
-    if measures.refused and NodeName(target).read() is None and not has_atoms(target):
+    counters = ReferenceCounters(target)
+    if counters.refused and NodeName(target).read() is None and not has_atoms(target):
         raise UnprovenError(
             f"process {target.pid} looks like OTP {target.otp_release}, but its memory is not that "
-            f"of a VM, or not yet; so no hook goes into it. {measures.refused}"
+            f"of a VM, or not yet; so no hook goes into it. {counters.refused}"
         )
-    settings, refused = kernel_constants(target)
+    settings, _ = kernel_constants(target)
     plan = _plan_for(target, known(settings))
     if not plan.attachments:
         raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
     names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
-    notes = (*([measures.refused] if measures.refused else []), *refused)
     with suppress(ReadRefusedError):
-        SchedulerPlaces(target)  # so that what has to be searched for is found by now
-    return Prepared(measures, settings, notes, plan, symbol_values(target, names))
+        SchedulerPlaces(target)  # searches now for what is not in the symbol table
+    return Prepared(counters, settings, plan, symbol_values(target, names))
 
 
 def _plan_for(target: Target, settings: list[str]) -> Plan:
-    """What is attached to *target*, where *settings* are known: one plan for all VMs of a build."""
+    """The plan for *target*, whose *settings* are known; all VMs of a build share it."""
     plans, key = _plans.setdefault(target.binary, {}), (target.flavor, *settings)
     if key not in plans:
         plans[key] = make_plan(target.binary, target.flavor, DEFAULT_EVENTS, "auto", settings)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether a VM's cgroup has used up its CPU quota (cgroup-v2.rst, sched-bwc.rst).
+Throttling of a VM's threads by the CPU quota of a cgroup (cgroup-v2.rst, sched-bwc.rst).
 
-A quota of any cgroup around the VM holds its threads back: that of a container as well
-as that of its pod. The figures are those of the one that was throttled most: each time what
-came since the last reading, so that they only grow whichever it is.
+The quota of any cgroup that contains the VM throttles its threads: that of a container as well as
+that of its pod. At each reading, the growth in the cgroup that was throttled most is added to the
+totals, so that they only grow, whichever cgroup that is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from scope_ebpf.metrics.reading import Throttled
 from scope_ebpf.sandbox.proc import rows
 
 _CGROUPS = Path("/sys/fs/cgroup")
-#: cpu.stat is read for this many cgroups, from the VM's own outwards.
+#: Maximum number of cgroups that are read, from the VM's own upwards.
 _DEPTH = 16
 
 
 class Throttling:
-    """The cgroups of process *pid* that may have a quota, by version 2 or 1."""
+    """The cgroups of process *pid* that may have a quota, of version 2 or 1."""
 
     def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
         self._files = [f"{folder}/cpu.stat" for folder in _folders(pid, proc, cgroups)]
@@ -28,11 +28,11 @@ class Throttling:
         self._total: Throttled | None = None
 
     def read(self) -> Throttled | None:
-        """What the most throttled of them say; None where none has had a quota."""
+        """The totals; None where no cgroup has had a quota."""
         seen = {file: one for file in self._files if (one := _read(file))}
         first, last = self._total is None, self._last
         self._last = last | seen
-        # Until there is a total, what they say was not told yet.
+        # The first reading counts as a whole, later ones by their growth.
         more = [
             one if first else _since(one, last.get(file, one))
             for file, one in seen.items()
@@ -45,7 +45,7 @@ class Throttling:
 
 
 def _since(now: Throttled, before: Throttled) -> Throttled:
-    """What came since *before*; nothing where a cgroup was made anew."""
+    """Growth since *before*; 0 where the cgroup was created again."""
     return Throttled(
         max(0, now.periods - before.periods),
         max(0, now.throttled - before.throttled),
@@ -62,7 +62,7 @@ def _sum(one: Throttled, other: Throttled) -> Throttled:
 
 
 def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
-    """Where the CPU controller has the process, and all above but the root."""
+    """Folders of the process in the CPU controller, upwards, without the root."""
     try:
         lines = rows((proc / str(pid) / "cgroup").read_bytes())
     except OSError:
