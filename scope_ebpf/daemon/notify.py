@@ -35,7 +35,7 @@ def notify(state: str, address: str | None = None) -> None:
             log.debug("notify_failed error=%s", error)
 
 
-class Sparing(logging.Filter):
+class LineLimit(logging.Filter):
     """
     A rate limit of log lines: *burst* lines of a kind, then one per minute.
 
@@ -118,4 +118,4 @@ def say(level: int, message: str, **fields: object) -> None:
 
 
 #: The filter of the daemon's log.
-sparing = Sparing()
+line_limit = LineLimit()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 import test_daemon
-from test_daemon_luck import spawns
+from test_daemon_faults import spawns
 from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
 from scope_ebpf.kernel.attach import attacher

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The count of a window and the growth of its reference counter belong together, on a busy machine too.
+The count of a window and the growth of its counter belong together, on a busy machine too.
 """
 
 from __future__ import annotations

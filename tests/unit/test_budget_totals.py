@@ -48,7 +48,7 @@ def test_the_error_of_a_burst_stays_when_everything_is_counted_again():
 
 def burst(event: str, seen: int, counted_by_vm: int, more: int) -> Totals:
     """
-    Totals of *event* after a burst: *seen* until the hooks were detached, when its counter had grown
+    Totals of *event* after a burst: *seen* until the hooks were detached, its counter having grown
     by *counted_by_vm*; it grew by *more* before the first of three windows, which are all empty.
     """
     totals = Totals([event], lambda _, since, until: float(until - since))

@@ -20,7 +20,7 @@ from scope_ebpf.metrics.page import Page, label_value
 @dataclass
 class Told:
     """
-    As much of a reading as its name.
+    The node of a reading, and nothing else.
     """
 
     node: str
@@ -38,9 +38,9 @@ class Told:
         (["a\x1b@b", "a\x1b@b", "a\x1c@b"], None),
     ],
 )
-def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
+def test_no_label_occurs_twice(nodes: list[str], labels: list[str] | None):
     """
-    Whoever has a name first keeps it; a node that calls itself what another is called here, too.
+    The first node keeps its name; a name that is the label of another node is changed.
     """
     told = [Told(node, {"pid": str(pid)}) for pid, node in enumerate(nodes, 1)]
     found = [reading.node for reading in _unique_nodes(told)]
@@ -51,7 +51,7 @@ def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
 
 def test_a_scrape_has_no_more_than_max_series():
     """
-    Where there is room for three of seven targets, four are left out, and none of who has only one.
+    With room for three of seven targets, four are left out, but not the only target of an owner.
     """
     page = Page()
     expose(page, reading())

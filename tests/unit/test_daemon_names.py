@@ -11,7 +11,7 @@ import pytest
 
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.names import LABELS, PERIOD, RENAMES, NodeLabels
-from scope_ebpf.daemon.notify import Sparing
+from scope_ebpf.daemon.notify import LineLimit
 from scope_ebpf.errors import HostError
 from scope_ebpf.metrics.values import OTHER, Values
 
@@ -30,9 +30,9 @@ class Clock:
         return self.now
 
 
-def test_who_came_first_has_the_name_and_no_two_have_one_label():
+def test_the_first_vm_has_the_name_and_no_two_have_the_same_label():
     """
-    A node that calls itself by another's name and pid has neither.
+    A node whose name is another's name with its pid gets a different label.
     """
     labels = NodeLabels()
     assert "rabbit@prod" == labels.assign(1, "rabbit@prod", EVIL)
@@ -46,7 +46,7 @@ def test_who_came_first_has_the_name_and_no_two_have_one_label():
 
 def test_names_that_differ_in_what_cannot_be_printed_have_two_labels():
     """
-    What is replaced is replaced before it is compared, and can be claimed by nobody.
+    Characters are replaced before names are compared, so no VM can take the label of another.
     """
     labels = NodeLabels()
     one, other = (labels.assign(n, f"a{chr(n)}@b", EVIL) for n in (1, 2))
@@ -65,7 +65,7 @@ def test_a_long_name_has_room_for_its_pid():
 
 def test_a_node_that_is_renamed_in_a_loop_keeps_a_label():
     """
-    Three new names an hour, and each change beyond it is counted; what it was called is free.
+    Three new names an hour, and each further change is counted; the old name is free.
     """
     clock = Clock()
     labels = NodeLabels(clock)
@@ -100,7 +100,7 @@ def test_an_owner_cannot_start_vms_of_ever_new_names():
 
 def test_names_in_rankings_come_at_a_bounded_rate():
     """
-    What is in use stays; of new values there are a hundred an hour, and all others are one.
+    Values in use stay; a hundred new ones an hour are admitted, and all others are one.
     """
     clock = Clock()
     values = Values(clock=clock)
@@ -120,18 +120,18 @@ def line(message: str, **fields: object) -> logging.LogRecord:
     return record
 
 
-def test_lines_about_one_owner_are_held_back_and_counted():
+def test_log_lines_about_one_owner_are_limited_and_counted():
     """
-    A burst, then one a minute with how many there were; those about others pass, root's all.
+    A burst, then one a minute with the number of suppressed ones; others pass, and all of root's.
     """
     clock = Clock()
-    sparing = Sparing(5, clock)
-    passed = [sparing.filter(line("renamed", owner=EVIL)) for _ in range(20)]
+    limit = LineLimit(5, clock)
+    passed = [limit.filter(line("renamed", owner=EVIL)) for _ in range(20)]
     assert [True] * 5 + [False] * 15 == passed
-    assert all(sparing.filter(line("renamed", owner=ROOT)) for _ in range(20))
-    assert sparing.filter(line("refused", owner=EVIL))
+    assert all(limit.filter(line("renamed", owner=ROOT)) for _ in range(20))
+    assert limit.filter(line("refused", owner=EVIL))
     clock.now += 60
     record = line("renamed", owner=EVIL)
-    assert sparing.filter(record)
+    assert limit.filter(record)
     assert {"owner": EVIL, "held_back": 15} == record.fields
-    assert 15 == sparing.held
+    assert 15 == limit.held

@@ -60,14 +60,14 @@ class Clock:
 )
 def test_cgroups_that_a_tenant_makes_are_the_tenants(cgroup: str, tenant: str):
     """
-    What lies below a service, a session, a pod or a container counts as that.
+    Cgroups below a service, a session, a pod or a container belong to it.
     """
     assert tenant == tenant_of(cgroup)
 
 
 def test_the_owner_is_who_started_it(tmp_path: Path):
     """
-    Of a setuid program the real user counts; the cgroup that the daemon is in itself does not.
+    The real user of a setuid program counts; the cgroup of the daemon itself does not.
     """
     folder = tmp_path / "7"
     folder.mkdir()
@@ -79,7 +79,7 @@ def test_the_owner_is_who_started_it(tmp_path: Path):
         owner_of(8, tmp_path)
 
 
-def test_root_outside_of_containers_alone_is_held_to_nothing():
+def test_only_root_outside_of_containers_has_no_limits():
     """
     Root in a container is its tenant.
     """
@@ -87,9 +87,9 @@ def test_root_outside_of_containers_alone_is_held_to_nothing():
     assert (f"cgroup {CONTAINER}",) == Owner(0, CONTAINER).keys
 
 
-def test_who_has_had_more_than_a_burst_waits_until_it_is_worn_off():
+def test_an_owner_above_its_burst_waits_until_the_excess_has_drained():
     """
-    Two seconds at once, and two percent of a core in the long run; others are not held to it.
+    Two seconds at once, and two percent of a core in the long run; other owners are not affected.
     """
     clock = Clock()
     shares = Shares(0.02, 2.0, clock)
@@ -104,7 +104,7 @@ def test_who_has_had_more_than_a_burst_waits_until_it_is_worn_off():
 
 def test_for_an_hour_an_owner_gets_its_share_and_no_more():
     """
-    Who asks all the time, in pieces of 50 ms, gets the burst and two percent of an hour.
+    Continuous requests of 50 ms each get the burst and two percent of an hour.
     """
     clock = Clock()
     shares, taken = Shares(0.02, 2.0, clock), 0.0
@@ -119,7 +119,7 @@ def test_for_an_hour_an_owner_gets_its_share_and_no_more():
     assert pytest.approx(2.0 + 72.0, abs=0.1) == taken
 
 
-def test_a_user_of_many_numbers_is_held_to_its_container():
+def test_the_users_of_a_container_share_its_limit():
     """
     A container has 65,536 users of its own, and one share.
     """
@@ -143,9 +143,9 @@ def test_owners_take_turns_and_root_is_first():
     assert 498 == len(turns)
 
 
-def test_who_has_to_wait_keeps_nobody_waiting():
+def test_an_owner_that_has_to_wait_does_not_delay_others():
     """
-    An owner without a share left is passed over; if all are, the least time is told.
+    An owner above its share is skipped; if all are, the minimum wait is returned.
     """
     turns = Turns()
     turns.add(1, EVIL)
@@ -159,9 +159,9 @@ def test_who_has_to_wait_keeps_nobody_waiting():
     assert (1, EVIL) == turns.next(waits.get)
 
 
-def test_no_owner_has_more_than_half_of_the_room():
+def test_no_owner_has_more_than_half_of_the_slots():
     """
-    The half of one is full while there is room for others; with each that ends there is some again.
+    One half is full while others still get slots; each that ends frees one.
     """
     room = Room()
     for pid in range(5):
@@ -176,7 +176,7 @@ def test_no_owner_has_more_than_half_of_the_room():
 
 def test_the_first_of_each_comes_before_the_second_of_any():
     """
-    In an order that is cut somewhere, whoever has many is cut first.
+    Where such a list is cut off, the owners that have the most lose first.
     """
     things = [("a", EVIL), ("b", EVIL), ("c", EVIL), ("d", GOOD), ("e", ROOT), ("f", ROOT)]
     assert "adefbc" == "".join(name for name, _ in in_turns(things, lambda thing: thing[1]))

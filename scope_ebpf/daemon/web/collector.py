@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from scope_ebpf.daemon.looks.inspector import RESULTS
 from scope_ebpf.daemon.looks.owners import in_turns
-from scope_ebpf.daemon.notify import sparing
+from scope_ebpf.daemon.notify import line_limit
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
@@ -88,7 +88,7 @@ class Readings(Collector):
         page.add("scope_ebpf_looks_hanging", discovery.inspector.lost)
         page.add("scope_ebpf_renames_held_total", daemon.targets.admission.labels.held)
         page.add("scope_ebpf_top_names_held_total", daemon.snapshots.held)
-        page.add("scope_ebpf_log_lines_held_total", sparing.held)
+        page.add("scope_ebpf_log_lines_held_total", line_limit.held)
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
             times = [process.cpu_times() for process in both]
