@@ -34,9 +34,9 @@ print(json.dumps([*rests, rss()]))
 """
 
 
-def test_what_a_thread_took_is_given_back():
+def test_memory_that_a_thread_took_is_returned():
     """
-    Nine megabytes that a thread held are resident while it does, and not after it.
+    Nine megabytes are resident while a thread holds them, and not afterwards.
     """
     done = subprocess.run(
         [sys.executable, "-c", _TRIAL], capture_output=True, text=True, check=True
