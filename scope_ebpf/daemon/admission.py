@@ -13,7 +13,7 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.looks.owners import Room
+from scope_ebpf.daemon.looks.owners import OwnerSlots
 from scope_ebpf.daemon.looks.programs import MOST, Refused
 from scope_ebpf.daemon.names import NodeLabels
 from scope_ebpf.daemon.notify import say
@@ -58,7 +58,7 @@ class Admission:
         #: Programs that are not looked at, and owners whose memory does not respond.
         self._programs, self._hangs = programs, hangs
         #: Owners that have targets.
-        self._room = Room()
+        self._slots = OwnerSlots()
         #: Owners of VMs that were refused for want of room, by pid.
         self._waiting: dict[int, Owner] = {}
 
@@ -69,7 +69,7 @@ class Admission:
         Raises NoRoomError where there is no room for a target of *owner*, and HostError where it
         has had too many labels.
         """
-        why = self._room.refusal(owner, _max_targets())
+        why = self._slots.refusal(owner, _max_targets())
         if why:
             raise NoRoomError(why)
         limit, used = _file_limit(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - fast
@@ -83,19 +83,19 @@ class Admission:
 
     def accept(self, pid: int, owner: Owner) -> None:
         """*pid* is observed from now on."""
-        self._room.enter(pid, owner)
+        self._slots.enter(pid, owner)
         self.refused.pop(pid, None)
         self._failed.clear(pid)
 
     def release(self, pid: int) -> None:
         """*pid* is not observed any more: its label and its room are free."""
         self.labels.drop(pid)
-        self._room.leave(pid)
+        self._slots.leave(pid)
 
     def retry_waiting(self) -> None:
         """Look again at one VM that waits for room, of the owner that has the fewest targets."""
-        for pid in sorted(self._waiting, key=lambda pid: self._room.held(self._waiting[pid])):
-            if not self._room.refusal(self._waiting[pid], _max_targets()):
+        for pid in sorted(self._waiting, key=lambda pid: self._slots.held(self._waiting[pid])):
+            if not self._slots.refusal(self._waiting[pid], _max_targets()):
                 del self._waiting[pid]
                 self._scanner.again(pid, 0.0)
                 return

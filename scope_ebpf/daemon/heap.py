@@ -17,13 +17,13 @@ _ARENA_MAX = -8
 _libc = ctypes.CDLL(None)
 
 
-def share() -> None:
+def use_one_arena() -> None:
     """Use one arena for all threads; to be called before there is a second thread."""
     with suppress(AttributeError):  # only glibc has it
         _libc.mallopt(_ARENA_MAX, 1)
 
 
-def give_back() -> None:
+def trim() -> None:
     """Return free memory to the kernel: after many VMs it is a third of the daemon's memory."""
     with suppress(AttributeError):  # only glibc has it
         _libc.malloc_trim(0)

@@ -289,7 +289,7 @@ class Targets:
     def collect_garbage(self) -> None:
         """Free programs that were not reused, refusals of ended VMs, and memory."""
         self._pool.tidy()
-        heap.give_back()
+        heap.trim()
         self.admission.forget_ended()
 
     def _attacher_ended(self) -> None:

@@ -55,7 +55,7 @@ def rules() -> dict[str, list[Rule]]:
     return dict(found)
 
 
-class Names:
+class CompatNames:
     """Samples under names of prometheus.erl; samples with the same labels are added up."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client.core import Metric
 
 from scope_ebpf.metrics.catalogue import Series, catalogue
-from scope_ebpf.metrics.compat import Names
+from scope_ebpf.metrics.compat import CompatNames
 from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Page:
 
     def __init__(self, *, compat: bool = False) -> None:
         self._families: dict[str, Metric] = {}
-        self._names = Names() if compat else None
+        self._names = CompatNames() if compat else None
         self.samples = 0
 
     def add(self, series_name: str, value: float, /, **labels: str) -> None:

@@ -11,7 +11,7 @@ import socket
 
 import pytest
 
-from scope_ebpf.daemon.web.fairness import Crowd, FullError, Room, group_of
+from scope_ebpf.daemon.web.fairness import FullError, SlotQueue, TaskLimit, group_of
 
 MINE, OTHERS = "192.0.2.1", "192.0.2.2"
 
@@ -21,23 +21,23 @@ def dropped(most: int, members: list[tuple[str, int]]) -> list[int]:
     The numbers of those *members* that are dropped; each joins in turn with its weight.
     """
 
-    async def stay(crowd: Crowd, group: str, weight: int) -> None:
+    async def stay(limit: TaskLimit, group: str, weight: int) -> None:
         task = asyncio.current_task()
-        with crowd.join(task, group, weight):
+        with limit.join(task, group, weight):
             await asyncio.Event().wait()
 
     async def come() -> list[int]:
-        crowd = Crowd(most)
+        limit = TaskLimit(most)
         tasks = []
         for group, weight in members:
-            tasks.append(asyncio.create_task(stay(crowd, group, weight)))
+            tasks.append(asyncio.create_task(stay(limit, group, weight)))
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         gone = [number for number, task in enumerate(tasks) if task.cancelled()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert not crowd.drop_oldest()
+        assert not limit.drop_oldest()
         return gone
 
     return asyncio.run(come())
@@ -68,11 +68,11 @@ def test_no_group_takes_every_slot():
     """
 
     async def come() -> list[str]:
-        room, inside = Room(2, 9), []
+        slots, inside = SlotQueue(2, 9), []
         leave = [asyncio.Event() for _ in range(6)]
 
         async def stay(number: int, group: str) -> None:
-            async with room.slot(group):
+            async with slots.slot(group):
                 inside.append(group)
                 await leave[number].wait()
 
@@ -98,10 +98,10 @@ def test_one_too_many_is_turned_away_from_the_largest_group():
     """
 
     async def come() -> list[object]:
-        room, go_on = Room(1, 3), asyncio.Event()
+        slots, go_on = SlotQueue(1, 3), asyncio.Event()
 
         async def stay(group: str) -> str:
-            async with room.slot(group):
+            async with slots.slot(group):
                 await go_on.wait()
                 return "served"
 
@@ -124,18 +124,18 @@ def test_a_client_that_gave_up_takes_no_slot(turn_has_come: bool):
     """
 
     async def come() -> None:
-        room = Room(1, 9)
+        slots = SlotQueue(1, 9)
         inside, leave = asyncio.Event(), asyncio.Event()
 
         async def stay() -> None:
-            async with room.slot(MINE):
+            async with slots.slot(MINE):
                 inside.set()
                 await leave.wait()
             if turn_has_come:
                 second.cancel()
 
         async def wait() -> None:
-            async with room.slot(MINE):
+            async with slots.slot(MINE):
                 pass
 
         first = asyncio.create_task(stay())

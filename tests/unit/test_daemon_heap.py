@@ -23,13 +23,13 @@ def work():
     kept = [b"x" * (60000 + i) for i in range(150)]
     rests.append(rss())
 
-heap.share()
+heap.use_one_arena()
 bytearray(16 << 20)
 rests = [rss()]
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-heap.give_back()
+heap.trim()
 print(json.dumps([*rests, rss()]))
 """
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose a process is, and what no owner can take from another: CPU, turns, room.
+Whose a process is, and what no owner can take from another: CPU, turns, slots.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import pytest
 
 from scope_ebpf.daemon.looks.owners import (
     ROOT,
+    LookQueue,
     Owner,
-    Room,
+    OwnerSlots,
     Shares,
-    Turns,
     in_turns,
     owner_of,
     tenant_of,
@@ -133,45 +133,45 @@ def test_owners_take_turns_and_root_is_first():
     """
     One process of a user waits for one of each other, not for five hundred.
     """
-    turns = Turns()
+    queue = LookQueue()
     for pid in range(500):
-        turns.add(pid, EVIL)
-    turns.add(1000, GOOD)
-    turns.add(1001, ROOT)
-    order = [turns.next(lambda _: 0.0)[0] for _ in range(4)]
+        queue.add(pid, EVIL)
+    queue.add(1000, GOOD)
+    queue.add(1001, ROOT)
+    order = [queue.next(lambda _: 0.0)[0] for _ in range(4)]
     assert [1001, 0, 1000, 1] == order
-    assert 498 == len(turns)
+    assert 498 == len(queue)
 
 
 def test_an_owner_that_has_to_wait_does_not_delay_others():
     """
     An owner above its share is skipped; if all are, the minimum wait is returned.
     """
-    turns = Turns()
-    turns.add(1, EVIL)
-    turns.add(2, GOOD)
+    queue = LookQueue()
+    queue.add(1, EVIL)
+    queue.add(2, GOOD)
     waits = {EVIL: 30.0, GOOD: 0.0}
-    assert (2, GOOD) == turns.next(waits.get)
-    turns.add(3, GOOD)
+    assert (2, GOOD) == queue.next(waits.get)
+    queue.add(3, GOOD)
     waits[GOOD] = 7.0
-    assert 7.0 == turns.next(waits.get)
+    assert 7.0 == queue.next(waits.get)
     waits[EVIL] = 0.0
-    assert (1, EVIL) == turns.next(waits.get)
+    assert (1, EVIL) == queue.next(waits.get)
 
 
 def test_no_owner_has_more_than_half_of_the_slots():
     """
     One half is full while others still get slots; each that ends frees one.
     """
-    room = Room()
+    slots = OwnerSlots()
     for pid in range(5):
-        assert "" == room.refusal(EVIL, 10)
-        room.enter(pid, EVIL)
-    assert "5 VMs of uid 666 are observed, which is half" in room.refusal(EVIL, 10)
-    assert "" == room.refusal(GOOD, 10)
-    assert "" == room.refusal(ROOT, 10)
-    room.leave(0)
-    assert "" == room.refusal(EVIL, 10)
+        assert "" == slots.refusal(EVIL, 10)
+        slots.enter(pid, EVIL)
+    assert "5 VMs of uid 666 are observed, which is half" in slots.refusal(EVIL, 10)
+    assert "" == slots.refusal(GOOD, 10)
+    assert "" == slots.refusal(ROOT, 10)
+    slots.leave(0)
+    assert "" == slots.refusal(EVIL, 10)
 
 
 def test_the_first_of_each_comes_before_the_second_of_any():

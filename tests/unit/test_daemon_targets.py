@@ -6,7 +6,6 @@ Targets that begin, end and fail, without a kernel: what remains of them in the 
 from __future__ import annotations
 
 import os
-import selectors
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -100,10 +99,10 @@ class FakeTracepoints:
 @pytest.fixture
 def targets() -> Iterator[Targets]:
     """
-    Targets of no VM, with a scanner that forgets everything.
+    Targets without a VM; nothing waits for their descriptors, and the scanner forgets everything.
     """
     scanner = SimpleNamespace(ended=lambda _pid: None, again=lambda _pid, _seconds: None)
-    files = selectors.EpollSelector()
+    files = SimpleNamespace(register=lambda *_: None, unregister=lambda _fd: None)
     found = Targets(Config(), None, files, scanner, errors=Counter(), shares=Shares())
     yield found
     found.close()
@@ -113,8 +112,6 @@ def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
     """
     Observe *watch*, as if it had been found.
     """
-    # Nothing waits for the end of a process here.
-    targets._files.unregister = lambda _fd: None
     targets._observed[watch.pid] = Observed(watch, (), None)
     return watch
 

@@ -23,7 +23,7 @@ from scope_ebpf.beam.vm.discover import Refusal, inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.daemon.looks.discovery import RENAMED, Files
 from scope_ebpf.daemon.looks.hangs import Hangs
-from scope_ebpf.daemon.looks.owners import Owner, Shares, Turns
+from scope_ebpf.daemon.looks.owners import LookQueue, Owner, Shares
 from scope_ebpf.daemon.looks.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.looks.programs import BEGUN, FIRST, MOST, Bad, Program, Refused, program_at
 from scope_ebpf.daemon.notify import say
@@ -229,7 +229,7 @@ class Inspector:
     ) -> None:
         self._looker, self._shares = looker, shares
         self._config, self._wake, self._clock = config, wake, clock
-        self._turns = Turns()
+        self._queue = LookQueue()
         self._looks: deque[Look] = deque()
         self._job: _Job | None = None
         self.lost = 0
@@ -249,7 +249,7 @@ class Inspector:
     def ask(self, pid: int, owner: Owner) -> None:
         """Look at *pid* when it is its owner's turn; at most once until its result is taken."""
         with self._changed:
-            self._turns.add(pid, owner)
+            self._queue.add(pid, owner)
             self._changed.notify()
 
     def take(self) -> Look | None:
@@ -266,7 +266,7 @@ class Inspector:
     def idle(self) -> bool:
         """True if no look is running, waiting or finished."""
         with self._changed:
-            return not (self._looks or self._job or len(self._turns))
+            return not (self._looks or self._job or len(self._queue))
 
     @property
     def stuck(self) -> bool:
@@ -308,7 +308,7 @@ class Inspector:
     def _next(self) -> _Job | None:
         with self._changed:
             while not self._ended:
-                turn = self._turns.next(self._shares.wait)
+                turn = self._queue.next(self._shares.wait)
                 if isinstance(turn, tuple):
                     self._job = _Job(*turn, self._clock())
                     return self._job

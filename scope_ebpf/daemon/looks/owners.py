@@ -127,7 +127,7 @@ class Shares:
         return max(0.0, taken - self._share * (now - at))
 
 
-class Turns:
+class LookQueue:
     """Processes that wait for a look: root's first, then the owners in turn. For one thread."""
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ def _queue(owner: Owner) -> str:
     return owner.keys[-1] if owner.keys else ""
 
 
-class Room:
+class OwnerSlots:
     """Limited slots of which no owner but root may have more than half."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from scope_ebpf.daemon.looks.owners import Room
+from scope_ebpf.daemon.looks.owners import OwnerSlots
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError
@@ -42,7 +42,7 @@ class SharedTracepoints:
         #: Why the kernel refuses them.
         self._refused = ""
         #: Owners whose targets have a slot in the maps.
-        self._slots = Room()
+        self._slots = OwnerSlots()
 
     def watch(self, target: Target, owner: Owner, *, strict: bool) -> WatchedThreads:
         """

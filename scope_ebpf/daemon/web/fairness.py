@@ -49,7 +49,7 @@ def _group_at(text: str) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
-class Crowd:
+class TaskLimit:
     """
     Tasks with a total weight of at most *most*.
 
@@ -99,7 +99,7 @@ class FullError(Exception):
     """Too many clients wait for a slot."""
 
 
-class Room:
+class SlotQueue:
     """
     A limited number of *slots*; the next waiting client is of the group that has the fewest.
 

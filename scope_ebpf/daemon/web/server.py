@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.web import listening
-from scope_ebpf.daemon.web.fairness import Crowd, FullError, Room, group_of
+from scope_ebpf.daemon.web.fairness import FullError, SlotQueue, TaskLimit, group_of
 from scope_ebpf.daemon.web.http import Effort, Site
 from scope_ebpf.daemon.web.request import MOST, Head, RefusedRequestError
 
@@ -81,10 +81,10 @@ class Server:
         self._tls = _tls(config)
         self._listeners = listening.listeners(config)
         self.addresses = [listening.describe(listener) for listener in self._listeners]
-        self._unfinished, self._unread = Crowd(UNFINISHED), Crowd(_UNREAD)
-        self._rooms = {
-            Effort.PAGE: (Room(AT_ONCE, _WAITING), ThreadPoolExecutor(AT_ONCE, "http")),
-            Effort.PASSWORD: (Room(1, _GUESSES), ThreadPoolExecutor(1, "http")),
+        self._unfinished, self._unread = TaskLimit(UNFINISHED), TaskLimit(_UNREAD)
+        self._slots = {
+            Effort.PAGE: (SlotQueue(AT_ONCE, _WAITING), ThreadPoolExecutor(AT_ONCE, "http")),
+            Effort.PASSWORD: (SlotQueue(1, _GUESSES), ThreadPoolExecutor(1, "http")),
         }
         #: All clients, and those with one of the last descriptors: while there are any, one client
         #: is dropped for each new one.
@@ -102,7 +102,7 @@ class Server:
         """Close all connections and stop listening."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for _, pool in self._rooms.values():
+        for _, pool in self._slots.values():
             pool.shutdown(wait=False, cancel_futures=True)
         for listener in self._listeners:
             listening.close(listener, self._config)
@@ -184,9 +184,9 @@ class Server:
         effort = self._site.effort(environ)
         if effort is Effort.NONE:
             return self._made(environ)
-        room, pool = self._rooms[effort]
+        slots, pool = self._slots[effort]
         try:
-            async with asyncio.timeout(PATIENCE) as wait, room.slot(stream.group):
+            async with asyncio.timeout(PATIENCE) as wait, slots.slot(stream.group):
                 wait.reschedule(None)
                 return await self._loop.run_in_executor(pool, self._made, environ)
         except (FullError, TimeoutError):
