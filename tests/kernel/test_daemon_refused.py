@@ -34,14 +34,14 @@ SWITCHES = ("beam_thread_switches_total", "normal")
 
 def hooks(samples: dict[tuple[str, ...], float]) -> set[float]:
     """
-    For how much of the time hooks are in, all together.
+    Sampling ratios of all hooks.
     """
     return {value for key, value in samples.items() if key[0] == "scope_ebpf_sampling_ratio"}
 
 
 def warnings(errors: str, message: str) -> list[str]:
     """
-    What the log says of something, which must say what to do about it.
+    Lines of the log with *message*, which must say what to do.
     """
     found = [line for line in errors.splitlines() if message in line]
     assert all("CAP_PERFMON" in line and "seccomp" in line for line in found), found
@@ -51,7 +51,7 @@ def warnings(errors: str, message: str) -> list[str]:
 
 def test_without_perf_events_everything_else_goes_on(tmp_path: Path):
     """
-    The clock is refused: one line says so, busy waiting is not told, events count as ever.
+    The sampling timer is refused: one line, no busy waiting, events are counted as before.
     """
     refused = refusing.prefix("perf_event_open")
     with (
@@ -93,9 +93,9 @@ def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):
     assert len(warnings(errors, "hook off")) >= 12
 
 
-def test_the_doctor_tells_what_the_daemon_refuses(tmp_path: Path):
+def test_the_doctor_foresees_what_the_daemon_refuses(tmp_path: Path):
     """
-    Of a VM that hides its functions: the same hooks are off, and the same parts are not told.
+    For a VM that hides its functions, the same hooks are off and the same parts are missing.
     """
     with (
         beams_run.planted("sid29", *test_daemon.name_flags()) as beam,
