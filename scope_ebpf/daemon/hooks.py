@@ -55,6 +55,7 @@ class TargetHooks:
     Attributes:
         plan: what is attached for each event.
         counters: the VM's own counters.
+        session: the programs and maps.
         failed: events whose hooks the kernel refused, with the reason.
         program_stats: runs of each program, at the last reading.
     """

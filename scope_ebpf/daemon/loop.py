@@ -110,7 +110,7 @@ class Daemon:
 
     def ask(self, number: signal.Signals) -> None:
         """Request what a signal stands for: SIGTERM and SIGINT end, SIGHUP reads the config."""
-        self._requests.signal(number)
+        self._requests.add_signal(number)
 
     def refresh(self) -> None:
         """Request fresh readings, and wait for them for a moment."""

@@ -17,7 +17,7 @@ class Requests:
     """
     Requests to one loop; :meth:`fileno` is readable when there is a new one.
 
-    All methods may be called by any thread, and :meth:`signal` by signal handlers.
+    All methods may be called by any thread, and :meth:`add_signal` by signal handlers.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Requests:
         """Discard the wake-ups so far."""
         os.read(self._read, 4096)
 
-    def signal(self, number: signal.Signals) -> None:
+    def add_signal(self, number: signal.Signals) -> None:
         """Request what a signal stands for."""
         self._signals.add(number)
         os.write(self._write, b"\0")
