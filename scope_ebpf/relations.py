@@ -197,4 +197,27 @@ def _apart(event: EventSummary, whole: int) -> float:
 def told_apart(summary: Summary) -> Summary:
     """Add notes of figures of a trace that cannot be, so that nobody believes them."""
     notes = tuple(f"these figures cannot be right: {why}" for why in of_summary(summary))
-    return replace(summary, notes=(*summary.notes, *notes)) if notes else summary
+    events = summary.events
+    if why := _too_long(summary):
+        events = {**events, "schedule": replace(events["schedule"], histograms={})}
+        notes += (f"durations of schedule are refused: {why}",)
+    return replace(summary, events=events, notes=(*summary.notes, *notes)) if notes else summary
+
+
+def _too_long(summary: Summary) -> str:
+    """
+    Why durations of schedule cannot be: processes had schedulers for longer than there are any.
+
+    Each duration carries a part of its own hooks, which is much of a slice of a microsecond.
+    """
+    schedulers, event = summary.target.get("schedulers"), summary.events.get("schedule")
+    if not isinstance(schedulers, int) or event is None:
+        return ""
+    there = schedulers * summary.duration_seconds
+    seen = sum(histogram.total_seconds for histogram in event.histograms.values())
+    if seen <= there * (1 + _ROUNDING) + seen * event.error_ratio:
+        return ""
+    return (
+        f"{seen:.1f} s in all, while all schedulers together had {there:.1f} s; slices are so "
+        "short that they are mostly the time of the hooks"
+    )

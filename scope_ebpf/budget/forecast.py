@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.cost import HitCost
 
 #: Seconds of the target's CPU for which hits are counted, and maximum seconds of time.
-_CPU_SECONDS, _MAX_SECONDS = 0.025, 0.08
+_CPU_SECONDS, _MAX_SECONDS = 0.025, 0.04
 #: Seconds of one sleep meanwhile.
 _STEP = 0.01
 #: Minimum number of hits from which a rate is computed.

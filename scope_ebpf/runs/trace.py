@@ -64,9 +64,9 @@ class Sink(Protocol):
         """Take a batch, which is the ring's own memory; raises OSError where it cannot."""
 
 
-#: Events whose durations end with a trap at a return, in seconds how short one may be before the
-#: trap is looked at, and the part of a mean that is worth telling.
-_TIMED_BY_RETURN = ("gc", "long_call")
+#: Events whose durations carry the way out of one trap and into another, in seconds how short one
+#: may be before these are looked at, and the part of a mean that is worth telling.
+_TIMED_BY_HOOKS = ("schedule", "gc", "long_call")
 _SHORT, _MUCH = 1e-4, 0.1
 
 
@@ -326,7 +326,7 @@ def carried_notes(found: dict[str, EventSummary]) -> list[str]:
         f"{name} {of}": histogram.total_seconds / histogram.count
         for name, event in found.items()
         for of, histogram in event.histograms.items()
-        if name in _TIMED_BY_RETURN and histogram.count
+        if name in _TIMED_BY_HOOKS and histogram.count
     }
     if not means or min(means.values()) > _SHORT:
         return []

@@ -121,3 +121,27 @@ def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, told:
     What the VM counted is no sum of what windows tell; what was counted whole must agree.
     """
     assert told == len(relations.told_apart(budgeted(**changed)).notes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "refused"), [(5.0, 0.0, 0), (5.1, 0.0, 1), (5.1, 0.1, 0)]
+)
+def test_schedules_that_took_longer_than_there_were_schedulers_are_refused(
+    seconds: float, error: float, refused: int
+):
+    """
+    Two schedulers had 5 s in 2.5 s; what is beyond that is no duration of a schedule.
+    """
+    plan = Item("schedule", "symbol", "f", (Attachment("p", "f", "f", 1, 1),), "")
+    event = EventSummary(
+        plan,
+        count=2_000_000,
+        by_class={"in": 1_000_000, "out": 1_000_000},
+        histograms={"out": Histogram(seconds, (0, 1_000_000))},
+        error_ratio=error,
+        sampling_ratio=0.01,
+    )
+    target = {**TARGET, "schedulers": 2}
+    found = relations.told_apart(Summary(target, 2.5, "duration", {"schedule": event}, END.cost))
+    assert refused == len(found.notes) == 1 - len(found.events["schedule"].histograms)
+    assert found.events["schedule"].by_class == event.by_class

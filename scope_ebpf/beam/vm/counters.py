@@ -11,7 +11,7 @@ ErtsSchedulerData_, ErtsSchedulerSleepInfo), erl_ptab.h (ErtsPTab), index.h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 #: Those of a scheduler that has nothing to do: it sleeps, or spins until there is something.
 _IDLE = 1 << 1 | 1 << 2 | 1 << 3
+_SUSPENDED, _NOT_WORKING = np.uint64(SUSPENDED), np.uint64(SUSPENDED | _IDLE)
 
 #: Behind the count of a table: how many places were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
@@ -107,6 +108,9 @@ class CounterReader:
         }
         self._words = word_places(np.concatenate([places for places, _ in parts.values()]))
         self._masks = np.repeat(np.array([mask for _, mask in parts.values()], np.uint64), sizes)
+        self._ends = np.cumsum(sizes)
+        #: Where the schedulers of each kind end.
+        self._kinds = np.cumsum([len(self._schedulers[kind]) for kind in KINDS])
 
     def _parts(self) -> dict[str, tuple[NDArray[np.uint64], int]]:
         """Where the words of each counter lie, and the bits of them that count."""
@@ -139,14 +143,14 @@ class CounterReader:
         """Read everything in one system call, or one for each 1,024 words."""
         words = self._memory.words_at(self._words) & self._masks
         found = {name: words[part] for name, part in self._slices.items()}
-        total = {name: int(part.sum()) for name, part in found.items()}
+        total = dict(zip(self._slices, sums(words, self._ends), strict=True))
         dirty = self._dirty(found.get("dirty"))
         return Counters(
             context_switches=total["switches"],
             reductions=total["reductions"],
             run_queues=found["lengths"].astype(np.int32),
             schedulers=tuple(len(self._schedulers[kind]) for kind in KINDS),
-            online=self._by_kind(found["sleep_flags"] & np.uint64(SUSPENDED) == 0),
+            online=tuple(sums(found["sleep_flags"] & _SUSPENDED == 0, self._kinds)),
             collections=total["collections"] + (dirty[0] if dirty else 0),
             reclaimed_words=total["reclaimed"] + (dirty[1] if dirty else 0),
             dirty_collections=dirty[0] if dirty else None,
@@ -157,7 +161,7 @@ class CounterReader:
             processes=total["processes"],
             ports=total["ports"],
             atoms=total["atoms"],
-            working=self._by_kind(found["sleep_flags"] & np.uint64(SUSPENDED | _IDLE) == 0),
+            working=tuple(sums(found["sleep_flags"] & _NOT_WORKING == 0, self._kinds)),
         )
 
     def _dirty(self, words: NDArray[np.uint64] | None) -> tuple[int, int] | None:
@@ -198,10 +202,21 @@ class CounterReader:
     def _at(self, struct: str, field: str) -> np.uint64:
         return np.uint64(self._layout.offset(struct, field))
 
-    def _by_kind(self, which: NDArray[np.bool_]) -> tuple[int, ...]:
-        """How many schedulers of each kind are among *which*."""
-        ends = np.cumsum([len(self._schedulers[kind]) for kind in KINDS])
-        return tuple(int(part.sum()) for part in np.split(which, ends[:-1]))
-
     def _table(self, name: str, field: str) -> int:
         return self._memory.u32(self._tables[name] + self._layout.offset("ErtsPTab", field))
+
+
+def sums(words: NDArray[Any], ends: NDArray[np.int64]) -> list[int]:
+    """
+    Sum up parts of *words*, each of which ends at one of *ends*; modulo 2^64.
+
+    >>> sums(np.array([1, 2, 3, 4], np.uint64), np.array([1, 1, 4]))
+    [1, 0, 9]
+    """
+    # One sum for all: this is done a hundred times a second.
+    before = np.zeros(len(words) + 1, np.uint64)
+    np.cumsum(words, dtype=np.uint64, out=before[1:])
+    upto = before[ends]
+    upto[1:] -= upto[:-1].copy()
+    found: list[int] = upto.tolist()
+    return found

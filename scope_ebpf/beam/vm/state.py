@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at the schedulers: drawn anew each time, since a program may have a
 #: rhythm.
-_SHORTEST, _LONGEST = 0.01, 0.03
+_SHORTEST, _LONGEST = 0.02, 0.06
 #: Processes whose mailboxes are looked at; of a VM that has more, a part of them.
 _MOST = 200_000
 #: What the VM counts itself, of :class:`Counters`.
