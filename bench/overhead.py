@@ -52,7 +52,7 @@ from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.budget.estimate import quantile
-from scope_ebpf.budget.hit_costs import Prices
+from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.bpf.stats import measuring
@@ -107,21 +107,21 @@ def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> 
     target = inspect(load.pid)
     settings, _ = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, events, "auto", known(settings))
-    prices = Prices(plan, _cost)
+    costs = HitCosts(plan, _cost)
     with (
         contextlib.closing(Attacher()) as attacher,
         GovernedSession(plan, target.identity, target.base, settings, attacher=attacher) as session,
         measuring(),
     ):
-        for event in prices.hit_costs():
+        for event in costs.by_event():
             session.attach(event)
             session.open_gate(event, None)
         hits, used = session.hits(), cpu_seconds(load.pid)
         yield
         news = {program: count - hits[program] for program, count in session.hits().items()}
         used = cpu_seconds(load.pid) - used
-        prices.correct(session.program_stats())
-        found[f"{way}: hits x cost"].append(sum(prices.spent(news).values()) / used)
+        costs.update(session.program_stats())
+        found[f"{way}: hits x cost"].append(sum(costs.spent(news).values()) / used)
 
 
 @contextlib.contextmanager

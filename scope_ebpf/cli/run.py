@@ -306,7 +306,7 @@ class Run:
         used = now - self._cpu_before
         if used > 0:
             report.cost_share = share_of(report.cost_seconds, used)
-        if self._brake.look(time.monotonic(), report.cost_seconds, used):
+        if self._brake.add(time.monotonic(), report.cost_seconds, used):
             say_braked(self._brake)
             self._stop("cost")
 

@@ -64,9 +64,9 @@ class BudgetedTrace:
         except BaseException:
             self._attacher.close()
             raise
-        if self._run.measures.refused:
+        if self._run.counters.refused:
             self.notes.append(
-                f"{self._run.measures.refused}: frequent events are estimated by the time alone"
+                f"{self._run.counters.refused}: frequent events are estimated by the time alone"
             )
         #: What looks at the VM meanwhile.
         self.state = StateReader(target)
@@ -121,7 +121,7 @@ class BudgetedTrace:
         ends = None if self._duration is None else started + self._duration
         identity, moved = self._target.identity, started
         with selectors.EpollSelector() as files, progress_bar(self._duration, visible=True) as bar:
-            files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
+            files.register(self._run.fileno(), selectors.EVENT_READ, self._run.on_exhausted)
             files.register(self._attacher.fileno(), selectors.EVENT_READ, self._alone)
             for fd in (identity.pidfd, identity.execs):
                 if fd is not None:
@@ -136,15 +136,15 @@ class BudgetedTrace:
                     moved = now
                     bar(now - started)
                     identity.check()
-                due = min(self._run.next_turn(), self.state.due, ends or now + _INTERVAL)
+                due = min(self._run.next_due(), self.state.due, ends or now + _INTERVAL)
                 _wait(files, due - time.monotonic())
 
     def _turn(self, now: float, cpu: float) -> None:
         if self._price is None and (price := self._aside.cost()):
             self._price = price
-            self._run.price(price)
-        if now >= self._run.next_turn():
-            self._run.turn()
+            self._run.set_hit_cost(price)
+        if now >= self._run.next_due():
+            self._run.run_once()
         if now >= self.state.due:
             self.state.look()
             self._cpu = cpu_clock(self._target.pid) - cpu

@@ -137,6 +137,6 @@ class CallTurns(ABC):
         if now >= self._next_look:
             self._next_look = now + _LOOK
             used = cpu_seconds(self._target.pid)
-        if used is not None and self._brake.look(now, self._cost(), used):
+        if used is not None and self._brake.add(now, self._cost(), used):
             say_braked(self._brake)
             self._ask_to_stop("cost")

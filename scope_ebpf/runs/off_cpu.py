@@ -17,7 +17,7 @@ from scope_ebpf.beam.stacks.sampling import sample_settings
 from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.budget.brake import Brake, share_of
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ScopeError
 from scope_ebpf.kernel.cost import GUESS, Aside
 from scope_ebpf.kernel.observers.off_cpu import Waits
@@ -197,7 +197,7 @@ class _Spent:
 
     def __init__(self, target: Target, waits: Waits, aside: Aside) -> None:
         self._waits, self._aside = waits, aside
-        self._measures = Measures(target)
+        self._measures = ReferenceCounters(target)
         self._before = self._switches()
 
     def _switches(self) -> int:

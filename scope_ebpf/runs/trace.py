@@ -185,7 +185,7 @@ class Trace:
         with suppress(ReadRefusedError, OSError):  # the target has ended, as will be seen
             found = self._forecaster.forecast(session, self.plan, price, ready)
             most = self._brake.most
-            ends = self._brake.passes(found.share * found.cpus, found.cpus, 1.0)
+            ends = self._brake.exceeds(found.share * found.cpus, found.cpus, 1.0)
             end = f"; it ends by itself above {most:.0%} (--max-cost)" if ends else ""
             say(f"scope-trace: this takes {found}{end}")
 
@@ -204,7 +204,7 @@ class Trace:
             # What was taken at a guess is no part of what is taken at this price.
             self._price, self._brake = price, Brake(self._brake.most)
         cost = (self._price or GUESS).total(self._ran)
-        if self._brake.look(now, cost, self._used):
+        if self._brake.add(now, cost, self._used):
             say_braked(self._brake)
             self._ask_to_stop("cost")
 
