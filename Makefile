@@ -1,14 +1,15 @@
-# The front door. `make demo` and `make test` do all their own set-up.
+# `make demo` and `make test` do all their own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TESTS ?= tests/unit tests/kernel
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 BENCHES := pipeline real_apps profile calls capture snapshot top_cost idle scrape windows overhead
 
-.PHONY: help demo test lint unit kernel vm bench soak fuzz chaos objects generate dashboards wheel \
-	packages packages-test clean
+.PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects generate dashboards \
+	wheel packages packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,6 +41,12 @@ unit: $(VENV)/.test objects ## the tests that need no root
 
 kernel: $(VENV)/.test objects ## the tests on real VMs (root)
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/pytest tests/kernel
+
+coverage: $(VENV)/.test objects ## statements that unit and kernel tests run, by module; TESTS="..." (root)
+	@$(DEPS) test
+	@$(SUDO) rm -rf build/coverage && mkdir -p -m 1777 build/coverage
+	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/coverage run -m pytest $(TESTS) || failed=1; \
+		$(SUDO) $(BIN)/coverage combine --quiet && $(SUDO) $(BIN)/coverage report && test -z "$$failed"
 
 vm: $(VENV)/.test objects ## the same counts on other kernels, in emulated machines (minutes each)
 	@$(DEPS) build vm

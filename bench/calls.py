@@ -6,7 +6,7 @@ What `scope-trace calls` costs the VM: one call that is watched, and threads wit
 
 Each round runs the same calls with and without breakpoints, one after the other, and compares the
 CPU time of the VM; the median of the rounds is quoted. The ratio for code that is not watched shows
-what breakpoints cost that nobody hits.
+what breakpoints cost that are never hit.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ The daemon and the process that holds its breakpoints, killed and stopped, besid
 
     bench/chaos.py [--minutes 30] [--only ACTION]
 
-Three VMs stay, one of them under load, and others start and end. Again and again one of some
-ways to end or to stop the daemon, its attacher, or both is taken, in a drawn order. After each end
+Three VMs stay, one of them under load, and others start and end. Again and again the daemon, its
+attacher, or both are ended or stopped, by actions in a random order. After each end
 the whole text of each VM is compared with its file, and what differs is counted as left. After the
 next start, once the VMs that stay are observed, nothing may differ but where that daemon's own
 hooks are, and after the last orderly end nothing at all; a VM that stays must answer all the time.
-Prints a line for each way, and exits 1 if a VM was harmed or anything stayed.
+Prints a line for each action, and exits 1 if a VM was harmed or anything stayed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.beam.vm.target import Target
 
-#: Ways to end: signals to the daemon and to its attacher, None for none, and whether the attacher
-#: is stopped before and goes on two seconds after the daemon has ended.
+#: Actions that end: signals to the daemon and to its attacher, None for none, and whether the
+#: attacher is stopped before and goes on two seconds after the daemon has ended.
 ENDS: dict[str, tuple[int | None, int | None, bool]] = {
     "kill-daemon": (signal.SIGKILL, None, False),
     "kill-attacher": (None, signal.SIGKILL, False),
@@ -54,7 +54,7 @@ ENDS: dict[str, tuple[int | None, int | None, bool]] = {
     "kill-stopped": (signal.SIGKILL, None, True),
     "term": (signal.SIGTERM, None, False),
 }
-#: Ways to stop: whom, and for how many seconds.
+#: Actions that stop one of the two, and for how many seconds.
 STOPS = {"stop-daemon": 5.0, "stop-attacher": 4.0}
 #: Exit code of a daemon whose attacher has ended.
 _LOST_ATTACHER = 12
@@ -99,7 +99,7 @@ class Chaos:
         self._storm()
         self._crowd = stack.enter_context(closing(Crowd(folder, self.daemon, 6)))
         self._known = inspect(self._busy.pid)
-        self._places = places_of(self._known)
+        self._sites = sites_of(self._known)
         self.times: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
         self.compared = 0
@@ -156,7 +156,7 @@ class Chaos:
         return strange
 
     def end(self, action: str) -> None:
-        """End the daemon in one way; look at what it leaves, and at what the next does to that."""
+        """End the daemon by *action*; check what it leaves, and that the next one removes it."""
         first, second, stopped = ENDS[action]
         attacher = attacher_of(self.daemon.process.pid)
         gone = os.pidfd_open(attacher)
@@ -197,7 +197,7 @@ class Chaos:
         self._after(action)
 
     def _after(self, action: str) -> None:
-        stays = self.compare(action, self._places)
+        stays = self.compare(action, self._sites)
         if stays:
             self.harm.append(f"{action}: {stays} breakpoints stay that are not the daemon's")
         self.heartbeat(action)
@@ -234,7 +234,7 @@ def attacher_of(daemon: int) -> int:
     raise SystemExit("chaos: the daemon has no attacher")
 
 
-def places_of(target: Target) -> frozenset[int]:
+def sites_of(target: Target) -> frozenset[int]:
     """Where the daemon may have a hook, as offsets in the file."""
     settings, _ = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, EVENTS, "auto", known(settings))
@@ -252,7 +252,7 @@ def main() -> int:
             emulator(Path(folder))
             return run(Path(folder), wanted)
     except KeyboardInterrupt:
-        sys.exit("chaos: it was told to end")
+        sys.exit("chaos: it was ended")
 
 
 def run(folder: Path, wanted: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ Snapshots of a VM that spawns as fast as it can, for a while.
 
     bench/churn.py [SECONDS] [SPAWNERS]
 
-Every row of every snapshot is checked against what can be: a mailbox, heap or
-stack that is negative or larger than memory, a status or an atom that is none,
-a function that is not one. Prints spawns per second, rows, torn rows, and how
+Every row of every snapshot is checked for impossible values: a mailbox, heap or
+stack that is negative or larger than memory, an unknown status, a term that is no
+atom, an address that is no function. Prints spawns per second, rows, torn rows, and how
 many names of processes that ended meanwhile could not be read.
 """
 
@@ -30,7 +30,7 @@ _STATUS = {name for name, _ in STATUS} | {"waiting"}
 
 def impossible(row: dict[str, object]) -> list[str]:
     """
-    What cannot be true of a process, in words.
+    The impossible values of a process, as text.
     """
     wrong = [
         f"{key} {row[key]}"

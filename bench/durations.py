@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How true the mean duration of small collections is, by the VM's own account.
+The accuracy of the mean duration of small collections, by the VM's own account.
 
     sudo .venv/bin/python bench/durations.py [--rounds 30] [--seconds 0.1]
 
 A VM collects small heaps without a pause (tests/workloads/collecting.erl) while an exact summary
 takes their durations; its microstate accounting (msacc) of the same time is the witness. What a
-duration carries of the hooks is measured on ourselves, as the summary tells it. A line for each
+duration carries of the hooks is measured in this process, as for the summary. A line for each
 round: the mean by the hooks, less what they carry, and by msacc, in microseconds. Both are times of
 the clock, so where the VM had to wait for a CPU in a collection, which is seen by a duration of a
-millisecond and more, the mean is that of the wait: such rounds are told and left out. The medians
-of the others should be within 10 %.
+millisecond and more, the mean is that of the wait: such rounds are printed and left out. The
+medians of the others should be within 10 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A process of nobody becomes a setuid-root program at every point of attaching and detaching.
+A process of user nobody becomes a setuid-root program at every point of attaching and detaching.
 
     python3 bench/exec_attack.py --runs 1000
     python3 bench/exec_attack.py --runs 20 --control
@@ -85,7 +85,7 @@ class Resolved(Unchecked):
 
 @contextmanager
 def fake(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of nobody that looks like a BEAM."""
+    """A process of user nobody that looks like a BEAM VM."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(as_nobody(*words), stdin=pipe, stdout=pipe, text=True)
     try:
@@ -129,9 +129,9 @@ def run(
     kind: type | None, program: Path, victim: Path, attacher: Attacher, spares: Spares
 ) -> Counter[str]:
     """One run; what happened in it, as counts."""
-    way = random.choice(("us", "cc"))
-    number = random.randrange(_LATEST) if way == "us" else 1 + random.randrange(_MOST_SEEN)
-    words = ("beam", "20", way, str(number), str(victim), "text", "60000")
+    delay = random.choice(("us", "cc"))
+    number = random.randrange(_LATEST) if delay == "us" else 1 + random.randrange(_MOST_SEEN)
+    words = ("beam", "20", delay, str(number), str(victim), "text", "60000")
     with fake(str(program), *words) as process:
         target = inspect(process.pid)
         identity: Identity = kind(target) if kind else target.identity
@@ -139,7 +139,7 @@ def run(
         settings = np.zeros((), events.SETTINGS)
         given = plan, identity, target.base, settings
         with GovernedSession(*given, attacher=attacher, spares=spares) as session:
-            if way == "us":
+            if delay == "us":
                 send(process)
             rounds, ended = in_and_out(session, process.pid, victim)
         as_whom = said(process)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``--exact`` says before that it will cost a VM, beside what it comes to.
+The forecast of ``--exact`` for its cost to a VM, beside the actual cost.
 
     sudo .venv/bin/python bench/forecast.py [--rounds 3] [--seconds 3] [--loads ...]
 
 Eight pairs pass messages on one scheduler; how much they rest and how much they compute between
 their messages differs by the load. All costs are shares of the CPU that the VM uses. A line for
-each run: what was told before, what the summary tells after it, and, as the witness, how much less
-was done in a second of the VM's CPU than in the seconds before and after. The factor is that
-between what was told before and after. Last, each load once more under the default ``--max-cost``:
+each run: the forecast, the summary's figure, and, as the witness, how much less was done in a
+second of the VM's CPU than in the seconds before and after. The factor is that between forecast
+and summary. Last, each load once more under the default ``--max-cost``:
 when it ended by itself, in seconds.
 """
 
@@ -44,12 +44,12 @@ LOADS = {
     "saturating": "100 0 0",
 }
 _TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
-_TOLD = re.compile(r"this takes about (\d+)%")
+_FORECAST = re.compile(r"this takes about (\d+)%")
 
 
 @dataclass(frozen=True)
 class Found:
-    """Shares of the VM's CPU: told *before* and *after*, and by what was done; when it stopped."""
+    """Shares of the VM's CPU: forecast, summary, and by what was *done*; when it stopped."""
 
     before: float
     after: float
@@ -59,7 +59,7 @@ class Found:
 
     @property
     def factor(self) -> float:
-        """Between what was told before and after, 1 or more."""
+        """Between forecast and summary, 1 or more."""
         low, high = sorted((max(self.before, 0.005), max(self.after, 0.005)))
         return high / low
 
@@ -104,17 +104,17 @@ def run(beam: Beam, work: Work, seconds: float, *options: str) -> Found:
         began = work.begin()
         time.sleep(min(seconds, 1.0) * 0.8)  # an end by itself comes later than that
         beside = work.since(began)
-        told: dict[str, Any] = json.loads(tool.stdout.read())
-    before = _TOLD.search("".join(lines))
+        summary: dict[str, Any] = json.loads(tool.stdout.read())
+    before = _FORECAST.search("".join(lines))
     if not before:
         raise SystemExit(f"no forecast in {lines}")
     usual = (usual + work.alone(1.0)) / 2
     return Found(
         int(before[1]) / 100,
-        told["cost"]["share_of_target"],
+        summary["cost"]["share_of_target"],
         1 - beside / usual,
-        told["duration_seconds"],
-        told["stopped_because"],
+        summary["duration_seconds"],
+        summary["stopped_because"],
     )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a look at a hostile file costs: CPU seconds and memory of whoever parses it.
+What parsing a hostile file costs: CPU seconds and memory of the process that parses it.
 
     .venv/bin/python bench/hostile_files.py
 
-Each file of ``tests/hostile/bombs.py`` is looked at as the daemon looks at a program. The start of
+Each file of ``tests/hostile/bombs.py`` is parsed as the daemon parses a program. The start of
 the interpreter that parses is part of the figures.
 """
 
@@ -42,7 +42,7 @@ def cost(path: Path) -> None:
 
 
 def main() -> int:
-    """Make each file, look at it, say what it cost."""
+    """Make each file, parse it, print what it cost."""
     with tempfile.TemporaryDirectory() as folder:
         for bomb in BOMBS:
             made = Path(folder) / bomb.__name__

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What observing costs a VM at full load, measured in two ways.
+What observing costs a VM at full load, by two methods.
 
     sudo .venv/bin/python bench/overhead.py [--rounds 6] [--seconds 6] [--loads ...]
 
@@ -8,21 +8,22 @@ Each load runs in one VM. A round has slices with the daemon and its defaults, w
 (``scope-trace --pid``), with every event always counted (what observing costs without a governor)
 and with sends always counted; before, between and after them are slices without anything. Every
 other round has them backwards. A slice's throughput is what was done per second of CPU that the VM
-used, held against the slices without anything on either side of it.
+used, compared with the slices without anything on either side of it.
 
 Second by second: a summary begins and ends amid seconds without one, so its start is among them.
-Each is held against the median of those without. By the VM's CPU a second tells what hooks take, by
-the clock also what our own processes and others on the machine take of the CPUs; how long the VM's
-threads waited for one, and what the tool used, is told beside it. The least of the seconds without
-a summary tells how much of a bad second is noise. With ``--summary`` all seconds are printed.
+Each is compared with the median of those without. Work per second of the VM's CPU shows the cost of
+hooks; work per second of the clock also what the tool and other processes take of the CPUs. How
+long the VM's threads waited for a CPU, and what the tool used, is printed beside it. The least of
+the seconds without a summary shows how much of a bad second is noise.
+With ``--summary`` all seconds are printed.
 
 Straight: how much less is done beside the daemon. How much one slice without anything differs from
 the next shows what of it is noise. By slope: where everything is always counted, the loss is large,
 and so is what hits x cost makes of it. How many times more was lost than that says is the *truth of
 hits x cost*; times the daemon's own hits x cost it is what the daemon's hooks take.
 
-Shown are means and their 95 % confidence intervals. Daemon's CPU includes that of the process that
-holds its breakpoints, and of a scrape each 15 s. The defaults take about half an hour.
+Printed are means and their 95 % confidence intervals. The daemon's CPU includes that of the process
+that holds its breakpoints, and of a scrape each 15 s. The defaults take about half an hour.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ from scope_ebpf.planning.planner import make_plan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Seconds until the daemon has taken hot hooks out and got to know the VM.
+#: Seconds until the daemon has detached hot hooks and measured the VM.
 _SETTLE = 20.0
 _SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
-#: Seconds without anything that the seconds of a summary are held against.
+#: Seconds without anything that the seconds of a summary are compared with.
 _SECONDS = 10
 #: Seconds between two scrapes of Prometheus.
 _SCRAPES = 15.0
@@ -103,7 +104,7 @@ def _hooks(page: str) -> float:
 
 
 @contextlib.contextmanager
-def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> Iterator[None]:
+def with_counts(load: Load, found: Found, name: str, events: tuple[str, ...]) -> Iterator[None]:
     target = inspect(load.pid)
     settings, _ = kernel_constants(target)
     plan = make_plan(target.binary, target.flavor, events, "auto", known(settings))
@@ -121,7 +122,7 @@ def with_counts(load: Load, found: Found, way: str, events: tuple[str, ...]) -> 
         news = {program: count - hits[program] for program, count in session.hits().items()}
         used = cpu_seconds(load.pid) - used
         costs.update(session.program_stats())
-        found[f"{way}: hits x cost"].append(sum(costs.spent(news).values()) / used)
+        found[f"{name}: hits x cost"].append(sum(costs.spent(news).values()) / used)
 
 
 @contextlib.contextmanager
@@ -151,7 +152,7 @@ class Second(NamedTuple):
     tool: float
 
 
-def second_by_second(load: Load, found: Found, *, told: bool) -> None:
+def second_by_second(load: Load, found: Found, *, each: bool) -> None:
     """Seconds beside a summary of ten, its start among them, and as many without."""
     before = [_second(load) for _ in range(_SECONDS // 2)]
     command = [*_SCOPE_TRACE, "--pid", str(load.pid)]
@@ -167,14 +168,14 @@ def second_by_second(load: Load, found: Found, *, told: bool) -> None:
         found[f"summary, second by second: median, by {name}"].append(statistics.median(parts))
         found[f"summary, second by second: least, by {name}"].append(min(parts))
         found[f"without, second by second: least, by {name}"].append(min(without) / usual)
-    if told:
+    if each:
         usual = statistics.median(second.by_cpu for second in before + after)
         for name, seconds in (("without", before), ("summary", beside), ("without", after)):
-            told_seconds = (
+            texts = (
                 f"{s.by_cpu / usual:.0%} ({s.waited:.0%} waited, tool {s.tool:.0%})"
                 for s in seconds
             )
-            print(f"  {name}: {', '.join(told_seconds)}", flush=True)
+            print(f"  {name}: {', '.join(texts)}", flush=True)
 
 
 def _second(load: Load, tool: int = 0) -> Second:
@@ -213,8 +214,8 @@ def _tree_seconds(pid: int) -> float:
     return total
 
 
-#: What is held against nothing.
-WAYS = {
+#: What is compared with slices without anything.
+CONDITIONS = {
     "daemon": with_daemon,
     "summary": with_summary,
     "all counted": lambda load, found: with_counts(load, found, "all counted", DEFAULT_EVENTS),
@@ -229,17 +230,17 @@ def slice_of(load: Load, seconds: float) -> float:
 
 
 def play_round(load: Load, seconds: float, found: Found, *, backwards: bool) -> None:
-    """One round: each way between two slices without anything."""
-    ways = list(WAYS.items())
+    """One round: each condition between two slices without anything."""
+    conditions = list(CONDITIONS.items())
     before = slice_of(load, seconds)
-    for way, context in reversed(ways) if backwards else ways:
+    for name, context in reversed(conditions) if backwards else conditions:
         with context(load, found):
             rate = slice_of(load, seconds)
         after = slice_of(load, seconds)
-        found[f"{way}: done, of without"].append(2 * rate / (before + after))
+        found[f"{name}: done, of without"].append(2 * rate / (before + after))
         found["without: done, of without"].append(after / before)
         before = after
-    second_by_second(load, found, told=False)
+    second_by_second(load, found, each=False)
 
 
 def measure(name: str, rounds: int, seconds: float) -> None:
@@ -261,7 +262,7 @@ def measure_summary(name: str, rounds: int) -> None:
     with LOADS[name]() as load:
         slice_of(load, 3.0)
         for _ in range(rounds):
-            second_by_second(load, found, told=True)
+            second_by_second(load, found, each=True)
         print(f"\n{name}: {load.unit}, {rounds} summaries of 10 s", flush=True)
     for label, values in sorted(found.items()):
         print(f"  {label:48} {interval(values)}  least of all {min(values):.2%}", flush=True)

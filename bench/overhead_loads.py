@@ -33,7 +33,7 @@ NAME = f"bench{os.getpid()}"
 
 
 class Load:
-    """A VM *pid* at work; *work* lets it work for some seconds and tells how much it did."""
+    """A VM *pid* at work; *work* lets it work for some seconds and returns how much it did."""
 
     def __init__(self, pid: int, unit: str, work: Callable[[float], float]) -> None:
         self.pid, self.unit, self.work = pid, unit, work
@@ -71,8 +71,8 @@ def storm(kind: str) -> Iterator[Load]:
 @contextlib.contextmanager
 def rabbitmq() -> Iterator[Load]:
     """RabbitMQ, through which pika publishes and consumes messages of 256 bytes."""
-    from apps.load_rabbitmq import Load as Traffic  # noqa: PLC0415 - pika, which others need not
-    from apps.rabbitmq import rabbitmq as broker  # noqa: PLC0415
+    from apps.load_rabbitmq import Load as Traffic  # pika, which others need not
+    from apps.rabbitmq import rabbitmq as broker
 
     with broker(*_AT_REST) as app:
         traffic = Traffic(app.ports["amqp"], 256)

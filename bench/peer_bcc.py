@@ -5,8 +5,8 @@ The sends of a BEAM by a bcc program: a record for each in a ring, a Python call
     /usr/bin/python3 bench/peer_bcc.py --pid PID [--seconds S] [--symbol NAME] [--ring-pages N]
 
 Prints one JSON document. It needs the distribution's python3-bpfcc, which only the system's Python
-sees, and kernel headers for the compiler in bcc. Those of another kernel will do: this program
-reads no kernel structure.
+sees, and kernel headers for the compiler in bcc. Those of another kernel are enough: this
+program reads no kernel structure.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ int on_send(struct pt_regs *ctx)
 
 
 class PeerError(Exception):
-    """The other tool does not run here; the text says why."""
+    """bcc does not run here; the text says why."""
 
 
 def measure(pid: int, seconds: float, ring_pages: int = 4096) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def kernel_source() -> Path | None:
 
 
 def _tools(_folder: str, _names: list[str]) -> set[str]:
-    """What building a kernel module takes besides headers."""
+    """Other parts of the tree that only building a kernel module needs."""
     return {"scripts", "tools"}
 
 
 def trace(pid: int, seconds: float, symbol: str, ring_pages: int) -> dict[str, Any]:
     """Trace *pid*; runs where bcc can be imported."""
-    import bcc  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    import bcc  # type: ignore[import-not-found,unused-ignore]
 
     started = time.monotonic()
     text = PROGRAM.replace("RING_PAGES", str(ring_pages)).replace("TARGET", str(pid))
@@ -133,7 +133,7 @@ def trace(pid: int, seconds: float, symbol: str, ring_pages: int) -> dict[str, A
         record = records.event(data)
         last = (record.time_ns, record.tid, record.sender, record.receiver)
         seen += 1
-        # One call takes what is in the ring until it is empty, which under load is never.
+        # One call reads the ring until it is empty, which under load is never.
         return -1 if seen % 1024 == 0 and time.monotonic() > end else 0
 
     records.open_ring_buffer(on_record)

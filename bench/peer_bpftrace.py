@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What bpftrace counts at function symbols of one process: a witness for tests, a peer for benches.
+Counts of bpftrace at function symbols of one process: a witness for tests, a peer for benches.
 
     python bench/peer_bpftrace.py PID SECONDS [SYMBOL ...]
 
@@ -27,12 +27,12 @@ SEND: Final = ("erts_send_message",)
 
 
 class PeerError(Exception):
-    """The other tool does not run here; the text says why."""
+    """bpftrace does not run here; the text says why."""
 
 
 @dataclass
 class Counted:
-    """What was counted; filled when the counting has ended."""
+    """The counts; filled when the counting has ended."""
 
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the pipeline does and what it costs, in one run on one machine.
+Throughput and cost of the pipeline, in one run on one machine.
 
     sudo .venv/bin/python bench/pipeline.py [PART ...] [--json FILE]
 
@@ -106,13 +106,13 @@ class Burst:
 
 
 def decode(records: NDArray[np.void]) -> NDArray[np.int64]:
-    """What a metrics sink does with a batch: counts by kind and class, and sums of a column."""
-    place = records["kind"].astype(np.intp) * events.CLASSES + records["class"]
-    return np.bincount(place, minlength=len(events.KINDS) * events.CLASSES)
+    """The work of a metrics sink on a batch: counts by kind and class, and sums of a column."""
+    index = records["kind"].astype(np.intp) * events.CLASSES + records["class"]
+    return np.bincount(index, minlength=len(events.KINDS) * events.CLASSES)
 
 
 def drive(burst: Burst, rate: int, seconds: float) -> dict[str, Any]:
-    """One run at *rate*: what was written, seen and lost, and the reader's CPU."""
+    """One run at *rate*: records written, seen and lost, and the reader's CPU."""
     written_before, lost_before = burst.tally()
     child = os.fork()
     if child == 0:
@@ -216,7 +216,7 @@ def part_live(folder: Path) -> dict[str, Any]:
     return {"rate": round(seen / wall), "lost": lost, "ring_fill": most, "reader": cpu / wall}
 
 
-#: What to plant for each event, how many hits of which event that makes, and what is observed.
+#: For each event: the command that plants it, the hits that it makes, and what is observed.
 HIT_WORKLOADS = {
     "spawn": "spawns 20000",
     "exit": "spawns 20000",
@@ -292,7 +292,7 @@ def part_start(folder: Path) -> dict[str, Any]:
 
 
 def wait_for_beam(pid: int) -> None:
-    """Wait until the VM is far enough to be looked at."""
+    """Wait until the VM can be inspected."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -348,8 +348,8 @@ def first_event(pid: int) -> tuple[float, float]:
 def part_peers(folder: Path) -> dict[str, Any]:
     """The same job, sends of a BEAM at full load, by others: events seen and lost, and CPU."""
     del folder
-    import peer_bcc  # noqa: PLC0415 - needs packages that only this part needs
-    import peer_bpftrace  # noqa: PLC0415
+    import peer_bcc  # needs packages that only this part needs
+    import peer_bpftrace
 
     result: dict[str, Any] = {}
     with beams_run.planted("stock25") as beam:
@@ -394,7 +394,7 @@ def ours(pid: int, seconds: float) -> dict[str, Any]:
 
 
 def part_leave(folder: Path) -> dict[str, Any]:
-    """How long it takes to take every hook out, by one link a program and by one a place."""
+    """Seconds to detach every hook, with one link a program and with one a site."""
     del folder
     result = {}
     with beams_run.planted("stock25") as beam:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a profile costs the VM, and how right it is.
+The cost of a profile for the VM, and its accuracy.
 
     bench/profile.py [cost] [split] [waits] [rabbitmq]      default: all
 
@@ -91,7 +91,7 @@ def stacks(path: Path) -> list[tuple[list[str], int]]:
     names = [frame["name"] for frame in document["shared"]["frames"]]
     whole = document["profiles"][0]
     pairs = zip(whole["samples"], whole["weights"], strict=True)
-    return [([names[place] for place in stack], weight) for stack, weight in pairs]
+    return [([names[index] for index in stack], weight) for stack, weight in pairs]
 
 
 def split() -> None:
@@ -161,7 +161,7 @@ def waits() -> None:
 
 
 def rabbitmq() -> None:
-    from apps.rabbitmq import rabbitmq as started  # noqa: PLC0415 - takes its time
+    from apps.rabbitmq import rabbitmq as started
 
     client = [sys.executable, str(ROOT / "tests/apps/load_rabbitmq.py"), "--seconds", "20"]
     with (

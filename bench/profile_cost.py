@@ -3,7 +3,7 @@
 What a profile's timer takes from a scheduler that never rests.
 
 A VM with one scheduler, which stays on one CPU. Between slices only the timer changes: whether it
-runs, and how fast. What it takes is measured in two ways that share nothing:
+runs, and how fast. What it takes is measured by two independent methods:
 
 gaps   A native function looks at the CPU's time stamps without pause and adds up what is missing
        between them: interrupts. Slices at 99 Hz beside slices without, in turns (on off off on).
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 HZ = 99
-#: Pairs of slices of so many milliseconds for the gaps.
+#: Pairs of slices for the gaps, and milliseconds of a slice.
 _PAIRS, _MILLISECONDS = 120, 200
 #: Rounds of all rates (ticks a second) for the slope, and seconds of each slice.
 _ROUNDS, _SLICE, _RATES = 500, 0.02, (0, 10_000, 20_000)
-#: Clock and work are read within so much time, ns; the clock asks the thread's CPU for it.
+#: Clock and work are read within this time, ns; the clock asks the thread's CPU for it.
 _TOGETHER = 50_000
 #: Erlang frames of its process, which are copied with each sample.
 _DEPTH = 300
@@ -66,10 +66,10 @@ _LIMITS = ("perf_event_max_sample_rate", "perf_cpu_time_max_percent")
 
 
 class Timer(Sampler):
-    """A sampler whose timers are turned on and off, and run as fast as is asked for."""
+    """A sampler whose timers are turned on and off, and whose rate is set."""
 
     def rate(self, ticks: int) -> None:
-        """Let every CPU's timer tick so often a second from now on; 0 stops it."""
+        """Set the rate of every CPU's timer, ticks a second; 0 stops it."""
         list(self.records())
         for fd in self._timers:
             fcntl.ioctl(fd, _ENABLE if ticks else _DISABLE, 0)
@@ -88,7 +88,7 @@ class Bench:
         self.beam = beam
         self.timer = timer
         self._memory = target.memory
-        self._reductions = int(CounterReader(target).places()["reductions"][0])
+        self._reductions = int(CounterReader(target).addresses()["reductions"][0])
         (tid,) = (thread.tid for thread in threads(target.pid) if thread.role == "normal")
         *others, self._cpu = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(tid, {self._cpu})
@@ -100,7 +100,7 @@ class Bench:
         self._clock = perf_events.perf_event_open(clock, pid=tid)
 
     def gaps(self, ticks: int) -> tuple[int, float, float]:
-        """How many gaps were seen with so many ticks a second, their seconds, and all seconds."""
+        """Number of gaps at a rate of ticks a second, their seconds, and all seconds."""
         self.timer.rate(ticks)
         answer = self.beam.ask(f"gaps {_MILLISECONDS} {_DEPTH}").split()[2:]
         return int(answer[0]), int(answer[1]) / 1e9, int(answer[2]) / 1e9
@@ -199,8 +199,8 @@ def slope(own: Bench) -> None:
             rounds.append(whole)
     own.timer.rate(0)
     speeds = np.array(rounds, np.float64)
-    for place, rate in enumerate(_RATES[1:], 1):
-        pair = speeds[:, [0, place]]
+    for column, rate in enumerate(_RATES[1:], 1):
+        pair = speeds[:, [0, column]]
         middle, low, high = bootstrap(pair, _lost)
         each = [1e6 * value / rate for value in (middle, low, high)]
         scaled = [value * own.timer.usual() / rate for value in (middle, low, high)]
@@ -214,7 +214,7 @@ def slope(own: Bench) -> None:
 
 
 def _check_rate(own: Bench) -> None:
-    """The timer ticks as fast as it is told; /proc/interrupts is the witness."""
+    """The timer ticks at the rate that was set; /proc/interrupts is the witness."""
     fastest = _RATES[-1]
     own.timer.rate(fastest)
     before, began = own.interrupts(), time.monotonic()
@@ -259,7 +259,7 @@ def reader_cost() -> None:
     """
     Print what the profiler itself takes on other CPUs, as the kernel counted it when it ended.
 
-    Two lengths tell what is for each second, and what is for beginning and end.
+    Two lengths separate the cost of each second from that of start and end.
     """
     with beams_run.start_beam("stock25", "-s", "split") as beam:
         beam.expect("ready")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether ``ps`` tells of one moment, of processes that move while they are read.
+Whether ``ps`` shows one moment of processes that change while they are read.
 
     sudo .venv/bin/python bench/ps.py [--answers 1000] [--hogs 2]
 
 The processes of tests/workloads/moving.erl run in a few functions of their own alone: one every
 10 ms, one whose heap is replaced every 10 ms, a server that is called hundreds of times a second,
 and one with 40 callers in its mailbox, of which it takes one every 20 ms. Beside them processes
-take all the CPU they get. An answer is wrong if a frame is of somebody else, a message is none of
-the server's, or links, monitors and watchers are not those of process_info. What is said to have
-moved is not held against anything; how many answers said so is told.
+take all the CPU they get. An answer is wrong if a frame is of another process, a message is not one
+of the server's, or links, monitors and watchers are not those of process_info. What is said to
+have moved is not compared; the number of answers that say so is printed.
 """
 
 from __future__ import annotations

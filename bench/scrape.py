@@ -38,12 +38,12 @@ _CROWD = (
 )
 _CONFIG = 'min_age = 0\nsnapshot_interval = "1s"\n'
 _SERIES, _SECONDS = 300, 0.05
-#: How much longer a scrape may take beside idle clients, of its median, and how long /healthz may.
+#: Factor on the median of a scrape beside idle clients, and the longest time of /healthz.
 _LONGER, _HEALTHY = 0.01, 0.1
 
 
 def measure(name: str, flags: tuple[str, ...], count: int, scrapes: int, folder: Path) -> bool:
-    """One node; whether it is within what is promised."""
+    """Measure one node; true if it is within the limits."""
     code = _CROWD.format(count=count)
     named, config = daemon_run.alone("scraped")
     with beams_run.start_beam("stock25", *flags, *named, eval=code) as beam:
@@ -65,7 +65,7 @@ def measure(name: str, flags: tuple[str, ...], count: int, scrapes: int, folder:
 
 
 def beside(idle: tuple[int, ...], scrapes: int, folder: Path) -> bool:
-    """Scrapes alone and beside so many idle clients; whether they are answered as soon."""
+    """Scrapes alone and beside idle clients; true if they are answered as soon."""
     named, config = daemon_run.alone("scraped")
     good = True
     with (
@@ -95,7 +95,7 @@ def _timed(daemon: daemon_run.Daemon, path: str = "/metrics") -> float:
 
 
 def _waiting(port: int, count: int) -> ExitStack:
-    """So many clients that have sent half a request."""
+    """Clients that have sent half a request."""
     stack = ExitStack()
     for _ in range(count):
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))

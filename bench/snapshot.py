@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What it costs to look at every process of a VM: from outside, and from inside.
+The cost of reading every process of a VM: from outside, and from inside.
 
     bench/snapshot.py [PROCESSES]
 
@@ -123,7 +123,7 @@ def _outside(target: discover.Beam) -> None:
 
 
 def _largest_mailbox(pid: int, full: str) -> None:
-    """Let the command itself look for it, as a person would, start and names included."""
+    """Let the command itself find it, as a user would, start and names included."""
     command = [sys.executable, "-m", "scope_ebpf.cli.main", "top", "--pid", str(pid), "--once"]
     before = _children_seconds()
     done = subprocess.run(

@@ -5,17 +5,17 @@ BEAMs that come and go under load, for an hour, and what that leaves in the daem
     bench/soak.py [--minutes 60] [--starts 2] [--crowd 12] [--cycle 60]
                   [--at-once 50] [--rush 20] [--rush-seconds 5]
 
-There are cycles, in each of which VMs are started, so many a second and so many at once; some
-end within the tenth of a second, while the daemon takes them in, some are stopped and killed.
-Beside them two VMs are under full load, and in one that stays events are planted and compared
-with what the daemon counts. Before the first cycle, after it and after the last so many VMs
-are started at once, and so many in each of a few seconds; each must be observed, and is ended
-then. After the last of these rushes the daemon's memory, files, BPF maps and programs, links
-and threads must be what they were after the second, once it has let go of the programs that it
-keeps for a while: the first one fills the pools of the allocators. Its memory is what is its own
-(RssAnon): pages of files go and come back as the kernel likes. What was lost is asked of all VMs
-while those under load still run, and of the one that stays when all others are gone. Prints a
-line for each cycle; exits 1 if anything grew, was missed or was lost. On SIGTERM and Ctrl-C it
+There are cycles, in each of which VMs are started, ``--starts`` a second, at most ``--crowd`` at
+once; some end within the tenth of a second, while the daemon takes them in, some are stopped and
+killed. Beside them two VMs are under full load, and in one that stays events are planted and
+compared with what the daemon counts. Before the first cycle, after it and after the last
+``--at-once`` VMs are started at once, and ``--rush`` in each of a few seconds; each must be
+observed, and is ended then. After the last of these rushes the daemon's memory, files, BPF maps and
+programs, links and threads must be what they were after the second, once it has let go of the
+programs that it keeps for a while: the first one fills the pools of the allocators. Its memory is
+what is its own (RssAnon): pages of files go and come back as the kernel likes. Losses are read of
+all VMs while those under load still run, and of the one that stays when all others are gone. Prints
+a line for each cycle; exits 1 if anything grew, was missed or was lost. On SIGTERM and Ctrl-C it
 ends what it has started.
 """
 
@@ -45,7 +45,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scope_ebpf.beam.vm.threads import threads
 
-#: A VM whose schedulers ran for so many seconds and that was not observed was missed: a second
+#: A VM whose schedulers ran for this long, in seconds, without being observed was missed: a second
 #: until it is old enough (min_age), a second of a busy daemon, and one for a busy machine.
 LONG_ENOUGH = 3.0
 #: Seconds that a VM may live, drawn at random: some end before or while they are attached.
@@ -54,7 +54,7 @@ LIVES = (0.05, 0.3, 1.05, 1.2, 2.0, 4.0, 8.0)
 ALLOWED_MB = 6.0
 PLANTED = 23
 PATIENCE = 60.0
-#: Seconds in which nothing became less: by then the daemon has let go of what it keeps for a while.
+#: Seconds without a decrease: by then the daemon has released what it keeps for a while.
 STILL = 16.0
 _OBSERVING = re.compile(r"message=observing pid=(\d+) .*age_seconds=([0-9.]+)")
 _BOOT = """
@@ -80,7 +80,7 @@ class Guest:
 
 @dataclass(slots=True)
 class Rest:
-    """What the daemon has while nothing goes on."""
+    """Resources of the daemon at rest."""
 
     anon_mb: float
     files: int
@@ -90,7 +90,7 @@ class Rest:
     threads: int
 
     def grown(self, first: Rest) -> list[str]:
-        """What is more than at *first*."""
+        """The resources that are more than at *first*."""
         more = [
             f"{name} {getattr(first, name)} -> {getattr(self, name)}"
             for name in ("files", "maps", "programs", "links", "threads")
@@ -103,13 +103,13 @@ class Rest:
 
 @dataclass(slots=True)
 class Count:
-    """What one cycle did."""
+    """The counts of one cycle."""
 
     started: int = 0
     long: int = 0
     missed: list[int] = field(default_factory=list)
     most: int = 0
-    #: Events that were lost, as told by all VMs but the one that stays while those under load ran.
+    #: Events that were lost, of all VMs but the one that stays, while those under load ran.
     lost: float = 0.0
 
 
@@ -129,7 +129,7 @@ class Daemon:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         #: By pid of a VM: its age when it was observed first, seconds.
         self.observed: dict[int, float] = {}
-        self.trouble: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
         self._last: deque[str] = deque(maxlen=30)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -141,10 +141,10 @@ class Daemon:
             if found := _OBSERVING.search(line):
                 self.observed[int(found[1])] = float(found[2])
             elif line.startswith(("level=error", "Traceback")) or "message=refused" in line:
-                self.trouble[line.strip()[:200]] += 1
+                self.warnings[line.strip()[:200]] += 1
 
     def samples(self) -> list[tuple[str, dict[str, str], float]]:
-        """All that is exported now: names, labels, values."""
+        """All series: names, labels, values."""
         url = f"http://127.0.0.1:{self.port}/metrics"
         try:
             with urllib.request.urlopen(url, timeout=20) as page:
@@ -178,7 +178,7 @@ class Daemon:
         return next((has["node"] for has in infos if has["pid"] == str(pid)), None)
 
     def rest(self) -> Rest:
-        """What it and the process that holds its breakpoints have now, from /proc."""
+        """Resources of it and of the process that holds its breakpoints, from /proc."""
         own = self.process.pid
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         kinds: Counter[str] = Counter()
@@ -187,7 +187,7 @@ class Daemon:
             for entry in (folder / "fd").iterdir():
                 with suppress(OSError):
                     name = str(entry.readlink())
-                    # Of other VMs of the host, which are none of ours, only the program is open.
+                    # Other VMs of the host are not observed: only their program is open.
                     kinds["" if _is_foreign(name, self._folder) else name] += 1
             kinds.pop("", None)
             for line in (folder / "status").read_text().splitlines():
@@ -204,7 +204,7 @@ class Daemon:
         )
 
     def at_rest(self) -> Rest:
-        """The same, once it has let go of all that it keeps, and all hooks of who stays are in."""
+        """The same, after it released what it keeps, with all hooks of the VM that stays."""
         with suppress(SystemExit):  # a host that is busy with others may keep some out
             until(self._is_whole, "all hooks are in")
         rest, since = self.rest(), time.monotonic()
@@ -301,7 +301,7 @@ def emulator(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What erlexec wants to know."""
+    """The environment for erlexec."""
     root = {"ROOTDIR": "/usr/lib/erlang", "EMU": "beam", "PROGNAME": "erl"}
     return {**os.environ, **root, "BINDIR": str(folder)}
 
@@ -329,10 +329,10 @@ def plant(daemon: Daemon, stays: beams_run.Beam) -> tuple[int, float]:
         return daemon.total("beam_process_exits_total", node=node, reason="error")
 
     before = counted()
-    told = stays.plant(f"exits error {PLANTED}")
+    planted_exits = stays.plant(f"exits error {PLANTED}")
     with suppress(SystemExit):
-        until(lambda: counted() - before >= told, "the planted exits are counted")
-    return told, counted() - before
+        until(lambda: counted() - before >= planted_exits, "the planted exits are counted")
+    return planted_exits, counted() - before
 
 
 def cycle(
@@ -363,7 +363,7 @@ def cycle(
 
 def rush(daemon: Daemon, crowd: Crowd, number: int, rate: float) -> list[str]:
     """
-    Start *number* VMs, so many a second or all at once; each ends when it is observed.
+    Start *number* VMs, some a second or all at once; each ends when it is observed.
 
     Those that were started at once end when all are. Says what was wrong.
     """
@@ -408,7 +408,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             return soak(Path(folder), wanted)
     except KeyboardInterrupt:
-        sys.exit("soak: it was told to end")
+        sys.exit("soak: it was ended")
 
 
 def soak(folder: Path, wanted: argparse.Namespace) -> int:
@@ -425,7 +425,7 @@ def soak(folder: Path, wanted: argparse.Namespace) -> int:
         daemon.process.kill()
         daemon.process.wait()
     print(f"SIGTERM to end, VMs under load: {took:.2f} s, exit code {daemon.process.returncode}")
-    for line, times in daemon.trouble.most_common(10):
+    for line, times in daemon.warnings.most_common(10):
         print(f"{times} x {line}")
     if daemon.process.returncode != 0:
         wrong.append(f"exit code {daemon.process.returncode}")
@@ -463,7 +463,7 @@ def _cycles(
     def observe() -> None:
         seen = set(daemon.observed)
         count = cycle(folder, daemon, stays, crowd, wanted)
-        told, counted = plant(daemon, stays)
+        planted_exits, counted = plant(daemon, stays)
         rest = daemon.rest()
         fresh = sorted(age for pid, age in daemon.observed.items() if pid not in seen)
         lost_under_load.append(count.lost)
@@ -478,8 +478,8 @@ def _cycles(
         )
         if count.missed:
             wrong.append(f"missed {count.missed}")
-        if counted != told:
-            wrong.append(f"planted {told}, counted {counted:g}")
+        if counted != planted_exits:
+            wrong.append(f"planted {planted_exits}, counted {counted:g}")
         if lost:
             wrong.append(f"{lost:g} events lost")
 

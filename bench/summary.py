@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How true the totals of a budgeted summary are, and what it costs.
+The accuracy of the totals of a budgeted summary, and its cost.
 
     sudo .venv/bin/python bench/summary.py [--runs 10] [--seconds 10] [--loads ...]
 
 A VM counts its own messages, spawns and collections (tests/workloads/bursts.erl). Summaries of it,
-as ``scope-trace --pid PID`` makes them, are held against that: at least 95 of 100 totals should be
-within their stated error, and that should be 10 % at most. The truth is read just before and just
-after each edge of a run, so it is known but for what happens meanwhile. The defaults are 50 runs,
+as ``scope-trace --pid PID`` makes them, are compared with that: at least 95 of 100 totals should be
+within their stated error, and that should be 10 % at most. The truth is read before and after the
+start and the end of a run, so it is known but for what happens meanwhile. The defaults are 50 runs,
 ten of each load, and take about ten minutes.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.summary import Summary
 
-#: The load, the event that it counts itself, and by how many it is late: a spawner tells up to a
+#: The load, the event that it counts itself, and by how many it is late: a spawner reports up to a
 #: hundred processes at once, the others each event.
 LOADS = {
     "steady": ("send", 8),
@@ -47,31 +47,31 @@ LOADS = {
 
 
 class Witness(StateReader):
-    """Reads the truth at the edges of a run, before and after."""
+    """Reads the truth before and after the start and the end of a run."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._truth = windows_run.Truth(target.pid)
-        self.edges: list[int] = []
+        self.readings: list[int] = []
 
     def begin(self) -> None:
         """Begin between two readings of the truth."""
-        self.edges = [self._truth()]
+        self.readings = [self._truth()]
         super().begin()
-        self.edges.append(self._truth())
+        self.readings.append(self._truth())
 
     def counted(self) -> dict[str, int] | None:
         """End between two more, the first time."""
-        if len(self.edges) > 2:  # asked again, once all is over
+        if len(self.readings) > 2:  # asked again, once all is over
             return super().counted()
-        self.edges.append(self._truth())
+        self.readings.append(self._truth())
         counted = super().counted()
-        self.edges.append(self._truth())
+        self.readings.append(self._truth())
         return counted
 
     def bounds(self, late: int) -> tuple[int, int]:
-        """Between which numbers the truth lies."""
-        first, second, third, last = self.edges
+        """Lower and upper bound of the truth."""
+        first, second, third, last = self.readings
         return third - second - late, last - first + late
 
 

@@ -5,10 +5,10 @@ How often the truth lies within the stated error of a total that was made from w
     sudo .venv/bin/python bench/windows.py [--blocks 40] [--windows 20] [--hogs 0 4]
 
 A VM counts its own messages, spawns and collections (tests/workloads/bursts.erl). Windows are
-opened on it as the daemon does, at irregular times; after each block of them the total that they
-tell, with its stated error, is held against the VM's own. With hogs, that many processes take all
-the CPU they get beside it. At least 95 % of the blocks should be within. Blocks that state an
-error of 100 %, too little having been seen, say nothing and are only told.
+opened on it as the daemon does, at irregular times; after each block of them their total, with its
+stated error, is compared with the VM's own count. With hogs, that many processes take all
+the CPU they get beside it. At least 95 % of the blocks should be within their error. Blocks that
+state an error of 100 %, because too little was seen, are only counted.
 """
 
 from __future__ import annotations

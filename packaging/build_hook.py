@@ -2,7 +2,7 @@
 """
 The hatchling hook that builds the BPF objects into a wheel, with their source beside them.
 
-The programs are GPL-2.0-only, so whoever gets the objects gets what they were made of, the
+The programs are GPL-2.0-only, so the objects are distributed with what they were made of, the
 script that builds them included.
 """
 

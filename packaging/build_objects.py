@@ -24,7 +24,7 @@ VOCABULARY = ROOT / "scope_ebpf" / "events.py"
 
 FLAGS = (
     *("-g", "-O2", "-target", "bpf", "-mcpu=v3"),
-    # BPF_KPROBE names arguments by their place, so some are there to be skipped.
+    # BPF_KPROBE names arguments by their position, so some are there to be skipped.
     *("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"),
 )
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}

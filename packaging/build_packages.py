@@ -176,7 +176,7 @@ def _gzip(text: str, path: Path) -> None:
 
 
 def _level(seconds: int) -> None:
-    """The same modes and times whoever builds it, whenever."""
+    """Fixed modes and times, so that every build is the same."""
     for path in [STAGE, *STAGE.rglob("*")]:
         runs = path.is_dir() or path.parent.name == "bin"
         path.chmod(0o755 if runs else 0o644)

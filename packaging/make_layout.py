@@ -8,7 +8,7 @@ Makes the layout file of one OTP release from the debug information of its emula
 Each file is one build of that version: an emulator that is not stripped, or some of its object
 files linked into one (``ld -r``), which tests/beams/debug-objects.sh makes; which build it is shows
 in it. One version of each release is described in full; others as overlays, by what they differ in.
-What is written is told as the difference to the nearest release. docs/otp-release.md says more.
+Prints the difference to the nearest release. docs/otp-release.md says more.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _COMPILERS = re.compile(r"GNU C\d* |(\w+ )?clang version ")
 #: DW_LANG_C89, C, C99, C11, C17. In C++, which the JIT is written in, empty structs have a size.
 _C = (0x1, 0x2, 0xC, 0x1D, 0x2C)
 _ABSENT = -1
-#: Fields that are no members: places in lists, by the order of the types in erl_alloc.types.
-_PLACES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
+#: Fields that are no members: indexes into lists, by the order of the types in erl_alloc.types.
+_INDEXES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 #: Tables of a file that are no structs.
 _NO_STRUCTS = ("facts", "usdt", "emu")
 _HEADER = """\
@@ -51,7 +51,7 @@ tag = "{tag}"
 release = {release}
 erts = ["{first}", "{last}"]
 
-# What releases differ in besides offsets (class Facts). No debug information tells of it.
+# What releases differ in besides offsets (class Facts). Debug information does not contain them.
 [facts]
 """
 
@@ -137,17 +137,17 @@ class DebugInfo:
             name, inner = _text(member, "DW_AT_name"), self._resolved(member)
             if name == head and "DW_AT_bit_size" not in member.attributes:
                 if not rest:
-                    return _place(member)
+                    return _offset_of(member)
                 found = None if inner is None else self.offset(inner, rest)
-                return None if found is None else _place(member) + found
+                return None if found is None else _offset_of(member) + found
             if name in ("", "u") and head != "u" and inner is not None:
                 found = self.offset(inner, path)
                 if found is not None:
-                    return _place(member) + found
+                    return _offset_of(member) + found
         return None
 
     def source(self, struct: Any) -> str:
-        """The file that declares a struct, from ``erts/`` on; empty where that is not told."""
+        """The file that declares a struct, from ``erts/`` on; empty where it is not known."""
         program = struct.dwarfinfo.line_program_for_CU(struct.cu)
         if program is None or "DW_AT_decl_file" not in struct.attributes:
             return ""
@@ -189,7 +189,7 @@ def _members(struct: Any) -> Iterator[Any]:
     return (die for die in struct.iter_children() if die.tag == "DW_TAG_member")
 
 
-def _place(member: Any) -> int:
+def _offset_of(member: Any) -> int:
     found = member.attributes.get("DW_AT_data_member_location")
     return int(found.value) if found else 0
 
@@ -212,7 +212,7 @@ def _read_build(info: DebugInfo, path: Path, wanted: Structs) -> Build:
         found = info.find(name)
         if found is None:
             continue
-        offsets = {field: info.offset(found, field) for field in fields if field not in _PLACES}
+        offsets = {field: info.offset(found, field) for field in fields if field not in _INDEXES}
         structs[name] = {field: at for field, at in offsets.items() if at is not None}
         sources[name] = info.source(found)
     if "Process" not in structs:
@@ -259,7 +259,7 @@ def difference(old: Structs, new: Structs) -> Structs:
         changed = {
             field: after.get(field, _ABSENT)
             for field in fields
-            if field not in _PLACES and before.get(field, _ABSENT) != after.get(field, _ABSENT)
+            if field not in _INDEXES and before.get(field, _ABSENT) != after.get(field, _ABSENT)
         }
         if changed:
             found[struct] = changed
@@ -279,7 +279,7 @@ def complete(tag: str, builds: dict[str, Build], old: dict[str, Any]) -> dict[st
     """
     Make the data of a release that one version describes in full.
 
-    *old* is the file of this release, or of the nearest: facts and places are taken over, and
+    *old* is the file of this release, or of the nearest: facts and indexes are taken over, and
     the overlays and versions of this release's own file.
     """
     jit = builds["jit"]
@@ -292,9 +292,9 @@ def complete(tag: str, builds: dict[str, Build], old: dict[str, Any]) -> dict[st
         "facts": old["facts"],
     }
     for struct, fields in jit.structs.items():
-        places = {n: at for n, at in old.get(struct, {}).items() if n in _PLACES}
-        if not places or "proc" in places:
-            data[struct] = fields | places
+        indexes = {n: at for n, at in old.get(struct, {}).items() if n in _INDEXES}
+        if not indexes or "proc" in indexes:
+            data[struct] = fields | indexes
     for name in ("usdt", "emu"):
         if name in builds:
             data[name] = _of_structs(difference(jit.structs, builds[name].structs), data)
@@ -357,13 +357,13 @@ def _next_to(part: dict[str, Any], here: tuple[int, ...], ranges: list[dict[str,
 
 
 def text_of(data: dict[str, Any], sources: dict[str, str]) -> str:
-    """Write a layout file; *sources* tell which header declares a struct."""
+    """Write a layout file; *sources* are the headers that declare the structs."""
     first, last = data["erts"]
     lines = _HEADER.format(**data, first=first, last=last).splitlines()
     lines += _entries(data["facts"])
     for struct, fields in structs_of(data).items():
-        places = " (and the places of types, by erl_alloc.types)" if "proc" in fields else ""
-        lines += ["", f"# {data['tag']} erts/{sources.get(struct, '')}{places}", f"[{struct}]"]
+        indexes = " (and the indexes of types, by erl_alloc.types)" if "proc" in fields else ""
+        lines += ["", f"# {data['tag']} erts/{sources.get(struct, '')}{indexes}", f"[{struct}]"]
         lines += _entries(fields)
     for build in ("usdt", "emu"):
         for struct, fields in data.get(build, {}).items():
@@ -384,8 +384,8 @@ def _entries(fields: dict[str, Any]) -> Iterator[str]:
         yield f"{key} = {shown}"
 
 
-def told(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """Tell what is different between two releases, a line for each field."""
+def report(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Yield the differences between two releases, a line for each field."""
     changed = difference(structs_of(old), structs_of(new))
     yield f"{new['tag']} beside {old['tag']}: {sum(map(len, changed.values()))} fields differ"
     for struct, fields in changed.items():
@@ -395,7 +395,7 @@ def told(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def make(tag: str, paths: list[Path]) -> tuple[Path, str, list[str]]:
-    """Make the file of one release: its path and text, and what is told. Raises LayoutError."""
+    """Make the file of one release: path, text, and lines of the report. Raises LayoutError."""
     if not re.fullmatch(r"\d+(\.\d+)+", tag):
         raise LayoutError(f"{tag!r} is no version of OTP, such as 27.3.4.1")
     releases, release = files(), int(tag.partition(".")[0])
@@ -417,7 +417,7 @@ def make(tag: str, paths: list[Path]) -> tuple[Path, str, list[str]]:
         ]
         return path, text_of(data, _sources(path)), lines
     data = complete(tag, builds, old)
-    lines = [*told(old, data)]
+    lines = [*report(old, data)]
     if nearest != release:
         lines.append(f"facts are those of {old['tag']}: see docs/otp-release.md for what to check")
     return path, text_of(data, builds["jit"].sources), lines

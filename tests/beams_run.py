@@ -50,7 +50,7 @@ def missing(reason: str) -> NoReturn:
     """
     Skip the running test, or fail it where ``SCOPE_REQUIRE_KERNEL=1`` says that all must be there.
     """
-    import pytest  # noqa: PLC0415 - benches start VMs too, without pytest
+    import pytest  # benches start VMs too, without pytest
 
     if os.environ.get("SCOPE_REQUIRE_KERNEL") == "1":
         pytest.fail(f"SCOPE_REQUIRE_KERNEL=1, but {reason}")
@@ -224,7 +224,7 @@ class Beam:
 
     def _kill(self) -> None:
         """
-        Kill the VM first, so that unshare, which waits for it, leaves no zombie to somebody else.
+        Kill the VM first, so that unshare, which waits for it, leaves no zombie to init.
         """
         try:
             os.kill(self.pid, signal.SIGKILL)
@@ -401,14 +401,14 @@ def planted(kind: str, *args: str, env: Mapping[str, str] | None = None) -> Iter
 
 
 #: Ports that :func:`free_port` gives: below those that Linux gives to who connects or asks for any,
-#: so that nobody is given it before it is used.
+#: so that no process gets it before it is used.
 _PORTS: Final = range(10_000, 30_000)
 _given: Final[set[int]] = set()
 
 
 def free_port(address: str = "127.0.0.1") -> int:
     """
-    A TCP port on which nobody listens now, and another one each time.
+    A TCP port without a listener, and another one each time.
     """
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the processes of ``moving.erl`` are, so that what is told of them can be held against it.
+The truth about the processes of ``moving.erl``, to be compared with what is shown of them.
 """
 
 from __future__ import annotations

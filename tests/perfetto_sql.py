@@ -21,7 +21,7 @@ from perfetto.trace_processor.protos import ProtoFactory
 
 _SCRIPT = Path(__file__).parent / "tools/trace_processor.js"
 #: The engine takes messages of 128 MB at most.
-_PIECE = 32 << 20
+_CHUNK = 32 << 20
 
 
 def _engine() -> Path:
@@ -43,9 +43,9 @@ def ask(trace: Path, *queries: str) -> list[list[dict[str, Any]]]:
     stream = protos.TraceProcessorRpcStream()
     numbers = itertools.count(1)
     with trace.open("rb") as file:
-        while piece := file.read(_PIECE):
+        while chunk := file.read(_CHUNK):
             one = stream.msg.add(seq=next(numbers), request=rpc.TPM_APPEND_TRACE_DATA)
-            one.append_trace_data = piece
+            one.append_trace_data = chunk
     stream.msg.add(seq=next(numbers), request=rpc.TPM_FINALIZE_TRACE_DATA)
     for query in queries:
         one = stream.msg.add(seq=next(numbers), request=rpc.TPM_QUERY_STREAMING)

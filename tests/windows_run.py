@@ -124,7 +124,7 @@ def busy(hogs: int) -> Iterator[None]:
 @dataclass(frozen=True)
 class Block:
     """
-    Some windows, the total that they tell, its stated error, and the truth.
+    Some windows, their total, its stated error, and the truth.
     """
 
     found: float
@@ -164,18 +164,18 @@ class Truth:
 
     def __init__(self, pid: int) -> None:
         self._memory = Memory(pid)
-        mark = np.array([0xC0047E45EBBF5C09, 0x5C09EEBBF0000000 | pid], np.uint64).tobytes()
-        found = [(start, self._find(mark, start, end)) for start, end in _writable(pid)]
-        (self._place,) = [start + place + len(mark) for start, place in found if place >= 0]
+        marker = np.array([0xC0047E45EBBF5C09, 0x5C09EEBBF0000000 | pid], np.uint64).tobytes()
+        found = [(start, self._find(marker, start, end)) for start, end in _writable(pid)]
+        (self._address,) = [start + offset + len(marker) for start, offset in found if offset >= 0]
 
-    def _find(self, mark: bytes, start: int, end: int) -> int:
+    def _find(self, marker: bytes, start: int, end: int) -> int:
         try:
-            return self._memory.read(start, end - start).find(mark)
+            return self._memory.read(start, end - start).find(marker)
         except ReadRefusedError:  # not all of it is there; atomics lie in what is
             return -1
 
     def __call__(self) -> int:
-        return self._memory.u64(self._place)
+        return self._memory.u64(self._address)
 
 
 def _writable(pid: int) -> Iterator[tuple[int, int]]:

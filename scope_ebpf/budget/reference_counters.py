@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope_ebpf.beam.memory.process_memory import word_places
+from scope_ebpf.beam.memory.process_memory import word_iovecs
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.errors import ReadRefusedError
 
@@ -129,11 +129,11 @@ class ReferenceCounters:
         self._spawned = self._last = 0
         try:
             self._reader = CounterReader(target)
-            self._addresses = self._reader.places()
+            self._addresses = self._reader.addresses()
         except ReadRefusedError as error:
             self.refused = str(error)
             return
-        self._every = word_places(np.concatenate(list(self._addresses.values())))
+        self._every = word_iovecs(np.concatenate(list(self._addresses.values())))
         sizes = [len(addresses) for addresses in self._addresses.values()]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a capture says beside its records, as JSON: target, clocks, plan, and how it ended.
+Facts of a capture beside its records, as JSON: target, clocks, plan, and how it ended.
 
-Reading it back checks each field, so whoever has a :class:`Head` or an :class:`End` need not.
+Reading it back checks each field, so users of a :class:`Head` or an :class:`End` need not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.capture.values import Value
 
-#: Numbers that nothing exceeds: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
+#: Upper limits: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
 #: schedulers of one kind (OTP allows 1,024), and of lines in a list.
 PID, SECONDS, SCHEDULERS, LINES = (1 << 31) - 1, 1e10, 4096, 4096
 #: Shorter traces have no rate.
@@ -45,19 +45,20 @@ class Clocks:
 
     @property
     def to_wall(self) -> int:
-        """What to add to a record's time to have the time of day, ns."""
+        """Difference of the time of day and a record's time, ns."""
         return self.realtime - self.monotonic
 
     @property
     def to_boot(self) -> int:
-        """What to add to a record's time to have the time since boot, ns."""
+        """Difference of the time since boot and a record's time, ns."""
         return self.boottime - self.monotonic
 
 
 @dataclass(frozen=True)
 class Head:
-    """Everything that holds for the whole capture. *target* is ``Target.as_json()``."""
+    """Facts of the whole capture."""
 
+    #: ``Target.as_json()``.
     target: dict[str, Any]
     host: dict[str, Any]
     clocks: Clocks
@@ -71,7 +72,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What is known when a trace is over; :attr:`cost` is None where it was not measured."""
+    """Facts of a trace that are known at its end."""
 
     duration_seconds: float
     stopped_because: str
@@ -79,12 +80,12 @@ class End:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """As the last block has it."""
+        """The last block."""
         return dataclasses.asdict(self)
 
     @classmethod
     def of(cls, document: Value) -> End:
-        """The other way round; CaptureError for what is none."""
+        """The reverse; CaptureError if it is not one."""
         cost, duration = document["cost"], document["duration_seconds"]
         seconds = duration.number(SECONDS)
         return cls(
@@ -116,20 +117,20 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
             "hook": item.hook,
             "reason": item.reason,
             "attachments": [
-                {name: getattr(place, name) for name in _PLACE} for place in item.attachments
+                {name: getattr(one, name) for name in _FIELDS} for one in item.attachments
             ],
         }
         for item in plan.items
     ]
 
 
-_PLACE = ("program", "family", "name", "offset", "address", "returns", "semaphore", "tracepoint")
+_FIELDS = ("program", "family", "name", "offset", "address", "returns", "semaphore", "tracepoint")
 _VIAS = ("symbol", "usdt", "tracepoint", "unavailable")
 
 
 def plan_of(document: Value, known: Container[str] = ()) -> Plan:
     """
-    The other way round: the same plan without the arguments of USDT sites.
+    The reverse: the same plan without the arguments of USDT sites.
 
     Events that this program does not know, but the capture's own schema among *known* does,
     are left out: a later version wrote them.
@@ -147,21 +148,21 @@ def plan_of(document: Value, known: Container[str] = ()) -> Plan:
 def _item_of(item: Value, event: str) -> Item:
     # one_of() has seen that it is one of them.
     via = cast('Literal["symbol", "usdt", "tracepoint", "unavailable"]', item["via"].one_of(*_VIAS))
-    places = tuple(_attachment_of(place) for place in item["attachments"].items(LINES))
-    return Item(event, via, item["hook"].text(), places, item["reason"].text())
+    attachments = tuple(_attachment_of(one) for one in item["attachments"].items(LINES))
+    return Item(event, via, item["hook"].text(), attachments, item["reason"].text())
 
 
-def _attachment_of(place: Value) -> Attachment:
-    program, family, name = (place[field].text() for field in _PLACE[:3])
+def _attachment_of(raw: Value) -> Attachment:
+    program, family, name = (raw[field].text() for field in _FIELDS[:3])
     return Attachment(
         program,
         family,
         name,
-        place["offset"].whole(),
-        place["address"].whole(),
-        returns=place["returns"].truth(),
-        semaphore=place["semaphore"].whole(),
-        tracepoint=place["tracepoint"].truth(),
+        raw["offset"].whole(),
+        raw["address"].whole(),
+        returns=raw["returns"].truth(),
+        semaphore=raw["semaphore"].whole(),
+        tracepoint=raw["tracepoint"].truth(),
     )
 
 
@@ -182,7 +183,7 @@ def head_as_json(head: Head, schema: dict[str, Any]) -> dict[str, Any]:
 
 def head_of(document: Value, known: Container[str] = ()) -> Head:
     """
-    The other way round; CaptureError that names the field for what is none.
+    The reverse; CaptureError that names the field that is wrong.
 
     *known* are the events that the capture's schema has.
     """

@@ -2,10 +2,10 @@
 """
 Which receive belongs to which send.
 
-Both tell the address of the VM's ErtsMessage and the receiver, and records of one message are in
+Both have the address of the VM's ErtsMessage and the receiver, and records of one message are in
 the ring in the order of their causes. So a receive belongs to the last send of its receiver with
 that address. A collection of the receiver may replace a message that waits (OTP-25.2.3 erl_gc.c,
-move_msgs_to_heap), and timers, ports and NIFs have no send: what cannot be paired so is counted,
+move_msgs_to_heap), and timers, ports and NIFs have no send: unpaired messages are counted,
 never guessed.
 """
 
@@ -26,8 +26,8 @@ class Flows:
     """
     Pairs the messages of one capture, given in the order of its records.
 
-    *nodes* are the atoms that name other nodes: the VM gives such a one as the sender of what came
-    from there (erl_message.c, erts_queue_dist_message).
+    *nodes* are the atoms that name other nodes: the VM gives such an atom as the sender of a
+    message from that node (erl_message.c, erts_queue_dist_message).
     """
 
     def __init__(self, nodes: Collection[int] = ()) -> None:
@@ -40,7 +40,7 @@ class Flows:
         self.by_ports = self.by_nodes = self.by_vm = 0
 
     def send(self, sender: int, receiver: int, message: int) -> int:
-        """The number of a message that is sent; 0 where nothing tells which it is."""
+        """The number of a message that is sent; 0 if it has no address."""
         self.sends += 1
         if not message or not receiver:
             return 0

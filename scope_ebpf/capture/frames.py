@@ -2,8 +2,8 @@
 """
 The outer form of a capture: a magic, then framed, compressed, checksummed blocks.
 
-Each block stands for itself, so what is cut off or damaged costs the blocks from
-there on and none before.
+Each block is independent, so damage or a cut costs the blocks from there on and none
+before.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from scope_ebpf.errors import CaptureError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Not text, and changed by whatever changes line ends.
+#: Not text, so that a conversion of line ends is noticed.
 MAGIC = b"\x89scope\r\n"
-#: Of the blocks and what is in them; the events have a schema of their own.
+#: Version of the blocks and their contents; the events have a schema of their own.
 VERSION = 1
-#: What a block holds at most before compression, bytes: nobody needs more memory than this for one.
+#: Bytes of a block before compression, at most: bounds the memory that reading one takes.
 MAX_RAW = 16 << 20
 _START = struct.Struct("<8sI")
-#: Marker, kind, what it holds before compression and after, checksum of all that and of the rest.
+#: Marker, kind, size before and after compression, checksum of these and of the payload.
 _FRAME = struct.Struct("<4sIIII")
 _MARKER = b"SBLK"
 #: zlib's fastest: 8,192 records in some milliseconds.
@@ -33,7 +33,7 @@ _LEVEL = 1
 
 
 class BlockKind(IntEnum):
-    """What a block holds. Numbers are added, never used again; unknown ones are skipped."""
+    """Kinds of blocks. Numbers are added, never used again; unknown ones are skipped."""
 
     HEAD = 1  # JSON, once, first
     RECORDS = 2  # a count, then a column for each field
@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
 
 def start() -> bytes:
-    """What a capture begins with."""
+    """The first bytes of a capture."""
     return _START.pack(MAGIC, VERSION)
 
 

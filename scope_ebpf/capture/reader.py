@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads captures: what holds for the whole of one, and its records in blocks."""
+"""Reads captures: the facts of the whole capture, and its records in blocks."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Moments at which losses are kept at most: one a second for twelve days.
+#: Samples of losses that are kept: one a second for twelve days.
 _MOST = 1 << 20
 _MAPS_HEAD = 16
 _FIRST = "the first block"
-#: A FIFO is not waited for, and no terminal becomes ours.
+#: A FIFO does not block, and no terminal becomes the controlling one.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
 class Maps:
-    """The session's maps at one moment, shape ``(kinds, classes, 1)``."""
+    """The session's maps at one moment."""
 
     time_ns: int
+    #: Hits of all hooks.
     hits: int
+    #: ``events.TALLY``, shape ``(kinds, classes, 1)``.
     tallies: NDArray[np.void]
+    #: ``events.DURATIONS``, shape ``(kinds, classes, 1)``.
     durations: NDArray[np.void]
 
 
@@ -63,7 +66,7 @@ class Contents(Samples):
     file_bytes: int = 0
     #: Why there is no more of it; empty for a whole one.
     damage: str = ""
-    #: Whole blocks, none of records, that say something else than their kind does.
+    #: Blocks, none of records, whose contents do not fit their kind.
     left_out: int = 0
     #: What is wrong with the first of them: block, field and cause.
     wrong: str = ""
@@ -74,7 +77,7 @@ class Contents(Samples):
         """
         The summary that the trace gave when it ended.
 
-        Of a capture without an end: what the maps said when they were written last.
+        For a capture without an end, from the maps as they were written last.
         """
         head, maps, end = self.head, self.maps, self.end
         shape = (len(events.KINDS), events.CLASSES, 1)
@@ -102,7 +105,7 @@ class _NoBlocksError(CaptureError):
 
 
 class Capture:
-    """A capture at *path*. Raises CaptureError, with the reason, where it is none."""
+    """A capture at *path*. Raises CaptureError, with the reason, for any other file."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -129,7 +132,7 @@ class Capture:
         """
         The records in the order in which they were written, as ``events.RECORD``.
 
-        Batches are whole blocks, put together until they have *at_least* so many. There are
+        Batches are whole blocks, joined until they have *at_least* records. There are
         none in a file that has just been begun.
         """
         with suppress(_NoBlocksError):
@@ -188,7 +191,7 @@ class Capture:
 
 
 def _first(frames: Frames) -> Value:
-    """What the first block says, which is needed for all others."""
+    """The first block, which is needed for all others."""
     block = next(iter(frames), None)
     if block is None:
         raise _NoBlocksError(f"nothing of it can be read: {frames.damage or 'it has no blocks'}")
@@ -200,9 +203,9 @@ def _first(frames: Frames) -> Value:
 @contextmanager
 def sound(capture: Capture) -> Iterator[None]:
     """
-    Whatever a capture makes Python fail with while the block runs is a CaptureError.
+    Turn any exception that a capture causes while the block runs into a CaptureError.
 
-    Its fields are checked where they are read; this is for what nobody thought of.
+    Its fields are checked where they are read; this is for errors that those checks do not foresee.
     """
     try:
         yield
@@ -211,7 +214,7 @@ def sound(capture: Capture) -> Iterator[None]:
 
 
 def _take(contents: Contents, schema: Schema, kind: int, payload: bytes) -> None:
-    """Take one block up; CaptureError if it is not what its kind says."""
+    """Add one block; CaptureError if its contents do not fit its kind."""
     taker = _TAKERS.get(kind)
     if taker:  # else it is of a later version
         taker(contents, schema, payload)

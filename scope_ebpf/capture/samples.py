@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a capture has of its VM beside records: names, threads, queues, and losses, all bounded."""
+"""Samples of the VM in a capture, beside records: names, threads, queues; all bounded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scope_ebpf.errors import CaptureError
 
 #: Memory for all that is kept, bytes; an hour of a busy VM with 64 schedulers takes a quarter.
 _ROOM = 768 << 20
-#: What Python needs at most for a row, for a number in one, for a pair in one, and for a character.
+#: Bytes of memory, at most, for a row, a number in one, a pair in one, and a character.
 _ROW, _NUMBER, _PAIR, _CHARACTER = 400, 40, 150, 4
-#: Names, and processes of one look at mailboxes, in a block.
+#: Names, and processes of one sample of mailboxes, in a block.
 _IN_A_BLOCK = 1 << 18
 #: An atom has 255 characters; a label of a process has some of these.
 _NAME = 2048
@@ -23,7 +23,7 @@ _TID = (1 << 32) - 1
 
 @dataclass(slots=True)
 class Name:
-    """Who a process was when it was looked at last."""
+    """Names of a process when it was read last."""
 
     name: str | None
     initial_call: str | None
@@ -32,13 +32,13 @@ class Name:
 
     @property
     def who(self) -> str | None:
-        """The shortest that tells a person who this is."""
+        """The shortest text that identifies the process."""
         return self.name or (self.module if self.behaviour else None) or self.initial_call
 
 
 @dataclass
 class Samples:
-    """All that was sampled; a block that there is no room for is a CaptureError."""
+    """All samples; CaptureError for a block that exceeds the limit of memory."""
 
     processes: dict[int, Name] = field(default_factory=dict)
     atoms: dict[int, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Samples:
     _room: int = field(default_factory=lambda: _ROOM, repr=False)
 
     def take_names(self, block: Value) -> None:
-        """Take a block of names up."""
+        """Add a block of names."""
         for row in block.get("processes", []).items(_IN_A_BLOCK):
             term, parts = row.row(2)
             name = Name(*(_name(part) for part in parts.row(4)))
@@ -66,7 +66,7 @@ class Samples:
                 texts[word.whole()] = text.text(_NAME)
 
     def take_samples(self, block: Value) -> None:
-        """Take a block of samples up."""
+        """Add a block of samples."""
         for row in block.get("threads", []).items(_IN_A_BLOCK):
             tid, role, number = row.row(3)
             self._need(_ROW)

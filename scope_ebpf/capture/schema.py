@@ -3,7 +3,7 @@
 Records as columns, and the description of them that each capture carries.
 
 A capture is read by the names of its fields: one that was written with another
-event schema becomes records of today's, with what it did not know as unknown.
+event schema becomes records of today's, with fields that it lacks as unknown.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ _TODAY = describe()
 STORED = _dtype(Value(_fields(events.RECORD), "the schema of today"))
 #: Records in one block at most: a block of today's has no room for more, nor has memory.
 _MOST_RECORDS = MAX_RAW // STORED.itemsize
-#: What every header must have, each one whole number.
+#: Fields that every header must have, each one whole number.
 _NEEDED = ("time_ns", "kind", "class")
-#: The most that the number of a kind, and of a class, may be.
+#: Largest numbers of a kind and of a class.
 _MOST_KINDS, _MOST_CLASSES = 1 << 16, 256
 #: Kinds that are not known and are counted by their names; all others are counted as one.
 _NAMED = 64
@@ -122,7 +122,7 @@ class Schema:
     """
     Reads the records of a capture that was written with *described*.
 
-    CaptureError says which part of it makes no sense.
+    CaptureError names the part that is invalid.
     """
 
     def __init__(self, described: Value) -> None:
@@ -149,7 +149,7 @@ class Schema:
         return set(events.KINDS) if self._same else {kind.name for kind in self._kinds.values()}
 
     def records(self, payload: bytes) -> NDArray[np.void]:
-        """The records of a block, as ``events.RECORD``; those of kinds we do not know left out."""
+        """The records of a block, as ``events.RECORD``; those of unknown kinds left out."""
         if self._same:
             rows = _unpack(payload, STORED)
             known = rows["kind"] < len(events.KINDS)
@@ -174,7 +174,7 @@ class Schema:
             self.unknown[name] = self.unknown.get(name, 0) + int(count)
 
     def by_class(self, values: NDArray[np.void]) -> NDArray[np.void]:
-        """A map's values ``(kinds, classes)`` as they were written, at today's places."""
+        """A map's values ``(kinds, classes)`` as they were written, at today's indexes."""
         made = np.zeros((len(events.KINDS), events.CLASSES), values.dtype)
         if self._same:
             return values if values.shape == made.shape else made
@@ -182,9 +182,9 @@ class Schema:
             today = events.KINDS.get(kind.name)
             if today is None:
                 continue
-            for place, label in enumerate(kind.classes[: values.shape[1]]):
+            for column, label in enumerate(kind.classes[: values.shape[1]]):
                 if label in today.classes:
-                    made[today.id, today.classes.index(label)] = values[number, place]
+                    made[today.id, today.classes.index(label)] = values[number, column]
         return made
 
     @property
@@ -203,7 +203,7 @@ def _in_ring(rows: NDArray[np.void]) -> NDArray[np.void]:
 
 
 def _header(fields: Value) -> np.dtype[np.void]:
-    """What all records of a capture have in common, with a time, a kind and a class."""
+    """The fields common to all records of a capture, with a time, a kind and a class."""
     dtype = _dtype(fields)
     for name in _NEEDED:
         if name not in (dtype.names or ()) or dtype[name].kind != "u":
@@ -224,8 +224,8 @@ def _translate(old: NDArray[np.void], written: _Kind) -> NDArray[np.void]:
             made[field] = kind.absent[field]
     made["kind"] = kind.id
     if "class" in (old.dtype.names or ()) and old.dtype["class"].kind == "u":
-        places = np.minimum(old["class"].astype(np.uint64), _MOST_CLASSES)
-        made["class"] = _classes(kind, written.classes)[places]
+        numbers = np.minimum(old["class"].astype(np.uint64), _MOST_CLASSES)
+        made["class"] = _classes(kind, written.classes)[numbers]
     return made.view(events.RECORD)
 
 
@@ -234,8 +234,8 @@ def _alike(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
 
 
 def _classes(kind: events.Kind, labels: list[str]) -> NDArray[np.uint8]:
-    """Where today's class of each number is, with a last place for all numbers beyond."""
-    places = np.zeros(_MOST_CLASSES + 1, np.uint8)
-    for place, label in enumerate(labels):
-        places[place] = kind.classes.index(label) if label in kind.classes else 0
-    return places
+    """Today's class of each number, with a last entry for all numbers beyond."""
+    today = np.zeros(_MOST_CLASSES + 1, np.uint8)
+    for number, label in enumerate(labels):
+        today[number] = kind.classes.index(label) if label in kind.classes else 0
+    return today

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the blocks of a capture go: a file as they come, or memory that forgets the oldest."""
+"""Stores for the blocks of a capture: a file, or a ring in memory that drops the oldest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOR_THE_END = 64 << 10
 
 
 class Store(Protocol):
-    """What a writer needs of it."""
+    """The operations of a store that a writer needs."""
 
     def put(self, kind: BlockKind, payload: bytes) -> bool:
         """Keep one block; False if there is no room for it. Raises OSError."""
@@ -30,7 +30,7 @@ class FileStore:
     A *file*, opened without a buffer, that grows by whole blocks, to *most* bytes at most.
 
     Each block is handed to the kernel at once, so that what was written is there
-    whatever becomes of us. A block that the disk has no room for is taken back.
+    even if this process is killed. A block that the disk has no room for is taken back.
     """
 
     def __init__(self, file: IO[bytes], most: int | None = None) -> None:
@@ -71,19 +71,21 @@ class RingStore:
     """
     The last *most* bytes of blocks, in memory; whole blocks are dropped from the front.
 
-    Blocks without which the others cannot be read are kept apart: *lasting* makes
+    Blocks without which the others cannot be read are kept apart: *essential* makes
     them anew whenever the ring is written to a file.
     """
 
-    def __init__(self, most: int, lasting: Callable[[], Iterable[tuple[BlockKind, bytes]]]) -> None:
+    def __init__(
+        self, most: int, essential: Callable[[], Iterable[tuple[BlockKind, bytes]]]
+    ) -> None:
         self._most = most
-        self._lasting = lasting
+        self._essential = essential
         self._blocks: deque[bytes] = deque()
         self.bytes = 0
         self.dropped = 0
 
     def put(self, kind: BlockKind, payload: bytes) -> bool:
-        """Keep one block, and forget what there is no room for any more."""
+        """Keep one block, and drop the oldest for which there is no room any more."""
         if kind in (BlockKind.HEAD, BlockKind.NAMES):
             return True
         data = frames.frame(kind, payload)
@@ -96,8 +98,8 @@ class RingStore:
 
     def write(self, file: IO[bytes], end: bytes) -> int:
         """Write what is kept to *file*, with the last block *end*; its bytes. Raises OSError."""
-        lasting = (frames.frame(kind, payload) for kind, payload in self._lasting())
+        essential = (frames.frame(kind, payload) for kind, payload in self._essential())
         size = 0
-        for part in chain((frames.start(),), lasting, self._blocks):
+        for part in chain((frames.start(),), essential, self._blocks):
             size += file.write(part)
         return size + file.write(frames.frame(BlockKind.END, end))

@@ -23,7 +23,7 @@ class CapturedTerms(TermText):
         self._addresses = contents.addresses
 
     def who(self, pids: list[int]) -> dict[int, str | None]:
-        """Who each process is, where it was named."""
+        """The label of each process, where it was named."""
         known = self._processes
         return {pid: known[pid].who for pid in pids if pid in known}
 

@@ -2,9 +2,9 @@
 """
 The JSON of a capture, each value checked for its type and range where it is taken.
 
-A capture may come from a stranger. What passes here is what the rest of the program may
-count on: whole numbers within 64 bits, finite floats, text of bounded length that can be
-encoded, lists of bounded length. Nothing else of a document is looked at.
+A capture may come from a stranger. The rest of the program may count on what passes these
+checks: whole numbers within 64 bits, finite floats, text of bounded length that can be
+encoded, lists of bounded length. Nothing else of a document is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNSIGNED = (1 << 64) - 1
-#: The most that a time or an offset is: numpy and Perfetto have it signed.
+#: Largest time or offset: numpy and Perfetto have it signed.
 SIGNED = (1 << 63) - 1
 #: Characters of one text.
 TEXT = 4096
@@ -31,10 +31,10 @@ _PARTS = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a block's JSON, which knows where it is when it is wrong."""
+    """One value of a block's JSON, with its path for error messages."""
 
     raw: Any
-    #: The name of the block, or the key or place within *inside*.
+    #: The name of the block, or the key or index within *inside*.
     key: str | int
     inside: Value | None = None
 
@@ -72,13 +72,13 @@ class Value:
         """The items of a list of *most* at most."""
         if not isinstance(self.raw, list) or len(self.raw) > most:
             self.wrong(f"a list of at most {most:,}")
-        return [Value(item, place, self) for place, item in enumerate(self.raw)]
+        return [Value(item, index, self) for index, item in enumerate(self.raw)]
 
     def row(self, count: int) -> list[Value]:
         """The items of a list of exactly *count*."""
         if not isinstance(self.raw, list) or len(self.raw) != count:
             self.wrong(f"a list of {count}")
-        return [Value(item, place, self) for place, item in enumerate(self.raw)]
+        return [Value(item, index, self) for index, item in enumerate(self.raw)]
 
     def whole(self, most: int = UNSIGNED, least: int = 0) -> int:
         """A whole number from *least* to *most*."""
@@ -131,7 +131,7 @@ def text(raw: str) -> str:
 
 
 def document(payload: bytes, block: str) -> Value:
-    """The JSON of a block; CaptureError if it is none, or has more parts than memory is for."""
+    """The JSON of a block; CaptureError if it is not JSON, or has too many parts for memory."""
     if sum(map(payload.count, (b",", b"[", b"{"))) > _PARTS:
         raise CaptureError(f"{block} has more than {_PARTS:,} values")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a capture, as blocks."""
+"""Writes a capture as blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Names that are kept to be written again with a ring.
 _KEPT = 1 << 17
-#: What has names.
+#: Kinds of objects with names.
 _TABLES = ("processes", "atoms", "addresses")
 #: Names in one block.
 _AT_ONCE = 4096
@@ -37,17 +37,17 @@ class Names:
         self._fresh: dict[str, dict[int, Any]] = {table: {} for table in _TABLES}
 
     def process(self, term: int, label: Label) -> None:
-        """Know a process by its label; nothing changes if it has said nothing new."""
+        """Add the label of a process; an unchanged one is not written again."""
         facts = [label.name, label.initial_call, label.behaviour, label.module]
         if any(facts) and self._known["processes"].get(term) != facts:
             self._know("processes", term, facts)
 
     def atom(self, term: int, text: str) -> None:
-        """Know an atom by its text."""
+        """Add the text of an atom."""
         self._know("atoms", term, text)
 
     def address(self, address: int, text: str) -> None:
-        """Know an address of code, Erlang's or native, by the function that it is in."""
+        """Add the function of an address of code, Erlang's or native."""
         self._know("addresses", address, text)
 
     def _know(self, table: str, key: int, value: Any) -> None:
@@ -55,7 +55,7 @@ class Names:
         _bound(self._known[table])
 
     def fresh(self) -> Iterator[bytes]:
-        """What was not given out before, as payloads of blocks."""
+        """Names that were not written before, as payloads of blocks."""
         yield from _payloads(self._fresh)
         for table in self._fresh.values():
             table.clear()
@@ -92,7 +92,7 @@ class Writer:
         self.events = self.left_out = 0
 
     def head(self, head: facts.Head) -> None:
-        """What holds for all that follows."""
+        """Write the head block, which all others need."""
         self._put(BlockKind.HEAD, head_payload(head))
 
     def records(self, records: NDArray[np.void]) -> None:
@@ -105,7 +105,7 @@ class Writer:
             self.left_out += len(records)
 
     def samples(self, samples: dict[str, Any]) -> None:
-        """What was read at some moments."""
+        """Write samples of some moments."""
         self._put(BlockKind.SAMPLES, _json(samples))
 
     def maps(

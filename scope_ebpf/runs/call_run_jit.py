@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.code.captured_words import WORDS, Shaper
+from scope_ebpf.beam.code.captured_words import WORDS, ShapeFormatter
 from scope_ebpf.beam.code.follow import Follow
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.terms import PidCodec
@@ -61,7 +61,7 @@ class CallRun(CallTurns):
         self._code = CodeMap(target, atoms)
         self._labels = Labels(target, atoms, self._code)
         self._pids = PidCodec.of(target)
-        self._shaper = Shaper(target, atoms)
+        self._shaper = ShapeFormatter(target, atoms)
         self._chosen = chosen
         self._follow = Follow(functions, modules, chosen)
         self._gaps = Gaps()

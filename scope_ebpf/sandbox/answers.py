@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a confined parser may answer: types and ranges, checked at this one place.
+What a confined parser may answer: types and ranges, checked here only.
 
-The parser may have been taken over by the file it reads. Each check returns its argument as the
-type that it says, or raises ValueError.
+A hostile file may have taken the parser over. Each check returns its argument as the type that
+its name says, or raises ValueError.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def table(found: Any, each: Callable[[Any], T], most: int) -> dict[str, T]:
 
 
 def optional(each: Callable[[Any], T]) -> Callable[[Any], T | None]:
-    """What *each* says, or null."""
+    """A check for *each* or null."""
     return lambda found: None if found is None else each(found)
 
 
-def content(found: Any, most: int = limits.PIECE) -> bytes:
+def content(found: Any, most: int = limits.CONTENT) -> bytes:
     """Bytes, of hex."""
     if type(found) is not str or len(found) > 2 * most or not _HEX.fullmatch(found):
         raise ValueError("no bytes")
@@ -105,7 +105,7 @@ def site(found: Any) -> tuple[str, str, int, int, str]:
 
 
 def entry(found: Any) -> tuple[int, tuple[str | None, ...]]:
-    """How far from a function's start, and the registers of its six arguments there."""
+    """Offset from a function's start, and the registers of its six arguments there."""
     shift, registers = row(
         found, lambda n: integer(n, 1 << 8), lambda r: many(r, optional(register), 6)
     )
@@ -122,7 +122,7 @@ def register(found: Any) -> str:
 
 
 def rule(found: Any) -> tuple[int, int, dict[int, int], bool]:
-    """Base register, offset, where each saved register lies, whether there is no caller."""
+    """Base register, offset, offsets of saved registers, whether there is no caller."""
     base, offset, saved, outermost = row(found, _number, _distance, _saved, flag)
     return base, offset, saved, outermost
 

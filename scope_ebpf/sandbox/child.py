@@ -5,8 +5,8 @@ The process that parses: started by ``client``, which asks it.
     python -I -S child.py FD PATH...
 
 A fresh interpreter without an environment: nothing of its parent's memory or files is in it. It
-reads no file that somebody else chose. For each file it forks a child, which is handed the file's
-descriptor, gives up everything else (``confine``) and answers until nobody asks any longer.
+reads no file that another user chose. For each file it forks a child, which is handed the file's
+descriptor, gives up everything else (``confine``) and answers until its channel ends or is idle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scope_ebpf.sandbox import decoder, limits, wire
 from scope_ebpf.sandbox.confine import confine
 from scope_ebpf.sandbox.questions import Questions
 
-#: Of the time that passes, as CPU time; and what is always given, seconds.
+#: Share of the time that passes that is given as CPU time; and the least that is given, seconds.
 _SHARE, _LEAST = 0.2, 0.01
 
 
@@ -43,13 +43,13 @@ class Clock:
         self._when = time.monotonic()
 
     def start(self) -> None:
-        """From here on it counts; who has no more is killed by SIGPROF."""
+        """Start the clock; SIGPROF kills the process when its time is used up."""
         earned = (time.monotonic() - self._when) * _SHARE
         self._left = min(self._most, self._left + earned)
         signal.setitimer(signal.ITIMER_PROF, max(self._left, _LEAST))
 
     def stop(self) -> None:
-        """Until here."""
+        """Stop the clock."""
         self._left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
         self._when = time.monotonic()
 
@@ -92,9 +92,9 @@ def _answered(
 
 class Children:
     """
-    Those that were forked, by numbers that are not used again as process numbers are.
+    Forked children, by numbers that, unlike pids, are not used again.
 
-    Who has ended is taken note of at once; none is left as a zombie.
+    Ended ones are recorded at once; none is left as a zombie.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Children:
         signal.signal(signal.SIGCHLD, self._reap)
 
     def fork(self, control: socket.socket, fd: int) -> tuple[int, int]:
-        """Make one that serves the channel *fd*; its number, and its process number."""
+        """Fork one that serves the channel *fd*; return its number and its pid."""
         with _no_child_ends():
             pid = os.fork()
             if pid == 0:
@@ -114,7 +114,7 @@ class Children:
         return number, pid
 
     def end(self, number: int) -> int:
-        """End one, if it has not ended; its status as waitpid tells it."""
+        """End one, if it has not ended; return its status as of waitpid."""
         with _no_child_ends():
             pid = self._running.get(number)
             if pid is not None:
@@ -135,7 +135,7 @@ class Children:
 
 @contextmanager
 def _no_child_ends() -> Iterator[None]:
-    """While the block runs the end of a child waits to be noted."""
+    """Block SIGCHLD: no child is recorded as ended within the block."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield
@@ -144,7 +144,7 @@ def _no_child_ends() -> Iterator[None]:
 
 
 def serve(control: socket.socket) -> None:
-    """Fork a child for each channel that comes, and tell how each ended."""
+    """Fork a child for each channel that comes, and answer how each ended."""
     children = Children()
     gc.freeze()  # children share what is here now
     while True:
@@ -156,7 +156,7 @@ def serve(control: socket.socket) -> None:
             wire.send(control, (children.end(ended), 0))
             continue
         if ended == limits.UNWINDS:
-            import scope_ebpf.sandbox.frames  # noqa: F401, PLC0415 - slow; only for profiles
+            import scope_ebpf.sandbox.frames  # noqa: F401 - slow; only for profiles
         wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
 
@@ -167,13 +167,13 @@ def _become_child(control: socket.socket, fd: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         answer(socket.socket(fileno=fd))
-    except BaseException:  # noqa: BLE001 - nobody reads it: the end of the channel says it
+    except BaseException:  # noqa: BLE001 - the end of the channel reports it
         os._exit(1)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    decoder.load()  # while we may read where it lies
+    decoder.load()  # while its file may still be read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

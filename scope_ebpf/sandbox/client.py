@@ -4,7 +4,7 @@ Asking a confined process about a file.
 
 One forkserver for all files (``child.py``), started at the first of them or by :func:`ahead`; for
 each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
-nobody asked for a while. In the last case the next question starts another.
+no question came for a while. In the last case the next question starts another.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _CHILD = Path(__file__).with_name("child.py")
 #: Seconds until an answer is late: a child that computes is ended by its own clock before.
 PATIENCE = 5.0
-#: Seconds in which a fresh interpreter is there, on a host whose CPUs are all taken.
+#: Seconds in which a fresh interpreter starts, on a host whose CPUs are all busy.
 _START = 20.0
 #: CPUCLOCK_SCHED, of a process's clock (include/linux/posix-timers.h).
 _SCHEDULED = 2
@@ -62,7 +62,7 @@ class _Spent:
             self._seconds += seconds
 
     def with_running(self, seconds: float) -> float:
-        """That and the *seconds* of who runs; never less than before, as a counter is."""
+        """That and the *seconds* of running children; never less than before, as a counter is."""
         with self._lock:
             self._most = max(self._most, self._seconds + seconds)
             return self._most
@@ -72,17 +72,17 @@ _used, _spent = _Used(), _Spent()
 
 
 def cpu_seconds() -> float:
-    """CPU time that children took, so far, for what this thread asked them."""
+    """CPU seconds that children took for questions of this thread."""
     return _used.seconds
 
 
 def all_cpu_seconds() -> float:
-    """CPU time of all that parse, and of what starts them; for any thread."""
+    """CPU seconds of all children, and of the forkserver; for any thread."""
     return _spent.with_running(_server.cpu_seconds())
 
 
 def server_pid() -> int | None:
-    """The process that starts those that parse, if it runs; for any thread."""
+    """Pid of the forkserver, if it runs; for any thread."""
     return _server.pid()
 
 
@@ -118,7 +118,7 @@ class _Server:
                 ) from error
 
     def end(self, number: int) -> int | None:
-        """End a child; its status as waitpid tells it, None if that is not known."""
+        """End a child; return its status as of waitpid, None if that is not known."""
         with self._lock:
             if self._control is None:
                 return None
@@ -179,7 +179,7 @@ class _Server:
             process.wait()
 
     def _taken(self) -> subprocess.Popen[bytes] | None:
-        """Give the process away that is to end; the CPU time that it took is kept."""
+        """Hand over the process that is to end; its CPU time is kept."""
         process, seconds = self._process, self.cpu_seconds()
         self._process = None
         _spent.add(seconds)
@@ -190,7 +190,7 @@ _server = _Server()
 
 
 def ahead() -> None:
-    """Start the forkserver now: it is ready when what else there is to load is."""
+    """Start the forkserver now, so that it is ready when everything else is loaded."""
     _server.start()
 
 
@@ -200,13 +200,13 @@ def stop() -> None:
 
 
 def _paths() -> list[str]:
-    """Where this package lies, and what the child takes of others."""
-    places = {str(Path(__file__).parents[2])}
+    """Folders of this package, and of the packages that the child imports."""
+    folders = {str(Path(__file__).parents[2])}
     for name in ("capstone", "elftools"):
         found = find_spec(name)
         if found and found.origin:
-            places.add(str(Path(found.origin).parents[1]))
-    return sorted(places)
+            folders.add(str(Path(found.origin).parents[1]))
+    return sorted(folders)
 
 
 class Parser:
@@ -214,7 +214,7 @@ class Parser:
     The child that has file *fd* open, which stays the caller's; *name* is for messages.
 
     *seconds* of CPU time may be used at once. May be shared by threads. Once a file was refused,
-    every further question is refused with the same reason; *refused* is told of the first.
+    every further question is refused with the same reason; *refused* is called for the first.
     """
 
     def __init__(
@@ -233,12 +233,12 @@ class Parser:
         self._charged = 0.0
         self._reason: RefusedFileError | None = None
         self._kind = limits.ANY
-        #: Files whose symbols the child was given, with what they must be like.
+        #: Debug files that the child was given, with the checks that they must pass.
         self._debug: list[tuple[list[object], int]] = []
 
     @classmethod
     def of_nothing(cls, name: str, seconds: float) -> Parser:
-        """A child without any file, for what is handed to it with the questions."""
+        """A child without any file, for data that comes with the questions."""
         parser = cls(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), name, seconds)
         weakref.finalize(parser, os.close, parser._fd)
         return parser
@@ -304,7 +304,7 @@ class Parser:
     def _exchange(
         self, question: str, arguments: list[object], fds: tuple[int, ...]
     ) -> tuple[object, object]:
-        """One question and its answer; asked once more where the child had gone for idleness."""
+        """One question and its answer; asked once more if the child had ended when idle."""
         for again in (True, False):
             try:
                 channel = self._running()
@@ -363,12 +363,12 @@ class Parser:
         self._channel.close()
         self._channel = None
         status = _server.end(self._number)
-        if status is None or not _left(status):  # who was idle has done nothing since
+        if status is None or not _left(status):  # an idle one has done nothing since
             self._charge(used)
         return status
 
     def _charge(self, used: float | None) -> None:
-        """Count what the child has *used* since this was counted last; all it may if not known."""
+        """Charge the CPU time that the child has *used* since the last call; all if unknown."""
         used = self._charged + self._seconds if used is None else used
         more = max(0.0, used - self._charged)
         _used.seconds += more

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the instructions of a function tell (x86-64). Runs confined.
+What the instructions of a function show (x86-64). Runs confined.
 
 The kernel emulates some instructions under a breakpoint; any other it copies
-aside and steps over in single-step mode, which takes a second and dearer trap.
+to another page and single-steps, which takes a second, slower trap.
 So a breakpoint on a function that begins otherwise is put on its first
 instruction that is emulated, as long as no branch comes before it and the
 arguments are still in registers. Linux: arch/x86/kernel/uprobes.c,
@@ -36,17 +36,17 @@ _WORD, _SIGN = 1 << 64, 1 << 63
 
 
 def cheap_entry(code: bytes) -> Entry:
-    """The cheapest place to see a call of the function *code*; its start if there is no better."""
+    """The cheapest breakpoint for calls of the function *code*; its start if there is no better."""
     if is_emulated(code):
         return START
     where: dict[int, set[str]] = {n: {name} for n, name in enumerate(ARGUMENTS)}
     only_endbr = True
     for instruction in decode(code[:_PROLOGUE], registers=True):
         if is_emulated(instruction.code):
-            place = instruction.address
-            if not only_endbr and place in _targets(code):
+            offset = instruction.address
+            if not only_endbr and offset in _targets(code):
                 return START
-            return place, tuple(_register(n, where[n]) for n in range(len(ARGUMENTS)))
+            return offset, tuple(_register(n, where[n]) for n in range(len(ARGUMENTS)))
         if _leaves(instruction):
             return START
         _follow(instruction, where)
@@ -56,7 +56,7 @@ def cheap_entry(code: bytes) -> Entry:
 
 def calls(code: bytes, start: int) -> list[tuple[int, int]]:
     """
-    Where the function *code*, which begins at *start*, calls which address, in its order.
+    Calls of the function *code*, which begins at *start*: (site, called address), in order.
 
     The kernel emulates a call, and a jump that stands for one, under a breakpoint. Jumps within
     the function are left out.
@@ -98,7 +98,7 @@ def _register(number: int, registers: set[str]) -> str | None:
 
 
 def _immediate(instruction: Instruction) -> list[int]:
-    """Where a direct branch leads: one place, or none if this is no such branch."""
+    """Where a direct branch leads: one address, or none if this is no such branch."""
     if not _IMMEDIATE.fullmatch(instruction.operands):
         return []
     target = int(instruction.operands, 0)

@@ -3,7 +3,7 @@
 Giving up everything but a few open files, a little memory and a little time. Runs in the child.
 
 Each step that a host or a service's own limits forbid is left out; the ones that need no privilege
-(no new privileges, no capabilities, limits, the filter of system calls) are what must hold.
+(no new privileges, no capabilities, limits, the filter of system calls) are required.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from scope_ebpf.sandbox import limits
 
-#: Users that nobody is: one for each child, so that none can signal another, nor a tenant them.
+#: Unused user numbers: one for each child, so that no child and no tenant can signal a child.
 _USERS = 4_000_000_000
 _NOBODY = 65534
 #: include/uapi/linux/prctl.h, include/uapi/linux/capability.h.
@@ -30,7 +30,7 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
 _X86_64, _AARCH64 = 0xC000003E, 0xC00000B7
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _X32 = 0x40000000
-#: What Python and C libraries need to compute and to answer: by the numbers of each architecture.
+#: System calls that Python and C libraries need to compute and to answer, by architecture.
 #: read, write, close, fstat, poll, lseek, mmap, mprotect, munmap, brk, rt_sigaction,
 #: rt_sigprocmask, rt_sigreturn, pread64, madvise, getpid, recvfrom, sendto, sendmsg, recvmsg, exit,
 #: mremap, getrusage, sigaltstack, futex, getitimer, setitimer, clock_gettime, exit_group, ppoll,
@@ -62,8 +62,8 @@ class _Program(ctypes.Structure):
 
 
 def confine() -> None:
-    """Never to be undone; OSError if something that must hold does not."""
-    # A network of its own takes longer than all the rest: only where no filter will do.
+    """Cannot be undone. OSError if a required restriction is not possible."""
+    # A network namespace takes longer than all the rest: only where there is no filter.
     filtered = os.uname().machine in _CALLS
     if not filtered:
         _require(_libc.unshare(_CLONE_NEWNET))
@@ -99,7 +99,7 @@ def _limit() -> None:
 
 
 def _become_nobody() -> None:
-    """Another user without groups, if we may; without any capability in each case."""
+    """Become another user without groups, if permitted; drop all capabilities in any case."""
     for number in range(_LAST_CAPABILITY + 1):
         _libc.prctl(_DROP_BOUND, number, 0, 0, 0)
     for user in (_USERS + os.getpid(), _NOBODY):
@@ -118,7 +118,7 @@ def _filter(architecture: int, calls: tuple[int, ...]) -> None:
     """Refuse all system calls but *calls*."""
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     code += [(_LOAD, 0, 0, 0), (_AT_LEAST, len(calls), 0, _X32)]
-    code += [(_EQUAL, len(calls) - place, 0, number) for place, number in enumerate(calls)]
+    code += [(_EQUAL, len(calls) - index, 0, number) for index, number in enumerate(calls)]
     code += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
     raw = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
     buffer = ctypes.create_string_buffer(raw, len(raw))

@@ -2,9 +2,9 @@
 """
 Instructions of x86-64 as text, by the library capstone. Runs confined.
 
-capstone's own Python package takes ten times as long to load, for processors that we do not read.
-So the library is called here as it is, of the two versions whose ``cs_insn`` is known; the package
-is for any other. :func:`load` finds the library, before a process is confined.
+capstone's own Python package covers all processors and takes ten times as long to load. So the
+library is called directly, in the two versions whose ``cs_insn`` is known; the package is for any
+other version. :func:`load` finds the library, before a process is confined.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _X86, _MODE_64, _DETAIL, _ON = 3, 8, 2, 3
 _REGISTERS = 64
 #: How many bytes ``cs_insn`` has room for, by the library's major version.
 _ROOM = {4: 16, 5: 24}
-#: Where the package has the library, and what distributions call it.
+#: The library's path in the package, and its names in distributions.
 _OF_PACKAGE = "capstone/lib/libcapstone.so"
 _NAMES = ("libcapstone.so.5", "libcapstone.so.4")
 
@@ -41,13 +41,13 @@ class Instruction(NamedTuple):
 
 
 def decode(code: bytes, address: int = 0, *, registers: bool = False) -> Iterator[Instruction]:
-    """The instructions of *code*, up to the first bytes that are none."""
+    """The instructions of *code*, up to the first bytes that are not one."""
     return load().decode(code, address, registers=registers)
 
 
 @cache
 def load() -> _Library | _Package:
-    """What decodes; ImportError if there is nothing."""
+    """Load the decoder; ImportError if there is none."""
     for name in (*_of_package(), *_NAMES):
         try:
             found = ctypes.CDLL(name)
@@ -110,8 +110,8 @@ class _Library:
         rows = ctypes.POINTER(self._row)()
         count = self._library.cs_disasm(engine, code, len(code), address, 0, ctypes.byref(rows))
         try:
-            for place in range(count):
-                row = rows[place]
+            for index in range(count):
+                row = rows[index]
                 yield Instruction(
                     row.address,
                     bytes(row.bytes[: row.size]),
@@ -139,10 +139,10 @@ class _Library:
 
 
 class _Package:
-    """The library by way of its package, whatever its version."""
+    """The library as its package loads it, whatever its version."""
 
     def __init__(self) -> None:
-        import capstone  # noqa: PLC0415 - slow, and mostly not needed
+        import capstone
 
         self._engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._engine.detail = True

@@ -29,14 +29,14 @@ _NOBITS, _LOAD, _EXECUTE, _WRITE, _SHARED = 8, 1, 1, 2, 3
 _EXTENDED = 0xFFFF
 _MACHINES = {62: "x64", 183: "AArch64"}
 _STEP = 1 << 20
-#: Owners of notes that we know have shorter names.
+#: Known owners of notes have shorter names.
 _NOTE_OWNER = 16
 #: Longer names of sections are cut.
 _SECTION_NAME = 64
 
 
 class Section(NamedTuple):
-    """A section's place in memory (*address*) and in the file (*offset*)."""
+    """A section's position in memory (*address*) and in the file (*offset*)."""
 
     kind: int
     address: int
@@ -110,17 +110,17 @@ class Elf:
             raise LimitError(f"it has {count:,} segments, at most {limits.SEGMENTS:,} are read")
         found = []
         for row in self._rows(_SEGMENT, offset, size, count):
-            kind, flags, place, address, _, file_size, _, _ = row
+            kind, flags, start, address, _, file_size, _, _ = row
             if kind == _LOAD:
                 rights = bool(flags & _EXECUTE), bool(flags & _WRITE)
-                found.append(Segment(address, place, file_size, *rights))
+                found.append(Segment(address, start, file_size, *rights))
         return found
 
     def _sections(self, offset: int, size: int, count: int, names: int) -> dict[str, Section]:
         if not offset:
             return {}
         if not count or names == _EXTENDED:
-            # Too many for the header: the first section tells (System V ABI, "Sections").
+            # Too many for the header: the first section has them (System V ABI, "Sections").
             _, _, _, _, _, many, link, _, _, _ = self._rows(_SECTION, offset, size, 1)[0]
             count, names = count or many, link if names == _EXTENDED else names
         if count > limits.SECTIONS:
@@ -130,10 +130,10 @@ class Elf:
             raise MalformedError("its sections have no names")
         texts = self.at(rows[names][4], rows[names][5])
         found: dict[str, Section] = {}
-        for name, kind, _, address, place, length, *_ in rows:
+        for name, kind, _, address, start, length, *_ in rows:
             text = texts[name : name + _SECTION_NAME].split(b"\0", 1)[0].decode("ascii", "replace")
             # Of two sections with one name the first stays.
-            found.setdefault(text, Section(kind, address, place, length))
+            found.setdefault(text, Section(kind, address, start, length))
         return found
 
     def _rows(
@@ -183,15 +183,15 @@ class Elf:
                 f"it has {section.size:,} bytes of notes, at most {limits.NOTES:,} are read"
             )
         data = self.section(name) or b""
-        place = 0
-        while place + _NOTE.size <= len(data):
-            owner_size, size, kind = _NOTE.unpack_from(data, place)
-            start = place + _NOTE.size + (owner_size + 3 & ~3)
+        at = 0
+        while at + _NOTE.size <= len(data):
+            owner_size, size, kind = _NOTE.unpack_from(data, at)
+            start = at + _NOTE.size + (owner_size + 3 & ~3)
             if start + size > len(data):
                 raise MalformedError(f"a note in {name} is cut short")
-            owner = data[place + _NOTE.size : place + _NOTE.size + min(owner_size, _NOTE_OWNER)]
+            owner = data[at + _NOTE.size : at + _NOTE.size + min(owner_size, _NOTE_OWNER)]
             yield owner.split(b"\0")[0], kind, data[start : start + size]
-            place = start + (size + 3 & ~3)
+            at = start + (size + 3 & ~3)
 
     def build_id(self) -> str | None:
         """The linker's fingerprint of the file, in hex."""

@@ -2,10 +2,10 @@
 """
 Opening files whose paths, or whose contents, another user chose.
 
-A file is first taken as a place only (``O_PATH``), which runs nothing of a device, a FIFO or a
+A file is first opened as a path only (``O_PATH``), which runs nothing of a device, a FIFO or a
 terminal. What is no regular file, too large, or on a filesystem that another user's process may
-serve (``filesystems``) is refused there; only then it is opened for reading. Whoever may hold a
-lease on it makes nobody wait (``O_NONBLOCK``).
+serve (``filesystems``) is refused there; only then it is opened for reading. A lease on it does
+not block the open (``O_NONBLOCK``).
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ def open_regular(folder_fd: int, path: str, *, most: int, process: str = "/proc/
     Raises RefusedFileError for what is no regular file of at most *most* bytes or may never answer,
     OSError as the kernel says it (nothing there, no permission).
     """
-    return _reopened(_place(folder_fd, path), path, process, most)
+    return _reopened(_path_fd(folder_fd, path), path, process, most)
 
 
 def open_magic(path: str | os.PathLike[str], *, most: int = MAX_PROGRAM) -> int:
     """
     Open what a link of ``/proc`` leads to, such as ``/proc/PID/exe``; as :func:`open_regular`.
 
-    Only for paths that nobody else chose.
+    Only for paths that no other user chose.
     """
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    return _reopened(place, os.fspath(path), _process_of(path), most)
+    path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    return _reopened(path_fd, os.fspath(path), _process_of(path), most)
 
 
 def status_of(path: str | os.PathLike[str]) -> os.stat_result:
     """
-    As stat(2) of such a path, whose file is looked at only if it answers by itself.
+    As stat(2) of such a path; only files of filesystems that answer by themselves.
 
     Raises RefusedFileError and OSError.
     """
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        require_answers(place, os.fspath(path), _process_of(path))
-        return os.fstat(place)
+        require_answers(path_fd, os.fspath(path), _process_of(path))
+        return os.fstat(path_fd)
     finally:
-        os.close(place)
+        os.close(path_fd)
 
 
-def _place(folder_fd: int, path: str) -> int:
+def _path_fd(folder_fd: int, path: str) -> int:
     how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGICLINKS)
     code = errno.EAGAIN
     for _ in range(_TRIES):
@@ -87,23 +87,23 @@ def _place(folder_fd: int, path: str) -> int:
 
 
 def _process_of(path: str | os.PathLike[str]) -> str:
-    """The folder of the process whose link *path* is, or else ours."""
+    """The folder in ``/proc`` of the process whose link *path* is, or else of this process."""
     found = _PROCESS.match(os.fspath(path))
     return found[0] if found else "/proc/self"
 
 
-def _reopened(place: int, path: str, process: str, most: int) -> int:
-    """Open for reading what *place* is, if it is a file; closes *place*."""
+def _reopened(path_fd: int, path: str, process: str, most: int) -> int:
+    """Open the file of *path_fd* for reading, if it is a regular one; closes *path_fd*."""
     try:
-        require_answers(place, path, process)
-        found = os.fstat(place)
+        require_answers(path_fd, path, process)
+        found = os.fstat(path_fd)
         if not stat.S_ISREG(found.st_mode):
             raise RefusedFileError(f"{path} is no regular file")
         if found.st_size > most:
             raise RefusedFileError(f"{path} has {found.st_size:,} bytes, at most {most:,} are read")
-        fd = os.open(f"/proc/self/fd/{place}", _READ)
+        fd = os.open(f"/proc/self/fd/{path_fd}", _READ)
     finally:
-        os.close(place)
+        os.close(path_fd)
     opened = os.fstat(fd)
     if (opened.st_dev, opened.st_ino) != (found.st_dev, found.st_ino):
         os.close(fd)

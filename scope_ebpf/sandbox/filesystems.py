@@ -2,10 +2,10 @@
 """
 Whether a filesystem answers by itself, or only if a process of another user does.
 
-Who opens, reads or closes a file of a FUSE server waits for that server, against SIGKILL as well. A
-breakpoint in such a file is worse: the kernel reads the file while no process of the host
-can fork. An overlay in a user namespace hides whose its layers are, and root may open its files.
-So this is found out of the place alone (``O_PATH``), from what the kernel knows of its mount.
+A process that opens, reads or closes a file of a FUSE server waits for that server, even against
+SIGKILL. A breakpoint in such a file is worse: the kernel reads the file while no process of the
+host can fork. An overlay in a user namespace hides the owner of its layers, and root may open its
+files. So this is found from its path alone (``O_PATH``), by what the kernel knows of its mount.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROOTS = b"user_id=0"
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 #: include/uapi/linux/nsfs.h, and include/linux/proc_ns.h: the first user namespace.
 _NS_GET_USERNS, _FIRST = 0xB701, 0xEFFFFFFD
-#: Processes whose mounts are root's, for what another one does not see or may have made up.
+#: Processes whose mounts are root's, for mounts that another one does not see or may have forged.
 _OURS = ("/proc/self", "/proc/1")
 #: Columns of a mountinfo: a mount's number, its device. Bytes of a row, and rows, that are read.
 _NUMBER, _DEVICE = 0, 2
@@ -42,23 +42,23 @@ _MOST_ROW, _MOST_ROWS = 1 << 17, 1 << 20
 
 
 class _Mount(NamedTuple):
-    """What ``/proc/PID/mountinfo`` says of a mount, and by whose permission it is there."""
+    """A mount in ``/proc/PID/mountinfo``, and by whose permission it is there."""
 
     kind: bytes
     options: list[bytes]
     by_root: bool
 
 
-def require_answers(place: int, path: str, process: str) -> None:
+def require_answers(path_fd: int, path: str, process: str) -> None:
     """
     Refuse a file that may lie upon another user's FUSE server, without asking that.
 
-    *place* is a descriptor of it, *process* the folder in ``/proc`` of who sees its mount. Raises
-    RefusedFileError; OSError where we lack a descriptor.
+    *path_fd* is a descriptor of it, *process* the folder in ``/proc`` of a process that sees its
+    mount. Raises RefusedFileError; OSError if there is no descriptor left.
     """
     if in_user_namespace():
-        return  # we have no more rights than whoever may serve here
-    number = _mount_number(place)
+        return  # this process has no more rights than the server of such a mount
+    number = _mount_number(path_fd)
     mount = _best(_mount(folder, _NUMBER, b"%d" % number) for folder in (process, *_OURS))
     mount = mount or _of_roots_chroot(process, number)
     if mount is None:
@@ -75,7 +75,7 @@ def require_answers(place: int, path: str, process: str) -> None:
 
 @cache
 def in_user_namespace() -> bool:
-    """Whether our rights are those of a user namespace, and not of the host; OSError if unknown."""
+    """True if this process's rights are those of a user namespace only; OSError if unknown."""
     try:
         # Without a descriptor, of which there may be none left.
         return os.stat("/proc/self/ns/user").st_ino != _FIRST  # noqa: PTH116 - a magic link
@@ -83,8 +83,8 @@ def in_user_namespace() -> bool:
         return False  # the kernel has none
 
 
-def _mount_number(place: int) -> int:
-    text = read_bounded(f"/proc/self/fdinfo/{place}")
+def _mount_number(path_fd: int) -> int:
+    text = read_bounded(f"/proc/self/fdinfo/{path_fd}")
     found = re.search(rb"^mnt_id:\s*(\d+)$", text, re.MULTILINE)
     if found is None:
         raise RefusedFileError("the kernel does not tell which mount a file belongs to")
@@ -116,7 +116,7 @@ def _mount(folder: str, column: int, value: bytes) -> _Mount | None:
     try:
         with _held(folder) as process:
             row = _row(f"{process}/mountinfo", column, value)
-            # Asked afterwards: who may leave a namespace cannot enter one of the host's.
+            # Asked afterwards: a process that left a namespace cannot enter one of the host's.
             by_root = row is not None and _is_of_root(process)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -130,9 +130,9 @@ def _mount(folder: str, column: int, value: bytes) -> _Mount | None:
 
 def _row(path: str, column: int, value: bytes) -> bytes | None:
     """
-    The row of a mountinfo, of which as much is read as is needed.
+    The row of a mountinfo; reading stops at that row.
 
-    A row that is too long is passed over, and so are the pieces that it is read in.
+    A row that is too long is skipped, with all parts that it is read in.
     """
     begins = True
     with open(path, "rb") as file:  # noqa: PTH123 - a magic link
@@ -149,10 +149,10 @@ def _row(path: str, column: int, value: bytes) -> bytes | None:
 
 def _of_roots_chroot(process: str, number: int) -> _Mount | None:
     """
-    What is known of mount *number*, if a root lies on it that only root can have given *process*.
+    Facts of mount *number*, if it has a root directory that only root can have given *process*.
 
-    Of a process with another root the kernel does not tell the mount on which that lies. What
-    filesystem it is is known if it is on a disk, or mounted where we see it.
+    The kernel does not show the mount of another process's root. Its filesystem is known if it is
+    on a disk, or mounted where this process sees it.
     """
     with (
         suppress(FileNotFoundError, NotADirectoryError, PermissionError, ProcessLookupError),
@@ -167,19 +167,19 @@ def _of_roots_chroot(process: str, number: int) -> _Mount | None:
         # Asked afterwards, as above.
         if not same or not _is_of_root(held):
             return None
-        place = b"%d:%d" % (os.major(device), os.minor(device))
-        mount = _best(_mount(folder, _DEVICE, place) for folder in _OURS)
+        number_text = b"%d:%d" % (os.major(device), os.minor(device))
+        mount = _best(_mount(folder, _DEVICE, number_text) for folder in _OURS)
         return mount or (_Mount(b"", [], by_root=True) if os.major(device) else None)
     return None
 
 
 def _is_of_root(process: str) -> bool:
-    """Whether a process's mounts are the host's, and so are its rights."""
+    """True if a process has the host's mounts and rights."""
     return all(_is_first(Path(process, "ns", name)) for name in ("mnt", "user"))
 
 
 def _is_first(namespace: Path) -> bool:
-    """Whether a namespace is the first of users, or belongs to that; so do all where none is."""
+    """True if a namespace is the first user namespace, or belongs to it, or there are none."""
     try:
         with namespace.open("rb", buffering=0) as file:
             if namespace.name == "user":
@@ -196,7 +196,7 @@ def _is_first(namespace: Path) -> bool:
 
 
 def _may_be_served(connections: Path = _CONNECTIONS) -> bool:
-    """Whether anybody but root has a FUSE server, or that is not shown; it is as long as used."""
+    """True if a user other than root has a FUSE server, or if that is unknown."""
     if not connections.parent.exists():
         return False  # this kernel has no FUSE
     try:

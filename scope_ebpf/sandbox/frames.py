@@ -22,7 +22,7 @@ from scope_ebpf.sandbox.limits import MalformedError
 if TYPE_CHECKING:
     from scope_ebpf.sandbox.elf import Elf
 
-#: Where a row begins, and its rule: base, offset, saved registers, whether there is no caller.
+#: Start of a row, and its rule: base, offset, saved registers, whether there is no caller.
 Row = tuple[int, tuple[int, int, dict[str, int], bool] | None]
 
 #: Version 1; the frame pointer relative to here, a count, a table of pairs relative to the header.
@@ -34,7 +34,7 @@ RETURN = 16
 _MOST_REGISTER = 1 << 15
 #: Nothing of a frame is further from anything else, bytes.
 _FAR = 1 << 31
-#: What the linker says of every stub of its jump tables: how far in an address is decides.
+#: The linker's rule for every stub of its jump tables: it depends on the offset in the stub.
 _STUBS = bytes.fromhex("770880003f1a3b2a332422")
 
 
@@ -44,9 +44,9 @@ class CallFrames:
     def __init__(self, elf: Elf) -> None:
         self._header, self._data = b"", b""
         header, data = elf.section(".eh_frame_hdr"), elf.section(".eh_frame")
-        place, address = elf.address(".eh_frame_hdr"), elf.address(".eh_frame")
-        self._count, self._place, self._address = 0, place or 0, address or 0
-        if not (header and data and place and address) or header[:4] != _HEADER:
+        header_at, address = elf.address(".eh_frame_hdr"), elf.address(".eh_frame")
+        self._count, self._header_at, self._address = 0, header_at or 0, address or 0
+        if not (header and data and header_at and address) or header[:4] != _HEADER:
             return
         self._header, self._data = header, data
         fits = max(0, len(header) - 12) // _ENTRY.size
@@ -69,7 +69,7 @@ class CallFrames:
 
     def _entry_at(self, index: int) -> tuple[int, int]:
         start, description = _ENTRY.unpack_from(self._header, 12 + index * _ENTRY.size)
-        return self._place + start, self._place + description
+        return self._header_at + start, self._header_at + description
 
     def _parse(self, offset: int) -> tuple[int, list[Row]] | None:
         body = self._entry(offset)

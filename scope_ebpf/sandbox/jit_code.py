@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What instructions of the JIT tell of a stack (x86-64). Runs confined.
+What instructions of the JIT show of a stack (x86-64). Runs confined.
 
-The code is what lies in a process's memory, which is that process's choice.
+The code is from the memory of a process, which may put anything there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from scope_ebpf.sandbox.decoder import decode
 
 #: Bytes that are decoded at once, and that one instruction has at most.
-_PIECE, _LONGEST = 256, 15
+_CHUNK, _LONGEST = 256, 15
 #: Instructions that are followed for one frame.
 _MAX_STEPS = 3000
 #: Sizes of one frame that are considered.
@@ -30,34 +30,34 @@ def leave(code: bytes) -> bool:
 
 
 def sizes(code: bytes, start: int, address: int) -> list[int]:
-    """Follow every way from *address*, the shortest first, to a return or out of the code."""
+    """Follow every path from *address*, the shortest first, to a return or out of the code."""
     waiting = deque([(address, 0)])
     seen, steps = {address}, 0
     returns: list[int] = []
     leaves: list[int] = []
     while waiting and steps < _MAX_STEPS and len(returns) < MAX_SIZES:
         at, size = waiting.popleft()
-        piece = code[at - start : at - start + _PIECE]
-        for place, read, name, operands, _ in decode(piece, at):
+        chunk = code[at - start : at - start + _CHUNK]
+        for where, read, name, operands, _ in decode(chunk, at):
             length = len(read)
             steps += 1
             if name == "ret":
                 returns.append(size)
                 break
             size += _moved(name, operands)
-            ways = [place + length]
+            next_steps = [where + length]
             if name.startswith("j"):
                 target = _target(operands)
                 if target is None or not start <= target < start + len(code):
                     leaves.append(size)
                 else:
-                    ways.append(target)
-                ways = ways[name == "jmp" :]
-            elif place + length + _LONGEST < at + len(piece):
+                    next_steps.append(target)
+                next_steps = next_steps[name == "jmp" :]
+            elif where + length + _LONGEST < at + len(chunk):
                 continue
-            # All ways in turns, so that the shortest ends first.
-            waiting.extend((way, size) for way in ways if way not in seen)
-            seen.update(ways)
+            # All paths in turn, so that the shortest ends first.
+            waiting.extend((step, size) for step in next_steps if step not in seen)
+            seen.update(next_steps)
             break
     return list(dict.fromkeys(size for size in (*returns, *leaves) if size >= 0))
 

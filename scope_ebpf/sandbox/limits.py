@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a hostile file is looked at; what has more is refused, with the limit's name."""
+"""How much of a hostile file is parsed; a file with more is refused, with the limit's name."""
 
 from __future__ import annotations
 
-#: An executable has some 30 sections; this many is not one of ours.
+#: An executable has some 30 sections.
 SECTIONS = 4096
 SEGMENTS = 512
 #: Bytes of one section. An unstripped emulator has 3 MB of names.
@@ -15,17 +15,17 @@ NAME = 4096
 MATCHES = 1 << 16
 #: Bytes of notes, sites of the provider ``erlang``, and sites of all providers.
 NOTES, SITES, ALL_SITES = 4 << 20, 4096, 8192
-#: Characters of one text in a USDT note; longer ones are not ours.
+#: Characters of one text in a USDT note; the VM's are shorter.
 NOTE_TEXT = 512
 #: Bytes that .gnu_debugdata unfolds to, and that its unpacking may need besides.
 UNPACKED, UNPACKING = 64 << 20, 96 << 20
-#: Bytes of one piece of the file in an answer.
-PIECE = 1 << 20
-#: Bytes of a piece where many are asked for at once.
+#: Bytes of the file in one answer.
+CONTENT = 1 << 20
+#: Bytes at each address where many addresses are read at once.
 HEAD = 8
-#: Places of a text that are reported, and places of its beginning that are tried.
+#: Occurrences of a text that are reported, and occurrences of its beginning that are tried.
 FOUND, TRIED = 1024, 1024
-#: Bytes around a place that a pattern is held against.
+#: Bytes around an occurrence that a pattern is matched with.
 AROUND = 1024
 #: Bytes of a function that are disassembled; instructions that are reported.
 CODE, INSTRUCTIONS = 1 << 16, 4096
@@ -34,9 +34,9 @@ DESCRIPTION, ROWS = 1 << 16, 4096
 #: Bytes of one message in either direction.
 MESSAGE = 32 << 20
 
-#: Of the process that parses: bytes of memory, seconds of CPU in all, open files, idle seconds.
+#: Limits of the child: bytes of memory, seconds of CPU in all, open files, idle seconds.
 MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
-#: How it ends when nobody asked it anything for so long.
+#: Its exit status when it was idle for that long.
 IDLE_STATUS = 3
 #: Instead of a child's number, in a request for another child: any one, and one that reads frame
 #: descriptions.
@@ -44,8 +44,8 @@ ANY, UNWINDS = 0, -1
 
 
 class LimitError(Exception):
-    """The file has more of something than we look at."""
+    """The file has more of something than is parsed."""
 
 
 class MalformedError(Exception):
-    """The file is no ELF file that we can read."""
+    """The file is not an ELF file, or of an unknown kind."""

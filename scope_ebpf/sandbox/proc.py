@@ -10,7 +10,7 @@ import struct
 
 from scope_ebpf.errors import RefusedFileError
 
-#: What the kernel writes of a process's mappings or mounts: 200,000 lines.
+#: Bytes of a process's mappings or mounts: 200,000 lines.
 MAX_BYTES = 16 << 20
 #: include/uapi/linux/stat.h, include/uapi/linux/fcntl.h: struct statx, where the inode lies in it
 #: and the device; what is known without asking the filesystem.
@@ -34,11 +34,10 @@ def read_bounded(path: str | os.PathLike[str], *, most: int = MAX_BYTES) -> byte
 
 def rows(text: bytes) -> list[str]:
     """
-    The rows of a text of ``/proc`` or of a cgroup, which end with a newline and nothing else.
+    The rows of a text of ``/proc`` or of a cgroup, which end with a newline only.
 
-    A name in them may hold all the other characters at which ``str.splitlines`` splits, and the
-    carriage return that a file which is opened as text makes a newline of: then it would begin a
-    row of its own.
+    A name in them may contain the other characters at which ``str.splitlines`` splits, and the
+    carriage return that text mode turns into a newline: it would start a row of its own.
     """
     found = text.decode("utf-8", "replace").split("\n")
     return found[:-1] if not found[-1] else found
@@ -54,8 +53,8 @@ def inode_of(path: str) -> tuple[int, int]:
     """
     Device and inode of what *path* leads to, such as ``/proc/PID/exe``; OSError if there is none.
 
-    Unlike with stat(2) the kernel tells what it knows: a filesystem of a tenant's (FUSE, below an
-    overlay too) is not asked, for whom one would wait without end, against SIGKILL.
+    Unlike stat(2), the kernel answers from what it knows. It does not ask a tenant's filesystem
+    (FUSE, below an overlay too), which may block without end, even against SIGKILL.
     """
     found = ctypes.create_string_buffer(_STATX_SIZE)
     if _libc.statx(_AT_FDCWD, os.fsencode(path), _DONT_SYNC, _INODE, found):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of a file, and the answers as plain data. Runs confined."""
+"""Questions about a file, and their answers as plain data. Runs confined."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Questions:
         return Elf(self._file)
 
     def on_facts(self) -> dict[str, object]:
-        """What the file is, and where another one with its symbols may be."""
+        """Basic facts of the file, and of the debug file that it names."""
         elf = self._elf
         own = elf.sections.get(".symtab")
         link = elf.section(".gnu_debuglink") or b"" if own is None else b""
@@ -63,7 +63,7 @@ class Questions:
 
     @cached_property
     def _tables(self) -> list[Table]:
-        """The symbol tables there are, the most telling first."""
+        """The symbol tables there are, the most complete first."""
         own = Table.of(self._elf, ".symtab")
         # With a .symtab there is nothing that another file could add.
         more = [] if own else [*self._added, self._packed()]
@@ -92,7 +92,7 @@ class Questions:
         return next((table.source for table in self._tables if table.any()), "")
 
     def on_symbols(self, names: list[str]) -> dict[str, Symbol]:
-        """Symbols by name; the first table that has a name tells."""
+        """Symbols by name, from the first table that has the name."""
         found: dict[str, Symbol] = {}
         for table in self._tables:
             found |= table.find([name for name in names if name not in found])
@@ -131,9 +131,9 @@ class Questions:
         return found
 
     def on_read(self, address: int, size: int) -> str:
-        """A piece of the file by its address, in hex."""
-        if size > limits.PIECE:
-            raise LimitError(f"{size:,} bytes at once, at most {limits.PIECE:,} are read")
+        """Bytes of the file by their address, in hex."""
+        if size > limits.CONTENT:
+            raise LimitError(f"{size:,} bytes at once, at most {limits.CONTENT:,} are read")
         return self._elf.read(address, size).hex()
 
     def on_heads(self, addresses: list[int]) -> list[str | None]:
@@ -148,11 +148,11 @@ class Questions:
 
     def on_find(self, section: str, text: str) -> list[int]:
         """Where *text* (as Latin-1) lies in a section, by address."""
-        data, place = self._elf.section(section) or b"", self._elf.address(section) or 0
+        data, start = self._elf.section(section) or b"", self._elf.address(section) or 0
         wanted, found = text.encode("latin-1"), []
         at = data.find(wanted)
         while at >= 0:
-            found.append(place + at)
+            found.append(start + at)
             if len(found) > limits.FOUND:
                 raise LimitError(f"{text!r} is in {section} more than {limits.FOUND:,} times")
             at = data.find(wanted, at + 1)
@@ -174,7 +174,7 @@ class Questions:
         return None
 
     def on_entries(self, functions: list[tuple[int, int]]) -> list[code.Entry | None]:
-        """For each function the cheapest place to see a call; None for one that is not there."""
+        """The cheapest breakpoint for calls of each function; None for one that is not there."""
         return [self._entry(*function) for function in functions]
 
     def _entry(self, address: int, size: int) -> code.Entry | None:
@@ -187,7 +187,9 @@ class Questions:
     def on_calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         """Where a function calls which address, and whether that is a symbol's or the PLT's."""
         found = code.calls(self._body(address, size), address)[: limits.INSTRUCTIONS]
-        return [(place, target & _WORD, self._is_known(target & _WORD)) for place, target in found]
+        return [
+            (address, target & _WORD, self._is_known(target & _WORD)) for address, target in found
+        ]
 
     def _is_known(self, address: int) -> bool:
         """Whether a symbol spans *address*, or the linker's stubs for functions of other files."""
@@ -199,7 +201,7 @@ class Questions:
     def on_references(self, address: int, size: int) -> list[int]:
         """The addresses that a function names relative to its own code."""
         found = code.references(self._body(address, size), address)[: limits.INSTRUCTIONS]
-        return [place & _WORD for place in found]
+        return [address & _WORD for address in found]
 
     def _body(self, address: int, size: int) -> bytes:
         if size > limits.CODE:
@@ -208,7 +210,7 @@ class Questions:
 
     @cached_property
     def _frames(self) -> CallFrames:
-        from scope_ebpf.sandbox.frames import CallFrames  # noqa: PLC0415 - most need none
+        from scope_ebpf.sandbox.frames import CallFrames  # most need none
 
         return CallFrames(self._elf)
 
@@ -245,6 +247,6 @@ def _site(note: bytes, base: int | None) -> tuple[str, str, int, int, str]:
 
 def _crc(file: File) -> int:
     crc = 0
-    for place in range(0, file.size, _BLOCK):
-        crc = zlib.crc32(file.at(place, _BLOCK), crc)
+    for offset in range(0, file.size, _BLOCK):
+        crc = zlib.crc32(file.at(offset, _BLOCK), crc)
     return crc

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-#: A file as it was looked at: device, inode, size, and when its contents changed last, which its
-#: owner can set, and when anything about it did, ns.
+#: A file as it was parsed: device, inode, size, mtime, which its owner can set, and ctime, ns.
 Key = tuple[int, int, int, int, int]
 
 
 def key_of(status: os.stat_result) -> Key:
-    """What a file is known by."""
+    """The key of a file."""
     return (
         *(status.st_dev, status.st_ino, status.st_size),
         *(status.st_mtime_ns, status.st_ctime_ns),
@@ -26,7 +25,7 @@ def key_of(status: os.stat_result) -> Key:
 
 
 class Refusals:
-    """Remembers refused files for *seconds*, and of them the last *most*."""
+    """Remembers the last *most* refused files, for *seconds*."""
 
     def __init__(
         self,

@@ -30,12 +30,12 @@ _NESTED = 256
 _STRINGS = {".symtab": ".strtab", ".dynsym": ".dynstr"}
 
 
-#: Characters that mean themselves in a pattern, and those that make the one before them another.
+#: Literal characters of a pattern, and operators that change the character before them.
 _LITERAL, _REPEATS = re.compile(r"[A-Za-z0-9_]*"), ("*", "?", "{")
 
 
 def _literal(pattern: str) -> bytes:
-    """What all that matches *pattern* begins with, maybe nothing."""
+    """The literal prefix of all names that match *pattern*, maybe empty."""
     found = _LITERAL.match(pattern)
     if found is None or "|" in pattern:
         return b""
@@ -78,9 +78,9 @@ class Table:
         best: dict[str, tuple[bool, int]] = {}
         found: dict[str, Symbol] = {}
         names, find = self._names, self._names.find
-        for place, info, address, size in self._defined():
-            end = find(b"\0", place, place + longest)
-            name = texts.get(names[place:end]) if end >= 0 else None
+        for name_at, info, address, size in self._defined():
+            end = find(b"\0", name_at, name_at + longest)
+            name = texts.get(names[name_at:end]) if end >= 0 else None
             if name is None:
                 continue
             rank = (info >> 4 != 0, size)
@@ -92,10 +92,10 @@ class Table:
     def matching(self, patterns: list[re.Pattern[str]]) -> Iterator[tuple[int, Symbol]]:
         """Every symbol whose name matches from its start, with the pattern's number."""
         starts = tuple(_literal(pattern.pattern) for pattern in patterns)
-        for place, info, address, size in self._defined():
-            if not self._names.startswith(starts, place):
+        for name_at, info, address, size in self._defined():
+            if not self._names.startswith(starts, name_at):
                 continue  # most names, without making a text of them
-            name = self._name(place)
+            name = self._name(name_at)
             for number, pattern in enumerate(patterns):
                 if pattern.match(name):
                     yield number, self._symbol(name, info, address, size)
@@ -105,7 +105,7 @@ class Table:
         """
         (address, size, info, name) in order of address, of those that span anything.
 
-        Of several at one address the first of the table comes last, where :meth:`at` begins.
+        The first of the table of several at one address comes last, where :meth:`at` begins.
         """
         rows = [(a, size, info, name) for name, info, a, size in self._defined() if size]
         rows.reverse()
@@ -117,8 +117,8 @@ class Table:
         rows = self._by_address
         last = bisect_right(rows, address, key=itemgetter(0)) - 1
         other = None
-        for place in range(last, max(-1, last - _NESTED), -1):
-            start, size, info, name = rows[place]
+        for index in range(last, max(-1, last - _NESTED), -1):
+            start, size, info, name = rows[index]
             if address - start >= size:
                 continue
             if info & 0xF == _FUNCTION:
@@ -126,10 +126,10 @@ class Table:
             other = other or self._symbol(self._name(name), info, start, size)
         return other
 
-    def _name(self, place: int) -> str:
-        end = self._names.find(b"\0", place, place + limits.NAME)
-        end = place + limits.NAME if end < 0 else end
-        return self._names[place:end].decode("utf-8", "replace")
+    def _name(self, name_at: int) -> str:
+        end = self._names.find(b"\0", name_at, name_at + limits.NAME)
+        end = name_at + limits.NAME if end < 0 else end
+        return self._names[name_at:end].decode("utf-8", "replace")
 
     @staticmethod
     def _symbol(name: str, info: int, address: int, size: int) -> Symbol:

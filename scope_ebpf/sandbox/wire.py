@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between whoever asks and the child: JSON behind its length."""
+"""Messages between client and child: JSON behind its length."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from scope_ebpf.sandbox import limits
 
 _LENGTH = struct.Struct("<I")
-_PIECE = 1 << 16
+_CHUNK = 1 << 16
 _MAX_FDS = 2
 
 
 class NonsenseError(Exception):
-    """What came is no message."""
+    """The bytes received are not a message."""
 
 
 def send(channel: socket.socket, message: object, fds: tuple[int, ...] = ()) -> None:
@@ -48,7 +48,7 @@ def receive(channel: socket.socket, deadline: float | None = None) -> Any:
 
 
 def receive_with_fds(channel: socket.socket) -> tuple[Any, list[int]]:
-    """The next message and its descriptors; without a deadline, for those who are asked."""
+    """The next message and its descriptors; without a deadline, for the child."""
     head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_FDS)
     if len(head) != _LENGTH.size:
         raise EOFError
@@ -60,7 +60,7 @@ def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytes
     while len(parts) < size:
         if deadline is not None:
             channel.settimeout(max(deadline - time.monotonic(), 1e-4))
-        part = channel.recv(min(size - len(parts), _PIECE))
+        part = channel.recv(min(size - len(parts), _CHUNK))
         if not part:
             raise EOFError
         parts += part

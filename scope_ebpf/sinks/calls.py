@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 _EVENTS = {Call: "call", Return: "return", Upgrade: "code"}
-#: What a live line is coloured by, on a terminal.
+#: Colours of a live line, on a terminal.
 _STYLES = {Call: "", Return: "dim", Upgrade: "bold yellow"}
 
 
 class CallLines:
-    """Writes what happens to *output*, as text or as one JSON object a line."""
+    """Writes calls to *output* as they happen, as text or as one JSON object a line."""
 
     def __init__(self, output: TextIO, form: str) -> None:
         self._output = output
@@ -50,7 +50,7 @@ class CallLines:
             self._output.write(text + "\n")
 
     def flush(self) -> None:
-        """Let whoever reads along see it."""
+        """Flush, so that a reader of the stream sees the last call."""
         self._output.flush()
 
 

@@ -36,7 +36,7 @@ class Terms(Protocol):
 
 
 class Called(Protocol):
-    """What names the addresses of a long call; None for what has no name."""
+    """Names the addresses of a long call; None for one without a name."""
 
     def function(self, address: int) -> str | None:
         """The Erlang code that it came from."""
@@ -53,7 +53,7 @@ _CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]],
 
 
 def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
-    """Put names beside the addresses of a table of long calls, or in their place *instead*."""
+    """Put names beside the addresses of a table of long calls, or *instead* of them."""
     for address, label, of in _CALLED if "native" in table else ():
         addresses = {word for word in table[address] if isinstance(word, int)}
         names = {word: of(called)(word) for word in addresses}
@@ -66,8 +66,8 @@ def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
 
 
 def wall_offset_ns() -> int:
-    """What to add to a monotonic time to have the time of day, ns."""
-    # Whoever reads two clocks may have to wait between them: the quickest of some readings counts.
+    """Difference of the time of day and the monotonic time, ns."""
+    # A thread may be descheduled between the two clocks: the quickest of some readings counts.
     readings = [
         (time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(_READINGS)
     ]
@@ -88,7 +88,7 @@ def columns(name: str, records: NDArray[np.void], terms: Terms) -> Table:
 def columns_of(
     kind: events.Kind, dtype: np.dtype[np.void], records: NDArray[np.void], terms: Terms
 ) -> Table:
-    """The same of any *kind*, whose records are of *dtype* when they are known to be of it."""
+    """Like :func:`columns`, for any *kind*; *records* are reinterpreted as *dtype*."""
     rows = np.ascontiguousarray(records).view(dtype)
     text_pids = bool((rows["flags"] & events.FLAG_TEXT_PID).any())
     result: Table = {"pid": list(_terms(rows["process"], terms, text_pids=text_pids))}

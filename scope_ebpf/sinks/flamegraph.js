@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Zoom and search in a flame graph whose boxes are in the document already.
-// A box has data-x and data-w (its place and width, 0 to 1) and data-d (its depth).
+// A box has data-x and data-w (its left edge and width, 0 to 1) and data-d (its depth).
 (function () {
   "use strict";
   const WIDTH = 1180, LEFT = 10, CHARACTER = 6.6;
@@ -12,7 +12,7 @@
   const status = document.getElementById("status");
   let root = boxes[0];
 
-  function place(box) {
+  function layOut(box) {
     const within = box.d >= root.d && box.x >= root.x - 1e-9 &&
       box.x + box.w <= root.x + root.w + 1e-9;
     const above = box.d < root.d && box.x <= root.x + 1e-9 &&
@@ -35,7 +35,7 @@
 
   function zoom(box) {
     root = box;
-    boxes.forEach(place);
+    boxes.forEach(layOut);
   }
 
   function search(text) {

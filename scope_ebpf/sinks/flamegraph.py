@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A flame graph in one file: an SVG, or an HTML page around it. It asks for nothing from outside.
+A flame graph in one file: an SVG, or an HTML page around it. It loads nothing from outside.
 
 All boxes are drawn, so the file shows something without its script, too; the script zooms (click)
-and searches. Who ran stands at the top and what it called beneath, so that a page begins with it.
+and searches. Processes are at the top and the functions they called beneath.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STYLE = (
     "g.box{cursor:pointer}g.box:hover rect{stroke:#222}g.hit rect{fill:#c05bd6}"
     "#search,#reset{cursor:pointer;text-decoration:underline}"
 )
-#: A page of ours runs our script and asks for nothing.
+#: The page runs its own script and loads nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -93,8 +93,8 @@ def _box(item: tuple[int, int, Node], whole: int) -> str:
     left, wide = _LEFT + x * _WIDTH, share * _WIDTH
     y = _TOP + depth * _ROW
     name = plain(node.frame.name)
-    place = f"\n{node.frame.file}" if node.frame.file else ""
-    title = f"{name} ({100 * share:.2f} %, {node.weight / 1e6:,.0f} ms){place}"
+    file_line = f"\n{node.frame.file}" if node.frame.file else ""
+    title = f"{name} ({100 * share:.2f} %, {node.weight / 1e6:,.0f} ms){file_line}"
     room = int((wide - 6) / _CHARACTER)
     shown = "" if room < 3 else name if len(name) <= room else name[: room - 2] + ".."
     return (

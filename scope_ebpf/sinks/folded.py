@@ -10,7 +10,7 @@ from scope_ebpf.sinks.plain import plain
 if TYPE_CHECKING:
     from scope_ebpf.results.profile import Frame, Profile
 
-#: How other tools tell kinds of frames apart in this format.
+#: How other tools distinguish kinds of frames in this format.
 _ENDINGS = {"kernel": "_[k]"}
 
 
@@ -29,5 +29,5 @@ def folded(profile: Profile) -> bytes:
 
 
 def _text(frame: Frame) -> str:
-    place = f" ({frame.file}:{frame.line})" if frame.file and frame.line is not None else ""
-    return plain(frame.name + _ENDINGS.get(frame.kind, "") + place).replace(";", "?")
+    location = f" ({frame.file}:{frame.line})" if frame.file and frame.line is not None else ""
+    return plain(frame.name + _ENDINGS.get(frame.kind, "") + location).replace(";", "?")

@@ -79,10 +79,10 @@ class Spans:
         durations, tids = rows["body"][:, 0].tolist(), rows["tid"].tolist()
         table.pop("duration_seconds")
         spans = []
-        for place, (end, duration, word, tid) in enumerate(
+        for row, (end, duration, word, tid) in enumerate(
             zip(ends, durations, words, tids, strict=True)
         ):
-            facts = {f"beam.{label}": values[place] for label, values in table.items()}
+            facts = {f"beam.{label}": values[row] for label, values in table.items()}
             facts |= {"beam.process": who.get(word), "thread.id": tid}
             role = self._contents.threads.get(tid)
             facts["beam.scheduler"] = f"{role[0]} {role[1]}" if role else None
@@ -131,7 +131,7 @@ def line(request: dict[str, Any]) -> str:
 
 
 def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of *facts*; 64-bit numbers are strings in protobuf's JSON."""
+    """The known ones of *facts*; 64-bit numbers are strings in protobuf's JSON."""
     return [
         {"key": key, "value": _value(value)} for key, value in facts.items() if value is not None
     ]
@@ -139,7 +139,7 @@ def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, int):
-        # OTLP knows signed numbers only; none of ours is that large but an address.
+        # OTLP has signed numbers only; only addresses are that large.
         return {"intValue": str(value)} if value < 1 << 63 else {"stringValue": hex(value)}
     if isinstance(value, float):
         return {"doubleValue": value}

@@ -26,8 +26,8 @@ _HEADER = len(events.RECORD.names or ()) - 1
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        from pyarrow import parquet  # noqa: PLC0415
+        import pyarrow as pa  # an extra
+        from pyarrow import parquet
     except ImportError as error:
         raise MissingPackageError(
             f"the Parquet export needs the Python package pyarrow ({error}): "

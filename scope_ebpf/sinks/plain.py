@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text from a VM, a host or a capture, as sinks and commands print it: no part of it is obeyed."""
+"""Text from a VM, a host or a capture, made safe for a terminal: no control characters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
 
 
 def duration(seconds: float, between: str = " ") -> str:
-    """*seconds* with three digits and the unit that fits, *between* which stands that."""
+    """*seconds* with three digits and a unit, with *between* between them."""
     return _scaled(seconds, _SECONDS, between)
 
 

@@ -97,7 +97,7 @@ class _Strings(dict[str, int]):
 
 def pprof(profile: Profile) -> bytes:
     """
-    Each stack with how many samples showed it and the nanoseconds they stand for.
+    Each stack with its number of samples and the nanoseconds that they represent.
 
     A sample's labels are its ``thread`` and its ``process``.
     """
@@ -128,8 +128,10 @@ def _samples(document: Any, profile: Profile, strings: _Strings) -> None:
         values[0] += 1
         values[1] += sample.weight_ns
     for (thread, stack), values in merged.items():
-        places = [_location(document, frame, locations, functions, strings) for frame in stack]
-        added = document.sample.add(location_id=places[::-1], value=values)
+        location_ids = [
+            _location(document, frame, locations, functions, strings) for frame in stack
+        ]
+        added = document.sample.add(location_id=location_ids[::-1], value=values)
         added.label.add(key=strings["thread"], str=strings[thread])
         added.label.add(key=strings["process"], str=strings[stack[0].name])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile as text: who ran, what ran, and what the figures stand on."""
+"""A profile as text: what ran, in which processes, and the quality of the figures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _table(
 
 
 def last_lines(profile: Profile) -> str:
-    """What was seen, how much of it is whole, what is missing, and why it ended."""
+    """Lines on the samples: how many, complete, missing, and why the profile ended."""
     quality = profile.quality
     lines = [f"stopped: {plain(profile.stopped_because)}, after {profile.seconds:.1f} s"]
     seen = f"samples: {quality.samples:,}, {profile.total_ns / 1e9:.2f} s"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary as text: a table, what makes the counts up, and the histograms."""
+"""The summary as text: a table of counts with their classes, and the histograms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 _BAR = 32
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-#: Parts that are worth a word.
+#: Smallest share of a class that is shown.
 _SOME = 0.01
 #: Processes that come and go while others are read; below that a reading was of a part of them.
 _NEARLY = 0.9
@@ -68,7 +68,7 @@ def last_lines(summary: Summary) -> str:
 
 
 def state_lines(summary: Summary) -> list[str]:
-    """How the VM was, a line for each thing that could be read."""
+    """The state of the VM, a line for each part that could be read."""
     state, lines = summary.state, []
     if state is None:
         return []
@@ -89,9 +89,9 @@ def state_lines(summary: Summary) -> list[str]:
         of = "" if state.process_limit is None else f" of {state.process_limit:,} at most"
         lines.append(f"processes        {state.processes:,}{of}")
     sizes = [("", state.memory_bytes), ("resident ", state.resident_bytes)]
-    told = [f"{name}{size(value)}" for name, value in sizes if value is not None]
-    if told:
-        lines.append(f"memory           {', '.join(told)}")
+    shown = [f"{name}{size(value)}" for name, value in sizes if value is not None]
+    if shown:
+        lines.append(f"memory           {', '.join(shown)}")
     lines.append(f"longest mailbox  {_mailbox(state)}")
     return lines
 
@@ -115,13 +115,13 @@ def _table(summary: Summary) -> Table:
         if event.item.attachments and not did_not_happen(event):
             rate = event.count / summary.duration_seconds if summary.duration_seconds else 0
             lost = f"[red]{event.lost:,}[/red]" if event.lost else "0"
-            told = f"~ {about(rate)}" if event.error_ratio else f"{rate:,.1f}"
-            table.add_row(name, total(event), told, lost, _parts(event))
+            per_second = f"~ {about(rate)}" if event.error_ratio else f"{rate:,.1f}"
+            table.add_row(name, total(event), per_second, lost, _parts(event))
     return table
 
 
 def did_not_happen(event: EventSummary) -> bool:
-    """Whether nothing at all is to be told of an event, and that for certain."""
+    """True if an event certainly has nothing to show."""
     return not (event.count or event.lost or event.refused or event.error_ratio)
 
 

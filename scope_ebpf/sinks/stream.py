@@ -37,8 +37,8 @@ class Stream:
 
     *who* names processes, given as terms; None where it does not know them. The kinds
     of records are those of *vocabulary*.
-    *offset_ns* is what makes a record's time the time of day; now's without it. *called* names the
-    addresses of long calls.
+    *offset_ns* is added to a record's time to have the time of day; by default the present one.
+    *called* names the addresses of long calls.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Stream:
         return self._line(kind.name, times, records["tid"].tolist(), table)
 
     def _names(self, records: NDArray[np.void]) -> list[str | int | float | None]:
-        """Who each record's process is; a pid that came as text cannot be looked up."""
+        """The label of each record's process; a pid that came as text cannot be looked up."""
         if self._who is None or (records["flags"] & events.FLAG_TEXT_PID).any():
             return [None] * len(records)
         words = records["process"].tolist()
@@ -125,7 +125,7 @@ _json_text = lru_cache(maxsize=65536)(json.dumps)
 
 def _text_lines(name: str, times: list[int], tids: list[int], table: Table) -> list[str]:
     """Time of day, who, what, and the fields that are known."""
-    del tids  # a scheduler's thread tells a person nothing that its place in time does not
+    del tids  # of no use in a text line
     labels = [label for label in table if label not in ("pid", "class", "who")]
     what = [f"{name}/{c}" for c in table["class"]] if "class" in table else [name] * len(times)
     names = [spelled(str(w or "-")) for w in table.get("who", ())]

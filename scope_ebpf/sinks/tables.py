@@ -40,15 +40,15 @@ def write_report(report: Outcome, output: TextIO, terms: Terms, who: Who | None,
     else:
         _print_tables(report, output, terms, who)
     output.flush()
-    troubles = f"{report.lost:,} events"
+    losses = f"{report.lost:,} events"
     if report.unread:
-        troubles += f"; {report.unread:,} reads of the VM's memory failed"
+        losses += f"; {report.unread:,} reads of the VM's memory failed"
     if report.full:
-        troubles += f"; {report.full:,} counts had no room in their table"
+        losses += f"; {report.full:,} counts had no room in their table"
     events = f"{report.events:,} events"
     return (
         f"stopped: {plain(report.stopped)}, after {report.seconds:.1f} s and {events}\n"
-        f"lost: {troubles}\n"
+        f"lost: {losses}\n"
         f"cost: {_cost(report)}"
     )
 

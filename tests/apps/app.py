@@ -31,7 +31,7 @@ class AppError(Exception):
 
 def free_ports(count: int) -> list[int]:
     """
-    *count* different TCP ports of 127.0.0.1 on which nobody listens, nor will by chance.
+    *count* different TCP ports of 127.0.0.1 on which no process listens, nor will by chance.
     """
     return [free_port() for _ in range(count)]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Prints the URI of the first Debian archive that this machine's own apt is told of.
+# Prints the URI of the first Debian archive that this machine's apt is configured with.
 set -euo pipefail
 
 # Deb822 sources first, then the one-line form.

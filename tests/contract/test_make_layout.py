@@ -118,7 +118,7 @@ def made(tag: str, objects: Path, *names: str) -> dict:
 
 def test_fields_are_where_the_compiler_put_them(layouts: Path, objects: Path):
     """
-    Through typedefs and unions; a bit field and a field that is gone have no place.
+    Through typedefs and unions; a bit field and a field that is gone have no offset.
     """
     data = made("25.2.3", objects, "jit", "usdt", "emu")
     assert {"sizeof": 24, "common.id": 0, "u.initial.module": 8} == data["Process"]
@@ -195,8 +195,8 @@ def test_what_is_no_build_is_refused_in_one_line(  # noqa: PLR0917 - fixtures an
     arguments = [str(objects / f"{name}.o") for name in names]
     monkeypatch.setattr(sys, "argv", ["make_layout.py", tag, *arguments])
     assert 1 == make_layout.main()
-    told = capsys.readouterr()
-    assert (1, "") == (told.err.count("\n"), told.out)
-    assert re.search(message, told.err), told.err
+    printed = capsys.readouterr()
+    assert (1, "") == (printed.err.count("\n"), printed.out)
+    assert re.search(message, printed.err), printed.err
     assert FILE == (layouts / "otp-25.toml").read_text()
     assert 1 == len([*layouts.iterdir()])

@@ -158,7 +158,7 @@ def test_every_key_of_the_config_has_its_place():
     """
     The config that is installed and its man page name every key that there is.
     """
-    from scope_ebpf.daemon.config import _KEYS  # noqa: PLC0415
+    from scope_ebpf.daemon.config import _KEYS
 
     config = (ROOT / "packaging/config.toml").read_text()
     page = (ROOT / "docs/man/scope-ebpf-config.5").read_text()

@@ -95,26 +95,26 @@ class Captures:
 
 
 def _change_blocks(random: Random, blocks: list[Block]) -> None:
-    place, choice = random.randrange(len(blocks)), random.random()
-    kind, payload = blocks[place]
+    index, choice = random.randrange(len(blocks)), random.random()
+    kind, payload = blocks[index]
     if choice < 0.03:
-        blocks.insert(random.randrange(len(blocks) + 1), blocks[place])
+        blocks.insert(random.randrange(len(blocks) + 1), blocks[index])
     elif choice < 0.05 and len(blocks) > 1:
-        del blocks[place]
+        del blocks[index]
     elif choice < 0.07:
         random.shuffle(blocks)
     elif choice < 0.1:
-        blocks[place] = Block(random.choice([*BlockKind, 0, 99]), payload)
+        blocks[index] = Block(random.choice([*BlockKind, 0, 99]), payload)
     elif choice < 0.11:
-        blocks[place] = Block(kind, bytes(random.choice((0, 4, 1 << 20))))
+        blocks[index] = Block(kind, bytes(random.choice((0, 4, 1 << 20))))
     elif choice < 0.75 and any(block.kind in JSON for block in blocks):
-        places = [n for n, block in enumerate(blocks) if block.kind in JSON]
-        place = random.choice([places[0], *[random.choice(places)] * 2])
-        blocks[place] = Block(blocks[place].kind, _json_of(random, blocks[place].payload))
+        with_json = [n for n, block in enumerate(blocks) if block.kind in JSON]
+        index = random.choice([with_json[0], *[random.choice(with_json)] * 2])
+        blocks[index] = Block(blocks[index].kind, _json_of(random, blocks[index].payload))
     elif kind == BlockKind.RECORDS and random.random() < 0.7:
-        blocks[place] = Block(kind, _records(random, payload))
+        blocks[index] = Block(kind, _records(random, payload))
     else:
-        blocks[place] = Block(kind, mutation.spoil(random, payload, random.choice((1, 5))))
+        blocks[index] = Block(kind, mutation.spoil(random, payload, random.choice((1, 5))))
 
 
 def _json_of(random: Random, payload: bytes) -> bytes:

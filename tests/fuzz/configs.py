@@ -48,9 +48,9 @@ class Configs:
         chosen = random.sample(_LINES, random.randint(1, 6))
         lines = list({line.partition(" = ")[0]: line for line in chosen}.values())
         for _ in range(random.choice((0, 1, 1, 2))):
-            place = random.randrange(len(lines))
-            key = lines[place].partition(" = ")[0]
-            lines[place] = f"{key} = {random.choice(_VALUES)}"
+            index = random.randrange(len(lines))
+            key = lines[index].partition(" = ")[0]
+            lines[index] = f"{key} = {random.choice(_VALUES)}"
         data = "\n".join(lines).encode("utf-8", "replace")
         if random.random() < 0.2:
             data = mutation.spoil(random, data, random.randint(1, 4))

@@ -133,10 +133,10 @@ def _change(random: Random, data: bytearray) -> None:
     else:
         low, high = _HEADER, min(max(heads, _HEADER + 8), len(data))
     width = random.choice((1, 2, 4, 8))
-    place = random.randrange(low, max(low + 1, high - width + 1))
-    place -= (place - low) % width
+    offset = random.randrange(low, max(low + 1, high - width + 1))
+    offset -= (offset - low) % width
     near = random.choice((0, len(data), len(data) - 1, heads, mutation.word(random)))
-    data[place : place + width] = (near & (1 << 8 * width) - 1).to_bytes(width, "little")
+    data[offset : offset + width] = (near & (1 << 8 * width) - 1).to_bytes(width, "little")
 
 
 def _frames(binary: Binary, random: Random) -> None:

@@ -59,7 +59,7 @@ _SAY = 60.0
 
 class Kind(Protocol):
     """
-    One kind of hostile input; *folder* is a place for its files.
+    One kind of hostile input; its files are in *folder*.
     """
 
     def __init__(self, folder: Path) -> None: ...
@@ -164,17 +164,17 @@ def _hang(_number: int, _frame: object) -> None:
 
 def _where(error: BaseException) -> str:
     """
-    Its type, and the innermost place of ours.
+    Its type, and the innermost frame of the package.
     """
-    places = traceback.extract_tb(error.__traceback__)
-    ours = [p for p in places if "/scope_ebpf/" in p.filename] or places
-    place = ours[-1]
-    file = "/".join(Path(place.filename).parts[-2:])
-    return f"{type(error).__name__} {file}:{place.lineno} {place.name}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [p for p in frames if "/scope_ebpf/" in p.filename] or frames
+    frame = ours[-1]
+    file = "/".join(Path(frame.filename).parts[-2:])
+    return f"{type(error).__name__} {file}:{frame.lineno} {frame.name}"
 
 
 def _process(name: str, numbers: range, answer: multiprocessing.SimpleQueue[Totals]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us hears it too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets it too
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         kind = kind_of(name, Path(folder))

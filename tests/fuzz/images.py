@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 IMAGE = Path(__file__).with_name("image.bin")
-_PIECE = np.dtype("<u8,<u8")
+_RANGE = np.dtype("<u8,<u8")
 
 
 class Pages(Memory):
@@ -65,7 +65,7 @@ class Pages(Memory):
         self.pages = pages
         self._behind = behind
 
-    def piece(self, address: int, size: int) -> bytes:
+    def content(self, address: int, size: int) -> bytes:
         """
         What is there, up to the first page that is not.
         """
@@ -86,23 +86,23 @@ class Pages(Memory):
 
     def _read(self, address: int, size: int) -> bytes:
         self.calls += 1
-        return self.piece(address, size)
+        return self.content(address, size)
 
     def _readv(self, out: np.ndarray, remote: np.ndarray) -> int:
         self.calls += 1
         done = 0
         for base, length in remote.tolist():
-            piece = self.piece(base, length)
-            out[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done += len(piece)
-            if len(piece) < length:
+            content = self.content(base, length)
+            out[done : done + len(content)] = np.frombuffer(content, np.uint8)
+            done += len(content)
+            if len(content) < length:
                 break
         return done
 
 
 class Image:
     """
-    Pages in the order of their addresses, for readings of many pieces at once.
+    Pages in the order of their addresses, for readings of many ranges at once.
     """
 
     def __init__(self, numbers: list[int], data: bytes) -> None:
@@ -110,9 +110,9 @@ class Image:
         self._data = np.frombuffer(data, np.uint8)
         self._there = set(numbers)
 
-    def places(self, bases: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, int]:
+    def offsets(self, bases: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, int]:
         """
-        Where pieces lie in the data, and how many of them, from the first, do.
+        The offsets of ranges in the data, and how many of them, from the first, are in it.
         """
         ends = bases + np.maximum(lengths, np.uint64(1)) - np.uint64(1)
         first, last = ((at // np.uint64(PAGE)).astype(np.int64) for at in (bases, ends))
@@ -125,29 +125,29 @@ class Image:
 
     def copy(self, out: np.ndarray, remote: np.ndarray) -> int:
         """
-        Fill *out* with pieces; how many bytes of them there are before one that is missing.
+        Fill *out* with ranges; return how many bytes there are before one that is missing.
         """
         if not len(remote) or int(remote["f0"][0]) // PAGE not in self._there:
             return 0
         lengths = remote["f1"]
-        places, count = self.places(remote["f0"], lengths)
+        offsets, count = self.offsets(remote["f0"], lengths)
         size = int(lengths[:count].sum())
         if not size:
             return 0
         if count > 1 and (lengths[:count] == lengths[0]).all():
             within = np.arange(int(lengths[0]))
-            out[:size] = self._data[places[:count, None] + within].reshape(-1)
+            out[:size] = self._data[offsets[:count, None] + within].reshape(-1)
             return size
         done = 0
-        for place, length in zip(places[:count].tolist(), lengths[:count].tolist(), strict=True):
-            out[done : done + length] = self._data[place : place + length]
+        for offset, length in zip(offsets[:count].tolist(), lengths[:count].tolist(), strict=True):
+            out[done : done + length] = self._data[offset : offset + length]
             done += length
         return done
 
 
 class Evil(Memory):
     """
-    An image with *rate* of the pieces changed; the words of earlier ones are used again.
+    An image with *rate* of the ranges changed; the words of earlier ones are used again.
     """
 
     def __init__(self, image: Image, random: Random, rate: float) -> None:
@@ -159,19 +159,19 @@ class Evil(Memory):
 
     def _read(self, address: int, size: int) -> bytes:
         out = np.empty(size, np.uint8)
-        return out[: self._readv(out, np.array([(address, size)], _PIECE))].tobytes()
+        return out[: self._readv(out, np.array([(address, size)], _RANGE))].tobytes()
 
     def _readv(self, out: np.ndarray, remote: np.ndarray) -> int:
         self.calls += 1
         random = self._random
-        pieces = remote.view(_PIECE)
+        ranges = remote.view(_RANGE)
         if random.random() < self._rate / 10:
-            pieces = pieces[: random.randint(0, len(pieces))]  # not mapped any more
-        done = self._image.copy(out, pieces)
+            ranges = ranges[: random.randint(0, len(ranges))]  # not mapped any more
+        done = self._image.copy(out, ranges)
         if done >= 8 and len(self._seen) < 5000:
-            place = random.randrange(done - 7) & ~7
-            self._seen += struct.unpack_from("<Q", out[place : place + 8].tobytes())
-        changes = min(len(pieces) * self._rate, 16)
+            offset = random.randrange(done - 7) & ~7
+            self._seen += struct.unpack_from("<Q", out[offset : offset + 8].tobytes())
+        changes = min(len(ranges) * self._rate, 16)
         for _ in range(int(changes) + (random.random() < changes % 1)):
             if done:
                 self._change(out, done)
@@ -182,9 +182,9 @@ class Evil(Memory):
         width = min(random.choice((1, 2, 4, 8, 8, 8)), size)
         word = random.choice(self._seen) if random.random() < 0.4 else mutation.word(random)
         data = (word & (1 << 8 * width) - 1).to_bytes(width, "little")
-        place = random.randrange(size - width + 1) // width * width
-        many = random.choice((1, 1, 1, 4)) if place + 4 * width <= size else 1
-        out[place : place + many * width] = np.frombuffer(data * many, np.uint8)
+        offset = random.randrange(size - width + 1) // width * width
+        many = random.choice((1, 1, 1, 4)) if offset + 4 * width <= size else 1
+        out[offset : offset + many * width] = np.frombuffer(data * many, np.uint8)
 
 
 class Binary:
@@ -262,8 +262,8 @@ def _sweep(target: discover.Beam) -> None:
 def _ps(target: discover.Beam) -> None:
     viewer = Viewer(target, FIELDS)
     rows = viewer.table.snapshot().rows
-    for place in range(0, len(rows), max(1, len(rows) // 3)):
-        for line in lines(detail(viewer, rows[place : place + 1])):
+    for row in range(0, len(rows), max(1, len(rows) // 3)):
+        for line in lines(detail(viewer, rows[row : row + 1])):
             assert line.isprintable()
 
 
@@ -277,7 +277,7 @@ def _counters(target: discover.Beam) -> None:
     for _ in range(2):
         _ = reader.read().waiting
     reader.limits()
-    reader.places()
+    reader.addresses()
 
 
 def _memory(target: discover.Beam) -> None:

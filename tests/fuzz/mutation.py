@@ -29,7 +29,7 @@ _WORDS = tuple(n & 0xFFFFFFFFFFFFFFFF for n in NUMBERS if isinstance(n, int))
 
 def word(random: Random) -> int:
     """
-    A 64-bit word: an edge, something near one, or noise.
+    A 64-bit word: a boundary value, one near it, or noise.
     """
     choice = random.random()
     if choice < 0.6:
@@ -62,7 +62,7 @@ def value(random: Random, depth: int = 0) -> Any:
 
 def _paths(document: Any) -> list[tuple[Any, Any]]:
     """
-    Every place of a document: the container, and the key in it.
+    Every position in a document: the container, and the key in it.
     """
     found: list[tuple[Any, Any]] = []
     waiting = [document] if isinstance(document, (list, dict)) else []
@@ -78,23 +78,23 @@ def _paths(document: Any) -> list[tuple[Any, Any]]:
 
 def change(random: Random, document: Any, times: int) -> Any:
     """
-    A document (a list or an object, changed in place) with some of its values otherwise.
+    A document (a list or an object, which is changed) with some of its values otherwise.
     """
     if random.random() < 0.02:
         return value(random)
     for _ in range(times):
-        places = _paths(document)
-        if not places:
+        paths = _paths(document)
+        if not paths:
             break
-        container, key = random.choice(places)
+        container, key = random.choice(paths)
         choice = random.random()
         if choice < 0.6:
             container[key] = value(random)
         elif choice < 0.7:
             del container[key]
         elif choice < 0.8:
-            other, place = random.choice(places)
-            container[key] = copy.deepcopy(other[place])
+            other, source = random.choice(paths)
+            container[key] = copy.deepcopy(other[source])
         elif choice < 0.9 and isinstance(container, list):
             many = (1, 2) if isinstance(container[key], (list, dict)) else (1, 2, 100)
             container += [copy.deepcopy(container[key]) for _ in range(random.choice(many))]
@@ -107,24 +107,24 @@ def change(random: Random, document: Any, times: int) -> Any:
 
 def spoil(random: Random, data: bytes, times: int) -> bytes:
     """
-    Some bytes with bits flipped, words replaced, pieces cut out, doubled or made up.
+    Some bytes with bits flipped, words replaced, parts cut out, doubled or made up.
     """
     made = bytearray(data)
     for _ in range(times):
-        place, choice = random.randrange(len(made) + 1), random.random()
-        if choice < 0.3 and place < len(made):
-            made[place] ^= 1 << random.randrange(8)
+        offset, choice = random.randrange(len(made) + 1), random.random()
+        if choice < 0.3 and offset < len(made):
+            made[offset] ^= 1 << random.randrange(8)
         elif choice < 0.7:
             size = random.choice((1, 2, 4, 8))
-            place -= place % size
-            made[place : place + size] = (word(random) & (1 << 8 * size) - 1).to_bytes(
+            offset -= offset % size
+            made[offset : offset + size] = (word(random) & (1 << 8 * size) - 1).to_bytes(
                 size, "little"
             )
         elif choice < 0.8:
-            del made[place : place + random.choice((1, 4, 8, 100, 5000))]
+            del made[offset : offset + random.choice((1, 4, 8, 100, 5000))]
         elif choice < 0.9:
-            made[place:place] = made[place : place + random.choice((1, 8, 100))]
+            made[offset:offset] = made[offset : offset + random.choice((1, 8, 100))]
         else:
             size = random.choice((1, 8, 64))
-            made[place : place + size] = random.randbytes(size)
+            made[offset : offset + size] = random.randbytes(size)
     return bytes(made)

@@ -48,9 +48,9 @@ class Rings:
         start = random.choice((0, 1, 63, 64, 1 << 20, (1 << 40) + 5)) * _STEP
         count = random.randint(0, min(20, _SIZE // _STEP))
         data = b"".join(_record(random) for _ in range(count))
-        place = start % _SIZE
+        offset = start % _SIZE
         for copy in (0, _SIZE):
-            base = 2 * mmap.PAGESIZE + (place + copy) % (2 * _SIZE)
+            base = 2 * mmap.PAGESIZE + (offset + copy) % (2 * _SIZE)
             whole = data[: 2 * mmap.PAGESIZE + 2 * _SIZE - base]
             self._map[base : base + len(whole)] = whole
         self._map[0:8] = start.to_bytes(8, "little")

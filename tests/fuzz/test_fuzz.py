@@ -48,7 +48,7 @@ def test_the_recorded_image_is_read_whole_by_all_that_reads_a_vm(tmp_path: Path)
 
 def test_a_case_that_raises_anything_else_is_a_failure():
     """
-    What is no ScopeError is counted by its type and place, and so is a case that does not end.
+    What is no ScopeError is counted by its type and frame, and so is a case that does not end.
     """
 
     class Odd:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ELF files that are small on the disk and dear to read, each by another part.
+ELF files that are small on the disk and expensive to read, each by another part.
 """
 
 from __future__ import annotations

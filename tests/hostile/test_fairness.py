@@ -117,7 +117,7 @@ def test_fakes_cost_one_look_and_get_no_hooks(scene: Scene):
     assert 1 <= looks(now, "refused") - looks(before, "refused") <= 8
 
 
-def test_fakes_that_are_observed_keep_nobody_out(scene: Scene, tmp_path: Path):
+def test_fakes_that_are_observed_keep_no_vm_out(scene: Scene, tmp_path: Path):
     """
     Forty have a VM's first atoms, so that they are observed by turns; a VM that starts beside them
     is taken in before those that wait, and they are gone when they end.

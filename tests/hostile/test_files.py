@@ -45,7 +45,7 @@ _EVENT = struct.Struct("iIII")
 
 class Witness:
     """
-    Hears of each file of some that anybody opens; a place that is only looked at is no opening.
+    Sees each open of one of some files; an ``O_PATH`` descriptor is no open.
     """
 
     def __init__(self) -> None:
@@ -202,9 +202,9 @@ print(open("/proc/self/stat").read().rpartition(")")[2].split()[4])
 """
 
 
-def test_a_link_to_a_terminal_makes_it_nobodys(tenant: Tenant):
+def test_a_link_to_a_terminal_gives_it_to_no_process(tenant: Tenant):
     """
-    A debug file and a library that are a tenant's terminal do not become that of whoever looks.
+    A debug file and a library that are a tenant's terminal do not become that of their reader.
     """
     program = tenant.programs["terminal"]
     with all_running({"terminal": program}, "1000") as pids:
@@ -220,7 +220,7 @@ def test_a_link_to_a_terminal_makes_it_nobodys(tenant: Tenant):
     assert "0\n" == done.stdout
 
 
-#: What tells each file that a daemon and its children open; the daemon keeps its process number.
+#: Prints each file that a daemon and its children open; the daemon keeps its process number.
 _STRACE = ("setsid", "strace", "-D", "-f", "-qq", "-s", "4096", "-e", "trace=open,openat,openat2")
 
 
@@ -246,7 +246,7 @@ def test_the_daemon_opens_no_debug_file_and_refuses_a_bomb(
     log = tmp_path / "strace"
     with daemon(config, tmp_path, (*_STRACE, "-o", str(log))) as started:
         with all_running({**programs, "bomb": bomb}) as pids:
-            said = heard(started.process, pids["bomb"])
+            said = opened(started.process, pids["bomb"])
             for name in programs:
                 started.until(pids[name], bool)
         assert 0 == started.end()[0]
@@ -259,7 +259,7 @@ def test_the_daemon_opens_no_debug_file_and_refuses_a_bomb(
     assert [] == [line for line in opens if ".debug" in line or f'"{folder}' in line]
 
 
-def heard(process: subprocess.Popen[bytes], pid: int) -> str:
+def opened(process: subprocess.Popen[bytes], pid: int) -> str:
     """
     Why a daemon refuses *pid*, by its log.
     """
@@ -278,7 +278,7 @@ def heard(process: subprocess.Popen[bytes], pid: int) -> str:
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
 def test_a_bomb_is_refused_by_the_limit_that_it_meets(tmp_path: Path, bomb: Callable[[Path], None]):
     """
-    What is dear to read is refused with the name of the limit, or read within all of them.
+    What is expensive to read is refused with the name of the limit, or read within all of them.
     """
     path = tmp_path / "bomb"
     bomb(path)

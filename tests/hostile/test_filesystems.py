@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A program that lies on its user's own filesystem is refused, and nobody waits for who serves that.
+A program that lies on its user's own filesystem is refused, and no process waits for its server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from conftest import Scene
     from test_daemon import Running
 
-#: A user of its own, to whom nothing else is charged.
+#: A user of its own, to which nothing else is charged.
 TENANT = 4344
 #: What the daemon says of such a program.
 WHY = "lies on a filesystem of a user namespace (overlay)"
@@ -43,19 +43,19 @@ def silent(folder: Path, fake: Path, name: str) -> Iterator[int]:
     The process number of a fake that runs from an overlay over a server which answers it alone.
     """
     require_root()
-    device, place = folder / f"{name}-device", folder / name
+    device, mount_point = folder / f"{name}-device", folder / name
     os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(10, 229))
     device.chmod(0o666)
-    place.mkdir()
-    os.chown(place, TENANT, TENANT)
-    command = [sys.executable, PROGRAMS / "overlay_fs.py", str(TENANT), device, place, fake]
+    mount_point.mkdir()
+    os.chown(mount_point, TENANT, TENANT)
+    command = [sys.executable, PROGRAMS / "overlay_fs.py", str(TENANT), device, mount_point, fake]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         pid = int(server.stdout.readline())
         assert "ready\n" == server.stdout.readline()
         yield pid
     finally:
-        server.kill()  # whoever waits for it gets an error then
+        server.kill()  # processes that wait for it get an error then
         server.communicate()
         device.unlink()
 
@@ -69,7 +69,7 @@ def refused(running: Running, pid: int) -> bool:
     return False
 
 
-def test_a_program_on_an_overlay_over_silence_holds_up_nobody(scene: Scene, fake: Path):
+def test_a_program_on_an_overlay_over_silence_blocks_no_process(scene: Scene, fake: Path):
     """
     It is refused with that reason, and nothing waits for it: neither daemon nor its processes.
     """

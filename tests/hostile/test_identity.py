@@ -423,7 +423,7 @@ def started_as(number: int, command: list[str]) -> int:
     """
     Start *command* as process *number* (clone3 with set_tid); its pid.
     """
-    import ctypes  # noqa: PLC0415 - only here
+    import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     tids = (ctypes.c_int * 1)(number)

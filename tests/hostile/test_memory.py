@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A process whose memory lies in a file that never comes is let go, and nobody waits for it.
+A process whose memory lies in a file that never comes is let go, and no process waits for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TENANT = 4343
 @pytest.fixture
 def page(hostile_folder: Path) -> Iterator[Path]:
     """
-    A file of which every user may map a page, which nobody can ever read.
+    A file of which every user may map a page, which can never be read.
     """
     require_root()
     folder = hostile_folder / "silent"
@@ -41,7 +41,7 @@ def page(hostile_folder: Path) -> Iterator[Path]:
         assert "mounted\n" == server.stdout.readline()
         yield folder / "page"
     finally:
-        server.kill()  # whoever waits for it gets an error then
+        server.kill()  # processes that wait for it get an error then
         server.communicate()
         subprocess.run(["umount", "--lazy", folder], check=True)
         folder.rmdir()
@@ -65,7 +65,7 @@ def hanging(program: Path, page: Path, what: str) -> Iterator[subprocess.Popen[s
 
 def cover(running: Running, process: subprocess.Popen[str]) -> None:
     """
-    Let the page take the place of its node's name, once it is observed.
+    Let the page replace its node's name, once it is observed.
     """
     running.until(process.pid, bool)
     process.stdin.write("\n")
@@ -80,7 +80,7 @@ def refused(running: Running, pid: int, seconds: int) -> bool:
     return why in running.get("/")
 
 
-def test_a_page_that_never_comes_holds_up_nobody(scene: Scene, page: Path):
+def test_a_page_that_never_comes_blocks_no_process(scene: Scene, page: Path):
     """
     One process has it where the loop reads, and one where the first look does: both are refused
     with that reason, and the canary is observed as before.

@@ -129,7 +129,7 @@ def test_a_file_of_another_is_not_replaced(shared: Path, tmp_path: Path, form: s
     assert b"theirs" != path.read_bytes()
 
 
-def test_a_pipe_that_nobody_reads_keeps_no_command_waiting(
+def test_a_pipe_without_a_reader_keeps_no_command_waiting(
     beam: beams_run.Beam, shared: Path, tmp_path: Path
 ):
     """
@@ -164,7 +164,7 @@ def owner_of_new(path: Path) -> int:
     return path.lstat().st_uid
 
 
-def test_a_file_is_handed_to_who_called_sudo(shared: Path):
+def test_a_file_is_given_to_the_user_of_sudo(shared: Path):
     """
     In a folder of their own it is theirs, also where it replaces one of theirs or of root's.
     """
@@ -176,7 +176,7 @@ def test_a_file_is_handed_to_who_called_sudo(shared: Path):
     assert 0 == owner_of_new(shared / "z")
 
 
-def test_sudo_gives_nobody_a_file_where_they_could_not_make_one(tmp_path: Path):
+def test_sudo_gives_no_user_a_file_where_they_could_not_make_one(tmp_path: Path):
     """
     In a folder of root's, and for a file of root's in a sticky one, the new file is root's.
     """

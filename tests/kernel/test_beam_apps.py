@@ -19,13 +19,13 @@ from tracing import require_root, scope_trace
 if TYPE_CHECKING:
     from apps.app import App
 
-#: How to start each, the port for its load, and a server that nobody misses for a while.
+#: How to start each, the port for its load, and a server that may stop for a while.
 APPS = {
     "rabbitmq": (rabbitmq, "amqp", "rabbit_registry"),
     "ejabberd": (ejabberd, "c2s", "ejabberd_iq"),
 }
 LOADS = Path(__file__).parent.parent / "apps"
-#: Whoever answers ``process_info`` pays a reduction for it, after the answer.
+#: A process that answers ``process_info`` spends a reduction on it, after the answer.
 ANSWER = 1
 #: Messages planted in the mailbox of the server.
 PLANTED = 37

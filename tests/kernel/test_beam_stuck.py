@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What is told of a VM, or of a process in it, that does not get on: why, and with which figures.
+What is shown of a stuck VM, or of a stuck process: why, and with which figures.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
 @pytest.mark.parametrize("kind", RELEASES)
 def test_a_process_that_is_collected_is_in_no_function(kind, capsys):
     """
-    A process of a million words that collects without end is told to collect, in no function.
+    A process of a million words that collects without end is shown as collecting, in no function.
     """
     with beams_run.start_beam(kind, "-s", "stuck") as beam:
         beam.expect("ready")
@@ -91,7 +91,7 @@ def trouble(pid: int) -> str:
     return Troubles(target, Viewer(target)).now() or ""
 
 
-def test_one_of_two_schedulers_that_stays_in_a_native_function_is_told(nif, capsys):
+def test_one_of_two_schedulers_that_stays_in_a_native_function_is_shown(nif, capsys):
     """
     Which of them, who and where, for how long, while the other one answers.
     """
@@ -107,7 +107,7 @@ def test_one_of_two_schedulers_that_stays_in_a_native_function_is_told(nif, caps
         assert "in names_nif:wedge/0" in document["trouble"]
 
 
-def test_a_dirty_pool_with_a_queue_is_told(nif):
+def test_a_dirty_pool_with_a_queue_is_shown(nif):
     """
     Five calls for two dirty CPU schedulers: both busy, and as many wait as the VM itself counts.
     """
@@ -122,7 +122,7 @@ def test_a_dirty_pool_with_a_queue_is_told(nif):
         )
 
 
-def test_suspended_schedulers_are_told_while_work_waits():
+def test_suspended_schedulers_are_shown_while_work_waits():
     """
     One of two schedulers online and five processes that compute; not when both are online.
     """
@@ -138,7 +138,7 @@ def test_suspended_schedulers_are_told_while_work_waits():
 
 
 @pytest.mark.parametrize("kind", RELEASES)
-def test_a_vm_that_halts_and_waits_for_a_port_is_told(kind):
+def test_a_vm_that_halts_and_waits_for_a_port_is_shown(kind):
     """
     A program that reads nothing holds up ``erlang:halt(3)``.
     """
@@ -151,7 +151,7 @@ def test_a_vm_that_halts_and_waits_for_a_port_is_told(kind):
         assert "The VM halts with code 3 and waits for 1 of its ports and schedulers." in said
 
 
-def test_a_quota_that_holds_the_vm_back_is_told():
+def test_a_quota_that_holds_the_vm_back_is_shown():
     """
     A tenth of a CPU for processes that compute without end, in periods of the kernel's own count.
     """
@@ -170,7 +170,7 @@ def test_a_quota_that_holds_the_vm_back_is_told():
 
 def shown(pid: int, name: str) -> tuple[str, str | None]:
     """
-    The status of a process as ``ps`` tells it, and why.
+    The status of a process as ``ps`` shows it, and why.
     """
     viewer = Viewer(discover.inspect(pid), FIELDS)
     process = detail(viewer, find(viewer, name))
@@ -181,7 +181,7 @@ def shown(pid: int, name: str) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize("kind", [*RELEASES, "sid29"])
-def test_who_suspended_a_process_and_which_port_it_waits_for_are_told(kind, nif):
+def test_the_suspender_of_a_process_and_the_port_it_waits_for_are_shown(kind, nif):
     """
     By a process, for a port whose program reads nothing, and behind a scheduler that is stuck.
     """
@@ -197,7 +197,7 @@ def test_who_suspended_a_process_and_which_port_it_waits_for_are_told(kind, nif)
         assert shown(beam.pid, "stuck_suspender") == ("waiting", None)
 
 
-def test_the_queue_that_a_process_waits_in_is_told(nif):
+def test_the_queue_that_a_process_waits_in_is_shown(nif):
     """
     The third of three calls waits for two dirty schedulers, a process bound to a stuck one for it.
     """
@@ -219,7 +219,7 @@ def test_the_queue_that_a_process_waits_in_is_told(nif):
 
 
 @pytest.mark.parametrize("kind", RELEASES)
-def test_a_connection_that_a_process_waits_for_is_told(kind):
+def test_a_connection_that_a_process_waits_for_is_shown(kind):
     """
     A node that is stopped takes nothing, so who sends to it is suspended.
     """
@@ -238,7 +238,7 @@ def test_a_connection_that_a_process_waits_for_is_told(kind):
         peer.thaw()
 
 
-def test_the_list_tells_who_is_not_well(capsys):
+def test_the_list_shows_vms_with_trouble(capsys):
     """
     A VM whose atoms are nearly all used, one that is stopped, and one that is well.
     """

@@ -117,7 +117,7 @@ def test_a_mailbox_shows_tags_and_no_contents(zoo: Zoo, kind: str):  # noqa: F81
 
 def test_a_stopped_vm_is_read_and_said_to_be_stopped(zoo: Zoo):  # noqa: F811
     """
-    SIGSTOP does not keep us from reading, and is told.
+    SIGSTOP does not keep us from reading, and is shown.
     """
     mixed = zoo("usdt25")
     mixed.beam.freeze()

@@ -36,7 +36,7 @@ def beam(request: pytest.FixtureRequest) -> Iterator[Beam]:
         yield started
 
 
-def test_every_way_to_call_a_function_counts_once(beam: Beam):
+def test_every_kind_of_call_of_a_function_counts_once(beam: Beam):
     """
     Local, external, tail, by apply, by a fun or at the start of a process: a call is one call.
     """
@@ -114,7 +114,7 @@ def test_the_shapes_of_arguments_are_what_was_called_with(beam: Beam):
     }
 
 
-def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
+def test_calls_of_a_server_have_its_name(beam: Beam):
     """
     Who calls handle_call is the server, and its first argument is the request.
     """
@@ -215,7 +215,7 @@ def told(time: float) -> float:
     return time * 1e9
 
 
-def test_every_call_that_is_missing_lies_in_a_gap_that_is_told():
+def test_every_call_that_is_missing_lies_in_a_reported_gap():
     """
     Twenty upgrades, three versions by turns: calls that are seen and calls in gaps are all calls.
     """

@@ -33,7 +33,7 @@ def beam() -> Iterator[Beam]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_call_a_function_counts_once(beam: Beam, way: str):
+def test_every_kind_of_call_of_a_function_counts_once(beam: Beam, way: str):
     """
     Also by apply and at the start of a process, where the VM fires two probes for one call.
     """
@@ -94,7 +94,7 @@ def test_the_limit_ends_the_run(beam: Beam):
     assert function["limit_reached"] == noted
 
 
-def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
+def test_calls_of_a_server_have_its_name(beam: Beam):
     """
     The process is known by its pid's text, and found in the table by it.
     """
@@ -104,7 +104,7 @@ def test_calls_of_a_server_are_told_with_its_name(beam: Beam):
     assert ["called_server"] * 23 == [call["who"] for call in calls]
 
 
-def test_it_is_told_before_that_every_call_costs(beam: Beam):
+def test_the_cost_of_every_call_is_announced(beam: Beam):
     """
     All functions pass the probes, so the VM pays for each; how many did is told at the end.
     """

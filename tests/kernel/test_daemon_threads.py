@@ -23,7 +23,7 @@ import beams_run
 
 from scope_ebpf import events
 from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.beam.vm.scheduler_addresses import Place, SchedulerPlaces
+from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses, SchedulerFinder
 from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.daemon.readings.throttling import Throttling
@@ -330,13 +330,13 @@ def test_a_scheduler_that_is_not_found_has_no_busy_waiting(watch, monkeypatch):
     Of a type with a scheduler that is not found nothing is told, rather than no busy waiting; and
     once it is found, what it does.
     """
-    find = SchedulerPlaces.find
+    find = SchedulerFinder.find
     hidden = {("normal", 2), ("dirty_io", 1)}
 
-    def seldom(places: SchedulerPlaces, role: str, number: int) -> Place | None:
+    def seldom(places: SchedulerFinder, role: str, number: int) -> SchedulerAddresses | None:
         return None if (role, number) in hidden else find(places, role, number)
 
-    monkeypatch.setattr(SchedulerPlaces, "find", seldom)
+    monkeypatch.setattr(SchedulerFinder, "find", seldom)
     with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness") as beam:
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())

@@ -43,8 +43,8 @@ STRUCTS = {
     "DistEntry": None,
     "ErtsPSD": None,
 }
-#: Fields that are places in a list, and no offsets.
-PLACES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
+#: Fields that are indexes into a list, and no offsets.
+INDEXES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 SHIFTS = (-64, -32, -16, -8, 8, 16, 32, 64)
 
 
@@ -67,9 +67,9 @@ def drifted(layout: Layout, struct: str, field: str, by: int) -> Layout:
     structs = {name: dict(fields) for name, fields in layout.structs.items()}
     moved = structs[struct]
     start = moved[field]
-    for name, place in moved.items():
-        if name not in PLACES and place >= start:
-            moved[name] = place + by
+    for name, offset in moved.items():
+        if name not in INDEXES and offset >= start:
+            moved[name] = offset + by
     if (aligned := STRUCTS[struct]) is not None:
         structs[aligned]["sizeof"] = (moved["sizeof"] + 63) // 64 * 64
     return replace(layout, structs=structs)
@@ -126,7 +126,7 @@ READERS = (_counters, _allocators, _connections, _processes, _schedulers)
 
 def figures(target: Beam) -> dict[str, dict[str, Any] | None]:
     """
-    What each reader tells, None where it refuses.
+    What each reader returns, None where it refuses.
     """
     found: dict[str, dict[str, Any] | None] = {}
     for reader in READERS:
@@ -137,20 +137,20 @@ def figures(target: Beam) -> dict[str, dict[str, Any] | None]:
     return found
 
 
-def wrong(told: Any, truth: Any) -> bool:
+def wrong(read: Any, truth: Any) -> bool:
     """
-    Whether something is *told* that is not so; of a process, less may be told.
+    Whether something is *read* that is not so; of a process, less may be read.
     """
-    if isinstance(told, dict) and isinstance(truth, dict):
-        return any(key not in truth or wrong(value, truth[key]) for key, value in told.items())
-    return bool(told != truth)
+    if isinstance(read, dict) and isinstance(truth, dict):
+        return any(key not in truth or wrong(value, truth[key]) for key, value in read.items())
+    return bool(read != truth)
 
 
 def test_a_layout_that_has_drifted_shows_no_wrong_figure(
     still: Beam, monkeypatch: pytest.MonkeyPatch
 ):
     """
-    A hundred layouts, each moved from a random field of a struct on: what is told is true.
+    A hundred layouts, each moved from a random field of a struct on: what is read is true.
     """
     right = still.layout
     truth = figures(still)
@@ -160,13 +160,13 @@ def test_a_layout_that_has_drifted_shows_no_wrong_figure(
     for _ in range(100):
         struct = chance.choice([*STRUCTS])
         fields = right.structs[struct]
-        field = chance.choice([name for name in fields if name not in PLACES])
+        field = chance.choice([name for name in fields if name not in INDEXES])
         by = chance.choice([shift for shift in SHIFTS if possible(struct, fields, field, shift)])
         moved = drifted(right, struct, field, by)
         monkeypatch.setattr(live, "ranges", lambda *_, moved=moved, **__: (moved,))
-        for name, told in figures(replace(still)).items():
-            refused += told is None
-            assert told is None or not wrong(told, truth[name]), (struct, field, by, name)
+        for name, read in figures(replace(still)).items():
+            refused += read is None
+            assert read is None or not wrong(read, truth[name]), (struct, field, by, name)
     assert refused >= 100
 
 

@@ -159,7 +159,7 @@ def test_planted_waits_are_named_and_as_long_as_they_were(kind: str, tmp_path: P
     assert found["split_b:wait/1"] == pytest.approx(truth[1], rel=EXACT)
 
 
-def test_an_interpreter_tells_processes_and_no_erlang_functions(tmp_path: Path):
+def test_an_interpreter_shows_processes_and_no_erlang_functions(tmp_path: Path):
     """
     What it runs is in its registers; the word that it left in the process is of another time.
     """

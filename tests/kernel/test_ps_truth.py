@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``ps`` tells of processes that move while they are read, held against what they are.
+What ``ps`` shows of processes that change while they are read, compared with the truth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scope_ebpf.beam.processes.sizes import LIMIT
 from scope_ebpf.beam.processes.table import RUNNING
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.beam.vm.schedulers import natives
+from scope_ebpf.beam.vm.schedulers import running_nifs
 from scope_ebpf.cli.ps import lines
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def test_a_process_that_was_preempted_has_its_own_frames_alone():
 
 def test_what_a_process_did_while_its_row_was_copied_is_seen():
     """
-    The front of a copy is of before it ran and the back of after: the next copy tells.
+    The front of a copy is of before it ran and the back of after: the next copy shows it.
     """
     row = np.zeros(1, [(name, np.uint64) for name in ("id", "pointer", "state", "reductions")])
     later = row.copy()
@@ -165,7 +165,7 @@ def test_a_process_in_a_native_function_has_left_where_it_slept(kind: str, tmp_p
         assert beam.ask("inside") == "done inside"
         target = inspect(beam.pid)
         viewer, deadline = Viewer(target), time.monotonic() + beams_run.PATIENCE
-        while not (inside := natives(target)) and time.monotonic() < deadline:
+        while not (inside := running_nifs(target)) and time.monotonic() < deadline:
             viewer.refresh()
         assert len(inside) == 1
         found = ask(target, "moving_inside")
@@ -174,7 +174,7 @@ def test_a_process_in_a_native_function_has_left_where_it_slept(kind: str, tmp_p
     assert ("names_nif:wedge/0", []) == (found["current_function"], found["moved"])
 
 
-def test_what_moved_each_time_is_told():
+def test_parts_that_moved_each_time_are_named():
     """
     The text names what is not of one moment.
     """
@@ -193,5 +193,5 @@ def test_what_moved_each_time_is_told():
     )
     process |= {"message_queue_len": 2, "pid": "<0.1.0>", "messages": [], "stack": []}
     assert "moved" not in "\n".join(lines(process | {"moved": []}))
-    told = "\n".join(lines(process | {"moved": ["stack", "messages"]}))
-    assert "  moved         stack, messages: changed each time it was read" in told
+    shown = "\n".join(lines(process | {"moved": ["stack", "messages"]}))
+    assert "  moved         stack, messages: changed each time it was read" in shown

@@ -420,8 +420,8 @@ def test_before_linux_6_6_each_hook_is_an_event_of_its_own(
     """
     Where the kernel has no uprobe_multi, perf events see the same 46 messages, and go.
     """
-    from scope_ebpf.kernel.bpf.compiler import Compiled  # noqa: PLC0415
-    from scope_ebpf.kernel.observers.user_probes import UserProbeSession  # noqa: PLC0415
+    from scope_ebpf.kernel.bpf.compiler import Compiled
+    from scope_ebpf.kernel.observers.user_probes import UserProbeSession
 
     target = inspect(inserting.pid)
     made = source.prepare("x.c", every_send.read_text(), target, 16, ["FILTER=0"])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whom ``top`` shows first, held against what the VM says of its processes.
+The processes that ``top`` shows first, compared with what the VM says of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def shown(beam: beams_run.Beam, *arguments: str) -> list[str]:
     return text[next(n for n, line in enumerate(text) if line.startswith("PID ")) + 1 :]
 
 
-def test_by_memory_whoever_has_most_is_first_in_text_json_and_metrics(moving: beams_run.Beam):
+def test_by_memory_the_largest_process_is_first_in_text_json_and_metrics(moving: beams_run.Beam):
     """
     A mailbox counts as ``process_info(memory)`` counts it, wherever the figure is shown.
     """
@@ -60,9 +60,9 @@ def test_by_memory_whoever_has_most_is_first_in_text_json_and_metrics(moving: be
     assert reading.memory_counts.tolist()[2:] == [1, 0]  # 16 MiB, 256 MiB
 
 
-def test_by_collections_whoever_collects_most_is_first(moving: beams_run.Beam):
+def test_by_collections_the_busiest_collector_is_first(moving: beams_run.Beam):
     """
-    A long list every 20 ms is more than a short one every 2 ms; whoever sleeps collects nothing.
+    A long list every 20 ms is more than a short one every 2 ms; sleeping processes collect nothing.
     """
     assert moving.ask("collect") == "done collect"
     rows = [row.split() for row in shown(moving, "--sort", "gc", "--limit", "100")]

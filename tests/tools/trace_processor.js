@@ -11,7 +11,7 @@ const path = require("path");
 
 const folder = process.argv[2];
 const read = (name) => fs.readFileSync(path.join(folder, path.basename(String(name))));
-const PIECE = 16 << 20;
+const CHUNK = 16 << 20;
 const node = process;
 
 // What the engine takes from its web worker: the page's files, and no other world than that.
@@ -48,8 +48,8 @@ try {
 setImmediate(() => {
   try {
     const requests = fs.readFileSync(0);
-    for (let at = 0; at < requests.length; at += PIECE)
-      port.onmessage({ data: new Uint8Array(requests.subarray(at, at + PIECE)) });
+    for (let at = 0; at < requests.length; at += CHUNK)
+      port.onmessage({ data: new Uint8Array(requests.subarray(at, at + CHUNK)) });
     node.exit(0);
   } catch (error) {
     fail(error);

@@ -52,7 +52,7 @@ class ImageMemory(Memory):
 @dataclass
 class Image:
     """
-    The image under construction, and the place of each global in it.
+    The image under construction, and the address of each global in it.
     """
 
     data: bytearray = field(default_factory=lambda: bytearray(64))
@@ -69,9 +69,9 @@ class Image:
         Add some bytes; say at which address.
         """
         self.data += b"\0" * (-len(self.data) % 16)
-        place = BASE + len(self.data)
+        address = BASE + len(self.data)
         self.data += data
-        return place
+        return address
 
     def words(self, *words: int) -> int:
         return self.put(struct.pack(f"<{len(words)}Q", *words))
@@ -185,18 +185,18 @@ def text(image: Image, characters: str) -> int:
 
 def add_code(image: Image, lines: int = 0) -> None:
     """
-    One module with one function, gen_server:loop/7, whose places are in a table at *lines*.
+    One module with one function, gen_server:loop/7, whose line numbers are in a table at *lines*.
     """
     info = struct.pack("<5Q", 0, 0, atom("gen_server"), atom("loop"), 7)
     header = bytearray(image.layout.offset("BeamCodeHeader", "functions") + 16)
     start = image.put(bytes(header) + info + bytes(64))
     first = start + len(header)
-    place = start - BASE
-    struct.pack_into("<Q", image.data, place, 1)
-    struct.pack_into("<QQ", image.data, place + len(header) - 16, first, first + len(info) + 64)
+    offset = start - BASE
+    struct.pack_into("<Q", image.data, offset, 1)
+    struct.pack_into("<QQ", image.data, offset + len(header) - 16, first, first + len(info) + 64)
     if lines:
         field = image.layout.offset("BeamCodeHeader", "line_table")
-        struct.pack_into("<Q", image.data, place + field, lines)
+        struct.pack_into("<Q", image.data, offset + field, lines)
         rows = lines - BASE + image.layout.offset("BeamCodeLineTab", "func_tab") + 16
         struct.pack_into("<QQ", image.data, rows, first, first + len(info) + 64)
     ranges = image.words(start, first + len(info) + 64)
@@ -205,7 +205,7 @@ def add_code(image: Image, lines: int = 0) -> None:
 
 
 def _process(image: Image, slot: int) -> int:
-    place = BASE + len(image.data) + -len(image.data) % 16  # where the struct will be
+    address = BASE + len(image.data) + -len(image.data) % 16  # where the struct will be
     size = image.layout.size("Process")
     image.put(bytes(size))
     call = image.words(3 << 6, atom("names_server"), atom("init"), 1 << 4 | 0xF) | 2
@@ -218,7 +218,7 @@ def _process(image: Image, slot: int) -> int:
     second = image.put(image.struct("ErtsMessage", m=(message, "Q")))
     first = image.put(image.struct("ErtsMessage", next=(second, "Q"), m=(atom("normal"), "Q")))
     link = image.put(image.struct("ErtsMonLnkNode", type=(10, "H")))
-    name = image.put(image.struct("RegProc", p=(place, "Q"), name=(atom("my_name"), "Q")))
+    name = image.put(image.struct("RegProc", p=(address, "Q"), name=(atom("my_name"), "Q")))
     heap = image.put(bytes(8 * 32))
     stop = heap + 8 * 28
     struct.pack_into("<Q", image.data, stop - BASE, image.roots["pc"])
@@ -232,7 +232,7 @@ def _process(image: Image, slot: int) -> int:
         stop=(stop, "Q"),
         hend=(heap + 8 * 32, "Q"),
         heap_sz=(32, "Q"),
-        arg_reg=(place + image.layout.offset("Process", "def_arg_reg"), "Q"),
+        arg_reg=(address + image.layout.offset("Process", "def_arg_reg"), "Q"),
         i=(image.roots["pc"], "Q"),
         reds=(1000 + slot, "Q"),
         dictionary=(dictionary, "Q"),
@@ -244,5 +244,5 @@ def _process(image: Image, slot: int) -> int:
         sig_qs__first=(first, "Q"),
         sig_qs__len=(2, "Q"),
     )
-    image.data[place - BASE : place - BASE + size] = row
-    return place
+    image.data[address - BASE : address - BASE + size] = row
+    return address

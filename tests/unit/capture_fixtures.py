@@ -49,8 +49,8 @@ def plan() -> Plan:
     """
     Everything is seen, but for one event that cannot be.
     """
-    place = Attachment("spawn_entry", "process", "erl_create_process", 0x123, 0x400123)
-    items = [Item(name, "symbol", "erl_create_process", (place,), "") for name in events.KINDS]
+    attachment = Attachment("spawn_entry", "process", "erl_create_process", 0x123, 0x400123)
+    items = [Item(name, "symbol", "erl_create_process", (attachment,), "") for name in events.KINDS]
     items[-1] = Item(items[-1].event, "unavailable", "", (), "the reason")
     return Plan(tuple(items))
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ELF files that lie, are cut, or are none.
+ELF files that lie or are cut, and other files.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def test_a_usdt_site_moves_as_its_base_moved(tmp_path: Path):
 
 def test_an_address_outside_the_file_is_an_error(tmp_path: Path):
     """
-    There is no offset for what is not in the file.
+    There is no offset for an address that is not in the file.
     """
     binary = opened(tmp_path, elf({".text": (PROGBITS, 0x1000, b"code")}))
     assert b"code" == binary.read(0x1000, 4)
@@ -236,8 +236,8 @@ def test_a_damaged_file_is_refused_or_read_but_never_hangs(
             }
         )
     )
-    for place, value in damage:
-        data[place % len(data)] = value
+    for offset, value in damage:
+        data[offset % len(data)] = value
     exercise(bytes(data[: len(data) - cut if cut < len(data) // 2 else len(data)]), tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_an_image_is_read_whole():
 
 def test_a_process_under_construction_is_torn_and_not_shown():
     """
-    All locks held means that somebody makes or ends the process now.
+    All locks held means that the process is being made or ended now.
     """
     image = make(4)
     viewer = view(image)
@@ -104,8 +104,8 @@ def spread(slots: list[int], size: int) -> beam_image.Image:
     words = [0] * size
     for number, slot in enumerate(slots):
         (words[slot],) = struct.unpack_from("<Q", image.data, old - BASE + 8 * number)
-        place = words[slot] - BASE + image.layout.offset("Process", "common.id")
-        struct.pack_into("<Q", image.data, place, pid(slot))
+        offset = words[slot] - BASE + image.layout.offset("Process", "common.id")
+        struct.pack_into("<Q", image.data, offset, pid(slot))
     for name, value, kind in (("r.o.tab", image.words(*words), "Q"), ("r.o.max", size, "I")):
         struct.pack_into(
             "<" + kind, image.data, table + image.layout.offset("ErtsPTab", name), value
@@ -116,7 +116,7 @@ def spread(slots: list[int], size: int) -> beam_image.Image:
 @pytest.mark.parametrize("parts", [1, 2, 3, 64])
 def test_a_sparse_table_is_read_with_few_calls_and_whole(parts: int):
     """
-    Whoever lies far from the others is found as well, and only in the part of its block.
+    A process far from the others is found as well, and only in the part of its block.
     """
     slots = [0, 4095, 4096, 20_000, 131_071, 131_072, 200_000, 262_143]
     viewer = view(spread(slots, 1 << 18))
@@ -137,7 +137,7 @@ def test_slots_are_looked_at_again_up_to_the_last_of_a_table_of_any_size():
     assert [4099, 0] == table.at(np.array([4099, 5, 0])).rows["slot"].tolist()
 
 
-def test_slots_that_were_missed_are_told():
+def test_slots_that_were_missed_are_reported():
     """
     A process under construction is in none of the rows, but its slot is known.
     """
@@ -178,15 +178,17 @@ def test_a_release_that_is_not_known_is_tried_with_the_nearest(release: str, nea
 
 def test_no_ranges_of_code_are_none_in_order():
     """
-    A place that looked like the ranges of code, and has none when it is looked at again, is none.
+    An address that looked like the ranges of code, and does not when it is read again, is refused.
     """
     image = make(1)
-    place = image.roots["r"]
+    address = image.roots["r"]
     target = view(image).target
-    assert search._in_order(target, place)
+    assert search._in_order(target, address)
     for count in (0, 1 << 40):
-        struct.pack_into("<Q", image.data, place - BASE + image.layout.offset("ranges", "n"), count)
-        assert not search._in_order(target, place)
+        struct.pack_into(
+            "<Q", image.data, address - BASE + image.layout.offset("ranges", "n"), count
+        )
+        assert not search._in_order(target, address)
 
 
 def test_slots_beyond_the_table_have_no_process():
@@ -199,15 +201,15 @@ def test_slots_beyond_the_table_have_no_process():
 
 def test_only_what_a_comparison_leaves_is_read():
     """
-    Of many candidates whose places are not mapped none is read that was excluded before.
+    Excluded candidates, whose addresses are often not mapped, are not read.
     """
     target = view(make(1)).target
-    places = np.full(500, 8, np.uint64)
+    addresses = np.full(500, 8, np.uint64)
     good = np.zeros(500, np.bool_)
-    places[7], good[7] = BASE, True
+    addresses[7], good[7] = BASE, True
     words = np.full(500, target.memory.u64(BASE), np.uint64)
     before = target.memory.calls
-    assert [7] == np.flatnonzero(search._leading(target, places, words, good)).tolist()
+    assert [7] == np.flatnonzero(search._leading(target, addresses, words, good)).tolist()
     assert target.memory.calls - before == 1
 
 
@@ -229,7 +231,7 @@ def test_atoms_that_are_only_claimed_are_not_looked_for(monkeypatch):
 
 def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
     """
-    Each slot that cannot be read costs some calls, so only so many are tried.
+    Each slot that cannot be read costs some calls, so their number is limited.
     """
     image = spread([0, 1], 1 << 13)
     (table,) = struct.unpack_from(
@@ -253,9 +255,9 @@ def test_the_largest_table_there_can_be_is_read(slots: int, refused: bool):
     """
     image = make(2)
     viewer = view(image)
-    place = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
-    struct.pack_into("<I", image.data, place, slots)
-    # The image ends long before the table would, which is told by other words.
+    offset = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
+    struct.pack_into("<I", image.data, offset, slots)
+    # The image ends long before the table would: another error.
     with pytest.raises(ReadRefusedError, match="claims" if refused else "cannot be read"):
         ProcessTable(viewer.target, LOAD)
 
@@ -322,8 +324,8 @@ def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
     image = make(8)
     size = len(image.data)
     image.memory.holes = {BASE // PAGE + hole for hole in holes}
-    for place, bit in flips:
-        image.data[place % size] ^= 1 << bit
+    for offset, bit in flips:
+        image.data[offset % size] ^= 1 << bit
     tracemalloc.start()
     try:
         viewer = view(image)
@@ -332,8 +334,8 @@ def test_a_damaged_image_is_refused_or_counted_and_never_hangs(
             assert 0 <= row["message_queue_len"] < 1 << 40
             assert 0 <= row["heap_words"] < 1 << 40
             assert row["name"] is None or len(row["name"]) <= 1020
-        for place in range(min(1, len(snapshot))):
-            detail(viewer, snapshot.rows[place : place + 1])
+        for row in range(min(1, len(snapshot))):
+            detail(viewer, snapshot.rows[row : row + 1])
     except ReadRefusedError:
         pass
     finally:
@@ -350,18 +352,18 @@ def test_gathering_at_any_address_says_what_was_read(addresses: list[int], size:
     """
     image = make(2)
     good = [BASE + address % 512 for address in addresses[::2]]
-    places = np.array(good + addresses[1::2], np.uint64)
+    wanted = np.array(good + addresses[1::2], np.uint64)
     memory = image.memory
-    rows, read = memory.gather(places, size)
+    rows, read = memory.gather(wanted, size)
     assert memory.failures == int((~read).sum())
-    for place, row, ok in zip(places.tolist(), rows, read.tolist(), strict=True):
-        start = place - BASE
+    for address, row, ok in zip(wanted.tolist(), rows, read.tolist(), strict=True):
+        start = address - BASE
         assert row.tobytes() == (image.data[start : start + size] if ok else bytes(size))
     assert read[: len(good)].all()
 
 
 @pytest.mark.parametrize(
-    ("release", "names", "location", "place"),
+    ("release", "names", "location", "expected"),
     [
         (24, (), 0 << 24 | 31, "gen_server.erl:31"),
         (24, ("init", "loop"), 2 << 24 | 7, "loop:7"),
@@ -369,8 +371,8 @@ def test_gathering_at_any_address_says_what_was_read(addresses: list[int], size:
         (25, ("ab.erl", "c.hrl"), 1 << 24 | 7, "c.hrl:7"),
     ],
 )
-def test_a_place_in_the_code_has_the_file_that_its_release_means(
-    release: int, names: tuple[str, ...], location: int, place: str
+def test_a_code_address_has_the_file_that_its_release_means(
+    release: int, names: tuple[str, ...], location: int, expected: str
 ):
     """
     Until OTP 24 names of files are atoms that follow the module's own, from 25 on texts with it.
@@ -381,7 +383,7 @@ def test_a_place_in_the_code_has_the_file_that_its_release_means(
     code = CodeMap(image, Atoms(image))
     found = code.location(image.roots["pc"])
     assert found is not None
-    assert (place, "gen_server:loop/7") == (found.location, str(found))
+    assert (expected, "gen_server:loop/7") == (found.location, str(found))
 
 
 @pytest.mark.parametrize(

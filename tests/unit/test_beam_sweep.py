@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The table that moves: rates, parts, and who is on top.
+The changing table: rates, parts, and the processes on top.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scope_ebpf.cli.top import short
 
 def test_a_rate_is_the_work_between_two_looks():
     """
-    A hundred reductions in two seconds are fifty a second; who did nothing has none.
+    A hundred reductions in two seconds are fifty a second; an idle process has none.
     """
     image = make(6)
     viewer = view(image)
@@ -34,8 +34,8 @@ def test_a_rate_is_the_work_between_two_looks():
     sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
     state = sweep.turn()
     assert (6, 6, 0, 1) == (state.total, state.read, state.torn, state.parts)
-    place = int(table.snapshot().rows["pointer"][4]) - BASE + image.layout.offset("Process", "reds")
-    struct.pack_into("<Q", image.data, place, 1004 + 100)
+    reds = int(table.snapshot().rows["pointer"][4]) - BASE + image.layout.offset("Process", "reds")
+    struct.pack_into("<Q", image.data, reds, 1004 + 100)
     now[0] = 12.0
     sweep.turn()
     slots, rates, _ = sweep.top("reductions", 3)
@@ -52,13 +52,13 @@ def test_a_process_that_was_missed_has_no_rate_until_it_is_seen_twice():
     now = [10.0]
     table = ProcessTable(viewer.target, LOAD)
     sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
-    place = int(table.snapshot().rows["pointer"][4]) - BASE
-    locks = place + image.layout.offset("Process", "lock.flags")
+    process = int(table.snapshot().rows["pointer"][4]) - BASE
+    locks = process + image.layout.offset("Process", "lock.flags")
     rates = []
     for held, done in ((0, 1000), (0x1F, 1100), (0, 1300), (0, 1400)):
         now[0] += 2.0
         struct.pack_into("<I", image.data, locks, held)
-        struct.pack_into("<Q", image.data, place + image.layout.offset("Process", "reds"), done)
+        struct.pack_into("<Q", image.data, process + image.layout.offset("Process", "reds"), done)
         assert int(held > 0) == sweep.turn().torn
         slots, speeds, _ = sweep.top("reductions", 6)
         rates.append(dict(zip(slots.tolist(), speeds.tolist(), strict=True)).get(4))
@@ -67,7 +67,7 @@ def test_a_process_that_was_missed_has_no_rate_until_it_is_seen_twice():
 
 def test_a_process_that_ended_leaves_the_table():
     """
-    An empty slot is nobody, whatever was there before.
+    An empty slot is no process, whatever was there before.
     """
     image = make(6)
     viewer = view(image)
@@ -103,7 +103,7 @@ def test_a_table_that_costs_more_than_the_budget_is_read_in_parts():
         ((0, "here"), (0, "there"), 32),
     ],
 )
-def test_collections_are_told_by_their_count_and_by_where_the_heap_lies(
+def test_collections_are_detected_by_their_count_and_by_where_the_heap_lies(
     before: tuple[int, str], after: tuple[int, str], words: int
 ):
     """
@@ -114,13 +114,15 @@ def test_collections_are_told_by_their_count_and_by_where_the_heap_lies(
     now = [10.0]
     table = ProcessTable(viewer.target, LOAD)
     sweep = Sweep(table, viewer.heaps, 1.0, clock=lambda: now[0])
-    place = int(table.snapshot().rows["pointer"][4]) - BASE
+    process = int(table.snapshot().rows["pointer"][4]) - BASE
     fields = [
-        place + image.layout.offset("Process", name) for name in ("heap", "htop", "stop", "hend")
+        process + image.layout.offset("Process", name) for name in ("heap", "htop", "stop", "hend")
     ]
     for count, where in (before, after):
         shift = 8 if where == "there" else 0
-        struct.pack_into("<H", image.data, place + image.layout.offset("Process", "gen_gcs"), count)
+        struct.pack_into(
+            "<H", image.data, process + image.layout.offset("Process", "gen_gcs"), count
+        )
         for field in fields if shift else ():
             (value,) = struct.unpack_from("<Q", image.data, field)
             struct.pack_into("<Q", image.data, field, value + shift)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scope_ebpf.beam.code.captured_words import Shaper
+from scope_ebpf.beam.code.captured_words import ShapeFormatter
 from scope_ebpf.beam.code.functions import Function, Pattern, parse
 from scope_ebpf.beam.layouts import load
 from scope_ebpf.cli.calls import calls, choose, seconds
@@ -114,14 +114,14 @@ def small(number: int) -> int:
     return (number << 4 | SMALL) & 0xFFFFFFFFFFFFFFFF
 
 
-def shaper(monkeypatch: pytest.MonkeyPatch, release: int) -> Shaper:
+def shaper(monkeypatch: pytest.MonkeyPatch, release: int) -> ShapeFormatter:
     codec = SimpleNamespace(text=lambda term: f"<0.{term >> 4}.0>")
     for name in ("PidCodec", "PortCodec"):
         monkeypatch.setattr(
             f"scope_ebpf.beam.code.captured_words.{name}.of", lambda _, codec=codec: codec
         )
     layout = load(release, usdt=False, interpreter=False)
-    return Shaper(SimpleNamespace(layout=layout), Names())
+    return ShapeFormatter(SimpleNamespace(layout=layout), Names())
 
 
 def pieces(*rows: tuple[int, ...]) -> np.ndarray:

@@ -281,10 +281,10 @@ def rewritten(path: Path, change, kind: BlockKind = BlockKind.HEAD) -> Path:
     """
     with path.open("rb") as file:
         blocks = list(Frames(file))
-    place = next(n for n, block in enumerate(blocks) if block.kind == kind)
-    document = json.loads(blocks[place].payload)
+    index = next(n for n, block in enumerate(blocks) if block.kind == kind)
+    document = json.loads(blocks[index].payload)
     change(document)
-    blocks[place] = frames.Block(kind, json.dumps(document).encode())
+    blocks[index] = frames.Block(kind, json.dumps(document).encode())
     path.write_bytes(frames.start() + b"".join(frame(*block) for block in blocks))
     return path
 
@@ -411,7 +411,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture, command: list[str]
 ):
     """
-    A FIFO that nobody writes to, a device and a folder are each refused in one line.
+    A FIFO without a writer, a device and a folder are each refused in one line.
     """
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", "/dev/zero", "/dev/tty", tmp_path, "a\0b"):
@@ -421,7 +421,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
         assert "no regular file" in said or "cannot read a" in said
 
 
-def test_what_nobody_thought_of_is_a_message(path: Path, monkeypatch, capsys):
+def test_an_unforeseen_error_is_a_message(path: Path, monkeypatch, capsys):
     """
     A capture that makes Python fail further on is one line, too, with the exit code of captures.
     """
@@ -499,7 +499,7 @@ def test_numbers_beyond_what_a_format_holds_are_cut_to_it(tmp_path: Path):
 
 def test_a_capture_that_has_just_been_begun_has_no_records_yet(path: Path):
     """
-    Who follows a file that is being written finds nothing in it; there is no summary of it.
+    A reader of a file that is being written finds nothing in it; there is no summary of it.
     """
     path.write_bytes(frames.start())
     assert 0 == len(read(path))
@@ -519,8 +519,8 @@ def older() -> dict:
     kinds["send"]["id"], kinds["receive"]["id"] = kinds["receive"]["id"], kinds["send"]["id"]
     kinds["gc"]["classes"] = ["minor", "major"]
     fields = kinds["receive"]["fields"]
-    place = next(n for n, field in enumerate(fields) if field[0] == "sender")
-    fields[place][0] = "forgotten"
+    index = next(n for n, field in enumerate(fields) if field[0] == "sender")
+    fields[index][0] = "forgotten"
     kinds["telepathy"] = kinds.pop("hibernate")
     return described
 
@@ -625,7 +625,7 @@ def test_a_message_is_paired_by_receiver_and_address():
 
 def test_an_address_that_is_used_again_is_another_message():
     """
-    A message that nobody received gives way to the next one at its address, and is counted.
+    A message that was not received is replaced by the next one at its address, and is counted.
     """
     flows = Flows()
     lost, sent = flows.send(1, 2, 0xA), flows.send(1, 2, 0xA)
@@ -634,7 +634,7 @@ def test_an_address_that_is_used_again_is_another_message():
     assert (1, 1, 1) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_nobody_sent_is_not_guessed():
+def test_an_unknown_sender_is_not_guessed():
     """
     A receive from another sender, or of a message that is not known, has no send.
     """
@@ -646,7 +646,7 @@ def test_what_nobody_sent_is_not_guessed():
     assert (0, 2, 2) == (flows.paired, flows.unreceived, flows.unsent)
 
 
-def test_what_ports_nodes_and_timers_sent_is_told_apart():
+def test_messages_of_ports_nodes_and_timers_are_distinguished():
     """
     Of the messages without a send, those of a port, a node, or the VM's services.
     """

@@ -84,9 +84,9 @@ def test_each_term_is_asked_for_once():
     assert [([3, 5], False)] == terms.asked
 
 
-def test_pids_that_were_text_are_told_apart():
+def test_pids_that_were_text_are_distinguished():
     """
-    Records of USDT probes hold pids in another form, and whoever makes texts is told.
+    Records of USDT probes hold pids in another form, which is passed to the maker of texts.
     """
     terms = Terms()
     columns("exit", record("exit", process=3, flags=events.FLAG_TEXT_PID), terms)

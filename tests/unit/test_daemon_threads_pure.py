@@ -84,7 +84,7 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> list[TaskFaults]:
     """
     found = [TaskFaults(100 + number, "normal", number, 0, 0) for number in (1, 2)]
     monkeypatch.setattr(threads, "faults", lambda _pid: list(found))
-    monkeypatch.setattr(threads, "SchedulerPlaces", Places)
+    monkeypatch.setattr(threads, "SchedulerFinder", Places)
     return found
 
 

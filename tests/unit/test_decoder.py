@@ -43,7 +43,7 @@ def test_the_library_says_what_its_package_says(functions: list[tuple[int, bytes
     assert len(functions) == 5
     for address, body in functions:
         ours, theirs = (
-            list(way.decode(body, address, registers=True)) for way in (library, package)
+            list(decoder.decode(body, address, registers=True)) for decoder in (library, package)
         )
         assert ours == theirs
         assert len(ours) > 5

@@ -51,7 +51,7 @@ def test_one_vm_does_not_hide_the_others(
 
 def test_one_vm_does_not_hide_what_is_wrong_with_others():
     """
-    Of a target that leads to an error that nobody thought of, that is all that is told.
+    For a target that leads to an unforeseen error, that error is all that is shown.
     """
     seen = health([SimpleNamespace(pid=7), SimpleNamespace(pid=8)])
     assert [(None, None)] * 2 == [(one.trouble, one.usage) for one in seen]

@@ -234,7 +234,7 @@ def test_hostile_names_stay_within_their_tracks(tmp_path: Path):
 @pytest.mark.parametrize("form", ["perfetto", "jsonl", "parquet", "otlp"])
 def test_a_damaged_capture_ends_no_export(tmp_path: Path, form: str):
     """
-    Whatever the numbers of a record are, each export has a place for it, or leaves it out.
+    Whatever the numbers of a record are, each export has a field for it, or leaves it out.
     """
     random = np.random.default_rng(23)
     records = np.tile(story(), 60)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Code upgrades in planted orders of events: which versions there are, and which gaps are told.
+Code upgrades in planted orders of events: which versions there are, and which gaps are reported.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def test_loads_of_other_modules_make_no_version():
 
 
 @pytest.mark.parametrize("last", [0x400, FIRST])
-def test_a_whole_round_of_tables_is_told_from_none(last: int):
+def test_a_whole_round_of_tables_is_distinguished_from_none(last: int):
     """
     Three loads lead to the same table again, perhaps to the same address: the others have changed.
     """
@@ -307,7 +307,7 @@ def test_the_table_that_was_written_last_is_found_in_the_circle(
 
 class Run:
     """
-    A VM at work, and whoever follows it: each at any moment of the other.
+    A VM at work, and the follower of its code: each at any moment of the other.
 
     Every call of code that can be called and has no breakpoint is *unseen*. Between two readings
     of the tables there are at most *loads*; with *fresh* addresses none is used again.
@@ -367,17 +367,15 @@ class Run:
         self.follow.watch(self.follow.wanted[:4])
 
     def untold(self) -> list[tuple[int, int]]:
-        told = [(v.end_ns - v.gap_ns, v.end_ns) for v in self.follow.all if v.gap_ns]
-        return [call for call in self.unseen if not any(a <= call[0] <= b for a, b in told)]
+        gaps = [(v.end_ns - v.gap_ns, v.end_ns) for v in self.follow.all if v.gap_ns]
+        return [call for call in self.unseen if not any(a <= call[0] <= b for a, b in gaps)]
 
 
 @pytest.mark.parametrize("knows_active", [True, False])
 @pytest.mark.parametrize(("loads", "fresh"), [(2, False), (1000, True)])
-def test_no_call_is_missing_outside_the_gaps_that_are_told(
-    knows_active: bool, loads: int, fresh: bool
-):
+def test_no_call_is_missing_outside_the_reported_gaps(knows_active: bool, loads: int, fresh: bool):
     """
-    In random orders of loads, purges, looks and breakpoints each call is seen or in a told gap.
+    In random orders of loads, purges, looks and breakpoints each call is seen or in a reported gap.
     """
     missed = 0
     for seed in range(300):

@@ -130,10 +130,10 @@ class Code:
     code: bytes
 
     def read(self, address: int, size: int) -> bytes:
-        place = address - START
-        if not 0 <= place <= len(self.code) - size:
+        offset = address - START
+        if not 0 <= offset <= len(self.code) - size:
             raise UnreadableMemoryError("no such memory")
-        return self.code[place : place + size]
+        return self.code[offset : offset + size]
 
 
 def jit(code: str) -> tuple[JitFrames, int]:
@@ -149,23 +149,23 @@ def jit(code: str) -> tuple[JitFrames, int]:
         ("4883ec18 90 4883c418 c3", 4, (24,)),
         ("50 90 58 c3", 1, (8,)),  # push rax; nop; pop rax; ret
         ("488d642408 c3", 0, (8,)),  # lea rsp,[rsp+8]; ret
-        ("7405 4883c408 c3 4883c410 c3", 0, (8, 16)),  # je: two ways out
+        ("7405 4883c408 c3 4883c410 c3", 0, (8, 16)),  # je: two exits
         ("ebfe", 0, ()),  # for ever
         ("4883c410 e9fb0f0000", 0, (16,)),  # add rsp,16; jmp elsewhere: a tail call
         ("90 e800000000 4883c420 c3", 0, (32,)),  # what it calls gives back what it took
     ],
-    ids=["leaf", "entry", "body", "push", "lea", "ways", "loop", "tail call", "call"],
+    ids=["leaf", "entry", "body", "push", "lea", "branch", "loop", "tail call", "call"],
 )
 def test_a_frame_is_as_large_as_what_the_function_gives_back(code: str, shift: int, sizes):
     """
-    The distances to the return address on every way to a return.
+    The distances to the return address on every path to a return.
     """
     frames, end = jit(code)
     assert sizes == frames.sizes(START + shift, START, end)
 
 
 @pytest.mark.parametrize(
-    ("code", "place"),
+    ("code", "found_in"),
     [
         ("4889ec", "rbp"),  # mov rsp,rbp
         (
@@ -176,12 +176,12 @@ def test_a_frame_is_as_large_as_what_the_function_gives_back(code: str, shift: i
         ("90909090", "stop"),
     ],
 )
-def test_the_erlang_stack_is_where_the_code_behind_the_call_takes_it_from(code: str, place: str):
+def test_the_erlang_stack_is_where_the_code_behind_the_call_takes_it_from(code: str, found_in: str):
     """
     The first instruction that sets the stack pointer says it; without one it is in the process.
     """
     frames = JitFrames(Code(bytes.fromhex(code.replace(" ", "")) + b"\x90" * 600))
-    assert place == frames.put_down(START)
+    assert found_in == frames.put_down(START)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which process is looked at, told from all that it may become.
+Which process is observed, distinguished from all that it may become.
 """
 
 from __future__ import annotations
@@ -91,20 +91,20 @@ def watched(found: Identity) -> None:
 
 
 @pytest.fixture(params=[EventWatch, MemoryWatch], ids=["event", "memory"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+def watch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
     """
-    Each way to hear of an exec; the first takes Linux 5.13.
+    Each watch for an exec; the first takes Linux 5.13.
     """
     if request.param is EventWatch:
         try:
             EventWatch(os.getpid()).close()
         except OSError as error:
-            require(False, f"no perf event tells of an exec here: {error}")
+            require(False, f"no perf event reports an exec here: {error}")
     monkeypatch.setattr(module, "watch_execs", request.param)
     return request.param
 
 
-def test_a_process_that_goes_on_is_itself(way: type):
+def test_a_process_that_goes_on_is_itself(watch: type):
     """
     Whatever it does besides, its identity holds, with its file and its ids.
     """
@@ -129,33 +129,33 @@ def test_a_process_that_goes_on_is_itself(way: type):
     ],
     ids=["another file", "itself", "in a thread"],
 )
-def test_a_process_that_executes_a_program_is_another(way: type, what: str, said: str):
+def test_a_process_that_executes_a_program_is_another(watch: type, what: str, said: str):
     """
     Also if it is the same program, or another thread executes it; from then on nothing is read.
     """
     with python(what) as process:
         found = identity_of(process.pid)
         memory = Memory(process.pid, found.process)
-        place = int(Path(f"/proc/{process.pid}/maps").read_text().partition("-")[0], 16)
-        assert len(memory.read(place, 4)) == 4
+        address = int(Path(f"/proc/{process.pid}/maps").read_text().partition("-")[0], 16)
+        assert len(memory.read(address, 4)) == 4
         send(process)
         with pytest.raises(NoSuchProcessError, match=said):
             watched(found)
-        for use in (found.check, lambda: memory.read(place, 4)):
+        for use in (found.check, lambda: memory.read(address, 4)):
             with pytest.raises(NoSuchProcessError, match=said):
                 use()
 
 
-def test_a_process_that_ends_has_ended(way: type):
+def test_a_process_that_ends_has_ended(watch: type):
     """
-    That is not told as a change.
+    That is not reported as a change.
     """
     with python("") as process:
         found = identity_of(process.pid)
         send(process)
-        with pytest.raises(NoSuchProcessError, match="has ended") as told:
+        with pytest.raises(NoSuchProcessError, match="has ended") as raised:
             watched(found)
-        assert not isinstance(told.value, TargetChangedError)
+        assert not isinstance(raised.value, TargetChangedError)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_process_that_changes_one_of_its_ids_is_another(what: str):
     """
     Real, effective, saved: each counts.
     """
-    require(os.geteuid() == 0, "only root may become somebody else")
+    require(os.geteuid() == 0, "only root may become another user")
     with python(f"{what}\n{GOES_ON}") as process:
         found = identity_of(process.pid)
         send(process)
@@ -187,7 +187,7 @@ def test_another_file_than_the_one_that_was_opened_is_a_change():
 )
 def test_a_file_with_the_rights_of_another_is_no_target(tmp_path: Path, bit: int, which: str):
     """
-    Whoever owns it.
+    For any owner.
     """
     file = tmp_path / "cat"
     file.write_bytes(Path("/bin/cat").read_bytes())
@@ -201,7 +201,7 @@ def test_a_file_with_the_rights_of_another_is_no_target(tmp_path: Path, bit: int
         process.communicate()
 
 
-def test_a_process_that_was_let_go_of_is_told_as_ended():
+def test_a_released_process_is_reported_as_ended():
     """
     Its descriptors may be another one's by then, so nothing is asked of them.
     """
@@ -214,7 +214,7 @@ def test_a_process_that_was_let_go_of_is_told_as_ended():
 
 def test_what_is_held_of_a_process_goes_with_it():
     """
-    No descriptor stays when nobody needs the identity any more.
+    No descriptor stays when the identity is not used any more.
     """
     binary = Binary.open(Path("/proc/self/exe"))
     before = sorted(Path("/proc/self/fd").iterdir())
@@ -235,7 +235,7 @@ def holder(monkeypatch: pytest.MonkeyPatch) -> Iterator[attacher.Holder]:
     made = attacher.Holder(its)
     made.links = []
 
-    def link(program: int, path: bytes, pid: int, places: dict[str, object]) -> list[int]:
+    def link(program: int, path: bytes, pid: int, options: dict[str, object]) -> list[int]:
         reading, writing = os.pipe()
         made.links.append((os.path.realpath(path).decode(), reading))
         return [writing]
@@ -247,7 +247,7 @@ def holder(monkeypatch: pytest.MonkeyPatch) -> Iterator[attacher.Holder]:
 
 def ask(holder: attacher.Holder, file: Path, pidfd: int) -> list[int]:
     """
-    Attach one program to a place of *file*.
+    Attach one program to an offset of *file*.
     """
     fds = [os.open(file, os.O_RDONLY), os.dup(pidfd), os.open("/dev/null", os.O_RDONLY)]
     request = {"multi": True, "pid": 1, "programs": [{"offsets": [16]}]}
@@ -301,7 +301,7 @@ def test_a_breakpoint_of_a_process_that_has_ended_goes_out_at_once(
 @pytest.mark.parametrize("seconds", [1e300, float("inf")])
 def test_a_wait_of_any_length_begins(seconds: float):
     """
-    poll(2) takes no more milliseconds than an int has; the end of the process is told as ever.
+    poll(2) takes no more milliseconds than an int has; the end of the process is reported as ever.
     """
     with subprocess.Popen(["true"]) as other:
         assert Process(other.pid).poller()(seconds)

@@ -28,7 +28,7 @@ def target(otp: str, erts: str) -> SimpleNamespace:
 
 # From the debug information of the headers of each version of OTP.
 @pytest.mark.parametrize(
-    ("otp", "erts", "struct", "field", "place"),
+    ("otp", "erts", "struct", "field", "offset"),
     [
         ("24", "12.1.2", "ErtsAlignedSchedulerData", "sizeof", 41856),
         ("24", "12.2.1", "ErtsSchedulerData", "gc_info.garbage_cols", 41680),
@@ -45,12 +45,12 @@ def target(otp: str, erts: str) -> SimpleNamespace:
         ("28", "16.4", "ErtsPSD", "sizeof", 112),
     ],
 )
-def test_the_version_of_erts_decides(otp: str, erts: str, struct: str, field: str, place: int):
+def test_the_version_of_erts_decides(otp: str, erts: str, struct: str, field: str, offset: int):
     """
     A field that moved within a release is where this version has it.
     """
     layout = live.layout_for(target(otp, erts))
-    assert (place, True) == (layout.offset(struct, field), layout.exact)
+    assert (offset, True) == (layout.offset(struct, field), layout.exact)
 
 
 def test_monitors_are_numbered_as_the_version_does():

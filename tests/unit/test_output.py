@@ -35,7 +35,7 @@ def whole(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.parametrize("mask", [0, 0o777])
 def test_a_file_is_for_its_owner_alone(tmp_path: Path, mask: int, whole: bool):
     """
-    What is written can be read by its owner and by nobody else, whatever the umask.
+    What is written can be read by its owner and by no other user, whatever the umask.
     """
     before = os.umask(mask)
     try:
@@ -48,7 +48,7 @@ def test_a_file_is_for_its_owner_alone(tmp_path: Path, mask: int, whole: bool):
 
 def test_a_file_is_replaced_by_another(tmp_path: Path, whole: bool):
     """
-    A file that was there gives way to a new one: what else has a link to it keeps its contents.
+    A file that was there is replaced by a new one: what else has a link to it keeps its contents.
     """
     path, other = tmp_path / "run.scope", tmp_path / "other"
     other.write_bytes(b"precious")
@@ -133,7 +133,7 @@ def test_folders_and_sockets_are_refused(tmp_path: Path, whole: bool):
 
 def test_a_pipe_needs_a_reader(tmp_path: Path, whole: bool):
     """
-    A FIFO that nobody reads from is refused at once, and one with a reader is written to.
+    A FIFO without a reader is refused at once, and one with a reader is written to.
     """
     path = tmp_path / "fifo"
     os.mkfifo(path)
@@ -162,7 +162,7 @@ def test_devices_stay_devices(whole: bool):
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_our_own_descriptors_are_links_that_are_followed(tmp_path: Path, name: str, whole: bool):
     """
-    /dev/stdout leads where whoever started us lets it, behind what was written there before.
+    /dev/stdout leads where the parent process lets it, behind what was written there before.
     """
     program = (
         "import os, sys\nfrom scope_ebpf import output\nos.write(1, b'first,')\n"

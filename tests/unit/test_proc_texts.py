@@ -92,9 +92,9 @@ def test_a_thread_does_not_name_itself_another_count(tmp_path: Path):
     assert 5 == found.waits
 
 
-def test_whose_user_is_not_told_is_not_taken_for_roots(tmp_path: Path):
+def test_a_process_of_an_unknown_user_is_not_taken_for_roots(tmp_path: Path):
     """
-    Root is held to nothing, so nobody is root by default.
+    Root has no limits, so no owner is root by default.
     """
     (tmp_path / "7").mkdir()
     (tmp_path / "7/status").write_bytes(b"Name:\tbeam\n")
@@ -117,7 +117,7 @@ def test_a_cgroups_name_is_one_path(tmp_path: Path, end: str):
 @pytest.mark.parametrize("end", BREAKS, ids=ascii)
 def test_a_mapped_files_name_is_one_path(tmp_path: Path, end: str):
     """
-    No file is mapped but those that the kernel tells.
+    No file is mapped but those that the kernel lists.
     """
     folder = tmp_path / f"x{end}1000-2000 r-xp 0 0:0 0 "
     folder.mkdir()
@@ -125,8 +125,8 @@ def test_a_mapped_files_name_is_one_path(tmp_path: Path, end: str):
     with (folder / "evil").open("rb") as file:
         held = mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
     with held:
-        places = {one.path for one in nifs._libraries(os.getpid())}
-        assert (str(folder / "evil") in places, "/evil" in places) == (True, False)
+        paths = {one.path for one in nifs._libraries(os.getpid())}
+        assert (str(folder / "evil") in paths, "/evil" in paths) == (True, False)
         assert [] == [one for one in regions(os.getpid()) if one.start == 0x1000]
 
 

@@ -24,7 +24,7 @@ from scope_ebpf.sinks.speedscope import speedscope
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_the_outermost_frames_are_who_ran():
+def test_the_outermost_frames_are_the_processes():
     """
     Time by process or thread, the most first.
     """
@@ -77,8 +77,8 @@ def test_the_tree_holds_each_nanosecond_once():
     assert 110_000_000 == root.weight
     for _, _, node in root.walk():
         assert node.weight == node.own + sum(c.weight for c in node.children.values())
-    places = sorted((depth, start, node.frame.name) for depth, start, node in root.walk())
-    assert [(1, 0, "(scheduler)"), (1, 50_000_000, "shop_cart")] == places[1:3]
+    boxes = sorted((depth, start, node.frame.name) for depth, start, node in root.walk())
+    assert [(1, 0, "(scheduler)"), (1, 50_000_000, "shop_cart")] == boxes[1:3]
 
 
 def test_collapsed_stacks_are_one_line_each_with_the_line_of_the_source():
@@ -114,7 +114,7 @@ def test_a_speedscope_document_has_all_samples_and_each_thread():
     assert [20_000_000, 50_000_000, 30_000_000, 10_000_000] == whole["weights"]
     assert whole["endValue"] == sum(whole["weights"])
     assert (3, 1) == (len(first["samples"]), len(second["samples"]))
-    shown = [frames[place] for place in first["samples"][0]]
+    shown = [frames[index] for index in first["samples"][0]]
     assert ["shop_cart", "shop:loop/1", "shop:price/2", "ets_lookup_2"] == [
         f["name"] for f in shown
     ]
@@ -132,11 +132,11 @@ def test_a_pprof_profile_reads_back():
     types = [(text[t.type], text[t.unit]) for t in read.sample_type]
     assert [("samples", "count"), ("cpu", "nanoseconds")] == types
     functions = {f.id: f for f in read.function}
-    places = {
+    locations = {
         p.id: [(text[functions[n.function_id].name], n.line) for n in p.line] for p in read.location
     }
     found = {
-        tuple(places[place][0] for place in sample.location_id): list(sample.value)
+        tuple(locations[number][0] for number in sample.location_id): list(sample.value)
         for sample in read.sample
     }
     stack = (("shop:price/2", 40), ("shop:loop/1", 12), ("shop_cart", 0))
@@ -151,13 +151,13 @@ def test_a_pprof_profile_has_the_wire_numbers_of_the_published_schema():
     What another reader of the format sees: field 1 sample types, 2 samples, 4 locations, 5
     functions, 6 strings, 10 the duration, 12 the period.
     """
-    data, place, seen = gzip.decompress(pprof(profile())), 0, {}
-    while place < len(data):
-        key, place = varint(data, place)
-        value, place = varint(data, place)
+    data, at, seen = gzip.decompress(pprof(profile())), 0, {}
+    while at < len(data):
+        key, at = varint(data, at)
+        value, at = varint(data, at)
         if key & 7 == 2:
-            seen.setdefault(key >> 3, []).append(data[place : place + value])
-            place += value
+            seen.setdefault(key >> 3, []).append(data[at : at + value])
+            at += value
         else:
             assert 0 == key & 7
             seen.setdefault(key >> 3, []).append(value)
@@ -165,14 +165,14 @@ def test_a_pprof_profile_has_the_wire_numbers_of_the_published_schema():
     assert (2, 3, b"", [1_000_000_000]) == (len(seen[1]), len(seen[2]), seen[6][0], seen[10])
 
 
-def varint(data: bytes, place: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[place]
+        byte = data[at]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        at, shift = at + 1, shift + 7
         if byte < 0x80:
-            return value, place
+            return value, at
 
 
 @pytest.mark.parametrize("made", [profile, hostile])

@@ -6,13 +6,18 @@ Memory that is read by another process: what it gives, and what becomes of one t
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import mmap
 import os
+import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from beams_run import PATIENCE
 
 from scope_ebpf.beam.memory import process_memory, reader_child
 from scope_ebpf.beam.memory.process_memory import Memory, UnreadableMemoryError
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEXT = bytes(range(256)) * 8192
-PLACE = ctypes.create_string_buffer(TEXT)
+BUFFER = ctypes.create_string_buffer(TEXT)
 #: A child that says that it is there, and does with the first request what comes behind this.
 BEGIN = """
 import os, sys, time
@@ -42,10 +47,10 @@ def readers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[[str | None], Readers]]:
     """
-    Makes what reads memory from now on: our child, or one that behaves as it is told to.
+    Makes what reads memory from now on: our child, or one that behaves as *acts* says.
     """
     made = []
-    monkeypatch.setattr(process_memory._How, "way", process_memory._How.way)
+    monkeypatch.setattr(process_memory._Current, "reader", process_memory._Current.reader)
 
     def make(behaviour: str | None = None) -> Readers:
         child = tmp_path / "child.py"
@@ -63,14 +68,14 @@ def readers(
 
 def test_it_reads_what_is_read_without_it(readers):
     """
-    Words, many pieces at once, two megabytes, and what is not there.
+    Words, many ranges at once, two megabytes, and memory that is not there.
     """
     readers()
-    own, start = Memory(os.getpid()), ctypes.addressof(PLACE)
+    own, start = Memory(os.getpid()), ctypes.addressof(BUFFER)
     assert int.from_bytes(TEXT[8:16], "little") == own.u64(start + 8)
     assert own.read(start, len(TEXT)) == TEXT
-    places = np.arange(start, start + 3000 * 8, 8, dtype=np.uint64)
-    rows, good = own.gather(np.concatenate([places, np.array([8], np.uint64)]), 8)
+    addresses = np.arange(start, start + 3000 * 8, 8, dtype=np.uint64)
+    rows, good = own.gather(np.concatenate([addresses, np.array([8], np.uint64)]), 8)
     assert rows[:-1].tobytes() == TEXT[: 3000 * 8]
     assert [True] * 3000 + [False] == good.tolist()
     with pytest.raises(UnreadableMemoryError):
@@ -87,12 +92,12 @@ def test_one_that_hangs_is_left_behind(readers):
     hanging.begin(0.2)
     (pid,) = hanging.pids()
     with pytest.raises(NoAnswerError, match=r"cannot be read within 0\.2 s"):
-        Memory(os.getpid()).u64(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u64(ctypes.addressof(BUFFER))
     assert not hanging.pids()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert not hanging.left()
     readers()
-    assert Memory(os.getpid()).u16(ctypes.addressof(PLACE)) == 0x100
+    assert Memory(os.getpid()).u16(ctypes.addressof(BUFFER)) == 0x100
 
 
 @pytest.mark.parametrize(
@@ -111,25 +116,25 @@ def test_an_answer_that_is_none_is_refused(readers, behaviour: str):
     """
     wrong = readers(behaviour + "\ntime.sleep(1000)")
     with pytest.raises(ReadRefusedError, match="has ended"):
-        Memory(os.getpid()).u64(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u64(ctypes.addressof(BUFFER))
     assert not wrong.pids()
 
 
 def test_one_that_was_killed_is_replaced(readers):
     """
-    Who reads does not notice.
+    The reading thread does not notice.
     """
     ours = readers()
     ours.begin()
     (pid,) = ours.pids()
     os.kill(pid, 9)
-    assert Memory(os.getpid()).u16(ctypes.addressof(PLACE)) == 0x100
+    assert Memory(os.getpid()).u16(ctypes.addressof(BUFFER)) == 0x100
     assert [pid] != ours.pids()
 
 
 def test_one_that_does_not_start_is_refused(readers, tmp_path: Path):
     """
-    A program that is none ends at once.
+    A missing program ends at once.
     """
     broken = readers("")
     broken._child = tmp_path / "nothing"
@@ -139,7 +144,7 @@ def test_one_that_does_not_start_is_refused(readers, tmp_path: Path):
 
 def test_each_thread_has_its_own(readers):
     """
-    So that none waits for what another reads; all end together.
+    So that no thread waits for another's reading; all end together.
     """
     ours = readers()
     ours.begin()
@@ -149,14 +154,14 @@ def test_each_thread_has_its_own(readers):
     assert len(set(ours.pids())) == 2
     ours.close()
     with pytest.raises(ReadRefusedError, match="any more"):
-        Memory(os.getpid()).u16(ctypes.addressof(PLACE))
+        Memory(os.getpid()).u16(ctypes.addressof(BUFFER))
 
 
-def test_the_child_is_asked_as_many_pieces_as_the_kernel_takes():
+def test_the_child_is_asked_for_as_many_ranges_as_the_kernel_takes():
     """
     What the child has room for is what a memory asks for at most.
     """
-    assert reader_child.PIECES == process_memory.IOV_MAX * process_memory._IOVEC.itemsize
+    assert reader_child.IOVECS_BYTES == process_memory.IOV_MAX * process_memory._IOVEC.itemsize
 
 
 def test_an_owner_is_refused_after_three_readings_that_hang():
@@ -178,3 +183,33 @@ def test_an_owner_is_refused_after_three_readings_that_hang():
     assert "3 processes of uid 666" in hangs.refusal(EVIL)
     now[0] += PERIOD
     assert not hangs.refusal(EVIL)
+
+
+def test_the_child_answers_with_the_bytes_that_it_read_or_the_error():
+    """
+    It says that it is there, reads ranges behind each other, and ends with its channel.
+    """
+    shared = mmap.mmap(-1, reader_child.IOVECS_BYTES + mmap.PAGESIZE)
+    view = ctypes.c_char.from_buffer(shared)
+    ours, its = socket.socketpair()
+    child = threading.Thread(
+        target=reader_child.serve, args=(its.fileno(), ctypes.addressof(view)), daemon=True
+    )
+    child.start()
+
+    def asked(pid: int) -> int:
+        ours.send(reader_child.REQUEST.pack(pid, 2, 12))
+        return reader_child.ANSWER.unpack(ours.recv(64))[0]
+
+    with its, ours:
+        ours.settimeout(PATIENCE)
+        assert reader_child.ANSWER.pack(0) == ours.recv(64)
+        start = ctypes.addressof(BUFFER)
+        shared[:32] = struct.pack("<4Q", start + 64, 4, start, 8)
+        assert (12, -errno.ESRCH, 12) == (asked(os.getpid()), asked(2**22), asked(os.getpid()))
+        assert TEXT[64:68] + TEXT[:8] == shared[reader_child.IOVECS_BYTES :][:12]
+        ours.shutdown(socket.SHUT_RDWR)
+        child.join(PATIENCE)
+    assert not child.is_alive()
+    del view
+    shared.close()

@@ -171,7 +171,7 @@ cost: 1,234,567 hits, 0.013 s of CPU, 3.1% of the target's
 )
 def test_what_is_not_known_of_a_vm_is_not_made_up(state: VmState, line: str):
     """
-    A mailbox that could not be looked for is not called empty, and one of a part is told as such.
+    A mailbox that could not be looked for is not called empty, and one of a part is shown as such.
     """
     assert line in text(state=state).splitlines()
 
@@ -225,7 +225,7 @@ def test_a_node_without_a_name_is_called_that():
 
 def test_an_unknown_share_is_not_shown():
     """
-    Where the target's CPU time is not known the cost is told without a share of it.
+    Where the target's CPU time is not known the cost is shown without a share of it.
     """
     last = text(cost=Cost(5, 0.001, None)).splitlines()[-1]
     assert "cost: 5 hits, 0.001 s of CPU" == last

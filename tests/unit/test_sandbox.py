@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who parses files of others: what it may still do, and what becomes of it when it lies or hangs.
+The process that parses files of other users: its rights, and its end when it lies or hangs.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ os._exit(0)
 """
 
 
-def test_who_is_confined_may_still_compute():
+def test_a_confined_process_may_still_compute():
     """
     What parsing needs goes on: memory, arithmetic, reading what is open.
     """
@@ -130,21 +130,21 @@ def test_who_is_confined_may_still_compute():
         *("pidfd", "setuid", "affinity", "memfd"),
     ],
 )
-def test_who_is_confined_reaches_nothing(act: Callable[[], object]):
+def test_a_confined_process_reaches_nothing(act: Callable[[], object]):
     """
     No file, socket, process or user: the system call itself is refused.
     """
     assert "EPERM" == in_a_confined_child(act)
 
 
-def test_who_is_confined_has_so_much_memory_and_no_more():
+def test_a_confined_process_has_limited_memory():
     """
     A reservation beyond the limit fails in the child, and nowhere else.
     """
     assert "MemoryError" == in_a_confined_child(lambda: bytearray(limits.MEMORY))
 
 
-def test_who_is_confined_is_nobody(good: Path):
+def test_a_confined_process_has_a_user_of_its_own(good: Path):
     """
     Another user for each file, no group, no capability, none to be had, no way to look into it.
     """
@@ -212,7 +212,7 @@ def _readable(fd: int) -> None:
 
 def test_a_child_that_was_idle_is_replaced(good: Path):
     """
-    When nobody asked for a while it ends; the next question has its answer from another.
+    After a while without a question it ends; the next question has its answer from another.
     """
     binary = Binary.open(good)
     first = binary._parser._pid
@@ -234,7 +234,7 @@ def test_a_child_that_was_idle_is_replaced(good: Path):
 )
 def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasting: bool):
     """
-    Whatever ends it, the reason is told; what somebody else did to it is not the file's fault.
+    Whatever ends it, the reason is given; what another process did to it is not the file's fault.
     """
     binary = Binary.open(good)
     os.kill(binary._parser._pid, number)
@@ -244,7 +244,7 @@ def test_a_child_that_dies_is_a_refusal(good: Path, number: int, why: str, lasti
         assert lasting is refused.value.lasting
 
 
-def test_what_a_child_takes_is_who_asked_its(good: Path):
+def test_the_time_of_a_child_is_charged_to_its_user(good: Path):
     """
     Its CPU time is that of the thread that asked; a child that only waits takes none.
     """
@@ -290,7 +290,7 @@ def ask(binary: Binary) -> None:
 @pytest.mark.parametrize("number", [signal.SIGPROF, signal.SIGKILL])
 def test_a_child_that_has_ended_took_all_that_it_might(good: Path, number: int):
     """
-    Nobody is told what it took, so who asked is charged with the most.
+    What it took is not reported, so its user is charged with the most.
     """
     binary = Binary.open(good)
     parser = binary._parser
@@ -495,7 +495,7 @@ def test_a_refusal_is_remembered_for_an_hour_if_it_is_the_files_fault():
 
 def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
     """
-    Whoever opens it with the same memory of refusals has the reason at once, and no child.
+    An open with the same memory of refusals has the reason at once, and no child.
     """
     refusals = Refusals()
     binary = Binary.open(good, refusals=refusals)
@@ -504,9 +504,9 @@ def test_a_file_that_was_refused_is_not_parsed_again(good: Path):
         Binary.open(good, refusals=refusals)
 
 
-def test_a_piece_of_a_file_is_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bytes_of_a_file_are_asked_for_once(good: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    The next VM of a program asks for the same pieces, and no child is asked for them again.
+    The next VM of a program reads the same bytes, and no child is asked for them again.
     """
     asked: list[str] = []
     ask = client.Parser._exchange
@@ -540,7 +540,7 @@ def test_a_file_whose_owner_sets_its_time_back_is_another(good: Path):
 
 def test_numbers_are_of_their_range():
     """
-    The edges: the first and the last that are taken.
+    The bounds: the first and the last that are taken.
     """
     assert (0, U64) == (answers.integer(0), answers.integer(U64))
     for wrong in (-1, 1 << 64, True, 1.0, "1", None):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Files whose paths somebody else chose: what is opened for reading is a regular file, and below.
+Files whose paths another user chose: what is opened for reading is a regular file, and below.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_a_magic_link_is_not_followed(root: Path):
 @pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "null", "zero", "tty", "pty"])
 def test_what_is_no_regular_file_is_not_opened(root: Path, kind: str):
     """
-    A FIFO makes nobody wait, a device is not started, a terminal is not taken.
+    A FIFO does not block, a device is not started, a terminal is not taken.
     """
     path = root / "odd"
     if kind == "fifo":
@@ -124,9 +124,9 @@ def test_a_file_that_is_too_large_is_not_opened(root: Path):
         opened(root, "good", most=5)
 
 
-def test_a_lease_makes_nobody_wait(root: Path):
+def test_a_lease_does_not_block(root: Path):
     """
-    Whoever holds a lease on its file keeps others from opening it, for 45 seconds: not us.
+    The holder of a lease on a file keeps others from opening it, for 45 seconds, but not us.
     """
     script = (
         "import fcntl, os, signal, sys, time\n"
@@ -195,7 +195,7 @@ def test_a_reading_of_proc_is_bounded(tmp_path: Path):
 
 def test_an_inode_is_that_of_stat(tmp_path: Path):
     """
-    Of a file, of what a link leads to and of a running program, as stat(2) tells them.
+    Of a file, of what a link leads to and of a running program, as stat(2) returns them.
     """
     (tmp_path / "link").symlink_to(tmp_path)
     for path in (str(tmp_path), f"{tmp_path}/link", f"/proc/{os.getpid()}/exe"):

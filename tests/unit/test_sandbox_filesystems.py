@@ -64,7 +64,7 @@ def why(process: Path) -> str:
         (EXT4.replace("67", "68"), (True, False), "not seen any more"),
     ],
 )
-def test_who_may_serve_a_file_is_told_by_its_mount(
+def test_the_server_of_a_file_is_known_by_its_mount(
     process: Path,
     monkeypatch: pytest.MonkeyPatch,
     row: str,
@@ -103,9 +103,9 @@ def test_servers_are_known_by_their_users(
     folder.mkdir(parents=True)
     users = {}
     for number, user in enumerate(owners):
-        place = folder / str(number)
-        place.mkdir()
-        users[place.name] = user
+        process = folder / str(number)
+        process.mkdir()
+        users[process.name] = user
     status = Path.stat
 
     def stat(path: Path, **options: bool) -> os.stat_result:
@@ -120,18 +120,18 @@ def test_servers_are_known_by_their_users(
 
 def test_our_own_program_answers():
     """
-    The mount is found as the kernel tells it.
+    The mount is found as the kernel lists it.
     """
-    place = os.open("/proc/self/exe", os.O_PATH)
+    path_fd = os.open("/proc/self/exe", os.O_PATH)
     try:
-        filesystems.require_answers(place, "us", "/proc/self")
-        number = filesystems._mount_number(place)
+        filesystems.require_answers(path_fd, "us", "/proc/self")
+        number = filesystems._mount_number(path_fd)
     finally:
-        os.close(place)
-    place = b"%d" % number
-    assert filesystems._mount("/proc/self", filesystems._NUMBER, place)
+        os.close(path_fd)
+    wanted = b"%d" % number
+    assert filesystems._mount("/proc/self", filesystems._NUMBER, wanted)
     assert filesystems._mount("/proc/self", filesystems._NUMBER, b"%d" % (1 << 40)) is None
-    assert filesystems._mount("/proc/0", filesystems._NUMBER, place) is None
+    assert filesystems._mount("/proc/0", filesystems._NUMBER, wanted) is None
 
 
 @pytest.mark.parametrize("namespace", ["mnt", "user"])
@@ -139,14 +139,14 @@ def test_a_mount_is_the_hosts_by_both_namespaces(
     process: Path, monkeypatch: pytest.MonkeyPatch, namespace: str
 ):
     """
-    Who sees a server that seems to be root's must have its mounts and its rights from the host.
+    A process that sees a server of root must have its mounts and its rights from the host.
     """
     (process / "mountinfo").write_text(FUSE.format(0) + "\n")
     monkeypatch.setattr(filesystems, "_is_first", lambda path: path.name != namespace)
     assert "a user's process serves" in why(process)
 
 
-def test_a_mount_is_told_of_one_process(process: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_mount_is_found_of_one_process(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
     Where another process gets the number meanwhile, its namespaces are not taken for the first's.
     """
@@ -209,7 +209,7 @@ def test_a_root_without_a_mount_is_known_by_its_device(
     reason: str,
 ):
     """
-    A chroot into a user's filesystem is none into the host's, whoever made it.
+    A chroot into a user's filesystem is none into the host's, by whichever user it was made.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     monkeypatch.setattr(filesystems, "inode_of", lambda _: (os.makedev(*device), 1))
@@ -224,7 +224,7 @@ def test_a_root_without_a_mount_is_known_by_its_device(
 
 def test_a_mount_is_found_behind_many_others(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    Who mounts much does not hide what is mounted: more than 16 MiB are read for one row.
+    Many mounts do not hide one: more than 16 MiB are read for one row.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     other = EXT4.replace("67", "68") + ",x" * 500 + "\n"
@@ -234,7 +234,7 @@ def test_a_mount_is_found_behind_many_others(process: Path, monkeypatch: pytest.
 
 def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    What a row is read in is no row; nor is one believed whose kind may be behind its end.
+    A part of a row is no row, and a row whose kind may be behind its end is not used.
     """
     monkeypatch.setattr(filesystems, "_is_first", lambda _: True)
     head = "66 1 0:40 / /other rw - overlay over rw,lowerdir="
@@ -245,9 +245,9 @@ def test_a_long_row_has_no_other_in_it(process: Path, monkeypatch: pytest.Monkey
     assert "not seen any more" in why(process)
 
 
-def test_our_own_rights_are_told_where_no_descriptor_is_left():
+def test_our_own_rights_are_known_where_no_descriptor_is_left():
     """
-    Who has none is not taken for root of a user namespace, which checks nothing.
+    A process without rights is not taken for root of a user namespace, which checks nothing.
     """
     asked = filesystems.in_user_namespace.__wrapped__
     before, limits = asked(), resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -259,7 +259,7 @@ def test_our_own_rights_are_told_where_no_descriptor_is_left():
     assert before == now
 
 
-def test_rights_that_are_not_told_are_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_unknown_rights_are_an_error(monkeypatch: pytest.MonkeyPatch):
     """
     Only a kernel without user namespaces has none; they are asked for once.
     """

@@ -174,7 +174,7 @@ def test_text_is_one_line_for_any_name(atom: str):
 
 def test_a_process_is_named_where_its_name_is_known():
     """
-    Who a process is stands beside its pid; null where nobody knows.
+    The label of a process stands beside its pid; null where it is unknown.
     """
     output = io.StringIO()
     who = {3: "rabbit_event"}

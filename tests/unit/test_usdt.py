@@ -58,7 +58,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("text", OPERANDS)
 def test_every_form_of_an_operand_is_understood(text: str):
     """
-    Each operand that a compiler gives a probe is read as size, sign and place.
+    Each operand that a compiler gives a probe is read as size, sign and location.
     """
     assert (OPERANDS[text],) == parse(text)
 
@@ -66,7 +66,7 @@ def test_every_form_of_an_operand_is_understood(text: str):
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_an_operand_of_unknown_form_is_refused(text: str):
     """
-    An operand that we do not understand is refused and named, never guessed.
+    An unknown operand is refused and named, never guessed.
     """
     with pytest.raises(ArgumentError, match=re.escape(text.partition("@")[2] or text)):
         parse(text)
@@ -77,7 +77,7 @@ def test_arguments_keep_their_order():
     The arguments of a site come in the order of its note.
     """
     text = "8@%r12 8@-312(%rbp) 4@%r9d -4@$0 8@erts_this_node_sysname(%rip)"
-    assert tuple(OPERANDS.get(piece) or parse(piece)[0] for piece in text.split()) == parse(text)
+    assert tuple(OPERANDS.get(word) or parse(word)[0] for word in text.split()) == parse(text)
 
 
 def test_a_site_without_arguments_has_none():
@@ -102,8 +102,8 @@ def test_one_register_argument_among_unknown_ones_refuses_the_whole_site():
         parse("8@%rax 8@%xmm0")
 
 
-#: Pieces of operands in any order are closer to real ones than arbitrary text.
-PIECES = st.lists(
+#: Parts of operands in any order are closer to real ones than arbitrary text.
+PARTS = st.lists(
     st.sampled_from(
         ["8@", "-4@", "%", "(", ")", "$", "-", "+", ",", "0x", "rax", "rip", "symbol", "12", " "]
     ),
@@ -111,7 +111,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@given(st.one_of(st.text(), PIECES))
+@given(st.one_of(st.text(), PARTS))
 @example("8@$" + "9" * 5000)
 @example("8@$\u0663")
 @example("8@1_0(%rax)")

@@ -97,7 +97,7 @@ def run_tests(names: Collection[str]) -> None:
 
     One that is not there, or did not run, has failed.
     """
-    import pytest  # noqa: PLC0415 - not on every disk
+    import pytest  # not on every disk
 
     wanted = [name for name in names if is_wanted(name)]
     if not wanted:

@@ -361,7 +361,7 @@ TESTED = (
     "kernel/test_record.py::test_the_summary_of_a_capture_is_that_of_its_trace[stock25]",
     "kernel/test_record.py::test_the_kernels_switches_are_those_that_it_counts",
     "vm/arrows_test.py::test_each_message_of_a_ring_is_an_arrow[stock25]",
-    "kernel/test_calls.py::test_every_way_to_call_a_function_counts_once[stock25]",
+    "kernel/test_calls.py::test_every_kind_of_call_of_a_function_counts_once[stock25]",
     "kernel/test_calls.py::test_the_limit_ends_the_run_and_the_cost[stock25]",
     "kernel/test_calls.py::test_a_function_that_is_called_all_the_time_is_counted[stock25]",
     "kernel/test_calls.py::test_a_duration_is_that_of_its_own_call[stock25]",

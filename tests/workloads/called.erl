@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Calls target/2 in every way there is, as often as a command says; target/2 counts itself.
+%% Calls target/2 by every kind of call, as often as a command says; target/2 counts itself.
 -module(called).
 -export([start/0, target/2, loop/1, nest/1, nap/1, fail/1, tail/1, shapes/9, called/0]).
 
@@ -77,7 +77,7 @@ each(Fun, N) ->
     Fun(N),
     each(Fun, N - 1).
 
-%% The last thing it does is the call: it returns to whoever called this.
+%% The last thing it does is the call: it returns to the caller of this.
 tail(I) -> target(tail, I).
 
 %% Calls itself last: N + 1 calls; a process that does this is preempted at its entry.

@@ -3,7 +3,7 @@
 %%
 %% The VM's own reader of stdin would add a dozen messages to each command. A port on the two file
 %% descriptors adds one (the line), and nothing for the answer. Start the VM with -noinput, so that
-%% nobody else reads.
+%% no other process reads.
 -module(control).
 -export([serve/2, say/2, next/1]).
 

@@ -4,7 +4,7 @@
 %%
 %%   connect NODE   connects; done connect 1
 %%   remote N       N messages to the sink, one back when it has them all; done remote N
-%%   fill           messages of 64 KiB until the distribution port is busy, suspending nobody; done fill
+%%   fill           messages of 64 KiB until the distribution port is busy, suspending no process; done fill
 %%                  COUNT. It ends only if the peer does not read, so stop that one first (SIGSTOP).
 %%   block K        K processes send to the peer and are suspended: the line "suspended K", and
 %%                  "done block K" when all have sent after all (SIGCONT). The line is "passed" if
@@ -31,7 +31,7 @@ sink() ->
 command(_Control, ["connect", Name]) ->
     Node = list_to_atom(Name),
     true = net_kernel:connect_node(Node),
-    remote(Node, 1), % code for the way there and back is loaded
+    remote(Node, 1), % code for both directions is loaded
     "done connect 1";
 command(_Control, ["remote", N]) ->
     remote(peer(), list_to_integer(N)),
@@ -56,7 +56,7 @@ command(_Control, ["flood", Node, Async, N]) ->
     {status, Status} = process_info(Flood, status),
     ["done flood ", atom_to_list(Status)].
 
-%% Sends to who is being connected, or does not read; nobody waits for it.
+%% Sends to who is being connected, or does not read; no process waits for it.
 flood(Node, Async, N) ->
     Async andalso process_flag(async_dist, true),
     Data = binary:copy(<<0>>, 100000),

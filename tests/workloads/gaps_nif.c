@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Looks at the CPU's time stamps without pause and tells of what is missing between two of them:
+ * Reads the CPU's time stamps without pause and reports the gaps between two of them:
  * that was an interrupt, or another thread. What the looking itself takes is less than SHORTEST.
  */
 #include <erl_nif.h>

@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Inserts into ETS tables and sends tagged messages, as often as it is told to.
+%% Inserts into ETS tables and sends tagged messages, as often as a command says.
 %%
 %%   inserts N     N calls of ets:insert/2 into the table planted_table, N into one without a name
 %%   calls N       N messages {planted_call, N} and N messages planted_cast from main to a sink

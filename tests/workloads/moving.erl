@@ -1,8 +1,8 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Processes that move while they are looked at, and what the VM knows of others that hold still.
+%% Processes that change while they are read, and what the VM knows of others that do not.
 %%
 %% The moving ones run in a few functions of their own module alone, so that any other frame is of
-%% somebody else: moving_ping_N (every 10 ms), moving_busy (its heap is replaced every 10 ms),
+%% another process: moving_ping_N (every 10 ms), moving_busy (its heap is replaced every 10 ms),
 %% moving_server (a gen_server that is called 500 times a second), moving_slow (one with 40 callers,
 %% of which it takes one every 20 ms, and whose calls monitor it).
 %%
@@ -67,7 +67,7 @@ command(_, ["hog", N]) ->
     "done hog";
 command(_, ["inside"]) ->
     ok = names_nif:load(),
-    %% The answer comes first: whoever waits behind a native function may wait for ever.
+    %% The answer comes first: a process behind a native function may wait for ever.
     spawn_opt(fun() -> register(moving_inside, self()), nap(300), outer() end, [{scheduler, 2}]),
     "done inside";
 command(_, ["collect"]) ->

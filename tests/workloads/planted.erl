@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Plants events in a VM, as many as it is told to, so that an observer's counts can be compared with
+%% Plants events in a VM, as many as a command says, so that an observer's counts can be compared with
 %% the truth. Each command answers one line, "done NAME COUNT", when all of it has happened.
 %%
 %%   command            plants exactly                        and besides
@@ -39,7 +39,7 @@
 
 %% For erl -s planted.
 start() ->
-    %% A crash that was planted is no news: nobody logs it, so its exit is all that happens.
+    %% A crash that was planted is no news: it is not logged, so its exit is all that happens.
     _ = erlang:system_flag(system_logger, undefined),
     %% A heap so large that the main process hardly ever collects on its own.
     spawn_opt(?MODULE, main, [], [{min_heap_size, 100000}]).
@@ -146,7 +146,7 @@ messages(N) ->
     times(N rem (2 * ?BURST), fun() -> self() ! planted, receive planted -> ok end end),
     N.
 
-%% A few at once each way: mailboxes hold several, and the two schedulers both work.
+%% A few at once in each direction: mailboxes hold several, and the two schedulers both work.
 volley(Partner) ->
     times(?BURST, fun() -> Partner ! {planted, self()} end),
     times(?BURST, fun() -> receive planted -> ok end end).
@@ -186,7 +186,7 @@ collect(Type, N) ->
     times(N, fun() -> litter(), erlang:garbage_collect(self(), [{type, Type}]) end),
     N.
 
-%% Fifty list cells of two words, that nobody keeps.
+%% Fifty list cells of two words, that are garbage at once.
 litter() -> length(lists:seq(1, 50)).
 
 %%% Ports

@@ -1,6 +1,6 @@
 %% SPDX-License-Identifier: Apache-2.0
 %% A planted split of CPU time: of every hundred turns sixty go to split_a, thirty to split_b and ten
-%% to split_c, which do the same work. What each really took, measured in the VM, is told at the end.
+%% to split_c, which do the same work. The time of each, measured in the VM, is printed at the end.
 %%
 %%   run SECONDS [PROCESSES]   answers "done run A B C": microseconds of each, by the VM's own clock
 %%   waits SECONDS             answers "done waits A B": microseconds of two planted waits

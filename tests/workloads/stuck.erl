@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Brings a VM into states in which it does not get on, and tells what the VM itself says of them.
+%% Brings a VM into stuck states, and prints what the VM itself says of them.
 %%
 %%   collect          a process, stuck_collector, that collects a large heap again and again: "done"
 %%   wedge N          N processes that never leave a native function on normal schedulers 1 to N: "done"

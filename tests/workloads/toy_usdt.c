@@ -12,7 +12,7 @@
  *
  *   done 23 enabled E forbidden F
  *
- * with the number of probes that were enabled in this round, and of those that nobody may enable:
+ * with the number of probes that were enabled in this round, and of those that must not be enabled:
  * in a real VM they hang or crash it.
  */
 #include <stdint.h>

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The shapes of arguments, from pieces of memory that were copied at the call.
+The shapes of arguments, from words of memory that were copied at the call.
 
-A shape tells atoms, numbers, pids, the sizes of what is large and the keys of
-small maps; it never tells the text in a string or a binary. What was not
+A shape shows atoms, numbers, pids, the sizes of what is large and the keys of
+small maps; it never shows the text in a string or a binary. What was not
 copied is ``...``; nothing is read from the heap later, when it may have changed.
 """
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: Words of a piece: the term, then what it points to (probes/function.bpf.c).
+#: Captured words of a term: the term, then what it points to (probes/function.bpf.c).
 WORDS = 8
-#: Elements of a tuple that a piece has, elements of a list and keys of a map that are shown.
+#: Elements of a tuple that are captured, elements of a list and keys of a map that are shown.
 _ELEMENTS = 6
 _MAX_TEXT = 200
-#: Terms of all arguments: more than fit into the pieces, fewer than would break the stack.
+#: Terms of all arguments: more than can be captured, fewer than would overflow the stack.
 _TERMS = 128
 _UNKNOWN = "..."
 #: erl_term.h: the subtag of a header; since OTP 27 bitstrings have others.
@@ -49,7 +49,7 @@ _SUB_BITS_27 = 0x24
 _FLAT = 0
 
 
-class Shaper:
+class ShapeFormatter:
     """Writes the shapes of terms of one VM."""
 
     def __init__(self, target: Target, atoms: Atoms) -> None:
@@ -59,12 +59,12 @@ class Shaper:
         self._bits = target.layout.facts.heap_bits
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._map = target.layout.facts.map_subtag
-        self._pieces: dict[int, list[int]] = {}
+        self._captured: dict[int, list[int]] = {}
         self._left = 0
 
-    def shapes(self, terms: list[int], pieces: NDArray[np.uint64]) -> list[str]:
-        """Write each of *terms*, from *pieces* of shape ``(14, WORDS)``."""
-        self._pieces = {row[0]: row[1:] for row in pieces.tolist() if row[0]}
+    def shapes(self, terms: list[int], captured: NDArray[np.uint64]) -> list[str]:
+        """Write each of *terms*, from *captured* of shape ``(14, WORDS)``."""
+        self._captured = {row[0]: row[1:] for row in captured.tolist() if row[0]}
         self._left = _TERMS
         texts = [self._shape(term) for term in terms]
         return [text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..." for text in texts]
@@ -95,10 +95,10 @@ class Shaper:
     def _list(self, term: int) -> str:
         shapes: list[str] = []
         seen: set[int] = set()
-        while is_list(term) and term in self._pieces and term not in seen:
+        while is_list(term) and term in self._captured and term not in seen:
             seen.add(term)
-            head, term = self._pieces[term][:2]
-            # Text as a list of characters is text: what is in it is not told.
+            head, term = self._captured[term][:2]
+            # A list of characters is text, whose contents are not shown.
             shapes.append(
                 "char" if is_small(head) and 32 <= small(head) < 0x110000 else self._shape(head)
             )
@@ -108,7 +108,7 @@ class Shaper:
         return f"[{','.join(shapes)}{rest}]" if shapes else f"[{_UNKNOWN}]"
 
     def _boxed(self, term: int) -> str:
-        words = self._pieces.get(term)
+        words = self._captured.get(term)
         if words is None:
             return _UNKNOWN
         subtag = words[0] & _SUBTAG
@@ -130,7 +130,7 @@ class Shaper:
 
     def _keys(self, words: list[int]) -> str:
         size = words[1]
-        keys = self._pieces.get(words[2])
+        keys = self._captured.get(words[2])
         if words[0] >> 6 & 3 != _FLAT or keys is None:
             return f"#{{{size} keys}}"
         shapes = [self._shape(word) for word in keys[1 : 1 + min(size, _ELEMENTS)]]

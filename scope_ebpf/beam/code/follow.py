@@ -2,11 +2,11 @@
 """
 Functions through code upgrades: which versions there are, and which should be watched.
 
-A new version lies in the tables of modules a moment before anybody runs it, so
-it can mostly be watched from its first call on. Where it was not, the gap is told.
+A new version lies in the tables of modules a moment before it runs, so
+it can mostly be watched from its first call on. Where it was not, the gap is reported.
 
-Every look notes the time before it reads. So what a look shows as not in use was not in use at that
-time, and what may run now has a gap unless it was watched by then.
+Every reading notes the time before it. So code that a reading shows as not in use was not in use at
+that time, and code that may run now has a gap unless it was watched by then.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ _TABLES = 3
 
 @dataclass(slots=True)
 class Version:
-    """
-    One version of a watched function; *number* counts from 1 in the order they were seen.
-
-    *watched_ns* is since when it has been watched, None while it is not. *gap_ns* is how long it
-    may have run unwatched, until *end_ns*: 0 where it was watched in time, None for code that does
-    not run yet.
-    """
+    """One version of a watched function."""
 
     function: Function
+    #: From 1, in the order in which versions were seen.
     number: int
+    #: Since when it has been watched, ns; None while it is not.
     watched_ns: int | None = None
+    #: How long it may have run unwatched before *end_ns*, ns: 0 if it was watched in time, None
+    #: for code that does not run yet.
     gap_ns: int | None = None
+    #: End of that gap, ns.
     end_ns: int = 0
 
 
@@ -47,8 +46,8 @@ class Follow:
     """
     Follows *chosen* functions; *clock* is in ns.
 
-    *all* has every version in the order they were seen, *at* the newest at each address. Of three
-    loads or more between two looks those may not show that lay where others had lain.
+    *all* has every version in the order they were seen, *at* the newest at each address. After
+    three or more loads between two readings, code at an address of earlier code may not show.
     """
 
     def __init__(
@@ -77,11 +76,11 @@ class Follow:
         self.look()
         self._gaps.clear()
         for version in self.wanted:
-            version.gap_ns = 0  # it was there before anybody asked
+            version.gap_ns = 0  # it was there before the first reading
 
     def look(self) -> bool:
         """
-        Look for new versions; whether there is one, or :attr:`wanted` has changed.
+        Read the tables again; true if there is a new version, or :attr:`wanted` has changed.
 
         The most important are wanted first.
         """
@@ -89,7 +88,7 @@ class Follow:
         codes = self._modules.code(dict.fromkeys(f.terms[0] >> 6 for f in self._chosen))
         if codes == self._codes:
             return False
-        # What is current before, or lies in the unused tables at first, is not to come.
+        # Code that was current, or lies in the unused tables at first, is not the next code.
         known = self._codes or codes
         self._been |= {c.current for c in known.values()}
         if not self._codes and self._modules.knows_active:
@@ -105,7 +104,7 @@ class Follow:
         return [id(v) for v in self.wanted], [v.gap_ns is None for v in self.all]
 
     def _find(self, codes: dict[int, Code], known: dict[int, Code], before: int) -> list[Version]:
-        """Find the versions in *codes*, and tell which may have run since *before*."""
+        """Find the versions in *codes*, and which of them may have run since *before*."""
         current, coming, old = [], [], []
         ran = {index: may_have_run(code, known[index]) for index, code in codes.items()}
         for number, function in enumerate(self._chosen):
@@ -132,7 +131,7 @@ class Follow:
         return list({id(v): v for v in (*current, *coming, *old)}.values())
 
     def _to_come(self, index: int, code: Code, ran: set[int]) -> list[int]:
-        """Tell where the code lies that is to come; some of it may run where that is hidden."""
+        """Return where the next code lies; some of it may run where that is hidden."""
         headers = [header for header in code.others if header not in ran]
         if code.active is not None:
             headers = [h for h in headers if h == code.tables[_next(code.active)][0]]
@@ -140,10 +139,10 @@ class Follow:
 
     def _expect(self, index: int, code: Code, last: Code) -> None:
         """
-        Note which code of a module is to come.
+        Record the next code of a module.
 
-        The VM uses memory again: an address in a table that was written since the last look is that
-        of new code, whatever was there before.
+        The VM uses memory again: an address in a table that was written since the last reading is
+        that of new code, whatever was there before.
         """
         coming = self._coming.setdefault(index, set())
         coming &= {*code.others}
@@ -152,7 +151,7 @@ class Follow:
         coming |= fresh & {*code.others} - {code.old}
 
     def _ran(self, version: Version, before: int, *, passed: bool) -> None:
-        """Note that a version may have run since *before*, when others came and went or not."""
+        """Record that a version may have run since *before*."""
         if version.gap_ns is not None:
             return
         if passed or version.watched_ns is None:
@@ -173,7 +172,7 @@ class Follow:
             function = self._functions.again(self._chosen[number], header)
             if function is None:
                 return []
-            # What is to come may have been written since it was looked at.
+            # The next code may have been written since it was read.
             if known is None or not expected or function.address != known.function.address:
                 known = self._new(key, function, known)
         return [known]
@@ -189,7 +188,7 @@ class Follow:
         return version
 
     def watch(self, versions: list[Version]) -> None:
-        """Say that *versions*, and no others, are watched from now on."""
+        """Record that *versions*, and no others, are watched from now on."""
         now = self._clock()
         here = {id(version) for version in versions}
         for version in self.all:
@@ -216,7 +215,7 @@ class Ran(NamedTuple):
 
 def may_have_run(code: Code, last: Code) -> Ran:
     """
-    Tell which code, besides what is and was current, may have been in use since the *last* look.
+    Return other code than is and was current that may have been in use since the *last* reading.
 
     The VM writes the table behind that in use, then uses it, and so on in a circle; of the table in
     use it only forgets the old code. What else has changed was written in more rounds than one.

@@ -42,19 +42,18 @@ _LOOK = 32
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """
-    One function in one version of its module.
-
-    *address* is its first instruction, *code* where its module's code starts, *terms* the atoms of
-    module and function. *is_bif*: it only leads to C, and callers need not pass it.
-    """
+    """One function in one version of its module."""
 
     module: str
     function: str
     arity: int
+    #: Address of its first instruction.
     address: int
+    #: Address of its module's code (BeamCodeHeader).
     code: int
+    #: Atoms of module and function.
     terms: tuple[int, int]
+    #: True if it only leads to C code, so that callers need not pass it.
     is_bif: bool
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a user asked for: parts where ``*`` stands for anything, None for every arity."""
+    """A pattern of functions: ``*`` stands for anything in its parts, None for every arity."""
 
     text: str
     module: str
@@ -71,7 +70,7 @@ class Pattern:
     arity: int | None
 
     def fits(self, function: Function) -> bool:
-        """Whether *function* is meant, given that its module is."""
+        """True if *function* matches, given that its module does."""
         return self.arity in (None, function.arity) and _like(self.function, function.function)
 
 
@@ -89,7 +88,7 @@ def parse(text: str) -> Pattern:
         )
     module, function, arity = found["module"], found["function"], found["arity"]
     module, function = _unquoted(module), _unquoted(function)
-    if module.startswith(":"):  # Elixir's way to write an Erlang module
+    if module.startswith(":"):  # how Elixir writes an Erlang module
         module = module[1:]
     elif module[:1].isupper() and not module.startswith("Elixir."):
         module = f"Elixir.{module}"
@@ -134,7 +133,7 @@ class Functions:
         """
         Every loaded function that *pattern* means, in the current code of its module.
 
-        UsageError, with what is near it, where there is none.
+        UsageError, with similar names, where there is none.
         """
         names = self._modules.names()
         wanted = {name: index for name, index in names.items() if _like(pattern.module, name)}
@@ -212,8 +211,8 @@ class Functions:
         count = self._memory.u64(header + layout.offset("BeamCodeHeader", "num_functions"))
         if not 0 < count < _MAX_FUNCTIONS:
             raise ReadRefusedError(f"the code at {header:#x} claims {count} functions")
-        place = header + layout.offset("BeamCodeHeader", "functions")
-        starts = self._memory.words(place, count)
+        starts_at = header + layout.offset("BeamCodeHeader", "functions")
+        starts = self._memory.words(starts_at, count)
         if (starts < header).any():
             raise ReadRefusedError(f"the functions of the code at {header:#x} are not in it")
         return starts

@@ -4,7 +4,7 @@ Which code of a module is current, which is old, and which is about to be.
 
 The VM keeps three tables of modules: one is in use and the next is prepared
 while code is loaded (OTP-25.2.3 erts/emulator/beam/module.c). So new code can
-be seen a moment before anybody runs it.
+be seen a moment before it runs.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: What the tables call themselves, and how many there are (ERTS_NUM_CODE_IX, code_ix.h).
+#: The name of the tables in the VM, and their number (ERTS_NUM_CODE_IX, code_ix.h).
 _NAME = b"module_code"
 _TABLES = 3
-#: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than anybody has.
+#: Entries of one segment (INDEX_PAGE_SIZE, index.h), and more than any VM has.
 _PAGE = 1024
 _MAX_MODULES = 1 << 20
-#: How often tables are read again that came into use meanwhile: each takes the VM milliseconds.
+#: Readings of tables that came into use meanwhile: each takes the VM milliseconds.
 _ATTEMPTS = 5
 
 
 class Code(NamedTuple):
-    """
-    Where the code of one module starts, a BeamCodeHeader each; 0 for none.
+    """Addresses of the code of one module (BeamCodeHeader); 0 for none."""
 
-    *others* is what the tables that are not in use say: code that comes, or was. Where the
-    VM hides which table is in use, *current* is of the one that changed last. *tables* has current
-    and old code of each of them, and *active* is the number of the one in use, None where hidden.
-    """
-
+    #: Of the table that changed last, where the VM hides which table is in use.
     current: int
     old: int
+    #: Code in tables that are not in use: to be loaded, or purged.
     others: tuple[int, ...]
+    #: Current and old code in each table.
     tables: tuple[tuple[int, int], ...] = ()
+    #: Number of the table in use; None where hidden.
     active: int | None = None
 
 
@@ -62,12 +60,12 @@ class Modules:
         self._tables = _find(target)
         self._active_at = target.find("the_active_code_index")
         self._counts: list[int] = []
-        self._places: dict[int, list[int]] = {}
+        self._rows: dict[int, list[int]] = {}
         self._last: dict[int, tuple[tuple[tuple[int, int], ...], int]] = {}
 
     @property
     def knows_active(self) -> bool:
-        """Whether the VM tells which table is in use."""
+        """True if the VM shows which table is in use."""
         return self._active_at is not None
 
     def names(self) -> dict[str, int]:
@@ -84,7 +82,7 @@ class Modules:
         """
         The code of modules, given by the index of their name; some system calls.
 
-        What is current was so at some moment of this call.
+        Current code was current at some moment of this call.
         """
         wanted = list(indices)
         state = self._state()
@@ -95,12 +93,12 @@ class Modules:
         return found
 
     def _read(self, wanted: list[int], counts: list[int], active: int | None) -> dict[int, Code]:
-        if counts != self._counts or any(index not in self._places for index in wanted):
+        if counts != self._counts or any(index not in self._rows for index in wanted):
             self._counts = counts
             self._locate(wanted)
-        places = np.array([self._places[index] for index in wanted], np.uint64)
+        addresses = np.array([self._rows[index] for index in wanted], np.uint64)
         size = self._layout.size("Module")
-        rows, _ = self._memory.gather(places.reshape(-1), size)
+        rows, _ = self._memory.gather(addresses.reshape(-1), size)
         current = column(rows, self._layout.offset("Module", "curr.code_hdr"), np.uint64)
         old = column(rows, self._layout.offset("Module", "old.code_hdr"), np.uint64)
         pairs = np.stack([current, old], axis=1).reshape(-1, _TABLES, 2)
@@ -112,9 +110,9 @@ class Modules:
     def _state(self) -> tuple[list[int], int | None]:
         """Read how many entries each table has, and which is in use, at one moment."""
         entries = self._layout.offset("IndexTable", "entries")
-        places = [table + entries for table in self._tables]
-        places += [] if self._active_at is None else [self._active_at]
-        rows, good = self._memory.gather(np.array(places, np.uint64), 4)
+        counts_at = [table + entries for table in self._tables]
+        counts_at += [] if self._active_at is None else [self._active_at]
+        rows, good = self._memory.gather(np.array(counts_at, np.uint64), 4)
         if not good.all():
             raise ReadRefusedError("the tables of modules cannot be read any more")
         numbers: list[int] = rows.view(np.uint32)[:, 0].tolist()
@@ -138,9 +136,9 @@ class Modules:
             pointers, rows = self._entries(table)
             names = column(rows, self._layout.offset("Module", "module"), np.int32)
             for index in wanted:
-                for place in np.flatnonzero(names == index):
-                    found[index][number] = int(pointers[place])
-        self._places.update(found)
+                for row in np.flatnonzero(names == index):
+                    found[index][number] = int(pointers[row])
+        self._rows.update(found)
 
     def _entries(self, table: int) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
         """Read one table: where its entries lie, and the entries, a Module each."""
@@ -163,7 +161,7 @@ def newest(
     before: tuple[tuple[int, int], ...], tables: tuple[tuple[int, int], ...], number: int
 ) -> int:
     """
-    Tell which table was written last, where the VM hides it; *number* if none was since *before*.
+    Return which table was written last, where the VM hides it; *number* if none was since *before*.
 
     They are written in turn, so of those that changed it is the one whose next did not. Where all
     did, it is the one that the next does not go on from.
@@ -181,7 +179,7 @@ def _find(target: Target) -> list[int]:
     if target.binary.section_address(".rodata") is None:
         raise ReadRefusedError(f"process {target.pid} has no .rodata, so its modules are not found")
     found = target.binary.find(".rodata", b"\0" + _NAME + b"\0")
-    texts = [target.base + place + 1 for place in found]
+    texts = [target.base + address + 1 for address in found]
     name = target.layout.offset("IndexTable", "htable.name")
     tables: list[int] = []
     for address, words in data(target):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Sets of ranges (ERTS_NUM_CODE_IX, OTP-25.2.3 erts/emulator/beam/code_ix.h).
 _SETS = 3
-#: More modules, functions of one module or characters of a file name than anybody has.
+#: More modules, functions of one module or characters of a file name than any VM has.
 _MAX_RANGES = 1 << 20
 _MAX_FUNCTIONS = 1 << 20
 _MAX_NAME = 1024
@@ -120,15 +120,15 @@ class CodeMap:
         self._headers = {}
 
     def __len__(self) -> int:
-        """Tell how many ranges of code there are."""
+        """Return the number of ranges of code."""
         return len(self._starts)
 
     def inside(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Tell which addresses lie in loaded code, shape of *addresses*."""
+        """True for each address in loaded code, shape of *addresses*."""
         if not len(self._starts):
             return np.zeros(len(addresses), np.bool_)
-        place = np.searchsorted(self._starts, addresses, side="right") - 1
-        found: NDArray[np.bool_] = (place >= 0) & (addresses < self._ends[place])
+        index = np.searchsorted(self._starts, addresses, side="right") - 1
+        found: NDArray[np.bool_] = (index >= 0) & (addresses < self._ends[index])
         return found
 
     def functions(self, addresses: Iterable[int]) -> dict[int, Mfa | None]:
@@ -154,12 +154,12 @@ class CodeMap:
             return None
 
     def bounds(self, address: int) -> tuple[int, int] | None:
-        """Tell where the function around a code address begins and ends."""
-        place = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
-        if place < 0 or address >= int(self._ends[place]):
+        """Return where the function around a code address begins and ends."""
+        index = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        if index < 0 or address >= int(self._ends[index]):
             return None
         try:
-            functions = self._module(int(self._starts[place]), int(self._ends[place])).functions
+            functions = self._module(int(self._starts[index]), int(self._ends[index])).functions
         except ReadRefusedError:
             return None
         index = int(np.searchsorted(functions, np.uint64(address), side="right")) - 1
@@ -190,18 +190,18 @@ class CodeMap:
         start = self._headers.get(module)
         if start is None:
             raise ReadRefusedError(f"there is no module {module}")
-        place = start + self._layout.offset("BeamCodeHeader", "attr_ptr")
-        address, size = self._memory.words(place, 2).tolist()
+        attributes = start + self._layout.offset("BeamCodeHeader", "attr_ptr")
+        address, size = self._memory.words(attributes, 2).tolist()
         if size > _MAX_ATTRIBUTES:
             raise ReadRefusedError(f"module {module} claims {size} bytes of attributes")
         return self._memory.read(address, size)
 
     def _names(self) -> dict[str, int]:
-        """Tell where each module starts, by the name in its first function."""
+        """Return where each module starts, by the name in its first function."""
         first = np.uint64(self._layout.offset("BeamCodeHeader", "functions"))
-        place = np.uint64(self._layout.offset("ErtsCodeInfo", "mfa.module"))
+        module_offset = np.uint64(self._layout.offset("ErtsCodeInfo", "mfa.module"))
         functions, _ = self._memory.gather(self._starts + first, 8)
-        terms, _ = self._memory.gather(functions.view(np.uint64)[:, 0] + place, 8)
+        terms, _ = self._memory.gather(functions.view(np.uint64)[:, 0] + module_offset, 8)
         names = terms.view(np.uint64)[:, 0]
         atoms = names & np.uint64(ATOM_MASK) == ATOM_TAG
         starts = dict(
@@ -213,9 +213,9 @@ class CodeMap:
     def _set(self, index: int) -> NDArray[np.uint64]:
         """Read one set of ranges, shape ``(n, 2)``: start and end of each module."""
         layout = self._layout
-        place = self._ranges_at + index * layout.size("ranges")
-        modules = self._memory.u64(place + layout.offset("ranges", "modules"))
-        count = self._memory.u64(place + layout.offset("ranges", "n"))
+        ranges = self._ranges_at + index * layout.size("ranges")
+        modules = self._memory.u64(ranges + layout.offset("ranges", "modules"))
+        count = self._memory.u64(ranges + layout.offset("ranges", "n"))
         if count > _MAX_RANGES:
             raise ReadRefusedError(f"the VM claims {count} ranges of code: none is believed")
         pairs = self._memory.words(modules, 2 * count).reshape(-1, 2) if count else _NO_RANGES
@@ -224,10 +224,10 @@ class CodeMap:
         return filled
 
     def _lookup(self, address: int, *, lines: bool) -> Mfa | None:
-        place = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
-        if place < 0 or address >= int(self._ends[place]):
+        index = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
+        if index < 0 or address >= int(self._ends[index]):
             return None
-        module = self._module(int(self._starts[place]), int(self._ends[place]))
+        module = self._module(int(self._starts[index]), int(self._ends[index]))
         index = int(np.searchsorted(module.functions, np.uint64(address), side="right")) - 1
         if not 0 <= index < len(module.functions) - 1:
             return None  # the module's own preamble
@@ -283,8 +283,8 @@ class CodeMap:
         size = self._memory.u32(table + layout.offset("BeamCodeLineTab", "loc_size"))
         if size not in (2, 4):
             return None, None
-        places = self._memory.u64(table + layout.offset("BeamCodeLineTab", "loc_tab"))
-        raw = self._memory.read(places + size * ((low - base) // 8 + entry), size)
+        locations = self._memory.u64(table + layout.offset("BeamCodeLineTab", "loc_tab"))
+        raw = self._memory.read(locations + size * ((low - base) // 8 + entry), size)
         location = int.from_bytes(raw, "little")
         if not location:
             return None, None
@@ -315,7 +315,7 @@ _NO_RANGES = np.empty((0, 2), np.uint64)
 
 
 def _without_overlaps(ranges: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Drop ranges that overlap: of two claims to one address neither is believed."""
+    """Drop ranges that overlap: neither of two claims to one address is used."""
     if len(ranges) < 2:
         return ranges
     clash = ranges[1:, 0] < ranges[:-1, 1]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulator's file: symbols, USDT sites, places for breakpoints."""
+"""The emulator's file: symbols, USDT sites, addresses for breakpoints."""

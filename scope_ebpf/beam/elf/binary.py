@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What one executable tells about itself: symbols, USDT sites, build id, bytes.
+What one executable contains: symbols, USDT sites, build id, bytes.
 
 Symbols come from ``.symtab``, then a debug file (build id or ``.gnu_debuglink``), then
 ``.gnu_debugdata``, then ``.dynsym``; the first table that knows a name wins. The file is another
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 __all__ = ["Binary", "Symbol", "UnreadableElfError", "UsdtSite"]
 
 _DEBUG_ROOT = "usr/lib/debug"
-#: CPU seconds that a look at a file may take: in the daemon, and for a person who waits for it.
+#: CPU seconds that parsing a file may take: in the daemon, and in a command.
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
 _MAX_SECTION = 64 << 20
-#: Pieces that stay known, and bytes of one: the next VM of this program is asked for the same.
-_PIECES, _SMALL = 64, 1024
+#: Readings that stay cached, and bytes of one: the next VM of this program needs the same.
+_MAX_CACHED, _SMALL = 64, 1024
 _HOOKS = [hook for way in events.WAYS if way.via == "symbol" for hook in way.hooks]
 _FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
-#: Names that are asked for in most looks at an emulator, so all are asked for at once: the child
+#: Names that most inspections of an emulator need, so all are asked for at once: the child
 #: goes through the whole table for each question.
 _USUAL = frozenset(
     (
@@ -62,7 +62,7 @@ _USUAL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the file is, as the child says it."""
+    """Basic facts of the file, from the child's answer."""
 
     machine: str
     entry: int
@@ -95,7 +95,7 @@ class Binary:
         status = os.fstat(fd)
         #: Device and inode.
         self.inode = status.st_dev, status.st_ino
-        #: What a refusal of the file is remembered by.
+        #: Key under which a refusal of the file is remembered.
         self.key: Key = key_of(status)
         self._debug_files = debug_files
         self._refusals = refusals or Refusals()
@@ -107,7 +107,7 @@ class Binary:
         self._entries: dict[tuple[int, int], Entry | None] = {}
         #: The first bytes at some addresses.
         self._heads: dict[int, bytes] = {}
-        self._pieces: dict[tuple[int, int], bytes] = {}
+        self._cached: dict[tuple[int, int], bytes] = {}
         self._sought = False
         try:
             self._refusals.check(self.key)
@@ -125,7 +125,7 @@ class Binary:
 
         Without *debug_files* no other file is opened for its symbols. What is known to
         *refusals* is refused at once. Raises OSError as the kernel says it, RefusedFileError
-        for what is no file or has more than we look at, and UnreadableElfError (a
+        for what is no file or exceeds a limit, and UnreadableElfError (a
         NotABeamError) for anything that is no whole 64-bit ELF file.
         """
         fd = files.open_magic(path)
@@ -151,7 +151,7 @@ class Binary:
         return cls(Path(name), fd, debug_files=False)
 
     def fileno(self) -> int:
-        """The descriptor of the file that was looked at, open as long as this is."""
+        """The descriptor of the file that was parsed, open as long as this is."""
         return self._fd
 
     @property
@@ -171,7 +171,7 @@ class Binary:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What the kernel loads."""
+        """The segments that the kernel loads."""
         return self._facts.segments
 
     @property
@@ -216,10 +216,10 @@ class Binary:
     def usdt_sites(self) -> tuple[UsdtSite, ...]:
         """Every USDT site of every provider, in the order of the notes."""
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
-        places = [site[2] for site in sites if site[0] == "erlang"]
-        # What is there will be looked at, site by site.
-        heads = self._ask("heads", lambda a: _heads(a, len(places)), places) if places else []
-        self._heads |= {p: head for p, head in zip(places, heads, strict=True) if head}
+        heads_at = [site[2] for site in sites if site[0] == "erlang"]
+        # Each site's first bytes will be read, so all are read at once.
+        heads = self._ask("heads", lambda a: _heads(a, len(heads_at)), heads_at) if heads_at else []
+        self._heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
     def file_offset(self, address: int) -> int:
@@ -232,8 +232,8 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
-        if (address, size) in self._pieces:
-            return self._pieces[address, size]
+        if (address, size) in self._cached:
+            return self._cached[address, size]
         if 0 < size <= len(self._heads.get(address, b"")):
             return self._heads[address][:size]
 
@@ -244,12 +244,12 @@ class Binary:
             return data
 
         found = self._ask("read", whole, address, size)
-        if size <= _SMALL and len(self._pieces) < _PIECES:
-            self._pieces[address, size] = found
+        if size <= _SMALL and len(self._cached) < _MAX_CACHED:
+            self._cached[address, size] = found
         return found
 
     def find(self, section: str, text: bytes) -> list[int]:
-        """Every place of *text* in a section, as addresses of the file."""
+        """Every occurrence of *text* in a section, as addresses of the file."""
         most = limits.FOUND
         return self._ask(
             "find",
@@ -277,12 +277,12 @@ class Binary:
 
         None for a section that is larger than those of an emulator.
         """
-        place = self._facts.sections.get(name)
-        return place if place and place[1] <= _MAX_SECTION else None
+        section = self._facts.sections.get(name)
+        return section if section and section[1] <= _MAX_SECTION else None
 
     def cheap_entry(self, address: int, size: int) -> Entry:
         """
-        The cheapest place to see a call of the function of *size* bytes at *address*.
+        The cheapest breakpoint for calls of the function of *size* bytes at *address*.
 
         UnreadableElfError for one that is not in the file.
         """
@@ -291,10 +291,10 @@ class Binary:
             wanted = [(address, size), *(usual - self._entries.keys() - {(address, size)})]
             found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
             self._entries |= zip(wanted, found, strict=True)
-        place = self._entries[address, size]
-        if place is None:
+        entry = self._entries[address, size]
+        if entry is None:
             raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
-        return place
+        return entry
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         """
@@ -323,7 +323,7 @@ class Binary:
         return self._ask("frames", answers.optional(answers.function), address)
 
     def close(self) -> None:
-        """Close the file, and end who parses it; happens with the last reference, too."""
+        """Close the file, and end its parser; happens with the last reference, too."""
         self._closing()
 
     def _ask(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
@@ -344,9 +344,9 @@ class Binary:
         """
         Offer the child the first file that is one of this build's symbols.
 
-        Raises NoSuchProcessError if the file was looked at through a process that has ended.
+        Raises NoSuchProcessError if the file was opened through a process that has ended.
         """
-        root, folder = self._place()
+        root, folder = self._root_and_folder()
         process = str(root.parent) if root.name else "/proc/self"
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -380,10 +380,10 @@ class Binary:
                 build_id,
             )
         if name and "/" not in name and name not in (".", ".."):
-            for place in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
-                yield str(place / name), crc, None
+            for parent in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
+                yield str(parent / name), crc, None
 
-    def _place(self) -> tuple[Path, Path]:
+    def _root_and_folder(self) -> tuple[Path, Path]:
         """Find the root that the file's own paths start from, and its folder below that root."""
         process = _PROCESS.match(str(self.path))
         if process:
@@ -464,7 +464,7 @@ def _heads(found: Any, count: int) -> list[bytes | None]:
 
 def _calls(found: Any) -> list[tuple[int, int, bool]]:
     def call(one: Any) -> tuple[int, int, bool]:
-        place, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
-        return place, target, named
+        address, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
+        return address, target, named
 
     return answers.many(found, call, limits.INSTRUCTIONS)

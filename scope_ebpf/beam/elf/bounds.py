@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether a file itself shows that a place in it is one that a breakpoint may stand at.
+Whether a file itself shows that a breakpoint may stand at an address in it.
 
 A symbol is a claim, and a file may claim anything: a function that is data, that has no size, or
-that lies where nothing is executed. So a place must lie within a function that has bounds, in a
+that lies where nothing is executed. So an address must lie within a function that has bounds, in a
 segment that is executed; a USDT site must be the ``nop`` that it is compiled to, and its semaphore
 data that may be written.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.elf.contents import Segment, Symbol
 
-#: What a USDT site is compiled to (systemtap's sys/sdt.h); the second is of five bytes.
+#: The code of a USDT site (systemtap's sys/sdt.h); the second is of five bytes.
 _NOPS = (b"\x90", b"\x0f\x1f\x44\x00\x00")
 _SEMAPHORE_BYTES = 2
 
@@ -29,14 +29,14 @@ class File(Protocol):
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """What the kernel loads."""
+        """The segments that the kernel loads."""
 
     def read(self, address: int, size: int) -> bytes:
-        """What the file holds at an address; UnreadableElfError if it holds less."""
+        """Bytes of the file at an address; UnreadableElfError if it has fewer."""
 
 
 class UnprovenPlaceError(NothingToAttachError):
-    """The file does not show that the place is what it is said to be."""
+    """The file does not show that the address is what it is said to be."""
 
 
 def require_in_function(file: File, function: Symbol, address: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of an ELF file, as plain data. It is parsed elsewhere (``scope_ebpf.sandbox``)."""
+"""Contents of an ELF file as plain data. It is parsed elsewhere (``scope_ebpf.sandbox``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scope_ebpf.errors import NotABeamError
 
 
 class UnreadableElfError(NotABeamError):
-    """The file is no ELF file that we can read."""
+    """The file is not an ELF file, or of an unknown kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Segment:
 @dataclass(frozen=True, slots=True)
 class UsdtSite:
     """
-    One place of one USDT probe.
+    One site of one USDT probe.
 
     *address* and *semaphore* (0: none) are addresses of the file, corrected
     for prelinking; *arguments* is the note's own text, such as ``8@%r12``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a function a breakpoint is cheap; ``scope_ebpf.sandbox.code`` finds the place."""
+"""Where in a function a breakpoint is cheap; ``scope_ebpf.sandbox.code`` finds the address."""
 
 from __future__ import annotations
 

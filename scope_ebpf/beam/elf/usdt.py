@@ -26,7 +26,7 @@ Form = Literal["constant", "register", "memory", "symbol"]
 
 
 class ArgumentError(ValueError):
-    """An operand has a form that we do not know."""
+    """An operand has an unknown form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Argument:
 
 def parse(text: str) -> tuple[Argument, ...]:
     """All arguments of a site, in order; raises ArgumentError for an unknown form."""
-    return tuple(_argument(piece) for piece in text.split())
+    return tuple(_argument(word) for word in text.split())
 
 
-def _argument(piece: str) -> Argument:
-    match = _ARGUMENT.fullmatch(piece)
+def _argument(word: str) -> Argument:
+    match = _ARGUMENT.fullmatch(word)
     if match is None:
-        raise ArgumentError(f"no USDT argument: {piece!r}")
+        raise ArgumentError(f"no USDT argument: {word!r}")
     size, operand = int(match[1]), match[2]
     return _operand(operand, abs(size), is_signed=size < 0)
 
@@ -79,7 +79,7 @@ def _operand(operand: str, size: int, *, is_signed: bool) -> Argument:
 
 
 def _number(text: str, operand: str) -> int:
-    """A number as the assembler writes it, as the signed 64 bits that it is to the kernel side."""
+    """A number of the assembler's, as the signed 64 bits that the BPF programs take."""
     value = int(text, 16 if "x" in text else 10)
     if not -(1 << 63) <= value < 1 << 64:
         raise ArgumentError(f"a number of more than 64 bits in USDT operand: {operand!r}")

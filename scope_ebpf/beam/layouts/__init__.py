@@ -4,7 +4,7 @@ Where the fields of the VM's structs lie: data, one file per OTP release.
 
 A file describes one version of ERTS, and as overlays what is different in others of its
 release. A layout is an assumption about a foreign binary. It is checked against the
-running VM before anything that was read with it is believed.
+running VM before anything that was read with it is used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Version = tuple[int, ...]
 @dataclass(frozen=True)
 class Facts:
     """
-    What releases differ in besides offsets.
+    Differences of releases besides offsets.
 
     *shuffled_ids*: number and slot of an identifier share one field. *heap_bits*: a bitstring
     on a heap says its size in bits. *map_subtag*: the lowest six bits of a map's header.
@@ -88,7 +88,7 @@ class Layout:
         return self.structs.get(struct, {}).get(field, _ABSENT) != _ABSENT
 
     def size(self, struct: str) -> int:
-        """Tell ``sizeof(struct)``."""
+        """Return ``sizeof(struct)``, bytes."""
         return self.offset(struct, "sizeof")
 
     def describes(self, erts: Version) -> bool:

@@ -2,9 +2,9 @@
 """
 Whether structs lie in a VM's memory as its layout has them.
 
-Each check holds a struct against what the VM itself keeps of it: pointers that lead back, numbers
-in a row, tables that are counted elsewhere. Between them lie the fields that figures come from: a
-field that one version of ERTS has more than another moves all that are behind it.
+Each check compares a struct with what the VM itself keeps of it: pointers that lead back, ascending
+numbers, tables that are counted elsewhere. Between them lie the fields that figures come from: an
+additional field of another version of ERTS moves all fields behind it.
 
 Sources: OTP-25.2.3 erts/emulator/beam/erl_process.c (init_scheduler_data, init_aux_work_data),
 erl_db.c (save_sched_table), erl_alloc_util.c (the word before a block), erl_binary.h (ErtsBinary).
@@ -39,13 +39,13 @@ _KINDS = {
     "dirty_io": ("erts_aligned_dirty_io_scheduler_data", "erts_no_dirty_io_schedulers"),
 }
 KINDS = tuple(_KINDS)
-#: What changes while it is read is read again, this often.
+#: Readings of data that changes while it is read.
 _ATTEMPTS = 20
-#: What may join or leave a run queue, or a scheduler's ETS tables, while they are read.
+#: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
 _MEANWHILE = 16
-#: ETS tables of one scheduler that are looked at.
+#: ETS tables of one scheduler that are checked.
 _MOST_TABLES = 256
-#: Seconds that a VM may live without an ETS table, and who has begun when there are some.
+#: Seconds that a VM may live without an ETS table, and a name that is registered by then.
 _YOUNG, _BEGUN = 10.0, "kernel_sup"
 #: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
 _QUEUE_INFO, _PRIORITIES = 12, 4
@@ -73,14 +73,14 @@ def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
 
 def fields(
     target: Target,
-    places: NDArray[np.uint64],
+    addresses: NDArray[np.uint64],
     struct: str,
     *wanted: tuple[str, type[np.generic]],
 ) -> list[NDArray[Any]]:
-    """One column for each field of the structs at *places*. Raises ReadRefusedError."""
+    """One column for each field of the structs at *addresses*. Raises ReadRefusedError."""
     offsets = [target.layout.offset(struct, name) for name, _ in wanted]
     first = min(offsets)
-    raw, good = target.memory.gather(places + np.uint64(first), max(offsets) + 8 - first)
+    raw, good = target.memory.gather(addresses + np.uint64(first), max(offsets) + 8 - first)
     if not good.all():
         raise ReadRefusedError(f"{int((~good).sum())} structs {struct} could not be read")
     return [
@@ -116,12 +116,12 @@ def _counts(target: Target) -> dict[str, int]:
     found: dict[str, int] = {}
     roles: list[str] | None = None
     for kind, (_, name) in _KINDS.items():
-        place = target.find(name)
-        if place is None:
+        address = target.find(name)
+        if address is None:
             roles = [thread.role for thread in threads(target.pid)] if roles is None else roles
             found[kind] = roles.count(kind)
         else:
-            found[kind] = target.memory.u32(place)
+            found[kind] = target.memory.u32(address)
     return found
 
 
@@ -137,20 +137,20 @@ def _array(target: Target, kind: str, count: int) -> NDArray[np.uint64]:
 
 
 def _check_numbers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
-    for kind, places in found.items():
+    for kind, addresses in found.items():
         field = "no" if kind == "normal" else "dirty_no"
-        numbers = fields(target, places, "ErtsSchedulerData", (field, np.uint32))[0]
-        if not (numbers == np.arange(1, len(places) + 1)).all():
+        numbers = fields(target, addresses, "ErtsSchedulerData", (field, np.uint32))[0]
+        if not (numbers == np.arange(1, len(addresses) + 1)).all():
             raise refused(target, "each scheduler's data tells its number", _SCHEDULERS)
 
 
 def _check_back_pointers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
     """A scheduler's sleep info leads back to it, and so does its auxiliary work if it is normal."""
     held = "what belongs to a scheduler leads back to it"
-    places = np.concatenate(list(found.values()))
-    ssi = fields(target, places, "ErtsSchedulerData", ("ssi", np.uint64))[0]
+    addresses = np.concatenate(list(found.values()))
+    ssi = fields(target, addresses, "ErtsSchedulerData", ("ssi", np.uint64))[0]
     sleepers, read = target.memory.gather(ssi, 8)
-    if not read.all() or not (column(sleepers, 0, np.uint64) == places).all():
+    if not read.all() or not (column(sleepers, 0, np.uint64) == addresses).all():
         raise refused(target, held, _SCHEDULERS)
     work = ("aux_work_data.esdp", np.uint64)
     if not (fields(target, found["normal"], "ErtsSchedulerData", work)[0] == found["normal"]).all():
@@ -160,12 +160,12 @@ def _check_back_pointers(target: Target, found: dict[str, NDArray[np.uint64]]) -
 def _check_thread_numbers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
     """Threads are numbered through all kinds; a dirty one by its own number until it has begun."""
     before = 0
-    for places in found.values():
-        numbers = fields(target, places, "ErtsSchedulerData", ("thr_id", np.uint32))[0]
-        own = np.arange(1, len(places) + 1)
+    for addresses in found.values():
+        numbers = fields(target, addresses, "ErtsSchedulerData", ("thr_id", np.uint32))[0]
+        own = np.arange(1, len(addresses) + 1)
         if not ((numbers == own) | (numbers == own + before)).all():
             raise refused(target, "each scheduler's thread has its number", _SCHEDULERS)
-        before += len(places)
+        before += len(addresses)
 
 
 def queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> NDArray[np.uint64]:
@@ -176,31 +176,31 @@ def queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> NDArray[np.u
     normal schedulers, then dirty CPU, then dirty IO.
     """
     of = {
-        kind: fields(target, places, "ErtsSchedulerData", ("run_queue", np.uint64))[0]
-        for kind, places in found.items()
+        kind: fields(target, addresses, "ErtsSchedulerData", ("run_queue", np.uint64))[0]
+        for kind, addresses in found.items()
     }
     return np.concatenate([of["normal"], of["dirty_cpu"][:1], of["dirty_io"][:1]])
 
 
 def _check_run_queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
-    """Run queues lie in a row, tell their places, and those of normal schedulers whose they are."""
-    places, normal = queues(target, found), found["normal"]
+    """Run queues are adjacent and hold their index; those of normal schedulers their owner."""
+    addresses, normal = queues(target, found), found["normal"]
     indexes, owners = fields(
-        target, places, "ErtsRunQueue", ("ix", np.int32), ("scheduler", np.uint64)
+        target, addresses, "ErtsRunQueue", ("ix", np.int32), ("scheduler", np.uint64)
     )
     stride = np.uint64(target.layout.size("ErtsAlignedRunQueue"))
-    if not (np.diff(places) == stride).all() or not (indexes == np.arange(len(places))).all():
+    if not (np.diff(addresses) == stride).all() or not (indexes == np.arange(len(addresses))).all():
         raise refused(target, "each run queue tells its place", "its run queues are")
     if not (owners[: len(normal)] == normal).all():
         raise refused(target, "each run queue leads back to its scheduler", "its run queues are")
-    again(lambda: _check_lengths(target, places))
+    again(lambda: _check_lengths(target, addresses))
 
 
-def _check_lengths(target: Target, places: NDArray[np.uint64]) -> None:
+def _check_lengths(target: Target, addresses: NDArray[np.uint64]) -> None:
     """A run queue is as long as its parts together."""
     layout = target.layout
     first = layout.offset("ErtsRunQueue", "procs.prio_info")
-    raw, good = target.memory.gather(places, layout.size("ErtsRunQueue"))
+    raw, good = target.memory.gather(addresses, layout.size("ErtsRunQueue"))
     if not good.all():
         raise ReadRefusedError("a run queue could not be read")
     parts = [first + _QUEUE_INFO * number for number in range(_PRIORITIES)]
@@ -215,7 +215,7 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
     """
     The ETS tables that a scheduler made are a ring, and it counts them.
 
-    A VM that just begins has none, and is believed by its version alone.
+    A VM that just begins has none, and is accepted by its version alone.
     """
     counts, firsts = fields(
         target,
@@ -232,19 +232,19 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
 
 
 def _ring(target: Target, first: int, count: int) -> int:
-    """Follow one ring for a while; tell how many tables were seen."""
+    """Follow one ring for a while; return the number of tables seen."""
     held = "the ETS tables of a scheduler are a ring of as many as it counts"
     if (first == 0) != (count == 0):
         raise refused(target, held, _SCHEDULERS)
-    place, seen = first, 0
-    while place and seen < _MOST_TABLES:
-        onward, back = _neighbours(target, place)
-        if _neighbours(target, onward)[1] != place or not back:
+    table, seen = first, 0
+    while table and seen < _MOST_TABLES:
+        onward, back = _neighbours(target, table)
+        if _neighbours(target, onward)[1] != table or not back:
             raise refused(target, held, _SCHEDULERS)
         seen += 1
         if onward == first:
             break
-        place = onward
+        table = onward
     if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE * (seen > 0):
         raise refused(target, held, _SCHEDULERS)
     return seen
@@ -261,8 +261,8 @@ def _begins(target: Target) -> bool:
     if time.clock_gettime(time.CLOCK_BOOTTIME) - target.started > _YOUNG:
         return False
     entries = ProcessTable(target, IDENTITY).snapshot().rows["registered"]
-    place = np.uint64(target.layout.offset("RegProc", "name"))
-    raw, read = target.memory.gather(entries[entries != 0] + place, 8)
+    name_offset = np.uint64(target.layout.offset("RegProc", "name"))
+    raw, read = target.memory.gather(entries[entries != 0] + name_offset, 8)
     atoms = column(raw, 0, np.uint64)[read] >> np.uint64(6)
     return _BEGUN not in Atoms(target).texts(atoms.tolist()).values()
 

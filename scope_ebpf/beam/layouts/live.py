@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of a running VM, held against that VM."""
+"""The layout of a running VM, checked against that VM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.vm.target import Target
 
-#: All that a layout must pass for which no version speaks.
+#: All checks that a layout must pass if the version of ERTS is not described.
 _CHECKS: tuple[Callable[[Target], object], ...] = (
     schedulers,
     lambda target: AllocatorReader(target).read(),
@@ -50,10 +50,10 @@ def layout_for(target: Target) -> Layout:
     """
     Choose the layout of a running VM and check it against that VM.
 
-    The version of ERTS decides. Where it is described, what reads further structs holds them
-    against the VM itself. Where it is not, that layout of the nearest release is taken which passes
-    every check, if there is exactly one. Raises ReadRefusedError that names the check, what was
-    expected and what was found.
+    The version of ERTS decides. Where it is described, readers of further structs check them
+    against the VM themselves. Where it is not, the layout of the nearest release that passes
+    every check is taken, if there is exactly one. Raises ReadRefusedError that names the check,
+    what was expected and what was found.
     """
     erts = version(target.erts_version)
     usdt, interpreter = target.usdt, target.flavor == "emu"

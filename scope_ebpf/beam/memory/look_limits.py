@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What one look at a process may take: bytes and system calls of its memory, CPU and wall time.
+Limits of one inspection of a process: bytes and system calls of its memory, CPU and wall time.
 
-Tables that a process describes itself may be of any size, so who reads those of others does it
+Tables that a process describes itself may be of any size, so those of other users are read
 within limits. They hold for one thread, and for every memory that is read in it.
 """
 
@@ -19,7 +19,7 @@ from scope_ebpf.sandbox import client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: System calls between two looks at the clocks, which cost as much as a small reading.
+#: System calls between two readings of the clocks, which cost as much as a small reading.
 _CALLS = 32
 
 
@@ -38,8 +38,8 @@ class LookLimits:
     """
     Counts what *what* takes, in this thread and from now on.
 
-    *data* is in bytes, *calls* are system calls that read memory, *cpu* and *wall* are seconds. Who
-    parses files for this thread takes of *cpu*, too.
+    *data* is in bytes, *calls* are system calls that read memory, *cpu* and *wall* are seconds.
+    Parsing files for this thread counts as *cpu*, too.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LookLimits:
 
 
 def one_of_many(pid: int) -> LookLimits:
-    """What a command takes for a look at one of all VMs; the dearest takes 7 MB in 1,700 calls."""
+    """Limits of a command for one of all VMs; the most expensive takes 7 MB in 1,700 calls."""
     return LookLimits(f"a look at process {pid}", data=64 << 20, calls=50_000, cpu=1.0, wall=10.0)
 
 

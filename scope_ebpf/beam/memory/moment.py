@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What lies behind the pointers of one process, read as of one moment.
+The data behind the pointers of one process, read as of one moment.
 
 A process goes on while it is read: it rewrites its stack, its heap moves, its messages are taken
 and their memory is used again. So everything is copied as words between two readings of the
 struct, and named afterwards. A part whose pointers stood still meanwhile is of one moment; if one
-did not, all is read again, :data:`ATTEMPTS` times, and then what moved is told.
+did not, all is read again, :data:`ATTEMPTS` times, and then the result says that it moved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scope_ebpf.beam.processes.table import (
     RUNNING,
     RUNNING_SYS,
 )
-from scope_ebpf.beam.vm.schedulers import natives
+from scope_ebpf.beam.vm.schedulers import running_nifs
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.target import Target
 
-#: Messages whose tags are read, and nodes of its queues that are looked at for them: signals that
+#: Messages whose tags are read, and nodes of its queues that are read for them: signals that
 #: are no messages lie between.
 MAX_MESSAGES = 10
 _MAX_NODES = 10 * MAX_MESSAGES
@@ -46,9 +46,9 @@ _MAX_NODES = 10 * MAX_MESSAGES
 _MAX_STACK = 1 << 16
 _WORD = 8
 _ACTIVE = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
-#: What changes when a process collects, and so moves its terms.
+#: Fields that change when a process collects, and so moves its terms.
 HEAPS = ("heap", "hend", "old_heap", "minor_gcs", "fragment_words")
-#: What must stand still for each part to be of one moment.
+#: Fields that must not change for each part to be of one moment.
 _STANDS = {
     "stack": (*HEAPS, "stop", "htop", "reductions", "pc", "current"),
     "messages": (*HEAPS, "first_message", "middle_message", "outer_message", "mailbox"),
@@ -68,20 +68,20 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """
-    One process: its row, shape ``(1,)``, and copies of what the row leads to.
+    """One process, and copies of what its struct leads to."""
 
-    *native* says that it was in a native function: then its innermost function is the one that
-    the VM noted before the call. *moved* names the parts that are not of one moment.
-    """
-
+    #: Its row, shape ``(1,)``.
     rows: NDArray[np.void]
+    #: True if it was in a native function: its innermost function is the one that the VM noted
+    #: before the call.
     native: bool
+    #: Words of its stack.
     stack: NDArray[np.uint64]
     messages: tuple[Message, ...]
     links: Walk
     monitors: Walk
     watchers: Walk
+    #: Names of the parts that are not of one moment.
     moved: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ def moments(viewer: Viewer, rows: NDArray[np.void]) -> Iterator[Moment]:
     """
     Read the process of *rows*, shape ``(1,)``, at most ATTEMPTS times.
 
-    Ends early when it has ended; then what was read last is of nobody.
+    Ends early when it has ended; then the last reading is of no process.
     """
     for _ in range(ATTEMPTS):
         fresh = viewer.table.one(int(rows["id"][0]))
@@ -99,7 +99,7 @@ def moments(viewer: Viewer, rows: NDArray[np.void]) -> Iterator[Moment]:
 
 
 def stood(before: NDArray[np.void], after: NDArray[np.void], names: Iterable[str]) -> bool:
-    """Tell whether it is the same process, none that collects, with all *names* as they were."""
+    """True if it is the same process, is not collecting, and all *names* are unchanged."""
     if not len(after) or int(before["state"][0] | after["state"][0]) & COLLECTING:
         return False
     return all(before[name][0] == after[name][0] for name in ("id", "pointer", *names))
@@ -107,10 +107,10 @@ def stood(before: NDArray[np.void], after: NDArray[np.void], names: Iterable[str
 
 def reread(read: Callable[[], NDArray[np.void]]) -> tuple[NDArray[np.void], bool]:
     """
-    Read the row of a process again, and tell whether it may have run just before.
+    Read the row of a process again; also true if it may have run just before.
 
-    A row is copied from front to back, and a process counts its work before it says that it rests,
-    further back. So whether it rests is seen in one copy, and what it did until then in the next.
+    A row is copied from front to back, and a process updates its counters before its state, which
+    lies further back. So one copy shows that it rests, and the next its counters until then.
     """
     first = read()
     after = read() if len(first) else first
@@ -118,14 +118,14 @@ def reread(read: Callable[[], NDArray[np.void]]) -> tuple[NDArray[np.void], bool
 
 
 def running(rows: NDArray[np.void]) -> bool:
-    """Tell whether the process is on a scheduler, and so may change without a trace."""
+    """True if the process is on a scheduler, and so may change without a trace."""
     return bool(int(rows["state"][0]) & _ACTIVE)
 
 
 def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
     target, row = viewer.target, rows[0]
     active = running(rows)
-    native = natives(target).get(int(row["pointer"]), 0) if active else 0
+    native = running_nifs(target).get(int(row["pointer"]), 0) if active else 0
     words = _stack(target, row)
     nodes = _nodes(target, row)
     messages = _messages(target, nodes)
@@ -133,7 +133,7 @@ def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
     again = walks if not active else _walks(target, rows)
     after, busy = reread(lambda: viewer.table.one(int(row["id"])))
     active |= busy
-    if native and natives(target).get(int(row["pointer"]), 0) != native:
+    if native and running_nifs(target).get(int(row["pointer"]), 0) != native:
         native = 0
     moved = [part for part, names in _STANDS.items() if not stood(rows, after, names)]
     if active and not native and "stack" not in moved:
@@ -159,21 +159,21 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     messages = 0
     for queue in _QUEUES:
-        place = int(row[queue])
-        while place and len(found) < _MAX_NODES and messages < MAX_MESSAGES:
+        node = int(row[queue])
+        while node and len(found) < _MAX_NODES and messages < MAX_MESSAGES:
             try:
-                raw = memory.read(place, body + _WORD)
+                raw = memory.read(node, body + _WORD)
             except ReadRefusedError:
                 break
             (term,) = struct.unpack_from("<Q", raw, body)
-            found.append((place, term))
+            found.append((node, term))
             messages += is_message(term)
-            (place,) = struct.unpack_from("<Q", raw, onward)
+            (node,) = struct.unpack_from("<Q", raw, onward)
     return found
 
 
 def is_message(term: int) -> bool:
-    """Tell whether this is a message: a header is another signal, 0 one that is still packed."""
+    """True if this is a message: a header is another signal, 0 one that is still packed."""
     return term & 3 != 0 or term == 0
 
 

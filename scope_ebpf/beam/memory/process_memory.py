@@ -3,7 +3,7 @@
 Another process's memory, read and never written (``process_vm_readv``).
 
 Works on a process that runs, hangs or is stopped; the process does not notice.
-What cannot be read is counted and said, never made up.
+What cannot be read is counted and reported, never made up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
 _WORD = 8
 
 
-class _Piece(ctypes.Structure):
+class _Iovec(ctypes.Structure):
     """``struct iovec``."""
 
     _fields_ = (("base", ctypes.c_uint64), ("length", ctypes.c_uint64))
@@ -52,46 +52,46 @@ _libc.process_vm_readv.argtypes = (
 )
 
 
-class Way(Protocol):
-    """How memory is read."""
+class ProcessReader(Protocol):
+    """Reads memory of other processes."""
 
-    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
+    def read(self, pid: int, out: int, size: int, iovecs: int, count: int, /) -> int:
         """
-        Fill the *size* bytes at *out* from the *count* ``iovec`` at *pieces*, which are of *pid*.
+        Fill the *size* bytes at *out* from the *count* ``iovec`` at *iovecs*, which are of *pid*.
 
-        Gives how many bytes were read, or minus the error number.
+        Returns the number of bytes read, or minus the error number.
         """
 
     def cpu_seconds(self) -> float:
-        """CPU time of this thread, and of what reads for it."""
+        """CPU seconds of this thread, and of the process that reads for it."""
 
 
 class _Directly:
-    """By this thread, which waits for as long as it takes."""
+    """Reads in this thread, which may block."""
 
-    def read(self, pid: int, out: int, size: int, pieces: int, count: int, /) -> int:
-        local = _Piece(out, size)
-        got: int = _libc.process_vm_readv(pid, ctypes.byref(local), 1, pieces, count, 0)
+    def read(self, pid: int, out: int, size: int, iovecs: int, count: int, /) -> int:
+        local = _Iovec(out, size)
+        got: int = _libc.process_vm_readv(pid, ctypes.byref(local), 1, iovecs, count, 0)
         return got if got >= 0 else -ctypes.get_errno()
 
     def cpu_seconds(self) -> float:
         return time.thread_time()
 
 
-class _How:
-    """How all memory is read in this process."""
+class _Current:
+    """The reader that this process uses."""
 
-    way: Way = _Directly()
+    reader: ProcessReader = _Directly()
 
 
-def read_by(way: Way) -> None:
-    """Read all memory in *way* from now on, in every thread."""
-    _How.way = way
+def read_by(reader: ProcessReader) -> None:
+    """Read all memory by *reader* from now on, in every thread."""
+    _Current.reader = reader
 
 
 def cpu_seconds() -> float:
     """CPU time of this thread, and of the processes that read memory and parse files for it."""
-    return _How.way.cpu_seconds() + client.cpu_seconds()
+    return _Current.reader.cpu_seconds() + client.cpu_seconds()
 
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -103,15 +103,15 @@ def column(rows: NDArray[np.uint8], offset: int, kind: type[_Number]) -> NDArray
     return field.view(kind)[:, 0]
 
 
-def word_places(addresses: NDArray[np.uint64]) -> NDArray[np.void]:
-    """Say where words lie, for :meth:`Memory.words_at`, which reads them again and again."""
-    places = np.empty(len(addresses), _IOVEC)
-    places["base"], places["length"] = addresses, _WORD
-    return places
+def word_iovecs(addresses: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Make the ``iovec`` of words, for :meth:`Memory.words_at`, which reads them repeatedly."""
+    iovecs = np.empty(len(addresses), _IOVEC)
+    iovecs["base"], iovecs["length"] = addresses, _WORD
+    return iovecs
 
 
 def _never() -> bool:
-    """A process that nobody holds is taken for what it is."""
+    """A process without a check of identity is taken for the one it was."""
     return False
 
 
@@ -124,8 +124,8 @@ class Memory:
     The memory of process *pid*, to be read by one thread.
 
     With *process* it is that of the program that this was made for: each reading is followed by a
-    look whether it still runs, and is refused if not. That is a microsecond or two of the seven
-    that the shortest takes.
+    check that it still runs, and refused if not. That takes one or two of the seven microseconds
+    of the shortest reading.
 
     *bytes_read*, *calls* and *failures* (addresses that could not be read) only
     grow; they are what a reading cost and what it is missing.
@@ -174,15 +174,15 @@ class Memory:
         """Read *count* 64-bit words, shape ``(count,)``."""
         return np.frombuffer(self.read(address, 8 * count), np.uint64)
 
-    def words_at(self, places: NDArray[np.void]) -> NDArray[np.uint64]:
+    def words_at(self, iovecs: NDArray[np.void]) -> NDArray[np.uint64]:
         """
-        Read the 64-bit words at :func:`word_places`, shape ``(n,)``; all of them or none.
+        Read the 64-bit words at :func:`word_iovecs`, shape ``(n,)``; all of them or none.
 
         Raises UnreadableMemoryError if one cannot be read.
         """
-        out = np.empty(len(places), np.uint64)
-        for first in range(0, len(places), IOV_MAX):
-            part = places[first : first + IOV_MAX]
+        out = np.empty(len(iovecs), np.uint64)
+        for first in range(0, len(iovecs), IOV_MAX):
+            part = iovecs[first : first + IOV_MAX]
             got = self._readv(out[first : first + len(part)].view(np.uint8), part)
             self.bytes_read += got
             if got != _WORD * len(part):
@@ -212,10 +212,10 @@ class Memory:
     def gather_ragged(
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]
     ) -> tuple[list[bytes], NDArray[np.bool_]]:
-        """Read pieces of different sizes; a piece that was not read is ``b""``."""
+        """Read ranges of different sizes; ``b""`` for one that was not read."""
         sizes = np.ascontiguousarray(sizes, np.uint64)
         if len(sizes) and (int(sizes.max()) > MAX_READ or int(sizes.sum()) > MAX_READ):
-            raise UnreadableMemoryError(f"a reading of {len(sizes)} pieces is too large")
+            raise UnreadableMemoryError(f"a reading of {len(sizes)} ranges is too large")
         out = np.empty(int(sizes.sum()), np.uint8)
         good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
         data, ends = out.tobytes(), np.cumsum(sizes).tolist()
@@ -229,10 +229,10 @@ class Memory:
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], out: NDArray[np.uint8]
     ) -> NDArray[np.bool_]:
         """
-        Fill *out* with the pieces one after the other; say which were read.
+        Fill *out* with the ranges one after the other; return which were read.
 
-        The kernel stops at the first piece that it cannot read, somewhere
-        within it. That one is refused and the reading goes on behind it.
+        The kernel stops at the first range that it cannot read, somewhere
+        within it. That one is left out and the reading goes on behind it.
         """
         good = np.zeros(len(addresses), np.bool_)
         remote = np.empty(len(addresses), _IOVEC)
@@ -253,18 +253,18 @@ class Memory:
         return good
 
     def _read(self, address: int, size: int) -> bytes:
-        """What can be read there, without numpy: for a word that takes longer than the call."""
-        out, piece = ctypes.create_string_buffer(size), _Piece(address, size)
-        got = self._call(ctypes.addressof(out), size, ctypes.addressof(piece), 1)
+        """Read what is there, without numpy: for a word numpy takes longer than the call."""
+        out, iovec = ctypes.create_string_buffer(size), _Iovec(address, size)
+        got = self._call(ctypes.addressof(out), size, ctypes.addressof(iovec), 1)
         return out.raw[:got]
 
     def _readv(self, out: NDArray[np.uint8], remote: NDArray[np.void]) -> int:
         return self._call(out.ctypes.data, len(out), remote.ctypes.data, len(remote))
 
-    def _call(self, out: int, size: int, pieces: int, count: int) -> int:
-        """Fill the *size* bytes at *out* from *count* pieces; how many bytes were read."""
+    def _call(self, out: int, size: int, iovecs: int, count: int) -> int:
+        """Fill the *size* bytes at *out* from *count* ranges; return the number of bytes read."""
         self.calls += 1
-        got = _How.way.read(self.pid, out, size, pieces, count)
+        got = _Current.reader.read(self.pid, out, size, iovecs, count)
         if self._process is not None and self._is_other():
             self._process.check()
         if got >= 0:
@@ -278,7 +278,7 @@ class Memory:
             raise NotPermittedError(
                 f"the memory of process {self.pid} may not be read by this user: {LOOK}"
             )
-        # EFAULT: the first piece is not mapped. EINVAL: a length beyond all bounds.
+        # EFAULT: the first range is not mapped. EINVAL: a length beyond all bounds.
         if code in (errno.EFAULT, errno.EINVAL):
             return 0
         raise ReadRefusedError(f"reading process {self.pid} failed: {os.strerror(code)}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Readings of memory that nobody has to wait for: each thread has a process that does them.
+Readings of memory that do not block a thread: each thread has a process that does them.
 
-A page that does not come holds whoever reads it, perhaps for good and against SIGKILL. Here that
+A page that does not come blocks its reader, perhaps for good and against SIGKILL. Here that
 is the process (``reader_child.py``), which is left behind, and the thread goes on with another.
 """
 
@@ -22,24 +22,24 @@ import time
 from pathlib import Path
 
 from scope_ebpf.beam.memory.process_memory import MAX_READ
-from scope_ebpf.beam.memory.reader_child import ANSWER, PIECE, PIECES, REQUEST
+from scope_ebpf.beam.memory.reader_child import ANSWER, IOVEC_BYTES, IOVECS_BYTES, REQUEST
 from scope_ebpf.errors import NoAnswerError, ReadRefusedError
 
 _CHILD = Path(__file__).with_name("reader_child.py")
-#: Seconds until a reading is given up, where nothing else is said.
+#: Seconds until a reading is given up, by default.
 PATIENCE = 5.0
-#: Seconds in which a fresh interpreter is there, on a host whose CPUs are all taken.
+#: Seconds in which a fresh interpreter starts, on a host whose CPUs are all busy.
 _START = 20.0
-#: Seconds in which one ends that nobody asks any longer.
+#: Seconds in which an unused one ends.
 _END = 1.0
-#: Bytes that the shared memory keeps; what a larger reading took is given back after it.
+#: Bytes that the shared memory keeps; more is freed after a larger reading.
 _KEPT = 1 << 20
 #: The clock of another process's CPU time (clock_getcpuclockid(3), CPUCLOCK_SCHED).
 _CPU_CLOCK = 2
 
 
 class _BrokenError(Exception):
-    """The process has ended, or answered what is no answer."""
+    """The process has ended, or its answer is invalid."""
 
 
 class Reader:
@@ -54,9 +54,9 @@ class Reader:
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with its:
-                os.ftruncate(shared, PIECES + MAX_READ)
+                os.ftruncate(shared, IOVECS_BYTES + MAX_READ)
                 self._shared = mmap.mmap(shared, 0)
-                self._place = ctypes.addressof(ctypes.c_char.from_buffer(self._shared))
+                self._shared_at = ctypes.addressof(ctypes.c_char.from_buffer(self._shared))
                 self.process = _start(child, its.fileno(), shared)
         except (OSError, ValueError) as error:
             self._channel.close()
@@ -73,22 +73,22 @@ class Reader:
             raise ReadRefusedError("the process that reads memory does not start") from error
         self._wait(patience)
 
-    def read(self, pid: int, out: int, size: int, pieces: int, count: int) -> int:
-        """As ``memory.Way`` says. TimeoutError if there is no answer in time."""
-        ctypes.memmove(self._place, pieces, PIECE * count)
+    def read(self, pid: int, out: int, size: int, iovecs: int, count: int) -> int:
+        """As ``ProcessReader`` says. TimeoutError if there is no answer in time."""
+        ctypes.memmove(self._shared_at, iovecs, IOVEC_BYTES * count)
         try:
             self._channel.send(REQUEST.pack(pid, count, size))
         except OSError as error:
             raise _BrokenError from error
         got = self._answer(size)
         if got > 0:
-            ctypes.memmove(out, self._place + PIECES, got)
+            ctypes.memmove(out, self._shared_at + IOVECS_BYTES, got)
         if size > _KEPT:
-            self._shared.madvise(mmap.MADV_REMOVE, PIECES, size)
+            self._shared.madvise(mmap.MADV_REMOVE, IOVECS_BYTES, size)
         return got
 
     def _wait(self, seconds: float) -> None:
-        """Let the kernel end a wait: that costs a reading no further system call."""
+        """Set a timeout in the kernel: that costs a reading no further system call."""
         whole, rest = divmod(int(seconds * 1e6), 1_000_000)
         span = struct.pack("ll", whole, rest)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
@@ -113,12 +113,12 @@ class Reader:
         return 0.0
 
     def leave(self) -> None:
-        """Have it end, and wait for nothing."""
+        """Let it end, without waiting."""
         self._channel.close()
         self.process.kill()
 
     def end(self) -> None:
-        """Let it end, and wait for that for a moment; whoever waits for it is told."""
+        """Let it end, and wait for that for a moment; wakes the threads that wait for it."""
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -139,7 +139,7 @@ def _start(child: Path, channel: int, shared: int) -> subprocess.Popen[bytes]:
 
 
 class _Own(threading.local):
-    """What one thread has."""
+    """The reader process of one thread."""
 
     reader: Reader | None = None
     patience = PATIENCE
@@ -155,7 +155,7 @@ class Readers:
         self._own = _Own()
         self._lock = threading.Lock()
         self._closed = False
-        #: CPU seconds of those that were left behind, and the most that was told.
+        #: CPU seconds of those that were left behind, and the most that was reported.
         self._spent_before = self._spent = 0.0
         self._running: set[Reader] = set()
         self._left: set[Reader] = set()
@@ -165,16 +165,16 @@ class Readers:
         self._own.patience = patience
         self._reader()
 
-    def read(self, pid: int, out: int, size: int, pieces: int, count: int) -> int:
+    def read(self, pid: int, out: int, size: int, iovecs: int, count: int) -> int:
         """
-        As ``memory.Way`` says, for ``memory.read_by``.
+        As ``ProcessReader`` says, for ``process_memory.read_by``.
 
         Raises NoAnswerError where that takes too long, and ReadRefusedError if it cannot be done.
         """
         for again in (True, False):
             reader = self._reader()
             try:
-                return reader.read(pid, out, size, pieces, count)
+                return reader.read(pid, out, size, iovecs, count)
             except TimeoutError:
                 self._leave(reader)
                 seconds = self._own.patience
@@ -195,24 +195,24 @@ class Readers:
             return len(self._left)
 
     def pids(self) -> list[int]:
-        """Those that run, without those that were left behind; for any thread."""
+        """How many run, without those that were left behind; for any thread."""
         with self._lock:
             return [reader.process.pid for reader in self._running]
 
     def seconds(self) -> float:
-        """CPU time of all that ever read, as far as it is known; for any thread."""
+        """CPU seconds of all there ever were, as far as known; for any thread."""
         with self._lock:
             running = sum(reader.cpu_seconds() for reader in self._running)
             self._spent = max(self._spent, self._spent_before + running)
             return self._spent
 
     def cpu_seconds(self) -> float:
-        """CPU time of this thread and of what reads for it."""
+        """CPU seconds of this thread and of its reader process."""
         reader = self._own.reader
         return time.thread_time() + self._own.spent + (reader.cpu_seconds() if reader else 0.0)
 
     def close(self) -> None:
-        """End all, and start no more; those that hang are left."""
+        """End all, and start no more; those that are blocked are left."""
         with self._lock:
             self._closed = True
             running, self._running = self._running, set()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where the VM's global tables lie in its memory.
+Addresses of the VM's global tables in its memory.
 
-A symbol tells, where there is one. What is static, or hidden as OTP 29 hides
-it, is looked for: by the instructions of exported functions that use it, or by
-its shape among the VM's variables. What was looked for is believed only if it
-points to itself in the way that the table does.
+A symbol gives the address, where there is one. What is static, or hidden as OTP 29 hides
+it, is searched for: by the instructions of exported functions that use it, or by
+its shape among the VM's variables. A result is used only if it points to itself
+as the table does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
 
-#: Seconds after which what was not found is looked for again, at the least.
+#: Seconds, at least, after which a failed search is repeated.
 _AGAIN = 30.0
 #: Names so short that a symbol of that name may be anything.
 _AMBIGUOUS = ("r",)
-#: What a hostile file makes of an address is one all the same.
+#: Addresses of a hostile file wrap to 64 bits.
 _WORD = (1 << 64) - 1
 
 
@@ -33,11 +33,11 @@ class Roots:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._found: dict[str, int] = {}
-        #: When what was not found was looked for first, and when it is again: a VM may just start.
+        #: Time of the first failed search, and of the next: the VM may just be starting.
         self._missing: dict[str, tuple[float, float]] = {}
 
     def find(self, name: str) -> int | None:
-        """Find a global, or None; after that it is looked for again, more and more rarely."""
+        """Find a global, or None; failed searches are repeated, more and more rarely."""
         if name in self._found:
             return self._found[name]
         symbol = None if name in _AMBIGUOUS else self._target.binary.symbol(name)
@@ -47,14 +47,14 @@ class Roots:
         first, due = self._missing.get(name, (now, now))
         if now < due:
             return None
-        place = SEARCHES[name](self._target) if name in SEARCHES else None
-        if place is not None:
-            return self._found.setdefault(name, place)
+        found = SEARCHES[name](self._target) if name in SEARCHES else None
+        if found is not None:
+            return self._found.setdefault(name, found)
         self._missing[name] = first, now + max(_AGAIN, now - first)
         return None
 
     def address(self, name: str) -> int:
-        """Find a global; ReadRefusedError with the reason where nothing tells its place."""
+        """Find a global; ReadRefusedError with the reason if it is not found."""
         address = self.find(name)
         if address is None:
             target = self._target

@@ -2,9 +2,9 @@
 """
 Finding the VM's tables without symbols.
 
-Each search ends in a check that a wrong place does not pass: a pid that leads
+Each search ends in a check that a wrong address does not pass: a pid that leads
 back to its slot, an atom table that carries its name, a scheduler whose run
-queue points back to it. No place, or two, is no answer.
+queue points back to it. No address, or two, is no answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.vm.target import Target
 
-#: Where the VM's variables lie; ERTS_LOW_WRITE holds those that hardly change.
+#: Sections of the VM's variables; ERTS_LOW_WRITE holds those that hardly change.
 _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
 _WORD = 8
 #: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
@@ -40,9 +40,9 @@ _LOCK_INIT = re.compile(rb"\x48\x8d\x3d(.{4})\xe8(.{4})", re.DOTALL)
 _STORE_ZERO = re.compile(rb"\x0f\x11[\x05\x0d](.{4})|\x48\xc7\x05(.{4})\0{4}", re.DOTALL)
 #: Bytes: of code behind the call, and of data behind the lock.
 _NEAR = 64
-#: Slots of a table that are looked at.
+#: Slots of a table that are checked.
 _SAMPLE = 1024
-#: Ranges of code that are looked at before all of them are.
+#: Ranges of code that are checked before all of them are.
 _FEW = 16
 #: Ranges of code that a VM has at most: one for each module, and some.
 _MOST_RANGES = 1 << 20
@@ -62,7 +62,7 @@ def data(target: Target) -> Iterator[tuple[int, NDArray[np.uint64]]]:
 
 
 def referenced(target: Target, function: str) -> list[int]:
-    """Tell which addresses of the VM's memory an exported function names (x86-64)."""
+    """Return the addresses of the VM's memory that an exported function names (x86-64)."""
     symbol = target.binary.symbol(function)
     if symbol is None or target.binary.machine != "x64" or symbol.size > 1 << 14:
         return []
@@ -70,8 +70,8 @@ def referenced(target: Target, function: str) -> list[int]:
     return [target.base + address for address in found]
 
 
-def _only(places: list[int]) -> int | None:
-    unique = set(places)
+def _only(addresses: list[int]) -> int | None:
+    unique = set(addresses)
     return unique.pop() if len(unique) == 1 else None
 
 
@@ -79,39 +79,39 @@ def _by_function(
     function: str, struct: str, field: str, check: Callable[[Target, int], bool], target: Target
 ) -> int | None:
     """Find a struct by an exported function that reads one field of it."""
-    places = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
-    return _only([place for place in places if _holds(check, target, place)])
+    addresses = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
+    return _only([address for address in addresses if _holds(check, target, address)])
 
 
-def _holds(check: Callable[[Target, int], bool], target: Target, place: int) -> bool:
+def _holds(check: Callable[[Target, int], bool], target: Target, address: int) -> bool:
     try:
-        return check(target, place)
+        return check(target, address)
     except ReadRefusedError:
         return False
 
 
-def _is_table(tag: int, target: Target, place: int) -> bool:
-    """Tell whether a process or port table lies at *place*: its elements know their slots."""
+def _is_table(tag: int, target: Target, address: int) -> bool:
+    """True if *address* is of a process or port table: its elements hold their slots."""
     layout, memory = target.layout, target.memory
-    slots = memory.u32(place + layout.offset("ErtsPTab", "r.o.max"))
+    slots = memory.u32(address + layout.offset("ErtsPTab", "r.o.max"))
     if not 0 < slots < 1 << 28:
         return False
-    table = memory.u64(place + layout.offset("ErtsPTab", "r.o.tab"))
-    invalid = memory.u64(place + layout.offset("ErtsPTab", "r.o.invalid_element"))
+    table = memory.u64(address + layout.offset("ErtsPTab", "r.o.tab"))
+    invalid = memory.u64(address + layout.offset("ErtsPTab", "r.o.invalid_element"))
     elements = memory.words(table, min(slots, _SAMPLE))
     filled = np.flatnonzero((elements != 0) & (elements != invalid) & (elements & 7 == 0))
     ids, read = memory.gather(elements[filled], _WORD)
     raw = column(ids, 0, np.uint64)
-    shuffle = Shuffle.read(memory, layout, place) if layout.facts.shuffled_ids else None
+    shuffle = Shuffle.read(memory, layout, address) if layout.facts.shuffled_ids else None
     known = IdCodec(28, shuffle).slot(raw) == filled
     good = read & known & (raw & np.uint64(0xF) == tag)
     # Some may have come or gone between the two readings.
     return len(filled) > 0 and int(good.sum()) * 2 > len(filled)
 
 
-def _is_atom_table(target: Target, place: int) -> bool:
-    """Tell whether the table at *place* says that it is the atom table."""
-    name = target.memory.u64(place + target.layout.offset("IndexTable", "htable.name"))
+def _is_atom_table(target: Target, address: int) -> bool:
+    """True if the table at *address* says that it is the atom table."""
+    name = target.memory.u64(address + target.layout.offset("IndexTable", "htable.name"))
     return target.memory.read(name, 9) == b"atom_tab\0"
 
 
@@ -120,7 +120,7 @@ def _code_ranges(target: Target) -> int | None:
     Find ``struct ranges r[3]`` (OTP-25.2.3 erts/emulator/beam/beam_ranges.c).
 
     Three times in a row: an array, how much of it is used, how large it is,
-    and a place within it.
+    and an address within it.
     """
     layout = target.layout
     stride = layout.size("ranges") // _WORD
@@ -132,23 +132,23 @@ def _code_ranges(target: Target) -> int | None:
             at = [words[shift + field : shift + field + len(fits)] for field in fields]
             fits &= (at[0] != 0) & (at[1] > 0) & (at[1] <= at[2]) & (at[2] < _MOST_RANGES)
             fits &= (at[3] >= at[0]) & (at[3] < at[0] + at[2] * np.uint64(2 * _WORD))
-        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
-    return _only([place for place in found if _holds(_in_order, target, place)])
+        found += [address + _WORD * int(index) for index in np.flatnonzero(fits)]
+    return _only([address for address in found if _holds(_in_order, target, address)])
 
 
-def _in_order(target: Target, place: int) -> bool:
-    """Tell whether three sets of ranges of code, each in rising order, start at *place*."""
+def _in_order(target: Target, address: int) -> bool:
+    """True if three sets of ranges of code, each in rising order, start at *address*."""
     layout = target.layout
     for index in range(3):
-        at = place + index * layout.size("ranges")
+        at = address + index * layout.size("ranges")
         modules = target.memory.u64(at + layout.offset("ranges", "modules"))
         count = target.memory.u64(at + layout.offset("ranges", "n"))
         if not 0 < count < _MOST_RANGES:
-            return False  # it was neither when the place was found
-        # Nearly all wrong places show within the first few; to read all takes 16 MB at the worst.
+            return False  # it was neither when the address was found
+        # Nearly all wrong ones show within the first few; to read all takes 16 MB at the worst.
         for some in (min(count, _FEW), count):
-            edges = target.memory.words(modules, 2 * some)
-            if edges[0] >= edges[-1] or (edges[1:] < edges[:-1]).any():
+            bounds = target.memory.words(modules, 2 * some)
+            if bounds[0] >= bounds[-1] or (bounds[1:] < bounds[:-1]).any():
                 return False
     return True
 
@@ -160,16 +160,16 @@ def _pointing(
     fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
 ) -> int | None:
     """
-    Find the variable *name*, which points to *size* bytes of which *fits* says that they are it.
+    Find the variable *name*, which points to *size* bytes that *fits* accepts.
 
-    The VM may keep several variables for one thing; for two things there is no answer. Where
-    another VM of this program has it is looked first: all variables take a tenth of a second.
+    Several variables may point to one struct; if they point to two, None. The address in another VM
+    of this program is tried first: a search of all variables takes a tenth of a second.
     """
     known = _variables.setdefault(target.binary, {})
     if name in known:
-        place = target.base + known[name]
-        if _fitting(target, place, target.memory.words(place, 1), size, fits):
-            return place
+        address = target.base + known[name]
+        if _fitting(target, address, target.memory.words(address, 1), size, fits):
+            return address
     found: dict[int, int] = {}
     for address, words in data(target):
         found = _fitting(target, address, words, size, fits) | found
@@ -186,32 +186,32 @@ def _fitting(
     size: int,
     fits: Callable[[NDArray[np.uint64], NDArray[np.uint8]], NDArray[np.bool_]],
 ) -> dict[int, int]:
-    """What the *words* at *address* point to that fits, and the first of them that does."""
+    """Pointers among the *words* at *address* to what fits, each with its first address."""
     found: dict[int, int] = {}
-    places = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
-    # What is not mapped is no failed reading here.
+    indexes = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+    # A pointer to unmapped memory is no failed reading here.
     failures = target.memory.failures
-    structs, read = target.memory.gather(words[places], size)
+    structs, read = target.memory.gather(words[indexes], size)
     target.memory.failures = failures
-    for place in places[read & fits(words[places], structs)].tolist():
-        found.setdefault(int(words[place]), address + _WORD * place)
+    for index in indexes[read & fits(words[indexes], structs)].tolist():
+        found.setdefault(int(words[index]), address + _WORD * index)
     return found
 
 
 def _leading(
     target: Target,
-    places: NDArray[np.uint64],
+    addresses: NDArray[np.uint64],
     words: NDArray[np.uint64],
     good: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
     """
-    Which of *good* have the word in *words* at their place in *places*; all of one shape.
+    Which of *good* have the word in *words* at their address in *addresses*; all of one shape.
 
-    Only those places are read: each that is not mapped costs a system call of its own.
+    Only those addresses are read: each that is not mapped costs a system call of its own.
     """
     rows = np.flatnonzero(good)
     failures = target.memory.failures
-    found, read = target.memory.gather(places[rows], _WORD)
+    found, read = target.memory.gather(addresses[rows], _WORD)
     target.memory.failures = failures
     same = np.zeros(len(good), np.bool_)
     same[rows] = read & (column(found, 0, np.uint64) == words[rows])
@@ -225,9 +225,9 @@ def _this_node(target: Target) -> int | None:
 
     def fits(_: NDArray[np.uint64], nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
         sysname = column(nodes, name, np.uint64)
-        place = np.uint64(layout.offset("DistEntry", "sysname"))
+        offset = np.uint64(layout.offset("DistEntry", "sysname"))
         atom = sysname & np.uint64(ATOM_MASK) == ATOM_TAG
-        return _leading(target, column(nodes, entry, np.uint64) + place, sysname, atom)
+        return _leading(target, column(nodes, entry, np.uint64) + offset, sysname, atom)
 
     return _pointing(target, "erts_this_node", entry + _WORD, fits)
 
@@ -273,14 +273,14 @@ def _allocators(target: Target) -> int | None:
             fits &= words[at : at + size] == _ENABLED
         step = words[_EHEAP * words_each + 2 :][:size] - words[first * words_each + 2 :][:size]
         fits &= step == (_EHEAP - first) * RECORD
-        found += [address + _WORD * int(place) for place in np.flatnonzero(fits)]
-    return _only([place for place in found if _holds(_is_allocators, target, place)])
+        found += [address + _WORD * int(index) for index in np.flatnonzero(fits)]
+    return _only([address for address in found if _holds(_is_allocators, target, address)])
 
 
-def _is_allocators(target: Target, place: int) -> bool:
-    specs = _specs_of(target, place)
+def _is_allocators(target: Target, address: int) -> bool:
+    specs = _specs_of(target, address)
     return all(
-        numbered(target, instances(target, place, specs, number), number)
+        numbered(target, instances(target, address, specs, number), number)
         for number in range(FIRST_UTIL, COUNT)
     )
 
@@ -310,20 +310,20 @@ def _dirty_gc(target: Target) -> int | None:
     for call in _LOCK_INIT.finditer(code):
         mutex = start.address + _beyond(call, 1, call.start(2) - 1)
         stores = _STORE_ZERO.finditer(code, call.end(), call.end() + _NEAR)
-        places = [start.address + _beyond(store, store.lastindex or 0) for store in stores]
-        behind = [place for place in places if 0 < place - mutex <= _NEAR]
+        stored = [start.address + _beyond(store, store.lastindex or 0) for store in stores]
+        behind = [address for address in stored if 0 < address - mutex <= _NEAR]
         if behind and start.address + _beyond(call, 2) == lock.address:
             found.append(target.base + min(behind))
     return _only(found)
 
 
 def _beyond(found: re.Match[bytes], group: int, end: int | None = None) -> int:
-    """What an operand means that counts from the *end* of its instruction."""
+    """Value of an operand that is relative to the *end* of its instruction."""
     (distance,) = struct.unpack("<i", found[group])
     return int(distance) + (found.end() if end is None else end)
 
 
-#: How each table is found where no symbol tells.
+#: How each table is found without a symbol.
 SEARCHES: dict[str, Callable[[Target], int | None]] = {
     "erts_proc": partial(
         _by_function, "enif_is_process_alive", "ErtsPTab", "r.o.tab", partial(_is_table, PID_TAG)

@@ -32,32 +32,32 @@ POINTER_MASK = 0xFFFFFFFFFFFFFFF8
 
 
 def is_atom(term: int) -> bool:
-    """Tell whether *term* is an atom."""
+    """True if *term* is an atom."""
     return term & ATOM_MASK == ATOM_TAG
 
 
 def is_pid(term: int) -> bool:
-    """Tell whether *term* is a pid of the VM itself."""
+    """True if *term* is a pid of the VM itself."""
     return term & 0xF == PID_TAG
 
 
 def is_port(term: int) -> bool:
-    """Tell whether *term* is a port of the VM itself."""
+    """True if *term* is a port of the VM itself."""
     return term & 0xF == PORT_TAG
 
 
 def is_small(term: int) -> bool:
-    """Tell whether *term* is a small integer."""
+    """True if *term* is a small integer."""
     return term & 0xF == SMALL_TAG
 
 
 def is_list(term: int) -> bool:
-    """Tell whether *term* is a cons cell (``[]`` is not)."""
+    """True if *term* is a cons cell (``[]`` is not)."""
     return term & PRIMARY_MASK == LIST
 
 
 def is_boxed(term: int) -> bool:
-    """Tell whether *term* points to a header word and what it heads."""
+    """True if *term* points to a header word and what it heads."""
     return term & PRIMARY_MASK == BOXED
 
 
@@ -120,14 +120,14 @@ class IdCodec:
         return data
 
     def slot(self, raw: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Tell the table slot of each identifier, shape of *raw*."""
+        """Return the table slot of each identifier, shape of *raw*."""
         raw = np.asarray(raw, np.uint64)
         if self.shuffle is None:
             return raw >> np.uint64(32)
         return (raw >> np.uint64(4)) & np.uint64(self.shuffle.mask)
 
     def decode(self, raw: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Tell number and serial of each identifier, two arrays of the shape of *raw*."""
+        """Return number and serial of each identifier, two arrays of the shape of *raw*."""
         data = self.data(raw)
         bits = np.uint64(self._bits)
         return data & ((np.uint64(1) << bits) - np.uint64(1)), data >> bits

@@ -25,16 +25,15 @@ _WORD_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Walk(NamedTuple):
-    """
-    The nodes of many structures.
+    """The nodes of many lists, rings or trees."""
 
-    For each node whose it is (an index into the roots), its address and its
-    bytes; and for each root whether all of its nodes were read.
-    """
-
+    #: Index of the root of each node, shape ``(n,)``.
     owners: NDArray[np.int64]
+    #: Address of each node, shape ``(n,)``.
     addresses: NDArray[np.uint64]
+    #: Bytes of each node, shape ``(n, size)``.
     nodes: NDArray[np.uint8]
+    #: True for each root all of whose nodes were read, shape ``(roots,)``.
     whole: NDArray[np.bool_]
 
 
@@ -53,7 +52,7 @@ def walk(
     *follow* takes nodes, shape ``(n, size)``, and gives the pointers that lead
     on, each of shape ``(n,)``; 0 leads nowhere. A root with more than *limit*
     levels, or more nodes than *limit*, is not whole. Where a node may be cut
-    short by the end of mapped memory, *least* bytes of it will do.
+    short by the end of mapped memory, *least* bytes of it are enough.
     """
     owners = np.flatnonzero(roots)
     frontier = roots[owners]
@@ -91,19 +90,19 @@ def chain(
     memory: Memory, root: int, offset: int, limit: int, *, closed: bool = False
 ) -> NDArray[np.uint64]:
     """
-    Tell where the nodes of one list or ring lie, at most *limit* + 1 of them.
+    Return the addresses of the nodes of one list or ring, at most *limit* + 1 of them.
 
     One list gives a level nothing to share, so it is followed word by word.
     """
-    places: list[int] = []
-    place = root
-    while place and len(places) <= limit and not (closed and places and place == root):
-        places.append(place)
+    nodes: list[int] = []
+    node = root
+    while node and len(nodes) <= limit and not (closed and nodes and node == root):
+        nodes.append(node)
         try:
-            place = memory.u64(place + offset & _WORD_MASK)
+            node = memory.u64(node + offset & _WORD_MASK)
         except UnreadableMemoryError:
             break
-    return np.array(places, np.uint64)
+    return np.array(nodes, np.uint64)
 
 
 def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:

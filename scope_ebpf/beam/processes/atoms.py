@@ -4,7 +4,7 @@ Atoms: the text behind an atom's index.
 
 The table only grows and an atom never changes its text, so a text that was
 read once stays right. The text itself is the VM's and may hold anything: it is
-bounded here and escaped by whoever shows it.
+bounded here and escaped by the sink that shows it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
 
-    _Places = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]
+    _NameRanges = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]
 
 #: Atoms in one segment of the table (INDEX_PAGE_SIZE, OTP-25.2.3 erts/emulator/beam/index.h).
 _PAGE = 1024
@@ -35,7 +35,7 @@ MAX_BYTES = 255 * 4
 MAX_ATOMS = 1 << 25
 #: Texts kept; most are never asked for.
 CACHE = 1 << 16
-#: Atoms that a search looks at together, first those that the VM is born with, and in all: some
+#: Atoms that a search reads together, first those that the VM is born with, and in all: some
 #: seconds.
 _BORN, _BLOCK, _SEARCHED = 2048, 8192, 1 << 22
 #: Blocks that are read once: 140 kB each.
@@ -60,10 +60,10 @@ class Atoms:
         self._boxed = layout.has("Atom", "u.bin")
         self._name = layout.offset("Atom", "u.bin" if self._boxed else "name")
         self._texts: dict[int, str] = {}
-        self._blocks: dict[tuple[int, int], _Places] = {}
+        self._blocks: dict[tuple[int, int], _NameRanges] = {}
 
     def __len__(self) -> int:
-        """Tell how many atoms the VM has now."""
+        """Return the number of atoms that the VM has now."""
         count = self._memory.u32(self._table + self._entries)
         if count > MAX_ATOMS:
             raise ReadRefusedError(f"process {self._memory.pid} claims {count} atoms")
@@ -126,12 +126,12 @@ class Atoms:
                 break
         return found
 
-    def _searched(self, indices: NDArray[np.int64]) -> _Places:
-        """The places of *indices*; the first that are searched stay known for the next search."""
+    def _searched(self, indices: NDArray[np.int64]) -> _NameRanges:
+        """The names of *indices*; the first that are searched stay known for the next search."""
         key = int(indices[0]), len(indices)
         found = self._blocks.get(key)
         if found is None:
-            found = self._places(indices)
+            found = self._name_ranges(indices)
             if found[2].all() and len(self._blocks) < _KEPT_BLOCKS:
                 self._blocks[key] = found
         return found
@@ -147,7 +147,7 @@ class Atoms:
             del self._texts[index]
 
     def _read(self, indices: NDArray[np.int64]) -> dict[int, str]:
-        addresses, lengths, good = self._places(indices)
+        addresses, lengths, good = self._name_ranges(indices)
         rows = np.flatnonzero(good)
         names, read = self._memory.gather_ragged(addresses[rows], lengths[rows])
         return {
@@ -156,7 +156,7 @@ class Atoms:
             if ok
         }
 
-    def _places(self, indices: NDArray[np.int64]) -> _Places:
+    def _name_ranges(self, indices: NDArray[np.int64]) -> _NameRanges:
         """
         Find where the name of each atom lies and how long it is.
 

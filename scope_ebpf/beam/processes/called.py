@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of what a long call was: the Erlang code that it came from, and the C function."""
+"""Names of long calls: the Erlang code that they came from, and the C function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MFA = 24
 
 
 class CalledNames:
-    """Names addresses of one VM; *clock* is in seconds. None for what has no name."""
+    """Names addresses of one VM; *clock* is in seconds. None for an address without a name."""
 
     def __init__(
         self, target: Target, code: CodeMap, clock: Callable[[], float] = time.monotonic
@@ -42,7 +42,7 @@ class CalledNames:
                 self._code.refresh()
                 self._native.refresh()
             found = self._code.function(address)
-            # What waits for a dirty scheduler has a stub of its own, with its name before it.
+            # A call that waits for a dirty scheduler has its own stub, with its name before it.
             found = found or self._code.mfa(address - _MFA)
         except ScopeError:
             return None

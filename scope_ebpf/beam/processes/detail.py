@@ -31,7 +31,7 @@ _WORD = 8
 #: F_TRAP_EXIT and ERTS_PSFLG_OFF_HEAP_MSGQ (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _TRAP_EXIT, _OFF_HEAP = 1 << 22, 1 << 24
 _USER_PRIORITY = 2  # bits to the left
-#: What must stand still while terms on the heap are written as text.
+#: Fields that must not change while terms on the heap are written as text.
 _NAMES = ("dictionary", *HEAPS)
 
 
@@ -91,7 +91,7 @@ def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:
     Name the frames of a stack, innermost first.
 
     Like the VM's own: every word that may be an address of code and is one. In a native function
-    only what the VM noted before the call is fresh; the instruction pointer is that of the time
+    only the function that the VM noted before the call is current; the instruction pointer is from
     when the process last left a scheduler.
     """
     row = moment.rows[0]
@@ -151,8 +151,8 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
         spelled = [wanted, f"Elixir.{wanted}"]
         if len(wanted) > 1 and wanted[0] == wanted[-1] == "'":
             spelled.append(wanted[1:-1])
-    place = next((texts.index(name) for name in spelled if name in texts), None)
-    return rows[:0] if place is None else viewer.table.one(int(rows["id"][place]))
+    index = next((texts.index(name) for name in spelled if name in texts), None)
+    return rows[:0] if index is None else viewer.table.one(int(rows["id"][index]))
 
 
 #: A pid of the VM itself, as Erlang, Elixir or a person writes it.

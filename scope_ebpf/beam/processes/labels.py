@@ -34,7 +34,7 @@ FRESH = 5.0
 
 class Label(NamedTuple):
     """
-    Who a pid is. All but *pid* is None for a process that has ended, or was not readable.
+    The names of a pid. All but *pid* is None for a process that has ended, or was not readable.
 
     *mailbox* is the number of messages that waited when the label was made.
     """
@@ -48,7 +48,7 @@ class Label(NamedTuple):
 
     @property
     def who(self) -> str | None:
-        """The shortest that tells a person who this is: name, else module, else initial call."""
+        """The shortest text that identifies the process: name, else module, else initial call."""
         return self.name or (self.module if self.behaviour else None) or self.initial_call
 
     def __str__(self) -> str:
@@ -81,9 +81,9 @@ class Labels:
 
     def labels(self, pids: Iterable[int], most: int | None = None) -> dict[int, Label]:
         """
-        Name many pids, given as terms; what is no pid of this VM is left out.
+        Name many pids, given as terms; terms that are no pid of this VM are left out.
 
-        Of those that must be looked up, *most* at most are; the others are left out.
+        At most *most* of those that must be looked up are; the others are left out.
         """
         wanted = {pid for pid in pids if is_pid(pid)}
         oldest = self._clock() - FRESH
@@ -114,7 +114,7 @@ class Labels:
             rows = self._table.at(distinct(slots[slots < self._slots]).astype(np.int64)).rows
         except ReadRefusedError:
             return labels
-        # A slot that holds another process by now says nothing of the one we ask for.
+        # A slot that holds another process by now says nothing of the wanted one.
         rows = rows[within(rows["id"], terms)]
         names, identities = self._names.registered(rows), self._names.identities(rows)
         for row, name, (call, behaviour, module) in zip(rows, names, identities, strict=True):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the nodes of a process's trees and rings of monitors are.
+Kinds of nodes in a process's trees and rings of monitors.
 
-The VM keeps more there than ``process_info(P, monitors)`` tells: aliases, suspended processes and
+The VM keeps more there than ``process_info(P, monitors)`` shows: aliases, suspended processes and
 subscriptions to nodes. Source: OTP-25.2.3 erts/emulator/beam/erl_monitor_link.h, and
 collect_one_origin_monitor and collect_one_target_monitor in erl_bif_info.c.
 """
@@ -37,18 +37,18 @@ class Kinds(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """
-    How many of each kind a process has.
+    """Links and monitors of a process, by kind."""
 
-    *monitors* and *watchers* are those of ``process_info(P, monitors)`` and ``monitored_by``.
-    *nodes* are subscriptions to nodes that come and go.
-    """
-
+    #: As ``process_info(P, monitors)`` lists them.
     monitors: int
+    #: As ``process_info(P, monitored_by)`` lists them.
     watchers: int
     aliases: int
+    #: Processes that it suspends.
     suspends: int
+    #: Processes that suspend it.
     suspended_by: int
+    #: Subscriptions to nodes that come and go.
     nodes: int
 
 
@@ -60,16 +60,16 @@ def kinds(target: Target) -> Kinds:
 
 
 def kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Tell the kind of each node, shape ``(n,)``."""
+    """Return the kind of each node, shape ``(n,)``."""
     if _has_type(target):
-        place = target.layout.offset("ErtsMonLnkNode", "type")
-        return column(nodes, place, np.uint16).astype(np.uint32)
+        offset = target.layout.offset("ErtsMonLnkNode", "type")
+        return column(nodes, offset, np.uint16).astype(np.uint32)
     found: NDArray[np.uint32] = _word(target, nodes) & np.uint32(_KIND_28)
     return found
 
 
 def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell which links or monitors have terms of their own behind them."""
+    """Return which links or monitors have terms of their own behind them."""
     return _flag(target, nodes, _EXTENDED)
 
 
@@ -95,8 +95,8 @@ def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
     """Read the pids of those that suspend a process, from the nodes of its ring."""
     here = kind(target, ring) == kinds(target).suspend
     here &= _flag(target, ring, _TARGET)
-    place = target.layout.offset("ErtsMonLnkNode", "other")
-    found: list[int] = column(ring, place, np.uint64)[here].tolist()
+    offset = target.layout.offset("ErtsMonLnkNode", "other")
+    found: list[int] = column(ring, offset, np.uint64)[here].tolist()
     return found
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who a process is: registered name, initial call, behaviour, label.
+Names of a process: registered name, initial call, behaviour, label.
 
-What proc_lib knows lies in the process's dictionary, which is found by the
+The facts of proc_lib are in the process's dictionary, which is found by the
 same hash that the VM uses (erl_process_dict.c, the same from OTP-25.2.3 to
 27.3.4.1: an atom hashes to its index).
 """
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 _WORD = 8
 #: ProcDict: mask, slots in use, array size, split, number of elements (32-bit but the last).
 _MASK, _USED, _SLOTS = 0, 4, 24
-#: Keys that share one slot of a dictionary; more are not looked at.
+#: Keys in one slot of a dictionary that are read.
 _COLLISIONS = 16
 _PAIR, _TRIPLE = 2 << 6, 3 << 6
 
-#: What a process says it is by the function in which it waits.
+#: Behaviour of a process by the function in which it waits.
 LOOPS = {
     "gen_server": "gen_server",
     "gen_statem": "gen_statem",
@@ -49,7 +49,7 @@ LOOPS = {
     "gen_fsm": "gen_fsm",
     "gen_server2": "gen_server2",
 }
-#: What a module says it is by its -behaviour, in the words of the one that runs it.
+#: Behaviour of a module by its -behaviour attribute: that of the module which runs it.
 DECLARED = {
     **{name: name for name in LOOPS},
     "Elixir.GenServer": "gen_server",
@@ -91,7 +91,7 @@ class Names:
         entries, read = self._memory.gather(rows["registered"][have], layout.size("RegProc"))
         owner = column(entries, layout.offset("RegProc", "p"), np.uint64)
         terms = column(entries, layout.offset("RegProc", "name"), np.uint64)
-        # The entry says itself whom it names; one that is being freed does not.
+        # The entry holds the process that it names; one that is being freed does not.
         read &= owner == rows["pointer"][have]
         texts = self._texts(terms[read])
         for row, term in zip(have[read].tolist(), terms[read].tolist(), strict=True):
@@ -112,31 +112,31 @@ class Names:
         slot = np.where(index & mask >= used, index & mask >> np.uint32(1), index & mask)
         read &= slot < used
         have, tables = have[read], tables[read]
-        places: NDArray[np.uint64] = slot[read].astype(np.uint64) * np.uint64(_WORD)
-        words, _ = self._memory.gather(tables + np.uint64(_SLOTS) + places, _WORD)
+        offsets: NDArray[np.uint64] = slot[read].astype(np.uint64) * np.uint64(_WORD)
+        words, _ = self._memory.gather(tables + np.uint64(_SLOTS) + offsets, _WORD)
         self._search(column(words, 0, np.uint64), term, have, values)
         return values
 
     def identities(self, rows: NDArray[np.void]) -> list[Identity]:
-        """Tell initial call, behaviour and callback module of each process, length ``n``."""
+        """Return initial call, behaviour and callback module of each process, length ``n``."""
         made: dict[tuple[Mfa | None, Mfa | None], Identity] = {}
         pairs = list(zip(self.initial_calls(rows), self.current_functions(rows), strict=True))
-        # Most processes are like many others.
+        # Most processes share both with many others.
         for call, now in set(pairs):
             made[call, now] = Identity(call, *self._behaviour(call, now))
         return [made[pair] for pair in pairs]
 
     def initial_calls(self, rows: NDArray[np.void]) -> list[Mfa | None]:
-        """Tell where each process began; behind proc_lib, what it was asked to run."""
+        """Return the initial call of each process; behind proc_lib, what it was asked to run."""
         values = self.dictionary(rows, "$initial_call")
         module, function, arity = (rows[name].copy() for name in ("module", "function", "arity"))
         boxed = np.flatnonzero(values & np.uint64(PRIMARY_MASK) == BOXED)
         triples, read = self._memory.gather(values[boxed] & np.uint64(POINTER_MASK), 4 * _WORD)
-        head, *terms = (column(triples, _WORD * place, np.uint64) for place in range(4))
+        head, *terms = (column(triples, _WORD * index, np.uint64) for index in range(4))
         read &= (head == _TRIPLE) & (terms[2] & np.uint64(0xF) == 0xF)
-        for place, source in ((module, terms[0]), (function, terms[1])):
+        for part, source in ((module, terms[0]), (function, terms[1])):
             read &= source & np.uint64(ATOM_MASK) == ATOM_TAG
-            place[boxed[read]] = source[read]
+            part[boxed[read]] = source[read]
         arity[boxed[read]] = terms[2][read] >> np.uint64(4)
         names = {0: None} | self._texts(np.concatenate([module, function]))
         triple = np.stack([module, function, arity], axis=1)
@@ -156,14 +156,14 @@ class Names:
         return _spread(calls, inverse)
 
     def current_functions(self, rows: NDArray[np.void]) -> list[Mfa | None]:
-        """Tell the function each process is in, or was in when it last ran."""
-        # A function that was set aside for us, or else the code's own address.
+        """Return the function each process is in, or was in when it last ran."""
+        # ``current``, where the VM has set it, or else the code's own address.
         exact = rows["current"] != 0
         where = np.where(exact, rows["current"], rows["pc"])
-        places, first, inverse = np.unique(where, return_index=True, return_inverse=True)
+        addresses, first, inverse = np.unique(where, return_index=True, return_inverse=True)
         found = [
-            self._code.mfa(place) if known else self._code.function(place)
-            for place, known in zip(places.tolist(), exact[first].tolist(), strict=True)
+            self._code.mfa(address) if known else self._code.function(address)
+            for address, known in zip(addresses.tolist(), exact[first].tolist(), strict=True)
         ]
         return _spread(found, inverse)
 
@@ -197,7 +197,7 @@ class Names:
             pairs[cells], rest[cells] = column(words, 0, np.uint64), column(words, _WORD, np.uint64)
             boxed = np.flatnonzero(pairs & np.uint64(PRIMARY_MASK) == BOXED)
             words, _ = self._memory.gather(pairs[boxed] & np.uint64(POINTER_MASK), 3 * _WORD)
-            head, name, value = (column(words, _WORD * place, np.uint64) for place in range(3))
+            head, name, value = (column(words, _WORD * index, np.uint64) for index in range(3))
             match = (head == _PAIR) & (name == key)
             values[rows[boxed[match]]] = value[match]
             more = rest != 0
@@ -206,7 +206,7 @@ class Names:
                 return
 
     def _behaviour(self, call: Mfa | None, now: Mfa | None) -> tuple[str | None, str | None]:
-        """Tell behaviour and callback module, from where a process began and where it waits."""
+        """Return behaviour and callback module, from where a process began and where it waits."""
         if call is None:
             return None, None
         if (call.module, call.arity) in _OWN_CALL:
@@ -221,7 +221,7 @@ class Names:
         return None, None
 
     def declared(self, module: str) -> str | None:
-        """Tell the behaviour that a loaded module declares, if it is one we know."""
+        """Return the behaviour that a loaded module declares, if it is a known one."""
         if module not in self._behaviours:
             try:
                 self._behaviours[module] = _declared(self._code.attributes(module))
@@ -240,14 +240,14 @@ def _spread(found: list[Mfa | None], inverse: NDArray[np.int64]) -> list[Mfa | N
 
 def _declared(attributes: bytes) -> str | None:
     for found in _BEHAVIOUR.finditer(attributes):
-        place = found.end()
+        offset = found.end()
         for _ in range(found[1][0]):
-            atom = _ATOM.match(attributes, place)
+            atom = _ATOM.match(attributes, offset)
             if atom is None:
                 break
             length = (atom["long"] or atom["short"])[0]
             name = attributes[atom.end() : atom.end() + length].decode("utf-8", "replace")
             if name in DECLARED:
                 return DECLARED[name]
-            place = atom.end() + length
+            offset = atom.end() + length
     return None

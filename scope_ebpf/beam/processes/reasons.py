@@ -2,9 +2,9 @@
 """
 Why a process that does not wait for a message does not run.
 
-A suspended one is in the list of whom it waits for: a port, the connection to a node
+A suspended one is in a list of what it waits for: a port, the connection to a node
 (OTP-25.2.3 erts/emulator/beam/erl_port.h and erl_node_tables.h, *suspended*), or has a monitor of
-the process that suspended it. One that could run stands in a run queue.
+the process that suspended it. A runnable one is in a run queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _QUEUED = 1 << 14
 _DIRTY = {"dirty_cpu": 1 << 26 | DIRTY_ACTIVE_SYS, "dirty_io": 1 << 27}
 #: A pointer to a run queue, and a slot of a table, may have flags below.
 _FLAGS = 7
-#: Slots of a port table that are looked through.
+#: Slots of a port table that are read.
 _MOST_PORTS = 1 << 20
 _MAX_NAME = 64
 _WORD = 8
@@ -43,7 +43,7 @@ def status_reason(viewer: Viewer, moment: Moment) -> str | None:
     """
     Say why the process of *moment* is suspended, or where it waits for its turn.
 
-    None for every other status, and where the memory does not tell or it has changed meanwhile.
+    None for every other status, and where the memory does not show it or it has changed meanwhile.
     """
     rows = moment.rows
     (status,) = statuses(rows["state"])
@@ -61,7 +61,7 @@ def status_reason(viewer: Viewer, moment: Moment) -> str | None:
 def _suspended(viewer: Viewer, moment: Moment) -> str | None:
     target, pid = viewer.target, int(moment.rows["id"][0])
     found = [f"by {_who(viewer, by)}" for by in suspenders(target, moment.watchers.nodes)]
-    # Only if all was read can it be said that nothing was found.
+    # "Nothing was found" is certain only if all was read.
     whole = bool(moment.watchers.whole.all())
     try:
         port = _port(target, pid)
@@ -102,23 +102,23 @@ def _port(target: Target, pid: int) -> str | None:
     ports = words[(words != 0) & (words != invalid) & (words & np.uint64(_FLAGS) == 0)]
     raw, read = memory.gather(ports + np.uint64(layout.offset("Port", "suspended")), _WORD)
     lists, left = column(raw, 0, np.uint64), MOST
-    for place in np.flatnonzero(read & (lists != 0)).tolist():
-        found = waiters(memory, int(lists[place]), left)
+    for row in np.flatnonzero(read & (lists != 0)).tolist():
+        found = waiters(memory, int(lists[row]), left)
         left -= len(found)
         if pid in found:
-            port = int(ports[place])
+            port = int(ports[row])
             name = _text(target, memory.u64(port + layout.offset("Port", "name")))
             return f"{PortCodec.of(target).text(memory.u64(port))} ({name})"
     return None
 
 
-def _text(target: Target, place: int) -> str:
-    raw = target.memory.read(place, _MAX_NAME).partition(b"\0")[0]
+def _text(target: Target, address: int) -> str:
+    raw = target.memory.read(address, _MAX_NAME).partition(b"\0")[0]
     return raw.decode("utf-8", "replace")
 
 
 def _queued(target: Target, row: np.void) -> str | None:
-    """Tell in which run queue it stands, and how many are there."""
+    """Return the run queue that it is in, and the queue's length."""
     state, memory, layout = int(row["state"]), target.memory, target.layout
     if not state & _QUEUED:
         return None

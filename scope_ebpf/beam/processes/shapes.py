@@ -2,8 +2,8 @@
 """
 Terms as text, cut in depth and length.
 
-A *text* shows a small term, such as a label that somebody set. A *shape* shows
-of a message no more than its tag: what it is about, never what is in it.
+A *text* shows a small term, such as a process label. A *shape* shows
+only the tag of a message, never its contents.
 Memory that changes while it is read may be a circle; the budget ends it.
 """
 
@@ -40,7 +40,7 @@ _WORD = 8
 #: Header subtags, OTP-25.2.3 and OTP-27.3.4.1 erts/emulator/beam/erl_term.h.
 _SUBTAG = 0x3F
 _TUPLE = 0x00
-#: What a header says of what it heads; tuples and cons cells are not among them.
+#: Text for each kind of header, tuples excepted.
 KINDS_ALWAYS = {
     0x08: "integer",
     0x0C: "integer",
@@ -71,7 +71,7 @@ class TermReader:
 
     def shape(self, term: int, head: tuple[int, int] | None = None) -> str:
         """
-        Tell the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
+        Return the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
 
         *head* is what a boxed term points to: its header, and the word behind that.
         """
@@ -193,7 +193,7 @@ def quoted(atom: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Replace what a terminal or a log would obey: every character that does not print."""
+    """Replace characters that do not print: a terminal or a log would interpret them."""
     return "".join(
         c if c.isprintable() and not 0xD800 <= ord(c) < 0xE000 else f"\\x{{{ord(c):x}}}"
         for c in text

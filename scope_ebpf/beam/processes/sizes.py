@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How much memory a process has, to the byte that ``process_info(P, memory)`` tells.
+How much memory a process has, to the byte, as ``process_info(P, memory)`` returns it.
 
 The sum is that of erts_process_memory (OTP-25.2.3
 erts/emulator/beam/erl_process_dump.c, the same in OTP-27.3.4.1): the struct,
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
 
 _WORD = 8
-#: Nobody has more in mailbox, links and dictionary of one process.
+#: Bytes: no process has more in mailbox, links and dictionary.
 _MAX_BESIDES = 1 << 36
-#: Words of one message or one name of a remote process that are believed.
+#: Words of one message or one name of a remote process: larger claims are not used.
 _MAX_PAYLOAD = 1 << 32
-#: Links, monitors or messages of one process that are looked at; more are estimated.
+#: Links, monitors or messages of one process that are read; the size of more is estimated.
 LIMIT = 2000
-#: Fragments of one message that are looked at.
+#: Fragments of one message that are read.
 _FRAGMENTS = 64
 
 #: ProcDict: how many words the array has, and the bytes before it (erl_process_dict.h).
@@ -50,10 +50,10 @@ class Sizes(NamedTuple):
 
 def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
     """
-    Tell the memory of each process; *rows* need the columns LOAD and SIZES.
+    Return the memory of each process, bytes; *rows* need the columns LOAD and SIZES.
 
     A mailbox of more than *limit* messages is estimated by its first ones, and
-    so are links and monitors; messages from other nodes that nobody has
+    so are links and monitors; messages from other nodes that no process has
     decoded yet have no size that could be known.
     """
     layout = target.layout
@@ -101,16 +101,16 @@ def tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
 
 def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     """Read the nodes of a ring, where the last one leads to the first again."""
-    place = target.layout.offset("ErtsMonLnkNode", "node.list.next")
+    next_offset = target.layout.offset("ErtsMonLnkNode", "node.list.next")
     size = target.layout.size("ErtsMonLnkNode")
     if len(roots) == 1:
-        places = chain(target.memory, int(roots[0]), place, limit, closed=True)
-        nodes, read = target.memory.gather(places, size)
-        whole = np.array([bool(read.all()) and len(places) <= limit])
-        return Walk(np.zeros(int(read.sum()), np.int64), places[read], nodes[read], whole)
+        addresses = chain(target.memory, int(roots[0]), next_offset, limit, closed=True)
+        nodes, read = target.memory.gather(addresses, size)
+        whole = np.array([bool(read.all()) and len(addresses) <= limit])
+        return Walk(np.zeros(int(read.sum()), np.int64), addresses[read], nodes[read], whole)
 
     def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
-        onward = column(nodes, place, np.uint64)
+        onward = column(nodes, next_offset, np.uint64)
         return [np.where(np.isin(onward, roots), 0, onward)]
 
     return walk(target.memory, roots, size, follow, limit)
@@ -151,11 +151,11 @@ def _monitor_sizes(
     nodes: NDArray[np.uint8],
     whole: NDArray[np.bool_],
 ) -> _Part:
-    """Tell each monitor's share: two processes may hold one block together."""
+    """Return each monitor's share: two processes may hold one block together."""
     layout = target.layout
     offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16).astype(np.uint64)
-    place = np.uint64(layout.offset("ErtsMonitorData", "refc"))
-    references, read = target.memory.gather(addresses - offset + place, 4)
+    refc_offset = np.uint64(layout.offset("ErtsMonitorData", "refc"))
+    references, read = target.memory.gather(addresses - offset + refc_offset, 4)
     shares = np.maximum(column(references, 0, np.uint32), 1)
     here, of = kind(target, nodes), kinds(target)
     sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
@@ -193,7 +193,7 @@ def _extended(
 
 
 def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
-    """Tell the bytes of each mailbox, estimated from the first messages of a long one."""
+    """Return the bytes of each mailbox, estimated from the first messages of a long one."""
     layout, memory = target.layout, target.memory
     block = layout.size("ErtsMessage")
     used = layout.offset("ErtsMessage", "hfrag.used_size")
@@ -203,11 +203,11 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
     data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)
     signal = (tag & np.uint64(3) == 0) & (tag != 0)
-    mark = signal & (tag >> np.uint64(6) & np.uint64(0xFF) == _RECEIVE_MARK)
-    whole[owners[signal & ~mark]] = False
+    marker = signal & (tag >> np.uint64(6) & np.uint64(0xFF) == _RECEIVE_MARK)
+    whole[owners[signal & ~marker]] = False
     whole[owners[(tag == 0) & (data != 0)]] = False  # not decoded yet
     sizes = np.where(signal, 0.0, float(block))
-    sizes[mark] = fragment + 2 * _WORD  # ErtsRecvMarker
+    sizes[marker] = fragment + 2 * _WORD  # ErtsRecvMarker
     combined = ~signal & (data == _COMBINED)
     words = column(nodes, used, np.uint64)
     whole[owners[combined & (words > _MAX_PAYLOAD)]] = False
@@ -215,13 +215,13 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     # The payload goes on in further fragments, or lies in fragments alone.
     chained = np.where(combined, column(nodes, fragment, np.uint64), data)
     chained[signal | (tag == 0)] = 0
-    pieces, _, fragments, complete = walk(
+    heads, _, fragments, complete = walk(
         memory, chained, used - fragment + _WORD, pointers(0), _FRAGMENTS
     )
     words = column(fragments, used - fragment, np.uint64)
-    complete[pieces[words > _MAX_PAYLOAD]] = False
+    complete[heads[words > _MAX_PAYLOAD]] = False
     lengths = _WORD * np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
-    sizes += _sum(pieces, lengths, len(chained))
+    sizes += _sum(heads, lengths, len(chained))
     whole[owners[~complete]] = False
     size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
     cut = ~whole & (seen > 0)
@@ -233,10 +233,10 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
 
 def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """
-    Tell the place of each message in its mailbox.
+    Return the index of each message in its mailbox.
 
     The first ones that a process was sent may lie on its heap, where there was room, so those
-    behind them are better witnesses of what is not looked at.
+    behind them are better samples of what is not read.
     """
     order = np.argsort(owners, kind="stable")
     ordered = owners[order]
@@ -256,10 +256,10 @@ def _mailboxes(
     if len(roots) != 1:
         owners, _, nodes, whole = walk(memory, roots, block, pointers(onward), limit, least=least)
         return owners, nodes, whole
-    places = chain(memory, int(roots[0]), onward, limit)
-    nodes, read = memory.gather(places, block)
-    nodes[~read, :least], read[~read] = memory.gather(places[~read], least)
-    whole = np.array([bool(read.all()) and len(places) <= limit])
+    addresses = chain(memory, int(roots[0]), onward, limit)
+    nodes, read = memory.gather(addresses, block)
+    nodes[~read, :least], read[~read] = memory.gather(addresses[~read], least)
+    whole = np.array([bool(read.all()) and len(addresses) <= limit])
     return np.zeros(int(read.sum()), np.int64), nodes[read], whole
 
 

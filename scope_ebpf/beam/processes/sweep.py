@@ -3,7 +3,7 @@
 The load of every process, kept up to date within a budget of CPU time.
 
 A table that costs more than the budget is read in parts, one at each turn:
-every process is looked at equally often, and *age* says how old a row may be.
+every process is read equally often, and *age* says how old a row may be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.table import ProcessTable, Snapshot
 
-#: What is kept of each process: 52 bytes, however large the table is that they lie in.
+#: Columns that are kept of each process: 52 bytes.
 _KEPT = np.dtype(
     [
         ("slot", np.uint32),
@@ -40,29 +40,36 @@ _KEPT = np.dtype(
         ("collected", np.float32),
     ]
 )
-#: What ``--sort`` may name, and the column behind it.
+#: Names for ``--sort``, and their columns.
 SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "collected"}
 _WORD = 8
-#: Seconds between two looks at those that collect.
+#: Seconds between two readings of those that collect.
 _LOOK = 0.008
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a turn found: counts of the last full round, and how old its rows may be."""
+    """Totals of the last round of a sweep, updated at each turn."""
 
+    #: Processes that the table counts.
     total: int
+    #: Processes that were read.
     read: int
+    #: Processes that changed too fast, or could not be read.
     torn: int
+    #: Turns of a round.
     parts: int
+    #: CPU time of the last turn.
     seconds: float
 
 
 class Top(NamedTuple):
-    """Slots of processes, their reductions a second, and the bytes that they collected a second."""
+    """Some processes, shape ``(n,)`` each."""
 
     slots: NDArray[np.int64]
+    #: Reductions a second.
     rates: NDArray[np.float32]
+    #: Bytes a second that went through garbage collections.
     collected: NDArray[np.float32]
 
 
@@ -70,8 +77,8 @@ class Sweep:
     """
     Reads the process table turn by turn; *budget* is CPU seconds per turn.
 
-    *weigh* gives the bytes of each process that it is sorted by; where nobody sorts by them, those
-    of its struct and heaps will do.
+    *weigh* gives the bytes of each process that it is sorted by; where nothing is sorted by
+    them, those of its struct and heaps will do.
     """
 
     def __init__(
@@ -109,23 +116,23 @@ class Sweep:
         return State(snapshot.total, read, torn, parts, seconds)
 
     def top(self, sort: str, limit: int) -> Top:
-        """Tell the *limit* processes with most of *sort*."""
+        """Return the *limit* processes with most of *sort*."""
         best = [
             np.argsort(-kept[SORTS[sort]].astype(np.float64), kind="stable")[:limit]
             for kept in self._kept
         ]
         found = np.concatenate(
-            [kept[places] for kept, places in zip(self._kept, best, strict=True)]
+            [kept[indexes] for kept, indexes in zip(self._kept, best, strict=True)]
         )
         order = np.lexsort((found["slot"], -found[SORTS[sort]].astype(np.float64)))
         return _top(found[order[:limit]])
 
     def collectors(self, limit: int) -> NDArray[np.int64]:
         """
-        Tell whom to look at closer for collections: at most *limit* slots.
+        Return the processes to sample for collections: at most *limit* slots.
 
-        Those that were seen to collect most, and of those that ran the largest: two collections
-        may put a heap back where it was.
+        Those with most collections so far, and the largest of those that ran: after two
+        collections a heap may be where it was.
         """
         kept = np.concatenate(self._kept)
         ran = kept[kept["rate"] > 0]
@@ -133,7 +140,7 @@ class Sweep:
         return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
     def of(self, slots: NDArray[np.int64]) -> Top:
-        """Tell what is kept of the processes in these slots, in the order of their slots."""
+        """Return what is kept of the processes in these slots, in the order of their slots."""
         kept = np.concatenate(self._kept)
         kept = np.sort(kept[within(kept["slot"], slots)], order="slot")
         return _top(kept)
@@ -170,18 +177,18 @@ class Sweep:
 
     def _before(self, rows: NDArray[np.void], part: int) -> NDArray[np.void]:
         """
-        Tell what was known of each process at the last look.
+        Return what was known of each process at the last reading.
 
-        Who was not there has done all its work since; who is found in a slot that was missed need
+        A process that was not there has done all its work since; one in a slot that was missed need
         not be new.
         """
         old = self._kept[part]
         before = np.zeros(len(rows), _KEPT)
         before["seen"] = np.where(within(rows["slot"], self._missed[part]), 0.0, self._seen[part])
-        place = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
+        index = np.minimum(np.searchsorted(old["slot"], rows["slot"]), max(len(old) - 1, 0))
         if len(old):
-            same = old["id"][place] == rows["id"]
-            before[same] = old[place[same]]
+            same = old["id"][index] == rows["id"]
+            before[same] = old[index[same]]
         return before
 
 
@@ -197,10 +204,10 @@ def collected(
     sleep: Callable[[float], None] = time.sleep,
 ) -> NDArray[np.float64]:
     """
-    Tell how many bytes the collections of the processes in *slots* go through a second, at least.
+    Return how many bytes a second the collections of the processes in *slots* go through, at least.
 
-    Two major collections between two looks are one to us, or none, so these are looked at every
-    few ms, for so many *seconds*. *slots* are in their order; shape as theirs.
+    Two major collections between two readings count as one, or none, so these processes are read
+    every few ms, for *seconds*. *slots* are in ascending order; returns the shape of *slots*.
     """
     began, found, before = clock(), np.zeros(len(slots)), np.zeros(0, _KEPT)
     while True:
@@ -220,10 +227,10 @@ def collected(
 
 def _collected(rows: NDArray[np.void], before: NDArray[np.void]) -> NDArray[np.float64]:
     """
-    Tell how many bytes the collections of each process went through since the last look, at least.
+    Return the least bytes that the collections of each process went through since the last reading.
 
-    The VM counts none of a process but the minor ones since its last major one: a smaller
-    count, or the same count with another heap, is of one major collection or of more.
+    The VM counts only the minor collections of a process since its last major one: a smaller
+    count, or the same count with another heap, means one major collection or more.
     """
     now, earlier = rows["minor_gcs"].astype(np.int64), before["minor_gcs"]
     moved = before["heap"] != rows["heap"]

@@ -3,7 +3,7 @@
 The process table of a running VM, read from outside as arrays.
 
 A row is kept only if it is one process from beginning to end: its slot pointed
-to it before and after, its own pid leads back to the slot, nobody was making
+to it before and after, its own pid leads back to the slot, nothing was making
 or ending it, and its heap pointers are in order. What fails is read again, and
 then counted as torn. Each number of a row is one that the VM had; those of a
 process that runs meanwhile need not all be of the same instant.
@@ -34,16 +34,16 @@ CHUNK = 4096
 _BLOCKS = 16
 #: Slots that are read again together: further ones in the same 512 bytes cost nothing.
 _LINE = 64
-#: How often a row that changed meanwhile is read before it is counted as torn.
+#: Readings of a row that changes meanwhile, before it is counted as torn.
 ATTEMPTS = 4
 #: ERTS_PTAB_MAX_SIZE, OTP-25.2.3 erts/emulator/beam/erl_ptab.h.
 _MAX_SLOTS = 1 << 27
-#: Slots that cannot be read, each of which costs some calls: a table that is made up has millions.
+#: Unreadable slots, each of which costs some calls: a forged table has millions.
 _MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
-#: Processes that a layout is held against before it is believed.
+#: Processes that a layout is checked against before it is used.
 _SAMPLE = 64
 
 # ERTS_PSFLG_*, OTP-25.2.3 erts/emulator/beam/erl_process.h, the same in OTP 24 to 29: flag N is
@@ -53,7 +53,7 @@ ACTIVE, RUNNING, SUSPENDED, COLLECTING = 1 << 13, 1 << 15, 1 << 16, 1 << 17
 ACTIVE_SYS, RUNNING_SYS = 1 << 20, 1 << 21
 DIRTY_ACTIVE_SYS, DIRTY_RUNNING, DIRTY_RUNNING_SYS = 1 << 28, 1 << 29, 1 << 30
 
-#: What ``process_info(P, status)`` says: the first flag that is set decides
+#: Statuses of ``process_info(P, status)``: the first flag that is set decides
 #: (erts_process_state2status, OTP-25.2.3 erts/emulator/beam/erl_process.c).
 STATUS = (
     ("free", FREE),
@@ -65,7 +65,7 @@ STATUS = (
 )
 PRIORITY = ("max", "high", "normal", "low")
 
-#: The locks that only whoever makes or ends a process holds all at once
+#: The locks that only the creation or the end of a process holds all at once
 #: (ERTS_PROC_LOCKS_ALL, OTP-25.2.3 erts/emulator/beam/erl_process_lock.h).
 _ALL_LOCKS = 0x1F
 
@@ -78,7 +78,7 @@ class Field(NamedTuple):
     kind: type[np.generic]
 
 
-#: What every reading needs, to know that a row is whole.
+#: Columns that every reading needs, to know that a row is whole.
 _CORE = (
     Field("id", "common.id", np.uint64),
     Field("state", "state", np.uint32),
@@ -90,7 +90,7 @@ _CORE = (
     Field("heap_words", "heap_sz", np.uint64),
     Field("abandoned", "abandoned_heap", np.uint64),
 )
-#: What tells how busy and how large a process is.
+#: Columns that show how busy and how large a process is.
 LOAD = (
     Field("reductions", "reds", np.uint64),
     Field("old_heap", "old_heap", np.uint64),
@@ -98,7 +98,7 @@ LOAD = (
     Field("fragment_words", "mbuf_sz", np.uint64),
     Field("minor_gcs", "gen_gcs", np.uint16),
 )
-#: What tells who it is.
+#: Columns that identify it.
 IDENTITY = (
     Field("registered", "common.u.alive.reg", np.uint64),
     Field("dictionary", "dictionary", np.uint64),
@@ -110,7 +110,7 @@ IDENTITY = (
     Field("parent", "parent", np.uint64),
     Field("group_leader", "group_leader", np.uint64),
 )
-#: What the exact size in bytes needs besides.
+#: Columns that the exact size in bytes needs besides.
 SIZES = (
     Field("links", "common.u.alive.links", np.uint64),
     Field("monitors", "common.u.alive.monitors", np.uint64),
@@ -134,21 +134,20 @@ ALL = (*LOAD, *IDENTITY, *SIZES)
 
 @dataclass(slots=True)
 class Snapshot:
-    """
-    Processes, and what the reading missed and cost.
+    """Processes of one reading of the table, and what the reading missed and cost."""
 
-    *rows* is a structured array with the columns that were asked for, and
-    always ``slot``, ``pointer``, ``id``, ``state``, ``heap_words``,
-    ``stack_words`` and ``mailbox``. *total* is what the table itself counts;
-    *torn* rows were there but changed too fast, and *missed* are the slots of
-    these and of the *unreadable*; *seconds* is CPU time.
-    """
-
+    #: Structured array, shape ``(n,)``: the columns that were asked for, and always ``slot``,
+    #: ``pointer``, ``id``, ``state``, ``heap_words``, ``stack_words`` and ``mailbox``.
     rows: NDArray[np.void]
+    #: Processes that the table itself counts.
     total: int
+    #: Processes that changed too fast to be read.
     torn: int
+    #: Processes whose memory could not be read.
     unreadable: int
+    #: Slots of the torn and unreadable ones, shape ``(torn + unreadable,)``.
     missed: NDArray[np.int64]
+    #: CPU time of the reading.
     seconds: float
 
     def __len__(self) -> int:
@@ -194,7 +193,7 @@ class ProcessTable:
         self._verify(target)
 
     def _verify(self, target: Target) -> None:
-        """Hold the layout against the oldest processes there are; refuse it if most do not fit."""
+        """Check the layout with the oldest processes there are; refuse it if most do not fit."""
         for first in range(0, self.slots, CHUNK):
             slots, pointers = self._filled(range(first, first + 1))
             if not len(slots):
@@ -216,7 +215,7 @@ class ProcessTable:
         # A VM without any process is about to begin, or to end.
 
     def count(self) -> int:
-        """Tell how many processes the table itself counts."""
+        """Return how many processes the table itself counts."""
         count = self._memory.u32(self._table + self._layout.offset("ErtsPTab", "vola.tile.count"))
         return count if count < 1 << 31 else 0
 
@@ -225,7 +224,7 @@ class ProcessTable:
         size = min(CHUNK, self.slots)
         firsts = np.array(blocks, np.int64)
         starts = np.minimum(firsts, self.slots - size)  # nothing behind the table is read
-        raw, read = self._memory.gather(self._places(starts), _WORD * size)
+        raw, read = self._memory.gather(self._slot_addresses(starts), _WORD * size)
         if not read.all():
             raise ReadRefusedError(
                 f"process {self._memory.pid}: its process table cannot be read, and so no process"
@@ -242,11 +241,11 @@ class ProcessTable:
         inside = np.minimum(slots, self.slots - 1)
         firsts = np.minimum(inside // size * size, self.slots - size)
         lines, line = np.unique(firsts, return_inverse=True)
-        raw, _ = self._memory.gather(self._places(lines), _WORD * size)
+        raw, _ = self._memory.gather(self._slot_addresses(lines), _WORD * size)
         found = self._live(raw.view(np.uint64)[line, inside - firsts])
         return np.where(slots < self.slots, found, np.uint64(0))
 
-    def _places(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def _slot_addresses(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         return np.uint64(self._slots) + slots.astype(np.uint64) * np.uint64(_WORD)
 
     def _live(self, slots: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -262,7 +261,7 @@ class ProcessTable:
         """
         began = time.process_time()
         blocks = range(part * CHUNK, self.slots, parts * CHUNK)
-        # A struct is read soon after its slot: no more slots at once than lead to a block of them.
+        # A struct is read soon after its slot: no more slots at once than a block of structs.
         run = max(1, min(_BLOCKS, self.slots // max(1, self.count())))
         found = _Found([np.empty(0, self._dtype)], [], [])
         for at in range(0, len(blocks), run):
@@ -278,7 +277,7 @@ class ProcessTable:
         return found
 
     def slots_of(self, pids: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Tell the slots of these pid terms, without those that the table cannot have."""
+        """Return the slots of these pid terms, without those that the table cannot have."""
         slots = self._codec.slot(pids)
         found: NDArray[np.int64] = slots[slots < self.slots].astype(np.int64)
         return found
@@ -339,14 +338,14 @@ class ProcessTable:
         return rows, read
 
     def _whole(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Tell which rows cannot be two processes, or one half made."""
+        """Return which rows cannot be two processes, or one half made."""
         number = rows["id"] & np.uint64(0xF) == 3
         slot = self._codec.slot(rows["id"]) == rows["slot"]
         made = rows["locks"] & np.uint32(_ALL_LOCKS) != _ALL_LOCKS
         made |= rows["state"] & np.uint32(EXITING) != 0
         heap, top, stop, end = (rows[name] for name in ("heap", "htop", "stop", "hend"))
         order = (heap != 0) & (heap <= top) & (top <= stop) & (stop <= end)
-        # While a native function works, the heap proper may be set aside.
+        # While a native function works, the heap proper may be replaced (``abandoned_heap``).
         size = (end - heap == rows["heap_words"] * np.uint64(_WORD)) | (rows["abandoned"] != 0)
         mailbox = (rows["mailbox"] >= 0) & (rows["mailbox"] < _MAX_WORDS)
         whole: NDArray[np.bool_] = number & slot & made & order & size & mailbox
@@ -359,17 +358,17 @@ class ProcessTable:
 
     def still(self, rows: NDArray[np.void]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """
-        Tell which processes are there yet, and whose mailboxes begin where they did.
+        Return which processes are still there, and whose mailboxes begin where they did.
 
-        What was read behind a process's pointers is that process's only then.
+        Only then is the data behind a process's pointers that process's.
         """
-        slots, there = self._memory.gather(self._places(rows["slot"]), _WORD)
+        slots, there = self._memory.gather(self._slot_addresses(rows["slot"]), _WORD)
         there &= column(slots, 0, np.uint64) == rows["pointer"]
         there &= self._same_id(rows)
         calm = there.copy()
         have = np.flatnonzero(there & (rows["first_message"] != 0))
-        place = np.uint64(self._layout.offset("Process", "sig_qs.first"))
-        first, _ = self._memory.gather(rows["pointer"][have] + place, _WORD)
+        offset = np.uint64(self._layout.offset("Process", "sig_qs.first"))
+        first, _ = self._memory.gather(rows["pointer"][have] + offset, _WORD)
         calm[have] &= column(first, 0, np.uint64) == rows["first_message"][have]
         return there, calm
 
@@ -380,19 +379,19 @@ class ProcessTable:
         A slot is used again only after all that are free, so this is needed
         only when as many processes were made within one reading.
         """
-        place = np.uint64(self._layout.offset("Process", "common.id"))
-        again, read = self._memory.gather(rows["pointer"] + place, _WORD)
+        offset = np.uint64(self._layout.offset("Process", "common.id"))
+        again, read = self._memory.gather(rows["pointer"] + offset, _WORD)
         same: NDArray[np.bool_] = read & (again.view(np.uint64)[:, 0] == rows["id"])
         return same
 
     def _spawned(self) -> int:
         """Read the VM's running count of slots that were taken."""
-        place = self._layout.offset("ErtsPTab", "vola.tile.aid_ix")
-        return self._memory.u32(self._table + place)
+        offset = self._layout.offset("ErtsPTab", "vola.tile.aid_ix")
+        return self._memory.u32(self._table + offset)
 
 
 def statuses(states: NDArray[np.uint32]) -> list[str]:
-    """Say what ``process_info(P, status)`` says for each state word."""
+    """The result of ``process_info(P, status)`` for each state word."""
     names = np.full(len(states), "waiting", object)
     for name, bits in reversed(STATUS):
         names[states & np.uint32(bits) != 0] = name
@@ -401,13 +400,13 @@ def statuses(states: NDArray[np.uint32]) -> list[str]:
 
 def base_bytes(rows: NDArray[np.void], process_size: int) -> NDArray[np.uint64]:
     """
-    Tell the bytes of each process's struct and heaps, shape ``(n,)``.
+    Return the bytes of each process's struct and heaps, shape ``(n,)``.
 
-    This is most of ``process_info(P, memory)``, as far as it can be told from
+    This is most of ``process_info(P, memory)``, as far as it can be computed from
     the struct alone: without mailbox, links, monitors and dictionary.
     """
     old = np.where(rows["old_heap"] != 0, rows["old_hend"] - rows["old_heap"], 0)
-    aside = np.where(rows["abandoned"] != 0, rows["hend"] - rows["heap"], 0)
+    abandoned = np.where(rows["abandoned"] != 0, rows["hend"] - rows["heap"], 0)
     words = (rows["heap_words"] + rows["fragment_words"]) * np.uint64(_WORD)
-    total: NDArray[np.uint64] = words + old + aside + np.uint64(process_size)
+    total: NDArray[np.uint64] = words + old + abandoned + np.uint64(process_size)
     return total

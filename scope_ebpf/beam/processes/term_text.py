@@ -30,7 +30,7 @@ class TermText:
     """
     Text of terms of one target.
 
-    What cannot be told is given as its word in hexadecimal: an atom that could not
+    What cannot be named is given as its word in hexadecimal: an atom that could not
     be read, any term of a VM whose tables are not found, any term after its end.
     """
 
@@ -50,7 +50,7 @@ class TermText:
         The text of each word, None for an absent one.
 
         *text_pids* says that pids are ``number | serial << 32`` instead of terms,
-        as USDT probes tell them.
+        as USDT probes give them.
         """
         if text_pids:
             return [f"<0.{w & 0xFFFFFFFF}.{w >> 32}>" if w else None for w in words]
@@ -72,7 +72,7 @@ class TermText:
         return next((text(word) for holds, text in _SHAPES if holds(word)), hex(word))
 
 
-#: What can be said of a word alone.
+#: Terms that are complete in one word.
 _SHAPES: tuple[tuple[Callable[[int], bool], Callable[[int], str]], ...] = (
     (terms.is_small, lambda word: str(terms.small(word))),
     (lambda word: word == terms.NIL, lambda _: "[]"),

@@ -52,10 +52,10 @@ class Viewer:
 
     def sizes(self, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
         """
-        Tell the memory of each row, as it is shown and as it is sorted by.
+        Return the memory of each row, as it is shown and as it is sorted by.
 
         *limit* bounds what is walked of one mailbox. The size of what is gone, or has moved on,
-        is told as that of its heaps, which is the least that it can be.
+        is given as that of its heaps, which is the least that it can be.
         """
         found = memory_bytes(self.target, rows, limit)
         _, calm = self.table.still(rows)
@@ -72,7 +72,7 @@ class Viewer:
         return True
 
     def heaps(self, rows: NDArray[np.void]) -> NDArray[np.uint64]:
-        """Tell the bytes of struct and heaps of each row, which need the columns LOAD alone."""
+        """Return the bytes of struct and heaps of each row, which need the columns LOAD alone."""
         return base_bytes(rows, self.target.layout.size("Process"))
 
     def describe(
@@ -85,12 +85,12 @@ class Viewer:
         memory, exact = sizes or self.sizes(rows, limit)
         labels = self.labels(rows)
         there, _ = self.table.still(rows)
-        for place in np.flatnonzero(~there).tolist():
+        for index in np.flatnonzero(~there).tolist():
             # Behind its pointers may be another process's names by now.
-            row = rows[place : place + 1].copy()
+            row = rows[index : index + 1].copy()
             row["dictionary"] = 0
-            names[place], labels[place] = None, None
-            identities[place] = self.names.identities(row)[0]
+            names[index], labels[index] = None, None
+            identities[index] = self.names.identities(row)[0]
         texts: dict[Mfa | None, str | None] = {
             mfa: str(mfa) if mfa else None
             for mfa in {*current, *(i.initial_call for i in identities)}
@@ -117,8 +117,8 @@ class Viewer:
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)
         ]
-        for place in np.flatnonzero(~exact).tolist():
-            described[place]["memory_estimated"] = True
+        for index in np.flatnonzero(~exact).tolist():
+            described[index]["memory_estimated"] = True
         return described
 
     def labels(self, rows: NDArray[np.void]) -> list[str | None]:

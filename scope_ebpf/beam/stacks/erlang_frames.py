@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code.tables import CodeMap, Mfa
     from scope_ebpf.beam.stacks.native import NativeCode, NativeName
-    from scope_ebpf.beam.stacks.native_frames import Walk
+    from scope_ebpf.beam.stacks.native_frames import NativeStack
     from scope_ebpf.beam.vm.target import Target
 
 #: Erlang frames that are kept: from the innermost.
 MAX_ERLANG = 512
 _WORD = 8
-#: process_main is one piece of code, of less than this, around its call of erts_schedule.
+#: Bytes of process_main around its call of erts_schedule: less than this.
 _MAIN = 1024
 #: Addresses that are kept with what is known of them.
 _CACHE = 1 << 16
@@ -41,17 +41,14 @@ _MAX_SCANS = 1 << 12
 
 
 class Stack(NamedTuple):
-    """
-    What one sample showed, innermost first.
-
-    *erlang* is None where no process was on the scheduler. *complete*: its Erlang
-    frames reach down to where the process began (MAX_ERLANG of them are kept).
-    *unwound*: every C frame was found.
-    """
+    """The frames of one sample, innermost first."""
 
     native: tuple[NativeName, ...]
+    #: At most MAX_ERLANG frames; None where no process was on the scheduler.
     erlang: tuple[Mfa, ...] | None
+    #: True if the Erlang frames reach down to the start of the process.
     complete: bool
+    #: True if every C frame was found.
     unwound: bool
 
 
@@ -67,14 +64,14 @@ class Stacks:
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
         self._schedule = 0
-        #: Words of stacks that were looked at since code was loaded last.
+        #: Words of stacks that were checked since code was loaded last.
         self._met: set[int] = set()
         self._foreign: set[int] = set()
         #: Frames by the words of a stack that lie in code, without frame pointers.
         self._scans: dict[bytes, list[Mfa]] = {}
 
     def refresh(self) -> None:
-        """Take in code and libraries that came or went; then forget what is known of addresses."""
+        """Read again which code and libraries there are; then drop what is cached of addresses."""
         before = self._code.generation
         self._code.refresh()
         self._native.refresh()
@@ -86,9 +83,9 @@ class Stacks:
 
     def _meet(self, head: np.void, words: NDArray[np.uint64]) -> None:
         """
-        Look at the VM's tables again if a stack leads into code that is in none of them.
+        Read the VM's tables again if a stack leads into code that is in none of them.
 
-        Some of it never will be, the JIT's own: an address is looked up once.
+        The JIT's own code never is: an address is looked up once.
         """
         candidates = words[words & np.uint64(3) == 0]
         candidates = candidates[self._native.jit_many(candidates)]
@@ -101,8 +98,8 @@ class Stacks:
         unknown = {address for address in ours - self._foreign if self._native.jit(address)}
         if not unknown:
             return
-        places = np.array(sorted(unknown), np.uint64)
-        strange = places[~self._code.inside(places)].tolist()
+        addresses = np.array(sorted(unknown), np.uint64)
+        strange = addresses[~self._code.inside(addresses)].tolist()
         if strange:
             self.refresh()
             if len(self._foreign) >= _CACHE:
@@ -143,22 +140,23 @@ class Stacks:
         return Stack((), tuple(frames[:MAX_ERLANG]), complete, unwound=True)
 
     def location(self, address: int) -> Mfa | None:
-        """Name a place in Erlang code, with its line."""
+        """Name the function and line of an address in Erlang code."""
         return self._location(address)
 
-    def _learn(self, walk: Walk) -> None:
-        """Keep where process_main calls erts_schedule: no process runs only within that call."""
+    def _learn(self, walk: NativeStack) -> None:
+        """Store where process_main calls erts_schedule: no process runs only within that call."""
         if walk.whole and walk.addresses and self._native.jit(walk.registers[RETURN]):
             self._schedule = walk.registers[RETURN]
 
     def _erlang(
-        self, head: np.void, words: NDArray[np.uint64], walk: Walk
+        self, head: np.void, words: NDArray[np.uint64], walk: NativeStack
     ) -> tuple[tuple[Mfa, ...], bool]:
         """
-        Find the Erlang frames, and tell whether they are all there.
+        Find the Erlang frames; true if they are all there.
 
-        An interpreter has its stack and its place in registers of its own; what it wrote into the
-        process when that last left a scheduler is of then. Only the native function is of now.
+        An interpreter keeps its stack and instruction pointers in registers of its own. The process
+        struct has them as they were when it last left a scheduler; only the native function is
+        current.
         """
         if self._target.flavor == "emu":
             native = self._function(head) if head["nif"] else None
@@ -188,7 +186,7 @@ class Stacks:
         return tuple(frames[:MAX_ERLANG]), complete
 
     def _function(self, head: np.void) -> Mfa | None:
-        """Tell what a process does that runs no Erlang code: a native function, or where it was."""
+        """Return the native function that a process runs, or else its last Erlang function."""
         function = self._code.mfa(int(head["current"])) if head["current"] else None
         return function or self._location(int(head["i"]))
 
@@ -198,7 +196,7 @@ class Stacks:
         candidates = candidates[self._code.inside(words[candidates])]
         if self._frame_pointers:
             return self._frames(words, at, candidates.tolist())
-        # What a process does again and again has the same words in its stack.
+        # A process that repeats its work has the same words in its stack.
         key = words[candidates].tobytes()
         if key not in self._scans:
             if len(self._scans) >= _MAX_SCANS:
@@ -206,34 +204,34 @@ class Stacks:
             self._scans[key] = self._frames(words, at, candidates.tolist())
         return self._scans[key]
 
-    def _frames(self, words: NDArray[np.uint64], at: int, places: list[int]) -> list[Mfa]:
+    def _frames(self, words: NDArray[np.uint64], at: int, slots: list[int]) -> list[Mfa]:
         frames = []
-        for place in places:
-            address = int(words[place])
+        for slot in slots:
+            address = int(words[slot])
             if not self._jit.is_return(address):
                 continue
-            if self._frame_pointers and place and not self._linked(words, place, at):
+            if self._frame_pointers and slot and not self._linked(words, slot, at):
                 continue
             frame = self._location(address - 1)
             if frame is not None:
                 frames.append(frame)
         return frames
 
-    def _linked(self, words: NDArray[np.uint64], place: int, at: int) -> bool:
+    def _linked(self, words: NDArray[np.uint64], slot: int, at: int) -> bool:
         """Whether a return address has a frame pointer beneath it, or was only just put there."""
-        pointer = int(words[place - 1]) if place else 0
+        pointer = int(words[slot - 1]) if slot else 0
         end = at + len(words) * _WORD
-        return pointer == 0 or (pointer % _WORD == 0 and at + place * _WORD < pointer < end)
+        return pointer == 0 or (pointer % _WORD == 0 and at + slot * _WORD < pointer < end)
 
-    def _put_down(self, head: np.void, walk: Walk) -> int | None:
-        """Tell where the Erlang stack began when C code was called; None if that was clobbered."""
+    def _put_down(self, head: np.void, walk: NativeStack) -> int | None:
+        """Return the Erlang stack pointer at the call of C code; None if it was clobbered."""
         if self._frame_pointers or self._jit.put_down(walk.registers[RETURN]) == "stop":
             return int(head["stop"])
         return walk.registers.get(RBP)
 
     def _skip_frame(self, address: int, words: NDArray[np.uint64]) -> int:
         """
-        Tell how many words of the stack the function at *address* has for itself.
+        Return how many words of the stack belong to the function at *address*.
 
         Until it has filled them there may be return addresses of others in them, from before.
         """
@@ -241,9 +239,9 @@ class Stacks:
         if bounds is None:
             return 0
         for size in self._jit.sizes(address, *bounds):
-            place = size // _WORD
-            if place < len(words) and self._is_frame(int(words[place])):
-                return place
+            slot = size // _WORD
+            if slot < len(words) and self._is_frame(int(words[slot])):
+                return slot
         return 0
 
     def _is_frame(self, address: int) -> bool:
@@ -259,5 +257,5 @@ class Stacks:
 
     def _has_frame_pointers(self) -> bool:
         """Whether the JIT keeps frame pointers (``+JPperf true``); ERTS_FRAME_LAYOUT_FP_RA is 1."""
-        place = self._target.find("erts_frame_layout")
-        return place is not None and self._target.memory.u32(place) == 1
+        address = self._target.find("erts_frame_layout")
+        return address is not None and self._target.memory.u32(address) == 1

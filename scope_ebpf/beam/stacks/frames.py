@@ -29,7 +29,7 @@ class Rules(NamedTuple):
     """
     How to find the caller at one address.
 
-    The frame begins at register *base* plus *offset*; *saved* tells how far from
+    The frame begins at register *base* plus *offset*; *saved* gives how far from
     there each register lies. *outermost*: there is no caller.
     """
 
@@ -44,7 +44,7 @@ class _Function(NamedTuple):
 
     start: int
     end: int
-    places: list[int]
+    starts: list[int]
     rules: list[Rules | None]
 
 
@@ -60,12 +60,12 @@ class CallFrames:
         self._rows = 0
 
     def function(self, address: int) -> int | None:
-        """Tell where the function around *address* begins; a jump table is one function."""
+        """Return where the function around *address* begins; a jump table is one function."""
         found = self._function(address)
         return found.start if found else None
 
     def rules(self, address: int) -> Rules | None:
-        """Tell how to find the caller from *address*; None where the file does not say."""
+        """Return the rules to find the caller from *address*; None where the file has none."""
         if address not in self._known:
             if len(self._known) >= _MOST:
                 self._known.clear()
@@ -76,17 +76,17 @@ class CallFrames:
         function = self._function(address)
         if function is None:
             return None
-        place = bisect_right(function.places, address) - 1
-        found = function.rules[place] if place >= 0 else None
+        index = bisect_right(function.starts, address) - 1
+        found = function.rules[index] if index >= 0 else None
         if found is not None and found.base == RETURN:
             # A stub pushes one word more from its eleventh byte on.
             return Rules(RSP, 8 + 8 * (address % _STUB >= 11), found.saved)
         return found
 
     def _function(self, address: int) -> _Function | None:
-        place = bisect_right(self._starts, address) - 1
-        if place >= 0 and address < self._functions[place].end:
-            return self._functions[place]
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0 and address < self._functions[index].end:
+            return self._functions[index]
         found = self._binary.frames(address) if address >= 0 else None
         if found is None or not found[0] <= address < found[1]:
             return None
@@ -97,7 +97,7 @@ class CallFrames:
         if self._rows > _MOST_ROWS:
             self._starts.clear()
             self._functions.clear()
-            place, self._rows = -1, len(rows)
-        self._starts.insert(place + 1, start)
-        self._functions.insert(place + 1, function)
+            index, self._rows = -1, len(rows)
+        self._starts.insert(index + 1, start)
+        self._functions.insert(index + 1, function)
         return function

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the JIT's own instructions tell of a stack (x86-64).
+Stack layout from the JIT's own instructions (x86-64).
 
 The code has no frame information. But each function takes its frame back before
-it returns, so following its instructions to a ``ret`` tells how large the frame
-is; and where C code is called, what comes behind the call tells where the Erlang
+it returns, so following its instructions to a ``ret`` shows how large the frame
+is; and where C code is called, what comes behind the call shows where the Erlang
 stack pointer went (emit_leave_runtime, OTP-25.2.3 and 29.0.2
 erts/emulator/beam/jit/x86/beam_asm.hpp). A confined process decodes it (``sandbox.jit_code``).
 """
@@ -20,12 +20,12 @@ from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 if TYPE_CHECKING:
     from scope_ebpf.beam.memory.process_memory import Memory
 
-#: Bytes behind a return address in which the JIT goes back to the Erlang stack. The longest way,
+#: Bytes behind a return address in which the JIT goes back to the Erlang stack. The longest path,
 #: from erts_schedule to the next process, has some 200.
 _LEAVE = 512
 #: Bytes of a function that are read.
 _MAX_FUNCTION = 1 << 18
-#: Sizes of one frame that are considered, and on how many ways they are found.
+#: Sizes of one frame that are considered, and the number of paths that are followed to find them.
 _MAX_SIZES = 4096
 #: Seconds of CPU that decoding may take at once.
 _DECODING = 5.0
@@ -50,7 +50,7 @@ class JitFrames:
         self._sizes.clear()
 
     def is_return(self, address: int) -> bool:
-        """Whether the code before an address is a call: only then somebody returns there."""
+        """True if the code before an address is a call, so that a function may return there."""
         if address not in self._returns:
             _bound(self._returns)
             try:
@@ -59,12 +59,12 @@ class JitFrames:
                 return False
             # e8 rel32; ff /2 with a register, or with memory and 0, 1 or 4 bytes of displacement.
             self._returns[address] = code[2] == 0xE8 or any(
-                code[place] == 0xFF and code[place + 1] >> 3 & 7 == 2 for place in (0, 1, 3, 4, 5)
+                code[index] == 0xFF and code[index + 1] >> 3 & 7 == 2 for index in (0, 1, 3, 4, 5)
             )
         return self._returns[address]
 
     def put_down(self, address: int) -> str:
-        """Tell where the Erlang stack pointer is while C code runs that returns to *address*."""
+        """Return where the Erlang stack pointer is while C code runs that returns to *address*."""
         if address not in self._puts:
             _bound(self._puts)
             self._puts[address] = self._find_leave(address)
@@ -72,10 +72,10 @@ class JitFrames:
 
     def sizes(self, address: int, start: int, end: int) -> tuple[int, ...]:
         """
-        Tell how far above the stack pointer the return address may lie, in bytes.
+        Return how far above the stack pointer the return address may lie, in bytes.
 
         *address* is about to run, in the function from *start* to *end*. The likeliest first;
-        empty where no way to a return was found.
+        empty where no path to a return was found.
         """
         if address not in self._sizes:
             _bound(self._sizes)

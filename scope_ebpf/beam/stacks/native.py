@@ -3,7 +3,7 @@
 Native code of one VM: which file an address lies in, which function, who called it.
 
 Files are opened as the VM sees them (``/proc/PID/map_files``, which also finds
-one that was deleted or lies in another root). What no file stands behind is the
+one that was deleted or lies in another root). Memory without a file is the
 JIT's, or data that happens to be executable.
 """
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.stacks.frames import Rules
     from scope_ebpf.beam.vm.target import Target
 
-#: What C++ makes of a function's name: how long it is, then the name.
+#: A mangled C++ name: its length, then the name.
 _MANGLED = re.compile(r"^_ZN?(?:L|K)?(\d+)")
 #: Functions of the C library have versions, and aliases that the linker made.
 _MAX_NAMES = 1 << 16
 
 
 class Region(NamedTuple):
-    """A piece of the target's memory that may be executed; *path* is "" where there is no file."""
+    """An executable mapping of the target; *path* is "" where there is no file."""
 
     start: int
     end: int
@@ -68,9 +68,9 @@ class _File:
 
 def regions(pid: int, proc: Path = Path("/proc")) -> list[Region]:
     """
-    Read the executable pieces of a process's memory, in order of address.
+    Read the executable mappings of a process, in order of address.
 
-    Raises RefusedFileError for a process that has more pieces than are looked at.
+    Raises RefusedFileError for a process that has more mappings than are read.
     """
     found = []
     with suppress(OSError):
@@ -120,15 +120,15 @@ class NativeCode:
         return region is not None and region.jit
 
     def jit_many(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Tell which addresses lie in code that the VM made itself, shape of *addresses*."""
+        """True for each address in code that the VM made itself, shape of *addresses*."""
         if not len(self._jit_starts):
             return np.zeros(len(addresses), np.bool_)
-        place = np.searchsorted(self._jit_starts, addresses, side="right") - 1
-        found: NDArray[np.bool_] = (place >= 0) & (addresses < self._jit_ends[place])
+        index = np.searchsorted(self._jit_starts, addresses, side="right") - 1
+        found: NDArray[np.bool_] = (index >= 0) & (addresses < self._jit_ends[index])
         return found
 
     def rules(self, address: int) -> Rules | None:
-        """Tell how to find the caller of the code at *address*; None where nothing tells."""
+        """Return the rules to find the caller of the code at *address*; None if unknown."""
         region = self.region(address)
         file = self._file(region) if region else None
         if region is None or file is None:
@@ -156,16 +156,18 @@ class NativeCode:
         short = region.path.removesuffix(" (deleted)").rpartition("/")[2]
         file = self._file(region)
         if file is not None:
-            place = address - file.moved
+            file_address = address - file.moved
             try:
-                symbol = file.binary.function_at(place)
+                symbol = file.binary.function_at(file_address)
                 if symbol is not None:
                     return NativeName(_plain(symbol.name), region.path)
-                start = file.frames.function(place)
+                start = file.frames.function(file_address)
             except (RefusedFileError, UnreadableElfError):
                 self._files[_key(region)] = None
             else:
-                return NativeName(f"{short}+{place if start is None else start:#x}", region.path)
+                return NativeName(
+                    f"{short}+{file_address if start is None else start:#x}", region.path
+                )
         return NativeName(f"{short}+{address - region.start + region.offset:#x}", region.path)
 
     def _file(self, region: Region) -> _File | None:
@@ -187,8 +189,8 @@ class NativeCode:
             image = self._target.memory.read(region.start, region.end - region.start)
             binary = Binary.of_image(region.path, image)
         else:
-            place = f"/proc/{pid}/map_files/{region.start:x}-{region.end:x}"
-            binary = Binary.open(Path(place))
+            path = f"/proc/{pid}/map_files/{region.start:x}-{region.end:x}"
+            binary = Binary.open(Path(path))
         for segment in binary.segments:
             first = segment.offset & -4096
             if segment.executable and first <= region.offset < segment.offset + segment.file_size:

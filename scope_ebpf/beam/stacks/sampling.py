@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the profiler's BPF programs must know of a target: offsets, and its scheduler threads."""
+"""Constants of a target for the profiler's BPF programs: offsets, and its scheduler threads."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def sample_settings(target: Target) -> NDArray[np.void]:
 
 def scheduler_threads(target: Target) -> dict[int, tuple[int, int]]:
     """
-    Find each scheduler's data, by thread: its address, and where its C stack begins.
+    Find each scheduler's data, by tid: its address, and the start of its C stack, 0 if unknown.
 
-    The JIT keeps the registers of a normal scheduler at the top of the part of the C stack that
-    functions use which Erlang code calls (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h); the
-    others have no such place, 0. ReadRefusedError by the name of a check that failed.
+    C functions that Erlang code calls use the stack below the registers, which the JIT keeps there
+    for normal schedulers (ErtsSchedulerRegisters, OTP-25.2.3 erl_process.h). Raises
+    ReadRefusedError that names a failed check.
     """
-    places = {role: found.tolist() for role, found in schedulers(target).items()}
+    addresses = {role: found.tolist() for role, found in schedulers(target).items()}
     registers = target.layout.offset("ErtsSchedulerData", "registers")
     found = {}
     for thread in threads(target.pid):
-        of = places.get(thread.role, ())
+        of = addresses.get(thread.role, ())
         if not 0 < thread.number <= len(of):
             continue
-        place, top = of[thread.number - 1], 0
+        address, top = of[thread.number - 1], 0
         if thread.role == "normal" and target.flavor == "jit":
-            top = target.memory.u64(place + registers)
-        found[thread.tid] = (place, top)
+            top = target.memory.u64(address + registers)
+        found[thread.tid] = (address, top)
     return found

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
 
-#: Numbers of allocators, ERTS_ALC_A_*; the first is none of alloc_util (erl_alloc_types.h).
+#: Numbers of allocators, ERTS_ALC_A_*; the first is not of alloc_util (erl_alloc_types.h).
 COUNT = 12
 FIRST_UTIL = 2
 #: erts_allctrs_info and erts_allctr_thr_spec: 24 bytes for each number from 0.
@@ -41,8 +41,8 @@ RECORD = 24
 _MAX_INSTANCES = 1025
 #: One {number, size} of carriers; that of blocks is followed by the largest, and the largest ever.
 _STAT, _BLOCK_STAT = 16, 48
-#: Ways in which carriers are got: by mseg_alloc and by sys_alloc (ERTS_CRR_ALLOC_*).
-_CARRIER_WAYS = 2
+#: Sources of carriers: mseg_alloc and sys_alloc (ERTS_CRR_ALLOC_*).
+_CARRIER_SOURCES = 2
 #: The types of fix_alloc that erlang:memory/0 takes for memory of processes.
 _OF_PROCESSES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 #: The allocator of these, ERTS_ALC_A_FIXED_SIZE.
@@ -51,22 +51,21 @@ _WORD, _PAGE = 8, 4096
 _THEY_ARE = "allocators are"
 #: Bytes of a slot of the process table, and what the VM takes for one of its queue of free ones.
 _SLOT, _FREE = 8, 4
-#: How often figures that cannot be are read again before they are left to be refused.
+#: Readings of inconsistent figures before they are refused.
 _ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """
-    One allocator, over all its instances: bytes of its carriers, and of its blocks anywhere.
-
-    *kinds* has, by kind of carrier (mbcs, sbcs, mbcs_pool), bytes of the carriers
-    and of the blocks of any allocator in them, as ``erlang:system_info`` tells it.
-    """
+    """One allocator, over all its instances."""
 
     name: str
+    #: Bytes of its carriers.
     carriers: int
+    #: Bytes of its blocks, in carriers of any allocator.
     blocks: int
+    #: By kind of carrier (mbcs, sbcs, mbcs_pool): bytes of its carriers and of the blocks of any
+    #: allocator in them, as ``erlang:system_info`` returns them.
     kinds: dict[str, tuple[int, int]]
 
 
@@ -88,7 +87,7 @@ class MemoryUse:
 
     @property
     def system(self) -> int | None:
-        """All that is not of processes."""
+        """Bytes that are not of processes."""
         if self.total is None or self.processes is None:
             return None
         return self.total - self.processes
@@ -137,8 +136,8 @@ class AllocatorReader:
         """
         Read them all. Raises ReadRefusedError.
 
-        A block that is made or freed meanwhile may be in one figure and not in the other yet: what
-        cannot be is read again.
+        A block that is made or freed meanwhile may be in one figure and not in the other yet:
+        inconsistent figures are read again.
         """
         for _ in range(_ATTEMPTS - 1):
             reading = self._read()
@@ -180,8 +179,8 @@ class AllocatorReader:
         found = {"mbcs_pool": column(raw, pool, np.int64)}
         for kind in ("sbcs", "mbcs"):
             first = self._layout.offset("Allctr_t", f"{kind}.carriers") + 8
-            ways = [column(raw, first + way * _STAT, np.int64) for way in range(_CARRIER_WAYS)]
-            found[kind] = np.sum(ways, axis=0)
+            counts = [column(raw, first + i * _STAT, np.int64) for i in range(_CARRIER_SOURCES)]
+            found[kind] = np.sum(counts, axis=0)
         return found
 
     def _blocks(self, raw: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
@@ -209,17 +208,17 @@ class AllocatorReader:
         if not layout.has("ErtsAlcFixList_t", "proc"):
             return None
         stride = layout.size("ErtsAlcFixList_t")
-        places = [layout.offset("ErtsAlcFixList_t", name) for name in _OF_PROCESSES]
-        raw, good = self._memory.gather(lists, stride * (max(places) + 1))
+        offsets = [layout.offset("ErtsAlcFixList_t", name) for name in _OF_PROCESSES]
+        raw, good = self._memory.gather(lists, stride * (max(offsets) + 1))
         if not good.all() or not len(raw):
             return None
 
         def figures(field: str) -> NDArray[np.int64]:
             at = layout.offset("ErtsAlcFixList_t", field)
-            return np.array([column(raw, place * stride + at, np.int64) for place in places])
+            return np.array([column(raw, offset * stride + at, np.int64) for offset in offsets])
 
         sizes, types = figures("type_size"), figures("type")
-        steps = np.array(places)[:, None] - places[0]
+        steps = np.array(offsets)[:, None] - offsets[0]
         if not (types - types[0] == steps * (types[1] - types[0]) // steps[1]).all():
             raise refused(self._target, "lists of blocks are in the order of types", _THEY_ARE)
         allocated, used = (
@@ -246,20 +245,20 @@ class AllocatorReader:
         )
 
     def _table_bytes(self) -> int:
-        """Tell what erts_ptab_mem_size does (erl_ptab.c)."""
-        place, layout = self._target.address("erts_proc"), self._layout
-        slots = self._memory.u32(place + layout.offset("ErtsPTab", "r.o.max"))
-        queue = self._memory.u64(place + layout.offset("ErtsPTab", "r.o.free_id_data"))
+        """Bytes of the process table, as erts_ptab_mem_size computes them (erl_ptab.c)."""
+        table, layout = self._target.address("erts_proc"), self._layout
+        slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
+        queue = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.free_id_data"))
         return slots * (_SLOT + (_FREE if queue else 0))
 
     def _word(self, name: str) -> int | None:
-        place = self._target.find(name)
-        return None if place is None else self._memory.u64(place)
+        address = self._target.find(name)
+        return None if address is None else self._memory.u64(address)
 
     def _name(self, instance: np.uint64) -> str:
         """Its own name, without the underscore that it is written with: ``eheap``, ``binary``."""
-        place = self._memory.u64(int(instance) + self._layout.offset("Allctr_t", "name_prefix"))
-        name, end, _ = self._memory.read(place, 16).partition(b"\0")
+        prefix = self._memory.u64(int(instance) + self._layout.offset("Allctr_t", "name_prefix"))
+        name, end, _ = self._memory.read(prefix, 16).partition(b"\0")
         if not end or not name.endswith(b"_") or not name[:-1].isalpha():
             raise ReadRefusedError(f"an allocator calls itself {name!r}: not the struct we know")
         return name[:-1].decode()
@@ -271,7 +270,7 @@ class AllocatorReader:
         again(self._check_figures)
 
     def _check_figures(self) -> None:
-        """One allocator has lists of blocks of one size; whose carriers are none has no bytes."""
+        """One allocator has lists of blocks of one size; one without carriers has no bytes."""
         every = np.concatenate(self._instances)
         raw, good = self._memory.gather(every, self._layout.size("Allctr_t"))
         if not good.all():
@@ -280,17 +279,17 @@ class AllocatorReader:
         lists = column(raw, self._layout.offset("Allctr_t", "fix"), np.uint64)
         if not ((lists != 0) == (owners == _FIXED_SIZE)).all():
             raise refused(self._target, "fixed_size alone has lists of blocks", _THEY_ARE)
-        for place, least in self._pairs_of_figures():
-            number, size = (column(raw, place + at, np.uint64) for at in (0, _WORD))
+        for offset, least in self._pairs_of_figures():
+            number, size = (column(raw, offset + at, np.uint64) for at in (0, _WORD))
             low = size // np.uint64(least) < number
             if (low | ((number == 0) & (size != 0))).any():
                 raise refused(self._target, "carriers and blocks have bytes", _THEY_ARE)
 
     def _pairs_of_figures(self) -> Iterator[tuple[int, int]]:
-        """Where number and bytes of carriers and blocks lie, and the least bytes that one has."""
+        """Offsets of number and bytes of carriers and blocks, and the least bytes that one has."""
         for kind in ("sbcs", "mbcs"):
             first = self._layout.offset("Allctr_t", f"{kind}.carriers")
-            yield from ((first + way * _STAT, _PAGE) for way in range(_CARRIER_WAYS))
+            yield from ((first + i * _STAT, _PAGE) for i in range(_CARRIER_SOURCES))
             first = self._layout.offset("Allctr_t", f"{kind}.blocks")
             yield from ((first + number * _BLOCK_STAT, _WORD) for number in range(COUNT))
 
@@ -314,7 +313,7 @@ def instances(target: Target, info: int, specs: int, number: int) -> NDArray[np.
 
 
 def numbered(target: Target, found: NDArray[np.uint64], number: int) -> bool:
-    """Tell whether each of these instances says that it is one of allocator *number*."""
+    """True if each of these instances says that it is one of allocator *number*."""
     first = target.layout.offset("Allctr_t", "alloc_no")
     raw, good = target.memory.gather(found + np.uint64(first), 4)
     return bool(good.all()) and bool((column(raw, 0, np.uint32) == number).all())

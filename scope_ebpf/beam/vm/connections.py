@@ -2,9 +2,9 @@
 """
 The connections to other nodes: how many, what waits to be sent, which are busy.
 
-A node that is being connected holds up whoever sends to it, as a full connection does, so it
-counts for both. What processes with ``async_dist`` have queued is in another word than what the
-others have, since OTP 25.3.
+A node that is being connected suspends the processes that send to it, as a full connection does, so
+it counts for both. Since OTP 25.3 the bytes that processes with ``async_dist`` have queued are in
+a word of their own.
 
 Sources: OTP-25.2.3 erts/emulator/beam/erl_node_tables.h (struct dist_entry_) and .c (the
 lists of connected nodes). The lists change while they are read: an entry that is
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 _LISTS = {"visible": "erts_visible_dist_entries", "hidden": "erts_hidden_dist_entries"}
 _PENDING_LIST = "erts_pending_dist_entries"
 TYPES = tuple(_LISTS)
-#: No list is followed further, and no more processes that wait are looked through.
+#: Entries of a list that are followed, and waiting processes that are read.
 MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
 _PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
-#: Where the next of those that wait for a connection is (ErtsProcList: a pid, and two words on its
-#: ring, OTP-25.2.3 erl_process.h).
+#: Offset of the next process that waits for a connection (ErtsProcList: a pid, and the two pointers
+#: of its ring, OTP-25.2.3 erl_process.h).
 _ONWARD = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """
-    *nodes* that are connected, by :data:`TYPES`; *queued* bytes, and *busy* connections.
+    """Connections to other nodes, those that are being made included."""
 
-    *pending* nodes are being connected; what waits for them, and those that are busy, is counted.
-    """
-
+    #: Connected nodes, by :data:`TYPES`.
     nodes: tuple[int, ...]
+    #: Bytes that wait to be sent.
     queued: int
+    #: Connections whose buffer is full.
     busy: int
+    #: Nodes that are being connected.
     pending: int = 0
 
 
@@ -87,7 +87,7 @@ class ConnectionReader:
         """
         Find the node whose connection the process *pid* waits for: its atom, bytes queued.
 
-        Raises ReadRefusedError where more processes wait than are looked through.
+        Raises ReadRefusedError where more processes wait than are read.
         """
         left = MOST
         for head in self._heads:
@@ -98,27 +98,27 @@ class ConnectionReader:
                 left -= len(found)
         return None
 
-    def _entries(self, place: int, state: int) -> list[tuple[int, bool]]:
-        """What waits for each node of a list that is in this *state*, and whether it is busy."""
+    def _entries(self, entry: int, state: int) -> list[tuple[int, bool]]:
+        """Bytes queued for each node of a list that is in this *state*, and whether it is busy."""
         return [
             (value["queued"], bool(value["qflgs"] & _BUSY))
-            for value in self._follow(place)
+            for value in self._follow(entry)
             if value["state"] & 0xFFFFFFFF == state
         ]
 
-    def _follow(self, place: int) -> Iterator[dict[str, int]]:
-        """Give the entries of the list that begins at *place*, by their fields."""
+    def _follow(self, entry: int) -> Iterator[dict[str, int]]:
+        """Yield the entries of the list that begins at *entry*, by their fields."""
         for _ in range(MOST):
-            if not place:
+            if not entry:
                 return
-            raw = self._memory.read(place, self._size)
+            raw = self._memory.read(entry, self._size)
             value = {
                 name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
             }
             if value["sysname"] & ATOM_MASK != ATOM_TAG:
                 return  # it is being freed
             yield value
-            place = value["next"]
+            entry = value["next"]
         raise ReadRefusedError(f"a list of nodes has more than {MOST} entries")
 
 
@@ -128,7 +128,7 @@ def waiters(memory: Memory, first: int, most: int) -> list[int]:
 
     Raises ReadRefusedError where there are more than *most*.
     """
-    places = chain(memory, first, _ONWARD, most, closed=True).tolist()
-    if len(places) > most:
+    addresses = chain(memory, first, _ONWARD, most, closed=True).tolist()
+    if len(addresses) > most:
         raise ReadRefusedError(f"more than {MOST} processes wait")
-    return [memory.u64(at) for at in places]
+    return [memory.u64(at) for at in addresses]

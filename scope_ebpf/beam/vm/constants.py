@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the BPF programs must know of a target: offsets, atoms, addresses."""
+"""Constants of a target for the BPF programs: offsets, atoms, addresses."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed
 
 def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
     """
-    The settings for *target*, one ``events.SETTINGS``, and what could not be found out.
+    The settings for *target*, one ``events.SETTINGS``, and reasons for those that are unknown.
 
-    ``streamed`` is 0 and the pid namespace is unset. A setting that could not be
-    found out stays 0, which the programs take for unknown.
+    ``streamed`` is 0 and the pid namespace is unset. An unknown setting
+    stays 0, which the programs take for unknown.
     """
     settings = np.zeros((), events.SETTINGS)
     settings["slow_call_ns"] = SLOW_CALL_NS
@@ -90,7 +90,7 @@ def _atoms(target: Target) -> dict[str, int | None]:
 
 
 def known(settings: NDArray[np.void]) -> list[str]:
-    """The names of the settings that were found out."""
+    """The names of the known settings."""
     return [name for name in events.SETTINGS.names or () if settings[name]]
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the VM counts anyway, read from its memory: exact, and free for the VM.
+The VM's own counters, read from its memory: exact, and free for the VM.
 
 Run queues and scheduler data are checked before use (``layouts.checks``). Sources: OTP-25.2.3
 erts/emulator/beam/erl_process.h (struct ErtsRunQueue_, struct
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf.beam.layouts.checks import KINDS, fields, queues, schedulers
-from scope_ebpf.beam.memory.process_memory import word_places
+from scope_ebpf.beam.memory.process_memory import word_iovecs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ SLEEP_FLAGS, SUSPENDED = 24, 1 << 4
 _IDLE = 1 << 1 | 1 << 2 | 1 << 3
 _SUSPENDED, _NOT_WORKING = np.uint64(SUSPENDED), np.uint64(SUSPENDED | _IDLE)
 
-#: Behind the count of a table: how many places were taken from its queue of free ones
+#: Behind the count of a table: how many slots were taken from its queue of free ones
 #: (vola.tile.aid_ix, OTP-25.2.3 erts/emulator/beam/erl_ptab.h; 32 bits that wrap).
 _TAKEN = 4
 #: The bits of a word that are a counter of 64 or of 32 bits.
@@ -39,46 +39,48 @@ _WORD, _INT = (1 << 64) - 1, (1 << 32) - 1
 @dataclass(frozen=True, slots=True)
 class Counters:
     """
-    One reading.
+    One reading of the counters that the VM keeps itself.
 
-    *run_queues* has the processes and ports ready to run: one number for each
-    normal scheduler, then dirty CPU, then dirty IO. *schedulers* and *online* count
-    by the kinds of :data:`KINDS`, and so does *working*, those that are online and neither
-    sleep nor spin for want of work. *collections* and
-    *reclaimed_words* are as ``erlang:statistics(garbage_collection)`` has them, but
-    where *dirty_collections* is None, which counts those on dirty schedulers among
-    them: then these are not told, and left out. *bytes_in* and *bytes_out* leave out
-    what ports moved outside of normal schedulers. *spawned* grows by
-    one for each process that is made, modulo 2^32, from any number.
+    Units are counts, unless a field says another.
     """
 
     context_switches: int
     reductions: int
+    #: Processes and ports ready to run: each normal scheduler, then dirty CPU, then dirty IO.
     run_queues: NDArray[np.int32]
+    #: Schedulers by :data:`KINDS`.
     schedulers: tuple[int, ...]
+    #: Schedulers that are online, by :data:`KINDS`.
     online: tuple[int, ...]
+    #: Garbage collections; those on dirty schedulers only if *dirty_collections* is known.
     collections: int
+    #: Words that these collections reclaimed.
     reclaimed_words: int
+    #: The part of *collections* on dirty schedulers; None if unknown.
     dirty_collections: int | None
+    #: Bytes read by ports on normal schedulers.
     bytes_in: int
+    #: Bytes written by ports on normal schedulers.
     bytes_out: int
     ets_tables: int
+    #: Grows by one for each process that is made, modulo 2^32, from any number.
     spawned: int
     processes: int
     ports: int
     atoms: int
+    #: Schedulers that are online and neither sleep nor spin for lack of work, by :data:`KINDS`.
     working: tuple[int, ...] = ()
 
     @property
     def waiting(self) -> tuple[int, int, int]:
-        """What is ready to run, by the kinds of :data:`KINDS`."""
+        """Processes and ports ready to run, by :data:`KINDS`."""
         *normal, cpu, io = self.run_queues.tolist()
         return sum(normal), cpu, io
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the tables of a VM can hold."""
+    """Sizes of the tables of a VM, entries."""
 
     processes: int
     ports: int
@@ -100,13 +102,13 @@ class CounterReader:
         self._atoms = target.address("erts_atom_table")
         self._dirty_gc = target.find("dirty_gc.info")
         parts = self._parts()
-        sizes = [len(places) for places, _ in parts.values()]
+        sizes = [len(addresses) for addresses, _ in parts.values()]
         starts = np.cumsum([0, *sizes[:-1]])
         self._slices = {
             name: slice(start, start + size)
             for name, start, size in zip(parts, starts.tolist(), sizes, strict=True)
         }
-        self._words = word_places(np.concatenate([places for places, _ in parts.values()]))
+        self._words = word_iovecs(np.concatenate([found for found, _ in parts.values()]))
         self._masks = np.repeat(np.array([mask for _, mask in parts.values()], np.uint64), sizes)
         self._ends = np.cumsum(sizes)
         #: Where the schedulers of each kind end.
@@ -133,7 +135,7 @@ class CounterReader:
             "ports": self._tables["erts_port"] + self._layout.offset(table, count),
             "atoms": self._atoms + self._layout.offset("IndexTable", "entries"),
         }
-        parts |= {name: (np.array([place], np.uint64), _INT) for name, place in single.items()}
+        parts |= {name: (np.array([address], np.uint64), _INT) for name, address in single.items()}
         if self._dirty_gc is not None:
             pair = np.array([self._dirty_gc, self._dirty_gc + 8], np.uint64)
             parts["dirty"] = (pair, _WORD)
@@ -165,7 +167,7 @@ class CounterReader:
         )
 
     def _dirty(self, words: NDArray[np.uint64] | None) -> tuple[int, int] | None:
-        """Collections on dirty schedulers and the words that they reclaimed, where that is told."""
+        """Collections on dirty schedulers and the words that they reclaimed; None where unknown."""
         if words is None:
             return None
         first = self._layout.offset("ErtsSchedulerData", "gc_info.reclaimed")
@@ -174,19 +176,19 @@ class CounterReader:
         return collections, reclaimed
 
     def limits(self) -> Limits:
-        """What the tables can hold."""
+        """Read the sizes of the VM's tables."""
         return Limits(
             processes=self._table("erts_proc", "r.o.max"),
             ports=self._table("erts_port", "r.o.max"),
             atoms=self._memory.u32(self._atoms + self._layout.offset("IndexTable", "limit")),
         )
 
-    def places(self) -> dict[str, NDArray[np.uint64]]:
+    def addresses(self) -> dict[str, NDArray[np.uint64]]:
         """
-        Where the words lie whose sum is a counter of the normal schedulers, by its name.
+        Addresses of the words whose sum is a counter of the normal schedulers, by its name.
 
-        In a row, with equal spaces. Of the words of *spawned* and of ports that were *opened* the
-        lower 32 bits count.
+        Equally spaced. Only the lower 32 bits of the words of *spawned* and of ports *opened*
+        count.
         """
         queue, data = "ErtsRunQueue", "ErtsSchedulerData"
         schedulers = self._schedulers["normal"]

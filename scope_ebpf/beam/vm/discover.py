@@ -53,24 +53,24 @@ _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\]
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
-#: Bytes of a command line that are looked at: a process may say that all its memory is one.
+#: Bytes of a command line that are read: a process may declare all its memory to be one.
 _MAX_COMMAND = 1 << 17
-#: Where the command line begins, among the fields of ``/proc/PID/stat`` behind the name.
+#: Index of the command line's address among the fields of ``/proc/PID/stat`` behind the name.
 _ARGUMENTS = 45
 
 
 class Beam(Target):
-    """A target whose layout and globals are found in it when they are asked for."""
+    """A target whose layout and globals are found at their first use."""
 
     @cached_property
     def layout(self) -> Layout:
-        """Held against the VM, once."""
+        """Checked against the VM, once."""
         return layout_for(self)
 
     @cached_property
     def roots(self) -> Roots:
-        """Where the VM's global tables lie."""
-        # No circle: what is held of a VM goes with the last who needs it.
+        """Addresses of the VM's global tables."""
+        # No reference cycle: what is held of a VM goes with the last user.
         return Roots(weakref.proxy(self))
 
     def find(self, name: str) -> int | None:
@@ -93,7 +93,7 @@ def beams(proc: Path = Path("/proc")) -> list[Beam | Refusal]:
     """
     Find every BEAM of the host, by pid; one that ends meanwhile is left out.
 
-    Each look has limits, and whatever one meets is no matter of the others.
+    Each inspection has limits, and its errors do not affect the others.
     """
     found: list[Beam | Refusal] = []
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()):
@@ -115,7 +115,7 @@ def inspect(
     pid: int, proc: Path = Path("/proc"), opened: Callable[[Path], Binary] = Binary.open
 ) -> Beam:
     """
-    Look at one process; *opened* gives the file that it runs.
+    Inspect one process; *opened* opens the file that it runs.
 
     Raises NoSuchProcessError, NotABeamError or NotPermittedError, each with the
     cause and what to do about it.
@@ -167,7 +167,7 @@ def _inspect(process: Process, proc: Path, opened: Callable[[Path], Binary]) -> 
 
 
 def _started(pid: int, folder: Path) -> int:
-    """Tell when the process started, in clock ticks; refuse what is no process or has ended."""
+    """Return when the process started, in clock ticks; raise for a thread, or if it has ended."""
     try:
         stat = (folder / "stat").read_bytes()
         leader = status_number((folder / "status").read_bytes(), "Tgid")
@@ -183,7 +183,7 @@ def _started(pid: int, folder: Path) -> int:
 
 
 def program_of(folder: Path | str) -> str:
-    """Tell the path of the program that runs, as text, which a path need not be."""
+    """Return the path of the program that runs, as text, which a path need not be."""
     path = os.readlink(os.fsencode(f"{folder}/exe"))  # noqa: PTH115 - fast, and bytes
     return path.decode("utf-8", "replace")
 
@@ -210,7 +210,7 @@ def _forbidden(pid: int) -> str:
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
-    """Tell OTP release, ERTS version and flavour, from symbols or else from the greeting."""
+    """Return OTP release, ERTS version and flavour, from symbols or else from the greeting."""
     release, version = (_string(binary, name) for name in ("etp_otp_release", "etp_erts_version"))
     if release and version:
         jit = binary.symbol("etp_beamasm")
@@ -237,7 +237,7 @@ def _string(binary: Binary, name: str) -> str | None:
 
 
 def _base(pid: int, folder: Path, binary: Binary) -> int:
-    """Tell how far the kernel moved the program, by where it let it start."""
+    """Return how far the kernel moved the program, by its entry point."""
     if not binary.relative:
         return 0
     try:
@@ -273,7 +273,7 @@ def _node_argument(folder: Path, memory: Memory) -> str | None:
     """
     Read the name that the command line asks for, if it says the host as well.
 
-    Not by ``/proc/PID/cmdline``: whoever reads that waits for as long as the memory that it lies
+    Not by ``/proc/PID/cmdline``: a read of that waits for as long as the memory that it lies
     in takes to come, and cannot leave that to others.
     """
     try:

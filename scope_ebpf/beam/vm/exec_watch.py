@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Tells that a process has executed another program.
+Detects that a process has executed another program.
 
 Neither a pid nor a pidfd does: both go on through an exec. A perf event on the process's first
-thread that the kernel removes at an exec (``remove_on_exec``, Linux 5.13) tells of an exec by any
-thread: the thread that executes takes the place of the first one, or is it. The kernel removes it
+thread that the kernel removes at an exec (``remove_on_exec``, Linux 5.13) reports an exec by any
+thread: the thread that executes becomes the first one, or is it. The kernel removes it
 before ``process_vm_readv`` can reach the new program's memory (``exec_update_lock``), so what was
 read while the event was there is of the program that it was opened for.
 
@@ -49,17 +49,17 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class ExecWatch(Protocol):
-    """Watches one process from when it was made."""
+    """Watches one process from its creation on."""
 
     @property
     def descriptor(self) -> int | None:
-        """What poll(2) says POLLHUP of after an exec and at the end; None if nothing does."""
+        """Descriptor: poll(2) reports POLLHUP after an exec or the end; None without one."""
 
     def happened(self) -> bool:
         """Whether the process has executed a program since, or has ended."""
 
     def close(self) -> None:
-        """Give it back to the kernel."""
+        """Release it."""
 
 
 class EventWatch:
@@ -68,13 +68,13 @@ class EventWatch:
     def __init__(self, pid: int) -> None:
         self._fd = fd = _open_event(pid)
         try:
-            place = _libc.mmap(None, _PAGES, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-            if place == _MAP_FAILED:
+            page = _libc.mmap(None, _PAGES, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+            if page == _MAP_FAILED:
                 raise _last_error()
         except OSError:
             os.close(fd)
             raise
-        self._close = weakref.finalize(self, _give_back, fd, place)
+        self._close = weakref.finalize(self, _give_back, fd, page)
 
     @property
     def descriptor(self) -> int:
@@ -82,7 +82,7 @@ class EventWatch:
         return self._fd
 
     def happened(self) -> bool:
-        """Is told by the descriptor alone."""
+        """Learns of it by the descriptor alone."""
         return False
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class MemoryWatch:
 
 
 def watch_execs(pid: int) -> ExecWatch:
-    """Watch *pid* as well as the kernel lets us. NoSuchProcessError, NotPermittedError."""
+    """Watch *pid* as well as the kernel allows. NoSuchProcessError, NotPermittedError."""
     try:
         return EventWatch(pid)
     except OSError:
@@ -147,6 +147,6 @@ def _last_error() -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _give_back(fd: int, place: int) -> None:
-    _libc.munmap(place, _PAGES)
+def _give_back(fd: int, page: int) -> None:
+    _libc.munmap(page, _PAGES)
     os.close(fd)

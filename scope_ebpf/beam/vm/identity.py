@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which process is looked at: a number may be another process's, or another program's, at any time.
+The identity of a process: its number may be another process's, or run another program, at any time.
 
-A process is held by its pidfd, its program by a descriptor of the file that was inspected, and an
-exec or a change of user is found out by :meth:`Identity.check`. What was read of a process counts
-only if the check passes *after* it was read.
+A process is held by its pidfd, its program by a descriptor of the file that was inspected;
+:meth:`Identity.check` finds an exec or a change of user. A reading of a process is valid only if
+the check passes *after* it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _IDS = re.compile(rb"^([UG])id:((?:\s+\d+){4})\s*$", re.MULTILINE)
 _STATUS_BYTES = 4096
 _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
 
-#: Looks at a process whose program has gone, until it has ended or has another one.
+#: Checks of a process whose program has gone, until it has ended or has another one.
 _LOOKS, _BETWEEN_MS = 20, 1
-#: What poll(2) can be asked to wait for.
+#: Longest wait of poll(2), ms.
 _LONGEST_MS = (1 << 31) - 1
-#: Seconds between two looks at the files of a process that is waited for.
+#: Seconds between two checks of the files of a process that is waited for.
 _PAUSE = 0.1
 
 Ids = tuple[int, ...]
@@ -51,7 +51,7 @@ class Program(Protocol):
 
 class Process:
     """
-    Process *pid* as it is now, from when this was made.
+    Process *pid*, as it was when this was made.
 
     Raises ProcessLookupError if there is none; *watched* is made by :meth:`watch`.
     """
@@ -66,9 +66,9 @@ class Process:
         self._execs: ExecWatch | None = None
 
     def watch(self) -> None:
-        """Hear of execs from now on. NoSuchProcessError, NotPermittedError."""
+        """Watch for execs from now on. NoSuchProcessError, NotPermittedError."""
         self._execs = watch_execs(self.pid)
-        # The number was that of our process when it was watched, if the process is still there.
+        # The number was that of this process when it was watched, if the process is still there.
         self.check()
 
     @property
@@ -77,7 +77,7 @@ class Process:
         return self._execs.descriptor if self._execs else None
 
     def poller(self) -> Poller:
-        """Tell by a call whether it may have ended or executed; one for each thread."""
+        """Report by a call whether it may have ended or executed; one for each thread."""
         return Poller(self.pidfd, self._execs)
 
     def check(self) -> None:
@@ -90,10 +90,10 @@ class Process:
 
     def _goes_on(self) -> bool:
         """
-        Tell an exec from an end.
+        Distinguish an exec from an end.
 
-        A thread that ends hangs the event up before the pidfd tells, and its program has gone
-        before that. So has for a moment that of the first thread while another one executes.
+        At the end of a thread the event hangs up before the pidfd is readable, and the program is
+        gone before that. The first thread's program is gone for a moment while another executes.
         """
         for _ in range(_LOOKS):
             if _is_readable(self.pidfd, _BETWEEN_MS):
@@ -103,21 +103,23 @@ class Process:
         return False
 
     def close(self) -> None:
-        """Let go of it; from then on every check says that it has ended."""
+        """Release it; from then on every check says that it has ended."""
         self._close()
         if self._execs:
             self._execs.close()
 
 
 class Poller:
-    """What :meth:`Process.poller` gives."""
+    """The result of :meth:`Process.poller`."""
 
     def __init__(self, pidfd: int, execs: ExecWatch | None) -> None:
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self._execs = execs
         if execs and execs.descriptor is not None:
-            self._poll.register(execs.descriptor, 0)  # a hang-up is told without being asked for
+            self._poll.register(
+                execs.descriptor, 0
+            )  # a hang-up is reported without being asked for
             self._execs = None
 
     def __call__(self, seconds: float = 0.0) -> bool:
@@ -128,13 +130,13 @@ class Poller:
 
 
 class _Due:
-    """When the files of a process are looked at again, for who waits in short turns."""
+    """When the files of a process are checked again, for a caller that waits in short turns."""
 
     def __init__(self) -> None:
         self._when = 0.0
 
     def has_come(self) -> bool:
-        """Whether it is time, and if so not for a while again."""
+        """True if a check is due; the next one is due a while later."""
         now = time.monotonic()
         if now < self._when:
             return False
@@ -144,19 +146,18 @@ class _Due:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """
-    One process while it runs one program as one user.
-
-    *started* is in clock ticks since the host booted, *inode* device and inode of the program's
-    file, *uids* and *gids* its real, effective, saved and filesystem ids. *binary* is the file
-    that was inspected; nothing else is ever attached to.
-    """
+    """One process while it runs one program as one user."""
 
     process: Process
+    #: Start of the process, clock ticks since the host booted.
     started: int
+    #: Device and inode of the program's file.
     inode: tuple[int, int]
+    #: Real, effective, saved and filesystem user ids.
     uids: Ids
+    #: The same group ids.
     gids: Ids
+    #: The file that was inspected; hooks are attached to no other.
     binary: Program
     proc: Path = _PROC
     due: _Due = field(default_factory=_Due, repr=False)
@@ -206,7 +207,7 @@ class Identity:
             ids = _credentials(self.pid, self.proc)
         except OSError:
             raise NoSuchProcessError(f"process {self.pid} has ended") from None
-        self.process.check()  # it was this one, then, that was asked
+        self.process.check()  # so the file was that of this process
         if inode != self.inode:
             raise TargetChangedError(self.pid, "became another program")
         if ids != (self.uids, self.gids):
@@ -216,7 +217,7 @@ class Identity:
         """
         Return after *seconds*; sooner with an error, as :meth:`check`, if there is one.
 
-        An exec or an end is told at once, a change of user within a tenth of a second.
+        An exec or an end is noticed at once, a change of user within a tenth of a second.
         """
         self.process.poller()(seconds)
         if self.due.has_come():
@@ -261,7 +262,7 @@ def _credentials(pid: int, proc: Path) -> tuple[Ids, Ids]:
 
 
 def _refuse_privileged(pid: int, mode: int, uids: Ids, gids: Ids) -> None:
-    """Whoever started it must have all the rights that it has; file capabilities are no user's."""
+    """The user who started it must have all its rights; file capabilities are no user's."""
     if mode & _PRIVILEGED:
         which = "setuid" if mode & stat.S_ISUID else "setgid"
         raise NotPermittedError(f"process {pid} runs a {which} file: such programs are left alone")

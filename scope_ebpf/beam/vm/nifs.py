@@ -28,14 +28,13 @@ _MAX_FUNCTIONS = 4096
 
 
 class NativeFunction(NamedTuple):
-    """
-    *library* is a path as the VM sees it, *function* ``m:f/a``.
+    """A native function that runs."""
 
-    *symbol* is the library's own name of the function, where it tells.
-    """
-
+    #: Path as the VM sees it.
     library: str
+    #: Its Erlang name, ``m:f/a``.
     function: str
+    #: The library's own name of it; None where it has none.
     symbol: str | None
 
 
@@ -63,13 +62,13 @@ def native_function(
         return None
     mappings = _libraries(target.pid)
     name = function.partition(":")[0].encode() + b"\0"
-    for place, word in enumerate(words[:-2]):
+    for index, word in enumerate(words[:-2]):
         mapping = _find(mappings, word)
         if mapping is None:
             continue
         try:
             if target.memory.read(word, len(name)) == name:
-                symbol = _symbol(target, mapping, mappings, words[place + 1 : place + 3], function)
+                symbol = _symbol(target, mapping, mappings, words[index + 1 : index + 3], function)
                 return NativeFunction(mapping.path, function, symbol)
         except ReadRefusedError:
             continue
@@ -93,8 +92,8 @@ def _libraries(pid: int) -> list[_Mapping]:
 
 def _find(mappings: list[_Mapping], address: int) -> _Mapping | None:
     """*mappings* are in order of address."""
-    place = bisect.bisect_right(mappings, address, key=lambda one: one.start) - 1
-    return mappings[place] if place >= 0 and address < mappings[place].end else None
+    index = bisect.bisect_right(mappings, address, key=lambda one: one.start) - 1
+    return mappings[index] if index >= 0 and address < mappings[index].end else None
 
 
 def _symbol(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a VM's node is called now.
+The current name of a VM's node.
 
 A node has no name until its distribution starts, may get one later
 (``net_kernel:start``), lose it again (``net_kernel:stop``) and take another.
@@ -16,7 +16,7 @@ from scope_ebpf.errors import ReadRefusedError
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
 
-#: What a node is called that has no name (OTP-25.2.3 erts/emulator/beam/erl_node_tables.c).
+#: The name of a node that is not distributed (OTP-25.2.3 erts/emulator/beam/erl_node_tables.c).
 NAMELESS = "nonode@nohost"
 #: Characters of an atom, and so of a node's name.
 MAX_NAME = 255
@@ -31,7 +31,7 @@ class NodeName:
         self._text: str | None = None
 
     def read(self) -> str | None:
-        """Tell the name now; None where the VM's tables cannot be read."""
+        """Return the name now; None where the VM's tables cannot be read."""
         target = self._target
         try:
             node = target.memory.u64(target.address("erts_this_node"))

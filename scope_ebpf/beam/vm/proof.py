@@ -2,8 +2,8 @@
 """
 Whether a process that calls itself a VM has the memory of one.
 
-Symbols and the names of threads are soon made. The atom table is where a VM begins: each is
-born with the same first atoms, whatever its release.
+Symbols and the names of threads are easily forged. Every VM starts with the same first atoms in its
+atom table, whatever its release.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _FIRST = {0: "false", 1: "true"}
 @dataclass(frozen=True)
 class _Unchecked:
     """
-    A target with the layout of the nearest release, believed without a check.
+    A target with the layout of the nearest release, used without a check.
 
-    The table of atoms is older than all of them, and what is read is held against what it must say.
+    The table of atoms is older than all of them; what is read is compared with its known contents.
     """
 
     target: Target

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where each scheduler keeps what it does now, for programs that look at it in the kernel.
+Where each scheduler keeps its current process and function, for BPF programs that read them.
 
 Checked before use (``layouts.checks``). Source: OTP-25.2.3 erts/emulator/beam/erl_process.h
 (struct ErtsSchedulerData_, ErtsSchedulerSleepInfo_).
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MFA = 24
 
 
-class Place(NamedTuple):
+class SchedulerAddresses(NamedTuple):
     """
     One scheduler, by the names of ``events.THREAD``.
 
@@ -41,11 +41,11 @@ class Place(NamedTuple):
     at_fcalls: int
 
 
-class SchedulerPlaces:
+class SchedulerFinder:
     """The schedulers of *target*. ReadRefusedError where they are not found, or a check fails."""
 
     def __init__(self, target: Target) -> None:
-        self._places = {kind: found.tolist() for kind, found in schedulers(target).items()}
+        self._addresses = {kind: found.tolist() for kind, found in schedulers(target).items()}
         self._target = target
         self._layout = layout = target.layout
         self._fields = tuple(
@@ -58,25 +58,25 @@ class SchedulerPlaces:
         }
         self._fcalls = layout.offset("Process", "fcalls")
 
-    def find(self, role: str, number: int) -> Place | None:
+    def find(self, role: str, number: int) -> SchedulerAddresses | None:
         """Find one scheduler, None for other threads and where a check fails."""
-        places = self._places.get(role, ())
-        if not 0 < number <= len(places):
+        addresses = self._addresses.get(role, ())
+        if not 0 < number <= len(addresses):
             return None
         try:
-            return self._checked(places[number - 1], role == "normal", number)
+            return self._checked(addresses[number - 1], role == "normal", number)
         except ReadRefusedError:
             return None
 
-    def _checked(self, place: int, normal: bool, number: int) -> Place | None:
+    def _checked(self, address: int, normal: bool, number: int) -> SchedulerAddresses | None:
         memory, layout = self._target.memory, self._layout
         field = "no" if normal else "dirty_no"
-        said = memory.u32(place + layout.offset("ErtsSchedulerData", field))
-        sleep = memory.u64(place + layout.offset("ErtsSchedulerData", "ssi"))
-        if said != number or memory.u64(sleep) != place:
+        said = memory.u32(address + layout.offset("ErtsSchedulerData", field))
+        sleep = memory.u64(address + layout.offset("ErtsSchedulerData", "ssi"))
+        if said != number or memory.u64(sleep) != address:
             return None
         process, nif, reductions = self._fields
         code, before = self._codes["normal" if normal else "dirty"]
-        return Place(
-            place, sleep + SLEEP_FLAGS, process, nif, reductions, code, before, self._fcalls
+        return SchedulerAddresses(
+            address, sleep + SLEEP_FLAGS, process, nif, reductions, code, before, self._fcalls
         )

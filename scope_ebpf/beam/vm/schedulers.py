@@ -31,23 +31,26 @@ if TYPE_CHECKING:
 _WORD = 8
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _SLEEP_FLAGS = 24
-#: A scheduler that spins says that it sleeps; only how it sleeps is said when it does.
+#: The flag of sleeping is set by spinning schedulers, too; the kind of sleep only by sleeping ones.
 _SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
 _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One run queue: how many wait, by priority, and what it has counted since the VM began."""
+    """One run queue; counters are since the VM began."""
 
+    #: Processes that are ready to run, by priority.
     lengths: dict[str, int]
+    #: Ports that are ready to run.
     ports: int
     reductions: int
+    #: Context switches.
     switches: int
 
 
 class _Process(NamedTuple):
-    """What is on a scheduler: pid, name or initial call, function unless it is being collected."""
+    """The process on a scheduler: pid, name or initial call, function outside of a collection."""
 
     pid: str | None = None
     name: str | None = None
@@ -57,23 +60,24 @@ class _Process(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """
-    One thread of the VM.
-
-    *doing* is ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the
-    runtime's own work), ``suspended`` or ``stopped``. *collecting* says that the process's garbage
-    is collected; then it is in no function. *queue* is None where a kind shares the queue of its
-    first scheduler, and for other threads.
-    """
+    """One thread of the VM, and what it runs; None for what is not known or not there."""
 
     thread: Thread
+    #: ``running``, ``busy-waiting``, ``sleeping``, ``working`` (the runtime's own work),
+    #: ``suspended`` or ``stopped``.
     doing: str
+    #: Pid of the process that it runs.
     process: str | None = None
+    #: Registered name or initial call of that process.
     name: str | None = None
+    #: Function of that process; None during its garbage collection.
     function: str | None = None
+    #: Port that it runs.
     port: str | None = None
     nif: NativeFunction | None = None
+    #: None where the schedulers of a kind share the queue of the first, and for other threads.
     queue: Queue | None = None
+    #: True during a garbage collection of the process.
     collecting: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -102,28 +106,28 @@ class Schedulers:
         self._viewer = viewer
         self._ports = PortCodec.of(target)
         self.refused: dict[str, str] = {}
-        self._places: dict[str, list[int]] = {}
+        self._addresses: dict[str, list[int]] = {}
         try:
-            self._places = {role: found.tolist() for role, found in schedulers(target).items()}
+            self._addresses = {role: found.tolist() for role, found in schedulers(target).items()}
         except ReadRefusedError as error:
             self.refused = dict.fromkeys(KINDS, str(error))
 
     def read(self, roles: Container[str] = ROLES) -> list[Scheduler]:
-        """Look once at every thread that has one of the *roles*."""
+        """Read every thread that has one of the *roles* once."""
         found = threads(self._target.pid)
         return [self._read(thread) for thread in found if thread.role in roles]
 
     def _read(self, thread: Thread) -> Scheduler:
-        places = self._places.get(thread.role, ())
-        if not 0 < thread.number <= len(places):
+        addresses = self._addresses.get(thread.role, ())
+        if not 0 < thread.number <= len(addresses):
             return Scheduler(thread, _kernel_view(thread))
         try:
-            return self._scheduler(thread, places[thread.number - 1])
+            return self._scheduler(thread, addresses[thread.number - 1])
         except ReadRefusedError as error:
             self.refused[thread.role] = str(error)
             return Scheduler(thread, _kernel_view(thread))
 
-    def _scheduler(self, thread: Thread, place: int) -> Scheduler:
+    def _scheduler(self, thread: Thread, address: int) -> Scheduler:
         layout, memory = self._target.layout, self._target.memory
         field = {
             name: layout.offset("ErtsSchedulerData", name)
@@ -137,7 +141,7 @@ class Schedulers:
                 "run_queue",
             )
         }
-        raw = memory.read(place, max(field.values()) + _WORD)
+        raw = memory.read(address, max(field.values()) + _WORD)
         value = {name: int.from_bytes(raw[at : at + _WORD], "little") for name, at in field.items()}
         if thread.number not in (value["no"], value["dirty_no"] & 0xFFFFFFFF):
             raise ReadRefusedError(f"scheduler {thread.number} calls itself {value['no']}")
@@ -157,7 +161,7 @@ class Schedulers:
         )
 
     def _process(self, pointer: int) -> _Process:
-        """Tell who the process at *pointer* is, and what it is in."""
+        """Return the process at *pointer*, and the function that it is in."""
         if not pointer:
             return _Process()
         try:
@@ -167,7 +171,7 @@ class Schedulers:
             return _Process()
         if not is_pid(pid) or not len(rows):
             return _Process()
-        # The function that it noted is where it was, not what the scheduler does now.
+        # The noted function is the process's last one, not what the scheduler does now.
         collecting = bool(int(rows["state"][0]) & COLLECTING)
         names = self._viewer.names
         current = names.current_functions(rows)[0]
@@ -184,10 +188,10 @@ class Schedulers:
             return None
         return self._ports.text(port) if is_port(port) else None
 
-    def _queue(self, place: int) -> Queue:
+    def _queue(self, address: int) -> Queue:
         layout = self._target.layout
         raw = np.frombuffer(
-            self._target.memory.read(place, layout.size("ErtsRunQueue")), np.uint8
+            self._target.memory.read(address, layout.size("ErtsRunQueue")), np.uint8
         ).reshape(1, -1)
 
         def value(offset: int, kind: type[np.generic]) -> int:
@@ -195,8 +199,8 @@ class Schedulers:
 
         first = layout.offset("ErtsRunQueue", "procs.prio_info")
         lengths = {
-            priority: value(first + _QUEUE_INFO * place, np.int32)
-            for place, priority in enumerate(PRIORITY)
+            priority: value(first + _QUEUE_INFO * index, np.int32)
+            for index, priority in enumerate(PRIORITY)
         }
         return Queue(
             lengths,
@@ -206,16 +210,16 @@ class Schedulers:
         )
 
 
-def natives(target: Target) -> dict[int, int]:
+def running_nifs(target: Target) -> dict[int, int]:
     """
-    Tell which processes are in a native function: their structs, and the environments of the calls.
+    Processes in a native function: addresses of their structs and of the calls' environments.
 
     Empty where the schedulers are not found.
     """
     try:
-        places = np.concatenate(list(schedulers(target).values()))
+        addresses = np.concatenate(list(schedulers(target).values()))
         names = (("current_process", np.uint64), ("current_nif", np.uint64))
-        found = fields(target, places, "ErtsSchedulerData", *names)
+        found = fields(target, addresses, "ErtsSchedulerData", *names)
     except ReadRefusedError:
         return {}
     pairs = zip(*(column.tolist() for column in found), strict=True)
@@ -223,7 +227,7 @@ def natives(target: Target) -> dict[int, int]:
 
 
 def _kernel_view(thread: Thread) -> str:
-    """Say what the kernel alone can tell of a thread."""
+    """The state of a thread that the kernel alone shows."""
     if thread.state in "Tt":
         return "stopped"
     return "working" if thread.state in "RD" else "sleeping"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How a VM is: how much its schedulers work, what waits, what it holds, whose mailbox is longest.
+The state of a VM: utilization of schedulers, run queues, memory, the longest mailbox.
 
-All of it is read from the VM's memory and costs it nothing. Schedulers are looked at again and
-again at irregular times; one that spins because it has nothing to do does not work
+All of it is read from the VM's memory and costs it nothing. Schedulers are sampled at
+irregular times; one that spins because it has nothing to do does not work
 (``ErtsSchedulerSleepInfo``, OTP-25.2.3 erts/emulator/beam/erl_process.h).
 """
 
@@ -30,47 +30,50 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters
     from scope_ebpf.beam.vm.target import Target
 
-#: Seconds between two looks at the schedulers: drawn anew each time, since a program may have a
+#: Seconds between two readings of the schedulers: drawn anew each time, since a program may have a
 #: rhythm.
 _SHORTEST, _LONGEST = 0.02, 0.06
-#: Processes whose mailboxes are looked at; of a VM that has more, a part of them.
+#: Processes whose mailboxes are read; a sample of them in a VM that has more.
 _MOST = 200_000
-#: What the VM counts itself, of :class:`Counters`.
+#: Fields of :class:`Counters` that count events.
 _COUNTED = ("reductions", "context_switches", "spawned", "collections", "bytes_in", "bytes_out")
 
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """The longest one of *seen* processes; *who* is its owner's name, module or initial call."""
+    """The longest mailbox of those that were read."""
 
+    #: Pid of its owner.
     pid: str
+    #: Name, module or initial call of its owner.
     who: str | None
     messages: int
+    #: Processes whose mailboxes were read.
     seen: int
 
 
 @dataclass(frozen=True, slots=True)
 class VmState:
-    """
-    A VM over some time; None is what could not be read.
+    """A VM over some time; None for what could not be read."""
 
-    *utilization* is the part of the time in which schedulers that are online worked, by kind;
-    *waiting* and *most_waiting* are the processes and ports in the run queues, on average and at
-    most; *counted* is what the VM has counted itself meanwhile. Sizes are bytes.
-    """
-
+    #: Share of the time in which the online schedulers of a kind worked.
     utilization: dict[str, float] | None = None
+    #: Processes and ports in the run queues, on average.
     waiting: float | None = None
+    #: The same, at most.
     most_waiting: int | None = None
     processes: int | None = None
     process_limit: int | None = None
+    #: Memory as ``erlang:memory(total)`` counts it, bytes.
     memory_bytes: int | None = None
+    #: Resident memory of the process, bytes.
     resident_bytes: int | None = None
     mailbox: Mailbox | None = None
+    #: Events that the VM counted itself meanwhile, by their names.
     counted: dict[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Give what stands under ``state`` in the document of a summary."""
+        """The object ``state`` in the JSON document of a summary."""
         box = self.mailbox
         return {
             "utilization": self.utilization,
@@ -89,7 +92,7 @@ class VmState:
 
 
 class StateReader:
-    """Reads the state of *target* from now on, by looks; :attr:`refused` says what it cannot."""
+    """Samples the state of *target* from now on; :attr:`refused` says why it cannot, or ""."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -111,12 +114,12 @@ class StateReader:
             self.refused = str(error)
 
     def begin(self) -> None:
-        """Let what the VM counts be told from now on."""
+        """Start the VM's own counters at their values now."""
         self._first = self._last = self._read()
         self._spawned, self._over = 0, False
 
     def look(self) -> None:
-        """Look once at schedulers and run queues."""
+        """Sample schedulers and run queues once."""
         self.due = time.monotonic() + self._random.uniform(_SHORTEST, _LONGEST)
         found = self._read()
         if found is None:
@@ -128,7 +131,7 @@ class StateReader:
         self._waiting, self._most = self._waiting + waiting, max(self._most, waiting)
 
     def counted(self) -> dict[str, int] | None:
-        """What the VM has counted from :meth:`begin` until this is first asked, or its end."""
+        """Events that the VM counted from :meth:`begin` to the first call of this, or its end."""
         if not self._over:
             self._read()
             self._over = True
@@ -154,8 +157,8 @@ class StateReader:
         return found
 
     def state(self) -> VmState:
-        """All that is known; reads the process table and the allocators once."""
-        from scope_ebpf.beam.vm.allocators import AllocatorReader  # noqa: PLC0415 - at the end only
+        """The state until now; reads the process table and the allocators once."""
+        from scope_ebpf.beam.vm.allocators import AllocatorReader
 
         target, last = self._target, self._last
         online = np.maximum(self._online, 1)
@@ -184,7 +187,7 @@ class StateReader:
 
 def longest_mailbox(target: Target, most: int = _MOST) -> Mailbox | None:
     """
-    Whose mailbox is the longest, of *most* processes or a few more; None where no message waits.
+    Return the longest mailbox of *most* processes or a few more; None where no message waits.
 
     Raises ReadRefusedError where there is no process table that can be read.
     """
@@ -198,9 +201,9 @@ def longest_mailbox(target: Target, most: int = _MOST) -> Mailbox | None:
 
 
 def _owner(target: Target, row: np.ndarray[tuple[int], np.dtype[np.void]]) -> str | None:
-    from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415
-    from scope_ebpf.beam.processes.atoms import Atoms  # noqa: PLC0415 - at the end of a run only
-    from scope_ebpf.beam.processes.names import Names  # noqa: PLC0415
+    from scope_ebpf.beam.code.tables import CodeMap
+    from scope_ebpf.beam.processes.atoms import Atoms
+    from scope_ebpf.beam.processes.names import Names
 
     with suppress(ReadRefusedError):
         atoms = Atoms(target)

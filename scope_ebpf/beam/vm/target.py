@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One running VM, as all that reads it knows it.
+One running VM, as its readers see it.
 
-What it says about itself is here; where its layout and its globals come from is known to
-``discover`` alone, which finds VMs.
+The facts are here; ``discover``, which finds VMs, adds the search for layout and globals.
 """
 
 from __future__ import annotations
@@ -21,29 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """
-    One running VM.
-
-    *started* is in seconds since the host booted; *base* is what must be added
-    to an address of the file. What is told of it counts while *identity* passes its check.
-    """
+    """One running VM. Readings of it are valid while *identity* passes its check."""
 
     pid: int
+    #: Path of the emulator, as the kernel names it.
     exe: str
+    #: Node name; None if it is not known.
     node: str | None
     otp_release: str
     erts_version: str
     flavor: Literal["jit", "emu"]
+    #: Number of normal schedulers.
     schedulers: int
+    #: True if the emulator has USDT probes.
     usdt: bool
+    #: Start of the process, seconds since the host booted.
     started: float
+    #: Distance between an address of the file and the same in memory, bytes.
     base: int
     binary: Binary
     memory: Memory
     identity: Identity
 
     def as_json(self) -> dict[str, str | int | None]:
-        """Give what every JSON output says about its target."""
+        """The fields of the target in every JSON output."""
         names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
         return {name: getattr(self, name) for name in names}
 
@@ -54,8 +54,8 @@ class Target(ABC):
 
     @abstractmethod
     def find(self, name: str) -> int | None:
-        """Find a global of the VM in its memory, or None where nothing tells where."""
+        """Find a global of the VM in its memory; None if it is not found."""
 
     @abstractmethod
     def address(self, name: str) -> int:
-        """Find a global of the VM in its memory; ReadRefusedError if nothing tells where."""
+        """Find a global of the VM in its memory; ReadRefusedError if it is not found."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM's threads as the kernel sees them: what each is for, its state, its CPU time."""
+"""The VM's threads as the kernel sees them: role, state, CPU time."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ ROLES = tuple(role for _, role in _ROLES)
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """
-    One thread.
-
-    *number* is the VM's own (from 1 for schedulers), *state* the kernel's
-    letter (R, S, D, T, t), *cpu_seconds* what it has used in all, *waits* how
-    often it gave the CPU away.
-    """
+    """One thread of the VM."""
 
     tid: int
+    #: Its kind, such as ``normal`` or ``dirty_cpu``.
     role: str
+    #: The VM's own number, from 1 for schedulers.
     number: int
+    #: The kernel's letter: R, S, D, T, t.
     state: str
+    #: CPU time since it began.
     cpu_seconds: float
+    #: Voluntary context switches since it began.
     waits: int
 
 
 def role_of(name: str) -> tuple[str, int] | None:
-    """Tell what a thread is for, by its name; None for one that is not the VM's own work."""
+    """Return the role of a thread, by its name; None for one that is not the VM's own."""
     for pattern, role in _ROLES:
         match = pattern.match(name)
         if match:
@@ -70,10 +69,12 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
 
 
 class TaskFaults(NamedTuple):
-    """One thread: minor and major page faults since it began, and what it is for, if we know."""
+    """Page faults of one thread since it began."""
 
     tid: int
+    #: Its kind; None for a thread that is not the VM's own.
     role: str | None
+    #: The VM's own number.
     number: int
     minor: int
     major: int

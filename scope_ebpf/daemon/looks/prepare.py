@@ -17,7 +17,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS, Plan
 from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
-from scope_ebpf.beam.vm.scheduler_addresses import SchedulerPlaces
+from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.planning.planner import make_plan
@@ -74,7 +74,7 @@ def prepare(target: Target) -> Prepared:
         raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
     names = {g.symbol for a in plan.attachments for g in a.arguments if g.symbol}
     with suppress(ReadRefusedError):
-        SchedulerPlaces(target)  # searches now for what is not in the symbol table
+        SchedulerFinder(target)  # searches now for what is not in the symbol table
     return Prepared(counters, settings, plan, symbol_values(target, names))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.layouts.checks import KINDS
-from scope_ebpf.beam.vm.scheduler_addresses import SchedulerPlaces
+from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
 from scope_ebpf.beam.vm.threads import ROLES, TaskFaults, faults
 from scope_ebpf.budget.estimate import PartTime, share_error
 from scope_ebpf.budget.hit_costs import CostLedger
@@ -27,7 +27,7 @@ from scope_ebpf.metrics.reading import Sampled, ThreadAccounting
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scope_ebpf.beam.vm.scheduler_addresses import Place
+    from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
 
@@ -260,14 +260,14 @@ class WatchedThreads:
         return record
 
 
-def _addresses(target: Target) -> SchedulerPlaces | None:
+def _addresses(target: Target) -> SchedulerFinder | None:
     try:
-        return SchedulerPlaces(target)
+        return SchedulerFinder(target)
     except ReadRefusedError:
         return None
 
 
-def _is_unseen(thread: TaskFaults, address: Place | None) -> bool:
+def _is_unseen(thread: TaskFaults, address: SchedulerAddresses | None) -> bool:
     return thread.role in KINDS and address is None
 
 

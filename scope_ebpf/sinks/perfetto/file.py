@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Bytes that are collected before they are written.
 _BUFFER = 1 << 20
-#: Texts that are interned; what comes after that is all called the same.
+#: Texts that are interned; all later ones share one name.
 _MOST_TEXTS = 200_000
 _TOO_MANY = "other"
 #: The one sequence of packets, and what its packets say of their state.
@@ -33,7 +33,7 @@ _PACKET = b"\x0a"  # Trace.packet, field 1 of length-delimited form
 def protobuf() -> Any:
     """Perfetto's generated module; MissingPackageError where it is not installed."""
     try:
-        from perfetto.protos.perfetto.trace import (  # noqa: PLC0415 - an extra
+        from perfetto.protos.perfetto.trace import (  # an extra
             perfetto_trace_pb2,
         )
     except ImportError as error:
@@ -96,7 +96,7 @@ class PerfettoFile:
         name: str,
         facts: dict[str, Any] | None = None,
     ) -> None:
-        """Something that took its time; without *end* it had not ended."""
+        """A slice; without *end* it had not ended."""
         self._event(track, begin, self.pb.TrackEvent.TYPE_SLICE_BEGIN, name, facts=facts)
         if end is not None:
             self._end(track, end)
@@ -111,7 +111,7 @@ class PerfettoFile:
         begins: int = 0,
         ends: int = 0,
     ) -> None:
-        """Something that happened; *begins* and *ends* are numbers of flows, 0 for none."""
+        """An instant; *begins* and *ends* are numbers of flows, 0 for none."""
         kind = self.pb.TrackEvent.TYPE_INSTANT
         self._event(track, time, kind, name, facts=facts, begins=begins, ends=ends)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Messages:
-    """Draws messages on *tracks*, and tells *processes* who is woken by one."""
+    """Draws messages on *tracks*; calls *processes* for each receiver that a message wakes."""
 
     def __init__(self, tracks: Tracks, processes: Processes, nodes: Collection[int]) -> None:
         self._tracks = tracks
@@ -29,7 +29,7 @@ class Messages:
         receiver, message = row.words[0], row.words[2]
         number = self.flows.send(row.process, receiver, message)
         facts = {"to": self._tracks.name(receiver)[1]} if receiver else None
-        self._file.instant(self._tracks.place(row), row.time, "send", facts=facts, begins=number)
+        self._file.instant(self._tracks.track_of(row), row.time, "send", facts=facts, begins=number)
         self._processes.woken(receiver, row.time)
 
     def receive(self, row: Row) -> None:
@@ -37,4 +37,6 @@ class Messages:
         message, _, sender = row.words[:3]
         number = self.flows.receive(row.process, message, sender)
         facts = {"from": self._tracks.name(sender)[1]} if sender else None
-        self._file.instant(self._tracks.place(row), row.time, "receive", facts=facts, ends=number)
+        self._file.instant(
+            self._tracks.track_of(row), row.time, "receive", facts=facts, ends=number
+        )

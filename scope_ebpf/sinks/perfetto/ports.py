@@ -47,8 +47,8 @@ class Ports:
             self._ports[port] = 0
 
     def finish(self) -> None:
-        """What had not ended when the capture did."""
-        for place, (port, begin) in enumerate(self._ports.items()):
+        """Draw what had not ended when the capture did."""
+        for number, (port, begin) in enumerate(self._ports.items()):
             if begin:
-                self._file.slice(PORT + place, begin, None, "busy")
+                self._file.slice(PORT + number, begin, None, "busy")
                 self._ports[port] = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes did: on the tracks of the threads that ran them, and on tracks of their own."""
+"""Processes: on the tracks of the threads that ran them, and on tracks of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ATOMS = {
 
 
 class _State:
-    """What a process with a track of its own does, and since when."""
+    """The state of a process with a track of its own, and since when."""
 
     __slots__ = ("facts", "name", "since", "track")
 
@@ -87,7 +87,7 @@ class Processes:
     def _becomes(
         self, state: _State, time: int, name: str, facts: dict[str, Any] | None = None
     ) -> None:
-        """End what a process did until now, and begin another thing; nothing at all with ''."""
+        """End the state of a process, and begin state *name*; none with ''."""
         if state.name and time > state.since:
             self._file.slice(state.track, state.since, time, state.name, facts=state.facts)
         state.name, state.since, state.facts = name, time, facts
@@ -132,19 +132,19 @@ class Processes:
             name += f" {kind.classes[row.cls % len(kind.classes)]}"
         facts = {
             field: plain(text)
-            for field, place in _ATOMS.get(kind.name, ())
-            if (text := self._terms.texts([row.words[place]], text_pids=False)[0]) is not None
+            for field, index in _ATOMS.get(kind.name, ())
+            if (text := self._terms.texts([row.words[index]], text_pids=False)[0]) is not None
         }
-        self._file.instant(self._tracks.place(row), row.time, name, facts=facts or None)
+        self._file.instant(self._tracks.track_of(row), row.time, name, facts=facts or None)
 
     def woken(self, process: int, time: int) -> None:
-        """A message came: who waited for one may run."""
+        """A message came: a process that waited for one may run."""
         state = self._states.get(process)
         if state and state.name == "waiting":
             self._becomes(state, time, "runnable")
 
     def finish(self) -> None:
-        """What had not ended when the capture did."""
+        """Draw what had not ended when the capture did."""
         for tid, (begin, process) in self._on.items():
             who, pid = self._tracks.name(process)
             self._file.slice(self._tracks.thread(tid), begin, None, who, facts={"pid": pid})

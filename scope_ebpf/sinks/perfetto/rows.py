@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Records that are worked on at once.
 BATCH = 1 << 16
-#: Processes of which it is remembered how busy they were, and threads that the kernel scheduled.
+#: Processes whose load is counted, and threads that the kernel scheduled.
 MOST = 1 << 20
 #: A word of a record that is not known.
 UNKNOWN = 0xFFFFFFFFFFFFFFFF

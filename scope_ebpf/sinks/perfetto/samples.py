@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was sampled beside the events, and what was lost."""
+"""Tracks of samples and losses."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def counters(tracks: Tracks, contents: Contents) -> None:
 def _run_queues(tracks: Tracks, contents: Contents) -> None:
     queues = contents.run_queues
     names = _queue_names(max((len(lengths) for _, lengths in queues), default=0))
-    for place, name in enumerate(names):
-        tracks.counter(QUEUE + place, f"run queue {name}")
+    for number, name in enumerate(names):
+        tracks.counter(QUEUE + number, f"run queue {name}")
     for time, lengths in queues:
-        for place, length in enumerate(lengths):
-            tracks.file.counter(QUEUE + place, time + tracks.to_boot, length)
+        for number, length in enumerate(lengths):
+            tracks.file.counter(QUEUE + number, time + tracks.to_boot, length)
 
 
 def _mailboxes(tracks: Tracks, contents: Contents) -> None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 #: The kernel's states of a thread that all kernels have alike (include/linux/sched.h).
 _STATES = 0x7F
-#: That of a thread with nice 0, in the kernel's numbers; which one it has is not recorded.
+#: Priority of a thread with nice 0, in the kernel's numbers: the actual one is not recorded.
 _PRIORITY = 120
-#: CPUs of which it is remembered what ran on them; Linux has 8,192 at most.
+#: CPUs whose running thread is stored; Linux has 8,192 at most.
 _MOST_CPUS = 1 << 16
 _OFF, _WOKEN = (events.KINDS["thread"].classes.index(name) for name in ("off", "woken"))
 

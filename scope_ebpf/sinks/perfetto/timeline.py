@@ -62,7 +62,7 @@ class Timeline:
         return self._messages.flows
 
     def write(self, moved: Callable[[int], object] = lambda _done: None) -> None:
-        """Write everything; *moved* is told how many records are done. Raises OSError."""
+        """Write everything; *moved* is called with the records written so far. Raises OSError."""
         self._tracks.describe()
         samples.counters(self._tracks, self._contents)
         samples.losses(self._tracks, self._contents)

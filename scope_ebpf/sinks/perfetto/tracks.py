@@ -29,7 +29,7 @@ _ROLES = {
 
 
 class Tracks:
-    """Where things are drawn in *file*; *processes* have tracks of their own, in this order."""
+    """The tracks of *file*; *processes* have tracks of their own, in this order."""
 
     def __init__(self, file: PerfettoFile, contents: Contents, processes: Iterable[int]) -> None:
         self.file = file
@@ -63,7 +63,7 @@ class Tracks:
         return (list(_ROLES).index(role) if role in _ROLES else len(_ROLES), number)
 
     def thread_name(self, tid: int) -> str:
-        """What a thread of the VM does."""
+        """The track of a thread of the VM."""
         if tid not in self._contents.threads:
             return "a thread of the VM"
         role, number = self._contents.threads[tid]
@@ -83,7 +83,7 @@ class Tracks:
         return _THREAD + tid
 
     def name(self, process: int) -> tuple[str, str]:
-        """Who a process is, and its pid; for one without a name both are the pid."""
+        """Label and pid of a process; for one without a name both are the pid."""
         known = self._texts.get(process)
         if known is None:
             text_pid = process >= TEXT_PID
@@ -100,8 +100,8 @@ class Tracks:
         rank = self._ranks.get(process)
         return None if rank is None else PROCESS + rank
 
-    def place(self, row: Row) -> int:
-        """Where an event of a process is shown: its own track, else that of its thread."""
+    def track_of(self, row: Row) -> int:
+        """The track for an event of a process: its own, else that of its thread."""
         return self.process(row.process) or self.thread(row.tid)
 
     def counter(self, uuid: int, name: str) -> None:

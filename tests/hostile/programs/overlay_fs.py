@@ -3,7 +3,7 @@
     overlay_fs.py USER DEVICE FOLDER PROGRAM: run PROGRAM from an overlay over one's own filesystem.
 
 As USER, without any privilege but that of a user namespace: a FUSE server (DEVICE is /dev/fuse)
-gives PROGRAM to who runs it, and nobody else gets an answer. Root may not open a file of that
+gives PROGRAM to who runs it, and no other process gets an answer. Root may not open a file of that
 filesystem, but one of an overlay over it. What PROGRAM prints comes out, behind its process
 number; all ends with this process.
 """
@@ -28,7 +28,7 @@ ANSWER = struct.Struct("<IiQ")
 #: ``struct fuse_read_in``: the handle, the offset, the size.
 ASKED = struct.Struct("<QQI")
 FOR_EVER = 1 << 30
-#: Seconds after which it ends by itself, and whoever waits for it goes on.
+#: Seconds after which it ends by itself, and processes that wait for it go on.
 LIFE = 60
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -118,13 +118,13 @@ def become(user: int) -> None:
         Path(f"/proc/self/{kind}_map").write_text(f"0 {user} 1")
 
 
-def main(user: str, device: str, place: str, program: str) -> None:
+def main(user: str, device: str, mount_point: str, program: str) -> None:
     """
     Mount, start the program and serve.
     """
     become(int(user))
     signal.alarm(LIFE)
-    contents, folder = Path(program).read_bytes(), Path(place)
+    contents, folder = Path(program).read_bytes(), Path(mount_point)
     mount("none", folder, "tmpfs", "")
     (folder / "low").mkdir()
     server = os.open(device, os.O_RDWR | os.O_CLOEXEC)

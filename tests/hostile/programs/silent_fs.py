@@ -22,7 +22,7 @@ ANSWER = struct.Struct("<IiQ")
 #: FOPEN_KEEP_CACHE: without it who opens the file waits for the page that another one reads.
 KEEP_CACHE = 2
 FOR_EVER, SIZE = 1 << 30, 1 << 20
-#: Seconds after which it ends by itself, and whoever waits for it goes on.
+#: Seconds after which it ends by itself, and processes that wait for it go on.
 LIFE = 120
 
 
