@@ -52,7 +52,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.budget.estimate import quantile
-from scope_ebpf.budget.hit_costs import Prices
+from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.bpf.stats import measuring
@@ -105,21 +105,21 @@ def _hooks(page: str) -> float:
 def with_counts(load: Load, found: Found, name: str, events: tuple[str, ...]) -> Iterator[None]:
     target = inspect(load.pid)
     planned = plan_target(target, events)
-    prices = Prices(planned.plan, _cost)
+    costs = HitCosts(planned.plan, _cost)
     with (
         contextlib.closing(Attacher()) as attacher,
         open_governed_session(target, planned, attacher) as session,
         measuring(),
     ):
-        for event in prices.hit_costs():
+        for event in costs.by_event():
             session.attach(event)
             session.open_gate(event, None)
         hits, used = session.hits(), cpu_seconds(load.pid)
         yield
         news = {program: count - hits[program] for program, count in session.hits().items()}
         used = cpu_seconds(load.pid) - used
-        prices.correct(session.program_stats())
-        found[f"{name}: hits x cost"].append(sum(prices.spent(news).values()) / used)
+        costs.update(session.program_stats())
+        found[f"{name}: hits x cost"].append(sum(costs.spent(news).values()) / used)
 
 
 @contextlib.contextmanager

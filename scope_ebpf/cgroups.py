@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How often a process was throttled because a cgroup's CPU quota was used up.
+Throttling of a VM's threads by the CPU quota of a cgroup (cgroup-v2.rst, sched-bwc.rst).
 
-See cgroup-v2.rst and sched-bwc.rst of Linux. The quota of any cgroup around a process throttles its
-threads: that of a container as well as that of its pod. The figures are those of the cgroup that
-was throttled most since the last reading, added up, so that they only grow whichever it is.
+The quota of any cgroup that contains the VM throttles its threads: that of a container as well as
+that of its pod. At each reading, the growth in the cgroup that was throttled most is added to the
+totals, so that they only grow, whichever cgroup that is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from scope_ebpf.sandbox.proc import rows
 
 _CGROUPS = Path("/sys/fs/cgroup")
-#: Cgroups whose cpu.stat is read, from the process's own outwards.
+#: Maximum number of cgroups that are read, from the VM's own upwards.
 _DEPTH = 16
 
 
@@ -32,7 +32,7 @@ class Throttled:
 
 
 class Throttling:
-    """The cgroups around process *pid* that may have a quota, of version 2 or 1."""
+    """The cgroups of process *pid* that may have a quota, of version 2 or 1."""
 
     def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
         self._files = [f"{folder}/cpu.stat" for folder in _folders(pid, proc, cgroups)]
@@ -40,11 +40,11 @@ class Throttling:
         self._total: Throttled | None = None
 
     def read(self) -> Throttled | None:
-        """Figures of the most throttled cgroup; None if none has had a quota yet."""
+        """The totals; None where no cgroup has had a quota."""
         seen = {file: one for file in self._files if (one := _read(file))}
         first, last = self._total is None, self._last
         self._last = last | seen
-        # The first total is what the cgroup has counted before.
+        # The first reading counts as a whole, later ones by their growth.
         more = [
             one if first else _since(one, last.get(file, one))
             for file, one in seen.items()
@@ -57,7 +57,7 @@ class Throttling:
 
 
 def _since(now: Throttled, before: Throttled) -> Throttled:
-    """What came since *before*; zeros if the cgroup was made anew."""
+    """Growth since *before*; 0 where the cgroup was created again."""
     return Throttled(
         max(0, now.periods - before.periods),
         max(0, now.throttled - before.throttled),
@@ -74,7 +74,7 @@ def _sum(one: Throttled, other: Throttled) -> Throttled:
 
 
 def _folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
-    """Folders of the process's cgroup under the CPU controller, and of all above but the root."""
+    """Folders of the process in the CPU controller, upwards, without the root."""
     try:
         lines = rows((proc / str(pid) / "cgroup").read_bytes())
     except OSError:

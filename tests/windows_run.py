@@ -22,8 +22,8 @@ from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.budget.estimate import Estimate
 from scope_ebpf.budget.governor import Action
-from scope_ebpf.budget.reference_counters import Measures
-from scope_ebpf.budget.windows import Approach, Closed, Window
+from scope_ebpf.budget.reference_counters import ReferenceCounters
+from scope_ebpf.budget.windows import Baseline, ClosedWindow, Window
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.sessions import open_governed_session, plan_target
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     """
 
     count: int
-    closed: Closed
+    closed: ClosedWindow
 
 
 class Eye:
@@ -54,8 +54,8 @@ class Eye:
     Opens windows on one target.
     """
 
-    def __init__(self, session: GovernedSession, measures: Measures) -> None:
-        self.session, self.measures = session, measures
+    def __init__(self, session: GovernedSession, counters: ReferenceCounters) -> None:
+        self.session, self.counters = session, counters
 
     def window(self, event: str, seconds: float, hits: int = _UNLIMITED) -> Seen:
         """
@@ -63,11 +63,11 @@ class Eye:
         """
         before = self._count(event)
         action = Action("window", event, hits, seconds)
-        approach = Approach(self.measures, action)
-        time.sleep(max(0.0, approach.ready - time.monotonic()))
-        speeds = approach.speeds()
+        baseline = Baseline(self.counters, action)
+        time.sleep(max(0.0, baseline.ready - time.monotonic()))
+        rates = baseline.rates()
         assert self.session.attach(event), self.session.failures
-        window = Window(self.session, self.measures, action, *speeds)
+        window = Window(self.session, self.counters, action, *rates)
         time.sleep(max(0.0, window.closes - time.monotonic()))
         closed = window.close()
         self.session.release(event)
@@ -75,9 +75,9 @@ class Eye:
 
     def now(self, event: str) -> int:
         """
-        The measure of *event* now.
+        The reference counter of *event* now.
         """
-        return self.measures.now()[self.measures.of(event)]
+        return self.counters.now()[self.counters.name_of(event)]
 
     def _count(self, event: str) -> int:
         tallies, _ = self.session.kind(event)
@@ -91,17 +91,17 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
     An eye on *beam* for the events *wanted*.
     """
     target = inspect(beam.pid)
-    measures = Measures(target)
-    assert not measures.refused
+    counters = ReferenceCounters(target)
+    assert not counters.refused
     with (
         Attacher() as attacher,
         open_governed_session(target, plan_target(target, wanted), attacher) as session,
     ):
         for event in wanted:
-            words = measures.words(event)
-            assert words is not None
-            session.measure(event, *words)
-        yield Eye(session, measures)
+            ranges = counters.ranges(event)
+            assert ranges is not None
+            session.measure(event, *ranges)
+        yield Eye(session, counters)
 
 
 @contextlib.contextmanager
@@ -146,12 +146,12 @@ def block(truth: Truth, eye: Eye, event: str, windows: int, rng: random.Random) 
     for _ in range(windows):
         time.sleep(rng.uniform(0.02, 0.08))
         seen = eye.window(event, rng.uniform(0.003, 0.01))
-        if seen.closed.measure is not None:
+        if seen.closed.growth is not None:
             count = np.array([float(seen.count)])
             closed = seen.closed
-            estimate.window(count, closed.measure, closed.seconds, closed.speed)
-    passed = eye.measures.passed(event, began, eye.now(event))
-    estimate.advance(passed, time.monotonic() - since)
+            estimate.window(count, closed.growth, closed.seconds, closed.rate_before)
+    growth = eye.counters.growth(event, began, eye.now(event))
+    estimate.advance(growth, time.monotonic() - since)
     return Block(float(estimate.total[0]), estimate.error_ratio(), truth() - first)
 
 

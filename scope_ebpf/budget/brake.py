@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a run that costs its target more than it may. Pure: the caller keeps the clock."""
+"""Ends a run that costs its target more than allowed. Pure: the caller keeps the clock."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
 
-#: Seconds over which the cost is looked at.
+#: Seconds over which the cost is averaged.
 SPAN = 1.0
-#: The CPUs that a target counts as using at least: of an idle one any hit is a large part.
-FLOOR = 0.2
+#: CPUs that a target is assumed to use at least: any hit is a large share of an idle one's CPU.
+MIN_CPUS = 0.2
 
 
 def share_of(cost: float, used: float) -> float:
     """
-    The part that *cost* seconds are of the *used* seconds of a target's CPU: 0 to 1.
+    The share of *cost* in the *used* seconds of a target's CPU: 0 to 1.
 
-    Hits take the CPU of the target, so all of it is the most that they can have taken. Where they
-    seem to have taken more, the price of a hit, which is measured on ourselves, is too high.
+    Hits run on the CPU of the target, so they cannot take more than all of it. Where they seem to,
+    the assumed cost of a hit, which is measured on the observer, is too high.
     """
     return min(1.0, cost / used) if used > 0 else 0.0
 
@@ -25,34 +25,37 @@ def share_of(cost: float, used: float) -> float:
 @dataclass(slots=True)
 class Brake:
     """
-    Says when observing took more than *most* of a target's CPU for :data:`SPAN` seconds.
+    Reports that observing took more than *most* of a target's CPU for :data:`SPAN` seconds.
 
-    *most* is a part of 1; None means that any cost is right.
+    Attributes:
+        most: maximum share of the CPU, 0 to 1; None means no limit.
+        share: share of the CPU that was taken in the last span.
     """
 
     most: float | None
-    #: What was taken in the last span, as a part of the CPU that the target used.
     share: float = 0.0
-    _looks: deque[tuple[float, float, float]] = field(default_factory=deque)
+    _samples: deque[tuple[float, float, float]] = field(default_factory=deque)
 
-    def look(self, now: float, cost: float, cpu_seconds: float) -> bool:
+    def add(self, now: float, cost: float, cpu_seconds: float) -> bool:
         """
-        Whether it must end: *cost* are seconds of the *cpu_seconds* that the target has used.
+        Add a sample at *now* (seconds); True if the run must end.
 
-        Both since they began to be counted; *now* is in seconds.
+        *cost* is the part of the target's *cpu_seconds* that hits took; both grow from one sample
+        to the next.
         """
-        looks = self._looks
-        looks.append((now, cost, cpu_seconds))
-        while len(looks) > 2 and now - looks[1][0] >= SPAN:
-            looks.popleft()
-        began, cost_before, cpu_before = looks[0]
+        samples = self._samples
+        samples.append((now, cost, cpu_seconds))
+        while len(samples) > 2 and now - samples[1][0] >= SPAN:
+            samples.popleft()
+        began, cost_before, cpu_before = samples[0]
         passed = now - began
         if passed < SPAN:
             return False
         taken, used = cost - cost_before, cpu_seconds - cpu_before
         self.share = share_of(taken, used)
-        return self.passes(taken, used, passed)
+        return self.exceeds(taken, used, passed)
 
-    def passes(self, cost: float, used: float, seconds: float) -> bool:
-        """Whether *cost* seconds of the *used* ones are too much, in so many *seconds* of time."""
-        return self.most is not None and share_of(cost, max(used, FLOOR * seconds)) > self.most
+    def exceeds(self, cost: float, used: float, seconds: float) -> bool:
+        """True if *cost* of the *used* seconds of CPU, in *seconds* of time, exceeds the limit."""
+        used = max(used, MIN_CPUS * seconds)
+        return self.most is not None and share_of(cost, used) > self.most

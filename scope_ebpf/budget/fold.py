@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ledger tells, as the events of a summary: whole numbers, with their errors."""
+"""The results of a ledger as the events of a summary: whole numbers, with their errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Item, Plan
     from scope_ebpf.budget.ledger import Ledger
 
-#: The counter of the VM that tells how often an event happened.
+#: The counter of the VM that counts an event.
 COUNTED_BY_VM = {
     "spawn": "spawned",
     "exit": "exited",
@@ -32,9 +32,9 @@ def fold(
     plan: Plan, ledger: Ledger, tallies: NDArray[np.void], counted: Mapping[str, int]
 ) -> dict[str, EventSummary]:
     """
-    The events of *plan*.
+    The summary of each event of *plan*.
 
-    *tallies* has shape ``(kinds, classes)``; *counted* is what the VM has counted itself.
+    *tallies* has shape ``(kinds, classes)``; *counted* are counts of the VM itself, by counter.
     """
     return {
         item.event: _fold_event(
@@ -85,7 +85,7 @@ def whole(parts: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _histograms(kind: events.Kind, totals: NDArray[np.float64]) -> dict[str, Histogram]:
-    """By class, those that have any durations."""
+    """Histograms of the classes that have durations."""
     wanted = kind.classes if kind.histogram == "all" else (kind.histogram,)
     found = {}
     for number, name in enumerate(kind.classes):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it will cost a target to count everything, told before it is done."""
+"""Forecast of the cost of counting every event, made before it is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.budget.brake import share_of
-from scope_ebpf.budget.reference_counters import TOLD_BY, Measures, Rates, cpu_clock
+from scope_ebpf.budget.reference_counters import (
+    RATE_COUNTERS,
+    CounterSnapshot,
+    ReferenceCounters,
+    cpu_clock,
+)
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -20,25 +25,28 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.cost import HitCost
 
-#: Seconds of the target's CPU in which hits are counted, and of time at most.
-_WINDOW, _LONGEST = 0.025, 0.04
-#: Seconds of one wait in it.
+#: Seconds of the target's CPU for which hits are counted, and maximum seconds of time.
+_CPU_SECONDS, _MAX_SECONDS = 0.025, 0.04
+#: Seconds of one sleep meanwhile.
 _STEP = 0.01
-#: Hits that tell a rate.
-_ENOUGH = 50
+#: Minimum number of hits from which a rate is computed.
+_MIN_HITS = 50
 
 
 class _Counting(Protocol):
     def hits(self) -> Mapping[str, int]:
-        """How often each program ran."""
+        """Number of runs of each program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """
-    *share* of the CPU that the target uses, 0 to 1; *hits* are those of a second.
+    The forecast cost of observing one target.
 
-    *cpus* are those that the target uses.
+    Attributes:
+        share: share of the target's CPU, 0 to 1.
+        hits: hits per second.
+        cpus: CPUs that the target uses.
     """
 
     share: float
@@ -46,7 +54,7 @@ class Forecast:
     cpus: float = 1.0
 
     def __str__(self) -> str:
-        """Say it as a person needs it."""
+        """One phrase for a person."""
         hits = rounded(self.hits)
         return f"about {self.share:.0%} of the target's CPU: {hits:,} hits a second"
 
@@ -54,99 +62,106 @@ class Forecast:
 @dataclass(frozen=True, slots=True)
 class Span:
     """
-    Some *seconds* of time, in which the target *used* so many of its CPU.
+    A span of time of one target.
 
-    *told* is what its own counters tell of the cost of hits, *cost* what all hits took, seconds
-    each; *told_hits* and *hits* are their numbers.
+    Attributes:
+        seconds: its length.
+        used: seconds of CPU that the target used.
+        counted_cost: cost in seconds of the hits that the VM's own counters account for.
+        counted_hits: number of these hits.
+        cost: cost of all hits in seconds; 0 without hooks.
+        hits: number of all hits.
     """
 
     seconds: float
     used: float
-    told: float
-    told_hits: int
+    counted_cost: float
+    counted_hits: int
     cost: float = 0.0
     hits: int = 0
 
 
 def expected(alone: Span, hooked: Span) -> Forecast:
     """
-    What hooks will cost, by a span *alone*, before they were in, and a short *hooked* one.
+    Forecast from a span *alone*, before hooks were attached, and a short *hooked* one.
 
-    Alone the counters tell hits that would have come; they would have slowed the target down. How
-    much more all hits are than those, the other span tells. It tells the share by itself as well,
-    but it is short, so the mean of both is taken. A program that rests in just that span would look
-    cheap, so without enough hits there it is at least what the counters tell.
+    For the span alone the VM's counters give the hits that would have come; these would have slowed
+    the target down. The hooked span gives the ratio of all hits to those, and a share of its own;
+    since it is short, the mean of both shares is the forecast. A program that rests in just that
+    span would look cheap, so without enough hits there the counters give the minimum.
     """
-    wanted = alone.told / max(alone.used, 1e-6)
+    wanted = alone.counted_cost / max(alone.used, 1e-6)
     cpus = max(alone.used / max(alone.seconds, 1e-6), hooked.used / max(hooked.seconds, 1e-6))
     seen = share_of(hooked.cost, max(hooked.used, 1e-6))
-    pace = hooked.hits / max(hooked.seconds, 1e-6)
-    if min(alone.told_hits, hooked.told_hits) < _ENOUGH or not hooked.told:
-        told = wanted / (1 + wanted)
-        if seen >= told:
-            return Forecast(seen, pace, cpus)
-        return Forecast(told, alone.told_hits / max(alone.seconds, 1e-6) / (1 + wanted), cpus)
-    wanted *= hooked.cost / hooked.told
-    return Forecast((seen + wanted / (1 + wanted)) / 2, pace, cpus)
+    rate = hooked.hits / max(hooked.seconds, 1e-6)
+    if min(alone.counted_hits, hooked.counted_hits) < _MIN_HITS or not hooked.counted_cost:
+        counted = wanted / (1 + wanted)
+        if seen >= counted:
+            return Forecast(seen, rate, cpus)
+        return Forecast(counted, alone.counted_hits / max(alone.seconds, 1e-6) / (1 + wanted), cpus)
+    wanted *= hooked.cost / hooked.counted_cost
+    return Forecast((seen + wanted / (1 + wanted)) / 2, rate, cpus)
 
 
 class Forecaster:
-    """Looks at *target* from now on; :meth:`attaching` says when hooks come in."""
+    """Reads the counters of *target*; call :meth:`attaching` just before hooks are attached."""
 
     def __init__(self, target: Target) -> None:
         self._pid = target.pid
-        self._measures = Measures(target)
-        self._before = self._alone = self._look()
+        self._counters = ReferenceCounters(target)
+        self._before = self._alone = self._snapshot()
 
-    def _look(self) -> Rates:
-        return Rates(time.monotonic(), cpu_clock(self._pid), self._measures.now())
+    def _snapshot(self) -> CounterSnapshot:
+        return CounterSnapshot(time.monotonic(), cpu_clock(self._pid), self._counters.now())
 
     def attaching(self) -> None:
-        """Until now there were no hooks. An error of the target is left to :meth:`forecast`."""
+        """End the span without hooks. :meth:`forecast` raises the errors of the target."""
         with suppress(ReadRefusedError, OSError):
-            self._alone = self._look()
+            self._alone = self._snapshot()
 
     def forecast(
         self,
         session: _Counting,
         plan: Plan,
-        price: Callable[[], HitCost],
+        hit_cost: Callable[[], HitCost],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Forecast:
         """
-        What the hooks of *plan* will cost, which are in. Raises ReadRefusedError, OSError.
+        Forecast of the cost of *plan*, whose hooks are attached. Raises ReadRefusedError, OSError.
 
-        *meanwhile* is done while hits are counted, and the *price* asked for when they are.
+        *meanwhile* is called while hits are counted, and *hit_cost* afterwards.
         """
-        first, before = self._look(), session.hits()
+        first, before = self._snapshot(), session.hits()
         meanwhile()
-        last = self._look()
+        last = self._snapshot()
         while (
-            last.cpu_seconds - first.cpu_seconds < _WINDOW
-            and (passed := last.at - first.at) < _LONGEST
+            last.cpu_seconds - first.cpu_seconds < _CPU_SECONDS
+            and (passed := last.at - first.at) < _MAX_SECONDS
         ):
-            time.sleep(min(_STEP, _LONGEST - passed))
-            last = self._look()
+            time.sleep(min(_STEP, _MAX_SECONDS - passed))
+            last = self._snapshot()
         news = {name: count - before[name] for name, count in session.hits().items()}
-        cost = price()
+        cost = hit_cost()
         hooked = self._span(first, last, plan, cost)
         hooked = replace(hooked, cost=cost.total(news), hits=sum(news.values()))
         return expected(self._span(self._before, self._alone, plan, cost), hooked)
 
-    def _span(self, first: Rates, last: Rates, plan: Plan, price: HitCost) -> Span:
-        """What the VM's own counters tell from *first* to *last*."""
+    def _span(
+        self, first: CounterSnapshot, last: CounterSnapshot, plan: Plan, cost: HitCost
+    ) -> Span:
+        """The span from *first* to *last*, with the hits that the VM's counters account for."""
         hits: dict[str, int] = {}
         for item in plan.items:
-            name = TOLD_BY.get(item.event, "")
-            if name in first.measures:
-                events = (last.measures[name] - first.measures[name]) % 2**32
+            name = RATE_COUNTERS.get(item.event, "")
+            if name in first.counters:
+                events = (last.counters[name] - first.counters[name]) % 2**32
                 hits |= {attachment.program: events for attachment in item.attachments}
         seconds, used = last.at - first.at, last.cpu_seconds - first.cpu_seconds
-        return Span(seconds, used, price.total(hits), sum(hits.values()))
+        return Span(seconds, used, cost.total(hits), sum(hits.values()))
 
 
 def rounded(number: float) -> int:
-    """Two digits of a number that is no more certain than that."""
+    """*number* rounded to two significant digits."""
     if number < 1:
         return 0
     scale: int = 10 ** max(0, math.floor(math.log10(number)) - 1)

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The hooks of one target, switched as its governor decides, and what they count, given to books.
+The hooks of one target, attached and detached as its governor decides, with what they count.
 
-Driven by a loop: :meth:`GovernedHooks.tick` now and then, :meth:`GovernedHooks.turn` when
-:meth:`GovernedHooks.next_turn` says so, and :meth:`GovernedHooks.rang` when an allowance was spent.
+Driven by a loop: :meth:`GovernedHooks.tick` now and then, :meth:`GovernedHooks.run_windows` when
+:meth:`GovernedHooks.next_window` is reached, and :meth:`GovernedHooks.on_exhausted` when a quota
+was exhausted.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import Action
-from scope_ebpf.budget.windows import Approach, Window
+from scope_ebpf.budget.windows import Baseline, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 
 if TYPE_CHECKING:
@@ -24,221 +26,257 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.budget.governor import Governor
-    from scope_ebpf.budget.hit_costs import Prices
-    from scope_ebpf.budget.reference_counters import Mark, Measures
-    from scope_ebpf.budget.windows import Closed
+    from scope_ebpf.budget.hit_costs import HitCosts
+    from scope_ebpf.budget.reference_counters import CounterSample, ReferenceCounters
+    from scope_ebpf.budget.windows import ClosedWindow
     from scope_ebpf.kernel.observers.governed import GovernedSession
 
-    #: Tallies and durations of one event, shape ``(classes,)`` each.
+    #: Counters and histograms of one event in the kernel's maps, shape ``(classes,)`` each.
     Counted = tuple[NDArray[np.void], NDArray[np.void]]
 
 
-#: Seconds between two looks at a window that is waited for.
-_GLANCE = 0.0005
+#: Seconds between two polls of a window that is waited for.
+_POLL = 0.0005
 
 
-class Books(Protocol):
-    """Whoever adds up what is counted: of each event, the kernel's maps, which only grow."""
+class EventTotals(Protocol):
+    """
+    Adds up the counts of each event.
+
+    *counted* are the kernel's maps of the event, whose values only grow; *now* is its reference
+    counter.
+    """
 
     def __iter__(self) -> Iterator[str]:
         """The events."""
 
-    def opened(self, event: str, now: Mark) -> None:
-        """From *now* on *event* is always counted."""
+    def opened(self, event: str, now: CounterSample) -> None:
+        """*event* is counted permanently, and nothing was counted up to *now*."""
 
-    def exact(self, event: str, counted: Counted, now: Mark) -> None:
-        """All that happened up to *now* was counted."""
+    def exact(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*."""
 
-    def estimated(self, event: str, now: Mark) -> None:
-        """Windows tell what happened up to *now*, if there were any."""
+    def estimated(self, event: str, now: CounterSample) -> None:
+        """*event* was counted in windows up to *now*, if there were any."""
 
-    def tripped(self, event: str, counted: Counted, now: Mark) -> None:
-        """What was counted until now is exact, and from now on there are windows."""
+    def exhausted(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*, and is counted in windows from then on."""
 
-    def window(self, event: str, counted: Counted, closed: Closed) -> None:
-        """A window of *event* was *closed*."""
+    def window(self, event: str, counted: Counted, closed: ClosedWindow) -> None:
+        """A window of *event* was closed."""
 
 
 class Finished(NamedTuple):
     """
-    What is left when hooks are out: maps of events that were always counted, and where it ended.
+    The last counts, after all hooks were detached.
 
-    *tallies* are those of all kinds, shape ``(kinds, classes)``, *hits* those of each program.
+    Attributes:
+        permanent: maps of the events that were counted permanently.
+        samples: the reference counter of each event at the end.
+        tallies: counters of all events, shape ``(kinds, classes)``.
+        hits: number of runs of each program.
     """
 
-    always: dict[str, Counted]
-    marks: dict[str, Mark]
+    permanent: dict[str, Counted]
+    samples: dict[str, CounterSample]
     tallies: NDArray[np.void]
     hits: dict[str, int]
 
 
+@dataclass(slots=True)
+class HookCounts:
+    """
+    What happened to the hooks of one target since they were loaded.
+
+    Attributes:
+        exhausted: how often the quota of an event was exhausted.
+        windows: windows that were opened.
+        lost: records for which there was no room, of all events.
+        refused: reads of the target's memory that failed in BPF programs, of all events.
+    """
+
+    exhausted: int = 0
+    windows: int = 0
+    lost: int = 0
+    refused: int = 0
+
+
 class GovernedHooks:
     """
-    The hooks of *session*, switched as *governor* decides.
+    The hooks of *session*, attached and detached as *governor* decides.
 
-    *failed* is told of events whose hooks the kernel refuses, and why; they are off from then on.
+    *failed* is called with an event and a reason where the kernel refuses the event's hooks; the
+    event is off from then on.
+
+    Attributes:
+        session: the programs and maps.
+        counts: how often quotas were exhausted, windows opened, records lost, reads refused.
     """
 
     def __init__(
         self,
         session: GovernedSession,
-        measures: Measures,
-        prices: Prices,
+        counters: ReferenceCounters,
+        costs: HitCosts,
         governor: Governor,
         *,
-        books: Books,
+        totals: EventTotals,
         failed: Callable[[str, str], None],
     ) -> None:
-        self.session, self._measures, self._prices = session, measures, prices
-        self._governor, self._books, self._failed = governor, books, failed
-        self._approach: Approach | None = None
+        self.session, self._counters, self._costs = session, counters, costs
+        self._governor, self._totals, self._failed = governor, totals, failed
+        self.counts = HookCounts()
+        self._baseline: Baseline | None = None
         self._window: Window | None = None
+        #: Cost of the window's event before the window opened, in seconds.
         self._spent_before = 0.0
         #: Our own CPU for windows since the last one closed, in seconds.
-        self._worked = 0.0
-        self.trips = self.windows = 0
-        #: Records without room, and reads that failed, of all events.
-        self.lost = self.refused = 0
+        self._own_cpu = 0.0
+        #: Reference counters at the last tick.
         self._latest: dict[str, int] = {}
         self._hits: dict[str, int] = {}
-        self._hit = False
+        #: True if a hook was hit between the last two ticks.
+        self._was_hit = False
 
-    def tell_measures(self) -> None:
-        """Let programs read the measure of an event themselves at the edges of its windows."""
-        for event in self._books:
-            words = self._measures.words(event)
-            if words:
-                self.session.measure(event, *words)
+    def configure_counters(self) -> None:
+        """Set the addresses at which programs read the reference counter of each event."""
+        for event in self._totals:
+            ranges = self._counters.ranges(event)
+            if ranges:
+                self.session.measure(event, *ranges)
 
-    # What a loop calls -----------------------------------------------------------------------
+    # Called by a loop ------------------------------------------------------------------------
 
     def tick(self, now: float, cpu_seconds: float, others: Mapping[str, float]) -> float:
         """
-        Take stock: counts, costs, allowances.
+        Read counts, account for costs, renew quotas.
 
-        *cpu_seconds* are those that the target has used, *others* what was spent of them on other
-        things than hooks. Returns all that was spent. Raises ReadRefusedError.
+        *cpu_seconds* is the CPU that the target has used, *others* the seconds of it that were
+        spent on other things than hooks, by name. Returns all seconds that were spent. Raises
+        ReadRefusedError.
         """
-        measures = self._latest = self._measures.now()
+        values = self._latest = self._counters.now()
         hits = self.session.hits()
-        self._account(measures, hits)
-        spent = self._prices.spent(hits) | dict(others)
+        self._account(values, hits)
+        spent = self._costs.spent(hits) | dict(others)
         for action in self._governor.tick(now, cpu_seconds, spent):
-            self._act(action, measures)
+            self._act(action, values)
         return sum(spent.values())
 
-    def turn(self) -> None:
-        """Close the window that is over, open the one that is due."""
+    def run_windows(self) -> None:
+        """Close the window that is over, and open the one that is due."""
         began = cpu_seconds()
-        self._turn(time.monotonic())
-        self._worked += cpu_seconds() - began
+        self._run_windows(time.monotonic())
+        self._own_cpu += cpu_seconds() - began
 
-    def _turn(self, now: float) -> None:
+    def _run_windows(self, now: float) -> None:
         if self._window and now >= self._window.closes:
             self._close_window(now)
-        if self._approach and now >= self._approach.ready:
-            approach, self._approach = self._approach, None
-            self._open_window(approach)
-        elif self._window is None and self._approach is None:
+        if self._baseline and now >= self._baseline.ready:
+            baseline, self._baseline = self._baseline, None
+            self._open_window(baseline)
+        elif self._window is None and self._baseline is None:
             action = self._governor.due(now)
             if action:
-                self._approach = Approach(self._measures, action)
+                self._baseline = Baseline(self._counters, action)
 
-    def next_turn(self) -> float | None:
-        """When :meth:`turn` has something to do, monotonic seconds; None if it does not know."""
-        if self._approach:
-            return self._approach.ready
+    def next_window(self) -> float | None:
+        """When :meth:`run_windows` is due, monotonic seconds; None if no event has windows."""
+        if self._baseline:
+            return self._baseline.ready
         return self._window.closes if self._window else self._governor.next_due()
 
-    def rang(self) -> None:
-        """An allowance was spent: take out what spent it."""
+    def on_exhausted(self) -> None:
+        """Handle the wake-up of an exhausted quota."""
         self.session.quiet()
-        self.listen(time.monotonic())
+        self.detach_exhausted(time.monotonic())
 
-    def listen(self, now: float) -> None:
-        """Take out the hooks of events whose allowance is spent."""
+    def detach_exhausted(self, now: float) -> None:
+        """Detach the hooks of events whose quota is exhausted."""
         for event in self.session.all_tripped():
             if self._window and self._window.event == event:
                 self._close_window(now)
                 continue
             self.session.release(event)
-            self.trips += 1
-            self._governor.tripped(event, now)
+            self.counts.exhausted += 1
+            self._governor.exhausted(event, now)
             end = self.session.edges(event).end
-            reached = self._measures.mark(event, end) if end else self._measures.reading(event)
-            self._books.tripped(event, self.session.kind(event), reached)
+            counters = self._counters
+            reached = counters.sample_of_hit(event, end) if end else counters.sample(event)
+            self._totals.exhausted(event, self.session.kind(event), reached)
 
-    def probe(self, event: str, hits: int, seconds: float) -> float:
+    def measure_demand(self, event: str, hits: int, seconds: float) -> float:
         """
-        Open one window of *event* and wait for its end, before anything else is in.
+        Open one window of *event* and wait for its end; no other hook may be attached.
 
-        Returns what its hooks would cost in a second of that. Raises ReadRefusedError.
+        Returns the seconds of CPU that permanent hooks would cost per second. Raises
+        ReadRefusedError.
         """
-        approach = Approach(self._measures, Action("window", event, hits, seconds))
-        time.sleep(max(0.0, approach.ready - time.monotonic()))
+        baseline = Baseline(self._counters, Action("window", event, hits, seconds))
+        time.sleep(max(0.0, baseline.ready - time.monotonic()))
         before = self._spent_on(event)
-        self._open_window(approach)
+        self._open_window(baseline)
         window = self._window
         if window is None:
             return 0.0
         while time.monotonic() < window.closes and not self.session.tripped(event):
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
         self._window = None
         closed = self._end(window)
-        return (self._spent_on(event) - before) / max(closed.seconds, _GLANCE)
+        return (self._spent_on(event) - before) / max(closed.seconds, _POLL)
 
     def finish(self) -> Finished:
         """
-        Count no longer and take all hooks out: what was always counted, and the last measures.
+        Stop counting and detach all hooks; the last counts and reference counters.
 
-        The measures are those of the last tick where the target has ended.
+        The counters are those of the last tick where the target has ended.
         """
         now = time.monotonic()
         try:
             if self._window:
                 self._close_window(now)
-            self.listen(now)
+            self.detach_exhausted(now)
             self.session.count(on=False)
-            measures = self._measures.now()
+            values = self._counters.now()
         except (ReadRefusedError, NoSuchProcessError):
             self.session.count(on=False)
-            measures = self._latest
+            values = self._latest
         modes, attached = self._governor.modes(), list(self.session.attached)
-        # A program that passed the gate before it closed has ended once all are out.
+        # Programs that began before counting stopped have ended once all hooks are detached.
         self.session.detach()
         counted = self.session.kinds()
-        always = {
+        permanent = {
             event: (counted[0][events.KINDS[event].id], counted[1][events.KINDS[event].id])
             for event in attached
             if modes.get(event) == "always"
         }
-        reading = self._measures.reading
-        marks = {event: reading(event, measures) for event in self._books} if measures else {}
-        return Finished(always, marks, counted[0], self.session.hits())
+        sample = self._counters.sample
+        samples = {event: sample(event, values) for event in self._totals} if values else {}
+        return Finished(permanent, samples, counted[0], self.session.hits())
 
-    # Switching -------------------------------------------------------------------------------
+    # Attaching -------------------------------------------------------------------------------
 
-    def _act(self, action: Action, measures: dict[str, int]) -> None:
+    def _act(self, action: Action, values: dict[str, int]) -> None:
         event = action.event
         if action.what == "refill":
             self.session.refill(event, action.hits)
-        elif self._attached(event):
+        elif self._attach(event):
             self.session.open_gate(event, action.hits)
-            self._books.opened(event, self._measures.reading(event, measures))
+            self._totals.opened(event, self._counters.sample(event, values))
 
-    def _attached(self, event: str) -> bool:
-        """Put the hooks of *event* in; where that fails the event is off."""
+    def _attach(self, event: str) -> bool:
+        """Attach the hooks of *event*; False where that failed, and the event is off."""
         if self.session.attach(event):
             return True
         self._governor.failed(event)
         self._failed(event, self.session.failures[-1].reason)
         return False
 
-    def _open_window(self, approach: Approach) -> None:
-        action, speeds = approach.action, approach.speeds()
-        if self._attached(action.event):
-            self.windows += 1
-            self._window = Window(self.session, self._measures, action, *speeds)
+    def _open_window(self, baseline: Baseline) -> None:
+        action, rates = baseline.action, baseline.rates()
+        if self._attach(action.event):
+            self.counts.windows += 1
+            self._window = Window(self.session, self._counters, action, *rates)
             self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:
@@ -247,36 +285,37 @@ class GovernedHooks:
         self._window = None
         closed = self._end(window)
         cost = self._spent_on(window.event) - self._spent_before
-        self._governor.closed(window.event, now, closed.seconds, cost, self._worked)
-        self._worked = 0.0
+        self._governor.closed(window.event, now, closed.seconds, cost, self._own_cpu)
+        self._own_cpu = 0.0
 
-    def _end(self, window: Window) -> Closed:
-        """Close *window*, let its hooks go, and book what it has counted."""
+    def _end(self, window: Window) -> ClosedWindow:
+        """Close *window*, detach its hooks, and add what it counted to the totals."""
         closed = window.close()
         self.session.release(window.event)
-        self._books.window(window.event, self.session.kind(window.event), closed)
+        self._totals.window(window.event, self.session.kind(window.event), closed)
         return closed
 
     # Counting --------------------------------------------------------------------------------
 
-    def _account(self, measures: dict[str, int], hits: dict[str, int]) -> None:
-        """Bring every event's totals up to now; maps of events that were not hit are not read."""
+    def _account(self, values: dict[str, int], hits: dict[str, int]) -> None:
+        """Bring the totals of every event up to now; maps are not read unless a hook was hit."""
         modes = self._governor.modes()
-        counted, hit = None, hits != self._hits
-        # A program that was under way at the last look had been hit, but had not counted yet.
-        if hit or self._hit:
+        counted, was_hit = None, hits != self._hits
+        # A program that was running at the last tick was hit before it, and has counted after it.
+        if was_hit or self._was_hit:
             counted, self._hits = self.session.kinds(), hits
-            self.lost, self.refused = (int(counted[0][n].sum()) for n in ("lost", "refused"))
-        self._hit = hit
-        for event in self._books:
-            reached = self._measures.reading(event, measures)
+            self.counts.lost = int(counted[0]["lost"].sum())
+            self.counts.refused = int(counted[0]["refused"].sum())
+        self._was_hit = was_hit
+        for event in self._totals:
+            reached = self._counters.sample(event, values)
             if event not in self.session.attached or modes.get(event) != "always":
-                self._books.estimated(event, reached)
+                self._totals.estimated(event, reached)
             elif counted is None:
-                self._books.opened(event, reached)
+                self._totals.opened(event, reached)
             else:
                 number = events.KINDS[event].id
-                self._books.exact(event, (counted[0][number], counted[1][number]), reached)
+                self._totals.exact(event, (counted[0][number], counted[1][number]), reached)
 
     def _spent_on(self, event: str) -> float:
-        return self._prices.spent_on(event, self.session.hits())
+        return self._costs.spent_on(event, self.session.hits())

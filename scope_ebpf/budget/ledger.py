@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What one run has counted: of each event what is exact, what windows tell of the rest, its error.
+The counts of one run: for each event an exact part, an estimate from windows, and its error.
 
-The daemon's totals grow for months and tell the error of the newest rate; those of a run end
-with it, and tell the error of the whole.
+The daemon's totals grow for months, and their error is that of the newest rate. The totals of a
+run end with it, and their error is that of the whole run.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.budget.hooks import Counted
-    from scope_ebpf.budget.reference_counters import Mark, Measures
-    from scope_ebpf.budget.windows import Closed
+    from scope_ebpf.budget.reference_counters import CounterSample, ReferenceCounters
+    from scope_ebpf.budget.windows import ClosedWindow
 
 
-#: What may be off by more is not told to be known at all.
-_CERTAIN = 0.5
+#: Maximum error ratio of an estimate; a larger one is reported as 1, which is unknown.
+_MAX_ERROR = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    One event of a run: its totals (``WIDTH`` columns), and how well they are known.
+    One event of a run.
 
-    *error_ratio* is the part by which their sum may be off, in 95 of 100 cases: 0.0 where all was
-    counted, and 1.0 where too little was seen to tell. *sampling_ratio* is the part of the run in
-    which the event was counted.
+    Attributes:
+        totals: ``WIDTH`` columns (``metrics.reading``).
+        error_ratio: error of the sum of counts with 95 % confidence, as a share of it: 0.0 where
+            everything was counted, 1.0 where too little was.
+        sampling_ratio: share of the run in which the event was counted.
     """
 
     totals: NDArray[np.float64]
@@ -54,33 +56,39 @@ def _estimate() -> Estimate:
 
 @dataclass(slots=True)
 class _Entry:
-    """One event; *at* is up to where it is told, and *windows_since* where windows began to."""
+    """The state of one event."""
 
-    at: Mark | None = None
-    windows_since: Mark | None = None
+    #: The moment up to which it is accounted for.
+    at: CounterSample | None = None
+    #: The moment from which windows have not been evaluated yet; None with permanent hooks.
+    windows_since: CounterSample | None = None
     counted_seconds: float = 0.0
     exact: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
     estimated: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
-    #: The sum of the squares of the errors of what is estimated, in events.
+    #: Sum of the squared errors of estimates, in events.
     variance: float = 0.0
-    #: By the measure of the event, and by its second one.
+    #: The estimate by the first reference counter of the event, and by the second one.
     first: Estimate = field(default_factory=_estimate)
     second: Estimate = field(default_factory=_estimate)
-    #: Windows since the last part of the run that is told.
+    #: Windows since *windows_since*.
     windows: int = 0
-    #: Whether a part of the run was left to windows, and to none at all.
+    #: True if a part of the run was counted in windows, and if a part was not counted at all.
     sampled: bool = False
     unknown: bool = False
-    #: What was counted since hooks came in to stay, and how far the measure went on meanwhile.
-    lately: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
-    measured: float = 0.0
+    #: Counts since hooks became permanent, and growth of the reference counter meanwhile.
+    recent: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
+    recent_growth: float = 0.0
 
 
 class Ledger:
-    """The events *names* of one run; *measures* are those of its target."""
+    """
+    The counts of the events *names* in one run (see ``hooks.EventTotals``).
 
-    def __init__(self, names: Iterable[str], measures: Measures) -> None:
-        self._measures = measures
+    *counters* are the reference counters of its target.
+    """
+
+    def __init__(self, names: Iterable[str], counters: ReferenceCounters) -> None:
+        self._counters = counters
         self._entries = {name: _Entry() for name in names}
         self._seen = {name: np.zeros(WIDTH) for name in self._entries}
         self._began = 0
@@ -88,63 +96,65 @@ class Ledger:
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
-    def begin(self, marks: dict[str, Mark], in_windows: Iterable[str]) -> None:
-        """The run begins now, at *marks*; events *in_windows* are counted in windows."""
-        for event, mark in marks.items():
-            self._began, self._entries[event].at = mark.time_ns, mark
+    def begin(self, samples: dict[str, CounterSample], in_windows: Iterable[str]) -> None:
+        """Begin the run now, at *samples*; events *in_windows* are counted in windows."""
+        for event, sample in samples.items():
+            self._began, self._entries[event].at = sample.time_ns, sample
         for event in in_windows:
-            self._entries[event].windows_since = marks[event]
+            self._entries[event].windows_since = samples[event]
             self._entries[event].sampled = True
 
     def forget(self, event: str) -> None:
-        """No window before the run tells of *event*, all of which is counted from now on."""
+        """Discard windows of *event* that were closed before the run."""
         self._entries[event] = _Entry()
 
-    def opened(self, event: str, now: Mark) -> None:
-        """From *now* on *event* is always counted, or still is and was not hit."""
+    def opened(self, event: str, now: CounterSample) -> None:
+        """*event* is counted permanently, and nothing was counted up to *now*."""
         entry = self._entries[event]
         if entry.windows_since is not None:
-            self._conclude(event, entry, now)
-            entry.windows_since, entry.measured, entry.lately = None, 0.0, np.zeros(WIDTH)
+            self._evaluate(event, entry, now)
+            entry.windows_since, entry.recent_growth = None, 0.0
+            entry.recent = np.zeros(WIDTH)
         else:
-            self._reach(event, entry, now)
+            self._advance_exact(event, entry, now)
         entry.at = now
 
-    def exact(self, event: str, counted: Counted, now: Mark) -> None:
-        """All that happened up to *now* was counted."""
+    def exact(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*."""
         entry, news = self._entries[event], self._news(event, counted)
         entry.exact += news
-        entry.lately += news
-        self._reach(event, entry, now)
+        entry.recent += news
+        self._advance_exact(event, entry, now)
 
-    def estimated(self, event: str, now: Mark) -> None:
-        """Windows tell what happened up to *now*, once there are as many as are remembered."""
+    def estimated(self, event: str, now: CounterSample) -> None:
+        """*event* was counted in windows up to *now*; evaluates them once there are ``WINDOWS``."""
         entry = self._entries[event]
         if entry.windows_since is not None and entry.windows >= WINDOWS:
-            self._conclude(event, entry, now)
+            self._evaluate(event, entry, now)
         entry.at = now
 
-    def tripped(self, event: str, counted: Counted, now: Mark) -> None:
-        """What was counted until now is exact, and from now on there are windows."""
+    def exhausted(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*, and is counted in windows from then on."""
         self.exact(event, counted, now)
         entry = self._entries[event]
         for estimate in (entry.first, entry.second):
-            estimate.begin(entry.lately, 0.0)
+            estimate.begin(entry.recent, 0.0)
         entry.windows_since, entry.windows, entry.sampled = now, 0, True
 
-    def window(self, event: str, counted: Counted, closed: Closed) -> None:
-        """A window of *event* was *closed*."""
+    def window(self, event: str, counted: Counted, closed: ClosedWindow) -> None:
+        """A window of *event* was closed."""
         entry, news = self._entries[event], self._news(event, counted)
-        if closed.measure is None:
-            return  # what was counted in it belongs to no known time
+        if closed.growth is None:
+            return  # the time in which it counted is not known
         entry.windows += 1
         entry.counted_seconds += closed.seconds
-        entry.first.window(news, closed.measure, closed.seconds, closed.speed)
-        if closed.second is not None:
-            entry.second.window(news, closed.second, closed.seconds, closed.second_speed)
+        entry.first.window(news, closed.growth, closed.seconds, closed.rate_before)
+        if closed.second_growth is not None:
+            growth, before = closed.second_growth, closed.second_rate_before
+            entry.second.window(news, growth, closed.seconds, before)
 
-    def end(self, event: str, counted: Counted | None, now: Mark | None) -> None:
-        """The run has ended *now*; *counted* is None for an event that was in windows."""
+    def end(self, event: str, counted: Counted | None, now: CounterSample | None) -> None:
+        """The run ended at *now*; *counted* is None for an event that was counted in windows."""
         entry = self._entries[event]
         now = now or entry.at
         if now is None:
@@ -152,14 +162,15 @@ class Ledger:
         if counted is not None and entry.windows_since is None:
             self.exact(event, counted, now)
         elif entry.windows_since is not None:
-            self._conclude(event, entry, now)
+            self._evaluate(event, entry, now)
         entry.at = now
 
     def result(self, event: str, known: int | None = None) -> Result:
         """
-        What is known of *event*, after :meth:`end`.
+        The result of *event*, after :meth:`end`.
 
-        *known* is how many there were, where the VM tells it: then the windows tell the parts.
+        *known* is the number of events where the VM counts them: then windows give only the shares
+        of classes.
         """
         entry = self._entries[event]
         totals = entry.exact + entry.estimated
@@ -175,57 +186,58 @@ class Ledger:
         if entry.unknown or not counts:
             return Result(totals, 1.0, sampled)
         error = math.sqrt(entry.variance) / counts
-        return Result(totals, error if error < _CERTAIN else 1.0, sampled)
+        return Result(totals, error if error < _MAX_ERROR else 1.0, sampled)
 
-    def _reach(self, event: str, entry: _Entry, now: Mark) -> None:
-        """The event was always counted until *now*."""
+    def _advance_exact(self, event: str, entry: _Entry, now: CounterSample) -> None:
+        """Account for the time up to *now*, in which the event was counted permanently."""
         if entry.at is not None:
             entry.counted_seconds += max(0, now.time_ns - entry.at.time_ns) / 1e9
-            entry.measured += self._measures.passed(event, entry.at.measure, now.measure)
+            entry.recent_growth += self._counters.growth(event, entry.at.value, now.value)
         entry.at = now
 
-    def _conclude(self, event: str, entry: _Entry, now: Mark) -> None:
-        """Add what windows tell of the time since the last part that was told."""
+    def _evaluate(self, event: str, entry: _Entry, now: CounterSample) -> None:
+        """Add the estimate of the time since windows were last evaluated."""
         since = entry.windows_since
         assert since is not None  # noqa: S101 - the callers look
         seconds = (now.time_ns - since.time_ns) / 1e9
-        measure = self._measures.passed(event, since.measure, now.measure)
-        found = [_advance(entry.first, measure, seconds)]
+        growth = self._counters.growth(event, since.value, now.value)
+        found = [_advance(entry.first, growth, seconds)]
         if since.second is not None and now.second is not None:
             found.append(_advance(entry.second, float(now.second - since.second), seconds))
-        told, error = _agreed([part for part in found if part is not None])
-        if told is None:
-            told, error = _as_before(entry, measure)
-        entry.estimated += told
+        estimated, error = _combined([part for part in found if part is not None])
+        if estimated is None:
+            estimated, error = _extrapolated(entry, growth)
+        entry.estimated += estimated
         entry.variance += error**2
         entry.windows_since, entry.windows = now, 0
 
     def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
-        """What the kernel counted of *event* since it was last asked."""
+        """Counts of *event* since the last call."""
         now = flat(counted)
         news = now - self._seen[event]
         self._seen[event] = now
         return news
 
 
-#: What was found, and by how many events it may be off.
-_Told = tuple["NDArray[np.float64]", float]
+#: An estimate of totals, and its error in events.
+_Estimated = tuple["NDArray[np.float64]", float]
 
 
-def _advance(estimate: Estimate, measure: float, seconds: float) -> _Told | None:
-    """What *estimate* tells of *seconds* in which the measure went on by *measure*."""
+def _advance(estimate: Estimate, growth: float, seconds: float) -> _Estimated | None:
+    """Estimate of *seconds* in which the counter grew by *growth*; None without windows."""
     before = estimate.total.copy()
-    if not estimate.advance(measure, seconds):
+    if not estimate.advance(growth, seconds):
         return None
-    told = estimate.total - before
-    return told, estimate.error_ratio() * float(told[:COUNTS].sum())
+    more = estimate.total - before
+    return more, estimate.error_ratio() * float(more[:COUNTS].sum())
 
 
-def _agreed(found: list[_Told]) -> tuple[NDArray[np.float64] | None, float]:
+def _combined(found: list[_Estimated]) -> tuple[NDArray[np.float64] | None, float]:
     """
-    The more certain of two estimates; where they contradict each other, the first, and by how much.
+    The estimate with the smaller error; the first one where the two contradict each other.
 
-    The first measure goes along with the event however much hooks slow the target down.
+    The error is then their difference. The first reference counter grows along with the event
+    however much hooks slow the target down.
     """
     if not found:
         return None, 0.0
@@ -239,10 +251,10 @@ def _agreed(found: list[_Told]) -> tuple[NDArray[np.float64] | None, float]:
     return first
 
 
-def _as_before(entry: _Entry, measure: float) -> _Told:
-    """Too few windows: that it went on as before is all that can be said, if there was a before."""
-    if not entry.measured:
+def _extrapolated(entry: _Entry, growth: float) -> _Estimated:
+    """The rate of the time before, where there were too few windows; unknown if there was none."""
+    if not entry.recent_growth:
         entry.unknown = True
         return np.zeros(WIDTH), 0.0
-    told = entry.lately * (measure / entry.measured)
-    return told, float(told[:COUNTS].sum())
+    more = entry.recent * (growth / entry.recent_growth)
+    return more, float(more[:COUNTS].sum())

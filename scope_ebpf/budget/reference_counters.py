@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the VM counts itself: all of it to be exported, and some of it as the measure of events.
+Counters that the VM keeps itself: all are exported, and some are reference counters of events.
 
-A measure goes along with an event, and is known for all the time: what was counted of
-the event in a window, over how far its measure went on, is a rate that holds outside.
-We read it whenever we take stock, and the BPF programs at the edges of a window.
+A reference counter grows along with an event and is known at all times. The number of events in a
+window divided by the growth of the counter in that window is a rate that also holds outside of
+windows. Python reads the counters at each tick; BPF programs read them at the bounds of a window.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.beam.vm.target import Target
 
-#: Which of the VM's counters goes along with an event; the others go along with reductions, because
-#: how many messages a program sends for each of its calls does not change when hooks slow it down.
-_MEASURES = {
+#: The reference counter of an event. All other events use reductions: the number of messages that
+#: a program sends per function call does not change when hooks slow it down.
+_COUNTERS = {
     "spawn": "spawned",
     "exit": "spawned",
     "gc": "collections",
@@ -35,37 +35,51 @@ _MEASURES = {
     "port_close": "opened",
     "schedule": "context_switches",
 }
-#: Events that their counter counts itself, each by one.
-COUNTED = frozenset(("spawn", "port_open"))
-#: Which measure tells how often an event happens, before any hook is in.
-TOLD_BY = {
+#: Events that their reference counter counts one by one.
+COUNTED_EVENTS = frozenset(("spawn", "port_open"))
+#: The counters from which the rate of an event is known before any hook is attached.
+RATE_COUNTERS = {
     "spawn": "spawned",
     "exit": "spawned",
     "gc": "collections",
     "schedule": "context_switches",
 }
-#: What goes along with messages besides, where programs do now this and now that: a message wakes
-#: somebody. It is not theirs in the first place, because how many messages are handled each time
-#: does change when hooks slow a program down.
+#: The second reference counter of events that use reductions, for programs that alternate between
+#: kinds of work: a message wakes a process. It is not the first one, because the number of messages
+#: that are handled per wake-up does change when hooks slow a program down.
 _SECOND = "context_switches"
-#: The counters that wrap, and where.
+#: The counters that wrap, and their modulus.
 _WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
-#: The measure of events whose counter cannot be read: nanoseconds.
+#: The reference counter of events whose own cannot be read: monotonic time in nanoseconds.
 TIME = "time"
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """The measures of a target by their names, and the CPU that it had used, at one moment."""
+class CounterSnapshot:
+    """
+    All reference counters of a target at one moment.
+
+    Attributes:
+        at: monotonic seconds.
+        cpu_seconds: CPU that the target had used.
+        counters: values by name.
+    """
 
     at: float
     cpu_seconds: float
-    measures: dict[str, int]
+    counters: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """Where a measure is counted: *words* of 8 bytes, each *stride* bytes behind the last."""
+class WordRange:
+    """
+    Where a counter lies in the VM's memory: it is the sum of some 8-byte words.
+
+    Attributes:
+        address: address of the first word.
+        stride: bytes from one word to the next.
+        words: number of words.
+    """
 
     address: int
     stride: int
@@ -73,15 +87,18 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class CounterSample:
     """
-    A measure, and the monotonic time when it was read, ns.
+    The reference counter of one event at one moment.
 
-    *second* is the second measure of the event, if it has one.
+    Attributes:
+        time_ns: monotonic time of the reading, in nanoseconds.
+        value: value of the counter.
+        second: value of the event's second reference counter, if it has one.
     """
 
     time_ns: int
-    measure: int
+    value: int
     second: int | None = None
 
 
@@ -94,11 +111,13 @@ def cpu_clock(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-class Measures:
+class ReferenceCounters:
     """
-    The counters of *target*, where they can be read; *refused* says why they cannot.
+    The counters of *target*. Where they cannot be read, time is the counter of every event.
 
-    Without them time is the measure of everything.
+    Attributes:
+        refused: why the counters cannot be read; "" if they can.
+        limits: the VM's limits of processes, ports and atoms; None where they cannot be read.
     """
 
     def __init__(self, target: Target) -> None:
@@ -106,22 +125,22 @@ class Measures:
         self.limits: Limits | None = None
         self._reader: CounterReader | None = None
         self._memory = target.memory
-        self._places: dict[str, NDArray[np.uint64]] = {}
+        self._addresses: dict[str, NDArray[np.uint64]] = {}
         self._spawned = self._last = 0
         try:
             self._reader = CounterReader(target)
-            self._places = self._reader.addresses()
+            self._addresses = self._reader.addresses()
         except ReadRefusedError as error:
             self.refused = str(error)
             return
-        self._every = word_iovecs(np.concatenate(list(self._places.values())))
-        sizes = [len(places) for places in self._places.values()]
+        self._every = word_iovecs(np.concatenate(list(self._addresses.values())))
+        sizes = [len(addresses) for addresses in self._addresses.values()]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._spawned = self._last = self._reader.read().spawned
         self.limits = self._reader.limits()
 
     def read(self) -> Counters | None:
-        """All counters now, *spawned* without its wrapping at 2^32; None where they are refused."""
+        """All counters now, *spawned* extended beyond 2^32; None where they cannot be read."""
         if self._reader is None:
             return None
         try:
@@ -132,53 +151,50 @@ class Measures:
         self._last = counters.spawned
         return replace(counters, spawned=self._spawned)
 
-    def of(self, event: str) -> str:
-        """The name of the measure of *event*."""
-        name = _MEASURES.get(event, "reductions")
-        return name if name in self._places else TIME
+    def name_of(self, event: str) -> str:
+        """The name of the reference counter of *event*."""
+        name = _COUNTERS.get(event, "reductions")
+        return name if name in self._addresses else TIME
 
-    def second(self, event: str) -> str | None:
-        """The name of another measure that goes along with *event*, if there is one."""
-        return _SECOND if self.of(event) == "reductions" else None
+    def second_of(self, event: str) -> str | None:
+        """The name of the second reference counter of *event*, if it has one."""
+        return _SECOND if self.name_of(event) == "reductions" else None
 
     def now(self) -> dict[str, int]:
-        """Every measure, by its name, as it is now. Raises ReadRefusedError."""
-        found = {TIME: time.monotonic_ns()}
-        if not self._places:
-            return found
+        """Every reference counter now, by name. Raises ReadRefusedError."""
+        values = {TIME: time.monotonic_ns()}
+        if not self._addresses:
+            return values
         sums = np.add.reduceat(self._memory.words_at(self._every), self._starts)
-        found |= dict(zip(self._places, sums.tolist(), strict=True))
-        return found
+        values |= dict(zip(self._addresses, sums.tolist(), strict=True))
+        return values
 
-    def reading(self, event: str, found: dict[str, int] | None = None) -> Mark:
-        """The measure of *event*, now or as :meth:`now` has *found* it. Raises ReadRefusedError."""
-        found = self.now() if found is None else found
-        second = self.second(event)
-        return Mark(found[TIME], found[self.of(event)], found[second] if second else None)
+    def sample(self, event: str, values: dict[str, int] | None = None) -> CounterSample:
+        """The counter of *event* in *values*, those of :meth:`now`. Raises ReadRefusedError."""
+        values = self.now() if values is None else values
+        second = self.second_of(event)
+        counter = values[self.name_of(event)]
+        return CounterSample(values[TIME], counter, values[second] if second else None)
 
-    def mark(self, event: str, edge: tuple[int, int, int]) -> Mark:
-        """What a BPF program has read at an *edge* of *event*."""
-        time_ns, measure, second = edge
-        return Mark(time_ns, measure, second if self.second(event) else None)
+    def sample_of_hit(self, event: str, read: tuple[int, int, int]) -> CounterSample:
+        """The counter of *event* as a BPF program *read* it: time in ns, counter, second one."""
+        time_ns, value, second = read
+        return CounterSample(time_ns, value, second if self.second_of(event) else None)
 
-    def words(self, event: str) -> tuple[Words, Words | None] | None:
-        """
-        Where a BPF program reads the measure of *event*, and its second one.
-
-        None where the measure is time.
-        """
-        first, second = self._words_of(self.of(event)), self.second(event)
+    def ranges(self, event: str) -> tuple[WordRange, WordRange | None] | None:
+        """Memory of the first and second counter of *event*; None where its counter is time."""
+        first, second = self._range(self.name_of(event)), self.second_of(event)
         if first is None:
             return None
-        return first, self._words_of(second) if second else None
+        return first, self._range(second) if second else None
 
-    def _words_of(self, name: str) -> Words | None:
-        places = self._places.get(name)
-        if places is None:
+    def _range(self, name: str) -> WordRange | None:
+        addresses = self._addresses.get(name)
+        if addresses is None:
             return None
-        stride = int(places[1] - places[0]) if len(places) > 1 else 0
-        return Words(int(places[0]), stride, len(places))
+        stride = int(addresses[1] - addresses[0]) if len(addresses) > 1 else 0
+        return WordRange(int(addresses[0]), stride, len(addresses))
 
-    def passed(self, event: str, since: int, until: int) -> float:
-        """How far the measure of *event* went on from one reading to a later one."""
-        return float((until - since) % _WRAP.get(self.of(event), 1 << 64))
+    def growth(self, event: str, since: int, until: int) -> float:
+        """Growth of the counter of *event* from the value *since* to the later value *until*."""
+        return float((until - since) % _WRAP.get(self.name_of(event), 1 << 64))

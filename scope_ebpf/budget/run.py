@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One run within a budget: hooks of what is rare stay in, what is hot is counted in windows.
+One run within a budget: rare events have permanent hooks, frequent ones are counted in windows.
 
-Before any hook is in, the VM's own counters tell what is hot; an allowance of the governor tells
-the rest within a few hundred hits.
+The VM's own counters show which events are frequent before any hook is attached. For the others an
+exhausted quota of the governor shows it, within a few hundred hits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ import time
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.fold import fold
-from scope_ebpf.budget.governor import HEADROOM, Governor, Pace, water_fill
-from scope_ebpf.budget.hit_costs import Prices
+from scope_ebpf.budget.governor import BudgetPolicy, Governor, water_fill
+from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.hooks import GovernedHooks
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.reference_counters import TOLD_BY, Measures, Rates, cpu_clock
+from scope_ebpf.budget.reference_counters import (
+    RATE_COUNTERS,
+    CounterSnapshot,
+    ReferenceCounters,
+    cpu_clock,
+)
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.sessions import open_governed_session
 
@@ -31,35 +36,41 @@ if TYPE_CHECKING:
     from scope_ebpf.results.summary import EventSummary
     from scope_ebpf.sessions import Planned
 
-#: A run is seconds, so it takes stock often and has windows as often as the budget allows. What
-#: it may spend at once is a seventh of a second's work at most, by all events together; what is
-#: there at the beginning is for bursts of what is rare. Of what the VM counts, windows tell the
-#: parts only.
-PACE = Pace(
-    burst=15.0,
-    reserve=15.0,
-    spacing=0.25,
-    shortest=0.0015,
-    own=1.5,
-    least_own=0.015,
-    often=0.1,
-    seldom=0.2,
-    rarer=dict.fromkeys(TOLD_BY, 4.0),
+#: A run lasts seconds, so it ticks often and has windows as often as the budget allows. All events
+#: together may spend at once what a seventh of a second's work costs. The initial balance is for
+#: bursts of rare events. Events that the VM counts itself need windows for their classes only.
+RUN_POLICY = BudgetPolicy(
+    burst_seconds=15.0,
+    reserve_seconds=15.0,
+    window_spacing=0.25,
+    min_window=0.0015,
+    self_cost_share=1.5,
+    min_self_cost=0.015,
+    min_tick=0.1,
+    max_tick=0.2,
+    window_divisors=dict.fromkeys(RATE_COUNTERS, 4.0),
 )
-#: What may be hot without being told, mostly where context switches are: a message wakes somebody.
-#: Their hooks go in last, since a hit costs before it counts.
-_UNTOLD = ("send", "receive")
-#: Hits and seconds that tell whether they are.
+#: Events that may be frequent without a counter that shows it; mostly where context switches are
+#: frequent, since a message wakes a process. They are attached last: a hit costs before it counts.
+_UNCOUNTED = ("send", "receive")
+#: The window that shows whether they are: maximum number of hits, and seconds.
 _PROBE_HITS, _PROBE_SECONDS = 2048, 0.0015
-#: Seconds between two looks that tell a rate, at least.
-_FIRST_LOOK = 0.005
+#: Minimum seconds between two snapshots of counters from which a rate is computed.
+_MIN_RATE_SECONDS = 0.005
 
 
 class BudgetedRun:
     """
     Counts the events that are *planned* on *target* for at most the share *budget* of its CPU.
 
-    A context manager: at its beginning programs are loaded and no hook is in. *cost* is of a hit.
+    A context manager, which loads programs when it is entered and attaches no hook. *cost* is
+    that of one hit.
+
+    Attributes:
+        plan: the plan; after :meth:`finish` without what could not be attached.
+        counters: the VM's own counters.
+        ledger: what was counted, by event.
+        next_tick: when counts are to be read next, monotonic seconds.
     """
 
     def __init__(
@@ -74,20 +85,20 @@ class BudgetedRun:
         self.plan = planned.plan
         self._pid = target.pid
         self._budget = budget
-        self.measures = Measures(target)
-        self._before = self._look()
-        self._prices = Prices(planned.plan, cost)
-        costs = self._prices.hit_costs()
-        costs = dict(sorted(costs.items(), key=lambda item: item[0] in _UNTOLD))
-        self._governor = Governor(costs, time.monotonic(), budget=budget, pace=PACE)
-        self.ledger = Ledger(costs, self.measures)
+        self.counters = ReferenceCounters(target)
+        self._before = self._snapshot()
+        self._costs = HitCosts(planned.plan, cost)
+        costs = self._costs.by_event()
+        costs = dict(sorted(costs.items(), key=lambda item: item[0] in _UNCOUNTED))
+        self._governor = Governor(costs, time.monotonic(), budget=budget, policy=RUN_POLICY)
+        self.ledger = Ledger(costs, self.counters)
         self._session = open_governed_session(target, planned, attacher)
         self._hooks = GovernedHooks(
             self._session,
-            self.measures,
-            self._prices,
+            self.counters,
+            self._costs,
             self._governor,
-            books=self.ledger,
+            totals=self.ledger,
             failed=self._failed,
         )
         self._failures: dict[str, str] = {}
@@ -101,22 +112,26 @@ class BudgetedRun:
         self._session.close()
 
     def begin(self) -> None:
-        """Put in what is to stay, and count from now on: all events from one moment."""
-        self._hooks.tell_measures()
-        hot = self._hot()  # with the gate open, which the session leaves it
+        """
+        Attach permanent hooks and begin to count all events at one moment.
+
+        Raises NothingToAttachError where no hook can be attached, ReadRefusedError, OSError.
+        """
+        self._hooks.configure_counters()
+        hot = self._hot()  # while counting is on, as the session begins
         now = time.monotonic()
         for event, demand in hot.items():
             self._governor.begin_in_windows(event, demand, now)
         self._session.count(on=False)
-        for _ in range(2):  # the first look only tells from where on is counted
+        for _ in range(2):  # the first tick only sets the values from which costs are counted
             self._hooks.tick(time.monotonic(), cpu_clock(self._pid), {})
-        if len(self._failures) == len(self._prices.hit_costs()):
+        if len(self._failures) == len(self._costs.by_event()):
             raise NothingToAttachError(f"no hook could be attached: {self._first_failure()}")
-        found = self.measures.now()
+        values = self.counters.now()
         self._session.count(on=True)
-        marks = {event: self.measures.reading(event, found) for event in self.ledger}
-        self.ledger.begin(marks, hot)
-        self.next_tick = time.monotonic() + PACE.often
+        samples = {event: self.counters.sample(event, values) for event in self.ledger}
+        self.ledger.begin(samples, hot)
+        self.next_tick = time.monotonic() + RUN_POLICY.min_tick
 
     def _first_failure(self) -> str:
         return next(iter(self._failures.values()), "")
@@ -124,64 +139,65 @@ class BudgetedRun:
     def _failed(self, event: str, why: str) -> None:
         self._failures[event] = why
 
-    def _look(self) -> Rates:
-        return Rates(time.monotonic(), cpu_clock(self._pid), self.measures.now())
+    def _snapshot(self) -> CounterSnapshot:
+        return CounterSnapshot(time.monotonic(), cpu_clock(self._pid), self.counters.now())
 
     def _hot(self) -> dict[str, float]:
-        """Events that would cost too much all the time, and what they would: seconds a second."""
-        before, now = self._before, self._look()
-        passed = max(now.at - before.at, _FIRST_LOOK)
+        """Events whose permanent hooks would cost too much, and their cost per second."""
+        before, now = self._before, self._snapshot()
+        passed = max(now.at - before.at, _MIN_RATE_SECONDS)
         used = (now.cpu_seconds - before.cpu_seconds) / passed
-        income = self._budget * max(used, PACE.floor)
-        costs = self._prices.hit_costs()
+        income = self._budget * max(used, RUN_POLICY.min_cpus)
+        costs = self._costs.by_event()
         demands = {}
-        for event, name in TOLD_BY.items():
-            if event in costs and name in now.measures:
-                rate = (now.measures[name] - before.measures[name]) % 2**32 / passed
-                demands[event] = rate * costs[event] * self._prices.hits_of(event)
+        for event, name in RATE_COUNTERS.items():
+            if event in costs and name in now.counters:
+                rate = (now.counters[name] - before.counters[name]) % 2**32 / passed
+                demands[event] = rate * costs[event] * self._costs.programs_of(event)
         if not _too_much(demands, income):
             return {}
-        for event in _UNTOLD:
+        for event in _UNCOUNTED:
             if event in costs:
-                demands[event] = self._hooks.probe(event, _PROBE_HITS, _PROBE_SECONDS)
+                demand = self._hooks.measure_demand(event, _PROBE_HITS, _PROBE_SECONDS)
+                demands[event] = demand
         hot = _too_much(demands, income)
-        for event in set(_UNTOLD) & costs.keys() - hot.keys():
+        for event in set(_UNCOUNTED) & costs.keys() - hot.keys():
             self.ledger.forget(event)
         return hot
 
-    def price(self, cost: HitCost) -> None:
-        """A hit costs that, it has turned out."""
-        self._prices.rebase(cost)
-        for event, price in self._prices.hit_costs().items():
-            self._governor.price(event, price)
+    def set_hit_cost(self, cost: HitCost) -> None:
+        """Replace the assumed cost of a hit by *cost*."""
+        self._costs.reset(cost)
+        for event, seconds in self._costs.by_event().items():
+            self._governor.set_hit_cost(event, seconds)
 
     def fileno(self) -> int:
-        """Readable when an allowance was spent: then :meth:`rang`."""
+        """Readable when a quota was exhausted: then call :meth:`on_exhausted`."""
         return self._session.fileno()
 
-    def rang(self) -> None:
-        """Take out what has spent its allowance."""
-        self._hooks.rang()
+    def on_exhausted(self) -> None:
+        """Detach the hooks of events whose quota is exhausted."""
+        self._hooks.on_exhausted()
 
-    def turn(self) -> None:
-        """Do what is due: windows and stocktaking. Raises ReadRefusedError, OSError."""
-        self._hooks.turn()
+    def run_once(self) -> None:
+        """Do what is due: windows, and a tick. Raises ReadRefusedError, OSError."""
+        self._hooks.run_windows()
         now = time.monotonic()
         if now >= self.next_tick:
-            self._hooks.listen(now)
+            self._hooks.detach_exhausted(now)
             self._hooks.tick(now, cpu_clock(self._pid), {})
-            self.next_tick = time.monotonic() + PACE.often
+            self.next_tick = time.monotonic() + RUN_POLICY.min_tick
 
-    def next_turn(self) -> float:
-        """When :meth:`turn` has something to do, monotonic seconds."""
-        due = self._hooks.next_turn()
+    def next_due(self) -> float:
+        """When :meth:`run_once` is due, monotonic seconds."""
+        due = self._hooks.next_window()
         return self.next_tick if due is None else min(due, self.next_tick)
 
     def finish(self) -> None:
-        """Count no longer, and take everything out."""
+        """Stop counting, and detach all hooks."""
         finished = self._finished = self._hooks.finish()
         for event in self.ledger:
-            self.ledger.end(event, finished.always.get(event), finished.marks.get(event))
+            self.ledger.end(event, finished.permanent.get(event), finished.samples.get(event))
         reasons = {
             attachment: self._failures[item.event]
             for item in self.plan.items
@@ -192,22 +208,22 @@ class BudgetedRun:
 
     @property
     def windows(self) -> int:
-        """How many windows there were."""
-        return self._hooks.windows
+        """Number of windows that were opened."""
+        return self._hooks.counts.windows
 
     def hits(self) -> dict[str, int]:
-        """How often each program ran, after :meth:`finish`."""
+        """Number of runs of each program."""
         return self._finished.hits if self._finished else self._session.hits()
 
     def events(self, counted: Mapping[str, int]) -> dict[str, EventSummary]:
-        """What was seen, after :meth:`finish`; *counted* is what the VM has counted itself."""
-        assert self._finished is not None  # noqa: S101 - as it says
+        """Summary of each event, after :meth:`finish`; *counted* are counts of the VM itself."""
+        assert self._finished is not None  # noqa: S101 - the docstring says so
         return fold(self.plan, self.ledger, self._finished.tallies, counted)
 
 
 def _too_much(demands: Mapping[str, float], income: float) -> dict[str, float]:
-    """Those of *demands* that are more than their share of what is earned."""
-    shares = water_fill(demands.values(), income * HEADROOM)
+    """Those of *demands* that exceed their share of *income*."""
+    shares = water_fill(demands.values(), income * RUN_POLICY.event_share)
     return {
         event: demand
         for (event, demand), share in zip(demands.items(), shares, strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The growing totals of one target's events, exact while always counted, else from windows."""
+"""Growing totals of one target's events: exact while hooks are permanent, else from windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.budget.estimate import Estimate
-from scope_ebpf.budget.reference_counters import COUNTED
+from scope_ebpf.budget.reference_counters import COUNTED_EVENTS
 from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
 
 if TYPE_CHECKING:
@@ -21,77 +21,77 @@ if TYPE_CHECKING:
 
     from scope_ebpf.attach.plan import Item
     from scope_ebpf.budget.hooks import Counted
-    from scope_ebpf.budget.reference_counters import Mark
-    from scope_ebpf.budget.windows import Closed
+    from scope_ebpf.budget.reference_counters import CounterSample
+    from scope_ebpf.budget.windows import ClosedWindow
 
-
-#: An error is told anew after so many windows, at first after fewer.
-_ANEW = 10
+#: Windows after which the error of an event is computed again; fewer at first.
+_ERROR_WINDOWS = 10
 
 
 class Totals:
     """
-    The totals of *names*; what is *counted* are the kernel's maps, which only grow.
+    The totals of the events *names* (see ``hooks.EventTotals``).
 
-    *passed* tells how far the measure of an event goes from one reading to another.
+    *growth* returns the growth of an event's reference counter between two values of it.
     """
 
-    def __init__(self, names: Iterable[str], passed: Callable[[str, int, int], float]) -> None:
+    def __init__(self, names: Iterable[str], growth: Callable[[str, int, int], float]) -> None:
         self._estimates = {event: Estimate(WIDTH, COUNTS) for event in names}
         self._seen = {event: np.zeros(WIDTH) for event in self._estimates}
-        self._passed = passed
-        #: Up to where the totals reach.
-        self._reached: dict[str, Mark] = {}
-        #: Windows of each event, and how many there were when its error was told, with that.
+        self._growth = growth
+        #: The moment up to which each total is complete.
+        self._reached: dict[str, CounterSample] = {}
+        #: Windows of each event; and its last error, with the number of windows at that time.
         self._windows: Counter[str] = Counter()
         self._errors: dict[str, tuple[int, float]] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._estimates)
 
-    def opened(self, event: str, now: Mark) -> None:
-        """From *now* on *event* is always counted."""
+    def opened(self, event: str, now: CounterSample) -> None:
+        """*event* is counted permanently, and nothing was counted up to *now*."""
         self._reached[event] = now
 
-    def exact(self, event: str, counted: Counted, now: Mark) -> None:
-        """All that happened up to *now* was counted."""
+    def exact(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*."""
         self._estimates[event].exact(self._news(event, counted))
         self._reached[event] = now
 
-    def estimated(self, event: str, now: Mark) -> None:
-        """Windows tell what happened up to *now*, if there were any."""
+    def estimated(self, event: str, now: CounterSample) -> None:
+        """*event* was counted in windows up to *now*, if there were any."""
         since = self._reached.setdefault(event, now)
         seconds = (now.time_ns - since.time_ns) / 1e9
-        if self._estimates[event].advance(self._passed(event, since.measure, now.measure), seconds):
+        if self._estimates[event].advance(self._growth(event, since.value, now.value), seconds):
             self._reached[event] = now
 
-    def tripped(self, event: str, counted: Counted, now: Mark) -> None:
-        """What was counted until now is exact, and the best that is known of what follows."""
+    def exhausted(self, event: str, counted: Counted, now: CounterSample) -> None:
+        """*event* was counted permanently up to *now*, and is counted in windows from then on."""
         news, estimate = self._news(event, counted), self._estimates[event]
         since = self._reached.get(event, now)
-        passed, seen = self._passed(event, since.measure, now.measure), float(news[:COUNTS].sum())
-        if event in COUNTED and passed > seen:
-            # What the measure counts itself has happened as often as that says, whatever was seen.
-            passed, now = seen, replace(now, measure=now.measure - int(passed - seen))
+        growth, seen = self._growth(event, since.value, now.value), float(news[:COUNTS].sum())
+        if event in COUNTED_EVENTS and growth > seen:
+            # The counter is exact for these events: the ones beyond those seen are still to come.
+            growth, now = seen, replace(now, value=now.value - int(growth - seen))
         estimate.exact(news)
-        estimate.begin(news, passed)
+        estimate.begin(news, growth)
         self._windows[event] = 0
         self._errors.pop(event, None)
         self._reached[event] = now
 
-    def window(self, event: str, counted: Counted, closed: Closed) -> None:
-        """A window of *event* was *closed*."""
+    def window(self, event: str, counted: Counted, closed: ClosedWindow) -> None:
+        """A window of *event* was closed."""
         news = self._news(event, counted)
-        if closed.measure is not None:
+        if closed.growth is not None:
             self._windows[event] += 1
-            self._estimates[event].window(news, closed.measure, closed.seconds, closed.speed)
+            estimate = self._estimates[event]
+            estimate.window(news, closed.growth, closed.seconds, closed.rate_before)
 
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
-        """What a scrape shows of *event*, seen as *item* says."""
+        """The figures of *event* that a scrape shows; *item* is its part of the plan."""
         estimate = self._estimates[event]
         error = self._error(event) if mode != "always" else 0.0
-        if mode == "always" and sampling_ratio:  # else its hooks are still to come
-            error = self._left(event)
+        if mode == "always" and sampling_ratio:  # else its hooks are not attached yet
+            error = self._remaining_error(event)
         return EventReading(
             totals=estimate.total.copy(),
             mode=mode,
@@ -101,31 +101,31 @@ class Totals:
             error_ratio=error,
         )
 
-    def _left(self, event: str) -> float:
+    def _remaining_error(self, event: str) -> float:
         """
-        The error of totals that grow exactly by now, which what was estimated before stays in.
+        The error of totals that grow exactly now, but contain estimates of earlier times.
 
-        Of a burst it is hardly known of which class it was, and where its measure only goes along
-        with it, how much of it there was.
+        The classes of events in a burst are uncertain; unless the counter is exact for the event,
+        so is their number.
         """
         estimate = self._estimates[event]
         everything = float(estimate.total[:COUNTS].sum())
         counted = min(float(self._seen[event][:COUNTS].sum()), everything)
-        unsure = 0.0 if event in COUNTED else estimate.unsure
-        estimated = everything - counted + unsure
+        uncertain = 0.0 if event in COUNTED_EVENTS else estimate.uncertain
+        estimated = everything - counted + uncertain
         return min(1.0, estimated / everything) if everything else 0.0
 
     def _error(self, event: str) -> float:
-        """The error of an estimate; to find out takes longer than all else in a window."""
+        """The error of an estimate; cached, since computing it is the slowest part of a window."""
         windows = self._windows[event]
         before, error = self._errors.get(event, (0, 1.0))
-        if windows - before >= min(_ANEW, 1 + before // 4):
+        if windows - before >= min(_ERROR_WINDOWS, 1 + before // 4):
             error = self._estimates[event].error_ratio()
             self._errors[event] = windows, error
         return error
 
     def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
-        """What the kernel counted of *event* since it was last asked."""
+        """Counts of *event* since the last call."""
         now = flat(counted)
         news = now - self._seen[event]
         self._seen[event] = now
@@ -133,7 +133,7 @@ class Totals:
 
 
 def flat(counted: Counted) -> NDArray[np.float64]:
-    """The maps of one event as columns, shape ``(WIDTH,)``."""
+    """The kernel's maps of one event as one row of totals, shape ``(WIDTH,)``."""
     tallies, durations = counted
     columns = np.zeros(WIDTH)
     columns[:COUNTS] = tallies["count"]
@@ -144,5 +144,5 @@ def flat(counted: Counted) -> NDArray[np.float64]:
 
 
 def off(item: Item, reason: str) -> EventReading:
-    """An event that is not seen, and why."""
+    """The reading of an event that is not observed, for *reason*."""
     return EventReading(np.zeros(WIDTH), "off", item.via, reason, 0.0, 1.0)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One window: an event counts from one moment to another, and its measure is read at both.
+One sampling window: an event is counted for some milliseconds, with its reference counter.
 
-The kernel decides when it ends, and its programs read the measure at the first hit in
-it and at the first hit after it, in the same run in which they let that hit count or
-not. So what was counted and how far the measure went on belong together, however long
-we wait for a CPU. We read the measure as well, once after the window was opened and
-once before it is closed. Before the first hit and after the end nothing counts, so of
-two readings there the one nearer to the edge is taken: were it always that of the hit,
-windows would tend to begin where an event happens.
+The kernel decides when the window ends. Its programs read the reference counter at the first hit
+in the window and at the first hit after it, in the same run in which they decide whether that hit
+counts. So the number of events and the growth of the counter belong together, however long this
+process waits for a CPU. This process reads the counter as well: once after it opened the window and
+once before it closes it. No event happens before the first hit and after the end, so of the two
+readings at each bound the one nearer to the bound is used. If the reading of the hit were always
+used, windows would tend to begin where an event happens.
 
-Hooks slow the target down where the event is frequent, and a spent allowance ends a
-window early there. Each window by itself has the right ratio; but together they would
-make too little of the times when the event is frequent. So it is told how fast the
-measure went just before the hooks came (``budget/estimate.py``).
+Hooks slow the target down where the event is frequent, and an exhausted quota ends a window early
+there. Each window has the right ratio, but all windows together would underestimate the times when
+the event is frequent. Therefore the rate of the counter just before the hooks were attached is
+measured too (``budget/estimate.py``).
 """
 
 from __future__ import annotations
@@ -22,126 +22,143 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scope_ebpf.budget.reference_counters import TIME, Mark
+from scope_ebpf.budget.reference_counters import TIME, CounterSample
 
 if TYPE_CHECKING:
     from scope_ebpf.budget.governor import Action
-    from scope_ebpf.budget.reference_counters import Measures
+    from scope_ebpf.budget.reference_counters import ReferenceCounters
     from scope_ebpf.kernel.observers.governed import GovernedSession
 
-#: The part of a window by which an edge may be off.
-_DOUBT = 0.1
-#: Seconds for which the measure is looked at before a window: about as long as the window.
-_SHORTEST, _LONGEST = 0.005, 0.02
+#: Maximum error of a bound, as a share of the window's length.
+_TOLERANCE = 0.1
+#: Seconds for which the counter is watched before a window: about the length of the window.
+_MIN_BASELINE, _MAX_BASELINE = 0.005, 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedWindow:
     """
-    How long a window was open, and how far the measure went on; None if that is not known.
+    What one window tells of the reference counters of its event.
 
-    *speed* is how far it went in each second before there were hooks. The same of the second
-    measure, where the event has one.
+    Attributes:
+        seconds: length of the window.
+        growth: growth of the counter in it; None if that is not known.
+        rate_before: growth per second before the hooks were attached; None if not known.
+        second_growth: growth of the second counter; None where the event has none.
+        second_rate_before: the second counter's growth per second before.
     """
 
     seconds: float
-    measure: float | None
-    speed: float | None
-    second: float | None = None
-    second_speed: float | None = None
+    growth: float | None
+    rate_before: float | None
+    second_growth: float | None = None
+    second_rate_before: float | None = None
 
 
-class Approach:
-    """The time before a window: how fast the measure goes while no hook is in."""
+class Baseline:
+    """
+    The time before a window of *action*: the rate of the counter while no hook is attached.
 
-    def __init__(self, measures: Measures, action: Action) -> None:
+    Attributes:
+        action: the window to be opened.
+        ready: when it may be opened, monotonic seconds.
+    """
+
+    def __init__(self, counters: ReferenceCounters, action: Action) -> None:
         self.action = action
-        self._measures = measures
-        self._first = self.read()
-        #: When the window may be opened, monotonic seconds.
-        self.ready = time.monotonic() + min(max(action.length, _SHORTEST), _LONGEST)
+        self._counters = counters
+        self._first = _read(counters, action.event)
+        length = min(max(action.length, _MIN_BASELINE), _MAX_BASELINE)
+        self.ready = time.monotonic() + length
 
-    def read(self) -> Mark:
-        """The measure as it is now."""
-        found = self._measures.now()
-        return replace(
-            self._measures.reading(self.action.event, found), time_ns=time.monotonic_ns()
-        )
-
-    def speed(self) -> float:
-        """The measure in each second since the beginning."""
-        return self.speeds()[0]
-
-    def speeds(self) -> tuple[float, float | None]:
-        """The same, and that of the second measure, where the event has one."""
-        last = self.read()
-        seconds = max(1e-9, (last.time_ns - self._first.time_ns) / 1e9)
-        passed = self._measures.passed(self.action.event, self._first.measure, last.measure)
-        if last.second is None or self._first.second is None:
-            return passed / seconds, None
-        return passed / seconds, (last.second - self._first.second) / seconds
+    def rates(self) -> tuple[float, float | None]:
+        """Growth per second of the counter since the beginning, and of the second one, if any."""
+        first, last = self._first, _read(self._counters, self.action.event)
+        seconds = max(1e-9, (last.time_ns - first.time_ns) / 1e9)
+        growth = self._counters.growth(self.action.event, first.value, last.value)
+        if last.second is None or first.second is None:
+            return growth / seconds, None
+        return growth / seconds, (last.second - first.second) / seconds
 
 
 class Window:
-    """A window of an event whose hooks are in; the loop closes it after :attr:`closes`."""
+    """
+    A window of an event whose hooks are attached; it opens at once.
+
+    *rate_before* and *second_rate_before* are those of a :class:`Baseline`.
+
+    Attributes:
+        event: the event that is counted.
+        closes: when :meth:`close` is due, monotonic seconds.
+    """
 
     def __init__(
         self,
         session: GovernedSession,
-        measures: Measures,
+        counters: ReferenceCounters,
         action: Action,
-        speed: float,
-        second_speed: float | None = None,
+        rate_before: float,
+        second_rate_before: float | None = None,
     ) -> None:
         self.event = action.event
-        self._session, self._measures = session, measures
-        self._speed, self._second_speed = speed, second_speed
+        self._session, self._counters = session, counters
+        self._rates_before = rate_before, second_rate_before
         self._since, self._until = session.open_window(action.event, action.hits, action.length)
-        #: Monotonic seconds.
         self.closes = self._until / 1e9
-        self._opened = self._read()
+        self._opened = _read(counters, action.event)
 
-    def close(self) -> Closed:
-        """Close its gate, if the kernel has not. Raises ReadRefusedError."""
-        closing = self._read()
+    def close(self) -> ClosedWindow:
+        """Stop counting, if the kernel has not. Raises ReadRefusedError."""
+        closing = _read(self._counters, self.event)
         stopped = self._session.close_gate(self.event)
         seconds = max(0, min(stopped, self._until) - self._since) / 1e9
-        if self._measures.of(self.event) == TIME:
+        if self._counters.name_of(self.event) == TIME:
             late = (self._opened.time_ns - self._since) / 1e9
-            return Closed(seconds, seconds * 1e9 if late <= _DOUBT * seconds else None, None)
+            growth = seconds * 1e9 if late <= _TOLERANCE * seconds else None
+            return ClosedWindow(seconds, growth, None)
         edges = self._session.edges(self.event)
-        marks = self._mark(edges.begin), self._mark(edges.end)
-        begin, end = bounds(self._opened, closing, marks, self._until)
-        # Whose allowance was spent may have been preempted before it read the measure.
+        hits = self._sample(edges.begin), self._sample(edges.end)
+        begin, end = bounds(self._opened, closing, hits, self._until)
+        # A hit that exhausted the quota may have been preempted before it read the counter.
         late = (end.time_ns - stopped) / 1e9 if stopped < self._until else 0.0
-        if begin.time_ns > end.time_ns or late > _DOUBT * seconds:
-            return Closed(seconds, None, None)
-        measure = self._measures.passed(self.event, begin.measure, end.measure)
-        # If nothing was hit after the end until we came, the window was as long as that.
+        if begin.time_ns > end.time_ns or late > _TOLERANCE * seconds:
+            return ClosedWindow(seconds, None, None)
+        return self._between(begin, end)
+
+    def _between(self, begin: CounterSample, end: CounterSample) -> ClosedWindow:
+        growth = self._counters.growth(self.event, begin.value, end.value)
+        # Without a hit after the end, the window lasted until this process closed it.
         seconds = (end.time_ns - begin.time_ns) / 1e9
         second = None
         if begin.second is not None and end.second is not None:
             second = float(end.second - begin.second)
-        return Closed(seconds, measure, self._speed, second, self._second_speed)
+        rate_before, second_rate_before = self._rates_before
+        return ClosedWindow(seconds, growth, rate_before, second, second_rate_before)
 
-    def _mark(self, edge: tuple[int, int, int] | None) -> Mark | None:
-        return self._measures.mark(self.event, edge) if edge else None
+    def _sample(self, read: tuple[int, int, int] | None) -> CounterSample | None:
+        return self._counters.sample_of_hit(self.event, read) if read else None
 
-    def _read(self) -> Mark:
-        found = self._measures.now()
-        return replace(self._measures.reading(self.event, found), time_ns=time.monotonic_ns())
+
+def _read(counters: ReferenceCounters, event: str) -> CounterSample:
+    """The counter of *event* now, with the time at which the reading was complete."""
+    values = counters.now()
+    return replace(counters.sample(event, values), time_ns=time.monotonic_ns())
 
 
 def bounds(
-    opened: Mark, closing: Mark, edges: tuple[Mark | None, Mark | None], until: int
-) -> tuple[Mark, Mark]:
+    opened: CounterSample,
+    closing: CounterSample,
+    hits: tuple[CounterSample | None, CounterSample | None],
+    until: int,
+) -> tuple[CounterSample, CounterSample]:
     """
-    The readings between which a window lies that ended at *until*, or when it tripped.
+    The samples at the beginning and the end of a window that ended at *until* (ns) or earlier.
 
-    *opened* and *closing* are ours, with the time at which they were complete; *edges* are those
-    of the first hit and of the hit after the end, if there were any.
+    *opened* and *closing* were read by this process, with the time at which each reading was
+    complete. *hits* are the samples of the first hit in the window and of the first hit after it;
+    None where there was none.
     """
-    begin, end = edges
+    begin, end = hits
     if begin is None or opened.time_ns < begin.time_ns:
         begin = opened
     if end is None or until < closing.time_ns < end.time_ns:

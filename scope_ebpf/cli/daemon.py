@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.daemon import config as settings
-from scope_ebpf.daemon.notify import Logfmt, log, say, sparing
+from scope_ebpf.daemon.notify import Logfmt, line_limit, log, say
 from scope_ebpf.errors import HostError, NothingToAttachError, ScopeError
 from scope_ebpf.sinks.plain import plain
 from scope_ebpf.sinks.plain import say as say_plain
@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     host.require()
     # The loop must not wait long for a thread that reads a table or writes a scrape.
     sys.setswitchinterval(0.0005)
-    heap.share()
+    heap.use_one_arena()
     _log_to_stderr(arguments.log_level)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each VM takes some eighty
@@ -122,7 +122,7 @@ def _config(arguments: argparse.Namespace) -> settings.Config:
 def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Logfmt())
-    handler.addFilter(sparing)
+    handler.addFilter(line_limit)
     log.addHandler(handler)
     log.setLevel(level.upper())
 

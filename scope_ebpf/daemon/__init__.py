@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon: finds VMs, observes each within its budget, serves what it knows."""
+"""The daemon: finds VMs, observes each within its budget, and serves metrics."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The daemon's config: a TOML file over defaults, options of the command line over that.
+The daemon's config: defaults, overridden by a TOML file, overridden by options.
 
-Every key is checked for its name and its unit; ConfigError says in one line which
-one is wrong, what was found and what is wanted.
+The name and the value of every key are checked. ConfigError says in one line which key is wrong,
+what was found and what is expected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT_LISTEN = "127.0.0.1:9568"
 
 
 class ConfigError(UsageError):
-    """The config asks for something that does not exist."""
+    """The config is wrong, or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,23 @@ class Config:
 
     #: An address and a port, or the path of a Unix socket.
     listen: tuple[str, int] | Path = ("127.0.0.1", 9568)
-    #: The group that may use the Unix socket; where it is empty root alone may.
+    #: The group that may use the Unix socket; if empty, only root may.
     socket_group: str = ""
-    #: Names by which a loopback address may be asked for, beside localhost.
+    #: Host names under which a loopback address may be requested, besides localhost.
     hosts: tuple[str, ...] = ()
+    #: Share of a target's CPU that observing it may cost.
     budget: float = 0.01
+    #: End instead of going on without parts that the host refuses.
     strict: bool = False
-    #: Seconds between two looks for VMs that the kernel did not tell of, and the age from which a
-    #: VM is observed.
+    #: Seconds between two scans for VMs whose start was not reported.
     scan_interval: float = 10.0
+    #: Age in seconds from which a VM is observed.
     min_age: float = 1.0
-    #: The least seconds between two snapshots of a VM's processes.
+    #: Minimum seconds between two snapshots of a VM's processes.
     snapshot_interval: float = 15.0
+    #: Processes in each ranking.
     top: int = 5
-    #: The most series of a scrape; whole VMs are left out beyond it.
+    #: Maximum series of a scrape; further VMs are left out as a whole.
     max_series: int = 50_000
     compat: tuple[str, ...] = ()
     include_nodes: tuple[re.Pattern[str], ...] = ()
@@ -61,7 +64,7 @@ class Config:
     users: dict[str, str] = field(default_factory=dict)
 
     def wants(self, node: str, path: str, cgroup: str) -> bool:
-        """Whether a VM is observed: nothing excludes it, and if anything includes, it does."""
+        """True if no pattern excludes the VM, and each list of includes matches it or is empty."""
         for value, include, exclude in (
             (node, self.include_nodes, self.exclude_nodes),
             (path, self.include_paths, self.exclude_paths),
@@ -76,9 +79,9 @@ class Config:
 
 def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     """
-    Read the file at *path*, if there is one to be read.
+    Read the file at *path*, if that is not None.
 
-    Raises ConfigError. *overrides* are values as the file would have them.
+    *overrides* are values in the form of the file. Raises ConfigError.
     """
     table: dict[str, Any] = {}
     if path is not None:
@@ -96,7 +99,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
 
 
 def _text(path: Path) -> str:
-    """The text of a file; of a FIFO nobody may ever be the writer, so that is refused."""
+    """The text of a file. FIFOs are refused: without a writer, reading one never ends."""
     if path.is_fifo():
         raise ConfigError(f"cannot read the config {path}: it is a FIFO, not a file")
     return path.read_text("utf-8")
@@ -114,7 +117,7 @@ def _value(key: str, value: Any, path: Path | None) -> Any:
 
 
 def share(value: Any) -> float:
-    """``"1%"`` or ``0.01``: more than 0, at most half of it all."""
+    """Parse ``"1%"`` or ``0.01``: more than 0, at most 0.5."""
     number = value
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
@@ -141,7 +144,7 @@ def address(value: Any) -> tuple[str, int] | Path:
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """A list of names of hosts, without ports."""
+    """Parse a list of host names, without ports."""
     good = isinstance(value, list) and all(
         isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in value
     )
@@ -156,12 +159,12 @@ def _group(value: Any) -> str:
     return value
 
 
-#: The longest time that can be asked for, seconds: a clock waits for no number of any size.
-_LONGEST = 7 * 24 * 3600.0
+#: Maximum seconds of a time: clocks do not accept numbers of any size.
+_MAX_SECONDS = 7 * 24 * 3600.0
 
 
 def seconds(least: float) -> Callable[[Any], float]:
-    """``15``, ``"15s"``, ``"500ms"``, ``"1m"``: no less than *least* seconds, a week at most."""
+    """A parser of ``15``, ``"15s"``, ``"500ms"``, ``"1m"``: *least* seconds to a week."""
     units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
     def parse(value: Any) -> float:
@@ -173,7 +176,7 @@ def seconds(least: float) -> Callable[[Any], float]:
         found = float(match[1]) * units[match[2] or "s"]
         if found < least:
             raise ValueError(f"it must be {least:g} s at least")
-        if found > _LONGEST:
+        if found > _MAX_SECONDS:
             raise ValueError("it must be a week at most")
         return found
 
@@ -181,7 +184,7 @@ def seconds(least: float) -> Callable[[Any], float]:
 
 
 def count(most: int, least: int = 0) -> Callable[[Any], int]:
-    """A whole number from *least* to *most*."""
+    """A parser of whole numbers from *least* to *most*."""
 
     def parse(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -192,7 +195,7 @@ def count(most: int, least: int = 0) -> Callable[[Any], int]:
 
 
 def patterns(value: Any) -> tuple[re.Pattern[str], ...]:
-    """A list of regular expressions."""
+    """Parse a list of regular expressions."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError("wanted is a list of regular expressions")
     try:
@@ -216,7 +219,7 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-#: What ``hash_password`` of ``http.py`` makes: rounds below ten million, salt, 32 bytes.
+#: The format of ``hash_password`` in ``http.py``: rounds below ten million, salt, 32 bytes.
 _HASH = re.compile(r"pbkdf2:[1-9][0-9]{0,6}:(?:[0-9a-f]{2})+:[0-9a-f]{64}")
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the C library keeps of the memory that was given back to it.
+Free memory that the C library keeps.
 
-glibc gives each thread an arena of its own, and ``malloc_trim`` does not give back the last
-free piece of any but the first (glibc 2.36 malloc/malloc.c, ``mtrim``): what a thread took to
-read the tables of a crowd of VMs would stay.
+glibc gives each thread an arena of its own, and ``malloc_trim`` returns the last free chunk of the
+first arena only (glibc 2.36 malloc/malloc.c, ``mtrim``). So the memory that a thread needed to read
+the tables of many VMs would never return to the kernel.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _ARENA_MAX = -8
 _libc = ctypes.CDLL(None)
 
 
-def share() -> None:
-    """Let all threads have one arena; to be called before there is a second thread."""
-    with suppress(AttributeError):  # only glibc's has it
+def use_one_arena() -> None:
+    """Use one arena for all threads; to be called before there is a second thread."""
+    with suppress(AttributeError):  # only glibc has it
         _libc.mallopt(_ARENA_MAX, 1)
 
 
-def give_back() -> None:
-    """Give the kernel what is free: what many VMs took is a third of what we have."""
-    with suppress(AttributeError):  # only glibc's has it
+def trim() -> None:
+    """Return free memory to the kernel: after many VMs it is a third of the daemon's memory."""
+    with suppress(AttributeError):  # only glibc has it
         _libc.malloc_trim(0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the VMs under observation are called: each by its node's name, and by one name alone.
+Labels of the VMs under observation: the node's name, made unique.
 
-The name is the VM's own choice, and each new one is some 270 new series for Prometheus. So a VM may
-take a few and an owner some more, and none can take what another has.
+A VM chooses its name itself, and each new name makes some 270 new series for Prometheus. So the
+number of new names of a VM and of an owner is limited, and no VM can take the label of another.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
     from scope_ebpf.daemon.looks.owners import Owner
 
-#: New names of one VM, and labels of one owner that is not root, in so many seconds.
+#: Maximum new names of one VM, and labels of one owner other than root, in a period of seconds.
 RENAMES, LABELS, PERIOD = 3, 120, 3600.0
-#: Characters of a name before a pid, so that a label has 255 at most.
-_LONGEST = 240
-#: Owners of whom labels are remembered; beyond it those that had none for an hour are forgotten.
+#: Maximum characters of a name before a pid, so that a label has at most 255.
+_MAX_NAME = 240
+#: Number of owners above which those that had no new label for an hour are forgotten.
 _OWNERS = 1024
 
 
 class Rate:
-    """At most *most* times in *seconds*."""
+    """A rate limit: *most* times in *seconds*."""
 
     def __init__(self, most: int, seconds: float, clock: Callable[[], float]) -> None:
         self._most, self._seconds, self._clock = most, seconds, clock
         self._times: deque[float] = deque()
 
     def take(self) -> bool:
-        """Whether it may be done once more now; then it counts."""
+        """True if it may be done once more now; this is counted."""
         now = self._clock()
         while self._times and now - self._times[0] >= self._seconds:
             self._times.popleft()
@@ -48,31 +48,35 @@ class Rate:
 
 
 class _Names:
-    """The labels that one VM has had, and how often it may take a new one."""
+    """The labels that one VM has had, and the rate limit of new ones."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
         self.label, self.had = "", set[str]()
-        #: What it wants to be called and may not be.
+        #: The name that was denied to it.
         self.denied = ""
 
 
 class NodeLabels:
-    """The label of each VM that is observed, by pid."""
+    """
+    The label of each observed VM, by pid.
+
+    Attributes:
+        held: number of new names that were denied.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._names: dict[int, _Names] = {}
-        #: By key of an owner: its labels of the last hour, and when each was given.
+        #: By key of an owner: its labels of the last hour, and when each was assigned.
         self._owners: dict[str, dict[str, float]] = {}
-        #: Times that a VM took a new name, and was called by the old one on.
         self.held = 0
 
-    def give(self, pid: int, name: str | None, owner: Owner) -> str:
+    def assign(self, pid: int, name: str | None, owner: Owner) -> str:
         """
-        Call *pid* by *name*, and by its pid as well if another VM has that label.
+        Label *pid* with *name*, and with its pid as well if another VM has that label.
 
-        Raises HostError where its owner has had too many labels.
+        Raises HostError where *owner* has had too many labels.
         """
         label = self._free(pid, name)
         self._charge(owner, label)
@@ -82,7 +86,7 @@ class NodeLabels:
         return label
 
     def follow(self, pid: int, name: str) -> str:
-        """Call *pid* by *name* from now on, if it has not had too many of late; its label."""
+        """Label *pid* with its new *name*, unless it had too many; returns its label."""
         names, clean = self._names[pid], _clean(name)
         if names.label in (clean, _with_pid(clean, pid)):
             names.denied = ""
@@ -98,7 +102,7 @@ class NodeLabels:
         return label
 
     def drop(self, pid: int) -> None:
-        """*pid* is no longer observed."""
+        """Free the label of *pid*."""
         self._names.pop(pid, None)
 
     def _free(self, pid: int, name: str | None) -> str:
@@ -122,14 +126,14 @@ class NodeLabels:
 
 
 def _since(now: float, had: dict[str, float]) -> dict[str, float]:
-    """Those of the labels *had* that were given within the last hour."""
+    """Those of the labels *had* that were assigned within the last hour."""
     return {label: at for label, at in had.items() if now - at < PERIOD}
 
 
 def _with_pid(clean: str, pid: int) -> str:
-    return f"{clean[:_LONGEST]}#{pid}"
+    return f"{clean[:_MAX_NAME]}#{pid}"
 
 
 def _clean(name: str) -> str:
-    """*name* as it stands in a label: a pid is what stands behind the only ``#``."""
+    """*name* as a label without ``#``, which only separates a pid."""
     return label_value(name).replace("#", "_")

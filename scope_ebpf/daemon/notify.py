@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd wants to be told (sd_notify(3)), and lines for its journal."""
+"""Notifications to the service manager (sd_notify(3)), and lines for its journal."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MINUTE, _HOUR = 60.0, 3600.0
-#: Kinds of lines that are remembered.
+#: Maximum number of kinds of lines that are kept.
 _KINDS = 1024
 
-#: How the owner of root's own VMs is written (``owners.ROOT``).
+#: The owner of root's own VMs as text (``owners.ROOT``).
 _ROOT = "root"
 
 log = logging.getLogger("scope-ebpfd")
 
 
 def notify(state: str, address: str | None = None) -> None:
-    """Tell the service manager, if there is one that wants to know."""
+    """Send *state* to the service manager, if there is one."""
     address = address or os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -35,24 +35,26 @@ def notify(state: str, address: str | None = None) -> None:
             log.debug("notify_failed error=%s", error)
 
 
-class Sparing(logging.Filter):
+class LineLimit(logging.Filter):
     """
-    Lets *burst* lines of a kind pass, and then one a minute, with how many were held back.
+    A rate limit of log lines: *burst* lines of a kind, then one per minute.
 
-    A kind is a message about the VMs of one owner: what one of them makes us say keeps nobody
-    else's lines out. Kinds of which none came for long are forgotten. Root's VMs outside of
-    containers are held to nothing, here as elsewhere.
+    A kind is a message about the VMs of one owner, so that one owner cannot suppress the lines of
+    another. Kinds without lines for an hour are forgotten. Root's VMs outside of containers have no
+    limit.
+
+    Attributes:
+        held: lines that were suppressed.
     """
 
     def __init__(self, burst: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._burst, self._clock = burst, clock
         self._kinds: dict[tuple[str, str], _Kind] = {}
-        #: Lines that were held back.
         self.held = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line passes; it says then how many did not."""
+        """True if the line passes; it then contains the number of lines that did not."""
         fields: dict[str, object] = getattr(record, "fields", {})
         if str(fields.get("owner", "")) == _ROOT:
             return True
@@ -80,18 +82,21 @@ class Sparing(logging.Filter):
 
 @dataclass(slots=True)
 class _Kind:
-    """Lines that may still pass, when that was known, and lines that did not."""
+    """One kind of lines."""
 
+    #: Lines that may pass now.
     left: float
+    #: When *left* was computed, in seconds of the clock.
     at: float
+    #: Lines that were suppressed since the last one that passed.
     held: int = 0
 
 
 class Logfmt(logging.Formatter):
-    """``level=info message="..." key=value``: one line, whatever is in it."""
+    """``level=info message="..." key=value``: always one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record; what it carries as ``fields`` becomes keys."""
+        """Format one record; its ``fields`` become keys."""
         parts = {"level": record.levelname.lower(), "message": record.getMessage()}
         fields = getattr(record, "fields", {})
         parts |= {key: value for key, value in fields.items() if value is not None}
@@ -108,9 +113,9 @@ def _quoted(text: str) -> str:
 
 
 def say(level: int, message: str, **fields: object) -> None:
-    """One line of the log."""
+    """Log one line with *fields*."""
     log.log(level, message, extra={"fields": fields})
 
 
-#: The filter of our own log.
-sparing = Sparing()
+#: The filter of the daemon's log.
+line_limit = LineLimit()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon would refuse of one VM, found out by doing what it does. Attaches nothing."""
+"""A trial of one VM: what the daemon could not observe of it. Attaches nothing."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
@@ -13,10 +13,10 @@ from scope_ebpf.daemon.looks.inspector import Looker
 from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
 from scope_ebpf.daemon.notify import log
 from scope_ebpf.daemon.readings.process import read_process
-from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.snapshots import SnapshotResults, Snapshots
 from scope_ebpf.daemon.readings.threads import UNSEEN, unseen
 from scope_ebpf.metrics.exposition import refused
-from scope_ebpf.metrics.reading import MemoryReading, Reading
+from scope_ebpf.metrics.reading import HooksReading, Reading
 from scope_ebpf.relations import checked
 
 if TYPE_CHECKING:
@@ -24,23 +24,22 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.looks.inspector import Found
-    from scope_ebpf.daemon.watch import Watch
-    from scope_ebpf.errors import ScopeError
-    from scope_ebpf.metrics.snapshot import SnapshotReading
 
-#: Why one counter is not told where the others are.
+#: Why one counter is not exported where the others are.
 _NOT_FOUND = "it is not found in the VM's memory"
-#: What is told of hooks that are in.
+#: Parts that need attached hooks, which a trial does not have.
 _ATTACHED = {"threads", "samples"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """
-    What the daemon would not show of a VM; *whole* says why it would not observe it at all.
+    What the daemon would not show of a VM.
 
-    *hooks* are events that it would not see, *parts* what ``scope_ebpf_refused`` would name,
-    each with the reason.
+    Attributes:
+        whole: why it would not observe the VM at all; "" if it would.
+        hooks: events that it would not observe, with the reason.
+        parts: what ``scope_ebpf_refused`` would name, with the reason.
     """
 
     whole: str = ""
@@ -49,18 +48,20 @@ class Trial:
 
 
 @dataclass(eq=False, slots=True)
-class _Stand:
-    """What snapshots need of a ``watch.Watch``."""
+class _Subject:
+    """A ``snapshots.Subject`` without hooks."""
 
     target: Target
     owner: Owner = ROOT
-    snapshot: SnapshotReading | None = None
-    memory: MemoryReading | None = None
-    trouble: ScopeError | None = None
+    results: SnapshotResults = field(default_factory=SnapshotResults)
+
+    def publish(self, results: SnapshotResults) -> None:
+        """Keep *results*."""
+        self.results = results
 
 
 def trial(pid: int) -> Trial:
-    """Look at process *pid* as the daemon does, whatever its config wants and leaves out."""
+    """Look at process *pid* as the daemon does, whether or not its config wants it."""
     with _silent():
         found = Looker(Shares()).look(pid, ROOT, Config(min_age=0.0)).found
         if isinstance(found, Refusal):
@@ -77,7 +78,7 @@ def trial(pid: int) -> Trial:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what the daemon would log to ourselves: it is told in another way."""
+    """Suppress the daemon's log: the caller reports the same in another form."""
     before, log.disabled = log.disabled, True
     try:
         yield
@@ -86,39 +87,33 @@ def _silent() -> Iterator[None]:
 
 
 def _parts(found: Found) -> dict[str, str]:
-    target, measures = found.target, found.prepared.measures
-    stand = _Stand(target)
-    Snapshots(lambda: [cast("Watch", stand)], Config).look()
-    reading, why = checked(_reading(found, stand))
-    why |= stand.memory.refused if stand.memory else {}
+    target, subject = found.target, _Subject(found.target)
+    Snapshots(lambda: [subject], Config).look()
+    memory = subject.results.memory
+    reading, why = checked(_reading(found, subject.results))
+    why |= memory.refused if memory else {}
     names = {*refused(reading), *why} - _ATTACHED
     if "counters" in names:
-        why.setdefault("counters", measures.refused)
+        why.setdefault("counters", found.prepared.counters.refused)
     if kinds := unseen(target):
         names.add("samples")
         why["samples"] = f"{', '.join(kinds)}: {UNSEEN}"
     return {name: why.get(name) or _NOT_FOUND for name in sorted(names)}
 
 
-def _reading(found: Found, stand: _Stand) -> Reading:
-    """What a scrape would show, without a hook."""
-    measures = found.prepared.measures
+def _reading(found: Found, results: SnapshotResults) -> Reading:
+    """What a scrape would show, without hooks."""
+    counters = found.prepared.counters
     return Reading(
         node="",
         info={},
         schedulers=found.target.schedulers,
         process=read_process(found.target.pid),
         events={},
-        counters=measures.read(),
-        limits=measures.limits,
-        budget=0.0,
-        overhead=0.0,
-        hook_seconds=0.0,
-        trips=0,
-        windows=0,
-        lost=0,
-        refused_kernel=0,
-        refused_user=0,
-        memory=stand.memory,
-        snapshot=stand.snapshot,
+        counters=counters.read(),
+        limits=counters.limits,
+        hooks=HooksReading(),
+        failed_reads=0,
+        memory=results.memory,
+        snapshot=results.snapshot,
     )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps and snapshots become Prometheus families. Pure: knows nothing of the kernel side."""
+"""Readings of targets as Prometheus families. Pure."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One name that is exported; the fields are explained at the top of ``catalogue.toml``."""
+    """One exported series; ``catalogue.toml`` explains the fields at its top."""
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
@@ -35,12 +35,12 @@ class Series:
 
     @property
     def family(self) -> str:
-        """The name of its family: a counter's ends before ``_total``."""
+        """The name of its family, which for a counter lacks ``_total``."""
         return self.name.removesuffix("_total") if self.type == "counter" else self.name
 
     @property
     def exponents(self) -> range:
-        """Exponents of two of nanoseconds at which a histogram is cut."""
+        """Bounds of a histogram, as exponents of two of nanoseconds."""
         first, last, step = self.bounds or (0, 0, 1)
         return range(first, last + 1, step)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Names of prometheus.erl for series of ours that mean the same: ``compat.toml``.
+Names of prometheus.erl for equivalent series: ``compat.toml``.
 
-Its version 6 renamed many; nodes of today, RabbitMQ 3.10 among them, have the names
-of version 4. Both are given.
+Version 6 of prometheus.erl renamed many; present nodes, such as RabbitMQ 3.10, have the names of
+version 4. Both are exported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One name of theirs; the fields are explained at the top of ``compat.toml``."""
+    """One name of prometheus.erl; ``compat.toml`` explains the fields at its top."""
 
     name: str
     source: str
@@ -39,13 +39,13 @@ class Rule:
 
     @property
     def family(self) -> str:
-        """The name of its family: a counter's ends before ``_total``."""
+        """The name of its family, which for a counter lacks ``_total``."""
         return self.name.removesuffix("_total")
 
 
 @cache
 def rules() -> dict[str, list[Rule]]:
-    """Every rule, by the series of ours that it is made of."""
+    """Every rule, by the name of the series that it is made from."""
     text = resources.files(__package__).joinpath("compat.toml").read_text("utf-8")
     found: defaultdict[str, list[Rule]] = defaultdict(list)
     for name, table in tomllib.loads(text).items():
@@ -55,15 +55,15 @@ def rules() -> dict[str, list[Rule]]:
     return dict(found)
 
 
-class Names:
-    """Samples under their names; several of ours that are one of theirs are added up."""
+class CompatNames:
+    """Samples under names of prometheus.erl; samples with the same labels are added up."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         self._rules: dict[str, Rule] = {}
 
     def add(self, series: str, labels: Mapping[str, str], value: float) -> int:
-        """One sample of ours; how many it makes that were not there."""
+        """Add a sample of *series*; the number of new samples that this makes."""
         new = 0
         for rule in rules().get(series, []):
             if not any(where.items() <= labels.items() for where in rule.take):
@@ -80,13 +80,13 @@ class Names:
         return new
 
     def families(self) -> Iterator[Metric]:
-        """Everything that was added: under the name of version 6, then under that of 4."""
+        """All families, each under the name of version 6, then under that of version 4."""
         for name, values in self._values.items():
             rule = self._rules[name]
             family = Metric(rule.family, rule.help, rule.type)
             old = family
             if rule.old and rule.old != rule.family:
-                # Some of their old gauges end in _total, and not all of their counters did.
+                # In version 4 some gauges end in _total, and some counters do not.
                 old = Metric(rule.old, rule.help, "gauge" if rule.type == "gauge" else "unknown")
             for labels, value in values.items():
                 family.add_sample(rule.name, dict(labels), value)

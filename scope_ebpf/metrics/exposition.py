@@ -2,8 +2,8 @@
 """
 Readings as Prometheus families.
 
-Which family is filled from which figure says the catalogue; what is not in the
-catalogue cannot be exported.
+The catalogue says which family is filled from which figure; a name that is not in it cannot be
+exported.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scope_ebpf.metrics.page import Page
-    from scope_ebpf.metrics.reading import Sampled
+    from scope_ebpf.metrics.reading import HooksReading, Sampled, ThreadAccounting
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
-#: Types of threads whose waits are told: of async threads only how long they ran.
+#: Types of threads whose waits are exported; for async threads only the time on a CPU is.
 _WAITING = ROLES[: ROLES.index("async")]
 
 
 def expose(page: Page, reading: Reading) -> None:
-    """Add everything of one target, but for figures that cannot be."""
+    """Add all figures of one target, except impossible ones (``relations``)."""
     reading, impossible = checked(reading)
     for series in catalogue().values():
         if series.event:
@@ -56,7 +56,7 @@ def expose(page: Page, reading: Reading) -> None:
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:
-    """A series that is one field of one part of the reading, where that part is known."""
+    """Add a series that is one field of a part of the reading, if that part is known."""
     for part, field in (
         (reading.counters, series.counter),
         (reading.limits, series.limit),
@@ -93,45 +93,48 @@ def _expose_event(page: Page, series: Series, reading: Reading) -> None:
 def _expose_durations(
     page: Page, series: Series, event: EventReading, wanted: list[tuple[int, str]], node: str
 ) -> None:
-    places = [sum_column(number) for number, _ in wanted]
+    columns = [sum_column(number) for number, _ in wanted]
     if series.merged:
-        slots = np.sum([event.totals[at + 1 : at + 1 + SLOTS] for at in places], axis=0)
-        page.histogram(series.name, slots, float(sum(event.totals[places])), node=node)
+        slots = np.sum([event.totals[at + 1 : at + 1 + SLOTS] for at in columns], axis=0)
+        page.histogram(series.name, slots, float(sum(event.totals[columns])), node=node)
         return
-    for place, (_, name) in zip(places, wanted, strict=True):
-        slots = event.totals[place + 1 : place + 1 + SLOTS]
+    for column, (_, name) in zip(columns, wanted, strict=True):
+        slots = event.totals[column + 1 : column + 1 + SLOTS]
         labels = {"node": node}
         if series.class_label:
             labels[series.class_label] = name
-        page.histogram(series.name, slots, float(event.totals[place]), **labels)
+        page.histogram(series.name, slots, float(event.totals[column]), **labels)
 
 
 def _expose_target(page: Page, reading: Reading) -> None:
     node = reading.node
     page.add("beam_target_info", 1, node=node, **reading.info)
     page.add("beam_schedulers", reading.schedulers, node=node)
-    page.elsewhere("user_seconds", reading.process.user_seconds, node=node)
-    page.elsewhere("uptime", reading.process.uptime, node=node)
-    if reading.counters and reading.counters.dirty_collections is not None:  # else they are not all
-        page.elsewhere("collections", reading.counters.collections, node=node)
-        page.elsewhere("reclaimed_bytes", 8 * reading.counters.reclaimed_words, node=node)
+    page.add_compat("user_seconds", reading.process.user_seconds, node=node)
+    page.add_compat("uptime", reading.process.uptime, node=node)
+    if reading.counters and reading.counters.dirty_collections is not None:  # else some are missing
+        page.add_compat("collections", reading.counters.collections, node=node)
+        page.add_compat("reclaimed_bytes", 8 * reading.counters.reclaimed_words, node=node)
     throttled = reading.process.throttled
     if throttled:
         page.add("beam_cgroup_throttled_seconds_total", throttled.seconds, node=node)
         page.add("beam_cgroup_throttled_periods_total", throttled.throttled, node=node)
         page.add("beam_cgroup_periods_total", throttled.periods, node=node)
-    books = reading.books
-    if books:
-        for role, count in zip(ROLES, books.counts, strict=True):
-            page.add("beam_threads", count, node=node, scheduler_type=role)
-        for kind, faults in (("minor", books.minor), ("major", books.major)):
-            by_role = {role: faults[ROLES.index(role)] for role in KINDS}
-            by_role["other"] = sum(faults) - sum(by_role.values())
-            for role, count in by_role.items():
-                labels = {"node": node, "scheduler_type": role, "type": kind}
-                page.add("beam_page_faults_total", count, **labels)
-        if books.sampled:
-            _expose_sampled(page, node, books.sampled)
+    if reading.accounting:
+        _expose_accounting(page, node, reading.accounting)
+
+
+def _expose_accounting(page: Page, node: str, accounting: ThreadAccounting) -> None:
+    for role, count in zip(ROLES, accounting.counts, strict=True):
+        page.add("beam_threads", count, node=node, scheduler_type=role)
+    for kind, faults in (("minor", accounting.minor), ("major", accounting.major)):
+        by_role = {role: faults[ROLES.index(role)] for role in KINDS}
+        by_role["other"] = sum(faults) - sum(by_role.values())
+        for role, count in by_role.items():
+            labels = {"node": node, "scheduler_type": role, "type": kind}
+            page.add("beam_page_faults_total", count, **labels)
+    if accounting.sampled:
+        _expose_sampled(page, node, accounting.sampled)
 
 
 def _expose_sampled(page: Page, node: str, sampled: Sampled) -> None:
@@ -139,7 +142,7 @@ def _expose_sampled(page: Page, node: str, sampled: Sampled) -> None:
         if seconds is not None:
             page.add("beam_busy_wait_seconds_total", seconds, node=node, scheduler_type=kind)
     page.add("scope_ebpf_busy_wait_error_ratio", sampled.error_ratio, node=node)
-    for name, one in sampled.natives.items():
+    for name, one in sampled.nifs.items():
         page.add("beam_native_cpu_seconds_total", one.seconds, node=node, name=name)
         page.add("beam_native_long_calls_total", one.long_calls, node=node, name=name)
 
@@ -203,21 +206,25 @@ def _expose_observer(page: Page, reading: Reading, impossible: Iterable[str]) ->
             page.add("scope_ebpf_sampling_error_ratio", event.error_ratio, node=node, hook=hook)
     for what in sorted({*refused(reading), *impossible}):
         page.add("scope_ebpf_refused", 1, node=node, what=what)
-    page.add("scope_ebpf_trips_total", reading.trips, node=node)
-    page.add("scope_ebpf_windows_total", reading.windows, node=node)
-    page.add("scope_ebpf_overhead_ratio", reading.overhead, node=node)
-    page.add("scope_ebpf_budget_ratio", reading.budget, node=node)
-    page.add("scope_ebpf_hook_cpu_seconds_total", reading.hook_seconds, node=node)
-    page.add("scope_ebpf_events_lost_total", reading.lost, node=node)
-    page.add("scope_ebpf_reads_refused_total", reading.refused_kernel, node=node, where="kernel")
-    page.add("scope_ebpf_reads_refused_total", reading.refused_user, node=node, where="user")
+    _expose_hooks(page, node, reading.hooks)
+    page.add("scope_ebpf_reads_refused_total", reading.failed_reads, node=node, where="user")
     if reading.threads is not None:
         missed = int(reading.threads["refused"].sum())
         page.add("scope_ebpf_reads_refused_total", missed, node=node, where="clock")
 
 
+def _expose_hooks(page: Page, node: str, hooks: HooksReading) -> None:
+    page.add("scope_ebpf_trips_total", hooks.exhausted, node=node)
+    page.add("scope_ebpf_windows_total", hooks.windows, node=node)
+    page.add("scope_ebpf_overhead_ratio", hooks.overhead, node=node)
+    page.add("scope_ebpf_budget_ratio", hooks.budget, node=node)
+    page.add("scope_ebpf_hook_cpu_seconds_total", hooks.seconds, node=node)
+    page.add("scope_ebpf_events_lost_total", hooks.lost, node=node)
+    page.add("scope_ebpf_reads_refused_total", hooks.refused, node=node, where="kernel")
+
+
 def refused(reading: Reading) -> list[str]:
-    """What cannot be told of a target; the daemon's log says why."""
+    """Parts of a target that cannot be exported; the daemon's log says why."""
     names = set(reading.memory.refused) if reading.memory else set()
     if reading.counters is None:
         names.add("counters")
@@ -225,7 +232,7 @@ def refused(reading: Reading) -> list[str]:
         names.add("dirty_collections")
     if reading.threads is None:
         names.add("threads")
-    sampled = reading.books.sampled if reading.books else None
+    sampled = reading.accounting.sampled if reading.accounting else None
     if sampled is None or None in sampled.busy_wait:
         names.add("samples")
     return sorted(names)

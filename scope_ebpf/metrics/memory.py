@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of the VM's own memory, as Prometheus families."""
+"""Readings of the VM's own memory as Prometheus families."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
-    """Add what was read."""
+    """Add the parts that were read."""
     if memory.allocators:
         _expose_allocators(page, node, memory.allocators)
     connections = memory.connections
@@ -40,7 +40,7 @@ def _expose_use(page: Page, node: str, use: MemoryUse) -> None:
     if use.processes is not None and use.processes_used is not None:
         used, free = use.processes_used, use.processes - use.processes_used
         for usage, size in (("used", used), ("free", free)):
-            page.elsewhere("processes_bytes", size, node=node, usage=usage)
+            page.add_compat("processes_bytes", size, node=node, usage=usage)
 
 
 def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None:
@@ -52,4 +52,4 @@ def _expose_allocators(page: Page, node: str, reading: AllocatorReading) -> None
         page.add("beam_allocator_blocks_bytes", one.blocks, **labels)
         for kind, (carriers, blocks) in one.kinds.items():
             for usage, size in (("carriers", carriers), ("blocks", blocks)):
-                page.elsewhere("allocator_bytes", size, **labels, kind=kind, usage=usage)
+                page.add_compat("allocator_bytes", size, **labels, kind=kind, usage=usage)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Families that are being filled; what is not in the catalogue cannot be exported."""
+"""Prometheus families under construction; a name outside the catalogue cannot be exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client.core import Metric
 
 from scope_ebpf.metrics.catalogue import Series, catalogue
-from scope_ebpf.metrics.compat import Names
+from scope_ebpf.metrics.compat import CompatNames
 from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: A label value is no longer than this; OTP's names are at most 255 characters.
+#: Maximum characters of a label value; names in OTP have at most 255.
 MAX_LABEL = 255
-#: Characters at the end of one that was cut, which are others for another value.
+#: Characters of the digest at the end of a shortened value, which differ for different values.
 _DIGEST = 16
 
 
 class Page:
     """
-    Families that are being filled: each name, label and type is that of the catalogue.
+    Families under construction: names, labels and types are those of the catalogue.
 
-    With *compat*, what means the same as a series of prometheus.erl has its names too.
+    With *compat*, series that have an equivalent in prometheus.erl get its names too.
+
+    Attributes:
+        samples: number of samples; those under other names count twice, for they have an old name.
     """
 
     def __init__(self, *, compat: bool = False) -> None:
         self._families: dict[str, Metric] = {}
-        self._names = Names() if compat else None
-        #: Samples that were added, those of other names counted twice: they have an old one, too.
+        self._names = CompatNames() if compat else None
         self.samples = 0
 
     def add(self, series_name: str, value: float, /, **labels: str) -> None:
-        """One sample of a counter or a gauge; KeyError for a name that is not in the catalogue."""
+        """Add a sample of a counter or gauge; KeyError if the catalogue does not have the name."""
         series = catalogue()[series_name]
         checked = _checked(series, labels)
         self._family(series).add_sample(series_name, checked, value)
@@ -46,8 +48,8 @@ class Page:
         if self._names:
             self.samples += 2 * self._names.add(series_name, checked, value)
 
-    def elsewhere(self, source: str, value: float, /, **labels: str) -> None:
-        """One figure that has no series of ours, only names of prometheus.erl."""
+    def add_compat(self, source: str, value: float, /, **labels: str) -> None:
+        """Add a figure that only has names of prometheus.erl."""
         if self._names:
             texts = {n: label_value(text) for n, text in labels.items()}
             self.samples += 2 * self._names.add(source, texts, value)
@@ -56,10 +58,10 @@ class Page:
         self, name: str, slots: NDArray[np.float64], total_ns: float, **labels: str
     ) -> None:
         """
-        One histogram of log2 *slots*: slot N counts 2^N ns up to 2^(N+1).
+        Add a histogram of log2 *slots*: slot N counts durations from 2^N ns to 2^(N+1).
 
-        A bound of 2^E ns takes in all slots below E. Counts that were estimated are rounded once
-        they are added up: whole, as OpenMetrics wants them, and none below the one before.
+        A bound of 2^E ns includes all slots below E. Estimated counts are rounded after they are
+        summed up, so that they are whole, as OpenMetrics requires, and never decrease.
         """
         series = catalogue()[name]
         family, values = self._family(series), _checked(series, labels)
@@ -73,8 +75,8 @@ class Page:
         self.samples += len(series.exponents) + 3
 
     def families(self) -> Iterator[Metric]:
-        """Everything that was added, in the order of the catalogue; then by other names."""
-        order = {series.family: place for place, series in enumerate(catalogue().values())}
+        """All families in the order of the catalogue; then those of prometheus.erl."""
+        order = {series.family: number for number, series in enumerate(catalogue().values())}
         yield from sorted(self._families.values(), key=lambda family: order[family.name])
         if self._names:
             yield from self._names.families()
@@ -93,9 +95,9 @@ def _checked(series: Series, labels: Mapping[str, str]) -> dict[str, str]:
 
 def label_value(text: str) -> str:
     """
-    *text* as a label's value: fit for a terminal, and cut if it is long.
+    *text* as a label value: printable, and shortened if it is long.
 
-    What was changed ends in a digest, so that it is another than that of another.
+    A changed value ends in a digest, so that different texts have different values.
     """
     clean = plain(text)
     if clean == text and len(clean) <= MAX_LABEL:

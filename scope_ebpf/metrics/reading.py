@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one target at one moment: plain data, made by the daemon, read by a scrape."""
+"""The figures of one target at one moment: plain data, made by the daemon, read by a scrape."""
 
 from __future__ import annotations
 
@@ -18,74 +18,80 @@ if TYPE_CHECKING:
     from scope_ebpf.cgroups import Throttled
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
-#: Columns of an event's totals: the counts of its classes, then for each class its sum of
-#: durations in ns and its slots.
+#: Columns of an event's totals: the counts of its classes, then for each class the sum of its
+#: durations in ns and the slots of their histogram.
 SLOTS = events.HISTOGRAM_SLOTS
 COUNTS = events.CLASSES
 WIDTH = COUNTS + events.CLASSES * (1 + SLOTS)
 
 
 def sum_column(class_number: int) -> int:
-    """Where the sum of durations of a class stands in the totals; its slots follow."""
+    """The column of a class's sum of durations; its histogram slots follow."""
     return COUNTS + class_number * (1 + SLOTS)
 
 
 @dataclass(frozen=True, slots=True)
 class EventReading:
-    """One event: its totals (``WIDTH`` columns), and how well they are known."""
+    """The figures of one event."""
 
+    #: ``WIDTH`` columns.
     totals: NDArray[np.float64]
+    #: ``always``, ``windows`` or ``off``.
     mode: str
+    #: How it is attached: ``usdt``, ``symbol`` and so on.
     via: str
+    #: Why it is off, or a note; "" otherwise.
     reason: str
+    #: Share of the last minute in which the event was counted, 0 to 1.
     sampling_ratio: float
+    #: Error of the totals with 95 % confidence, as a share of them; 1 where it is unknown.
     error_ratio: float
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessReading:
-    """What ``/proc`` says of the VM's process; times in seconds."""
+    """Figures of the VM's process from ``/proc``; times are in seconds."""
 
+    #: User and system time.
     cpu_seconds: float
     user_seconds: float
     rss_bytes: int
+    #: Since 1970.
     start_time: float
     uptime: float
+    #: None where no cgroup of the process has a CPU quota.
     throttled: Throttled | None
 
 
-class NativeReading(NamedTuple):
-    """What the clock found of native functions of one name: seconds on a CPU, and long calls."""
+class NifReading(NamedTuple):
+    """Native functions (NIFs) of one name, as the sampling timer found them."""
 
+    #: Seconds on a CPU.
     seconds: float
+    #: Calls that were longer than the sampling interval.
     long_calls: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """
-    What the clock found: seconds of busy waiting by type of scheduler, in the order of KINDS,
-    None for a type of which some schedulers are not found in the VM's memory.
+    """Figures of the sampling timer."""
 
-    *error_ratio* is by how much the share of busy waiting in the CPU time of the last
-    minute may be off, in 95 of 100 cases. *natives* are by ``m:f/a``, the last is ``other``.
-    """
-
+    #: Seconds of busy waiting by type of scheduler, in the order of KINDS; None for a type of which
+    #: some schedulers are not found in the VM's memory.
     busy_wait: tuple[float | None, ...]
+    #: Error with 95 % confidence of the share of busy waiting in the CPU time of the last minute.
     error_ratio: float
-    natives: dict[str, NativeReading]
+    #: By ``m:f/a``; the last is ``other``.
+    nifs: dict[str, NifReading]
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadBooks:
-    """
-    What ``/proc`` says of the threads: how many there are by type, in the order of ROLES.
+class ThreadAccounting:
+    """Figures of the VM's threads from ``/proc``, by type of thread in the order of ROLES."""
 
-    *minor* and *major* are their page faults; the last of each are those of all
-    other threads of the process.
-    """
-
+    #: Number of threads.
     counts: tuple[int, ...]
+    #: Page faults; one more element for all other threads of the process.
     minor: tuple[int, ...]
     major: tuple[int, ...]
     sampled: Sampled | None = None
@@ -93,41 +99,55 @@ class ThreadBooks:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """
-    What is read of the VM's memory now and then; None where it is refused.
-
-    *seconds* is the CPU time that reading it again will take, *taken* the time when it was begun,
-    in seconds since 1970; 0 if there was none.
-    """
+    """Parts of the VM's memory that are read now and then; None where that is refused."""
 
     allocators: AllocatorReading | None = None
     connections: Connections | None = None
-    #: Why parts of it are refused, by part.
+    #: Why parts are refused, by part.
     refused: dict[str, str] = field(default_factory=dict)
+    #: Seconds of CPU that the next reading will take.
     seconds: float = 0.0
+    #: When it was begun, seconds since 1970; 0 if there was no reading.
     taken: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One target; what could not be read is None."""
+class HooksReading:
+    """Figures of the hooks of one target since they were loaded."""
 
+    #: Share of the target's CPU that observing may take, and that it took in the last minute.
+    budget: float = 0.0
+    overhead: float = 0.0
+    #: Seconds of the target's CPU that observing took.
+    seconds: float = 0.0
+    #: How often the quota of an event was exhausted.
+    exhausted: int = 0
+    #: Windows that were opened.
+    windows: int = 0
+    #: Events without room for their record, and missed runs of programs.
+    lost: int = 0
+    #: Reads of the target's memory that failed in BPF programs.
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All figures of one target; what could not be read is None."""
+
+    #: The label.
     node: str
+    #: Labels of ``beam_target_info``.
     info: dict[str, str]
+    #: Number of normal schedulers.
     schedulers: int
     process: ProcessReading
     events: dict[str, EventReading]
     counters: Counters | None
     limits: Limits | None
-    budget: float
-    overhead: float
-    hook_seconds: float
-    trips: int
-    windows: int
-    lost: int
-    refused_kernel: int
-    refused_user: int
-    books: ThreadBooks | None = None
+    hooks: HooksReading
+    #: Reads of the target's memory that failed in the daemon.
+    failed_reads: int
+    accounting: ThreadAccounting | None = None
     memory: MemoryReading | None = None
     #: Totals by type of thread, shape ``(6,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
     threads: NDArray[np.void] | None = None

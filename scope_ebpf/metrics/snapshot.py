@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A process table of any size folded into a fixed number of figures.
+Folds a process table of any size into a fixed number of figures.
 
-Pure: rows of ``beam.processes.table`` go in, part by part, so that a table of a million
-processes never lies in memory at once.
+Pure: rows of ``beam.processes.table`` go in part by part, so that a table of a million processes
+is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Processes are counted by at least how many messages wait, and how many bytes they have.
+#: Lower bounds by which processes are counted: waiting messages, and bytes of memory.
 MAILBOX_STEPS = (1, 10, 100, 1_000, 10_000, 100_000)
 MEMORY_STEPS = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
 
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """One of the processes that have most of something."""
+    """One process of a ranking."""
 
+    #: The pid as a term.
     pid: int
     value: int
 
@@ -35,17 +36,21 @@ class Top:
 @dataclass(slots=True)
 class SnapshotReading:
     """
-    What a table holds: *mailbox_counts* and *memory_counts* by the steps above.
+    The figures of one process table.
 
-    *names* is told by whoever can read them, by pid term. *seconds* is the CPU time
-    of the reading, *taken* the time when it was begun, in seconds since 1970.
+    Rankings are sorted by value, the largest first, and have at most *top* processes; those with a
+    value of 0 are left out.
     """
 
     top: int
+    #: Processes that were read, and those that changed while they were read.
     read: int = 0
     torn: int = 0
+    #: Messages in all mailboxes.
     messages: int = 0
+    #: Bytes of all processes.
     memory: int = 0
+    #: Number of processes by ``MAILBOX_STEPS`` and ``MEMORY_STEPS``, cumulative.
     mailbox_counts: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(len(MAILBOX_STEPS), np.int64)
     )
@@ -54,15 +59,18 @@ class SnapshotReading:
     )
     mailboxes: list[Top] = field(default_factory=list)
     memories: list[Top] = field(default_factory=list)
-    #: Reductions a second since the snapshot before, of all and of the busiest.
+    #: Reductions per second since the last snapshot, of all processes and of the busiest.
     rate: int = 0
     rates: list[Top] = field(default_factory=list)
+    #: Names of the processes in rankings, by pid term; set by the reader of the table.
     names: dict[int, str] = field(default_factory=dict)
+    #: Seconds of CPU that the reading took.
     seconds: float = 0.0
+    #: When it was begun, seconds since 1970.
     taken: float = 0.0
 
-    def take_in(self, rows: NDArray[np.void], torn: int, memory: NDArray[np.int64]) -> None:
-        """Add *rows* with the columns ``LOAD``, and the bytes of each."""
+    def add(self, rows: NDArray[np.void], torn: int, memory: NDArray[np.int64]) -> None:
+        """Add *rows* with the columns ``LOAD``; *memory* are the bytes of each row."""
         self.read += len(rows)
         self.torn += torn
         mailbox = rows["mailbox"]
@@ -70,69 +78,71 @@ class SnapshotReading:
         self.memory += int(memory.sum())
         self.mailbox_counts += _at_least(mailbox, MAILBOX_STEPS)
         self.memory_counts += _at_least(memory, MEMORY_STEPS)
-        self.mailboxes = self._most(self.mailboxes, rows["id"], mailbox)
-        self.memories = self._most(self.memories, rows["id"], memory)
+        self.mailboxes = self._ranked(self.mailboxes, rows["id"], mailbox)
+        self.memories = self._ranked(self.memories, rows["id"], memory)
 
-    def weigh(self, bytes_of: dict[int, int]) -> None:
-        """Put what the largest weigh in the place of what was told of them, by pid term."""
-        weighed = [Top(one.pid, bytes_of.get(one.pid, one.value)) for one in self.memories]
-        self.memory += sum(one.value for one in weighed) - sum(one.value for one in self.memories)
-        self.memories = sorted(weighed, key=lambda one: (-one.value, one.pid))
+    def refine_memory(self, bytes_of: dict[int, int]) -> None:
+        """Replace the bytes of the largest processes by exact ones, by pid term."""
+        exact = [Top(one.pid, bytes_of.get(one.pid, one.value)) for one in self.memories]
+        self.memory += sum(one.value for one in exact) - sum(one.value for one in self.memories)
+        self.memories = sorted(exact, key=lambda one: (-one.value, one.pid))
 
-    def take_in_rates(self, rows: NDArray[np.void], rates: NDArray[np.float64]) -> None:
-        """Add how many reductions a second *rows* do."""
+    def add_rates(self, rows: NDArray[np.void], rates: NDArray[np.float64]) -> None:
+        """Add the reductions per second of *rows*."""
         whole = rates.astype(np.int64)
         self.rate += int(whole.sum())
-        self.rates = self._most(self.rates, rows["id"], whole)
+        self.rates = self._ranked(self.rates, rows["id"], whole)
 
-    def _most(
+    def _ranked(
         self, known: list[Top], pids: NDArray[np.uint64], values: NDArray[np.int64]
     ) -> list[Top]:
-        """The largest of those *known* and these; none that is 0."""
+        """The largest of *known* and of *values*, without zeros."""
         count = min(self.top, len(values))
-        places = np.argpartition(values, -count)[-count:] if count else np.empty(0, np.int64)
-        found = [Top(int(pids[p]), int(values[p])) for p in places.tolist() if values[p] > 0]
+        largest = np.argpartition(values, -count)[-count:] if count else np.empty(0, np.int64)
+        found = [Top(int(pids[n]), int(values[n])) for n in largest.tolist() if values[n] > 0]
         ranked = sorted([*known, *found], key=lambda one: (-one.value, one.pid))
         return ranked[: self.top]
 
 
-#: Reductions a second that no process does: a count that rises faster is none.
-_FASTEST = 1e11
+#: Upper limit of reductions per second; a count that grows faster is not a count of reductions.
+_MAX_RATE = 1e11
 
 
 class _Part(NamedTuple):
-    """What is kept of one part: pids in order and their reductions, slots that were missed."""
+    """One part of the last snapshot."""
 
+    #: Pid terms in ascending order, and the reductions of each.
     pids: NDArray[np.uint64]
     done: NDArray[np.uint64]
+    #: Slots that could not be read.
     missed: NDArray[np.int64]
     taken: float
 
 
 class Reductions:
     """
-    What each process has done since the snapshot before, by its reductions.
+    Rates of reductions of each process since the last snapshot.
 
-    Those of a process that runs are counted when it leaves its scheduler. A pid
-    that was not there is a new process, unless its slot was missed: then nobody
-    knows how old it is, and it has no rate yet. Of each 16 bytes are kept.
+    The VM counts the reductions of a running process when it leaves its scheduler. A pid that was
+    not in the last snapshot is a new process, unless its slot was missed: then its age is unknown,
+    and it has no rate yet. 16 bytes per process are kept.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: For each part those of the snapshot before that have its processes.
+        #: For each part, the parts of the last snapshot that contain its processes.
         self._last: list[list[_Part]] = [[]]
 
     def rates(
         self, part: int, parts: int, rows: NDArray[np.void], missed: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """
-        Reductions a second of each of *rows*, which are all of *part* but those *missed*.
+        Reductions per second of *rows*, which are all rows of *part* except the slots *missed*.
 
-        *parts* is a power of two, as the parts are every so many blocks of the
-        table; it may differ from one snapshot to the next.
+        *parts*, the number of parts, is a power of two; it may differ from one snapshot to the
+        next.
         """
-        self._cut(parts)
+        self._split(parts)
         now, before = self._clock(), self._last[part]
         order = np.argsort(rows["id"])
         self._last[part] = [_Part(rows["id"][order], rows["reductions"][order], missed, now)]
@@ -144,18 +154,18 @@ class Reductions:
             unknown = np.isin(rows["slot"], old.missed)
             base[unknown] = rows["reductions"][unknown]
         for old in before:
-            known, places = _places(old.pids, rows["id"])
-            base[known] = old.done[places]
+            known, indexes = _indexes(old.pids, rows["id"])
+            base[known] = old.done[indexes]
             seconds[known] = now - old.taken
-        # A count that fell is that of another process with the same pid.
+        # A count that fell belongs to another process with the same pid.
         grown = np.maximum((rows["reductions"] - base).astype(np.int64), 0)
         rates = np.zeros(len(rows))
         np.divide(grown, seconds, out=rates, where=seconds > 0)
-        rates[rates > _FASTEST] = 0
+        rates[rates > _MAX_RATE] = 0
         return rates
 
-    def _cut(self, parts: int) -> None:
-        """Keep it by so many parts; one of twice as many lies within one of these."""
+    def _split(self, parts: int) -> None:
+        """Assign the last snapshot to *parts* parts; one of twice as many lies within one part."""
         while len(self._last) < parts:
             self._last = self._last * 2
         while len(self._last) > parts:
@@ -164,14 +174,14 @@ class Reductions:
             self._last = [[*one, *other] for one, other in pairs]
 
 
-def _places(
+def _indexes(
     ordered: NDArray[np.uint64], wanted: NDArray[np.uint64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Tell which of *wanted* are among those *ordered*, and where these are."""
-    places = np.searchsorted(ordered, wanted)
-    known = places < len(ordered)
-    known[known] = ordered[places[known]] == wanted[known]
-    return known, places[known]
+    """A mask of the *wanted* values that are in *ordered*, and the indexes of these in it."""
+    indexes = np.searchsorted(ordered, wanted)
+    known = indexes < len(ordered)
+    known[known] = ordered[indexes[known]] == wanted[known]
+    return known, indexes[known]
 
 
 def _at_least(values: NDArray[np.int64], steps: tuple[int, ...]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Values of labels that a VM chooses itself, bounded over time: each new one is a new series.
+Label values that a VM chooses itself, at a bounded rate: each new value is a new series.
 
 Pure.
 """
@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: New values in so many seconds; what comes beyond it is ``other``.
-MOST, PERIOD = 100, 3600.0
+#: Maximum number of new values in a period of seconds; further ones are exported as ``other``.
+MAX_VALUES, PERIOD = 100, 3600.0
 OTHER = "other"
 
 
 class Values:
-    """The values of one VM: one that is in use stays, and new ones come at a bounded rate."""
+    """
+    The label values of one VM: values in use stay, and *most* new ones are admitted in *seconds*.
+
+    Attributes:
+        held: number of values that were replaced by ``other``.
+    """
 
     def __init__(
         self,
-        most: int = MOST,
+        most: int = MAX_VALUES,
         seconds: float = PERIOD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -32,13 +37,12 @@ class Values:
         #: When each was last used, the longest unused first.
         self._used: dict[str, float] = {}
         self._new: deque[float] = deque()
-        #: How often a value was held back.
         self.held = 0
 
     def admit(self, value: str) -> str:
-        """*value*, or :data:`OTHER` where there were too many new ones of late."""
+        """*value*, or :data:`OTHER` if there were too many new ones in the last period."""
         now = self._clock()
-        if self._used.pop(value, None) is None and not self._may_come(now):
+        if self._used.pop(value, None) is None and not self._admit_new(now):
             self.held += 1
             return OTHER
         self._used[value] = now
@@ -46,7 +50,7 @@ class Values:
             del self._used[next(iter(self._used))]
         return value
 
-    def _may_come(self, now: float) -> bool:
+    def _admit_new(self, now: float) -> bool:
         while self._new and now - self._new[0] >= self._seconds:
             self._new.popleft()
         if len(self._new) >= self._most:

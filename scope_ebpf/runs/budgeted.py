@@ -81,9 +81,9 @@ class BudgetedTrace:
         except BaseException:
             self._attacher.close()
             raise
-        if self._run.measures.refused:
+        if self._run.counters.refused:
             self.notes.append(
-                f"{self._run.measures.refused}: frequent events are estimated by the time alone"
+                f"{self._run.counters.refused}: frequent events are estimated by the time alone"
             )
         #: What looks at the VM meanwhile.
         self.state = StateReader(target)
@@ -131,7 +131,7 @@ class BudgetedTrace:
 
             def pause() -> float:
                 now = time.monotonic()
-                return min(self._run.next_turn(), self.state.due, now + _INTERVAL) - now
+                return min(self._run.next_due(), self.state.due, now + _INTERVAL) - now
 
             def turn(now: float) -> None:
                 nonlocal moved
@@ -146,7 +146,7 @@ class BudgetedTrace:
     def _register(self, files: selectors.BaseSelector) -> None:
         """Watch for exhausted quotas, for the end of the attacher, and of the target."""
         identity = self._target.identity
-        files.register(self._run.fileno(), selectors.EVENT_READ, self._run.rang)
+        files.register(self._run.fileno(), selectors.EVENT_READ, self._run.on_exhausted)
         files.register(self._attacher.fileno(), selectors.EVENT_READ, _attacher_ended)
         for fd in (identity.pidfd, identity.execs):
             if fd is not None:
@@ -167,9 +167,9 @@ class BudgetedTrace:
     def _turn(self, now: float) -> None:
         if self._cost is None and (cost := self._aside.cost()):
             self._cost = cost
-            self._run.price(cost)
-        if now >= self._run.next_turn():
-            self._run.turn()
+            self._run.set_hit_cost(cost)
+        if now >= self._run.next_due():
+            self._run.run_once()
         if now >= self.state.due:
             self.state.look()
             self._used = cpu_clock(self._target.pid) - self._cpu_before

@@ -16,7 +16,7 @@ from scope_ebpf.beam.processes.table import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.stacks.sampling import sample_settings
 from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.budget.brake import Brake, share_of
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ScopeError
 from scope_ebpf.kernel.cost import GUESS, Aside
 from scope_ebpf.kernel.observers.off_cpu import Waits
@@ -201,7 +201,7 @@ class _HookCost:
 
     def __init__(self, target: Target, waits: Waits, aside: Aside) -> None:
         self._waits, self._aside = waits, aside
-        self._counters = Measures(target)
+        self._counters = ReferenceCounters(target)
         self._before = self._switches()
 
     def _switches(self) -> int:

@@ -150,7 +150,7 @@ class ProfileRun:
 
     def _brake_if_needed(self, now: float) -> None:
         used = self._profile.cpu_seconds
-        if self._brake and used is not None and self._brake.look(now, self._cost(), used):
+        if self._brake and used is not None and self._brake.add(now, self._cost(), used):
             say_braked(self._brake)
             self._stop.ask("cost")
 

@@ -51,7 +51,7 @@ class CostBrake:
             return
         self._next_look = now + INTERVAL
         used = cpu_seconds(self._pid)
-        if used is not None and self._brake.look(now, cost(), used):
+        if used is not None and self._brake.add(now, cost(), used):
             say_braked(self._brake)
             self._stop.ask("cost")
 
@@ -82,7 +82,7 @@ class HitMeter:
 
     def limit_of(self, share: float, cpus: float) -> float | None:
         """The largest cost if *share* of *cpus* would pass it; else None."""
-        return self._brake.most if self._brake.passes(share * cpus, cpus, 1.0) else None
+        return self._brake.most if self._brake.exceeds(share * cpus, cpus, 1.0) else None
 
     def begin(self, session: Session) -> None:
         """Count hits and CPU from now on."""
@@ -99,7 +99,7 @@ class HitMeter:
             # What hits took at the guessed cost must not be compared with what they take now.
             self._cost, self._brake = cost, Brake(self._brake.most)
         taken = (self._cost or GUESS).total(self._hits)
-        if self._brake.look(now, taken, self._used):
+        if self._brake.add(now, taken, self._used):
             say_braked(self._brake)
             self._stop.ask("cost")
 

@@ -135,7 +135,7 @@ def daemon(config: str, folder: Path, prefix: Sequence[str] = ()):
 
 def always(samples) -> bool:
     """
-    Whether every hook is in for good.
+    True if every hook is permanently attached.
     """
     ratios = [v for k, v in samples.items() if k[0] == "scope_ebpf_sampling_ratio"]
     return len(ratios) >= 13 and all(ratio == 1.0 for ratio in ratios)
@@ -144,7 +144,7 @@ def always(samples) -> bool:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory):
     """
-    A quiet VM under observation, each of its hooks in.
+    An idle VM under observation, with all hooks attached.
     """
     with named("+S", "2:2") as beam:
         config = QUICK + f'budget = "{BUDGET}"\n'
@@ -155,7 +155,7 @@ def observed(tmp_path_factory):
 
 def test_planted_events_are_counted(observed):
     """
-    What few events the VM is told to have are the figures of the next look, exactly.
+    The few planted events are the figures of the next scrape, exactly.
     """
     beam, running = observed
     before = running.until(beam.pid, always)
@@ -172,7 +172,7 @@ def test_planted_events_are_counted(observed):
     )
 
 
-def test_what_takes_time_is_timed(observed):
+def test_durations_are_counted(observed):
     """
     Processes that come and go have lived, and a port that was busy was so for a while.
     """
@@ -209,9 +209,9 @@ def test_counters_are_those_of_the_vm(observed):
     assert now["scope_ebpf_reads_refused_total", "user"] == 0
 
 
-def test_a_burst_is_told_whole_or_told_to_be_unknown(observed):
+def test_a_burst_is_counted_whole_or_has_an_error(observed):
     """
-    Of 3,000 ports at once each is told; where fewer are closed or end, the stated error has those.
+    All of 3,000 ports at once are counted; where fewer are closed or end, the error covers these.
     """
     beam, running = observed
     opened, closed = ("beam_ports_opened_total",), ("beam_ports_closed_total",)
@@ -235,7 +235,7 @@ def test_a_burst_is_told_whole_or_told_to_be_unknown(observed):
 
 def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):
     """
-    Millions of messages take the hooks out; their number is estimated, their cost is bounded.
+    Millions of messages exhaust the quota; their number is estimated, their cost is bounded.
     """
     beam, running = observed
     windows, error = ("scope_ebpf_windows_total",), ("scope_ebpf_sampling_error_ratio", "send")
@@ -252,7 +252,7 @@ def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):
 
 def test_the_page_says_what_is_observed(observed):
     """
-    The page at / lists the target, its hooks and the budget, and asks nobody else for anything.
+    The page at / lists the target, its hooks and the budget, and loads nothing else.
     """
     beam, running = observed
     page = running.get("/")
@@ -266,9 +266,9 @@ def test_the_page_says_what_is_observed(observed):
     assert missing.value.code == 404
 
 
-def test_a_scraper_that_does_not_read_harms_nobody(observed):
+def test_scrapers_that_do_not_read_affect_no_other(observed):
     """
-    Twenty clients that begin to ask and go on no further are hung up on, and a scrape is answered.
+    Twenty clients with incomplete requests are disconnected, and a scrape is answered.
     """
     beam, running = observed
     with contextlib.ExitStack() as open_sockets:
@@ -293,7 +293,7 @@ def test_sigterm_takes_everything_out_and_the_vm_goes_on(tmp_path):
         assert beam.plant("messages 23") == 23
 
 
-def test_a_target_that_is_killed_is_let_go(tmp_path):
+def test_a_target_that_is_killed_is_dropped(tmp_path):
     """
     When a VM ends its series end, and the daemon goes on.
     """
@@ -307,7 +307,7 @@ def test_a_target_that_is_killed_is_let_go(tmp_path):
 
 def test_a_config_is_read_again_or_refused(tmp_path):
     """
-    SIGHUP takes the new config; a wrong one is refused and the old one stays.
+    SIGHUP applies the new config; a wrong one is refused and the old one stays.
     """
     with named("+S", "1:1") as beam:
         config = QUICK + 'budget = "2%"\n'
@@ -338,7 +338,7 @@ def test_a_config_is_read_again_or_refused(tmp_path):
 )
 def test_a_bad_start_is_one_line(options, why):
     """
-    What cannot be is said in one line, without a traceback, and the exit code is that of usage.
+    An impossible option is one line without a traceback, and the exit code is that of usage.
     """
     command = [sys.executable, "-m", "scope_ebpf.cli.daemon", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 import test_daemon
-from test_daemon_luck import spawns
+from test_daemon_faults import spawns
 from tracing import breakpoints, holder_of, hooked_addresses, in_kernel, nothing_left, wait_until
 
 from scope_ebpf.kernel.attach import attacher
@@ -54,7 +54,7 @@ class Held:
 @contextlib.contextmanager
 def holding(daemon: test_daemon.Running) -> Iterator[Held]:
     """
-    Hooks that are asked for while the block runs are put in when it ends.
+    Hooks that are requested while the block runs are attached when it ends.
     """
     wait_until(lambda: is_ready(daemon), "the daemon's readiness")
     held = Held(daemon)
@@ -105,7 +105,7 @@ def test_a_target_that_is_stopped_meanwhile_is_observed(
     running: test_daemon.Running, private_emulator: Path
 ):
     """
-    SIGSTOP between the request and the breakpoints: they are put in, and count once it goes on.
+    SIGSTOP between the request and the breakpoints: they are attached, and count once it goes on.
     """
     with contextlib.ExitStack() as stack:
         with holding(running) as held:
@@ -119,7 +119,7 @@ def test_a_target_that_is_stopped_meanwhile_is_observed(
         ended(running, f"message=observing pid={beam.pid}")
 
 
-def test_a_target_that_is_killed_meanwhile_is_let_go(
+def test_a_target_that_is_killed_meanwhile_is_dropped(
     running: test_daemon.Running, private_emulator: Path
 ):
     """
@@ -154,11 +154,11 @@ def test_a_target_whose_file_is_replaced_meanwhile_is_observed(
         ended(running, f"message=observing pid={beam.pid}")
 
 
-def test_a_target_that_becomes_another_vm_meanwhile_is_observed_anew(
+def test_a_target_that_becomes_another_vm_meanwhile_is_observed_again(
     running: test_daemon.Running, tmp_path: Path, private_emulator: Path
 ):
     """
-    An exec of a VM between the request and the breakpoints: the old one is let go with a line, the
+    An exec of a VM between the request and the breakpoints: the old one is dropped with a line, the
     new one, in the same process, is observed from its own beginning.
     """
     modules = str(beams_run.compiled("stock25"))

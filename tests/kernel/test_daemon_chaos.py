@@ -22,8 +22,8 @@ CHAOS = Path(__file__).parents[2] / "bench" / "chaos.py"
 @pytest.mark.timeout(1.5 * PATIENCE)
 def test_a_kill_of_both_harms_no_vm():
     """
-    Both are killed while hooks are in and while they leave: the next daemon leaves nothing, and
-    every VM lives.
+    Both are killed while hooks are attached and while they are detached: the next daemon leaves
+    nothing, and every VM lives.
     """
     beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
     options = ["--only", "kill-leaving", "--only", "kill-both", "--minutes", "0.3"]

@@ -52,7 +52,7 @@ def unnamed() -> tuple[str, ...]:
 @contextlib.contextmanager
 def interpreter(emulator: Path, *flags: str) -> Iterator[beams_run.Beam]:
     """
-    A VM that does what it is told, run from a file of its own: as usdt25, erlexec takes BINDIR.
+    A VM that obeys commands, run from a file of its own: as usdt25, erlexec takes BINDIR.
     """
     environment = {"BINDIR": str(emulator)}
     arguments = ("+S", "1:1", *unnamed(), *flags)
@@ -63,7 +63,7 @@ def interpreter(emulator: Path, *flags: str) -> Iterator[beams_run.Beam]:
 
 def labels(running: test_daemon.Running) -> dict[int, str]:
     """
-    By pid, what the VMs under observation are called.
+    The labels of the VMs under observation, by pid.
     """
     families = text_string_to_metric_families(running.get())
     infos = [s for f in families for s in f.samples if s.name == "beam_target_info"]
@@ -100,9 +100,9 @@ def ready(running: test_daemon.Running) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "bullseye23"])
-def test_a_vm_is_heard_of_when_it_starts(tmp_path, kind):
+def test_a_vm_is_found_when_it_starts(tmp_path, kind):
     """
-    Between two looks that are an hour apart a VM is observed, in a container and of any release.
+    With scans an hour apart a VM is observed at once, in a container and of any release.
     """
     name = f"told{os.getpid()}"
     config = TOLD + f'include_nodes = ["^{name}@"]\n'
@@ -115,7 +115,7 @@ def test_a_vm_is_heard_of_when_it_starts(tmp_path, kind):
 
 def test_a_node_is_followed_through_its_names(tmp_path, private_emulator, only_private):
     """
-    No name, a first one, none again, a second one: the label is what the node is called now.
+    No name, a first one, none again, a second one: the label is the present name of the node.
     """
     with (
         interpreter(private_emulator) as beam,
@@ -131,7 +131,7 @@ def test_a_node_is_followed_through_its_names(tmp_path, private_emulator, only_p
 
 def test_a_node_is_chosen_by_the_name_that_it_gets(tmp_path, private_emulator, only_private):
     """
-    What is wanted only under a name is observed once it has it, and let go when it takes another.
+    A node that is wanted under one name is observed once it has it, and dropped when it changes.
     """
     wanted = only_private + 'include_nodes = ["^wanted@"]\n'
     with (
@@ -146,9 +146,9 @@ def test_a_node_is_chosen_by_the_name_that_it_gets(tmp_path, private_emulator, o
         until(running, lambda found: not found)
 
 
-def test_two_nodes_of_one_name_are_told_apart(tmp_path, private_emulator, only_private):
+def test_two_nodes_of_one_name_have_different_labels(tmp_path, private_emulator, only_private):
     """
-    The second is called by its pid as well, for as long as it runs, and the first keeps its name.
+    The label of the second one has its pid as well while it runs; the first keeps its name.
     """
     flags = ("-name", "twin@127.0.0.1")
     with test_daemon.daemon(TOLD + only_private, tmp_path) as running:
@@ -196,7 +196,7 @@ def test_a_hostile_name_is_a_label_and_nothing_else(tmp_path, private_emulator, 
     assert "\x1b" not in errors
 
 
-def test_a_program_whose_path_is_no_text_is_observed(tmp_path, private_emulator):
+def test_a_program_whose_path_is_not_utf8_is_observed(tmp_path, private_emulator):
     """
     A folder's name that is not UTF-8 spoils neither metrics nor page, for this VM or for others.
     """
@@ -213,7 +213,7 @@ def test_a_program_whose_path_is_no_text_is_observed(tmp_path, private_emulator)
 
 def test_in_a_pid_namespace_of_its_own_it_says_what_it_cannot_do(tmp_path):
     """
-    The kernel's pids mean nothing there: the daemon says so and goes on by looking.
+    The kernel's pids mean nothing there: the daemon logs that, and goes on with scans.
     """
     beams_run.require(os.geteuid() == 0, "a pid namespace takes root")
     port = beams_run.free_port()
@@ -237,9 +237,9 @@ def test_in_a_pid_namespace_of_its_own_it_says_what_it_cannot_do(tmp_path):
 # What the service manager is told ---------------------------------------------------------------
 
 
-def test_the_service_manager_is_told(tmp_path, monkeypatch):
+def test_the_service_manager_is_notified(tmp_path, monkeypatch):
     """
-    READY=1 after the first look, WATCHDOG=1 while it runs, STOPPING=1 when it is asked to end.
+    READY=1 after the first scan, WATCHDOG=1 while it runs, STOPPING=1 when it is asked to end.
     """
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -22,7 +22,7 @@ from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.beam.vm.connections import ConnectionReader, Connections
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.daemon.readings.memory import Readers
 
 KINDS = ("stock25", "usdt25", "trixie27", "sid29")
@@ -33,7 +33,7 @@ SCHEDULERS = ("+S", "4:2", "+SDcpu", "3:1", "+SDio", "5")
 @pytest.fixture(scope="module", params=KINDS)
 def witnessed(request):
     """
-    A VM of each kind that answers what it knows of itself, and our view of it.
+    A VM of each kind that reports its own figures, and its view from outside.
     """
     beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
     with beams_run.start_beam(request.param, *SCHEDULERS, "-s", "witness") as beam:
@@ -75,7 +75,7 @@ def test_counters_are_those_of_the_vm(witnessed):
     assert said["atom_limit"] == limits.atoms
 
 
-def test_collections_on_dirty_schedulers_are_told_where_they_can_be(witnessed):
+def test_collections_on_dirty_schedulers_are_counted_where_possible(witnessed):
     """
     Of 23 collections of a large heap the VM and we say the same; OTP 29 does not let us see them,
     and then they are not said to be none.
@@ -204,7 +204,7 @@ def misfit(witnessed, monkeypatch):
         yield target, patched.undo
 
 
-def test_what_does_not_fit_is_refused(misfit):
+def test_a_layout_that_does_not_fit_is_refused(misfit):
     """
     Allocators that are not where the layout has them yield a reason, and no number.
     """
@@ -215,9 +215,9 @@ def test_what_does_not_fit_is_refused(misfit):
         assert "allocators" in reading.refused
 
 
-def test_what_was_refused_once_is_read_later(misfit, monkeypatch):
+def test_a_part_that_was_refused_once_is_read_later(misfit, monkeypatch):
     """
-    A VM that was just starting has everything in its place a while later: nothing stays refused.
+    A VM that was just starting is complete a while later: nothing stays refused.
     """
     target, mend = misfit
     monkeypatch.setattr(
@@ -233,7 +233,7 @@ def test_what_was_refused_once_is_read_later(misfit, monkeypatch):
 
 def test_connections_are_those_there_are():
     """
-    One visible node is connected; while it does not read, what waits for it is told, and as busy.
+    One visible node is connected; while it does not read, its queue is shown, and it is busy.
     """
     beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
     with beams_run.dist_pair("stock25") as (watched, peer):
@@ -249,9 +249,9 @@ def test_connections_are_those_there_are():
         assert full.queued > 1 << 16
 
 
-def test_what_waits_for_a_node_that_is_being_connected_is_told():
+def test_the_queue_of_a_node_that_is_being_connected_is_shown():
     """
-    Of a node that takes the connection and says nothing, its queue, and that it is full.
+    A node that accepts the connection and sends nothing has a queue, and is busy.
     """
     beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
     with beams_run.dist_pair("stock25") as (watched, _), socket.socket() as silent:
@@ -265,7 +265,7 @@ def test_what_waits_for_a_node_that_is_being_connected_is_told():
     assert found.queued > 1 << 20
 
 
-def test_what_senders_that_need_not_wait_have_queued_is_told():
+def test_the_queue_of_senders_that_do_not_wait_is_shown():
     """
     8 MB of a process with ``async_dist`` wait for a node that does not read, and no link is full.
     """
@@ -284,12 +284,12 @@ def test_what_senders_that_need_not_wait_have_queued_is_told():
 @pytest.mark.parametrize("kind", ["stock25", "trixie27"])
 def test_ports_that_are_opened_are_counted_by_the_vm_itself(kind: str):
     """
-    The measure of ports goes on by one for each, and stands still when none is opened.
+    The counter of ports grows by one for each, and stands still when none is opened.
     """
     beams_run.require(os.geteuid() == 0, "reading another process's memory takes root")
     with beams_run.planted(kind) as beam:
-        measures = Measures(inspect(beam.pid))
-        before = measures.now()[measures.of("port_open")]
+        counters = ReferenceCounters(inspect(beam.pid))
+        before = counters.now()[counters.name_of("port_open")]
         assert beam.plant("ports 23") == 23
-        after = measures.now()[measures.of("port_open")]
-        assert measures.passed("port_open", before, after) == 23
+        after = counters.now()[counters.name_of("port_open")]
+        assert counters.growth("port_open", before, after) == 23

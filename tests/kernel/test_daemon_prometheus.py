@@ -42,7 +42,7 @@ def query(port: int, expression: str) -> list[dict]:
         return []
 
 
-def test_prometheus_takes_what_we_say(tmp_path):
+def test_prometheus_accepts_the_exposition(tmp_path):
     """
     The scrape succeeds, promtool has nothing to say, and the recording rules return data.
     """

@@ -16,6 +16,8 @@ import test_daemon
 from tracing import scope_trace
 
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.hooks import HookResources, TargetHooks
+from scope_ebpf.daemon.looks.prepare import prepare
 from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import PERMIT, NotRootError
 from scope_ebpf.kernel.attach.uprobes import Attacher
@@ -32,14 +34,14 @@ SWITCHES = ("beam_thread_switches_total", "normal")
 
 def hooks(samples: dict[tuple[str, ...], float]) -> set[float]:
     """
-    For how much of the time hooks are in, all together.
+    Sampling ratios of all hooks.
     """
     return {value for key, value in samples.items() if key[0] == "scope_ebpf_sampling_ratio"}
 
 
 def warnings(errors: str, message: str) -> list[str]:
     """
-    What the log says of something, which must say what to do about it.
+    Lines of the log with *message*, which must say what to do.
     """
     found = [line for line in errors.splitlines() if message in line]
     assert all("CAP_PERFMON" in line and "seccomp" in line for line in found), found
@@ -49,7 +51,7 @@ def warnings(errors: str, message: str) -> list[str]:
 
 def test_without_perf_events_everything_else_goes_on(tmp_path: Path):
     """
-    The clock is refused: one line says so, busy waiting is not told, events count as ever.
+    The sampling timer is refused: one line, no busy waiting, events are counted as before.
     """
     refused = refusing.prefix("perf_event_open")
     with (
@@ -91,9 +93,9 @@ def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):
     assert len(warnings(errors, "hook off")) >= 12
 
 
-def test_the_doctor_tells_what_the_daemon_refuses(tmp_path: Path):
+def test_the_doctor_foresees_what_the_daemon_refuses(tmp_path: Path):
     """
-    Of a VM that hides its functions: the same hooks are off, and the same parts are not told.
+    For a VM that hides its functions, the same hooks are off and the same parts are missing.
     """
     with (
         beams_run.planted("sid29", *test_daemon.name_flags()) as beam,
@@ -145,7 +147,8 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
     with test_daemon.named("+S", "1:1") as beam, Unwilling() as attacher:
         target = inspect(beam.pid)
         spares = Spares(1, 0.1)
-        watch = Watch(target, "node", 0.05, UNKNOWN, attacher, spares=spares)
+        resources = HookResources(attacher, spares, UNKNOWN)
+        watch = Watch(target, "node", TargetHooks(target, prepare(target), resources, 0.05))
         (spawn,) = [item for item in watch.plan.items if item.event == "spawn"]
         attacher.offset = spawn.attachments[0].offset
         try:
@@ -163,9 +166,9 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
 
 def ticks(watch: Watch, beam: beams_run.Beam) -> None:
     """
-    Let it put its hooks in and correct its prices, then count what is planted.
+    Let it attach its hooks and update its costs, then count what is planted.
     """
-    while "exit" not in watch.session.attached:
+    while "exit" not in watch.hooks.session.attached:
         watch.tick()
     for _ in range(6):
         watch.tick()

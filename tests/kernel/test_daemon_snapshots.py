@@ -67,7 +67,7 @@ def with_busy(table: Table) -> tuple[SnapshotReading, int]:
 
 def test_rates_go_on_while_a_small_table_grows():
     """
-    A hundred processes are read at once, twenty thousand in parts; the busy one is told in both.
+    A hundred processes are read at once, twenty thousand in parts; both show the busy one.
     """
     # -noshell takes back that nothing is read.
     with beams_run.start_beam("stock25", "+S", "2:2", "-noshell", eval=GROWING) as beam:

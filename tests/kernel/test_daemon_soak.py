@@ -21,7 +21,7 @@ SOAK = Path(__file__).parents[2] / "bench" / "soak.py"
 @pytest.mark.timeout(1.5 * PATIENCE)
 def test_nothing_is_left_of_vms_that_came_and_went():
     """
-    Memory, files, maps, programs and threads are what they were, and nobody was missed or lost.
+    Memory, files, maps, programs and threads are as before, and no VM was missed.
     """
     beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
     options = ["--minutes", "0.8", "--cycle", "12", "--starts", "3", "--crowd", "8"]

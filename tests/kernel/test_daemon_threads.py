@@ -33,7 +33,7 @@ from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
 if TYPE_CHECKING:
     import numpy as np
 
-    from scope_ebpf.metrics.reading import NativeReading
+    from scope_ebpf.metrics.reading import NifReading
 
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
@@ -83,14 +83,14 @@ def hogs():
 
 def look(seen: WatchedThreads, pid: int) -> tuple[tuple[tuple[float, float, int], ...], np.void]:
     """
-    The kernel's books before and after ours were read, and ours: beside hogs that takes a while.
+    The kernel's accounting before and after the reading, and the reading; hogs make it slow.
     """
     before = books(pid)
     seen.tick()
     return (before, books(pid)), seen.totals[NORMAL].copy()
 
 
-def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
+def test_waits_beside_a_hog_agree_with_schedstat(watch):
     """
     With a hog on each CPU the schedulers wait in the run queue, as long as schedstat says.
     """
@@ -117,7 +117,7 @@ def test_waits_beside_a_hog_agree_with_the_kernels_books(watch):
         seen.close()
 
 
-def test_what_is_off_the_cpu_is_off_for_a_reason(watch):
+def test_time_off_the_cpu_has_a_reason(watch):
     """
     A VM that waits for its next command is idle; time on and off adds up to the time there was.
     """
@@ -134,9 +134,9 @@ def test_what_is_off_the_cpu_is_off_for_a_reason(watch):
         seen.close()
 
 
-def test_who_never_wakes_is_idle_all_the_time(watch):
+def test_a_thread_that_never_wakes_is_idle_all_the_time(watch):
     """
-    Dirty schedulers that nobody needs are idle as long as they are watched, not when it is over.
+    Unused dirty schedulers are idle while they sleep, not only once they have woken.
     """
     with beams_run.planted("stock25", "+S", "1:1", "+SDio", "7") as beam:
         dirty = ROLES.index("dirty_io")
@@ -152,7 +152,7 @@ def test_who_never_wakes_is_idle_all_the_time(watch):
         seen.close()
 
 
-def test_tracepoints_may_be_out_for_a_while(watch):
+def test_tracepoints_may_be_detached_for_a_while(watch):
     """
     While they are nothing is counted, and time goes on as it went; it is counted again after that,
     of those that sleep all the time, too: in all each thread has as much time as there was.
@@ -190,9 +190,9 @@ def test_tracepoints_may_be_out_for_a_while(watch):
         seen.close()
 
 
-def test_who_is_never_switched_has_its_time_too(watch):
+def test_a_thread_that_is_never_switched_has_its_time_too(watch):
     """
-    A scheduler that nothing takes its CPU from was not seen to come; and it is on it all the same.
+    A scheduler that is not preempted was not seen to get its CPU, but is on it.
     """
     with beams_run.planted("stock25", "+S", "1:1") as beam:
         tid = next(thread.tid for thread in threads(beam.pid) if thread.role == "normal")
@@ -214,7 +214,7 @@ def test_who_is_never_switched_has_its_time_too(watch):
         seen.close()
 
 
-def test_time_that_is_under_way_is_counted_once(watch):
+def test_an_open_interval_is_counted_once(watch):
     """
     Looked at all the time, schedulers that are switched all the time have as much as there is.
     """
@@ -241,9 +241,9 @@ def test_time_that_is_under_way_is_counted_once(watch):
         seen.close()
 
 
-def test_a_place_that_is_used_again_begins_at_nothing(watch):
+def test_a_slot_that_is_used_again_begins_at_zero(watch):
     """
-    The next target in a place does not inherit the totals of the one before.
+    The next target in a slot does not inherit the totals of the one before.
     """
     places = []
     for _ in range(2):
@@ -288,7 +288,7 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
         beam.favour()  # beside hogs, who spins is hardly ever on a CPU
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         first, before = books(beam.pid)[0], seen.totals[NORMAL].copy()
-        spun, worked = seen.books.sampled.busy_wait[0], 0.0
+        spun, worked = seen.accounting.sampled.busy_wait[0], 0.0
         deadline = time.monotonic() + PATIENCE
         while (samples := int(seen.totals[NORMAL]["samples"] - before["samples"])) < enough:
             assert time.monotonic() < deadline, f"{samples} samples only"
@@ -296,14 +296,14 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
             seen.tick()
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
-        told = seen.books.sampled.busy_wait[0] - spun
+        told = seen.accounting.sampled.busy_wait[0] - spun
         assert told == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
     return Spins(samples, busy, cpu, cpu - worked)
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
-def test_busy_waiting_is_told_from_work(watch, kind):
+def test_busy_waiting_is_distinguished_from_work(watch, kind):
     """
     Schedulers that spin for long are on a CPU without work, as scheduler_wall_time says they are.
     """
@@ -319,15 +319,15 @@ def test_busy_waiting_is_told_from_work(watch, kind):
     )
 
 
-def test_who_may_not_spin_does_not(watch):
+def test_without_busy_waiting_there_is_none(watch):
     """
-    Without busy waiting the same work is hardly ever told to be that.
+    The same work is hardly ever taken for busy waiting where the VM does not spin.
     """
     found = spins(watch, "stock25", 12, "+sbwt", "none")
     assert found.busy / found.samples < 0.5
 
 
-def test_who_is_not_found_is_not_said_to_work(watch, monkeypatch):
+def test_a_scheduler_that_is_not_found_has_no_busy_waiting(watch, monkeypatch):
     """
     Of a type with a scheduler that is not found nothing is told, rather than no busy waiting; and
     once it is found, what it does.
@@ -343,18 +343,18 @@ def test_who_is_not_found_is_not_said_to_work(watch, monkeypatch):
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         assert [None, True, None] == [
-            told if told is None else True for told in seen.books.sampled.busy_wait
+            told if told is None else True for told in seen.accounting.sampled.busy_wait
         ]
         hidden.clear()
         seen.tick()
-        assert None not in seen.books.sampled.busy_wait
+        assert None not in seen.accounting.sampled.busy_wait
         seen.close()
 
 
 @pytest.fixture(scope="module")
 def spinning(tmp_path_factory):
     """
-    A VM with native functions that compute for as long as they are told to.
+    A VM with native functions that compute for a given time.
     """
     beams_run.require(os.geteuid() == 0, "attaching BPF programs takes root")
     env = beams_run.native_functions(tmp_path_factory.mktemp("nif"))
@@ -364,17 +364,17 @@ def spinning(tmp_path_factory):
         yield beam
 
 
-def natives(seen: WatchedThreads, kind: str) -> NativeReading:
+def natives(seen: WatchedThreads, kind: str) -> NifReading:
     """
-    What is told of a native function now.
+    The figures of a native function now.
     """
     for _ in range(10):
         seen.tick()
-    return seen.books.sampled.natives[f"names_nif:{kind}/1"]
+    return seen.accounting.sampled.nifs[f"names_nif:{kind}/1"]
 
 
 @pytest.mark.parametrize("kind", ["spin", "dirty_spin"])
-def test_long_native_calls_are_told_by_name(watch, spinning, kind):
+def test_long_native_calls_have_their_name(watch, spinning, kind):
     """
     7 calls of 500 ms are 7 long calls and 3.5 s of CPU under their name; short ones are none.
 
@@ -416,13 +416,13 @@ def quota(pid: int, share: float):
 
 def times_throttled(folder: Path) -> int:
     """
-    In how many periods the kernel has held a cgroup back.
+    Number of periods in which the kernel has throttled a cgroup.
     """
     stat = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
     return int(stat["nr_throttled"])
 
 
-def test_a_quota_that_is_used_up_throttles(watch):
+def test_an_exhausted_cpu_quota_throttles(watch):
     """
     Two schedulers that may use half a CPU are kept from running for most of the time.
     """
@@ -444,7 +444,7 @@ def test_a_quota_that_is_used_up_throttles(watch):
         seen.close()
 
 
-def test_who_wakes_when_the_quota_is_used_up_does_not_wait_for_a_cpu(watch):
+def test_a_thread_that_wakes_while_throttled_does_not_wait_for_a_cpu(watch):
     """
     Hogs use up the quota of a VM that sleeps: what it waits for when it wakes is no CPU.
 
@@ -476,11 +476,11 @@ def test_page_faults_are_those_of_the_threads(watch):
     with beams_run.start_beam("stock25", "+S", "2:2", "-s", "witness") as beam:
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
-        before = seen.books.minor[NORMAL]
+        before = seen.accounting.minor[NORMAL]
         assert beam.ask("hold 20") == "done hold 20"
         for _ in range(10):
             seen.tick()
         fields = Path(f"/proc/{beam.pid}/stat").read_text().rpartition(")")[2].split()
-        assert seen.books.minor[NORMAL] - before > (20 << 20) / 4096
-        assert sum(seen.books.minor) == pytest.approx(int(fields[7]), abs=200)
+        assert seen.accounting.minor[NORMAL] - before > (20 << 20) / 4096
+        assert sum(seen.accounting.minor) == pytest.approx(int(fields[7]), abs=200)
         seen.close()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What is counted in a window and the measure of that window belong together, on a busy machine too.
+The count of a window and the growth of its counter belong together, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WINDOWS = 40
 SCHEDULERS = 2
 #: Of an event under way at an edge, hook and counter may lie on different sides of it: for each
-#: scheduler one event, and one more for what another CPU does while the measure is being read.
+#: scheduler one event, and one more for what another CPU does while the counter is being read.
 SLACK = 2 * SCHEDULERS + 2
 
 
@@ -52,11 +52,11 @@ def test_a_window_counts_what_the_vm_counts_in_it(
     with windows_run.busy(hogs), windows_run.observing(bursts, event) as eye:
         seen = [eye.window(event, rng.uniform(0.003, 0.01)) for _ in range(WINDOWS)]
     assert "resting" == bursts.ask("rest")
-    told = [(s.count, s.closed.measure) for s in seen if s.closed.measure is not None]
-    apart = [(count, measure) for count, measure in told if abs(count - measure) > SLACK]
+    known = [(s.count, s.closed.growth) for s in seen if s.closed.growth is not None]
+    apart = [(count, growth) for count, growth in known if abs(count - growth) > SLACK]
     assert [] == apart
-    assert len(told) > WINDOWS // 2
-    assert sum(count for count, _ in told) > 10 * WINDOWS
+    assert len(known) > WINDOWS // 2
+    assert sum(count for count, _ in known) > 10 * WINDOWS
 
 
 @pytest.mark.parametrize(("load", "event"), [("gc", "gc"), ("bursts", "schedule")])
@@ -80,19 +80,19 @@ def test_nothing_lasts_longer_than_the_window_that_it_was_timed_in(
     assert 0 == by_length[math.ceil(math.log2(longest)) :].sum()
 
 
-def test_a_spent_allowance_ends_a_window_with_its_measure(bursts: beams_run.Beam):
+def test_an_exhausted_quota_ends_a_window_with_its_counter(bursts: beams_run.Beam):
     """
-    A window whose hits are used up ends early, and its measure is that of the hit that ended it.
+    A window whose hits are used up ends early, with the counter that the last hit has read.
     """
     assert "running" == bursts.ask("run spawn 4")
     with windows_run.observing(bursts, "spawn") as eye:
         seen = [eye.window("spawn", 1.0, hits=2000) for _ in range(5)]
     assert "resting" == bursts.ask("rest")
-    told = [window for window in seen if window.closed.measure is not None]
-    assert told
-    for count, closed in told:
+    known = [window for window in seen if window.closed.growth is not None]
+    assert known
+    for count, closed in known:
         assert closed.seconds < 1.0
-        assert abs(count - closed.measure) <= SLACK
+        assert abs(count - closed.growth) <= SLACK
 
 
 def test_the_truth_is_within_the_stated_error(bursts: beams_run.Beam):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from scope_ebpf.budget.brake import FLOOR, SPAN, Brake, share_of
+from scope_ebpf.budget.brake import MIN_CPUS, SPAN, Brake, share_of
 from scope_ebpf.budget.forecast import Forecast, Span, expected, rounded
 
 
@@ -19,7 +19,7 @@ def ended(brake: Brake, cost: float, cpus: float, seconds: float = 10.0) -> floa
     """
     for step in range(round(seconds * 10) + 1):
         now = step / 10
-        if brake.look(now, cost * now, cpus * now):
+        if brake.add(now, cost * now, cpus * now):
             return now
     return None
 
@@ -32,8 +32,8 @@ def ended(brake: Brake, cost: float, cpus: float, seconds: float = 10.0) -> floa
         (0.2, 0.79, 4.0, None),
         (0.2, 0.81, 4.0, SPAN),
         (None, 9.0, 1.0, None),
-        (0.2, 0.19 * FLOOR, 0.001, None),  # of an idle VM any hit is a large part
-        (0.2, 0.21 * FLOOR, 0.001, SPAN),
+        (0.2, 0.19 * MIN_CPUS, 0.001, None),  # of an idle VM any hit is a large part
+        (0.2, 0.21 * MIN_CPUS, 0.001, SPAN),
     ],
 )
 def test_a_run_ends_when_it_costs_more_than_it_may(most, cost, cpus, expected):
@@ -50,7 +50,7 @@ def test_a_short_burst_ends_nothing():
     """
     brake = Brake(0.2)
     cost = [0.0, 0.1, *[0.15] * 40]
-    assert not any(brake.look(step / 10, spent, step / 10) for step, spent in enumerate(cost))
+    assert not any(brake.add(step / 10, spent, step / 10) for step, spent in enumerate(cost))
 
 
 def test_a_cost_that_comes_later_is_seen_within_a_second_and_a_bit():
@@ -58,9 +58,9 @@ def test_a_cost_that_comes_later_is_seen_within_a_second_and_a_bit():
     After ten quiet seconds a cost of half the CPU ends it in less than a second and a half.
     """
     brake = Brake(0.2)
-    assert not any(brake.look(step / 10, 0.0, step / 10) for step in range(100))
+    assert not any(brake.add(step / 10, 0.0, step / 10) for step in range(100))
     looks = [(10 + step / 10, step / 20) for step in range(15)]
-    assert any(brake.look(now, spent, now) for now, spent in looks)
+    assert any(brake.add(now, spent, now) for now, spent in looks)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def spans(events: int, work: float, *, seen: int) -> tuple[Span, Span, float]:
     """
     alone = Span(1.0, events * work, events * 2 * _HIT, events * 2)
     each = work + 5 * _HIT
-    told, cost = seen * 2 * _HIT, seen * 5 * _HIT
-    hooked = Span(0.1, seen * each, told, seen * 2, cost, seen * 5)
+    counted, cost = seen * 2 * _HIT, seen * 5 * _HIT
+    hooked = Span(0.1, seen * each, counted, seen * 2, cost, seen * 5)
     return alone, hooked, 5 * _HIT / each
 
 
@@ -145,13 +145,13 @@ def test_a_target_that_rests_in_the_short_look_is_not_cheap():
 
 def test_a_target_that_wakes_in_the_short_look_is_not_cheap_either():
     """
-    Without events before, the look with hooks tells.
+    Without events before, the span with hooks decides.
     """
     _, hooked, truth = spans(0, 10e-6, seen=500)
     assert truth == pytest.approx(expected(Span(1.0, 0.001, 0.0, 0), hooked).share)
 
 
-def test_a_price_that_is_too_high_makes_no_share_of_more_than_all():
+def test_a_hit_cost_that_is_too_high_makes_no_share_above_one():
     """
     Hits that seem to take more than the CPU that was used take all of it at most.
     """
@@ -160,11 +160,11 @@ def test_a_price_that_is_too_high_makes_no_share_of_more_than_all():
     assert found.share <= 1
 
 
-def test_what_ends_a_run_of_an_idle_target_is_not_what_it_is_told():
+def test_the_share_of_an_idle_target_is_that_of_its_own_cpu():
     """
-    Of an idle target the brake judges by a least CPU, and tells the share of what was used.
+    The limit of an idle target is that of a minimum CPU, while the share is that of its own.
     """
     brake = Brake(0.2)
-    assert not brake.look(0.0, 0.0, 0.0)
-    assert not brake.look(SPAN, 0.01, 0.02)
+    assert not brake.add(0.0, 0.0, 0.0)
+    assert not brake.add(SPAN, 0.01, 0.02)
     assert pytest.approx(0.5) == brake.share

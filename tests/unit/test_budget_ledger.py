@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a run tells of its events: exact where all was counted, else from windows, with the error.
+The counts of a run: exact where everything was counted, else from windows, with the error.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.budget.ledger import Ledger
-from scope_ebpf.budget.reference_counters import Mark
-from scope_ebpf.budget.windows import Closed
+from scope_ebpf.budget.reference_counters import CounterSample
+from scope_ebpf.budget.windows import ClosedWindow
 
 SECOND = 1_000_000_000
 
 
-class Measures:
+class Counters:
     """
-    Measures that go on as they are told.
+    Reference counters whose values are given.
     """
 
-    def passed(self, event: str, since: int, until: int) -> float:
+    def growth(self, event: str, since: int, until: int) -> float:
         return float(until - since)
 
 
@@ -43,12 +43,13 @@ class Kernel:
         return self._tallies.copy(), self._durations.copy()
 
 
-def mark(seconds: float, measure: float, second: float | None = None) -> Mark:
-    return Mark(round(seconds * SECOND), round(measure), None if second is None else round(second))
+def mark(seconds: float, value: float, second: float | None = None) -> CounterSample:
+    other = None if second is None else round(second)
+    return CounterSample(round(seconds * SECOND), round(value), other)
 
 
 def begun(event: str, *, in_windows: bool = False, second: float | None = None) -> Ledger:
-    ledger = Ledger([event], Measures())
+    ledger = Ledger([event], Counters())
     ledger.begin({event: mark(0, 0, second)}, [event] if in_windows else [])
     return ledger
 
@@ -66,16 +67,16 @@ def test_what_is_always_counted_is_exact():
     assert (0.0, 1.0) == (result.error_ratio, result.sampling_ratio)
 
 
-def test_windows_tell_what_happened_between_them():
+def test_windows_stand_for_the_time_between_them():
     """
-    Windows with two events for each step of the measure tell two for each step of all the time.
+    Windows with two events for each step of the counter give two for each step of all the time.
     """
     ledger, kernel = begun("send", in_windows=True), Kernel("send")
     rng = random.Random(1)
     for n in range(20):
-        measure = rng.randint(90, 110)
-        closed = Closed(0.003, measure, measure / 0.003)
-        ledger.window("send", kernel.count(local=2 * measure), closed)
+        growth = rng.randint(90, 110)
+        closed = ClosedWindow(0.003, growth, growth / 0.003)
+        ledger.window("send", kernel.count(local=2 * growth), closed)
         ledger.estimated("send", mark(0.5 * n, 1000 * n))
     ledger.end("send", None, mark(10, 20_000))
     result = ledger.result("send")
@@ -84,18 +85,18 @@ def test_windows_tell_what_happened_between_them():
     assert 20 * 0.003 / 10 == pytest.approx(result.sampling_ratio)
 
 
-def test_the_second_measure_tells_more_where_a_program_does_now_this_and_now_that():
+def test_the_second_counter_is_better_where_a_program_alternates():
     """
-    Events that go along with the second measure only have a small error, though the first one
-    tells next to nothing of them.
+    Events that are proportional to the second counter only have a small error, though the first one
+    is hardly related to them.
     """
     ledger, kernel = begun("send", in_windows=True, second=0), Kernel("send")
     rng = random.Random(1)
     for _ in range(30):
         talks = rng.random() < 0.5
-        measure, switches = (3000, rng.randint(95, 105)) if talks else (3000, 0)
-        speeds = (measure / 0.003, switches / 0.003)
-        closed = Closed(0.003, measure, speeds[0], switches, speeds[1])
+        growth, switches = (3000, rng.randint(95, 105)) if talks else (3000, 0)
+        rates = (growth / 0.003, switches / 0.003)
+        closed = ClosedWindow(0.003, growth, rates[0], switches, rates[1])
         ledger.window("send", kernel.count(local=switches), closed)
     ledger.end("send", None, mark(10, 10_000_000, 100_000))
     result = ledger.result("send")
@@ -103,14 +104,14 @@ def test_the_second_measure_tells_more_where_a_program_does_now_this_and_now_tha
     assert result.error_ratio < 0.1
 
 
-def test_measures_that_contradict_each_other_are_not_certain():
+def test_counters_that_contradict_each_other_are_uncertain():
     """
-    Where the two measures tell totals further apart than their errors, the first is believed and
-    the distance is its error.
+    Where the totals by the two counters differ by more than their errors, the first one is taken
+    and the difference is its error.
     """
     ledger, kernel = begun("send", in_windows=True, second=0), Kernel("send")
     for _ in range(20):
-        closed = Closed(0.003, 100, 100 / 0.003, 100, 100 / 0.003)
+        closed = ClosedWindow(0.003, 100, 100 / 0.003, 100, 100 / 0.003)
         ledger.window("send", kernel.count(local=100), closed)
     ledger.end("send", None, mark(10, 10_000, 20_000))
     result = ledger.result("send")
@@ -118,16 +119,16 @@ def test_measures_that_contradict_each_other_are_not_certain():
     assert result.error_ratio == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_spent_allowance_turns_exact_into_estimated():
+def test_an_exhausted_quota_turns_exact_into_estimated():
     """
-    What was counted before hooks came out is exact, so only the rest has an error.
+    Counts from before the hooks were detached are exact, so only the rest has an error.
     """
     ledger, kernel = begun("send"), Kernel("send")
     ledger.exact("send", kernel.count(local=1000), mark(4, 500))
-    ledger.tripped("send", kernel.count(local=1000), mark(5, 1000))
+    ledger.exhausted("send", kernel.count(local=1000), mark(5, 1000))
     for n in range(20):
         count = 200 + n % 2 * 20
-        ledger.window("send", kernel.count(local=count), Closed(0.003, 100, 100 / 0.003))
+        ledger.window("send", kernel.count(local=count), ClosedWindow(0.003, 100, 100 / 0.003))
     ledger.end("send", None, mark(6, 2000))
     result = ledger.result("send")
     assert 2000 + 2100 == pytest.approx(result.totals[0], rel=0.01)
@@ -135,21 +136,21 @@ def test_a_spent_allowance_turns_exact_into_estimated():
     assert 5 / 6 == pytest.approx(result.sampling_ratio, abs=0.02)
 
 
-def test_what_became_hot_at_the_very_end_went_on_as_before_for_all_that_is_known():
+def test_without_a_window_the_rate_before_is_taken():
     """
-    Without a window the rate before is taken, and may be off by as much as it makes.
+    An event whose quota was exhausted at the very end has an error as large as that estimate.
     """
     ledger, kernel = begun("send"), Kernel("send")
-    ledger.tripped("send", kernel.count(local=1000), mark(9, 500))
+    ledger.exhausted("send", kernel.count(local=1000), mark(9, 500))
     ledger.end("send", None, mark(10, 600))
     result = ledger.result("send")
     assert 1200 == pytest.approx(result.totals[0])
     assert 200 / 1200 == pytest.approx(result.error_ratio)
 
 
-def test_a_part_of_which_nothing_is_known_makes_the_whole_uncertain():
+def test_an_event_without_windows_is_uncertain():
     """
-    An event in windows of which there was none has an error of 100 %, and is not called exact.
+    An event that was to be counted in windows, and had none, has an error of 100 %.
     """
     ledger = begun("send", in_windows=True)
     ledger.end("send", None, mark(1, 100))
@@ -157,27 +158,27 @@ def test_a_part_of_which_nothing_is_known_makes_the_whole_uncertain():
     assert (1.0, 0.0) == (result.error_ratio, result.sampling_ratio)
 
 
-def test_hooks_that_come_back_count_exactly_again():
+def test_hooks_that_become_permanent_count_exactly_again():
     """
-    Windows tell the time until hooks come back to stay; from then on it is exact.
+    The time before is estimated from windows; from then on the count is exact.
     """
     ledger, kernel = begun("send", in_windows=True), Kernel("send")
     for n in range(10):
         count = 100 + n % 2 * 4
-        ledger.window("send", kernel.count(local=count), Closed(0.003, 100, 100 / 0.003))
+        ledger.window("send", kernel.count(local=count), ClosedWindow(0.003, 100, 100 / 0.003))
     ledger.opened("send", mark(5, 5000))
     ledger.end("send", kernel.count(local=77), mark(10, 5100))
     assert 5100 + 77 == pytest.approx(ledger.result("send").totals[0], rel=0.01)
 
 
-def test_what_the_vm_counts_is_the_count_and_windows_tell_its_parts():
+def test_the_vms_own_count_is_exact_and_windows_give_its_classes():
     """
-    The VM's own number is exact; the classes are shares of it, as windows have them.
+    The classes are shares of the VM's own number, as in the windows.
     """
     ledger, kernel = begun("gc", in_windows=True), Kernel("gc")
     for n in range(12):
         count = 30 + n % 2 * 2
-        closed = Closed(0.003, 40, 40 / 0.003)
+        closed = ClosedWindow(0.003, 40, 40 / 0.003)
         ledger.window("gc", kernel.count(minor=count, major=count // 3), closed)
     ledger.end("gc", None, mark(10, 4000))
     result = ledger.result("gc", known=4321)

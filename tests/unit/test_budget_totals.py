@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How well the totals of an event are known, before, in and after a burst.
+The error of an event's totals before, in and after a burst.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Item
-from scope_ebpf.budget.reference_counters import Mark
+from scope_ebpf.budget.reference_counters import CounterSample
 from scope_ebpf.budget.totals import Totals
-from scope_ebpf.budget.windows import Closed
+from scope_ebpf.budget.windows import ClosedWindow
 from scope_ebpf.metrics.reading import COUNTS
 
 ITEM = Item("exit", "symbol", "", (), "")
@@ -27,41 +27,41 @@ def counted(*counts: int) -> tuple[np.ndarray, np.ndarray]:
     return tallies, np.zeros(events.CLASSES, events.HISTOGRAM)
 
 
-def test_what_a_burst_left_to_be_estimated_is_told_when_all_is_counted_again():
+def test_the_error_of_a_burst_stays_when_everything_is_counted_again():
     """
-    Of 100 exits in a burst 60 were counted; that their classes are guesses stays to be told.
+    60 of 100 exits in a burst were counted; the classes of the others remain estimates.
     """
     totals = Totals(["exit"], lambda _, since, until: float(until - since))
-    totals.opened("exit", Mark(0, 0))
-    totals.exact("exit", counted(10), Mark(10**9, 10))
+    totals.opened("exit", CounterSample(0, 0))
+    totals.exact("exit", counted(10), CounterSample(10**9, 10))
     reading = totals.reading("exit", ITEM, "always", 1.0)
     assert (1.0, 0.0) == (reading.sampling_ratio, reading.error_ratio)
-    totals.tripped("exit", counted(70), Mark(2 * 10**9, 70))
+    totals.exhausted("exit", counted(70), CounterSample(2 * 10**9, 70))
     for _ in range(3):  # nothing happens any more
-        totals.window("exit", counted(70), Closed(0.01, 0.0, None))
-    totals.estimated("exit", Mark(3 * 10**9, 110))
-    totals.exact("exit", counted(70), Mark(4 * 10**9, 110))
+        totals.window("exit", counted(70), ClosedWindow(0.01, 0.0, None))
+    totals.estimated("exit", CounterSample(3 * 10**9, 110))
+    totals.exact("exit", counted(70), CounterSample(4 * 10**9, 110))
     reading = totals.reading("exit", ITEM, "always", 1.0)
     assert 110 == pytest.approx(reading.totals[:COUNTS].sum())
     assert 40 / 110 == pytest.approx(reading.error_ratio)
 
 
-def burst(event: str, seen: int, measured: int, more: int) -> Totals:
+def burst(event: str, seen: int, counted_by_vm: int, more: int) -> Totals:
     """
-    Totals of *event* after a burst: *seen* until the hooks went out, by when its measure had gone
-    on by *measured*; and it went on by *more* before the first of three windows, all empty.
+    Totals of *event* after a burst: *seen* until the hooks were detached, its counter having grown
+    by *counted_by_vm*; it grew by *more* before the first of three windows, which are all empty.
     """
     totals = Totals([event], lambda _, since, until: float(until - since))
-    totals.opened(event, Mark(0, 0))
-    totals.exact(event, counted(0), Mark(10**9, 0))
-    totals.tripped(event, counted(seen), Mark(2 * 10**9, measured))
+    totals.opened(event, CounterSample(0, 0))
+    totals.exact(event, counted(0), CounterSample(10**9, 0))
+    totals.exhausted(event, counted(seen), CounterSample(2 * 10**9, counted_by_vm))
     for _ in range(3):
-        totals.window(event, counted(seen), Closed(0.01, 0.0, None))
-    totals.estimated(event, Mark(3 * 10**9, measured + more))
+        totals.window(event, counted(seen), ClosedWindow(0.01, 0.0, None))
+    totals.estimated(event, CounterSample(3 * 10**9, counted_by_vm + more))
     return totals
 
 
-def test_a_burst_of_what_the_vm_counts_is_told_by_that():
+def test_a_burst_of_an_event_that_the_vm_counts_is_exact_in_number():
     """
     Of 3,000 ports 63 were seen when the VM had counted 64: there were 3,000, and not 2,953.
     """
@@ -71,9 +71,9 @@ def test_a_burst_of_what_the_vm_counts_is_told_by_that():
     assert 2937 / 3000 == pytest.approx(reading.error_ratio)
 
 
-def test_a_burst_whose_measure_runs_ahead_is_not_told_to_be_known():
+def test_a_burst_whose_counter_runs_ahead_is_uncertain():
     """
-    3,500 processes of which 562 were spawned when 127 had ended: what seems to be 791 is not known.
+    3,500 processes of which 562 were spawned when 127 had ended: the estimate of 791 is uncertain.
     """
     totals = burst("exit", 127, 562, 2938)
     reading = totals.reading("exit", ITEM, "always", 1.0)

@@ -28,7 +28,7 @@ def tree(folder: Path, cgroup: str, stats: dict[str, str]) -> tuple[Path, Path]:
 
 def test_the_most_throttled_cgroup_counts(tmp_path: Path):
     """
-    A pod's quota holds its containers back, so it is looked at beside the container's own.
+    A pod's quota throttles its containers, so it is read besides the container's own.
     """
     stat = "usage_usec 5\nnr_periods {}\nnr_throttled {}\nthrottled_usec {}\n"
     roots = tree(
@@ -53,7 +53,7 @@ def test_version_1_has_a_tree_of_its_own_for_the_cpu(tmp_path: Path):
 
 def test_without_a_quota_there_is_no_figure(tmp_path: Path):
     """
-    A cgroup without periods, and a process that has ended, say nothing.
+    A cgroup without periods, and a process that has ended, have none.
     """
     roots = tree(tmp_path, "0::/box\n", {"box": "usage_usec 5\nnr_periods 0\nnr_throttled 0\n"})
     assert Throttling(7, *roots).read() is None
@@ -62,7 +62,7 @@ def test_without_a_quota_there_is_no_figure(tmp_path: Path):
 
 def test_figures_only_grow_whichever_is_throttled_most(tmp_path: Path):
     """
-    Pod and container are throttled by turns: what came since the last reading is added, of the one
+    Pod and container are throttled by turns: the growth since the last reading is added, of the one
     that was throttled more, and nothing of a cgroup that is made anew.
     """
     stat = "nr_periods {}\nnr_throttled {}\nthrottled_usec {}\n"

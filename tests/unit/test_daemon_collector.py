@@ -12,7 +12,7 @@ import pytest
 from test_metrics_exposition import reading
 
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
-from scope_ebpf.daemon.web.collector import _TARGET, Readings, _told_apart
+from scope_ebpf.daemon.web.collector import _PER_TARGET, Readings, _unique_nodes
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
 
@@ -20,7 +20,7 @@ from scope_ebpf.metrics.page import Page, label_value
 @dataclass
 class Told:
     """
-    As much of a reading as its name.
+    The node of a reading, and nothing else.
     """
 
     node: str
@@ -38,12 +38,12 @@ class Told:
         (["a\x1b@b", "a\x1b@b", "a\x1c@b"], None),
     ],
 )
-def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
+def test_no_label_occurs_twice(nodes: list[str], labels: list[str] | None):
     """
-    Whoever has a name first keeps it; a node that calls itself what another is called here, too.
+    The first node keeps its name; a name that is the label of another node is changed.
     """
     told = [Told(node, {"pid": str(pid)}) for pid, node in enumerate(nodes, 1)]
-    found = [reading.node for reading in _told_apart(told)]
+    found = [reading.node for reading in _unique_nodes(told)]
     assert labels in (None, found)
     assert found[0] == nodes[0]
     assert len(nodes) == len({label_value(node) for node in found})
@@ -51,12 +51,12 @@ def test_no_label_is_there_twice(nodes: list[str], labels: list[str] | None):
 
 def test_a_scrape_has_no_more_than_max_series():
     """
-    Where there is room for three of seven targets, four are left out, and none of who has only one.
+    With room for three of seven targets, four are left out, but not the only target of an owner.
     """
     page = Page()
     expose(page, reading())
     one = page.samples
-    most = 2 * one + max(one, _TARGET)
+    most = 2 * one + max(one, _PER_TARGET)
     watches = [
         SimpleNamespace(reading=reading(f"evil{n}@b"), owner=Owner(666, "")) for n in range(6)
     ]

@@ -40,7 +40,7 @@ def test_a_file_is_read_in_its_units(tmp_path):
 
 def test_a_unix_socket_is_a_path(tmp_path):
     """
-    As long as the kernel takes it, and by its scheme; names of hosts are told by any case.
+    Its length is that of the kernel, and it has a scheme; host names are case-insensitive.
     """
     path = f"/{'x' * 106}"
     config = load(write(tmp_path, f'listen = "unix:{path}"\nhosts = ["Metrics.example.org"]\n'))
@@ -91,9 +91,9 @@ def test_the_command_line_wins(tmp_path):
         (f"top = {'9' * 5000}", "is no TOML"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, text, why):
+def test_an_error_is_one_line(tmp_path, text, why):
     """
-    A wrong key, unit or value is refused with its name and what is wanted.
+    A wrong key, unit or value is refused with its name and what is expected.
     """
     with pytest.raises(ConfigError, match=re.escape(why)) as refused:
         load(write(tmp_path, text + "\n"))
@@ -102,15 +102,15 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, text, why):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     """
-    A config that was asked for must be there.
+    A config that is named must exist.
     """
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml")
 
 
-def test_a_fifo_is_no_config(tmp_path: Path):
+def test_a_fifo_is_refused(tmp_path: Path):
     """
-    It is refused at once: whoever should write it may never come.
+    It is refused at once: there may never be a writer.
     """
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigError, match="it is a FIFO, not a file"):
@@ -119,7 +119,7 @@ def test_a_fifo_is_no_config(tmp_path: Path):
 
 def test_targets_are_chosen_by_name_path_and_cgroup(tmp_path):
     """
-    What is excluded is out, and where something is included the rest is out.
+    Excluded targets are not observed; with an include list, only included ones are.
     """
     text = 'include_nodes = ["^rabbit@"]\nexclude_cgroups = ["/test"]\n'
     config = load(write(tmp_path, text))
@@ -130,7 +130,7 @@ def test_targets_are_chosen_by_name_path_and_cgroup(tmp_path):
 
 def test_a_password_is_kept_as_a_hash():
     """
-    The hash says yes to its password and to no other.
+    The hash matches its password and no other.
     """
     stored = hash_password(b"secret", b"salt", rounds=10)
     assert matches(stored, b"secret")

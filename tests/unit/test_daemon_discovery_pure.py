@@ -50,7 +50,7 @@ def _programs(monkeypatch):
 
 class Discovery(Scanner):
     """
-    A scanner with one who looks into what is due, one process after the other.
+    A scanner with a looker that looks into what is due, one process after the other.
     """
 
     def __init__(self, proc):
@@ -70,7 +70,7 @@ class Discovery(Scanner):
 @pytest.fixture
 def looked(monkeypatch):
     """
-    The pids that were looked into; each is a VM that is old enough, unless it is told otherwise.
+    The pids that were looked into; each is a VM that is old enough, unless a test says otherwise.
     """
     pids = []
 
@@ -83,9 +83,9 @@ def looked(monkeypatch):
     return pids
 
 
-def test_only_what_has_schedulers_is_looked_into(tmp_path, looked):
+def test_only_processes_with_schedulers_are_looked_into(tmp_path, looked):
     """
-    Of all processes those with the threads of a VM are, old names and new, and each once.
+    They are found by the old and new names of their threads, and each is looked into once.
     """
     process(tmp_path, 10, "bash")
     process(tmp_path, 20, "beam.smp", "1_scheduler")
@@ -98,9 +98,9 @@ def test_only_what_has_schedulers_is_looked_into(tmp_path, looked):
     assert sorted(looked) == [20, 30]
 
 
-def test_who_is_under_way_is_not_given_again(tmp_path, looked):
+def test_a_process_is_not_due_again_while_it_is_looked_into(tmp_path, looked):
     """
-    A crowd is handed out bit by bit, and nobody twice before it was looked into.
+    Many processes are due in portions, and none twice before it was looked into.
     """
     for pid in (20, 30, 40):
         process(tmp_path, pid)
@@ -116,9 +116,9 @@ def test_who_is_under_way_is_not_given_again(tmp_path, looked):
     assert [20] == scanner.due(10)
 
 
-def test_a_start_that_was_told_is_due_when_it_is_old_enough(tmp_path, looked):
+def test_a_reported_start_is_due_when_the_vm_is_old_enough(tmp_path, looked):
     """
-    A pid that the kernel told is not looked into before its time.
+    A pid that the kernel reported is not looked into before its time.
     """
     scanner = Discovery(tmp_path)
     later = time.monotonic() + 1000
@@ -131,7 +131,7 @@ def test_a_start_that_was_told_is_due_when_it_is_old_enough(tmp_path, looked):
 
 def test_a_pid_that_is_used_again_is_looked_into_again(tmp_path, looked):
     """
-    When a VM has ended, the next process of its number is somebody else.
+    When a VM has ended, the next process with its number is another one.
     """
     process(tmp_path, 20)
     scanner = Discovery(tmp_path)
@@ -142,9 +142,9 @@ def test_a_pid_that_is_used_again_is_looked_into_again(tmp_path, looked):
     assert looked == [20, 20]
 
 
-def test_what_cannot_be_looked_into_is_tried_again_later(tmp_path, monkeypatch):
+def test_a_refused_process_is_tried_again_later(tmp_path, monkeypatch):
     """
-    A refusal is given with its reason, and its pid is due again, but not at once.
+    A refusal has its reason, and its pid is due again, but not at once.
     """
 
     def refuse(pid, proc, opened):
@@ -160,9 +160,9 @@ def test_what_cannot_be_looked_into_is_tried_again_later(tmp_path, monkeypatch):
     assert scanner.take(QUICK) is None
 
 
-def test_one_that_has_ended_meanwhile_is_nothing(tmp_path, monkeypatch):
+def test_a_vm_that_has_ended_before_its_look_is_ignored(tmp_path, monkeypatch):
     """
-    A VM that lived for less than it must be old is forgotten without a word.
+    A VM that ended before the minimum age is forgotten without a line in the log.
     """
 
     def gone(pid, proc, opened):
@@ -177,7 +177,7 @@ def test_one_that_has_ended_meanwhile_is_nothing(tmp_path, monkeypatch):
 
 def test_a_name_of_ten_kilobytes_on_the_command_line_is_cut(tmp_path):
     """
-    What is read where the VM's memory tells no name is as short as a name can be.
+    A name from the command line is shortened to the maximum of a name.
     """
     line = ctypes.create_string_buffer(b"beam.smp\0-name\0" + b"x" * 10_000 + b"@host")
     begin = ctypes.addressof(line)
@@ -188,7 +188,7 @@ def test_a_name_of_ten_kilobytes_on_the_command_line_is_cut(tmp_path):
 
 def test_a_program_outlives_the_process_that_led_to_it():
     """
-    What is first asked for when that process has ended is answered: the file itself is open.
+    The file stays open, so it can be read after that process has ended.
     """
     files = Files()
     first, second = (subprocess.Popen(["/bin/sleep", "60"]) for _ in range(2))
@@ -203,7 +203,7 @@ def test_a_program_outlives_the_process_that_led_to_it():
         second.wait()
 
 
-def test_what_the_system_refuses_concerns_one_process(tmp_path, looked, monkeypatch):
+def test_an_error_of_the_system_affects_one_process(tmp_path, looked, monkeypatch):
     """
     A file that cannot be read is a refusal with the reason, and the daemon goes on.
     """
@@ -220,9 +220,9 @@ def test_what_the_system_refuses_concerns_one_process(tmp_path, looked, monkeypa
     assert "Input/output error" in str(refusal.reason)
 
 
-def test_what_nobody_thought_of_concerns_one_process(tmp_path, looked, monkeypatch):
+def test_an_unexpected_error_affects_one_process(tmp_path, looked, monkeypatch):
     """
-    Whatever goes wrong in looking into a process is a refusal of that one; the next is looked into.
+    An error in a look is a refusal of that process; the next one is looked into.
     """
     good = inspector.inspect
 
@@ -242,9 +242,9 @@ def test_what_nobody_thought_of_concerns_one_process(tmp_path, looked, monkeypat
     assert scanner.next_due() > time.monotonic() + FIRST / 2
 
 
-def test_a_file_that_lies_about_its_symbols_is_no_beam(tmp_path):
+def test_a_file_that_lies_about_its_symbols_is_not_a_vm(tmp_path):
     """
-    A process that calls a thread 1_scheduler and has symbols outside of its file is passed over.
+    A process that calls a thread 1_scheduler and has symbols outside of its file is ignored.
     """
     pid = os.getpid()  # which is held while it is looked at
     process(tmp_path, pid)
@@ -273,9 +273,9 @@ def test_a_file_that_lies_about_its_symbols_is_no_beam(tmp_path):
         discover.inspect(pid, tmp_path)
 
 
-def test_a_path_that_is_no_text_is_made_text(tmp_path, monkeypatch):
+def test_a_path_that_is_not_utf8_is_shown_as_text(tmp_path, monkeypatch):
     """
-    Of a program whose path is not UTF-8 all that we say is, and a look that changed nothing is one.
+    All output about such a program is UTF-8, and a second look finds no change.
     """
     process(tmp_path, 20)
     (tmp_path / "20/exe").unlink()

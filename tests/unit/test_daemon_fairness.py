@@ -11,33 +11,33 @@ import socket
 
 import pytest
 
-from scope_ebpf.daemon.web.fairness import Crowd, FullError, Room, group_of
+from scope_ebpf.daemon.web.fairness import FullError, SlotQueue, TaskLimit, group_of
 
 MINE, OTHERS = "192.0.2.1", "192.0.2.2"
 
 
 def dropped(most: int, members: list[tuple[str, int]]) -> list[int]:
     """
-    Which of *members*, who come one after the other with a weight each, are dropped.
+    The numbers of those *members* that are dropped; each joins in turn with its weight.
     """
 
-    async def stay(crowd: Crowd, group: str, weight: int) -> None:
+    async def stay(limit: TaskLimit, group: str, weight: int) -> None:
         task = asyncio.current_task()
-        with crowd.join(task, group, weight):
+        with limit.join(task, group, weight):
             await asyncio.Event().wait()
 
     async def come() -> list[int]:
-        crowd = Crowd(most)
+        limit = TaskLimit(most)
         tasks = []
         for group, weight in members:
-            tasks.append(asyncio.create_task(stay(crowd, group, weight)))
+            tasks.append(asyncio.create_task(stay(limit, group, weight)))
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         gone = [number for number, task in enumerate(tasks) if task.cancelled()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert not crowd.drop_oldest()
+        assert not limit.drop_oldest()
         return gone
 
     return asyncio.run(come())
@@ -57,22 +57,22 @@ def dropped(most: int, members: list[tuple[str, int]]) -> list[int]:
 )
 def test_the_oldest_of_the_largest_group_is_dropped(members: list[tuple[str, int]], gone: list):
     """
-    Of four that there is room for; who has just come stays, however much it is.
+    There is room for a weight of four; the newest member stays, whatever its weight.
     """
     assert gone == dropped(4, members)
 
 
-def test_no_group_takes_every_place():
+def test_no_group_takes_every_slot():
     """
-    Of two places that come free together one goes to the group that has none.
+    Of two slots that become free together, one goes to the group that has none.
     """
 
     async def come() -> list[str]:
-        room, inside = Room(2, 9), []
+        slots, inside = SlotQueue(2, 9), []
         leave = [asyncio.Event() for _ in range(6)]
 
         async def stay(number: int, group: str) -> None:
-            async with room.place(group):
+            async with slots.slot(group):
                 inside.append(group)
                 await leave[number].wait()
 
@@ -94,14 +94,14 @@ def test_no_group_takes_every_place():
 
 def test_one_too_many_is_turned_away_from_the_largest_group():
     """
-    It is the last of those of whom most wait, though another came after it.
+    It is the last client of the group with the most waiting ones, though another came after it.
     """
 
     async def come() -> list[object]:
-        room, go_on = Room(1, 3), asyncio.Event()
+        slots, go_on = SlotQueue(1, 3), asyncio.Event()
 
         async def stay(group: str) -> str:
-            async with room.place(group):
+            async with slots.slot(group):
                 await go_on.wait()
                 return "served"
 
@@ -118,24 +118,24 @@ def test_one_too_many_is_turned_away_from_the_largest_group():
 
 
 @pytest.mark.parametrize("turn_has_come", [False, True])
-def test_who_waits_no_longer_takes_no_place(turn_has_come: bool):
+def test_a_client_that_gave_up_takes_no_slot(turn_has_come: bool):
     """
-    A wait that is given up, even in the moment when it ends, leaves the place to the next.
+    A wait that is given up, even in the moment when it ends, leaves the slot to the next client.
     """
 
     async def come() -> None:
-        room = Room(1, 9)
+        slots = SlotQueue(1, 9)
         inside, leave = asyncio.Event(), asyncio.Event()
 
         async def stay() -> None:
-            async with room.place(MINE):
+            async with slots.slot(MINE):
                 inside.set()
                 await leave.wait()
             if turn_has_come:
                 second.cancel()
 
         async def wait() -> None:
-            async with room.place(MINE):
+            async with slots.slot(MINE):
                 pass
 
         first = asyncio.create_task(stay())
@@ -156,7 +156,7 @@ def test_who_waits_no_longer_takes_no_place(turn_has_come: bool):
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.7.7.7", "::1"])
 def test_the_host_itself_is_one_group(address: str):
     """
-    Whichever loopback address a user of this host takes.
+    Any user of this host can use any loopback address.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with (
@@ -169,7 +169,7 @@ def test_the_host_itself_is_one_group(address: str):
 
 def test_users_of_a_unix_socket_are_a_group_each():
     """
-    The kernel says who has connected.
+    The kernel reports the user of the client.
     """
     one, other = socket.socketpair()
     with one, other:
@@ -202,6 +202,6 @@ class Peer:
 )
 def test_a_host_is_one_group(address: str, group: str):
     """
-    By its address, and by its network of 64 bits where it may choose the rest.
+    By its address, or by its network of 64 bits where it can choose the rest.
     """
     assert group == group_of(Peer(address))

@@ -23,20 +23,20 @@ def work():
     kept = [b"x" * (60000 + i) for i in range(150)]
     rests.append(rss())
 
-heap.share()
+heap.use_one_arena()
 bytearray(16 << 20)
 rests = [rss()]
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-heap.give_back()
+heap.trim()
 print(json.dumps([*rests, rss()]))
 """
 
 
-def test_what_a_thread_took_is_given_back():
+def test_memory_that_a_thread_took_is_returned():
     """
-    Nine megabytes that a thread held are resident while it does, and not after it.
+    Nine megabytes are resident while a thread holds them, and not afterwards.
     """
     done = subprocess.run(
         [sys.executable, "-c", _TRIAL], capture_output=True, text=True, check=True

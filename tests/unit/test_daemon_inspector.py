@@ -56,7 +56,7 @@ def processes(proc: Path, *pids: int) -> None:
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """
-    The pids that were really looked into, and the *error* that this raises.
+    The pids that were looked into, and the *error* that each look raises.
     """
     state = SimpleNamespace(pids=[], error=ReadRefusedError("no"))
 
@@ -70,7 +70,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_five_hundred_processes_of_a_bad_program_cost_one_look(tmp_path: Path, looked):
     """
-    The others are refused by what is known of the program; those of another user are not.
+    The other processes are refused without a look; those of another user are not.
     """
     processes(tmp_path, *range(1, 501))
     looker = Looker(Shares(), tmp_path)
@@ -86,7 +86,7 @@ def test_what_parses_the_files_of_an_owner_is_charged_to_it(
     tmp_path: Path, looked, monkeypatch: pytest.MonkeyPatch
 ):
     """
-    A look that makes a parser work for five seconds lets its owner wait for what it had too much.
+    After a look with five seconds of parsing, its owner waits until the excess has drained.
     """
     processes(tmp_path, 1)
     shares = Shares(clock=Clock())
@@ -95,11 +95,11 @@ def test_what_parses_the_files_of_an_owner_is_charged_to_it(
     assert shares.wait(EVIL) >= (5.0 - BURST) / SHARE
 
 
-def test_a_process_that_ends_meanwhile_says_nothing_of_its_program(
+def test_a_process_that_ends_during_a_look_does_not_affect_its_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """
-    What is read of it is nonsense, and the next process of the program is looked into.
+    Figures read from it are ignored, and the next process of the program is looked into.
     """
     processes(tmp_path, 1, 2)
     seen: list[int] = []
@@ -117,9 +117,9 @@ def test_a_process_that_ends_meanwhile_says_nothing_of_its_program(
     assert looker.results["ended"] == 2
 
 
-def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, looked):
+def test_a_process_with_other_privileges_is_refused_alone(tmp_path: Path, looked):
     """
-    Whose rights it has is no property of its program: the next process of that is looked into.
+    Privileges are not a property of the program: its next process is looked into.
     """
     processes(tmp_path, 1, 2)
     looked.error = NotPermittedError("more than one user")
@@ -128,9 +128,9 @@ def test_a_process_with_the_rights_of_others_is_refused_alone(tmp_path: Path, lo
     assert [1, 2] == looked.pids
 
 
-def test_what_is_no_vm_is_no_refusal(tmp_path: Path, looked):
+def test_a_program_that_is_not_a_vm_is_not_a_refusal(tmp_path: Path, looked):
     """
-    A program that is none is passed over without a word, and not tried again.
+    It is ignored without a line in the log, and not tried again.
     """
     processes(tmp_path, 1, 2)
     looked.error = NotABeamError("a shell")
@@ -139,9 +139,9 @@ def test_what_is_no_vm_is_no_refusal(tmp_path: Path, looked):
     assert [1] == looked.pids
 
 
-def test_a_vm_that_may_only_have_begun_is_tried_again_soon(tmp_path: Path, looked, monkeypatch):
+def test_a_vm_that_may_still_be_starting_is_tried_again_soon(tmp_path: Path, looked, monkeypatch):
     """
-    While it is young nothing is said of what is not found in it.
+    While it is young, missing parts are not reported.
     """
     processes(tmp_path, 1)
     looked.error = UnprovenError("no atoms")
@@ -158,9 +158,9 @@ def test_a_vm_that_may_only_have_begun_is_tried_again_soon(tmp_path: Path, looke
     assert [(float(2**n), False) for n in range(6)] + [(64.0, True), (128.0, True)] == seen
 
 
-def test_what_is_refused_is_tried_ever_more_rarely():
+def test_the_pause_after_a_refusal_doubles():
     """
-    After a minute, then after twice as long each time, at most an hour; once it works it is new.
+    The first pause is a minute, the longest an hour; a success resets it.
     """
     clock = Clock()
     refused, program = Refused(clock), Program(1, 2, ROOT)
@@ -179,7 +179,7 @@ def test_what_is_refused_is_tried_ever_more_rarely():
 
 class Slow:
     """
-    Looks that come back only when they are let.
+    Looks that return only when they are released.
     """
 
     def __init__(self) -> None:
@@ -206,18 +206,18 @@ def slow():
     inspected.close()
 
 
-def test_a_look_that_hangs_is_left_behind(slow):
+def test_a_look_that_hangs_is_abandoned(slow):
     """
-    Nobody waits for it: the loop has its answer, a refusal, and the next process is looked into.
-    Of an owner with three of them none is looked into any more.
+    The loop gets a refusal, and the next process is looked into.
+    After three of them, no process of that owner is looked into.
     """
     slow.inspector.ask(1, EVIL)
     slow.inspector.ask(2, EVIL)
     assert slow.looker.began.acquire(timeout=PATIENCE)
-    slow.inspector.tidy()
+    slow.inspector.abandon_hanging()
     assert slow.inspector.take() is None
     slow.clock.now += LOST
-    slow.inspector.tidy()
+    slow.inspector.abandon_hanging()
     assert "did not come back" in str(slow.inspector.take().found.reason)
     assert slow.woken.acquire(timeout=PATIENCE)
     assert Look(2, exe="/program") == slow.inspector.take()
@@ -230,16 +230,16 @@ def test_a_look_that_hangs_is_left_behind(slow):
     assert slow.inspector.idle
 
 
-def test_when_as_many_hang_as_may_that_is_told(slow):
+def test_an_inspector_with_too_many_hanging_looks_is_stuck(slow):
     """
-    It is stuck once one more hangs, and no longer when they come back.
+    It is stuck once one more look hangs, and not any more when they return.
     """
     for left in range(MOST_LOST + 1):
         assert (left, False) == (slow.inspector.lost, slow.inspector.stuck)
         slow.inspector.ask(1, EVIL)
         assert slow.looker.began.acquire(timeout=PATIENCE)
         slow.clock.now += LOST
-        slow.inspector.tidy()
+        slow.inspector.abandon_hanging()
     assert (MOST_LOST, True) == (slow.inspector.lost, slow.inspector.stuck)
     slow.looker.let.set()
     deadline = time.monotonic() + PATIENCE
@@ -248,9 +248,9 @@ def test_when_as_many_hang_as_may_that_is_told(slow):
     assert (0, False) == (slow.inspector.lost, slow.inspector.stuck)
 
 
-def test_looks_come_back_in_a_row(slow):
+def test_looks_are_finished_in_order(slow):
     """
-    What is asked for is looked into once, and told when it is done.
+    Each requested process is looked into once, and its result can be taken.
     """
     for pid in (2, 3):
         slow.inspector.ask(pid, EVIL)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_unix_socket_is_of_those_whom_it_is_for(tmp_path: Path):
+def test_a_unix_socket_has_an_owner_and_a_group(tmp_path: Path):
     """
-    Owner and group may connect and nobody else, whatever the mask; it goes when it is closed.
+    Only these may connect, whatever the umask; closing removes the socket.
     """
     path = tmp_path / "metrics.sock"
     group = grp.getgrgid(os.getegid()).gr_name
@@ -43,9 +43,9 @@ def test_a_unix_socket_is_of_those_whom_it_is_for(tmp_path: Path):
     assert not path.exists()
 
 
-def test_a_socket_that_was_left_is_taken_over(tmp_path: Path):
+def test_a_stale_socket_is_replaced(tmp_path: Path):
     """
-    A daemon that was killed leaves its socket, which keeps nobody from listening there.
+    A killed daemon leaves its socket, which does not prevent the next one from listening.
     """
     path = tmp_path / "metrics.sock"
     with socket.socket(socket.AF_UNIX) as left:
@@ -58,7 +58,7 @@ def test_a_socket_that_was_left_is_taken_over(tmp_path: Path):
 @pytest.mark.parametrize("what", ["in use", "a file", "a link", "no folder", "no group"])
 def test_where_it_cannot_listen_is_said_in_one_line(tmp_path: Path, what: str):
     """
-    Another daemon's socket and what is no socket stay as they are.
+    Another daemon's socket, and a file that is not a socket, stay as they are.
     """
     path, group = tmp_path / "metrics.sock", ""
     with socket.socket(socket.AF_UNIX) as other:
@@ -89,11 +89,9 @@ def test_where_it_cannot_listen_is_said_in_one_line(tmp_path: Path, what: str):
         (("localhost", 0), "127.0.0.1:", True),
     ],
 )
-def test_an_address_is_of_this_host_alone_or_not(
-    listen: tuple[str, int], said: str, loopback: bool
-):
+def test_loopback_addresses_are_recognised(listen: tuple[str, int], said: str, loopback: bool):
     """
-    As the socket is bound, however the config names it.
+    The address that the socket is bound to decides, however the config names it.
     """
     (listener,) = listening.listeners(Config(listen=listen))
     with listener:
@@ -113,9 +111,9 @@ assert not [name for name in os.environ if name.startswith("LISTEN_")]
 
 
 @pytest.mark.parametrize("whose", ["mine", "another's"])
-def test_sockets_of_systemd_take_the_place_of_the_address(tmp_path: Path, whose: str):
+def test_sockets_from_systemd_replace_the_address(tmp_path: Path, whose: str):
     """
-    Those that are handed over to this process are listened on, all of them, and go no further.
+    All sockets that are passed to this process are used, and no child inherits them.
     """
     path = tmp_path / "metrics.sock"
     with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as port:

@@ -41,7 +41,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def test_what_is_found_once_does_not_make_readings_rare(readers: SimpleNamespace):
+def test_finding_a_part_once_does_not_make_readings_rarer(readers: SimpleNamespace):
     """
     Each of two readings takes two seconds, though the first one has its files parsed as well.
     """
@@ -49,9 +49,9 @@ def test_what_is_found_once_does_not_make_readings_rare(readers: SimpleNamespace
     assert readers.found == 2
 
 
-def test_what_is_looked_for_each_time_counts_each_time(readers: SimpleNamespace):
+def test_a_search_in_each_reading_counts_each_time(readers: SimpleNamespace):
     """
-    Two parts that do not fit are looked for anew: a VM of that kind is read more rarely.
+    Two parts that do not fit are searched for again each time: such a VM is read less often.
     """
     readers.fits = False
     for _ in range(2):

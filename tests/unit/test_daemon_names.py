@@ -11,7 +11,7 @@ import pytest
 
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.names import LABELS, PERIOD, RENAMES, NodeLabels
-from scope_ebpf.daemon.notify import Sparing
+from scope_ebpf.daemon.notify import LineLimit
 from scope_ebpf.errors import HostError
 from scope_ebpf.metrics.values import OTHER, Values
 
@@ -30,29 +30,29 @@ class Clock:
         return self.now
 
 
-def test_who_came_first_has_the_name_and_no_two_have_one_label():
+def test_the_first_vm_has_the_name_and_no_two_have_the_same_label():
     """
-    A node that calls itself by another's name and pid has neither.
+    A node whose name is another's name with its pid gets a different label.
     """
     labels = NodeLabels()
-    assert "rabbit@prod" == labels.give(1, "rabbit@prod", EVIL)
-    assert "rabbit@prod_2" == labels.give(3, "rabbit@prod#2", EVIL)
-    assert "rabbit@prod#2" == labels.give(2, "rabbit@prod", ROOT)
+    assert "rabbit@prod" == labels.assign(1, "rabbit@prod", EVIL)
+    assert "rabbit@prod_2" == labels.assign(3, "rabbit@prod#2", EVIL)
+    assert "rabbit@prod#2" == labels.assign(2, "rabbit@prod", ROOT)
     labels.drop(1)
     assert "rabbit@prod#2" == labels.follow(2, "rabbit@prod")
-    assert "nonode@nohost" == labels.give(4, None, EVIL)
-    assert "nonode@nohost#5" == labels.give(5, None, EVIL)
+    assert "nonode@nohost" == labels.assign(4, None, EVIL)
+    assert "nonode@nohost#5" == labels.assign(5, None, EVIL)
 
 
 def test_names_that_differ_in_what_cannot_be_printed_have_two_labels():
     """
-    What is replaced is replaced before it is compared, and can be claimed by nobody.
+    Characters are replaced before names are compared, so no VM can take the label of another.
     """
     labels = NodeLabels()
-    one, other = (labels.give(n, f"a{chr(n)}@b", EVIL) for n in (1, 2))
+    one, other = (labels.assign(n, f"a{chr(n)}@b", EVIL) for n in (1, 2))
     assert one != other
     assert one.startswith("a?@b~")
-    assert f"{one}#3" == labels.give(3, one, EVIL)
+    assert f"{one}#3" == labels.assign(3, one, EVIL)
 
 
 def test_a_long_name_has_room_for_its_pid():
@@ -60,16 +60,16 @@ def test_a_long_name_has_room_for_its_pid():
     No label is longer than 255 characters, so that none is cut later.
     """
     labels = NodeLabels()
-    assert [255, 242] == [len(labels.give(pid, "x" * 255, EVIL)) for pid in (1, 2)]
+    assert [255, 242] == [len(labels.assign(pid, "x" * 255, EVIL)) for pid in (1, 2)]
 
 
 def test_a_node_that_is_renamed_in_a_loop_keeps_a_label():
     """
-    Three new names an hour, and each change beyond it is counted; what it was called is free.
+    Three new names an hour, and each further change is counted; the old name is free.
     """
     clock = Clock()
     labels = NodeLabels(clock)
-    labels.give(1, None, EVIL)
+    labels.assign(1, None, EVIL)
     given = set()
     for turn in range(100):
         given.add(labels.follow(1, f"n{turn}@host"))
@@ -88,19 +88,19 @@ def test_an_owner_cannot_start_vms_of_ever_new_names():
     clock = Clock()
     labels = NodeLabels(clock)
     for pid in range(LABELS):
-        labels.give(pid, f"n{pid}@host", EVIL)
+        labels.assign(pid, f"n{pid}@host", EVIL)
         labels.drop(pid)
     with pytest.raises(HostError, match="within an hour"):
-        labels.give(999, "new@host", EVIL)
-    assert "n0@host" == labels.give(999, "n0@host", EVIL)
-    assert "new@host" == labels.give(1000, "new@host", ROOT)
+        labels.assign(999, "new@host", EVIL)
+    assert "n0@host" == labels.assign(999, "n0@host", EVIL)
+    assert "new@host" == labels.assign(1000, "new@host", ROOT)
     clock.now += PERIOD
-    assert "newer@host" == labels.give(999, "newer@host", EVIL)
+    assert "newer@host" == labels.assign(999, "newer@host", EVIL)
 
 
 def test_names_in_rankings_come_at_a_bounded_rate():
     """
-    What is in use stays; of new values there are a hundred an hour, and all others are one.
+    Values in use stay; a hundred new ones an hour are admitted, and all others are one.
     """
     clock = Clock()
     values = Values(clock=clock)
@@ -120,18 +120,18 @@ def line(message: str, **fields: object) -> logging.LogRecord:
     return record
 
 
-def test_lines_about_one_owner_are_held_back_and_counted():
+def test_log_lines_about_one_owner_are_limited_and_counted():
     """
-    A burst, then one a minute with how many there were; those about others pass, root's all.
+    A burst, then one a minute with the number of suppressed ones; others pass, and all of root's.
     """
     clock = Clock()
-    sparing = Sparing(5, clock)
-    passed = [sparing.filter(line("renamed", owner=EVIL)) for _ in range(20)]
+    limit = LineLimit(5, clock)
+    passed = [limit.filter(line("renamed", owner=EVIL)) for _ in range(20)]
     assert [True] * 5 + [False] * 15 == passed
-    assert all(sparing.filter(line("renamed", owner=ROOT)) for _ in range(20))
-    assert sparing.filter(line("refused", owner=EVIL))
+    assert all(limit.filter(line("renamed", owner=ROOT)) for _ in range(20))
+    assert limit.filter(line("refused", owner=EVIL))
     clock.now += 60
     record = line("renamed", owner=EVIL)
-    assert sparing.filter(record)
+    assert limit.filter(record)
     assert {"owner": EVIL, "held_back": 15} == record.fields
-    assert 15 == sparing.held
+    assert 15 == limit.held

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose a process is, and what no owner can take from another: CPU, turns, room.
+Whose a process is, and what no owner can take from another: CPU, turns, slots.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import pytest
 
 from scope_ebpf.daemon.looks.owners import (
     ROOT,
+    LookQueue,
     Owner,
-    Room,
+    OwnerSlots,
     Shares,
-    Turns,
     in_turns,
     owner_of,
     tenant_of,
@@ -60,14 +60,14 @@ class Clock:
 )
 def test_cgroups_that_a_tenant_makes_are_the_tenants(cgroup: str, tenant: str):
     """
-    What lies below a service, a session, a pod or a container counts as that.
+    Cgroups below a service, a session, a pod or a container belong to it.
     """
     assert tenant == tenant_of(cgroup)
 
 
 def test_the_owner_is_who_started_it(tmp_path: Path):
     """
-    Of a setuid program the real user counts; the cgroup that the daemon is in itself does not.
+    The real user of a setuid program counts; the cgroup of the daemon itself does not.
     """
     folder = tmp_path / "7"
     folder.mkdir()
@@ -79,7 +79,7 @@ def test_the_owner_is_who_started_it(tmp_path: Path):
         owner_of(8, tmp_path)
 
 
-def test_root_outside_of_containers_alone_is_held_to_nothing():
+def test_only_root_outside_of_containers_has_no_limits():
     """
     Root in a container is its tenant.
     """
@@ -87,9 +87,9 @@ def test_root_outside_of_containers_alone_is_held_to_nothing():
     assert (f"cgroup {CONTAINER}",) == Owner(0, CONTAINER).keys
 
 
-def test_who_has_had_more_than_a_burst_waits_until_it_is_worn_off():
+def test_an_owner_above_its_burst_waits_until_the_excess_has_drained():
     """
-    Two seconds at once, and two percent of a core in the long run; others are not held to it.
+    Two seconds at once, and two percent of a core in the long run; other owners are not affected.
     """
     clock = Clock()
     shares = Shares(0.02, 2.0, clock)
@@ -104,7 +104,7 @@ def test_who_has_had_more_than_a_burst_waits_until_it_is_worn_off():
 
 def test_for_an_hour_an_owner_gets_its_share_and_no_more():
     """
-    Who asks all the time, in pieces of 50 ms, gets the burst and two percent of an hour.
+    Continuous requests of 50 ms each get the burst and two percent of an hour.
     """
     clock = Clock()
     shares, taken = Shares(0.02, 2.0, clock), 0.0
@@ -119,7 +119,7 @@ def test_for_an_hour_an_owner_gets_its_share_and_no_more():
     assert pytest.approx(2.0 + 72.0, abs=0.1) == taken
 
 
-def test_a_user_of_many_numbers_is_held_to_its_container():
+def test_the_users_of_a_container_share_its_limit():
     """
     A container has 65,536 users of its own, and one share.
     """
@@ -133,50 +133,50 @@ def test_owners_take_turns_and_root_is_first():
     """
     One process of a user waits for one of each other, not for five hundred.
     """
-    turns = Turns()
+    queue = LookQueue()
     for pid in range(500):
-        turns.add(pid, EVIL)
-    turns.add(1000, GOOD)
-    turns.add(1001, ROOT)
-    order = [turns.next(lambda _: 0.0)[0] for _ in range(4)]
+        queue.add(pid, EVIL)
+    queue.add(1000, GOOD)
+    queue.add(1001, ROOT)
+    order = [queue.next(lambda _: 0.0)[0] for _ in range(4)]
     assert [1001, 0, 1000, 1] == order
-    assert 498 == len(turns)
+    assert 498 == len(queue)
 
 
-def test_who_has_to_wait_keeps_nobody_waiting():
+def test_an_owner_that_has_to_wait_does_not_delay_others():
     """
-    An owner without a share left is passed over; if all are, the least time is told.
+    An owner above its share is skipped; if all are, the minimum wait is returned.
     """
-    turns = Turns()
-    turns.add(1, EVIL)
-    turns.add(2, GOOD)
+    queue = LookQueue()
+    queue.add(1, EVIL)
+    queue.add(2, GOOD)
     waits = {EVIL: 30.0, GOOD: 0.0}
-    assert (2, GOOD) == turns.next(waits.get)
-    turns.add(3, GOOD)
+    assert (2, GOOD) == queue.next(waits.get)
+    queue.add(3, GOOD)
     waits[GOOD] = 7.0
-    assert 7.0 == turns.next(waits.get)
+    assert 7.0 == queue.next(waits.get)
     waits[EVIL] = 0.0
-    assert (1, EVIL) == turns.next(waits.get)
+    assert (1, EVIL) == queue.next(waits.get)
 
 
-def test_no_owner_has_more_than_half_of_the_room():
+def test_no_owner_has_more_than_half_of_the_slots():
     """
-    The half of one is full while there is room for others; with each that ends there is some again.
+    One half is full while others still get slots; each that ends frees one.
     """
-    room = Room()
+    slots = OwnerSlots()
     for pid in range(5):
-        assert "" == room.refusal(EVIL, 10)
-        room.enter(pid, EVIL)
-    assert "5 VMs of uid 666 are observed, which is half" in room.refusal(EVIL, 10)
-    assert "" == room.refusal(GOOD, 10)
-    assert "" == room.refusal(ROOT, 10)
-    room.leave(0)
-    assert "" == room.refusal(EVIL, 10)
+        assert "" == slots.refusal(EVIL, 10)
+        slots.enter(pid, EVIL)
+    assert "5 VMs of uid 666 are observed, which is half" in slots.refusal(EVIL, 10)
+    assert "" == slots.refusal(GOOD, 10)
+    assert "" == slots.refusal(ROOT, 10)
+    slots.leave(0)
+    assert "" == slots.refusal(EVIL, 10)
 
 
 def test_the_first_of_each_comes_before_the_second_of_any():
     """
-    In an order that is cut somewhere, whoever has many is cut first.
+    Where such a list is cut off, the owners that have the most lose first.
     """
     things = [("a", EVIL), ("b", EVIL), ("c", EVIL), ("d", GOOD), ("e", ROOT), ("f", ROOT)]
     assert "adefbc" == "".join(name for name, _ in in_turns(things, lambda thing: thing[1]))

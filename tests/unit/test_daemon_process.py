@@ -43,23 +43,23 @@ def process(folder: Path, pid: int, **files: str) -> Path:
     ],
     ids=["version 2", "root", "version 1", "hybrid", "container", "colons", "none"],
 )
-def test_a_cgroup_is_told_by_either_version(tmp_path: Path, text: str, path: str):
+def test_cgroups_of_both_versions_are_read(tmp_path: Path, text: str, path: str):
     """
-    Where each controller has a path of its own it is the longest, which says most.
+    Where each controller has its own path, the longest one is taken.
     """
     assert path == cgroup_of(7, process(tmp_path, 7, cgroup=text))
 
 
 def test_a_process_that_has_ended_has_no_cgroup(tmp_path: Path):
     """
-    Nothing is known of it, and that is no error.
+    Its cgroup is empty, which is not an error.
     """
     assert "" == cgroup_of(7, tmp_path)
 
 
 def test_the_user_is_the_real_one(tmp_path: Path):
     """
-    Whoever started it, not whom it has become; and nobody where it has ended.
+    The user who started the process, not the effective one; empty where it has ended.
     """
     status = "Name:\tUid:\nUmask:\t0022\nUid:\t1000\t0\t0\t0\nGid:\t5\t6\t6\t6\n"
     assert "1000" == user_of(7, process(tmp_path, 7, status=status))
@@ -83,7 +83,7 @@ def test_a_clock_that_is_set_does_not_change_when_a_vm_started(
     assert 0 <= second.uptime - first.uptime < 60
 
 
-def test_a_process_that_has_ended_is_said_to_have(tmp_path: Path):
+def test_reading_a_process_that_has_ended_is_an_error(tmp_path: Path):
     """
     Without a process there is no reading.
     """

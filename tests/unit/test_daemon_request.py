@@ -14,21 +14,21 @@ GET = b"GET /metrics HTTP/1.1\r\n"
 
 def environ(head: bytes, size: int | None = None) -> dict[str, str]:
     """
-    The environ of *head*, which comes in pieces of *size*.
+    The environ of *head*, which arrives in chunks of *size* bytes.
     """
     taken = Head()
     for start in range(0, len(head), size or len(head)):
-        piece = head[start : start + (size or len(head))]
-        if taken.take(piece[: taken.room()]):
+        chunk = head[start : start + (size or len(head))]
+        if taken.add(chunk[: taken.room()]):
             return taken.environ()
     raise EOFError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, None])
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"], ids=["CRLF", "LF"])
-def test_a_request_is_whole_however_it_is_cut(size: int | None, end: bytes):
+def test_a_request_is_complete_however_it_is_split(size: int | None, end: bytes):
     """
-    The environ is the same by bytes and in one piece.
+    The environ is the same for single bytes and for one chunk.
     """
     lines = (b"GET /a%20b?name[]=x HTTP/1.1", b"Host: localhost:9568", b"Accept: text/plain", b"")
     assert environ(end.join((*lines, b"")), size) == {
@@ -56,9 +56,9 @@ def test_a_request_is_whole_however_it_is_cut(size: int | None, end: bytes):
         (GET + b"X: y\r\n" * 99 + b"\r\n", "/metrics"),
     ],
 )
-def test_an_odd_request_is_one(head: bytes, path: str):
+def test_an_odd_request_is_accepted(head: bytes, path: str):
     """
-    Paths are names and lead nowhere; what comes behind a head, or is claimed to, is not looked at.
+    Paths are only names; bytes after a head are ignored, whether or not it announces them.
     """
     assert path == environ(head)["PATH_INFO"]
 
@@ -88,9 +88,9 @@ def test_an_odd_request_is_one(head: bytes, path: str):
     ],
 )
 @pytest.mark.parametrize("size", [5, None])
-def test_what_is_no_request_is_refused(head: bytes, status: int, size: int | None):
+def test_bytes_that_are_not_a_request_are_refused(head: bytes, status: int, size: int | None):
     """
-    As soon as it cannot become one, with the status that says why.
+    They are refused as soon as they cannot become one, with the status that says why.
     """
     with pytest.raises(RefusedRequestError) as refused:
         environ(head, size)
@@ -100,7 +100,7 @@ def test_what_is_no_request_is_refused(head: bytes, status: int, size: int | Non
 
 def test_half_a_request_is_waited_for():
     """
-    It is neither whole nor refused while it may become one.
+    It is neither complete nor refused while it can become a request.
     """
     with pytest.raises(EOFError):
         environ(GET + b"Host: localhost\r\n", 1)

@@ -40,7 +40,7 @@ LOCAL = Config(listen=("127.0.0.1", 0))
 @contextlib.contextmanager
 def serving(config=LOCAL):
     """
-    A daemon that does not run, but is asked: at its port, or at the path of its socket.
+    A daemon that does not run, but responds at its port, or at the path of its socket.
     """
     daemon = Daemon(config, HitCost(1e-6, 1e-6), lambda: config)
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def site():
 @pytest.fixture
 def impatient(monkeypatch):
     """
-    Who takes longer than half a second is hung up on.
+    Clients that take longer than half a second are disconnected.
     """
     monkeypatch.setattr(server_module, "PATIENCE", PATIENCE)
     monkeypatch.setattr(server_module, "HEAD_SECONDS", PATIENCE)
@@ -111,7 +111,7 @@ def test_a_scrape_is_answered(site):
 
 def test_only_reading_is_possible(site):
     """
-    HEAD is answered without a body; what would change something is refused.
+    HEAD is answered without a body; methods that would change something are refused.
     """
     _, port = site
     assert status(port, method="HEAD")[:2] == (200, b"")
@@ -121,9 +121,9 @@ def test_only_reading_is_possible(site):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_scraper_that_sends_a_byte_now_and_then_is_hung_up_on(site):
+def test_a_scraper_that_sends_a_byte_now_and_then_is_disconnected(site):
     """
-    Who takes longer than the time there is loses the connection, though it is never quite silent.
+    A client that takes too long loses the connection, though it is never silent.
     """
     _, port = site
     ended = threading.Event()
@@ -143,7 +143,7 @@ def test_a_scraper_that_sends_a_byte_now_and_then_is_hung_up_on(site):
     assert "scope_ebpf_targets" in get(port)
 
 
-def test_a_scraper_that_hangs_up_half_way_harms_nobody(site, capfd):
+def test_a_scraper_that_disconnects_half_way_affects_no_other(site, capfd):
     """
     The next one is served, and the log has no traceback.
     """
@@ -174,7 +174,7 @@ def test_a_scraper_that_hangs_up_half_way_harms_nobody(site, capfd):
 )
 def test_garbage_is_answered_with_an_error_or_not_at_all(site, garbage, capfd):
     """
-    What is no request gets a 4xx or 5xx, or a closed connection, and the next client is served.
+    Bytes that are not a request get a 4xx, a 5xx or a closed connection; the next client is served.
     """
     _, port = site
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -190,7 +190,7 @@ def test_garbage_is_answered_with_an_error_or_not_at_all(site, garbage, capfd):
 
 def test_a_hundred_scrapers_at_once_are_all_served(site):
     """
-    Who comes when eight are being served waits for a moment.
+    A client that connects while eight are served waits for a moment.
     """
     daemon, port = site
     before = daemon.errors["http"]
@@ -206,7 +206,7 @@ def test_a_hundred_scrapers_at_once_are_all_served(site):
 @contextlib.contextmanager
 def clients(port, count, says=b"", *, unread=False):
     """
-    So many clients that say this and go on no further; *unread* ones take next to nothing in.
+    Clients that send this and stop; *unread* ones receive next to nothing.
     """
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -221,7 +221,7 @@ def clients(port, count, says=b"", *, unread=False):
 
 class Stuck:
     """
-    What makes pages and does not come to an end before it is told to.
+    A page that is not finished before the test ends it.
     """
 
     def __init__(self):
@@ -234,9 +234,9 @@ class Stuck:
 
 
 @pytest.mark.parametrize("says", [b"", b"GET /metrics HTTP/1.1\r\nX: "], ids=["nothing", "half"])
-def test_clients_that_go_no_further_keep_nobody_out(site, says):
+def test_clients_that_stop_do_not_keep_others_out(site, says):
     """
-    A scrape beside twenty-four of them is answered while they all are there.
+    A scrape is answered while twenty-four of them are connected.
     """
     _, port = site
     with clients(port, 24, says) as idle:
@@ -248,9 +248,9 @@ def test_clients_that_go_no_further_keep_nobody_out(site, says):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_clients_that_say_nothing_are_hung_up_on_and_counted(site):
+def test_silent_clients_are_disconnected_and_counted(site):
     """
-    Each of thirty loses its connection when its time is over.
+    Each of thirty loses its connection after the time limit.
     """
     daemon, port = site
     before = daemon.errors["http"]
@@ -259,9 +259,9 @@ def test_clients_that_say_nothing_are_hung_up_on_and_counted(site):
     assert daemon.errors["http"] >= before + 30
 
 
-def test_of_too_many_that_go_no_further_the_oldest_are_dropped(site, monkeypatch):
+def test_the_oldest_of_too_many_incomplete_requests_are_dropped(site, monkeypatch):
     """
-    There is room for so many and no more; who comes with a whole request is served.
+    Their number is limited, and a client with a complete request is served.
     """
     _, port = site
     more = 20
@@ -273,9 +273,9 @@ def test_of_too_many_that_go_no_further_the_oldest_are_dropped(site, monkeypatch
             idle[-1].recv(1)
 
 
-def test_health_is_told_whatever_else_happens(site, monkeypatch):
+def test_health_is_answered_under_any_load(site, monkeypatch):
     """
-    All threads make pages that do not come to an end, many wait, many say nothing: it answers.
+    All threads make pages that do not end, many clients wait, many are silent: it answers.
     """
     daemon, port = site
     stuck = Stuck()
@@ -292,17 +292,17 @@ def test_health_is_told_whatever_else_happens(site, monkeypatch):
 
 def test_health_says_that_looks_hang(site, monkeypatch):
     """
-    A daemon that looks at no process any more is not well, although its loop goes on.
+    A daemon that looks at no process any more is not healthy, although its loop goes on.
     """
     daemon, port = site
-    monkeypatch.setattr(type(daemon.inspector), "stuck", True)
+    monkeypatch.setattr(type(daemon.discovery.inspector), "stuck", True)
     code, body = status(port, "/healthz")[:2]
     assert (503, True) == (code, b"looks at processes hang" in body)
 
 
-def test_who_comes_when_too_many_wait_is_told_so(site, monkeypatch):
+def test_a_client_gets_a_503_when_too_many_wait(site, monkeypatch):
     """
-    There is an end to waiting: one too many gets a 503, and the others their page.
+    One client too many gets a 503, and the others get their page.
     """
     _, port = site
     stuck = Stuck()
@@ -321,9 +321,9 @@ def test_who_comes_when_too_many_wait_is_told_so(site, monkeypatch):
 HUGE = 8 << 20
 
 
-def test_slow_readers_keep_nobody_out(site, monkeypatch):
+def test_slow_readers_do_not_keep_others_out(site, monkeypatch):
     """
-    Of who asks for much and does not read it twelve hold no thread: a scrape is answered.
+    Twelve clients that do not read a long response hold no thread: a scrape is answered.
     """
     _, port = site
     monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda _: "x" * HUGE)
@@ -335,7 +335,7 @@ def test_slow_readers_keep_nobody_out(site, monkeypatch):
 
 def test_what_slow_readers_have_not_read_is_bounded(monkeypatch):
     """
-    Of more answers than may lie about unread the oldest is given up, half said.
+    Above the limit of unread bytes, the oldest response is aborted.
     """
     monkeypatch.setattr("scope_ebpf.daemon.web.http.page", lambda _: "x" * HUGE)
     monkeypatch.setattr(server_module, "_UNREAD", 2 * HUGE + HUGE // 2)
@@ -353,9 +353,9 @@ def test_what_slow_readers_have_not_read_is_bounded(monkeypatch):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_slow_reader_is_hung_up_on(site, monkeypatch):
+def test_a_slow_reader_is_disconnected(site, monkeypatch):
     """
-    An answer that nobody reads is given up when the time for it is over.
+    A response that is not read is aborted after the time limit.
     """
     daemon, port = site
     before = daemon.errors["http"]
@@ -368,9 +368,9 @@ def test_a_slow_reader_is_hung_up_on(site, monkeypatch):
     assert daemon.errors["http"] == before + 1
 
 
-def test_a_thread_that_cannot_be_started_takes_nobodys_place(monkeypatch, caplog):
+def test_a_thread_that_cannot_be_started_takes_no_slot(monkeypatch, caplog):
     """
-    Where the system has no thread for us the client is hung up on, and later ones are served.
+    Where the system refuses a thread, the client is disconnected, and later ones are served.
     """
 
     def fail(*_):
@@ -391,19 +391,19 @@ def test_a_thread_that_cannot_be_started_takes_nobodys_place(monkeypatch, caplog
 # What is said -----------------------------------------------------------------------------------
 
 
-def test_what_is_no_text_does_not_spoil_the_page(site, monkeypatch):
+def test_bytes_that_are_not_text_do_not_spoil_the_page(site, monkeypatch):
     """
-    A reason with bytes of a path that are no UTF-8, or that a terminal obeys, is shown without.
+    Bytes of a path that are not UTF-8, and control characters, are not shown.
     """
     daemon, port = site
-    monkeypatch.setitem(daemon.targets.refused, 7, "cannot open /opt/\udcff\x1b[2J<b>")
+    monkeypatch.setitem(daemon.targets.admission.refused, 7, "cannot open /opt/\udcff\x1b[2J<b>")
     assert "cannot open /opt/??[2J&lt;b&gt;" in get(port, "/")
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
-def test_an_answer_tells_no_version_and_is_what_it_says(site, path):
+def test_a_response_names_no_version_and_has_its_type(site, path):
     """
-    No header names a program; types are not to be guessed, and nothing is to be kept.
+    No header names a program; clients must not guess types, nor cache.
     """
     _, port = site
     _, body, headers = status(port, path)
@@ -416,9 +416,9 @@ def test_an_answer_tells_no_version_and_is_what_it_says(site, path):
     assert int(headers["Content-Length"]) == len(body)
 
 
-def test_a_browser_may_show_the_page_and_do_no_more(site):
+def test_a_browser_may_only_show_the_page(site):
     """
-    Of all that a page may load this one has its style, which is the one that the policy names.
+    The page loads nothing; its style is the one that the policy permits.
     """
     _, port = site
     _, body, headers = status(port, "/")
@@ -429,9 +429,9 @@ def test_a_browser_may_show_the_page_and_do_no_more(site):
     assert policy["style-src"] == f"'sha256-{digest}'"
 
 
-def test_with_other_names_the_page_is_no_openmetrics(monkeypatch):
+def test_compat_names_are_not_served_as_openmetrics(monkeypatch):
     """
-    Names of two versions of prometheus.erl clash there; the text format takes them.
+    Names of two versions of prometheus.erl clash there; the text format permits them.
     """
     wants = {"Accept": "application/openmetrics-text; version=1.0.0"}
     for compat, kind in (((), "application/openmetrics-text"), (("erlang-vm",), "text/plain")):
@@ -461,27 +461,27 @@ def test_with_other_names_the_page_is_no_openmetrics(monkeypatch):
         ("", 421),
     ],
 )
-def test_a_loopback_address_is_asked_for_by_its_name(host, code):
+def test_a_loopback_address_is_served_under_its_names_only(host, code):
     """
-    A page whose own name leads a browser to 127.0.0.1 reads nothing.
+    A web page whose own name resolves to 127.0.0.1 reads nothing.
     """
     with serving(replace(LOCAL, hosts=("metrics.example.org",))) as (_, port):
         for path in ("/metrics", "/"):
             assert code == status(port, path, headers={"Host": host})[0]
 
 
-def test_what_names_no_host_is_no_browser(site):
+def test_a_request_without_host_is_served(site):
     """
-    HTTP/1.0 has no Host, and is answered.
+    HTTP/1.0 has no Host, and does not come from a browser.
     """
     _, port = site
     with clients(port, 1, b"GET /metrics HTTP/1.0\r\n\r\n") as (client,):
         assert until_closed(client).startswith(b"HTTP/1.0 200 ")
 
 
-def test_an_address_that_others_reach_has_any_name():
+def test_an_address_that_others_reach_is_served_under_any_name():
     """
-    Whoever listens on all addresses has said that others may ask.
+    A daemon that listens on all addresses is meant for other hosts.
     """
     with serving(replace(LOCAL, listen=("0.0.0.0", 0))) as (_, port):
         assert status(port, headers={"Host": "metrics.example.org"})[0] == 200
@@ -489,7 +489,7 @@ def test_an_address_that_others_reach_has_any_name():
 
 def test_a_unix_socket_is_served(tmp_path):
     """
-    Whoever may use the socket gets what the port would say, by whatever name.
+    Clients that may use the socket get the same responses as at a port, under any name.
     """
     path = tmp_path / "metrics.sock"
     with (
@@ -503,7 +503,7 @@ def test_a_unix_socket_is_served(tmp_path):
     assert not path.exists()
 
 
-def test_a_failure_of_ours_is_one_line(site, monkeypatch, caplog):
+def test_an_error_of_the_daemon_is_one_line(site, monkeypatch, caplog):
     """
     A page that cannot be made is a 500 for the client, and one line in the log.
     """
@@ -552,7 +552,7 @@ def test_without_the_right_password_nothing_is_shown(guarded, headers):
 
 def test_with_the_right_password_all_is_shown(guarded):
     """
-    The right one is let in, again and again, and a wrong one between does not change that.
+    The right one is accepted repeatedly, also after a wrong one.
     """
     _, port = guarded
     for _ in range(3):
@@ -560,9 +560,9 @@ def test_with_the_right_password_all_is_shown(guarded):
         assert status(port, headers=basic("prometheus", "wrong"))[0] == 401
 
 
-def test_a_password_that_was_changed_is_no_longer_good(guarded, monkeypatch):
+def test_a_changed_password_is_not_accepted_any_more(guarded, monkeypatch):
     """
-    What came in before the config was read again does not come in after it.
+    A password from before the config was read again is refused after it.
     """
     daemon, port = guarded
     assert status(port, headers=basic("prometheus", "right"))[0] == 200
@@ -572,9 +572,9 @@ def test_a_password_that_was_changed_is_no_longer_good(guarded, monkeypatch):
     assert status(port, headers=basic("prometheus", "other"))[0] == 200
 
 
-def test_who_guesses_takes_little_of_one_core(guarded, monkeypatch):
+def test_guessing_passwords_takes_little_of_one_core(guarded, monkeypatch):
     """
-    Of sixteen guesses at once one is looked at, then there is a pause; the right one comes through.
+    One of sixteen concurrent guesses is checked, then there is a pause; the right one succeeds.
     """
     _, port = guarded
     looking, most, pauses = [], [], []
@@ -606,9 +606,9 @@ def test_who_guesses_takes_little_of_one_core(guarded, monkeypatch):
 
 
 @pytest.mark.parametrize("user", ["prometheus", "somebody"])
-def test_a_name_that_does_not_exist_takes_as_long(guarded, user, monkeypatch):
+def test_an_unknown_user_takes_as_long(guarded, user, monkeypatch):
     """
-    Whether there is such a user or not, one password is looked at, of as many rounds.
+    One password is checked, with as many rounds, whether or not the user exists.
     """
     _, port = guarded
     looked = []
@@ -619,9 +619,9 @@ def test_a_name_that_does_not_exist_takes_as_long(guarded, user, monkeypatch):
     assert looked == ["10"]
 
 
-def test_nobody_comes_in_under_a_name_that_does_not_exist(guarded, monkeypatch):
+def test_an_unknown_user_is_never_accepted(guarded, monkeypatch):
     """
-    Whatever fits what is looked at instead is no password.
+    A password that fits the hash that is checked instead is refused.
     """
     _, port = guarded
     monkeypatch.setattr(http_module, "matches", lambda *_: True)
@@ -629,9 +629,9 @@ def test_nobody_comes_in_under_a_name_that_does_not_exist(guarded, monkeypatch):
     assert status(port, headers=basic("somebody", "right"))[0] == 401
 
 
-def test_who_guesses_keeps_nobody_out(guarded, monkeypatch):
+def test_guessing_does_not_keep_others_out(guarded, monkeypatch):
     """
-    Forty guesses that take without end, and who is known is served; one too many is told to go.
+    During forty endless checks a known client is served; one guess too many gets an error.
     """
     _, port = guarded
     right = basic("prometheus", "right")
@@ -649,9 +649,9 @@ def test_who_guesses_keeps_nobody_out(guarded, monkeypatch):
     assert codes == {b"401": 1 + server_module._GUESSES, b"503": 40 - 1 - server_module._GUESSES}
 
 
-def test_health_is_nobodys_secret(guarded):
+def test_health_needs_no_password(guarded):
     """
-    Who looks after the daemon needs no password.
+    A monitor of the daemon has no password.
     """
     _, port = guarded
     assert status(port, "/healthz")[0] == 200
@@ -678,9 +678,9 @@ def certificate(folder, name):
     return cert, key
 
 
-def test_tls_is_spoken(tmp_path):
+def test_tls_is_served(tmp_path):
     """
-    A client that trusts the certificate is served; one that does not, or speaks no TLS, is not.
+    A client that trusts the certificate is served; one that does not, or does not use TLS, is not.
     """
     cert, key = certificate(tmp_path, "first")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
@@ -695,9 +695,9 @@ def test_tls_is_spoken(tmp_path):
         assert daemon.errors["http"] >= 1
 
 
-def test_a_renewed_certificate_is_taken(tmp_path):
+def test_a_renewed_certificate_is_loaded(tmp_path):
     """
-    After the config was read again the new certificate is shown; a broken one is not taken.
+    After the config was read again the new certificate is used; a broken one is not.
     """
     cert, key = certificate(tmp_path, "old")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
@@ -705,18 +705,18 @@ def test_a_renewed_certificate_is_taken(tmp_path):
         fresh, fresh_key = certificate(tmp_path, "new")
         shutil.copy(fresh, cert)
         shutil.copy(fresh_key, key)
-        daemon.heeding[0](config)
+        daemon.listeners[0](config)
         trusting = ssl.create_default_context(cafile=str(fresh))
         assert "scope_ebpf_targets" in get(port, context=trusting)
         cert.write_text("no certificate")
-        daemon.heeding[0](config)
+        daemon.listeners[0](config)
         assert "scope_ebpf_targets" in get(port, context=trusting)
 
 
 @pytest.mark.parametrize("broken", ["key of another", "no key", "no file"])
 def test_a_renewed_certificate_that_cannot_be_used_changes_nothing(tmp_path, broken, caplog):
     """
-    Where the new certificate is there and its key is not, or is another, clients see the old pair.
+    Where the key of the new certificate is missing or wrong, clients see the old pair.
     """
     cert, key = certificate(tmp_path, "old")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
@@ -729,16 +729,16 @@ def test_a_renewed_certificate_that_cannot_be_used_changes_nothing(tmp_path, bro
         elif broken == "no file":
             key.unlink()
         for _ in range(2):
-            daemon.heeding[0](config)
+            daemon.listeners[0](config)
             assert "scope_ebpf_targets" in get(port, context=trusting)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["certificate refused, the old one stays"] * 2
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path):
+def test_a_client_that_stops_in_the_handshake_is_disconnected(tmp_path):
     """
-    TLS that is begun and not finished takes no longer than a request may.
+    An unfinished handshake has the time limit of a request.
     """
     cert, key = certificate(tmp_path, "some")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
@@ -748,9 +748,9 @@ def test_a_client_that_stops_in_the_handshake_is_hung_up_on(tmp_path):
         assert until_closed(client) == b""
 
 
-def test_handshakes_that_go_no_further_keep_nobody_out(tmp_path):
+def test_unfinished_handshakes_do_not_keep_others_out(tmp_path):
     """
-    Twenty-four clients begin to speak TLS and stop; another that goes on is served meanwhile.
+    Twenty-four clients stop in the handshake; another client is served meanwhile.
     """
     cert, key = certificate(tmp_path, "some")
     config = replace(LOCAL, tls_cert=str(cert), tls_key=str(key))
@@ -765,7 +765,7 @@ def test_handshakes_that_go_no_further_keep_nobody_out(tmp_path):
 @pytest.mark.parametrize("broken", ["missing", "text", "key of another"])
 def test_a_certificate_that_cannot_be_used_is_said_in_one_line(tmp_path, broken):
     """
-    The daemon does not start without the TLS that it was told to speak.
+    The daemon does not start without the TLS that its config asks for.
     """
     cert, key = certificate(tmp_path, "one")
     if broken == "missing":

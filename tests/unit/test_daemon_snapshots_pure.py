@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose turn it is, and what becomes of a target that cannot be read.
+When targets are read, and what is published of a target that cannot be read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 
 from scope_ebpf.daemon.looks.owners import ROOT
 from scope_ebpf.daemon.readings import snapshots
-from scope_ebpf.daemon.readings.snapshots import Snapshots
-from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
+from scope_ebpf.daemon.readings.snapshots import SnapshotResults, Snapshots
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import SnapshotReading
 
@@ -23,7 +23,7 @@ REFUSED = ReadRefusedError("the layout does not fit")
 
 class Watched:
     """
-    A watch of process 7, with what is read of it: results, or exceptions that are raised.
+    A watch of process 7, with planned results: readings, or exceptions that are raised.
     """
 
     def __init__(self, tables: list = (), memories: list = (), pid: int = 7) -> None:
@@ -31,12 +31,19 @@ class Watched:
         self.target = SimpleNamespace(pid=pid, watch=self, identity=identity)
         self.owner = ROOT
         self.tables, self.memories = list(tables), list(memories)
-        self.snapshot = self.memory = None
+        self.results = SnapshotResults()
         self.made = 0
+
+    def publish(self, results: SnapshotResults) -> None:
+        self.results = results
+
+    @property
+    def snapshot(self) -> SnapshotReading | None:
+        return self.results.snapshot
 
     @property
     def refused(self) -> dict[str, str] | None:
-        return self.memory and self.memory.refused
+        return self.results.memory and self.results.memory.refused
 
 
 class Part:
@@ -88,8 +95,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNamespace):
     """
-    No frozen snapshot stays, the refusal is told, and both end when it works again; what fails
-    twice is tried again after twice as long.
+    No old snapshot stays, the refusal is published, and both end when reading works again; after
+    a second failure the pause is twice as long.
     """
     watch = Watched(tables=[SnapshotReading(1), REFUSED, REFUSED])
     run.look(0, watch)
@@ -108,11 +115,11 @@ def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNam
     assert run.errors == {}
 
 
-def test_what_nobody_expected_takes_no_other_target_along(
+def test_an_unexpected_error_affects_no_other_target(
     run: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ):
     """
-    It is counted each time and told once; the VM is tried again, and others are read as ever.
+    It is counted each time and logged once; the VM is read again later, and others as before.
     """
     broken, other = Watched(tables=[ValueError("odd")] * 3), Watched(pid=8)
     with caplog.at_level(logging.WARNING, logger="scope-ebpfd"):
@@ -126,9 +133,9 @@ def test_what_nobody_expected_takes_no_other_target_along(
     assert other.snapshot is not first
 
 
-def test_memory_that_cannot_be_read_does_not_take_the_table_along(run: SimpleNamespace):
+def test_the_table_is_read_where_other_memory_cannot_be(run: SimpleNamespace):
     """
-    Each part stands for itself, and is read anew after a minute.
+    The parts are independent, and a failed one is read again after a minute.
     """
     watch = Watched(memories=[ValueError("odd")])
     run.look(0, watch)
@@ -138,9 +145,9 @@ def test_memory_that_cannot_be_read_does_not_take_the_table_along(run: SimpleNam
     assert watch.refused == {}
 
 
-def test_another_vm_in_the_same_process_is_read_with_places_of_its_own(run: SimpleNamespace):
+def test_another_vm_in_the_same_process_is_read_at_its_own_addresses(run: SimpleNamespace):
     """
-    After an exec the pid is the same, and every address another.
+    After an exec the pid is the same, and every address is different.
     """
     before, after = Watched(), Watched()
     run.look(0, before)
@@ -151,9 +158,20 @@ def test_another_vm_in_the_same_process_is_read_with_places_of_its_own(run: Simp
 
 def test_a_target_that_ended_is_left_to_the_loop(run: SimpleNamespace):
     """
-    That is no failure, and nothing is said.
+    That is not a failure, and nothing is logged.
     """
     watch = Watched(tables=[NoSuchProcessError("process 7 has ended")])
     run.look(0, watch)
     assert watch.refused == {}
     assert run.errors == {}
+
+
+def test_memory_that_hangs_is_an_error_for_the_loop(run: SimpleNamespace):
+    """
+    The error stays published with later results, so that the loop drops the target.
+    """
+    error = NoAnswerError("it has memory that cannot be read")
+    watch = Watched(memories=[error])
+    run.look(0, watch)
+    assert watch.results.error is error
+    assert watch.snapshot is not None

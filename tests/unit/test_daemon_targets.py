@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Targets that come, go and fail, without a kernel: what is left of them in the daemon.
+Targets that begin, end and fail, without a kernel: what remains of them in the daemon.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pytest
 from scope_ebpf.daemon.config import Config
 from scope_ebpf.daemon.looks.hangs import MOST
 from scope_ebpf.daemon.looks.owners import ROOT, Owner, Shares
-from scope_ebpf.daemon.targets import Targets, _Observed
+from scope_ebpf.daemon.targets import Observed, Targets
 from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError
 from scope_ebpf.kernel.bpf.stats import ProgramStats
 
@@ -31,7 +30,7 @@ RUNS = {"send_entry": ProgramStats(1_000, 0.001, 2)}
 @dataclass
 class FakeWatch:
     """
-    A watch with a *pid*, whose *error* comes when its allowance rings.
+    A watch with a *pid*, which raises *error* when its quota is exhausted.
     """
 
     pid: int
@@ -49,9 +48,11 @@ class FakeWatch:
         identity = SimpleNamespace(close=lambda: None)
         self.target = SimpleNamespace(pid=self.pid, identity=identity)
         self._ring, self.bell = os.pipe()
-        self.session = SimpleNamespace(fileno=lambda: self._ring)
 
-    def rang(self) -> None:
+    def fileno(self) -> int:
+        return self._ring
+
+    def on_exhausted(self) -> None:
         os.read(self._ring, 1)
         if self.error:
             raise self.error
@@ -59,7 +60,7 @@ class FakeWatch:
     def close(self) -> None:
         self.closed = True
 
-    def next_turn(self) -> None:
+    def next_window(self) -> None:
         return None
 
     def debt(self) -> tuple[float, float]:
@@ -75,7 +76,7 @@ class FakeWatch:
 @dataclass
 class FakeTracepoints:
     """
-    Tracepoints that are in, or not, and may be refused.
+    Tracepoints that are attached or not, and may be refused.
     """
 
     attached: bool = True
@@ -98,10 +99,10 @@ class FakeTracepoints:
 @pytest.fixture
 def targets() -> Iterator[Targets]:
     """
-    Targets of no VM, with a scanner that forgets everything.
+    Targets without a VM; nothing waits for their descriptors, and the scanner forgets everything.
     """
     scanner = SimpleNamespace(ended=lambda _pid: None, again=lambda _pid, _seconds: None)
-    files = selectors.EpollSelector()
+    files = SimpleNamespace(register=lambda *_: None, unregister=lambda _fd: None)
     found = Targets(Config(), None, files, scanner, errors=Counter(), shares=Shares())
     yield found
     found.close()
@@ -109,11 +110,9 @@ def targets() -> Iterator[Targets]:
 
 def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
     """
-    Observe it, as if it had been taken in.
+    Observe *watch*, as if it had been found.
     """
-    # What waits for the end of a process is not tried here.
-    targets._files.unregister = lambda _fd: None
-    targets._observed[watch.pid] = _Observed(watch, (), None)
+    targets._observed[watch.pid] = Observed(watch, (), None)
     return watch
 
 
@@ -121,18 +120,20 @@ def keep(targets: Targets, watch: FakeWatch) -> FakeWatch:
     ("error", "errors", "refused"),
     [(NoSuchProcessError("it has ended"), 0, []), (ValueError("what?"), 1, [7])],
 )
-def test_a_target_that_fails_while_it_rings_takes_nobody_along(targets, error, errors, refused):
+def test_a_target_that_fails_when_its_quota_is_exhausted_affects_no_other(
+    targets, error, errors, refused
+):
     """
-    Who has ended by then is let go; what nobody thought of is counted, and tried again later.
+    One that has ended is dropped; an unexpected error is counted, and the target tried again later.
     """
     failing, well = keep(targets, FakeWatch(7, error=error)), keep(targets, FakeWatch(8))
     for watch in (failing, well):
         os.write(watch.bell, b"!")
-    targets._listen()
+    targets._detach_exhausted()
     assert failing.closed
     assert [well] == targets.watches
     assert errors == targets._errors["watch"]
-    assert refused == list(targets.refused)
+    assert refused == list(targets.admission.refused)
 
 
 def test_what_programs_ran_for_targets_that_have_ended_stays(targets):
@@ -147,52 +148,53 @@ def test_what_programs_ran_for_targets_that_have_ended_stays(targets):
     assert both == targets.program_stats()
 
 
-def test_a_scrape_hastens_those_that_were_not_looked_at_for_longest(targets):
+def test_a_scrape_refreshes_the_oldest_readings(targets):
     """
-    Four of them, and none that was looked at within a second.
+    Four of them, and none that is younger than a second.
     """
     now = time.monotonic()
     watches = [keep(targets, FakeWatch(pid, ticked=now - pid)) for pid in range(8)]
-    targets.hasten()
+    targets.refresh_stale()
     assert [4, 5, 6, 7] == [watch.pid for watch in watches if watch.next_tick <= time.monotonic()]
     fresh = [keep(targets, FakeWatch(pid, ticked=now + 60)) for pid in range(8)]
-    targets.hasten()
+    targets.refresh_stale()
     assert not any(watch.next_tick <= time.monotonic() for watch in fresh)
 
 
-def test_tracepoints_are_out_until_what_they_took_is_paid(targets):
+def test_tracepoints_are_detached_until_their_cost_is_paid(targets):
     """
-    They are of all targets together: who owes too much is paid for by the others' part.
+    They run for all targets together: the share of one target pays for the debt of another.
     """
     first, second = keep(targets, FakeWatch(7)), keep(targets, FakeWatch(8))
-    targets.thread_watch = tracepoints = FakeTracepoints()
+    targets.tracepoints.thread_watch = tracepoints = FakeTracepoints()
     seen = []
     for first.owes in ((0.15, 0.1), (0.25, 0.1), (0.05, 0.1), (-0.01, 0.1), (-0.02, 0.1)):
-        targets.turn()
+        targets.run_once()
         seen.append(tracepoints.attached)
     assert [True, False, False, True, True] == seen
     assert ["resumed"] == first.heard == second.heard
 
 
-def test_tracepoints_that_are_refused_later_are_gone_without(targets):
+def test_targets_go_on_without_tracepoints_that_are_refused_later(targets):
     """
-    Everybody hears of it once, and is observed on.
+    Each target gets the reason once, and is still observed.
     """
     watch = keep(targets, FakeWatch(7, owes=(0.2, 0.1)))
-    targets.thread_watch = tracepoints = FakeTracepoints(refusal="the kernel is locked down")
-    targets.turn()
+    tracepoints = FakeTracepoints(refusal="the kernel is locked down")
+    targets.tracepoints.thread_watch = tracepoints
+    targets.run_once()
     watch.owes = (-0.1, 0.1)
     for _ in range(2):
-        targets.turn()
+        targets.run_once()
     assert tracepoints.closed
-    assert targets.thread_watch is None
+    assert targets.tracepoints.thread_watch is None
     assert ["the kernel is locked down"] == watch.heard
     assert [watch] == targets.watches
 
 
-def test_who_has_memory_that_does_not_come_is_let_go_and_then_its_owner(targets):
+def test_targets_whose_memory_hangs_are_dropped_and_then_all_of_their_owner(targets):
     """
-    Each by itself at first; with the third all others of that owner go, and those of others stay.
+    The third one takes all others of its owner along, and no target of another owner.
     """
     evil = Owner(666, "")
     hanging = [keep(targets, FakeWatch(pid, owner=evil)) for pid in range(7, 7 + MOST)]
@@ -202,10 +204,11 @@ def test_who_has_memory_that_does_not_come_is_let_go_and_then_its_owner(targets)
     for watch in hanging:
         watch.error = NoAnswerError("it has memory that cannot be read")
         os.write(watch.bell, b"x")
-        targets._listen()
+        targets._detach_exhausted()
         left.append(len(targets.watches))
     assert [4, 3, 1] == left
     assert [innocent] == targets.watches
-    assert "it has memory that cannot be read" == targets.refused[7]
-    assert "3 processes of uid 666" in targets.refused[90]
+    refused = targets.admission.refused
+    assert "it has memory that cannot be read" == refused[7]
+    assert "3 processes of uid 666" in refused[90]
     assert bystander.closed

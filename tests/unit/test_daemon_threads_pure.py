@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A target's threads without a kernel: places that are given back, times that are under way.
+A target's threads without a kernel: slots that are freed, intervals that are still open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError, NoSuchProcessError
 from scope_ebpf.kernel.observers.tracepoints import Doing, add_open
 
-PLACE = 7
+SLOT = 7
 IDLE, BLOCKED, PREEMPTED, QUEUED, THROTTLED = range(5)
 WORDS = events.THREAD_TOTALS.itemsize // 8
 
@@ -88,9 +88,9 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> list[TaskFaults]:
     return found
 
 
-def seen(kernel: Kernel, place: int | None = PLACE) -> WatchedThreads:
+def seen(kernel: Kernel, slot: int | None = SLOT) -> WatchedThreads:
     # No process has this pid.
-    return WatchedThreads(kernel, SimpleNamespace(pid=0), place)
+    return WatchedThreads(kernel, SimpleNamespace(pid=0), slot)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -99,19 +99,19 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-def test_a_vm_that_ends_while_it_is_taken_in_leaves_nothing(vm, monkeypatch):
+def test_a_vm_that_ends_at_the_beginning_leaves_nothing(vm, monkeypatch):
     """
-    What was begun is taken back: 64 such VMs would take the places of all others.
+    Its slot is freed: 64 such VMs would take the slots of all others.
     """
     monkeypatch.setattr(Places, "ends", True)
     kernel = Kernel()
     with pytest.raises(NoSuchProcessError):
         seen(kernel)
-    assert [PLACE] == kernel.given_back
+    assert [SLOT] == kernel.given_back
     assert set() == kernel.watched
 
 
-def test_where_there_is_no_room_a_vm_goes_without_its_threads(vm, caplog):
+def test_without_room_the_threads_of_a_vm_are_not_watched(vm, caplog):
     """
     The rest of the VM is observed, and the log says once what is missing.
     """
@@ -120,12 +120,12 @@ def test_where_there_is_no_room_a_vm_goes_without_its_threads(vm, caplog):
     watched = seen(kernel)
     watched.tick()
     assert watched.totals is None
-    assert 2 == watched.books.counts[ROLES.index("normal")]
-    assert [PLACE] == kernel.given_back
+    assert 2 == watched.accounting.counts[ROLES.index("normal")]
+    assert [SLOT] == kernel.given_back
     assert set() == kernel.watched
     assert ["no room"] == lines(caplog)
     watched.close()
-    assert [PLACE] == kernel.given_back
+    assert [SLOT] == kernel.given_back
 
 
 def test_room_may_be_used_up_later(vm, caplog):
@@ -139,12 +139,12 @@ def test_room_may_be_used_up_later(vm, caplog):
     vm.append(TaskFaults(103, "normal", 3, 0, 0))
     watched.tick()
     assert watched.totals is None
-    assert [PLACE] == kernel.given_back
+    assert [SLOT] == kernel.given_back
     assert ["no room"] == lines(caplog)
     assert 0.0 == watched.spent()
 
 
-def test_a_vm_without_a_place_is_told_of(vm, caplog):
+def test_a_vm_without_a_slot_is_logged(vm, caplog):
     """
     The log says of which VM threads are not watched.
     """
@@ -160,16 +160,16 @@ def test_a_vm_without_a_place_is_told_of(vm, caplog):
 
 def test_times_never_fall(vm):
     """
-    Time that was just being counted is missing from a reading, but not from what is told.
+    An interval that is being added may be missing from a reading, but not from the totals.
     """
     kernel = Kernel()
     kernel.idle = [50, 10, 70]
     watched = seen(kernel)
-    told = [int(watched.totals["off_ns"][0, IDLE])]
+    totals = [int(watched.totals["off_ns"][0, IDLE])]
     for _ in range(2):
         watched.tick()
-        told.append(int(watched.totals["off_ns"][0, IDLE]))
-    assert [50, 50, 70] == told
+        totals.append(int(watched.totals["off_ns"][0, IDLE]))
+    assert [50, 50, 70] == totals
 
 
 def opened(now: int, *threads: tuple[int, int, int, int, int]) -> np.ndarray:
@@ -184,7 +184,7 @@ def opened(now: int, *threads: tuple[int, int, int, int, int]) -> np.ndarray:
     return totals.view(events.THREAD_TOTALS).reshape(events.THREAD_TYPES)
 
 
-def test_who_sleeps_or_runs_has_done_so_since_then():
+def test_sleeping_and_running_threads_count_up_to_now():
     """
     Two dirty schedulers that sleep for hours are idle for hours before they wake, and so on.
     """
@@ -201,7 +201,7 @@ def test_who_sleeps_or_runs_has_done_so_since_then():
     assert [100, 0, 0, 0, 0, 0] == totals["on_ns"].tolist()
 
 
-def test_of_who_waits_for_a_cpu_only_the_sleep_is_over():
+def test_a_thread_that_waits_for_a_cpu_counts_its_sleep_only():
     """
     Whether that is a wait for a CPU or for the quota is known when it ends.
     """
@@ -210,7 +210,7 @@ def test_of_who_waits_for_a_cpu_only_the_sleep_is_over():
     assert 600 == int(totals["off_ns"].sum())
 
 
-def test_what_is_not_known_is_no_time():
+def test_unknown_intervals_do_not_count():
     """
     A thread before its first switch, and one that was switched after the clock was read.
     """

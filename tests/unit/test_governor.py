@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scope_ebpf.budget.governor import OFTEN, OTHERS, OWN, SELDOM, Governor, water_fill
+from scope_ebpf.budget.governor import DAEMON_POLICY, Governor, water_fill
 
 HIT = 1e-6
 #: How late hooks come out after their gate has closed, and how long they take to go in, seconds.
@@ -19,7 +19,7 @@ LAG = 0.002
 STEP = 0.001
 #: CPUs that a target counts as using at least.
 FLOOR = 0.2
-#: Seconds of budget that the first second, whose CPU use nobody knows yet, may cost.
+#: Seconds of budget that the first second may cost, whose CPU use is not known yet.
 START = 0.001
 
 Load = Callable[[float], float]
@@ -27,7 +27,7 @@ Load = Callable[[float], float]
 
 class Simulation:
     """
-    A target whose events happen at given rates, and a kernel that counts down allowances.
+    A target whose events happen at given rates, and a kernel that counts down quotas.
     """
 
     def __init__(self, loads: dict[str, Load], cpus: Load, seed: int = 1) -> None:
@@ -39,11 +39,11 @@ class Simulation:
         self.removed: dict[str, float] = {}
         self.window: tuple[str, float, float, float] | None = None
         self.worst = 0.0
-        #: What a window and taking stock take of the observer's CPU, seconds.
-        self.own, self.stocktaking = 0.0, 0.003
+        #: CPU of the observer for a window and for a tick, in seconds.
+        self.own, self.tick_cpu = 0.0, 0.003
         self.ticks = [0.0]
         self.next_tick = 0.0
-        #: What others than the hooks take of each second of the target's CPU.
+        #: Costs other than those of hooks, as a share of the target's CPU.
         self.others = 0.0
         self.cost_by_second: list[float] = []
         self.cpu_by_second: list[float] = []
@@ -62,7 +62,7 @@ class Simulation:
         for action in self.governor.tick(self.now, self.cpu, spent):
             self.left[action.event] = action.hits
         self.ticks.append(self.now)
-        self.next_tick = self.now + self.governor.pause(self.stocktaking)
+        self.next_tick = self.now + self.governor.pause(self.tick_cpu)
 
     def _step(self) -> None:
         self.now += STEP
@@ -84,8 +84,8 @@ class Simulation:
                 self._close()
             else:
                 self._remove(event)
-                self.governor.tripped(event, self.now)
-                self.next_tick = min(self.next_tick, self.now + OFTEN)
+                self.governor.exhausted(event, self.now)
+                self.next_tick = min(self.next_tick, self.now + DAEMON_POLICY.min_tick)
         if self.window and self.now >= self.window[1]:
             self._close()
         if self.window is None:
@@ -132,7 +132,7 @@ def test_a_steady_target_costs_no_more_than_its_budget(rate):
     assert run.share(1) <= 0.0102
 
 
-def test_what_fits_into_the_budget_stays_in():
+def test_an_event_within_the_budget_has_permanent_hooks():
     """
     An event that costs a tenth of the budget is counted all the time.
     """
@@ -142,9 +142,9 @@ def test_what_fits_into_the_budget_stays_in():
     assert run.governor.sampling_ratio("gc") == 1.0
 
 
-def test_the_hot_share_what_the_quiet_leave():
+def test_frequent_events_share_what_rare_ones_leave():
     """
-    Three hot events get windows, and a quiet one beside them stays in.
+    Three frequent events get windows, and a rare one beside them has permanent hooks.
     """
     loads = {name: constant(500_000) for name in ("send", "receive", "schedule")}
     run = Simulation({**loads, "spawn": constant(100)}, constant(2.0))
@@ -159,11 +159,11 @@ def test_the_hot_share_what_the_quiet_leave():
 
 def test_a_sudden_million_a_second_costs_no_more_than_the_second_had():
     """
-    A quiet event that becomes hot between two ticks is out before its second's budget is spent.
+    A rare event that becomes frequent between two ticks is detached before its budget is spent.
     """
     run = Simulation({"send": step(20.3, 100, 1_000_000)}, constant(2.0))
     run.run(30)
-    lag = 1_000_000 * (LAG + STEP) * HIT  # after the allowance was spent
+    lag = 1_000_000 * (LAG + STEP) * HIT  # after the quota was exhausted
     assert run.cost_by_second[20] <= 0.01 * 2.0 + lag + STEP
     assert sum(run.cost_by_second[20:]) <= 0.01 * sum(run.cpu_by_second[20:]) + lag
     assert run.governor.modes()["send"] == "windows"
@@ -179,7 +179,7 @@ def test_a_spike_that_has_passed_is_forgotten():
     assert run.share(1) <= 0.01
 
 
-def test_an_idle_target_is_observed_at_a_fixed_small_price():
+def test_an_idle_target_is_observed_at_a_fixed_small_cost():
     """
     A target that uses no CPU has the budget of one that uses a fifth of a core.
     """
@@ -189,14 +189,14 @@ def test_an_idle_target_is_observed_at_a_fixed_small_price():
     assert set(run.governor.modes().values()) == {"always"}
 
 
-def test_hooks_that_came_out_late_have_windows_again():
+def test_hooks_that_were_detached_late_have_windows_again():
     """
-    What a moment cost in which we got no CPU is paid back, and then there are windows as before.
+    The cost of a moment in which the observer got no CPU is paid back, then windows go on.
     """
     governor = Governor({"send": HIT}, 0.0, rng=random.Random(1))
     governor.tick(0.0, 0.0, {"send": 0.0})
     governor.tick(1.0, 1.0, {"send": 0.0})
-    governor.tripped("send", 1.5)
+    governor.exhausted("send", 1.5)
     late = 20 * governor.income
     times = [second / 10 for second in range(20, 400)]
     opened = []
@@ -210,7 +210,7 @@ def test_hooks_that_came_out_late_have_windows_again():
     assert len(opened) >= 5  # they cost nothing, so it is always on again
 
 
-def test_what_windows_take_of_the_observer_is_bounded():
+def test_the_observers_cpu_for_windows_is_bounded():
     """
     Where opening and closing costs much, windows are rarer, but each event has some.
     """
@@ -220,37 +220,37 @@ def test_what_windows_take_of_the_observer_is_bounded():
     run.run(120)
     opened = {name: run.governor._events[name].open_seconds for name in loads}
     late = [at for windows in opened.values() for at, _ in windows if at > 20]
-    assert len(late) * run.own / 100 <= 1.2 * OWN * run.governor.budget
+    assert len(late) * run.own / 100 <= 1.2 * DAEMON_POLICY.self_cost_share * run.governor.budget
     assert all(len(windows) > 20 for windows in opened.values())
 
 
-def test_stock_is_taken_as_often_as_it_is_worth():
+def test_ticks_are_as_frequent_as_the_target_is_busy():
     """
-    Beside a target that does nothing it is done seldom, beside one of four CPUs or one whose events
-    use up what they are allowed, often.
+    They are rare for an idle target, and frequent for one of four CPUs or one whose events exhaust
+    their quotas.
     """
     pauses = {}
     for name, cpus, rate in (("idle", 0.0, 0), ("busy", 4.0, 0), ("hot", 0.1, 1_000)):
         run = Simulation({"send": constant(rate)}, constant(cpus))
         run.run(60)
         pauses[name] = 60 / len(run.ticks)
-    assert SELDOM >= pauses["idle"] > 3 * OFTEN
-    assert pauses["busy"] == pytest.approx(OFTEN, rel=0.15)
-    assert pauses["hot"] == pytest.approx(OFTEN, rel=0.15)
+    assert DAEMON_POLICY.max_tick >= pauses["idle"] > 3 * DAEMON_POLICY.min_tick
+    assert pauses["busy"] == pytest.approx(DAEMON_POLICY.min_tick, rel=0.15)
+    assert pauses["hot"] == pytest.approx(DAEMON_POLICY.min_tick, rel=0.15)
 
 
-def test_hooks_have_their_part_whatever_others_cost():
+def test_hooks_have_their_share_whatever_other_costs_are():
     """
-    Where others than the hooks take three times the budget, rare hooks stay in, hot ones have
-    windows, and what is too much is told; where they take little nothing is.
+    Where other costs take three times the budget, rare events have permanent hooks, frequent ones
+    have windows, and the excess is a debt; where they take little there is none.
     """
     run = Simulation({"send": constant(100_000), "exit": constant(50)}, constant(0.5))
     run.others = 0.03
     run.run(30)
     assert {"send": "windows", "exit": "always"} == run.governor.modes()
     assert run.governor.sampling_ratio("send") > 0.005
-    assert run.share(1) < 0.01 * (1 - OTHERS)
-    assert run.governor.debt > 10 * OTHERS * run.governor.income
+    assert run.share(1) < 0.01 * (1 - DAEMON_POLICY.other_cost_share)
+    assert run.governor.debt > 10 * DAEMON_POLICY.other_cost_share * run.governor.income
     run = Simulation({"exit": constant(50)}, constant(0.5))
     run.others = 0.002
     run.run(30)
@@ -259,20 +259,20 @@ def test_hooks_have_their_part_whatever_others_cost():
 
 def test_hooks_that_failed_stay_off():
     """
-    What they cost is still asked for with the others, and they do not come back by that.
+    Their cost is still reported with the others, which does not attach them again.
     """
     run = Simulation({"send": constant(10), "gc": constant(10)}, constant(1.0))
     run.governor.failed("gc")
     run.left.pop("gc", None)
     run.run(10)
-    run.governor.price("gc", 2 * HIT)
+    run.governor.set_hit_cost("gc", 2 * HIT)
     assert {"send": "always"} == run.governor.modes()
     assert 0.0 == run.governor.sampling_ratio("gc")
 
 
 def test_windows_come_at_irregular_times():
     """
-    No two pauses between windows are alike, so nothing that is periodic hides.
+    No two pauses between windows are equal, so a periodic event cannot fall between them.
     """
     run = Simulation({"send": constant(1_000_000)}, constant(2.0))
     run.run(60)
@@ -306,8 +306,8 @@ def test_no_mixture_of_steps_breaks_the_budget(steps, cpus, seed):
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0, 100))
 def test_shares_are_fair(demands, total):
     """
-    Nobody gets more than asked for, nothing is kept back, and who gets less than asked for gets
-    no less than any other.
+    No demand is exceeded, nothing is kept back, and a demand that is not met gets no less than any
+    other.
     """
     shares = water_fill(demands, total)
     assert all(0 <= share <= demand for share, demand in zip(shares, demands, strict=True))

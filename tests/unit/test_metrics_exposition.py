@@ -28,12 +28,13 @@ from scope_ebpf.metrics.reading import (
     SLOTS,
     WIDTH,
     EventReading,
+    HooksReading,
     MemoryReading,
-    NativeReading,
+    NifReading,
     ProcessReading,
     Reading,
     Sampled,
-    ThreadBooks,
+    ThreadAccounting,
     sum_column,
 )
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top
@@ -71,10 +72,8 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
     kinds = {"mbcs": (60, 40), "sbcs": (30, 20), "mbcs_pool": (10, 5)}
     allocators = tuple(Allocator(name, 100, 65, kinds) for name in NAMES)
     six, seven = (1,) * 6, (1,) * 7
-    natives = {
-        name: NativeReading(1.0, 2) for name in ("a:b/1", "c:d/2", "e:f/3", "g:h/4", "other")
-    }
-    sampled = Sampled((1.0, 2.0, 3.0), 0.1, natives)
+    nifs = {name: NifReading(1.0, 2) for name in ("a:b/1", "c:d/2", "e:f/3", "g:h/4", "other")}
+    sampled = Sampled((1.0, 2.0, 3.0), 0.1, nifs)
     return Reading(
         node=node,
         info=INFO,
@@ -99,16 +98,10 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
             11,
         ),
         limits=Limits(9, 10, 11),
-        budget=0.01,
-        overhead=0.002,
-        hook_seconds=1.0,
-        trips=1,
-        windows=2,
-        lost=3,
-        refused_kernel=4,
-        refused_user=5,
+        hooks=HooksReading(0.01, 0.002, 1.0, exhausted=1, windows=2, lost=3, refused=4),
+        failed_reads=5,
         threads=np.ones(6, events.THREAD_TOTALS),
-        books=ThreadBooks(six, seven, seven, sampled),
+        accounting=ThreadAccounting(six, seven, seven, sampled),
         memory=MemoryReading(
             AllocatorReading(allocators, MemoryUse(9, 5, 4, 2, 1, 3)),
             Connections((1, 0), 5, 0),
@@ -149,7 +142,7 @@ def samples(text: str):
 
 def test_a_node_of_sixteen_schedulers_has_at_most_300_series():
     """
-    The default set is bounded, and so is what a node costs Prometheus: all is known, natives have
+    The default set is bounded, and so is what a node costs Prometheus: all is known, nifs have
     names, a quota holds, and every event is in windows, which have an error each.
     """
     most = reading()
@@ -176,7 +169,7 @@ def test_node_names_are_data(node):
     assert {node} == found
 
 
-def test_nodes_whose_long_names_begin_alike_are_told_apart():
+def test_nodes_whose_long_names_begin_alike_have_different_labels():
     """
     Of ten kilobytes the beginning comes out, with an end that is another for another name.
     """
@@ -198,15 +191,15 @@ def test_no_label_is_obeyed_by_a_terminal(one):
     """
     What a terminal would act on, and what is no text, is a question mark in each label.
     """
-    told = replace(reading(f"a{one}b@c"), info=INFO | {"exe": f"/opt/{one}"})
-    text = exported(told)
+    odd = replace(reading(f"a{one}b@c"), info=INFO | {"exe": f"/opt/{one}"})
+    text = exported(odd)
     assert all(one not in line for line in text.split("\n"))
     (info,) = (s for s in samples(text) if s.name == "beam_target_info")
     assert info.labels["node"].startswith("a?b@c~")
     assert info.labels["exe"].startswith("/opt/?~")
 
 
-def test_labels_in_which_much_was_replaced_are_told_apart():
+def test_labels_in_which_much_was_replaced_are_different():
     """
     Names that look alike once they can be shown are the names of two nodes still.
     """
@@ -230,11 +223,11 @@ def test_a_histogram_counts_what_is_below_each_bound():
     Slots up to 2^N ns are in the bucket of 2^N ns, and all are in +Inf.
     """
     totals = np.zeros(WIDTH)
-    place = sum_column(1)  # schedule, out
-    totals[place] = 5e9
-    totals[place + 1 + 9] = 3  # 512 ns to 1024 ns
-    totals[place + 1 + 10] = 2  # 1024 ns to 2048 ns
-    totals[place + 1 + 39] = 1  # the open end
+    column = sum_column(1)  # schedule, out
+    totals[column] = 5e9
+    totals[column + 1 + 9] = 3  # 512 ns to 1024 ns
+    totals[column + 1 + 10] = 2  # 1024 ns to 2048 ns
+    totals[column + 1 + 39] = 1  # the open end
     event = EventReading(totals, "always", "symbol", "", 1.0, 0.0)
     one = reading()
     one.events["schedule"] = event
@@ -313,7 +306,7 @@ def test_what_is_read_now_and_then_says_how_old_it_is():
 
 def test_collections_that_are_not_all_are_said_to_be_so():
     """
-    Without those on dirty schedulers they are none of prometheus.erl's, and that is told.
+    Without those on dirty schedulers they have no name of prometheus.erl, and are reported.
     """
     whole, page = reading(), Page(compat=True)
     assert whole.counters is not None

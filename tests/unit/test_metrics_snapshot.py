@@ -37,7 +37,7 @@ def test_processes_are_counted_by_their_mailbox():
     """
     reading = SnapshotReading(3)
     rows = table([0, 1, 9, 10, 99, 1_000_000])
-    reading.take_in(rows, 0, weights(rows))
+    reading.add(rows, 0, weights(rows))
     assert dict(zip(MAILBOX_STEPS, reading.mailbox_counts.tolist(), strict=True)) == {
         1: 5,
         10: 3,
@@ -50,26 +50,26 @@ def test_processes_are_counted_by_their_mailbox():
     assert [Top(6, 1_000_000), Top(5, 99), Top(4, 10)] == reading.mailboxes
 
 
-def test_the_largest_are_ranked_by_what_they_weigh_in_the_end():
+def test_the_largest_are_ranked_by_their_exact_bytes():
     """
     A closer look at the largest changes their order, and the sum of all by as much.
     """
     reading = SnapshotReading(2)
     rows = table([0, 0, 0], [1000, 900, 10])
-    reading.take_in(rows, 0, weights(rows))
+    reading.add(rows, 0, weights(rows))
     assert [Top(1, 8000), Top(2, 7200)] == reading.memories
-    reading.weigh({2: 9000})
+    reading.refine_memory({2: 9000})
     assert [Top(2, 9000), Top(1, 8000)] == reading.memories
     assert reading.memory == 8000 + 9000 + 80
 
 
 def test_empty_mailboxes_are_in_no_ranking():
     """
-    Where nobody waits, nobody is shown.
+    Without messages there is no process to show.
     """
     reading = SnapshotReading(3)
     rows = table([0, 0])
-    reading.take_in(rows, 0, weights(rows))
+    reading.add(rows, 0, weights(rows))
     assert [] == reading.mailboxes
 
 
@@ -80,9 +80,9 @@ def test_parts_make_the_whole(mailboxes, parts):
     """
     rows = table(mailboxes)
     whole, sum_of_parts = SnapshotReading(4), SnapshotReading(4)
-    whole.take_in(rows, 0, weights(rows))
+    whole.add(rows, 0, weights(rows))
     for part in range(parts):
-        sum_of_parts.take_in(rows[part::parts], 0, weights(rows[part::parts]))
+        sum_of_parts.add(rows[part::parts], 0, weights(rows[part::parts]))
     assert whole.mailbox_counts.tolist() == sum_of_parts.mailbox_counts.tolist()
     assert whole.messages == sum_of_parts.messages
     assert [t.value for t in whole.mailboxes] == [t.value for t in sum_of_parts.mailboxes]
@@ -104,7 +104,7 @@ def done(**reductions: int):
 
 def rates(reductions: Reductions, rows, missed=NONE):
     """
-    What a table of one part with these *rows* tells.
+    The reading of a table of one part with these *rows*.
     """
     return reductions.rates(0, 1, rows, np.array(missed, np.int64)).tolist()
 
@@ -117,7 +117,7 @@ def test_the_busiest_are_those_that_did_most_since_the_last_snapshot():
     assert [0, 0, 0] == rates(reductions, done(p1=1_000_000, p2=50, p3=7))
     now = done(p3=7, p4=600, p1=1_000_100)
     reading = SnapshotReading(2)
-    reading.take_in_rates(now, reductions.rates(0, 1, now, NONE))
+    reading.add_rates(now, reductions.rates(0, 1, now, NONE))
     assert [Top(4, 300), Top(1, 50)] == reading.rates
     assert reading.rate == 350
 
@@ -165,7 +165,7 @@ def test_a_new_process_counts_though_others_were_missed():
 @given(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=6), st.sets(st.integers(1, 31)))
 def test_rates_are_right_whatever_the_parts_are(cuts, slots):
     """
-    Who does five reductions a second is told so, in as many parts as ever, before and now.
+    Five reductions per second are that rate in any number of parts, before and now.
     """
     moment = [0.0]
     reductions = Reductions(lambda: moment[0])
@@ -174,5 +174,5 @@ def test_rates_are_right_whatever_the_parts_are(cuts, slots):
         for part in range(parts):
             moment[0] += 1
             here = {f"p{n}": int(5 * moment[0]) for n in slots if n % parts == part}
-            told = reductions.rates(part, parts, done(**here), NONE).tolist()
-            assert [5.0 * (turn > 0)] * len(here) == told
+            rates = reductions.rates(part, parts, done(**here), NONE).tolist()
+            assert [5.0 * (turn > 0)] * len(here) == rates

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes are VMs, and what a look at one may take."""
+"""Finds the processes that are VMs, within limits for each owner."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose processes have memory that does not come: each such reading costs a wait, and some a process.
+Owners whose processes have memory that hangs when it is read.
+
+Each such reading costs a wait, and some of them cost a reader process that never returns.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ if TYPE_CHECKING:
 
     from scope_ebpf.daemon.looks.owners import Owner
 
-#: Readings of one owner in an hour that may hang, and readers that may be left behind in all.
+#: Readings of one owner that may hang in a period of seconds, and abandoned readers in all.
 MOST, PERIOD = 3, 3600.0
 
 
 class Hangs:
-    """*left* tells how many readers were left behind and have not ended; for any thread."""
+    """
+    Counts readings that hung, by owner; for any thread.
+
+    *left* returns the number of abandoned readers that have not ended.
+    """
 
     def __init__(
         self, left: Callable[[], int] = lambda: 0, clock: Callable[[], float] = time.monotonic
@@ -29,7 +35,7 @@ class Hangs:
         self._lock = threading.Lock()
 
     def add(self, owner: Owner) -> None:
-        """A reading of a process of *owner* was given up."""
+        """Count a reading of a process of *owner* that was given up."""
         now = self._clock()
         with self._lock:
             times = {key: self._recent(key, now) for key in self._times}
@@ -38,7 +44,7 @@ class Hangs:
                 self._times.setdefault(key, []).append(now)
 
     def refusal(self, owner: Owner) -> str:
-        """Why no process of *owner* is looked at; "" if they are."""
+        """Why no process of *owner* is looked at; "" if its processes are."""
         now = self._clock()
         with self._lock:
             counts = {key: len(self._recent(key, now)) for key in owner.keys}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Looks into processes that may be VMs, in a thread of its own: the loop goes on meanwhile.
+Looks into processes that may be VMs, in a thread of its own, while the loop goes on.
 
-Everything that a look reads is the process's own and may be made to be as slow as possible. So
-each is bounded, owners take turns, and one that does not come back is left behind.
+Everything that a look reads belongs to the process, which may make it as slow as possible. So each
+look has limits, owners take turns, and a look that does not return is abandoned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scope_ebpf.beam.vm.discover import Refusal, inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.daemon.looks.discovery import RENAMED, Files
 from scope_ebpf.daemon.looks.hangs import Hangs
-from scope_ebpf.daemon.looks.owners import Owner, Shares, Turns
+from scope_ebpf.daemon.looks.owners import LookQueue, Owner, Shares
 from scope_ebpf.daemon.looks.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.looks.programs import BEGUN, FIRST, MOST, Bad, Program, Refused, program_at
 from scope_ebpf.daemon.notify import say
@@ -43,25 +43,25 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
 
-#: What a look may read of a process's memory, and seconds of CPU and in all that it may take. The
-#: dearest look at a VM, OTP 29 with hidden symbols, takes 7 MB in 1,700 calls. With a process that
-#: reads (``beam.memory.reader``) each takes 0.1 to 0.3 ms where CPUs are short.
+#: Limits of a look: bytes of memory, system calls, seconds of CPU, seconds of time. The most
+#: expensive look at a VM, OTP 29 with hidden symbols, reads 7 MB in 1,700 calls. Where another
+#: process reads (``beam.memory.reader``) and CPUs are short, each call takes 0.1 to 0.3 ms.
 _DATA, _CALLS, _CPU, _WALL = 64 << 20, 200_000, 3.0, 20.0
-#: Seconds after which a look that does not come back is left behind, and how many may be.
+#: Seconds after which a look that does not return is abandoned, and the maximum of such looks.
 LOST, MOST_LOST = 30.0, 64
-#: Seconds until who is refused for others of its owner is looked at again.
+#: Seconds until a process is looked at again whose owner has other processes that hang.
 _HELD = 600.0
-#: Seconds for which a VM is young: what is not found in it may still come.
+#: Age in seconds below which what is not found in a VM may still come.
 _YOUNG = 60.0
-#: VMs that are not wanted and whose names are followed: each is held by some files. Others are
-#: looked into anew once a minute.
+#: Maximum number of VMs that are not wanted and whose names are followed; each holds some files.
+#: Further ones are looked into again once a minute.
 _FOLLOWED = 128
-#: What can come out of a look.
+#: Results of a look, as labels of ``scope_ebpf_looks_total``.
 RESULTS = ("vm", "unwanted", "no_beam", "refused", "spared", "ended")
 
 
 class Found(NamedTuple):
-    """A VM that is to be observed, with all that is needed to do so."""
+    """A VM that is to be observed, with everything that is needed to do so."""
 
     target: Target
     prepared: Prepared
@@ -71,9 +71,13 @@ class Found(NamedTuple):
 
 class Look(NamedTuple):
     """
-    What a look at *pid* has found, and when there is to be another, monotonic seconds.
+    The result of a look at one process.
 
-    *exe* is the program that runs, where that was found out.
+    Attributes:
+        pid: the process.
+        found: a VM, why it cannot be observed, or None if it is not a VM or not wanted.
+        again: when to look at it again, monotonic seconds; None if not before it changes.
+        exe: its program, where that is known.
     """
 
     pid: int
@@ -83,7 +87,15 @@ class Look(NamedTuple):
 
 
 class Looker:
-    """Looks at one process after the other; *seconds* is the CPU time that it took."""
+    """
+    Looks at one process after the other.
+
+    Attributes:
+        hangs: owners whose processes have memory that hangs.
+        refused: programs and pids that are not looked at for a while.
+        results: number of looks by result.
+        seconds: seconds of CPU that looks took.
+    """
 
     def __init__(
         self, shares: Shares, proc: Path = Path("/proc"), hangs: Hangs | None = None
@@ -91,7 +103,7 @@ class Looker:
         self._shares, self._proc = shares, proc
         self.hangs = hangs or Hangs()
         self._files = Files()
-        #: VMs that are not wanted, by pid: what they were called, and who tells it now.
+        #: VMs that are not wanted, by pid: the last name, and its reader.
         self._unwanted: dict[int, tuple[str | None, NodeName]] = {}
         self.refused = Refused()
         self.results: Counter[str] = Counter()
@@ -112,17 +124,17 @@ class Looker:
         self.seconds += took
         self._shares.charge(owner, took)
         self.results[result] += 1
-        self._files.tidy()
+        self._files.expire()
         return look
 
-    def tidy(self) -> None:
-        """Forget those that have ended; for any thread."""
+    def forget_ended(self) -> None:
+        """Forget processes that have ended; for any thread."""
         for pid in list(self._unwanted):
             if not (self._proc / str(pid)).exists():
                 self._unwanted.pop(pid, None)
 
     def forget(self) -> None:
-        """Look at everything as if it were new."""
+        """Forget all results."""
         self._unwanted.clear()
         self.refused.forget()
         self._files = Files()
@@ -145,13 +157,13 @@ class Looker:
             raise
         except Exception as error:  # noqa: BLE001 - one process must not take the others along
             if program_at(self._proc / str(pid), owner) != program:
-                # What is read of a process that ends is nonsense, and nothing of its program.
+                # Figures read from a process while it ends say nothing about its program.
                 raise NoSuchProcessError(f"{pid} runs something else now") from None
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
             if isinstance(error, NoAnswerError):
                 self.hangs.add(owner)
                 first = MOST
-            # Whose rights a process has is no property of its program.
+            # The privileges of a process are not a property of its program.
             what = pid if isinstance(error, NotPermittedError) else program
             bad = self.refused.add(what, error, first)
             result = "no_beam" if isinstance(error, NotABeamError) else "refused"
@@ -175,7 +187,7 @@ class Looker:
         return "vm", Look(pid, found, None, target.exe)
 
     def _is_called_as_before(self, pid: int) -> bool:
-        """Whether *pid* was not wanted, and nothing has changed that could make it so."""
+        """True if *pid* was not wanted, and still has the same name."""
         name, now = self._unwanted.get(pid, (None, None))
         with suppress(NoSuchProcessError):  # it may be another program by now
             if now is not None and name is not None and now.read() == name:
@@ -199,9 +211,12 @@ class _Job(NamedTuple):
 
 class Inspector:
     """
-    Has *looker* look at what it is asked for; *wake* is called when there is something to take.
+    The thread in which *looker* looks at the processes that :meth:`ask` is given.
 
-    *config* gives that of the moment.
+    *wake* is called when :meth:`take` has a result; *config* returns the config of the moment.
+
+    Attributes:
+        lost: abandoned looks that have not returned; each occupies a thread.
     """
 
     def __init__(
@@ -214,55 +229,54 @@ class Inspector:
     ) -> None:
         self._looker, self._shares = looker, shares
         self._config, self._wake, self._clock = config, wake, clock
-        self._turns = Turns()
+        self._queue = LookQueue()
         self._looks: deque[Look] = deque()
         self._job: _Job | None = None
-        #: Looks that were left behind and have not come back, a thread each.
         self.lost = 0
         self._ended = False
         self._changed = threading.Condition()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="inspector", daemon=True).start()
 
     def close(self) -> None:
-        """Begin nothing more; a look that is under way ends with the process."""
+        """Start no more looks; one that is running ends with the process."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def ask(self, pid: int, owner: Owner) -> None:
-        """Look at *pid* when it is its owner's turn. Not twice before it was taken."""
+        """Look at *pid* when it is its owner's turn; at most once until its result is taken."""
         with self._changed:
-            self._turns.add(pid, owner)
+            self._queue.add(pid, owner)
             self._changed.notify()
 
     def take(self) -> Look | None:
-        """The next look that is done."""
+        """The next finished look, which is removed; None if there is none."""
         with self._changed:
             return self._looks.popleft() if self._looks else None
 
     @property
     def done(self) -> bool:
-        """Whether :meth:`take` has something."""
+        """True if :meth:`take` has a result."""
         return bool(self._looks)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way, waits or was done."""
+        """True if no look is running, waiting or finished."""
         with self._changed:
-            return not (self._looks or self._job or len(self._turns))
+            return not (self._looks or self._job or len(self._queue))
 
     @property
     def stuck(self) -> bool:
-        """Whether no process is looked at any more, since as many looks hang as may."""
+        """True if no process is looked at any more, since too many looks hang."""
         job = self._job
         late = job is not None and self._clock() - job.began >= LOST
         return late and self.lost >= MOST_LOST
 
-    def tidy(self) -> None:
-        """Leave a look behind that does not come back, with its thread, and go on in another."""
+    def abandon_hanging(self) -> None:
+        """Abandon a look that does not return, with its thread, and go on in another thread."""
         with self._changed:
             job, now = self._job, self._clock()
             if job is None or now - job.began < LOST or self.lost >= MOST_LOST:
@@ -272,19 +286,19 @@ class Inspector:
             with suppress(NoSuchProcessError, OSError):
                 program = program_at(Path(f"/proc/{job.pid}"), job.owner)
                 self._looker.refused.add(program, why, MOST)
-            self._looker.hangs.add(job.owner)  # of three in an hour nothing more is looked at
+            self._looker.hangs.add(job.owner)  # three within an hour block all of its processes
             self._looks.append(Look(job.pid, Refusal(job.pid, why), now + MOST))
             self._job = None
         say(logging.ERROR, "a look at a process hangs", pid=job.pid, owner=job.owner)
         self.start()
 
     def _run(self) -> None:
-        with suppress(OSError):  # the loop's threads begin with its priority
+        with suppress(OSError):  # threads inherit the priority of the loop
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 0)
         while job := self._next():
             look = self._looker.look(job.pid, job.owner, self._config())
             with self._changed:
-                if self._job is not job:  # it was left behind
+                if self._job is not job:  # it was abandoned
                     self.lost -= 1
                     return
                 self._job = None
@@ -294,7 +308,7 @@ class Inspector:
     def _next(self) -> _Job | None:
         with self._changed:
             while not self._ended:
-                turn = self._turns.next(self._shares.wait)
+                turn = self._queue.next(self._shares.wait)
                 if isinstance(turn, tuple):
                     self._job = _Job(*turn, self._clock())
                     return self._job
@@ -303,7 +317,7 @@ class Inspector:
 
 
 def _no(pid: int, bad: Bad) -> Look:
-    """What is no VM is not tried again before it runs another program; one that begins soon is."""
+    """The look at a refused process: again when *bad* ends, but not if it is not a VM."""
     if isinstance(bad.reason, NotABeamError):
         return Look(pid)
     begins = isinstance(bad.reason, UnprovenError) and bad.pause < FIRST

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whose a process is, and what each owner may take of the daemon: CPU, room, turns.
+The owner of a process, and each owner's shares of the daemon: CPU, targets, turns.
 
-An owner is a user, and the container or service that a process is confined to. Who is root outside
-of any container is trusted, and is held to nothing.
+An owner is a user, together with the container or service that the process is confined to. Root
+outside of any container is trusted and has no limits.
 """
 
 from __future__ import annotations
@@ -23,29 +23,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _Thing = TypeVar("_Thing")
-#: The share of a core that looking at the processes of one owner takes in the long run, and the
-#: seconds of CPU that it may take at once.
+#: Share of a core that looks at the processes of one owner may take in the long run, and seconds of
+#: CPU that they may take at once.
 SHARE, BURST = 0.02, 2.0
-#: Parts of a cgroup's path at which one tenant begins; what is below it made itself. Sessions of a
-#: user, services, pods and containers (by systemd, docker, containerd, cri-o, lxc).
+#: Parts of a cgroup's path at which a tenant begins; a tenant makes the cgroups below by itself.
+#: These are sessions of a user, services, pods and containers (systemd, docker, containerd, cri-o,
+#: lxc).
 _TENANT = re.compile(
     r"user-\d+\.slice|.+\.(?:service|scope)|.*pod[0-9a-f_-]{32,}.*|.*[0-9a-f]{32,}.*|lxc.*"
 )
-#: Seconds for which nobody is made to wait.
-_SOON = 0.001
-#: Owners of whom something is remembered; beyond it those that owe nothing are forgotten.
+#: Shorter waits, in seconds, count as none.
+_MIN_WAIT = 0.001
+#: Number of owners above which those that owe nothing are forgotten.
 _OWNERS = 4096
 
 
 class Owner(NamedTuple):
-    """The user who started a process, by the host's number, and the tenant's cgroup or ""."""
+    """The owner of a process."""
 
+    #: The real user, by the number in the daemon's user namespace.
     uid: int
+    #: The cgroup of the tenant; "" outside of any tenant.
     cgroup: str
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What its shares are counted by; nothing for root outside of containers."""
+        """Names under which its shares are counted; none for root outside of containers."""
         user = (f"uid {self.uid}",) if self.uid else ()
         return (*user, f"cgroup {self.cgroup}") if self.cgroup else user
 
@@ -58,7 +61,7 @@ ROOT = Owner(0, "")
 
 
 def tenant_of(cgroup: str) -> str:
-    """The part of a cgroup's path that confines its processes: down to the first tenant in it."""
+    """The part of a cgroup's path down to the first tenant in it."""
     parts = [part for part in cgroup.split("/") if part]
     for number, part in enumerate(parts, 1):
         if _TENANT.fullmatch(part):
@@ -68,10 +71,10 @@ def tenant_of(cgroup: str) -> str:
 
 def owner_of(pid: int, proc: Path = Path("/proc"), ours: str = "") -> Owner:
     """
-    Whose *pid* is; NoSuchProcessError if it has ended.
+    The owner of *pid*. Raises NoSuchProcessError if it has ended.
 
-    *ours* is the tenant that the daemon itself is in: it confines nobody to less than us. The user
-    is the real one, which no program without privileges can change, setuid or not.
+    *ours* is the tenant of the daemon itself, which is not counted as a tenant. The user is the
+    real one, which a program without privileges cannot change, setuid or not.
     """
     try:
         uid = status_number((proc / str(pid) / "status").read_bytes(), "Uid")
@@ -85,9 +88,10 @@ def owner_of(pid: int, proc: Path = Path("/proc"), ours: str = "") -> Owner:
 
 class Shares:
     """
-    How much of the daemon's CPU each owner has had; for any thread.
+    The daemon's CPU that each owner has taken (a leaky bucket); for any thread.
 
-    Nobody is cut off in the middle: who has taken more than a burst waits until it is worn off.
+    A look is never interrupted. An owner that has taken more than *burst* seconds waits until the
+    excess has drained at *share* seconds per second.
     """
 
     def __init__(
@@ -97,12 +101,12 @@ class Shares:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._share, self._burst, self._clock = share, burst, clock
-        #: By key: what was taken and is not worn off, and when it was counted.
+        #: By key: seconds that have not drained, and when that was computed.
         self._taken: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
     def charge(self, owner: Owner, seconds: float) -> None:
-        """Count *seconds* of CPU that were taken for *owner*."""
+        """Charge *owner* for *seconds* of CPU."""
         now = self._clock()
         with self._lock:
             for key in owner.keys:
@@ -111,20 +115,20 @@ class Shares:
                 self._taken = {k: v for k, v in self._taken.items() if self._left(k, now) > 0}
 
     def wait(self, owner: Owner) -> float:
-        """Seconds until something may be done for *owner* again; 0 if it may now."""
+        """Seconds for which *owner* has to wait."""
         now = self._clock()
         with self._lock:
             most = max((self._left(key, now) for key in owner.keys), default=0.0)
         seconds = (most - self._burst) / self._share
-        return seconds if seconds > _SOON else 0.0
+        return seconds if seconds > _MIN_WAIT else 0.0
 
     def _left(self, key: str, now: float) -> float:
         taken, at = self._taken.get(key, (0.0, now))
         return max(0.0, taken - self._share * (now - at))
 
 
-class Turns:
-    """Processes that wait for a look: owners take turns, and root is first. For one thread."""
+class LookQueue:
+    """Processes that wait for a look: root's first, then the owners in turn. For one thread."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[tuple[int, Owner]]] = OrderedDict()
@@ -133,15 +137,15 @@ class Turns:
         return sum(map(len, self._waiting.values()))
 
     def add(self, pid: int, owner: Owner) -> None:
-        """Let *pid* wait for its turn."""
+        """Add *pid* to the queue of *owner*."""
         self._waiting.setdefault(_queue(owner), deque()).append((pid, owner))
 
     def next(self, wait: Callable[[Owner], float]) -> tuple[int, Owner] | float | None:
         """
-        Whose turn it is: a pid and its owner.
+        The next pid and its owner, which are removed.
 
-        *wait* tells for how many seconds an owner has to wait; where all have to, the least of
-        it is given; None if nobody waits.
+        *wait* returns the seconds for which an owner has to wait. Where all have to wait, returns
+        the minimum of these seconds; None if the queues are empty.
         """
         waits = []
         for key in sorted(self._waiting, key=bool):  # stable: root's queue is ""
@@ -159,7 +163,7 @@ class Turns:
 
 
 def in_turns(things: Iterable[_Thing], owner: Callable[[_Thing], Owner]) -> list[_Thing]:
-    """*things* in an order in which the n-th of each owner comes before any other's next one."""
+    """*things* sorted so that the n-th of each owner comes before the (n+1)-th of any other."""
     counts: Counter[str] = Counter()
     ranked = []
     for thing in things:
@@ -170,19 +174,19 @@ def in_turns(things: Iterable[_Thing], owner: Callable[[_Thing], Owner]) -> list
 
 
 def _queue(owner: Owner) -> str:
-    """A container may have many users, so it comes before them."""
+    """The queue of *owner*: its tenant rather than its user, since a container has many users."""
     return owner.keys[-1] if owner.keys else ""
 
 
-class Room:
-    """Who holds how many of something: no owner more than half of it, but root."""
+class OwnerSlots:
+    """Limited slots of which no owner but root may have more than half."""
 
     def __init__(self) -> None:
         self._held: dict[int, Owner] = {}
         self._counts: Counter[str] = Counter()
 
     def refusal(self, owner: Owner, most: int) -> str:
-        """Why there is no room for one more VM of *owner*, where *most* have it; "" if there is."""
+        """Why *owner* may not have one more of *most* slots; "" if it may."""
         half = max(1, most // 2)
         for key in owner.keys:
             if self._counts[key] >= half:
@@ -193,18 +197,18 @@ class Room:
         return ""
 
     def enter(self, pid: int, owner: Owner) -> None:
-        """*pid* has it."""
+        """Give *pid* of *owner* a slot."""
         self.leave(pid)
         self._held[pid] = owner
         self._counts.update(owner.keys)
 
     def leave(self, pid: int) -> None:
-        """*pid* does not have it any more."""
+        """Free the slot of *pid*, if it has one."""
         owner = self._held.pop(pid, None)
         if owner:
             self._counts.subtract(owner.keys)
             self._counts = +self._counts
 
     def held(self, owner: Owner) -> int:
-        """How many *owner* has, of its user or its cgroup, whichever has more."""
+        """Slots of *owner*: those of its user or of its cgroup, whichever are more."""
         return max((self._counts[key] for key in owner.keys), default=0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-All that must be read of a target's files and memory before it can be observed.
+Reads everything from a target's files and memory that is needed before it can be observed.
 
-It takes tens of milliseconds of a VM, and of a process that only looks like one as long as it
-may; so it is done outside of the loop.
+This takes tens of milliseconds for a VM, and as long as permitted for a process that only looks
+like one. Therefore it is done outside of the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
 from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
-from scope_ebpf.budget.reference_counters import Measures
+from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.sessions import Planned, plan_target
 
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
 
 
 class UnprovenError(ReadRefusedError):
-    """A process looks like a VM, and nothing in its memory says that it is one."""
+    """A process looks like a VM, but nothing in its memory proves that it is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """
-    What a watch is made of.
+    The parts from which the hooks of one target are made.
+
+    Attributes:
+        counters: the VM's own counters.
+        planned: what will be attached.
     """
 
-    measures: Measures
-    #: What will be attached.
+    counters: ReferenceCounters
     planned: Planned
-    #: What could not be found out, and why.
-    notes: tuple[str, ...]
 
 
 def prepare(target: Target) -> Prepared:
     """
-    Find out what is needed to observe *target*.
+    Read what is needed to observe *target*.
 
-    Raises UnprovenError where its memory is not that of a VM: then it gets no hooks.
-    NothingToAttachError and NoSuchProcessError are of others.
+    Raises UnprovenError where its memory is not that of a VM, so that it gets no hooks,
+    NothingToAttachError, and NoSuchProcessError.
     """
-    measures = Measures(target)
-    if measures.refused and NodeName(target).read() is None and not has_atoms(target):
+    counters = ReferenceCounters(target)
+    if counters.refused and NodeName(target).read() is None and not has_atoms(target):
         raise UnprovenError(
             f"process {target.pid} looks like OTP {target.otp_release}, but its memory is not that "
-            f"of a VM, or not yet; so no hook goes into it. {measures.refused}"
+            f"of a VM, or not yet; so no hook goes into it. {counters.refused}"
         )
     planned = plan_target(target, DEFAULT_EVENTS)
     if not planned.plan.attachments:
         raise NothingToAttachError(f"process {target.pid} has no hook that can be attached")
-    notes = (*([measures.refused] if measures.refused else []), *planned.notes)
     with suppress(ReadRefusedError):
         SchedulerFinder(target)  # so that what has to be searched for is found by now
-    return Prepared(measures, planned, notes)
+    return Prepared(counters, planned)

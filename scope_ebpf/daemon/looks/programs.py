@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What could not be observed, so that it is tried more and more rarely.
+Programs and processes that could not be observed, and when each is tried again.
 
-Of a program the file is remembered, by its inode, with who runs it: then not each process of it
-costs a look of its own, and another user is not held to what the processes of this one looked like.
+A program is identified by the inode of its file and its owner. So not each of its processes needs
+a look of its own, and the failures of one user do not affect another.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from scope_ebpf.daemon.looks.owners import Owner
 
-#: Seconds until what was refused is tried again: at first, and at most; doubled in between.
+#: Seconds until a refused program is tried again: at first, and at most; doubled each time.
 FIRST, MOST = 60.0, 3600.0
-#: Seconds after which a VM is tried again that may only have begun.
+#: Seconds after which a VM is tried again that may still be starting.
 BEGUN = 1.0
-#: What is remembered, those that were refused last.
+#: Maximum number of refusals that are kept, the latest ones.
 _REMEMBERED = 4096
 
 
 class Program(NamedTuple):
-    """A file that an owner runs."""
+    """The file of a program, and the owner who runs it."""
 
     device: int
     inode: int
@@ -39,26 +39,28 @@ class Program(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """Why a program was refused, until when, and for how long."""
+    """A refusal."""
 
     reason: Exception
+    #: When it may be tried again, in seconds of the clock.
     until: float
+    #: Seconds from the refusal until then.
     pause: float
 
 
 def program_at(folder: Path, owner: Owner) -> Program:
-    """The program that the process in *folder* runs; NoSuchProcessError where there is none."""
+    """The program of the process in *folder*. Raises NoSuchProcessError where there is none."""
     try:
         device, inode = inode_of(f"{folder}/exe")
     except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcessError(f"{folder.name} has ended") from None
-    except OSError as error:  # it lies in a filesystem whose server has gone, or refuses
+    except OSError as error:  # its filesystem has no server any more, or refuses
         raise NoSuchProcessError(f"the program of {folder.name} is not there: {error}") from None
     return Program(device, inode, owner)
 
 
 class Refused:
-    """What was refused, a program or a pid, and when each may be tried again; for any thread."""
+    """Refused programs and pids, and when each may be tried again; for any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -66,8 +68,8 @@ class Refused:
         self._lock = threading.Lock()
 
     def add(self, what: Program | int, reason: Exception, first: float = FIRST) -> Bad:
-        """Remember that it was refused: for *first* seconds, then twice as long each time."""
-        # What it was raised in holds the process, and what is open of it.
+        """Refuse *what* for *first* seconds, twice as long each time."""
+        # A traceback would keep the frames alive, with the open files of the process.
         reason.__context__ = reason.__cause__ = None
         reason = reason.with_traceback(None)
         with self._lock:
@@ -79,17 +81,17 @@ class Refused:
         return bad
 
     def find(self, what: Program | int) -> Bad | None:
-        """What is remembered, if it is not to be tried again yet."""
+        """The refusal of *what*; None if it may be tried now."""
         with self._lock:
             bad = self._bad.get(what)
         return bad if bad and self._clock() < bad.until else None
 
     def clear(self, what: Program | int) -> None:
-        """It was observed, or has ended."""
+        """Forget the refusal of *what*: it is observed, or has ended."""
         with self._lock:
             self._bad.pop(what, None)
 
     def forget(self) -> None:
-        """Try them all again."""
+        """Forget all refusals."""
         with self._lock:
             self._bad.clear()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of a target, and when."""
+"""Readings of one target: process, threads, memory, process table."""

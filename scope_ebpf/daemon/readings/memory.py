@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read now and then of a VM's own memory, besides its processes."""
+"""Parts of a VM's memory that are read now and then, besides its process table."""
 
 from __future__ import annotations
 
@@ -29,21 +29,27 @@ class _Reader(Protocol[_Result_co]):
 
 
 class _Part(Generic[_Read]):
-    """A part of the memory, and who reads it once it is found."""
+    """
+    A part of the memory, with its reader, which *make* returns once it has found the part.
+
+    Attributes:
+        name: the name of the part.
+        refused: why it could not be read the last time; "" if it was.
+        found_in: seconds of CPU that finding it took in the last reading.
+    """
 
     def __init__(self, name: str, make: Callable[[], _Reader[_Read]]) -> None:
         self.name = name
         self.refused = ""
-        #: Seconds of CPU that finding it took in the last reading, if it need not be found again.
         self.found_in = 0.0
         self._make = make
         self._reader: _Reader[_Read] | None = None
 
     def read(self) -> _Read | None:
         """
-        Read it; None where that is refused.
+        Read it; None where that fails.
 
-        NoSuchProcessError if the process has ended, NoAnswerError if its memory does not come.
+        Raises NoSuchProcessError if the process has ended, NoAnswerError if its memory hangs.
         """
         self.found_in = 0.0
         try:
@@ -62,31 +68,31 @@ class _Part(Generic[_Read]):
 
 
 class Readers:
-    """Reads one target; each part may be refused, and the others go on."""
+    """Reads all parts of one target, each independently of the others."""
 
     def __init__(self, target: Target) -> None:
-        # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
+        # A separate Memory: searching for tables tries addresses, which are not failed reads.
         target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._pid = target.pid
         self._allocators = _Part("allocators", lambda: AllocatorReader(target))
         self._connections = _Part("connections", lambda: ConnectionReader(target))
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def read(self) -> MemoryReading:
-        """Read all that can be. NoSuchProcessError and NoAnswerError."""
+        """Read all parts. Raises NoSuchProcessError and NoAnswerError."""
         taken, began = time.time(), cpu_seconds()
         allocators, connections = self._allocators.read(), self._connections.read()
         parts = (self._allocators, self._connections)
         refused = {part.name: part.refused for part in parts if part.refused}
         if allocators and allocators.why:
             refused["erlang_memory"] = allocators.why
-        self._tell(refused)
-        # Finding them has their files parsed once; it is no reason to read them rarely afterwards.
+        self._log(refused)
+        # Finding parts parses files once; that must not make later readings rarer.
         seconds = cpu_seconds() - began - sum(part.found_in for part in parts)
         return MemoryReading(allocators, connections, refused, seconds, taken)
 
-    def _tell(self, refused: dict[str, str]) -> None:
-        """Say once why a part is not read."""
-        for part in refused.keys() - self._told:
+    def _log(self, refused: dict[str, str]) -> None:
+        """Log once why a part is not read."""
+        for part in refused.keys() - self._logged:
             say(logging.WARNING, "memory not read", pid=self._pid, part=part, why=refused[part])
-        self._told = set(refused)
+        self._logged = set(refused)

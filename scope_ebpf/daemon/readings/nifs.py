@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native functions that the clock found, under a bounded number of names."""
+"""Native functions (NIFs) that the sampling timer found, under a bounded number of names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.errors import ReadRefusedError
-from scope_ebpf.metrics.reading import NativeReading
+from scope_ebpf.metrics.reading import NifReading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.observers.tracepoints import Mfa
 
-#: Names that are shown; what has no name of its own is other.
+#: Maximum number of names; all other functions are shown as ``other``.
 NAMES = 4
 OTHER = "other"
-#: Samples after which a function is given a name, if there is one left.
-_ENOUGH = 10
+#: Minimum number of samples of a function that gets a name.
+_MIN_SAMPLES = 10
 
 
-class Natives:
+class Nifs:
     """
-    The native functions of *target*; *seconds* is the time that a sample stands for.
+    The native functions of *target*; *seconds* is the sampling interval.
 
-    A name that is given stays, so that its figures only grow, and so do those of other: what
-    came before a function had its name is left there.
+    A name stays once it is given, so that its figures only grow. The figures of ``other`` only grow
+    too: samples of a function from before it got a name stay there.
     """
 
     def __init__(self, target: Target, seconds: float) -> None:
@@ -38,24 +38,28 @@ class Natives:
         self._seen: dict[Mfa, tuple[int, int]] = {}
         self._totals: dict[str, list[int]] = {OTHER: [0, 0]}
 
-    def take(self, found: Mapping[Mfa, tuple[int, int]]) -> dict[str, NativeReading]:
-        """Take in what was found so far; the last of what comes out is other."""
+    def update(self, found: Mapping[Mfa, tuple[int, int]]) -> dict[str, NifReading]:
+        """
+        The figures by name, ``other`` last.
+
+        *found* are the samples and long calls of each function so far.
+        """
         for mfa in sorted(found, key=lambda mfa: -found[mfa][0]):
             self._name(mfa, found[mfa][0])
         for mfa, counts in found.items():
             before = self._seen.get(mfa, (0, 0))
             total = self._totals[self._named.get(mfa, OTHER)]
-            for place in (0, 1):
-                total[place] += max(0, counts[place] - before[place])
+            for column in (0, 1):
+                total[column] += max(0, counts[column] - before[column])
         self._seen = dict(found)
         return {
-            name: NativeReading(self._totals[name][0] * self._seconds, self._totals[name][1])
+            name: NifReading(self._totals[name][0] * self._seconds, self._totals[name][1])
             for name in (*self._totals.keys() - {OTHER}, OTHER)
         }
 
     def _name(self, mfa: Mfa, samples: int) -> None:
-        """Give *mfa* a name, if it was found often enough and there is one left."""
-        if mfa in self._named or samples < _ENOUGH or len(self._totals) > NAMES:
+        """Give *mfa* a name, if it has enough samples and there is a free name."""
+        if mfa in self._named or samples < _MIN_SAMPLES or len(self._totals) > NAMES:
             return
         try:
             if self._atoms is None:

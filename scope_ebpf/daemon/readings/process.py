@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``/proc`` says of a VM's process (proc(5))."""
+"""Figures of a VM's process from ``/proc`` (proc(5))."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
     """
-    The path of a process's cgroup, "" where it has none.
+    The path of a process's cgroup; "" where it has none.
 
-    Of version 1 there is one for each controller; the longest says most (cgroups(7)).
+    Version 1 has a path for each controller; the longest is the most specific (cgroups(7)).
     """
     try:
         lines = rows((proc / str(pid) / "cgroup").read_bytes())
@@ -35,7 +35,7 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> str:
 
 
 def user_of(pid: int, proc: Path = Path("/proc")) -> str:
-    """The real user of a process, by number as we see it; "" where it has ended."""
+    """The real uid of a process in the daemon's user namespace; "" where it has ended."""
     try:
         uid = status_number((proc / str(pid) / "status").read_bytes(), "Uid")
     except OSError:
@@ -46,14 +46,14 @@ def user_of(pid: int, proc: Path = Path("/proc")) -> str:
 def read_process(
     pid: int, throttling: Throttling | None = None, proc: Path = Path("/proc")
 ) -> ProcessReading:
-    """Read them. NoSuchProcessError if the process has ended."""
+    """The figures now. Raises NoSuchProcessError if the process has ended."""
     try:
-        # Read every second, so without a buffer; it is shorter than 2 KB.
+        # Read every second, so without a buffer; the text is shorter than 2 KB.
         with open(f"{proc}/{pid}/stat", "rb", buffering=0) as stat:  # noqa: PTH123
             text = stat.read(4096)
     except OSError:
         raise NoSuchProcessError(f"process {pid} has ended") from None
-    # The name stands in brackets and may hold anything, brackets too.
+    # The name is in parentheses and may contain any character, parentheses too.
     fields = text.rpartition(b")")[2].split()
     started = int(fields[19]) / _TICKS
     return ProcessReading(
@@ -68,5 +68,5 @@ def read_process(
 
 @cache
 def _boot_time() -> float:
-    # Asked once: a clock that is set later must not look like a VM that was started again.
+    # Read once: setting the clock must not look like a restart of the VM.
     return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 1)

@@ -2,8 +2,8 @@
 """
 Snapshots of all targets' process tables, one after the other, in a thread of its own.
 
-A table is read in parts with pauses between them, and the larger it is, the rarer:
-reading takes no more than a fixed share of a core, whatever the number of processes.
+A table is read in parts with pauses between them, and less often the larger it is: reading takes
+no more than a fixed share of a core, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -34,39 +34,71 @@ from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
 from scope_ebpf.metrics.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.looks.owners import Owner
-    from scope_ebpf.daemon.watch import Watch
 
-#: The share of a core that reading tables may take, over all targets.
-SHARE = 0.004
-#: The same for reading the VM's own memory besides.
-MEMORY_SHARE = 0.0005
-#: Seconds between two looks at whose turn it is.
-_LOOK = 1.0
-#: Messages from which on a mailbox is weighed, and how many of them are looked at.
-_LONG_MAILBOX, _WALK = 1_000, 200
-#: Seconds until what failed is tried again: at first, and at most; doubled in between.
-_RETRY, _MOST_RETRY = 60.0, 3600.0
-#: What one reading may take: bytes of memory, system calls, seconds of CPU and in all. A table of a
-#: million processes takes a fiftieth of it.
+#: The share of a core that reading tables may take, for all targets together, and the share that
+#: reading other parts of their memory may take.
+SHARE, MEMORY_SHARE = 0.004, 0.0005
+#: Seconds between two passes over all targets.
+_PASS = 1.0
+#: Minimum messages of a mailbox whose bytes are summed up, and maximum messages that are read.
+_LONG_MAILBOX, _MAX_MESSAGES = 1_000, 200
+#: Seconds until a failed reading is repeated: at first, and at most; doubled each time.
+_MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
+#: Limits of one reading: bytes of memory, system calls, seconds of CPU, seconds of time. A table of
+#: a million processes takes a fiftieth of them.
 _DATA, _CALLS, _CPU, _WALL = 8 << 30, 5_000_000, 10.0, 120.0
-#: Seconds of CPU after which an owner's other targets wait for the next look at whose turn it is.
-_OWNERS_TURN = 1.0
-#: Processes and slots in one part of a table, at most: a few milliseconds.
+#: Seconds of CPU after which the other targets of an owner wait for the next pass.
+_OWNER_CPU = 1.0
+#: Maximum processes and slots in one part of a table: a few milliseconds.
 _PROCESSES, _SLOTS = CHUNK, 1 << 18
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotResults:
+    """
+    The results of one target that this thread hands over to the loop, as one record.
+
+    Attributes:
+        snapshot: the process table; None before the first reading, and after one that failed.
+        memory: other parts of the VM's memory; None before the first reading.
+        error: why the target must be dropped.
+    """
+
+    snapshot: SnapshotReading | None = None
+    memory: MemoryReading | None = None
+    error: ScopeError | None = None
+
+
+class Subject(Protocol):
+    """A target whose memory is read: a ``watch.Watch``."""
+
+    @property
+    def target(self) -> Target:
+        """The VM."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose process it is."""
+
+    def publish(self, results: SnapshotResults) -> None:
+        """Take the latest *results*; called by the thread that reads."""
+
+
 class Table:
-    """One target's table."""
+    """
+    The process table of *target*.
+
+    It has a ``Memory`` of its own: a search for tables tries addresses, which are not failed reads.
+    """
 
     def __init__(self, target: Target) -> None:
-        # A memory of its own: looking for hidden tables tries addresses, and that is no failure.
         self._target = target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._table = ProcessTable(target, LOAD)
         self._whole = ProcessTable(target, ALL)
@@ -75,51 +107,51 @@ class Table:
         self._reductions = Reductions()
 
     def read(self, top: int, pause: Callable[[float], None]) -> SnapshotReading:
-        """Read it all, with a *pause* after each part. Raises ReadRefusedError."""
+        """Read the table, calling *pause* after each part. Raises ReadRefusedError."""
         reading = SnapshotReading(top, taken=time.time())
         parts = self._parts()
         for part in range(parts):
             began = cpu_seconds()
             snapshot = self._table.snapshot(part, parts)
             rows, missed = snapshot.rows, snapshot.missed
-            reading.take_in(rows, len(missed), self._memory(rows))
-            reading.take_in_rates(rows, self._reductions.rates(part, parts, rows, missed))
+            reading.add(rows, len(missed), self._memory(rows))
+            reading.add_rates(rows, self._reductions.rates(part, parts, rows, missed))
             took = cpu_seconds() - began
             reading.seconds += took
             pause(took)
         began = cpu_seconds()
         largest = np.array([one.pid for one in reading.memories], np.uint64)
-        reading.weigh(self._weighed(self._whole.slots_of(largest)))
+        reading.refine_memory(self._exact_bytes(self._whole.slots_of(largest)))
         reading.seconds += cpu_seconds() - began
         reading.names = self._names(reading)
         return reading
 
     def _memory(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
-        """Bytes of each: struct and heaps, and the mailbox of whoever has a long one."""
+        """Bytes of each row: struct and heaps, and long mailboxes."""
         memory = base_bytes(rows, self._target.layout.size("Process")).astype(np.int64)
         long = np.flatnonzero(rows["mailbox"] >= _LONG_MAILBOX)
         if len(long):
-            weighed = self._weighed(rows["slot"][long].astype(np.int64))
-            for place in long.tolist():
-                memory[place] = weighed.get(int(rows["id"][place]), memory[place])
+            exact = self._exact_bytes(rows["slot"][long].astype(np.int64))
+            for index in long.tolist():
+                memory[index] = exact.get(int(rows["id"][index]), memory[index])
         return memory
 
-    def _weighed(self, slots: NDArray[np.int64]) -> dict[int, int]:
-        """Bytes of the processes in some slots as ``process_info`` tells them, by pid term."""
+    def _exact_bytes(self, slots: NDArray[np.int64]) -> dict[int, int]:
+        """Bytes of the processes in *slots* as in ``process_info(Pid, memory)``, by pid term."""
         rows = self._whole.at(slots).rows
         _, calm = self._whole.still(rows)
-        sizes = memory_bytes(self._target, rows, _WALK).bytes
+        sizes = memory_bytes(self._target, rows, _MAX_MESSAGES).bytes
         pairs = zip(rows["id"][calm].tolist(), sizes[calm].tolist(), strict=True)
         return dict(pairs)
 
     def _parts(self) -> int:
-        """In how many parts it is read: a power of two, and no more than it has blocks."""
+        """The number of parts: a power of two, at most the number of blocks."""
         slots = self._table.slots
         wanted = max(self._table.count() / _PROCESSES, slots / _SLOTS)
         return 1 << math.ceil(math.log2(min(max(wanted, 1), max(slots / CHUNK, 1))))
 
     def _names(self, reading: SnapshotReading) -> dict[int, str]:
-        """Names of those that are shown; one that has ended meanwhile has none."""
+        """Names of the processes in rankings; none for those that have ended meanwhile."""
         pids = {one.pid for one in (*reading.mailboxes, *reading.memories, *reading.rates)}
         try:
             if self._labels is None:
@@ -133,139 +165,153 @@ class Table:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """What is kept of one watch: who reads it, when each part is due, what failed and why."""
+class _State:
+    """The readers of one target and their last results, by part: ``memory``, ``processes``."""
 
     readers: Readers | None = None
     table: Table | None = None
+    snapshot: SnapshotReading | None = None
     memory: MemoryReading = field(default_factory=MemoryReading)
-    values: Values = field(default_factory=Values)
+    error: ScopeError | None = None
+    #: Names in rankings.
+    names: Values = field(default_factory=Values)
+    #: When each part is read next, in seconds of the clock.
     due: dict[str, float] = field(default_factory=dict)
-    #: For how long each part was not read again when it had failed, doubled each time.
+    #: The last pause after each part that failed, in seconds.
     pauses: dict[str, float] = field(default_factory=dict)
+    #: Why each part failed.
     refused: dict[str, str] = field(default_factory=dict)
+
+    def results(self) -> SnapshotResults:
+        """What the loop gets."""
+        memory = replace(self.memory, refused=self.memory.refused | self.refused)
+        return SnapshotResults(self.snapshot, memory, self.error)
 
 
 class Snapshots:
     """
-    Takes them until closed; *watches* gives the targets of this moment.
+    Reads the memory of *subjects*, which returns the targets of this moment, until closed.
 
-    What fails is tried again after a minute. Failures that nobody expected are counted
-    in *errors*.
+    Failed readings are repeated after a minute. Unexpected errors are counted in *errors* under
+    ``snapshot``.
+
+    Attributes:
+        held: names in rankings that were replaced by ``other``.
     """
 
     def __init__(
         self,
-        watches: Callable[[], list[Watch]],
+        subjects: Callable[[], Sequence[Subject]],
         config: Callable[[], Config],
         errors: Counter[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._watches = watches
+        self._subjects = subjects
         self._config = config
         self._errors = Counter() if errors is None else errors
         self._clock = clock
-        #: How often a process in a ranking was not called by its name.
         self.held = 0
-        # By watch, not by pid: another VM may run in the same process.
-        self._kept: dict[Watch, _Kept] = {}
+        # By target, not by pid: another VM may run in the same process.
+        self._states: dict[Subject, _State] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End; a table that is being read is left in the middle."""
+        """End the thread, in the middle of a table if need be."""
         self._ended.set()
         self._thread.join()
 
     def look(self) -> None:
-        """Read what is due of each target."""
-        self._kept = {watch: self._kept.get(watch, _Kept()) for watch in self._watches()}
+        """Read the parts of each target that are due."""
+        self._states = {one: self._states.get(one, _State()) for one in self._subjects()}
         taken: Counter[Owner] = Counter()
-        for watch in in_turns(self._kept, lambda watch: watch.owner):
-            kept = self._kept[watch]
-            for part, read in (("memory", self._read), ("processes", self._take)):
-                due = self._clock() >= kept.due.get(part, 0.0)
-                if due and not self._ended.is_set() and taken[watch.owner] < _OWNERS_TURN * 1000:
+        for subject in in_turns(self._states, lambda subject: subject.owner):
+            state = self._states[subject]
+            for part, read in (("memory", self._read_memory), ("processes", self._read_table)):
+                due = self._clock() >= state.due.get(part, 0.0)
+                if due and not self._ended.is_set() and taken[subject.owner] < _OWNER_CPU * 1000:
                     began = cpu_seconds()
-                    self._turn(watch, kept, part, read)
-                    taken[watch.owner] += int(1000 * (cpu_seconds() - began))
+                    self._read(subject, state, part, read)
+                    taken[subject.owner] += int(1000 * (cpu_seconds() - began))
 
     def _run(self) -> None:
-        while not self._ended.wait(_LOOK):
+        while not self._ended.wait(_PASS):
             self.look()
 
-    def _turn(
-        self, watch: Watch, kept: _Kept, part: str, read: Callable[[Watch, _Kept], float]
+    def _read(
+        self,
+        subject: Subject,
+        state: _State,
+        part: str,
+        read: Callable[[Target, _State], float],
     ) -> None:
-        pause = _RETRY
+        pause = _MIN_RETRY
         limits = LookLimits(
-            f"reading {part} of process {watch.target.pid}",
+            f"reading {part} of process {subject.target.pid}",
             data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL,
         )  # fmt: skip
         try:
             with limited(limits):
-                rarely = read(watch, kept) * len(self._kept)
+                interval = read(subject.target, state) * len(self._states)
         except (NoSuchProcessError, _EndedError):
             pass  # the loop drops it
         except NoAnswerError as error:
-            watch.trouble = error  # and so does it then
+            state.error = error  # the loop drops it when it gets this
+            subject.publish(state.results())
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
-            self._failed(watch, kept, part, error)
-            pause = kept.pauses[part] = min(2 * kept.pauses.get(part, _RETRY / 2), _MOST_RETRY)
+            self._failed(subject, state, part, error)
+            last = state.pauses.get(part, _MIN_RETRY / 2)
+            pause = state.pauses[part] = min(2 * last, _MAX_RETRY)
         else:
-            kept.refused.pop(part, None)
-            kept.pauses.pop(part, None)
-            _tell(watch, kept)
-            pause = max(self._config().snapshot_interval, rarely)
-        kept.due[part] = self._clock() + pause
+            state.refused.pop(part, None)
+            state.pauses.pop(part, None)
+            subject.publish(state.results())
+            pause = max(self._config().snapshot_interval, interval)
+        state.due[part] = self._clock() + pause
 
-    def _read(self, watch: Watch, kept: _Kept) -> float:
-        """Read the VM's own memory; how many seconds later it may be read again."""
-        kept.readers = kept.readers or Readers(watch.target)
-        reading = kept.readers.read()
-        watch.target.identity.check()
-        kept.memory = reading
-        return kept.memory.seconds / MEMORY_SHARE
+    def _read_memory(self, target: Target, state: _State) -> float:
+        """Read other parts of memory; the minimum seconds to the next reading."""
+        state.readers = state.readers or Readers(target)
+        reading = state.readers.read()
+        target.identity.check()
+        state.memory = reading
+        return reading.seconds / MEMORY_SHARE
 
-    def _take(self, watch: Watch, kept: _Kept) -> float:
-        """Read the process table; how many seconds later it may be read again."""
-        kept.table = kept.table or Table(watch.target)
-        reading = kept.table.read(self._config().top, self._pause)
-        watch.target.identity.check()
-        held = kept.values.held
-        reading.names = {pid: kept.values.admit(name) for pid, name in reading.names.items()}
-        self.held += kept.values.held - held
-        watch.snapshot = reading
+    def _read_table(self, target: Target, state: _State) -> float:
+        """Read the process table; the minimum seconds to the next reading."""
+        state.table = state.table or Table(target)
+        reading = state.table.read(self._config().top, self._pause)
+        target.identity.check()
+        held = state.names.held
+        reading.names = {pid: state.names.admit(name) for pid, name in reading.names.items()}
+        self.held += state.names.held - held
+        state.snapshot = reading
         return reading.seconds / SHARE
 
-    def _failed(self, watch: Watch, kept: _Kept, part: str, error: Exception) -> None:
-        """Show no *part* of it until it can be read again; say once why."""
+    def _failed(self, subject: Subject, state: _State, part: str, error: Exception) -> None:
+        """Show no *part* until it can be read again; log once why."""
         known = isinstance(error, ScopeError)
         if not known:
             self._errors["snapshot"] += 1
         why = str(error) if known else repr(error)
-        if part not in kept.refused:
-            say(logging.WARNING, "memory not read", pid=watch.target.pid, part=part, why=why)
-        kept.refused[part] = why
+        if part not in state.refused:
+            say(logging.WARNING, "memory not read", pid=subject.target.pid, part=part, why=why)
+        state.refused[part] = why
         if part == "processes":
-            kept.table = watch.snapshot = None
+            state.table = state.snapshot = None
         else:
-            kept.readers, kept.memory = None, MemoryReading()
-        _tell(watch, kept)
+            state.readers, state.memory = None, MemoryReading()
+        subject.publish(state.results())
 
     def _pause(self, seconds: float) -> None:
-        """As long as the part took: the loop and scrapes come in between."""
+        """Wait as long as the part took, so that the loop and scrapes can run."""
         if self._ended.wait(seconds):
             raise _EndedError
 
 
 class _EndedError(Exception):
-    """The daemon ends in the middle of a table."""
-
-
-def _tell(watch: Watch, kept: _Kept) -> None:
-    watch.memory = replace(kept.memory, refused=kept.memory.refused | kept.refused)
+    """The daemon ends while a table is read."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What scrapers and browsers ask."""
+"""The HTTP server: metrics for scrapers, a page for browsers, health checks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scrape sees: the readings of all targets, and the daemon's own figures."""
+"""The content of a scrape: the readings of all targets, and the daemon's own figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from scope_ebpf.daemon.looks.inspector import RESULTS
 from scope_ebpf.daemon.looks.owners import in_turns
-from scope_ebpf.daemon.notify import sparing
+from scope_ebpf.daemon.notify import line_limit
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.page import Page, label_value
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from scope_ebpf.daemon.loop import Daemon
     from scope_ebpf.metrics.reading import Reading
 
-#: Series of one target, at the most, as far as nobody has had more.
-_TARGET = 300
+#: Assumed maximum series of one target, until one has more.
+_PER_TARGET = 300
 
 
 class Readings(Collector):
-    """Collects from *daemon*, waiting for its loop for no more than a moment."""
+    """Collects from *daemon*; waits only a moment for its loop."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         catalogue()  # read from its file now, not by the first scrape
 
     def describe(self) -> list[Metric]:
-        """Nothing: so that nobody collects to find out."""
+        """Nothing, so that the registry does not collect to find out."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Every family of this moment."""
+        """Every family, with the values of this moment."""
         daemon = self._daemon
         daemon.refresh()
         page = Page(compat="erlang-vm" in daemon.config.compat)
@@ -58,13 +58,13 @@ class Readings(Collector):
 
     def _expose(self, page: Page) -> int:
         """
-        Add every target that there is room for; how many there was none for.
+        Add the targets up to the maximum of series; returns the number of targets left out.
 
-        Owners take turns, so that nobody's many targets leave out another's few.
+        Owners take turns, so that the many targets of one do not leave out the few of another.
         """
-        most, largest, left_out = self._daemon.config.max_series, _TARGET, 0
+        most, largest, left_out = self._daemon.config.max_series, _PER_TARGET, 0
         watches = in_turns(self._daemon.targets.watches, lambda watch: watch.owner)
-        for reading in _told_apart(watch.reading for watch in watches):
+        for reading in _unique_nodes(watch.reading for watch in watches):
             if page.samples + largest > most:
                 left_out += 1
                 continue
@@ -76,18 +76,19 @@ class Readings(Collector):
     def _own(self, page: Page) -> None:
         daemon = self._daemon
         page.add("scope_ebpf_targets", len(daemon.targets.watches))
-        page.add("scope_ebpf_targets_refused", len(daemon.targets.refused))
+        page.add("scope_ebpf_targets_refused", len(daemon.targets.admission.refused))
         page.add("scope_ebpf_targets_seen_total", daemon.targets.seen)
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.entry, at="entry")
         page.add("scope_ebpf_hit_cost_seconds", daemon.cost.returns, at="return")
-        looking = daemon.scanner.seconds + daemon.looker.seconds
+        discovery = daemon.discovery
+        looking = discovery.scanner.seconds + discovery.looker.seconds
         page.add("scope_ebpf_scan_seconds_total", looking)
         for result in RESULTS:
-            page.add("scope_ebpf_looks_total", daemon.looker.results[result], result=result)
-        page.add("scope_ebpf_looks_hanging", daemon.inspector.lost)
-        page.add("scope_ebpf_renames_held_total", daemon.targets.labels.held)
+            page.add("scope_ebpf_looks_total", discovery.looker.results[result], result=result)
+        page.add("scope_ebpf_looks_hanging", discovery.inspector.lost)
+        page.add("scope_ebpf_renames_held_total", daemon.targets.admission.labels.held)
         page.add("scope_ebpf_top_names_held_total", daemon.snapshots.held)
-        page.add("scope_ebpf_log_lines_held_total", sparing.held)
+        page.add("scope_ebpf_log_lines_held_total", line_limit.held)
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]
             times = [process.cpu_times() for process in both]
@@ -95,10 +96,10 @@ class Readings(Collector):
             cpu = sum(one.user + one.system for one in times) + helpers
             page.add("scope_ebpf_cpu_seconds_total", cpu)
             parsing = client.server_pid()
-            both += _that_run([*daemon.readers.pids(), *([parsing] if parsing else [])])
+            both += _running([*daemon.readers.pids(), *([parsing] if parsing else [])])
             resident = sum(process.memory_info().rss for process in both)
             page.add("scope_ebpf_resident_memory_bytes", resident)
-        if watch := daemon.targets.thread_watch:
+        if watch := daemon.targets.tracepoints.thread_watch:
             attached = watch.attached(time.monotonic())
             page.add("scope_ebpf_tracepoints_attached_seconds_total", attached)
         for where in ("watch", "snapshot", "http"):
@@ -107,17 +108,17 @@ class Readings(Collector):
             page.add("scope_ebpf_config_reloads_total", count, result=result)
 
 
-def _that_run(pids: list[int]) -> Iterator[psutil.Process]:
+def _running(pids: list[int]) -> Iterator[psutil.Process]:
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             yield psutil.Process(pid)
 
 
-def _told_apart(readings: Iterable[Reading]) -> Iterator[Reading]:
+def _unique_nodes(readings: Iterable[Reading]) -> Iterator[Reading]:
     """
-    The same readings, each of another node: Prometheus refuses a series that is there twice.
+    The same readings with unique nodes: Prometheus refuses a series that occurs twice.
 
-    A node may call itself what another is called here, its pid and all.
+    A node may choose a name that is the label of another, including the pid.
     """
     labels: set[str] = set()
     for reading in readings:

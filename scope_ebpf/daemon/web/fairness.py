@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Who is served and who is dropped when too many come, by groups: nobody takes another's part.
+Which clients are served and which are dropped under load, by groups of clients.
 
-Clients of one address, or of one user on a Unix socket, are a group. All of it runs in
-one event loop.
+Clients of one address, or of one user on a Unix socket, are a group; no group can take the share of
+another. Everything runs in one event loop.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _UCRED = struct.Struct("3i")
 
 def group_of(client: socket.socket) -> str:
     """
-    Whose *client* is: a user's, an address's, or the host's own.
+    The group of *client*: a user, an address, or loopback.
 
-    Any user of the host may have any loopback address, so those are one group; a host has a
-    /64 of IPv6. OSError where it has gone.
+    Any user of the host can use any loopback address, so these are one group; so is a /64 of IPv6,
+    which belongs to one host. Raises OSError if the client has closed the connection.
     """
     if client.family == socket.AF_UNIX:
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -49,22 +49,22 @@ def _group_at(text: str) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
-class Crowd:
+class TaskLimit:
     """
-    Tasks that together weigh no more than *most*: one too many ends the oldest.
+    Tasks with a total weight of at most *most*.
 
-    That is the oldest of the group that weighs most; it is cancelled.
+    Above it, the oldest task of the heaviest group is cancelled.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        #: Tasks and their weights by group, the oldest first, and what they weigh together.
+        #: Tasks and their weights by group, the oldest first; and the total weight of each group.
         self._groups: dict[str, dict[asyncio.Task[None], int]] = {}
         self._weights: Counter[str] = Counter()
 
     @contextmanager
     def join(self, task: asyncio.Task[None], group: str, weight: int = 1) -> Iterator[None]:
-        """Let *task* be one of them while the block runs."""
+        """Add *task* while the block runs."""
         self._groups.setdefault(group, {})[task] = weight
         self._weights[group] += weight
         try:
@@ -75,7 +75,7 @@ class Crowd:
             self._remove(task, group)
 
     def drop_oldest(self) -> bool:
-        """Cancel the oldest of the group that weighs most; False where there is nobody."""
+        """Cancel the oldest task of the heaviest group; False if there is none."""
         return self._drop(None)
 
     def _drop(self, newest: asyncio.Task[None] | None) -> bool:
@@ -96,24 +96,25 @@ class Crowd:
 
 
 class FullError(Exception):
-    """Too many wait for a place."""
+    """Too many clients wait for a slot."""
 
 
-class Room:
+class SlotQueue:
     """
-    So many *places*; of those who wait, whose group has fewest of them comes next.
+    A limited number of *slots*; the next waiting client is of the group that has the fewest.
 
-    No more than *most* wait: one too many is turned away, the last of the group of which most wait.
+    At most *most* clients wait. Above that, the last client of the group with the most waiting ones
+    is turned away.
     """
 
-    def __init__(self, places: int, most: int) -> None:
-        self._free, self._most = places, most
+    def __init__(self, slots: int, most: int) -> None:
+        self._free, self._most = slots, most
         self._taken: Counter[str] = Counter()
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
 
     @asynccontextmanager
-    async def place(self, group: str) -> AsyncIterator[None]:
-        """A place while the block runs; FullError if there is none to wait for."""
+    async def slot(self, group: str) -> AsyncIterator[None]:
+        """Hold a slot while the block runs. Raises FullError if the client is turned away."""
         await self._enter(group)
         try:
             yield
@@ -130,7 +131,7 @@ class Room:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._leave(group)  # its turn had come
+                self._leave(group)  # it had got a slot already
             raise
 
     def _leave(self, group: str) -> None:
@@ -141,7 +142,7 @@ class Room:
         self._admit()
 
     def _admit(self) -> None:
-        # Who was cancelled waits no longer.
+        # Drop those that were cancelled.
         self._waiting = [one for one in self._waiting if not one[1].done()]
         while self._free and self._waiting:
             first = min(self._waiting, key=lambda one: self._taken[one[0]])

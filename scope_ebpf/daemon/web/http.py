@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``/metrics``, ``/healthz``, ``/readyz`` and one plain page at ``/``: what is answered to whom.
+The responses of ``/metrics``, ``/healthz``, ``/readyz`` and ``/``, with authentication.
 
-``server.py`` listens. A request's environ says in ``scope_ebpf.local`` whether it came to a
+``server.py`` listens. ``scope_ebpf.local`` in a request's environ is True if the request came to a
 loopback address.
 """
 
@@ -39,15 +39,15 @@ _HTML = [
 _ASK = [*_TEXT, ("WWW-Authenticate", 'Basic realm="scope-ebpf"')]
 _METHODS = ("GET", "HEAD")
 _NOT_OURS = "a loopback address is asked for by that name only; the config's hosts has others"
-#: After a wrong password nobody's is looked at for so many times as long as it took to see that
-#: it is wrong: who guesses takes a fifth of a core, however many guess.
+#: After a failed login, password checks pause for this multiple of the check's CPU time. This
+#: bounds password guessing to a fifth of a core in total.
 _PAUSE = 4.0
 #: ``name``, ``name:port``, ``[address]:port``.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
 class Effort(enum.Enum):
-    """What it takes to answer a request: next to nothing, a page, a look at a password."""
+    """The work that a response takes: nearly none, a page, or checking a password."""
 
     NONE = enum.auto()
     PAGE = enum.auto()
@@ -55,7 +55,7 @@ class Effort(enum.Enum):
 
 
 class Site:
-    """The WSGI application."""
+    """The WSGI application of *daemon*."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -65,12 +65,12 @@ class Site:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         self._metrics = make_wsgi_app(registry)
-        #: Who came in last, by name: a fingerprint of the password and of the hash that it fits.
-        self._passed: dict[str, bytes] = {}
-        self._looking = threading.Lock()
+        #: Last successful logins, by user: a fingerprint of the password and of its stored hash.
+        self._logins: dict[str, bytes] = {}
+        self._checking = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        """Answer one request."""
+        """Respond to one request."""
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             allow = [*_TEXT, ("Allow", ", ".join(_METHODS))]
@@ -79,7 +79,7 @@ class Site:
         return body if method == "GET" else []
 
     def effort(self, environ: dict[str, Any]) -> Effort:
-        """What answering will take; for NONE any thread may do it."""
+        """The work that the response takes; for NONE any thread may make it."""
         if environ["PATH_INFO"] in _HEALTH:
             return Effort.NONE
         credentials = _credentials(environ)
@@ -97,7 +97,7 @@ class Site:
             return _answer(start, "401 Unauthorized", _ASK, "who are you?")
         if path == "/metrics":
             if daemon.config.compat:
-                # Names of prometheus.erl's version 4 and 6 are of one family in OpenMetrics.
+                # In OpenMetrics, names of prometheus.erl 4 and 6 would be in one family.
                 environ = {**environ, "HTTP_ACCEPT": ""}
             body: Iterable[bytes] = self._metrics(environ, start)
             return body
@@ -107,12 +107,13 @@ class Site:
 
     def _is_ours(self, host: str | None) -> bool:
         """
-        Whether a browser of this host may have meant us by *host*.
+        True if *host* is a name of this host.
 
-        A page of anybody may let its own name lead to 127.0.0.1, and then read what we say.
+        Otherwise any web page could let its own name resolve to 127.0.0.1 and read the response in
+        a browser on this host (DNS rebinding).
         """
         if host is None:
-            return True  # no browser
+            return True  # not a browser
         match = _HOST.fullmatch(host)
         name = (match[1] or match[2]).lower().removesuffix(".") if match else ""
         if name == "localhost" or name in self._daemon.config.hosts:
@@ -129,21 +130,21 @@ class Site:
         return credentials is not None and (self._knows(*credentials) or self._fits(*credentials))
 
     def _knows(self, user: str, password: bytes) -> bool:
-        """Whether *user* has come in with this password, and it is that of the config still."""
+        """True if *user* has logged in with this password, and the config has not changed it."""
         stored = self._daemon.config.users.get(user)
         if stored is None:
             return False
-        return hmac.compare_digest(self._passed.get(user, b""), _fingerprint(stored, password))
+        return hmac.compare_digest(self._logins.get(user, b""), _fingerprint(stored, password))
 
     def _fits(self, user: str, password: bytes) -> bool:
-        """As :func:`matches`, which is slow by design: not at every scrape, and one at a time."""
+        """Check with :func:`matches`, one at a time, since that is slow by design."""
         users = self._daemon.config.users
-        # A name that does not exist takes as long as one that does.
+        # A user that does not exist takes as long as one that does.
         stored = users.get(user) or _like(users.values())
-        with self._looking:
+        with self._checking:
             began = time.thread_time()
             if matches(stored, password) and user in users:
-                self._passed[user] = _fingerprint(stored, password)
+                self._logins[user] = _fingerprint(stored, password)
                 return True
             time.sleep(_PAUSE * (time.thread_time() - began))
         return False
@@ -152,7 +153,7 @@ class Site:
 def _healthz(daemon: Daemon) -> tuple[str, list[tuple[str, str]], str]:
     if time.monotonic() - daemon.turned >= STUCK:
         return "503 Stuck", _TEXT, "stuck"
-    if daemon.inspector.stuck:
+    if daemon.discovery.inspector.stuck:
         return "503 Stuck", _TEXT, "looks at processes hang, and no more are begun"
     return "200 OK", _TEXT, "ok"
 
@@ -165,7 +166,7 @@ _HEALTH = {"/healthz": _healthz, "/readyz": _readyz}
 
 
 def _credentials(environ: dict[str, Any]) -> tuple[str, bytes] | None:
-    """The user and the password of a request, None where it has none (RFC 7617)."""
+    """The user and the password of a request; None without them (RFC 7617)."""
     kind, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     try:
         name, _, password = base64.b64decode(encoded, validate=True).partition(b":")
@@ -179,24 +180,24 @@ def _fingerprint(stored: str, password: bytes) -> bytes:
 
 
 def _like(hashes: Iterable[str]) -> str:
-    """What is stored for nobody, and takes as long as the slowest of *hashes*."""
+    """A hash of no password that takes as long to check as the slowest of *hashes*."""
     _, rounds, salt, digest = max(hashes, key=lambda stored: int(stored.split(":")[1])).split(":")
     return f"pbkdf2:{rounds}:{salt}:{'0' * len(digest)}"
 
 
 def _answer(start: Any, status: str, headers: list[tuple[str, str]], text: str) -> Iterable[bytes]:
-    start(status, [*headers])  # the server adds to it
+    start(status, [*headers])  # the server adds more
     return [text.encode("utf-8", "backslashreplace") + b"\n"]
 
 
 def hash_password(password: bytes, salt: bytes, rounds: int = 100_000) -> str:
-    """What the config holds instead of a password."""
+    """The hash of *password* for the config."""
     digest = hashlib.pbkdf2_hmac("sha256", password, salt, rounds)
     return f"pbkdf2:{rounds}:{salt.hex()}:{digest.hex()}"
 
 
 def matches(stored: str, password: bytes) -> bool:
-    """Whether *password* is the one whose hash is *stored*."""
+    """True if *stored* is a hash of *password*."""
     _, rounds, salt, _ = stored.split(":")
     made = hash_password(password, bytes.fromhex(salt), int(rounds))
     return hmac.compare_digest(made, stored)

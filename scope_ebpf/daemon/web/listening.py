@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sockets that the daemon listens on: a port, a Unix socket, or what systemd hands over.
+The sockets that the daemon listens on: a port, a Unix socket, or sockets from systemd.
 
-ConfigError says in one line why it cannot be.
+Errors are ConfigErrors of one line.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 from scope_ebpf.daemon.config import Config, ConfigError
 
-#: Connections that the kernel keeps until we come to them.
+#: Connections that the kernel queues.
 _BACKLOG = 128
-#: The first file that is handed over (sd_listen_fds(3)).
+#: The first descriptor that is passed (sd_listen_fds(3)).
 _FIRST = 3
 
 
 def listeners(config: Config) -> list[socket.socket]:
-    """What systemd hands over, or else what *config* says; none of them blocks."""
+    """Sockets from systemd, or else the one of *config*; they are non-blocking."""
     found = inherited() or [_listen(config)]
     for listener in found:
         listener.setblocking(False)
@@ -32,7 +32,7 @@ def listeners(config: Config) -> list[socket.socket]:
 
 
 def inherited() -> list[socket.socket]:
-    """Sockets of systemd's socket activation, if it is us whom they are for."""
+    """Sockets of systemd's socket activation, if they are for this process."""
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -45,7 +45,7 @@ def inherited() -> list[socket.socket]:
 
 
 def describe(listener: socket.socket) -> str:
-    """Where it listens, as the config would say it."""
+    """The address of *listener*, as in the config."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -55,7 +55,7 @@ def describe(listener: socket.socket) -> str:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether it is a port that only this host reaches: its browsers, too."""
+    """True if *listener* is a port of the loopback interface, which browsers of this host reach."""
     if listener.family == socket.AF_UNIX:
         return False
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
@@ -68,7 +68,7 @@ def _listen(config: Config) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, TypeError) as error:  # no name of a host is a TypeError
+    except (OSError, TypeError) as error:  # an impossible host name is a TypeError
         why = error.strerror or error if isinstance(error, OSError) else error
         raise ConfigError(
             f"cannot listen on {host}:{port}: {why}; choose another with --listen"
@@ -77,7 +77,7 @@ def _listen(config: Config) -> socket.socket:
 
 def _listen_at(path: Path, group: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # The mode is right from its first moment on, whatever mask we run under.
+    # The socket has the right mode from the beginning, whatever the umask of this process.
     mask = os.umask(0o117)
     try:
         _remove_stale(path)
@@ -95,7 +95,7 @@ def _listen_at(path: Path, group: str) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more: a daemon that was killed leaves it."""
+    """Remove a socket without a listener, which a killed daemon leaves."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError("there is a file that is no socket")
@@ -108,11 +108,11 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except BlockingIOError:
-            pass  # somebody is there, and busy
+            pass  # there is a listener, and it is busy
 
 
 def close(listener: socket.socket, config: Config) -> None:
-    """Listen no longer; a socket that we made goes."""
+    """Close *listener*, and remove its Unix socket if the daemon made it."""
     where = describe(listener)
     listener.close()
     if isinstance(config.listen, Path) and where == f"unix:{config.listen}":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The head of an HTTP request, from bytes that come in pieces to a WSGI environ (PEP 3333).
+Parses the head of an HTTP request, from chunks of bytes to a WSGI environ (PEP 3333).
 
-Reads no body: nothing that is served here takes one.
+Bodies are not read: no request to the daemon has one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-#: Bytes of a head, and of its first line.
+#: Maximum bytes of a head, and of its first line.
 MOST = 32 << 10
 _MOST_LINE = 8 << 10
 #: ``GET /metrics HTTP/1.1`` (RFC 9112, section 3), with any version.
@@ -21,7 +21,7 @@ _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/([0-9])\.
 
 
 class RefusedRequestError(Exception):
-    """What came is no request; *status* is what its sender is told."""
+    """The bytes are not a request; *status* is the status of the response."""
 
     def __init__(self, status: str, why: str) -> None:
         super().__init__(why)
@@ -29,31 +29,31 @@ class RefusedRequestError(Exception):
 
 
 class Head:
-    """Bytes of one request until they are whole."""
+    """The bytes of one head until it is complete."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._line: re.Match[bytes] | None = None
 
     def room(self) -> int:
-        """Bytes that :meth:`take` may be given, one more than a head may have."""
+        """Maximum bytes for :meth:`add`: one more than a head may have."""
         return MOST + 1 - len(self._bytes)
 
-    def take(self, more: bytes) -> bool:
-        """Add *more*; whether the head is whole. RefusedRequestError as soon as it is none."""
-        # An end may lie across two pieces.
+    def add(self, more: bytes) -> bool:
+        """Add *more*; True if the head is complete. Raises RefusedRequestError."""
+        # The end may be split over two chunks.
         start = max(0, len(self._bytes) - 3)
         self._bytes += more
         if self._line is None:
             self._line = _request_line(self._bytes)
-        whole = any(self._bytes.find(end, start) >= 0 for end in (b"\n\r\n", b"\n\n"))
-        if not whole and len(self._bytes) > MOST:
+        complete = any(self._bytes.find(end, start) >= 0 for end in (b"\n\r\n", b"\n\n"))
+        if not complete and len(self._bytes) > MOST:
             raise RefusedRequestError("431 Request Header Fields Too Large", "too many headers")
-        return whole and self._line is not None
+        return complete and self._line is not None
 
     def environ(self) -> dict[str, Any]:
-        """The environ of a head that is whole; RefusedRequestError where headers are wrong."""
-        assert self._line is not None  # noqa: S101 - as take() said
+        """The environ of a complete head. Raises RefusedRequestError if headers are wrong."""
+        assert self._line is not None  # noqa: S101 - add() has returned True
         method, target = (self._line[group].decode("ascii") for group in (1, 2))
         path, _, query = target.partition("?")
         environ = {
@@ -67,7 +67,7 @@ class Head:
 
 
 def _request_line(head: bytearray) -> re.Match[bytes] | None:
-    """The first line, None while it is not there."""
+    """The first line; None while it is incomplete."""
     end = head.find(b"\n", 0, _MOST_LINE)
     if end < 0:
         if len(head) > _MOST_LINE:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Listens, with or without TLS, and lets nobody keep others from being served.
+The server: it listens, with or without TLS, and no client can keep others from being served.
 
-One thread reads all requests and writes all answers. A client costs a thread only once its
-request is whole, and only for as long as its answer is made; whether the daemon is well is
-answered by the thread that reads.
+One thread reads all requests and writes all responses. Another thread is used only after a request
+is complete, and only while its response is made. Health checks are answered by the thread that
+reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.web import listening
-from scope_ebpf.daemon.web.fairness import Crowd, FullError, Room, group_of
+from scope_ebpf.daemon.web.fairness import FullError, SlotQueue, TaskLimit, group_of
 from scope_ebpf.daemon.web.http import Effort, Site
 from scope_ebpf.daemon.web.request import MOST, Head, RefusedRequestError
 
@@ -33,28 +33,28 @@ if TYPE_CHECKING:
 
     from scope_ebpf.daemon.loop import Daemon
 
-#: Seconds from a connection to the end of its request's head, TLS included.
+#: Maximum seconds from a connection to the end of its request's head, TLS included.
 HEAD_SECONDS = 2.0
-#: Seconds that an answer may wait for a thread, and that its client may take to read it.
+#: Maximum seconds for which a request waits for a thread, and in which a client reads a response.
 PATIENCE = 10.0
-#: Seconds that a client has to hang up once it was answered.
+#: Seconds for which the server waits for the client to close the connection after a response.
 _PARTING = 1.0
-#: Bytes behind a request that are read for the answer's sake: bodies that nobody wants.
+#: Bytes after a request that are read and discarded, so that the response arrives.
 _DISCARDED = 1 << 20
-#: Clients whose request is not whole, at most. One in a hurry needs no more than that its own comes
-#: before those of so many others who came later.
+#: Maximum clients whose request is incomplete. A client succeeds if its request is complete before
+#: this many later clients have connected.
 UNFINISHED = 128
-#: Answers that are made at once, and requests that wait for that.
+#: Responses that are made at the same time, and requests that wait for a thread.
 AT_ONCE, _WAITING = 8, 128
-#: Passwords that wait to be looked at, one at a time: it is slow by design.
+#: Passwords that wait to be checked, one at a time, since that is slow by design.
 _GUESSES = 16
-#: Bytes of answers that slow readers have not read yet, and what each of them counts at least.
+#: Maximum bytes of responses that clients have not read, and the minimum that each counts.
 _UNREAD, _LEAST = 64 << 20, 1 << 20
-#: Connections taken at once, so that those that came before are read in between.
+#: Connections that are accepted in a row, so that earlier ones are read in between.
 _ACCEPTED = 8
-#: The last files of those that may be open: clients that wait leave them to the daemon's own loop.
+#: Descriptors below the limit that clients leave to the daemon's loop.
 _SPARED = 64
-#: Seconds without a new connection where there is no file left for one.
+#: Seconds without accepting after the descriptors were exhausted.
 _PAUSE = 0.1
 _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -67,20 +67,27 @@ _TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
 
 class Server:
-    """Serves *site* where *config* says; ConfigError where that cannot be."""
+    """
+    Serves *site* at the address of *config*; *errors* is called for each failed request.
+
+    Raises ConfigError if it cannot listen there, or if the certificate is wrong.
+
+    Attributes:
+        addresses: where it listens, as in the config.
+    """
 
     def __init__(self, config: Config, site: Site, errors: Callable[[], None]) -> None:
         self._config, self._site, self._errors = config, site, errors
         self._tls = _tls(config)
         self._listeners = listening.listeners(config)
         self.addresses = [listening.describe(listener) for listener in self._listeners]
-        self._unfinished, self._unread = Crowd(UNFINISHED), Crowd(_UNREAD)
-        self._rooms = {
-            Effort.PAGE: (Room(AT_ONCE, _WAITING), ThreadPoolExecutor(AT_ONCE, "http")),
-            Effort.PASSWORD: (Room(1, _GUESSES), ThreadPoolExecutor(1, "http")),
+        self._unfinished, self._unread = TaskLimit(UNFINISHED), TaskLimit(_UNREAD)
+        self._slots = {
+            Effort.PAGE: (SlotQueue(AT_ONCE, _WAITING), ThreadPoolExecutor(AT_ONCE, "http")),
+            Effort.PASSWORD: (SlotQueue(1, _GUESSES), ThreadPoolExecutor(1, "http")),
         }
-        #: All, and those of them that have one of the last files: while there are any, one must go
-        #: for each that comes.
+        #: All clients, and those with one of the last descriptors: while there are any, one client
+        #: is dropped for each new one.
         self._clients: set[asyncio.Task[None]] = set()
         self._last: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -88,20 +95,20 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Answer from a thread of its own."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up on everybody and listen no longer."""
+        """Close all connections and stop listening."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for _, pool in self._rooms.values():
+        for _, pool in self._slots.values():
             pool.shutdown(wait=False, cancel_futures=True)
         for listener in self._listeners:
             listening.close(listener, self._config)
 
-    def heed(self, config: Config) -> None:
-        """Take the certificate of a config that was read again; it may have been renewed."""
+    def apply_config(self, config: Config) -> None:
+        """Load the certificate of *config*, which may have been renewed."""
         if (self._tls is None) != (config.tls_cert is None):
             say(logging.WARNING, "TLS is switched on and off by the next start only")
         elif self._tls is not None:
@@ -148,24 +155,24 @@ class Server:
                 task.add_done_callback(self._last.discard)
             if self._last:
                 self._unfinished.drop_oldest()
-                return  # it takes some turns of the loop to go
+                return  # the cancelled client ends in a later pass of the event loop
 
     async def _serve(self, client: socket.socket, local: bool) -> None:
-        """Serve one client; a bad one harms nobody else."""
+        """Serve one client; its errors affect no other."""
         try:
             async with _Stream(client) as stream:
                 answer = await self._answer(stream, local)
                 with self._unread.join(_this_task(), stream.group, max(len(answer), _LEAST)):
                     await stream.part(answer)
         except asyncio.CancelledError:
-            self._errors()  # others needed its place, or all ends
+            self._errors()  # dropped in favour of others, or the server is closed
         except (OSError, EOFError):
             self._errors()
         except Exception as error:  # noqa: BLE001 - one client must not take the others along
             self._failed({"exception": error})
 
     async def _answer(self, stream: _Stream, local: bool) -> bytes:
-        """Read a request, and make its answer."""
+        """Read a request; its response."""
         try:
             with self._unfinished.join(_this_task(), stream.group):
                 async with asyncio.timeout(HEAD_SECONDS):
@@ -177,9 +184,9 @@ class Server:
         effort = self._site.effort(environ)
         if effort is Effort.NONE:
             return self._made(environ)
-        room, pool = self._rooms[effort]
+        slots, pool = self._slots[effort]
         try:
-            async with asyncio.timeout(PATIENCE) as wait, room.place(stream.group):
+            async with asyncio.timeout(PATIENCE) as wait, slots.slot(stream.group):
                 wait.reschedule(None)
                 return await self._loop.run_in_executor(pool, self._made, environ)
         except (FullError, TimeoutError):
@@ -187,7 +194,7 @@ class Server:
             return _written("503 Service Unavailable", _TEXT, b"too many ask at once\n")
 
     def _made(self, environ: dict[str, Any]) -> bytes:
-        """What the site answers; a failure of ours is one line of the log."""
+        """The response of the site; an exception in it is logged as one line."""
         begun: list[Any] = []
         try:
             body = b"".join(self._site(environ, lambda *said: begun.extend(said)))
@@ -204,7 +211,7 @@ class Server:
 
 
 class _Stream:
-    """A connection, until the block ends; OSError where its client has gone."""
+    """A connection, until the block ends. Raises OSError if the client has closed it."""
 
     group: str
 
@@ -233,7 +240,7 @@ class _Stream:
             self._client.close()
 
     async def request(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
-        """Read it; RefusedRequestError where it is none, EOFError where it does not end."""
+        """The environ of the request. Raises RefusedRequestError, EOFError if it is incomplete."""
         loop = asyncio.get_running_loop()
         protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
         self._transport, _ = await loop.connect_accepted_socket(
@@ -245,16 +252,16 @@ class _Stream:
             more = await self._reader.read(head.room())
             if not more:
                 raise EOFError
-            if head.take(more):
+            if head.add(more):
                 return head.environ()
 
     async def part(self, answer: bytes) -> None:
-        """Let it be read, and hang up once the client has done so, or will not."""
+        """Send *answer*, and close the connection once the client has read it, or does not."""
         async with asyncio.timeout(PATIENCE):
             self._writer.transport.set_write_buffer_limits(0)
             self._writer.write(answer)
             await self._writer.drain()
-            if not self._writer.can_write_eof():  # TLS says good-bye itself
+            if not self._writer.can_write_eof():  # TLS closes the connection itself
                 self._writer.close()
                 await self._writer.wait_closed()
                 return
@@ -264,7 +271,7 @@ class _Stream:
                 await self._discard()
 
     async def _discard(self) -> None:
-        """Read what comes after a request: unread, it makes the kernel take back the answer."""
+        """Discard bytes after a request: unread ones make the kernel reset the connection."""
         left = _DISCARDED
         while left > 0 and (more := await self._reader.read(MOST)):
             left -= len(more)
@@ -272,14 +279,14 @@ class _Stream:
 
 def _this_task() -> asyncio.Task[None]:
     task: asyncio.Task[None] | None = asyncio.current_task()
-    assert task is not None  # noqa: S101 - only tasks serve
+    assert task is not None  # noqa: S101 - clients are served by tasks
     return task
 
 
 def _written(
     status: str, headers: list[tuple[str, str]], body: bytes, *, head: bool = False
 ) -> bytes:
-    """Bytes of an answer; without its body, and what it would be long, if only *head* is wanted."""
+    """The bytes of a response; without body and Content-Length if only *head* is wanted."""
     lines = [f"HTTP/1.0 {status}", *(f"{name}: {text}" for name, text in (*headers, *_HEADERS))]
     if not head:
         lines.append(f"Content-Length: {len(body)}")
@@ -289,10 +296,10 @@ def _written(
 def _tls(config: Config) -> ssl.SSLContext | None:
     if config.tls_cert is None:
         return None
-    # A new one each time: what refuses a certificate's key has taken the certificate already.
+    # A new context each time: one that refuses the key has already loaded the certificate.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Without a password for the key nobody is asked for one on the terminal.
+        # The password prevents a prompt on the terminal for an encrypted key.
         context.load_cert_chain(config.tls_cert, config.tls_key, password=str)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the certificate {config.tls_cert}: {error}") from None
@@ -300,12 +307,12 @@ def _tls(config: Config) -> ssl.SSLContext | None:
 
 
 def serve(daemon: Daemon) -> Server:
-    """Listen, and answer from a thread of its own; ConfigError where that cannot be."""
+    """Listen, and respond from a thread of its own. Raises ConfigError."""
 
     def count() -> None:
         daemon.errors["http"] += 1
 
     server = Server(daemon.config, Site(daemon), count)
-    daemon.heeding.append(server.heed)
+    daemon.listeners.append(server.apply_config)
     server.start()
     return server

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page at ``/``: what is observed, how, and at what price. No script, no outside file."""
+"""The page at ``/``: what is observed, how, and at what cost. No script, no external file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ th, td { text-align: left; padding: .2em .8em; border-bottom: 1px solid #ccc }
 td.n { text-align: right } .off { color: #a00 } .windows { color: #a60 }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-#: What a browser may do with the page: nothing but show it in that style.
+#: The content security policy: a browser may only show the page in that style.
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -35,15 +35,15 @@ _HEAD = f"""<!doctype html>
 
 
 def page(daemon: Daemon) -> str:
-    """Write the page of this moment."""
+    """The page of this moment, as HTML."""
+    refused = daemon.targets.admission.refused
     readings = [watch.reading for watch in daemon.targets.watches]
     parts = [_HEAD]
-    parts.append(f"<p>{len(readings)} observed, {len(daemon.targets.refused)} refused.</p>")
+    parts.append(f"<p>{len(readings)} observed, {len(refused)} refused.</p>")
     parts += [_target(reading) for reading in readings]
-    if daemon.targets.refused:
+    if refused:
         rows = "".join(
-            f"<tr><td>{pid}</td><td>{_text(why)}</td></tr>"
-            for pid, why in list(daemon.targets.refused.items())
+            f"<tr><td>{pid}</td><td>{_text(why)}</td></tr>" for pid, why in list(refused.items())
         )
         parts.append(f"<h2>refused</h2><table><tr><th>pid</th><th>why</th></tr>{rows}</table>")
     parts.append("</body></html>")
@@ -51,7 +51,7 @@ def page(daemon: Daemon) -> str:
 
 
 def _target(reading: Reading) -> str:
-    info = reading.info
+    info, hooks = reading.info, reading.hooks
     rows = "".join(
         f'<tr><td>{hook}</td><td class="{event.mode}">{event.mode}</td><td>{event.via}</td>'
         f'<td class="n">{event.sampling_ratio:.2%}</td><td>{_text(event.reason)}</td></tr>'
@@ -61,13 +61,13 @@ def _target(reading: Reading) -> str:
         f"<h2>{_text(reading.node[:255])}</h2>"
         f"<p>pid {info['pid']}, user {info['uid']}, cgroup {_text(info['cgroup'][:255])}, "
         f"OTP {_text(info['otp_release'])}, {info['flavor']}, "
-        f"{reading.schedulers} schedulers. Hooks take {reading.overhead:.3%} of its CPU; the "
-        f"budget is {reading.budget:.2%}.</p>"
+        f"{reading.schedulers} schedulers. Hooks take {hooks.overhead:.3%} of its CPU; the "
+        f"budget is {hooks.budget:.2%}.</p>"
         "<table><tr><th>event</th><th>mode</th><th>via</th><th>counted</th><th>note</th></tr>"
         f"{rows}</table>"
     )
 
 
 def _text(text: str) -> str:
-    """Text of a VM or a host as text of the page."""
+    """*text* of a VM or a host, escaped for the page."""
     return escape(plain(text))

@@ -20,8 +20,8 @@ def minute(seed: int) -> tuple[float, float, float]:
     switches = rng.gamma(2.0, 1000.0, 6000)  # context switches in each 10 ms
     sends = rng.poisson(switches * rng.gamma(20.0, 0.1, 6000))
     estimate = Estimate(1, 1)
-    for place in rng.choice(6000, WINDOWS, replace=False):
-        estimate.window(np.array([float(sends[place])]), switches[place], 0.01)
+    for index in rng.choice(6000, WINDOWS, replace=False):
+        estimate.window(np.array([float(sends[index])]), switches[index], 0.01)
     estimate.advance(float(switches.sum()), 60.0)
     return float(estimate.total[0]), float(sends.sum()), estimate.error_ratio()
 
@@ -40,7 +40,7 @@ def test_totals_are_within_their_stated_error():
 
 def test_a_slow_window_is_no_lower_rate():
     """
-    Hooks that halve the target's speed in a window halve its measure too.
+    Hooks that halve the target's speed in a window halve the growth of its counter too.
     """
     estimate = Estimate(1, 1)
     for slowness in (0.5, 0.8, 0.6):
@@ -61,7 +61,7 @@ def test_what_is_always_counted_is_exact():
 
 def test_nothing_is_made_up_before_the_first_window():
     """
-    Without a window there is no rate: nothing is added, and the caller is told.
+    Without a window there is no rate: nothing is added, and the result says so.
     """
     estimate = Estimate(1, 1)
     assert not estimate.advance(1000.0, 1.0)
@@ -69,7 +69,7 @@ def test_nothing_is_made_up_before_the_first_window():
     assert estimate.error_ratio() == 1.0
 
 
-def test_the_first_window_tells_of_the_time_before_it():
+def test_the_first_window_stands_for_the_time_before_it():
     """
     What was seen before the hooks came out is too little to go by; the next window is not.
     """
@@ -105,14 +105,14 @@ def test_too_few_windows_have_an_error_of_one():
     assert estimate.error_ratio() < 1.0
 
 
-def test_one_window_that_tells_among_others_that_do_not_has_an_error_of_one():
+def test_one_window_with_events_among_empty_ones_has_an_error_of_one():
     """
-    Beside hogs the VM may do nothing in most windows: without the one in which it did, nothing is
-    left to tell a rate by.
+    Beside hogs the VM may do nothing in most windows: without the one in which it did, there is no
+    rate.
     """
     estimate = Estimate(1, 1)
-    for measure in (0.0, 100.0, 0.0):
-        estimate.window(np.array([measure]), measure, 0.01)
+    for growth in (0.0, 100.0, 0.0):
+        estimate.window(np.array([growth]), growth, 0.01)
     assert estimate.advance(1000.0, 1.0)
     assert estimate.total[0] > 0
     assert estimate.error_ratio() == 1.0
@@ -127,21 +127,21 @@ def test_more_windows_never_make_the_quantile_larger():
     assert values[-1] > 1.96
 
 
-@pytest.mark.parametrize(("told", "low"), [(True, False), (False, True)])
-def test_slow_windows_count_for_the_time_that_they_stand_for(told, low):
+@pytest.mark.parametrize(("known", "low"), [(True, False), (False, True)])
+def test_slow_windows_count_for_the_time_that_they_stand_for(known, low):
     """
-    Half of the time has events, and its windows are slowed down to a quarter: with the speed that
-    the measure had before them the total is right, and without it too low.
+    Half of the time has events, and its windows are slowed down to a quarter: with the rate of the
+    counter before them the total is right, and without it too low.
     """
     estimate = Estimate(1, 1)
     for number in range(WINDOWS):
         busy = number % 2
-        measure = 250.0 if busy else 1000.0
-        seen = np.array([0.1 * measure * busy])
-        estimate.window(seen, measure, 0.01, 100_000.0 if told else None)
+        growth = 250.0 if busy else 1000.0
+        seen = np.array([0.1 * growth * busy])
+        estimate.window(seen, growth, 0.01, 100_000.0 if known else None)
     assert estimate.advance(1_000_000.0, 10.0)
     assert (estimate.total[0] < 25_000) == low
-    if told:
+    if known:
         assert estimate.total[0] == pytest.approx(50_000)
         assert estimate.error_ratio() < 0.5
 
@@ -160,7 +160,7 @@ def test_what_is_counted_all_the_time_is_exact():
     assert [17, 9] == totals.total.tolist()
 
 
-def test_where_nobody_counts_it_goes_on_as_it_went():
+def test_totals_grow_at_their_last_rate_while_nothing_is_counted():
     """
     A pause of eight seconds has four times what was seen in the two before it; what is seen after
     it counts as it is.

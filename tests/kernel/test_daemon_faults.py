@@ -21,7 +21,7 @@ def spawns(samples: dict[tuple[str, ...], float]) -> float:
 
 def test_a_stopped_target_is_observed_once_it_goes_on(tmp_path: Path):
     """
-    A VM that is stopped (SIGSTOP) is attached to and read as it stands; what it does later counts.
+    A VM that is stopped (SIGSTOP) is attached and read; its later events count.
     """
     with test_daemon.named("+S", "1:1") as beam:
         beam.freeze()
@@ -36,7 +36,7 @@ def test_a_target_whose_binary_was_replaced_is_observed_as_it_runs(
     tmp_path: Path, private_emulator: Path
 ):
     """
-    After an upgrade the file under the VM's path is another; its own is still the one that runs.
+    After an upgrade the path of the VM leads to another file; its own is the one that runs.
     """
     folder = shutil.copytree(private_emulator, tmp_path / "emulator")
     with test_daemon.named("+S", "1:1", emulator=folder) as beam:
@@ -48,11 +48,11 @@ def test_a_target_whose_binary_was_replaced_is_observed_as_it_runs(
             running.until(beam.pid, lambda now: spawns(now) - before == 23)
 
 
-def test_a_target_that_is_killed_while_it_is_attached_takes_nobody_along(
+def test_a_target_that_is_killed_while_it_is_attached_affects_no_other(
     tmp_path: Path, private_emulator: Path
 ):
     """
-    A VM that is killed as its first hooks go in is let go with a line, and another is observed.
+    A VM that is killed while its first hooks are attached is dropped, and another is observed.
     """
     before = in_kernel()
     with test_daemon.daemon(test_daemon.QUICK, tmp_path) as running:

@@ -53,7 +53,7 @@ def links(daemon: test_daemon.Running) -> set[int]:
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_a_kill_of_the_daemon_leaves_nothing(storm: beams_run.Beam, tmp_path: Path, number: int):
     """
-    Killed in a storm, at a random moment or as soon as a hook comes or goes, it leaves nothing.
+    Killed in a storm, at a random moment or when a hook is attached or detached, it leaves nothing.
     """
     places = hooked_addresses(storm.pid)
     before = in_kernel()
