@@ -103,7 +103,7 @@ class CallWatch(Closing):
 
     def open(self, *, on: bool) -> None:
         """Count calls from now on, or no longer."""
-        self._state[events.CALLevents.CALLevents.CALL_STATE_OPEN] = int(on)
+        self._state[events.CALL_STATE_OPEN] = int(on)
         if on:
             self._breakpoints.begin()
 
@@ -113,7 +113,7 @@ class CallWatch(Closing):
 
     def taken(self) -> int:
         """Number of calls counted so far, of all functions."""
-        return int(self._state[events.CALLevents.CALLevents.CALL_STATE_CALLS])
+        return int(self._state[events.CALL_STATE_CALLS])
 
     def totals(self) -> dict[int, dict[str, int]]:
         """The counts at each address, by the names of CALL_TOTALS."""

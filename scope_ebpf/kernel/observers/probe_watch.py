@@ -41,7 +41,7 @@ class ProbeWatch(Closing):
     def _open(self) -> None:
         self._session.__enter__()
         self._refuse_failures()
-        self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_LIMIT] = self._limit
+        self._state[events.PROBED_STATE_LIMIT] = self._limit
         numbers = self._session.map("call_texts", _TEXT, U32)
         for number, text in enumerate(self._texts):
             numbers[text] = number
@@ -69,7 +69,7 @@ class ProbeWatch(Closing):
 
     def taken(self) -> int:
         """Number of calls counted so far, of all functions."""
-        return int(self._state[events.PROBEDevents.PROBEDevents.PROBED_STATE_CALLS])
+        return int(self._state[events.PROBED_STATE_CALLS])
 
     def totals(self) -> list[dict[str, int]]:
         """
