@@ -25,7 +25,7 @@ from scope_ebpf.beam.code.modules import Modules
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.threads import threads
-from scope_ebpf.kernel.observers.call_watch import CallWatch, Place
+from scope_ebpf.kernel.observers.call_watch import BreakpointSite, CallWatch
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
@@ -51,7 +51,7 @@ def watched(target: Target, chosen: list[Function], beam: beams_run.Beam, comman
     layout = target.layout
     subtag = layout.facts.map_subtag
     with CallWatch(target.identity, _LIMIT, layout.offset("Process", "hend"), subtag) as watch:
-        watch.set([Place(f.address, *f.terms, f.arity) for f in chosen], tids)
+        watch.set([BreakpointSite(f.address, *f.terms, f.arity) for f in chosen], tids)
         watch.open(on=True)
         return seconds(beam, command)
 

@@ -39,7 +39,7 @@ from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.errors import TargetChangedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.observers.governed import GovernedSession
-from scope_ebpf.kernel.observers.program_pool import Spares
+from scope_ebpf.kernel.observers.program_pool import ProgramPool
 from scope_ebpf.planning.planner import make_plan
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def in_and_out(session: GovernedSession, pid: int, victim: Path) -> tuple[int, b
 
 
 def run(
-    kind: type | None, program: Path, victim: Path, attacher: Attacher, spares: Spares
+    kind: type | None, program: Path, victim: Path, attacher: Attacher, pool: ProgramPool
 ) -> Counter[str]:
     """One run; what happened in it, as counts."""
     delay = random.choice(("us", "cc"))
@@ -138,7 +138,7 @@ def run(
         plan = make_plan(target.binary, target.flavor, ["send"])
         settings = np.zeros((), events.SETTINGS)
         given = plan, identity, target.base, settings
-        with GovernedSession(*given, attacher=attacher, spares=spares) as session:
+        with GovernedSession(*given, attacher=attacher, pool=pool) as session:
             if delay == "us":
                 send(process)
             rounds, ended = in_and_out(session, process.pid, victim)
@@ -164,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     began, totals = time.monotonic(), dict[str, Counter[str]]()
-    spares = Spares(4, 60.0)
+    pool = ProgramPool(4, 60.0)
     with tempfile.TemporaryDirectory(prefix="exec-attack-") as name, Attacher() as attacher:
         folder = Path(name)
         folder.chmod(0o755)
@@ -175,8 +175,8 @@ def main() -> None:
         for number in range(arguments.runs):
             kind = Resolved if arguments.control else (None, Unchecked)[number % 2]
             what = kind.__name__.lower() if kind else "checked"
-            totals.setdefault(what, Counter()).update(run(kind, program, victim, attacher, spares))
-        spares.tidy(everything=True)
+            totals.setdefault(what, Counter()).update(run(kind, program, victim, attacher, pool))
+        pool.expire(everything=True)
     for what, counts in totals.items():
         print(
             f"{what}: {counts['runs']:,} runs, {counts['rounds']:,} times in and out before the "

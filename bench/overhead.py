@@ -113,7 +113,7 @@ def with_counts(load: Load, found: Found, name: str, events: tuple[str, ...]) ->
     ):
         for event in costs.by_event():
             session.attach(event)
-            session.open_gate(event, None)
+            session.enable(event, None)
         hits, used = session.hits(), cpu_seconds(load.pid)
         yield
         news = {program: count - hits[program] for program, count in session.hits().items()}

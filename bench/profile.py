@@ -70,7 +70,7 @@ def program(beam: beams_run.Beam) -> None:
     """What the kernel says of the program: it runs on all ticks, and samples those of the VM."""
     target = inspect(beam.pid)
     with measuring(), Sampler(target.identity, sample_settings(target), 99) as sampler:
-        sampler.know(scheduler_threads(target))
+        sampler.add_schedulers(scheduler_threads(target))
         before = cpu_seconds(beam.pid)
         sampler.start()
         beam.ask("work 5", timeout=60)

@@ -147,7 +147,7 @@ def bench() -> Iterator[Bench]:
             beam.expect("ready")
             target = inspect(beam.pid)
             with Timer(target.identity, sample_settings(target), HZ) as timer:
-                timer.know(scheduler_threads(target))
+                timer.add_schedulers(scheduler_threads(target))
                 own = Bench(beam, target, timer)
                 timer.start()
                 yield own

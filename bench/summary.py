@@ -28,7 +28,7 @@ import windows_run
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.state import StateReader
-from scope_ebpf.kernel.cost import Aside
+from scope_ebpf.kernel.cost import CostMeasurement
 from scope_ebpf.runs.budgeted import BudgetedTrace, BudgetOptions
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def summarized(pid: int, seconds: float) -> tuple[Summary, Witness]:
     """One summary of the VM *pid*."""
     options = BudgetOptions(duration=seconds, budget=0.01)
     target = inspect(pid)
-    with contextlib.closing(Aside(10)) as aside:
-        trace = BudgetedTrace(target, DEFAULT_EVENTS, options, aside)
+    with contextlib.closing(CostMeasurement(10)) as measurement:
+        trace = BudgetedTrace(target, DEFAULT_EVENTS, options, measurement)
         witness = trace.state = Witness(target)
         error = trace.run()
     if error:

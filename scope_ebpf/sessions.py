@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.attach.uprobes import Attacher
-    from scope_ebpf.kernel.observers.program_pool import Spares
+    from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 #: Plans by program, and within it by flavour, attach method, events and known settings.
 _plans: WeakKeyDictionary[Binary, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
@@ -97,7 +97,7 @@ def open_session(
 
 
 def open_governed_session(
-    target: Target, planned: Planned, attacher: Attacher, spares: Spares | None = None
+    target: Target, planned: Planned, attacher: Attacher, pool: ProgramPool | None = None
 ) -> GovernedSession:
     """A session of what is *planned* on *target*, in which no hook is attached yet."""
     return GovernedSession(
@@ -106,6 +106,6 @@ def open_governed_session(
         target.base,
         planned.settings,
         attacher=attacher,
-        spares=spares,
+        pool=pool,
         addresses=planned.addresses,
     )

@@ -100,7 +100,7 @@ def observing(beam: Beam, *wanted: str) -> Iterator[Eye]:
         for event in wanted:
             ranges = counters.ranges(event)
             assert ranges is not None
-            session.measure(event, *ranges)
+            session.set_reference_counters(event, *ranges)
         yield Eye(session, counters)
 
 

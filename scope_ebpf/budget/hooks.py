@@ -143,7 +143,7 @@ class GovernedHooks:
         for event in self._totals:
             ranges = self._counters.ranges(event)
             if ranges:
-                self.session.measure(event, *ranges)
+                self.session.set_reference_counters(event, *ranges)
 
     # Called by a loop ------------------------------------------------------------------------
 
@@ -188,19 +188,19 @@ class GovernedHooks:
 
     def on_exhausted(self) -> None:
         """Handle the wake-up of an exhausted quota."""
-        self.session.quiet()
+        self.session.drain_wakeups()
         self.detach_exhausted(time.monotonic())
 
     def detach_exhausted(self, now: float) -> None:
         """Detach the hooks of events whose quota is exhausted."""
-        for event in self.session.all_tripped():
+        for event in self.session.exhausted_events():
             if self._window and self._window.event == event:
                 self._close_window(now)
                 continue
             self.session.release(event)
             self.counts.exhausted += 1
             self._governor.exhausted(event, now)
-            end = self.session.edges(event).end
+            end = self.session.window_bounds(event).end
             counters = self._counters
             reached = counters.sample_of_hit(event, end) if end else counters.sample(event)
             self._totals.exhausted(event, self.session.kind(event), reached)
@@ -219,7 +219,7 @@ class GovernedHooks:
         window = self._window
         if window is None:
             return 0.0
-        while time.monotonic() < window.closes and not self.session.tripped(event):
+        while time.monotonic() < window.closes and not self.session.exhausted_at(event):
             time.sleep(_POLL)
         self._window = None
         closed = self._end(window)
@@ -261,7 +261,7 @@ class GovernedHooks:
         if action.what == "refill":
             self.session.refill(event, action.hits)
         elif self._attach(event):
-            self.session.open_gate(event, action.hits)
+            self.session.enable(event, action.hits)
             self._totals.opened(event, self._counters.sample(event, values))
 
     def _attach(self, event: str) -> bool:

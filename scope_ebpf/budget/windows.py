@@ -110,13 +110,13 @@ class Window:
     def close(self) -> ClosedWindow:
         """Stop counting, if the kernel has not. Raises ReadRefusedError."""
         closing = _read(self._counters, self.event)
-        stopped = self._session.close_gate(self.event)
+        stopped = self._session.disable(self.event)
         seconds = max(0, min(stopped, self._until) - self._since) / 1e9
         if self._counters.name_of(self.event) == TIME:
             late = (self._opened.time_ns - self._since) / 1e9
             growth = seconds * 1e9 if late <= _TOLERANCE * seconds else None
             return ClosedWindow(seconds, growth, None)
-        edges = self._session.edges(self.event)
+        edges = self._session.window_bounds(self.event)
         hits = self._sample(edges.begin), self._sample(edges.end)
         begin, end = bounds(self._opened, closing, hits, self._until)
         # A hit that exhausted the quota may have been preempted before it read the counter.

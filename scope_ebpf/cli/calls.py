@@ -15,7 +15,7 @@ from scope_ebpf.cli.options import add_force, add_max_cost
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.breakpoints import MOST
-from scope_ebpf.planning.function_probes import places
+from scope_ebpf.planning.function_probes import attachments
 from scope_ebpf.runs.call_run import CallOptions
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.sinks.plain import say, spelled
@@ -172,7 +172,7 @@ def refuse_interpreter(target: Target) -> None:
     if target.flavor == "jit":
         return
     try:
-        places(target.binary, target.flavor, returns=True)
+        attachments(target.binary, target.flavor, returns=True)
     except NothingToAttachError as error:
         raise NothingToAttachError(
             f"process {target.pid} runs the interpreter, where a function is data that no "

@@ -23,7 +23,7 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.cost import Aside
+from scope_ebpf.kernel.cost import CostMeasurement
 from scope_ebpf.runs.captures import RecordOptions, record
 from scope_ebpf.runs.terminal import alone
 from scope_ebpf.runs.trace import Trace, TraceOptions
@@ -93,11 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = RECORDED if arguments.events is None else parse_events(arguments.events)
     if arguments.stall and not (arguments.flight_bytes and "schedule" in wanted):
         raise UsageError("--stall is told by the event schedule, with --ring; ask for both")
-    with closing(Aside()) as aside:
+    with closing(CostMeasurement()) as measurement:
         target = inspect(arguments.pid)
         with alone(target.pid) as notes:
             options = _trace_options(arguments)
-            trace = Trace(target, wanted, options, streamed=True, aside=aside)
+            trace = Trace(target, wanted, options, streamed=True, measurement=measurement)
             trace.notes += notes
             summary, error = record(target, trace, _record_options(arguments))
     _report(summary)

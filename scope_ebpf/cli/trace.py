@@ -25,7 +25,7 @@ from scope_ebpf.cli.options import (
 )
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.cost import Aside
+from scope_ebpf.kernel.cost import CostMeasurement
 from scope_ebpf.runs.streaming import LazyStream
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.runs.trace import Trace, TraceOptions
@@ -72,13 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     host.require()
     wanted = parse_events(arguments.events)
     streams, budget = _streams(arguments), _budget(arguments)
-    with contextlib.closing(Aside(_NICE if budget else 0)) as aside:
+    with contextlib.closing(CostMeasurement(_NICE if budget else 0)) as measurement:
         target = inspect(arguments.pid)
         with (
             open_output(arguments.output, force=arguments.force, whole=not streams) as output,
             alone(target.pid) as notes,
         ):
-            trace = _trace(target, wanted, arguments, budget, aside)
+            trace = _trace(target, wanted, arguments, budget, measurement)
             trace.notes += notes
             if streams and isinstance(trace, Trace):
                 lines = LazyStream(target, output, wanted, arguments.format)
@@ -115,7 +115,7 @@ def _trace(
     wanted: tuple[str, ...],
     arguments: argparse.Namespace,
     budget: float | None,
-    aside: Aside,
+    measurement: CostMeasurement,
 ) -> Trace | BudgetedTrace:
     """The run: one that counts every event, or one within the share *budget* of the VM's CPU."""
     if budget is None:
@@ -128,14 +128,16 @@ def _trace(
             output=arguments.output,
         )
         streamed, state = _streams(arguments), StateReader(target)
-        return Trace(target, wanted, options, streamed=streamed, aside=aside, state=state)
+        return Trace(
+            target, wanted, options, streamed=streamed, measurement=measurement, state=state
+        )
     from scope_ebpf.runs.budgeted import (  # noqa: PLC0415 - not for streams
         BudgetedTrace,
         BudgetOptions,
     )
 
     within = BudgetOptions(arguments.duration, budget, arguments.via, arguments.slow_call)
-    return BudgetedTrace(target, wanted, within, aside)
+    return BudgetedTrace(target, wanted, within, measurement)
 
 
 def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.cost import HitCost
-    from scope_ebpf.kernel.observers.program_pool import Spares
+    from scope_ebpf.kernel.observers.program_pool import ProgramPool
     from scope_ebpf.metrics.reading import EventReading
 
 #: Ticks between two readings of the kernel's statistics of programs.
@@ -41,7 +41,7 @@ class HookResources:
     #: The process that holds the breakpoints.
     attacher: Attacher
     #: Loaded programs for the next target.
-    pool: Spares
+    pool: ProgramPool
     #: Seconds of CPU that one hit costs.
     cost: HitCost
 

@@ -196,6 +196,6 @@ def _raise_priority(attacher: Attacher) -> None:
     """
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
-        attacher.hurry(_PRIORITY)
+        attacher.set_priority(_PRIORITY)
     except OSError as error:
         say(logging.WARNING, "runs at a common priority", why=error)

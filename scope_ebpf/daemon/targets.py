@@ -37,7 +37,7 @@ from scope_ebpf.errors import (
     TooMuchError,
 )
 from scope_ebpf.kernel.attach.uprobes import Attacher
-from scope_ebpf.kernel.observers.program_pool import Spares
+from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -106,7 +106,7 @@ class Targets:
         self.seen = 0
         self._shares, self._scanner, self._errors = shares, scanner, errors
         self._files = files
-        self._pool = Spares(_POOL_SIZE, _POOL_SECONDS, self._detach_exhausted)
+        self._pool = ProgramPool(_POOL_SIZE, _POOL_SECONDS, self._detach_exhausted)
         self._resources = HookResources(self.attacher, self._pool, cost)
         self._observed: dict[int, Observed] = {}
         #: Runs of programs for targets that are no longer observed; also read by scrapes.
@@ -242,7 +242,7 @@ class Targets:
         self.attacher.close()
         for pid in list(self._observed):
             self.drop(pid, "the daemon ends")
-        self._pool.tidy(everything=True)
+        self._pool.expire(everything=True)
         self.tracepoints.close()
 
     # Called by the loop ----------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Targets:
 
     def collect_garbage(self) -> None:
         """Free programs that were not reused, refusals of ended VMs, and memory."""
-        self._pool.tidy()
+        self._pool.expire()
         heap.trim()
         self.admission.forget_ended()
 

@@ -118,7 +118,7 @@ def notes_of(hit_cost: HitCost | None) -> tuple[str, ...]:
     return (_UNMEASURED,) if hit_cost is UNKNOWN else ()
 
 
-class Aside:
+class CostMeasurement:
     """
     :func:`measure` in a child process, in the background; *nice* as in setpriority(2).
 

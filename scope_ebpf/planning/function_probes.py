@@ -17,7 +17,7 @@ from scope_ebpf.attach import allowlist
 from scope_ebpf.beam.elf import usdt
 from scope_ebpf.beam.elf.bounds import UnprovenPlaceError
 from scope_ebpf.errors import NothingToAttachError
-from scope_ebpf.planning.planner import usdt_places
+from scope_ebpf.planning.planner import usdt_attachments
 
 if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Attachment
@@ -44,7 +44,7 @@ _VARIANT: Final = events.Variant(
 )
 
 
-def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachment, ...]:
+def attachments(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachment, ...]:
     """
     Attachments for every site of the probes at calls, and with *returns* of those at returns.
 
@@ -56,7 +56,7 @@ def places(binary: Executable, flavor: str, *, returns: bool) -> tuple[Attachmen
     twice = _look_ups(binary) if names else []
     for hook in _VARIANT.hooks:
         try:
-            sites = usdt_places(binary, _VARIANT, hook) if hook.name in names else []
+            sites = usdt_attachments(binary, _VARIANT, hook) if hook.name in names else []
         except (usdt.ArgumentError, UnprovenPlaceError) as error:
             raise NothingToAttachError(f"the USDT probe {hook.name}: {error}") from error
         if not sites:

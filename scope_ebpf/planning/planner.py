@@ -123,7 +123,9 @@ def _attachments(binary: Executable, variant: events.Variant) -> tuple[tuple[Att
     by_symbol = variant.via == "symbol"
     for hook in variant.hooks:
         try:
-            attachments = (symbol_places if by_symbol else usdt_places)(binary, variant, hook)
+            attachments = (symbol_attachments if by_symbol else usdt_attachments)(
+                binary, variant, hook
+            )
         except (usdt.ArgumentError, UnreadableElfError, bounds.UnprovenPlaceError) as error:
             return (), f"{hook.name}: {error}"
         if not attachments and not hook.optional:
@@ -142,7 +144,7 @@ def semaphores(binary: Executable) -> dict[int, int]:
     }
 
 
-def symbol_places(
+def symbol_attachments(
     binary: Executable, variant: events.Variant, hook: events.Hook
 ) -> list[Attachment]:
     """
@@ -200,7 +202,9 @@ def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry
     return cheap if usable else entry.START
 
 
-def usdt_places(binary: Executable, variant: events.Variant, hook: events.Hook) -> list[Attachment]:
+def usdt_attachments(
+    binary: Executable, variant: events.Variant, hook: events.Hook
+) -> list[Attachment]:
     """
     The attachments for a hook that is a USDT probe, one for each of its sites.
 

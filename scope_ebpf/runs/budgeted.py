@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Via
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
-    from scope_ebpf.kernel.cost import Aside, HitCost
+    from scope_ebpf.kernel.cost import CostMeasurement, HitCost
     from scope_ebpf.results.summary import EventSummary
 
 #: Waits shorter than this, seconds, end in time to the microsecond.
@@ -62,14 +62,18 @@ class BudgetedTrace:
     """One summary of *wanted* on *target*, at most ``options.budget`` of its CPU."""
 
     def __init__(
-        self, target: Target, wanted: tuple[str, ...], options: BudgetOptions, aside: Aside
+        self,
+        target: Target,
+        wanted: tuple[str, ...],
+        options: BudgetOptions,
+        measurement: CostMeasurement,
     ) -> None:
-        self._target, self._aside, self._options = target, aside, options
+        self._target, self._measurement, self._options = target, measurement, options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms, governed=True)
         #: What a reader of the figures should know.
         self.notes = list(planned.notes)
         self._attacher = Attacher()
-        self._cost: HitCost | None = aside.cost()
+        self._cost: HitCost | None = measurement.cost()
         try:
             self._run = BudgetedRun(
                 target,
@@ -165,7 +169,7 @@ class BudgetedTrace:
         return run
 
     def _turn(self, now: float) -> None:
-        if self._cost is None and (cost := self._aside.cost()):
+        if self._cost is None and (cost := self._measurement.cost()):
             self._cost = cost
             self._run.set_hit_cost(cost)
         if now >= self._run.next_due():
@@ -175,7 +179,7 @@ class BudgetedTrace:
             self._used = cpu_clock(self._target.pid) - self._cpu_before
 
     def _sum_up(self, events: dict[str, EventSummary]) -> Summary:
-        cost = self._cost or self._aside.cost(_COST_SECONDS)
+        cost = self._cost or self._measurement.cost(_COST_SECONDS)
         hits = self._run.hits()
         cpu = cost.total(hits) if cost else None
         share = share_of(cpu, self._used) if cpu is not None and self._used else None
@@ -219,7 +223,7 @@ def _prioritized(attacher: Attacher) -> Iterator[None]:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
-        attacher.hurry(_PRIORITY)
+        attacher.set_priority(_PRIORITY)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.code.follow import Follow
 from scope_ebpf.beam.vm.threads import threads
 from scope_ebpf.kernel.attach.breakpoints import MOST
-from scope_ebpf.kernel.observers.call_watch import BREAKPOINT_SECONDS, CallWatch, Place
+from scope_ebpf.kernel.observers.call_watch import BREAKPOINT_SECONDS, BreakpointSite, CallWatch
 from scope_ebpf.results.call_gaps import Gap, Gaps
 from scope_ebpf.results.calls import Call, CallSummary, Upgrade
 from scope_ebpf.runs.call_reader import CallReader
@@ -104,9 +104,12 @@ class JitCallRun(CallRun):
     def _set(self) -> None:
         """Set breakpoints where they are wanted now: current code, coming code, old, returns."""
         versions = self._follow.wanted[:MOST]
-        sites = [Place(v.function.address, *v.function.terms, v.function.arity) for v in versions]
+        sites = [
+            BreakpointSite(v.function.address, *v.function.terms, v.function.arity)
+            for v in versions
+        ]
         self._armed = self._returned_to(MOST - len(sites))
-        sites += [Place(address) for address in self._armed]
+        sites += [BreakpointSite(address) for address in self._armed]
         # Only these run Erlang code: the dirty schedulers run native functions alone.
         tids = [t.tid for t in threads(self._target.pid) if t.role == "normal"]
         self._breakpoints.set(sites, tids)

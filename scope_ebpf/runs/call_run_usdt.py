@@ -173,7 +173,7 @@ def _text(function: Function) -> bytes:
 
 
 def _session(target: Target, *, returns: bool) -> Session:
-    sites = function_probes.places(target.binary, target.flavor, returns=returns)
+    sites = function_probes.attachments(target.binary, target.flavor, returns=returns)
     hook = " + ".join(dict.fromkeys(site.name for site in sites))
     plan = Plan((Item("call", "usdt", hook, sites, ""),))
     settings = np.zeros((), events.SETTINGS)

@@ -18,9 +18,9 @@ from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ScopeError
-from scope_ebpf.kernel.cost import GUESS, Aside
-from scope_ebpf.kernel.observers.off_cpu import Waits
-from scope_ebpf.kernel.observers.tracepoints import attach_or_reason
+from scope_ebpf.kernel.cost import GUESS, CostMeasurement
+from scope_ebpf.kernel.observers.off_cpu import OffCpuSampler
+from scope_ebpf.kernel.observers.thread_watch import attach_or_reason
 from scope_ebpf.results.profile import Frame, Profile, Sample
 from scope_ebpf.runs.profiler import ProfileRun
 from scope_ebpf.runs.symbolizer import Symbolizer, wait_frame
@@ -65,21 +65,21 @@ def off_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeErro
     period = max(10**9 // options.hz, table.count() * 10**9 // _MAX_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
     with (
-        closing(Aside()) as aside,
-        Waits(target.identity, settings, hooks) as waits,
+        closing(CostMeasurement()) as measurement,
+        OffCpuSampler(target.identity, settings, hooks) as waits,
         _threads(target, profile),
     ):
         rows = table.snapshot().rows
         rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MAX_KNOWN]
-        waits.know(rows["pointer"], rows["pc"], time.monotonic_ns())
-        brake, cost = Brake(options.max_cost), _HookCost(target, waits, aside)
+        waits.add_waiting(rows["pointer"], rows["pc"], time.monotonic_ns())
+        brake, cost = Brake(options.max_cost), _HookCost(target, waits, measurement)
         run = ProfileRun(target, profile, waits, symbolizer, brake=brake, cost=cost.seconds)
         error = run.go(options.duration)
         sites = Counter({site: ns for site, (ns, _) in waits.sites().items()})
         times = sum(count for _, count in waits.sites().values())
         if error is None:
             _add_pending(target, waits, symbolizer, profile, sites)
-        hit_cost = aside.cost(_COST_SECONDS) or GUESS
+        hit_cost = measurement.cost(_COST_SECONDS) or GUESS
     _weigh(profile, symbolizer, sites)
     _note_cost(profile, times, hit_cost)
     return profile, error
@@ -129,7 +129,7 @@ def _hooks(target: Target) -> Sequence[Attachment]:
 
 def _add_pending(
     target: Target,
-    waits: Waits,
+    waits: OffCpuSampler,
     symbolizer: Symbolizer,
     profile: Profile,
     sites: Counter[tuple[int, int]],
@@ -199,8 +199,8 @@ def _weigh(profile: Profile, symbolizer: Symbolizer, sites: Counter[tuple[int, i
 class _HookCost:
     """What the hooks take of the target: two hits each time that a process waits."""
 
-    def __init__(self, target: Target, waits: Waits, aside: Aside) -> None:
-        self._waits, self._aside = waits, aside
+    def __init__(self, target: Target, waits: OffCpuSampler, measurement: CostMeasurement) -> None:
+        self._waits, self._measurement = waits, measurement
         self._counters = ReferenceCounters(target)
         self._before = self._switches()
 
@@ -213,7 +213,7 @@ class _HookCost:
     def seconds(self) -> float:
         """Seconds of the target's CPU so far."""
         with contextlib.suppress(ScopeError):  # it has ended, which the run finds out
-            cost = self._aside.cost() or GUESS
+            cost = self._measurement.cost() or GUESS
             return cost.entry * 2 * (self._switches() - self._before)
         return 0.0
 

@@ -55,7 +55,7 @@ def on_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeError
     profile = Profile("cpu", target.as_json(), options.hz, time.time())
     symbolizer = Symbolizer(target, profile, options.by)
     with Sampler(target.identity, sample_settings(target), options.hz) as sampler:
-        sampler.know(scheduler_threads(target))
+        sampler.add_schedulers(scheduler_threads(target))
         return profile, ProfileRun(target, profile, sampler, symbolizer).go(options.duration)
 
 

@@ -13,7 +13,7 @@ from scope_ebpf.sinks.plain import say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.kernel.cost import Aside, HitCost
+    from scope_ebpf.kernel.cost import CostMeasurement, HitCost
     from scope_ebpf.kernel.observers.session import Session
     from scope_ebpf.runs.loop import Stop
 
@@ -60,12 +60,14 @@ class HitMeter:
     """
     What the hits of a session take of the process *pid*, from :meth:`begin` on.
 
-    *aside* measures the cost of a hit; until it is known, a guess is taken. *max_cost* is the share
-    of the CPU of the process above which *stop* is asked.
+    *measurement* measures the cost of a hit; until it is known, a guess is taken. *max_cost* is the
+    share of the CPU of the process above which *stop* is asked.
     """
 
-    def __init__(self, pid: int, aside: Aside, max_cost: float | None, stop: Stop) -> None:
-        self._pid, self._aside, self._stop = pid, aside, stop
+    def __init__(
+        self, pid: int, measurement: CostMeasurement, max_cost: float | None, stop: Stop
+    ) -> None:
+        self._pid, self._measurement, self._stop = pid, measurement, stop
         self._cost: HitCost | None = None
         self._brake = Brake(max_cost)
         self._next_look = 0.0
@@ -77,7 +79,7 @@ class HitMeter:
 
     def cost(self, seconds: float) -> HitCost | None:
         """The cost of a hit; None if it is not known after *seconds*."""
-        self._cost = self._cost or self._aside.cost(seconds)
+        self._cost = self._cost or self._measurement.cost(seconds)
         return self._cost
 
     def limit_of(self, share: float, cpus: float) -> float | None:
@@ -95,7 +97,7 @@ class HitMeter:
             return
         self._next_look = now + INTERVAL
         self.account(session)
-        if self._cost is None and (cost := self._aside.cost()):
+        if self._cost is None and (cost := self._measurement.cost()):
             # What hits took at the guessed cost must not be compared with what they take now.
             self._cost, self._brake = cost, Brake(self._brake.most)
         taken = (self._cost or GUESS).total(self._hits)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.state import StateReader, VmState
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
-    from scope_ebpf.kernel.cost import Aside, HitCost
+    from scope_ebpf.kernel.cost import CostMeasurement, HitCost
     from scope_ebpf.kernel.observers.session import Session
     from scope_ebpf.results.summary import EventSummary, Summary
     from scope_ebpf.sessions import Planned
@@ -102,8 +102,8 @@ class Trace:
     """
     One trace of one target, from attach to detach.
 
-    With *streamed* every event is a record in the ring. *aside* measures the cost of a hit, *state*
-    looks at the VM meanwhile.
+    With *streamed* every event is a record in the ring. *measurement* measures the cost of a hit,
+    *state* looks at the VM meanwhile.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Trace:
         options: TraceOptions,
         *,
         streamed: bool,
-        aside: Aside,
+        measurement: CostMeasurement,
         state: StateReader | None = None,
     ) -> None:
         self._target = target
@@ -133,7 +133,7 @@ class Trace:
             attaching=self._forecaster.attaching,
         )
         self._stop = Stop()
-        self._meter = HitMeter(target.pid, aside, options.max_cost, self._stop)
+        self._meter = HitMeter(target.pid, measurement, options.max_cost, self._stop)
         self._state = state
         self._beat: Callable[[Session], str | None] | None = None
         #: Whether more is in the ring than was written in the last turn.

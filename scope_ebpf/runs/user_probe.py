@@ -230,7 +230,7 @@ class ProbeRun:
     def _collect(self, session: UserProbeSession) -> None:
         """Read the probe's counts, histograms and error counters."""
         outcome, compiled = self._outcome, self._probe.compiled
-        outcome.lost, outcome.unread, outcome.full = session.troubles()
+        outcome.lost, outcome.unread, outcome.full = session.error_counters()
         for name in self._probe.written.counts:
             items = compiled.items(f"beam_count_{name}")
             outcome.counts[name] = [(key, int(value.value)) for key, value in items]

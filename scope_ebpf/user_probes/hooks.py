@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError, ProbeError
-from scope_ebpf.planning.planner import symbol_places
+from scope_ebpf.planning.planner import symbol_attachments
 
 if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Attachment
@@ -53,7 +53,7 @@ def attachments(binary: Binary, flavor: str, function: str) -> tuple[Attachment,
     hook = events.Hook(function, name, returns=_FUNCTION[prefix], mangled=True)
     symbol = binary.symbol(name)
     variable = symbol is not None and not symbol.is_function
-    found = [] if variable else symbol_places(binary, _variant(hook), hook)
+    found = [] if variable else symbol_attachments(binary, _variant(hook), hook)
     if not found:
         raise NothingToAttachError(f"{function}: the VM has no function {name} that can be seen")
     return tuple(found)
@@ -71,7 +71,7 @@ def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
             if hook.program == program:
                 # The probe reads its arguments where the function has them.
                 plain = replace(hook, program=function, call=None, at_call=(), arguments=())
-                sites = symbol_places(binary, variant, plain)
+                sites = symbol_attachments(binary, variant, plain)
                 found += sites
                 if not sites and not hook.optional:
                     missing.append(f"the VM has no function {hook.name} that can be seen")

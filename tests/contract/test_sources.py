@@ -207,7 +207,7 @@ def test_a_constant_of_both_languages_is_written_once():
 _TEXTS = {
     "beam/layouts/__init__.py", "cli/run.py", "daemon/config.py", "errors.py",
     "kernel/attach/attacher.py", "kernel/attach/perf_events.py", "kernel/bpf/compiler.py",
-    "kernel/observers/tracepoints.py", "metrics/catalogue.py", "metrics/compat.py",
+    "kernel/observers/thread_watch.py", "metrics/catalogue.py", "metrics/compat.py",
     "pipes.py", "runs/user_probe.py", "sinks/flamegraph.py", "user_probes/source.py",
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ from scope_ebpf.errors import NotPermittedError, TargetChangedError, TargetEnded
 from scope_ebpf.kernel.attach.breakpoints import Breakpoints
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.observers.governed import GovernedSession
-from scope_ebpf.kernel.observers.off_cpu import Waits
+from scope_ebpf.kernel.observers.off_cpu import OffCpuSampler
 from scope_ebpf.kernel.observers.sampler import Sampler
 from scope_ebpf.kernel.observers.session import Session
 from scope_ebpf.planning.planner import make_plan
@@ -197,7 +197,7 @@ def waits(target: Target) -> None:
     """
     settings = np.zeros((), events.SAMPLE_SETTINGS)
     settings["period_ns"] = 1_000_000
-    with Waits(target.identity, settings, ()):
+    with OffCpuSampler(target.identity, settings, ()):
         pass
 
 

@@ -154,7 +154,7 @@ def test_it_runs_before_the_targets():
     require_root()
     with Attacher() as holder:
         assert (0, "0") == priority_of(holder.pid)
-        holder.hurry(-10)
+        holder.set_priority(-10)
         assert (-10, "-10") == priority_of(holder.pid)
 
 

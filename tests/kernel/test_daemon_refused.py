@@ -22,7 +22,7 @@ from scope_ebpf.daemon.watch import Watch
 from scope_ebpf.errors import PERMIT, NotRootError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import UNKNOWN
-from scope_ebpf.kernel.observers.program_pool import Spares
+from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,8 +146,8 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
     """
     with test_daemon.named("+S", "1:1") as beam, Unwilling() as attacher:
         target = inspect(beam.pid)
-        spares = Spares(1, 0.1)
-        resources = HookResources(attacher, spares, UNKNOWN)
+        pool = ProgramPool(1, 0.1)
+        resources = HookResources(attacher, pool, UNKNOWN)
         watch = Watch(target, "node", TargetHooks(target, prepare(target), resources, 0.05))
         (spawn,) = [item for item in watch.plan.items if item.event == "spawn"]
         attacher.offset = spawn.attachments[0].offset
@@ -156,7 +156,7 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
             told = watch.reading.events
         finally:
             watch.close()
-            spares.tidy(everything=True)
+            pool.expire(everything=True)
     assert "off" == told["spawn"].mode
     assert told["spawn"].reason.endswith(PERMIT)
     assert {"always"} == {told[event].mode for event in ("exit", "gc", "hibernate")}

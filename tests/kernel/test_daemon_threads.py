@@ -28,7 +28,7 @@ from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.cgroups import Throttling
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.kernel import host
-from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
+from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from scope_ebpf.daemon.readings import nifs
 from scope_ebpf.daemon.readings.nifs import NAMES, OTHER, Nifs
 from scope_ebpf.daemon.readings.threads import Faults
 from scope_ebpf.errors import ReadRefusedError
-from scope_ebpf.kernel.observers.tracepoints import Mfa
+from scope_ebpf.kernel.observers.thread_watch import Mfa
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ from scope_ebpf.beam.vm.threads import ROLES, TaskFaults
 from scope_ebpf.daemon.readings import threads
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError, NoSuchProcessError
-from scope_ebpf.kernel.observers.tracepoints import Doing, add_open
+from scope_ebpf.kernel.observers.thread_watch import Doing, add_open
 
 SLOT = 7
 IDLE, BLOCKED, PREEMPTED, QUEUED, THROTTLED = range(5)

@@ -49,11 +49,11 @@ def test_an_interpreter_has_each_probe_that_a_call_passes_once():
     """
     Sites in functions that look up the called one are left out: the instruction fires again.
     """
-    found = function_probes.places(binary(**SYMBOLS), "emu", returns=True)
+    found = function_probes.attachments(binary(**SYMBOLS), "emu", returns=True)
     assert [(NAMES[0], 0x1000), (NAMES[1], 0x2000), (NAMES[2], 0x3000)] == [
         (site.name, site.address) for site in found
     ]
-    calls = function_probes.places(binary(**SYMBOLS), "emu", returns=False)
+    calls = function_probes.attachments(binary(**SYMBOLS), "emu", returns=False)
     assert set(NAMES[:2]) == {site.name for site in calls}
 
 
@@ -62,10 +62,10 @@ def test_a_jit_never_gets_them():
     They would crash it: no site is found, and a session would not attach to one.
     """
     with pytest.raises(NothingToAttachError):
-        function_probes.places(binary(**SYMBOLS), "jit", returns=False)
+        function_probes.attachments(binary(**SYMBOLS), "jit", returns=False)
     assert not allowlist.at_calls("jit")
     assert not set(NAMES) & {hook.name for variant in events.VARIANTS for hook in variant.hooks}
-    for site in function_probes.places(binary(**SYMBOLS), "emu", returns=True):
+    for site in function_probes.attachments(binary(**SYMBOLS), "emu", returns=True):
         plan = Plan((Item("call", "usdt", site.name, (site,), ""),))
         for flavor in ({}, {"flavor": "jit"}):
             with pytest.raises(HostError, match="not on the list"):
@@ -80,7 +80,7 @@ def test_an_interpreter_that_lacks_one_is_refused(missing: str):
     whole = binary(**SYMBOLS)
     whole.usdt_sites = [site for site in whole.usdt_sites if site.name != missing]
     with pytest.raises(NothingToAttachError, match=missing):
-        function_probes.places(whole, "emu", returns=False)
+        function_probes.attachments(whole, "emu", returns=False)
 
 
 def test_an_interpreter_that_hides_where_it_looks_up_is_refused():
@@ -88,7 +88,7 @@ def test_an_interpreter_that_hides_where_it_looks_up_is_refused():
     Without these symbols a call by apply would count twice.
     """
     with pytest.raises(NothingToAttachError, match="count twice"):
-        function_probes.places(binary(), "emu", returns=False)
+        function_probes.attachments(binary(), "emu", returns=False)
 
 
 def test_an_interpreter_without_probes_is_told_what_would_do():

@@ -32,7 +32,7 @@ from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI, has_multi
 from scope_ebpf.kernel.bpf.libbpf import LibbpfError, library, messages
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
+from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
 
 #: The argument that says so.
 INSIDE = "inside"
@@ -370,7 +370,7 @@ TESTED = (
     "kernel/test_calls.py::test_a_code_upgrade_is_followed[stock25]",
     "kernel/test_daemon.py::test_planted_events_are_counted",
     "kernel/test_daemon.py::test_counters_are_those_of_the_vm",
-    "kernel/test_spares.py::test_the_next_vm_of_a_build_takes_programs_that_are_as_new[stock25]",
+    "kernel/test_program_pool.py::test_the_next_vm_of_a_build_takes_programs_that_are_as_new[stock25]",
     "kernel/test_daemon.py::test_sigterm_takes_everything_out_and_the_vm_goes_on",
 )
 

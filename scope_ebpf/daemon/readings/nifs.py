@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.kernel.observers.tracepoints import Mfa
+    from scope_ebpf.kernel.observers.thread_watch import Mfa
 
 #: Maximum number of names; all other functions are shown as ``other``.
 NAMES = 4

@@ -15,7 +15,7 @@ from scope_ebpf.daemon.looks.owners import OwnerSlots
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError
-from scope_ebpf.kernel.observers.tracepoints import ThreadWatch, attach_or_reason
+from scope_ebpf.kernel.observers.thread_watch import ThreadWatch, attach_or_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -21,7 +21,7 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.nifs import Nifs
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.bpf.stats import ProgramStats
-from scope_ebpf.kernel.observers.tracepoints import SAMPLER
+from scope_ebpf.kernel.observers.thread_watch import SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadAccounting
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.kernel.observers.tracepoints import ThreadWatch
+    from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
 
 #: Ticks between two listings of threads: a VM starts nearly all of them at once.
 _LIST_TICKS = 10

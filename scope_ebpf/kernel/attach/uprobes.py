@@ -94,7 +94,7 @@ class Attacher(Closing):
         """The number of the process."""
         return self._process.pid
 
-    def hurry(self, nice: int) -> None:
+    def set_priority(self, nice: int) -> None:
         """
         Set its scheduling priority to *nice*, as in setpriority(2), so that it runs before targets.
 

@@ -40,7 +40,7 @@ _RETURNS_PER_CALL = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BreakpointSite:
     """
     The address of a breakpoint, and the function that begins there.
 
@@ -76,30 +76,30 @@ class CallWatch(Closing):
         self._object.maps["call_ring"].set_entries(_RING_BYTES)
         self._object.load(("function_entry", "function_return"))
         self._ring = Ring(self._object.maps["call_ring"].fd, _RING_BYTES, HIT)
-        self._places = self._object.map("breakpoint_sites", U64, events.BREAKPOINT_SITE)
+        self._sites = self._object.map("breakpoint_sites", U64, events.BREAKPOINT_SITE)
         self._state = self._object.map("call_state", U32, U64)
         self._totals = self._object.map("call_totals", U32, events.CALL_TOTALS)
         self._breakpoints = Breakpoints(identity, self._object.programs, limit * _RETURNS_PER_CALL)
         #: Index in call_totals by address.
         self._numbers: dict[int, int] = {}
 
-    def set(self, places: Collection[Place], tids: Collection[int]) -> None:
-        """Watch these *places* on the threads *tids*, and no others; as ``Breakpoints.set``."""
-        for place in places:
-            if place.address not in self._numbers:
-                self._describe(place)
-        self._breakpoints.set({place.address: place.program for place in places}, tids)
+    def set(self, sites: Collection[BreakpointSite], tids: Collection[int]) -> None:
+        """Watch these *sites* on the threads *tids*, and no others; as ``Breakpoints.set``."""
+        for site in sites:
+            if site.address not in self._numbers:
+                self._describe(site)
+        self._breakpoints.set({site.address: site.program for site in sites}, tids)
 
-    def _describe(self, place: Place) -> None:
+    def _describe(self, site: BreakpointSite) -> None:
         if len(self._numbers) >= events.MAX_BREAKPOINT_SITES:
             raise HostError(
                 f"more than {events.MAX_BREAKPOINT_SITES} versions and places in one run"
             )
-        number = self._numbers[place.address] = len(self._numbers)
+        number = self._numbers[site.address] = len(self._numbers)
         value = np.zeros((), events.BREAKPOINT_SITE)
-        value["module"], value["function"] = place.module, place.function
-        value["arity"], value["number"] = place.arity, number
-        self._places[place.address] = value
+        value["module"], value["function"] = site.module, site.function
+        value["arity"], value["number"] = site.arity, number
+        self._sites[site.address] = value
 
     def open(self, *, on: bool) -> None:
         """Count calls from now on, or no longer."""

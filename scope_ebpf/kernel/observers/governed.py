@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Plan
     from scope_ebpf.kernel.attach.uprobes import Attacher, Identity, Uprobes
     from scope_ebpf.kernel.bpf.stats import ProgramStats
-    from scope_ebpf.kernel.observers.program_pool import Spares
+    from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 
 @dataclass(frozen=True, slots=True)
-class Edges:
+class WindowBounds:
     """
     The first and the last hit of a window of an event.
 
@@ -46,7 +46,7 @@ class Edges:
     end: tuple[int, int, int] | None
 
 
-class _Words(Protocol):
+class _WordRange(Protocol):
     """
     A reference counter of the VM: the sum of *words* words of 8 bytes in its memory.
 
@@ -66,9 +66,9 @@ class GovernedSession(Closing):
     The programs of *plan*, loaded for the process of *identity*, with no hook attached at first.
 
     A context manager. *base*, *settings* and *addresses* are as for
-    :class:`~scope_ebpf.kernel.observers.session.Session`. *attacher* holds the hooks and *spares*
+    :class:`~scope_ebpf.kernel.observers.session.Session`. *attacher* holds the hooks and *pool*
     keeps programs for the next session; both are shared by all sessions of a process. Without
-    *spares*, closing waits until the last hook is out.
+    *pool*, closing waits until the last hook is out.
 
     ``failures`` are the hooks that could not be attached.
     """
@@ -81,13 +81,13 @@ class GovernedSession(Closing):
         settings: NDArray[np.void],
         *,
         attacher: Attacher,
-        spares: Spares | None = None,
+        pool: ProgramPool | None = None,
         addresses: dict[str, int] | None = None,
     ) -> None:
         names = allowlist.names("jit")
         self._loaded = LoadedPlan(plan, identity, base, settings, names=names, addresses=addresses)
         self.failures: list[Failure] = []
-        self._attacher, self._spares = attacher, spares
+        self._attacher, self._pool = attacher, pool
         self._items = {item.event: item for item in plan.items if item.attachments}
         self._attached: dict[str, Uprobes] = {}
         #: By event whose hooks are being removed, a descriptor that is readable when they are out.
@@ -95,25 +95,25 @@ class GovernedSession(Closing):
         self._stats_before: dict[str, ProgramStats] = {}
 
     def _open(self) -> None:
-        if self._spares is None:
+        if self._pool is None:
             self._loaded.load()
         else:
-            self._loaded.load(self._spares.take)
+            self._loaded.load(self._pool.acquire)
         maps = self._loaded.programs.maps
         self._quotas, self._edges = maps["quotas"], maps["counter_samples"]
         self._tallies, self._durations = maps["counters"], maps["histograms"]
         self._stats_before = self._loaded.stats()
         for event, item in self._items.items():
-            self.close_gate(event)
+            self.disable(event)
             for attachment in item.attachments:
                 self._loaded.describe(attachment)
         self.count(on=True)
 
     def fileno(self) -> int:
-        """A descriptor that is readable when a quota is spent, until :meth:`quiet`."""
+        """A descriptor that is readable when a quota is spent, until :meth:`drain_wakeups`."""
         return self._loaded.programs.ring_fd
 
-    def quiet(self) -> None:
+    def drain_wakeups(self) -> None:
         """Drain the wake-up records: :meth:`fileno` is then readable at the next spent one only."""
         with self._loaded.programs.ring.batch():
             pass
@@ -167,52 +167,61 @@ class GovernedSession(Closing):
 
     # Quotas and windows ---------------------------------------------------------------------------
 
-    def open_gate(self, event: str, hits: int | None) -> int:
+    def enable(self, event: str, hits: int | None) -> int:
         """Count *event* from now on, for *hits* hits or without limit; returns the time, ns."""
-        self._forget_edges(event)
+        self._forget_bounds(event)
         now = time.monotonic_ns()
-        self._allow(event, limited=hits is not None, left=hits or 0, since=now)
+        self._set_quota(event, limited=hits is not None, left=hits or 0, since=now)
         return now
 
     def open_window(self, event: str, hits: int, seconds: float) -> tuple[int, int]:
         """Count *event* for *seconds*, or *hits* hits; returns the begin and the end, ns."""
-        self._forget_edges(event)
+        self._forget_bounds(event)
         since = time.monotonic_ns()
         until = since + int(seconds * 1e9)
-        self._allow(event, limited=True, left=hits, since=since, until=until)
+        self._set_quota(event, limited=True, left=hits, since=since, until=until)
         return since, until
 
-    def close_gate(self, event: str) -> int:
+    def disable(self, event: str) -> int:
         """Stop counting *event*; returns the time, ns: now, or when its quota was spent."""
-        tripped = self.tripped(event)
-        now = tripped or time.monotonic_ns()
-        self._allow(event, limited=True, left=0, since=0, tripped=now)
+        exhausted = self.exhausted_at(event)
+        now = exhausted or time.monotonic_ns()
+        self._set_quota(event, limited=True, left=0, since=0, exhausted=now)
         return now
 
     def refill(self, event: str, hits: int) -> None:
         """Set the quota of *event* to *hits* more hits, unless it is spent already."""
-        allowance = self._allowance(event)
-        if not allowance["exhausted_ns"]:
-            self._allow(event, limited=True, left=hits, since=int(allowance["opened_ns"]))
+        quota = self._quota(event)
+        if not quota["exhausted_ns"]:
+            self._set_quota(event, limited=True, left=hits, since=int(quota["opened_ns"]))
 
-    def tripped(self, event: str) -> int:
+    def exhausted_at(self, event: str) -> int:
         """The time at which the quota of *event* was spent, ns; 0 while it is not."""
-        return int(self._allowance(event)["exhausted_ns"])
+        return int(self._quota(event)["exhausted_ns"])
 
-    def all_tripped(self) -> list[str]:
+    def exhausted_events(self) -> list[str]:
         """The events whose hooks are attached and whose quota is spent."""
         times = self._quotas.values()["exhausted_ns"]
         return [event for event in self._attached if times[events.KINDS[event].id]]
 
-    def _allowance(self, event: str) -> NDArray[np.void]:
+    def _quota(self, event: str) -> NDArray[np.void]:
         return self._quotas[events.KINDS[event].id]
 
-    def _allow(
-        self, event: str, *, limited: bool, left: int, since: int, tripped: int = 0, until: int = 0
+    def _set_quota(
+        self,
+        event: str,
+        *,
+        limited: bool,
+        left: int,
+        since: int,
+        exhausted: int = 0,
+        until: int = 0,
     ) -> None:
-        self._quotas[events.KINDS[event].id] = (limited, left, since, tripped, until, 0)
+        self._quotas[events.KINDS[event].id] = (limited, left, since, exhausted, until, 0)
 
-    def measure(self, event: str, first: _Words, second: _Words | None) -> None:
+    def set_reference_counters(
+        self, event: str, first: _WordRange, second: _WordRange | None
+    ) -> None:
         """Set the one or two reference counters that programs read at the edges of a window."""
         values = [(of.address, of.stride, of.words) if of else (0, 0, 0) for of in (first, second)]
         self._loaded.programs.maps["reference_counters"][events.KINDS[event].id] = (
@@ -220,20 +229,20 @@ class GovernedSession(Closing):
             *values[1],
         )
 
-    def edges(self, event: str) -> Edges:
+    def window_bounds(self, event: str) -> WindowBounds:
         """The first and the last hit of the last window of *event*."""
-        return Edges(
+        return WindowBounds(
             *(
-                self._edge(events.KINDS[event].id * events.WINDOW_BOUNDS + e)
+                self._bound(events.KINDS[event].id * events.WINDOW_BOUNDS + e)
                 for e in range(events.WINDOW_BOUNDS)
             )
         )
 
-    def _forget_edges(self, event: str) -> None:
+    def _forget_bounds(self, event: str) -> None:
         for edge in range(events.WINDOW_BOUNDS):
             self._edges.discard(events.KINDS[event].id * events.WINDOW_BOUNDS + edge)
 
-    def _edge(self, number: int) -> tuple[int, int, int] | None:
+    def _bound(self, number: int) -> tuple[int, int, int] | None:
         value = self._edges.get(number)
         if value is None:
             return None
@@ -269,15 +278,15 @@ class GovernedSession(Closing):
         return {program: now.since(before[program]) for program, now in stats.items()}
 
     def close(self) -> None:
-        """Remove every hook; the programs go to *spares*, or back to the kernel."""
-        programs = None if self._spares is None else self._loaded.take_programs()
-        if self._spares is None or programs is None:
+        """Remove every hook; the programs go to *pool*, or back to the kernel."""
+        programs = None if self._pool is None else self._loaded.take_programs()
+        if self._pool is None or programs is None:
             self.detach()
             self._loaded.close()
             return
         for event in list(self._attached):
             self.release(event)
-        self._spares.give(programs, list(self._leaving.values()))
+        self._pool.release(programs, list(self._leaving.values()))
         self._leaving.clear()
 
 

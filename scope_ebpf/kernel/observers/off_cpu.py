@@ -45,7 +45,7 @@ _RING_BYTES = 32 << 20
 _PROGRAMS = {"schedule_in": "wait_in", "schedule_out": "wait_out"}
 
 
-class Waits(Closing):
+class OffCpuSampler(Closing):
     """
     Watches processes leave the schedulers of *identity* and come back, while it is open.
 
@@ -88,7 +88,7 @@ class Waits(Closing):
         if failed:
             raise NothingToAttachError(f"waiting cannot be seen: {failed[0]}")
 
-    def know(
+    def add_waiting(
         self, processes: NDArray[np.uint64], addresses: NDArray[np.uint64], now_ns: int
     ) -> None:
         """

@@ -37,7 +37,7 @@ class _Idle(NamedTuple):
     leaving: list[int]
 
 
-class Spares:
+class ProgramPool:
     """
     At most *room* programs without a target, each kept for at most *seconds*.
 
@@ -54,7 +54,7 @@ class Spares:
         """Number of programs without a target."""
         return len(self._idle)
 
-    def take(self, build: Build) -> Programs:
+    def acquire(self, build: Build) -> Programs:
         """Programs of that *build*: idle ones, cleared, or new ones."""
         for idle in reversed(self._idle):
             if idle.programs.build == build and _gone(idle.leaving):
@@ -67,12 +67,12 @@ class Spares:
                 return idle.programs
         return Programs(build, self._on_progress)
 
-    def give(self, programs: Programs, leaving: list[int]) -> None:
+    def release(self, programs: Programs, leaving: list[int]) -> None:
         """Keep *programs*, whose hooks are out when all of *leaving* are readable."""
         self._idle.append(_Idle(programs, time.monotonic(), leaving))
-        self.tidy()
+        self.expire()
 
-    def tidy(self, *, everything: bool = False) -> None:
+    def expire(self, *, everything: bool = False) -> None:
         """Close programs that have been idle for too long or are too many, or all of them."""
         late = time.monotonic() - self._seconds
         over = len(self._idle) - (0 if everything else self._room)

@@ -93,7 +93,7 @@ class Sampler(Closing):
         while self._links:
             library().bpf_link__destroy(self._links.pop())
 
-    def know(self, schedulers: Mapping[int, tuple[int, int]]) -> None:
+    def add_schedulers(self, schedulers: Mapping[int, tuple[int, int]]) -> None:
         """Set the scheduler threads: by tid, ErtsSchedulerData and where the C stack begins."""
         for tid, addresses in schedulers.items():
             self._threads[tid] = addresses

@@ -106,7 +106,7 @@ class UserProbeSession(Closing):
             total += program_stats(fd).seconds if measured else 0.0
         return total
 
-    def troubles(self) -> list[int]:
+    def error_counters(self) -> list[int]:
         """Numbers of lost events, failed reads, and counts without room (``enum beam_trouble``)."""
         return self._probe.summed("beam_troubles")
 
