@@ -120,8 +120,8 @@ def _run_of(
     found: tuple[Atoms, Modules, Functions],
     chosen: list[Function],
 ) -> CallRun:
-    from scope_ebpf.runs.call_run_jit import JitCallRun  # noqa: PLC0415 - only for what can be watched
-    from scope_ebpf.runs.call_run_usdt import UsdtCallRun  # noqa: PLC0415 - the same
+    from scope_ebpf.runs.call_run_jit import JitCallRun
+    from scope_ebpf.runs.call_run_usdt import UsdtCallRun
 
     options = CallOptions(
         limit=arguments.limit,
@@ -140,7 +140,7 @@ def _watch(
     found: tuple[Atoms, Modules, Functions],
     chosen: list[Function],
 ) -> int:
-    from scope_ebpf.sinks.calls import CallLines, print_calls  # noqa: PLC0415 - rich is slow
+    from scope_ebpf.sinks.calls import CallLines, print_calls
 
     with (
         open_output(arguments.output, force=arguments.force) as output,

@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from scope_ebpf.daemon import heap  # noqa: PLC0415 - after the options are known good
-    from scope_ebpf.daemon.loop import Daemon  # noqa: PLC0415
-    from scope_ebpf.daemon.web.server import serve  # noqa: PLC0415
-    from scope_ebpf.kernel import host  # noqa: PLC0415
-    from scope_ebpf.kernel.bpf.stats import measuring  # noqa: PLC0415
-    from scope_ebpf.sandbox import client  # noqa: PLC0415
+    from scope_ebpf.daemon import heap  # after the options are known good
+    from scope_ebpf.daemon.loop import Daemon
+    from scope_ebpf.daemon.web.server import serve
+    from scope_ebpf.kernel import host
+    from scope_ebpf.kernel.bpf.stats import measuring
+    from scope_ebpf.sandbox import client
 
     client.ahead()  # while there is one thread
 
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _cost(config: settings.Config) -> HitCost:
     """What a hit costs here; where breakpoints are refused, everything else goes on."""
-    from scope_ebpf.kernel import cost  # noqa: PLC0415
+    from scope_ebpf.kernel import cost
 
     try:
         return cost.measure()
@@ -128,7 +128,7 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _hash_password() -> int:
-    from scope_ebpf.daemon.web.http import hash_password  # noqa: PLC0415
+    from scope_ebpf.daemon.web.http import hash_password
 
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
     print(hash_password(password.encode(), secrets.token_bytes(16)))

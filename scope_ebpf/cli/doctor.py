@@ -119,9 +119,9 @@ def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[st
 
 
 def _print(document: dict[str, Any]) -> None:
-    from rich import box  # noqa: PLC0415 - slow to import
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
     console = Console(highlight=False)
     if not console.is_terminal:

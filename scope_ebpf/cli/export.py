@@ -91,7 +91,7 @@ def _perfetto(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.sinks.perfetto.timeline import Timeline  # noqa: PLC0415 - an extra
+    from scope_ebpf.sinks.perfetto.timeline import Timeline  # an extra
 
     with _binary(path, force=arguments.force) as output:
         timeline = Timeline(capture, contents, output, arguments.processes)
@@ -112,8 +112,8 @@ def _jsonl(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.capture.terms import CapturedTerms  # noqa: PLC0415
-    from scope_ebpf.sinks.stream import Stream  # noqa: PLC0415
+    from scope_ebpf.capture.terms import CapturedTerms
+    from scope_ebpf.sinks.stream import Stream
 
     terms = CapturedTerms(contents)
     done = 0
@@ -139,7 +139,7 @@ def _parquet(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.sinks.parquet import write  # noqa: PLC0415 - an extra
+    from scope_ebpf.sinks.parquet import write  # an extra
 
     with _binary(path, force=arguments.force) as output:
         return f"{write(capture, contents, output, moved):,} rows"
@@ -152,7 +152,7 @@ def _otlp(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.sinks.otlp import Spans, line  # noqa: PLC0415
+    from scope_ebpf.sinks.otlp import Spans, line
 
     spans = Spans(capture, contents)
     if arguments.endpoint:
@@ -166,8 +166,8 @@ def _otlp(
 
 
 def _post(url: str, body: bytes) -> None:
-    import http.client  # noqa: PLC0415 - for this alone
-    import urllib.request  # noqa: PLC0415
+    import http.client
+    import urllib.request
 
     headers = {"Content-Type": "application/json"}
     try:

@@ -99,7 +99,7 @@ def _run(command: str | None, words: list[str]) -> int:
 
 def _say_where(error: Exception) -> None:
     """Print an error of the program with its traceback; no terminal obeys a VM's text in it."""
-    import traceback  # noqa: PLC0415 - only for an error of the program
+    import traceback
 
     say(f"scope-trace: a mistake of ours, {type(error).__name__}: {plain(str(error))}. Traceback:")
     for frame in traceback.extract_tb(error.__traceback__):
@@ -124,7 +124,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if command is None:
-        from importlib import metadata  # noqa: PLC0415 - a tenth of what a start takes
+        from importlib import metadata
 
         version = metadata.version("scope-ebpf")
         parser.add_argument("--version", action="version", version=f"scope-trace {version}")

@@ -120,7 +120,7 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
         raise UsageError(f"-o {name}: its ending tells no format; there are {', '.join(_ENDINGS)}")
     if ending == ".pb.gz":
         try:
-            from scope_ebpf.sinks.pprof import pprof  # noqa: PLC0415
+            from scope_ebpf.sinks.pprof import pprof
         except ImportError:
             raise HostError(
                 "profiles for pprof need Python's protobuf; install it (Debian: apt install "
@@ -128,14 +128,14 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
             ) from None
         return pprof
     if ending == ".folded":
-        from scope_ebpf.sinks.folded import folded  # noqa: PLC0415
+        from scope_ebpf.sinks.folded import folded
 
         return folded
     if ending in (".svg", ".html"):
-        from scope_ebpf.sinks import flamegraph  # noqa: PLC0415
+        from scope_ebpf.sinks import flamegraph
 
         return flamegraph.svg if ending == ".svg" else flamegraph.html
-    from scope_ebpf.sinks.speedscope import speedscope  # noqa: PLC0415
+    from scope_ebpf.sinks.speedscope import speedscope
 
     return speedscope
 

@@ -128,7 +128,7 @@ def _record_options(arguments: argparse.Namespace) -> RecordOptions:
 
 
 def _report(summary: Summary) -> None:
-    from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
+    from scope_ebpf.sinks.report import print_report
 
     print_report(summary, sys.stdout)
     sys.stdout.flush()

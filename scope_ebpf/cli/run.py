@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         terms, who = TermText(target), names_of(target)
         sink = Stream(output, terms, arguments.format, who, probe.sink_kinds())
         outcome, error = ProbeRun(target, probe, options, sink).run()
-        from scope_ebpf.sinks.tables import write_report  # noqa: PLC0415 - rich is slow to import
+        from scope_ebpf.sinks.tables import write_report
 
         try:
             say(write_report(outcome, output, terms, who, arguments.format))

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             json.dump(summary.as_json(), sys.stdout, indent=2)
             print()
         else:
-            from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - slow to import
+            from scope_ebpf.sinks.report import print_report
 
             print_report(summary, sys.stdout)
     say_damage(contents)

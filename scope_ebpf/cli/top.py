@@ -140,10 +140,10 @@ def _print_text(target: Target, arguments: argparse.Namespace) -> int:
 
 
 def _live(target: Target, arguments: argparse.Namespace) -> int:
-    from rich.console import Console, Group  # noqa: PLC0415 - only for a terminal
-    from rich.live import Live  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     limit = arguments.limit or max(5, console.height - 6)

@@ -131,7 +131,7 @@ def _trace(
         return Trace(
             target, wanted, options, streamed=streamed, measurement=measurement, state=state
         )
-    from scope_ebpf.runs.budgeted import (  # noqa: PLC0415 - not for streams
+    from scope_ebpf.runs.budgeted import (
         BudgetedTrace,
         BudgetOptions,
     )
@@ -142,7 +142,7 @@ def _trace(
 
 def _finish(summary: Summary, output: TextIO, arguments: argparse.Namespace) -> None:
     """Write the document or the report; a stream's report goes to stderr."""
-    from scope_ebpf.sinks.report import print_report  # noqa: PLC0415 - rich is slow to import
+    from scope_ebpf.sinks.report import print_report
 
     streams = _streams(arguments)
     try:

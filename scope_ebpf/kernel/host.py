@@ -155,7 +155,7 @@ def _machine() -> Fact:
 
 
 def _libbpf() -> Fact:
-    from scope_ebpf.kernel.bpf.libbpf import library  # noqa: PLC0415 - may be missing, which is then the problem
+    from scope_ebpf.kernel.bpf.libbpf import library  # may be missing, which is then the problem
 
     try:
         return Fact("libbpf", library().libbpf_version_string().decode())

@@ -44,8 +44,8 @@ class LazyStream:
     def _stream(self) -> Stream:
         target, called = self._target, None
         if "long_call" in self._wanted:
-            from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415
-            from scope_ebpf.beam.processes.called import CalledNames  # noqa: PLC0415 - only for long calls
+            from scope_ebpf.beam.code.tables import CodeMap
+            from scope_ebpf.beam.processes.called import CalledNames
 
             with contextlib.suppress(ReadRefusedError):
                 called = CalledNames(target, CodeMap(target, Atoms(target)))
@@ -67,8 +67,8 @@ def names_of(target: Target) -> Callable[[list[int]], dict[int, str | None]] | N
 
     It looks up 64 new processes at a call, and gives no names once the target has ended.
     """
-    from scope_ebpf.beam.code.tables import CodeMap  # noqa: PLC0415 - only for a stream
-    from scope_ebpf.beam.processes.labels import Labels  # noqa: PLC0415
+    from scope_ebpf.beam.code.tables import CodeMap
+    from scope_ebpf.beam.processes.labels import Labels
 
     try:
         atoms = Atoms(target)

@@ -275,7 +275,7 @@ class Trace:
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
-        from scope_ebpf.results.summary import Cost, Summary, fold  # noqa: PLC0415 - when it has ended
+        from scope_ebpf.results.summary import Cost, Summary, fold
 
         counted = self.counted()
         cost = self._meter.cost(_COST_SECONDS_AFTER)
@@ -316,7 +316,7 @@ def carried_notes(found: dict[str, EventSummary]) -> list[str]:
     }
     if not means or min(means.values()) > _SHORT_MEAN:
         return []
-    from scope_ebpf.kernel.cost import carried  # noqa: PLC0415 - after the trace, not before it
+    from scope_ebpf.kernel.cost import carried
 
     share = carried()
     return [

@@ -78,7 +78,7 @@ def compile_probe(
 
     Raises ProbeError, NothingToAttachError, and CompilerMissingError.
     """
-    from scope_ebpf.kernel.bpf.compiler import Compiled  # noqa: PLC0415 - bcc is slow to import
+    from scope_ebpf.kernel.bpf.compiler import Compiled
 
     pages = ring_bytes // os.sysconf("SC_PAGESIZE")
     written = source.prepare(name, text, target, pages, defines)
@@ -127,8 +127,8 @@ class ProbeRun:
 
         Returns what was seen, and the error that ended the run early, if one did.
         """
-        from scope_ebpf.kernel import cost  # noqa: PLC0415 - after the compiler's complaints
-        from scope_ebpf.kernel.bpf import stats  # noqa: PLC0415 - after the compiler's complaints
+        from scope_ebpf.kernel import cost  # after the compiler's complaints
+        from scope_ebpf.kernel.bpf import stats  # after the compiler's complaints
 
         require_target(self._target.identity, "traced")
         hit_cost = cost.measure()
@@ -146,7 +146,7 @@ class ProbeRun:
         return outcome, error
 
     def _session(self) -> UserProbeSession:
-        from scope_ebpf.kernel.observers.user_probes import UserProbeSession  # noqa: PLC0415
+        from scope_ebpf.kernel.observers.user_probes import UserProbeSession
 
         return UserProbeSession(
             self._probe.compiled,
