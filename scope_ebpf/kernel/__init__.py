@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Knows Linux and BPF. The only package that needs privileges."""
+"""Knows Linux and BPF. The only package that loads BPF programs."""

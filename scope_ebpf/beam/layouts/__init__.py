@@ -5,6 +5,9 @@ Where the fields of the VM's structs lie: data, one file per OTP release.
 A file describes one version of ERTS, and as overlays what is different in others of its
 release. A layout is an assumption about a foreign binary. It is checked against the
 running VM before anything that was read with it is used.
+
+- ``live``: chooses the layout of a running VM
+- ``checks``: compares structs with what the VM keeps of them
 """
 
 from __future__ import annotations
