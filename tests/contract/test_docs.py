@@ -65,11 +65,14 @@ def test_files_that_are_named_exist():
 
 def test_every_package_is_on_the_map():
     """
-    ARCHITECTURE.md has a row for each package, and none for one that is not there.
+    ARCHITECTURE.md has a row for each package and module, and none for one that is not there.
     """
     text = (ROOT / "ARCHITECTURE.md").read_text()
     packages = {path.parent.name for path in ROOT.glob("scope_ebpf/*/__init__.py")}
     assert packages == set(re.findall(r"^\| `scope_ebpf/(\w+)/`", text, re.MULTILINE))
+    modules = {path.name for path in ROOT.glob("scope_ebpf/*.py")} - {"__init__.py"}
+    cells = re.findall(r"^\| (`scope_ebpf/\w+\.py`[^|]*) \|", text, re.MULTILINE)
+    assert modules == set(re.findall(r"(\w+\.py)`", " ".join(cells)))
 
 
 def test_each_figure_of_the_readme_names_the_script_that_prints_it():
