@@ -15,6 +15,7 @@ import argparse
 import gzip
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -159,11 +160,18 @@ def _overrides() -> None:
 
 
 def _documents(version: str, maintainer: str, date: datetime) -> None:
+    """
+    The documents: those of ``docs`` lie beside README.md and others, so links between them change.
+    """
     folder = SHARE / "doc/scope-ebpf"
     shutil.copytree(
         ROOT / "docs", folder, ignore=shutil.ignore_patterns("man", "demo", "*.py", "__pycache__")
     )
-    shutil.copy(ROOT / "README.md", folder)
+    for path in folder.rglob("*.md"):
+        path.write_text(re.sub(r"\]\(\.\./((?:\.\./)*[A-Z]+\.md)", r"](\1", path.read_text()))
+    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
+        text = (ROOT / name).read_text().replace("](docs/", "](")
+        (folder / name).write_text(text.replace("](CHANGELOG.md)", "](changelog.gz)"))
     (folder / "copyright").write_text(_COPYRIGHT)
     _gzip((ROOT / "CHANGELOG.md").read_text(), folder / "changelog.gz")
     entry = _CHANGELOG.format(version=version, maintainer=maintainer, date=format_datetime(date))
