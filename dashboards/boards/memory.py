@@ -33,8 +33,8 @@ _HELD = Row(
             "Memory by kind",
             "bytes",
             "What the VM has given out, by what it is for: as erlang:memory() says it, with the rest "
-            "of the system's memory as other. A kind that hidden symbols keep from us is in other; "
-            "where they keep the system's memory from us as well (OTP 29), there is no other.",
+            "of the system's memory as other. A kind that cannot be read because symbols are hidden "
+            "is in other; if the system's memory cannot be read either (OTP 29), there is no other.",
             "binary: large binaries that some process still refers to, often after it only passed "
             "them on. ets: a table without a bound. processes: see the largest of them.",
             (
@@ -163,7 +163,7 @@ _COLLECTED = Row(
             "Collections",
             "ops",
             "Collections, a second, on dirty schedulers too; counted by the VM, exact. Where "
-            "dirty_collections is not told (OTP 29; see the observer), those on dirty schedulers "
+            "dirty_collections is unavailable (OTP 29; see the observer), those on dirty schedulers "
             "are missing.",
             "compare with the messages and the spawns: each does its share.",
             (Query("sum by (NODE) (rate(beam_garbage_collections_total{HERE}[RATE]))", hue=GREEN),),
@@ -172,7 +172,7 @@ _COLLECTED = Row(
             "Memory reclaimed",
             "Bps",
             "What collections gave back, a second, on dirty schedulers too; counted by the VM, "
-            "exact. What is missing where dirty_collections is not told is missing here as well.",
+            "exact. If dirty_collections is unavailable, its part is missing here as well.",
             "this is what the node allocates for a short time. Less of it is less collecting.",
             (
                 Query(

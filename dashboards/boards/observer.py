@@ -164,9 +164,9 @@ _QUALITY = Row(
         Panel(
             "Time in which each event was counted",
             "percentunit",
-            "The share of the last minute in which the event's hooks were in; all of it means that "
-            "the counts are exact, nothing that the event cannot be observed.",
-            "this event is hot and counted in windows. Its rates are estimates, with the error "
+            "The share of the last minute in which the event's hooks were attached; 100 % means that "
+            "the counts are exact, 0 that the event cannot be observed.",
+            "this event is frequent and counted in windows. Its rates are estimates; their error is "
             "beside.",
             (Query("min by (hook, NODE) (scope_ebpf_sampling_ratio{HERE})", "{{hook}} NODE"),),
             "bars",
@@ -179,8 +179,8 @@ _QUALITY = Row(
         Panel(
             "Error of rates from windows",
             "percentunit",
-            "By which part a rate may be wrong, in 95 of 100 cases; all of it means that too "
-            "little was seen to tell. Empty where every event is always counted.",
+            "Possible relative error of a rate, in 95 of 100 cases; 100 % means that too little was "
+            "seen for an estimate. Empty if every event is always counted.",
             "take this event's rates as a hint only. A larger budget gives more windows.",
             (
                 Query(
@@ -224,13 +224,13 @@ _QUALITY = Row(
             height=14,
         ),
         Panel(
-            "Parts that are not told",
+            "Unavailable parts",
             "short",
-            "Parts of what could be told of a VM that are not: counters, dirty_collections, "
-            "processes, allocators, connections, threads, samples. 0 where all is. OTP 29 hides "
-            "dirty_collections and connections, so there they stay red for good.",
-            "the daemon's log says why; often the VM's release is not known, or it ended meanwhile. "
-            "Of OTP 29 mind the other parts only.",
+            "Parts of a VM that are unavailable: counters, dirty_collections, processes, "
+            "allocators, connections, threads, samples. 0 if there is none. OTP 29 hides "
+            "dirty_collections and connections, so they are always unavailable there.",
+            "the daemon's log has the reason; often the VM's release is not known, or it ended "
+            "meanwhile. On OTP 29 only the other parts matter.",
             (
                 Query(
                     "sum by (NODE, what) (scope_ebpf_refused{HERE})"
@@ -246,8 +246,8 @@ _QUALITY = Row(
         Panel(
             "Windows and trips",
             "ops",
-            "Windows in which hot hooks were in, and times a hook spent its allowance and was "
-            "taken out, a second.",
+            "Windows in which the hooks of frequent events were attached, and times an event used up "
+            "its quota and its hooks were detached, per second.",
             "many trips are a load that jumps. The counts of such a second are estimates.",
             (
                 Query("sum by (NODE) (rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows NODE"),
@@ -262,9 +262,9 @@ _QUALITY = Row(
         Panel(
             "Lost and refused",
             "eps",
-            "Hits at which the kernel did not run a program of ours, since another was under way on "
-            "that CPU; and readings of the VM's memory that failed (in a probe: kernel, by the "
-            "clock: clock, in the daemon: user), a second.",
+            "Hits at which the kernel did not run the BPF program, since another was running on that "
+            "CPU; and readings of the VM's memory that failed (in a probe: kernel, by the sampling "
+            "timer: clock, in the daemon: user), per second.",
             "counts are too low by what is lost: see which other tools use BPF on this host. Reads "
             "fail where pages of the VM are away (see major page faults), or where it is not what "
             "we take it for (`scope-trace doctor PID`).",
@@ -305,8 +305,8 @@ _QUALITY = Row(
         Panel(
             "Time in which threads were watched",
             "percentunit",
-            "The part of the time in which the scheduler's tracepoints were attached; the rest is told "
-            "from the rates that were seen then.",
+            "The share of the time in which the scheduler's tracepoints were attached; the rest is "
+            "estimated from the rates in that time.",
             "it is low where threads of the VMs sleep and wake very often; times of threads are then "
             "estimates. A larger budget watches them for longer.",
             (
@@ -339,7 +339,7 @@ _STATE = Row(
         Panel(
             "VMs that came",
             "short",
-            "VMs that were taken under observation, in the last hour.",
+            "VMs whose observation began, in the last hour.",
             "more than are deployed: a VM starts again and again.",
             (
                 Query(

@@ -233,8 +233,8 @@ _SPENT = Row(
             "Work and busy waiting",
             "short",
             "CPUs that schedulers, normal and dirty, used: for work, and spinning for work to come "
-            "(busy waiting); the second is found by the clock, with an error that the dashboard of "
-            "the observer states.",
+            "(busy waiting); the second is found by the sampling timer, with an error that the "
+            "dashboard of the observer states.",
             "busy waiting is no load. It goes by itself where others want the CPU; +sbwt none ends "
             "it, where a container is billed or throttled for it.",
             (
@@ -255,8 +255,8 @@ _SPENT = Row(
         Panel(
             "Native code",
             "short",
-            "CPUs in native functions (NIFs), dirty ones too, by name; the ten that use most. A "
-            "function without a name yet is in other.",
+            "CPUs in NIFs, dirty ones too, by name; the ten that use most. A NIF without a name yet "
+            "is in other.",
             "what is here is work that Erlang cannot interrupt. On a normal scheduler it must be "
             "short: see the long calls beside.",
             (
@@ -271,8 +271,7 @@ _SPENT = Row(
         Panel(
             "Long native calls",
             "ops",
-            "Calls of native functions, a second, that took 21 ms or longer, by name; some from 10 "
-            "ms on.",
+            "Calls of NIFs per second that took 21 ms or longer, by name; some of 10 ms or longer.",
             "one on a normal scheduler keeps all else there waiting: it belongs on a dirty "
             "scheduler, or must yield. One on a dirty scheduler may be as long as it likes.",
             (
