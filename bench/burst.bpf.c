@@ -14,12 +14,12 @@ int burst(struct xdp_md *ctx)
 	struct send_record *send;
 
 	for (__u32 i = 0; i < BURST; i++) {
-		count(KIND_SEND, SEND_LOCAL);
-		send = record(KIND_SEND, SEND_LOCAL, 0, i, i);
+		count_event(KIND_SEND, SEND_LOCAL);
+		send = reserve_record(KIND_SEND, SEND_LOCAL, 0, i, i);
 		if (send) {
 			send->receiver = i;
 			send->size = UNKNOWN;
-			emit(send);
+			submit_record(send);
 		}
 	}
 	return 0;

@@ -53,12 +53,16 @@ def is_pipe(fd: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
+class UnreadPipeError(BrokenPipeError):
+    """The reader of a command that is to end was given up."""
+
+
 class PipeWriter(io.RawIOBase):
     """
     The pipe or socket *fd*, which is closed with it if *closefd*.
 
-    A write raises BrokenPipeError if the reader has closed the pipe, and if the reader was given
-    up; after that every write does.
+    A write raises BrokenPipeError if the reader has closed the pipe, and UnreadPipeError if the
+    reader was given up; after that every write does.
     """
 
     def __init__(self, fd: int, *, closefd: bool = True) -> None:
@@ -98,7 +102,7 @@ class PipeWriter(io.RawIOBase):
                 since = time.monotonic() if since is None else since
                 self._given_up = time.monotonic() - since >= GRACE
         if self._given_up:
-            raise BrokenPipeError(errno.EPIPE, "its reader does not read")
+            raise UnreadPipeError(errno.EPIPE, "its reader does not read")
 
     def close(self) -> None:
         """See ``io.RawIOBase``."""
@@ -156,12 +160,15 @@ def guarded_streams() -> Iterator[None]:
     sys.stdout, sys.stderr = (new or old for new, old in zip(guarded, before, strict=True))
     try:
         with _interrupts():
-            yield
+            try:
+                yield
+            finally:
+                for stream in guarded:
+                    # Nobody reads it, or it is given up for Ctrl-C.
+                    with contextlib.suppress(OSError, KeyboardInterrupt):
+                        if stream:
+                            stream.close()
     finally:
-        for stream in guarded:
-            with contextlib.suppress(OSError):  # nobody reads it
-                if stream:
-                    stream.close()
         sys.stdout, sys.stderr = before
 
 
@@ -175,7 +182,11 @@ def _guarded(stream: TextIO, original: TextIO | None) -> TextIO | None:
         stream.line_buffering or stream.write_through
     )
     return io.TextIOWrapper(
-        raw, encoding=stream.encoding, errors=stream.errors, line_buffering=at_once
+        raw,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=at_once,
+        write_through=at_once and not stream.line_buffering,
     )
 
 

@@ -45,8 +45,6 @@ _LONGEST_PERIOD_NS = 4_000_000_000
 _MAX_KNOWN = 50_000
 #: Seconds to wait for the cost of a hit when the profile is over.
 _COST_SECONDS = 2.0
-#: Bytes that are read of the stack of a process that still waits at the end.
-_MAX_STACK = 8192
 
 
 def off_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeError | None]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.budget.forecast import Forecaster
-from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
+from scope_ebpf.errors import HostError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.kernel.attach.leftovers import heal
 from scope_ebpf.kernel.cost import GUESS, notes_of
+from scope_ebpf.pipes import UnreadPipeError
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.runs.loop import Loop, Stop, require_target
@@ -262,6 +263,8 @@ class Trace:
         return error
 
     def _output_broke(self, broken: OSError) -> ScopeError | None:
+        if isinstance(broken, UnreadPipeError):
+            say("scope-trace: nobody reads the output: what was left of it is dropped")
         if isinstance(broken, BrokenPipeError):
             self._stop.ask("output closed")
             return None
@@ -318,7 +321,10 @@ def carried_notes(found: dict[str, EventSummary]) -> list[str]:
         return []
     from scope_ebpf.kernel.cost import carried
 
-    share = carried()
+    try:
+        share = carried()
+    except HostError:
+        return ["the time of the hooks, which durations contain, could not be measured"]
     return [
         f"durations of {name} are {mean * 1e6:.1f} us on average, about {share * 1e6:.1f} us of "
         "which is the time of the hooks themselves"

@@ -59,11 +59,6 @@ class Probe:
     compiled: Compiled
     hooks: dict[str, tuple[Attachment, ...]]
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What its author should know."""
-        return (*self.written.notes, *self.compiled.notes.splitlines())
-
     def sink_kinds(self) -> source.Vocabulary:
         """The kinds of its events, for a ``Stream``."""
         written, compiled = self.written, self.compiled

@@ -152,3 +152,18 @@ def test_an_object_without_a_build_is_refused(tree: Tree):
     path = tree.objects / "gc.bpf.o"
     path.write_bytes(path.read_bytes().replace(b"scope-ebpf build", b"whatever it was "))
     assert "another build" in tree.take("gc")
+
+
+def test_the_probe_of_the_bench_is_compiled_against_these_headers(tmp_path: Path):
+    """
+    ``bench/burst.bpf.c`` uses what the probes use, and nothing else would find an old name in it.
+    """
+    script = (
+        "import sys, pathlib; sys.path.insert(0, 'packaging'); import build_objects; "
+        "build_objects.compile_probe(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    target = tmp_path / "burst.bpf.o"
+    subprocess.run(
+        [sys.executable, "-c", script, "bench/burst.bpf.c", target], cwd=ROOT, check=True
+    )
+    assert target.stat().st_size

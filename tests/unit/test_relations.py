@@ -124,25 +124,34 @@ def test_estimates_break_a_relation_only_beyond_their_error(changed: dict, notes
 
 
 @pytest.mark.parametrize(
-    ("seconds", "error", "refused"), [(5.0, 0.0, 0), (5.1, 0.0, 1), (5.1, 0.1, 0)]
+    ("seconds", "changed", "refused"),
+    [
+        (5.9, {}, 0),  # half a second a scheduler for what came before the time began
+        (6.1, {}, 1),
+        (6.9, {"sampling_ratio": 0.01, "counted_by": "vm"}, 0),  # an estimate
+        (7.1, {"sampling_ratio": 0.01, "counted_by": "vm"}, 1),
+        (7.1, {"sampling_ratio": 0.01, "error_ratio": 0.5}, 0),
+        (45.7, {"via": "usdt"}, 0),  # with those of dirty schedulers
+    ],
 )
 def test_schedules_that_took_longer_than_there_were_schedulers_are_refused(
-    seconds: float, error: float, refused: int
+    seconds: float, changed: dict, refused: int
 ):
     """
-    Two schedulers had 5 s in 2.5 s; what is beyond that is no duration of a schedule.
+    Two schedulers had 5 s in 2.5 s; what is far beyond that is no duration of a schedule.
     """
-    plan = Item("schedule", "symbol", "f", (Attachment("p", "f", "f", 1, 1),), "")
+    changed = dict(changed)
+    hooks = (Attachment("p", "f", "f", 1, 1),)
     event = EventSummary(
-        plan,
+        Item("schedule", changed.pop("via", "symbol"), "f", hooks, ""),
         count=2_000_000,
         by_class={"in": 1_000_000, "out": 1_000_000},
         histograms={"out": Histogram(seconds, (0, 1_000_000))},
-        error_ratio=error,
-        sampling_ratio=0.01,
+        **changed,
     )
     target = {**TARGET, "schedulers": 2}
-    summary = Summary(target, 2.5, "duration", {"schedule": event}, END.cost)
-    found = relations.checked_summary(summary)
+    seen = Summary(target, 2.5, "duration", {"schedule": event}, END.cost)
+    found = relations.checked_summary(seen)
     assert refused == len(found.notes) == 1 - len(found.events["schedule"].histograms)
     assert found.events["schedule"].by_class == event.by_class
+    assert found.notes == relations.checked_summary(replace(seen, notes=found.notes)).notes

@@ -215,7 +215,7 @@ def sums(words: NDArray[Any], ends: NDArray[np.int64]) -> list[int]:
     >>> sums(np.array([1, 2, 3, 4], np.uint64), np.array([1, 1, 4]))
     [1, 0, 9]
     """
-    # One sum for all: this is done a hundred times a second.
+    # One sum for all: runs read this 25 times a second.
     before = np.zeros(len(words) + 1, np.uint64)
     np.cumsum(words, dtype=np.uint64, out=before[1:])
     upto = before[ends]

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 #: Ticks between two listings of threads: a VM starts nearly all of them at once.
 _LIST_TICKS = 10
-#: System calls in which a thread waits for work, as probes/threads.bpf.c has them, and SSI_WAITING.
-_FOR_WORK = frozenset((202, 7, 271, 23, 270, 232, 281, 441))
-_WAITING = 1 << 3
 #: Fields of thread_totals that the sampling timer counts; the tracepoints count the others.
 _SAMPLED_FIELDS = ("samples", "busy_waits", "refused")
 _WORDS = events.THREAD_TOTALS.itemsize // 8

@@ -149,7 +149,12 @@ class LoadedPlan:
         for row, argument in zip(site["arguments"], attachment.arguments, strict=False):
             self._describe_argument(row, argument)
         owner = self.programs.objects[attachment.family]
-        owner.map("usdt_sites", U64, _USDT_SITE)[self._base + attachment.address] = site
+        try:
+            owner.map("usdt_sites", U64, _USDT_SITE)[self._base + attachment.address] = site
+        except HostError as error:
+            raise HostError(
+                f"cannot describe the arguments of {attachment.name}: {error}"
+            ) from error
 
     def _describe_argument(self, row: np.void, argument: Argument) -> None:
         row["form"] = _FORMS[argument.form]

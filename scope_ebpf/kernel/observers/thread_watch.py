@@ -269,11 +269,13 @@ class ThreadWatch:
 
     def remove(self, target: int) -> None:
         """Stop watching all threads of *target*, and free its number for another one."""
-        self.unwatch(target, list(self._targets[target]))
-        del self._targets[target]
-        for key in self._native_keys(target):
-            self._natives.discard(key)
-        self._free.append(target)
+        try:
+            self.unwatch(target, list(self._targets[target]))
+            for key in self._native_keys(target):
+                self._natives.discard(key)
+        finally:
+            del self._targets[target]
+            self._free.append(target)
 
     def natives(self, target: int) -> dict[Mfa, tuple[int, int]]:
         """Native functions that the timer found: numbers of samples and of long calls of each."""
