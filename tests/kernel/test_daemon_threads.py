@@ -121,16 +121,18 @@ def test_time_off_the_cpu_has_a_reason(watch):
     """
     A VM that waits for its next command is idle; time on and off adds up to the time there was.
     """
-    # Who does not spin sleeps before its next command comes.
     with beams_run.planted("stock25", "+S", "1:1", "+sbwt", "none") as beam:
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        _, _, before = books(beam.pid)
         for _ in range(20):
             beam.plant("messages 2000")
+        turns = books(beam.pid)[2] - before
         seen.tick()
         off = dict(zip(events.OFF_REASONS, seen.totals["off_ns"][NORMAL].tolist(), strict=True))
         assert off["idle"] > off["blocked"]
         assert int(seen.totals["on_ns"][NORMAL]) > 0
-        assert int(seen.totals["switches"][NORMAL]) >= 20
+        # The last turn on a CPU may still last.
+        assert 1 < turns <= int(seen.totals["switches"][NORMAL]) + 1
         seen.close()
 
 
