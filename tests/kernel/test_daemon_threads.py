@@ -27,6 +27,7 @@ from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses, Scheduler
 from scope_ebpf.beam.vm.threads import ROLES, threads
 from scope_ebpf.cgroups import Throttling
 from scope_ebpf.daemon.readings.threads import WatchedThreads
+from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
 
@@ -115,6 +116,24 @@ def test_waits_beside_a_hog_agree_with_schedstat(watch):
         assert 0.9 * least[0] <= waited <= 1.1 * most[0]
         assert 0.95 * least[1] - 4 <= counted <= 1.05 * most[1] + 4
         seen.close()
+
+
+def test_the_number_of_a_target_is_free_again_though_the_kernel_refuses(watch, monkeypatch):
+    """
+    A map that cannot be read when a target goes costs no later target its number.
+    """
+
+    def refused(_: int) -> None:
+        raise HostError("cannot read the map nifs")
+
+    free = len(watch._free)
+    target = watch.add()
+    with monkeypatch.context() as patched:
+        patched.setattr(watch, "_native_keys", refused)
+        with pytest.raises(HostError):
+            watch.remove(target)
+    assert free == len(watch._free)
+    assert target not in watch._targets
 
 
 def test_time_off_the_cpu_has_a_reason(watch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tracing import require_root
 
 from scope_ebpf.attach.plan import Item
+from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import cost
 from scope_ebpf.results.summary import EventSummary, Histogram
 from scope_ebpf.runs.trace import carried_notes
@@ -36,6 +37,21 @@ def test_a_short_duration_is_told_to_carry_its_hooks(monkeypatch: pytest.MonkeyP
     (told,) = carried_notes(events(3.0))
     assert told.startswith("durations of gc minor are 3.0 us on average, about 1.2 us of which")
     assert [] == carried_notes(events(50.0))
+
+
+def test_a_host_where_hooks_cannot_be_timed_keeps_its_summary(monkeypatch: pytest.MonkeyPatch):
+    """
+    That their share is not known is a note, and no error that takes the summary along.
+    """
+
+    def refused() -> float:
+        raise HostError("cannot probe ourselves")
+
+    monkeypatch.setattr(cost, "carried", refused)
+    assert ["the time of the hooks, which durations contain, could not be measured"] == (
+        carried_notes(events(3.0))
+    )
+    assert [] == carried_notes(events(500.0))
 
 
 def test_what_hooks_add_to_a_duration_is_measured_on_this_host():
