@@ -8,10 +8,13 @@ session, :func:`open_governed_session` one whose hooks come and go.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from scope_ebpf.attach.plan import Plan
+from scope_ebpf.beam.hidden.resolve import hidden_of, resolve
 from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.kernel.observers.session import DEFAULT_RING_BYTES, Session
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scope_ebpf.attach.plan import Plan, Via
+    from scope_ebpf.attach.plan import Item, Via
     from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.hidden.resolve import Hidden
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
+#: In a reason of the planner, the function that a program does not show.
+_MISSING = re.compile(r"has no function symbol (\w+)")
 #: Plans by program, and within it by flavour, attach method, events and known settings.
 _plans: WeakKeyDictionary[Binary, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
 
@@ -54,14 +60,27 @@ def plan_target(target: Target, wanted: tuple[str, ...], via: Via = "auto") -> P
     *via* is the attach method. Reasons for what is not available are in the plan; raises
     NoSuchProcessError.
     """
+    hidden = resolve(target)
     settings, notes = kernel_constants(target)
-    plan = _plan(target, wanted, via, known(settings))
+    plan = explained(_plan(target, wanted, via, known(settings)), hidden)
     return Planned(plan, settings, tuple(notes), addresses_of(target, plan))
+
+
+def explained(plan: Plan, hidden: Hidden) -> Plan:
+    """The same plan, whose reasons also say why functions that a program hides are not known."""
+
+    def reason_of(item: Item) -> str:
+        missing = _MISSING.search(item.reason)
+        more = missing and (hidden.reasons.get(missing[1]) or hidden.why)
+        return f"{item.reason} ({more})" if more else item.reason
+
+    return Plan(tuple(i if i.attachments else replace(i, reason=reason_of(i)) for i in plan.items))
 
 
 def _plan(target: Target, wanted: tuple[str, ...], via: Via, settings: list[str]) -> Plan:
     """The plan for *target*: one for all VMs of a program of which the same settings are known."""
-    plans, key = _plans.setdefault(target.binary, {}), (target.flavor, via, wanted, *settings)
+    plans = _plans.setdefault(target.binary, {})
+    key = (hidden_of(target.binary).source, target.flavor, via, wanted, *settings)
     if key not in plans:
         plans[key] = make_plan(target.binary, target.flavor, wanted, via, settings)
     return plans[key]

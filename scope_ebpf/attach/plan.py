@@ -54,6 +54,8 @@ class Attachment:
     #: Locations of the arguments of a USDT site.
     arguments: tuple[usdt.Argument, ...] = ()
     tracepoint: bool = False
+    #: Where the address comes from, if the program hides the function; "" for its own symbol.
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,17 @@ class Plan:
     def without(self, failures: Mapping[Attachment, str]) -> Plan:
         """The same plan without events of which a hook failed; *failures* have the reasons."""
         return Plan(tuple(_without(item, failures) for item in self.items))
+
+    def refuse(self, reasons: Mapping[str, str]) -> Plan:
+        """The same plan without the events of which *reasons* say why they may not be used."""
+        return Plan(
+            tuple(
+                Item(item.event, "unavailable", "", (), reasons[item.event])
+                if item.event in reasons
+                else item
+                for item in self.items
+            )
+        )
 
 
 def _governable(item: Item) -> Item:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import Action
+from scope_ebpf.budget.judge import counted as counted_of
+from scope_ebpf.budget.judge import fits, growth
+from scope_ebpf.budget.reference_counters import EXACT_COUNTERS
 from scope_ebpf.budget.windows import Baseline, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.budget.governor import Governor
     from scope_ebpf.budget.hit_costs import HitCosts
+    from scope_ebpf.budget.judge import Judge
     from scope_ebpf.budget.reference_counters import CounterSample, ReferenceCounters
     from scope_ebpf.budget.windows import ClosedWindow
     from scope_ebpf.kernel.observers.governed import GovernedSession
@@ -105,8 +109,8 @@ class GovernedHooks:
     """
     The hooks of *session*, attached and detached as *governor* decides.
 
-    *failed* is called with an event and a reason where the kernel refuses the event's hooks; the
-    event is off from then on.
+    *failed* is called with an event and a reason where the kernel refuses the event's hooks, or
+    *judge* finds that they are not the event's; the event is off from then on.
 
     Attributes:
         session: the programs and maps.
@@ -122,8 +126,15 @@ class GovernedHooks:
         *,
         totals: EventTotals,
         failed: Callable[[str, str], None],
+        judge: Judge,
     ) -> None:
         self.session, self._counters, self._costs = session, counters, costs
+        self._judge = judge
+        #: By pending event, its count and the VM's counters at the last look, or when a window
+        #: opened: before and after that.
+        self._looked: dict[str, tuple[int, dict[str, int]]] = {}
+        self._opened: tuple[int, dict[str, int], dict[str, int]] | None = None
+        self._taken_out: set[str] = set()
         self._governor, self._totals, self._failed = governor, totals, failed
         self.counts = HookCounts()
         self._baseline: Baseline | None = None
@@ -198,6 +209,7 @@ class GovernedHooks:
                 self._close_window(now)
                 continue
             self.session.release(event)
+            self._looked.pop(event, None)
             self.counts.exhausted += 1
             self._governor.exhausted(event, now)
             end = self.session.window_bounds(event).end
@@ -261,6 +273,8 @@ class GovernedHooks:
         if action.what == "refill":
             self.session.refill(event, action.hits)
         elif self._attach(event):
+            if event in self._judge.pending:
+                self._looked[event] = self._count(event), self._counters.now()
             self.session.enable(event, action.hits)
             self._totals.opened(event, self._counters.sample(event, values))
 
@@ -276,7 +290,11 @@ class GovernedHooks:
         action, rates = baseline.action, baseline.rates()
         if self._attach(action.event):
             self.counts.windows += 1
+            judged = action.event in self._judge.pending
+            before = self._counters.now() if judged else {}
+            count = self._count(action.event) if judged else 0
             self._window = Window(self.session, self._counters, action, *rates)
+            self._opened = (count, before, self._counters.now()) if judged else None
             self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:
@@ -286,14 +304,66 @@ class GovernedHooks:
         closed = self._end(window)
         cost = self._spent_on(window.event) - self._spent_before
         self._governor.closed(window.event, now, closed.seconds, cost, self._own_cpu)
+        self._take_out()
         self._own_cpu = 0.0
 
     def _end(self, window: Window) -> ClosedWindow:
         """Close *window*, detach its hooks, and add what it counted to the totals."""
+        judged, self._opened = self._opened, None
+        until = self._counters.now() if judged else {}
+        exhausted = bool(judged) and bool(self.session.exhausted_at(window.event))
         closed = window.close()
+        if judged:
+            self._judge_window(window.event, judged, until, closed, exhausted=exhausted)
         self.session.release(window.event)
         self._totals.window(window.event, self.session.kind(window.event), closed)
         return closed
+
+    # Judging ---------------------------------------------------------------------------------
+
+    def _count(self, event: str) -> int:
+        return counted_of(event, self.session.kind(event)[0])
+
+    def _judge_window(
+        self,
+        event: str,
+        opened: tuple[int, dict[str, int], dict[str, int]],
+        until: dict[str, int],
+        closed: ClosedWindow,
+        *,
+        exhausted: bool,
+    ) -> None:
+        """Compare what a window counted with what the VM counted within and around it."""
+        before, outside, inside = opened
+        count, most = self._count(event) - before, growth(event, outside, self._counters.now())
+        if not exhausted:
+            self._judge.add(event, count, growth(event, inside, until), most)
+        elif closed.growth is not None and event in EXACT_COUNTERS:
+            # The programs read the counter at the first hit and at the last one.
+            self._judge.add(event, count, int(closed.growth), int(closed.growth) + 1)
+        elif not fits(count, 0, most):
+            self._judge.add(event, count, 0, most)
+
+    def _judge_permanent(self, tallies: NDArray[np.void], values: dict[str, int]) -> None:
+        """Compare what was counted since the last look with what the VM counted."""
+        for event in self._looked.keys() & self._judge.pending & set(self.session.attached):
+            if self.session.exhausted_at(event):
+                continue
+            before, since = self._looked[event]
+            count = counted_of(event, tallies[events.KINDS[event].id])
+            grown = growth(event, since, values)
+            self._judge.add(event, count - before, grown, grown)
+            self._looked[event] = count, dict(values)
+        self._take_out()
+
+    def _take_out(self) -> None:
+        """Remove the hooks of events that are newly refused."""
+        for event in [e for e in self._judge.refused if e not in self._taken_out]:
+            self._taken_out.add(event)
+            self.session.release(event)
+            self._looked.pop(event, None)
+            self._governor.failed(event)
+            self._failed(event, self._judge.refused[event])
 
     # Counting --------------------------------------------------------------------------------
 
@@ -307,6 +377,9 @@ class GovernedHooks:
             self.counts.lost = int(counted[0]["lost"].sum())
             self.counts.refused = int(counted[0]["refused"].sum())
         self._was_hit = was_hit
+        if self._judge.pending or self._looked:
+            tallies = self.session.kinds()[0] if counted is None else counted[0]
+            self._judge_permanent(tallies, values)
         for event in self._totals:
             reached = self._counters.sample(event, values)
             if event not in self.session.attached or modes.get(event) != "always":

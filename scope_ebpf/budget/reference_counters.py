@@ -37,6 +37,8 @@ _COUNTERS = {
 }
 #: Events that their reference counter counts one by one.
 COUNTED_EVENTS = frozenset(("spawn", "port_open"))
+#: Events whose reference counter counts them, and hardly anything else.
+EXACT_COUNTERS = frozenset(("spawn", "port_open", "gc", "schedule"))
 #: The counters from which the rate of an event is known before any hook is attached.
 RATE_COUNTERS = {
     "spawn": "spawned",
@@ -150,6 +152,10 @@ class ReferenceCounters:
         self._spawned += (counters.spawned - self._last) % 2**32
         self._last = counters.spawned
         return replace(counters, spawned=self._spawned)
+
+    def names(self) -> frozenset[str]:
+        """The names of the counters that can be read."""
+        return frozenset(self._addresses)
 
     def name_of(self, event: str) -> str:
         """The name of the reference counter of *event*."""

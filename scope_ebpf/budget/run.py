@@ -11,10 +11,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.hidden.memory import add_proven
+from scope_ebpf.beam.hidden.resolve import hidden_of
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.governor import BudgetPolicy, Governor, water_fill
 from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.hooks import GovernedHooks
+from scope_ebpf.budget.judge import Judge
 from scope_ebpf.budget.ledger import Ledger
 from scope_ebpf.budget.reference_counters import (
     RATE_COUNTERS,
@@ -93,6 +96,8 @@ class BudgetedRun:
         self._governor = Governor(costs, time.monotonic(), budget=budget, policy=RUN_POLICY)
         self.ledger = Ledger(costs, self.counters)
         self._session = open_governed_session(target, planned, attacher)
+        self._hidden = hidden_of(target.binary)
+        self.judge = Judge(planned.plan, self._hidden.proven, self._before.counters)
         self._hooks = GovernedHooks(
             self._session,
             self.counters,
@@ -100,8 +105,11 @@ class BudgetedRun:
             self._governor,
             totals=self.ledger,
             failed=self._failed,
+            judge=self.judge,
         )
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, str] = dict(self.judge.refused)
+        for event in self.judge.refused:
+            self._governor.failed(event)
         self.next_tick = 0.0
         self._finished: Finished | None = None
 
@@ -196,15 +204,18 @@ class BudgetedRun:
     def finish(self) -> None:
         """Stop counting, and detach all hooks."""
         finished = self._finished = self._hooks.finish()
+        self.judge.finish()
+        self._failures |= self.judge.refused
+        add_proven(self._hidden.file, self.judge.agreed)
         for event in self.ledger:
             self.ledger.end(event, finished.permanent.get(event), finished.samples.get(event))
         reasons = {
             attachment: self._failures[item.event]
             for item in self.plan.items
             for attachment in item.attachments
-            if item.event in self._failures
+            if item.event in self._failures.keys() - self.judge.refused.keys()
         }
-        self.plan = self.plan.without(reasons)
+        self.plan = self.plan.refuse(self.judge.refused).without(reasons)
 
     @property
     def windows(self) -> int:

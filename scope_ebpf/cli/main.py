@@ -34,6 +34,7 @@ COMMANDS = {
     "summary": "the summary of a recorded trace",
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
+    "learn": "what a build of OTP with symbols teaches of one that hides them",
     "calls": "who calls a function, with what arguments, and for how long",
 }
 #: Commands that look at no process.

@@ -8,10 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.hidden.resolve import hidden_of
 from scope_ebpf.budget import totals
 from scope_ebpf.budget.governor import DAEMON_POLICY, Governor
 from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.hooks import GovernedHooks
+from scope_ebpf.budget.judge import Judge
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.kernel.attach.leftovers import heal
 from scope_ebpf.metrics.reading import HooksReading
@@ -74,6 +76,10 @@ class TargetHooks:
         costs = self._costs.by_event()
         self._governor = Governor(costs, time.monotonic(), budget=budget)
         self._totals = totals.Totals(costs, self.counters.growth)
+        self._judge = Judge(self.plan, hidden_of(target.binary).proven, self.counters.names())
+        self.failed |= self._judge.refused
+        for event in self._judge.refused:
+            self._governor.failed(event)
         self._hooks = GovernedHooks(
             self.session,
             self.counters,
@@ -81,6 +87,7 @@ class TargetHooks:
             self._governor,
             totals=self._totals,
             failed=self._failed,
+            judge=self._judge,
         )
         self._ticks = 0
 
@@ -159,6 +166,8 @@ class TargetHooks:
     def _event(self, item: Item, mode: str) -> EventReading:
         if mode == "off":
             return totals.off(item, self.failed.get(item.event, item.reason))
+        if item.event in self._judge.pending:
+            return totals.off(item, self._judge.why_pending(item.event))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)
 

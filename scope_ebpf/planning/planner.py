@@ -164,7 +164,13 @@ def symbol_attachments(
         offset = binary.file_offset(at_call)
         return [
             Attachment(
-                hook.program, variant.family, hook.name, offset, at_call, registers=hook.at_call
+                hook.program,
+                variant.family,
+                hook.name,
+                offset,
+                at_call,
+                registers=hook.at_call,
+                source=symbol.source,
             )
         ]
     start = entry.START if hook.returns else _entry(binary, symbol, hook)
@@ -174,7 +180,14 @@ def symbol_attachments(
     offset = binary.file_offset(address)
     return [
         Attachment(
-            hook.program, variant.family, hook.name, offset, address, hook.returns, registers
+            hook.program,
+            variant.family,
+            hook.name,
+            offset,
+            address,
+            hook.returns,
+            registers,
+            source=symbol.source,
         )
     ]
 

@@ -18,6 +18,7 @@ from scope_ebpf.pipes import UnreadPipeError
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.probation import Probation, proven
 from scope_ebpf.runs.target_cost import HitMeter
 from scope_ebpf.runs.terminal import output_error, progress_bar
 from scope_ebpf.sessions import open_session, plan_target
@@ -120,6 +121,9 @@ class Trace:
         self._target = target
         self._options = options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms)
+        if streamed:
+            planned = proven(target, planned)
+        self._probation = Probation(target, planned.plan)
         #: What is attached, and what is not, with the reason of each.
         self.plan = planned.plan
         #: What a reader of the figures should know.
@@ -170,6 +174,7 @@ class Trace:
             error = self._count(session, sink, bar=progress or sink is None)
             # A program that passed the gate before it closed has ended once all are out.
             session.detach()
+            self.plan = self.plan.refuse(self._probation.judge.refused)
             error = self._drain(session, sink, error)
             self._counted = Counted(
                 tallies=session.tallies(),
@@ -183,13 +188,14 @@ class Trace:
     def _count(self, session: Session, sink: Sink | None, *, bar: bool) -> ScopeError | None:
         """Let events count until there is a reason to stop."""
         self._meter.begin(session)
-        session.count(on=True)
+        self._probation.begin(session)
         if self._state:
             self._state.begin()
         loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
         try:
             return self._watch(session, sink, loop, bar=bar)
         finally:
+            self._probation.finish(session)
             session.count(on=False)
             self._seconds = time.monotonic() - loop.started
             self._meter.account(session)
@@ -224,6 +230,7 @@ class Trace:
                 if self._state and now >= self._state.due:
                     self._state.look()
                 self._meter.look(session, now)
+                self._probation.look(session, now)
                 advance(now - loop.started)
                 return self._write(session, sink) if sink and not self._stop.reason else None
 

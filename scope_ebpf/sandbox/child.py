@@ -156,7 +156,12 @@ def serve(control: socket.socket) -> None:
             wire.send(control, (children.end(ended), 0))
             continue
         if ended == limits.UNWINDS:
-            import scope_ebpf.sandbox.frames  # noqa: F401 - slow; only for profiles
+            import scope_ebpf.sandbox.frames
+        if ended == limits.SEEKS:
+            import hashlib  # noqa: F401 - slow; only where functions are hidden
+
+            import scope_ebpf.sandbox.learning
+            import scope_ebpf.sandbox.matching  # noqa: F401
         wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
 

@@ -213,8 +213,9 @@ class Parser:
     """
     The child that has file *fd* open, which stays the caller's; *name* is for messages.
 
-    *seconds* of CPU time may be used at once. May be shared by threads. Once a file was refused,
-    every further question is refused with the same reason; *refused* is called for the first.
+    *seconds* of CPU time may be used at once; an answer is late after *patience* seconds. May be
+    shared by threads. Once a file was refused, every further question is refused with the same
+    reason; *refused* is called for the first. *kind* is what the child can do.
     """
 
     def __init__(
@@ -223,8 +224,12 @@ class Parser:
         name: str,
         seconds: float,
         refused: Callable[[RefusedFileError], None] = lambda _: None,
+        *,
+        patience: float = PATIENCE,
+        kind: int = limits.ANY,
     ) -> None:
         self._fd, self._name, self._seconds, self._refused = fd, name, seconds, refused
+        self._patience = patience
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         #: The server's number for the child, and its process number.
@@ -232,7 +237,7 @@ class Parser:
         #: Its CPU time that has been charged.
         self._charged = 0.0
         self._reason: RefusedFileError | None = None
-        self._kind = limits.ANY
+        self._kind = kind
         #: Debug files that the child was given, with the checks that they must pass.
         self._debug: list[tuple[list[object], int]] = []
 
@@ -308,12 +313,14 @@ class Parser:
         for again in (True, False):
             try:
                 channel = self._running()
-                channel.settimeout(PATIENCE)
+                channel.settimeout(self._patience)
                 wire.send(channel, (question, arguments), fds)
-                answer = wire.receive(channel, time.monotonic() + PATIENCE)
+                answer = wire.receive(channel, time.monotonic() + self._patience)
                 self._charge(_cpu_of(self._pid))
             except TimeoutError:
-                raise self._refuse(f"no answer within {PATIENCE:g} s", lasting=False) from None
+                raise self._refuse(
+                    f"no answer within {self._patience:g} s", lasting=False
+                ) from None
             except (OSError, EOFError):
                 status = self._end()
                 if again and status is not None and _left(status):

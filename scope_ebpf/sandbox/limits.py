@@ -29,6 +29,12 @@ FOUND, TRIED = 1024, 1024
 AROUND = 1024
 #: Bytes of a function that are disassembled; instructions that are reported.
 CODE, INSTRUCTIONS = 1 << 16, 4096
+#: Functions of a file; calls of one that count; bytes of relocations; bytes of a called name.
+FUNCTIONS, CALLS, RELOCATIONS, CALLED = 1 << 16, 1024, 8 << 20, 64
+#: Bytes of a file whose functions are looked for.
+PROGRAM = 256 << 20
+#: Functions of a reference, and of each the calls, and the marks of one kind.
+ROWS_LEARNED, LEARNED_CALLS, LEARNED_MARKS = 2048, 400, 48
 #: Bytes of one frame description, and its rows.
 DESCRIPTION, ROWS = 1 << 16, 4096
 #: Bytes of one message in either direction.
@@ -38,9 +44,9 @@ MESSAGE = 32 << 20
 MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
 #: Its exit status when it was idle for that long.
 IDLE_STATUS = 3
-#: Instead of a child's number, in a request for another child: any one, and one that reads frame
-#: descriptions.
-ANY, UNWINDS = 0, -1
+#: Instead of a child's number, in a request for another child: any one, one that reads frame
+#: descriptions, and one that looks for functions.
+ANY, UNWINDS, SEEKS = 0, -1, -2
 
 
 class LimitError(Exception):

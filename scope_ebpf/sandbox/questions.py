@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf.sandbox import code, jit_code, limits
 from scope_ebpf.sandbox.elf import Elf, File
 from scope_ebpf.sandbox.limits import LimitError, MalformedError
+from scope_ebpf.sandbox.starts import Starts
 from scope_ebpf.sandbox.symbols import Symbol, Table
 
 if TYPE_CHECKING:
     from scope_ebpf.sandbox.frames import CallFrames, Row
+    from scope_ebpf.sandbox.marks import Marks
+    from scope_ebpf.sandbox.matching import Found
 
 _BLOCK = 1 << 20
 _ADDRESSES = struct.Struct("<QQQ")
 _WORD = (1 << 64) - 1
+_MANGLED = re.compile(r"_Z([0-9]{1,3})(?=[A-Za-z_])")
 #: Through which a file calls functions of others, such as the stack protector's. They have no
 #: symbols of their own where a file is stripped.
 _STUBS = (".plt", ".plt.sec", ".plt.got")
@@ -223,6 +227,64 @@ class Questions:
         except Exception:  # noqa: BLE001 - pyelftools raises anything for a hostile description
             return None
 
+    @cached_property
+    def _starts(self) -> Starts:
+        return Starts(self._elf)
+
+    def on_starts(self, functions: list[tuple[int, int]]) -> list[bool]:
+        """Whether the frame descriptions have a function of that start and size, for each."""
+        return [self._starts.sizes.get(start) == size for start, size in functions]
+
+    @cached_property
+    def _marks(self) -> Marks:
+        from scope_ebpf.sandbox.marks import Marks
+
+        return Marks(self._elf)
+
+    def on_digest(self) -> str:
+        """The file's SHA-256, in hex. Nothing of it is parsed, so no file decides the answer."""
+        from hashlib import sha256
+
+        digest = sha256()
+        if self._file.size > limits.PROGRAM:
+            raise LimitError(f"it has {self._file.size:,} bytes, at most {limits.PROGRAM:,} count")
+        for offset in range(0, self._file.size, _BLOCK):
+            digest.update(self._file.at(offset, _BLOCK))
+        return digest.hexdigest()
+
+    def on_learn(self, wanted: list[str]) -> dict[str, object]:
+        """What this build teaches of functions: see ``learning``; a compiler, and their names."""
+        from scope_ebpf.sandbox.learning import learn
+
+        functions = self._functions()
+        names = {start: name for name, start in functions.items()}
+        found = _wanted(functions, wanted)
+        comment = (self._elf.section(".comment") or b"").split(b"\0")[0][: limits.CALLED]
+        learned = learn(self._marks, names, found)
+        return {**learned, "compiler": comment.decode("ascii", "replace"), "wanted": list(found)}
+
+    def on_match(
+        self, wanted: list[str], rows: list[Any], called: list[str], unique: list[int]
+    ) -> dict[str, Found]:
+        """The functions *wanted* of a reference in this file: see ``matching``."""
+        from scope_ebpf.sandbox.matching import Matcher, Reference
+
+        return Matcher(self._marks, self._functions(), Reference(rows, called, unique)).run(wanted)
+
+    def on_wanted(self, wanted: list[str]) -> dict[str, tuple[int, int]]:
+        """Start and size of the functions of those names, mangled ones too."""
+        starts = _wanted(self._functions(), wanted)
+        sizes = self._starts.sizes
+        return {name: (start, sizes[start]) for name, start in starts.items() if start in sizes}
+
+    def _functions(self) -> dict[str, int]:
+        """The start of every named function."""
+        found: dict[str, int] = {}
+        for table in self._tables:
+            for name, address in table.functions():
+                found.setdefault(name, address)
+        return found
+
     def on_leave(self, found: str) -> bool:
         """Whether the code behind a call takes the stack pointer from ``rbp``."""
         return jit_code.leave(bytes.fromhex(found))
@@ -243,6 +305,17 @@ def _site(note: bytes, base: int | None) -> tuple[str, str, int, int, str]:
     provider, name, arguments = (*texts, "", "", "")[:3]
     semaphore = semaphore + moved & _WORD if semaphore else 0
     return provider, name, address + moved & _WORD, semaphore, arguments
+
+
+def _wanted(functions: dict[str, int], wanted: list[str]) -> dict[str, int]:
+    """The start of each wanted function; names of C++ are mangled: _Z, a length, the name."""
+    plain: dict[str, int] = {}
+    for name, start in functions.items():
+        match = _MANGLED.match(name)
+        own = name[match.end() : match.end() + int(match[1])] if match else name
+        if own in wanted:
+            plain.setdefault(own, start)
+    return plain
 
 
 def _crc(file: File) -> int:

@@ -89,6 +89,12 @@ class Table:
                 found[name] = self._symbol(name, info, address, size)
         return found
 
+    def functions(self) -> Iterator[tuple[str, int]]:
+        """Name and address of each function."""
+        for name_at, info, address, size in self._defined():
+            if info & 0xF == _FUNCTION and size:
+                yield self._name(name_at), address
+
     def matching(self, patterns: list[re.Pattern[str]]) -> Iterator[tuple[int, Symbol]]:
         """Every symbol whose name matches from its start, with the pattern's number."""
         starts = tuple(_literal(pattern.pattern) for pattern in patterns)

@@ -34,14 +34,14 @@ MAY = {
     "sandbox": {"errors"},
     "cgroups": {"sandbox"},
     # What knows the BEAM, and nothing of BPF.
-    "beam": {"arrays", "errors", "events", "relations", "sandbox"},
+    "beam": {"arrays", "errors", "events", "output", "relations", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
     # What knows BPF, and nothing of the BEAM.
     "kernel": {"attach", "errors", "events"},
     # Where both sides meet: a session on a target.
-    "sessions": {"beam", "kernel", "planning"},
+    "sessions": {"attach", "beam", "kernel", "planning"},
     # What is kept and shown.
     "capture": {"attach", "beam", "errors", "events", "relations", "results"},
     "sinks": {"arrays", "capture", "errors", "events", "plain", "results", "user_probes"},
@@ -58,7 +58,7 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
+        *("output", "pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
     },
 }
 

@@ -27,7 +27,7 @@ from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -109,6 +109,8 @@ class Binary:
         self._heads: dict[int, bytes] = {}
         self._cached: dict[tuple[int, int], bytes] = {}
         self._sought = False
+        #: Functions that the file hides, by name, once they were looked for (``beam.hidden``).
+        self._hidden: dict[str, Symbol] = {}
         try:
             self._refusals.check(self.key)
             self._facts = self._ask("facts", _facts)
@@ -185,7 +187,35 @@ class Binary:
         return self._ask_symbols("source", answers.text)
 
     def symbol(self, name: str) -> Symbol | None:
-        """Find the defined symbol called *name*, or None."""
+        """Find the symbol called *name*, one of :meth:`reveal` as well, or None."""
+        return self._own_symbol(name) or self._hidden.get(name)
+
+    def reveal(self, symbols: Iterable[Symbol]) -> None:
+        """Know *symbols* of functions that the file hides from now on, and no others."""
+        self._hidden = {symbol.name: symbol for symbol in symbols}
+
+    def is_start(self, address: int, size: int) -> bool:
+        """Whether call frame information describes a function of *size* bytes at *address*."""
+        found = self._ask(
+            "starts", lambda a: answers.as_many(a, answers.flag, 1), [(address, size)]
+        )
+        return found[0]
+
+    @property
+    def patient(self) -> bool:
+        """Whether looking into the file may take seconds: in a command, not in the daemon."""
+        return self._debug_files
+
+    def apart(self, seconds: float, patience: float) -> Parser:
+        """
+        Return a parser that looks for functions, which nothing of the file has reached yet.
+
+        *seconds* of CPU time and *patience* as of :class:`Parser`; it is the caller's to close.
+        What is refused to it is not refused to this.
+        """
+        return Parser(self._fd, str(self.path), seconds, patience=patience, kind=limits.SEEKS)
+
+    def _own_symbol(self, name: str) -> Symbol | None:
         if name not in self._names:
             wanted = [name, *(_USUAL - self._names.keys() - {name})]
             found = self._ask_symbols(

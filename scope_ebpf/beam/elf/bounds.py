@@ -4,8 +4,9 @@ Whether a file itself shows that a breakpoint may stand at an address in it.
 
 A symbol is a claim, and a file may claim anything: a function that is data, that has no size, or
 that lies where nothing is executed. So an address must lie within a function that has bounds, in a
-segment that is executed; a USDT site must be the ``nop`` that it is compiled to, and its semaphore
-data that may be written.
+segment that is executed; where the symbol is not the file's own, call frame information must
+describe a function of that start and size. A USDT site must be the ``nop`` that it is compiled to,
+and its semaphore data that may be written.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class File(Protocol):
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the file at an address; UnreadableElfError if it has fewer."""
 
+    def is_start(self, address: int, size: int) -> bool:
+        """Whether call frame information describes a function of *size* bytes there."""
+
 
 class UnprovenPlaceError(NothingToAttachError):
     """The file does not show that the address is what it is said to be."""
@@ -48,6 +52,8 @@ def require_in_function(file: File, function: Symbol, address: int) -> None:
     part = _part(file, function.address, function.size)
     if part is None or not part.executable:
         raise UnprovenPlaceError(f"{function.name} does not lie in code of the file")
+    if function.source and not file.is_start(function.address, function.size):
+        raise UnprovenPlaceError(f"no function begins where {function.name} was looked for")
 
 
 def require_site(file: File, address: int, semaphore: int) -> None:

@@ -14,12 +14,17 @@ class UnreadableElfError(NotABeamError):
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """One defined symbol: where it lies in the file's own address space."""
+    """
+    One defined symbol: where it lies in the file's own address space.
+
+    *source* says how it was found in a file that hides it; "" for a symbol of the file.
+    """
 
     name: str
     address: int
     size: int
     is_function: bool
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

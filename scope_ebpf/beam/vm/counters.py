@@ -188,12 +188,22 @@ class CounterReader:
         Addresses of the words whose sum is a counter of the normal schedulers, by its name.
 
         Equally spaced. Only the lower 32 bits of the words of *spawned* and of ports *opened*
-        count.
+        count, and of those of *processes* and *ports*, which are there. *dirty* are collections on
+        dirty schedulers, where their counter is found.
         """
         queue, data = "ErtsRunQueue", "ErtsSchedulerData"
         schedulers = self._schedulers["normal"]
         queues = self._queues[: len(schedulers)]
-        return {
+        present = self._layout.offset("ErtsPTab", "vola.tile.count")
+        found = {}
+        if self._dirty_gc is not None:
+            first = self._layout.offset("ErtsSchedulerData", "gc_info.reclaimed")
+            second = self._layout.offset("ErtsSchedulerData", "gc_info.garbage_cols")
+            step = 8 if second > first else 0
+            found["dirty"] = np.array([self._dirty_gc + step], np.uint64)
+        return found | {
+            "processes": np.array([self._tables["erts_proc"] + present], np.uint64),
+            "ports": np.array([self._tables["erts_port"] + present], np.uint64),
             "context_switches": queues + self._at(queue, "procs.context_switches"),
             "reductions": queues + self._at(queue, "procs.reductions"),
             "collections": schedulers + self._at(data, "gc_info.garbage_cols"),

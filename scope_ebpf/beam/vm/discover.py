@@ -210,7 +210,18 @@ def _forbidden(pid: int) -> str:
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
-    """Return OTP release, ERTS version and flavour, from symbols or else from the greeting."""
+    found = version_of(binary)
+    if found is None:
+        raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
+    return found
+
+
+def version_of(binary: Binary) -> tuple[str, str, Literal["jit", "emu"]] | None:
+    """
+    OTP release, ERTS version and flavour, from symbols or else from the greeting.
+
+    None for a program that is no BEAM.
+    """
     release, version = (_string(binary, name) for name in ("etp_otp_release", "etp_erts_version"))
     if release and version:
         jit = binary.symbol("etp_beamasm")
@@ -220,7 +231,7 @@ def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit
     with suppress(UnreadableElfError):
         banner = binary.search((".rodata", ".data"), _GREETING, _BANNER)
     if banner is None:
-        raise NotABeamError(f"process {pid} runs {exe}, which is no BEAM")
+        return None
     flavor: Literal["jit", "emu"] = "jit" if b"[jit" in banner[0] else "emu"
     return banner[1].decode(), banner[2].decode(), flavor
 

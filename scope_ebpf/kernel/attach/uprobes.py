@@ -205,6 +205,13 @@ class Uprobes:
         self.numbers += [number for number in numbers if number > 0]
         return results
 
+    def remove(self, numbers: Sequence[int]) -> int | None:
+        """Remove those of *numbers*, without waiting; as :meth:`detach`."""
+        if not numbers:
+            return None
+        self.numbers = [number for number in self.numbers if number not in numbers]
+        return self._holder.detach(numbers)
+
     def detach(self) -> int | None:
         """Remove every breakpoint, without waiting; a descriptor for :func:`wait_gone` if any."""
         if not self.numbers:

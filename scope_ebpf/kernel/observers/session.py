@@ -79,6 +79,8 @@ class Session(Closing):
         self._attaching = attaching
         self._links: list[int] = []
         self._uprobes: Uprobes | None = None
+        #: The attacher's number of each program that is attached by breakpoints.
+        self._numbers: dict[str, int] = {}
 
     def _open(self) -> None:
         self._attacher = self._attacher or Attacher()  # starts while the programs are loaded
@@ -105,6 +107,10 @@ class Session(Closing):
         for (_, group), failed in zip(ready, results, strict=True):
             if failed:
                 self.failures += [Failure(attachment, str(failed)) for attachment in group]
+        programs = [
+            g[0].program for (_, g), failed in zip(ready, results, strict=True) if not failed
+        ]
+        self._numbers = dict(zip(programs, self._uprobes.numbers, strict=True))
         if not self._uprobes and not self._links:
             raise NothingToAttachError(f"no hook could be attached: {self.failures[0].reason}")
 
@@ -132,6 +138,15 @@ class Session(Closing):
     def count(self, *, on: bool) -> None:
         """Count events from now on, or no longer: for all hooks at one moment."""
         self._loaded.count(on=on)
+
+    def release(self, names: Collection[str]) -> None:
+        """Remove the hooks of the events *names*; returns when they are out."""
+        if self._uprobes is None:
+            return
+        items = [item for item in self._loaded.plan.items if item.event in names]
+        programs = {a.program for item in items for a in item.attachments}
+        numbers = [self._numbers.pop(p) for p in programs if p in self._numbers]
+        wait_gone(self._uprobes.remove(numbers))
 
     def detach(self) -> None:
         """Remove every hook; the maps can still be read."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Gives a binary the functions that it hides, from what is remembered or by the nearest reference.
+
+A place is used only if call frame information describes a function of that start and size, and its
+score and margin suffice. Whether it is the right function the VM's counters decide, where they
+count what it does (:data:`JUDGED`); a function that no counter shows must be of a reference of the
+same major release, and with a higher score.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from scope_ebpf import events
+from scope_ebpf.beam.elf.binary import Symbol
+from scope_ebpf.beam.hidden import memory
+from scope_ebpf.beam.hidden.memory import DEBUG_FILE, Functions, Place
+from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError
+from scope_ebpf.beam.hidden.shelf import entries, nearest
+from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.sandbox import answers, limits
+from scope_ebpf.sandbox.client import Parser, UnreadableFileError
+from scope_ebpf.sandbox.refusals import Refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.hidden.reference import Reference
+    from scope_ebpf.beam.hidden.shelf import Entry
+    from scope_ebpf.beam.vm.target import Target
+
+#: Events that the VM counts, one by one: ``budget.judge`` compares.
+JUDGED = frozenset(("spawn", "exit", "gc", "schedule", "port_open", "port_close"))
+#: Score and margin of a function: that a counter judges, and of any other.
+_JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
+#: CPU seconds of one matching, and seconds until its answer is late.
+MATCHING, _PATIENCE = 5.0, 60.0
+#: In the daemon, a matching is begun at most so often, seconds.
+_BETWEEN = 60.0
+_HOOKS = [
+    (variant.event, name)
+    for variant in events.VARIANTS
+    if variant.via == "symbol"
+    for hook in variant.hooks
+    for name in (hook.name, hook.call)
+    if name
+]
+_EVENTS_OF = {name: {event for event, own in _HOOKS if own == name} for name in WANTED}
+
+
+@dataclass(slots=True)
+class Hidden:
+    """
+    What is known of the functions that a binary hides.
+
+    *source* says where their addresses come from, "" if none is known. *reasons* say of functions
+    why they are not known; *why* says it of all.
+    """
+
+    file: str = ""
+    source: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+    why: str = ""
+    proven: frozenset[str] = frozenset()
+
+
+class _Pace:
+    """Lets a matching begin now and then only, where programs come from anybody."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def check(self) -> None:
+        """RefusedFileError if the last one was begun a moment ago."""
+        now = time.monotonic()
+        if now < self._next:
+            raise RefusedFileError("its functions are looked for later", lasting=False)
+        self._next = now + _BETWEEN
+
+
+_pace = _Pace()
+#: Programs whose matching was given up, for an hour.
+_given_up = Refusals()
+_known: WeakKeyDictionary[Binary, Hidden] = WeakKeyDictionary()
+_NOTHING = Hidden()
+
+
+def hidden_of(binary: Binary) -> Hidden:
+    """What is known of the functions that *binary* hides, without looking for any."""
+    return _known.get(binary, _NOTHING)
+
+
+def resolve(target: Target) -> Hidden:
+    """
+    Reveal the functions that the program of *target* hides, once; nothing for other programs.
+
+    In the daemon, RefusedFileError for a program whose matching would follow another one closely.
+    """
+    binary = target.binary
+    if binary not in _known:
+        if binary.machine != "x64" or binary.symbol("erts_schedule") is not None:
+            _known[binary] = Hidden()
+        else:
+            _known[binary] = _resolved(target)
+    return _known[binary]
+
+
+def _resolved(target: Target) -> Hidden:
+    binary = target.binary
+    parser = binary.apart(MATCHING, _PATIENCE)
+    try:
+        _given_up.check(binary.key)
+        file = parser.ask("digest", partial(answers.text, most=64))
+        kept = memory.recall(file)
+        if kept and kept.reference == DEBUG_FILE:
+            return reveal(binary, kept)
+        shelf = nearest(
+            target.otp_release, target.erts_version, target.flavor, binary.machine, entries()
+        )
+        return _by_reference(target, shelf, parser, file, kept)
+    except RefusedFileError as error:
+        if not error.lasting:
+            raise
+        _given_up.add(binary.key, error)
+        return Hidden(why=str(error))
+    except UnreadableFileError as error:
+        return Hidden(why=str(error))
+    finally:
+        parser.close()
+
+
+def _by_reference(
+    target: Target,
+    shelf: list[Entry],
+    parser: Parser,
+    file: str,
+    kept: Functions | None,
+) -> Hidden:
+    """What the first usable reference of *shelf* shows."""
+    reference, trouble = _first(shelf)
+    if reference is None:
+        why = trouble or f"there is no reference of {target.flavor} emulators of any OTP release"
+        return Hidden(file, why=f"{why}; `scope-trace learn` makes one")
+    if kept and kept.reference == reference.digest:
+        return reveal(target.binary, kept)
+    if not target.binary.patient:
+        _pace.check()
+    places = match(parser, reference)
+    near = reference.build.major == target.otp_release
+    found = Functions(file, reference.digest, f"reference {reference.build}", near, places)
+    memory.keep(found)
+    return reveal(target.binary, found)
+
+
+def _first(shelf: Iterable[Entry]) -> tuple[Reference | None, str]:
+    trouble = ""
+    for entry in shelf:
+        try:
+            return entry.load(), ""
+        except BadReferenceError as error:
+            trouble = trouble or str(error)
+    return None, trouble
+
+
+def match(parser: Parser, reference: Reference) -> dict[str, Place]:
+    """
+    The places of *reference*'s functions in the file of *parser*.
+
+    Raises UnreadableFileError and RefusedFileError.
+    """
+    wanted = list(reference.wanted)
+    return parser.ask(
+        "match",
+        lambda a: answers.table(a, _place, len(wanted)),
+        wanted,
+        reference.rows,
+        reference.called,
+        reference.unique,
+    )
+
+
+def _place(found: Any) -> Place:
+    start, size, score, margin = answers.row(
+        found,
+        answers.integer,
+        lambda n: answers.integer(n, limits.SECTION, 1),
+        lambda n: answers.integer(n, 1001),
+        lambda n: answers.integer(n, 1001),
+    )
+    return Place(start, size, score / 1000, margin / 1000)
+
+
+def reveal(binary: Binary, found: Functions) -> Hidden:
+    """Let *binary* know the functions of *found* that may be used."""
+    reasons: dict[str, str] = {}
+    symbols = []
+    taken: dict[int, str] = {}
+    for name in WANTED:
+        place = found.places.get(name)
+        reason = _why_not(name, place, found)
+        if not reason and place and place.start in taken:
+            reason = f"{taken[place.start]} was found at the same place"
+        if not reason and place and not binary.is_start(place.start, place.size):
+            reason = "no function begins where it was found"
+        if reason or place is None:
+            reasons[name] = reason
+            continue
+        taken[place.start] = name
+        symbols.append(Symbol(name, place.start, place.size, True, found.source))
+    binary.reveal(symbols)
+    hidden = Hidden(found.file, found.source, reasons, "", frozenset(found.proven))
+    _known[binary] = hidden
+    return hidden
+
+
+def _why_not(name: str, place: Place | None, found: Functions) -> str:
+    """Why a function may not be used; "" if it may."""
+    if place is None:
+        return "it was not found in this build"
+    if found.reference == DEBUG_FILE:
+        return ""
+    judged = _EVENTS_OF[name] <= JUDGED
+    if not judged and not found.near:
+        return "only a reference of another OTP release is there, and no counter proves it"
+    score, margin = _JUDGED_LEAST if judged else _OTHER_LEAST
+    if place.score < score or place.margin < margin:
+        return f"what was found is not like enough (score {place.score:g}, {place.margin:g} ahead)"
+    return ""

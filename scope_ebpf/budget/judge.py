@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Judges hooks of functions that were found without a symbol, by what the VM itself counts.
+
+A function that was found by its likeness may be another one. Then it is called more or less often
+than the VM counts the event. Until an event has agreed with the VM's counter over
+:data:`_EVIDENCE` events it is not shown; once it disagrees, it is taken out. Events that the VM
+does not count are left to ``beam.hidden.resolve``, which wants more of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scope_ebpf import events
+from scope_ebpf.beam.hidden.resolve import JUDGED
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Plan
+
+#: Counts that must agree; what may be under way meanwhile; and the share that may differ.
+_EVIDENCE, _SLACK, _SHARE = 20, 4, 0.05
+#: Looks in a row that must disagree: a count and the VM's counter are of two moments.
+_LOOKS = 2
+#: Classes of an event that the VM's counter counts; of others all.
+_CLASSES = {"gc": ("minor", "major"), "schedule": ("in",)}
+#: The counters that an event needs, of ``reference_counters.ReferenceCounters.now``.
+_NEEDS = {
+    "spawn": ("spawned",),
+    "exit": ("spawned", "processes"),
+    "gc": ("collections",),
+    "schedule": ("context_switches",),
+    "port_open": ("opened",),
+    "port_close": ("opened", "ports"),
+}
+_INT = 1 << 32
+
+
+def growth(event: str, since: Mapping[str, int], until: Mapping[str, int]) -> int:
+    """How often *event* happened between two readings of the VM's counters."""
+
+    def more(name: str) -> int:
+        return until[name] - since[name]
+
+    if event == "gc":
+        return more("collections") + (more("dirty") if "dirty" in since else 0)
+    if event == "schedule":
+        return more("context_switches")
+    made, there = _NEEDS[event][0], _NEEDS[event][1:]
+    left = sum((more(name) + _INT // 2) % _INT - _INT // 2 for name in there)
+    return more(made) % _INT - left
+
+
+def counted(event: str, tallies: NDArray[np.void]) -> int:
+    """The events among *tallies* of one kind, shape ``(classes,)``, that the VM counts as well."""
+    classes = events.KINDS[event].classes
+    wanted = [classes.index(name) for name in _CLASSES.get(event, classes)]
+    return int(tallies["count"][wanted].sum())
+
+
+class Judge:
+    """
+    Judges the events of *plan* whose functions were found, but those that are *proven*.
+
+    *known* are the names of the VM's counters that can be read.
+
+    Attributes:
+        pending: events that have neither agreed nor disagreed.
+        agreed: events that have agreed.
+        refused: events that are taken out, with the reason.
+    """
+
+    def __init__(self, plan: Plan, proven: Collection[str], known: Collection[str]) -> None:
+        self._names = {
+            item.event: " + ".join(dict.fromkeys(a.name for a in item.attachments))
+            for item in plan.items
+            if any(a.source for a in item.attachments) and item.event in JUDGED
+        }
+        self.agreed: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.pending = set(self._names) - set(proven)
+        #: Counts so far, and the least and the most that the VM has counted; and bad looks.
+        self._sums: dict[str, tuple[int, int, int]] = {}
+        self._bad: dict[str, int] = {}
+        for event in sorted(self.pending):
+            missing = [name for name in _NEEDS[event] if name not in known]
+            if missing:
+                self._refuse(event, f"{missing[0]} of the VM cannot be read to compare it with")
+
+    def add(self, event: str, count: int, low: int, high: int) -> None:
+        """A window counted *count* of a pending event, the VM at least *low* and at most *high*."""
+        before = self._sums.get(event, (0, 0, 0))
+        self.replace(event, before[0] + count, before[1] + low, before[2] + high)
+
+    def replace(self, event: str, count: int, low: int, high: int) -> None:
+        """All that was counted since the beginning; as :meth:`add`."""
+        if event not in self.pending:
+            return
+        self._sums[event] = count, low, high
+        if not fits(count, low, high):
+            self._bad[event] = self._bad.get(event, 0) + 1
+            if self._bad[event] >= _LOOKS:
+                self._disagree(event)
+            return
+        self._bad.pop(event, None)
+        if min(count, high) >= _EVIDENCE:
+            self.pending.discard(event)
+            self.agreed.add(event)
+
+    def finish(self) -> None:
+        """
+        Decide what is pending: nothing more will be counted.
+
+        A few counts agree if they are exactly as many as the VM's.
+        """
+        for event in sorted(self.pending):
+            count, low, high = self._sums.get(event, (0, 0, 0))
+            if low <= count <= high:
+                self.pending.discard(event)
+            else:
+                self._disagree(event)
+
+    def why_pending(self, event: str) -> str:
+        """Why an event is not shown yet."""
+        return (
+            f"{self._names[event]} was found without a symbol, and the VM has not counted "
+            f"{_EVIDENCE} yet to compare it with"
+        )
+
+    def _disagree(self, event: str) -> None:
+        count, low, high = self._sums[event]
+        told = f"{low:,}" if low == high else f"{max(0, low):,} to {high:,}"
+        self._refuse(event, f"hook.{event}: counted {count:,}, the VM counted {told}")
+
+    def _refuse(self, event: str, why: str) -> None:
+        self.pending.discard(event)
+        self.refused[event] = why
+
+
+def fits(count: int, low: int, high: int) -> bool:
+    """Whether *count* is within the VM's *low* and *high*, but for what was under way."""
+    return low * (1 - _SHARE) - _SLACK <= count <= high * (1 + _SHARE) + _SLACK

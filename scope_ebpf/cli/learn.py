@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace learn``: where the functions of an OTP build lie that hides its symbols."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_ebpf.cli.options import web_address
+from scope_ebpf.errors import HostError, OutputError, UsageError
+from scope_ebpf.sinks.plain import plain, say
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.beam.elf.binary import Binary
+
+#: Seconds without a byte from a server; bytes in one piece.
+_TIMEOUT, _BLOCK = 30.0, 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``learn``."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--from",
+        dest="beam",
+        metavar="BEAM",
+        help="make a reference from this emulator with symbols: beam.smp of a build of your own, "
+        "of the same release and compiler",
+    )
+    source.add_argument(
+        "--debug-file", metavar="FILE", help="read the debug file of the program of --pid"
+    )
+    source.add_argument(
+        "--debuginfod",
+        type=web_address,
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="get that file from a server, of DEBUGINFOD_URLS where none is named; only this "
+        "option asks one",
+    )
+    parser.add_argument("--pid", type=int, help="the VM whose debug file it is")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="the reference (default: where other commands and the daemon look for it)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace the output where it is another user's file"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Learn; raises ScopeError."""
+    if arguments.beam is not None:
+        return _make(arguments)
+    if arguments.pid is None:
+        raise UsageError("--debug-file and --debuginfod need --pid, the VM that they are for")
+    return _read(arguments)
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from scope_ebpf.beam.elf.binary import Binary
+    from scope_ebpf.beam.hidden.learn import learn
+    from scope_ebpf.beam.hidden.reference import packed
+    from scope_ebpf.beam.hidden.shelf import HOST, name_of
+    from scope_ebpf.output import Document
+
+    try:
+        binary = Binary.open(Path(arguments.beam))
+    except OSError as error:
+        raise UsageError(f"{arguments.beam}: {error.strerror}") from None
+    reference = learn(binary)
+    data = packed(reference)
+    path = arguments.output or str(HOST / name_of(reference.build))
+    try:
+        if not arguments.output:
+            HOST.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with Document(path, force=arguments.force) as document:
+            document.file.write(data)
+            document.commit()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+    say(
+        f"{plain(str(reference.build))}: {len(reference.wanted)} functions, "
+        f"{len(data):,} bytes in {plain(path)}",
+        sys.stdout,
+    )
+    return 0
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    from scope_ebpf.beam.hidden import memory
+    from scope_ebpf.beam.hidden.learn import of_debug_file
+    from scope_ebpf.beam.hidden.resolve import reveal
+    from scope_ebpf.beam.vm.discover import inspect
+
+    target = inspect(arguments.pid)
+    if arguments.debug_file is not None:
+        fd = _opened(arguments.debug_file)
+    else:
+        fd = _fetched(target.binary, arguments.debuginfod)
+    found = of_debug_file(target.binary, fd)
+    hidden = reveal(target.binary, found)
+    if not memory.keep(found):
+        raise OutputError(f"{memory.folder()} cannot be written: run as root")
+    known = len(found.places) - len([n for n in hidden.reasons if n in found.places])
+    say(f"process {target.pid}: {known} functions are known from now on", sys.stdout)
+    return 0
+
+
+def _opened(path: str) -> int:
+    from scope_ebpf.sandbox import files
+
+    try:
+        return files.open_magic(path, most=files.MAX_DEBUG_FILE)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _fetched(binary: Binary, url: str) -> int:
+    """Get the debug file of *binary* from the first server that has it; a descriptor of it."""
+    servers = [url] if url else os.environ.get("DEBUGINFOD_URLS", "").split()
+    if not servers:
+        raise UsageError("no server is named: --debuginfod URL, or set DEBUGINFOD_URLS")
+    if not binary.build_id:
+        raise UsageError(f"{binary.path} has no build id, by which a server could find its file")
+    troubles = []
+    for server in servers:
+        try:
+            return _download(f"{server.rstrip('/')}/buildid/{binary.build_id}/debuginfo")
+        except (OSError, ValueError) as error:
+            troubles.append(f"{server}: {error}")
+    raise HostError(f"no server has the debug file of {binary.build_id}: {'; '.join(troubles)}")
+
+
+def _download(url: str) -> int:
+    """Get *url* into memory; OSError, ValueError for what is too large."""
+    from urllib.request import Request, urlopen
+
+    from scope_ebpf.sandbox.files import MAX_DEBUG_FILE
+
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("it is no URL of http or https")
+    request = Request(url, headers={"User-Agent": "scope-ebpf"})  # noqa: S310 - checked above
+    fd = os.memfd_create("debuginfo", os.MFD_CLOEXEC)
+    try:
+        with (
+            urlopen(request, timeout=_TIMEOUT) as response,  # noqa: S310
+            open(fd, "wb", closefd=False) as file,
+        ):
+            while file.tell() <= MAX_DEBUG_FILE and (block := response.read(_BLOCK)):
+                file.write(block)
+        if os.fstat(fd).st_size <= MAX_DEBUG_FILE:
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise ValueError(f"it has more than {MAX_DEBUG_FILE:,} bytes")
