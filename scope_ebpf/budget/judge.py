@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
+from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import JUDGED
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Judge:
         self._names = {
             item.event: " + ".join(dict.fromkeys(a.name for a in item.attachments))
             for item in plan.items
-            if any(a.source for a in item.attachments) and item.event in JUDGED
+            if any(a.source not in ("", DEBUG_FILE) for a in item.attachments)
+            and item.event in JUDGED
         }
         self.agreed: set[str] = set()
         self.refused: dict[str, str] = {}

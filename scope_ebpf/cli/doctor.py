@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import EVENTS
+from scope_ebpf.beam.hidden.memory import DEBUG_FILE
+from scope_ebpf.beam.hidden.resolve import JUDGED, resolve
 from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.daemon.trial import trial
@@ -20,12 +22,15 @@ from scope_ebpf.kernel.attach import links
 from scope_ebpf.kernel.attach.leftovers import find
 from scope_ebpf.kernel.attach.uprobes import has_multi
 from scope_ebpf.planning.planner import make_plan
+from scope_ebpf.sessions import explained
 from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from scope_ebpf.attach.plan import Item
+    from scope_ebpf.beam.hidden.resolve import Hidden
     from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.errors import ScopeError
 
@@ -65,9 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _examine(pid: int) -> dict[str, Any]:
     """The target and the state of each event's hooks, by both attach methods."""
     target = inspect(pid)
+    hidden = resolve(target)
     settings, refused = kernel_constants(target)
     chosen, *plans = (
-        make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
+        explained(make_plan(target.binary, target.flavor, EVENTS, via, known(settings)), hidden)
         for via in ("auto", "symbol", "usdt")
     )
     names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}
@@ -84,6 +90,7 @@ def _examine(pid: int) -> dict[str, Any]:
                 "via": item.via,
                 "hooks": list(dict.fromkeys(a.name for a in item.attachments)),
                 "places": len(item.attachments),
+                "found_by": _found_by(item, hidden),
                 "why": item.reason,
                 "on_request": variant.on_request if variant else None,
                 "other_way": other.reason if other and item.attachments else None,
@@ -103,6 +110,16 @@ def _examine(pid: int) -> dict[str, Any]:
             "not_told": daemon.parts,
         },
     }
+
+
+def _found_by(item: Item, hidden: Hidden) -> str | None:
+    """How the functions of an event were found that the program hides; None for symbols."""
+    source = next((a.source for a in item.attachments if a.source), None)
+    if source is None or item.event not in JUDGED or source == DEBUG_FILE:
+        return source
+    if item.event in hidden.proven:
+        return f"{source}; the VM's counters agreed"
+    return f"{source}; compared with the VM's counters before anything is shown"
 
 
 def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
@@ -144,11 +161,8 @@ def _print(document: dict[str, Any]) -> None:
         table.add_column(name, overflow="fold")
     for row in document["hooks"]:
         state = "[green]on[/green]" if row["state"] == "on" else "[red]off[/red]"
-        what = ", ".join(row["hooks"]) or row["why"]
-        if row["on_request"]:
-            state, what = "ask", f"{what}: {row['on_request']}"
-        if row["why"] and row["hooks"]:
-            what += f" ({row['why']})"
+        state = "ask" if row["on_request"] else state
+        what = _hooks_of(row)
         table.add_row(row["event"], state, row["via"], escape(plain(what)))
     console.print(table)
     for line in (
@@ -156,6 +170,18 @@ def _print(document: dict[str, Any]) -> None:
         *_daemon_lines(**document["daemon"]),
     ):
         console.print(line)
+
+
+def _hooks_of(row: dict[str, Any]) -> str:
+    """The hooks of an event, with what is to be known of them, or why it has none."""
+    what: str = ", ".join(row["hooks"]) or row["why"]
+    if row["on_request"]:
+        what += f": {row['on_request']}"
+    if row["found_by"]:
+        what += f" (hidden; {row['found_by']})"
+    if row["why"] and row["hooks"]:
+        what += f" ({row['why']})"
+    return what
 
 
 def _breakpoint_lines(held: list[str], left: list[str]) -> Iterator[str]:

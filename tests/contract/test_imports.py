@@ -58,7 +58,7 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("output", "pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
+        *("output", "pipes", "planning", "runs", "sandbox", "sessions", "sinks", "user_probes"),
     },
 }
 

@@ -10,7 +10,7 @@ same major release, and with a higher score.
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,8 @@ JUDGED = frozenset(("spawn", "exit", "gc", "schedule", "port_open", "port_close"
 _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 #: CPU seconds of one matching, and seconds until its answer is late.
 MATCHING, _PATIENCE = 5.0, 60.0
-#: In the daemon, a matching is begun at most so often, seconds.
-_BETWEEN = 60.0
+#: Matchings whose results are remembered by the daemon.
+_REMEMBERED = 64
 _HOOKS = [
     (variant.event, name)
     for variant in events.VARIANTS
@@ -70,21 +70,53 @@ class Hidden:
     proven: frozenset[str] = frozenset()
 
 
-class _Pace:
-    """Lets a matching begin now and then only, where programs come from anybody."""
+class _Background:
+    """
+    Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
+
+    Programs come from anybody, so one that follows another waits for it.
+    """
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._lock = threading.Lock()
+        self._busy = False
+        self._done: dict[tuple[str, str], Functions] = {}
 
-    def check(self) -> None:
-        """RefusedFileError if the last one was begun a moment ago."""
-        now = time.monotonic()
-        if now < self._next:
-            raise RefusedFileError("its functions are looked for later", lasting=False)
-        self._next = now + _BETWEEN
+    def take(self, file: str, reference: Reference) -> Functions | None:
+        """What a matching has found in *file*, if there was one."""
+        with self._lock:
+            return self._done.get((file, reference.digest))
+
+    def start(self, target: Target, file: str, reference: Reference) -> None:
+        """Begin a matching, unless one runs."""
+        with self._lock:
+            if self._busy:
+                return
+            self._busy = True
+        work = partial(self._run, target.binary, target.otp_release, file, reference)
+        try:
+            threading.Thread(target=work, name="functions", daemon=True).start()
+        except RuntimeError:  # the host allows no more threads
+            self._busy = False
+
+    def _run(self, binary: Binary, release: str, file: str, reference: Reference) -> None:
+        parser = binary.apart(MATCHING, _PATIENCE)
+        try:
+            found = _matched(parser, release, file, reference)
+            with self._lock:
+                self._done[file, reference.digest] = found
+                while len(self._done) > _REMEMBERED:
+                    del self._done[next(iter(self._done))]
+        except RefusedFileError as error:
+            _given_up.add(binary.key, error)
+        except UnreadableFileError as error:
+            _given_up.add(binary.key, RefusedFileError(str(error)))
+        finally:
+            parser.close()
+            self._busy = False
 
 
-_pace = _Pace()
+_background = _Background()
 #: Programs whose matching was given up, for an hour.
 _given_up = Refusals()
 _known: WeakKeyDictionary[Binary, Hidden] = WeakKeyDictionary()
@@ -100,7 +132,7 @@ def resolve(target: Target) -> Hidden:
     """
     Reveal the functions that the program of *target* hides, once; nothing for other programs.
 
-    In the daemon, RefusedFileError for a program whose matching would follow another one closely.
+    In the daemon, RefusedFileError for a program whose functions are still looked for.
     """
     binary = target.binary
     if binary not in _known:
@@ -149,13 +181,25 @@ def _by_reference(
         return Hidden(file, why=f"{why}; `scope-trace learn` makes one")
     if kept and kept.reference == reference.digest:
         return reveal(target.binary, kept)
-    if not target.binary.patient:
-        _pace.check()
+    if target.binary.patient:
+        return reveal(target.binary, _matched(parser, target.otp_release, file, reference))
+    found = _background.take(file, reference)
+    if found is None:
+        _background.start(target, file, reference)
+        raise RefusedFileError(
+            f"process {target.pid}: the functions that its program hides are looked for",
+            lasting=False,
+        )
+    return reveal(target.binary, found)
+
+
+def _matched(parser: Parser, release: str, file: str, reference: Reference) -> Functions:
+    """Match, and keep what was found. Raises UnreadableFileError and RefusedFileError."""
     places = match(parser, reference)
-    near = reference.build.major == target.otp_release
+    near = reference.build.major == release
     found = Functions(file, reference.digest, f"reference {reference.build}", near, places)
     memory.keep(found)
-    return reveal(target.binary, found)
+    return found
 
 
 def _first(shelf: Iterable[Entry]) -> tuple[Reference | None, str]:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Hooks of functions that were found, judged by what the VM counts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scope_ebpf import events
+from scope_ebpf.attach.plan import Attachment, Item, Plan
+from scope_ebpf.budget.judge import Judge, counted, fits, growth
+
+ALL = {
+    "spawned": 0,
+    "processes": 0,
+    "collections": 0,
+    "context_switches": 0,
+    "opened": 0,
+    "ports": 0,
+}
+
+
+def plan(*names: str, source: str = "reference") -> Plan:
+    def item(name: str) -> Item:
+        hook = Attachment(f"{name}_entry", "process", f"f_{name}", 1, 1, source=source)
+        return Item(name, "symbol", hook.name, (hook,), "")
+
+    return Plan(tuple(item(name) for name in names))
+
+
+def judge_of(*names: str, proven: tuple[str, ...] = (), source: str = "reference") -> Judge:
+    return Judge(plan(*names, source=source), proven, ALL)
+
+
+def test_an_event_agrees_when_it_counts_what_the_vm_counts():
+    """
+    An event is pending until 20 events agree, in windows or in all.
+    """
+    judge = judge_of("spawn", "exit")
+    judge.add("spawn", 12, 12, 12)
+    assert judge.pending == {"spawn", "exit"}
+    judge.add("spawn", 11, 10, 12)
+    judge.replace("exit", 4000, 3990, 4010)
+    assert (judge.pending, judge.agreed, judge.refused) == (set(), {"spawn", "exit"}, {})
+
+
+@pytest.mark.parametrize(("count", "vm"), [(12, 4000), (0, 23), (3000, 130), (23, 0)])
+def test_an_event_that_disagrees_twice_is_refused_by_name(count: int, vm: int):
+    """
+    A hook that counts more or less than the VM is refused with both counts.
+    """
+    judge = judge_of("spawn")
+    judge.replace("spawn", count, vm, vm)
+    assert judge.pending == {"spawn"}
+    judge.replace("spawn", count, vm, vm)
+    assert judge.pending == set()
+    assert judge.refused == {"spawn": f"hook.spawn: counted {count:,}, the VM counted {vm:,}"}
+
+
+def test_a_few_counts_agree_at_the_end_only_if_they_are_equal():
+    """
+    With fewer than 20 events, a run's figure is shown if it is the VM's, and refused if it is not.
+    """
+    judge = judge_of("spawn", "exit", "gc")
+    judge.replace("spawn", 3, 3, 3)
+    judge.replace("exit", 3, 2, 2)
+    judge.finish()
+    assert judge.refused == {"exit": "hook.exit: counted 3, the VM counted 2"}
+    assert judge.agreed == set()
+
+
+def test_what_needs_no_judgement_is_not_judged():
+    """
+    Symbols of the file, debug files, proven events, and events that no counter counts are left out.
+    """
+    assert judge_of("spawn", source="").pending == set()
+    assert judge_of("spawn", source="debug file").pending == set()
+    assert judge_of("spawn", "gc", proven=("spawn",)).pending == {"gc"}
+    assert judge_of("send").pending == set()
+
+
+def test_an_event_whose_counter_cannot_be_read_is_refused():
+    """
+    Without a counter to compare with, a function that was found is not used.
+    """
+    judge = Judge(plan("spawn", "port_close"), (), {"spawned": 0, "opened": 0})
+    assert judge.pending == {"spawn"}
+    assert judge.refused == {
+        "port_close": "ports of the VM cannot be read to compare it with",
+    }
+
+
+def test_the_growth_of_counters_is_that_of_the_events():
+    """
+    Exits are spawns that are not there any more, and counters of 32 bits wrap.
+    """
+    since = dict.fromkeys(ALL, 0) | {"spawned": (1 << 32) - 3, "processes": 40, "dirty": 1}
+    until = since | {"spawned": 20, "processes": 17, "collections": 9, "dirty": 5}
+    assert growth("spawn", since, until) == 23
+    assert growth("exit", since, until) == 46
+    assert growth("gc", since, until) == 13
+    # The word of a table's count has another counter in its upper half.
+    opened = since | {"opened": 7 << 32 | 28, "ports": 5 << 32 | 3}
+    assert growth("port_close", since, opened) == 25
+
+
+def test_only_classes_that_the_vm_counts_are_compared():
+    """
+    Hibernations are no collections of the VM's statistics, and a schedule counts when it begins.
+    """
+    seen = {"gc": {"minor": 5, "major": 7, "hibernate": 100}, "schedule": {"in": 5, "out": 6}}
+    for event, classes in seen.items():
+        tallies = np.zeros(events.CLASSES, events.COUNTERS)
+        for name, count in classes.items():
+            tallies["count"][events.KINDS[event].classes.index(name)] = count
+        assert counted(event, tallies) == {"gc": 12, "schedule": 5}[event]
+
+
+def test_what_is_under_way_is_no_disagreement():
+    """
+    Four events and a twentieth may differ.
+    """
+    assert fits(23, 19, 19)
+    assert not fits(24, 19, 19)
+    assert fits(950, 996, 1000)
+    assert not fits(900, 996, 1000)

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Functions of a file that hides its symbols: learned from one build, found in another.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from beams_run import require
+
+from scope_ebpf.beam.elf.binary import Binary, Symbol
+from scope_ebpf.beam.elf.bounds import UnprovenPlaceError, require_in_function
+from scope_ebpf.beam.hidden import memory, shelf
+from scope_ebpf.beam.hidden.learn import learn, of_debug_file
+from scope_ebpf.beam.hidden.memory import Functions, Place
+from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
+from scope_ebpf.beam.hidden.resolve import _known, hidden_of, resolve
+
+BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
+HELPERS = [f"helper_{n}" for n in range(60)]
+
+
+def program(release: str, erts: str) -> str:
+    """
+    A C program with the wanted functions and others, which call each other; with a greeting.
+    """
+    random_of = random.Random(7)
+    names = [*HELPERS, *WANTED]
+    lines = ["#include <stdio.h>", "#include <stdlib.h>", "#include <string.h>"]
+    lines += [f"__attribute__((noinline)) long {name}(long a, long *b);" for name in names]
+    lines.append(f'const char banner[] = "{BANNER % (release, erts)}";')
+    for number, name in enumerate(names):
+        body = []
+        if number % 3 == 0:
+            body.append(f'printf("what {name[::-1]} says: %ld\\n", a);')
+        body.append(f"b[{random_of.randrange(20, 900)}] += a * {random_of.randrange(100, 9999)};")
+        for callee in random_of.sample(names, random_of.randrange(2, 7)):
+            body.append(f"if (a > {random_of.randrange(40, 999)}) b[1] += {callee}(a - 1, b);")
+        if number % 4 == 0:
+            body.append("b[2] += strlen((char *)b) + (long)malloc(a);")
+        lines.append(f"long {name}(long a, long *b) {{ {' '.join(body)} return b[0] + a; }}")
+    calls = " ".join(f"n += {name}(c, b);" for name in names)
+    lines.append(f"int main(int c, char **v) {{ long b[1000] = {{0}}, n = 0; {calls} ")
+    lines.append('printf("%s %ld", banner, n); return 0; }')
+    return "\n".join(lines)
+
+
+def built(folder: Path, name: str, *flags: str, release: str = "29", erts: str = "17.1") -> Path:
+    require(shutil.which("gcc"), "there is no C compiler")
+    source = folder / "program.c"
+    source.write_text(program(release, erts))
+    made = folder / name
+    subprocess.run(["gcc", "-fvisibility=hidden", *flags, "-o", made, source], check=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """
+    A build with symbols, another compiler's settings' build of it, and that one stripped.
+    """
+    folder = tmp_path_factory.mktemp("hidden")
+    teacher = built(folder, "teacher", "-O2")
+    named = built(folder, "named", "-O1", "-fstack-protector-all", "-fno-omit-frame-pointer")
+    stripped = folder / "stripped"
+    subprocess.run(["strip", "-o", stripped, named], check=True)
+    return SimpleNamespace(folder=folder, teacher=teacher, named=named, stripped=stripped)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """
+    Empty folders of references and of what was found before.
+    """
+    folders = SimpleNamespace(shelf=tmp_path / "shelf", cache=tmp_path / "cache")
+    folders.shelf.mkdir(mode=0o755)
+    folders.cache.mkdir(mode=0o755)
+    monkeypatch.setenv(shelf.VARIABLE, str(folders.shelf))
+    monkeypatch.setenv("SCOPE_EBPF_CACHE", str(folders.cache))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def reference(builds: SimpleNamespace) -> bytes:
+    """
+    What the build with symbols teaches, as a file.
+    """
+    return packed(learn(Binary.open(builds.teacher)))
+
+
+def truth(path: Path) -> dict[str, int]:
+    lines = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
+    rows = (line.split() for line in lines.splitlines())
+    return {row[2]: int(row[0], 16) for row in rows if len(row) == 3}
+
+
+def target_of(path: Path, release: str = "29", erts: str = "17.1") -> Any:
+    return SimpleNamespace(
+        binary=Binary.open(path), otp_release=release, erts_version=erts, flavor="jit"
+    )
+
+
+def put(folders: SimpleNamespace, reference: bytes) -> Path:
+    path = folders.shelf / shelf.name_of(parse(reference, "it").build)
+    path.write_bytes(reference)
+    path.chmod(0o644)
+    return path
+
+
+def test_functions_are_found_where_they_are(builds, reference, own_folders):
+    """
+    Nearly all wanted functions are found in a stripped build of other settings, and none elsewhere.
+    """
+    put(own_folders, reference)
+    target = target_of(builds.stripped)
+    resolve(target)
+    places = truth(builds.named)
+    found = {name: symbol.address for name in WANTED if (symbol := target.binary.symbol(name))}
+    assert {name: places[name] for name in found} == found
+    assert len(found) >= len(WANTED) * 3 // 4
+
+
+def test_what_was_found_is_remembered_for_that_file_only(builds, reference, own_folders):
+    """
+    The second start takes what is kept of the same file, also without its reference's rows, and a
+    file of other bytes is matched anew.
+    """
+    put(own_folders, reference)
+    resolve(target_of(builds.stripped))
+    (entry,) = (own_folders.cache / "functions").iterdir()
+    kept = json.loads(entry.read_text())
+    kept["places"] = {"erts_schedule": kept["places"]["erts_schedule"]}
+    entry.write_text(json.dumps(kept))
+    again = target_of(builds.stripped)
+    resolve(again)
+    assert ["erts_schedule"] == [name for name in WANTED if again.binary.symbol(name)]
+    other = own_folders.cache / "other"
+    other.write_bytes(builds.stripped.read_bytes() + b"\0")
+    different = target_of(other)
+    resolve(different)
+    assert len([name for name in WANTED if different.binary.symbol(name)]) > 1
+
+
+def test_an_entry_that_others_may_change_is_not_used(builds, reference, own_folders):
+    """
+    What is kept counts only if root or the user alone may write it.
+    """
+    put(own_folders, reference)
+    resolve(target_of(builds.stripped))
+    (entry,) = (own_folders.cache / "functions").iterdir()
+    assert memory.recall(entry.stem) is not None
+    entry.chmod(0o666)
+    assert memory.recall(entry.stem) is None
+    entry.chmod(0o600)
+    entry.parent.chmod(0o777)
+    assert memory.recall(entry.stem) is None
+
+
+def test_a_reference_that_others_may_change_is_not_used(builds, reference, own_folders):
+    """
+    A reference that any user may write is refused with the reason.
+    """
+    put(own_folders, reference).chmod(0o666)
+    hidden = resolve(target_of(builds.stripped))
+    assert "others than root may change it" in hidden.why
+
+
+def test_another_release_teaches_only_what_a_counter_can_judge(builds, own_folders):
+    """
+    By a reference of another major release the functions of sends stay unknown, with the reason.
+    """
+    teacher = built(builds.folder, "teacher27", "-O2", release="27", erts="15.2")
+    put(own_folders, packed(learn(Binary.open(teacher))))
+    target = target_of(builds.stripped)
+    hidden = resolve(target)
+    assert target.binary.symbol("erl_create_process") is not None
+    assert target.binary.symbol("erts_send_message") is None
+    assert "another OTP release" in hidden.reasons["erts_send_message"]
+
+
+def test_an_address_within_a_function_is_no_place_for_a_hook(builds):
+    """
+    Only the start and the size that call frame information describes are accepted.
+    """
+    binary = Binary.open(builds.stripped)
+    start = truth(builds.named)["erts_schedule"]
+    size = next(size for size in range(1, 4096) if binary.is_start(start, size))
+    require_in_function(binary, Symbol("it", start, size, True, "found"), start)
+    for address, length in ((start + 1, size - 1), (start + 4, size), (start, size - 1)):
+        symbol = Symbol("it", address, length, True, "found")
+        with pytest.raises(UnprovenPlaceError, match="no function begins"):
+            require_in_function(binary, symbol, address)
+
+
+def test_a_planted_address_within_a_function_is_never_revealed(builds, reference, own_folders):
+    """
+    An entry whose addresses lie within functions gives none, and names each.
+    """
+    put(own_folders, reference)
+    resolve(target_of(builds.stripped))
+    (entry,) = (own_folders.cache / "functions").iterdir()
+    kept = json.loads(entry.read_text())
+    for place in kept["places"].values():
+        place[0] += 3
+    entry.write_text(json.dumps(kept))
+    target = target_of(builds.stripped)
+    hidden = resolve(target)
+    assert [] == [name for name in WANTED if target.binary.symbol(name)]
+    assert hidden.reasons["erts_schedule"] == "no function begins where it was found"
+
+
+def changed(reference: bytes, **values: Any) -> bytes:
+    return gzip.compress(json.dumps(json.loads(gzip.decompress(reference)) | values).encode())
+
+
+HOSTILE = {
+    "cut short": lambda r: r[:-20],
+    "no reference": lambda _: b"\x7fELF and more",
+    "not packed": lambda r: gzip.decompress(r),
+    "another file": lambda _: gzip.compress(b'{"a": 1}'),
+    "no table": lambda _: gzip.compress(b"[1]"),
+    "deep": lambda _: gzip.compress(b"[" * 100_000),
+    "a bomb": lambda _: gzip.compress(b" " * (64 << 20)),
+    "another version": lambda r: changed(r, scope_ebpf_reference=99),
+    "control characters": lambda r: changed(r, compiler="\x1b[2J"),
+    "a call beyond the rows": lambda r: changed(r, rows=[["a", 1, 1, [], [7], [], []]]),
+    "a name beyond the names": lambda r: changed(
+        r, called=[], rows=[["a", 1, 1, [], [-2], [], []]]
+    ),
+    "a mark that is a text": lambda r: changed(r, unique=["x"]),
+    "a mark of 65 bits": lambda r: changed(r, unique=[1 << 64]),
+    "too many rows": lambda r: changed(r, rows=[["a", 1, 1, [], [], [], []]] * 5000),
+    "infinite": lambda r: changed(r, unique=[float("inf")]),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_bad_reference_is_one_line(reference, how):
+    """
+    A reference that is cut, hostile or of another form is refused in one line.
+    """
+    with pytest.raises(BadReferenceError) as caught:
+        parse(HOSTILE[how](reference), "its name")
+    assert str(caught.value).startswith("its name cannot be used: ")
+    assert str(caught.value).isprintable()
+
+
+def test_a_reference_of_another_processor_is_not_taken(builds, reference, own_folders):
+    """
+    The references of another architecture and of another flavour are not for this program.
+    """
+    for key, value in (("machine", "AArch64"), ("flavor", "emu")):
+        put(own_folders, changed(reference, **{key: value}))
+    hidden = resolve(target_of(builds.stripped))
+    assert "no reference of jit emulators" in hidden.why
+    lying = own_folders.shelf / shelf.name_of(parse(reference, "it").build)
+    lying.write_bytes(changed(reference, machine="AArch64"))
+    lying.chmod(0o644)
+    assert "it is of OTP 29 (erts 17.1, jit, AArch64" in resolve(target_of(builds.stripped)).why
+
+
+def test_the_nearest_reference_comes_first():
+    """
+    The same major release comes before another one, and the nearest version of ERTS first.
+    """
+    versions = {"17.1.2": "29", "17.0": "29", "16.2": "28", "15.2": "27", "17.1": "29"}
+    among = [
+        shelf.Entry(Path(erts), Build(otp, erts, "jit", "x64", ""))
+        for erts, otp in versions.items()
+    ]
+    found = shelf.nearest("29", "17.1.1", "jit", "x64", among)
+    assert ["17.1", "17.1.2"] == sorted(entry.build.erts for entry in found[:2])
+    assert ["16.2", "15.2"] == [entry.build.erts for entry in found[3:]]
+
+
+def test_a_stripped_program_teaches_nothing(builds):
+    """
+    A program without symbols, and one that is no BEAM, are refused in one line.
+    """
+    with pytest.raises(BadReferenceError, match="it is stripped"):
+        learn(Binary.open(builds.stripped))
+    with pytest.raises(BadReferenceError, match="is no BEAM"):
+        learn(Binary.open(Path(shutil.which("gcc") or "/bin/true")))
+
+
+def test_a_debug_file_counts_for_its_own_build_only(builds):
+    """
+    The symbols of a debug file are taken by its build id, and a file of another build is refused.
+    """
+    debug = builds.folder / "own.debug"
+    subprocess.run(["objcopy", "--only-keep-debug", builds.named, debug], check=True)
+    binary = Binary.open(builds.stripped)
+    found = of_debug_file(binary, os.open(debug, os.O_RDONLY))
+    places = truth(builds.named)
+    assert {name: places[name] for name in WANTED} == {
+        name: place.start for name, place in found.places.items()
+    }
+    with pytest.raises(BadReferenceError, match="its build id is another one"):
+        of_debug_file(binary, os.open(builds.teacher, os.O_RDONLY))
+
+
+def test_a_program_with_symbols_is_left_alone(builds, reference, own_folders):
+    """
+    Where the file names its functions, nothing is looked for.
+    """
+    put(own_folders, reference)
+    target = target_of(builds.named)
+    assert "" == resolve(target).source
+    assert not (own_folders.cache / "functions").exists()
+
+
+def test_two_functions_are_not_found_at_one_place(builds, own_folders):
+    """
+    An entry that has two functions at one place gives the first of them only.
+    """
+    from scope_ebpf.beam.hidden.resolve import reveal
+
+    binary = Binary.open(builds.stripped)
+    start = truth(builds.named)["erts_schedule"]
+    size = next(size for size in range(1, 4096) if binary.is_start(start, size))
+    place = Place(start, size)
+    found = {"erl_create_process": place, "erts_do_exit_process": place}
+    hidden = reveal(binary, Functions("f", "r", "reference", True, found))
+    assert hidden is hidden_of(binary) is _known[binary]
+    assert binary.symbol("erl_create_process") is not None
+    assert "found at the same place" in hidden.reasons["erts_do_exit_process"]
