@@ -44,8 +44,10 @@ def program(release: str, erts: str) -> str:
         if number % 3 == 0:
             body.append(f'printf("what {name[::-1]} says: %ld\\n", a);')
         body.append(f"b[{random_of.randrange(20, 900)}] += a * {random_of.randrange(100, 9999)};")
-        for callee in random_of.sample(names, random_of.randrange(2, 7)):
-            body.append(f"if (a > {random_of.randrange(40, 999)}) b[1] += {callee}(a - 1, b);")
+        body += [
+            f"if (a > {random_of.randrange(40, 999)}) b[1] += {callee}(a - 1, b);"
+            for callee in random_of.sample(names, random_of.randrange(2, 7))
+        ]
         if number % 4 == 0:
             body.append("b[2] += strlen((char *)b) + (long)malloc(a);")
         lines.append(f"long {name}(long a, long *b) {{ {' '.join(body)} return b[0] + a; }}")
@@ -226,7 +228,7 @@ def changed(reference: bytes, **values: Any) -> bytes:
 HOSTILE = {
     "cut short": lambda r: r[:-20],
     "no reference": lambda _: b"\x7fELF and more",
-    "not packed": lambda r: gzip.decompress(r),
+    "not packed": gzip.decompress,
     "another file": lambda _: gzip.compress(b'{"a": 1}'),
     "no table": lambda _: gzip.compress(b"[1]"),
     "deep": lambda _: gzip.compress(b"[" * 100_000),
