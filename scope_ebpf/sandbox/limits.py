@@ -33,6 +33,8 @@ CODE, INSTRUCTIONS = 1 << 16, 4096
 FUNCTIONS, CALLS, RELOCATIONS, CALLED = 1 << 16, 1024, 8 << 20, 64
 #: Bytes of a file whose functions are looked for.
 PROGRAM = 256 << 20
+#: Bytes of a function that are disassembled for its constants.
+MARKED = 8 << 10
 #: Functions of a reference, and of each the calls, and the marks of one kind.
 ROWS_LEARNED, LEARNED_CALLS, LEARNED_MARKS = 2048, 400, 48
 #: Bytes of one frame description, and its rows.

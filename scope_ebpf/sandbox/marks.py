@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from scope_ebpf.sandbox import limits
-from scope_ebpf.sandbox.decoder import decode
+from scope_ebpf.sandbox.decoder import texts
 from scope_ebpf.sandbox.starts import TEXT, Starts
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Marks:
     def body(self, start: int) -> Body:
         """The constants of one function."""
         if start not in self._bodies:
-            size = min(self.starts.sizes[start], limits.CODE)
+            size = min(self.starts.sizes[start], limits.MARKED)
             self._bodies[start] = _body(self._elf.read(start, size))
         return self._bodies[start]
 
@@ -181,9 +181,8 @@ def _body(code: bytes) -> Body:
     count = 0
     constants: Counter[int] = Counter()
     fields: Counter[int] = Counter()
-    for instruction in decode(code):
+    for mnemonic, operands in texts(code):
         count += 1
-        operands, mnemonic = instruction.operands, instruction.mnemonic
         if "0x" not in operands or mnemonic[0] == "j" or mnemonic in ("call", "nop", "lea"):
             continue
         if found := _CONSTANT.search(operands):

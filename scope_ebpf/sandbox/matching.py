@@ -31,6 +31,8 @@ _MOST_CALLERS = 40
 #: Weights of the parts of a score.
 _TEXTS, _NAMES, _CONSTANTS, _FIELDS, _SIZE, _CALLS = 3.0, 2.0, 2.0, 1.5, 1.5, 1.0
 _CALLED, _CALLING = 4.0, 3.0
+#: Candidates of a row that are scored in full while pairs are made, and the least they must have.
+_TRIED, _ROUGH = 3, 0.3
 #: Candidates that are scored in full for a wanted function at the end.
 _FINAL = 8
 
@@ -63,10 +65,16 @@ class Reference:
         self.unique = frozenset(unique)
         self.rows = [_learned(row, called) for row in rows]
         self.names = {row.name: number for number, row in enumerate(self.rows) if row.name}
+        #: By row the counts of its texts, and of other files' functions that it calls.
+        self.counts = [_counts(row.function) for row in self.rows]
         self.callers: dict[int, list[int]] = defaultdict(list)
         for number, row in enumerate(self.rows):
             for callee in dict.fromkeys(row.called):
                 self.callers[callee].append(number)
+
+
+def _counts(function: Function) -> tuple[Counter[int], Counter[str]]:
+    return Counter(function.texts), Counter(c for c in function.calls if isinstance(c, str))
 
 
 def _learned(row: Row, called: list[str]) -> _Learned:
@@ -95,6 +103,7 @@ class Matcher:
         self.pairs: dict[int, int] = {}
         #: Pairs whose calls have not been aligned since the last change around them.
         self._fresh: set[int] = set()
+        self._counts: dict[int, tuple[Counter[int], Counter[str]]] = {}
         for name, start in exports.items():
             if name in reference.names:
                 self._pair(reference.names[name], start)
@@ -179,8 +188,9 @@ class Matcher:
             if index in self.pairs or start in self.index or start not in self._marks.functions:
                 del votes[index, start]
                 continue
-            scores.append((self.score(index, start) + min(count, 5) * 0.02, index, start))
-        scores.sort(reverse=True)
+            rough = self.score(index, start, full=False) + min(count, 5) * 0.02
+            scores.append((rough, index, start))
+        scores = self._in_full(scores)
         theirs, ours = _Best(), _Best()
         for score, index, start in scores:
             theirs.add(index, score, start)
@@ -190,6 +200,19 @@ class Matcher:
                 break
             if theirs.is_best(index, start) and ours.is_best(start, index):
                 self._pair(index, start)
+
+    def _in_full(self, rough: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
+        """Score the best candidates of each row by what a disassembly shows as well; in order."""
+        rough.sort(reverse=True)
+        tried: Counter[int] = Counter()
+        scores = []
+        for score, index, start in rough:
+            if score >= _ROUGH and tried[index] < _TRIED:
+                tried[index] += 1
+                more = score - self.score(index, start, full=False)
+                scores.append((self.score(index, start) + more, index, start))
+        scores.sort(reverse=True)
+        return scores
 
     def _final(self, index: int) -> Found | None:
         """The best start for a row of the reference, among all around it."""
@@ -233,9 +256,11 @@ class Matcher:
     def _parts(
         self, index: int, row: _Learned, start: int, ours: Function, *, full: bool
     ) -> Iterator[tuple[float, float | None]]:
-        yield _TEXTS, _alike(Counter(row.function.texts), Counter(ours.texts))
-        names = (Counter(c for c in f.calls if isinstance(c, str)) for f in (row.function, ours))
-        yield _NAMES, _alike(*names)
+        if start not in self._counts:
+            self._counts[start] = _counts(ours)
+        texts, names = self._reference.counts[index]
+        yield _TEXTS, _alike(texts, self._counts[start][0])
+        yield _NAMES, _alike(names, self._counts[start][1])
         if full:
             body = self._marks.body(start)
             yield _CONSTANTS, _alike(row.body.constants, body.constants)

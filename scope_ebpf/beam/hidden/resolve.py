@@ -11,6 +11,7 @@ same major release, and with a higher score.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from scope_ebpf.beam.hidden import memory
 from scope_ebpf.beam.hidden.memory import DEBUG_FILE, Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError
 from scope_ebpf.beam.hidden.shelf import entries, nearest
-from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.errors import RefusedFileError, SoughtError
 from scope_ebpf.sandbox import answers, limits
 from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Refusals
@@ -40,9 +41,9 @@ JUDGED = frozenset(("spawn", "exit", "gc", "schedule", "port_open", "port_close"
 #: Score and margin of a function: that a counter judges, and of any other.
 _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 #: CPU seconds of one matching, and seconds until its answer is late.
-MATCHING, _PATIENCE = 5.0, 60.0
-#: Matchings whose results are remembered by the daemon.
-_REMEMBERED = 64
+MATCHING, _PATIENCE = 6.0, 60.0
+#: In the daemon: matchings whose results are remembered, and seconds from one to the next.
+_REMEMBERED, _BETWEEN = 64, 60.0
 _HOOKS = [
     (variant.event, name)
     for variant in events.VARIANTS
@@ -74,25 +75,20 @@ class _Background:
     """
     Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
 
-    Programs come from anybody, so one that follows another waits for it.
+    Programs come from anybody, so one is begun a minute at most.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._busy = False
-        self._done: dict[tuple[str, str], Functions] = {}
-
-    def take(self, file: str, reference: Reference) -> Functions | None:
-        """What a matching has found in *file*, if there was one."""
-        with self._lock:
-            return self._done.get((file, reference.digest))
+        self._busy, self._next = False, 0.0
 
     def start(self, target: Target, file: str, reference: Reference) -> None:
-        """Begin a matching, unless one runs."""
+        """Begin a matching, unless one runs or was begun a moment ago."""
+        now = time.monotonic()
         with self._lock:
-            if self._busy:
+            if self._busy or now < self._next:
                 return
-            self._busy = True
+            self._busy, self._next = True, now + _BETWEEN
         work = partial(self._run, target.binary, target.otp_release, file, reference)
         try:
             threading.Thread(target=work, name="functions", daemon=True).start()
@@ -102,11 +98,7 @@ class _Background:
     def _run(self, binary: Binary, release: str, file: str, reference: Reference) -> None:
         parser = binary.apart(MATCHING, _PATIENCE)
         try:
-            found = _matched(parser, release, file, reference)
-            with self._lock:
-                self._done[file, reference.digest] = found
-                while len(self._done) > _REMEMBERED:
-                    del self._done[next(iter(self._done))]
+            _matched(parser, release, file, reference)
         except RefusedFileError as error:
             _given_up.add(binary.key, error)
         except UnreadableFileError as error:
@@ -117,6 +109,8 @@ class _Background:
 
 
 _background = _Background()
+#: What this process has matched, by the digests of file and reference.
+_done: dict[tuple[str, str], Functions] = {}
 #: Programs whose matching was given up, for an hour.
 _given_up = Refusals()
 _known: WeakKeyDictionary[Binary, Hidden] = WeakKeyDictionary()
@@ -132,15 +126,17 @@ def resolve(target: Target) -> Hidden:
     """
     Reveal the functions that the program of *target* hides, once; nothing for other programs.
 
-    In the daemon, RefusedFileError for a program whose functions are still looked for.
+    In the daemon, SoughtError for a program whose functions are still looked for.
     """
     binary = target.binary
     if binary not in _known:
-        if binary.machine != "x64" or binary.symbol("erts_schedule") is not None:
-            _known[binary] = Hidden()
-        else:
-            _known[binary] = _resolved(target)
+        _known[binary] = _resolved(target) if hides(binary) else Hidden()
     return _known[binary]
+
+
+def hides(binary: Binary) -> bool:
+    """Whether *binary* hides its functions, of a processor for which they can be found."""
+    return binary.machine == "x64" and binary.symbol("erts_schedule") is None
 
 
 def _resolved(target: Target) -> Hidden:
@@ -181,16 +177,12 @@ def _by_reference(
         return Hidden(file, why=f"{why}; `scope-trace learn` makes one")
     if kept and kept.reference == reference.digest:
         return reveal(target.binary, kept)
+    if found := _done.get((file, reference.digest)):
+        return reveal(target.binary, found)
     if target.binary.patient:
         return reveal(target.binary, _matched(parser, target.otp_release, file, reference))
-    found = _background.take(file, reference)
-    if found is None:
-        _background.start(target, file, reference)
-        raise RefusedFileError(
-            f"process {target.pid}: the functions that its program hides are looked for",
-            lasting=False,
-        )
-    return reveal(target.binary, found)
+    _background.start(target, file, reference)
+    raise SoughtError(f"the functions that the program of process {target.pid} hides are sought")
 
 
 def _matched(parser: Parser, release: str, file: str, reference: Reference) -> Functions:
@@ -198,6 +190,9 @@ def _matched(parser: Parser, release: str, file: str, reference: Reference) -> F
     places = match(parser, reference)
     near = reference.build.major == release
     found = Functions(file, reference.digest, f"reference {reference.build}", near, places)
+    _done[file, reference.digest] = found
+    while len(_done) > _REMEMBERED:
+        _done.pop(next(iter(_done)), None)
     memory.keep(found)
     return found
 

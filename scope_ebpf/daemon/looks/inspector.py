@@ -33,6 +33,7 @@ from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
+    SoughtError,
     TargetChangedError,
     TooMuchError,
 )
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
 
+#: Seconds until a program is looked at again whose functions are sought.
+_SOUGHT = 5.0
 #: Limits of a look: bytes of memory, system calls, seconds of CPU, seconds of time. The most
 #: expensive look at a VM, OTP 29 with hidden symbols, reads 7 MB in 1,700 calls. Where another
 #: process reads (``beam.memory.reader``) and CPUs are short, each call takes 0.1 to 0.3 ms.
@@ -160,6 +163,8 @@ class Looker:
                 # Figures read from a process while it ends say nothing about its program.
                 raise NoSuchProcessError(f"{pid} runs something else now") from None
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
+            if isinstance(error, SoughtError):
+                first = _SOUGHT
             if isinstance(error, NoAnswerError):
                 self.hangs.add(owner)
                 first = MOST

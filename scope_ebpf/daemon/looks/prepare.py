@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
-from scope_ebpf.beam.hidden.resolve import resolve
+from scope_ebpf.beam.hidden.resolve import hides, resolve
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.proof import has_atoms
 from scope_ebpf.beam.vm.scheduler_addresses import SchedulerFinder
@@ -50,6 +50,8 @@ def prepare(target: Target) -> Prepared:
     Raises UnprovenError where its memory is not that of a VM, so that it gets no hooks,
     NothingToAttachError, and NoSuchProcessError.
     """
+    if hides(target.binary) and not has_atoms(target):
+        raise UnprovenError(f"process {target.pid} has not the memory of a VM, or not yet")
     resolve(target)  # a counter may be found by a function that the program hides
     counters = ReferenceCounters(target)
     if counters.refused and NodeName(target).read() is None and not has_atoms(target):
