@@ -24,7 +24,7 @@ from scope_ebpf.beam.hidden import memory, shelf
 from scope_ebpf.beam.hidden.learn import learn, of_debug_file
 from scope_ebpf.beam.hidden.memory import Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
-from scope_ebpf.beam.hidden.resolve import _known, hidden_of, resolve
+from scope_ebpf.beam.hidden.resolve import _done, _known, hidden_of, resolve
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
 HELPERS = [f"helper_{n}" for n in range(60)]
@@ -85,6 +85,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamesp
     Empty folders of references and of what was found before.
     """
     folders = SimpleNamespace(shelf=tmp_path / "shelf", cache=tmp_path / "cache")
+    _done.clear()  # what this process has matched itself
     folders.shelf.mkdir(mode=0o755)
     folders.cache.mkdir(mode=0o755)
     monkeypatch.setenv(shelf.VARIABLE, str(folders.shelf))
@@ -143,6 +144,7 @@ def test_what_was_found_is_remembered_for_that_file_only(builds, reference, own_
     kept = json.loads(entry.read_text())
     kept["places"] = {"erts_schedule": kept["places"]["erts_schedule"]}
     entry.write_text(json.dumps(kept))
+    _done.clear()
     again = target_of(builds.stripped)
     resolve(again)
     assert ["erts_schedule"] == [name for name in WANTED if again.binary.symbol(name)]
@@ -215,6 +217,7 @@ def test_a_planted_address_within_a_function_is_never_revealed(builds, reference
     for place in kept["places"].values():
         place[0] += 3
     entry.write_text(json.dumps(kept))
+    _done.clear()
     target = target_of(builds.stripped)
     hidden = resolve(target)
     assert [] == [name for name in WANTED if target.binary.symbol(name)]
