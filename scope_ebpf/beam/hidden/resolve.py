@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,9 @@ def _by_reference(
     kept: Functions | None,
 ) -> Hidden:
     """What the first usable reference of *shelf* shows."""
+    with suppress(BadReferenceError):
+        if kept and shelf and kept.reference == shelf[0].digest():
+            return reveal(target.binary, kept)
     reference, trouble = _first(shelf)
     if reference is None:
         why = trouble or f"there is no reference of {target.flavor} emulators of any OTP release"

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from scope_ebpf.beam.hidden.reference import MAX_PACKED, BadReferenceError, Build, Reference, parse
@@ -34,6 +35,10 @@ class Entry:
 
     path: Path
     build: Build
+
+    def digest(self) -> str:
+        """SHA-256 of the file, without a look at what is in it; as :meth:`load`."""
+        return sha256(_content(self.path)).hexdigest()
 
     def load(self) -> Reference:
         """Read it; BadReferenceError if it is none, or one of another build than its name says."""
