@@ -2,7 +2,7 @@
 """
 Marks by which a function without a name is recognized in another build. Runs confined.
 
-Calls and texts are found for all functions at once by the bytes of the instructions that name them
+Calls, addresses of functions and texts are found for all functions at once by the bytes of the instructions that name them
 (x86-64: ``call``, ``jmp``, ``jcc`` with a distance of 32 bits, ``lea`` relative to the next
 instruction). Where such bytes stand by chance, they name a function's start in one of 600,000
 cases. Constants need a disassembly, so they are found for the functions that are asked for.
@@ -53,7 +53,7 @@ _LARGE = 0x20
 
 @dataclass(slots=True)
 class Function:
-    """The cheap marks of one function: texts by hash, and calls in order."""
+    """The cheap marks of one function: texts by hash, and calls and addresses taken in order."""
 
     texts: list[int] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -132,6 +132,12 @@ class Marks:
             name = slots.get(begin + at + 4 + _DISTANCE.unpack_from(code, at)[0])
             if name:
                 yield begin + match.start(), name
+
+        for match in _LEA.finditer(code, 0, max(last, 0)):  # a function that is called later
+            at = match.end()
+            target = begin + at + 4 + _DISTANCE.unpack_from(code, at)[0]
+            if target in sizes:
+                yield begin + match.start(), target
 
     def _texts(self) -> Iterator[tuple[int, int]]:
         begin, code = self.starts.begin, self._code
