@@ -15,6 +15,7 @@ import refusing
 import test_daemon
 from tracing import scope_trace
 
+from scope_ebpf.beam.hidden.resolve import JUDGED
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.daemon.hooks import HookResources, TargetHooks
 from scope_ebpf.daemon.looks.prepare import prepare
@@ -95,7 +96,8 @@ def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):
 
 def test_the_doctor_foresees_what_the_daemon_refuses(tmp_path: Path):
     """
-    For a VM that hides its functions, the same hooks are off and the same parts are missing.
+    For a VM that hides its functions, the same parts are missing, and the same hooks are off, but
+    for those that the daemon still compares with the VM's counters.
     """
     with (
         beams_run.planted("sid29", *test_daemon.name_flags()) as beam,
@@ -105,10 +107,11 @@ def test_the_doctor_foresees_what_the_daemon_refuses(tmp_path: Path):
         read = [("scope_ebpf_snapshot_timestamp_seconds", what) for what in ("memory", "processes")]
         now = running.until(beam.pid, lambda now: all(key in now for key in (*read, BUSY)))
     refused = {key[1] for key in now if key[0] == "scope_ebpf_refused"}
-    assert {"connections", "dirty_collections"} <= refused
+    assert "connections" in refused
     assert refused == foretold["not_told"].keys()
     ratios = {k[1]: v for k, v in now.items() if k[0] == "scope_ebpf_sampling_ratio"}
-    assert {hook for hook in ratios if not ratios[hook]} == foretold["hooks"].keys()
+    off = {hook for hook in ratios if not ratios[hook]}
+    assert foretold["hooks"].keys() <= off <= foretold["hooks"].keys() | JUDGED
     assert all((foretold["not_told"] | foretold["hooks"]).values())
     assert foretold["refused"] is None
 
