@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
-    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    parser.add_argument(
+        "-f", "--format", "--to", choices=list(FORMATS), required=True, help="the format"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -71,12 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     capture = Capture(arguments.capture)
     contents = capture.contents()
-    if arguments.endpoint is not None and arguments.to != "otlp":
+    if arguments.endpoint is not None and arguments.format != "otlp":
         raise UsageError("--endpoint is for --to otlp")
-    path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
+    path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.format]))
     visible = path != "-"
     with sound(capture), progress_bar(contents.records, visible=visible, what="exporting") as moved:
-        said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
+        said = _EXPORTS[arguments.format](capture, contents, path, arguments, moved)
     say_damage(contents)
     if path != "-" or arguments.endpoint:
         what = f"sent to {arguments.endpoint}" if arguments.endpoint else f"wrote {path}"

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
 from scope_ebpf.cli.trouble import health
 from scope_ebpf.errors import ScopeError
 from scope_ebpf.sinks.plain import plain, say
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the list."""
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,13 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
     targets = [t for t in found if isinstance(t, Beam)]
     seen = health([*targets])
-    if arguments.format == "json":
+    if arguments.format != "text":
         rows = [
             _row(target, uptime) | one.as_json() for target, one in zip(targets, seen, strict=True)
         ]
         refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
-        json.dump({"schema": 1, "beams": rows, "refused": refused}, sys.stdout, indent=2)
-        print()
+        print_document({"schema": 1, "beams": rows, "refused": refused}, arguments.format)
         return 0
     if targets:
         _print_table([_row(target, uptime) for target in targets])

@@ -7,8 +7,8 @@ import sys
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
-from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.runs.off_cpu import off_cpu
@@ -38,7 +38,7 @@ _ENDINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    add_target(parser)
     add_duration(parser)
     add_max_cost(parser)
     parser.add_argument(
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--hz wants 1 to {MAX_HZ} samples a second; 99 costs next to nothing")
     host.require()
     write = _writer(arguments.output)
-    target = inspect(arguments.pid)
+    target = target_of(arguments)
     path: str | None = arguments.output
     content = b""
     with _output(path, force=arguments.force) as output:

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
-from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.cli.options import (
     COUNT_ALL,
@@ -17,12 +16,14 @@ from scope_ebpf.cli.options import (
     add_budget,
     add_duration,
     add_events,
-    add_force,
+    add_format,
     add_hooks,
     add_max_cost,
+    add_output,
     parse_events,
     ring_megabytes,
 )
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import CostMeasurement
@@ -43,18 +44,13 @@ _NICE = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a trace."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    add_target(parser)
     add_duration(parser)
     add_events(parser, DEFAULT_EVENTS)
-    parser.add_argument(
-        "--format",
-        choices=["text", "json", "jsonl"],
-        default="text",
-        help="text: a summary; json: one document; jsonl: one event a line (default: %(default)s)",
-    )
+    formats = "text: a summary; json: one document; jsonl: one event a line"
+    add_format(parser, "text", "json", "jsonl", text=formats)
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    add_force(parser)
+    add_output(parser)
     add_hooks(parser)
     add_budget(parser)
     add_max_cost(parser)
@@ -73,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = parse_events(arguments.events)
     streams, budget = _streams(arguments), _budget(arguments)
     with contextlib.closing(CostMeasurement(_NICE if budget else 0)) as measurement:
-        target = inspect(arguments.pid)
+        target = target_of(arguments)
         with (
             open_output(arguments.output, force=arguments.force, whole=not streams) as output,
             alone(target.pid) as notes,

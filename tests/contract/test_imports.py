@@ -28,11 +28,12 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "units": set(),
     "attach": {"events"},
     "results": {"events"},
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
-    "cgroups": {"sandbox"},
+    "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {"arrays", "errors", "events", "relations", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
@@ -49,7 +50,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox", "sessions"),
+        *("planning", "relations", "sandbox", "sessions", "units"),
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
@@ -58,7 +59,7 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
+        *("pipes", "planning", "runs", "sandbox", "sinks", "units", "user_probes"),
     },
 }
 
