@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: The default budget of a summary, and the value that means none.
 DEFAULT_BUDGET, COUNT_ALL = 0.01, float("inf")
+#: Digits of a number that count.
+_DIGITS = 18
 #: The cost at which a run ends itself, percent of the VM's CPU.
 _DEFAULT_MAX_COST = "20"
 
@@ -168,32 +170,33 @@ def parse_events(text: str | None) -> tuple[str, ...]:
 
 def duration(text: str) -> float | None:
     """Seconds of a time such as ``10s``; None for 0, which means no end."""
-    return _time(text) or None
+    return time(text) or None
 
 
 def interval(text: str) -> float:
     """Seconds of a time above 0."""
-    return _time(text, least=0.001)
+    return time(text, least=0.001)
 
 
 def milliseconds(text: str) -> float:
     """Milliseconds of a time such as ``5ms``; a number alone is milliseconds."""
-    return _time(text, unit="ms") * 1e3
+    return time(text, unit="ms") * 1e3
 
 
-def _time(text: str, *, unit: str = "s", least: float = 0.0) -> float:
+def time(text: str, *, unit: str = "s", least: float = 0.0) -> float:
+    """Seconds of a time, see :func:`units.seconds`; its error is one of the command line."""
     try:
         return seconds(text, unit=unit, least=least)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
-def whole(text: str) -> int:
-    """A whole number of 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+def whole(text: str, least: int = 0) -> int:
+    """A whole number of *least* or more, perhaps with separators."""
+    digits = text.replace("_", "").replace(",", "")
+    if not digits.isascii() or not digits.isdigit() or int(digits[:_DIGITS]) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+    return int(digits[:_DIGITS])
 
 
 def web_address(text: str) -> str:
@@ -205,10 +208,7 @@ def web_address(text: str) -> str:
 
 def above_zero(text: str) -> int:
     """A whole number of 1 or more."""
-    value = whole(text.replace("_", "").replace(",", ""))
-    if not value:
-        raise ValueError(text)
-    return value
+    return whole(text, 1)
 
 
 def ring_megabytes(text: str) -> int:

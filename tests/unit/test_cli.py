@@ -453,3 +453,26 @@ def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli, "parsed", lambda _: SimpleNamespace(run=run))
     assert 0 == cli.main(["list"])
     os.close(closed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["7", "1s", "--interval", "2s"], "--interval is given twice: 1s"),
+        (["7", "1s", "3", "-n", "4"], "--count is given twice: 3"),
+        (["7", "soon"], "behind TARGET are INTERVAL and COUNT, such as 1s 10: 'soon': a time is"),
+        (["7", "1s", "few"], "behind TARGET are INTERVAL and COUNT, such as 1s 10: 'few' is no"),
+        (["7", "-n", "3"], "--count is of summaries: say with --interval"),
+        (["7", "1s", "--stream"], "--stream has a line for each event"),
+        (["7", "1s", "--exact"], "--interval has summaries within a --budget"),
+        (["7", "1s", "2", "3"], "wanted is [TARGET] [INTERVAL [COUNT]], not: 1s 2 3"),
+    ],
+)
+def test_words_of_an_interval_that_make_no_sense_are_refused(
+    words: list[str], said: str, good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    Interval and count stand behind TARGET or are options, and do not go with what streams.
+    """
+    assert 2 == cli.main(words)
+    assert capsys.readouterr().err.startswith(f"scope-trace: {said}")
