@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 # numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from scope_ebpf.cli.suggestions import close, did_you_mean
 from scope_ebpf.cli.target import UnknownVmError, WordsError
 from scope_ebpf.errors import ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.pipes import guarded_streams
 from scope_ebpf.sandbox import client
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.suggestions import close, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,9 +92,9 @@ def _run(words: list[str]) -> int:
 
 
 def _say_error(error: ScopeError) -> int:
-    say(f"scope-trace: {plain(str(error))}")
+    say(f"scope-trace: {plain(spelled(str(error)))}")
     for line in error.details:
-        say(f"  {plain(line.expandtabs())}")
+        say(f"  {plain(spelled(line.expandtabs()))}")
     return error.exit_code
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.beam.processes.detail import FIELDS, MAX_MESSAGES, detail, find
+from scope_ebpf.beam.processes.detail import FIELDS, MAX_MESSAGES, detail, find, near
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
@@ -15,6 +15,7 @@ from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import UsageError
 from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -47,8 +48,6 @@ _LINES = (
     ("watched by", "watchers", ""),
     ("mailbox", "message_queue_len", " messages"),
 )
-#: Keys whose values are functions.
-_FUNCTIONS = ("current_function", "initial_call", "status_reason")
 #: Labels and keys that are shown if they are not 0.
 _RARE = (
     ("aliases", "aliases"),
@@ -73,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = find(viewer, process)
     if not len(rows):
         raise UsageError(
-            f"process {target.pid} has no Erlang process {escaped(process)}: "
+            f"process {target.pid} has no Erlang process {escaped(process)}"
+            f"{did_you_mean(map(escaped, near(viewer, process)))}: "
             f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
             "or a registered name such as my_server or MyApp.Worker"
         )
@@ -90,14 +90,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pid(process: dict[str, Any]) -> str:
+    """The pid, as Elixir writes it if the process runs a module of Elixir."""
+    named = (process["name"], process["module"], process["initial_call"])
+    elixir = any(str(name).startswith("Elixir.") for name in named)
+    return f"{'#PID' * elixir}{process['pid']}"
+
+
 def lines(process: dict[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
-    text = [str(process["pid"])]
+    text = [_pid(process)]
     for label, key, unit in _LINES:
         value = "''" if process[key] == "" else process[key]  # a name may be empty
         if value is not None:
             about = "about " if key == "memory_bytes" and "memory_estimated" in process else ""
-            shown = spelled(str(value)) if key in _FUNCTIONS else str(value)
+            shown = str(value).lower() if isinstance(value, bool) else spelled(str(value))
             number = f"{value:,}" if type(value) is int else escaped(shown)
             text.append(f"  {label:<13} {about}{number}{unit}")
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
@@ -108,7 +115,7 @@ def lines(process: dict[str, Any]) -> list[str]:
         )
     if process["messages"]:
         text.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
-        text += [f"    {escaped(shape)}" for shape in process["messages"]]
+        text += [f"    {escaped(spelled(shape))}" for shape in process["messages"]]
     text.append("  stack, innermost first")
     for frame in process["stack"]:
         location = f"  ({frame['location']})" if frame["location"] else ""

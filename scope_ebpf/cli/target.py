@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from scope_ebpf.cli.suggestions import close, did_you_mean
 from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.suggestions import close, did_you_mean
 
 if TYPE_CHECKING:
     import argparse

@@ -28,6 +28,7 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "suggestions": set(),
     "units": set(),
     "attach": {"events"},
     "results": {"events"},
@@ -35,7 +36,7 @@ MAY = {
     "sandbox": {"errors"},
     "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
-    "beam": {"arrays", "errors", "events", "relations", "sandbox"},
+    "beam": {"arrays", "errors", "events", "relations", "sandbox", "suggestions"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
@@ -59,7 +60,7 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("pipes", "planning", "runs", "sandbox", "sinks", "units", "user_probes"),
+        *("pipes", "planning", "runs", "sandbox", "sinks", "suggestions", "units", "user_probes"),
     },
 }
 

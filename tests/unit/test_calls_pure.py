@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from types import SimpleNamespace
@@ -83,8 +84,8 @@ def test_a_limit_is_a_number_up_to_a_million():
     A limit may have separators, and is 1 to a million.
     """
     assert [1000, 1000] == [calls(t) for t in ("1000", "1,000")]
-    for wrong in ("0", "1000001"):
-        with pytest.raises(ValueError, match=r".*"):
+    for wrong in ("0", "1000001", "-1", "x"):
+        with pytest.raises((ValueError, argparse.ArgumentTypeError)):
             calls(wrong)
 
 
