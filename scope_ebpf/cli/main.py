@@ -16,7 +16,6 @@ from scope_ebpf.cli.target import UnknownVmError, WordsError
 from scope_ebpf.errors import ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.pipes import guarded_streams
-from scope_ebpf.sandbox import client
 from scope_ebpf.sinks.plain import plain, say, spelled
 from scope_ebpf.suggestions import close, did_you_mean
 
@@ -137,6 +136,16 @@ class _Parser(argparse.ArgumentParser):
         super().error(plain(wrong))
 
 
+class _Version(argparse.Action):
+    """``--version``; what finds the version takes as long to load as all of a help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        say(f"scope-trace {metadata.version('scope-ebpf')}", sys.stdout)
+        parser.exit()
+
+
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The command line *words*, with ``run``, the function that does what they ask for."""
     if not words or words[0] in ("-h", "--help", "--version"):
@@ -164,6 +173,8 @@ def parser_of(command: str) -> _Parser:
         description=f"{text[0].upper()}{text[1:]}.",
     )
     if command not in _WITHOUT_TARGET:
+        from scope_ebpf.sandbox import client
+
         client.ahead()  # it starts while we load the rest
     with held_back():  # numpy's import swallows exceptions
         module = importlib.import_module(_MODULES.get(command, f"scope_ebpf.cli.{command}"))
@@ -174,8 +185,6 @@ def parser_of(command: str) -> _Parser:
 
 def _overview() -> argparse.ArgumentParser:
     """The parser of a command line without a command."""
-    from importlib import metadata
-
     parser = _Parser(
         prog="scope-trace",
         usage="scope-trace [COMMAND] [TARGET] [OPTIONS]",
@@ -183,8 +192,7 @@ def _overview() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = metadata.version("scope-ebpf")
-    parser.add_argument("--version", action="version", version=f"scope-trace {version}")
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)
