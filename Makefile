@@ -81,10 +81,13 @@ generate: $(VENV)/.test ## make what probes/events.toml and the catalogue of met
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py
 
-wheel: $(VENV)/.test objects ## a wheel with the objects in it
+completions: $(VENV)/.test ## what bash, zsh and fish complete, from the parsers
+	@$(BIN)/python packaging/make_completions.py
+
+wheel: $(VENV)/.test objects completions ## a wheel with the objects in it
 	@$(BIN)/pip -q wheel --no-deps -w dist .
 
-packages: $(VENV)/.test objects ## a deb and an rpm in dist/
+packages: $(VENV)/.test objects completions ## a deb and an rpm in dist/
 	@$(BIN)/python packaging/build_packages.py
 
 packages-test: packages ## lintian, vagrant and its provisioning in a bare Debian (root, minutes)
@@ -94,7 +97,7 @@ packages-test: packages ## lintian, vagrant and its provisioning in a bare Debia
 		$(BIN)/pytest tests/packages/*test*.py tests/vagrant/provision_test.py
 
 clean: ## remove what was built here (not the cache of test VMs)
-	rm -rf $(VENV) build dist scope_ebpf/kernel/objects
+	rm -rf $(VENV) build dist scope_ebpf/kernel/objects scope_ebpf/completions
 
 $(VENV)/.run: pyproject.toml
 	@$(DEPS) run

@@ -38,6 +38,8 @@ COMMANDS = {
     "calls": "who calls a function, with what arguments, and for how long",
 }
 DEFAULT = "trace"
+#: Options of a command line without a command.
+_OVERALL = ("-h", "--help", "--version", "--print-completion")
 #: Commands that look at no process.
 _WITHOUT_TARGET = ("export", "summary")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
@@ -146,9 +148,25 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Completion(argparse.Action):
+    """``--print-completion``: what a shell completes, as the package or the wheel has it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, shell: object, *_more: object
+    ) -> NoReturn:
+        from pathlib import Path
+
+        path = Path(__file__).parents[1] / f"completions/scope-trace.{shell}"
+        try:
+            sys.stdout.write(path.read_bytes().decode())
+        except FileNotFoundError:
+            parser.error("this installation has no completions: `make completions` makes them")
+        parser.exit()
+
+
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The command line *words*, with ``run``, the function that does what they ask for."""
-    if not words or words[0] in ("-h", "--help", "--version"):
+    if not words or words[0].partition("=")[0] in _OVERALL:
         return _overview().parse_args(words or ["--help"])
     named = words[0] in COMMANDS
     parser = parser_of(words[0] if named else DEFAULT)
@@ -193,6 +211,12 @@ def _overview() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", nargs=0, action=_Version, help="print the version and end")
+    parser.add_argument(
+        "--print-completion",
+        choices=["bash", "zsh", "fish"],
+        action=_Completion,
+        help="print what the shell completes, and end",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)
