@@ -2,7 +2,8 @@
 """
 Make the completions of bash, zsh and fish from the parsers, by shtab.
 
-They go into ``scope_ebpf/completions``, where a wheel or a package is built. Git does not know them.
+They go into ``scope_ebpf/completions``, where a wheel or a package is built.
+Git does not know them.
 """
 
 from __future__ import annotations

@@ -139,13 +139,14 @@ def alone(pid: int) -> Iterator[list[str]]:
 
     The run holds a name in the abstract socket namespace, which goes with its process.
     """
+    notes = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
         try:
             name.bind(f"\0scope-ebpf/trace/{pid}")
         except OSError:
-            yield [f"another scope-trace observes process {pid}: both count right, costs add up"]
-            return
-        yield []
+            notes = [f"another scope-trace observes process {pid}: both count right, costs add up"]
+        # Not in the handler: what ends the run would have that error for its cause.
+        yield notes
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from scope_ebpf.attach.plan import Attachment, Item
 from scope_ebpf.beam.vm.state import Mailbox, VmState
@@ -11,7 +12,7 @@ from scope_ebpf.cli.top import _cells, _cut
 from scope_ebpf.results.summary import Cost, EventSummary, Histogram, Summary
 from scope_ebpf.sinks import turns
 from scope_ebpf.sinks.plain import duration
-from scope_ebpf.sinks.report import print_report
+from scope_ebpf.sinks.report import print_histogram, print_report
 
 TARGET = {
     "pid": 4711,
@@ -304,3 +305,16 @@ def test_the_heading_comes_again_after_twenty_lines():
         lines.write(Summary(TARGET, 1.0, "duration", {}, Cost(0, None, None)))
     found = [n for n, line in enumerate(output.getvalue().splitlines()) if line.startswith("TIME")]
     assert [0, 21, 42] == found
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_histogram_fits_the_terminal(width: int):
+    """
+    In a narrow terminal bars are shorter, and no line is broken.
+    """
+    output = io.StringIO()
+    console = Console(file=output, width=width, highlight=False)
+    print_histogram(console, "gc minor", Histogram(2.5e-05, slots(s10=3, s12=4)))
+    lines = output.getvalue().splitlines()[2:]
+    assert [True] * 3 == [line.startswith("  ") and line.endswith("|") for line in lines]
+    assert max(map(len, lines)) == min(width, 70)

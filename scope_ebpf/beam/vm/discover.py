@@ -50,6 +50,8 @@ SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
 #: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
 _GREETING = b"Erlang/OTP "
 _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
+#: Capabilities to look into another user's process (include/uapi/linux/capability.h).
+_TO_LOOK = {"CAP_SYS_PTRACE": 19, "CAP_DAC_READ_SEARCH": 2}
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
@@ -202,7 +204,22 @@ def _forbidden(pid: int) -> str:
         return (
             f"process {pid} is outside of the user namespace of this root: run as the host's root"
         )
-    return f"process {pid} belongs to somebody else: {LOOK}"
+    if os.geteuid() != 0:
+        return f"process {pid} belongs to somebody else: {LOOK}"
+    missing = _missing_capabilities()
+    if missing:
+        return f"process {pid} may not be looked into: root lacks {' and '.join(missing)} here"
+    return (
+        f"process {pid} may not be looked into, not even by root: a security module "
+        "such as SELinux or AppArmor forbids it"
+    )
+
+
+def _missing_capabilities(status: Path = Path("/proc/self/status")) -> list[str]:
+    """Names of the capabilities of LOOK that this process does not have."""
+    found = re.search(rb"^CapEff:\s*([0-9a-f]+)", status.read_bytes(), re.MULTILINE)
+    mask = int(found[1], 16) if found else 0
+    return [name for name, bit in _TO_LOOK.items() if not mask >> bit & 1]
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
