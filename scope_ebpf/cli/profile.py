@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
@@ -31,8 +32,7 @@ _ENDINGS = {
     ".json": "speedscope",
     ".pb.gz": "pprof",
     ".folded": "folded",
-    ".svg": "flamegraph.svg",
-    ".html": "flamegraph.html",
+    ".html": "a page with the viewer",
 }
 
 
@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write there, in the format that its ending tells: {', '.join(_ENDINGS)}; "
         "without it, a table is printed",
     )
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="show the profile as a flame graph in a browser; without -o, its file is "
+        "profile-PID-TIME.html in this folder",
+    )
     add_force(parser)
 
 
@@ -75,9 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.hz <= MAX_HZ:
         raise UsageError(f"--hz wants 1 to {MAX_HZ} samples a second; 99 costs next to nothing")
     host.require()
-    write = _writer(arguments.output)
+    path = _path(arguments)
+    write = _writer(path)
     target = inspect(arguments.pid)
-    path: str | None = arguments.output
     content = b""
     with _output(path, force=arguments.force) as output:
         options = ProfileOptions(
@@ -97,9 +103,31 @@ def run(arguments: argparse.Namespace) -> int:
                 raise output_error(broken, path) from broken
     if path is not None:
         say_written(path, content, profile)
+    if arguments.open and path is not None:
+        _show(path)
     if error:
         raise error
     return 0
+
+
+def _path(arguments: argparse.Namespace) -> str | None:
+    """Where the profile is written: as asked, or what a browser shows; None for a table."""
+    path: str | None = arguments.output
+    if not arguments.open:
+        return path
+    if path is None:
+        return time.strftime(f"profile-{arguments.pid}-%Y%m%d-%H%M%S.html")
+    if not path.endswith(".html"):
+        raise UsageError(f"--open shows a page: choose -o FILE.html instead of {path}")
+    return path
+
+
+def _show(path: str) -> None:
+    """Open the page in the user's browser, or say where to."""
+    from scope_ebpf.runs.browser import show
+
+    if reason := show(path):
+        say(f"not opened: {reason}; open {path} in any browser, it needs no network")
 
 
 def say_written(path: str, content: bytes, profile: Profile) -> None:
@@ -131,12 +159,11 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
         from scope_ebpf.sinks.folded import folded
 
         return folded
-    if ending in (".svg", ".html"):
-        from scope_ebpf.sinks import flamegraph
+    from scope_ebpf.sinks.speedscope import html, speedscope, viewer
 
-        return flamegraph.svg if ending == ".svg" else flamegraph.html
-    from scope_ebpf.sinks.speedscope import speedscope
-
+    if ending == ".html":
+        viewer()
+        return html
     return speedscope
 
 
