@@ -149,7 +149,9 @@ class Symbolizer:
             native = native[main[0] + 1 :] if main else native
         frames += native
         kernel = head["kernel"][: int(head["kernel_frames"])].tolist()
-        frames += [Frame(self._kernel.name(address), "kernel") for address in reversed(kernel)]
+        frames += [
+            Frame(self._kernel.name(address), "kernel", "[kernel]") for address in reversed(kernel)
+        ]
         return frames
 
     def _owner(
