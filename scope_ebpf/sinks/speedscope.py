@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scope_ebpf.results.documents.exports import (
+        SpeedscopeDocument,
+        SpeedscopeFrame,
+        SpeedscopeProfile,
+    )
     from scope_ebpf.results.profile import Frame, Profile, Sample
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
@@ -24,7 +29,7 @@ def speedscope(profile: Profile) -> bytes:
     for sample in ordered:
         threads.setdefault(sample.thread, []).append(sample)
     groups = [("all", ordered), *sorted(threads.items())]
-    document = {
+    document: SpeedscopeDocument = {
         "$schema": _SCHEMA,
         "exporter": "scope-trace",
         "name": profile.title,
@@ -35,7 +40,7 @@ def speedscope(profile: Profile) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> dict[str, Any]:
+def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> SpeedscopeProfile:
     stacks = [
         [frames.setdefault(frame, len(frames)) for frame in sample.stack] for sample in samples
     ]
@@ -51,8 +56,8 @@ def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> dict
     }
 
 
-def _frame(frame: Frame) -> dict[str, Any]:
-    made: dict[str, Any] = {"name": frame.name}
+def _frame(frame: Frame) -> SpeedscopeFrame:
+    made: SpeedscopeFrame = {"name": frame.name}
     if frame.file:
         made["file"] = frame.file
     if frame.line is not None:
