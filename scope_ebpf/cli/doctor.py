@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.vms import (
+        Breakpoints,
+        DoctorDocument,
+        EventHooks,
+        ExaminedVm,
+    )
 
 
 #: Breakpoints that are listed by name.
@@ -44,17 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code of the first problem, or 0."""
     facts = host.facts()
-    document: dict[str, Any] = {
+    document: DoctorDocument = {
         "schema": 1,
         "host": [
-            {"name": f.name, "value": f.value, "problem": f.problem and str(f.problem)}
+            {"name": f.name, "value": f.value, "problem": str(f.problem) if f.problem else None}
             for f in facts
         ],
         "detach": "together" if has_multi() else "one hook after the other (before Linux 6.6)",
     }
     target = _asked(arguments)
     if target is not None:
-        document |= _examine(target)
+        document = {**document, **_examine(target)}
     if arguments.format != "text":
         print_document(document, arguments.format)
     else:
@@ -73,7 +79,7 @@ def _asked(arguments: argparse.Namespace) -> Target | None:
     return None
 
 
-def _examine(target: Target) -> dict[str, Any]:
+def _examine(target: Target) -> ExaminedVm:
     """The target and the state of each event's hooks, by both attach methods."""
     settings, refused = kernel_constants(target)
     chosen, *plans = (
@@ -81,7 +87,7 @@ def _examine(target: Target) -> dict[str, Any]:
         for via in ("auto", "symbol", "usdt")
     )
     names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}
-    rows = []
+    rows: list[EventHooks] = []
     for item, *others in zip(chosen.items, *(plan.items for plan in plans), strict=True):
         variant = next(
             (v for v in events.VARIANTS if (v.event, v.via) == (item.event, item.via)), None
@@ -115,20 +121,20 @@ def _examine(target: Target) -> dict[str, Any]:
     }
 
 
-def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
+def _breakpoints(identity: Identity, names: dict[int, str]) -> Breakpoints:
     """The VM's breakpoints by function or offset: ``held`` by links of others, or ``left``."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         found = find(identity)
     holds = links.held(identity.pid) if found else set()
-    kinds: dict[str, list[str]] = {"held": [], "left": []}
+    kinds: Breakpoints = {"held": [], "left": []}
     for offset in found:
         name = names.get(offset, f"offset {offset:#x}")
         kinds["held" if offset in holds else "left"].append(name)
     return kinds
 
 
-def _print(document: dict[str, Any]) -> None:
+def _print(document: DoctorDocument) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

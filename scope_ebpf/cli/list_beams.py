@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
@@ -19,7 +19,9 @@ from scope_ebpf.sinks.plain import plain, say, short
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scope_ebpf.results.documents.vms import FoundVm, ListDocument, ListedVm, RefusedVm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     seen = health([*targets])
     rows = [_row(target, marks_of(target, clocks), uptime) for target in targets]
     if arguments.format != "text":
-        rows = [row | one.as_json() for row, one in zip(rows, seen, strict=True)]
-        refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
-        print_document({"schema": 1, "beams": rows, "refused": refused}, arguments.format)
+        listed: list[ListedVm] = [
+            {**row, **one.as_json()} for row, one in zip(rows, seen, strict=True)
+        ]
+        refused: list[RefusedVm] = [
+            {"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)
+        ]
+        document: ListDocument = {"schema": 1, "beams": listed, "refused": refused}
+        print_document(document, arguments.format)
         return 0
     if rows:
         say("\n".join(table(rows, _width())), sys.stdout)
@@ -53,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(target: Beam, marks: Marks, uptime: float) -> dict[str, Any]:
+def _row(target: Beam, marks: Marks, uptime: float) -> FoundVm:
     return {
         **target.as_json(),
         "hooks": "usdt" if target.usdt else _symbols(target),
@@ -62,7 +69,7 @@ def _row(target: Beam, marks: Marks, uptime: float) -> dict[str, Any]:
     }
 
 
-def _symbols(target: Beam) -> str:
+def _symbols(target: Beam) -> Literal["symbols", "none"]:
     """Whether the emulator's functions can be found by name; OTP 29 hides them."""
     try:
         return "symbols" if target.binary.symbol("erts_schedule") else "none"
@@ -75,7 +82,7 @@ def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUND
 
 
-def table(rows: list[dict[str, Any]], width: int) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     """
     Lines of a table of *rows* that has at most *width* columns.
 
@@ -116,20 +123,20 @@ class Column(NamedTuple):
 
     heading: str
     rank: int
-    of: Callable[[dict[str, Any]], str]
+    of: Callable[[Mapping[str, Any]], str]
     most: int = 40
     right: bool = False
 
 
-def _text(key: str) -> Callable[[dict[str, Any]], str]:
+def _text(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: escaped(plain(str(row[key]))) if row[key] else "-"
 
 
-def _cpu(row: dict[str, Any]) -> str:
+def _cpu(row: Mapping[str, Any]) -> str:
     return "-" if row["cpu_share"] is None else f"{100 * row['cpu_share']:.0f}"
 
 
-def _memory(row: dict[str, Any]) -> str:
+def _memory(row: Mapping[str, Any]) -> str:
     return "-" if row["resident_bytes"] is None else short(row["resident_bytes"])
 
 

@@ -19,6 +19,9 @@ from scope_ebpf.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
+
+    from scope_ebpf.results.documents.processes import PsDocument
 
 #: The lines in their order: the label, the key, the unit.
 _LINES = (
@@ -81,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     trouble = None if arguments.format != "text" else Troubles(target, viewer).now()
     target.identity.check()
     if arguments.format != "text":
-        document = {"schema": 1, "target": target.as_json(), "process": described}
+        document: PsDocument = {"schema": 1, "target": target.as_json(), "process": described}
         print_document(document, arguments.format)
         return 0
     if trouble:
@@ -90,14 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pid(process: dict[str, Any]) -> str:
+def _pid(process: Mapping[str, Any]) -> str:
     """The pid, as Elixir writes it if the process runs a module of Elixir."""
     named = (process["name"], process["module"], process["initial_call"])
     elixir = any(str(name).startswith("Elixir.") for name in named)
     return f"{'#PID' * elixir}{process['pid']}"
 
 
-def lines(process: dict[str, Any]) -> list[str]:
+def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [_pid(process)]
     for label, key, unit in _LINES:

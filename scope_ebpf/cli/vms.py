@@ -7,7 +7,7 @@ import pwd
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.vm.command import application_of, command_words, own_words
 from scope_ebpf.cgroups import container_of
@@ -15,6 +15,7 @@ from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.discover import Beam
+    from scope_ebpf.results.documents.vms import VmMarks
 
 _PROC = Path("/proc")
 #: Characters of a command line and of an application's name that are kept.
@@ -35,9 +36,16 @@ class Marks:
     #: What it was started with, without what ``erl`` adds.
     command: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> VmMarks:
         """The fields of a row."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {
+            "user": self.user,
+            "container": self.container,
+            "cpu_share": self.cpu_share,
+            "resident_bytes": self.resident_bytes,
+            "application": self.application,
+            "command": self.command,
+        }
 
 
 class Clocks:
