@@ -34,7 +34,8 @@ def instances(schema: dict, definitions: dict) -> list:  # noqa: PLR0911 - a cas
         fields = schema["properties"].items()
         return [{key: instances(one, definitions)[0] for key, one in fields}]
     if kind == "object":
-        below = instances(schema["additionalProperties"], definitions)
+        more = schema["additionalProperties"]
+        below = instances(more, definitions) if isinstance(more, dict) else []
         return [{f"key{n}": one for n, one in enumerate(below)}]
     return [{"string": "text", "integer": 23, "number": 0.5, "boolean": True, "null": None}[kind]]
 
