@@ -29,6 +29,9 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 #: Documents that were validated, by the name of the schema.
 VALIDATED: Counter[str] = Counter()
 
+#: Characters of a message; it quotes what is wrong, which may be a whole document.
+_MOST = 500
+
 #: How a document is recognized; the first that fits counts.
 _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "list": lambda d: "beams" in d,
@@ -103,7 +106,11 @@ def _what_is_wrong(document: dict[str, Any], name: str) -> str:
 
     wrong = list(jsonschema.Draft202012Validator(schema(name)).iter_errors(document))
     error = jsonschema.exceptions.best_match(wrong)
-    return f"{error.json_path}: {error.message}" if error else "only the fast validator refuses it"
+    if error is None:
+        return "only the fast validator refuses it"
+    text = error.message if len(error.message) < _MOST else f"{error.message[:_MOST]}..."
+    # For who adds a field on purpose.
+    return f"{error.json_path}: {text} (records: scope_ebpf/results/documents, then make generate)"
 
 
 def load(text: str | bytes) -> dict[str, Any]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a request; a longer line is left out, up to its end.
 MOST_LINE = 1 << 20
+#: Bytes that are read at once.
+PIECE = 1 << 16
 #: What stands instead of a line that is too long: no JSON, so it is answered as such.
 _TOO_LONG = "too long\n"
 _MOST_ERROR = 2000
@@ -145,7 +147,7 @@ class Lines:
     async def _chunk(self) -> bytes:
         if self._waits:
             await anyio.wait_readable(self._descriptor)
-        return os.read(self._descriptor, 1 << 16)
+        return os.read(self._descriptor, PIECE)
 
 
 def _decoded(line: bytes | bytearray) -> str:

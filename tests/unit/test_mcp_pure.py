@@ -4,6 +4,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,9 +13,12 @@ import documents
 import jsonschema
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scope_ebpf.cli import main as cli
-from scope_ebpf.errors import MissingPackageError, NoSuchProcessError, TooMuchError
+from scope_ebpf.errors import MissingPackageError, NoSuchProcessError, TooMuchError, UsageError
+from scope_ebpf.mcp import server
 from scope_ebpf.mcp.answers import MOST_BYTES, answer, output_schema, text
 from scope_ebpf.mcp.profile import hottest
 from scope_ebpf.mcp.redaction import LEFT_OUT, Redaction
@@ -330,6 +335,40 @@ def test_without_the_package_one_line_says_so(
     assert MissingPackageError.exit_code == cli.main(["mcp"])
     said = capsys.readouterr().err
     assert (1, True) == (said.count("\n"), "pip install 'scope-ebpf[mcp]'" in said)
+
+
+def test_a_terminal_is_no_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """
+    A person who types the command is told who speaks to it.
+    """
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    assert UsageError.exit_code == cli.main(["mcp"])
+    assert "which is a terminal here" in capsys.readouterr().err
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_lines_are_read_in_any_pieces(sent: bytes, piece: int):
+    """
+    However bytes arrive, each line comes out once, and a too long one as no JSON.
+    """
+
+    async def read(descriptor: int) -> list[str]:
+        return [line async for line in server.Lines(descriptor)]
+
+    with tempfile.TemporaryFile() as file:
+        file.write(sent)
+        file.seek(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server, "MOST_LINE", 20)
+            patch.setattr(server, "PIECE", piece)
+            lines = anyio.run(read, file.fileno())
+    wanted = sent.split(b"\n")
+    if not wanted[-1] or len(wanted[-1]) > 20:
+        del wanted[-1]
+    expected = [
+        "too long" if len(line) > 20 else line.decode("utf-8", "replace") for line in wanted
+    ]
+    assert expected == [line.removesuffix("\n") for line in lines]
 
 
 def test_documents_are_not_changed():
