@@ -53,9 +53,10 @@ class Asked:
         The answer of a tool; Refused with its words where it is an error.
         """
         result: CallToolResult = anyio.from_thread.run(self._session.call_tool, name, arguments)
-        (content,) = result.content
+        content, *notices = result.content
         if result.is_error:
-            raise Refused(content.text)
+            raise Refused(content.text, *(notice.text for notice in notices))
+        assert [] == notices
         assert result.structured_content == json.loads(content.text)
         return result.structured_content
 

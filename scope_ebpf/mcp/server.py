@@ -93,7 +93,7 @@ class Tools:
         redacted = self._redact or given.get("redact") is True
         ended = await self._runner.run(tool, given)
         if ended.document is None:
-            return _error(refusal(ended, redacted=redacted))
+            return _error(refusal(ended, redacted=redacted), NOTICE)
         document = ended.document
         said = "" if ended.code == 0 else refusal(ended, redacted=redacted)
         if redacted:
@@ -114,9 +114,10 @@ def _wrong(tool: Tool, given: dict[str, Any]) -> str | None:
     return f"wrong arguments: {where}{error.message}"
 
 
-def _error(why: str) -> types.CallToolResult:
-    content = types.TextContent(type="text", text=plain(why[:_MOST_ERROR]))
-    return types.CallToolResult(content=[content], is_error=True)
+def _error(why: str, *more: str) -> types.CallToolResult:
+    texts = (plain(why[:_MOST_ERROR]), *more)
+    content = [types.TextContent(type="text", text=one) for one in texts]
+    return types.CallToolResult(content=list(content), is_error=True)
 
 
 class Lines:

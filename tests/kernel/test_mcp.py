@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from beams_run import PATIENCE
 from mcp.shared.exceptions import MCPError
 from mcp_client import WORDS, Refused, talk
 
+from scope_ebpf.mcp.answers import NOTICE
 from scope_ebpf.mcp.tools import TOOLS
 
 if TYPE_CHECKING:
@@ -105,8 +107,11 @@ def test_errors_are_errors(stock: beams_run.Beam):
 
     def use(ask):
         for name, given, why in wrong:
-            with pytest.raises(Refused, match=why):
+            with pytest.raises(Refused) as refused:
                 ask(name, **given)
+            assert re.search(why, refused.value.args[0]), refused.value
+            by_command = "arguments" not in refused.value.args[0]
+            assert by_command == (NOTICE in refused.value.args)
         with pytest.raises(MCPError, match="no tool 'record'; there are: list, doctor"):
             ask("record", pid=stock.pid)
         return ask("schedulers", pid=stock.pid)["document"]["target"]["pid"]
