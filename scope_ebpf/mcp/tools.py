@@ -28,9 +28,9 @@ class Parameter:
 
     #: JSON schema of its values.
     schema: dict[str, Any]
-    #: The option that it becomes; "" for a flag's absence or a positional argument.
+    #: The option that it becomes; "" for a positional argument.
     option: str = ""
-    #: Where the client gives none; None leaves the option out.
+    #: Its value where the client gives none; None and False leave the option out.
     default: Any = None
     required: bool = False
 
@@ -143,7 +143,7 @@ TOOLS: dict[str, Tool] = {
         "What this host lacks, and which events of a VM can be seen and why others cannot.",
         ("doctor", "--format", "json"),
         "doctor",
-        {"pid": Parameter(_with("Process id of a VM; without it, the host alone.", _WHOLE))},
+        {"pid": Parameter(_with("Process id of a VM; without it, the host is looked at.", _WHOLE))},
     ),
     "summary": Tool(
         "What a VM does during some seconds: counts, rates and durations of its events, load, "
