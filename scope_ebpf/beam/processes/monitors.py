@@ -79,7 +79,7 @@ def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     its reference, or what they lead to, is behind them (*key_offset*, the next two bytes).
     """
     layout, of = target.layout, kinds(target)
-    if not _as_ever(layout):
+    if not as_ever(layout):
         return np.zeros(len(nodes), np.bool_)
     at = layout.offset("ErtsMonLnkNode", "offset")
     offset, key = (column(nodes, at + i, np.uint16).astype(np.int64) for i in (0, 2))
@@ -96,7 +96,7 @@ def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return found
 
 
-def _as_ever(layout: Layout) -> bool:
+def as_ever(layout: Layout) -> bool:
     """
     Whether the data of monitors and links consist of two nodes and what follows in OTP 24 to 29.
 
