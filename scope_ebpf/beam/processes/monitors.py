@@ -145,7 +145,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
 
 def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
     """Read the pids of those that suspend a process, from the nodes of its ring."""
-    here = kind(target, ring) == kinds(target).suspend
+    here = fits(target, ring) & (kind(target, ring) == kinds(target).suspend)
     here &= _flag(target, ring, _TARGET)
     offset = target.layout.offset("ErtsMonLnkNode", "other")
     found: list[int] = column(ring, offset, np.uint64)[here].tolist()
