@@ -38,6 +38,16 @@ ALIGNED: Final = {
 }
 SHIFTS: Final = (-64, -32, -16, -8, 8, 16, 32, 64)
 _WORD, _LINE = 8, 64
+#: Bytes of fields that are arrays; others are taken for a word.
+_ARRAYS: Final = {
+    "cpool.stat.blocks_size": 12 * 8,
+    "cpool.stat.no_blocks": 12 * 8,
+    "sbcs.carriers": 3 * 16,
+    "mbcs.carriers": 3 * 16,
+    "sbcs.blocks": 12 * 48,
+    "mbcs.blocks": 12 * 48,
+    "procs.prio_info": 4 * 12,
+}
 
 
 class Drift(NamedTuple):
@@ -68,23 +78,47 @@ def _possible(fields: dict[str, int], field: str, by: int) -> bool:
     Whether the fields before it leave so much room: only what is not known can be missing.
     """
     at = fields[field]
-    before = [offset for offset in fields.values() if offset < at]
-    return by > 0 or at + by >= (max(before) + _WORD if before else 0)
+    ends = [start + _ARRAYS.get(name, _WORD) for name, start in fields.items() if start < at]
+    return by > 0 or at + by >= max(ends, default=0)
 
 
 def drifted(release: Measured, drift: Drift) -> Measured:
     """
-    The release as it would be.
+    The release as it would be; structs that contain the one that drifts are moved with it.
     """
     structs: Structs = {name: dict(fields) for name, fields in release.structs.items()}
-    fields = structs[drift.struct]
-    start = fields[drift.field]
+    _move(structs, *drift)
+    if drift.struct == "ErtsMonLnkNode":  # links hold one, the data of monitors and links two
+        for struct, field, nodes in _NODES:
+            if field in structs.get(struct, ()):
+                structs[struct][field] += nodes * drift.by
+    inner = "sizeof" if drift.field == "sizeof" else drift.field.removeprefix("hfrag.")
+    if drift.struct == "ErtsMessage" and drift.field in ("sizeof", f"hfrag.{inner}"):
+        _move(structs, "ErlHeapFragment", inner, drift.by)
+    return replace(release, structs=structs)
+
+
+#: Where nodes of links and monitors lie in others: struct, field, and nodes before it.
+_NODES: Final = (
+    ("ErtsMonitorData", "u.target", 1),
+    ("ErtsMonitorData", "ref", 2),
+    ("ErtsMonitorData", "refc", 2),
+    ("ErtsMonitorData", "sizeof", 2),
+    ("ErtsMonitorDataHeap", "sizeof", 2),
+    ("ErtsMonitorSuspend", "sizeof", 2),
+    ("ErtsILink", "sizeof", 1),
+    ("ErtsLinkData", "sizeof", 2),
+)
+
+
+def _move(structs: Structs, struct: str, field: str, by: int) -> None:
+    fields = structs[struct]
+    start = fields[field]
     for name, offset in fields.items():
         if offset >= start:
-            fields[name] = offset + drift.by
-    if (aligned := ALIGNED[drift.struct]) is not None:
+            fields[name] = offset + by
+    if (aligned := ALIGNED.get(struct)) is not None:
         structs[aligned]["sizeof"] = -(-fields["sizeof"] // _LINE) * _LINE
-    return replace(release, structs=structs)
 
 
 def any_of(release: Measured, chance: Random) -> Drift:
