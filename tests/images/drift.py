@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from random import Random
 
     from measured import Measured, Structs
@@ -78,6 +79,8 @@ def _possible(fields: dict[str, int], field: str, by: int) -> bool:
     Whether the fields before it leave so much room: only what is not known can be missing.
     """
     at = fields[field]
+    if field == "sizeof" and "hfrag.mem" in fields:
+        return False  # a message ends with its payload
     ends = [start + _ARRAYS.get(name, _WORD) for name, start in fields.items() if start < at]
     return by > 0 or at + by >= max(ends, default=0)
 
@@ -92,8 +95,8 @@ def drifted(release: Measured, drift: Drift) -> Measured:
         for struct, field, nodes in _NODES:
             if field in structs.get(struct, ()):
                 structs[struct][field] += nodes * drift.by
-    inner = "sizeof" if drift.field == "sizeof" else drift.field.removeprefix("hfrag.")
-    if drift.struct == "ErtsMessage" and drift.field in ("sizeof", f"hfrag.{inner}"):
+    fragment, _, inner = drift.field.partition(".")
+    if drift.struct == "ErtsMessage" and fragment == "hfrag":
         _move(structs, "ErlHeapFragment", inner, drift.by)
     return replace(release, structs=structs)
 
@@ -121,9 +124,9 @@ def _move(structs: Structs, struct: str, field: str, by: int) -> None:
         structs[aligned]["sizeof"] = -(-fields["sizeof"] // _LINE) * _LINE
 
 
-def any_of(release: Measured, chance: Random) -> Drift:
+def any_of(release: Measured, chance: Random, structs: Collection[str] = tuple(ALIGNED)) -> Drift:
     """
-    One of them: each struct as often as any other.
+    One of them, of *structs*: each struct as often as any other.
     """
-    struct = chance.choice([*ALIGNED])
+    struct = chance.choice([*structs])
     return chance.choice([one for one in drifts(release) if one.struct == struct])
