@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Flags of a node. Since OTP 28 they share a word with the kind and stand above it.
 _TARGET, _EXTENDED, _SPAWN_PENDING = 1 << 0, 1 << 4, 1 << 5
 _SHIFT_28, _KIND_28 = 7, 0x1F
+#: Kinds of links: their numbers follow those of monitors (ERTS_LNK_TYPE_*).
+_LINKS = 3
 _PROC, _PORT, _TIME_OFFSET, _DIST_PROC = 0, 1, 2, 3
 
 
@@ -68,6 +70,29 @@ def kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return found
 
 
+def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """
+    Return which nodes say that they and their keys lie where the layout has them.
+
+    The first and the second node of a monitor know how far they are behind its data, and how far
+    its reference, or what they lead to, is behind them (*key_offset*, the next two bytes).
+    """
+    layout, of = target.layout, kinds(target)
+    at = layout.offset("ErtsMonLnkNode", "offset")
+    offset, key = (column(nodes, at + i, np.uint16).astype(np.int64) for i in (0, 2))
+    first, second, ref = (
+        layout.offset("ErtsMonitorData", name) for name in ("origin.other", "u.target.other", "ref")
+    )
+    here, is_second = kind(target, nodes), offset == second - first
+    good = (offset == 0) | is_second
+    good &= (key == layout.offset("ErtsMonLnkNode", "other")) | (key + offset == ref)
+    good &= here <= of.alias + _LINKS
+    # A link is of no kind of monitor, and neither end of it is the target.
+    good &= (here > of.alias) | (_flag(target, nodes, _TARGET) == is_second)
+    found: NDArray[np.bool_] = good
+    return found if second - first == layout.size("ErtsMonLnkNode") else np.zeros_like(found)
+
+
 def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return which links or monitors have terms of their own behind them."""
     return _flag(target, nodes, _EXTENDED)
@@ -77,6 +102,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
     """Count the nodes of the tree and of the ring of one process, rows of ErtsMonLnkNode."""
     of = kinds(target)
     nodes = np.concatenate([tree, ring])
+    nodes = nodes[fits(target, nodes)]
     here, own = kind(target, nodes), ~_flag(target, nodes, _TARGET)
     plain = np.isin(here, (_PROC, _PORT, *of.remote))
     pending = _flag(target, nodes, _SPAWN_PENDING)
