@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.beam.memory.terms import is_atom, is_boxed
+from scope_ebpf.beam.processes.blocks import as_ever
 from scope_ebpf.beam.processes.sizes import LIMIT, ring, tree
 from scope_ebpf.beam.processes.table import (
     ATTEMPTS,
@@ -171,9 +172,9 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
             term, token = struct.unpack_from("<2Q", raw, body)
             found.append((node, term))
             messages += is_message(term)
-            with_token += is_message(term) and (term == 0 or _is_token(target, token))
+            with_token += is_message(term) and _is_token(target, token)
             (node,) = struct.unpack_from("<Q", raw, onward)
-    if messages > 2 * with_token:
+    if messages > 2 * with_token or (messages and not as_ever(layout)):
         raise ReadRefusedError(
             f"process {target.pid} (OTP {target.otp_release}): the check that messages have a "
             f"sequential trace token holds for {with_token} of {messages}, so {layout} does not "
@@ -185,7 +186,7 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
 def _is_token(target: Target, term: int) -> bool:
     """Whether this may be the token of a message: none as a rule, or a tuple of five."""
     if not is_boxed(term):
-        return term == _NIL or is_atom(term)
+        return term == _NIL or (target.usdt and is_atom(term))
     head = _head(target, term)
     return head is not None and head[0] == _FIVE
 

@@ -86,10 +86,14 @@ class Blocks:
         if (read & (rest == 0)).any():
             self._proven.add(struct)
         found: NDArray[np.bool_] = read & (rest >= 0) & (rest < _REST)
-        if 2 * int(found.sum()) < len(found):
+        if 2 * int(found.sum()) <= len(found):
             self._wrong.add(struct)
         return found & self.knows(struct)
 
     def knows(self, struct: str) -> bool:
         """Whether the size of *struct* is proven."""
         return struct in self._proven and struct not in self._wrong
+
+    def disproves(self, struct: str) -> bool:
+        """Whether the size of *struct* is not that of its blocks."""
+        return struct in self._wrong

@@ -18,6 +18,7 @@ from scope_ebpf.beam.memory.process_memory import column
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.vm.target import Target
 
 #: Flags of a node. Since OTP 28 they share a word with the kind and stand above it.
@@ -78,19 +79,44 @@ def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     its reference, or what they lead to, is behind them (*key_offset*, the next two bytes).
     """
     layout, of = target.layout, kinds(target)
+    if not _as_ever(layout):
+        return np.zeros(len(nodes), np.bool_)
     at = layout.offset("ErtsMonLnkNode", "offset")
     offset, key = (column(nodes, at + i, np.uint16).astype(np.int64) for i in (0, 2))
-    first, second, ref = (
-        layout.offset("ErtsMonitorData", name) for name in ("origin.other", "u.target.other", "ref")
-    )
-    here, is_second = kind(target, nodes), offset == second - first
+    here, is_second = kind(target, nodes), offset == layout.size("ErtsMonLnkNode")
     good = (offset == 0) | is_second
-    good &= (key == layout.offset("ErtsMonLnkNode", "other")) | (key + offset == ref)
+    good &= (key == layout.offset("ErtsMonLnkNode", "other")) | (
+        key + offset == layout.offset("ErtsMonitorData", "ref")
+    )
     good &= here <= of.alias + _LINKS
     # A link is of no kind of monitor, and neither end of it is the target.
-    good &= (here > of.alias) | (_flag(target, nodes, _TARGET) == is_second)
-    found: NDArray[np.bool_] = good
-    return found if second - first == layout.size("ErtsMonLnkNode") else np.zeros_like(found)
+    found: NDArray[np.bool_] = good & (
+        (here > of.alias) | (_flag(target, nodes, _TARGET) == is_second)
+    )
+    return found
+
+
+def _as_ever(layout: Layout) -> bool:
+    """
+    Whether the data of monitors and links consist of two nodes and what follows in OTP 24 to 29.
+
+    The reference and a count of users, then the heap of a reference, or what else a kind needs
+    (OTP-25.2.3 and OTP-29.1.1 erts/emulator/beam/erl_monitor_link.h).
+    """
+    node, other = layout.size("ErtsMonLnkNode"), layout.offset("ErtsMonLnkNode", "other")
+    expected = {
+        "ErtsMonitorData": {"origin.other": other, "u.target.other": node + other}
+        | {"ref": 2 * node, "refc": 2 * node + 8, "sizeof": 2 * node + 16},
+        "ErtsMonitorDataHeap": {"sizeof": 2 * node + 48},
+        "ErtsMonitorSuspend": {"sizeof": 2 * node + 32},
+        "ErtsMonitorDataExtended": {"sizeof": 2 * node + 48},
+        "ErtsELink": {"ld.refc": 2 * node, "heap": 2 * node + 32, "sizeof": 2 * node + 40},
+    }
+    return all(
+        layout.offset(struct, name) == offset
+        for struct, fields in expected.items()
+        for name, offset in fields.items()
+    )
 
 
 def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -274,6 +274,8 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks
     sizes_of_blocks = block + _WORD * (rooms[there].astype(np.int64) - 1)
     fitting = blocks.fits("ErtsMessage", addresses[there], sizes_of_blocks)
     whole[owners[there][~fitting]] = False
+    if blocks.disproves("ErtsMessage"):
+        return np.zeros(len(rows)), rows["first_message"] == 0
     if not blocks.knows("ErtsMessage"):
         whole[owners] = False
     sizes[combined] += _WORD * np.where(words > _MAX_PAYLOAD, 0, words)[combined]

@@ -294,10 +294,10 @@ class AllocatorReader:
         if heaps.any() and not (sum(held.values()) and sum(carriers.values())):
             raise refused(self._target, "the heaps of processes are in carriers", _THEY_ARE)
         first = self._layout.offset("Allctr_t", "sbcs.carriers")
-        single = sum(column(raw, first + i * _STAT, np.int64) for i in range(_CARRIER_SOURCES))
+        single = [column(raw, first + i * _STAT, np.int64) for i in range(_CARRIER_SOURCES)]
         first = self._layout.offset("Allctr_t", "sbcs.blocks")
-        inside = sum(column(raw, first + n * _BLOCK_STAT, np.int64) for n in range(COUNT))
-        if (single != inside).any():
+        inside = [column(raw, first + n * _BLOCK_STAT, np.int64) for n in range(COUNT)]
+        if (np.sum(single, axis=0) != np.sum(inside, axis=0)).any():
             raise refused(self._target, "a carrier of a single block has one block", _THEY_ARE)
 
     def _pairs_of_figures(self) -> Iterator[tuple[int, int]]:
