@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -15,8 +13,11 @@ from scope_ebpf.attach.plan import EVENTS
 from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import JUDGED, resolve
 from scope_ebpf.beam.vm.constants import kernel_constants, known
-from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
+from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.daemon.trial import trial
+from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach import links
 from scope_ebpf.kernel.attach.leftovers import find
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Item
     from scope_ebpf.beam.hidden.resolve import Hidden
     from scope_ebpf.beam.vm.identity import Identity
-    from scope_ebpf.errors import ScopeError
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.vms import (
+        Breakpoints,
+        DoctorDocument,
+        EventHooks,
+        ExaminedVm,
+    )
 
 
 #: Breakpoints that are listed by name.
@@ -41,35 +48,44 @@ _LISTED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the doctor."""
-    parser.add_argument("pid", type=int, nargs="?", metavar="PID", help="the VM's process")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_target(parser)
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code of the first problem, or 0."""
     facts = host.facts()
-    document: dict[str, Any] = {
+    document: DoctorDocument = {
         "schema": 1,
         "host": [
-            {"name": f.name, "value": f.value, "problem": f.problem and str(f.problem)}
+            {"name": f.name, "value": f.value, "problem": str(f.problem) if f.problem else None}
             for f in facts
         ],
         "detach": "together" if has_multi() else "one hook after the other (before Linux 6.6)",
     }
-    if arguments.pid is not None:
-        document |= _examine(arguments.pid)
-    if arguments.format == "json":
-        json.dump(document, sys.stdout, indent=2)
-        print()
+    target = _asked(arguments)
+    if target is not None:
+        document = {**document, **_examine(target)}
+    if arguments.format != "text":
+        print_document(document, arguments.format)
     else:
         _print(document)
     problem: ScopeError | None = next((f.problem for f in facts if f.problem), None)
     return problem.exit_code if problem else 0
 
 
-def _examine(pid: int) -> dict[str, Any]:
+def _asked(arguments: argparse.Namespace) -> Target | None:
+    """The VM to look at; None where it is left out and not exactly one can be looked at."""
+    word, _ = words_of(arguments)
+    if word is not None:
+        return find_vm(word)
+    with contextlib.suppress(ScopeError):  # the host is worth a look all the same
+        return find_vm(None)
+    return None
+
+
+def _examine(target: Target) -> ExaminedVm:
     """The target and the state of each event's hooks, by both attach methods."""
-    target = inspect(pid)
     hidden = resolve(target)
     settings, refused = kernel_constants(target)
     chosen, *plans = (
@@ -77,7 +93,7 @@ def _examine(pid: int) -> dict[str, Any]:
         for via in ("auto", "symbol", "usdt")
     )
     names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}
-    rows = []
+    rows: list[EventHooks] = []
     for item, *others in zip(chosen.items, *(plan.items for plan in plans), strict=True):
         variant = next(
             (v for v in events.VARIANTS if (v.event, v.via) == (item.event, item.via)), None
@@ -98,7 +114,7 @@ def _examine(pid: int) -> dict[str, Any]:
         )
     breakpoints = _breakpoints(target.identity, names)
     target.identity.check()
-    daemon = trial(pid)
+    daemon = trial(target.pid)
     return {
         "target": target.as_json(),
         "refused": refused,
@@ -122,20 +138,20 @@ def _found_by(item: Item, hidden: Hidden) -> str | None:
     return f"{source}; compared with the VM's counters before anything is shown"
 
 
-def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
+def _breakpoints(identity: Identity, names: dict[int, str]) -> Breakpoints:
     """The VM's breakpoints by function or offset: ``held`` by links of others, or ``left``."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         found = find(identity)
     holds = links.held(identity.pid) if found else set()
-    kinds: dict[str, list[str]] = {"held": [], "left": []}
+    kinds: Breakpoints = {"held": [], "left": []}
     for offset in found:
         name = names.get(offset, f"offset {offset:#x}")
         kinds["held" if offset in holds else "left"].append(name)
     return kinds
 
 
-def _print(document: dict[str, Any]) -> None:
+def _print(document: DoctorDocument) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,7 +165,7 @@ def _print(document: dict[str, Any]) -> None:
         console.print(f"  {mark} {fact['name']}: {escape(plain(fact['problem'] or fact['value']))}")
     console.print(f"  ok  hooks are taken out {document['detach']}")
     if "target" not in document:
-        console.print("\n`scope-trace doctor PID` looks at a VM; `scope-trace list` finds them.")
+        console.print("\n`scope-trace doctor TARGET` looks at a VM; `scope-trace list` finds them.")
         return
     node, rest = map(escape, of_target(document["target"]))
     exe = escape(plain(document["target"]["exe"]))
@@ -172,7 +188,7 @@ def _print(document: dict[str, Any]) -> None:
         console.print(line)
 
 
-def _hooks_of(row: dict[str, Any]) -> str:
+def _hooks_of(row: EventHooks) -> str:
     """The hooks of an event, with what is to be known of them, or why it has none."""
     what: str = ", ".join(row["hooks"]) or row["why"]
     if row["on_request"]:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope_ebpf.cli.options import web_address
+from scope_ebpf.cli.options import add_force, web_address
+from scope_ebpf.cli.target import add_target, target_of, words_of
 from scope_ebpf.errors import HostError, OutputError, UsageError
 from scope_ebpf.sinks.plain import plain, say
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of the same release and compiler",
     )
     source.add_argument(
-        "--debug-file", metavar="FILE", help="read the debug file of the program of --pid"
+        "--debug-file", metavar="FILE", help="read the debug file of the program of TARGET"
     )
     source.add_argument(
         "--debuginfod",
@@ -43,25 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="get that file from a server, of DEBUGINFOD_URLS where none is named; only this "
         "option asks one",
     )
-    parser.add_argument("--pid", type=int, help="the VM whose debug file it is")
+    add_target(parser)
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",
         help="the reference (default: where other commands and the daemon look for it)",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace the output where it is another user's file"
-    )
+    add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Learn; raises ScopeError."""
-    if arguments.beam is not None:
-        return _make(arguments)
-    if arguments.pid is None:
-        raise UsageError("--debug-file and --debuginfod need --pid, the VM that they are for")
-    return _read(arguments)
+    if arguments.beam is None:
+        return _read(arguments)
+    if words_of(arguments)[0] is not None:
+        raise UsageError("--from makes a reference of a file, and takes no TARGET")
+    return _make(arguments)
 
 
 def _make(arguments: argparse.Namespace) -> int:
@@ -98,9 +97,8 @@ def _read(arguments: argparse.Namespace) -> int:
     from scope_ebpf.beam.hidden import memory
     from scope_ebpf.beam.hidden.learn import of_debug_file
     from scope_ebpf.beam.hidden.resolve import reveal
-    from scope_ebpf.beam.vm.discover import inspect
 
-    target = inspect(arguments.pid)
+    target = target_of(arguments)
     if arguments.debug_file is not None:
         fd = _opened(arguments.debug_file)
     else:

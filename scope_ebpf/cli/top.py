@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from scope_ebpf.beam.processes.sizes import Sizes
 from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, Top, collected
 from scope_ebpf.beam.processes.table import CHUNK, LOAD, ProcessTable
 from scope_ebpf.beam.processes.view import Viewer, document
-from scope_ebpf.beam.vm import discover
+from scope_ebpf.cli.options import add_interval
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
 from scope_ebpf.runs.loop import target_ended
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.processes import ProcessRow, TopRow
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1
@@ -47,21 +49,19 @@ _CLOSER = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``top``."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
-    parser.add_argument("--sort", choices=tuple(SORTS), default="reductions")
+    add_target(parser)
+    parser.add_argument("-s", "--sort", choices=tuple(SORTS), default="reductions")
     parser.add_argument("--limit", type=int, help="rows (default: 20; all in JSON)")
     parser.add_argument("--once", action="store_true", help="print once and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_interval(parser, "1s", "time between two tables (default: %(default)s)")
+    parser.add_argument("-f", "--format", choices=("text", "json"), default="text")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
-    if not 0 < arguments.interval < math.inf or (
-        arguments.limit is not None and arguments.limit <= 0
-    ):
-        raise UsageError("--interval and --limit want a number above 0")
-    target = discover.inspect(arguments.pid)
+    if arguments.limit is not None and arguments.limit <= 0:
+        raise UsageError("--limit wants a number above 0")
+    target = target_of(arguments)
     if arguments.format == "json":
         return _print_json(target, arguments)
     try:
@@ -89,7 +89,8 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
-        described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
+        shown = Sizes(sizes.bytes[part], sizes.exact[part])
+        described = cast("list[TopRow]", viewer.describe(rows[part], sizes=shown))
         if arguments.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
                 one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))
@@ -213,7 +214,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= _NAME else name[: _NAME - 1] + "\u2026"
 
 
-def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
+def _cells(process: ProcessRow, rate: float) -> tuple[str, ...]:
     module = process["module"] if process["behaviour"] else None
     name = process["name"] or process["label"] or module or process["initial_call"] or "?"
     if process["name"] == "":

@@ -4,8 +4,9 @@ Marks by which a function without a name is recognized in another build. Runs co
 
 Calls, addresses of functions and texts are found for all functions at once, by the bytes of the
 instructions that name them (x86-64: ``call``, ``jmp``, ``jcc`` with a distance of 32 bits, ``lea``
-relative to the next instruction). Where such bytes stand by chance, they name a function's start in one of 600,000
-cases. Constants need a disassembly, so they are found for the functions that are asked for.
+relative to the next instruction). Where such bytes stand by chance, they name a function's start
+in one of 600,000 cases. Constants need a disassembly, so they are found for the functions that are
+asked for.
 """
 
 from __future__ import annotations

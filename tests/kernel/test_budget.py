@@ -5,7 +5,6 @@ Summaries of real VMs within a budget, and the brake of what counts everything.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -13,10 +12,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import beams_run
+import documents
 import numpy as np
 import pytest
 import windows_run
-from tracing import PATIENCE, require_root, scope_trace, starting, trace, wait_until
+from tracing import (
+    PATIENCE,
+    breakpoints,
+    hooked_addresses,
+    require_root,
+    scope_trace,
+    starting,
+    trace,
+    wait_until,
+)
 
 from scope_ebpf.beam.vm import state as vm_state
 from scope_ebpf.beam.vm.counters import CounterReader
@@ -67,6 +76,19 @@ def test_what_is_rare_is_exact(stock: beams_run.Beam):
     assert {(0.0, 1.0)} == {
         (event["error_ratio"], event["sampling_ratio"]) for event in outcome.events.values()
     }
+
+
+def test_summaries_follow_each_other(stock: beams_run.Beam):
+    """
+    With an interval and a count, as vmstat takes them, there are as many documents, each of its own
+    time, and nothing is left in the VM behind the last.
+    """
+    done = scope_trace(str(stock.pid), "200ms", "3", "--format", "jsonl")
+    documents = done.lines
+    assert (0, ["duration"] * 3) == (done.code, [one["stopped_because"] for one in documents])
+    assert [True] * 3 == [0.2 <= one["duration_seconds"] < PATIENCE for one in documents]
+    assert {stock.pid} == {one["target"]["pid"] for one in documents}
+    assert 0 == breakpoints(stock.pid, hooked_addresses(stock.pid))
 
 
 def test_what_is_hot_is_estimated_within_its_error_and_its_budget(talkers: beams_run.Beam):
@@ -173,7 +195,7 @@ def test_counters_that_cannot_be_read(
     output = tmp_path / "run.json"
     words = ("--pid", str(talkers.pid), "--duration", "3", "--format", "json")
     assert 0 == cli.main((*words, "--output", str(output)))
-    document = json.loads(output.read_text())
+    document = documents.load(output.read_text())
     assert ["the counters are hidden: frequent events are estimated by the time alone"] == [
         note for note in document["notes"] if "hidden" in note
     ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from scope_ebpf.beam.processes.monitors import counts
 from scope_ebpf.beam.processes.reasons import status_reason
 from scope_ebpf.beam.processes.table import ALL, DETAIL, PRIORITY
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.suggestions import bare, close
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.memory.walk import Walk
     from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.results.documents.processes import ProcessDetail
 
-__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames"]
+__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames", "near"]
 
 #: The columns that :func:`detail` needs.
 FIELDS = (*ALL, *DETAIL)
@@ -35,7 +37,7 @@ _USER_PRIORITY = 2  # bits to the left
 _NAMES = ("dictionary", *HEAPS)
 
 
-def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
+def detail(viewer: Viewer, rows: NDArray[np.void]) -> ProcessDetail:
     """
     Describe the process of *rows*, shape ``(1,)``, with the columns FIELDS, as it is now.
 
@@ -57,7 +59,7 @@ def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
     return _describe(viewer, best)
 
 
-def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
+def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
     rows, row = moment.rows, moment.rows[0]
     described = viewer.describe(rows)[0]
     ancestors = viewer.names.dictionary(rows, "$ancestors")[0]
@@ -66,7 +68,7 @@ def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
     if not stood(rows, viewer.table.one(int(row["id"])), _NAMES):
         moved = (*moved, "names")
     old = int(row["old_hend"] - row["old_heap"]) // _WORD if row["old_heap"] else 0
-    return described | {
+    found = dict(described) | {
         "priority": PRIORITY[int(row["state"]) >> _USER_PRIORITY & 3],
         "trap_exit": bool(row["flags"] & _TRAP_EXIT),
         "message_queue_data": "off_heap" if row["state"] & _OFF_HEAP else "on_heap",
@@ -84,6 +86,7 @@ def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
         ],
         "moved": list(moved),
     }
+    return cast("ProcessDetail", found)
 
 
 def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:
@@ -153,6 +156,14 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
             spelled.append(wanted[1:-1])
     index = next((texts.index(name) for name in spelled if name in texts), None)
     return rows[:0] if index is None else viewer.table.one(int(rows["id"][index]))
+
+
+def near(viewer: Viewer, wanted: str) -> list[str]:
+    """Registered names that are like *wanted*, as Elixir or Erlang write them."""
+    if _PID.fullmatch(wanted):
+        return []
+    registered = viewer.names.registered(viewer.table.snapshot().rows)
+    return [bare(name) for name in close(wanted.strip("'"), filter(None, registered))]
 
 
 #: A pid of the VM itself, as Erlang, Elixir or a person writes it.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.layouts.checks import check_rare_data
 from scope_ebpf.beam.memory.terms import PID_TAG, PidCodec
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.names import Names
 from scope_ebpf.beam.processes.shapes import TermReader
 from scope_ebpf.beam.processes.sizes import LIMIT, Sizes, memory_bytes
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.processes.table import Field
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.processes import ProcessRow, TopHead
 
 
 class Viewer:
@@ -45,6 +47,7 @@ class Viewer:
         self.terms = TermReader(target, self.atoms)
         self.table = ProcessTable(target, fields)
         self.pids = PidCodec.of(target)
+        self._blocks = Blocks(target)
 
     def refresh(self) -> None:
         """Take in code that was loaded since."""
@@ -57,7 +60,7 @@ class Viewer:
         *limit* bounds what is walked of one mailbox. The size of what is gone, or has moved on,
         is given as that of its heaps, which is the least that it can be.
         """
-        found = memory_bytes(self.target, rows, limit)
+        found = memory_bytes(self.target, rows, limit, self._blocks)
         _, calm = self.table.still(rows)
         exact = found.exact & calm & ((rows["psd"] == 0) | self._fits_rare_data)
         return Sizes(np.where(calm, found.bytes, self.heaps(rows)), exact)
@@ -77,7 +80,7 @@ class Viewer:
 
     def describe(
         self, rows: NDArray[np.void], limit: int = LIMIT, sizes: Sizes | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[ProcessRow]:
         """Describe each row; *sizes* are those of :meth:`sizes`, where they are known already."""
         names = self.names.registered(rows)
         identities = self.names.identities(rows)
@@ -114,7 +117,7 @@ class Viewer:
             "group_leader": self._pids(rows["group_leader"]),
         }
         described = [
-            dict(zip(columns, values, strict=True))
+            cast("ProcessRow", dict(zip(columns, values, strict=True)))
             for values in zip(*columns.values(), strict=True)
         ]
         for index in np.flatnonzero(~exact).tolist():
@@ -135,7 +138,7 @@ class Viewer:
         return written
 
 
-def document(target: Target, snapshot: Snapshot) -> dict[str, Any]:
+def document(target: Target, snapshot: Snapshot) -> TopHead:
     """Make the document of ``top --once --format json``, but for the processes."""
     return {
         "schema": 1,
