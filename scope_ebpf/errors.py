@@ -118,10 +118,6 @@ class TooMuchError(ScopeError):
     exit_code = 14
 
 
-class SoughtError(ReadRefusedError):
-    """Something of a program is still looked for: another look in a few seconds may find it."""
-
-
 class NoAnswerError(TooMuchError):
     """
     A process has memory that does not come, such as a page of a file whose server does not answer.

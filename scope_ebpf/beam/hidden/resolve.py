@@ -24,7 +24,7 @@ from scope_ebpf.beam.hidden import memory
 from scope_ebpf.beam.hidden.memory import DEBUG_FILE, Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError
 from scope_ebpf.beam.hidden.shelf import entries, nearest
-from scope_ebpf.errors import RefusedFileError, SoughtError
+from scope_ebpf.errors import ReadRefusedError, RefusedFileError
 from scope_ebpf.sandbox import answers, limits
 from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Refusals
@@ -44,7 +44,7 @@ _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 #: CPU seconds of one matching, and seconds until its answer is late.
 MATCHING, _PATIENCE = 6.0, 60.0
 #: In the daemon: matchings whose results are remembered, and seconds from one to the next.
-_REMEMBERED, _BETWEEN = 64, 60.0
+_REMEMBERED, _BETWEEN = 64, 300.0
 _HOOKS = [
     (variant.event, name)
     for variant in events.VARIANTS
@@ -54,6 +54,10 @@ _HOOKS = [
     if name
 ]
 _EVENTS_OF = {name: {event for event, own in _HOOKS if own == name} for name in WANTED}
+
+
+class SoughtError(ReadRefusedError):
+    """A program's functions are still looked for: another look in a few seconds may know them."""
 
 
 @dataclass(slots=True)
@@ -76,7 +80,7 @@ class _Background:
     """
     Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
 
-    Programs come from anybody, so one is begun a minute at most.
+    Programs come from anybody, so all together take 2 % of a core at most.
     """
 
     def __init__(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from scope_ebpf.beam.hidden.resolve import SoughtError
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.vm.discover import Refusal, inspect
@@ -33,7 +34,6 @@ from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
-    SoughtError,
     TargetChangedError,
     TooMuchError,
 )
