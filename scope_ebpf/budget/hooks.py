@@ -250,6 +250,8 @@ class GovernedHooks:
             self.detach_exhausted(now)
             self.session.count(on=False)
             values = self._counters.now()
+            if self._looked:  # nothing may have been compared since the last tick, or ever
+                self._judge_permanent(self.session.kinds()[0], values)
         except (ReadRefusedError, NoSuchProcessError):
             self.session.count(on=False)
             values = self._latest
@@ -320,6 +322,11 @@ class GovernedHooks:
         return closed
 
     # Judging ---------------------------------------------------------------------------------
+
+    def compare_from_now(self) -> None:
+        """Nothing was counted before now, whatever the VM counted. Raises ReadRefusedError."""
+        values = self._counters.now()
+        self._looked = {event: (self._count(event), values) for event in self._looked}
 
     def _count(self, event: str) -> int:
         return counted_of(event, self.session.kind(event)[0])

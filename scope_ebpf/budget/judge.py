@@ -121,7 +121,10 @@ class Judge:
         A few counts agree if they are exactly as many as the VM's.
         """
         for event in sorted(self.pending):
-            count, low, high = self._sums.get(event, (0, 0, 0))
+            if event not in self._sums:
+                self._refuse(event, f"hook.{event}: it was not compared with the VM's counter")
+                continue
+            count, low, high = self._sums[event]
             if low <= count <= high:
                 self.pending.discard(event)
             else:

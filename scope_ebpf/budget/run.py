@@ -139,6 +139,7 @@ class BudgetedRun:
             raise NothingToAttachError(f"no hook could be attached: {self._first_failure()}")
         values = self.counters.now()
         self._session.count(on=True)
+        self._hooks.compare_from_now()
         samples = {event: self.counters.sample(event, values) for event in self.ledger}
         self.ledger.begin(samples, hot)
         self.next_tick = time.monotonic() + RUN_POLICY.min_tick
