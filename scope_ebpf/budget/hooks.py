@@ -17,7 +17,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import Action
 from scope_ebpf.budget.judge import counted as counted_of
-from scope_ebpf.budget.judge import fits, growth
+from scope_ebpf.budget.judge import fits, growth, spread
 from scope_ebpf.budget.reference_counters import EXACT_COUNTERS
 from scope_ebpf.budget.windows import Baseline, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
@@ -342,12 +342,16 @@ class GovernedHooks:
     ) -> None:
         """Compare what a window counted with what the VM counted within and around it."""
         before, outside, inside = opened
-        count, most = self._count(event) - before, growth(event, outside, self._counters.now())
+        after = self._counters.now()
+        count, most = self._count(event) - before, growth(event, outside, after)
+        # How many were there meanwhile, where the counter is that of those that came.
+        moved = 0 if event in EXACT_COUNTERS else spread(event, (outside, inside, until, after))
         if not exhausted:
             self._judge.add(event, count, growth(event, inside, until), most)
-        elif closed.growth is not None and event in EXACT_COUNTERS:
+        elif closed.growth is not None and moved <= count / 4:
             # The programs read the counter at the first hit and at the last one.
-            self._judge.add(event, count, int(closed.growth), int(closed.growth) + 1)
+            grown = int(closed.growth)
+            self._judge.add(event, count, grown - moved, grown + moved + 1)
         elif not fits(count, 0, most):
             self._judge.add(event, count, 0, most)
 

@@ -17,7 +17,7 @@ from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import JUDGED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -55,6 +55,12 @@ def growth(event: str, since: Mapping[str, int], until: Mapping[str, int]) -> in
     made, there = _NEEDS[event][0], _NEEDS[event][1:]
     left = sum((more(name) + _INT // 2) % _INT - _INT // 2 for name in there)
     return more(made) % _INT - left
+
+
+def spread(event: str, readings: Iterable[Mapping[str, int]]) -> int:
+    """The difference between the most and the least of what was there, of the kind of *event*."""
+    there = [reading[name] % _INT for reading in readings for name in _NEEDS[event][1:]]
+    return max(there, default=0) - min(there, default=0)
 
 
 def counted(event: str, tallies: NDArray[np.void]) -> int:

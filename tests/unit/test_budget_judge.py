@@ -10,7 +10,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Attachment, Item, Plan
-from scope_ebpf.budget.judge import Judge, counted, fits, growth
+from scope_ebpf.budget.judge import Judge, counted, fits, growth, spread
 
 ALL = {
     "spawned": 0,
@@ -107,6 +107,15 @@ def test_the_growth_of_counters_is_that_of_the_events():
     # The word of a table's count has another counter in its upper half.
     opened = since | {"opened": 7 << 32 | 28, "ports": 5 << 32 | 3}
     assert growth("port_close", since, opened) == 25
+
+
+def test_the_spread_of_what_is_there_is_that_of_its_table():
+    """
+    The processes that are there between the least and the most reading are the spread of exits.
+    """
+    readings = [ALL | {"processes": 7 << 32 | count} for count in (40, 63, 50)]
+    assert spread("exit", readings) == 23
+    assert spread("spawn", readings) == 0
 
 
 def test_only_classes_that_the_vm_counts_are_compared():
