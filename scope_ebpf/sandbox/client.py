@@ -225,11 +225,11 @@ class Parser:
         seconds: float,
         refused: Callable[[RefusedFileError], None] = lambda _: None,
         *,
-        patience: float = PATIENCE,
+        patience: float | None = None,
         kind: int = limits.ANY,
     ) -> None:
         self._fd, self._name, self._seconds, self._refused = fd, name, seconds, refused
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         #: The server's number for the child, and its process number.
