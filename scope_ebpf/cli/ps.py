@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.processes.detail import FIELDS, MAX_MESSAGES, detail, find, near
@@ -118,7 +119,10 @@ def lines(process: Mapping[str, Any]) -> list[str]:
         )
     if process["messages"]:
         text.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
-        text += [f"    {escaped(spelled(shape))}" for shape in process["messages"]]
+        for shape, alike in groupby(process["messages"]):
+            count = len(list(alike))
+            times = f"{count} x " if count > 1 else ""
+            text.append(f"    {times}{escaped(spelled(shape))}")
     text.append("  stack, innermost first")
     for frame in process["stack"]:
         location = f"  ({frame['location']})" if frame["location"] else ""
