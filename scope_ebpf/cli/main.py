@@ -36,12 +36,13 @@ COMMANDS = {
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
+    "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"
 #: Options of a command line without a command.
 _OVERALL = ("-h", "--help", "--version", "--print-completion")
 #: Commands that look at no process.
-_WITHOUT_TARGET = ("export", "summary")
+_WITHOUT_TARGET = ("export", "summary", "mcp")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\

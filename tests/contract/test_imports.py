@@ -57,10 +57,13 @@ MAY = {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
         *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
     },
+    # Commands as tools of a program: they run as processes of their own.
+    "mcp": {"attach", "errors", "plain"},
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("pipes", "planning", "runs", "sandbox", "sinks", "suggestions", "units", "user_probes"),
+        *("mcp", "pipes", "planning", "runs", "sandbox", "sinks", "suggestions", "units"),
+        "user_probes",
     },
 }
 
@@ -188,6 +191,7 @@ def test_two_sides_know_nothing_of_each_other(side: str):
         ("cgroups.py", "from scope_ebpf.metrics import reading", "metrics"),
         ("pipes.py", "from scope_ebpf import errors", "errors"),
         ("sessions.py", "from scope_ebpf.runs import trace", "runs"),
+        ("mcp/x.py", "from scope_ebpf.cli import main", "cli"),
     ],
 )
 def test_an_import_without_a_row_is_found(tmp_path: Path, place: str, statement: str, said: str):

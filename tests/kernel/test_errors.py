@@ -235,19 +235,45 @@ def test_a_beam_that_was_replaced_on_disk(upgradable: Path, how: str):
 
 def test_a_beam_in_another_mount_and_pid_namespace():
     """
-    A VM in a container of another distribution is traced from the host, whose files it has not.
+    A VM in a container of another distribution is traced from the host, whose files it has not:
+    every event of its release, each as often as it was planted.
     """
-    wanted = "spawn,exit,send,receive"
-    with beams_run.planted("trixie27") as beam, trace(beam.pid, "--events", wanted) as run:
-        beam.plant("spawns 23")
-        beam.plant("messages 46")
-        document = run.stop().document
-        for kind in ("mnt", "pid"):
-            ours, its = (Path(f"/proc/{who}/ns/{kind}") for who in ("self", beam.pid))
-            assert ours.readlink() != its.readlink()
+    wanted = "spawn,exit,send,receive,hibernate,port_open,port_close"
+    with beams_run.planted("trixie27") as beam:
+        with trace(beam.pid, "--events", wanted) as run:
+            for command in (
+                "spawns 23",
+                "exits error 7",
+                "messages 46",
+                "hibernates 5",
+                "ports 11",
+            ):
+                beam.plant(command)
+            document = run.stop().document
+            for kind in ("mnt", "pid"):
+                ours, its = (Path(f"/proc/{who}/ns/{kind}") for who in ("self", beam.pid))
+                assert ours.readlink() != its.readlink()
+        with trace(beam.pid, "--events", "code_load,port_busy") as run:
+            beam.plant("code_loads 3")
+            beam.plant("busy_port 4")
+            others = run.stop().document
     assert ("27", "jit") == (document["target"]["otp_release"], document["target"]["flavor"])
-    found = {name: event["count"] for name, event in document["events"].items()}
-    assert {"spawn": 23, "exit": 23, "send": 46, "receive": 48} == found
+    events = document["events"] | others["events"]
+    found = {name: event["count"] for name, event in events.items()}
+    # A hibernation takes one process, and a message each time; each command is received.
+    planted = {
+        "spawn": 23 + 7 + 1,
+        "exit": 23 + 7 + 1,
+        "send": 46 + 5,
+        "receive": 46 + 5 + 5,
+        "hibernate": 5,
+        "port_open": 11,
+        "port_close": 11,
+        "code_load": 3,
+        "port_busy": 1,
+    }
+    assert planted == found
+    assert (24, 7) == tuple(events["exit"]["by_class"][name] for name in ("normal", "error"))
 
 
 def test_scope_trace_in_a_pid_namespace_of_its_own():
