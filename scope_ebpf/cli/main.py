@@ -135,6 +135,10 @@ class _Parser(argparse.ArgumentParser):
     #: What is wrong with the first word, where it should be a command; empty if nothing is.
     mistyped = ""
 
+    def takes_words(self) -> bool:
+        """Whether it has TARGET and the words behind it."""
+        return any(action.dest == "words" for action in self._actions)
+
     def error(self, message: str) -> NoReturn:
         """Print *message* and end."""
         wrong = f"{self.mistyped} (as a TARGET: {message})" if self.mistyped else message
@@ -174,7 +178,14 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     named = words[0] in COMMANDS
     parser = parser_of(words[0] if named else DEFAULT)
     parser.mistyped = _mistyped(words[0])
-    arguments, unknown = parser.parse_known_intermixed_args(words[named:])
+    given, behind = list(words[named:]), list[str]()
+    if "--" in given and parser.takes_words():
+        # What is behind it is no option; argparse forgets that where words stand among options.
+        at = given.index("--")
+        given, behind = given[:at], given[at + 1 :]
+    arguments, unknown = parser.parse_known_intermixed_args(given)
+    if behind:
+        arguments.words += behind
     if unknown:
         parser.error(f"{unknown[0]} is no option{did_you_mean(_near_options(parser, unknown[0]))}")
     return arguments
