@@ -59,7 +59,10 @@ MONITORS = """
 """
 #: Names of processes of which everything is read, and what is None where it is refused.
 WHOLE = ("drift_", "names_full", "init")
-COUNTS = ("links", "monitors", "watchers", "aliases", "suspends", "suspended_by", "node_monitors")
+UNTOLD = (
+    *("links", "monitors", "watchers", "aliases", "suspends", "suspended_by", "node_monitors"),
+    "status_reason",
+)
 
 
 @pytest.fixture(
@@ -143,7 +146,7 @@ def _details(target: Beam) -> dict[str, Any]:
         if name and name.startswith(WHOLE):
             one = detail(viewer, rows[index : index + 1])
             unsure = ["memory_bytes"] if one.pop("memory_estimated", False) else []
-            unsure += [count for count in COUNTS if one[count] is None]
+            unsure += [key for key in UNTOLD if one[key] is None]
             found[name] = {key: value for key, value in one.items() if key not in unsure}
     return found
 
@@ -192,13 +195,17 @@ def structs_of(target: Beam, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[s
     return used
 
 
-def wrong(read: Any, truth: Any) -> bool:
+def wrong(found: Any, truth: Any, where: str = "") -> list[str]:
     """
-    Whether something is *read* that is not so; of a process, less may be read.
+    What is *found* that is not so; of a process, less may be read.
     """
-    if isinstance(read, dict) and isinstance(truth, dict):
-        return any(key not in truth or wrong(value, truth[key]) for key, value in read.items())
-    return bool(read != truth)
+    if not isinstance(found, dict) or not isinstance(truth, dict):
+        return [] if found == truth else [f"{where}: {found} is {truth}"]
+    return [
+        line
+        for key, value in found.items()
+        for line in wrong(value, truth.get(key, "not there"), f"{where} {key}")
+    ]
 
 
 def test_a_layout_that_has_drifted_shows_no_wrong_figure(

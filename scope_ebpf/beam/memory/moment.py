@@ -174,7 +174,7 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
             messages += is_message(term)
             with_token += is_message(term) and _is_token(target, token)
             (node,) = struct.unpack_from("<Q", raw, onward)
-    if messages > 2 * with_token or (messages and not as_ever(layout)):
+    if messages > 2 * with_token or (found and not as_ever(layout)):
         raise ReadRefusedError(
             f"process {target.pid} (OTP {target.otp_release}): the check that messages have a "
             f"sequential trace token holds for {with_token} of {messages}, so {layout} does not "

@@ -79,7 +79,7 @@ def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     its reference, or what they lead to, is behind them (*key_offset*, the next two bytes).
     """
     layout, of = target.layout, kinds(target)
-    if not _as_ever(layout):
+    if not as_ever(layout):
         return np.zeros(len(nodes), np.bool_)
     at = layout.offset("ErtsMonLnkNode", "offset")
     offset, key = (column(nodes, at + i, np.uint16).astype(np.int64) for i in (0, 2))
@@ -96,7 +96,7 @@ def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return found
 
 
-def _as_ever(layout: Layout) -> bool:
+def as_ever(layout: Layout) -> bool:
     """
     Whether the data of monitors and links consist of two nodes and what follows in OTP 24 to 29.
 
@@ -145,7 +145,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
 
 def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
     """Read the pids of those that suspend a process, from the nodes of its ring."""
-    here = kind(target, ring) == kinds(target).suspend
+    here = fits(target, ring) & (kind(target, ring) == kinds(target).suspend)
     here &= _flag(target, ring, _TARGET)
     offset = target.layout.offset("ErtsMonLnkNode", "other")
     found: list[int] = column(ring, offset, np.uint64)[here].tolist()

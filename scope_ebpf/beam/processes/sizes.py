@@ -321,7 +321,7 @@ def _mailboxes(target: Target, rows: NDArray[np.void], limit: int) -> Walk:
     layout, memory, roots = target.layout, target.memory, rows["first_message"]
     block, onward = layout.size("ErtsMessage"), layout.offset("ErtsMessage", "next")
     # A message without a payload of its own ends where the payload would begin.
-    least = layout.offset("ErtsMessage", "hfrag.next")
+    least = min(layout.offset("ErtsMessage", "hfrag.next"), block)
     if len(roots) != 1:
         found = walk(memory, roots, block, pointers(onward), limit, least=least)
         return _ending(rows, found, onward)
