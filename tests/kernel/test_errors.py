@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from tracing import (
+    PATIENCE,
     SCOPE_TRACE,
     Outcome,
     in_kernel,
@@ -170,8 +171,8 @@ def test_another_users_beam_without_the_right_to_look():
     with somebody_elses_beam() as beam:
         outcome = scope_trace("--pid", str(beam.pid), prefix=drop)
         said = (
-            f"scope-trace: process {beam.pid} belongs to somebody else: "
-            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+            f"scope-trace: process {beam.pid} may not be looked into: "
+            "root lacks CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH here"
         )
         assert (6, said) == refused(outcome)
 
@@ -437,3 +438,35 @@ def test_the_installed_command_is_the_same():
     by_name = subprocess.run([script, "--version"], capture_output=True, text=True)
     by_module = subprocess.run([*SCOPE_TRACE, "--version"], capture_output=True, text=True)
     assert (0, by_module.stdout) == (by_name.returncode, by_name.stdout)
+
+
+#: A command line for each command; @ stands for the VM.
+READ_BY_NOBODY = (
+    "@ -d 300ms", "@ -d 300ms -f json", "@ 200ms 9", "@ --stream", "list", "list -f json",
+    "doctor @", "top @", "top @ --once", "ps @ init", "schedulers @", "schedulers @ -f json",
+    "profile @ -d 300ms", "calls @ lists:map/2 -d 500ms", "run --hooks", "--help", "--version",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "both"])
+def test_every_command_ends_well_when_nobody_reads_it(stock: beams_run.Beam, both: bool):
+    """
+    A reader that has gone, of standard output or of both, is no error of any command: it ends by
+    itself with 0 and without a word.
+    """
+    reader, pipe = os.pipe()
+    os.close(reader)
+    try:
+        runs = {
+            line: subprocess.Popen(
+                [*SCOPE_TRACE, *line.replace("@", str(stock.pid)).split()],
+                stdout=pipe,
+                stderr=pipe if both else subprocess.PIPE,
+            )
+            for line in READ_BY_NOBODY
+        }
+    finally:
+        os.close(pipe)
+    said = {line: run.communicate(timeout=PATIENCE)[1] or b"" for line, run in runs.items()}
+    assert {} == {line: said[line].decode() for line, run in runs.items() if run.returncode}
+    assert [] == [line for line, text in said.items() if b"Traceback" in text]
