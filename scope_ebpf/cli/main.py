@@ -35,6 +35,7 @@ COMMANDS = {
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
+    "genservers": "servers by module: how busy, who waits for whom, and for what most",
 }
 #: Commands that look at no process.
 _WITHOUT_TARGET = ("export", "summary")

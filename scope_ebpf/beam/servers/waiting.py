@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+For whom a process waits that has called a server.
+
+The frame of ``gen:do_call/4`` holds the monitor of the call, and the server's pid where the call
+has a timeout; the frame above it holds the timeout, the request and the server as the caller named
+it (OTP-25.2.3, 27.3.4 and 29.1.2 lib/stdlib/src/gen.erl; seen in the stacks of live VMs).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.beam.memory.terms import (
+    POINTER_MASK,
+    is_atom,
+    is_boxed,
+    is_pid,
+    is_small,
+    small,
+)
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.code.tables import Mfa
+    from scope_ebpf.beam.processes.view import Viewer
+
+#: The functions in which callers of servers wait.
+CALLING = frozenset({("gen", "do_call", 4)})
+#: Words of a stack that are read: the two innermost frames are far smaller.
+_WORDS = 48
+_WORD = 8
+#: A reference of the VM itself has this subtag; its numbers are in the two words behind.
+_REFERENCE, _SUBTAG = 0x10, 0x3F
+#: A tuple of a name and a node, or of ``global`` and a name.
+_PAIR = 2 << 6
+#: Columns that change as soon as a process goes on, and their fields.
+_MOVING = (("id", "common.id"), ("stop", "stop"), ("pc", "i"), ("reductions", "reds"))
+
+
+class Waiting(NamedTuple):
+    """One process that waits for the reply of a server."""
+
+    #: Pid term of the caller.
+    caller: int
+    #: Pid term of the server; None where it is not known which it is.
+    server: int | None
+    #: Names the call: two calls of one process differ in it.
+    reference: tuple[int, int]
+    #: Milliseconds; None for ``infinity`` and where it was not found.
+    timeout: int | None
+    #: The tag of the request, such as ``{add, _, _}``; contents are never read.
+    request: str
+
+
+def calls(function: Mfa | None) -> bool:
+    """Whether a process in *function* waits for a server's reply."""
+    return function is not None and function[:3] in CALLING
+
+
+class Stacks(NamedTuple):
+    """The innermost words of the stacks of some processes, as they were at one time."""
+
+    rows: NDArray[np.void]
+    words: list[NDArray[np.uint64]]
+    #: Which of the processes were where their rows say, before and after their stacks were read.
+    stood: NDArray[np.bool_]
+
+
+def stacks(viewer: Viewer, rows: NDArray[np.void]) -> Stacks:
+    """Read the stacks of the processes of *rows*: soon after the rows, since they may go on."""
+    memory = viewer.target.memory
+    counts = np.minimum(rows["stack_words"], _WORDS)
+    raw, read = memory.gather_ragged(rows["stop"], counts * np.uint64(_WORD))
+    words = [np.frombuffer(one, np.uint64) for one in raw]
+    for name, source in (
+        ("id", "common.id"),
+        ("stop", "stop"),
+        ("pc", "i"),
+        ("reductions", "reds"),
+    ):
+        offset = np.uint64(viewer.target.layout.offset("Process", source))
+        now, good = memory.gather(rows["pointer"] + offset, _WORD)
+        read &= good & (now.view(np.uint64)[:, 0] == rows[name])
+    return Stacks(rows, words, read)
+
+
+def waiting(viewer: Viewer, seen: Stacks, registered: Mapping[str, int]) -> list[Waiting | None]:
+    """
+    Find for whom processes wait, each of which is in a function of CALLING.
+
+    *registered* has the pid terms of registered names. None for a process that went on meanwhile,
+    or whose stack does not show a call.
+    """
+    return [
+        _read(viewer, row, words, registered) if good else None
+        for row, words, good in zip(seen.rows, seen.words, seen.stood.tolist(), strict=True)
+    ]
+
+
+def _read(
+    viewer: Viewer, row: np.void, words: NDArray[np.uint64], registered: Mapping[str, int]
+) -> Waiting | None:
+    places = np.flatnonzero(viewer.code.inside(words) & (words & np.uint64(3) == 0)).tolist()
+    if not places:
+        return None
+    inner = words[: places[0]].tolist()
+    outer = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)].tolist()
+    try:
+        reference = _reference(viewer, inner)
+        if reference is None:
+            return None
+        server = next((word for word in inner if is_pid(word)), None)
+        if server is None:
+            server = _named(viewer, outer, registered)
+        return Waiting(int(row["id"]), server, reference, _timeout(inner), _request(viewer, outer))
+    except ReadRefusedError:
+        return None
+
+
+def _reference(viewer: Viewer, words: list[int]) -> tuple[int, int] | None:
+    """The numbers of the first reference among *words*."""
+    for word in words:
+        if is_boxed(word):
+            header, first, second = viewer.target.memory.words(word & POINTER_MASK, 3).tolist()
+            if header & _SUBTAG == _REFERENCE:
+                return first, second
+    return None
+
+
+def _timeout(words: list[int]) -> int | None:
+    found = (small(word) for word in words if is_small(word))
+    return next((value for value in found if value >= 0), None)
+
+
+def _named(viewer: Viewer, words: list[int], registered: Mapping[str, int]) -> int | None:
+    """The server as the caller named it: the last term of the frame."""
+    for word in reversed(words):
+        if is_pid(word):
+            return word
+        if is_atom(word):
+            return registered.get(viewer.atoms.text(word))
+        if is_boxed(word):
+            header, name, node = viewer.target.memory.words(word & POINTER_MASK, 3).tolist()
+            local = viewer.target.node
+            if header == _PAIR and is_atom(name) and is_atom(node):
+                here = viewer.atoms.text(node) in (local, "nonode@nohost")
+                return registered.get(viewer.atoms.text(name)) if here else None
+            return None
+    return None
+
+
+def _request(viewer: Viewer, words: list[int]) -> str:
+    """The tag of the request, which lies before the server's name."""
+    if len(words) < 2:
+        return "?"
+    term = words[-2]
+    if not is_boxed(term):
+        return viewer.terms.shape(term)
+    header, first = viewer.target.memory.words(term & POINTER_MASK, 2).tolist()
+    return viewer.terms.shape(term, (header, first))
