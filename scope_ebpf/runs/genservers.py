@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
@@ -60,7 +62,7 @@ class Looking:
         began = time.process_time()
         seen = self._servers.look()
         self.looks += 1
-        self._unresolved += seen.unresolved * seen.weight
+        self._unresolved += (seen.unresolved + seen.unread) * seen.weight
         self._torn += seen.torn * seen.weight
         self._add_servers(seen)
         self._add_callers(seen)
@@ -180,6 +182,13 @@ def watch(viewer: Viewer, duration: float | None, by: str) -> tuple[GenServers, 
         return draw.uniform(0.5, 1.5) * max(_INTERVAL, cost[0] / _SHARE)
 
     with stop.on_signals():
+        _say_started(target.pid, duration)
         loop = Loop(target.identity, "watched", duration, stop)
         error = loop.run(turn, pause)
     return looking.result(target.as_json(), time.monotonic() - loop.started), error
+
+
+def _say_started(pid: int, duration: float | None) -> None:
+    if not sys.stderr.isatty():
+        length = "" if duration is None else f" for {duration:g} s"
+        say(f"scope-trace: watching process {pid}{length}; Ctrl-C ends it")

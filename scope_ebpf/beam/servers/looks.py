@@ -15,16 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.arrays import within
+from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom
-from scope_ebpf.beam.processes.table import (
-    CHUNK,
-    DIRTY_RUNNING,
-    DIRTY_RUNNING_SYS,
-    RUNNING,
-    RUNNING_SYS,
-)
-from scope_ebpf.beam.servers.waiting import Stacks, calls, stacks, waiting
+from scope_ebpf.beam.processes.table import CHUNK
+from scope_ebpf.beam.servers.waiting import ON_SCHEDULER, Stacks, calls, stacks, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +42,7 @@ IDLE = frozenset(
         ("erlang", "hibernate"),
     }
 )
-_RUNNING = np.uint32(RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS)
+_RUNNING = np.uint32(ON_SCHEDULER)
 #: Processes that one look reads, and names for the first time.
 MOST_READ, MOST_NAMED = 1 << 13, 1 << 13
 #: Callers whose stacks are read at one look.
@@ -89,6 +83,8 @@ class Look:
     unresolved: int = 0
     #: A look at everything counts once; one at a part stands for so many parts.
     weight: float = 1.0
+    #: Callers whose stacks were not read, since there are so many.
+    unread: int = 0
     #: Processes that changed too fast to be read.
     torn: int = 0
 
@@ -103,7 +99,9 @@ class Servers:
         self.registered: dict[str, int] = {}
         #: Addresses of code at which processes wait for a server's reply.
         self._calling = np.empty(0, np.uint64)
-        self._generation = viewer.code.generation
+        #: Processes that were seen to wait for a server: they are looked at again.
+        self._callers = np.empty(0, np.uint64)
+        self._generation = -1
         table = viewer.table
         blocks = -(-table.slots // CHUNK)
         self.parts = max(1, min(blocks, -(-table.count() // MOST_READ)))
@@ -114,9 +112,11 @@ class Servers:
         part = self._random.randrange(self.parts)
         snapshot = self._viewer.table.snapshot(part, self.parts)
         rows = snapshot.rows
-        waits = (rows["state"] & _RUNNING) == 0
-        callers = rows[waits & within(rows["pc"], self._calling)]
-        seen = stacks(self._viewer, callers[:MOST_CALLERS])
+        if self._generation != self._viewer.code.generation:
+            self._learn_calling(rows, self._viewer.names.current_functions(rows))
+        calling = within(rows["pc"], self._calling) | within(rows["id"], self._callers)
+        candidates = rows[calling]
+        seen = stacks(self._viewer, candidates[:MOST_CALLERS], self._calling)
         self._learn(rows)
         is_server = np.array(
             [
@@ -130,7 +130,8 @@ class Servers:
         look.torn = snapshot.torn + snapshot.unreadable
         functions = self._viewer.names.current_functions(rows)
         self._find_busy(look, rows, is_server, functions)
-        self._find_callers(look, seen, len(callers))
+        self._find_callers(look, seen)
+        look.unread = max(0, len(candidates) - MOST_CALLERS)
         self._learn_calling(rows, functions)
         return look
 
@@ -151,10 +152,12 @@ class Servers:
                 where = str(function) if known else "(running)"
                 look.busy.append(Busy(int(rows["id"][index]), where))
 
-    def _find_callers(self, look: Look, seen: Stacks, callers: int) -> None:
+    def _find_callers(self, look: Look, seen: Stacks) -> None:
+        self._callers = distinct(np.append(self._callers, np.array(seen.pids, np.uint64)))
+        self._callers = self._callers[-MOST_CALLERS:]
         decoded = waiting(self._viewer, seen, self.registered)
         look.waiting = [one for one in decoded if one is not None and one.server is not None]
-        look.unresolved = callers - len(look.waiting)
+        look.unresolved = len(decoded) - len(look.waiting)
         self._learn_pids([one.server for one in look.waiting if one.server is not None])
 
     def _learn_calling(self, rows: NDArray[np.void], functions: list[Mfa | None]) -> None:
@@ -203,10 +206,10 @@ class Servers:
         these = rows[[one == "gen_server2" for one in behaviours]]
         seen = stacks(self._viewer, these)
         found: dict[int, str] = {}
-        for row, words, stood in zip(seen.rows, seen.words, seen.stood.tolist(), strict=True):
+        for pid, words, stood in zip(*seen, strict=True):
             module = self._module_of_state(words) if stood else None
             if module:
-                found[int(row["id"])] = module
+                found[pid] = module
         return found
 
     def _module_of_state(self, words: NDArray[np.uint64]) -> str | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import within
+from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
     POINTER_MASK,
     is_atom,
@@ -20,6 +22,12 @@ from scope_ebpf.beam.memory.terms import (
     is_pid,
     is_small,
     small,
+)
+from scope_ebpf.beam.processes.table import (
+    DIRTY_RUNNING,
+    DIRTY_RUNNING_SYS,
+    RUNNING,
+    RUNNING_SYS,
 )
 from scope_ebpf.errors import ReadRefusedError
 
@@ -33,6 +41,8 @@ if TYPE_CHECKING:
 
 #: The functions in which callers of servers wait.
 CALLING = frozenset({("gen", "do_call", 4)})
+#: Flags of a process that is on a scheduler.
+ON_SCHEDULER = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
 #: Words of a stack that are read: the two innermost frames are far smaller.
 _WORDS = 48
 _WORD = 8
@@ -40,8 +50,6 @@ _WORD = 8
 _REFERENCE, _SUBTAG = 0x10, 0x3F
 #: A tuple of a name and a node, or of ``global`` and a name.
 _PAIR = 2 << 6
-#: Columns that change as soon as a process goes on, and their fields.
-_MOVING = (("id", "common.id"), ("stop", "stop"), ("pc", "i"), ("reductions", "reds"))
 
 
 class Waiting(NamedTuple):
@@ -67,28 +75,51 @@ def calls(function: Mfa | None) -> bool:
 class Stacks(NamedTuple):
     """The innermost words of the stacks of some processes, as they were at one time."""
 
-    rows: NDArray[np.void]
+    #: Pid terms.
+    pids: list[int]
     words: list[NDArray[np.uint64]]
-    #: Which of the processes were where their rows say, before and after their stacks were read.
-    stood: NDArray[np.bool_]
+    #: Which of the processes did not go on while their stacks were read.
+    stood: list[bool]
 
 
-def stacks(viewer: Viewer, rows: NDArray[np.void]) -> Stacks:
-    """Read the stacks of the processes of *rows*: soon after the rows, since they may go on."""
-    memory = viewer.target.memory
-    counts = np.minimum(rows["stack_words"], _WORDS)
-    raw, read = memory.gather_ragged(rows["stop"], counts * np.uint64(_WORD))
+def stacks(viewer: Viewer, rows: NDArray[np.void], at: NDArray[np.uint64] | None = None) -> Stacks:
+    """
+    Read the stacks of those processes of *rows* that wait now, at one of the addresses *at*.
+
+    Where a process is is read anew: by now it may wait somewhere else. None is any address.
+    """
+    now = _now(viewer, rows)
+    waits = (now["id"] == rows["id"]) & (now["state"] & np.uint32(ON_SCHEDULER) == 0)
+    waits &= now["stop"] < now["hend"]
+    if at is not None:
+        waits &= within(now["pc"], at)
+    rows, now = rows[waits], now[waits]
+    counts = np.minimum((now["hend"] - now["stop"]) // np.uint64(_WORD), np.uint64(_WORDS))
+    raw, read = viewer.target.memory.gather_ragged(now["stop"], counts * np.uint64(_WORD))
+    read &= _now(viewer, rows) == now
     words = [np.frombuffer(one, np.uint64) for one in raw]
-    for name, source in (
-        ("id", "common.id"),
-        ("stop", "stop"),
-        ("pc", "i"),
-        ("reductions", "reds"),
-    ):
-        offset = np.uint64(viewer.target.layout.offset("Process", source))
-        now, good = memory.gather(rows["pointer"] + offset, _WORD)
-        read &= good & (now.view(np.uint64)[:, 0] == rows[name])
-    return Stacks(rows, words, read)
+    return Stacks(now["id"].tolist(), words, read.tolist())
+
+
+#: Columns that change as soon as a process goes on, and their fields.
+_MOVING = (
+    ("id", "common.id", np.uint64),
+    ("state", "state", np.uint32),
+    ("stop", "stop", np.uint64),
+    ("hend", "hend", np.uint64),
+    ("pc", "i", np.uint64),
+    ("reductions", "reds", np.uint64),
+)
+
+
+def _now(viewer: Viewer, rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Where processes are now, by where their structs lie; zeros for one that is gone."""
+    offsets = [viewer.target.layout.offset("Process", source) for _, source, _ in _MOVING]
+    raw, _ = viewer.target.memory.gather(rows["pointer"], max(offsets) + _WORD)
+    now = np.zeros(len(rows), [(name, kind) for name, _, kind in _MOVING])
+    for (name, _, kind), offset in zip(_MOVING, offsets, strict=True):
+        now[name] = column(raw, offset, kind)
+    return now
 
 
 def waiting(viewer: Viewer, seen: Stacks, registered: Mapping[str, int]) -> list[Waiting | None]:
@@ -99,13 +130,13 @@ def waiting(viewer: Viewer, seen: Stacks, registered: Mapping[str, int]) -> list
     or whose stack does not show a call.
     """
     return [
-        _read(viewer, row, words, registered) if good else None
-        for row, words, good in zip(seen.rows, seen.words, seen.stood.tolist(), strict=True)
+        _read(viewer, pid, words, registered) if good else None
+        for pid, words, good in zip(*seen, strict=True)
     ]
 
 
 def _read(
-    viewer: Viewer, row: np.void, words: NDArray[np.uint64], registered: Mapping[str, int]
+    viewer: Viewer, pid: int, words: NDArray[np.uint64], registered: Mapping[str, int]
 ) -> Waiting | None:
     places = np.flatnonzero(viewer.code.inside(words) & (words & np.uint64(3) == 0)).tolist()
     if not places:
@@ -119,7 +150,7 @@ def _read(
         server = next((word for word in inner if is_pid(word)), None)
         if server is None:
             server = _named(viewer, outer, registered)
-        return Waiting(int(row["id"]), server, reference, _timeout(inner), _request(viewer, outer))
+        return Waiting(pid, server, reference, _timeout(inner), _request(viewer, outer))
     except ReadRefusedError:
         return None
 
