@@ -8,9 +8,17 @@ Pure. The JSON of :meth:`GenServers.as_json` is a contract; fields are added, ne
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from scope_ebpf.results.documents.servers import (
+        GenServersDocument,
+        ServerEdge,
+        ServerModule,
+        ServerVerdict,
+    )
+    from scope_ebpf.results.documents.vms import Target
+
 #: A module of whose busy time more than this is waiting for another one waits for that one.
 _MOSTLY = 0.5
 #: Modules that are followed from one to the next.
@@ -42,7 +50,7 @@ class Module:
     #: Functions in which its servers are busy, with the part of the busy time.
     busy_in: tuple[tuple[str, float], ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ServerModule:
         """The fields of one module."""
         return {
             "module": self.module,
@@ -74,7 +82,7 @@ class Edge:
     #: Callers that wait at any time, which is seconds of waiting per second.
     blocked: float
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ServerEdge:
         """The fields of one edge."""
         return {
             "caller": self.caller,
@@ -95,7 +103,7 @@ class Verdict:
     #: Names of processes that wait for each other in a circle.
     deadlock: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ServerVerdict:
         """The fields of the verdict."""
         return {
             "bottleneck": self.bottleneck,
@@ -109,7 +117,7 @@ class Verdict:
 class GenServers:
     """One view of all servers of a VM."""
 
-    target: dict[str, Any]
+    target: Target
     seconds: float
     looks: int
     modules: list[Module]
@@ -162,10 +170,10 @@ class GenServers:
             seen.add(at)
         return at if at != module else None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> GenServersDocument:
         """The document of ``genservers --format json``."""
         return {
-            "schema": SCHEMA,
+            "schema": 1,
             "target": self.target,
             "duration_seconds": round(self.seconds, 3),
             "looks": self.looks,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.results.genservers import Edge, GenServers, Module
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.servers.looks import Look, Server
     from scope_ebpf.errors import ScopeError
+    from scope_ebpf.results.documents.vms import Target
 
 #: Seconds between two looks, on average, and the part of a core that looks may take.
 _INTERVAL, _SHARE = 0.05, 0.1
@@ -115,7 +116,7 @@ class Looking:
             return server.name
         return f"{self._pids.text(server.pid)} {server.name or server.module}"
 
-    def result(self, target: dict[str, Any], seconds: float) -> GenServers:
+    def result(self, target: Target, seconds: float) -> GenServers:
         """What all looks saw together."""
         looks = max(1, self.looks)
         groups: dict[str, list[_Sums]] = {}

@@ -5,7 +5,6 @@ Servers of real VMs and who waits for them: planted callers, a crowd, a circle, 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
@@ -31,7 +30,7 @@ def genservers(beam, *words: str) -> dict:
     The document of one view of *beam*.
     """
     command = ["genservers", "--pid", str(beam.pid), "--format", "json", *words]
-    return json.loads(scope_trace(*command).output)
+    return scope_trace(*command).document
 
 
 def edges(document: dict) -> dict[tuple[str, str], float]:
