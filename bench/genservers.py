@@ -24,7 +24,7 @@ _FIGURES = 3
 
 
 def truth(beam: beams_run.Beam) -> tuple[int, list[int]]:
-    """The VM's time, us, and for each module: us in callbacks, callbacks, us that callers waited."""
+    """The VM's time, us; for each module us in callbacks, callbacks, us that callers waited."""
     time_us, *figures = (int(word) for word in beam.ask("truth").split()[1:])
     return time_us, figures
 

@@ -74,6 +74,22 @@ def test_servers_and_their_callers_are_named_without_a_hook(beam):
     assert modules["gs_slow"]["calls"] is modules["gs_slow"]["service_seconds"] is None
 
 
+def test_one_process_says_for_whom_it_waits(beam):
+    """
+    Its server, the tag of its request, and its timeout; null where it waits for nobody.
+    """
+
+    def waits(process: str) -> dict | None:
+        command = ("ps", process, "--pid", str(beam.pid), "--format", "json")
+        return scope_trace(*command).document["process"]["waits_for"]
+
+    asked = {"name": "gs_backend", "request": "{sleep, _}", "timeout_milliseconds": 5000}
+    found = wait_until(lambda: waits("gs_chain"), "gs_chain does not wait")
+    assert found.pop("server").startswith("<0.")
+    assert asked == found
+    assert waits("kernel_sup") is None
+
+
 def test_a_crowd_and_a_circle_are_what_the_verdict_names(beam):
     """
     The server that most wait for, of a stopped VM too; then servers in a circle.

@@ -16,6 +16,7 @@ import numpy as np
 from scope_ebpf.arrays import within
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
+    ATOM_MASK,
     POINTER_MASK,
     is_atom,
     is_boxed,
@@ -48,6 +49,8 @@ _WORDS = 48
 _WORD = 8
 #: A reference of the VM itself has this subtag; its numbers are in the two words behind.
 _REFERENCE, _SUBTAG = 0x10, 0x3F
+#: Where a function catches exceptions (_TAG_IMMED2_CATCH, OTP-25.2.3 erl_term.h).
+_CATCH = 0x1B
 #: A tuple of a name and a node, or of ``global`` and a name.
 _PAIR = 2 << 6
 
@@ -59,6 +62,8 @@ class Waiting(NamedTuple):
     caller: int
     #: Pid term of the server; None where it is not known which it is.
     server: int | None
+    #: The server's registered name, where the caller used it; None for a pid.
+    name: str | None
     #: Names the call: two calls of one process differ in it.
     reference: tuple[int, int]
     #: Milliseconds; None for ``infinity`` and where it was not found.
@@ -102,7 +107,7 @@ def stacks(viewer: Viewer, rows: NDArray[np.void], at: NDArray[np.uint64] | None
 
 
 #: Columns that change as soon as a process goes on, and their fields.
-_MOVING = (
+_MOVING: tuple[tuple[str, str, type[np.uint32 | np.uint64]], ...] = (
     ("id", "common.id", np.uint64),
     ("state", "state", np.uint32),
     ("stop", "stop", np.uint64),
@@ -130,27 +135,30 @@ def waiting(viewer: Viewer, seen: Stacks, registered: Mapping[str, int]) -> list
     or whose stack does not show a call.
     """
     return [
-        _read(viewer, pid, words, registered) if good else None
+        of_stack(viewer, pid, words, registered) if good else None
         for pid, words, good in zip(*seen, strict=True)
     ]
 
 
-def _read(
+def of_stack(
     viewer: Viewer, pid: int, words: NDArray[np.uint64], registered: Mapping[str, int]
 ) -> Waiting | None:
+    """Find for whom the process *pid* waits, whose stack begins with *words*; else as above."""
     places = np.flatnonzero(viewer.code.inside(words) & (words & np.uint64(3) == 0)).tolist()
     if not places:
         return None
     inner = words[: places[0]].tolist()
-    outer = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)].tolist()
+    outer = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)]
+    outer = outer[outer & np.uint64(ATOM_MASK) != _CATCH].tolist()
     try:
         reference = _reference(viewer, inner)
         if reference is None:
             return None
         server = next((word for word in inner if is_pid(word)), None)
+        named, name = _named(viewer, outer)
         if server is None:
-            server = _named(viewer, outer, registered)
-        return Waiting(pid, server, reference, _timeout(inner), _request(viewer, outer))
+            server = named or registered.get(name or "")
+        return Waiting(pid, server, name, reference, _timeout(inner), _request(viewer, outer))
     except ReadRefusedError:
         return None
 
@@ -170,21 +178,20 @@ def _timeout(words: list[int]) -> int | None:
     return next((value for value in found if value >= 0), None)
 
 
-def _named(viewer: Viewer, words: list[int], registered: Mapping[str, int]) -> int | None:
-    """The server as the caller named it: the last term of the frame."""
+def _named(viewer: Viewer, words: list[int]) -> tuple[int | None, str | None]:
+    """The server as the caller named it, by pid or name: the last term of the frame."""
     for word in reversed(words):
         if is_pid(word):
-            return word
+            return word, None
         if is_atom(word):
-            return registered.get(viewer.atoms.text(word))
+            return None, viewer.atoms.text(word)
         if is_boxed(word):
             header, name, node = viewer.target.memory.words(word & POINTER_MASK, 3).tolist()
-            local = viewer.target.node
             if header == _PAIR and is_atom(name) and is_atom(node):
-                here = viewer.atoms.text(node) in (local, "nonode@nohost")
-                return registered.get(viewer.atoms.text(name)) if here else None
-            return None
-    return None
+                here = viewer.atoms.text(node) in (viewer.target.node, "nonode@nohost")
+                return None, viewer.atoms.text(name) if here else None
+            break
+    return None, None
 
 
 def _request(viewer: Viewer, words: list[int]) -> str:
