@@ -28,9 +28,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "build" / "package"
 SHARE = STAGE / "usr/share"
+CODE = STAGE / "usr/lib/scope-ebpf"
 #: As distributions call the processor.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
+#: By the name of a file, the folder below /usr/share in which its shell looks for it.
+COMPLETIONS = {
+    "scope-trace": "bash-completion/completions",
+    "_scope-trace": "zsh/vendor-completions",
+    "scope-trace.fish": "fish/vendor_completions.d",
+}
 _ENTRY = """\
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
@@ -58,6 +65,19 @@ License: Apache-2.0
  On Debian systems the text of the Apache License 2.0 is in
  /usr/share/common-licenses/Apache-2.0.
 
+Files: usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/*
+Copyright: 2018 Jamie Wong
+License: MIT
+ speedscope, with the libraries that its authors compiled into it.
+{mit}
+
+Files: usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/speedscope.css
+Copyright: 2018 Jamie Wong
+ 2010-2019 Adobe
+License: MIT and OFL-1.1
+ The style sheet of speedscope with the font Source Code Pro in it, whose license is in
+ /usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/LICENSE.font.md.
+
 Files: usr/lib/scope-ebpf/scope_ebpf/kernel/objects/*
  usr/lib/scope-ebpf/scope_ebpf/kernel/source/probes/*
 Copyright: 2026 The authors of scope-ebpf
@@ -80,6 +100,7 @@ def main() -> None:
     _code(seconds)
     _commands(project["scripts"])
     _man_pages()
+    _completions()
     _shared()
     _overrides()
     _documents(version, maintainer, datetime.fromtimestamp(seconds, UTC))
@@ -126,7 +147,9 @@ def _code(seconds: int) -> None:
     )
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(STAGE / "usr/lib/scope-ebpf")
+        packed.extractall(CODE)
+    if not (CODE / "scope_ebpf/sinks/viewer/speedscope.js").exists():
+        raise SystemExit("build_packages: the wheel has no viewer of flame graphs; make viewer")
 
 
 def _commands(scripts: dict[str, str]) -> None:
@@ -140,6 +163,15 @@ def _commands(scripts: dict[str, str]) -> None:
 def _man_pages() -> None:
     for page in sorted((ROOT / "docs/man").iterdir()):
         _gzip(page.read_text(), SHARE / f"man/man{page.suffix[1:]}/{page.name}.gz")
+
+
+def _completions() -> None:
+    """Completion of options, where each shell looks for it; made files lie in build/completions."""
+    for name, folder in COMPLETIONS.items():
+        path = ROOT / "build/completions" / name
+        if path.exists():
+            (SHARE / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, SHARE / folder)
 
 
 def _shared() -> None:
@@ -172,10 +204,16 @@ def _documents(version: str, maintainer: str, date: datetime) -> None:
     for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
         text = (ROOT / name).read_text().replace("](docs/", "](")
         (folder / name).write_text(text.replace("](CHANGELOG.md)", "](changelog.gz)"))
-    (folder / "copyright").write_text(_COPYRIGHT)
+    (folder / "copyright").write_text(_COPYRIGHT.format(mit=_license_of_the_viewer()))
     _gzip((ROOT / "CHANGELOG.md").read_text(), folder / "changelog.gz")
     entry = _CHANGELOG.format(version=version, maintainer=maintainer, date=format_datetime(date))
     _gzip(entry, folder / "changelog.Debian.gz")
+
+
+def _license_of_the_viewer() -> str:
+    """Its text, each line indented as Debian's format has it, an empty one as a dot."""
+    lines = (CODE / "scope_ebpf/sinks/viewer/LICENSE").read_text().strip().splitlines()
+    return "\n".join(f" {line.strip()}" if line.strip() else " ." for line in lines)
 
 
 def _gzip(text: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from tracing import require_root
 
 ROOT = Path(__file__).parents[2]
 #: What the tests take beside the package: their own tools, and what exports can be written with.
-TOOLS = ("python3-pytest", "python3-hypothesis", "python3-protobuf", "gcc", "libc6-dev", "openssl")
+TOOLS = ("python3-pytest", "python3-hypothesis", "gcc", "libc6-dev", "openssl")
 
 
 @pytest.fixture
