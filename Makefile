@@ -35,6 +35,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
 	@$(BIN)/python docs/metrics.py --check
+	@$(BIN)/python packaging/make_schemas.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
 	@$(BIN)/pytest tests/unit tests/contract
@@ -78,9 +79,10 @@ viewer: ## put speedscope, the viewer of flame graphs, into the package
 	@$(DEPS) viewer
 	@$(PYTHON) packaging/build_viewer.py
 
-generate: $(VENV)/.test ## make what probes/events.toml and the catalogue of metrics are the source of
+generate: $(VENV)/.test ## make what probes/events.toml, the catalogue of metrics and the records of documents are the source of
 	@$(PYTHON) probes/generate.py
 	@$(BIN)/python docs/metrics.py
+	@$(BIN)/python packaging/make_schemas.py
 
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py

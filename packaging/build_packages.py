@@ -32,12 +32,6 @@ CODE = STAGE / "usr/lib/scope-ebpf"
 #: As distributions call the processor.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
-#: By the name of a file, the folder below /usr/share in which its shell looks for it.
-COMPLETIONS = {
-    "scope-trace": "bash-completion/completions",
-    "_scope-trace": "zsh/vendor-completions",
-    "scope-trace.fish": "fish/vendor_completions.d",
-}
 _ENTRY = """\
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
@@ -100,7 +94,6 @@ def main() -> None:
     _code(seconds)
     _commands(project["scripts"])
     _man_pages()
-    _completions()
     _shared()
     _overrides()
     _documents(version, maintainer, datetime.fromtimestamp(seconds, UTC))
@@ -163,15 +156,6 @@ def _commands(scripts: dict[str, str]) -> None:
 def _man_pages() -> None:
     for page in sorted((ROOT / "docs/man").iterdir()):
         _gzip(page.read_text(), SHARE / f"man/man{page.suffix[1:]}/{page.name}.gz")
-
-
-def _completions() -> None:
-    """Completion of options, where each shell looks for it; made files lie in build/completions."""
-    for name, folder in COMPLETIONS.items():
-        path = ROOT / "build/completions" / name
-        if path.exists():
-            (SHARE / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, SHARE / folder)
 
 
 def _shared() -> None:

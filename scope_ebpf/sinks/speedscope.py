@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scope_ebpf.errors import MissingPackageError
 from scope_ebpf.sinks.plain import plain
@@ -21,6 +21,11 @@ from scope_ebpf.sinks.plain import plain
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scope_ebpf.results.documents.exports import (
+        SpeedscopeDocument,
+        SpeedscopeFrame,
+        SpeedscopeProfile,
+    )
     from scope_ebpf.results.profile import Frame, Profile, Sample
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
@@ -74,7 +79,7 @@ def speedscope(profile: Profile) -> bytes:
 def document(title: str, groups: Iterable[tuple[str, list[Sample]]]) -> bytes:
     """A profile for each of *groups*, which have a name; the first is shown first."""
     frames: dict[Frame, int] = {}
-    made = {
+    made: SpeedscopeDocument = {
         "$schema": _SCHEMA,
         "exporter": "scope-trace",
         "name": plain(title),
@@ -129,7 +134,7 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> dict[str, Any]:
+def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> SpeedscopeProfile:
     stacks = [
         [frames.setdefault(frame, len(frames)) for frame in sample.stack] for sample in samples
     ]
@@ -145,8 +150,8 @@ def _profile(name: str, samples: list[Sample], frames: dict[Frame, int]) -> dict
     }
 
 
-def _frame(frame: Frame) -> dict[str, Any]:
-    made: dict[str, Any] = {"name": plain(frame.name)}
+def _frame(frame: Frame) -> SpeedscopeFrame:
+    made: SpeedscopeFrame = {"name": plain(frame.name)}
     if frame.file:
         made["file"] = plain(frame.file)
     if frame.line is not None:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import documents
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
@@ -107,7 +108,7 @@ def test_a_speedscope_document_has_all_samples_and_each_thread():
     """
     Stacks go from the outermost frame on, in the order of time, and weights sum up.
     """
-    document = json.loads(speedscope(profile()))
+    document = documents.load(speedscope(profile()))
     frames = document["shared"]["frames"]
     whole, first, second = document["profiles"]
     assert ["all", "normal 1", "normal 2"] == [p["name"] for p in document["profiles"]]
@@ -295,7 +296,7 @@ def test_a_profile_without_samples_is_a_document_too():
     output = io.StringIO()
     print_profile(empty, output)
     assert b"" == folded(empty)
-    assert [] == json.loads(speedscope(empty))["profiles"][0]["samples"]
+    assert [] == documents.load(speedscope(empty))["profiles"][0]["samples"]
     assert 0 == len(message().FromString(gzip.decompress(pprof(empty))).sample)
     assert str(TARGET["pid"]) in output.getvalue()
 
