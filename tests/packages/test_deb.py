@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from machine import Machine, machine, only_child, root
+from profile_fixtures import profile
 from tracing import Run, require_root, wait_until
 
 from scope_ebpf.cli.main import COMMANDS
+from scope_ebpf.sinks.pprof import pprof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,14 +220,16 @@ def counted_and_exported(where: Machine, release: str) -> None:
         finally:
             run.close()
         assert 0 == outcome.code, outcome.errors
-        for name in ("/tmp/p.html", "/tmp/p.pb.gz"):
-            where.run("scope-trace", "profile", "--pid", pid, "--duration", "1", "-o", name)
     summary = json.loads(where.run("scope-trace", "summary", "/tmp/r.scope", "--format", "json"))
     assert 23 == summary["events"]["spawn"]["count"]
     where.run("scope-trace", "export", "/tmp/r.scope", "--to", "perfetto", "-o", "/tmp/r.pftrace")
     assert b"spawn" in where.path("/tmp/r.pftrace").read_bytes()
+    # A profile itself needs the pids of the host.
+    where.path("/tmp/a.folded").write_text("shop;shop:price/2 (shop.erl:40) 23000\n")
+    where.path("/tmp/b.pb.gz").write_bytes(pprof(profile()))
+    files = ("/tmp/a.folded", "/tmp/b.pb.gz")
+    where.run("scope-trace", "profile", "--diff", *files, "-o", "/tmp/p.html")
     assert b'<script id="profile"' in where.path("/tmp/p.html").read_bytes()
-    assert where.path("/tmp/p.pb.gz").read_bytes().startswith(b"\x1f\x8b")
 
 
 def test_its_exports_and_pages_work_there(installed: Machine):
