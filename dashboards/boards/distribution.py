@@ -3,42 +3,12 @@
 Distribution and ports: does something outside keep the node's processes waiting?
 """
 
-from boards.colours import GREEN, ORANGE, PURPLE, SKY
+from boards.colours import GREEN, ORANGE, SKY
 from boards.records import Board, Panel, Query, Row
 
-_NODES = Row(
-    "To other nodes",
+_NOW = Row(
+    "What waits now",
     (
-        Panel(
-            "Senders suspended by a full link",
-            "eps",
-            "Times a second that a process was suspended because the buffer to another node was "
-            "full. A link that is stuck suspends each sender once: see the full links.",
-            "the network or the other node is slower than the senders. Find who sends much "
-            "(large messages above all); a larger +zdbbl only hides it.",
-            (Query("sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))"),),
-            warn=0.1,
-            bad=1,
-        ),
-        Panel(
-            "Time that senders are suspended",
-            "percentunit",
-            "For how long processes were suspended because the buffer to another node was full, over "
-            "all senders: 200% is two of them all the time. Added up when each goes on.",
-            "they do nothing else meanwhile, and their own mailboxes grow. See who sends much; the "
-            "link or the other node is too slow.",
-            (Query("sum by (NODE) (rate(beam_dist_suspended_seconds_total{HERE}[RATE]))"),),
-            warn=0.01,
-            bad=0.1,
-        ),
-        Panel(
-            "Waiting to be sent",
-            "bytes",
-            "What waits in the buffers to other nodes, all together.",
-            "the sum says little: each link may hold 1 MB, or what +zdbbl says (RabbitMQ: 128 MB), "
-            "before its senders are suspended. Whether one is full say the full links beside.",
-            (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
-        ),
         Panel(
             "Full links",
             "short",
@@ -48,70 +18,19 @@ _NODES = Row(
             (Query("sum by (NODE) (beam_dist_busy_connections{HERE})"),),
             warn=1,
             bad=1,
-        ),
-        Panel(
-            "Signals handed to links",
-            "ops",
-            "Times a second that buffered signals were handed to a connection, to its port or to "
-            "its process (TLS).",
-            "few with many remote messages are large batches: the link is at its limit.",
-            (
-                Query(
-                    "sum by (NODE, via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
-                    "{{via}} NODE",
-                ),
-            ),
-            hues=(("^port", SKY), ("^process", ORANGE)),
-        ),
-        Panel(
-            "Messages to other nodes",
-            "mps",
-            "Messages that processes sent to other nodes; from windows where they are many.",
-            "much of it for little work is chatter: gather messages, or keep data where it is used.",
-            (
-                Query(
-                    """sum by (NODE)
-                        (rate(beam_messages_sent_total{HERE, scope="remote"}[RATE]))""",
-                    hue=PURPLE,
-                ),
-            ),
+            kind="stat",
+            width=6,
+            height=4,
         ),
         Panel(
             "Connected nodes",
             "short",
-            "Nodes that are connected, visible and hidden (tools, mostly).",
+            "Nodes to which each node is connected, hidden ones (tools, mostly) too.",
             "fewer than the cluster has: see the node's log for net ticks that did not come.",
-            (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} NODE"),),
-            hues=(("^visible", SKY), ("^hidden", ORANGE)),
-            width=24,
-            height=6,
-        ),
-    ),
-)
-
-_PORTS = Row(
-    "Ports",
-    (
-        Panel(
-            "Ports that say busy",
-            "eps",
-            "Times a second that a driver said that its port is busy, so that writers are "
-            "suspended.",
-            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
-            "see the mailboxes behind them.",
-            (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
-            warn=0.1,
-            bad=1,
-        ),
-        Panel(
-            "Time that ports are busy",
-            "percentunit",
-            "For how long ports were busy, over all ports: 200% is two of them all the time. Added "
-            "up when each no longer is.",
-            "their writers stand still. See who writes to what: `scope-trace --events port_busy`.",
-            (Query("sum by (NODE) (rate(beam_port_busy_seconds_total{HERE}[RATE]))"),),
-            warn=0.1,
-            bad=0.5,
+            (Query("sum by (NODE) (beam_connected_nodes{HERE})"),),
+            kind="stat",
+            width=6,
+            height=4,
         ),
         Panel(
             "Ports, of what the table holds",
@@ -122,7 +41,30 @@ _PORTS = Row(
             (Query("beam_ports{HERE} / beam_port_limit{HERE}"),),
             warn=0.7,
             bad=0.85,
+            kind="stat",
+            width=6,
+            height=4,
         ),
+        Panel(
+            "Ports that say busy",
+            "eps",
+            "Times a second that a driver said that its port is busy, so that writers are "
+            "suspended.",
+            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
+            "see the mailboxes behind them.",
+            (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=1,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+    ),
+)
+
+_PORTS = Row(
+    "Ports",
+    (
         Panel(
             "Ports",
             "short",
@@ -137,13 +79,13 @@ _PORTS = Row(
             "many of both are connections that live short: let clients keep theirs.",
             (
                 Query(
-                    "sum by (NODE) (rate(beam_ports_opened_total{HERE}[RATE]))",
-                    "opened NODE",
+                    "sum(rate(beam_ports_opened_total{HERE}[RATE]))",
+                    "opened",
                     GREEN,
                 ),
                 Query(
-                    "sum by (NODE) (rate(beam_ports_closed_total{HERE}[RATE]))",
-                    "closed NODE",
+                    "sum(rate(beam_ports_closed_total{HERE}[RATE]))",
+                    "closed",
                     ORANGE,
                 ),
             ),
@@ -157,8 +99,8 @@ _PORTS = Row(
             "end makes ports busy.",
             (
                 Query(
-                    "sum by (NODE, direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
-                    "{{direction}} NODE",
+                    "sum by (direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
+                    "{{direction}}",
                 ),
             ),
             hues=(("^in", SKY), ("^out", ORANGE)),
@@ -166,9 +108,95 @@ _PORTS = Row(
     ),
 )
 
+_LINKS = Row(
+    "Links to other nodes",
+    (
+        Panel(
+            "Messages to other nodes",
+            "mps",
+            "Messages that processes sent to other nodes; from windows where they are many.",
+            "much of it for little work is chatter: gather messages, or keep data where it is used.",
+            (
+                Query(
+                    """sum by (NODE)
+                        (rate(beam_messages_sent_total{HERE, scope="remote"}[RATE]))""",
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Waiting to be sent",
+            "bytes",
+            "What waits in the buffers to other nodes, all together.",
+            "the sum says little: each link may hold 1 MB, or what +zdbbl says (RabbitMQ: 128 MB), "
+            "before its senders are suspended. Whether one is full say the full links beside.",
+            (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
+            width=12,
+        ),
+        Panel(
+            "Signals handed to links",
+            "ops",
+            "Times a second that buffered signals were handed to a connection, to its port or to "
+            "its process (TLS).",
+            "few with many remote messages are large batches: the link is at its limit.",
+            (
+                Query(
+                    "sum by (via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
+                    "{{via}}",
+                ),
+            ),
+            hues=(("^port", SKY), ("^process", ORANGE)),
+            width=12,
+        ),
+        Panel(
+            "Senders suspended by a full link",
+            "eps",
+            "Times a second that a process was suspended because the buffer to another node was "
+            "full. A link that is stuck suspends each sender once: see the full links.",
+            "the network or the other node is slower than the senders. Find who sends much "
+            "(large messages above all); a larger +zdbbl only hides it.",
+            (Query("sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=1,
+            width=12,
+        ),
+        Panel(
+            "Time that senders are suspended",
+            "percentunit",
+            "For how long processes were suspended because the buffer to another node was full, over "
+            "all senders: 200% is two of them all the time. Added up when each goes on.",
+            "they do nothing else meanwhile, and their own mailboxes grow. See who sends much; the "
+            "link or the other node is too slow.",
+            (Query("sum by (NODE) (rate(beam_dist_suspended_seconds_total{HERE}[RATE]))"),),
+            warn=0.01,
+            bad=0.1,
+            width=12,
+        ),
+    ),
+    folded=True,
+)
+
+_BUSY = Row(
+    "Busy ports",
+    (
+        Panel(
+            "Time that ports are busy",
+            "percentunit",
+            "For how long ports were busy, over all ports: 200% is two of them all the time. Added "
+            "up when each no longer is.",
+            "their writers stand still. See who writes to what: `scope-trace --events port_busy`.",
+            (Query("sum by (NODE) (rate(beam_port_busy_seconds_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=0.5,
+            width=24,
+        ),
+    ),
+    folded=True,
+)
+
 BOARD = Board(
     "distribution",
     "Distribution and ports",
     "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
-    (_NODES, _PORTS),
+    (_NOW, _PORTS, _LINKS, _BUSY),
 )

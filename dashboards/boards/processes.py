@@ -14,14 +14,32 @@ _NORMAL = (
     ("^other", ORANGE),
     ("^unknown", GREY),
 )
+#: Steps of sizes: the value of the label, what it is called, and its colour.
 _STEPS = (
-    ("^1 ", GREY),
-    ("^10 ", SKY),
-    ("^100 ", BLUE),
-    ("^1000 ", GREEN),
-    ("^10000 ", ORANGE),
-    ("^100000 ", VERMILLION),
+    ("1", "1 message or more", GREY),
+    ("10", "10 or more", SKY),
+    ("100", "100 or more", BLUE),
+    ("1000", "1,000 or more", GREEN),
+    ("10000", "10,000 or more", ORANGE),
+    ("100000", "100,000 or more", VERMILLION),
 )
+_SIZES = (
+    ("65536", "64 KiB or more", GREY),
+    ("1048576", "1 MiB or more", SKY),
+    ("16777216", "16 MiB or more", ORANGE),
+    ("268435456", "256 MiB or more", VERMILLION),
+)
+
+
+def _steps(series: str, steps: tuple[tuple[str, str, str], ...]) -> tuple[Query, ...]:
+    """The processes at each step or above."""
+    return tuple(
+        Query(f'sum({series}{{HERE, at_least="{step}"}})', name, hue) for step, name, hue in steps
+    )
+
+
+#: Processes that ended by an error, a second.
+CRASHES = 'sum by (NODE) (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))'
 
 _MAILBOXES = Row(
     "Mailboxes",
@@ -37,18 +55,12 @@ _MAILBOXES = Row(
             bad=100_000,
         ),
         Panel(
-            "Processes with a mailbox of at least",
+            "Processes by length of their mailbox",
             "short",
             "In how many processes' mailboxes at least so many messages wait.",
             "one process far up is a bottleneck; many processes a little up are a node that has "
             "too little CPU.",
-            (
-                Query(
-                    "sum by (NODE, at_least) (beam_mailbox_processes{HERE})",
-                    "{{at_least}} NODE",
-                ),
-            ),
-            hues=_STEPS,
+            _steps("beam_mailbox_processes", _STEPS),
         ),
         Panel(
             "Longest mailboxes",
@@ -57,7 +69,11 @@ _MAILBOXES = Row(
             "call. Empty while nothing waits, and where the config has `top = 0`.",
             "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
             "Calls with a time-out make it worse: they are sent again.",
-            (Query('sort_desc(beam_top_mailbox_messages{HERE, rank!="other"})', "{{name}} NODE"),),
+            (
+                Query(
+                    'beam_top_mailbox_messages{HERE, rank!="other"}', "{{name}} NODE", ranked=True
+                ),
+            ),
             "bars",
             warn=1000,
             bad=10_000,
@@ -91,7 +107,7 @@ _LIFE = Row(
             "Processes that were made, a second.",
             "thousands a second are fine for the VM; each costs about as much as a small "
             "collection, so a change by ten times is worth a look.",
-            (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))", hue=GREEN),),
+            (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))"),),
         ),
         Panel(
             "Lifetimes",
@@ -103,9 +119,9 @@ _LIFE = Row(
             "lives longer than its client waits is work for nobody.",
             tuple(
                 Query(
-                    f"""histogram_quantile({q}, sum by (NODE, le)
+                    f"""histogram_quantile({q}, sum by (le)
                         (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE])))""",
-                    f"{name} NODE",
+                    name,
                     hue,
                 )
                 for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
@@ -119,8 +135,8 @@ _LIFE = Row(
             "who they are as it happens.",
             (
                 Query(
-                    "sum by (NODE, reason) (rate(beam_process_exits_total{HERE}[RATE]))",
-                    "{{reason}} NODE",
+                    "sum by (reason) (rate(beam_process_exits_total{HERE}[RATE]))",
+                    "{{reason}}",
                 ),
             ),
             hues=_NORMAL,
@@ -131,13 +147,7 @@ _LIFE = Row(
             "Processes that ended by an error, a second.",
             "read the node's log; a supervisor that restarts without end comes to its own end "
             "after a while.",
-            (
-                Query(
-                    """sum by (NODE)
-                        (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))""",
-                    hue=VERMILLION,
-                ),
-            ),
+            (Query(CRASHES),),
             warn=0.1,
             bad=1,
         ),
@@ -155,8 +165,9 @@ _WORK = Row(
             "mailbox is the bottleneck: split what it does.",
             (
                 Query(
-                    'sort_desc(beam_top_reductions_per_second{HERE, rank!="other"})',
+                    'beam_top_reductions_per_second{HERE, rank!="other"}',
                     "{{name}} NODE",
+                    ranked=True,
                 ),
             ),
             "bars",
@@ -165,16 +176,10 @@ _WORK = Row(
         Panel(
             "Messages sent",
             "mps",
-            "Messages that processes sent, to their own node (local) or another (remote); from "
-            "windows where they are many.",
+            "Messages that processes sent, to their own node or another; from windows where they are "
+            "many.",
             "much of it for little work is chatter: send less, or more at once.",
-            (
-                Query(
-                    "sum by (NODE, scope) (rate(beam_messages_sent_total{HERE}[RATE]))",
-                    "{{scope}} NODE",
-                ),
-            ),
-            hues=(("^local", SKY), ("^remote", ORANGE)),
+            (Query("sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))"),),
             width=12,
         ),
         Panel(
@@ -183,16 +188,7 @@ _WORK = Row(
             "Messages that processes took out of their mailboxes; from windows where they are many.",
             "it is more than what processes sent by the messages of ports, timers and NIFs. What "
             "waits is told by the mailboxes, not by the difference.",
-            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))", hue=GREEN),),
-            width=12,
-        ),
-        Panel(
-            "Hibernations",
-            "ops",
-            "Processes that hibernated, a second; each is a full collection.",
-            "a busy process that hibernates collects its whole heap each time: give it a time-out "
-            "before it does.",
-            (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))", hue=PURPLE),),
+            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
             width=12,
         ),
     ),
@@ -207,37 +203,43 @@ _SIZE = Row(
             "The processes with most memory in struct and heaps.",
             "a heap this large makes each full collection long. Look at the state it keeps and at "
             "its mailbox (`scope-trace ps`).",
-            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} NODE"),),
+            (Query('beam_top_memory_bytes{HERE, rank!="other"}', "{{name}} NODE", ranked=True),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,
             width=12,
         ),
         Panel(
-            "Processes with memory of at least",
+            "Processes by size",
             "short",
             "How many processes have at least so many bytes in struct and heaps.",
             "more in the upper steps is state that grows; see the ranking.",
-            (
-                Query(
-                    "sum by (NODE, at_least) (beam_memory_processes{HERE})",
-                    "{{at_least}} bytes NODE",
-                ),
-            ),
-            hues=(
-                ("^65536 ", GREY),
-                ("^1048576 ", SKY),
-                ("^16777216 ", ORANGE),
-                ("^268435456 ", VERMILLION),
-            ),
+            _steps("beam_memory_processes", _SIZES),
             width=12,
         ),
     ),
+)
+
+_SELDOM = Row(
+    "Seldom: hibernation",
+    (
+        Panel(
+            "Hibernations",
+            "ops",
+            "Processes that hibernated, a second; each is a full collection.",
+            "a busy process that hibernates collects its whole heap each time: give it a time-out "
+            "before it does.",
+            (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))"),),
+            width=24,
+            height=6,
+        ),
+    ),
+    folded=True,
 )
 
 BOARD = Board(
     "processes",
     "Processes",
     "Mailboxes and who they belong to, processes that come, go and crash, messages, and who is large.",
-    (_MAILBOXES, _LIFE, _WORK, _SIZE),
+    (_MAILBOXES, _LIFE, _WORK, _SIZE, _SELDOM),
 )
