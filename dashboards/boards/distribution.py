@@ -71,24 +71,7 @@ _PORTS = Row(
             "Ports of each VM: sockets of gen_tcp, pipes, drivers.",
             "a line that only rises is something that does not close.",
             (Query("sum by (NODE) (beam_ports{HERE})"),),
-        ),
-        Panel(
-            "Ports opened and closed",
-            "ops",
-            "Ports that were opened and closed, a second.",
-            "many of both are connections that live short: let clients keep theirs.",
-            (
-                Query(
-                    "sum(rate(beam_ports_opened_total{HERE}[RATE]))",
-                    "opened",
-                    GREEN,
-                ),
-                Query(
-                    "sum(rate(beam_ports_closed_total{HERE}[RATE]))",
-                    "closed",
-                    ORANGE,
-                ),
-            ),
+            width=12,
         ),
         Panel(
             "Bytes through ports",
@@ -104,6 +87,7 @@ _PORTS = Row(
                 ),
             ),
             hues=(("^in", SKY), ("^out", ORANGE)),
+            width=12,
         ),
     ),
 )
@@ -177,7 +161,7 @@ _LINKS = Row(
 )
 
 _BUSY = Row(
-    "Busy ports",
+    "Ports that are busy, opened, closed",
     (
         Panel(
             "Time that ports are busy",
@@ -188,7 +172,26 @@ _BUSY = Row(
             (Query("sum by (NODE) (rate(beam_port_busy_seconds_total{HERE}[RATE]))"),),
             warn=0.1,
             bad=0.5,
-            width=24,
+            width=12,
+        ),
+        Panel(
+            "Ports opened and closed",
+            "ops",
+            "Ports that were opened and closed, a second.",
+            "many of both are connections that live short: let clients keep theirs.",
+            (
+                Query(
+                    "sum(rate(beam_ports_opened_total{HERE}[RATE]))",
+                    "opened",
+                    GREEN,
+                ),
+                Query(
+                    "sum(rate(beam_ports_closed_total{HERE}[RATE]))",
+                    "closed",
+                    ORANGE,
+                ),
+            ),
+            width=12,
         ),
     ),
     folded=True,

@@ -16,6 +16,68 @@ OF_LIMIT = """
         / sum by (NODE) (beam_cgroup_memory_limit_bytes{HERE})
         or 0 * sum by (NODE) (beam_schedulers{HERE})"""
 
+_LIMITS = Row(
+    "How near is the end",
+    (
+        Panel(
+            "Memory, of the cgroup's limit",
+            "percentunit",
+            "Memory of the VM's cgroup without file pages that can be dropped, as a share of its "
+            "limit; 0 also without a limit.",
+            "at the limit the kernel kills the VM, without a crash dump. Find what grows before you "
+            "raise the limit of the container.",
+            (Query(OF_LIMIT),),
+            warn=0.8,
+            bad=0.9,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Atoms, of what the table holds",
+            "percentunit",
+            "How full the atom table is. No atom is ever removed.",
+            "at the limit the VM ends. Look for list_to_atom or binary_to_atom on data from "
+            "outside.",
+            (Query("beam_atoms{HERE} / beam_atom_limit{HERE}"),),
+            warn=0.7,
+            bad=0.85,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Fragmentation",
+            "percentunit",
+            "The share of what the VM's allocators have from the system that they have not given out.",
+            "memory that was used once and is kept: look which allocator has it. Its carriers go "
+            "back when the last block in them does; see the +M flags for their sizes.",
+            (
+                Query(
+                    """1 - sum by (NODE) (beam_allocator_blocks_bytes{HERE})
+                        / sum by (NODE) (beam_allocator_carriers_bytes{HERE})""",
+                ),
+            ),
+            warn=0.5,
+            bad=0.7,
+            high=1,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "ETS tables",
+            "short",
+            "ETS tables of each VM.",
+            "a line that only rises is a table for each of something, and nobody deletes them.",
+            (Query("sum by (NODE) (beam_ets_tables{HERE})"),),
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+    ),
+)
+
 _HELD = Row(
     "What is held",
     (
@@ -28,23 +90,21 @@ _HELD = Row(
             (Query("sum by (NODE) (beam_resident_memory_bytes{HERE})"),),
         ),
         Panel(
-            "Memory, of the cgroup's limit",
-            "percentunit",
-            "Memory of the VM's cgroup without file pages that can be dropped, as a share of its "
-            "limit; 0 also without a limit.",
-            "at the limit the kernel kills the VM, without a crash dump. Find what grows before you "
-            "raise the limit of the container.",
-            (Query(OF_LIMIT),),
-            warn=0.8,
-            bad=0.9,
-        ),
-        Panel(
             "Heaps of processes",
             "bytes",
             "Structs and heaps of all Erlang processes of each VM.",
             "where resident memory grows and this does not it is binaries, ETS, code or the "
             "allocators. Where this grows, see the largest processes.",
             (Query("sum by (NODE) (beam_processes_memory_bytes{HERE})"),),
+        ),
+        Panel(
+            "Growth of resident memory",
+            "Bps",
+            "By how much resident memory grew or shrank, a second, over the last ten minutes.",
+            "memory that grows without end ends with the kernel killing the VM. See the largest "
+            "processes, mailboxes, and atoms.",
+            (Query("sum by (NODE) (deriv(beam_resident_memory_bytes{HERE}[10m]))"),),
+            low=None,
         ),
         Panel(
             "Memory by kind",
@@ -76,41 +136,6 @@ _HELD = Row(
             ),
         ),
         Panel(
-            "Growth of resident memory",
-            "Bps",
-            "By how much resident memory grew or shrank, a second, over the last ten minutes.",
-            "memory that grows without end ends with the kernel killing the VM. See the largest "
-            "processes, mailboxes, and atoms.",
-            (Query("sum by (NODE) (deriv(beam_resident_memory_bytes{HERE}[10m]))"),),
-            low=None,
-        ),
-        Panel(
-            "Atoms, of what the table holds",
-            "percentunit",
-            "How full the atom table is. No atom is ever removed.",
-            "at the limit the VM ends. Look for list_to_atom or binary_to_atom on data from "
-            "outside.",
-            (Query("beam_atoms{HERE} / beam_atom_limit{HERE}"),),
-            warn=0.7,
-            bad=0.85,
-        ),
-        Panel(
-            "Fragmentation",
-            "percentunit",
-            "The share of what the VM's allocators have from the system that they have not given out.",
-            "memory that was used once and is kept: look which allocator has it. Its carriers go "
-            "back when the last block in them does; see the +M flags for their sizes.",
-            (
-                Query(
-                    """1 - sum by (NODE) (beam_allocator_blocks_bytes{HERE})
-                        / sum by (NODE) (beam_allocator_carriers_bytes{HERE})""",
-                ),
-            ),
-            warn=0.5,
-            bad=0.7,
-            high=1,
-        ),
-        Panel(
             "Memory of allocators",
             "bytes",
             "What each allocator of the VM has from the system: eheap has the heaps, binary the "
@@ -124,13 +149,6 @@ _HELD = Row(
                 ),
             ),
             "bars",
-        ),
-        Panel(
-            "ETS tables",
-            "short",
-            "ETS tables of each VM.",
-            "a line that only rises is a table for each of something, and nobody deletes them.",
-            (Query("sum by (NODE) (beam_ets_tables{HERE})"),),
         ),
         Panel(
             "Largest processes",
@@ -193,7 +211,7 @@ _COLLECTED = Row(
             (
                 Query(
                     """histogram_quantile(0.99, sum by (NODE, le) (rate(
-                        beam_garbage_collection_duration_seconds_bucket{HERE}[RATE])))"""
+                        beam_garbage_collection_duration_seconds_bucket{HERE}[RATE]))) >= 0"""
                 ),
             ),
             warn=bound(24),
@@ -283,5 +301,5 @@ BOARD = Board(
     "memory",
     "Memory and GC",
     "What the VM holds, what grows, which tables fill up, and what garbage collection costs.",
-    (_HELD, _COLLECTED, _SELDOM),
+    (_LIMITS, _HELD, _COLLECTED, _SELDOM),
 )

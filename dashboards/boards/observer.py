@@ -107,7 +107,7 @@ _COST = Row(
         ),
         Panel(
             "CPU of the hooks",
-            "short",
+            "suffix: CPU",
             "CPUs that hits of hooks took from each VM: hits, times what a hit costs on this host.",
             "it follows the VM's CPU, by the budget.",
             (Query("sum by (NODE) (rate(scope_ebpf_hook_cpu_seconds_total{HERE}[RATE]))"),),
@@ -135,7 +135,7 @@ _COST = Row(
         ),
         Panel(
             "CPU of the daemon",
-            "short",
+            "suffix: CPU",
             "CPUs that the daemon and the process that holds its breakpoints used, and of that what "
             "looking for VMs takes; of all chosen hosts together.",
             "many VMs, or many windows: a smaller budget makes windows rarer, `exclude_*` leaves VMs "
@@ -199,7 +199,7 @@ _QUALITY = Row(
             warn=1,
             bad=0.001,
             falling=True,
-            height=12,
+            height=10,
         ),
         Panel(
             "Error of rates from windows",
@@ -218,7 +218,7 @@ _QUALITY = Row(
             high=1,
             warn=0.1,
             bad=0.5,
-            height=12,
+            height=10,
         ),
         Panel(
             "Time in which threads were watched",
@@ -229,28 +229,12 @@ _QUALITY = Row(
             "estimates. A larger budget watches them for longer.",
             (
                 Query(
-                    f"rate(scope_ebpf_tracepoints_attached_seconds_total{{{_DAEMON}}}[RATE])",
+                    f"clamp_max(rate(scope_ebpf_tracepoints_attached_seconds_total{{{_DAEMON}}}[RATE]), 1)",
                     "{{instance}}",
                 ),
             ),
             high=1,
-            height=6,
-        ),
-        Panel(
-            "Windows and trips",
-            "ops",
-            "Windows in which the hooks of frequent events were attached, and times an event used up "
-            "its quota and its hooks were detached, per second.",
-            "many trips are a load that jumps. The counts of such a second are estimates.",
-            (
-                Query("sum(rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows"),
-                Query(
-                    "sum(rate(scope_ebpf_trips_total{HERE}[RATE]))",
-                    "trips",
-                    ORANGE,
-                ),
-            ),
-            height=6,
+            height=10,
         ),
     ),
 )
@@ -391,7 +375,7 @@ _HOW = Row(
     (
         Panel(
             "Run time of BPF programs",
-            "short",
+            "suffix: CPU",
             "CPUs that each BPF program took, without the trap that leads to it; the largest ten.",
             "which event costs most. The trap of a hook in the VM is more than its program.",
             (
@@ -489,6 +473,23 @@ _HOW = Row(
                     BLUE,
                 ),
             ),
+            height=6,
+        ),
+        Panel(
+            "Windows and trips",
+            "ops",
+            "Windows in which the hooks of frequent events were attached, and times an event used up "
+            "its quota and its hooks were detached, per second.",
+            "many trips are a load that jumps. The counts of such a second are estimates.",
+            (
+                Query("sum(rate(scope_ebpf_windows_total{HERE}[RATE]))", "windows"),
+                Query(
+                    "sum(rate(scope_ebpf_trips_total{HERE}[RATE]))",
+                    "trips",
+                    ORANGE,
+                ),
+            ),
+            width=24,
             height=6,
         ),
     ),

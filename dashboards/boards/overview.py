@@ -254,7 +254,7 @@ ALL_NODES: Final = Panel(
         Query(
             UTILIZATION,
             "",
-            column="schedulers at work",
+            column="utilization",
             unit="percentunit",
             warn=0.8,
             bad=0.95,
@@ -283,10 +283,7 @@ ALL_NODES: Final = Panel(
             warn=1000,
             bad=10_000,
         ),
-        Query(
-            "max by (NODE, otp_release, pid, container_id) (beam_target_info{HERE})",
-            "",
-        ),
+        Query("max by (NODE, otp_release) (beam_target_info{HERE})", ""),
     ),
     "table",
     width=24,
@@ -299,8 +296,6 @@ ALL_NODES: Final = Panel(
     details=(
         ("name", "its owner"),
         ("otp_release", "OTP"),
-        ("pid", "pid"),
-        ("container_id", "container"),
     ),
 )
 

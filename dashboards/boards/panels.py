@@ -66,6 +66,8 @@ CONTEXT: Final = (
 )
 #: Pixels of the names in a panel of figures.
 _NAME_SIZE: Final = 12
+#: Pixels of a column, so that those of all nodes fit side by side.
+_NARROWEST: Final = 90
 
 
 def built(panel: Panel) -> Any:
@@ -75,7 +77,8 @@ def built(panel: Panel) -> Any:
     if panel.kind == "text":
         return made
     made.description(panel.description).datasource(SOURCE)
-    made.unit(panel.unit).no_value("no data").thresholds(_thresholds(panel))
+    made.unit(panel.unit).thresholds(_thresholds(panel))
+    made.no_value("-" if panel.kind == "table" else "no data")
     for bound, setter in ((panel.low, made.min), (panel.high, made.max)):
         if bound is not None:
             setter(bound)
@@ -193,7 +196,7 @@ def _bars(_panel: Panel) -> bargauge.Panel:
 
 
 def _table(panel: Panel) -> table.Panel:
-    made = table.Panel().show_header(True)
+    made = table.Panel().show_header(True).min_width(_NARROWEST)
     made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
     values = {f"Value #{ref}": q.column for ref, q in _lettered(panel)}
     shown = {name: column for name, column in values.items() if column}
@@ -228,6 +231,8 @@ def _lettered(panel: Panel) -> list[tuple[str, Query]]:
 def _of_column(query: Query) -> list[DynamicConfigValue]:
     """Unit, and colours of the cells if there are values that are bad."""
     found = [DynamicConfigValue(id_val="unit", value=query.unit or "short")]
+    if query.unit == "percentunit":
+        found.append(DynamicConfigValue(id_val="decimals", value=1))
     if query.bad is not None:
         calm, warn, bad = STATES
         steps: list[dict[str, object]] = [{"value": None, "color": calm}]

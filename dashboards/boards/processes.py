@@ -41,27 +41,50 @@ def _steps(series: str, steps: tuple[tuple[str, str, str], ...]) -> tuple[Query,
 #: Processes that ended by an error, a second.
 CRASHES = 'sum by (NODE) (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))'
 
-_MAILBOXES = Row(
-    "Mailboxes",
+_NOW = Row(
+    "Now",
     (
         Panel(
             "Messages that wait",
             "short",
             "Messages in all mailboxes of each VM.",
-            "some process reads slower than others write to it. The ranking beside names it; "
+            "some process reads slower than others write to it. The ranking below names it; "
             "`scope-trace ps` shows what it does.",
             (Query("sum by (NODE) (beam_mailbox_messages{HERE})"),),
             warn=10_000,
             bad=100_000,
+            kind="stat",
+            height=4,
         ),
         Panel(
-            "Processes by length of their mailbox",
-            "short",
-            "In how many processes' mailboxes at least so many messages wait.",
-            "one process far up is a bottleneck; many processes a little up are a node that has "
-            "too little CPU.",
-            _steps("beam_mailbox_processes", _STEPS),
+            "Crashes",
+            "ops",
+            "Processes that ended by an error, a second.",
+            "read the node's log; a supervisor that restarts without end comes to its own end "
+            "after a while.",
+            (Query(CRASHES),),
+            warn=0.1,
+            bad=1,
+            kind="stat",
+            height=4,
         ),
+        Panel(
+            "Processes, of what the table holds",
+            "percentunit",
+            "How full the process table is.",
+            "at the limit every spawn fails. Find who spawns and does not end; only then raise +P.",
+            (Query("beam_processes{HERE} / beam_process_limit{HERE}"),),
+            warn=0.7,
+            bad=0.85,
+            kind="stat",
+            height=4,
+        ),
+    ),
+)
+
+_MAILBOXES = Row(
+    "Mailboxes",
+    (
         Panel(
             "Longest mailboxes",
             "short",
@@ -77,6 +100,16 @@ _MAILBOXES = Row(
             "bars",
             warn=1000,
             bad=10_000,
+            width=12,
+        ),
+        Panel(
+            "Processes by length of their mailbox",
+            "short",
+            "In how many processes' mailboxes at least so many messages wait.",
+            "one process far up is a bottleneck; many processes a little up are a node that has "
+            "too little CPU.",
+            _steps("beam_mailbox_processes", _STEPS),
+            width=12,
         ),
     ),
 )
@@ -84,15 +117,6 @@ _MAILBOXES = Row(
 _LIFE = Row(
     "Coming and going",
     (
-        Panel(
-            "Processes, of what the table holds",
-            "percentunit",
-            "How full the process table is.",
-            "at the limit every spawn fails. Find who spawns and does not end; only then raise +P.",
-            (Query("beam_processes{HERE} / beam_process_limit{HERE}"),),
-            warn=0.7,
-            bad=0.85,
-        ),
         Panel(
             "Processes",
             "short",
@@ -110,24 +134,6 @@ _LIFE = Row(
             (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))"),),
         ),
         Panel(
-            "Lifetimes",
-            "s",
-            "How long processes lived that ended, half of them and 99 of 100; those that live on are "
-            "not in it. Empty while spawns or exits are counted in windows. A quantile may be off by "
-            "a factor of 16, the width of a bucket.",
-            "processes that live for less than a ms cost more to make than they do; a request that "
-            "lives longer than its client waits is work for nobody.",
-            tuple(
-                Query(
-                    f"""histogram_quantile({q}, sum by (le)
-                        (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE])))""",
-                    name,
-                    hue,
-                )
-                for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
-            ),
-        ),
-        Panel(
             "Exits by reason",
             "ops",
             "Processes that ended, by the class of their reason.",
@@ -140,16 +146,6 @@ _LIFE = Row(
                 ),
             ),
             hues=_NORMAL,
-        ),
-        Panel(
-            "Crashes",
-            "ops",
-            "Processes that ended by an error, a second.",
-            "read the node's log; a supervisor that restarts without end comes to its own end "
-            "after a while.",
-            (Query(CRASHES),),
-            warn=0.1,
-            bad=1,
         ),
     ),
 )
@@ -171,7 +167,6 @@ _WORK = Row(
                 ),
             ),
             "bars",
-            width=12,
         ),
         Panel(
             "Messages sent",
@@ -180,7 +175,6 @@ _WORK = Row(
             "many.",
             "much of it for little work is chatter: send less, or more at once.",
             (Query("sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))"),),
-            width=12,
         ),
         Panel(
             "Messages received",
@@ -189,7 +183,6 @@ _WORK = Row(
             "it is more than what processes sent by the messages of ports, timers and NIFs. What "
             "waits is told by the mailboxes, not by the difference.",
             (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
-            width=12,
         ),
     ),
 )
@@ -221,8 +214,27 @@ _SIZE = Row(
 )
 
 _SELDOM = Row(
-    "Seldom: hibernation",
+    "Seldom: lifetimes, hibernation",
     (
+        Panel(
+            "Lifetimes",
+            "s",
+            "How long processes lived that ended, half of them and 99 of 100; those that live on are "
+            "not in it. Empty while spawns or exits are counted in windows. A quantile may be off by "
+            "a factor of 16, the width of a bucket.",
+            "processes that live for less than a ms cost more to make than they do; a request that "
+            "lives longer than its client waits is work for nobody.",
+            tuple(
+                Query(
+                    f"""histogram_quantile({q}, sum by (le)
+                        (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE]))) >= 0""",
+                    name,
+                    hue,
+                )
+                for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
+            ),
+            width=12,
+        ),
         Panel(
             "Hibernations",
             "ops",
@@ -230,8 +242,7 @@ _SELDOM = Row(
             "a busy process that hibernates collects its whole heap each time: give it a time-out "
             "before it does.",
             (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))"),),
-            width=24,
-            height=6,
+            width=12,
         ),
     ),
     folded=True,
@@ -241,5 +252,5 @@ BOARD = Board(
     "processes",
     "Processes",
     "Mailboxes and who they belong to, processes that come, go and crash, messages, and who is large.",
-    (_MAILBOXES, _LIFE, _WORK, _SIZE, _SELDOM),
+    (_NOW, _MAILBOXES, _LIFE, _WORK, _SIZE, _SELDOM),
 )

@@ -41,9 +41,9 @@ UTILIZATION = "sum by (NODE) (beam_scheduler_utilization_ratio{HERE})"
 
 
 def _p99(series: str, where: str = "") -> tuple[Query, ...]:
-    """The 99th of 100, of a histogram."""
+    """The 99th of 100, of a histogram; nothing where nothing was counted (NaN)."""
     rate = f"rate({series}_bucket{{HERE{where}}}[RATE])"
-    return (Query(f"histogram_quantile(0.99, sum by (NODE, le) ({rate}))"),)
+    return (Query(f"histogram_quantile(0.99, sum by (NODE, le) ({rate})) >= 0"),)
 
 
 _WORK = Row(

@@ -18,7 +18,7 @@ SYMPTOMS: Final = (
         "scope-trace --pid PID",
     ),
     (
-        "One function of the application is slow",
+        "One part of the application is slow",
         "processes",
         "Longest mailboxes",
         "scope-trace top --pid PID",
@@ -38,7 +38,7 @@ SYMPTOMS: Final = (
     (
         "Memory grows, or the VM was killed",
         "memory",
-        "Memory by kind, Memory of the cgroup's limit",
+        "Memory by kind; Memory, of the cgroup's limit",
         "scope-trace top --pid PID --sort memory",
     ),
     (
@@ -79,7 +79,7 @@ def _table() -> str:
 _NOW: Final = Row(
     "Now",
     (
-        firing(width=24, height=6),
+        firing(width=24, height=5),
         ALL_NODES,
     ),
 )
@@ -94,7 +94,7 @@ _WHERE: Final = Row(
             (),
             "text",
             width=24,
-            height=12,
+            height=10,
             text=_table(),
         ),
     ),

@@ -59,6 +59,46 @@ async function colouredPixels(picture) {
   return counts;
 }
 
+// Runs in the page: of each panel and each of *colours* the runs of pixels along the row that has most
+// of it: how many are of the colour and how many are not, by turns, from the first to the last.
+async function runs([picture, colours]) {
+  const image = new Image();
+  image.src = `data:image/png;base64,${picture}`;
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  const context = canvas.getContext('2d');
+  context.drawImage(image, 0, 0);
+  const found = {};
+  for (const panel of document.querySelectorAll('[id^=panel-]')) {
+    const { x, y, width, height } = panel.getBoundingClientRect();
+    const { data } = context.getImageData(x, y + window.scrollY, width, height);
+    const line = (colour) => {
+      const wanted = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+      let best = [];
+      for (let row = 0; row + 1 < height; row++) {
+        const places = [];
+        for (let column = 0; column + 1 < width; column++) {
+          const at = 4 * (row * Math.floor(width) + column);
+          if (wanted.every((value, part) => Math.abs(value - data[at + part]) < 30)) {
+            places.push(column);
+          }
+        }
+        best = places.length > best.length ? places : best;
+      }
+      const lengths = [];
+      for (let at = 0, from = 0; at < best.length; at++) {
+        if (at + 1 === best.length || best[at + 1] !== best[at] + 1) {
+          lengths.push(at + 1 - from, (best[at + 1] ?? best[at] + 1) - best[at] - 1);
+          from = at + 1;
+        }
+      }
+      return lengths;
+    };
+    found[panel.id.slice('panel-'.length)] = colours.map(line);
+  }
+  return found;
+}
+
 const text = () =>
   Object.fromEntries(
     [...document.querySelectorAll('[id^=panel-]')].map((one) => [
@@ -93,6 +133,11 @@ try {
     const counted = await look('counted');
     await look('shown', join(folder, `${name}.png`));
     said[name] = { blank, counted, text: await page.evaluate(text) };
+    if (scene.colours) {
+      await page.evaluate(([one, how]) => window.draw(one, how), [scene, 'counted']);
+      const picture = (await page.screenshot({ fullPage: true })).toString('base64');
+      said[name].runs = await page.evaluate(runs, [picture, scene.colours]);
+    }
   }
   process.stdout.write(JSON.stringify({ errors, said }));
 } finally {

@@ -81,15 +81,15 @@ const fieldConfigRegistry = new FieldConfigOptionsRegistry(() => [
     process: displayNameOverrideProcessor,
     settings: { expandTemplateVars: true },
   },
-  ...['lineStyle', 'cellOptions'].map(custom),
+  ...['lineStyle', 'cellOptions', 'minWidth'].map(custom),
 ]);
 
 function configured(panel: any, data: DataFrame[], mode: Mode): DataFrame[] {
-  const defaults = { ...panel.fieldConfig.defaults.custom };
+  const fieldConfig = panel.fieldConfig ?? { defaults: {}, overrides: [] };
+  const defaults = { ...fieldConfig.defaults.custom };
   if (mode !== 'shown') {
     delete defaults.thresholdsStyle;
   }
-  const fieldConfig = panel.fieldConfig;
   const done = applyFieldOverrides({ data, fieldConfig, fieldConfigRegistry, replaceVariables, theme });
   for (const field of done.flatMap((frame) => frame.fields)) {
     field.config.custom = { ...defaults, ...field.config.custom };
@@ -198,13 +198,21 @@ function place({ x, y, w, h }: any) {
   return { left: x * column, top: y * UNIT, width: w * column - 8, height: h * UNIT - 8 };
 }
 
-function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => void }) {
+interface Wanted {
+  scene: Scene;
+  mode: Mode;
+  ready: () => void;
+  failed: (error: Error) => void;
+}
+
+function Board({ scene, mode, ready, failed }: Wanted) {
   const panels = scene.board.panels;
   const [found, setFound] = useState<Record<number, DataFrame[]>>();
   useEffect(() => {
     const drawn = panels.filter((panel: any) => KINDS[panel.type]);
     Promise.all(drawn.map(async (panel: any) => [panel.id, await data(scene, panel, mode)])).then(
-      (pairs) => setFound(Object.fromEntries(pairs))
+      (pairs) => setFound(Object.fromEntries(pairs)),
+      failed
     );
   }, []);
   useEffect(() => {
@@ -250,7 +258,7 @@ function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => 
 
 /** Draw *scene*; done when all is on the page. */
 (window as any).draw = (scene: Scene, mode: Mode) =>
-  new Promise<void>((resolve) => {
+  new Promise<void>((resolve, reject) => {
     const bottom = Math.max(...scene.board.panels.map(({ gridPos: { y, h } }: any) => y + h));
     document.body.innerHTML = '';
     document.body.style.cssText =
@@ -263,5 +271,5 @@ function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => 
       'td, th { text-align: left; padding: 3px 16px 3px 0 } a { color: #6e9fff }';
     document.body.appendChild(style);
     const root = document.body.appendChild(document.createElement('div'));
-    createRoot(root).render(<Board scene={scene} mode={mode} ready={resolve} />);
+    createRoot(root).render(<Board scene={scene} mode={mode} ready={resolve} failed={reject} />);
   });
