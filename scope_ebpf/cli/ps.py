@@ -17,6 +17,9 @@ from scope_ebpf.sinks.plain import plain, say, spelled
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
+
+    from scope_ebpf.results.documents.processes import PsDocument
 
 #: The lines in their order: the label, the key, the unit.
 _LINES = (
@@ -81,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     trouble = None if arguments.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
     if arguments.format == "json":
-        json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
+        document: PsDocument = {"schema": 1, "target": target.as_json(), "process": described}
+        json.dump(document, sys.stdout)
         print()
         return 0
     if trouble:
@@ -90,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def lines(process: dict[str, Any]) -> list[str]:
+def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [str(process["pid"])]
     for label, key, unit in _LINES:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.processes import ProcessRow, TopRow
 
 #: CPU seconds per second that a live table may take.
 BUDGET = 0.1
@@ -89,7 +90,8 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
-        described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
+        shown = Sizes(sizes.bytes[part], sizes.exact[part])
+        described = cast("list[TopRow]", viewer.describe(rows[part], sizes=shown))
         if arguments.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
                 one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))
@@ -213,7 +215,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= _NAME else name[: _NAME - 1] + "\u2026"
 
 
-def _cells(process: dict[str, Any], rate: float) -> tuple[str, ...]:
+def _cells(process: ProcessRow, rate: float) -> tuple[str, ...]:
     module = process["module"] if process["behaviour"] else None
     name = process["name"] or process["label"] or module or process["initial_call"] or "?"
     if process["name"] == "":
