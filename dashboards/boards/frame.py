@@ -83,6 +83,7 @@ def _tidied(model: Dashboard) -> Dashboard:
             panel.options.footer = None
     for variable in (model.templating and model.templating.list_val) or []:
         variable.auto = variable.auto_min = variable.auto_count = None
+        variable.skip_url_sync = variable.name == VARIABLE  # no link may change expressions
     return model
 
 

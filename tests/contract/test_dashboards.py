@@ -124,6 +124,7 @@ def looks(path: Path) -> str:
     """
     variables = {v["name"]: v for v in board(path)["templating"]["list"]}
     assert variables["looks"]["hide"] == 2
+    assert variables["looks"]["skipUrlSync"]
     text = variables["looks"]["allValue"]
     return re.sub(r"\$\{(?:host|node):regex\}", ".*", text).replace("$__range", "15m")
 

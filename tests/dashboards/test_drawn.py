@@ -31,6 +31,8 @@ EVERY = [
     for panel in board["panels"]
     if panel["type"] in DRAWN
 ]
+#: Drawing all dashboards takes minutes on a machine that does much else.
+pytestmark = pytest.mark.timeout(1200)
 #: Height of the panels of figures.
 TILE = 4
 #: Pixels of one line of two pixels over a good part of the narrowest panel.
@@ -78,7 +80,9 @@ def drawing(folder: Path, scenes: list[dict]) -> dict[str, dict]:
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     require(chromium, "chromium is not installed")
     (folder / "scenes.json").write_text(json.dumps(scenes))
-    done = grafana_run.run(["node", "draw.mjs", "scenes.json", ".", chromium], folder)
+    pictures = ["pictures"] if "SCOPE_PICTURES" in os.environ else []
+    command = ["node", "draw.mjs", "scenes.json", ".", chromium, *pictures]
+    done = grafana_run.run(command, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     assert answer["errors"] == []

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws dashboards in a headless Chromium, and says what is to be seen of each panel.
 //
-//   node draw.mjs SCENES.json FOLDER CHROMIUM
+//   node draw.mjs SCENES.json FOLDER CHROMIUM [pictures]
 //
-// SCENES.json is a list of dashboards with the answers to their expressions. FOLDER gets a picture of
-// each; a JSON document on stdout has of each panel its text, and how many coloured pixels its data
+// SCENES.json is a list of dashboards with the answers to their expressions. With *pictures* FOLDER gets
+// one of each; a JSON document on stdout has of each panel its text, and how many coloured pixels its data
 // make. It runs in the folder of the installed packages.
 import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { build } from 'esbuild';
 import { chromium } from 'playwright-core';
 
-const [scenes, folder, executablePath] = process.argv.slice(2);
+const [scenes, folder, executablePath, pictures] = process.argv.slice(2);
 
 function scrollbars({ onResolve }) {
   onResolve({ filter: /^react-custom-scrollbars-2$/ }, ({ importer }) =>
@@ -129,14 +129,18 @@ try {
       const picture = await page.screenshot({ fullPage: true, path });
       return page.evaluate(colouredPixels, picture.toString('base64'));
     };
-    const blank = await look('blank');
-    const counted = await look('counted');
-    await look('shown', join(folder, `${name}.png`));
-    said[name] = { blank, counted, text: await page.evaluate(text) };
     if (scene.colours) {
       await page.evaluate(([one, how]) => window.draw(one, how), [scene, 'counted']);
       const picture = (await page.screenshot({ fullPage: true })).toString('base64');
-      said[name].runs = await page.evaluate(runs, [picture, scene.colours]);
+      const seen = await page.evaluate(runs, [picture, scene.colours]);
+      said[name] = { runs: seen, text: await page.evaluate(text) };
+      continue;
+    }
+    const blank = await look('blank');
+    const counted = await look('counted');
+    said[name] = { blank, counted, text: await page.evaluate(text) };
+    if (pictures) {
+      await look('shown', join(folder, `${name}.png`));
     }
   }
   process.stdout.write(JSON.stringify({ errors, said }));
