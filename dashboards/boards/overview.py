@@ -274,7 +274,7 @@ ALL_NODES: Final = Panel(
             bad=0.9,
         ),
         Query("sum by (NODE) (beam_processes{HERE})", "", column="processes"),
-        Query("sum by (NODE) (beam_mailbox_messages{HERE})", "", column="messages waiting"),
+        Query("sum by (NODE) (beam_mailbox_messages{HERE})", "", column="waiting"),
         Query(
             """topk by (NODE) (1, max by (NODE, name)
                 (beam_top_mailbox_messages{HERE, rank="1"}))""",

@@ -148,11 +148,13 @@ def _series(panel: Panel) -> timeseries.Panel:
 
 
 def _colour(made: timeseries.Panel, panel: Panel) -> None:
-    """Colours: a node has that of its slot, a host one by its name, a meaning its own."""
-    by_name = any("{{" in query.names(panel.kind) for query in panel.queries) and not panel.hues
-    mode = FieldColorModeId.PALETTE_CLASSIC_BY_NAME if by_name else FieldColorModeId.FIXED
-    scheme = dashboard.FieldColor().mode(mode)
-    made.color_scheme(scheme if by_name else scheme.fixed_color(panel.queries[0].hue))
+    """Colours: a node has that of its slot, hosts have shades of one, a meaning has its own."""
+    alone = len(panel.queries) == 1 and not panel.hues
+    scheme = dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME)
+    if not panel.of_nodes:
+        mode = FieldColorModeId.SHADES if alone else FieldColorModeId.FIXED
+        scheme = dashboard.FieldColor().mode(mode).fixed_color(panel.queries[0].hue)
+    made.color_scheme(scheme)
     if panel.of_nodes:
         for slot, look in enumerate(LOOKS):
             made.override_by_regexp(f"/^{slot} /", [*_of_colour(look.colour), _of_dash(look)])

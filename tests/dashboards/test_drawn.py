@@ -57,7 +57,9 @@ class Look(NamedTuple):
         if panel["type"] == "timeseries":
             return self.counted - self.blank >= LINE
         figures = self.text.removeprefix(panel["title"])
-        return bool(re.search(r"\d", figures)) and (self.counted > 0 or panel["type"] == "table")
+        if panel["type"] == "table":
+            return bool(re.search(r"\d|\bnone\b", figures))
+        return bool(re.search(r"\d", figures)) and self.counted > 0
 
 
 def answers(board: dict, scene) -> dict:
