@@ -13,7 +13,7 @@ from profile_fixtures import profile
 
 from scope_ebpf.beam.vm.schedulers import Scheduler
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cli import top
+from scope_ebpf.cli import top_cells
 from scope_ebpf.cli.schedulers import _what
 from scope_ebpf.results.calls import Call, CallSummary
 from scope_ebpf.results.profile import Frame, Sample
@@ -92,7 +92,7 @@ def test_processes_and_schedulers_are_spelled():
     """
     process = dict.fromkeys(("name", "label", "behaviour", "module"))
     process |= {"pid": "<0.9.0>", "initial_call": RAW, "current_function": RAW, "status": "waiting"}
-    cells = top._cells(process | {"memory_bytes": 1, "message_queue_len": 0}, 0.0)
+    cells = top_cells.cells(process | {"memory_bytes": 1, "message_queue_len": 0}, 0.0)
     assert (READ, READ) == (cells[1], cells[-1])
     item = Scheduler(Thread(1, "normal", 1, "R", 0.0, 0), "running", "<0.9.0>", RAW, RAW)
     assert f"<0.9.0> {READ} in {READ}" == _what(item, 0.0)

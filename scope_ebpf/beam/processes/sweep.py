@@ -139,6 +139,11 @@ class Sweep:
         large = ran["slot"][np.argsort(-ran["memory"], kind="stable")[: limit // 2]]
         return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
+    def kept(self) -> NDArray[np.void]:
+        """Return what is kept of every process, in the order of their slots; see :data:`SORTS`."""
+        kept = np.concatenate(self._kept)
+        return kept[np.argsort(kept["slot"])] if len(self._kept) > 1 else kept
+
     def of(self, slots: NDArray[np.int64]) -> Top:
         """Return what is kept of the processes in these slots, in the order of their slots."""
         kept = np.concatenate(self._kept)
@@ -220,8 +225,9 @@ def collected(
         earlier = before[within(before["id"], now["id"])]
         found[within(slots, now["slot"][both])] += _collected(rows[both], earlier)
         before = now
-        if clock() - began >= seconds:
-            return found / seconds
+        took = clock() - began
+        if took >= seconds:
+            return found / took
         sleep(_LOOK)
 
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The moving table of ``top``: the load of every process, and the rows that are shown of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, collected
+from scope_ebpf.beam.processes.table import LOAD, ProcessTable
+from scope_ebpf.cli.top_find import Finder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.vm.target import Target
+
+#: Messages of a mailbox that are read to compute the memory of a shown process.
+WALK = 200
+#: Processes whose collections are counted more closely in a table sorted by collections.
+_CLOSER = 128
+#: The fields of a row by which rows are sorted once they are read in full.
+_SHOWN = {"mailbox": "message_queue_len", "memory": "memory_bytes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One process of the table."""
+
+    #: Its pid as a term, which no other process of the VM has.
+    term: int
+    #: As ``Viewer.describe`` has it.
+    process: dict[str, Any]
+    #: Reductions per second; None before the process was read twice.
+    rate: float | None
+    #: Bytes per second that its collections went through, at least; None as *rate*.
+    collected: float | None
+
+
+class Processes:
+    """
+    The processes of one VM in an order; *budget* is seconds of CPU for one turn.
+
+    Each method raises ScopeError.
+    """
+
+    def __init__(self, target: Target, viewer: Viewer, budget: float) -> None:
+        self.viewer = viewer
+        self._target, self._budget = target, budget
+        self._load = ProcessTable(target, LOAD)
+        self._by_memory = False
+        self._sweep = self._begin()
+        self._finder: Finder | None = None
+        #: Bytes per second of collections by slot, from a closer look.
+        self._closer: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None
+        self._kept = self._sweep.kept()
+        self._order = np.empty(0, np.int64)
+        self._turns = 0
+
+    def _begin(self) -> Sweep:
+        self._turns = 0
+        if self._by_memory:
+            weigh: Callable[..., Any] = lambda rows: self.viewer.sizes(rows, WALK).bytes  # noqa: E731
+            return Sweep(self.viewer.table, weigh, self._budget)
+        return Sweep(self._load, self.viewer.heaps, self._budget)
+
+    def turn(self, sort: str) -> State:
+        """Read all processes, or the next part of them; those of *sort* need more for memory."""
+        if (sort == "memory") != self._by_memory:
+            self._by_memory = sort == "memory"
+            self._sweep = self._begin()
+        state = self._sweep.turn()
+        self._turns += 1
+        self._kept, self._closer = self._sweep.kept(), None
+        if self._finder:
+            self._finder.search(self._kept, self._budget)
+        return state
+
+    def look_closer(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Count collections for *seconds* in the processes that collect."""
+        slots = self._sweep.collectors(_CLOSER)
+        self._closer = slots, collected(self._sweep.table, slots, seconds, sleep=sleep)
+
+    def find(self, wanted: str) -> None:
+        """Show the processes whose name or pid contains *wanted* alone; "" for all."""
+        if wanted != (self._finder.wanted if self._finder else ""):
+            self._finder = Finder(self.viewer, wanted) if wanted else None
+            if self._finder:
+                self._finder.search(self._kept, self._budget)
+
+    @property
+    def unsearched(self) -> int:
+        """Processes of which is not known yet whether they have the name that is looked for."""
+        return self._finder.unknown if self._finder else 0
+
+    def order(self, sort: str, *, least: bool = False) -> int:
+        """Sort by *sort*, most or *least* first; how many processes there are to show."""
+        kept = self._kept
+        if sort == "pid":  # as terms: in doubles, neighbours would be equal
+            order = np.argsort(kept["id"])[:: -1 if least else 1]
+        else:
+            values = self._speeds() if sort == "gc" else kept[SORTS[sort]].astype(np.float64)
+            order = np.argsort(values if least else -values, kind="stable")
+        if self._finder:
+            order = order[self._finder.matches()[order]]
+        self._order = order
+        return len(order)
+
+    def longest(self) -> Row | None:
+        """The process with the longest mailbox; None where no message waits."""
+        boxes = self._kept["mailbox"]
+        if not len(boxes) or not boxes.max():
+            return None
+        found = self._rows(np.array([boxes.argmax()]))
+        return found[0] if found and found[0].process["message_queue_len"] else None
+
+    def page(self, first: int, count: int, sort: str, *, least: bool = False) -> list[Row]:
+        """Read *count* processes of the order in full, from the one at *first* on."""
+        found = self._rows(self._order[first : first + count])
+        key = _SHOWN.get(sort)
+        if key:  # by the value that is shown, which is that of now
+            found.sort(key=lambda row: row.process[key], reverse=not least)
+        return found
+
+    def speeds(self) -> dict[int, float]:
+        """Bytes per second that collections went through, by pid as a term."""
+        return dict(zip(self._kept["id"].tolist(), self._speeds().tolist(), strict=True))
+
+    def _speeds(self) -> NDArray[np.float64]:
+        speeds: NDArray[np.float64] = self._kept["collected"].astype(np.float64)
+        if self._closer:
+            slots, closer = self._closer
+            index = np.searchsorted(self._kept["slot"], slots)
+            there = index < len(speeds)
+            there[there] = self._kept["slot"][index[there]] == slots[there]
+            speeds[index[there]] = closer[there]
+        return speeds
+
+    def _rows(self, indexes: NDArray[np.int64]) -> list[Row]:
+        kept, speeds = self._kept[indexes], self._speeds()[indexes]
+        rows = self.viewer.table.at(kept["slot"].astype(np.int64)).rows
+        terms = rows["id"].tolist()
+        described = dict(zip(terms, self.viewer.describe(rows, WALK), strict=True))
+        known = self._turns > 1
+        return [
+            Row(term, described[term], rate if known else None, speed if known else None)
+            for term, rate, speed in zip(
+                kept["id"].tolist(), kept["rate"].tolist(), speeds.tolist(), strict=True
+            )
+            if term in described
+        ]
+
+
+def unbounded(target: Target, viewer: Viewer) -> Processes:
+    """The processes for a single table, which may take a whole reading."""
+    return Processes(target, viewer, math.inf)
