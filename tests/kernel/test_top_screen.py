@@ -224,9 +224,8 @@ def selected(terminal: Terminal) -> str | None:
             if number % 2:
                 codes = part[2:-1].split(";")
                 reverse = "7" in codes or (reverse and "0" not in codes and codes != [""])
-            elif part:
-                if reverse and part.startswith("<"):
-                    return part.split()[0]
+            elif reverse and part.startswith("<"):
+                return part.split()[0]
     return None
 
 
@@ -250,7 +249,7 @@ def test_every_key_does_what_the_help_says(moving: beams_run.Beam, terminal: Ter
         pressed.add(name)
 
     key("?", lambda: all(text.split(";")[0] in terminal.text for _, text in HELP))
-    press(terminal, "?", lambda: terminal.rows())
+    press(terminal, "?", terminal.rows)
     key("Space", lambda: "paused at" in terminal.text, "Space")
     paused = terminal.rows()
     first = [row[0] for row in paused]
