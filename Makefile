@@ -8,7 +8,7 @@ SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
 BENCHES := pipeline real_apps profile calls capture snapshot summary top_cost idle scrape windows overhead
 
-.PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects generate dashboards \
+.PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects viewer generate dashboards \
 	wheel packages packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ demo: $(VENV)/.run objects ## install what is missing, start a small Erlang node
 	@$(DEPS) demo
 	@$(SUDO) bash docs/demo/run.sh $(BIN)/scope-trace
 
-test: $(VENV)/.test objects ## install what the tests need and run them all (root)
+test: $(VENV)/.test objects viewer ## install what the tests need and run them all (root)
 	@$(DEPS) test
 	@$(MAKE) --no-print-directory lint
 	@tests/beams/build-usdt.sh >/dev/null
@@ -35,6 +35,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
 	@$(PYTHON) probes/generate.py --check
 	@$(BIN)/python docs/metrics.py --check
+	@$(BIN)/python packaging/make_schemas.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
 	@$(BIN)/pytest tests/unit tests/contract
@@ -74,17 +75,22 @@ objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build
 	@$(PYTHON) packaging/build_objects.py
 
-generate: $(VENV)/.test ## make what probes/events.toml and the catalogue of metrics are the source of
+viewer: ## put speedscope, the viewer of flame graphs, into the package
+	@$(DEPS) viewer
+	@$(PYTHON) packaging/build_viewer.py
+
+generate: $(VENV)/.test ## make what probes/events.toml, the catalogue of metrics and the records of documents are the source of
 	@$(PYTHON) probes/generate.py
 	@$(BIN)/python docs/metrics.py
+	@$(BIN)/python packaging/make_schemas.py
 
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py
 
-wheel: $(VENV)/.test objects ## a wheel with the objects in it
+wheel: $(VENV)/.test objects viewer ## a wheel with the objects and the viewer in it
 	@$(BIN)/pip -q wheel --no-deps -w dist .
 
-packages: $(VENV)/.test objects ## a deb and an rpm in dist/
+packages: $(VENV)/.test objects viewer ## a deb and an rpm in dist/
 	@$(BIN)/python packaging/build_packages.py
 
 packages-test: packages ## lintian, vagrant and its provisioning in a bare Debian (root, minutes)
@@ -94,7 +100,7 @@ packages-test: packages ## lintian, vagrant and its provisioning in a bare Debia
 		$(BIN)/pytest tests/packages/*test*.py tests/vagrant/provision_test.py
 
 clean: ## remove what was built here (not the cache of test VMs)
-	rm -rf $(VENV) build dist scope_ebpf/kernel/objects
+	rm -rf $(VENV) build dist scope_ebpf/kernel/objects scope_ebpf/sinks/viewer
 
 $(VENV)/.run: pyproject.toml
 	@$(DEPS) run

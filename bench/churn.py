@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,10 +26,13 @@ from scope_ebpf.beam.processes.table import PRIORITY, STATUS
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm import discover
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _STATUS = {name for name, _ in STATUS} | {"waiting"}
 
 
-def impossible(row: dict[str, object]) -> list[str]:
+def impossible(row: Mapping[str, Any]) -> list[str]:
     """
     The impossible values of a process, as text.
     """

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs from apt what a purpose needs, on Debian 12 or Ubuntu 24.04 and later.
 #
-#   packaging/install-deps.sh [run] [build] [demo] [test] [packages] [bench] [vm]     default: run
+#   packaging/install-deps.sh [run] [build] [viewer] [demo] [test] [packages] [bench] [vm]     default: run
 #
 # Packages that are there cost nothing: apt is asked only about those that are not. No service is
 # started by what this installs, and those that the tests use are started by the tests.
@@ -20,6 +20,8 @@ packages_for() {
     run) echo libbpf1 python3 python3-venv ;;
     # The BPF objects, and the wheel around them.
     build) echo clang llvm libbpf-dev linux-libc-dev make git ;;
+    # The viewer of flame graphs, which packages have in them.
+    viewer) echo "$(npm)" ;;
     demo) echo erlang-base procps ;;
     # VMs to look at (two real applications among them), compilers for the USDT build of one, and
     # witnesses that count the same events with other means. bcc, and kernel headers for it, compile
@@ -39,7 +41,7 @@ packages_for() {
     # Virtual machines that boot other kernels, by software emulation.
     vm) echo qemu-system-x86 seabios busybox-static cpio e2fsprogs kmod mmdebstrap debian-archive-keyring \
         make python3 python3-venv ;;
-    *) die "no such purpose: $1 (there are run, build, demo, test, packages, bench and vm)" ;;
+    *) die "no such purpose: $1 (there are run, build, viewer, demo, test, packages, bench and vm)" ;;
     esac
 }
 
@@ -48,7 +50,7 @@ bpftool() {
     if grep -q '^ID=ubuntu' /etc/os-release; then echo linux-tools-common; else echo bpftool; fi
 }
 
-# The package manager of node, to draw the dashboards with; one from elsewhere will do.
+# The package manager of node, for the viewer and to draw the dashboards with; one from elsewhere will do.
 npm() { if ! type -P npm >/dev/null; then echo npm; fi; }
 
 # A browser to draw them in. Ubuntu has none as a package; one that is there will do.

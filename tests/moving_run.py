@@ -46,4 +46,4 @@ def ask(target: Target, name: str) -> dict[str, Any]:
     What ``ps`` finds, with nothing remembered from the time before.
     """
     viewer = Viewer(target, FIELDS)
-    return detail(viewer, find(viewer, name))
+    return dict(detail(viewer, find(viewer, name)))

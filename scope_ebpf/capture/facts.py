@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from scope_ebpf.capture.values import Value
+    from scope_ebpf.results.documents import vms
 
 #: Upper limits: of a process (Linux's PID_MAX_LIMIT is less), of seconds, of
 #: schedulers of one kind (OTP allows 1,024), and of lines in a list.
@@ -58,8 +59,7 @@ class Clocks:
 class Head:
     """Facts of the whole capture."""
 
-    #: ``Target.as_json()``.
-    target: dict[str, Any]
+    target: vms.Target
     host: dict[str, Any]
     clocks: Clocks
     plan: Plan
@@ -199,15 +199,16 @@ def head_of(document: Value, known: Container[str] = ()) -> Head:
     )
 
 
-def _target_of(document: Value) -> dict[str, Any]:
+def _target_of(document: Value) -> vms.Target:
     node = document.get("node", None)
+    flavor = cast('Literal["jit", "emu"]', document["flavor"].one_of("jit", "emu"))
     return {
         "pid": document["pid"].whole(PID),
         "exe": document["exe"].text(),
         "node": None if node.raw is None else node.text(),
         "otp_release": document["otp_release"].text(64),
         "erts_version": document["erts_version"].text(64),
-        "flavor": document["flavor"].text(64),
+        "flavor": flavor,
         "schedulers": document["schedulers"].whole(SCHEDULERS),
     }
 

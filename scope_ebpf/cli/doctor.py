@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.errors import ScopeError
+    from scope_ebpf.results.documents.vms import (
+        Breakpoints,
+        DoctorDocument,
+        EventHooks,
+        ExaminedVm,
+    )
 
 
 #: Breakpoints that are listed by name.
@@ -43,16 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit code of the first problem, or 0."""
     facts = host.facts()
-    document: dict[str, Any] = {
+    document: DoctorDocument = {
         "schema": 1,
         "host": [
-            {"name": f.name, "value": f.value, "problem": f.problem and str(f.problem)}
+            {"name": f.name, "value": f.value, "problem": str(f.problem) if f.problem else None}
             for f in facts
         ],
         "detach": "together" if has_multi() else "one hook after the other (before Linux 6.6)",
     }
     if arguments.pid is not None:
-        document |= _examine(arguments.pid)
+        document = {**document, **_examine(arguments.pid)}
     if arguments.format == "json":
         json.dump(document, sys.stdout, indent=2)
         print()
@@ -62,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return problem.exit_code if problem else 0
 
 
-def _examine(pid: int) -> dict[str, Any]:
+def _examine(pid: int) -> ExaminedVm:
     """The target and the state of each event's hooks, by both attach methods."""
     target = inspect(pid)
     settings, refused = kernel_constants(target)
@@ -71,7 +77,7 @@ def _examine(pid: int) -> dict[str, Any]:
         for via in ("auto", "symbol", "usdt")
     )
     names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}
-    rows = []
+    rows: list[EventHooks] = []
     for item, *others in zip(chosen.items, *(plan.items for plan in plans), strict=True):
         variant = next(
             (v for v in events.VARIANTS if (v.event, v.via) == (item.event, item.via)), None
@@ -105,20 +111,20 @@ def _examine(pid: int) -> dict[str, Any]:
     }
 
 
-def _breakpoints(identity: Identity, names: dict[int, str]) -> dict[str, list[str]]:
+def _breakpoints(identity: Identity, names: dict[int, str]) -> Breakpoints:
     """The VM's breakpoints by function or offset: ``held`` by links of others, or ``left``."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         found = find(identity)
     holds = links.held(identity.pid) if found else set()
-    kinds: dict[str, list[str]] = {"held": [], "left": []}
+    kinds: Breakpoints = {"held": [], "left": []}
     for offset in found:
         name = names.get(offset, f"offset {offset:#x}")
         kinds["held" if offset in holds else "left"].append(name)
     return kinds
 
 
-def _print(document: dict[str, Any]) -> None:
+def _print(document: DoctorDocument) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
@@ -16,6 +16,8 @@ from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
     import argparse
+
+    from scope_ebpf.results.documents.vms import FoundVm, ListDocument, ListedVm, RefusedVm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     targets = [t for t in found if isinstance(t, Beam)]
     seen = health([*targets])
     if arguments.format == "json":
-        rows = [
-            _row(target, uptime) | one.as_json() for target, one in zip(targets, seen, strict=True)
+        rows: list[ListedVm] = [
+            {**_row(target, uptime), **one.as_json()}
+            for target, one in zip(targets, seen, strict=True)
         ]
-        refused = [{"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)]
-        json.dump({"schema": 1, "beams": rows, "refused": refused}, sys.stdout, indent=2)
+        refused: list[RefusedVm] = [
+            {"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)
+        ]
+        document: ListDocument = {"schema": 1, "beams": rows, "refused": refused}
+        json.dump(document, sys.stdout, indent=2)
         print()
         return 0
     if targets:
@@ -50,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(target: Beam, uptime: float) -> dict[str, Any]:
+def _row(target: Beam, uptime: float) -> FoundVm:
     return {
         **target.as_json(),
         "hooks": "usdt" if target.usdt else _symbols(target),
@@ -58,7 +64,7 @@ def _row(target: Beam, uptime: float) -> dict[str, Any]:
     }
 
 
-def _symbols(target: Beam) -> str:
+def _symbols(target: Beam) -> Literal["symbols", "none"]:
     """Whether the emulator's functions can be found by name; OTP 29 hides them."""
     try:
         return "symbols" if target.binary.symbol("erts_schedule") else "none"
@@ -66,7 +72,7 @@ def _symbols(target: Beam) -> str:
         return "none"
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[FoundVm]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.processes.detail import MAX_MESSAGES
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.sinks.plain import spelled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: The lines in their order: the label, the key, the unit.
 _LINES = (
@@ -48,7 +51,7 @@ _RARE = (
 )
 
 
-def lines(process: dict[str, Any]) -> list[str]:
+def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [str(process["pid"])]
     for label, key, unit in _LINES:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
@@ -31,14 +32,13 @@ _ENDINGS = {
     ".json": "speedscope",
     ".pb.gz": "pprof",
     ".folded": "folded",
-    ".svg": "flamegraph.svg",
-    ".html": "flamegraph.html",
+    ".html": "a page with the viewer",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    parser.add_argument("--pid", type=int, help="the VM's process")
     add_duration(parser)
     add_max_cost(parser)
     parser.add_argument(
@@ -67,17 +67,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write there, in the format that its ending tells: {', '.join(_ENDINGS)}; "
         "without it, a table is printed",
     )
+    parser.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="compare two files that this command wrote, instead of a profile: the share of each "
+        "process and function, and whether chance can explain its change",
+    )
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help="show the profile as a flame graph in a browser; without -o, its file is "
+        "profile-PID-TIME.html in this folder",
+    )
     add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
+    if arguments.diff:
+        return _compare(arguments)
+    if arguments.pid is None:
+        raise UsageError("--pid is missing: `scope-trace list` shows the VMs")
     if not 1 <= arguments.hz <= MAX_HZ:
         raise UsageError(f"--hz wants 1 to {MAX_HZ} samples a second; 99 costs next to nothing")
     host.require()
-    write = _writer(arguments.output)
+    path = _path(arguments)
+    write = _writer(path)
     target = inspect(arguments.pid)
-    path: str | None = arguments.output
     content = b""
     with _output(path, force=arguments.force) as output:
         options = ProfileOptions(
@@ -97,18 +114,65 @@ def run(arguments: argparse.Namespace) -> int:
                 raise output_error(broken, path) from broken
     if path is not None:
         say_written(path, content, profile)
+    if arguments.open and path is not None:
+        _show(path)
     if error:
         raise error
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    """Compare two recorded profiles; returns the exit code."""
+    from scope_ebpf.runs.recorded import read
+    from scope_ebpf.sinks.profile_diff import WRITERS, print_difference
+
+    if arguments.pid is not None:
+        raise UsageError("--diff compares two files, and looks at no VM: leave --pid out")
+    path = _path(arguments)
+    write = next((w for end, w in WRITERS.items() if path is not None and path.endswith(end)), None)
+    if path is not None and write is None:
+        raise UsageError(f"-o {path}: differences are written to {', '.join(WRITERS)}")
+    before, after = map(read, arguments.diff)
+    if before.waits != after.waits:
+        raise UsageError("one is of CPU time and the other of waiting: they cannot be compared")
+    if path is None or write is None:
+        print_difference(before, after, sys.stdout)
+        return 0
+    with open_document(path, force=arguments.force) as output:
+        try:
+            output.write(write(before, after))
+        except OSError as broken:
+            raise output_error(broken, path) from broken
+    say(f"written: {path}")
+    if arguments.open:
+        _show(path)
+    return 0
+
+
+def _path(arguments: argparse.Namespace) -> str | None:
+    """Where the profile is written: as asked, or what a browser shows; None for a table."""
+    path: str | None = arguments.output
+    if not arguments.open:
+        return path
+    if path is None:
+        what = "diff" if arguments.diff else arguments.pid
+        return time.strftime(f"profile-{what}-%Y%m%d-%H%M%S.html")
+    if not path.endswith(".html"):
+        raise UsageError(f"--open shows a page: choose -o FILE.html instead of {path}")
+    return path
+
+
+def _show(path: str) -> None:
+    """Open the page in the user's browser, or say where to."""
+    from scope_ebpf.runs.browser import show
+
+    if reason := show(path):
+        say(f"not opened: {reason}; open {path} in any browser, it needs no network")
+
+
 def say_written(path: str, content: bytes, profile: Profile) -> None:
-    """Print that the file was written; of an idle VM there may be nothing to write."""
-    line = f"written: {path}"
-    if not content:
-        line = f"{path} is empty: no sample was taken"
-    if not profile.samples and profile.kind == "cpu":
-        line += "; the VM was idle, and --off-cpu tells what it waits in"
+    """Print that the file was written; of an idle VM there may be nothing in it."""
+    line = f"written: {path}" if content else f"{path} is empty"
     say(last_lines(profile) + line)
 
 
@@ -131,12 +195,11 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
         from scope_ebpf.sinks.folded import folded
 
         return folded
-    if ending in (".svg", ".html"):
-        from scope_ebpf.sinks import flamegraph
+    from scope_ebpf.sinks.speedscope import html, speedscope, viewer
 
-        return flamegraph.svg if ending == ".svg" else flamegraph.html
-    from scope_ebpf.sinks.speedscope import speedscope
-
+    if ending == ".html":
+        viewer()
+        return html
     return speedscope
 
 

@@ -19,6 +19,8 @@ from scope_ebpf.sinks.plain import plain, say
 if TYPE_CHECKING:
     import argparse
 
+    from scope_ebpf.results.documents.processes import PsDocument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ps``."""
@@ -44,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     trouble = None if arguments.format == "json" else Troubles(target, viewer).now()
     target.identity.check()
     if arguments.format == "json":
-        json.dump({"schema": 1, "target": target.as_json(), "process": described}, sys.stdout)
+        document: PsDocument = {"schema": 1, "target": target.as_json(), "process": described}
+        json.dump(document, sys.stdout)
         print()
         return 0
     if trouble:

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.table import IDENTITY
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.schedulers import Scheduler
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.vms import SchedulerLook, SchedulersDocument
 
 _HEADINGS = ("THREAD", "DOING", "CPU%", "SWITCH/S", "REDS/S", "QUEUE", "PROCESS AND FUNCTION")
 _PLAIN = "{:<12} {:<12} {:>5} {:>8} {:>7} {:>9} {}"
@@ -43,9 +44,10 @@ class Look:
     #: Seconds, at least, for which it has been at the same work.
     unchanged_seconds: float
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> SchedulerLook:
         """The fields of one thread; a rate is null if the VM keeps no count of it."""
-        return self.scheduler.as_json() | {
+        return {
+            **self.scheduler.as_json(),
             "cpu_share": self.cpu_share,
             "context_switches_per_second": self.switches_per_second,
             "reductions_per_second": self.reductions_per_second,
@@ -115,7 +117,7 @@ def _show(
     target: Target, looks: list[Look], trouble: str | None, refused: dict[str, str], form: str
 ) -> None:
     if form == "json":
-        document = {
+        document: SchedulersDocument = {
             "schema": 1,
             "target": target.as_json(),
             "trouble": trouble,

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.cli.top_table import Row
     from scope_ebpf.cli.top_watch import View
+    from scope_ebpf.results.documents.processes import TopRow
 
 #: Rows of a table that is printed, and cells of its lines where there is no terminal.
 _ROWS, _CELLS = 20, 160
@@ -91,7 +92,8 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
-        described = viewer.describe(rows[part], sizes=Sizes(sizes.bytes[part], sizes.exact[part]))
+        shown = Sizes(sizes.bytes[part], sizes.exact[part])
+        described = cast("list[TopRow]", viewer.describe(rows[part], sizes=shown))
         if arguments.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):
                 one["collected_bytes_per_second"] = round(speeds.get(pid, 0.0))

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.screen.layout import Column
 from scope_ebpf.sinks.plain import short, spelled
+
+if TYPE_CHECKING:
+    from scope_ebpf.results.documents.processes import ProcessRow
 
 PID, NAME, RATE, MEMORY, MAIL, STATUS, FUNCTION = range(7)
 COLUMNS = (
@@ -53,7 +56,7 @@ def name_of(name: str | None, label: str | None, module: str | None, call: str |
     return escaped(spelled(shown))
 
 
-def cells(process: dict[str, Any], rate: float | None) -> tuple[str, ...]:
+def cells(process: ProcessRow, rate: float | None) -> tuple[str, ...]:
     """
     The texts of one process, as ``Viewer.describe`` has it, in the order of the columns.
 

@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.vm.counters import CounterReader
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.cli.top_memory import Confined
     from scope_ebpf.cli.top_table import Row
+    from scope_ebpf.results.documents.processes import Utilization, VmFigures
 
 #: Seconds between two samples of the schedulers, and for how long a sample counts.
 _SHORTEST, _LONGEST, _WINDOW = 0.02, 0.06, 5.0
@@ -65,13 +66,13 @@ class Reading:
     resident_bytes: int | None
     confined: Confined | None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, longest_mailbox: str | None) -> VmFigures:
         """The object ``vm`` of a line of ``top --format jsonl``."""
         return {
             "uptime_seconds": round(self.uptime, 1),
             "stopped": self.stopped,
             "cpu_cores": None if self.cpu is None else round(self.cpu, 3),
-            "utilization": self.utilization,
+            "utilization": cast("Utilization | None", self.utilization),
             "schedulers_online": self.online,
             "run_queue": None if self.waiting is None else round(self.waiting, 3),
             "processes": self.processes,
@@ -79,6 +80,7 @@ class Reading:
             "resident_bytes": self.resident_bytes,
             "cgroup_bytes": self.confined.used if self.confined else None,
             "cgroup_limit_bytes": self.confined.limit if self.confined else None,
+            "longest_mailbox": longest_mailbox,
         }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.processes import ProcessRow
 
+#: What a table can be sorted by.
+Sort = Literal["reductions", "memory", "mailbox", "gc", "pid"]
 #: Messages of a mailbox that are read to compute the memory of a shown process.
 WALK = 200
 #: Processes whose collections are counted more closely in a table sorted by collections.
 _CLOSER = 128
 #: The fields of a row by which rows are sorted once they are read in full.
-_SHOWN = {"mailbox": "message_queue_len", "memory": "memory_bytes"}
+_SHOWN: dict[str, Callable[[ProcessRow], int]] = {
+    "mailbox": lambda process: process["message_queue_len"],
+    "memory": lambda process: process["memory_bytes"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Row:
     #: Its pid as a term, which no other process of the VM has.
     term: int
     #: As ``Viewer.describe`` has it.
-    process: dict[str, Any]
+    process: ProcessRow
     #: Reductions per second; None before the process was read twice.
     rate: float | None
     #: Bytes per second that its collections went through, at least; None as *rate*.
@@ -124,9 +130,9 @@ class Processes:
     def page(self, first: int, count: int, sort: str, *, least: bool = False) -> list[Row]:
         """Read *count* processes of the order in full, from the one at *first* on."""
         found = self._rows(self._order[first : first + count])
-        key = _SHOWN.get(sort)
-        if key:  # by the value that is shown, which is that of now
-            found.sort(key=lambda row: row.process[key], reverse=not least)
+        shown = _SHOWN.get(sort)
+        if shown:  # by the value that is shown, which is that of now
+            found.sort(key=lambda row: shown(row.process), reverse=not least)
         return found
 
     def speeds(self) -> dict[int, float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.processes.shapes import escaped
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.sweep import State
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.cli.top_head import Reading
-    from scope_ebpf.cli.top_table import Row
+    from scope_ebpf.cli.top_table import Row, Sort
+    from scope_ebpf.results.documents.processes import TopLine, TopLineRow
     from scope_ebpf.screen.layout import Line
 
 #: CPU seconds per second that a moving table may take.
@@ -145,15 +146,14 @@ def table(
     return headings, [layout.texts(columns, row, sizes) for row in texts]
 
 
-def document(target: Target, view: View, rows: Sequence[Row], sort: str) -> dict[str, Any]:
+def document(target: Target, view: View, rows: Sequence[Row], sort: Sort) -> TopLine:
     """One line of ``top --format jsonl``."""
     state, longest = view.state, view.longest
     return {
         "schema": 1,
         "time": round(time.time(), 3),
         "target": target.as_json(),
-        "vm": view.reading.as_json()
-        | {"longest_mailbox": longest.process["pid"] if longest else None},
+        "vm": view.reading.as_json(longest.process["pid"] if longest else None),
         "notes": list(view.notes),
         "processes_total": state.total,
         "read": state.read,
@@ -165,9 +165,9 @@ def document(target: Target, view: View, rows: Sequence[Row], sort: str) -> dict
     }
 
 
-def _process(row: Row, sort: str) -> dict[str, Any]:
+def _process(row: Row, sort: str) -> TopLineRow:
     rate = None if row.rate is None else round(row.rate)
-    found = row.process | {"reductions_per_second": rate}
+    found = cast("TopLineRow", dict(row.process) | {"reductions_per_second": rate})
     if sort == "gc":
         speed = None if row.collected is None else round(row.collected)
         found["collected_bytes_per_second"] = speed

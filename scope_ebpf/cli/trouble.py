@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.memory.look_limits import limited, one_of_many
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.schedulers import Scheduler
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.cgroups import Throttled
+    from scope_ebpf.results.documents import vms
 
 #: Seconds at one piece of work after which a scheduler counts as stuck; seconds over which
 #: throttling is counted.
@@ -152,7 +153,7 @@ class Health:
     #: Why a part could not be looked at; None if all was.
     refused: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> vms.VmHealth:
         """
         Give the fields of one VM in ``list --format json``.
 
@@ -162,7 +163,11 @@ class Health:
             name: {"used": used, "limit": limit}
             for name, (used, limit) in (self.usage or {}).items()
         }
-        return {"trouble": self.trouble, "usage": usage or None, "refused": self.refused}
+        return {
+            "trouble": self.trouble,
+            "usage": cast("vms.TableUsage | None", usage or None),
+            "refused": self.refused,
+        }
 
     def text(self) -> str:
         """What is wrong and which tables are nearly full; "" if nothing is."""

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf.results.call_gaps import Missing
+
+if TYPE_CHECKING:
+    from scope_ebpf.results.documents import vms
+    from scope_ebpf.results.documents.calls import (
+        Caller,
+        CallingProcess,
+        CallSummaryLine,
+        FunctionTotals,
+        Percentiles,
+    )
 
 #: Rows of a table by process or by caller.
 TOP = 10
@@ -97,7 +107,7 @@ class CallSummary:
     """Everything that a run has seen."""
 
     #: The VM, as JSON.
-    target: dict[str, str | int | None]
+    target: vms.Target
     #: Whether durations were measured.
     durations: bool
     #: Why the run ended.
@@ -137,10 +147,10 @@ class CallSummary:
         parts = [totals.missing for totals in self.functions.values()]
         return Missing(sum(part.calls for part in parts), sum(part.error for part in parts))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> CallSummaryLine:
         """The same as one document; durations in seconds, those of calls that were measured."""
         seconds = self.duration_seconds
-        functions = [
+        functions: list[FunctionTotals] = [
             {
                 "function": t.function,
                 "version": t.version,
@@ -151,17 +161,17 @@ class CallSummary:
                 "limit_reached": t.beyond,
                 "missing": {"calls": t.missing.calls, "error": t.missing.error},
                 "measured": len(t.durations_ns),
-                "duration_seconds": dict(
-                    zip(("p50", "p99", "max"), t.percentiles() or (None,) * 3, strict=True)
-                ),
+                "duration_seconds": _percentiles(t),
             }
             for _, t in sorted(self.functions.items())
         ]
-        processes = [
+        processes: list[CallingProcess] = [
             {"pid": pid, "who": who, "calls": count}
             for (pid, who), count in self.processes.most_common(TOP)
         ]
-        callers = [{"caller": c, "calls": count} for c, count in self.callers.most_common(TOP)]
+        callers: list[Caller] = [
+            {"caller": c, "calls": count} for c, count in self.callers.most_common(TOP)
+        ]
         return {
             "event": "summary",
             "target": self.target,
@@ -173,3 +183,8 @@ class CallSummary:
             "callers": callers,
             "notes": self.notes,
         }
+
+
+def _percentiles(totals: Totals) -> Percentiles:
+    p50, p99, most = totals.percentiles() or (None, None, None)
+    return {"p50": p50, "p99": p99, "max": most}

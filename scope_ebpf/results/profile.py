@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scope_ebpf.results.documents import vms
+
 #: Kinds of frames: the process or thread that ran, code, the reason why a process waited.
 KINDS = ("process", "thread", "erlang", "native", "kernel", "wait")
 
@@ -85,7 +87,7 @@ class Profile:
     #: ``cpu`` or ``off-cpu``.
     kind: str
     #: The VM, as JSON.
-    target: dict[str, str | int | None]
+    target: vms.Target
     #: Samples a second on each CPU; off the CPU, of one process's waiting.
     hz: int
     #: When the profile began, seconds since the epoch.

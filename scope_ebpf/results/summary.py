@@ -9,7 +9,7 @@ renamed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scope_ebpf import events
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from scope_ebpf.attach.plan import Item, Plan
     from scope_ebpf.beam.vm.state import VmState
+    from scope_ebpf.results.documents import traces, vms
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Histogram:
         """The number of durations."""
         return sum(self.slots)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> traces.HistogramDocument:
         """Only the slots between the first and the last that are not empty."""
         used = [n for n, count in enumerate(self.slots) if count]
         slots = range(used[0], used[-1] + 1) if used else range(0)
@@ -73,11 +74,11 @@ class EventSummary:
     #: Where the count comes from: from hooks, or from a counter of the VM.
     counted_by: Literal["hooks", "vm"] = "hooks"
 
-    def as_json(self, duration_seconds: float) -> dict[str, Any]:
+    def as_json(self, duration_seconds: float) -> traces.CountedEvent | traces.UnavailableEvent:
         """As the contract has it: unavailable events say why, and nothing else."""
         if not self.item.attachments:
             return {"via": self.item.via, "reason": self.item.reason}
-        document: dict[str, Any] = {
+        document: traces.CountedEvent = {
             "count": self.count,
             "rate": round(self.count / duration_seconds, 3) if duration_seconds else 0.0,
             "lost": self.lost,
@@ -116,7 +117,7 @@ class Summary:
     """A whole trace."""
 
     #: The VM, as JSON.
-    target: dict[str, Any]
+    target: vms.Target
     duration_seconds: float
     #: Why it ended.
     stopped_because: str
@@ -133,7 +134,7 @@ class Summary:
         """Records that found no room in the ring."""
         return sum(event.lost for event in self.events.values())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> traces.SummaryDocument:
         """The document of ``--format json``."""
         cpu = self.cost.cpu_seconds
         return {

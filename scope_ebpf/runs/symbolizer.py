@@ -19,6 +19,7 @@ from scope_ebpf.beam.stacks.native import NativeCode
 from scope_ebpf.beam.vm.threads import role_of
 from scope_ebpf.kernel.kallsyms import KernelSymbols
 from scope_ebpf.results.profile import Frame, Sample
+from scope_ebpf.runs.ended import EndedProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +84,7 @@ class Symbolizer:
         self._stacks = Stacks(target, code, NativeCode(target))
         self._labels = Labels(target, atoms, code)
         self._ports = PortCodec.of(target)
+        self._ended = EndedProcesses()
         self._roles: dict[int, tuple[str, str]] = {}
         #: Samples that came when the target had ended.
         self.undecoded = 0
@@ -147,7 +149,9 @@ class Symbolizer:
             native = native[main[0] + 1 :] if main else native
         frames += native
         kernel = head["kernel"][: int(head["kernel_frames"])].tolist()
-        frames += [Frame(self._kernel.name(address), "kernel") for address in reversed(kernel)]
+        frames += [
+            Frame(self._kernel.name(address), "kernel", "[kernel]") for address in reversed(kernel)
+        ]
         return frames
 
     def _owner(
@@ -164,10 +168,7 @@ class Symbolizer:
             return Frame(_THREADS.get(role, f"({role})"), "thread")
         if self._by == "pid":
             return Frame(f"{label.pid} {label.who or ''}".rstrip(), "process")
-        if label.who is None and stack.erlang and stack.complete:
-            # It ended before it was looked up: only its first function is known.
-            return Frame(f"{stack.erlang[-1]} (ended)", "process")
-        return Frame(label.who or "(ended)", "process")
+        return Frame(label.who or self._ended.name(int(head["pid"]), stack), "process")
 
     def _thread(self, tid: int) -> tuple[str, str]:
         """The role and name of a thread; ``thread NAME`` for one that the VM did not name."""

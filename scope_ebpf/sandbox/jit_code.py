@@ -8,13 +8,21 @@ The code is from the memory of a process, which may put anything there.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from scope_ebpf.sandbox.decoder import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scope_ebpf.sandbox.decoder import Instruction
 
 #: Bytes that are decoded at once, and that one instruction has at most.
 _CHUNK, _LONGEST = 256, 15
 #: Instructions that are followed for one frame.
 _MAX_STEPS = 3000
+#: Instructions that are followed to the call of erts_schedule, and behind it.
+_MAX_SCHEDULING = 100
 #: Sizes of one frame that are considered.
 MAX_SIZES = 8
 _MOVES = {"add": 1, "sub": -1}
@@ -27,6 +35,40 @@ def leave(code: bytes) -> bool:
         if name == "mov" and operands.startswith("rsp, "):
             return bool(operands == "rsp, rbp")
     return False
+
+
+def resumes(code: bytes, start: int, address: int, schedule: int, field: int) -> bool:
+    """
+    Whether code at *address* schedules, and the process knows already where it goes on.
+
+    *schedule* is the address behind the call of erts_schedule. Before it the JIT stores where the
+    process goes on, *field* bytes into the process, to which ``r13`` points: false up to there.
+    """
+    behind = _straight(code, start, schedule)
+    if any(found.address == address for found in behind):
+        return True
+    stored = f"qword ptr [r13 + {field:#x}], "
+    for found in _straight(code, start, address):
+        if found.operands.startswith(stored):
+            return False
+        if found.address + len(found.code) == schedule:
+            return True
+    return False
+
+
+def _straight(code: bytes, start: int, address: int) -> Iterator[Instruction]:
+    """The instructions from *address* on, with jumps that are always taken, to one that is last."""
+    at: int | None = address
+    for _ in range(_MAX_SCHEDULING):
+        if at is None or not start <= at < start + len(code):
+            return
+        found = next(decode(code[at - start :][:_LONGEST], at), None)
+        if found is None:
+            return
+        yield found
+        at = at + len(found.code)
+        if found.mnemonic in ("jmp", "ret"):
+            at = _target(found.operands)
 
 
 def sizes(code: bytes, start: int, address: int) -> list[int]:

@@ -227,6 +227,10 @@ class Questions:
         """Whether the code behind a call takes the stack pointer from ``rbp``."""
         return jit_code.leave(bytes.fromhex(found))
 
+    def on_resumes(self, found: str, start: int, address: int, schedule: int, field: int) -> bool:
+        """Whether code of the JIT schedules a process that knows already where it goes on."""
+        return jit_code.resumes(bytes.fromhex(found), start, address, schedule, field)
+
     def on_sizes(self, found: str, start: int, address: int) -> list[int]:
         """How far above the stack pointer a return address may lie in the code of the JIT."""
         return jit_code.sizes(bytes.fromhex(found), start, address)

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from rich import box
 from rich.console import Console
@@ -21,6 +21,8 @@ from scope_ebpf.sinks.report import WIDTH
 
 if TYPE_CHECKING:
     from typing import TextIO
+
+    from scope_ebpf.results.documents.calls import CallLine, CodeLine, ReturnLine
 
 _EVENTS = {Call: "call", Return: "return", Upgrade: "code"}
 #: Colours of a live line, on a terminal.
@@ -83,7 +85,7 @@ def _gap(gap_ns: int | None) -> str:
     return f"its calls of the first {duration(gap_ns / 1e9)} at most are not counted"
 
 
-def _document(seen: Call | Return | Upgrade, moment: int) -> dict[str, Any]:
+def _document(seen: Call | Return | Upgrade, moment: int) -> CallLine | ReturnLine | CodeLine:
     fields = asdict(seen)
     fields.pop("time_ns")
     for name in ("duration", "gap"):
@@ -92,7 +94,8 @@ def _document(seen: Call | Return | Upgrade, moment: int) -> dict[str, Any]:
             fields[f"{name}_seconds"] = None if value is None else value / 1e9
     if "shapes" in fields:
         fields["arguments"] = list(fields.pop("shapes"))
-    return {"time": moment / 1e9, "event": _EVENTS[type(seen)], **fields}
+    made = {"time": moment / 1e9, "event": _EVENTS[type(seen)], **fields}
+    return cast("CallLine | ReturnLine | CodeLine", made)
 
 
 def print_calls(summary: CallSummary, output: TextIO) -> None:

@@ -46,7 +46,7 @@ class Called(Protocol):
 
 
 #: The addresses of a long call, the column of the name of each, and how it is asked for.
-_CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]], ...] = (
+CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]], ...] = (
     ("code", "function", lambda called: called.function),
     ("native", "symbol", lambda called: called.symbol),
 )
@@ -54,7 +54,7 @@ _CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]],
 
 def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
     """Put names beside the addresses of a table of long calls, or *instead* of them."""
-    for address, label, of in _CALLED if "native" in table else ():
+    for address, label, of in CALLED if "native" in table else ():
         addresses = {word for word in table[address] if isinstance(word, int)}
         names = {word: of(called)(word) for word in addresses}
         found = [names.get(word) if isinstance(word, int) else None for word in table[address]]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scope_ebpf.results.profile import Frame, Profile
 
 #: How other tools distinguish kinds of frames in this format.
@@ -22,10 +24,15 @@ def folded(profile: Profile) -> bytes:
     frames or lines cannot be in a name: it becomes a question mark.
     """
     lines = [
-        f"{';'.join(_text(frame) for frame in stack)} {round(weight / 1000)}"
+        f"{folded_stack(stack)} {round(weight / 1000)}"
         for stack, weight in profile.stacks().items()
     ]
     return "".join(f"{line}\n" for line in sorted(lines)).encode()
+
+
+def folded_stack(stack: Iterable[Frame]) -> str:
+    """``who;outer;inner`` of a stack."""
+    return ";".join(_text(frame) for frame in stack)
 
 
 def _text(frame: Frame) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scope_ebpf import events
 from scope_ebpf.capture.terms import CapturedTerms
@@ -25,11 +25,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.capture.reader import Capture, Contents
+    from scope_ebpf.results.documents.exports import (
+        Attribute,
+        DoubleValue,
+        IntValue,
+        Scope,
+        Span,
+        SpansRequest,
+        StringValue,
+    )
 
 #: Spans in one request.
 SPANS = 1000
 _BATCH = 8192
-_INTERNAL = 1  # SpanKind
+_INTERNAL: Literal[1] = 1  # SpanKind
 _TIMED = ("schedule", "gc", "long_call")
 _UNKNOWN = 0xFFFFFFFFFFFFFFFF
 
@@ -49,7 +58,7 @@ class Spans:
 
     def requests(
         self, moved: Callable[[int], object] = lambda _done: None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[SpansRequest]:
         """Export requests of SPANS spans at most, as OTLP/JSON has them."""
         contents = self._contents
         first, last = contents.first_ns or contents.head.clocks.monotonic, contents.last_ns
@@ -67,7 +76,7 @@ class Spans:
         if waiting:
             yield self._request(waiting)
 
-    def _spans(self, name: str, rows: NDArray[np.void]) -> list[dict[str, Any]]:
+    def _spans(self, name: str, rows: NDArray[np.void]) -> list[Span]:
         rows = rows[rows["body"][:, 0] != _UNKNOWN]  # each has its duration first
         if not len(rows):
             return []
@@ -89,9 +98,9 @@ class Spans:
             spans.append(self._span(name, end - duration, end, facts))
         return spans
 
-    def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> dict[str, Any]:
+    def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> Span:
         self.made += 1
-        span = {
+        span: Span = {
             "traceId": self._trace,
             "spanId": f"{self.made:016x}",
             "name": name,
@@ -104,7 +113,7 @@ class Spans:
             span["parentSpanId"] = f"{1:016x}"
         return span
 
-    def _request(self, spans: list[dict[str, Any]]) -> dict[str, Any]:
+    def _request(self, spans: list[Span]) -> SpansRequest:
         target, host = self._contents.head.target, self._contents.head.host
         resource = {
             "service.name": str(target["node"] or "beam"),
@@ -114,7 +123,7 @@ class Spans:
             "process.runtime.version": f"{target['otp_release']} ({target['erts_version']})",
             "host.name": host.get("name"),
         }
-        scope = {"name": "scope-ebpf", "version": importlib.metadata.version("scope-ebpf")}
+        scope: Scope = {"name": "scope-ebpf", "version": importlib.metadata.version("scope-ebpf")}
         return {
             "resourceSpans": [
                 {
@@ -125,19 +134,19 @@ class Spans:
         }
 
 
-def line(request: dict[str, Any]) -> str:
+def line(request: SpansRequest) -> str:
     """A request as one line."""
     return json.dumps(request, separators=(",", ":")) + "\n"
 
 
-def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _attributes(facts: dict[str, Any]) -> list[Attribute]:
     """The known ones of *facts*; 64-bit numbers are strings in protobuf's JSON."""
     return [
         {"key": key, "value": _value(value)} for key, value in facts.items() if value is not None
     ]
 
 
-def _value(value: Any) -> dict[str, Any]:
+def _value(value: Any) -> IntValue | DoubleValue | StringValue:
     if isinstance(value, int):
         # OTLP has signed numbers only; only addresses are that large.
         return {"intValue": str(value)} if value < 1 << 63 else {"stringValue": hex(value)}

@@ -59,12 +59,7 @@ def last_lines(profile: Profile) -> str:
     """Lines on the samples: how many, complete, missing, and why the profile ended."""
     quality = profile.quality
     lines = [f"stopped: {plain(profile.stopped_because)}, after {profile.seconds:.1f} s"]
-    seen = f"samples: {quality.samples:,}, {profile.total_ns / 1e9:.2f} s"
-    if profile.kind == "off-cpu":
-        seen += " of waiting, all processes together"
-    elif profile.cpu_seconds is not None:
-        seen += f" of the {profile.cpu_seconds:.2f} CPU s that the target used"
-    lines.append(seen)
+    lines.append(_seen(profile))
     lines.append(
         f"whole: {_share(quality.complete, quality.with_process)} of the {quality.with_process:,} "
         "Erlang stacks reach the process's beginning"
@@ -74,8 +69,23 @@ def last_lines(profile: Profile) -> str:
             f"       {_share(quality.unwound, quality.samples)} of the samples have every C frame"
         )
     lines.append(f"lost: {quality.lost:,} samples; {quality.failed:,} with unreadable memory")
+    if not profile.samples and profile.kind == "cpu":
+        lines.append("no sample was taken: the VM was idle, and --off-cpu tells what it waits in")
     lines += [f"note: {plain(note)}" for note in profile.notes]
     return "\n".join(lines) + "\n"
+
+
+def _seen(profile: Profile) -> str:
+    """What the samples stand for; CPU time with its standard error, beside the kernel's count."""
+    seen = f"samples: {profile.quality.samples:,}, {profile.total_ns / 1e9:.2f} s"
+    if profile.kind == "off-cpu":
+        return f"{seen} of waiting, all processes together"
+    one = 1e9 / profile.hz
+    error = max(one, sum(sample.weight_ns**2 for sample in profile.samples) ** 0.5)
+    seen += f" +-{error / 1e9:.2f} s of CPU time"
+    if profile.cpu_seconds is not None:
+        seen += f"; the kernel counted {profile.cpu_seconds:.2f} s"
+    return seen
 
 
 def _share(part: int, whole: int) -> str:

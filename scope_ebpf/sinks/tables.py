@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TextIO
 
+    from scope_ebpf.results.documents.traces import HistogramLine
     from scope_ebpf.sinks.columns import Terms
     from scope_ebpf.user_probes.outcome import Outcome
 
@@ -101,7 +102,7 @@ def _write_lines(report: Outcome, output: TextIO, terms: Terms, who: Who | None)
             for cells, count in _rows(items, terms, who)
         )
     for name, (total, slots) in report.histograms.items():
-        document = {"histogram": name, **Histogram(total, slots).as_json()}
+        document: HistogramLine = {"histogram": name, **Histogram(total, slots).as_json()}
         output.write(json.dumps(document) + "\n")
 
 

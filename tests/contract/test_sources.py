@@ -208,7 +208,7 @@ _TEXTS = {
     "beam/layouts/__init__.py", "cli/run.py", "daemon/config.py", "errors.py",
     "kernel/attach/attacher.py", "kernel/attach/perf_events.py", "kernel/bpf/compiler.py",
     "kernel/observers/thread_watch.py", "metrics/catalogue.py", "metrics/compat.py",
-    "pipes.py", "sinks/flamegraph.py", "user_probes/source.py",
+    "pipes.py", "user_probes/source.py",
 }  # fmt: skip
 
 

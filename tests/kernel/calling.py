@@ -9,7 +9,6 @@ The real ``scope-trace calls`` as a process of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import documents
 from beams_run import PATIENCE
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Run:
             while True:
                 while b"\n" in self.pending:
                     line, _, self.pending = self.pending.partition(b"\n")
-                    self.events.append(json.loads(line))
+                    self.events.append(documents.load(line))
                     if wanted(self.events[-1]):
                         return self.events[-1]
                 assert selector.select(max(0.0, deadline - time.monotonic())), self.events[-3:]
@@ -65,7 +65,7 @@ class Run:
         Wait for its own end, and read what it said.
         """
         out, _ = self.process.communicate(timeout=PATIENCE)
-        self.events += [json.loads(line) for line in (self.pending + out).splitlines()]
+        self.events += documents.load_lines(self.pending + out)
         self.pending = b""
         assert self.process.returncode == 0, self.process.returncode
         return self

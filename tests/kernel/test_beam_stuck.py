@@ -6,12 +6,12 @@ What is shown of a stuck VM, or of a stuck process: why, and with which figures.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 
 import beam_fixtures  # noqa: F401 - puts tests/ on the path
 import beams_run
+import documents
 import pytest
 from test_daemon_threads import quota, times_throttled
 
@@ -53,7 +53,7 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     """
     schedulers.run(argparse.Namespace(pid=pid, once=True, interval=interval, format=form))
     text = capsys.readouterr().out
-    return json.loads(text) if form == "json" else text
+    return documents.load(text) if form == "json" else text
 
 
 @pytest.mark.parametrize("kind", RELEASES)
@@ -245,7 +245,7 @@ def test_the_list_shows_vms_with_trouble(capsys):
 
     def rows() -> dict[int, dict]:
         list_beams.run(argparse.Namespace(format="json"))
-        return {row["pid"]: row for row in json.loads(capsys.readouterr().out)["beams"]}
+        return {row["pid"]: row for row in documents.load(capsys.readouterr().out)["beams"]}
 
     with (
         beams_run.start_beam("stock25", "+t", "20000", "-s", "stuck") as full,

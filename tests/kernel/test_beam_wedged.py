@@ -6,7 +6,6 @@ A VM whose schedulers all sit in a native function: who, in what, of which libra
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import beam_fixtures  # noqa: F401 - puts tests/ on the path
 import beams_run
+import documents
 import pytest
 from beam_fixtures import zoo  # noqa: F401 - a fixture
 
@@ -40,7 +40,7 @@ def library(tmp_path_factory) -> Path:
 def look(pid: int, capsys) -> dict:
     args = argparse.Namespace(pid=pid, once=True, interval=None, format="json")
     schedulers.run(args)
-    return json.loads(capsys.readouterr().out)
+    return documents.load(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("command", "kind"), [("nif", "normal"), ("nif dirty", "dirty_cpu")])

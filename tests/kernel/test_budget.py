@@ -5,7 +5,6 @@ Summaries of real VMs within a budget, and the brake of what counts everything.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import beams_run
+import documents
 import numpy as np
 import pytest
 import windows_run
@@ -173,7 +173,7 @@ def test_counters_that_cannot_be_read(
     output = tmp_path / "run.json"
     words = ("--pid", str(talkers.pid), "--duration", "3", "--format", "json")
     assert 0 == cli.main((*words, "--output", str(output)))
-    document = json.loads(output.read_text())
+    document = documents.load(output.read_text())
     assert ["the counters are hidden: frequent events are estimated by the time alone"] == [
         note for note in document["notes"] if "hidden" in note
     ]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -17,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import beams_run
+import documents
 import pytest
 from tracing import SCOPE_TRACE, scope_trace, wait_until
 
@@ -400,7 +400,7 @@ def test_into_a_pipe_come_tables_or_lines_until_it_is_closed(moving: beams_run.B
     by_mail = ("--sort", "mailbox", "--format", "jsonl")
     with subprocess.Popen([*words, *by_mail], stdout=subprocess.PIPE, text=True) as top:
         assert top.stdout is not None
-        lines = [json.loads(top.stdout.readline()) for _ in range(2)]
+        lines = [documents.load(top.stdout.readline()) for _ in range(2)]
         top.stdout.close()
         assert top.wait() == 0
     for line in lines:

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import documents
 import psutil
 from beams_run import PATIENCE, Beam, require
 
@@ -133,6 +134,7 @@ class Run:
     def __init__(self, command: Sequence[str], output: IO[bytes] | int | None, **popen) -> None:
         self._output = tempfile.TemporaryFile() if output is None else output  # noqa: SIM115
         self._errors = b""
+        self.command = command
         # A session of its own, so that no signal to the tests' terminal reaches it.
         self.process = subprocess.Popen(
             command,
@@ -178,6 +180,8 @@ class Run:
         if not isinstance(self._output, int):
             self._output.seek(0)
             text = self._output.read().decode()
+            documents.check(text)
+        documents.check_outputs(self.command)
         return Outcome(self.process.returncode, text, (self._errors + errors).decode())
 
     def stop(self, number: int = signal.SIGINT) -> Outcome:

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import io
-import json
 from types import SimpleNamespace
 
+import documents
 import numpy as np
 import pytest
+from profile_fixtures import TARGET
 
 from scope_ebpf.beam.code.captured_words import ShapeFormatter
 from scope_ebpf.beam.code.functions import Function, Pattern, parse
@@ -215,7 +216,7 @@ def test_json_has_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("scope_ebpf.sinks.calls.wall_offset_ns", lambda: 1_000_000_000)
     output = io.StringIO()
     CallLines(output, "jsonl").write(CALL)
-    document = json.loads(output.getvalue())
+    document = documents.load(output.getvalue())
     assert 1.000000005 == document.pop("time")
     assert {
         "event": "call",
@@ -234,7 +235,7 @@ def test_the_tables_sum_up_what_was_seen():
     """
     Calls by function, process and caller, durations of those that were measured.
     """
-    summary = CallSummary({}, durations=True, stopped_because="duration", duration_seconds=2.0)
+    summary = CallSummary(TARGET, durations=True, stopped_because="duration", duration_seconds=2.0)
     for _ in range(23):
         summary.add(CALL)
     for ms in range(1, 24):
@@ -248,7 +249,7 @@ def test_the_tables_sum_up_what_was_seen():
     assert ["<0.9.0>", "cart", "23"] in lines
     assert ["m:f/0", "23"] in lines
     assert ["note:", "all", "of", "it"] in lines
-    assert 23 == summary.as_json()["calls"]
+    assert 23 == documents.validated(summary.as_json())["calls"]
     assert {"p50": 0.012, "p99": 0.023, "max": 0.023} == (
         summary.as_json()["functions"][0]["duration_seconds"]
     )

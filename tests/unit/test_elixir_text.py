@@ -6,8 +6,8 @@ Functions of Elixir modules, for people and for programs.
 from __future__ import annotations
 
 import io
-import json
 
+import documents
 import pytest
 from profile_fixtures import profile
 
@@ -59,7 +59,7 @@ def test_calls_are_spelled_for_people_alone():
     summary.add(CALL)
     print_calls(summary, tables)
     assert f"{READ}() <- {READ} (m.ex:3)" in text.getvalue()
-    assert {RAW} == {json.loads(jsonl.getvalue())[name] for name in ("function", "caller")}
+    assert {RAW} == {documents.load(jsonl.getvalue())[name] for name in ("function", "caller")}
     assert tables.getvalue().count(READ) == 3  # two of functions, one of callers
     assert "Elixir." not in text.getvalue() + tables.getvalue()
 

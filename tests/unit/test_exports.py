@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import documents
 import numpy as np
 import pytest
 from capture_fixtures import SECOND, head, maps, pid, story, write
@@ -288,7 +289,7 @@ def parsed(request: dict) -> ExportTraceServiceRequest:
         for key in ("traceId", "spanId", "parentSpanId"):
             if key in span:
                 span[key] = base64.b64encode(bytes.fromhex(span[key])).decode()
-    assert json.loads(text)
+    assert documents.load(text)
     return json_format.ParseDict(request, ExportTraceServiceRequest())
 
 
@@ -353,7 +354,7 @@ def test_spans_are_posted_to_a_collector(path: Path, collector, capsys: pytest.C
     capture = Capture(path)
     (request,) = Spans(capture, capture.contents()).requests()
     assert 0 == main(["export", str(path), "--to", "otlp", "--endpoint", f"{url}/v1/traces"])
-    assert [request] == [json.loads(body) for body in bodies]
+    assert [request] == [documents.load(body) for body in bodies]
     assert ["run.scope"] == [each.name for each in path.parent.iterdir()]
     assert "4 spans" in capsys.readouterr().err
 
@@ -416,7 +417,7 @@ def test_long_calls_have_the_names_that_the_capture_has(tmp_path: Path):
     assert 0 == main(["export", str(path), "--to", "parquet", "-o", str(table)])
     named, nameless = [("shop:hash/1", "md5")], (None, None)
     for rows in (
-        [json.loads(line) for line in lines.read_text().splitlines()],
+        documents.load_lines(lines.read_text()),
         reading.read_table(table, columns=["function", "symbol", "code"]).to_pylist(),
     ):
         assert [*named, nameless] == [(row["function"], row["symbol"]) for row in rows]

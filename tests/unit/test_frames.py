@@ -187,6 +187,31 @@ def test_a_frame_is_as_large_as_what_the_function_gives_back(code: str, shift: i
     assert list(sizes) == jit_code.sizes(raw, START, START + shift)
 
 
+#: Bytes around the call of erts_schedule that are read.
+AROUND = 2048
+#: nop; jmp to the store; mov [r13+0xf8],rdx; nop; call; mov r13,rax; call; mov rax,[rax]; jmp rax
+SCHEDULING = "90 eb04 90909090 498995f8000000 90 ff1500000000 4989c5 ff1500000000 488b00 ffe0 90c3"
+
+
+@pytest.mark.parametrize(
+    ("shift", "known"),
+    [
+        *((shift, False) for shift in (0, 1, 7)),
+        *((shift, True) for shift in (14, 15, 21, 24, 30, 33)),
+        (35, False),
+    ],
+)
+def test_a_process_resumes_where_it_says_once_that_was_stored(shift: int, known: bool):
+    """
+    Before the store the process has the address of the time before; other code does not schedule.
+    """
+    schedule = START + AROUND + 21
+    code = bytes.fromhex(SCHEDULING.replace(" ", ""))
+    frames = JitFrames(Code(AROUND * b"\x90" + code + AROUND * b"\x90"))
+    assert known == frames.resumes(START + AROUND + shift, schedule, 0xF8)
+    assert not frames.resumes(START + AROUND + shift, 0, 0xF8)
+
+
 @pytest.mark.parametrize(
     ("code", "found_in"),
     [

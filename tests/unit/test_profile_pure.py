@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import io
 import json
-import re
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
+import documents
 import pytest
 from profile_fixtures import HOSTILE, TARGET, hostile, profile
 
 from scope_ebpf.cli.profile import say_written
+from scope_ebpf.errors import MissingPackageError
 from scope_ebpf.results.profile import Profile, Row, tree
 from scope_ebpf.runs import profiler
-from scope_ebpf.sinks.flamegraph import html, svg
+from scope_ebpf.sinks import speedscope as sinks
 from scope_ebpf.sinks.folded import folded
 from scope_ebpf.sinks.pprof import message, pprof
 from scope_ebpf.sinks.profile_report import print_profile
-from scope_ebpf.sinks.speedscope import speedscope
-
-SVG = "{http://www.w3.org/2000/svg}"
+from scope_ebpf.sinks.speedscope import html, speedscope
 
 
 def test_the_outermost_frames_are_the_processes():
@@ -107,7 +108,7 @@ def test_a_speedscope_document_has_all_samples_and_each_thread():
     """
     Stacks go from the outermost frame on, in the order of time, and weights sum up.
     """
-    document = json.loads(speedscope(profile()))
+    document = documents.load(speedscope(profile()))
     frames = document["shared"]["frames"]
     whole, first, second = document["profiles"]
     assert ["all", "normal 1", "normal 2"] == [p["name"] for p in document["profiles"]]
@@ -175,48 +176,75 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-@pytest.mark.parametrize("made", [profile, hostile])
-def test_a_flame_graph_is_well_formed_and_asks_for_nothing(made):
+class Page(HTMLParser):
     """
-    The SVG parses as XML, has a box for each frame, and no address but that of its namespace.
-    """
-    text = svg(made()).decode()
-    root = ET.fromstring(text)
-    boxes = [g for g in root.iter(f"{SVG}g") if g.get("class") == "box"]
-    assert sum(1 for _ in tree(made()).walk()) == len(boxes)
-    assert {"http://www.w3.org/2000/svg"} == set(re.findall(r"https?://[^\"' ]+", text))
-    assert [] == [e for e in root.iter() if "href" in e.attrib or "src" in e.attrib]
-    assert [f"{SVG}script"] == [e.tag for e in root.iter() if e.tag.endswith("script")]
-
-
-class Tags(HTMLParser):
-    """
-    The tags and attributes of a page.
+    The tags and attributes of a page, and its texts by the tag that they stand in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.attributes = [], []
+        self.tags, self.attributes, self.texts = [], [], []
+        self.feed(text)
+        self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        if self.tags:
+            self.texts.append((self.tags[-1], data))
 
 
+@pytest.fixture
+def viewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A viewer of two short texts in place of speedscope, which may not be built here.
+    """
+    monkeypatch.setattr(sinks, "viewer", lambda: ("body{}", 'console.log("script")'))
+
+
+@pytest.mark.usefixtures("viewer")
+@pytest.mark.parametrize("made", [profile, hostile])
+def test_a_page_holds_the_profile_and_permits_its_own_scripts_alone(made):
+    """
+    The data are those of the speedscope document, and each script that runs has its digest in the
+    policy, which permits nothing else.
+    """
+    page = Page(html(made()).decode())
+    data, *scripts = [text for tag, text in page.texts if tag == "script"]
+    scripts = [text for text in scripts if text.strip()]
+    assert speedscope(made()) == gzip.decompress(base64.b64decode(data, validate=True))
+    policy = next(value for name, value in page.attributes if name == "content")
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert 2 == len(scripts)
+    assert "script-src " + " ".join(f"'sha256-{d}'" for d in digests) == policy.split("; ")[-1]
+    assert policy.startswith("default-src 'none'")
+    assert [] == [name for name, _ in page.attributes if name in ("src", "href")]
+
+
+@pytest.mark.usefixtures("viewer")
 def test_a_page_of_hostile_names_holds_only_our_own_tags():
     """
     A name is text in the page, never markup, and its control characters are gone.
     """
     text = html(hostile()).decode()
-    tags = Tags()
-    tags.feed(text)
-    known = Tags()
-    known.feed(html(profile()).decode())
-    assert set(known.tags) == set(tags.tags)
-    assert set(known.attributes) == set(tags.attributes)
-    assert 1 == tags.tags.count("script")
+    page, known = Page(text), Page(html(profile()).decode())
+    assert known.tags == page.tags
+    assert [name for name, _ in known.attributes] == [name for name, _ in page.attributes]
     assert "\x1b" not in text
     assert "\u202e" not in text
+    names = json.loads(speedscope(hostile()))["shared"]["frames"]
+    assert all(frame["name"].isprintable() for frame in names)
+
+
+def test_without_the_viewer_a_page_is_refused_with_what_works(monkeypatch: pytest.MonkeyPatch):
+    """
+    An installation that was built without npm says so, and which ending needs no viewer.
+    """
+    monkeypatch.setattr(sinks, "resources", SimpleNamespace(files=lambda _: Path("/nowhere")))
+    with pytest.raises(MissingPackageError, match=r"-o FILE\.speedscope\.json"):
+        html(profile())
 
 
 def test_a_report_fits_a_terminal_and_says_what_it_stands_on():
@@ -241,7 +269,7 @@ shop@host (pid 4711): OTP 25, erts 13.1.5, jit, 2 schedulers
   18.2    0.020  ets_lookup_2 [native]
 
 stopped: duration, after 1.0 s
-samples: 4, 0.11 s of the 0.12 CPU s that the target used
+samples: 4, 0.11 s +-0.06 s of CPU time; the kernel counted 0.12 s
 whole: 100.0 % of the 3 Erlang stacks reach the process's beginning
        100.0 % of the samples have every C frame
 lost: 0 samples; 0 with unreadable memory
@@ -268,9 +296,8 @@ def test_a_profile_without_samples_is_a_document_too():
     output = io.StringIO()
     print_profile(empty, output)
     assert b"" == folded(empty)
-    assert [] == json.loads(speedscope(empty))["profiles"][0]["samples"]
+    assert [] == documents.load(speedscope(empty))["profiles"][0]["samples"]
     assert 0 == len(message().FromString(gzip.decompress(pprof(empty))).sample)
-    ET.fromstring(svg(empty))
     assert str(TARGET["pid"]) in output.getvalue()
 
 
@@ -281,7 +308,8 @@ def test_a_profile_without_a_sample_is_said_to_be_empty(capsys: pytest.CaptureFi
     empty = Profile("cpu", TARGET, 99, 0.0)
     say_written("out.folded", b"", empty)
     said = capsys.readouterr().err
-    assert "out.folded is empty: no sample was taken" in said
+    assert said.endswith("out.folded is empty\n")
+    assert "no sample was taken: the VM was idle" in said
     assert "--off-cpu" in said
     assert "\nwritten:" not in said
 

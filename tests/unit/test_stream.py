@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 
+import documents
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,7 +76,7 @@ def test_units_and_absent_values_are_as_in_the_columns():
         "reclaimed_bytes": None,
         "live_bytes": 16,
     }
-    assert expected == json.loads(written("jsonl", one))
+    assert expected == documents.load(written("jsonl", one))
 
 
 def test_lines_are_in_the_order_of_time():
@@ -90,7 +90,7 @@ def test_lines_are_in_the_order_of_time():
         record("spawn", time_ns=20, process=4),
         record("exit", time_ns=5, process=5),
     ]
-    lines = [json.loads(line) for line in written("jsonl", *batch).splitlines()]
+    lines = [documents.load(line) for line in written("jsonl", *batch).splitlines()]
     assert ["t5", "t2", "t3", "t4", "t1"] == [line["pid"] for line in lines]
     assert ["exit", "spawn", "gc", "spawn", "exit"] == [line["event"] for line in lines]
 
@@ -110,7 +110,7 @@ def test_hostile_text_stays_within_its_json_string():
     """
     text = written("jsonl", record("code_load", process=3, module=9), terms=Terms({9: HOSTILE}))
     assert (1, True) == (text.count("\n"), text.isascii())
-    assert HOSTILE == json.loads(text)["module"]
+    assert HOSTILE == documents.load(text)["module"]
 
 
 @given(st.text(max_size=40), st.binary(max_size=24))
@@ -121,7 +121,7 @@ def test_any_text_survives_json(atom: str, name: bytes):
     output = io.StringIO()
     terms = Terms({3: atom})
     Stream(output, terms, "jsonl").write(record("port_open", process=3, port=4, name=name))
-    line = json.loads(output.getvalue())
+    line = documents.load(output.getvalue())
     assert (atom, name.rstrip(b"\0").decode("latin-1")) == (line["pid"], line["name"])
     assert 1 == output.getvalue().count("\n")
 
@@ -180,7 +180,7 @@ def test_a_process_is_named_where_its_name_is_known():
     who = {3: "rabbit_event"}
     sink = Stream(output, Terms(), "jsonl", lambda words: {w: who.get(w) for w in words})
     sink.write(np.concatenate([record("hibernate", process=3), record("hibernate", process=4)]))
-    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    lines = documents.load_lines(output.getvalue())
     assert [("t3", "rabbit_event"), ("t4", None)] == [(x["pid"], x["who"]) for x in lines]
 
 
@@ -191,4 +191,4 @@ def test_a_pid_that_came_as_text_is_not_looked_up():
     output = io.StringIO()
     sink = Stream(output, Terms(), "jsonl", lambda words: dict.fromkeys(words, "wrong"))
     sink.write(record("hibernate", process=3, flags=events.FLAG_TEXT_PID))
-    assert None is json.loads(output.getvalue())["who"]
+    assert None is documents.load(output.getvalue())["who"]

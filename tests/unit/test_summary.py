@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 
+import documents
 import numpy as np
 
 from scope_ebpf import events
@@ -82,7 +83,7 @@ def test_the_document_is_the_contract():
     }
     document = summary_of(plan, tallies, durations).as_json()
     assert expected == document
-    assert expected == json.loads(json.dumps(document))
+    assert expected == documents.load(json.dumps(document))
     assert list(expected) == list(document)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import io
-import json
+
+import documents
 
 from scope_ebpf.sinks.tables import SHOWN, write_report
 from scope_ebpf.user_probes.outcome import Outcome
@@ -76,7 +77,7 @@ def test_lines_have_every_key_and_every_histogram():
     """
     output = io.StringIO()
     write_report(outcome(), output, Terms(), None, "jsonl")
-    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    lines = documents.load_lines(output.getvalue())
     assert {"count": "calls", "code": 0, "what": "call", "n": 100} == lines[0]
     assert SHOWN + 2 == sum(line.get("count") == "calls" for line in lines)
     assert ["slow", "empty"] == [line["histogram"] for line in lines if "histogram" in line]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.memory.walk import Walk
     from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.results.documents.processes import ProcessDetail
 
 __all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames"]
 
@@ -35,7 +36,7 @@ _USER_PRIORITY = 2  # bits to the left
 _NAMES = ("dictionary", *HEAPS)
 
 
-def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
+def detail(viewer: Viewer, rows: NDArray[np.void]) -> ProcessDetail:
     """
     Describe the process of *rows*, shape ``(1,)``, with the columns FIELDS, as it is now.
 
@@ -57,7 +58,7 @@ def detail(viewer: Viewer, rows: NDArray[np.void]) -> dict[str, Any]:
     return _describe(viewer, best)
 
 
-def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
+def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
     rows, row = moment.rows, moment.rows[0]
     described = viewer.describe(rows)[0]
     ancestors = viewer.names.dictionary(rows, "$ancestors")[0]
@@ -66,7 +67,7 @@ def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
     if not stood(rows, viewer.table.one(int(row["id"])), _NAMES):
         moved = (*moved, "names")
     old = int(row["old_hend"] - row["old_heap"]) // _WORD if row["old_heap"] else 0
-    return described | {
+    found = dict(described) | {
         "priority": PRIORITY[int(row["state"]) >> _USER_PRIORITY & 3],
         "trap_exit": bool(row["flags"] & _TRAP_EXIT),
         "message_queue_data": "off_heap" if row["state"] & _OFF_HEAP else "on_heap",
@@ -84,6 +85,7 @@ def _describe(viewer: Viewer, moment: Moment) -> dict[str, Any]:
         ],
         "moved": list(moved),
     }
+    return cast("ProcessDetail", found)
 
 
 def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:

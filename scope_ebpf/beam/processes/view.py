@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.processes.table import Field
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.processes import ProcessRow, TopHead
 
 
 class Viewer:
@@ -77,7 +78,7 @@ class Viewer:
 
     def describe(
         self, rows: NDArray[np.void], limit: int = LIMIT, sizes: Sizes | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[ProcessRow]:
         """Describe each row; *sizes* are those of :meth:`sizes`, where they are known already."""
         names = self.names.registered(rows)
         identities = self.names.identities(rows)
@@ -114,7 +115,7 @@ class Viewer:
             "group_leader": self._pids(rows["group_leader"]),
         }
         described = [
-            dict(zip(columns, values, strict=True))
+            cast("ProcessRow", dict(zip(columns, values, strict=True)))
             for values in zip(*columns.values(), strict=True)
         ]
         for index in np.flatnonzero(~exact).tolist():
@@ -135,7 +136,7 @@ class Viewer:
         return written
 
 
-def document(target: Target, snapshot: Snapshot) -> dict[str, Any]:
+def document(target: Target, snapshot: Snapshot) -> TopHead:
     """Make the document of ``top --once --format json``, but for the processes."""
     return {
         "schema": 1,

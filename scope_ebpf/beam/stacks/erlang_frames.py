@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 #: Erlang frames that are kept: from the innermost.
 MAX_ERLANG = 512
 _WORD = 8
-#: Bytes of process_main around its call of erts_schedule: less than this.
-_MAIN = 1024
 #: Addresses that are kept with what is known of them.
 _CACHE = 1 << 16
 #: Stacks that are kept with their frames.
@@ -59,7 +57,7 @@ class Stacks:
         self._target = target
         self._code = code
         self._native = native
-        self._stop = target.layout.offset("Process", "stop")
+        self._i = target.layout.offset("Process", "i")
         self._frame_pointers = self._has_frame_pointers()
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
@@ -170,7 +168,7 @@ class Stacks:
             top = self._put_down(head, walk) if jit else int(head["stop"])
         # Where C code was called the address is that behind the call.
         inner = [self._location(address - (1 if walk.addresses else 0))] if jit else []
-        if jit and abs(address - self._schedule) < _MAIN:
+        if jit and self._jit.resumes(address, self._schedule, self._i):
             inner = [self._location(int(head["i"]))]  # it is being scheduled, in or out
         if head["nif"] or (not jit and walk.whole):
             inner = [self._function(head)]  # a native function, or a dirty scheduler's work

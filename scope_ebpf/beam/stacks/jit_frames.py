@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Bytes behind a return address in which the JIT goes back to the Erlang stack. The longest path,
 #: from erts_schedule to the next process, has some 200.
 _LEAVE = 512
+#: Bytes of process_main before and behind its call of erts_schedule: less than this.
+_MAIN = 2048
 #: Bytes of a function that are read.
 _MAX_FUNCTION = 1 << 18
 #: Sizes of one frame that are considered, and the number of paths that are followed to find them.
@@ -41,12 +43,14 @@ class JitFrames:
         self._decoder = Parser.of_nothing("the code of the JIT", _DECODING)
         self._returns: dict[int, bool] = {}
         self._puts: dict[int, str] = {}
+        self._resumes: dict[int, bool] = {}
         self._sizes: dict[int, tuple[int, ...]] = {}
 
     def forget(self) -> None:
         """Forget what is known, since code has come or gone."""
         self._returns.clear()
         self._puts.clear()
+        self._resumes.clear()
         self._sizes.clear()
 
     def is_return(self, address: int) -> bool:
@@ -69,6 +73,29 @@ class JitFrames:
             _bound(self._puts)
             self._puts[address] = self._find_leave(address)
         return self._puts[address]
+
+    def resumes(self, address: int, schedule: int, field: int) -> bool:
+        """
+        Return whether code at *address* schedules a process whose resume address is right.
+
+        *schedule* is the address behind the call of erts_schedule, 0 if it is not known; *field*
+        the offset of the resume address in the process. Until the JIT has stored it there it is
+        that of the time before (emit_process_main, OTP-27.3.4
+        erts/emulator/beam/jit/x86/process_main.cpp).
+        """
+        if not schedule or abs(address - schedule) >= _MAIN:
+            return False
+        if address not in self._resumes:
+            _bound(self._resumes)
+            start = schedule - _MAIN
+            try:
+                code = self._memory.read(start, 2 * _MAIN).hex()
+                self._resumes[address] = self._decoder.ask(
+                    "resumes", answers.flag, code, start, address, schedule, field
+                )
+            except (ReadRefusedError, RefusedFileError, UnreadableFileError):
+                self._resumes[address] = False
+        return self._resumes[address]
 
     def sizes(self, address: int, start: int, end: int) -> tuple[int, ...]:
         """

@@ -9,7 +9,7 @@ read without stopping it: process and function may be of two instants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.nifs import NativeFunction
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents import vms
 
 _WORD = 8
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
@@ -80,21 +81,23 @@ class Scheduler:
     #: True during a garbage collection of the process.
     collecting: bool = False
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> vms.Scheduler:
         """Give the fields of one scheduler in ``schedulers --format json``."""
-        queue = self.queue
+        queue, nif = self.queue, self.nif
         return {
-            "kind": self.thread.role,
+            "kind": cast("vms.Role", self.thread.role),
             "number": self.thread.number,
             "tid": self.thread.tid,
-            "doing": self.doing,
+            "doing": cast("vms.Doing", self.doing),
             "process": self.process,
             "name": self.name,
             "function": self.function,
             "collecting": self.collecting,
             "port": self.port,
-            "nif": self.nif._asdict() if self.nif else None,
-            "run_queue": queue.lengths | {"ports": queue.ports} if queue else None,
+            "nif": cast("vms.NativeFunction | None", nif and nif._asdict()),
+            "run_queue": cast(
+                "vms.RunQueue | None", queue and queue.lengths | {"ports": queue.ports}
+            ),
         }
 
 

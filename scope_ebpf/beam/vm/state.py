@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from scope_ebpf.sandbox.proc import status_number
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents import traces
 
 #: Seconds between two readings of the schedulers: drawn anew each time, since a program may have a
 #: rhythm.
@@ -72,11 +73,11 @@ class VmState:
     #: Events that the VM counted itself meanwhile, by their names.
     counted: dict[str, int] | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> traces.State:
         """The object ``state`` in the JSON document of a summary."""
         box = self.mailbox
         return {
-            "utilization": self.utilization,
+            "utilization": cast("traces.Utilization | None", self.utilization),
             "run_queues": None
             if self.waiting is None
             else {"mean": round(self.waiting, 3), "most": self.most_waiting},
@@ -87,7 +88,7 @@ class VmState:
             "longest_mailbox": None
             if box is None
             else {"pid": box.pid, "who": box.who, "messages": box.messages, "seen": box.seen},
-            "counted": self.counted,
+            "counted": cast("traces.VmCounts | None", self.counted),
         }
 
 

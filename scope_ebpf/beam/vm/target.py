@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.memory.process_memory import Memory
     from scope_ebpf.beam.vm.identity import Identity
+    from scope_ebpf.results.documents import vms
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,17 @@ class Target(ABC):
     memory: Memory
     identity: Identity
 
-    def as_json(self) -> dict[str, str | int | None]:
+    def as_json(self) -> vms.Target:
         """The fields of the target in every JSON output."""
-        names = ("pid", "exe", "node", "otp_release", "erts_version", "flavor", "schedulers")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "pid": self.pid,
+            "exe": self.exe,
+            "node": self.node,
+            "otp_release": self.otp_release,
+            "erts_version": self.erts_version,
+            "flavor": self.flavor,
+            "schedulers": self.schedulers,
+        }
 
     @property
     @abstractmethod

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows a file that a command has written in the web browser of the user who called it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+#: Programs that open a file in the user's browser, the first that there is.
+_OPENERS = ("xdg-open", "sensible-browser", "x-www-browser")
+#: What a user's session is found by; sudo leaves some of it out.
+_SESSION = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG")
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+def show(path: str) -> str | None:
+    """
+    Open the page at *path*; the reason why it was not, in words for a user.
+
+    The browser runs as the owner of the page: the user who called sudo, where one did. It never
+    runs as root, since the page was made of a stranger's names.
+    """
+    owner = Path(path).lstat().st_uid
+    if owner == 0:
+        return "no browser is started as root"
+    environment = _environment(owner)
+    if not {"DISPLAY", "WAYLAND_DISPLAY"} & environment.keys():
+        return "there is no display here"
+    program = next(filter(None, (shutil.which(p, path=environment["PATH"]) for p in _OPENERS)), "")
+    if not program:
+        return f"there is none of {', '.join(_OPENERS)}"
+    return _start([program, Path(path).resolve().as_uri()], owner, environment)
+
+
+def _environment(uid: int) -> dict[str, str]:
+    """The environment of the browser: our own, or of another user what the session needs."""
+    if uid == os.geteuid():
+        return {"PATH": _PATH, **os.environ}
+    made = {name: os.environ[name] for name in _SESSION if name in os.environ}
+    user, runtime = pwd.getpwuid(uid), Path(f"/run/user/{uid}")
+    made |= {"PATH": _PATH, "HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    if runtime.is_dir():
+        made["XDG_RUNTIME_DIR"] = str(runtime)
+        made["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={runtime}/bus"
+        sockets = sorted(runtime.glob("wayland-?"))
+        if sockets:
+            made.setdefault("WAYLAND_DISPLAY", sockets[0].name)
+    return made
+
+
+def _start(command: list[str], uid: int, environment: dict[str, str]) -> str | None:
+    """Start *command* as user *uid* and leave it; the reason if it cannot be started."""
+    null = subprocess.DEVNULL
+    identity: dict[str, Any] = {}
+    if uid != os.geteuid():
+        user = pwd.getpwuid(uid)
+        groups = os.getgrouplist(user.pw_name, user.pw_gid)
+        identity = {"user": uid, "group": user.pw_gid, "extra_groups": groups}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            cwd="/",
+            env=environment,
+            start_new_session=True,
+            **identity,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{command[0]} cannot be started: {error}"
+    process.returncode = 0  # it outlives this command, which does not wait for it
+    return None
