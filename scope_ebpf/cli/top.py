@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from scope_ebpf.cli.top_watch import View
     from scope_ebpf.results.documents.processes import TopRow
 
-#: Rows of a table that is printed, and cells of its lines where there is no terminal.
-_ROWS, _CELLS = 20, 160
+#: Rows of a table that is printed; cells of its lines where there is no terminal, and above it.
+_ROWS, _CELLS, _HEADING = 20, 160, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _print_turns(target: Target, arguments: argparse.Namespace) -> int:
 
 def _print_text(target: Target, view: View, rows: list[Row], sort: str) -> None:
     cells = _cells()
-    lines = top_watch.heading(target, view, f"by {sort}", cells)
+    lines = top_watch.heading(target, view, f"by {sort}", min(cells, _HEADING))
     headings, shown = top_watch.table(rows, sort, cells)
     texts = ["".join(span.text for span in line) for line in lines]
     texts += [" ".join(words.values()).rstrip() for words in (headings, *shown)]

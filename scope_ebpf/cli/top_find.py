@@ -39,28 +39,32 @@ class Finder:
         self._needle = wanted.removeprefix("#PID").casefold()
         self._viewer = viewer
         self._clock = clock
+        #: In the order of slots; and where each of them was given to :meth:`search`.
         self._known = np.empty(0, _KNOWN)
+        self._order = np.empty(0, np.int64)
         self._next = 0
 
-    def search(self, kept: NDArray[np.void], budget: float) -> None:
+    def search(self, slots: NDArray[np.uint32], ids: NDArray[np.uint64], budget: float) -> None:
         """
-        Read names of the processes in *kept*, which are in the order of their slots.
+        Read names of the processes with these *ids* in these *slots*.
 
         Takes *budget* seconds of CPU, or little more; the names of one block are read in any case.
         """
-        self._align(kept)
-        began, left = self._clock(), len(kept)
+        self._order = np.argsort(slots)
+        self._align(slots[self._order], ids[self._order])
+        began, left = self._clock(), len(slots)
         while left > 0:
-            part = np.arange(self._next, self._next + min(left, _BLOCK)) % len(kept)
+            part = np.arange(self._next, self._next + min(left, _BLOCK)) % len(slots)
             self._judge(part)
-            self._next = int(part[-1] + 1) % len(kept)
+            self._next = int(part[-1] + 1) % len(slots)
             left -= len(part)
             if self._clock() - began >= budget:
                 return
 
     def matches(self) -> NDArray[np.bool_]:
         """Which of the processes that :meth:`search` was given last match, shape ``(n,)``."""
-        found: NDArray[np.bool_] = self._known["verdict"] == _MATCH
+        found = np.empty(len(self._known), np.bool_)
+        found[self._order] = self._known["verdict"] == _MATCH
         return found
 
     @property
@@ -68,13 +72,13 @@ class Finder:
         """Processes whose names were not read yet."""
         return int((self._known["verdict"] == _UNKNOWN).sum())
 
-    def _align(self, kept: NDArray[np.void]) -> None:
+    def _align(self, slots: NDArray[np.uint32], ids: NDArray[np.uint64]) -> None:
         """Take over what is known of the processes that are still there."""
-        old, new = self._known, np.zeros(len(kept), _KNOWN)
-        new["slot"], new["id"] = kept["slot"], kept["id"]
+        old, new = self._known, np.zeros(len(slots), _KNOWN)
+        new["slot"], new["id"] = slots, ids
         if len(old) and len(new):
-            index = np.searchsorted(old["slot"], new["slot"]).clip(max=len(old) - 1)
-            same = old["id"][index] == new["id"]
+            index = np.searchsorted(old["slot"], slots).clip(max=len(old) - 1)
+            same = old["id"][index] == ids
             new["verdict"][same] = old["verdict"][index][same]
         self._known = new
         self._next = self._next % len(new) if len(new) else 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from scope_ebpf.arrays import within
 from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, collected
 from scope_ebpf.beam.processes.table import LOAD, ProcessTable
 from scope_ebpf.cli.top_find import Finder
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Sort = Literal["reductions", "memory", "mailbox", "gc", "pid"]
 #: Messages of a mailbox that are read to compute the memory of a shown process.
 WALK = 200
+#: The part of the budget that a filter may take besides.
+_SEARCHING = 0.25
 #: Processes whose collections are counted more closely in a table sorted by collections.
 _CLOSER = 128
 #: The fields of a row by which rows are sorted once they are read in full.
@@ -66,8 +69,11 @@ class Processes:
         self._finder: Finder | None = None
         #: Bytes per second of collections by slot, from a closer look.
         self._closer: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None
-        self._kept = self._sweep.kept()
-        self._order = np.empty(0, np.int64)
+        #: Columns of the sweep since the last turn.
+        self._columns: dict[str, NDArray[Any]] = {}
+        #: The values that the table is sorted by, least first, of the processes to show.
+        self._values = np.empty(0)
+        self._shown = np.empty(0, np.int64)
         self._turns = 0
 
     def _begin(self) -> Sweep:
@@ -84,10 +90,19 @@ class Processes:
             self._sweep = self._begin()
         state = self._sweep.turn()
         self._turns += 1
-        self._kept, self._closer = self._sweep.kept(), None
-        if self._finder:
-            self._finder.search(self._kept, self._budget)
+        self._columns, self._closer = {}, None
+        self._search()
         return state
+
+    def _column(self, name: str) -> NDArray[Any]:
+        if name not in self._columns:
+            self._columns[name] = self._sweep.column(name)
+        return self._columns[name]
+
+    def _search(self) -> None:
+        if self._finder:
+            budget = self._budget * _SEARCHING
+            self._finder.search(self._column("slot"), self._column("id"), budget)
 
     def look_closer(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """Count collections for *seconds* in the processes that collect."""
@@ -98,8 +113,7 @@ class Processes:
         """Show the processes whose name or pid contains *wanted* alone; "" for all."""
         if wanted != (self._finder.wanted if self._finder else ""):
             self._finder = Finder(self.viewer, wanted) if wanted else None
-            if self._finder:
-                self._finder.search(self._kept, self._budget)
+            self._search()
 
     @property
     def unsearched(self) -> int:
@@ -108,20 +122,36 @@ class Processes:
 
     def order(self, sort: str, *, least: bool = False) -> int:
         """Sort by *sort*, most or *least* first; how many processes there are to show."""
-        kept = self._kept
-        if sort == "pid":  # as terms: in doubles, neighbours would be equal
-            order = np.argsort(kept["id"])[:: -1 if least else 1]
+        if sort == "pid":
+            # Ranks: as terms they are too long for doubles.
+            values = np.argsort(np.argsort(self._column("id"))).astype(np.float64)
+            least = not least
         else:
-            values = self._speeds() if sort == "gc" else kept[SORTS[sort]].astype(np.float64)
-            order = np.argsort(values if least else -values, kind="stable")
+            values = self._speeds() if sort == "gc" else self._column(SORTS[sort])
+        self._shown = np.arange(len(values))
         if self._finder:
-            order = order[self._finder.matches()[order]]
-        self._order = order
-        return len(order)
+            self._shown = np.flatnonzero(self._finder.matches())
+        values = values[self._shown].astype(np.float64)
+        self._values = values if least else -values
+        return len(values)
+
+    def _first(self, count: int) -> NDArray[np.int64]:
+        """
+        The first *count* of the order; those of one value stay as they are in the table.
+
+        Without sorting all of them, which takes longer than all the rest of a turn.
+        """
+        values = self._values
+        found = np.arange(len(values))
+        if count < len(values):
+            limit = np.partition(values, count)[count]
+            below, equal = np.flatnonzero(values < limit), np.flatnonzero(values == limit)
+            found = np.sort(np.concatenate((below, equal[: count - len(below)])))
+        return self._shown[found[np.argsort(values[found], kind="stable")]]
 
     def longest(self) -> Row | None:
         """The process with the longest mailbox; None where no message waits."""
-        boxes = self._kept["mailbox"]
+        boxes = self._column("mailbox")
         if not len(boxes) or not boxes.max():
             return None
         found = self._rows(np.array([boxes.argmax()]))
@@ -129,7 +159,7 @@ class Processes:
 
     def page(self, first: int, count: int, sort: str, *, least: bool = False) -> list[Row]:
         """Read *count* processes of the order in full, from the one at *first* on."""
-        found = self._rows(self._order[first : first + count])
+        found = self._rows(self._first(first + count)[first:])
         shown = _SHOWN.get(sort)
         if shown:  # by the value that is shown, which is that of now
             found.sort(key=lambda row: shown(row.process), reverse=not least)
@@ -137,29 +167,26 @@ class Processes:
 
     def speeds(self) -> dict[int, float]:
         """Bytes per second that collections went through, by pid as a term."""
-        return dict(zip(self._kept["id"].tolist(), self._speeds().tolist(), strict=True))
+        return dict(zip(self._column("id").tolist(), self._speeds().tolist(), strict=True))
 
     def _speeds(self) -> NDArray[np.float64]:
-        speeds: NDArray[np.float64] = self._kept["collected"].astype(np.float64)
+        speeds: NDArray[np.float64] = self._column("collected").astype(np.float64)
         if self._closer:
-            slots, closer = self._closer
-            index = np.searchsorted(self._kept["slot"], slots)
-            there = index < len(speeds)
-            there[there] = self._kept["slot"][index[there]] == slots[there]
-            speeds[index[there]] = closer[there]
+            slots, closer = self._closer  # in the order of the slots
+            index = np.flatnonzero(within(self._column("slot"), slots))
+            speeds[index] = closer[np.searchsorted(slots, self._column("slot")[index])]
         return speeds
 
     def _rows(self, indexes: NDArray[np.int64]) -> list[Row]:
-        kept, speeds = self._kept[indexes], self._speeds()[indexes]
-        rows = self.viewer.table.at(kept["slot"].astype(np.int64)).rows
-        terms = rows["id"].tolist()
-        described = dict(zip(terms, self.viewer.describe(rows, WALK), strict=True))
+        slots, terms = (self._column(name)[indexes] for name in ("slot", "id"))
+        rates = self._column("rate")[indexes].tolist()
+        speeds = self._speeds()[indexes].tolist()
+        rows = self.viewer.table.at(slots.astype(np.int64)).rows
+        described = dict(zip(rows["id"].tolist(), self.viewer.describe(rows, WALK), strict=True))
         known = self._turns > 1
         return [
             Row(term, described[term], rate if known else None, speed if known else None)
-            for term, rate, speed in zip(
-                kept["id"].tolist(), kept["rate"].tolist(), speeds.tolist(), strict=True
-            )
+            for term, rate, speed in zip(terms.tolist(), rates, speeds, strict=True)
             if term in described
         ]
 

@@ -59,7 +59,7 @@ MAY = {
     "screen": {"pipes"},
     # Options, one call, one print.
     "cli": {
-        *("attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
+        *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
         *("pipes", "planning", "runs", "sandbox", "screen", "sinks", "user_probes"),
     },
 }

@@ -5,6 +5,8 @@ What of the table and the heading of ``top`` fits a width.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from scope_ebpf.cli.top_cells import COLUMNS, FUNCTION, NAME, PID, RATE, columns
@@ -37,7 +39,7 @@ def test_the_least_important_column_goes_first():
     From wide to narrow one column after the other is left out, and none comes back.
     """
     seen = [set(fit(COLUMNS, [ROW], cells, {PID, RATE})) for cells in range(120, 10, -1)]
-    assert all(after <= before for before, after in zip(seen, seen[1:], strict=False))
+    assert all(after <= before for before, after in pairwise(seen))
     assert ({*range(len(COLUMNS))}, {PID, RATE}) == (seen[0], seen[-1])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -139,10 +139,13 @@ class Sweep:
         large = ran["slot"][np.argsort(-ran["memory"], kind="stable")[: limit // 2]]
         return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
-    def kept(self) -> NDArray[np.void]:
-        """Return what is kept of every process, in the order of their slots; see :data:`SORTS`."""
-        kept = np.concatenate(self._kept)
-        return kept[np.argsort(kept["slot"])] if len(self._kept) > 1 else kept
+    def column(self, name: str) -> NDArray[Any]:
+        """
+        Return what is kept of every process under *name*, shape ``(n,)``.
+
+        All columns are in one order, which lasts until the next turn.
+        """
+        return np.concatenate([kept[name] for kept in self._kept])
 
     def of(self, slots: NDArray[np.int64]) -> Top:
         """Return what is kept of the processes in these slots, in the order of their slots."""
