@@ -127,7 +127,7 @@ def _print_text(target: Target, view: View, rows: list[Row], sort: str) -> None:
     cells = _cells()
     lines = top_watch.heading(target, view, f"by {sort}", min(cells, _HEADING))
     headings, shown = top_watch.table(rows, sort, cells)
-    texts = ["".join(span.text for span in line) for line in lines]
+    texts = ["".join(span.text for span in line) for line in lines] + [*view.notes]
     texts += [" ".join(words.values()).rstrip() for words in (headings, *shown)]
     say("\n".join(texts), sys.stdout)
 

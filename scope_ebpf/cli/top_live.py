@@ -172,7 +172,9 @@ class _Live:
 
     def _table(self, view: View, cells: int, rows: int) -> list[Line]:
         screen = self._screen
-        head = top_watch.heading(self._target, view, self._order(), cells)
+        first, *more = top_watch.heading(self._target, view, self._order(), cells)
+        notes = [part for note in view.notes for part in _wrapped(plain(note), cells)]
+        head = [first, *([Span(note, "alarm")] for note in notes), *more]
         del head[max(1, int(rows * _HEADING)) :]
         screen.rows = max(1, rows - len(head) - 1)
         self._read_rows()

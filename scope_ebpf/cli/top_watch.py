@@ -120,7 +120,7 @@ class Watch:
 
 
 def heading(target: Target, view: View, order: str, cells: int) -> list[Line]:
-    """The lines above the table, of *cells* at most; *order* says what is shown."""
+    """The figures above the table, in lines of *cells*; *order* says what is shown."""
     state = view.state
     who = [
         Span(escaped(target.node or "?"), "bold"),
@@ -128,9 +128,8 @@ def heading(target: Target, view: View, order: str, cells: int) -> list[Line]:
         Span(f"OTP {target.otp_release} ({target.flavor})"),
     ]
     read = f"read {state.read:,} in {state.seconds:.2f} s of CPU, torn {state.torn}"
-    figures = [*who, *top_head.spans(view.reading, view.longest), Span(f"{order}, {read}")]
-    lines = layout.flow([Span(plain(text), style) for text, style in figures], cells)
-    return [*lines, *([Span(plain(note), "alarm")] for note in view.notes)]
+    figures = [*who, *top_head.spans(view.reading, view.longest), Span(order), Span(read)]
+    return layout.flow([Span(plain(text), style) for text, style in figures], cells)
 
 
 def table(

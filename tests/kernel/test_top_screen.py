@@ -276,7 +276,7 @@ def test_every_key_does_what_the_help_says(moving: beams_run.Beam, terminal: Ter
     key("/", lambda: "filter:" in terminal.text)
     terminal.keys("-l", "DEA")
     press(terminal, "Enter", lambda: column(terminal, 0) == [deaf])
-    assert "filter DEA: 1" in terminal.text
+    terminal.until(lambda: "filter DEA: 1" in terminal.text)
     key("Enter", lambda: "mailbox       1,534 messages" in details(terminal), "Enter")
     assert "moving:deaf/0" in details(terminal)
     key("Esc", lambda: column(terminal, 0) == [deaf], "BSpace")
@@ -352,7 +352,7 @@ def test_a_vm_that_ends_leaves_one_line(terminal: Terminal):
     """
     The terminal is given back, and the line says what became of the VM.
     """
-    with beams_run.start_beam("stock25") as beam:
+    with beams_run.planted("stock25") as beam:
         terminal.top(beam.pid)
         os.kill(beam.pid, signal.SIGKILL)
         said = f"scope-trace: process {beam.pid} ended while it was watched"
