@@ -51,7 +51,8 @@ FORMS = [
 ]
 #: Figures of few letters in a line of several.
 FIGURES = re.compile(
-    r"\S+@\S+|by \w+|pid \d+|OTP \d+ \((jit|emu)\)|memory [\d.]+ \wB|dirty (cpu|io) \d+%|up( \d+[dhms])+"
+    r"\S+@\S+|by \w+|pid \d+|OTP \d+ \((jit|emu)\)|memory [\d.]+ \wB|dirty (cpu|io) \d+%"
+    r"|up( \d+[dhms])+"
 )
 
 
