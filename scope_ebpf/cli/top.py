@@ -153,8 +153,8 @@ def _turns(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[View
     while True:
         state = watch.turn(sort)
         watch.processes.order(sort)
-        view = watch.view(state, at_once=False)
         rows = watch.processes.page(0, limit, sort)
+        view = watch.view(state, at_once=False)
         target.identity.check()
         yield view, rows
         if arguments.once:

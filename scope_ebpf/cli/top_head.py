@@ -9,7 +9,6 @@ has nothing to do does not work.
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -90,7 +89,6 @@ class Head:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._limits = MemoryLimits(target.pid)
-        self._random = random.Random()  # noqa: S311 - irregular, not secret
         self._samples: deque[_Sample] = deque(maxlen=int(_WINDOW / _SHORTEST))
         self._used: tuple[float, float] | None = None
         #: When the next :meth:`sample` is due, monotonic seconds.
@@ -109,7 +107,8 @@ class Head:
     def sample(self) -> None:
         """Look once at schedulers and run queues."""
         now = time.monotonic()
-        self.due = now + self._random.uniform(_SHORTEST, _LONGEST)
+        # Irregular; importing random takes longer than all samples of a table.
+        self.due = now + _SHORTEST + (_LONGEST - _SHORTEST) * os.urandom(1)[0] / 255
         if self._counters is None:
             return
         try:

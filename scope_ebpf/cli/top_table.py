@@ -74,6 +74,8 @@ class Processes:
         #: The values that the table is sorted by, least first, of the processes to show.
         self._values = np.empty(0)
         self._shown = np.empty(0, np.int64)
+        #: The rows that were read last in this turn.
+        self._page: list[Row] = []
         self._turns = 0
 
     def _begin(self) -> Sweep:
@@ -90,7 +92,7 @@ class Processes:
             self._sweep = self._begin()
         state = self._sweep.turn()
         self._turns += 1
-        self._columns, self._closer = {}, None
+        self._columns, self._closer, self._page = {}, None, []
         self._search()
         return state
 
@@ -154,7 +156,9 @@ class Processes:
         boxes = self._column("mailbox")
         if not len(boxes) or not boxes.max():
             return None
-        found = self._rows(np.array([boxes.argmax()]))
+        index = boxes.argmax()
+        term = int(self._column("id")[index])
+        found = [row for row in self._page if row.term == term] or self._rows(np.array([index]))
         return found[0] if found and found[0].process["message_queue_len"] else None
 
     def page(self, first: int, count: int, sort: str, *, least: bool = False) -> list[Row]:
@@ -163,6 +167,7 @@ class Processes:
         shown = _SHOWN.get(sort)
         if shown:  # by the value that is shown, which is that of now
             found.sort(key=lambda row: shown(row.process), reverse=not least)
+        self._page = found
         return found
 
     def speeds(self) -> dict[int, float]:
