@@ -40,8 +40,6 @@ _LINES = (
     ("watched by", "watchers", ""),
     ("mailbox", "message_queue_len", " messages"),
 )
-#: Keys whose values are functions.
-_FUNCTIONS = ("current_function", "initial_call", "status_reason")
 #: Labels and keys that are shown if they are not 0.
 _RARE = (
     ("aliases", "aliases"),
@@ -51,14 +49,21 @@ _RARE = (
 )
 
 
+def _pid(process: Mapping[str, Any]) -> str:
+    """The pid, as Elixir writes it if the process runs a module of Elixir."""
+    named = (process["name"], process["module"], process["initial_call"])
+    elixir = any(str(name).startswith("Elixir.") for name in named)
+    return f"{'#PID' * elixir}{process['pid']}"
+
+
 def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
-    text = [str(process["pid"])]
+    text = [_pid(process)]
     for label, key, unit in _LINES:
         value = "''" if process[key] == "" else process[key]  # a name may be empty
         if value is not None:
             about = "about " if key == "memory_bytes" and "memory_estimated" in process else ""
-            shown = spelled(str(value)) if key in _FUNCTIONS else str(value)
+            shown = str(value).lower() if isinstance(value, bool) else spelled(str(value))
             number = f"{value:,}" if type(value) is int else escaped(shown)
             text.append(f"  {label:<13} {about}{number}{unit}")
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
@@ -69,7 +74,7 @@ def lines(process: Mapping[str, Any]) -> list[str]:
         )
     if process["messages"]:
         text.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
-        text += [f"    {escaped(shape)}" for shape in process["messages"]]
+        text += [f"    {escaped(spelled(shape))}" for shape in process["messages"]]
     text.append("  stack, innermost first")
     for frame in process["stack"]:
         location = f"  ({frame['location']})" if frame["location"] else ""

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.processes.detail import FIELDS, detail, find
+from scope_ebpf.beam.processes.detail import FIELDS, detail, find, near
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.view import Viewer
-from scope_ebpf.beam.vm import discover
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
 from scope_ebpf.cli.process_text import lines
+from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import UsageError
 from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -24,31 +26,30 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ps``."""
-    parser.add_argument(
-        "process", help="<0.N.S> or a registered name, as Erlang or Elixir write it"
-    )
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_target(parser, "PROCESS")
+    parser.epilog = "PROCESS is <0.N.S> or a registered name, as Erlang or Elixir write it."
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the process; raises ScopeError."""
-    target = discover.inspect(arguments.pid)
+    vm, (process,) = words_of(arguments, "PROCESS", least=1, most=1)
+    target = find_vm(vm)
     viewer = Viewer(target, FIELDS)
-    rows = find(viewer, arguments.process)
+    rows = find(viewer, process)
     if not len(rows):
         raise UsageError(
-            f"process {target.pid} has no Erlang process {escaped(arguments.process)}: "
+            f"process {target.pid} has no Erlang process {escaped(process)}"
+            f"{did_you_mean(map(escaped, near(viewer, process)))}: "
             f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
             "or a registered name such as my_server or MyApp.Worker"
         )
     described = detail(viewer, rows)
-    trouble = None if arguments.format == "json" else Troubles(target, viewer).now()
+    trouble = None if arguments.format != "text" else Troubles(target, viewer).now()
     target.identity.check()
-    if arguments.format == "json":
+    if arguments.format != "text":
         document: PsDocument = {"schema": 1, "target": target.as_json(), "process": described}
-        json.dump(document, sys.stdout)
-        print()
+        print_document(document, arguments.format)
         return 0
     if trouble:
         say(plain(trouble), sys.stdout)

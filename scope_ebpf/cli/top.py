@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, cast
@@ -14,8 +13,9 @@ import numpy as np
 from scope_ebpf.beam.processes.sizes import Sizes
 from scope_ebpf.beam.processes.table import CHUNK
 from scope_ebpf.beam.processes.view import Viewer, document
-from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli import top_watch
+from scope_ebpf.cli.options import add_format, add_interval
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.top_cells import SORTED
 from scope_ebpf.cli.top_table import unbounded
 from scope_ebpf.cli.top_watch import Watch
@@ -38,26 +38,24 @@ _ROWS, _CELLS, _HEADING = 20, 160, 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``top``."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
-    parser.add_argument("--sort", choices=tuple(SORTED), default="reductions")
+    add_target(parser)
+    parser.add_argument("-s", "--sort", choices=tuple(SORTED), default="reductions")
     parser.add_argument("--limit", type=int, help="rows (default: 20; all in JSON)")
     parser.add_argument("--once", action="store_true", help="print once and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
-    parser.add_argument("--format", choices=("text", "json", "jsonl"), default="text")
+    add_interval(parser, "1s", "time between two tables (default: %(default)s)")
+    add_format(parser, "text", "json", "jsonl")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
-    if not 0 < arguments.interval < math.inf or (
-        arguments.limit is not None and arguments.limit <= 0
-    ):
-        raise UsageError("--interval and --limit want a number above 0")
+    if arguments.limit is not None and arguments.limit <= 0:
+        raise UsageError("--limit wants a number above 0")
     if arguments.format == "json" and not arguments.once:
         raise UsageError(
             "--format json goes with --once: one document, then the end; "
             "--format jsonl prints one for each interval"
         )
-    target = discover.inspect(arguments.pid)
+    target = target_of(arguments)
     if arguments.format == "json":
         return _print_json(target, arguments)
     try:
