@@ -49,6 +49,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "schedulers": (vms.SchedulersDocument,),
     "summary": (traces.SummaryDocument,),
     "top": (processes.TopDocument,),
+    "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
     "genservers": (servers.GenServersDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
