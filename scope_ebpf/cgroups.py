@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Throttling of a VM's threads by the CPU quota of a cgroup (cgroup-v2.rst, sched-bwc.rst).
+The cgroups of a VM: its container, and throttling by a CPU quota (cgroup-v2.rst, sched-bwc.rst).
 
 The quota of any cgroup that contains the VM throttles its threads: that of a container as well as
 that of its pod. At each reading, the growth in the cgroup that was throttled most is added to the
@@ -9,14 +9,36 @@ totals, so that they only grow, whichever cgroup that is.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from scope_ebpf.sandbox.proc import rows
+from scope_ebpf.errors import RefusedFileError
+from scope_ebpf.sandbox.proc import read_bounded, rows
 
 _CGROUPS = Path("/sys/fs/cgroup")
 #: Maximum number of cgroups that are read, from the VM's own upwards.
 _DEPTH = 16
+#: A path may have 4,096 bytes, and there are a dozen hierarchies (proc(5), cgroups(7)).
+_MAX_BYTES = 1 << 16
+
+#: The folder that a container runtime makes for a container: its id, behind the runtime's name and
+#: before ``.scope`` where systemd makes it (docker, containerd, CRI-O, Podman).
+_CONTAINER = re.compile(r"/(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?(?=/|\n|$)")
+
+
+def container_of(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """
+    Id of the innermost container of process *pid*, 64 hexadecimal digits; None outside of one.
+
+    Whoever may make cgroups chooses their names, so it is no proof of where a process runs.
+    """
+    try:
+        text = read_bounded(proc / str(pid) / "cgroup", most=_MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, RefusedFileError):
+        return None
+    found = _CONTAINER.findall(text)
+    return str(found[-1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
