@@ -211,9 +211,9 @@ def add_code(image: Image, lines: int = 0) -> None:
 
 
 def _process(image: Image, slot: int) -> int:
-    address = BASE + len(image.data) + -len(image.data) % 16  # where the struct will be
     size = image.layout.size("Process")
-    image.put(bytes(size))
+    # The word before it is the size of its block.
+    address = image.put(struct.pack("<QQ", 0, size + 8) + bytes(size)) + 16
     call = image.words(3 << 6, atom("names_server"), atom("init"), 1 << 4 | 0xF) | 2
     pair = image.words(2 << 6, atom("$initial_call"), call) | 2
     index = ATOMS.index("$initial_call")

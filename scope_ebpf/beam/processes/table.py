@@ -43,6 +43,9 @@ _MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
+#: A symbol that is a whole Process, and the size in the word before a block (MBC_BLK_SZ_MASK,
+#: OTP-25.2.3 erts/emulator/beam/erl_alloc_util.c).
+_WHOLE_PROCESS, _BLOCK_SIZE = "erts_invalid_process", (1 << 40) - 8
 #: Processes that a layout is checked against before it is used.
 _SAMPLE = 64
 
@@ -199,6 +202,9 @@ class ProcessTable:
             whole = read & self._whole(rows)
             self._require(target, "pids lead back to their slots", back)
             self._require(target, "heap pointers are in order", whole)
+            if target.find(_WHOLE_PROCESS) is None:  # else its size is compared
+                fits = self._fits_block(rows["pointer"][read])
+                self._require(target, "a process has the size of its block", fits)
             if "registered" in (self._dtype.names or ()):
                 named = self._named(rows[read & (rows["registered"] != 0)])
                 self._require(target, "names lead back to their processes", named)
@@ -212,6 +218,13 @@ class ProcessTable:
                 f"holds for {int(good.sum())} of {len(good)} processes, so "
                 f"{self._layout} does not fit and no process is read"
             )
+
+    def _fits_block(self, pointers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether the word before each struct is the size of a block that holds it."""
+        heads, read = self._memory.gather(pointers - np.uint64(_WORD), _WORD)
+        sizes = column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE)
+        fits: NDArray[np.bool_] = read & (sizes == self._layout.size("Process") + _WORD)
+        return fits
 
     def _named(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Whether what registers each process leads to it, and has an atom."""

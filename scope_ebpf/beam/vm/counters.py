@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.layouts.checks import KINDS, fields, queues, schedulers
+from scope_ebpf.beam.layouts.checks import KINDS, check_counts, fields, queues, schedulers
 from scope_ebpf.beam.memory.process_memory import word_iovecs
 from scope_ebpf.beam.processes.table import checked_table
 
@@ -95,6 +95,7 @@ class CounterReader:
         self._memory = target.memory
         self._layout = target.layout
         self._schedulers = schedulers(target)
+        check_counts(target)
         self._queues = queues(target, self._schedulers)
         data = np.concatenate([self._schedulers[kind] for kind in KINDS])
         self._sleepers = fields(target, data, "ErtsSchedulerData", ("ssi", np.uint64))[0]
