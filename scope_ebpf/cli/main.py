@@ -36,6 +36,7 @@ COMMANDS = {
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
+    "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"
