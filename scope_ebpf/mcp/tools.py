@@ -186,8 +186,9 @@ TOOLS: dict[str, Tool] = {
                     "type": "string",
                     "minLength": 1,
                     "maxLength": 300,
-                    "pattern": r"^[^\x00]*$",
-                    "description": "Its pid such as <0.97.0>, or its registered name.",
+                    "pattern": r"^[^\x00-][^\x00]*$",
+                    "description": "Its pid such as <0.97.0>, or its registered name; in quotes if "
+                    "that begins with a hyphen.",
                 },
                 required=True,
             ),
