@@ -87,10 +87,13 @@ generate: $(VENV)/.test ## make what probes/events.toml, the catalogue of metric
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py
 
-wheel: $(VENV)/.test objects viewer ## a wheel with the objects and the viewer in it
+completions: $(VENV)/.test ## what bash, zsh and fish complete, from the parsers
+	@$(BIN)/python packaging/make_completions.py
+
+wheel: $(VENV)/.test objects viewer completions ## a wheel with the objects, the viewer and the completions in it
 	@$(BIN)/pip -q wheel --no-deps -w dist .
 
-packages: $(VENV)/.test objects viewer ## a deb and an rpm in dist/
+packages: $(VENV)/.test objects viewer completions ## a deb and an rpm in dist/
 	@$(BIN)/python packaging/build_packages.py
 
 packages-test: packages ## lintian, vagrant and its provisioning in a bare Debian (root, minutes)
@@ -100,7 +103,7 @@ packages-test: packages ## lintian, vagrant and its provisioning in a bare Debia
 		$(BIN)/pytest tests/packages/*test*.py tests/vagrant/provision_test.py
 
 clean: ## remove what was built here (not the cache of test VMs)
-	rm -rf $(VENV) build dist scope_ebpf/kernel/objects scope_ebpf/sinks/viewer
+	rm -rf $(VENV) build dist scope_ebpf/kernel/objects scope_ebpf/sinks/viewer scope_ebpf/completions
 
 $(VENV)/.run: pyproject.toml
 	@$(DEPS) run

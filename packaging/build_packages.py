@@ -25,6 +25,8 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
+import make_completions
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "build" / "package"
 SHARE = STAGE / "usr/share"
@@ -80,6 +82,7 @@ def main() -> None:
     _code(seconds)
     _commands(project["scripts"])
     _man_pages()
+    _completions()
     _shared()
     _overrides()
     _documents(version, maintainer, datetime.fromtimestamp(seconds, UTC))
@@ -140,6 +143,15 @@ def _commands(scripts: dict[str, str]) -> None:
 def _man_pages() -> None:
     for page in sorted((ROOT / "docs/man").iterdir()):
         _gzip(page.read_text(), SHARE / f"man/man{page.suffix[1:]}/{page.name}.gz")
+
+
+def _completions() -> None:
+    """What the shells complete, where they look for it."""
+    for name, texts in make_completions.completions().items():
+        for shell, text in texts.items():
+            path = SHARE / make_completions.PLACES[shell].format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def _shared() -> None:

@@ -45,6 +45,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),
+    "mcp-answer": (answers.Answer,),
     "mcp-profile": (answers.ProfileDocument,),
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
@@ -69,7 +70,7 @@ def _titled(name: str, schema: Schema) -> Schema:
 def _of_records(records: tuple[type, ...]) -> Schema:
     """The schema of what is one of *records*, each of them a definition."""
     adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", Union[records]))  # noqa: UP007
-    made = adapter.json_schema(ref_template="#/$defs/{model}")
+    made: Schema = adapter.json_schema(ref_template="#/$defs/{model}")
     told = _comments()
     if "$defs" not in made or "properties" in made:  # pydantic puts a lone record at the top
         name = made["title"]

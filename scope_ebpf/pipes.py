@@ -19,7 +19,6 @@ import signal
 import stat
 import sys
 import time
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
@@ -32,11 +31,10 @@ GRACE = 1.0
 _WAIT_MS = 100
 
 
-@dataclass(slots=True)
 class _Command:
     """*ending* is whether the command was asked to end."""
 
-    ending: bool = False
+    ending = False
 
 
 _command = _Command()

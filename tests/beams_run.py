@@ -38,6 +38,8 @@ KINDS: Final = ("stock25", "usdt25", "emu25", "trixie27", "sid29", "bullseye23")
 _SUITES: Final = {"trixie27": "trixie", "sid29": "sid", "bullseye23": "bullseye"}
 #: The emulators of tests/beams/build-usdt.sh, as erlexec wants them named: it adds ``.smp``.
 _PROBED: Final = {"usdt25": "beam", "emu25": "beam.emu"}
+#: Kinds of tests/beams/build-odd.sh, such as ``odd-clang``; no test needs them.
+_ODD: Final = "odd-"
 _OTP_ROOT: Final = Path("/usr/lib/erlang")
 #: The workloads are quiet on stdin and stdout except for their own lines.
 _QUIET: Final = ("-noinput", "-boot", "no_dot_erlang")
@@ -310,18 +312,18 @@ def build(kind: str) -> _Build:
     """
     if kind in _SUITES:
         return _suite(kind)
-    if kind not in KINDS:
+    if kind not in KINDS and not kind.startswith(_ODD):
         raise ValueError(f"no such kind of VM: {kind}; there are {', '.join(KINDS)}")
     require(_OTP_ROOT.is_dir() and shutil.which("erlc"), "erlang-base is not installed")
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     if kind == "stock25":
         return _Build(None, environment, ("erl",), ("erlc",))
-    emulator = _PROBED[kind]
-    files = cache().glob(f"usdt-*/bin/{emulator}.smp")
+    emulator, folders, script = _PROBED.get(kind, "beam"), "usdt", "build-usdt.sh"
+    if kind.startswith(_ODD):
+        folders, script = kind, "build-odd.sh"
+    files = cache().glob(f"{folders}-*/bin/{emulator}.smp")
     built = sorted(files, key=lambda file: file.stat().st_mtime)
-    require(
-        built, f"no {emulator}.smp with USDT probes is there; tests/beams/build-usdt.sh builds it"
-    )
+    require(built, f"no {emulator}.smp of {kind} is there; tests/beams/{script} builds it")
     folder = built[-1].parent
     environment |= {"EMU": emulator, "ROOTDIR": str(_OTP_ROOT), "PROGNAME": "erl"}
     environment["BINDIR"] = str(folder)

@@ -22,23 +22,33 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "scope"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def unseen(config: pytest.Config) -> list[str]:
     """
-    Say how many documents of commands were validated against their schemas.
+    Schemas of which no test saw a document; none where only some tests were to run.
     """
-    if documents.VALIDATED:
-        counts = ", ".join(f"{name} {n:,}" for name, n in sorted(documents.VALIDATED.items()))
-        terminalreporter.write_line(f"documents that fit their schemas: {counts}")
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    chosen = config.option.keyword or config.option.markexpr
+    return (
+        documents.missing() if whole and not chosen and "SCOPE_REQUIRE_KERNEL" in os.environ else []
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """
     Fail a run of the whole suite in which no test saw a document of some schema.
     """
-    whole = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    chosen = session.config.option.keyword or session.config.option.markexpr
-    privileged = os.environ.get("SCOPE_REQUIRE_KERNEL")
-    if whole and not chosen and privileged and exitstatus == 0 and documents.missing():
+    if exitstatus == pytest.ExitCode.OK and unseen(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        names = ", ".join(documents.missing())
-        session.config.get_terminal_writer().line(f"no test validated a document of: {names}")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """
+    Say how many documents of commands were validated against their schemas.
+    """
+    if documents.VALIDATED:
+        counts = ", ".join(f"{name} {n:,}" for name, n in sorted(documents.VALIDATED.items()))
+        terminalreporter.write_line(f"documents that fit their schemas: {counts}")
+    if names := unseen(config):
+        terminalreporter.write_line(f"no test validated a document of: {', '.join(names)}")

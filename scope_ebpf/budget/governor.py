@@ -123,6 +123,9 @@ class _Event:
     spent: float = 0.0
     #: Times at which windows closed, and their lengths in seconds.
     open_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=240))
+    #: When windows last replaced permanent hooks, and when these were attached again.
+    released: float = 0.0
+    regained: float = 0.0
 
 
 class Governor:
@@ -265,6 +268,7 @@ class Governor:
             if event.unspent and abs(hits * event.hit_cost - event.granted) < event.granted / 4:
                 continue  # the new quota would be nearly the present one
             if hits or event.attached:
+                event.regained = event.regained if event.attached else self._now
                 event.attached, event.granted = True, hits * event.hit_cost
                 actions.append(Action(what, name, hits))
         return actions
@@ -275,7 +279,7 @@ class Governor:
         if state.mode == "windows" or not state.attached:
             return []
         state.unspent = False
-        state.mode, state.attached = "windows", False
+        state.mode, state.attached, state.released = "windows", False, now
         state.cheap_windows = state.windows = 0
         self._charge(state, state.granted)
         # A lower limit, until the first window measures it.
@@ -288,7 +292,7 @@ class Governor:
     def begin_in_windows(self, event: str, demand: float, now: float) -> None:
         """Count *event* in windows from the start; permanent hooks would cost *demand* a second."""
         state = self._events[event]
-        state.mode, state.demand = "windows", demand
+        state.mode, state.demand, state.released = "windows", demand, now
         first = self._random.uniform(0.0, self._policy.jitter[0])
         state.next_window = now + self._policy.window_spacing * first
 
@@ -401,12 +405,17 @@ class Governor:
         state = self._events.get(event)
         if state is None:
             return 0.0
-        if state.mode == "always":
-            return 1.0 if state.attached else 0.0
+        if state.mode == "always" and not state.attached:
+            return 0.0
         since = max(self._started, self._now - self._policy.ratio_seconds)
+        passed = max(self._now - since, 1e-3)
         opened = sum(seconds for at, seconds in state.open_seconds if at >= since)
+        if state.mode == "always":
+            # Windows have counted until the hooks were attached again.
+            in_windows = state.regained - max(state.released, since) if state.released else 0.0
+            return 1.0 - min(1.0, max(0.0, in_windows - opened) / passed)
         # A window may have closed since the last tick.
-        return min(1.0, opened / max(self._now - since, 1e-3))
+        return min(1.0, opened / passed)
 
     def modes(self) -> dict[str, str]:
         """The mode of each event: ``always`` or ``windows``."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.attach.uprobes import Attacher
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.observers.governed import GovernedSession
+    from scope_ebpf.kernel.observers.program_pool import ProgramPool
     from scope_ebpf.results.summary import EventSummary
     from scope_ebpf.sessions import Planned
 
@@ -64,7 +65,7 @@ class BudgetedRun:
     Counts the events that are *planned* on *target* for at most the share *budget* of its CPU.
 
     A context manager, which loads programs when it is entered and attaches no hook. *cost* is
-    that of one hit.
+    that of one hit; programs come from *pool*, and go back to it, if there is one.
 
     Attributes:
         plan: the plan; after :meth:`finish` without what could not be attached.
@@ -81,6 +82,7 @@ class BudgetedRun:
         cost: HitCost,
         *,
         budget: float,
+        pool: ProgramPool | None = None,
     ) -> None:
         self.plan = planned.plan
         self._pid = target.pid
@@ -92,7 +94,7 @@ class BudgetedRun:
         costs = dict(sorted(costs.items(), key=lambda item: item[0] in _UNCOUNTED))
         self._governor = Governor(costs, time.monotonic(), budget=budget, policy=RUN_POLICY)
         self.ledger = Ledger(costs, self.counters)
-        self._session = open_governed_session(target, planned, attacher)
+        self._session = open_governed_session(target, planned, attacher, pool)
         self._hooks = GovernedHooks(
             self._session,
             self.counters,

@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Functions, parse
 from scope_ebpf.beam.code.modules import Modules
 from scope_ebpf.beam.processes.atoms import Atoms
-from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.cli.options import add_force, add_max_cost
+from scope_ebpf.cli.options import (
+    above_zero,
+    add_duration,
+    add_format,
+    add_max_cost,
+    add_output,
+)
+from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.breakpoints import MOST
@@ -30,34 +37,28 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 1000
 #: The largest limit: 8 s of the VM's time.
 MAX_LIMIT = 1_000_000
-_DEFAULT_SECONDS = 15.0
+#: Patterns of a command line.
+_MOST_PATTERNS = 64
+#: A function as Elixir writes it.
+_ELIXIR = re.compile(r"[A-Z][^@]*\.[^.@]+")
 #: Candidates that an error lists.
 _LISTED = 20
 #: Why functions are limited, by whether the VM has the JIT.
 _ROOM = {True: "the CPU has debug registers for", False: "the probes are compared with names of"}
 #: A warning before calls on an interpreter are watched.
 _EVERY_CALL = "; meanwhile each call in the VM, of any function, costs it microseconds"
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``calls``."""
-    parser.add_argument(
-        "functions",
-        nargs="+",
-        metavar="FUNCTION",
-        help="MODULE:FUNCTION/ARITY, without /ARITY for each, * for anything; for Elixir "
-        "'MyApp.Server.handle_call/3'. Four at most",
+    add_target(parser, "FUNCTION...")
+    parser.epilog = (
+        "FUNCTION is MODULE:FUNCTION/ARITY, without /ARITY for each, * for anything; for Elixir "
+        "'MyApp.Server.handle_call/3'. Four at most."
     )
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    add_duration(parser, "15s")
     parser.add_argument(
-        "--duration",
-        type=seconds,
-        default=_DEFAULT_SECONDS,
-        metavar="TIME",
-        help="how long: 15, 15s, 2m (default: %(default)gs); 0 for as long as Ctrl-C lets it",
-    )
-    parser.add_argument(
+        "-n",
         "--limit",
         type=calls,
         default=DEFAULT_LIMIT,
@@ -71,38 +72,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure how long calls take, where they return to a place that many return to; "
         "then three functions at most",
     )
-    parser.add_argument(
-        "--format",
-        choices=["text", "jsonl"],
-        default="text",
-        help="jsonl: one event a line, the summary last (default: %(default)s)",
-    )
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    add_force(parser)
+    add_format(parser, "text", "jsonl", text="jsonl: one event a line, the summary last")
+    add_output(parser)
 
 
-def seconds(text: str) -> float | None:
-    """A time such as ``15``, ``15s``, ``500ms`` or ``2m``, in seconds; None for 0, without end."""
-    unit = next((u for u in _UNITS if text.endswith(u)), "")
-    value = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value or None
+def _names_function(word: str) -> bool:
+    """Whether a first word is FUNCTION and not TARGET: no name of a node is written like that."""
+    return ":" in word or _ELIXIR.fullmatch(word) is not None
 
 
 def calls(text: str) -> int:
     """A limit: 1 to MAX_LIMIT."""
-    value = int(text.replace("_", "").replace(",", ""))
-    if not 1 <= value <= MAX_LIMIT:
+    value = above_zero(text)
+    if value > MAX_LIMIT:
         raise ValueError(text)
     return value
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
-    patterns = [parse(text) for text in arguments.functions]
+    vm, words = words_of(
+        arguments, "FUNCTION...", least=1, most=_MOST_PATTERNS, is_own=_names_function
+    )
+    patterns = [parse(text) for text in words]
     host.require()
-    target = inspect(arguments.pid)
+    target = find_vm(vm)
     refuse_interpreter(target)
     atoms = Atoms(target)
     modules = Modules(target, atoms)

@@ -42,7 +42,7 @@ signals: SIGHUP reads the config again; SIGTERM detaches from everything and end
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon until a signal ends it; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         if arguments.hash_password:
             return _hash_password()
@@ -135,7 +135,8 @@ def _hash_password() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of the daemon."""
     parser = argparse.ArgumentParser(
         prog="scope-ebpfd",
         description=_DESCRIPTION,

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -13,8 +11,11 @@ from rich.markup import escape
 from scope_ebpf import events
 from scope_ebpf.attach.plan import EVENTS
 from scope_ebpf.beam.vm.constants import kernel_constants, known
-from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
+from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.daemon.trial import trial
+from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach import links
 from scope_ebpf.kernel.attach.leftovers import find
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scope_ebpf.beam.vm.identity import Identity
-    from scope_ebpf.errors import ScopeError
+    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.documents.vms import (
         Breakpoints,
         DoctorDocument,
@@ -42,8 +43,8 @@ _LISTED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the doctor."""
-    parser.add_argument("pid", type=int, nargs="?", metavar="PID", help="the VM's process")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_target(parser)
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,20 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
         ],
         "detach": "together" if has_multi() else "one hook after the other (before Linux 6.6)",
     }
-    if arguments.pid is not None:
-        document = {**document, **_examine(arguments.pid)}
-    if arguments.format == "json":
-        json.dump(document, sys.stdout, indent=2)
-        print()
+    target = _asked(arguments)
+    if target is not None:
+        document = {**document, **_examine(target)}
+    if arguments.format != "text":
+        print_document(document, arguments.format)
     else:
         _print(document)
     problem: ScopeError | None = next((f.problem for f in facts if f.problem), None)
     return problem.exit_code if problem else 0
 
 
-def _examine(pid: int) -> ExaminedVm:
+def _asked(arguments: argparse.Namespace) -> Target | None:
+    """The VM to look at; None where it is left out and not exactly one can be looked at."""
+    word, _ = words_of(arguments)
+    if word is not None:
+        return find_vm(word)
+    with contextlib.suppress(ScopeError):  # the host is worth a look all the same
+        return find_vm(None)
+    return None
+
+
+def _examine(target: Target) -> ExaminedVm:
     """The target and the state of each event's hooks, by both attach methods."""
-    target = inspect(pid)
     settings, refused = kernel_constants(target)
     chosen, *plans = (
         make_plan(target.binary, target.flavor, EVENTS, via, known(settings))
@@ -97,7 +107,7 @@ def _examine(pid: int) -> ExaminedVm:
         )
     breakpoints = _breakpoints(target.identity, names)
     target.identity.check()
-    daemon = trial(pid)
+    daemon = trial(target.pid)
     return {
         "target": target.as_json(),
         "refused": refused,
@@ -138,7 +148,7 @@ def _print(document: DoctorDocument) -> None:
         console.print(f"  {mark} {fact['name']}: {escape(plain(fact['problem'] or fact['value']))}")
     console.print(f"  ok  hooks are taken out {document['detach']}")
     if "target" not in document:
-        console.print("\n`scope-trace doctor PID` looks at a VM; `scope-trace list` finds them.")
+        console.print("\n`scope-trace doctor TARGET` looks at a VM; `scope-trace list` finds them.")
         return
     node, rest = map(escape, of_target(document["target"]))
     exe = escape(plain(document["target"]["exe"]))

@@ -13,7 +13,13 @@ from scope_ebpf.capture.reader import Capture, sound
 from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.cli.options import add_force, web_address, whole
 from scope_ebpf.errors import OutputError, UsageError
-from scope_ebpf.runs.terminal import open_document, open_output, output_error, progress_bar
+from scope_ebpf.runs.terminal import (
+    keep_old,
+    open_document,
+    open_output,
+    output_error,
+    progress_bar,
+)
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
@@ -44,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
-    parser.add_argument("--to", choices=list(FORMATS), required=True, help="the format")
+    parser.add_argument(
+        "-f", "--format", "--to", choices=list(FORMATS), required=True, help="the format"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -71,12 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     capture = Capture(arguments.capture)
     contents = capture.contents()
-    if arguments.endpoint is not None and arguments.to != "otlp":
+    if arguments.endpoint is not None and arguments.format != "otlp":
         raise UsageError("--endpoint is for --to otlp")
-    path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.to]))
+    path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.format]))
+    if arguments.output is None:  # nobody has asked for this name
+        keep_old(path, force=arguments.force)
     visible = path != "-"
     with sound(capture), progress_bar(contents.records, visible=visible, what="exporting") as moved:
-        said = _EXPORTS[arguments.to](capture, contents, path, arguments, moved)
+        said = _EXPORTS[arguments.format](capture, contents, path, arguments, moved)
     say_damage(contents)
     if path != "-" or arguments.endpoint:
         what = f"sent to {arguments.endpoint}" if arguments.endpoint else f"wrote {path}"

@@ -3,26 +3,30 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
 from scope_ebpf.cli.trouble import health
+from scope_ebpf.cli.vms import Clocks, Marks, marks_of
 from scope_ebpf.errors import ScopeError
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, short
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable, Mapping, Sequence
 
     from scope_ebpf.results.documents.vms import FoundVm, ListDocument, ListedVm, RefusedVm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the list."""
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,21 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
     found = beams()
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
     targets = [t for t in found if isinstance(t, Beam)]
+    clocks = Clocks(targets)
     seen = health([*targets])
-    if arguments.format == "json":
-        rows: list[ListedVm] = [
-            {**_row(target, uptime), **one.as_json()}
-            for target, one in zip(targets, seen, strict=True)
+    rows = [_row(target, marks_of(target, clocks), uptime) for target in targets]
+    if arguments.format != "text":
+        listed: list[ListedVm] = [
+            {**row, **one.as_json()} for row, one in zip(rows, seen, strict=True)
         ]
         refused: list[RefusedVm] = [
             {"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)
         ]
-        document: ListDocument = {"schema": 1, "beams": rows, "refused": refused}
-        json.dump(document, sys.stdout, indent=2)
-        print()
+        document: ListDocument = {"schema": 1, "beams": listed, "refused": refused}
+        print_document(document, arguments.format)
         return 0
-    if targets:
-        _print_table([_row(target, uptime) for target in targets])
+    if rows:
+        say("\n".join(table(rows, _width())), sys.stdout)
     for target, one in zip(targets, seen, strict=True):
         if one.text():
             say(plain(f"{target.pid}: {escaped(one.text())}"), sys.stdout)
@@ -56,11 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(target: Beam, uptime: float) -> FoundVm:
+def _row(target: Beam, marks: Marks, uptime: float) -> FoundVm:
     return {
         **target.as_json(),
         "hooks": "usdt" if target.usdt else _symbols(target),
         "uptime_seconds": round(uptime - target.started, 1),
+        **marks.as_json(),
     }
 
 
@@ -72,27 +77,87 @@ def _symbols(target: Beam) -> Literal["symbols", "none"]:
         return "none"
 
 
-def _print_table(rows: list[FoundVm]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def _width() -> int:
+    """Characters of a line: those of the terminal, or enough for every column."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUND
 
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("pid", "node", "OTP", "erts", "flavor", "hooks", "uptime"):
-        table.add_column(name, justify="right" if name in ("pid", "uptime") else "left")
-    for row in rows:
-        table.add_row(
-            str(row["pid"]),
-            escape(plain(row["node"] or "-")),
-            escape(plain(row["otp_release"])),
-            escape(plain(row["erts_version"])),
-            row["flavor"],
-            row["hooks"],
-            _uptime(row["uptime_seconds"]),
-        )
-    console.print(table)
+
+def table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """
+    Lines of a table of *rows* that has at most *width* columns.
+
+    Columns without any value are left out, and those that do not fit: first what is the same for
+    many VMs, last what is not. What is too long is cut.
+    """
+    kept = [c for c in _COLUMNS if c.rank < _ALWAYS or any(c.of(row) != "-" for row in rows)]
+    while True:
+        cells = [[column.heading for column in kept]]
+        cells += [[_fit(column.of(row), column.most) for column in kept] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        # The command takes what is left: a part of it says something, too.
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        if kept[-1].heading == "COMMAND" and 0 < over <= widths[-1] - _LEAST_COMMAND:
+            widths[-1] -= over
+            over = 0
+        if over <= 0 or len(kept) == _ALWAYS:
+            break
+        kept.remove(max(kept, key=lambda column: column.rank))
+    if over > 0:
+        widths[-1] = max(1, widths[-1] - over)
+    return [
+        "  ".join(
+            f"{_fit(cell, size):>{size}}" if column.right else f"{_fit(cell, size):<{size}}"
+            for cell, size, column in zip(line, widths, kept, strict=True)
+        ).rstrip()[: max(1, width)]
+        for line in cells
+    ]
+
+
+def _fit(text: str, most: int) -> str:
+    """*text*, cut to *most* characters, which is seen."""
+    return text if len(text) <= most else text[: max(0, most - 1)] + "\u2026"
+
+
+class Column(NamedTuple):
+    """One column of the table: how its cells are written, and which *rank* goes first."""
+
+    heading: str
+    rank: int
+    of: Callable[[Mapping[str, Any]], str]
+    most: int = 40
+    right: bool = False
+
+
+def _text(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: escaped(plain(str(row[key]))) if row[key] else "-"
+
+
+def _cpu(row: Mapping[str, Any]) -> str:
+    return "-" if row["cpu_share"] is None else f"{100 * row['cpu_share']:.0f}"
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    return "-" if row["resident_bytes"] is None else short(row["resident_bytes"])
+
+
+#: By rank what goes first where the terminal is narrow: constants, then what fewer people need.
+_COLUMNS = (
+    Column("PID", 0, lambda row: str(row["pid"]), right=True),
+    Column("NODE", 1, _text("node")),
+    Column("APPLICATION", 2, _text("application"), 24),
+    Column("CPU%", 3, _cpu, right=True),
+    Column("MEM", 4, _memory, right=True),
+    Column("USER", 5, _text("user"), 12),
+    Column("UP", 6, lambda row: _uptime(row["uptime_seconds"]), right=True),
+    Column("CONTAINER", 7, lambda row: (row["container"] or "-")[:12]),
+    Column("OTP", 9, lambda row: plain(row["otp_release"]), 4),
+    Column("VM", 10, lambda row: row["flavor"]),
+    Column("HOOKS", 11, lambda row: row["hooks"]),
+    Column("COMMAND", 8, _text("command"), 60),
+)
+#: Columns that are there at any width, characters of a command that are worth a column, and the
+#: width where there is no terminal.
+_ALWAYS, _LEAST_COMMAND, _UNBOUND = 2, 12, 10_000
 
 
 def _uptime(seconds: float) -> str:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 # numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from scope_ebpf.errors import ScopeError
+from scope_ebpf.cli.target import UnknownVmError, WordsError
+from scope_ebpf.errors import ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.pipes import guarded_streams
-from scope_ebpf.sandbox import client
-from scope_ebpf.sinks.plain import plain, say
+from scope_ebpf.sinks.plain import plain, say, spelled
+from scope_ebpf.suggestions import close, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +36,13 @@ COMMANDS = {
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
+    "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
+DEFAULT = "trace"
+#: Options of a command line without a command.
+_OVERALL = ("-h", "--help", "--version", "--print-completion")
 #: Commands that look at no process.
-_WITHOUT_TARGET = ("export", "summary")
+_WITHOUT_TARGET = ("export", "summary", "mcp")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\
@@ -60,26 +65,17 @@ The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells mo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    top_level = not words or words[0] in ("-h", "--help", "--version")
-    if not top_level and words[0] not in COMMANDS:
-        if not words[0].startswith("-"):
-            _parser(None).error(f"no command {words[0]!r}; there are: {', '.join(COMMANDS)}")
-        words.insert(0, "trace")
-    command = None if top_level else words[0]
     with guarded_streams():
-        return _run(command, words)
+        return _run(words)
 
 
-def _run(command: str | None, words: list[str]) -> int:
-    """Run *command* with all *words* of the command line; its exit code."""
+def _run(words: list[str]) -> int:
+    """Run what *words*, the command line, ask for; the exit code."""
     try:
-        arguments = _parser(command).parse_args(words or ["--help"])
+        arguments = parsed(words)
         code: int = arguments.run(arguments)
     except ScopeError as error:
-        say(f"scope-trace: {plain(str(error))}")
-        for line in error.details:
-            say(f"  {plain(line.expandtabs())}")
-        return error.exit_code
+        return _say_error(_of_first_word(words[0], error) if words else error)
     except BrokenPipeError:
         # The reader of the output has closed it. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,6 +93,31 @@ def _run(command: str | None, words: list[str]) -> int:
     return code
 
 
+def _say_error(error: ScopeError) -> int:
+    say(f"scope-trace: {plain(spelled(str(error)))}")
+    for line in error.details:
+        say(f"  {plain(spelled(line.expandtabs()))}")
+    return error.exit_code
+
+
+def _of_first_word(word: str, error: ScopeError) -> ScopeError:
+    """*error*, or one that says that *word*, the first of the command line, is no command."""
+    if isinstance(error, WordsError) and (mistyped := _mistyped(word)):
+        return WordsError(f"{mistyped} (as a TARGET: {error})")
+    if not isinstance(error, UnknownVmError) or error.word != word:
+        return error
+    likely = close(word, COMMANDS) or error.near
+    made = UsageError(f"no such command or VM: {word!r}{did_you_mean(likely)}")
+    made.details = ("`scope-trace --help` lists the commands; VMs here:", *error.details)
+    return made
+
+
+def _mistyped(word: str) -> str:
+    """What is wrong with a first *word* that is like a command, and none; else empty."""
+    found = [] if word.startswith("-") or word in COMMANDS else close(word, COMMANDS)
+    return f"no such command: {word!r}{did_you_mean(found)}" if found else ""
+
+
 def _say_where(error: Exception) -> None:
     """Print an error of the program with its traceback; no terminal obeys a VM's text in it."""
     import traceback
@@ -109,42 +130,97 @@ def _say_where(error: Exception) -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors quote the command line without obeying it: names of files are in it."""
 
+    #: What is wrong with the first word, where it should be a command; empty if nothing is.
+    mistyped = ""
+
     def error(self, message: str) -> NoReturn:
         """Print *message* and end."""
-        super().error(plain(message))
+        wrong = f"{self.mistyped} (as a TARGET: {message})" if self.mistyped else message
+        super().error(plain(wrong))
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser, with the options of *command* alone: the others' modules stay unloaded."""
+class _Version(argparse.Action):
+    """``--version``; what finds the version takes as long to load as all of a help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        say(f"scope-trace {metadata.version('scope-ebpf')}", sys.stdout)
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """``--print-completion``: what a shell completes, as the package or the wheel has it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, shell: object, *_more: object
+    ) -> NoReturn:
+        from pathlib import Path
+
+        path = Path(__file__).parents[1] / f"completions/scope-trace.{shell}"
+        try:
+            sys.stdout.write(path.read_bytes().decode())
+        except FileNotFoundError:
+            parser.error("this installation has no completions: `make completions` makes them")
+        parser.exit()
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The command line *words*, with ``run``, the function that does what they ask for."""
+    if not words or words[0].partition("=")[0] in _OVERALL:
+        return _overview().parse_args(words or ["--help"])
+    named = words[0] in COMMANDS
+    parser = parser_of(words[0] if named else DEFAULT)
+    parser.mistyped = _mistyped(words[0])
+    arguments, unknown = parser.parse_known_intermixed_args(words[named:])
+    if unknown:
+        parser.error(f"{unknown[0]} is no option{did_you_mean(_near_options(parser, unknown[0]))}")
+    return arguments
+
+
+def _near_options(parser: argparse.ArgumentParser, word: str) -> list[str]:
+    """Options of *parser* that are spelt like *word*."""
+    options = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+    return close(word.partition("=")[0], options)
+
+
+def parser_of(command: str) -> _Parser:
+    """The parser of one command; only its module is loaded."""
+    text = COMMANDS[command]
+    parser = _Parser(
+        prog="scope-trace" if command == DEFAULT else f"scope-trace {command}",
+        description=f"{text[0].upper()}{text[1:]}.",
+    )
+    if command not in _WITHOUT_TARGET:
+        from scope_ebpf.sandbox import client
+
+        client.ahead()  # it starts while we load the rest
+    with held_back():  # numpy's import swallows exceptions
+        module = importlib.import_module(_MODULES.get(command, f"scope_ebpf.cli.{command}"))
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def _overview() -> argparse.ArgumentParser:
+    """The parser of a command line without a command."""
     parser = _Parser(
         prog="scope-trace",
-        usage="scope-trace [COMMAND] [OPTIONS]",
+        usage="scope-trace [COMMAND] [TARGET] [OPTIONS]",
         description="See inside an Erlang or Elixir VM from the outside, with eBPF.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if command is None:
-        from importlib import metadata
-
-        version = metadata.version("scope-ebpf")
-        parser.add_argument("--version", action="version", version=f"scope-trace {version}")
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and end")
+    parser.add_argument(
+        "--print-completion",
+        choices=["bash", "zsh", "fish"],
+        action=_Completion,
+        help="print what the shell completes, and end",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
-        if command not in (None, name):
-            continue  # nobody sees it, and each takes a millisecond
-        added = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            prog="scope-trace" if name == "trace" else f"scope-trace {name}",
-        )
-        if name == command:
-            if name not in _WITHOUT_TARGET:
-                client.ahead()  # it starts while we load the rest
-            with held_back():  # numpy's import swallows exceptions
-                module = importlib.import_module(_MODULES.get(name, f"scope_ebpf.cli.{name}"))
-            module.add_arguments(added)
-            added.set_defaults(run=module.run)
+        commands.add_parser(name, help=text)
     return parser
 
 

@@ -8,25 +8,55 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.errors import UsageError
+from scope_ebpf.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 #: The default budget of a summary, and the value that means none.
 DEFAULT_BUDGET, COUNT_ALL = 0.01, float("inf")
+#: Digits of a number that count.
+_DIGITS = 18
 #: The cost at which a run ends itself, percent of the VM's CPU.
 _DEFAULT_MAX_COST = "20"
 
 
-def add_duration(parser: argparse.ArgumentParser) -> None:
+def add_duration(parser: argparse.ArgumentParser, default: str = "10s") -> None:
     """``--duration``: seconds; None for no end."""
     parser.add_argument(
+        "-d",
         "--duration",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="how long (default: %(default)g); 0 for as long as Ctrl-C lets it",
+        type=duration,
+        default=default,
+        metavar="TIME",
+        help="how long: 10, 10s, 500ms, 2m (default: %(default)s); 0 for as long as Ctrl-C lets it",
     )
+
+
+def add_interval(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    """``--interval``: seconds above 0, None where it is not given and *default* is None."""
+    parser.add_argument(
+        "-i", "--interval", type=interval, default=default, metavar="TIME", help=text
+    )
+
+
+def add_count(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--count``: how many of *what* are printed before the end; None for no end."""
+    parser.add_argument("-n", "--count", type=above_zero, metavar="N", help=f"end after N {what}")
+
+
+def add_format(parser: argparse.ArgumentParser, *formats: str, text: str = "") -> None:
+    """``--format``, one of *formats*; the first is the default."""
+    about = f"{text} (default: %(default)s)".lstrip()
+    parser.add_argument("-f", "--format", choices=formats, default=formats[0], help=about)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """``--output`` and ``--force``: a file instead of standard output."""
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write there instead of standard output"
+    )
+    add_force(parser)
 
 
 def add_events(parser: argparse.ArgumentParser, default: Collection[str]) -> None:
@@ -56,9 +86,10 @@ def add_hooks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--slow-call",
-        type=not_negative,
-        metavar="MS",
-        help="long_call counts NIFs and BIFs of so many milliseconds or more (default: 1; 0: all)",
+        type=milliseconds,
+        metavar="TIME",
+        help="long_call counts NIFs and BIFs that take so long or longer; a number alone is "
+        "milliseconds (default: 1ms; 0: all)",
     )
 
 
@@ -137,20 +168,35 @@ def parse_events(text: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def not_negative(text: str) -> float:
-    """A number of 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
+def duration(text: str) -> float | None:
+    """Seconds of a time such as ``10s``; None for 0, which means no end."""
+    return time(text) or None
 
 
-def whole(text: str) -> int:
-    """A whole number of 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+def interval(text: str) -> float:
+    """Seconds of a time above 0."""
+    return time(text, least=0.001)
+
+
+def milliseconds(text: str) -> float:
+    """Milliseconds of a time such as ``5ms``; a number alone is milliseconds."""
+    return time(text, unit="ms") * 1e3
+
+
+def time(text: str, *, unit: str = "s", least: float = 0.0) -> float:
+    """Seconds of a time, see :func:`units.seconds`; its error is one of the command line."""
+    try:
+        return seconds(text, unit=unit, least=least)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def whole(text: str, least: int = 0) -> int:
+    """A whole number of *least* or more, perhaps with separators."""
+    digits = text.replace("_", "").replace(",", "")
+    if not digits.isascii() or not digits.isdigit() or int(digits[:_DIGITS]) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+    return int(digits[:_DIGITS])
 
 
 def web_address(text: str) -> str:
@@ -160,9 +206,9 @@ def web_address(text: str) -> str:
     return text
 
 
-def positive(text: str) -> float | None:
-    """A number above 0; None for 0, which means no end."""
-    return not_negative(text) or None
+def above_zero(text: str) -> int:
+    """A whole number of 1 or more."""
+    return whole(text, 1)
 
 
 def ring_megabytes(text: str) -> int:

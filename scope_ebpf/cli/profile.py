@@ -8,8 +8,8 @@ import time
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
-from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import HostError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.runs.off_cpu import off_cpu
@@ -38,7 +38,7 @@ _ENDINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a profile."""
-    parser.add_argument("--pid", type=int, help="the VM's process")
+    add_target(parser)
     add_duration(parser)
     add_max_cost(parser)
     parser.add_argument(
@@ -87,14 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     if arguments.diff:
         return _compare(arguments)
-    if arguments.pid is None:
-        raise UsageError("--pid is missing: `scope-trace list` shows the VMs")
     if not 1 <= arguments.hz <= MAX_HZ:
         raise UsageError(f"--hz wants 1 to {MAX_HZ} samples a second; 99 costs next to nothing")
     host.require()
-    path = _path(arguments)
+    _writer(_path(arguments, "PID"))  # its errors come before any look
+    target = target_of(arguments)
+    path = _path(arguments, str(target.pid))
     write = _writer(path)
-    target = inspect(arguments.pid)
     content = b""
     with _output(path, force=arguments.force) as output:
         options = ProfileOptions(
@@ -126,9 +125,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     from scope_ebpf.runs.recorded import read
     from scope_ebpf.sinks.profile_diff import WRITERS, print_difference
 
-    if arguments.pid is not None:
-        raise UsageError("--diff compares two files, and looks at no VM: leave --pid out")
-    path = _path(arguments)
+    if arguments.pid is not None or arguments.words:
+        raise UsageError("--diff compares two files, and looks at no VM: leave TARGET out")
+    path = _path(arguments, "diff")
     write = next((w for end, w in WRITERS.items() if path is not None and path.endswith(end)), None)
     if path is not None and write is None:
         raise UsageError(f"-o {path}: differences are written to {', '.join(WRITERS)}")
@@ -149,13 +148,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _path(arguments: argparse.Namespace) -> str | None:
-    """Where the profile is written: as asked, or what a browser shows; None for a table."""
+def _path(arguments: argparse.Namespace, what: str) -> str | None:
+    """Where a profile of *what* is written: as asked, or for a browser; None for a table."""
     path: str | None = arguments.output
     if not arguments.open:
         return path
     if path is None:
-        what = "diff" if arguments.diff else arguments.pid
         return time.strftime(f"profile-{what}-%Y%m%d-%H%M%S.html")
     if not path.endswith(".html"):
         raise UsageError(f"--open shows a page: choose -o FILE.html instead of {path}")

@@ -10,17 +10,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
-from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli.options import (
     add_duration,
     add_events,
     add_force,
     add_hooks,
     add_max_cost,
+    duration,
     parse_events,
-    positive,
     ring_megabytes,
 )
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import CostMeasurement
@@ -36,10 +36,10 @@ RECORDED = (*DEFAULT_EVENTS, "thread")
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _EXAMPLES = """\
 examples:
-  sudo scope-trace record --pid 4711 --duration 5 -o run.scope
+  sudo scope-trace record shop -d 5s -o run.scope
   scope-trace summary run.scope
   scope-trace export run.scope --to perfetto -o run.pftrace
-  sudo scope-trace record --pid 4711 --duration 0 --ring 64MB --stall 5
+  sudo scope-trace record shop -d 0 --ring 64MB --stall 5s
                                      keep the last minutes until something goes wrong
 """
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a recording."""
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
+    add_target(parser)
     parser.add_argument(
         "-o", "--output", default="run.scope", metavar="FILE", help="(default: %(default)s)"
     )
@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stall",
-        type=positive,
-        metavar="SECONDS",
+        type=duration,
+        metavar="TIME",
         help="with --ring: write when nothing was scheduled for so long though something could be",
     )
     add_hooks(parser)
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stall and not (arguments.flight_bytes and "schedule" in wanted):
         raise UsageError("--stall is told by the event schedule, with --ring; ask for both")
     with closing(CostMeasurement()) as measurement:
-        target = inspect(arguments.pid)
+        target = target_of(arguments)
         with alone(target.pid) as notes:
             options = _trace_options(arguments)
             trace = Trace(target, wanted, options, streamed=True, measurement=measurement)

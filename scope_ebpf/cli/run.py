@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.term_text import TermText
-from scope_ebpf.beam.vm.discover import inspect
-from scope_ebpf.cli.options import add_duration, add_force, add_max_cost, ring_megabytes
+from scope_ebpf.cli.options import (
+    above_zero,
+    add_duration,
+    add_format,
+    add_max_cost,
+    add_output,
+    ring_megabytes,
+)
+from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.runs.streaming import names_of
@@ -26,20 +33,22 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
-    parser.add_argument("probe", nargs="?", metavar="PROBE.c", help="the probe's C source")
-    parser.add_argument("--pid", type=int, help="the VM's process")
+    add_target(parser, "PROBE.c")
     add_duration(parser)
     add_max_cost(parser)
     parser.add_argument(
-        "--max-events", type=int, metavar="N", help="end after this many events (default: no limit)"
+        "-n",
+        "--max-events",
+        type=above_zero,
+        metavar="N",
+        help="end after this many events (default: no limit)",
     )
     parser.add_argument(
         "-D", dest="defines", action="append", default=[], metavar="NAME[=VALUE]",
         help="define a macro for the probe; may be given several times",
     )  # fmt: skip
-    parser.add_argument("--format", choices=["text", "jsonl"], default="text")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    add_force(parser)
+    add_format(parser, "text", "jsonl", text="jsonl: an event a line, the report last")
+    add_output(parser)
     parser.add_argument(
         "--ring",
         type=ring_megabytes,
@@ -60,12 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     if arguments.hooks:
-        return _list_hooks(arguments.pid)
-    if arguments.probe is None or arguments.pid is None:
-        raise UsageError("wanted are a probe and a VM: scope-trace run PROBE.c --pid PID")
+        return _list_hooks(words_of(arguments)[0])
+    vm, (source,) = words_of(arguments, "PROBE.c", least=1, most=1)
     host.require()
-    target = inspect(arguments.pid)
-    options, path = _options(arguments), Path(arguments.probe)
+    target = find_vm(vm)
+    options, path = _options(arguments), Path(source)
     text = _text(path)
     probe = compile_probe(path.name, text, target, options.ring_bytes, arguments.defines)
     with (
@@ -109,8 +117,8 @@ def _text(path: Path) -> str:
         raise UsageError(f"cannot read the probe {path}: {reason}") from None
 
 
-def _list_hooks(pid: int | None) -> int:
-    target = inspect(pid) if pid is not None else None
+def _list_hooks(vm: str | None) -> int:
+    target = find_vm(vm) if vm is not None else None
     for name, variants in hooks.named().items():
         program = name.removeprefix("on_")
         functions = [h.name for v in variants for h in v.hooks if h.program == program]

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
-from scope_ebpf.beam.vm import discover
+from scope_ebpf.cli.options import add_count, add_format, add_interval
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.trouble import Troubles
-from scope_ebpf.errors import NoSuchProcessError, UsageError
+from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.runs.loop import target_ended
 from scope_ebpf.sinks.plain import plain, say, short, spelled
 
@@ -57,25 +58,22 @@ class Look:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``schedulers``."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
-    parser.add_argument("--once", action="store_true", help="print once and end")
-    parser.add_argument("--interval", type=float, default=None, metavar="SECONDS")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_target(parser)
+    add_interval(parser, None, "time between two looks (default: 1s; with --once 300ms)")
+    add_count(parser, "tables")
+    parser.add_argument(
+        "--once", dest="count", action="store_const", const=1, help="print once and end"
+    )
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: a document a line, each turn")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the threads; raises ScopeError."""
-    interval = (
-        arguments.interval if arguments.interval is not None else (0.3 if arguments.once else 1.0)
-    )
-    if not 0 < interval < math.inf:
-        raise UsageError("--interval wants a number above 0")
-    target = discover.inspect(arguments.pid)
+    interval: float = arguments.interval or (0.3 if arguments.count == 1 else 1.0)
+    target = target_of(arguments)
     try:
-        for looks, trouble, refused in _looks(target, interval):
+        for looks, trouble, refused in islice(_looks(target, interval), arguments.count):
             _show(target, looks, trouble, refused, arguments.format)
-            if arguments.once:
-                break
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "watched") from error
     return 0
@@ -116,7 +114,7 @@ def _look(item: Scheduler, before: Scheduler | None, seconds: float, unchanged: 
 def _show(
     target: Target, looks: list[Look], trouble: str | None, refused: dict[str, str], form: str
 ) -> None:
-    if form == "json":
+    if form != "text":
         document: SchedulersDocument = {
             "schema": 1,
             "target": target.as_json(),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
 from scope_ebpf.cli.damage import say_damage
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import add_format
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("capture", metavar="FILE", help="what `scope-trace record` wrote")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,9 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     contents = capture.contents()
     with sound(capture):
         summary = contents.summary()
-        if arguments.format == "json":
-            json.dump(summary.as_json(), sys.stdout, indent=2)
-            print()
+        if arguments.format != "text":
+            print_document(summary.as_json(), arguments.format)
         else:
             from scope_ebpf.sinks.report import print_report
 

@@ -17,7 +17,8 @@ from scope_ebpf.beam.processes.sizes import Sizes
 from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, Top, collected
 from scope_ebpf.beam.processes.table import CHUNK, LOAD, ProcessTable
 from scope_ebpf.beam.processes.view import Viewer, document
-from scope_ebpf.beam.vm import discover
+from scope_ebpf.cli.options import add_interval
+from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError, UsageError
 from scope_ebpf.runs.loop import target_ended
@@ -48,21 +49,19 @@ _CLOSER = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``top``."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process on this host")
-    parser.add_argument("--sort", choices=tuple(SORTS), default="reductions")
+    add_target(parser)
+    parser.add_argument("-s", "--sort", choices=tuple(SORTS), default="reductions")
     parser.add_argument("--limit", type=int, help="rows (default: 20; all in JSON)")
     parser.add_argument("--once", action="store_true", help="print once and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_interval(parser, "1s", "time between two tables (default: %(default)s)")
+    parser.add_argument("-f", "--format", choices=("text", "json"), default="text")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
-    if not 0 < arguments.interval < math.inf or (
-        arguments.limit is not None and arguments.limit <= 0
-    ):
-        raise UsageError("--interval and --limit want a number above 0")
-    target = discover.inspect(arguments.pid)
+    if arguments.limit is not None and arguments.limit <= 0:
+        raise UsageError("--limit wants a number above 0")
+    target = target_of(arguments)
     if arguments.format == "json":
         return _print_json(target, arguments)
     try:

@@ -3,26 +3,32 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, TextIO
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
-from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.cli.options import (
     COUNT_ALL,
     DEFAULT_BUDGET,
+    above_zero,
     add_budget,
-    add_duration,
+    add_count,
     add_events,
-    add_force,
+    add_format,
     add_hooks,
+    add_interval,
     add_max_cost,
+    add_output,
+    interval,
     parse_events,
     ring_megabytes,
+    time,
 )
+from scope_ebpf.cli.target import WordsError, add_target, find_vm, words_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import CostMeasurement
@@ -31,30 +37,34 @@ from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.runs.trace import Trace, TraceOptions
 
 if TYPE_CHECKING:
-    import argparse
-
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.summary import Summary
     from scope_ebpf.runs.budgeted import BudgetedTrace
 
 #: Nice value of the process that measures the cost of a hit beside the VM.
 _NICE = 10
+#: Seconds of a trace where nothing else is asked for.
+_DURATION = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a trace."""
-    parser.add_argument("--pid", type=int, required=True, help="the VM's process")
-    add_duration(parser)
-    add_events(parser, DEFAULT_EVENTS)
+    add_target(parser, "[INTERVAL [COUNT]]")
     parser.add_argument(
-        "--format",
-        choices=["text", "json", "jsonl"],
-        default="text",
-        help="text: a summary; json: one document; jsonl: one event a line (default: %(default)s)",
+        "-d",
+        "--duration",
+        type=time,
+        metavar="TIME",
+        help=f"how long: 10, 10s, 500ms, 2m (default: {_DURATION:g}s, with --interval without "
+        "end); 0 for as long as Ctrl-C lets it",
     )
+    add_interval(parser, None, "a summary of each such time, a line for each (json: a document)")
+    add_count(parser, "summaries; with --interval")
+    add_events(parser, DEFAULT_EVENTS)
+    formats = "text: a summary; json: one document; jsonl: one event a line"
+    add_format(parser, "text", "json", "jsonl", text=formats)
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    add_force(parser)
+    add_output(parser)
     add_hooks(parser)
     add_budget(parser)
     add_max_cost(parser)
@@ -69,11 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
+    vm = _take_words(arguments)
     host.require()
     wanted = parse_events(arguments.events)
     streams, budget = _streams(arguments), _budget(arguments)
+    if arguments.interval is not None and budget is not None:
+        from scope_ebpf.cli.follow import follow
+
+        follow(find_vm(vm), wanted, arguments, budget)
+        return 0
     with contextlib.closing(CostMeasurement(_NICE if budget else 0)) as measurement:
-        target = inspect(arguments.pid)
+        target = find_vm(vm)
         with (
             open_output(arguments.output, force=arguments.force, whole=not streams) as output,
             alone(target.pid) as notes,
@@ -91,8 +107,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _take_words(arguments: argparse.Namespace) -> str | None:
+    """TARGET; INTERVAL and COUNT, words as vmstat has them, become the options."""
+    vm, words = words_of(arguments, "[INTERVAL [COUNT]]", most=2)
+    try:
+        parsers = (("interval", interval), ("count", above_zero))
+        for (name, parse), word in zip(parsers, words, strict=False):
+            if getattr(arguments, name) is not None:
+                raise WordsError(f"--{name} is given twice: {word}")
+            setattr(arguments, name, parse(word))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise WordsError(f"behind TARGET are INTERVAL and COUNT, such as 1s 10: {error}") from None
+    if arguments.count is not None and arguments.interval is None:
+        raise UsageError("--count is of summaries: say with --interval how long each takes")
+    if arguments.interval is not None and arguments.budget == COUNT_ALL:
+        raise UsageError("--interval has summaries within a --budget, not those of --exact")
+    if arguments.interval is not None and arguments.stream:
+        raise UsageError("--stream has a line for each event, and --interval one for each summary")
+    return vm
+
+
 def _streams(arguments: argparse.Namespace) -> bool:
     """Whether each event is written as a line."""
+    if arguments.interval is not None:
+        return False
     return arguments.format == "jsonl" or bool(arguments.stream)
 
 
@@ -118,9 +156,10 @@ def _trace(
     measurement: CostMeasurement,
 ) -> Trace | BudgetedTrace:
     """The run: one that counts every event, or one within the share *budget* of the VM's CPU."""
+    seconds = _DURATION if arguments.duration is None else arguments.duration or None
     if budget is None:
         options = TraceOptions(
-            duration=arguments.duration,
+            duration=seconds,
             via=arguments.via,
             slow_call_ms=arguments.slow_call,
             max_cost=arguments.max_cost,
@@ -136,7 +175,7 @@ def _trace(
         BudgetOptions,
     )
 
-    within = BudgetOptions(arguments.duration, budget, arguments.via, arguments.slow_call)
+    within = BudgetOptions(seconds, budget, arguments.via, arguments.slow_call)
     return BudgetedTrace(target, wanted, within, measurement)
 
 

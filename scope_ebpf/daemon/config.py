@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import UsageError
+from scope_ebpf.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,26 +160,13 @@ def _group(value: Any) -> str:
     return value
 
 
-#: Maximum seconds of a time: clocks do not accept numbers of any size.
-_MAX_SECONDS = 7 * 24 * 3600.0
-
-
-def seconds(least: float) -> Callable[[Any], float]:
+def time(least: float) -> Callable[[Any], float]:
     """A parser of ``15``, ``"15s"``, ``"500ms"``, ``"1m"``: *least* seconds to a week."""
-    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
     def parse(value: Any) -> float:
         if isinstance(value, bool):
-            raise ValueError('a time is written like "15s"')  # noqa: TRY004 - as all others
-        match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|s|m|h)?\s*", str(value))
-        if match is None:
-            raise ValueError('a time is written like "15s", "500ms" or "1m"')
-        found = float(match[1]) * units[match[2] or "s"]
-        if found < least:
-            raise ValueError(f"it must be {least:g} s at least")
-        if found > _MAX_SECONDS:
-            raise ValueError("it must be a week at most")
-        return found
+            value = repr(value)  # it is a number to Python
+        return seconds(str(value), least=least)
 
     return parse
 
@@ -236,9 +224,9 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "hosts": names,
     "budget": share,
     "strict": _boolean,
-    "scan_interval": seconds(0.1),
-    "min_age": seconds(0.0),
-    "snapshot_interval": seconds(1.0),
+    "scan_interval": time(0.1),
+    "min_age": time(0.0),
+    "snapshot_interval": time(1.0),
     "top": count(20),
     "max_series": count(10_000_000, 1_000),
     "compat": _choices("erlang-vm"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import CostMeasurement, HitCost
+    from scope_ebpf.kernel.observers.program_pool import ProgramPool
     from scope_ebpf.results.summary import EventSummary
 
 #: Waits shorter than this, seconds, end in time to the microsecond.
@@ -56,10 +57,16 @@ class BudgetOptions:
     via: Via = "auto"
     #: The shortest native call that is counted, milliseconds; None for the default.
     slow_call_ms: float | None = None
+    #: Print that it begins, and how far it is.
+    announced: bool = True
 
 
 class BudgetedTrace:
-    """One summary of *wanted* on *target*, at most ``options.budget`` of its CPU."""
+    """
+    One summary of *wanted* on *target*, at most ``options.budget`` of its CPU.
+
+    Programs come from *pool*, and go back to it for the next summary, if there is one.
+    """
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class BudgetedTrace:
         wanted: tuple[str, ...],
         options: BudgetOptions,
         measurement: CostMeasurement,
+        pool: ProgramPool | None = None,
     ) -> None:
         self._target, self._measurement, self._options = target, measurement, options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms, governed=True)
@@ -81,6 +89,7 @@ class BudgetedTrace:
                 self._attacher,
                 self._cost or GUESS,
                 budget=options.budget,
+                pool=pool,
             )
         except BaseException:
             self._attacher.close()
@@ -114,7 +123,8 @@ class BudgetedTrace:
         loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
         self.state.begin()
         duration, budget = self._options.duration, self._options.budget
-        say_started(self._target.pid, duration, quiet=True, budget=budget)
+        if self._options.announced:
+            say_started(self._target.pid, duration, quiet=True, budget=budget)
         error: ScopeError | None = None
         try:
             error = self._watch(loop)
@@ -128,7 +138,7 @@ class BudgetedTrace:
     def _watch(self, loop: Loop) -> ScopeError | None:
         with (
             selectors.EpollSelector() as files,
-            progress_bar(self._options.duration, visible=True) as advance,
+            progress_bar(self._options.duration, visible=self._options.announced) as advance,
         ):
             self._register(files)
             moved = loop.started

@@ -17,11 +17,11 @@ from scope_ebpf.capture.frames import BlockKind
 from scope_ebpf.capture.store import FileStore, RingStore
 from scope_ebpf.capture.writer import Names, end_payload, head_payload
 from scope_ebpf.errors import OutputError, ScopeError
-from scope_ebpf.output import Document, set_aside
+from scope_ebpf.output import Document
 from scope_ebpf.results.summary import Cost
 from scope_ebpf.runs.recorder import Recorder
 from scope_ebpf.runs.stall import Stall
-from scope_ebpf.runs.terminal import announce, open_stream, output_error
+from scope_ebpf.runs.terminal import announce, keep_old, open_stream, output_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,16 +62,6 @@ def record(
         error = trace.run(capture.recorder, capture.beat, progress=True)
     summary = trace.summary()
     return summary, capture.finish(summary, error)
-
-
-def keep_old(path: str, *, force: bool = False) -> None:
-    """Rename a capture that is there already, as perf does: it may be the only one of its kind."""
-    try:
-        old = set_aside(path, force=force)
-    except OSError as error:
-        raise output_error(error, path) from error
-    if old:
-        announce(f"{path} was there: it is {old} now")
 
 
 class FileCapture:

@@ -109,6 +109,16 @@ def open_document(path: str, *, force: bool) -> Iterator[IO[bytes]]:
             raise output_error(error, path) from error
 
 
+def keep_old(path: str, *, force: bool = False) -> None:
+    """Rename a file that is there already, as perf does: it may be the only one of its kind."""
+    try:
+        old = output.set_aside(path, force=force)
+    except OSError as error:
+        raise output_error(error, path) from error
+    if old:
+        announce(f"{path} was there: it is {old} now")
+
+
 def _end_with_a_line(fd: int) -> None:
     """Cut a regular file behind its last newline, and close it."""
     with contextlib.suppress(OSError), os.fdopen(fd, "rb+") as file:
@@ -139,13 +149,14 @@ def alone(pid: int) -> Iterator[list[str]]:
 
     The run holds a name in the abstract socket namespace, which goes with its process.
     """
+    notes = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
         try:
             name.bind(f"\0scope-ebpf/trace/{pid}")
         except OSError:
-            yield [f"another scope-trace observes process {pid}: both count right, costs add up"]
-            return
-        yield []
+            notes = [f"another scope-trace observes process {pid}: both count right, costs add up"]
+        # Not in the handler: what ends the run would have that error for its cause.
+        yield notes
 
 
 @contextlib.contextmanager

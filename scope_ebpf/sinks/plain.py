@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["of_target", "plain", "say", "short", "spelled"]
 
 
-#: A function of an Elixir module as Erlang writes it, up to its name.
-_ELIXIR = re.compile(r"(?<![\w.'])Elixir\.([A-Z]\w*(?:\.\w+)*):(?=[^\s:])")
+#: A module of Elixir as Erlang writes it, quoted or not, and what is between it and a function.
+_ELIXIR = re.compile(
+    r"(?<![\w.'@])('?)Elixir\.([A-Z]\w*(?:\.[A-Z]\w*)*)\1(?![\w'@]|\.\w)(:(?=[^\s:]))?"
+)
 
 
 def spelled(text: str) -> str:
-    """Write the functions of Elixir modules in *text* as Elixir does: ``Shop.Cart.add/3``."""
-    return _ELIXIR.sub(r"\1.", text) if "Elixir." in text else text
+    """Write Elixir's modules and functions in *text* as Elixir does: ``Shop.Cart.add/3``."""
+    if "Elixir." not in text:
+        return text
+    return _ELIXIR.sub(lambda found: found[2] + ("." if found[3] else ""), text)
 
 
 def say(text: str, output: TextIO | None = None) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Plain output is for files and pipes, and fits a terminal of this width.
 WIDTH = 80
 _BAR = 32
+#: Characters of a line of a histogram that are no bar.
+_BESIDE_BAR = 38
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 #: Smallest share of a class that is shown.
 _SOME = 0.01
@@ -177,12 +179,12 @@ def print_histogram(console: Console, title: str, histogram: Histogram) -> None:
         f"\n[bold]{title}[/bold]: {histogram.count:,}, mean {duration(mean)}, "
         f"in all {duration(histogram.total_seconds)}"
     )
-    most = max(histogram.slots)
+    most, room = max(histogram.slots), max(1, min(_BAR, console.width - _BESIDE_BAR))
     for slot in range(used[0], used[-1] + 1):
         count = histogram.slots[slot]
-        bar = "#" * round(_BAR * count / most)
+        bar = "#" * round(room * count / most)
         low, high = duration(2**slot / 1e9), duration(2 ** (slot + 1) / 1e9)
-        console.print(f"  {low:>8} .. {high:<8} {count:>12,} |{bar:<{_BAR}}|", style="dim")
+        console.print(f"  {low:>8} .. {high:<8} {count:>12,} |{bar:<{room}}|", style="dim")
 
 
 def _print_unavailable(console: Console, summary: Summary) -> None:

@@ -109,9 +109,7 @@ def test_the_command_of_an_example_is_accepted(example: Example):
     """
     line = re.split(r" \||2>", example.command)[0]
     quoted = re.sub(r"^sudo ", "", line).replace("'", "").split()[1:]
-    command = quoted[0] if quoted[0] in main.COMMANDS else "trace"
-    arguments = quoted if quoted[0] == command else [command, *quoted]
-    assert main._parser(command).parse_args(arguments)
+    assert main.parsed(quoted)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.page}: {e.command}")

@@ -28,13 +28,15 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "suggestions": set(),
+    "units": set(),
     "attach": {"events"},
     "results": {"events"},
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
-    "cgroups": {"sandbox"},
+    "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
-    "beam": {"arrays", "errors", "events", "relations", "sandbox"},
+    "beam": {"arrays", "errors", "events", "relations", "sandbox", "suggestions"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
@@ -49,16 +51,19 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox", "sessions"),
+        *("planning", "relations", "sandbox", "sessions", "units"),
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
         *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
     },
+    # Commands as tools of a program: they run as processes of their own.
+    "mcp": {"attach", "errors", "plain"},
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("pipes", "planning", "runs", "sandbox", "sinks", "user_probes"),
+        *("mcp", "pipes", "planning", "runs", "sandbox", "sinks", "suggestions", "units"),
+        "user_probes",
     },
 }
 
@@ -186,6 +191,7 @@ def test_two_sides_know_nothing_of_each_other(side: str):
         ("cgroups.py", "from scope_ebpf.metrics import reading", "metrics"),
         ("pipes.py", "from scope_ebpf import errors", "errors"),
         ("sessions.py", "from scope_ebpf.runs import trace", "runs"),
+        ("mcp/x.py", "from scope_ebpf.cli import main", "cli"),
     ],
 )
 def test_an_import_without_a_row_is_found(tmp_path: Path, place: str, statement: str, said: str):

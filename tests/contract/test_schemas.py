@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import documents
 import jsonschema
 import pytest
+
+from scope_ebpf.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "packaging"))
@@ -34,7 +37,8 @@ def instances(schema: dict, definitions: dict) -> list:  # noqa: PLR0911 - a cas
         fields = schema["properties"].items()
         return [{key: instances(one, definitions)[0] for key, one in fields}]
     if kind == "object":
-        below = instances(schema["additionalProperties"], definitions)
+        more = schema["additionalProperties"]
+        below = instances(more, definitions) if isinstance(more, dict) else []
         return [{f"key{n}": one for n, one in enumerate(below)}]
     return [{"string": "text", "integer": 23, "number": 0.5, "boolean": True, "null": None}[kind]]
 
@@ -155,3 +159,16 @@ def test_schemas_are_read_without_what_made_them():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "[]\n" == done.stdout, done.stderr
     assert importlib.util.find_spec("pydantic")
+
+
+def test_every_schema_and_tool_is_documented():
+    """
+    The pages have a row for each schema and each tool, and none for one that is not there.
+    """
+    page = (ROOT / "docs/schemas.md").read_text()
+    cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+    assert set(documents.NAMES) == set(re.findall(r"`([\w-]+)`", " ".join(cells)))
+    page = (ROOT / "docs/mcp.md").read_text().partition("\n## Tools\n")[2].partition("\n\nEach ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE)
+    found = {name: re.findall(r"`(\w+)`", cell) for name, cell in rows}
+    assert {name: list(tool.parameters) for name, tool in TOOLS.items()} == found

@@ -51,7 +51,9 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     """
     What ``schedulers --once`` prints.
     """
-    schedulers.run(argparse.Namespace(pid=pid, once=True, interval=interval, format=form))
+    schedulers.run(
+        argparse.Namespace(words=[], pid=str(pid), count=1, interval=interval, format=form)
+    )
     text = capsys.readouterr().out
     return documents.load(text) if form == "json" else text
 

@@ -16,7 +16,16 @@ import documents
 import numpy as np
 import pytest
 import windows_run
-from tracing import PATIENCE, require_root, scope_trace, starting, trace, wait_until
+from tracing import (
+    PATIENCE,
+    breakpoints,
+    hooked_addresses,
+    require_root,
+    scope_trace,
+    starting,
+    trace,
+    wait_until,
+)
 
 from scope_ebpf.beam.vm import state as vm_state
 from scope_ebpf.beam.vm.counters import CounterReader
@@ -67,6 +76,19 @@ def test_what_is_rare_is_exact(stock: beams_run.Beam):
     assert {(0.0, 1.0)} == {
         (event["error_ratio"], event["sampling_ratio"]) for event in outcome.events.values()
     }
+
+
+def test_summaries_follow_each_other(stock: beams_run.Beam):
+    """
+    With an interval and a count, as vmstat takes them, there are as many documents, each of its own
+    time, and nothing is left in the VM behind the last.
+    """
+    done = scope_trace(str(stock.pid), "200ms", "3", "--format", "jsonl")
+    documents = done.lines
+    assert (0, ["duration"] * 3) == (done.code, [one["stopped_because"] for one in documents])
+    assert [True] * 3 == [0.2 <= one["duration_seconds"] < PATIENCE for one in documents]
+    assert {stock.pid} == {one["target"]["pid"] for one in documents}
+    assert 0 == breakpoints(stock.pid, hooked_addresses(stock.pid))
 
 
 def test_what_is_hot_is_estimated_within_its_error_and_its_budget(talkers: beams_run.Beam):

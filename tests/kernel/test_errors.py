@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from tracing import (
+    PATIENCE,
     SCOPE_TRACE,
     Outcome,
     in_kernel,
@@ -170,8 +171,8 @@ def test_another_users_beam_without_the_right_to_look():
     with somebody_elses_beam() as beam:
         outcome = scope_trace("--pid", str(beam.pid), prefix=drop)
         said = (
-            f"scope-trace: process {beam.pid} belongs to somebody else: "
-            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+            f"scope-trace: process {beam.pid} may not be looked into: "
+            "root lacks CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH here"
         )
         assert (6, said) == refused(outcome)
 
@@ -234,19 +235,45 @@ def test_a_beam_that_was_replaced_on_disk(upgradable: Path, how: str):
 
 def test_a_beam_in_another_mount_and_pid_namespace():
     """
-    A VM in a container of another distribution is traced from the host, whose files it has not.
+    A VM in a container of another distribution is traced from the host, whose files it has not:
+    every event of its release, each as often as it was planted.
     """
-    wanted = "spawn,exit,send,receive"
-    with beams_run.planted("trixie27") as beam, trace(beam.pid, "--events", wanted) as run:
-        beam.plant("spawns 23")
-        beam.plant("messages 46")
-        document = run.stop().document
-        for kind in ("mnt", "pid"):
-            ours, its = (Path(f"/proc/{who}/ns/{kind}") for who in ("self", beam.pid))
-            assert ours.readlink() != its.readlink()
+    wanted = "spawn,exit,send,receive,hibernate,port_open,port_close"
+    with beams_run.planted("trixie27") as beam:
+        with trace(beam.pid, "--events", wanted) as run:
+            for command in (
+                "spawns 23",
+                "exits error 7",
+                "messages 46",
+                "hibernates 5",
+                "ports 11",
+            ):
+                beam.plant(command)
+            document = run.stop().document
+            for kind in ("mnt", "pid"):
+                ours, its = (Path(f"/proc/{who}/ns/{kind}") for who in ("self", beam.pid))
+                assert ours.readlink() != its.readlink()
+        with trace(beam.pid, "--events", "code_load,port_busy") as run:
+            beam.plant("code_loads 3")
+            beam.plant("busy_port 4")
+            others = run.stop().document
     assert ("27", "jit") == (document["target"]["otp_release"], document["target"]["flavor"])
-    found = {name: event["count"] for name, event in document["events"].items()}
-    assert {"spawn": 23, "exit": 23, "send": 46, "receive": 48} == found
+    events = document["events"] | others["events"]
+    found = {name: event["count"] for name, event in events.items()}
+    # A hibernation takes one process, and a message each time; each command is received.
+    planted = {
+        "spawn": 23 + 7 + 1,
+        "exit": 23 + 7 + 1,
+        "send": 46 + 5,
+        "receive": 46 + 5 + 5,
+        "hibernate": 5,
+        "port_open": 11,
+        "port_close": 11,
+        "code_load": 3,
+        "port_busy": 1,
+    }
+    assert planted == found
+    assert (24, 7) == tuple(events["exit"]["by_class"][name] for name in ("normal", "error"))
 
 
 def test_scope_trace_in_a_pid_namespace_of_its_own():
@@ -411,3 +438,35 @@ def test_the_installed_command_is_the_same():
     by_name = subprocess.run([script, "--version"], capture_output=True, text=True)
     by_module = subprocess.run([*SCOPE_TRACE, "--version"], capture_output=True, text=True)
     assert (0, by_module.stdout) == (by_name.returncode, by_name.stdout)
+
+
+#: A command line for each command; @ stands for the VM.
+READ_BY_NOBODY = (
+    "@ -d 300ms", "@ -d 300ms -f json", "@ 200ms 9", "@ --stream", "list", "list -f json",
+    "doctor @", "top @", "top @ --once", "ps @ init", "schedulers @", "schedulers @ -f json",
+    "profile @ -d 300ms", "calls @ lists:map/2 -d 500ms", "run --hooks", "--help", "--version",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "both"])
+def test_every_command_ends_well_when_nobody_reads_it(stock: beams_run.Beam, both: bool):
+    """
+    A reader that has gone, of standard output or of both, is no error of any command: it ends by
+    itself with 0 and without a word.
+    """
+    reader, pipe = os.pipe()
+    os.close(reader)
+    try:
+        runs = {
+            line: subprocess.Popen(
+                [*SCOPE_TRACE, *line.replace("@", str(stock.pid)).split()],
+                stdout=pipe,
+                stderr=pipe if both else subprocess.PIPE,
+            )
+            for line in READ_BY_NOBODY
+        }
+    finally:
+        os.close(pipe)
+    said = {line: run.communicate(timeout=PATIENCE)[1] or b"" for line, run in runs.items()}
+    assert {} == {line: said[line].decode() for line, run in runs.items() if run.returncode}
+    assert [] == [line for line, text in said.items() if b"Traceback" in text]

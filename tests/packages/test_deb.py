@@ -155,13 +155,17 @@ def test_every_command_explains_itself(installed: Machine, command: str):
 
 def test_the_daemon_has_its_pages(installed: Machine):
     """
-    The daemon, its config and what Prometheus takes are documented and there.
+    The daemon, its config, what Prometheus takes and what shells complete are there.
     """
     for name in (
         "man/man8/scope-ebpfd.8.gz",
         "man/man5/scope-ebpf-config.5.gz",
         "scope-ebpf/rules.yml",
         "scope-ebpf/prometheus.yml",
+        "bash-completion/completions/scope-trace",
+        "bash-completion/completions/scope-ebpfd",
+        "zsh/vendor-completions/_scope-trace",
+        "fish/vendor_completions.d/scope-trace.fish",
     ):
         assert installed.path(f"/usr/share/{name}").exists(), name
     boards = {path.name for path in installed.path("/usr/share/scope-ebpf/dashboards").iterdir()}

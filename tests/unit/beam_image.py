@@ -17,8 +17,8 @@ from scope_ebpf.errors import ReadRefusedError
 PAGE = 4096
 BASE = 0x10000
 ATOMS = [
-    "_", "normal", "$initial_call", "$ancestors", "names_server", "init", "gen_server", "loop",
-    "my_name", "erlang", "apply", "$gen_call",
+    "false", "true", "_", "normal", "$initial_call", "$ancestors", "names_server", "init",
+    "gen_server", "loop", "my_name", "erlang", "apply", "$gen_call",
 ]  # fmt: skip
 
 
@@ -159,11 +159,14 @@ def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
     The files that it names are atoms or texts, as the release has them.
     """
     words = [atom(n) if image.layout.release < 25 else text(image, n) for n in names]
-    layout, files = image.layout, image.words(*words, 0)
-    data = bytearray(layout.offset("BeamCodeLineTab", "func_tab") + 32)
-    table = image.put(bytes(data))
-    rows = table + len(data) - 16
-    for member, value in (("fname_ptr", files), ("loc_tab", image.words(location))):
+    layout = image.layout
+    head = layout.offset("BeamCodeLineTab", "func_tab")
+    table = image.put(
+        bytes(head) + struct.pack(f"<{len(words) + 5}Q", 0, 0, 0, 0, *words, location)
+    )
+    rows = table + head + 16
+    files = rows + 16
+    for member, value in (("fname_ptr", files), ("loc_tab", files + 8 * len(words))):
         struct.pack_into(
             "<Q", image.data, table - BASE + layout.offset("BeamCodeLineTab", member), value
         )
@@ -215,9 +218,17 @@ def _process(image: Image, slot: int) -> int:
     data[index & 7] = image.words(pair, 0x3B) | 1
     dictionary = image.put(struct.pack("<4IQ8Q", 7, 8, 8, 0, 1, *data))
     message = image.words(2 << 6, atom("$gen_call"), atom("normal")) | 2
-    second = image.put(image.struct("ErtsMessage", m=(message, "Q")))
-    first = image.put(image.struct("ErtsMessage", next=(second, "Q"), m=(atom("normal"), "Q")))
-    link = image.put(image.struct("ErtsMonLnkNode", type=(10, "H")))
+    # In one block with its payload, of which there is none: the block says how large it is.
+    body = bytearray(image.struct("ErtsMessage", data=(1, "Q"), m=(message, "Q")))
+    struct.pack_into("<Q", body, image.layout.offset("ErtsMessage", "m") + 8, 0x3B)  # no token
+    second = image.put(struct.pack("<QQ", 0, len(body)) + body) + 16
+    head = bytearray(image.struct("ErtsMessage", next=(second, "Q"), m=(atom("normal"), "Q")))
+    struct.pack_into("<Q", head, image.layout.offset("ErtsMessage", "m") + 8, 0x3B)
+    first = image.put(bytes(head))
+    node = bytearray(image.struct("ErtsMonLnkNode", type=(10, "H")))
+    behind = image.layout.offset("ErtsMonLnkNode", "offset") + 2
+    struct.pack_into("<H", node, behind, image.layout.offset("ErtsMonLnkNode", "other"))
+    link = image.put(bytes(node))
     name = image.put(image.struct("RegProc", p=(address, "Q"), name=(atom("my_name"), "Q")))
     heap = image.put(bytes(8 * 32))
     stop = heap + 8 * 28
@@ -242,6 +253,7 @@ def _process(image: Image, slot: int) -> int:
         parent=(pid(0), "Q"),
         group_leader=(pid(0), "Q"),
         sig_qs__first=(first, "Q"),
+        sig_qs__last=(second + image.layout.offset("ErtsMessage", "next"), "Q"),
         sig_qs__len=(2, "Q"),
     )
     image.data[address - BASE : address - BASE + size] = row

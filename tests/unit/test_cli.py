@@ -4,11 +4,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
+from scope_ebpf.beam.vm import discover
 from scope_ebpf.cli import main as cli
 from scope_ebpf.cli import options
 from scope_ebpf.errors import HostError, NotRootError, OutputError, ScopeError, UsageError
@@ -69,9 +71,6 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture):
     "words",
     [
         ["--pid"],
-        ["--pid", "x"],
-        ["--pid", "1.5"],
-        ["--duration", "5"],
         ["--pid", "1", "--duration", "-1"],
         ["--pid", "1", "--duration", "soon"],
         ["--pid", "1", "--duration", "nan"],
@@ -83,11 +82,15 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture):
         ["--pid", "1", "--format", "xml"],
         ["--pid", "1", "--via", "luck"],
         ["--pid", "1", "--no-such-option"],
-        ["doctor", "x"],
         ["export", "x.scope", "--to", "perfetto", "--processes", "-5"],
         ["export", "x.scope", "--to", "otlp", "--endpoint", ""],
         ["export", "x.scope", "--to", "otlp", "--endpoint", "ftp://localhost"],
-        ["no-such-command"],
+        ["--duration", "2x", "--pid", "1"],
+        ["top", "--interval", "0"],
+        ["schedulers", "--interval", "-1"],
+        ["schedulers", "--count", "0"],
+        ["calls", "lists:map/2", "--limit", "-1"],
+        ["run", "probe.c", "--max-events", "many"],
     ],
 )
 def test_a_word_that_makes_no_sense_ends_with_usage(
@@ -134,7 +137,7 @@ def test_a_duration_of_zero_has_no_end():
     """
     0 seconds mean as long as Ctrl-C lets it.
     """
-    assert (None, 2.5) == (options.positive("0"), options.positive("2.5"))
+    assert (None, 2.5) == (options.duration("0"), options.duration("2.5"))
 
 
 def test_the_ring_is_a_power_of_two():
@@ -155,7 +158,7 @@ def good_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(host, "require", lambda: None)
 
 
-@pytest.mark.parametrize("pid", [ABSENT, 0, -1, 1 << 31, 1 << 64])
+@pytest.mark.parametrize("pid", [ABSENT, 0, 1 << 31, 1 << 64])
 def test_a_pid_that_is_not_there_has_its_line_and_code(
     pid: int, good_host: None, capsys: pytest.CaptureFixture
 ):
@@ -166,26 +169,108 @@ def test_a_pid_that_is_not_there_has_its_line_and_code(
     assert ("", f"scope-trace: there is no process {pid}\n") == capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["top", "schedulers"])
-@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf"])
-def test_an_interval_that_cannot_be_waited_for_is_refused(
-    command: str, interval: str, good_host: None, capsys: pytest.CaptureFixture
+#: Where a time is an option, with a command line that is right but for it.
+TIMES = [
+    ("-d", []),
+    ("--duration", ["record"]),
+    ("-d", ["profile"]),
+    ("-d", ["calls", "lists:map/2"]),
+    ("-d", ["run", "probe.c"]),
+    ("--stall", ["record"]),
+    ("--slow-call", []),
+    ("-i", ["top"]),
+    ("--interval", ["schedulers"]),
+]
+NO_TIME = 'a time is written like "10s", "500ms", "1m" or "2h"'
+
+
+@pytest.mark.parametrize(("option", "words"), TIMES)
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", "2 s 3", "1d", "1,5", "1e3"])
+def test_a_time_that_is_none_has_one_error_text(
+    option: str, words: list[str], text: str, capsys: pytest.CaptureFixture
 ):
     """
-    Neither nothing nor without end: one line, exit code 2.
+    Wherever a time is an option, nonsense is refused with the forms that a time has.
     """
-    assert 2 == cli.main([command, "--pid", str(ABSENT), "--interval", interval])
-    assert "want" in capsys.readouterr().err
+    given = f"{option}={text}" if option.startswith("--") else f"{option}{text}"
+    assert 2 == ended(*words, given)
+    assert f"{text!r}: {NO_TIME}" in capsys.readouterr().err
 
 
-def test_a_command_that_is_none_is_named(capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(("option", "words"), TIMES)
+@pytest.mark.parametrize(("text", "expected"), [("2s", 2.0), ("500ms", 0.5), ("1m", 60.0)])
+def test_a_time_has_one_parser(option: str, words: list[str], text: str, expected: float):
     """
-    A word in its place that is no command: the message says so, with those that there are.
+    A time with its unit means the same to each option of each command.
     """
-    assert 2 == ended("tpo", "--pid", "1")
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "no command 'tpo'" in last
-    assert "top" in last
+    arguments = vars(cli.parsed([*words, option, text]))
+    name = {"-d": "duration", "-i": "interval"}.get(option, option.strip("-").replace("-", "_"))
+    assert expected * (1000 if name == "slow_call" else 1) == arguments[name]
+
+
+@pytest.fixture
+def no_vms(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(discover, "beams", list)
+
+
+def said_of(words: list[str], capsys: pytest.CaptureFixture) -> str:
+    """
+    What a command line that is wrong prints; its exit code is 2.
+    """
+    try:
+        code = cli.main(words)
+    except SystemExit as end:
+        code = end.code
+    assert 2 == code
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["tpo"], ["tpo", "--sort", "mailbox"], ["tpo", "--pid", "1"]])
+def test_a_mistyped_command_is_called_that(
+    words: list[str], good_host: None, no_vms: None, capsys: pytest.CaptureFixture
+):
+    """
+    A first word that is no command: the message says so and suggests one, whatever follows.
+    """
+    said = said_of(words, capsys)
+    assert re.search(r"no such command( or VM)?: 'tpo'; did you mean top\?", said)
+
+
+def test_a_word_that_is_like_nothing_leads_to_the_lists(
+    good_host: None, no_vms: None, capsys: pytest.CaptureFixture
+):
+    """
+    A first word that is like no command and no VM: where commands and VMs are listed.
+    """
+    first, commands, vms = said_of(["bogus"], capsys).splitlines()
+    assert "scope-trace: no such command or VM: 'bogus'" == first
+    assert "scope-trace --help" in commands
+    assert "no Erlang or Elixir VM runs on this host" in vms
+
+
+#: Misspelt commands and options, and what was meant.
+MISSPELT = [
+    (["scedulers"], "schedulers"),
+    (["recrod"], "record"),
+    (["profle"], "profile"),
+    (["lst"], "list"),
+    (["docter"], "doctor"),
+    (["exprot"], "export"),
+    (["--durtion", "5"], "--duration"),
+    (["--fromat", "json"], "--format"),
+    (["top", "--intervall", "1"], "--interval"),
+    (["record", "--max-sise", "1M"], "--max-size"),
+]
+
+
+@pytest.mark.parametrize(("words", "meant"), MISSPELT)
+def test_a_misspelt_word_leads_to_the_right_one(
+    words: list[str], meant: str, good_host: None, no_vms: None, capsys: pytest.CaptureFixture
+):
+    """
+    The error for a misspelt command or option suggests the one that was meant.
+    """
+    assert f"did you mean {meant}" in said_of(words, capsys)
 
 
 def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFixture):
@@ -365,7 +450,29 @@ def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyP
     reader, closed = os.pipe()
     os.close(reader)
 
-    parser = SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run))
-    monkeypatch.setattr(cli, "_parser", lambda _: parser)
+    monkeypatch.setattr(cli, "parsed", lambda _: SimpleNamespace(run=run))
     assert 0 == cli.main(["list"])
     os.close(closed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["7", "1s", "--interval", "2s"], "--interval is given twice: 1s"),
+        (["7", "1s", "3", "-n", "4"], "--count is given twice: 3"),
+        (["7", "soon"], "behind TARGET are INTERVAL and COUNT, such as 1s 10: 'soon': a time is"),
+        (["7", "1s", "few"], "behind TARGET are INTERVAL and COUNT, such as 1s 10: 'few' is no"),
+        (["7", "-n", "3"], "--count is of summaries: say with --interval"),
+        (["7", "1s", "--stream"], "--stream has a line for each event"),
+        (["7", "1s", "--exact"], "--interval has summaries within a --budget"),
+        (["7", "1s", "2", "3"], "wanted is [TARGET] [INTERVAL [COUNT]], not: 1s 2 3"),
+    ],
+)
+def test_words_of_an_interval_that_make_no_sense_are_refused(
+    words: list[str], said: str, good_host: None, capsys: pytest.CaptureFixture
+):
+    """
+    Interval and count stand behind TARGET or are options, and do not go with what streams.
+    """
+    assert 2 == cli.main(words)
+    assert capsys.readouterr().err.startswith(f"scope-trace: {said}")

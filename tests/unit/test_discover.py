@@ -6,6 +6,7 @@ Looks at all VMs of a host, of which one may be hostile.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -78,3 +79,27 @@ def test_a_mapping_is_found_by_its_bounds():
     first, second, third = made
     assert [None, first, first, None, None, second, third, third, None] == found
     assert nifs._find([], 5) is None
+
+
+@pytest.mark.parametrize(
+    ("uid", "mask", "said"),
+    [
+        (1000, "0", "belongs to somebody else: run as root, or with CAP_SYS_PTRACE and "),
+        (0, "0", "may not be looked into: root lacks CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH here"),
+        (0, "80000", "may not be looked into: root lacks CAP_DAC_READ_SEARCH here"),
+        (0, "1ffffffffff", "may not be looked into, not even by root: a security module such as "),
+    ],
+)
+def test_a_refusal_names_what_is_missing(
+    uid: int, mask: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """
+    Root is not told to be root, but which capability is missing, or that none is.
+    """
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tx\nCapEff:\t{mask:0>16}\n")
+    missing = partial(discover._missing_capabilities, status)
+    monkeypatch.setattr(discover, "_missing_capabilities", missing)
+    monkeypatch.setattr(discover, "in_user_namespace", lambda: False)
+    monkeypatch.setattr(discover.os, "geteuid", lambda: uid)
+    assert discover._forbidden(7).startswith(f"process 7 {said}")

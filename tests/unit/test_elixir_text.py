@@ -35,7 +35,14 @@ CALL = Call(5, "<0.9.0>", "cart", RAW, 1, (), RAW, "a/m.ex:3", 7)
             "by <0.9.0> Elixir.Demo:init/1, and Elixir.B.C:d/0",
             "by <0.9.0> Demo.init/1, and B.C.d/0",
         ),
-        ("Elixir.Demo.Server", "Elixir.Demo.Server"),  # a name
+        ("Elixir.Demo.Server", "Demo.Server"),
+        ("['Elixir.Shop.Sup', <0.9.0>]", "[Shop.Sup, <0.9.0>]"),
+        ("'Elixir.Shop.Cart':add/2", "Shop.Cart.add/2"),
+        ("gen_server (Elixir.Shop.Cart)", "gen_server (Shop.Cart)"),
+        ("'Elixir.Not An Alias'", "'Elixir.Not An Alias'"),
+        ("Elixir.Demo.server", "Elixir.Demo.server"),  # no alias either
+        ("Elixir.A@host", "Elixir.A@host"),
+        ("Elixir.Demo.Server: 5", "Demo.Server: 5"),
         ("my_Elixir.Demo:f/0", "my_Elixir.Demo:f/0"),
         ("Elixir:f/0", "Elixir:f/0"),
         ("lists:map/2", "lists:map/2"),
@@ -43,7 +50,7 @@ CALL = Call(5, "<0.9.0>", "cart", RAW, 1, (), RAW, "a/m.ex:3", 7)
 )
 def test_a_function_of_elixir_is_written_as_elixir_does(text: str, expected: str):
     """
-    Only a module whose name begins with Elixir, and only where a function follows.
+    Only an alias is written without Elixir: no other atom that begins so, and no name of a node.
     """
     assert expected == spelled(text)
 

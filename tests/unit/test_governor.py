@@ -142,6 +142,19 @@ def test_an_event_within_the_budget_has_permanent_hooks():
     assert run.governor.sampling_ratio("gc") == 1.0
 
 
+def test_a_burst_stays_in_the_sampling_ratio_for_a_minute():
+    """
+    Once permanent hooks are back after a burst, the ratio is below one for as long as the time in
+    windows is part of the last minute, and one again behind it.
+    """
+    run = Simulation({"exit": lambda now: 1_000_000 if 5 <= now < 8 else 0}, constant(2.0))
+    run.run(30)
+    assert {"exit": "always"} == run.governor.modes()
+    assert 0.5 < run.governor.sampling_ratio("exit") < 0.95
+    run.run(90)
+    assert 1.0 == run.governor.sampling_ratio("exit")
+
+
 def test_frequent_events_share_what_rare_ones_leave():
     """
     Three frequent events get windows, and a rare one beside them has permanent hooks.

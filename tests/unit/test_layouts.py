@@ -8,12 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.layouts import live
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.processes import blocks, monitors
 from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def target(otp: str, erts: str) -> SimpleNamespace:
@@ -79,6 +86,48 @@ def test_no_version_is_described_twice(release: int):
         for one, other in combinations(found, 2):
             assert one.last < other.first or other.last < one.first
             assert (one.structs, one.facts) != (other.structs, other.facts)
+
+
+def everything() -> Iterator[layouts.Layout]:
+    """
+    Every layout there is.
+    """
+    for release in layouts.KNOWN:
+        for usdt, interpreter in ((False, False), (True, False), (False, True), (True, True)):
+            yield from layouts.ranges(release, usdt=usdt, interpreter=interpreter)
+
+
+def test_every_field_lies_in_its_struct():
+    """
+    No field begins behind the end of its struct, where only an array without a length may begin.
+    """
+    indexes = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
+    outside = {
+        (struct, field)
+        for layout in everything()
+        for struct, fields in layout.structs.items()
+        for field, at in fields.items()
+        if field not in ("sizeof", *indexes) and at > fields["sizeof"] > 0
+    }
+    assert set() == outside
+
+
+def test_messages_monitors_and_links_consist_of_the_same_parts_in_every_release():
+    """
+    What is taken for the same in all releases is so in every layout file.
+    """
+    assert all(blocks.as_ever(layout) and monitors.as_ever(layout) for layout in everything())
+
+
+def test_a_field_outside_of_what_was_read_is_refused():
+    """
+    A layout may be wrong about the size of a struct, which is no error of the program.
+    """
+    rows = np.zeros((2, 16), np.uint8)
+    assert (2,) == column(rows, 8, np.uint64).shape
+    for offset in (-8, 9, 16):
+        with pytest.raises(ReadRefusedError, match="does not lie in a struct of 16 bytes"):
+            column(rows, offset, np.uint64)
 
 
 def test_what_a_build_differs_in_is_kept_under_an_overlay():

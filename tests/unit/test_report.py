@@ -4,13 +4,15 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from scope_ebpf.attach.plan import Attachment, Item
 from scope_ebpf.beam.vm.state import Mailbox, VmState
 from scope_ebpf.cli.top import _cells, _cut
 from scope_ebpf.results.summary import Cost, EventSummary, Histogram, Summary
+from scope_ebpf.sinks import turns
 from scope_ebpf.sinks.plain import duration
-from scope_ebpf.sinks.report import print_report
+from scope_ebpf.sinks.report import print_histogram, print_report
 
 TARGET = {
     "pid": 4711,
@@ -269,3 +271,50 @@ def test_a_process_that_is_registered_as_nothing_has_a_name(name: str | None, sh
     process |= {"name": name, "label": None, "behaviour": None, "initial_call": "demo:run/0"}
     process |= {"memory_bytes": 0, "message_queue_len": 0}
     assert shown == _cells(process, 0.0)[1]
+
+
+TURNS = """
+TIME     UTIL%  RUNQ PROCS   MEM  MAIL SPAWN/S  SEND/S SCHED/S   GC/S COST%
+12:00:00    43   0.4  1.2k   45M   14k       1   ~310k    322k      -   3.1
+12:00:00     -     -     -     -     -       ?       -       -      -     -
+"""
+
+
+def test_summaries_that_follow_each_other_are_a_line_each(monkeypatch: pytest.MonkeyPatch):
+    """
+    An estimate is marked, what is not known is no number, and a line fits 80 columns.
+    """
+    monkeypatch.setattr(turns.time, "strftime", lambda _: "12:00:00")
+    output = io.StringIO()
+    lines = turns.TurnLines(output)
+    first = Summary(TARGET, 10.0, "duration", BUDGETED, Cost(1234567, 0.0125, 0.0314), (), STATE)
+    unknown = {"spawn": seen("spawn", count=3, error_ratio=1.0)}
+    lines.write(first)
+    lines.write(Summary(TARGET, 10.0, "duration", unknown, Cost(0, None, None)))
+    assert TURNS.strip("\n") == output.getvalue().rstrip("\n")
+    assert max(map(len, TURNS.splitlines())) <= 80
+
+
+def test_the_heading_comes_again_after_twenty_lines():
+    """
+    Whoever has scrolled still sees what the columns are.
+    """
+    output = io.StringIO()
+    lines = turns.TurnLines(output)
+    for _ in range(41):
+        lines.write(Summary(TARGET, 1.0, "duration", {}, Cost(0, None, None)))
+    found = [n for n, line in enumerate(output.getvalue().splitlines()) if line.startswith("TIME")]
+    assert [0, 21, 42] == found
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_histogram_fits_the_terminal(width: int):
+    """
+    In a narrow terminal bars are shorter, and no line is broken.
+    """
+    output = io.StringIO()
+    console = Console(file=output, width=width, highlight=False)
+    print_histogram(console, "gc minor", Histogram(2.5e-05, slots(s10=3, s12=4)))
+    lines = output.getvalue().splitlines()[2:]
+    assert [True] * 3 == [line.startswith("  ") and line.endswith("|") for line in lines]
+    assert max(map(len, lines)) == min(width, 70)

@@ -12,8 +12,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from scope_ebpf.errors import OutputError
-from scope_ebpf.runs.captures import keep_old
-from scope_ebpf.runs.terminal import alone, open_output, output_error
+from scope_ebpf.runs.terminal import alone, keep_old, open_output, output_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,3 +149,15 @@ def test_a_capture_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureF
     assert b"the only one" == (tmp_path / "run.scope.old").read_bytes()
     assert not path.exists()
     assert f"{path}.old" in capsys.readouterr().err
+
+
+def test_what_ends_a_second_trace_keeps_its_cause():
+    """
+    Beside another trace of the same target, an end has the cause that it has alone.
+    """
+    pid = 2**22 + os.getpid()
+    end = SystemExit(1)
+    end.__context__ = BrokenPipeError()  # as rich ends a program whose reader has gone
+    with alone(pid), pytest.raises(SystemExit), alone(pid):
+        raise end
+    assert isinstance(end.__context__, BrokenPipeError)

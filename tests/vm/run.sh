@@ -84,7 +84,7 @@ make_disk() {
     "$python" - "$project/pyproject.toml" >"$work/requirements" <<'PYTHON'
 import sys, tomllib
 print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
-print("perfetto", "protobuf", "pytest", sep="\n")
+print("fastjsonschema", "perfetto", "protobuf", "pytest", sep="\n")
 PYTHON
     disk=$vm/disk-$(echo "$packages" | cat - "$work/requirements" | sha256sum | cut -c 1-12).ext4
     [ ! -e "$disk" ] || return 0
@@ -172,7 +172,7 @@ make_payload() {
     mkdir -p "$work/payload/tests"
     "$python" -m pip -qq install --disable-pip-version-check --no-deps --no-build-isolation \
         --target "$work/payload/wheel" "$project"
-    cp -r "$project"/tests/{beams_run.py,perfetto_read.py,perfetto_sql.py,beams,workloads,kernel,vm} \
+    cp -r "$project"/tests/{beams_run.py,documents.py,perfetto_read.py,perfetto_sql.py,beams,workloads,kernel,vm} \
         "$work/payload/tests/"
     local built
     built=$(find "$cache" -maxdepth 1 -name 'usdt-*' | sort | tail -n 1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG
 from scope_ebpf.errors import ReadRefusedError, UsageError
+from scope_ebpf.suggestions import bare, close, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,24 +138,25 @@ class Functions:
         names = self._modules.names()
         wanted = {name: index for name, index in names.items() if _like(pattern.module, name)}
         if not wanted:
-            near = get_close_matches(pattern.module, names, 3)
+            modules = map(bare, close(pattern.module, names))
             raise UsageError(
-                f"no module {pattern.module} is loaded (in a shell, a module is loaded when it is "
-                f"first called){_or(near)}"
+                f"no module {bare(pattern.module)} is loaded (in a shell, a module is loaded when "
+                f"it is first called){did_you_mean(modules)}"
             )
         found: list[Function] = []
-        near = []
+        near: list[Function] = []
         for code in self._modules.code(wanted.values()).values():
             header = code.current or next(iter(code.others), 0)
             if not header:
                 continue
             functions = self.of(header)
             found += [f for f in functions if pattern.fits(f)]
-            near += [str(f) for f in functions if f.function == pattern.function] or (
-                get_close_matches(pattern.text, map(str, functions), 3)
+            near += [f for f in functions if f.function == pattern.function] or _like_it(
+                pattern.function, functions
             )
         if not found:
-            raise UsageError(f"no loaded function fits {pattern.text}{_or(near[:5])}")
+            like = did_you_mean(map(str, near[:5]))
+            raise UsageError(f"no loaded function fits {pattern.text}{like}")
         return sorted(found, key=str)
 
     def of(self, header: int) -> list[Function]:
@@ -218,5 +219,7 @@ class Functions:
         return starts
 
 
-def _or(near: list[str]) -> str:
-    return f"; there is {', '.join(near)}" if near else ""
+def _like_it(name: str, functions: list[Function]) -> list[Function]:
+    """Those of *functions* whose names are like *name*."""
+    found = close(name, [function.function for function in functions])
+    return [function for function in functions if function.function in found]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.arrays import distinct_rows
+from scope_ebpf.beam.code.checks import failed
 from scope_ebpf.beam.memory.process_memory import UnreadableMemoryError
 from scope_ebpf.beam.memory.terms import (
     ATOM_MASK,
@@ -46,6 +47,8 @@ _MAX_NAME = 1024
 _MAX_ATTRIBUTES = 1 << 16
 #: Modules whose tables are kept. A large application has some 2,000.
 CACHE = 4096
+#: Loaded modules that the layout is checked with.
+_SAMPLE = 6
 #: A location packs a file's number above 24 bits of line (OTP-25.2.3 beam_code.h).
 _LINE_BITS = 24
 
@@ -79,7 +82,11 @@ class _Module:
 
 
 class CodeMap:
-    """The code of one VM. :meth:`refresh` takes in what was loaded or purged since."""
+    """
+    The code of one VM. :meth:`refresh` takes in what was loaded or purged since.
+
+    ReadRefusedError if most of the modules that are looked at do not fit.
+    """
 
     def __init__(self, target: Target, atoms: Atoms) -> None:
         self._memory = target.memory
@@ -94,6 +101,27 @@ class CodeMap:
         #: Grows whenever code was loaded or purged.
         self.generation = 0
         self.refresh()
+        self._verify()
+
+    def _verify(self) -> None:
+        """Check the layout with some modules; code may be purged meanwhile, so most must fit."""
+        count = min(_SAMPLE, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).astype(np.int64)
+        wrong = [why for why in map(self._misfit, chosen.tolist()) if why]
+        if 2 * len(wrong) > count:
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: the check that {wrong[-1]} holds for "
+                f"{count - len(wrong)} of {count} modules, so {self._layout} does not fit and no "
+                "function is named"
+            )
+
+    def _misfit(self, index: int) -> str | None:
+        start, end = int(self._starts[index]), int(self._ends[index])
+        try:
+            module = self._module(start, end)
+        except ReadRefusedError:
+            return "functions of a module are in order"
+        return failed(self._memory, self._layout, module.header, module.functions)
 
     def refresh(self) -> None:
         """Read the ranges again; forget every module that is not what it was."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import PID_TAG
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.table import CHUNK, IDENTITY, SIZES, ProcessTable
 from scope_ebpf.beam.vm.threads import threads
@@ -54,6 +55,10 @@ _BLOCK_SIZE, _BLOCK_HEAD = (1 << 40) - 8, 8
 #: A connection lies in a binary of the VM's: where the binary's size stands before it, and what
 #: that counts besides.
 _BINARY_SIZE, _BINARY_HEAD = 32, 24
+#: Slots of the table of ports that are looked into, and ports that are checked.
+_MOST_PORTS, _SEEN_PORTS = 1024, 16
+#: A slot that is being taken has flags; those of a port (ERTS_PORT_SFLG_*, OTP-25.2.3 erl_port.h).
+_FLAGS, _OPEN_PORT, _FREE_PORT, _DELETE = 7, 1 << 0, 1 << 8, 0x7F
 
 
 def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
@@ -285,3 +290,34 @@ def check_rare_data(target: Target) -> None:
     sizes = (column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE))[read]
     if len(sizes) and sizes.min() != target.layout.size("ErtsPSD") + _BLOCK_HEAD:
         raise refused(target, "rare data of a process has the size of its block", "memory is")
+
+
+def check_ports(target: Target) -> None:
+    """Ports belong to a process, have the name of their driver or program, and are not free."""
+    memory, layout = target.memory, target.layout
+    words = port_addresses(target, _MOST_PORTS)[:_SEEN_PORTS]
+    ports, read = memory.gather(words, layout.size("Port"))
+    owners, names = (
+        column(ports, layout.offset("Port", f), np.uint64) for f in ("connected", "name")
+    )
+    states = column(ports, layout.offset("Port", "state"), np.uint32)
+    texts, named = memory.gather(names, 1)
+    good = read & named & (owners & np.uint64(0xF) == PID_TAG)
+    good &= (states & np.uint32(_FREE_PORT) == 0) & (states & np.uint32(_OPEN_PORT) != 0)
+    good &= (texts[:, 0] >= ord(" ")) & (texts[:, 0] != _DELETE)
+    if 2 * int(good.sum()) < len(good):
+        raise refused(target, "ports have an owner and a name", "ports are")
+
+
+def port_addresses(target: Target, most: int) -> NDArray[np.uint64]:
+    """Give the addresses of the ports in the first *most* slots of the table."""
+    memory, layout = target.memory, target.layout
+    table = target.address("erts_port")
+    slots = memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
+    first = memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
+    invalid = memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
+    words = memory.words(first, min(slots, most))
+    found: NDArray[np.uint64] = words[
+        (words != 0) & (words != invalid) & (words & np.uint64(_FLAGS) == 0)
+    ]
+    return found

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.beam.memory.terms import is_boxed
+from scope_ebpf.beam.memory.terms import is_atom, is_boxed
+from scope_ebpf.beam.processes.blocks import as_ever
 from scope_ebpf.beam.processes.sizes import LIMIT, ring, tree
 from scope_ebpf.beam.processes.table import (
     ATTEMPTS,
@@ -45,6 +46,9 @@ _MAX_NODES = 10 * MAX_MESSAGES
 #: Words of stack.
 _MAX_STACK = 1 << 16
 _WORD = 8
+#: The token of a message that is not traced (with dynamic trace an atom), and the header of others
+#: (OTP-25.2.3 erts/emulator/beam/erl_message.h, SEQ_TRACE_TOKEN).
+_NIL, _FIVE = 0x3B, 5 << 6
 _ACTIVE = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
 #: Fields that change when a process collects, and so moves its terms.
 HEAPS = ("heap", "hend", "old_heap", "minor_gcs", "fragment_words")
@@ -157,19 +161,34 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
     layout, memory = target.layout, target.memory
     onward, body = layout.offset("ErtsMessage", "next"), layout.offset("ErtsMessage", "m")
     found: list[tuple[int, int]] = []
-    messages = 0
+    messages = with_token = 0
     for queue in _QUEUES:
         node = int(row[queue])
         while node and len(found) < _MAX_NODES and messages < MAX_MESSAGES:
             try:
-                raw = memory.read(node, body + _WORD)
+                raw = memory.read(node, body + 2 * _WORD)
             except ReadRefusedError:
                 break
-            (term,) = struct.unpack_from("<Q", raw, body)
+            term, token = struct.unpack_from("<2Q", raw, body)
             found.append((node, term))
             messages += is_message(term)
+            with_token += is_message(term) and _is_token(target, token)
             (node,) = struct.unpack_from("<Q", raw, onward)
+    if messages > 2 * with_token or (found and not as_ever(layout)):
+        raise ReadRefusedError(
+            f"process {target.pid} (OTP {target.otp_release}): the check that messages have a "
+            f"sequential trace token holds for {with_token} of {messages}, so {layout} does not "
+            "fit and no message is read"
+        )
     return found
+
+
+def _is_token(target: Target, term: int) -> bool:
+    """Whether this may be the token of a message: none as a rule, or a tuple of five."""
+    if not is_boxed(term):
+        return term == _NIL or (target.usdt and is_atom(term))
+    head = _head(target, term)
+    return head is not None and head[0] == _FIVE
 
 
 def is_message(term: int) -> bool:

@@ -98,8 +98,17 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 
 def column(rows: NDArray[np.uint8], offset: int, kind: type[_Number]) -> NDArray[_Number]:
-    """View one field of many structs, shape ``(n,)`` for rows of shape ``(n, size)``."""
-    field = np.ascontiguousarray(rows[:, offset : offset + np.dtype(kind).itemsize])
+    """
+    View one field of many structs, shape ``(n,)`` for rows of shape ``(n, size)``.
+
+    Raises ReadRefusedError for a field that does not lie in them.
+    """
+    end = offset + np.dtype(kind).itemsize
+    if not 0 <= offset < end <= rows.shape[1]:
+        raise ReadRefusedError(
+            f"a field in bytes {offset} to {end} does not lie in a struct of {rows.shape[1]} bytes"
+        )
+    field = np.ascontiguousarray(rows[:, offset:end])
     return field.view(kind)[:, 0]
 
 

@@ -33,6 +33,8 @@ _PAGE = 1024
 MAX_BYTES = 255 * 4
 #: No VM has more; the default limit is 1,048,576 (erl +t).
 MAX_ATOMS = 1 << 25
+#: The first of erts/emulator/beam/atom.names, OTP-21 to OTP-29: false is 0 and true is 1.
+_FIRST = {0: "false", 1: "true"}
 #: Texts kept; most are never asked for.
 CACHE = 1 << 16
 #: Atoms that a search reads together, first those that the VM is born with, and in all: some
@@ -46,7 +48,11 @@ _HEAP_BITS_DATA = 16
 
 
 class Atoms:
-    """The atom table of a running VM."""
+    """
+    The atom table of a running VM.
+
+    ReadRefusedError if its first atoms are not those that every VM has.
+    """
 
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
@@ -61,6 +67,12 @@ class Atoms:
         self._name = layout.offset("Atom", "u.bin" if self._boxed else "name")
         self._texts: dict[int, str] = {}
         self._blocks: dict[tuple[int, int], _NameRanges] = {}
+        if self.texts(_FIRST) != _FIRST:
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: the check that its first atoms are "
+                f"{' and '.join(_FIRST.values())} does not hold, so {layout} does not fit and no "
+                "name is read"
+            )
 
     def __len__(self) -> int:
         """Return the number of atoms that the VM has now."""

@@ -13,6 +13,7 @@ from scope_ebpf.beam.processes.monitors import counts
 from scope_ebpf.beam.processes.reasons import status_reason
 from scope_ebpf.beam.processes.table import ALL, DETAIL, PRIORITY
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.suggestions import bare, close
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.results.documents.processes import ProcessDetail
 
-__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames"]
+__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames", "near"]
 
 #: The columns that :func:`detail` needs.
 FIELDS = (*ALL, *DETAIL)
@@ -155,6 +156,14 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
             spelled.append(wanted[1:-1])
     index = next((texts.index(name) for name in spelled if name in texts), None)
     return rows[:0] if index is None else viewer.table.one(int(rows["id"][index]))
+
+
+def near(viewer: Viewer, wanted: str) -> list[str]:
+    """Registered names that are like *wanted*, as Elixir or Erlang write them."""
+    if _PID.fullmatch(wanted):
+        return []
+    registered = viewer.names.registered(viewer.table.snapshot().rows)
+    return [bare(name) for name in close(wanted.strip("'"), filter(None, registered))]
 
 
 #: A pid of the VM itself, as Erlang, Elixir or a person writes it.

@@ -18,11 +18,14 @@ from scope_ebpf.beam.memory.process_memory import column
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.vm.target import Target
 
 #: Flags of a node. Since OTP 28 they share a word with the kind and stand above it.
 _TARGET, _EXTENDED, _SPAWN_PENDING = 1 << 0, 1 << 4, 1 << 5
 _SHIFT_28, _KIND_28 = 7, 0x1F
+#: Kinds of links: their numbers follow those of monitors (ERTS_LNK_TYPE_*).
+_LINKS = 3
 _PROC, _PORT, _TIME_OFFSET, _DIST_PROC = 0, 1, 2, 3
 
 
@@ -68,6 +71,54 @@ def kind(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return found
 
 
+def fits(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """
+    Return which nodes say that they and their keys lie where the layout has them.
+
+    The first and the second node of a monitor know how far they are behind its data, and how far
+    its reference, or what they lead to, is behind them (*key_offset*, the next two bytes).
+    """
+    layout, of = target.layout, kinds(target)
+    if not as_ever(layout):
+        return np.zeros(len(nodes), np.bool_)
+    at = layout.offset("ErtsMonLnkNode", "offset")
+    offset, key = (column(nodes, at + i, np.uint16).astype(np.int64) for i in (0, 2))
+    here, is_second = kind(target, nodes), offset == layout.size("ErtsMonLnkNode")
+    good = (offset == 0) | is_second
+    good &= (key == layout.offset("ErtsMonLnkNode", "other")) | (
+        key + offset == layout.offset("ErtsMonitorData", "ref")
+    )
+    good &= here <= of.alias + _LINKS
+    # A link is of no kind of monitor, and neither end of it is the target.
+    found: NDArray[np.bool_] = good & (
+        (here > of.alias) | (_flag(target, nodes, _TARGET) == is_second)
+    )
+    return found
+
+
+def as_ever(layout: Layout) -> bool:
+    """
+    Whether the data of monitors and links consist of two nodes and what follows in OTP 24 to 29.
+
+    The reference and a count of users, then the heap of a reference, or what else a kind needs
+    (OTP-25.2.3 and OTP-29.1.1 erts/emulator/beam/erl_monitor_link.h).
+    """
+    node, other = layout.size("ErtsMonLnkNode"), layout.offset("ErtsMonLnkNode", "other")
+    expected = {
+        "ErtsMonitorData": {"origin.other": other, "u.target.other": node + other}
+        | {"ref": 2 * node, "refc": 2 * node + 8, "sizeof": 2 * node + 16},
+        "ErtsMonitorDataHeap": {"sizeof": 2 * node + 48},
+        "ErtsMonitorSuspend": {"sizeof": 2 * node + 32},
+        "ErtsMonitorDataExtended": {"sizeof": 2 * node + 48},
+        "ErtsELink": {"ld.refc": 2 * node, "heap": 2 * node + 32, "sizeof": 2 * node + 40},
+    }
+    return all(
+        layout.offset(struct, name) == offset
+        for struct, fields in expected.items()
+        for name, offset in fields.items()
+    )
+
+
 def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return which links or monitors have terms of their own behind them."""
     return _flag(target, nodes, _EXTENDED)
@@ -77,6 +128,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
     """Count the nodes of the tree and of the ring of one process, rows of ErtsMonLnkNode."""
     of = kinds(target)
     nodes = np.concatenate([tree, ring])
+    nodes = nodes[fits(target, nodes)]
     here, own = kind(target, nodes), ~_flag(target, nodes, _TARGET)
     plain = np.isin(here, (_PROC, _PORT, *of.remote))
     pending = _flag(target, nodes, _SPAWN_PENDING)
@@ -93,7 +145,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
 
 def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:
     """Read the pids of those that suspend a process, from the nodes of its ring."""
-    here = kind(target, ring) == kinds(target).suspend
+    here = fits(target, ring) & (kind(target, ring) == kinds(target).suspend)
     here &= _flag(target, ring, _TARGET)
     offset = target.layout.offset("ErtsMonLnkNode", "other")
     found: list[int] = column(ring, offset, np.uint64)[here].tolist()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope_ebpf.beam.layouts.checks import schedulers
+from scope_ebpf.beam.layouts.checks import check_ports, port_addresses, schedulers
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import PortCodec
 from scope_ebpf.beam.processes.monitors import suspenders
@@ -94,12 +94,8 @@ def _who(viewer: Viewer, pid: int) -> str:
 def _port(target: Target, pid: int) -> str | None:
     """Find the port that the process *pid* waits for; its name is that of its driver or program."""
     memory, layout = target.memory, target.layout
-    table = target.address("erts_port")
-    slots = memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
-    first = memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
-    invalid = memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
-    words = memory.words(first, min(slots, _MOST_PORTS))
-    ports = words[(words != 0) & (words != invalid) & (words & np.uint64(_FLAGS) == 0)]
+    check_ports(target)
+    ports = port_addresses(target, _MOST_PORTS)
     raw, read = memory.gather(ports + np.uint64(layout.offset("Port", "suspended")), _WORD)
     lists, left = column(raw, 0, np.uint64), MOST
     for row in np.flatnonzero(read & (lists != 0)).tolist():

@@ -16,7 +16,8 @@ import numpy as np
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, PRIMARY_MASK
 from scope_ebpf.beam.memory.walk import Walk, chain, pointers, walk
-from scope_ebpf.beam.processes.monitors import extended, kind, kinds
+from scope_ebpf.beam.processes.blocks import Blocks
+from scope_ebpf.beam.processes.monitors import extended, fits, kind, kinds
 from scope_ebpf.beam.processes.table import EXITING, base_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _FRAGMENTS = 64
 _DICTIONARY_SIZE, _DICTIONARY_HEAD = 8, 24
 #: A message whose payload lies behind it in the same block (ERTS_MSG_COMBINED_HFRAG).
 _COMBINED = 1
+#: Processes that hold one monitor or link together, at most.
+_SHARED = 2
 _RECEIVE_MARK = 16  # ERTS_SIG_Q_OP_RECV_MARK
 
 
@@ -48,24 +51,28 @@ class Sizes(NamedTuple):
     exact: NDArray[np.bool_]
 
 
-def memory_bytes(target: Target, rows: NDArray[np.void], limit: int = LIMIT) -> Sizes:
+def memory_bytes(
+    target: Target, rows: NDArray[np.void], limit: int = LIMIT, blocks: Blocks | None = None
+) -> Sizes:
     """
     Return the memory of each process, bytes; *rows* need the columns LOAD and SIZES.
 
     A mailbox of more than *limit* messages is estimated by its first ones, and
     so are links and monitors; messages from other nodes that no process has
-    decoded yet have no size that could be known.
+    decoded yet have no size that could be known. What does not fit its *blocks* is an estimate.
     """
+    blocks = blocks or Blocks(target)
     layout = target.layout
     base = base_bytes(rows, layout.size("Process")).astype(np.float64)
     total = base.copy()
     exact = np.ones(len(rows), np.bool_)
     alive = rows["state"] & np.uint32(EXITING) == 0
     for part in (_links, _monitors, _watchers):
-        size, whole = part(target, np.where(alive, rows[_ROOTS[part.__name__]], 0), limit)
+        roots = np.where(alive, rows[_ROOTS[part.__name__]], 0)
+        size, whole = part(target, roots, limit, blocks)
         total += size
         exact &= whole
-    size, whole = _messages(target, rows, limit)
+    size, whole = _messages(target, rows, limit, blocks)
     total += size
     exact &= whole
     if layout.has("ErtsPSD", "sizeof"):
@@ -96,7 +103,40 @@ def tree(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
     def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
         return [column(nodes, right, np.uint64), column(nodes, left, np.uint64)]
 
-    return walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+    found = walk(target.memory, roots, target.layout.size("ErtsMonLnkNode"), follow, limit)
+    good = fits(target, found.nodes)
+    # A node knows its parent, whose address has flags below.
+    below = [(column(found.nodes, at, np.uint64), found.addresses) for at in (right, left)]
+    good &= _leads_back(found, below, right - _WORD)
+    return _without(found, good)
+
+
+def _leads_back(
+    found: Walk, onward: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]], back: int
+) -> NDArray[np.bool_]:
+    """
+    Whether each node is there once, and its word at *back* is the node that leads to it.
+
+    *onward* are pairs of nodes that are led to, and those that lead there.
+    """
+    there, first, inverse, times = np.unique(
+        found.addresses, return_index=True, return_inverse=True, return_counts=True
+    )
+    expected = np.zeros(len(there), np.uint64)
+    for target, source in onward:
+        index = np.searchsorted(there, target)
+        index[index == len(there)] = 0
+        hit = there[index] == target if len(there) else np.zeros(len(target), np.bool_)
+        expected[index[hit]] = source[hit]
+    said = column(found.nodes, back, np.uint64)[first] & np.uint64(POINTER_MASK)
+    good: NDArray[np.bool_] = ((said == expected) & (times == 1))[inverse.reshape(-1)]
+    return good
+
+
+def _without(found: Walk, good: NDArray[np.bool_]) -> Walk:
+    """Say of the roots of nodes that are not *good* that they are not whole."""
+    found.whole[found.owners[~good]] = False
+    return found
 
 
 def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
@@ -107,16 +147,25 @@ def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
         addresses = chain(target.memory, int(roots[0]), next_offset, limit, closed=True)
         nodes, read = target.memory.gather(addresses, size)
         whole = np.array([bool(read.all()) and len(addresses) <= limit])
-        return Walk(np.zeros(int(read.sum()), np.int64), addresses[read], nodes[read], whole)
+        found = Walk(np.zeros(int(read.sum()), np.int64), addresses[read], nodes[read], whole)
+        return _closed(target, found, next_offset)
 
     def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
         onward = column(nodes, next_offset, np.uint64)
         return [np.where(np.isin(onward, roots), 0, onward)]
 
-    return walk(target.memory, roots, size, follow, limit)
+    return _closed(target, walk(target.memory, roots, size, follow, limit), next_offset)
 
 
-def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
+def _closed(target: Target, found: Walk, next_offset: int) -> Walk:
+    """Check that each node of a ring leads back to the one before it."""
+    onward = column(found.nodes, next_offset, np.uint64)
+    good = fits(target, found.nodes)
+    good &= _leads_back(found, [(onward, found.addresses)], next_offset + _WORD)
+    return _without(found, good)
+
+
+def _links(target: Target, roots: NDArray[np.uint64], limit: int, blocks: Blocks) -> _Part:
     layout = target.layout
     owners, addresses, nodes, whole = tree(target, roots, limit)
     sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
@@ -128,44 +177,53 @@ def _links(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
         shares = np.maximum(column(data, layout.offset("ErtsELink", "ld.refc"), np.uint32), 1)
         arity = column(data, layout.offset("ErtsELink", "heap"), np.uint64) >> np.uint64(6)
         arity = np.minimum(arity, 64)  # a pid of another node has three words
-        sizes[remote] = (full + _WORD * arity.astype(np.int64)) // shares
+        whole_size = full + _WORD * arity.astype(np.int64)
+        sizes[remote] = whole_size // shares
+        read &= (shares <= _SHARED) & blocks.fits(
+            "ErtsELink", addresses[remote] - offset, whole_size
+        )
         whole[owners[remote][~read]] = False
     return _sum(owners, sizes, len(roots)), whole
 
 
-def _monitors(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    return _monitor_sizes(target, *tree(target, roots, limit))
+def _monitors(target: Target, roots: NDArray[np.uint64], limit: int, blocks: Blocks) -> _Part:
+    return _monitor_sizes(target, tree(target, roots, limit), blocks)
 
 
-def _watchers(target: Target, roots: NDArray[np.uint64], limit: int) -> _Part:
-    return _monitor_sizes(target, *ring(target, roots, limit))
+def _watchers(target: Target, roots: NDArray[np.uint64], limit: int, blocks: Blocks) -> _Part:
+    return _monitor_sizes(target, ring(target, roots, limit), blocks)
 
 
 _ROOTS = {"_links": "links", "_monitors": "monitors", "_watchers": "watchers"}
 
 
-def _monitor_sizes(
-    target: Target,
-    owners: NDArray[np.int64],
-    addresses: NDArray[np.uint64],
-    nodes: NDArray[np.uint8],
-    whole: NDArray[np.bool_],
-) -> _Part:
+def _monitor_sizes(target: Target, found: Walk, blocks: Blocks) -> _Part:
     """Return each monitor's share: two processes may hold one block together."""
     layout = target.layout
+    owners, addresses, nodes, whole = found
     offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16).astype(np.uint64)
+    data = addresses - offset
     refc_offset = np.uint64(layout.offset("ErtsMonitorData", "refc"))
-    references, read = target.memory.gather(addresses - offset + refc_offset, 4)
-    shares = np.maximum(column(references, 0, np.uint32), 1)
+    references, read = target.memory.gather(data + refc_offset, 4)
+    shares = column(references, 0, np.uint32)
+    read &= (shares > 0) & (shares <= _SHARED)
     here, of = kind(target, nodes), kinds(target)
-    sizes = np.full(len(owners), layout.size("ErtsMonitorDataHeap"))
-    sizes[here == of.suspend] = layout.size("ErtsMonitorSuspend")
-    sizes[here == of.alias] = layout.size("ErtsMonitorData")
-    named = extended(target, nodes) & (here != of.alias) & (here != of.suspend)
-    sizes[named], measured = _extended(target, (addresses - offset)[named], here[named])
+    suspend, alias = here == of.suspend, here == of.alias
+    named = extended(target, nodes) & ~alias & ~suspend
+    sizes = np.zeros(len(owners), np.int64)
+    sizes[named], measured = _extended(target, data[named], here[named])
+    read[np.flatnonzero(named)[~measured]] = False
+    for struct, of_it in (
+        ("ErtsMonitorSuspend", suspend),
+        ("ErtsMonitorData", alias),
+        ("ErtsMonitorDataExtended", named),
+        ("ErtsMonitorDataHeap", ~suspend & ~alias & ~named),
+    ):
+        if struct != "ErtsMonitorDataExtended":
+            sizes[of_it] = layout.size(struct)
+        read[of_it] &= blocks.fits(struct, data[of_it], sizes[of_it])
     whole[owners[~read]] = False
-    whole[owners[named][~measured]] = False
-    return _sum(owners, (sizes // shares).astype(np.float64), len(whole)), whole
+    return _sum(owners, (sizes // np.maximum(shares, 1)).astype(np.float64), len(whole)), whole
 
 
 def _extended(
@@ -192,14 +250,13 @@ def _extended(
     return size + _WORD * words, whole
 
 
-def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
+def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks) -> _Part:
     """Return the bytes of each mailbox, estimated from the first messages of a long one."""
     layout, memory = target.layout, target.memory
     block = layout.size("ErtsMessage")
     used = layout.offset("ErtsMessage", "hfrag.used_size")
     fragment = layout.offset("ErtsMessage", "hfrag.next")
-    roots = rows["first_message"]
-    owners, nodes, whole = _mailboxes(target, roots, limit)
+    owners, addresses, nodes, whole = _mailboxes(target, rows, limit)
     tag = column(nodes, layout.offset("ErtsMessage", "m"), np.uint64)
     data = column(nodes, layout.offset("ErtsMessage", "data"), np.uint64)
     signal = (tag & np.uint64(3) == 0) & (tag != 0)
@@ -210,16 +267,30 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int) -> _Part:
     sizes[marker] = fragment + 2 * _WORD  # ErtsRecvMarker
     combined = ~signal & (data == _COMBINED)
     words = column(nodes, used, np.uint64)
-    whole[owners[combined & (words > _MAX_PAYLOAD)]] = False
+    rooms = column(nodes, used - _WORD, np.uint64)  # alloc_size
+    odd = combined & ((words > _MAX_PAYLOAD) | (words > rooms))
+    whole[owners[odd]] = False
+    there = combined & ~odd
+    sizes_of_blocks = block + _WORD * (rooms[there].astype(np.int64) - 1)
+    fitting = blocks.fits("ErtsMessage", addresses[there], sizes_of_blocks)
+    whole[owners[there][~fitting]] = False
+    if blocks.disproves("ErtsMessage"):
+        return np.zeros(len(rows)), rows["first_message"] == 0
+    if not blocks.knows("ErtsMessage"):
+        whole[owners] = False
     sizes[combined] += _WORD * np.where(words > _MAX_PAYLOAD, 0, words)[combined]
     # The payload goes on in further fragments, or lies in fragments alone.
     chained = np.where(combined, column(nodes, fragment, np.uint64), data)
     chained[signal | (tag == 0)] = 0
-    heads, _, fragments, complete = walk(
+    heads, starts, fragments, complete = walk(
         memory, chained, used - fragment + _WORD, pointers(0), _FRAGMENTS
     )
     words = column(fragments, used - fragment, np.uint64)
-    complete[heads[words > _MAX_PAYLOAD]] = False
+    rooms = column(fragments, used - fragment - _WORD, np.uint64)
+    complete[heads[(words > _MAX_PAYLOAD) | (words > rooms)]] = False
+    head = layout.offset("ErtsMessage", "hfrag.mem") - fragment
+    sizes_of_blocks = head + _WORD * np.minimum(rooms, _MAX_PAYLOAD).astype(np.int64)
+    complete[heads[~blocks.fits("ErlHeapFragment", starts, sizes_of_blocks)]] = False
     lengths = _WORD * np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
     sizes += _sum(heads, lengths, len(chained))
     whole[owners[~complete]] = False
@@ -245,22 +316,29 @@ def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:
     return ranks
 
 
-def _mailboxes(
-    target: Target, roots: NDArray[np.uint64], limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read the messages of each mailbox: whose they are, their bytes, and whether these are all."""
-    layout, memory = target.layout, target.memory
+def _mailboxes(target: Target, rows: NDArray[np.void], limit: int) -> Walk:
+    """Read the messages of each mailbox; it is whole if it ends where its process says."""
+    layout, memory, roots = target.layout, target.memory, rows["first_message"]
     block, onward = layout.size("ErtsMessage"), layout.offset("ErtsMessage", "next")
     # A message without a payload of its own ends where the payload would begin.
-    least = layout.offset("ErtsMessage", "hfrag.next")
+    least = min(layout.offset("ErtsMessage", "hfrag.next"), block)
     if len(roots) != 1:
-        owners, _, nodes, whole = walk(memory, roots, block, pointers(onward), limit, least=least)
-        return owners, nodes, whole
+        found = walk(memory, roots, block, pointers(onward), limit, least=least)
+        return _ending(rows, found, onward)
     addresses = chain(memory, int(roots[0]), onward, limit)
     nodes, read = memory.gather(addresses, block)
     nodes[~read, :least], read[~read] = memory.gather(addresses[~read], least)
     whole = np.array([bool(read.all()) and len(addresses) <= limit])
-    return np.zeros(int(read.sum()), np.int64), nodes[read], whole
+    owners = np.zeros(int(read.sum()), np.int64)
+    return _ending(rows, Walk(owners, addresses[read], nodes[read], whole), onward)
+
+
+def _ending(rows: NDArray[np.void], found: Walk, onward: int) -> Walk:
+    """Check that each mailbox ends with the message that its process says is the last."""
+    last = np.zeros(len(rows), np.uint64)
+    last[found.owners] = found.addresses  # of the repeated ones, the last
+    found.whole[(last != 0) & (last + np.uint64(onward) != rows["message_end"])] = False
+    return found
 
 
 def _dictionaries(target: Target, roots: NDArray[np.uint64]) -> _Part:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.beam.memory.process_memory import column
-from scope_ebpf.beam.memory.terms import PidCodec
+from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ SIZES = (
     Field("monitors", "common.u.alive.monitors", np.uint64),
     Field("watchers", "common.u.alive.lt_monitors", np.uint64),
     Field("first_message", "sig_qs.first", np.uint64),
+    Field("message_end", "sig_qs.last", np.uint64),
     Field("psd", "psd", np.uint64),
     Field("arg_reg", "arg_reg", np.uint64),
     Field("registers", "arity", np.uint8),  # the low byte of a word up to OTP 26
@@ -201,18 +202,31 @@ class ProcessTable:
             rows, read = self._rows(slots[:_SAMPLE], pointers[:_SAMPLE])
             back = read & (self._codec.slot(rows["id"]) == rows["slot"])
             whole = read & self._whole(rows)
-            for check, good in (
-                ("pids lead back to their slots", back),
-                ("heap pointers are in order", whole),
-            ):
-                if int(good.sum()) * 2 < len(rows):
-                    raise ReadRefusedError(
-                        f"process {target.pid} (OTP {target.otp_release}): the check that {check} "
-                        f"holds for {int(good.sum())} of {len(rows)} processes, so "
-                        f"{self._layout} does not fit and no process is read"
-                    )
+            self._require(target, "pids lead back to their slots", back)
+            self._require(target, "heap pointers are in order", whole)
+            if "registered" in (self._dtype.names or ()):
+                named = self._named(rows[read & (rows["registered"] != 0)])
+                self._require(target, "names lead back to their processes", named)
             return
         # A VM without any process is about to begin, or to end.
+
+    def _require(self, target: Target, check: str, good: NDArray[np.bool_]) -> None:
+        if int(good.sum()) * 2 < len(good):
+            raise ReadRefusedError(
+                f"process {target.pid} (OTP {target.otp_release}): the check that {check} "
+                f"holds for {int(good.sum())} of {len(good)} processes, so "
+                f"{self._layout} does not fit and no process is read"
+            )
+
+    def _named(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Whether what registers each process leads to it, and has an atom."""
+        layout = self._layout
+        entries, read = self._memory.gather(rows["registered"], layout.size("RegProc"))
+        owners = column(entries, layout.offset("RegProc", "p"), np.uint64)
+        names = column(entries, layout.offset("RegProc", "name"), np.uint64)
+        good: NDArray[np.bool_] = read & (owners == rows["pointer"])
+        good &= names & np.uint64(ATOM_MASK) == ATOM_TAG
+        return good
 
     def count(self) -> int:
         """Return how many processes the table itself counts."""

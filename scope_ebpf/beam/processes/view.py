@@ -12,6 +12,7 @@ from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.layouts.checks import check_rare_data
 from scope_ebpf.beam.memory.terms import PID_TAG, PidCodec
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.names import Names
 from scope_ebpf.beam.processes.shapes import TermReader
 from scope_ebpf.beam.processes.sizes import LIMIT, Sizes, memory_bytes
@@ -46,6 +47,7 @@ class Viewer:
         self.terms = TermReader(target, self.atoms)
         self.table = ProcessTable(target, fields)
         self.pids = PidCodec.of(target)
+        self._blocks = Blocks(target)
 
     def refresh(self) -> None:
         """Take in code that was loaded since."""
@@ -58,7 +60,7 @@ class Viewer:
         *limit* bounds what is walked of one mailbox. The size of what is gone, or has moved on,
         is given as that of its heaps, which is the least that it can be.
         """
-        found = memory_bytes(self.target, rows, limit)
+        found = memory_bytes(self.target, rows, limit, self._blocks)
         _, calm = self.table.still(rows)
         exact = found.exact & calm & ((rows["psd"] == 0) | self._fits_rare_data)
         return Sizes(np.where(calm, found.bytes, self.heaps(rows)), exact)

@@ -45,8 +45,8 @@ _STAT, _BLOCK_STAT = 16, 48
 _CARRIER_SOURCES = 2
 #: The types of fix_alloc that erlang:memory/0 takes for memory of processes.
 _OF_PROCESSES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
-#: The allocator of these, ERTS_ALC_A_FIXED_SIZE.
-_FIXED_SIZE = 8
+#: The allocator of these, ERTS_ALC_A_FIXED_SIZE, and that of heaps, ERTS_ALC_A_EHEAP.
+_FIXED_SIZE, _HEAPS = 8, 6
 _WORD, _PAGE = 8, 4096
 _THEY_ARE = "allocators are"
 #: Bytes of a slot of the process table, and what the VM takes for one of its queue of free ones.
@@ -284,6 +284,21 @@ class AllocatorReader:
             low = size // np.uint64(least) < number
             if (low | ((number == 0) & (size != 0))).any():
                 raise refused(self._target, "carriers and blocks have bytes", _THEY_ARE)
+        self._check_heaps(raw, owners)
+
+    def _check_heaps(self, raw: NDArray[np.uint8], owners: NDArray[np.int64]) -> None:
+        """A VM has processes, and so heaps; each carrier of a single block has that one block."""
+        heaps = owners == _HEAPS
+        held = {kind: blocks[:, _HEAPS - 1].sum() for kind, blocks in self._blocks(raw).items()}
+        carriers = {kind: sizes[heaps].sum() for kind, sizes in self._carriers(raw).items()}
+        if heaps.any() and not (sum(held.values()) and sum(carriers.values())):
+            raise refused(self._target, "the heaps of processes are in carriers", _THEY_ARE)
+        first = self._layout.offset("Allctr_t", "sbcs.carriers")
+        single = [column(raw, first + i * _STAT, np.int64) for i in range(_CARRIER_SOURCES)]
+        first = self._layout.offset("Allctr_t", "sbcs.blocks")
+        inside = [column(raw, first + n * _BLOCK_STAT, np.int64) for n in range(COUNT)]
+        if (np.sum(single, axis=0) != np.sum(inside, axis=0)).any():
+            raise refused(self._target, "a carrier of a single block has one block", _THEY_ARE)
 
     def _pairs_of_figures(self) -> Iterator[tuple[int, int]]:
         """Offsets of number and bytes of carriers and blocks, and the least bytes that one has."""
@@ -292,6 +307,26 @@ class AllocatorReader:
             yield from ((first + i * _STAT, _PAGE) for i in range(_CARRIER_SOURCES))
             first = self._layout.offset("Allctr_t", f"{kind}.blocks")
             yield from ((first + number * _BLOCK_STAT, _WORD) for number in range(COUNT))
+
+
+def fixed_sizes(target: Target) -> dict[str, int]:
+    """
+    Bytes of a block of each type that fix_alloc keeps lists of, by the name of the type.
+
+    Raises ReadRefusedError where the lists are not found or do not fit.
+    """
+    layout = target.layout
+    info, specs = target.address("erts_allctrs_info"), target.address("erts_allctr_thr_spec")
+    found = instances(target, info, specs, _FIXED_SIZE)
+    if not len(found) or not numbered(target, found[:1], _FIXED_SIZE):
+        raise ReadRefusedError(f"process {target.pid} has no lists of blocks that fit {layout}")
+    lists = target.memory.u64(int(found[0]) + layout.offset("Allctr_t", "fix"))
+    stride = layout.size("ErtsAlcFixList_t")
+    at = lists + layout.offset("ErtsAlcFixList_t", "type_size")
+    return {
+        name: target.memory.u64(at + stride * layout.offset("ErtsAlcFixList_t", name))
+        for name in _OF_PROCESSES
+    }
 
 
 def instances(target: Target, info: int, specs: int, number: int) -> NDArray[np.uint64]:

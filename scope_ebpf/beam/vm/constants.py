@@ -9,8 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.beam.layouts.checks import check_ports
 from scope_ebpf.beam.memory.terms import ATOM_TAG
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import as_ever
+from scope_ebpf.beam.processes.table import ALL, ProcessTable
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -60,10 +63,13 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
     refused = []
     try:
         layout = target.layout
+        ProcessTable(target, ALL)  # checks the struct of a process
+        check_ports(target)
         for name, (struct, field) in _OFFSETS.items():
             settings[name] = layout.offset(struct, field)
         # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
-        settings["message_sender"] = layout.offset("ErtsMessage", "m") + 16
+        if as_ever(layout):
+            settings["message_sender"] = layout.offset("ErtsMessage", "m") + 16
     except ReadRefusedError as error:
         refused.append(str(error))
     try:

@@ -25,6 +25,7 @@ from scope_ebpf.beam.layouts.live import layout_for
 from scope_ebpf.beam.memory.look_limits import limited, one_of_many
 from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.beam.memory.roots import Roots
+from scope_ebpf.beam.vm.command import command_words
 from scope_ebpf.beam.vm.identity import Identity, Process
 from scope_ebpf.beam.vm.node import MAX_NAME, NodeName
 from scope_ebpf.beam.vm.target import Target
@@ -33,7 +34,6 @@ from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
-    ReadRefusedError,
     ScopeError,
 )
 from scope_ebpf.sandbox.filesystems import in_user_namespace
@@ -50,13 +50,11 @@ SCHEDULER_THREAD = re.compile(r"^(?:\d+_scheduler|erts_sched_\d+)$")
 #: (OTP-25.2.3 erts/emulator/beam/erl_bif_info.c).
 _GREETING = b"Erlang/OTP "
 _BANNER = re.compile(rb"Erlang/OTP (\d{1,3})[^\[\0]{0,64}\[erts-([0-9.]{1,32})\][^\0]{0,512}")
+#: Capabilities to look into another user's process (include/uapi/linux/capability.h).
+_TO_LOOK = {"CAP_SYS_PTRACE": 19, "CAP_DAC_READ_SEARCH": 2}
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
-#: Bytes of a command line that are read: a process may declare all its memory to be one.
-_MAX_COMMAND = 1 << 17
-#: Index of the command line's address among the fields of ``/proc/PID/stat`` behind the name.
-_ARGUMENTS = 45
 
 
 class Beam(Target):
@@ -206,7 +204,22 @@ def _forbidden(pid: int) -> str:
         return (
             f"process {pid} is outside of the user namespace of this root: run as the host's root"
         )
-    return f"process {pid} belongs to somebody else: {LOOK}"
+    if os.geteuid() != 0:
+        return f"process {pid} belongs to somebody else: {LOOK}"
+    missing = _missing_capabilities()
+    if missing:
+        return f"process {pid} may not be looked into: root lacks {' and '.join(missing)} here"
+    return (
+        f"process {pid} may not be looked into, not even by root: a security module "
+        "such as SELinux or AppArmor forbids it"
+    )
+
+
+def _missing_capabilities(status: Path = Path("/proc/self/status")) -> list[str]:
+    """Names of the capabilities of LOOK that this process does not have."""
+    found = re.search(rb"^CapEff:\s*([0-9a-f]+)", status.read_bytes(), re.MULTILINE)
+    mask = int(found[1], 16) if found else 0
+    return [name for name, bit in _TO_LOOK.items() if not mask >> bit & 1]
 
 
 def _version(pid: int, exe: str, binary: Binary) -> tuple[str, str, Literal["jit", "emu"]]:
@@ -270,24 +283,8 @@ def _count_schedulers(folder: Path) -> int:
 
 
 def _node_argument(folder: Path, memory: Memory) -> str | None:
-    """
-    Read the name that the command line asks for, if it says the host as well.
-
-    Not by ``/proc/PID/cmdline``: a read of that waits for as long as the memory that it lies
-    in takes to come, and cannot leave that to others.
-    """
-    try:
-        start, end = _command_line(folder)
-        words = memory.read(start, min(end - start, _MAX_COMMAND)).decode("utf-8", "replace")
-    except (OSError, ValueError, ReadRefusedError):
-        return None
-    for option, value in pairwise(words.split("\0")):
+    """Read the name that the command line asks for, if it says the host as well."""
+    for option, value in pairwise(command_words(folder, memory)):
         if option in ("-name", "-sname") and "@" in value:
             return value[:MAX_NAME]
     return None
-
-
-def _command_line(folder: Path) -> tuple[int, int]:
-    """Where it begins and ends in the process's memory (proc(5): arg_start, arg_end)."""
-    fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-    return int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
@@ -31,6 +31,8 @@ class HotFunction(TypedDict):
     """One function, process or thread."""
 
     function: str
+    #: Source file or binary; null where it is not known.
+    file: str | None
     #: The part of the time without what it called.
     own_share: float
     #: The part of the time with what it called.
@@ -50,3 +52,19 @@ class ProfileDocument(TypedDict):
     stacks_total: int
     stacks: list[HotStack]
     functions: list[HotFunction]
+
+
+class Answer(TypedDict):
+    """The answer of a tool of scope-trace mcp."""
+
+    tool: str
+    #: What a reader of the document must know.
+    notice: str
+    #: Whether names and texts of the application are replaced.
+    redacted: bool
+    #: Why the command ended early; empty if it did not.
+    said: str
+    #: How many items were left out of which list, because the answer would be too large.
+    left_out: dict[str, int]
+    #: The document of the command.
+    document: dict[str, Any]

@@ -46,7 +46,23 @@ class TableUsage(TypedDict):
     atoms: Usage
 
 
-class FoundVm(Target):
+class VmMarks(TypedDict):
+    """What tells one VM from another; null for what is not known."""
+
+    #: Name of its user, or the number of one without a name.
+    user: str | None
+    #: Id of its container, 64 hexadecimal digits.
+    container: str | None
+    #: CPU seconds per second while the list was made.
+    cpu_share: float | None
+    resident_bytes: int | None
+    #: What it was started for, by its command line: a release, a module, a script.
+    application: str | None
+    #: What it was started with, without what erl adds and without cookies; cut.
+    command: str
+
+
+class FoundVm(Target, VmMarks):
     """One VM of this host, before it is looked at."""
 
     #: The hooks that events can be seen by: USDT probes, function symbols, or none.

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whether structs are as large as the blocks of memory that they lie in.
+
+The word before a block says how large it is (MBC_BLK_SZ_MASK, OTP-25.2.3
+erts/emulator/beam/erl_alloc_util.c). A block is larger where the rest of a free one was too small
+to be kept, so one that fits exactly proves a size, and one that is too small disproves it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.vm.allocators import fixed_sizes
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.layouts import Layout
+    from scope_ebpf.beam.vm.target import Target
+
+_WORD = 8
+#: The bytes of a block, with the word before it, and three flags below.
+_SIZE = np.uint64((1 << 40) - 8)
+#: By how many bytes a block may be larger: the smallest that can be free (min_block_size).
+_REST = 128
+#: Structs that are of a fixed size: the type of the block, the struct, and the field at its end.
+_FIXED = (
+    ("monitor", "ErtsMonitorDataHeap", "sizeof"),
+    ("msg_ref", "ErtsMessage", "hfrag.next"),
+)
+
+
+def as_ever(layout: Layout) -> bool:
+    """
+    Whether a message and the payload behind it consist of what they do in OTP 24 to 29.
+
+    A message is *next*, *data* and words of which the third is its sender (ErtsMessageRef); a
+    payload *next*, *off_heap*, *alloc_size*, *used_size* and its first word (ErlHeapFragment;
+    OTP-25.2.3 and OTP-29.1.1 erts/emulator/beam/erl_message.h).
+    """
+    onward, data, words, payload, used, first = (
+        layout.offset("ErtsMessage", name)
+        for name in ("next", "data", "m", "hfrag.next", "hfrag.used_size", "hfrag.mem")
+    )
+    parts = (onward, data - onward, words - data, used - payload, first - used)
+    end = layout.size("ErtsMessage") - first
+    return (*parts, end) == (0, 8, 8, 32, 8, 8) and payload - words in (24, 32)
+
+
+class Blocks:
+    """The sizes of one VM's structs that its blocks have proven or disproven until now."""
+
+    def __init__(self, target: Target) -> None:
+        self._memory = target.memory
+        self._proven: set[str] = set()
+        self._wrong: set[str] = set()
+        if not as_ever(target.layout):
+            self._wrong.add("ErtsMessage")
+        try:
+            sizes = fixed_sizes(target)
+        except ReadRefusedError:
+            return  # hidden: blocks decide
+        for name, struct, end in _FIXED:
+            if name in sizes:
+                fits = sizes[name] == target.layout.offset(struct, end)
+                (self._proven if fits else self._wrong).add(struct)
+
+    def fits(
+        self, struct: str, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """
+        Whether each *struct* has the size of its block, shape of *addresses*.
+
+        None does until one has fitted exactly, nor after one did not fit.
+        """
+        if not len(addresses):
+            return np.empty(0, np.bool_)
+        heads, read = self._memory.gather(addresses - np.uint64(_WORD), _WORD)
+        blocks = (column(heads, 0, np.uint64) & _SIZE).astype(np.int64) - _WORD
+        rest = blocks - (sizes + _WORD - 1) // _WORD * _WORD
+        if (read & (rest == 0)).any():
+            self._proven.add(struct)
+        found: NDArray[np.bool_] = read & (rest >= 0) & (rest < _REST)
+        if 2 * int(found.sum()) <= len(found):
+            self._wrong.add(struct)
+        return found & self.knows(struct)
+
+    def knows(self, struct: str) -> bool:
+        """Whether the size of *struct* is proven."""
+        return struct in self._proven and struct not in self._wrong
+
+    def disproves(self, struct: str) -> bool:
+        """Whether the size of *struct* is not that of its blocks."""
+        return struct in self._wrong

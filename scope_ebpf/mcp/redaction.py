@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Documents without names and texts of the application.
+
+A text is replaced unless it is known to be no text of the application, so a field that a later
+version adds is replaced until it is named here. Equal texts have equal pseudonyms until the
+program ends; nobody can tell the text from one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LEFT_OUT = "(left out)"
+#: Fields whose texts are numbers of a VM, or words of the VM's, the kernel's or our own.
+_KEPT = frozenset({
+    "pid", "parent", "group_leader", "process", "port",
+    "status", "priority", "message_queue_data", "kind", "doing", "flavor",
+    "otp_release", "erts_version", "event", "state", "via", "hook", "hooks", "counted_by",
+    "held", "left", "moved", "detach", "stopped_because",
+})  # fmt: skip
+#: Sentences of ours that say why something cannot be seen; paths and the node's name are replaced.
+_REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "not_told"})
+#: Sentences and terms with names in them that cannot be told apart.
+_DROPPED = frozenset({
+    "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
+})  # fmt: skip
+#: Fields with functions, as M:F/A or as symbols.
+_FUNCTIONS = frozenset({
+    "function", "current_function", "initial_call", "symbol", "name", "who",
+})  # fmt: skip
+_MFA = re.compile(r"(?P<module>[^:]+):(?P<function>[^:]+)/(?P<arity>\d+)", re.DOTALL)
+_PATH = re.compile(r"(?<![\w/])/[^\s:;,'\"]+")
+#: A symbol of native code; Erlang functions have a colon.
+_SYMBOL = re.compile(r"\w[\w.]*(?:\+0x[0-9a-f]+)?", re.ASCII)
+#: The emulator's own file, whose symbols are public.
+_EMULATOR = "beam.smp"
+#: Frames that stand for no code of the application (``runs.symbolizer``).
+_MARKS = frozenset({
+    "(scheduler)", "(dirty CPU scheduler)", "(dirty I/O scheduler)", "(poll thread)",
+    "(aux thread)", "(port)", "(ended)", "[runtime]",
+    "[waits for a message or a timeout]", "[waits in the run queue]", "[waits]",
+    "[suspended: a busy port or node, or another process]",
+    "[on a dirty scheduler, or waiting for one]",
+})  # fmt: skip
+
+
+@cache
+def public_modules() -> frozenset[str]:
+    """Modules of kernel, stdlib, ERTS and Elixir itself, which every VM may have."""
+    names = resources.files(__package__).joinpath("public_modules.txt").read_bytes()
+    return frozenset(names.decode("ascii").split())
+
+
+def _module(function: object) -> str | None:
+    found = _MFA.fullmatch(str(function))
+    return found and found["module"]
+
+
+def _is_public(text: str, key: str, record: Mapping[str, Any]) -> bool:
+    """Whether a text is one that many VMs have: of OTP, of the emulator, or a mark of ours."""
+    known = public_modules()
+    if key in ("location", "file"):
+        return _module(record.get("function")) in known
+    if text in known or text in _MARKS or _module(text) in known:
+        return True
+    in_emulator = str(record.get("file") or "").rpartition("/")[2] == _EMULATOR
+    return in_emulator and key == "function" and _SYMBOL.fullmatch(text) is not None
+
+
+class Redaction:
+    """Replaces texts in documents; its pseudonyms are its own."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key or secrets.token_bytes(16)
+
+    def document(self, document: dict[str, Any]) -> dict[str, Any]:
+        """A copy of *document* with the same fields, its texts replaced."""
+        node = str(document.get("target", {}).get("node") or "")
+        made: dict[str, Any] = self._value(document, "", node, document)
+        return made
+
+    def _value(self, value: Any, key: str, node: str, record: Mapping[str, Any]) -> Any:
+        if isinstance(value, dict):
+            if key == "host":
+                return value
+            # The fields of a dictionary of reasons are names of events or of parts of the VM.
+            below = "reason" if key in (*_REASONS, "hooks") else None
+            return {k: self._value(v, below or k, node, value) for k, v in value.items()}
+        if isinstance(value, list):
+            if key == "host":
+                return value
+            return [self._value(item, key, node, record) for item in value]
+        return self._text(value, key, node, record) if isinstance(value, str) else value
+
+    def _text(self, text: str, key: str, node: str, record: Mapping[str, Any]) -> str:
+        """A text of the field *key* of *record*, of a VM that is called *node*."""
+        if key in _DROPPED:
+            return LEFT_OUT
+        if key in _REASONS:
+            return self._reason(text, node)
+        if key in _KEPT or not text or _is_public(text, key, record):
+            return text
+        return self._function(text, key) if key in _FUNCTIONS else self._pseudonym(key, text)
+
+    def _reason(self, text: str, node: str) -> str:
+        if node:
+            text = text.replace(node, self._pseudonym("node", node))
+        return _PATH.sub(lambda found: self._pseudonym("path", found[0]), text)
+
+    def _function(self, text: str, key: str) -> str:
+        """A function, or the name of a process or of a symbol."""
+        found = _MFA.fullmatch(text)
+        if found is None:
+            return self._pseudonym(key, text)
+        module = self._pseudonym("module", found["module"])
+        function = self._pseudonym("function", found["function"])
+        return f"{module}:{function}/{found['arity']}"
+
+    def _pseudonym(self, kind: str, text: str) -> str:
+        raw = text.encode("utf-8", "surrogatepass")
+        return f"{kind}-{hashlib.blake2s(raw, key=self._key, digest_size=5).hexdigest()}"
