@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The cgroups of a VM: its container, CPU quotas and memory limits (cgroup-v2.rst, sched-bwc.rst).
+The cgroups of a VM: its container, and limits of CPU and memory (cgroup-v2.rst, sched-bwc.rst).
 
 The quota of any cgroup that contains the VM throttles its threads: that of a container as well as
 that of its pod. At each reading, the growth in the cgroup that was throttled most is added to the
@@ -21,16 +21,34 @@ from scope_ebpf.sandbox.proc import read_bounded, rows
 _CGROUPS = Path("/sys/fs/cgroup")
 #: Maximum number of cgroups that are read, from the VM's own upwards.
 _DEPTH = 16
-#: Maximum bytes that are read of a file; memory.stat, the longest, has some 2,000.
+#: A path may have 4,096 bytes, and there are a dozen hierarchies (proc(5), cgroups(7));
+#: memory.stat has some 2,000.
 _MAX_BYTES = 1 << 16
+
+#: The folder that a container runtime makes for a container: its id, behind the runtime's name and
+#: before ``.scope`` where systemd makes it (docker, containerd, CRI-O, Podman).
+_CONTAINER = re.compile(r"/(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?(?=/|\n|$)")
+#: The folder of a pod: its uid, with "_" for "-" where systemd makes it.
+_POD = re.compile(
+    r"/(?:[^/\n]*-)?pod([0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12}|[0-9a-f]{32})"
+    r"(?:\.slice)?(?=/|\n|$)"
+)
 #: Version 1 says "no limit" by the largest multiple of a page (mm/page_counter.c).
 _NO_LIMIT = 1 << 62
-#: A cgroup of a container ends in its id: docker-ID.scope, cri-containerd-ID.scope, crio-ID.scope,
-#: docker/ID, kubepods/.../ID; that of a pod has its uid, in the systemd driver with "_" for "-".
-_CONTAINER = re.compile(r"(?:[a-z][a-z-]*-)?([0-9a-f]{64})(?:\.scope)?")
-_POD = re.compile(
-    r"(?:.*-)?pod([0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?"
-)
+
+
+def container_of(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """
+    Id of the innermost container of process *pid*, 64 hexadecimal digits; None outside of one.
+
+    Whoever may make cgroups chooses their names, so it is no proof of where a process runs.
+    """
+    try:
+        text = read_bounded(proc / str(pid) / "cgroup", most=_MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, RefusedFileError):
+        return None
+    found = _CONTAINER.findall(text)
+    return str(found[-1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +115,15 @@ def memory_limit(
     ]
     if not limited:
         return None
-    pods = [folder for folder in folders if _POD.fullmatch(folder.name)]
+    pods = [folder for folder in folders if _POD.fullmatch(f"/{folder.name}")]
     _, used, limit = max(limited, key=lambda one: one[1] / one[2])
     return MemoryLimit(used, limit, _kills((pods or [limited[0][0]])[0]))
 
 
-def container_of(cgroup: str) -> tuple[str, str]:
+def container_and_pod(cgroup: str) -> tuple[str, str]:
     """The id of the innermost container in the path *cgroup*, and the uid of its pod; or ""."""
-    parts = cgroup.split("/")
-    ids = [found[1] for part in parts if (found := _CONTAINER.fullmatch(part))]
-    pods = [found[1] for part in parts if (found := _POD.fullmatch(part))]
-    return ids[-1] if ids else "", pods[-1].replace("_", "-") if pods else ""
-
-
-def container_around(pid: int, proc: Path = Path("/proc")) -> str | None:
-    """
-    Id of the innermost container of process *pid*, 64 hexadecimal digits; None outside of one.
-
-    Whoever may make cgroups chooses their names, so it is no proof of where a process runs.
-    """
-    try:
-        text = read_bounded(proc / str(pid) / "cgroup", most=_MAX_BYTES).decode("utf-8", "replace")
-    except (OSError, RefusedFileError):
-        return None
-    found = (container_of(line)[0] for line in text.split("\n"))
-    return next(filter(None, found), None)
+    ids, pods = _CONTAINER.findall(cgroup), _POD.findall(cgroup)
+    return str(ids[-1]) if ids else "", str(pods[-1]).replace("_", "-") if pods else ""
 
 
 def _used(folder: Path) -> int | None:

@@ -135,9 +135,9 @@ def find_vm(word: str | None) -> Beam:
 
 def vm_of(beam: Beam) -> Vm:
     """What *beam* may be called."""
-    from scope_ebpf.cgroups import container_around
+    from scope_ebpf.cgroups import container_of
 
-    return Vm(beam.pid, beam.node, container_around(beam.pid))
+    return Vm(beam.pid, beam.node, container_of(beam.pid))
 
 
 def choose(word: str | None, vms: Sequence[Vm], refused: Sequence[Refusal] = ()) -> Vm:

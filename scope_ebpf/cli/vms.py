@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.vm.command import application_of, command_words, own_words
-from scope_ebpf.cgroups import container_around
+from scope_ebpf.cgroups import container_of
 from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def marks_of(beam: Beam, clocks: Clocks) -> Marks:
     application = application_of(words)
     return Marks(
         user=_user(beam.identity.uids[1]),
-        container=container_around(beam.pid),
+        container=container_of(beam.pid),
         cpu_share=clocks.share(beam.pid),
         resident_bytes=_resident(beam.pid),
         application=application and application[:_NAME],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import DAEMON_POLICY
-from scope_ebpf.cgroups import Throttling, container_of, memory_limit
+from scope_ebpf.cgroups import Throttling, container_and_pod, memory_limit
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
@@ -194,7 +194,7 @@ def _info(target: Target) -> dict[str, str]:
     series without end.
     """
     cgroup = cgroup_of(target.pid)
-    container, pod = container_of(cgroup)
+    container, pod = container_and_pod(cgroup)
     return {
         "pid": str(target.pid),
         "otp_release": target.otp_release,

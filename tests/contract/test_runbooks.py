@@ -95,9 +95,7 @@ def test_a_command_of_a_runbook_is_accepted(place, line):
     The command, its options and the events that it names are there.
     """
     words = line.replace("PID", "4711").split()[1:]
-    command = words[0] if words[0] in main.COMMANDS else "trace"
-    arguments = words if words[0] == command else [command, *words]
-    assert main._parser(command).parse_args(arguments), place
+    assert main.parsed(words), place
     if asked := re.search(r"--events (\S+)", line):
         assert set(asked[1].split(",")) <= events.KINDS.keys()
 

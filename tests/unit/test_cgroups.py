@@ -13,7 +13,7 @@ from scope_ebpf.cgroups import (
     MemoryLimit,
     Throttled,
     Throttling,
-    container_of,
+    container_and_pod,
     memory_limit,
 )
 
@@ -194,4 +194,4 @@ def test_container_and_pod_of_a_cgroup(cgroup: str, container: str, pod: str):
     The innermost container and its pod, as docker, containerd and CRI-O name their cgroups with
     either driver.
     """
-    assert container_of(cgroup) == (container, pod)
+    assert container_and_pod(cgroup) == (container, pod)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scope_ebpf.beam.vm.discover import Refusal
-from scope_ebpf.cgroups import container_around
+from scope_ebpf.cgroups import container_of
 from scope_ebpf.cli import calls
 from scope_ebpf.cli import main as cli
 from scope_ebpf.cli.target import UnknownVmError, Vm, WordsError, choose, words_of
@@ -220,7 +220,7 @@ def test_the_container_is_in_the_path_of_the_cgroup(path: str, tmp_path: Path):
     """
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text(f"0::{path}\n")
-    assert ONE == container_around(7, tmp_path)
+    assert ONE == container_of(7, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/", "/user.slice", f"/x{ONE}", f"/{ONE}a", f"/{ONE.upper()}"])
@@ -230,7 +230,7 @@ def test_a_process_outside_of_containers_has_none(path: str, tmp_path: Path):
     """
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text(f"0::{path}\n")
-    assert (None, None) == (container_around(7, tmp_path), container_around(8, tmp_path))
+    assert (None, None) == (container_of(7, tmp_path), container_of(8, tmp_path))
 
 
 def test_a_text_of_cgroups_without_end_has_no_container(tmp_path: Path):
@@ -239,4 +239,4 @@ def test_a_text_of_cgroups_without_end_has_no_container(tmp_path: Path):
     """
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text(f"0::/docker/{ONE}\n" * 4096)
-    assert container_around(7, tmp_path) is None
+    assert container_of(7, tmp_path) is None
