@@ -36,6 +36,7 @@ COMMANDS = {
     "schedulers": "what each scheduler thread does now, and on what",
     "run": "a probe of yours, written in C, compiled on the spot",
     "calls": "who calls a function, with what arguments, and for how long",
+    "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"
@@ -47,18 +48,20 @@ _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\
 examples:
-  scope-trace list                                 which VMs run here
-  sudo scope-trace --pid 4711                      ten seconds, then a summary
-  sudo scope-trace --pid 4711 --duration 60 --format json --output run.json
-  sudo scope-trace --pid 4711 --events spawn,exit --format jsonl | head
-  sudo scope-trace --pid 4711 --events gc --stream
-  sudo scope-trace doctor 4711                     why an event is not available
-  sudo scope-trace profile --pid 4711 -o cpu.html  a flame graph of ten seconds
-  sudo scope-trace top --pid 4711 --sort mailbox   who has the longest queue
-  sudo scope-trace calls lists:map/2 --pid 4711    who calls it, with what
-  sudo scope-trace ps rabbit_event --pid 4711      one process, its stack, its mailbox
+  scope-trace list                              which VMs run here
+  sudo scope-trace                              the only VM: ten seconds, then a summary
+  sudo scope-trace shop                         that of the node shop@...; a pid will do, too
+  sudo scope-trace shop 1s 10                   ten lines, one a second, as vmstat has them
+  sudo scope-trace shop -d 1m -f json -o run.json
+  sudo scope-trace shop --events gc --stream    a line for each event
+  sudo scope-trace doctor shop                  why an event is not available
+  sudo scope-trace profile shop -o cpu.html     a flame graph of ten seconds
+  sudo scope-trace top shop --sort mailbox      who has the longest queue
+  sudo scope-trace calls shop lists:map/2       who calls it, with what
+  sudo scope-trace ps shop Shop.Cart            one process, its stack, its mailbox
 
-The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
+TARGET is a pid, a node name, a container id, or the beginning of one, and may be left out if
+one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
 """
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.beam.processes.detail import MAX_MESSAGES
@@ -56,6 +57,17 @@ def _pid(process: Mapping[str, Any]) -> str:
     return f"{'#PID' * elixir}{process['pid']}"
 
 
+def _waits_for(found: Mapping[str, Any] | None) -> list[str]:
+    """For whom a process waits that has called a server."""
+    if found is None:
+        return []
+    server = " ".join(filter(None, (found["server"], found["name"])))
+    timeout = found["timeout_milliseconds"]
+    until = "no timeout" if timeout is None else f"timeout {timeout:,} ms"
+    asked = f"the reply of {server or 'a server'} to {found['request']}, {until}"
+    return [f"  waits for     {escaped(spelled(asked))}"]
+
+
 def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [_pid(process)]
@@ -67,6 +79,7 @@ def lines(process: Mapping[str, Any]) -> list[str]:
             number = f"{value:,}" if type(value) is int else escaped(shown)
             text.append(f"  {label:<13} {about}{number}{unit}")
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
+    text += _waits_for(process["waits_for"])
     if process["moved"]:
         moved = ", ".join(process["moved"])
         text.append(
@@ -74,7 +87,10 @@ def lines(process: Mapping[str, Any]) -> list[str]:
         )
     if process["messages"]:
         text.append(f"  first messages (their tags, at most {MAX_MESSAGES})")
-        text += [f"    {escaped(spelled(shape))}" for shape in process["messages"]]
+        for shape, alike in groupby(process["messages"]):
+            count = len(list(alike))
+            times = f"{count} x " if count > 1 else ""
+            text.append(f"    {times}{escaped(spelled(shape))}")
     text.append("  stack, innermost first")
     for frame in process["stack"]:
         location = f"  ({frame['location']})" if frame["location"] else ""

@@ -200,6 +200,19 @@ TOOLS: dict[str, Tool] = {
         "schedulers",
         {"pid": _VM},
     ),
+    "genservers": Tool(
+        "The servers of a VM by callback module: how busy, mailboxes, callers that wait and for "
+        "whom, and a verdict: what most waiting goes through, or a deadlock. Only reads memory.",
+        ("genservers", "--format", "json"),
+        "genservers",
+        {
+            "pid": _VM,
+            "duration": _DURATION,
+            "by": Parameter(
+                _with("What a row is.", _choice("module", "name", "process")), "--by", "module"
+            ),
+        },
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

@@ -169,16 +169,11 @@ class ProcessTable:
     def __init__(self, target: Target, fields: Sequence[Field] = ALL) -> None:
         self._memory = target.memory
         self._layout = layout = target.layout
-        self._table = table = target.address("erts_proc")
+        self._table = table = checked_table(target)
         self._codec = PidCodec.of(target)
         self._slots = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
         self.slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
         self._invalid = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
-        if not 0 < self.slots <= _MAX_SLOTS:
-            raise ReadRefusedError(
-                f"process {target.pid}: its process table claims {self.slots} slots, so "
-                f"{layout} does not fit and no process is read"
-            )
         self.fields = (*_CORE, *fields)
         offsets = [layout.offset("Process", item.source) for item in self.fields]
         mailbox = ("sig_qs.len", "sig_inq.len")
@@ -402,6 +397,32 @@ class ProcessTable:
         """Read the VM's running count of slots that were taken."""
         offset = self._layout.offset("ErtsPTab", "vola.tile.aid_ix")
         return self._memory.u32(self._table + offset)
+
+
+def checked_table(target: Target) -> int:
+    """
+    Give the address of the process table, after a check of its struct and of struct process.
+
+    It knows how large a process is, and the number of slots once more as the mask of a slot
+    (OTP-25.2.3 erts/emulator/beam/erl_ptab.c, erts_ptab_init_table).
+    Raises ReadRefusedError.
+    """
+    table, layout, memory = target.address("erts_proc"), target.layout, target.memory
+    slots, mask, size = (
+        memory.u32(table + layout.offset("ErtsPTab", f"r.o.{name}"))
+        for name in ("max", "pix_mask", "element_size")
+    )
+    if not 0 < slots <= _MAX_SLOTS or mask != slots - 1:
+        raise ReadRefusedError(
+            f"process {target.pid}: its process table claims {slots} slots and a mask of "
+            f"{mask:#x}, so {layout} does not fit and no process is read"
+        )
+    if size != layout.size("Process"):
+        raise ReadRefusedError(
+            f"process {target.pid}: its process table is of processes of {size} bytes, expected "
+            f"{layout.size('Process')}, so {layout} does not fit and no process is read"
+        )
+    return table
 
 
 def statuses(states: NDArray[np.uint32]) -> list[str]:

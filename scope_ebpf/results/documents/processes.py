@@ -138,6 +138,19 @@ class StackFrame(TypedDict):
     location: str | None
 
 
+class WaitsFor(TypedDict):
+    """Whose reply a process waits for that has called a server."""
+
+    #: Pid of the server; null where it called by name, without a timeout.
+    server: str | None
+    #: Registered name that it called; null where it called a pid.
+    name: str | None
+    #: Tag of the request, such as {add, _, _}.
+    request: str
+    #: Null for infinity.
+    timeout_milliseconds: int | None
+
+
 class ProcessDetail(ProcessRow):
     """Everything that can be read of one process; a count is null where it was not read whole."""
 
@@ -153,6 +166,8 @@ class ProcessDetail(ProcessRow):
     ancestors: str | None
     #: Why the process does not run.
     status_reason: str | None
+    #: Null for a process that waits for no server's reply.
+    waits_for: WaitsFor | None
     links: int | None
     monitors: int | None
     watchers: int | None
