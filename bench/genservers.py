@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -29,7 +30,7 @@ def truth(beam: beams_run.Beam) -> tuple[int, list[int]]:
     return time_us, figures
 
 
-def view(beam: beams_run.Beam, seconds: int) -> dict[str, dict]:
+def view(beam: beams_run.Beam, seconds: int) -> dict[str, Any]:
     """The modules of one view, by name, and "view" for the document."""
     command = [sys.executable, "-m", "scope_ebpf.cli.main", "genservers", "--pid", str(beam.pid)]
     command += ["--duration", str(seconds), "--format", "json"]
