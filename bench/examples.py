@@ -51,6 +51,7 @@ NAMES = {
     "top": ["scope-trace top --pid PID --once --sort mailbox --limit 8"],
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
+SERVERS = {"genservers": ["scope-trace genservers --pid PID --duration 5 --limit 5"]}
 #: What the timeline of a capture is asked.
 QUESTION = """\
 select process_track.name as process, slice.name as state, sum(dur) / 1000000 as ms
@@ -87,6 +88,15 @@ def names(folder: Path, *, wedged: bool) -> Iterator[int]:
         if wedged:
             beam.send("nif")
             subprocess.run(["sleep", "1"], check=True)
+        yield beam.pid
+
+
+@contextmanager
+def servers() -> Iterator[int]:
+    """A VM with servers that wait for each other, and a crowd that waits for one of them."""
+    with beams_run.start_beam("stock25", "-s", "gs_main") as beam:
+        beam.expect("ready")
+        beam.ask("crowd 20")
         yield beam.pid
 
 
@@ -133,6 +143,9 @@ def main() -> None:
         if not wanted or set(wanted) & set(SHOP):
             with shop(folder) as pid:
                 show(pid, SHOP, folder, wanted)
+        if not wanted or set(wanted) & set(SERVERS):
+            with servers() as pid:
+                show(pid, SERVERS, folder, wanted)
         for pages, wedged in ((NAMES, False), (WEDGED, True)):
             if not wanted or set(wanted) & set(pages):
                 with names(folder, wedged=wedged) as pid:

@@ -30,6 +30,7 @@ import make_completions
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "build" / "package"
 SHARE = STAGE / "usr/share"
+CODE = STAGE / "usr/lib/scope-ebpf"
 #: As distributions call the processor.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -59,6 +60,19 @@ Copyright: 2026 The authors of scope-ebpf
 License: Apache-2.0
  On Debian systems the text of the Apache License 2.0 is in
  /usr/share/common-licenses/Apache-2.0.
+
+Files: usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/*
+Copyright: 2018 Jamie Wong
+License: MIT
+ speedscope, with the libraries that its authors compiled into it.
+{mit}
+
+Files: usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/speedscope.css
+Copyright: 2018 Jamie Wong
+ 2010-2019 Adobe
+License: MIT and OFL-1.1
+ The style sheet of speedscope with the font Source Code Pro in it, whose license is in
+ /usr/lib/scope-ebpf/scope_ebpf/sinks/viewer/LICENSE.font.md.
 
 Files: usr/lib/scope-ebpf/scope_ebpf/kernel/objects/*
  usr/lib/scope-ebpf/scope_ebpf/kernel/source/probes/*
@@ -129,7 +143,9 @@ def _code(seconds: int) -> None:
     )
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(STAGE / "usr/lib/scope-ebpf")
+        packed.extractall(CODE)
+    if not (CODE / "scope_ebpf/sinks/viewer/speedscope.js").exists():
+        raise SystemExit("build_packages: the wheel has no viewer of flame graphs; make viewer")
 
 
 def _commands(scripts: dict[str, str]) -> None:
@@ -184,10 +200,16 @@ def _documents(version: str, maintainer: str, date: datetime) -> None:
     for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
         text = (ROOT / name).read_text().replace("](docs/", "](")
         (folder / name).write_text(text.replace("](CHANGELOG.md)", "](changelog.gz)"))
-    (folder / "copyright").write_text(_COPYRIGHT)
+    (folder / "copyright").write_text(_COPYRIGHT.format(mit=_license_of_the_viewer()))
     _gzip((ROOT / "CHANGELOG.md").read_text(), folder / "changelog.gz")
     entry = _CHANGELOG.format(version=version, maintainer=maintainer, date=format_datetime(date))
     _gzip(entry, folder / "changelog.Debian.gz")
+
+
+def _license_of_the_viewer() -> str:
+    """Its text, each line indented as Debian's format has it, an empty one as a dot."""
+    lines = (CODE / "scope_ebpf/sinks/viewer/LICENSE").read_text().strip().splitlines()
+    return "\n".join(f" {line.strip()}" if line.strip() else " ." for line in lines)
 
 
 def _gzip(text: str, path: Path) -> None:

@@ -33,7 +33,7 @@ packages_for() {
         bpftrace "$(bpftool)" prometheus nodejs \
         "$(npm)" "$(browser)" fonts-dejavu-core \
         binutils clang-format shellcheck mmdebstrap debian-archive-keyring util-linux procps \
-        rpm systemd python3-bpfcc "$(headers)" openssl ;;
+        rpm systemd python3-bpfcc "$(headers)" openssl tmux ;;
     # What looks at the packages and at the machine image beyond that.
     packages) echo lintian vagrant vagrant-libvirt iproute2 ;;
     # The tools that the figures are compared with.

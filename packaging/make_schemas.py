@@ -23,7 +23,15 @@ sys.path.insert(0, str(ROOT))
 
 from scope_ebpf import events  # noqa: E402
 from scope_ebpf.results import documents  # noqa: E402
-from scope_ebpf.results.documents import answers, calls, exports, processes, traces, vms  # noqa: E402
+from scope_ebpf.results.documents import (  # noqa: E402
+    answers,
+    calls,
+    exports,
+    processes,
+    servers,
+    traces,
+    vms,
+)
 from scope_ebpf.sinks.columns import CALLED  # noqa: E402
 
 if TYPE_CHECKING:
@@ -41,7 +49,9 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "schedulers": (vms.SchedulersDocument,),
     "summary": (traces.SummaryDocument,),
     "top": (processes.TopDocument,),
+    "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
+    "genservers": (servers.GenServersDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -2,14 +2,15 @@
 """
 The dashboards as data: one module of panels per dashboard, and a builder that knows Grafana.
 
-``records`` says what a panel is, ``colours`` what colours mean; ``panels`` and ``frame`` turn records
+``records`` says what a panel is, ``colours`` what colours mean, ``nodes`` how nodes are told apart; ``panels`` and ``frame`` turn records
 into Grafana's model. To add a panel is to add a record to a table.
 """
 
-from boards import distribution, memory, observer, overview, processes, schedulers
+from boards import distribution, memory, observer, overview, processes, schedulers, start
 
 #: In the order in which the links at the top of each dashboard list them.
 BOARDS = (
+    start.BOARD,
     overview.BOARD,
     schedulers.BOARD,
     processes.BOARD,

@@ -3,12 +3,135 @@
 Distribution and ports: does something outside keep the node's processes waiting?
 """
 
-from boards.colours import GREEN, ORANGE, PURPLE, SKY
+from boards.colours import GREEN, ORANGE, SKY
 from boards.records import Board, Panel, Query, Row
 
-_NODES = Row(
-    "To other nodes",
+_NOW = Row(
+    "What waits now",
     (
+        Panel(
+            "Full links",
+            "short",
+            "Connections to other nodes whose buffer is full now.",
+            "a node that does not read or a network that does not carry: every sender to it is "
+            "suspended.",
+            (Query("sum by (NODE) (beam_dist_busy_connections{HERE})"),),
+            warn=1,
+            bad=1,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Connected nodes",
+            "short",
+            "Nodes to which each node is connected, hidden ones (tools, mostly) too.",
+            "fewer than the cluster has: see the node's log for net ticks that did not come.",
+            (Query("sum by (NODE) (beam_connected_nodes{HERE})"),),
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Ports, of what the table holds",
+            "percentunit",
+            "How full the port table is.",
+            "at the limit no socket, pipe or program can be opened. Find what does not close, or "
+            "raise +Q.",
+            (Query("beam_ports{HERE} / beam_port_limit{HERE}"),),
+            warn=0.7,
+            bad=0.85,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Ports that say busy",
+            "eps",
+            "Times a second that a driver said that its port is busy, so that writers are "
+            "suspended.",
+            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
+            "see the mailboxes behind them.",
+            (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
+            warn=0.1,
+            bad=1,
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+    ),
+)
+
+_PORTS = Row(
+    "Ports",
+    (
+        Panel(
+            "Ports",
+            "short",
+            "Ports of each VM: sockets of gen_tcp, pipes, drivers.",
+            "a line that only rises is something that does not close.",
+            (Query("sum by (NODE) (beam_ports{HERE})"),),
+            width=12,
+        ),
+        Panel(
+            "Bytes through ports",
+            "Bps",
+            "Bytes that came in and went out through ports, distribution included; as "
+            "erlang:statistics(io) counts them.",
+            "compare with what the network carries. What goes out and is not taken in at the other "
+            "end makes ports busy.",
+            (
+                Query(
+                    "sum by (direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
+                    "{{direction}}",
+                ),
+            ),
+            hues=(("^in", SKY), ("^out", ORANGE)),
+            width=12,
+        ),
+    ),
+)
+
+_LINKS = Row(
+    "Links to other nodes",
+    (
+        Panel(
+            "Messages to other nodes",
+            "mps",
+            "Messages that processes sent to other nodes; from windows where they are many.",
+            "much of it for little work is chatter: gather messages, or keep data where it is used.",
+            (
+                Query(
+                    """sum by (NODE)
+                        (rate(beam_messages_sent_total{HERE, scope="remote"}[RATE]))""",
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Waiting to be sent",
+            "bytes",
+            "What waits in the buffers to other nodes, all together.",
+            "the sum says little: each link may hold 1 MB, or what +zdbbl says (RabbitMQ: 128 MB), "
+            "before its senders are suspended. Whether one is full say the full links beside.",
+            (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
+            width=12,
+        ),
+        Panel(
+            "Signals handed to links",
+            "ops",
+            "Times a second that buffered signals were handed to a connection, to its port or to "
+            "its process (TLS).",
+            "few with many remote messages are large batches: the link is at its limit.",
+            (
+                Query(
+                    "sum by (via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
+                    "{{via}}",
+                ),
+            ),
+            hues=(("^port", SKY), ("^process", ORANGE)),
+            width=12,
+        ),
         Panel(
             "Senders suspended by a full link",
             "eps",
@@ -19,6 +142,7 @@ _NODES = Row(
             (Query("sum by (NODE) (rate(beam_dist_busy_total{HERE}[RATE]))"),),
             warn=0.1,
             bad=1,
+            width=12,
         ),
         Panel(
             "Time that senders are suspended",
@@ -30,79 +154,15 @@ _NODES = Row(
             (Query("sum by (NODE) (rate(beam_dist_suspended_seconds_total{HERE}[RATE]))"),),
             warn=0.01,
             bad=0.1,
-        ),
-        Panel(
-            "Waiting to be sent",
-            "bytes",
-            "What waits in the buffers to other nodes, all together.",
-            "the sum says little: each link may hold 1 MB, or what +zdbbl says (RabbitMQ: 128 MB), "
-            "before its senders are suspended. Whether one is full say the full links beside.",
-            (Query("sum by (NODE) (beam_dist_queue_bytes{HERE})"),),
-        ),
-        Panel(
-            "Full links",
-            "short",
-            "Connections to other nodes whose buffer is full now.",
-            "a node that does not read or a network that does not carry: every sender to it is "
-            "suspended.",
-            (Query("sum by (NODE) (beam_dist_busy_connections{HERE})"),),
-            warn=1,
-            bad=1,
-        ),
-        Panel(
-            "Signals handed to links",
-            "ops",
-            "Times a second that buffered signals were handed to a connection, to its port or to "
-            "its process (TLS).",
-            "few with many remote messages are large batches: the link is at its limit.",
-            (
-                Query(
-                    "sum by (NODE, via) (rate(beam_dist_outputs_total{HERE}[RATE]))",
-                    "{{via}} NODE",
-                ),
-            ),
-            hues=(("^port", SKY), ("^process", ORANGE)),
-        ),
-        Panel(
-            "Messages to other nodes",
-            "mps",
-            "Messages that processes sent to other nodes; from windows where they are many.",
-            "much of it for little work is chatter: gather messages, or keep data where it is used.",
-            (
-                Query(
-                    """sum by (NODE)
-                        (rate(beam_messages_sent_total{HERE, scope="remote"}[RATE]))""",
-                    hue=PURPLE,
-                ),
-            ),
-        ),
-        Panel(
-            "Connected nodes",
-            "short",
-            "Nodes that are connected, visible and hidden (tools, mostly).",
-            "fewer than the cluster has: see the node's log for net ticks that did not come.",
-            (Query("sum by (NODE, type) (beam_connected_nodes{HERE})", "{{type}} NODE"),),
-            hues=(("^visible", SKY), ("^hidden", ORANGE)),
-            width=24,
-            height=6,
+            width=12,
         ),
     ),
+    folded=True,
 )
 
-_PORTS = Row(
-    "Ports",
+_BUSY = Row(
+    "Ports that are busy, opened, closed",
     (
-        Panel(
-            "Ports that say busy",
-            "eps",
-            "Times a second that a driver said that its port is busy, so that writers are "
-            "suspended.",
-            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
-            "see the mailboxes behind them.",
-            (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
-            warn=0.1,
-            bad=1,
-        ),
         Panel(
             "Time that ports are busy",
             "percentunit",
@@ -112,23 +172,7 @@ _PORTS = Row(
             (Query("sum by (NODE) (rate(beam_port_busy_seconds_total{HERE}[RATE]))"),),
             warn=0.1,
             bad=0.5,
-        ),
-        Panel(
-            "Ports, of what the table holds",
-            "percentunit",
-            "How full the port table is.",
-            "at the limit no socket, pipe or program can be opened. Find what does not close, or "
-            "raise +Q.",
-            (Query("beam_ports{HERE} / beam_port_limit{HERE}"),),
-            warn=0.7,
-            bad=0.85,
-        ),
-        Panel(
-            "Ports",
-            "short",
-            "Ports of each VM: sockets of gen_tcp, pipes, drivers.",
-            "a line that only rises is something that does not close.",
-            (Query("sum by (NODE) (beam_ports{HERE})"),),
+            width=12,
         ),
         Panel(
             "Ports opened and closed",
@@ -137,38 +181,25 @@ _PORTS = Row(
             "many of both are connections that live short: let clients keep theirs.",
             (
                 Query(
-                    "sum by (NODE) (rate(beam_ports_opened_total{HERE}[RATE]))",
-                    "opened NODE",
+                    "sum(rate(beam_ports_opened_total{HERE}[RATE]))",
+                    "opened",
                     GREEN,
                 ),
                 Query(
-                    "sum by (NODE) (rate(beam_ports_closed_total{HERE}[RATE]))",
-                    "closed NODE",
+                    "sum(rate(beam_ports_closed_total{HERE}[RATE]))",
+                    "closed",
                     ORANGE,
                 ),
             ),
-        ),
-        Panel(
-            "Bytes through ports",
-            "Bps",
-            "Bytes that came in and went out through ports, distribution included; as "
-            "erlang:statistics(io) counts them.",
-            "compare with what the network carries. What goes out and is not taken in at the other "
-            "end makes ports busy.",
-            (
-                Query(
-                    "sum by (NODE, direction) (rate(beam_port_io_bytes_total{HERE}[RATE]))",
-                    "{{direction}} NODE",
-                ),
-            ),
-            hues=(("^in", SKY), ("^out", ORANGE)),
+            width=12,
         ),
     ),
+    folded=True,
 )
 
 BOARD = Board(
     "distribution",
     "Distribution and ports",
     "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
-    (_NODES, _PORTS),
+    (_NOW, _PORTS, _LINKS, _BUSY),
 )

@@ -17,6 +17,8 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardLinkType,
     GridPos,
     Panel,
+    RowPanel,
+    VariableHide,
     VariableOption,
     VariableRefresh,
     VariableSort,
@@ -24,10 +26,13 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.table import Options as TableOptions
 
 from boards.colours import PURPLE, VERMILLION
+from boards.nodes import VARIABLE, slots
 from boards.panels import SOURCE, built
 from boards.records import FIRING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from boards.records import Board, Row
 
 TAG: Final = "scope-ebpf"
@@ -72,19 +77,38 @@ def text(board: Board) -> str:
 
 def _tidied(model: Dashboard) -> Dashboard:
     """The *model* with numbered panels, and without what the SDK writes and Grafana 12 does not know."""
-    for number, panel in enumerate(model.panels or [], 1):
+    for number, panel in enumerate(_unfolded(model), 1):
         panel.id_val = number
         if isinstance(panel, Panel) and isinstance(panel.options, TableOptions):
             panel.options.footer = None
     for variable in (model.templating and model.templating.list_val) or []:
         variable.auto = variable.auto_min = variable.auto_count = None
+        variable.skip_url_sync = variable.name == VARIABLE  # no link may change expressions
     return model
+
+
+def _unfolded(model: Dashboard) -> Iterator[Panel | RowPanel]:
+    """All panels and rows, those in folded rows too."""
+    for panel in model.panels or []:
+        yield panel
+        if isinstance(panel, RowPanel):
+            yield from panel.panels
 
 
 def _add_row(made: dashboard.Dashboard, row: Row, line: int) -> int:
     """Lay out *row* from *line* on, and return the line after it."""
-    made.with_row(dashboard.Row(row.title).grid_pos(GridPos(x=0, y=line, w=_COLUMNS, h=1)))
-    line, column, height = line + 1, 0, 0
+    heading = dashboard.Row(row.title).grid_pos(GridPos(x=0, y=line, w=_COLUMNS, h=1))
+    if row.folded:
+        heading.collapsed(True)
+        _lay_out(heading, row, line + 1)
+        made.with_row(heading)
+        return line + 1
+    made.with_row(heading)
+    return _lay_out(made, row, line + 1)
+
+
+def _lay_out(made: dashboard.Dashboard | dashboard.Row, row: Row, line: int) -> int:
+    column, height = 0, 0
     for panel in row.panels:
         if column + panel.width > _COLUMNS:
             line, column, height = line + height, 0, 0
@@ -99,6 +123,13 @@ def _variables() -> list[Any]:
         dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"),
         _choice("host", "Host", "label_values(beam_target_info, instance)"),
         _choice("node", "Node", 'label_values(beam_target_info{instance=~"$host"}, node)'),
+        dashboard.CustomVariable(VARIABLE)
+        .values(VARIABLE)
+        .include_all(True)
+        .all_value(slots())
+        .current(VariableOption(text="All", value="$__all"))
+        .hide(VariableHide.HIDE_VARIABLE)
+        .description("How lines of nodes are drawn: dashboards/boards/nodes.py"),
     ]
 
 

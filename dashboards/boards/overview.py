@@ -3,10 +3,12 @@
 Overview: is it the application, the VM or the host?
 """
 
-from boards.colours import GREEN, ORANGE, SKY, VERMILLION
-from boards.memory import COLLECTING
-from boards.records import FIRING, Board, Panel, Query, Row
-from boards.schedulers import STARVED, THROTTLED
+from typing import Final
+
+from boards.memory import COLLECTING, OF_LIMIT
+from boards.processes import CRASHES
+from boards.records import Board, Panel, Query, Row, firing
+from boards.schedulers import STARVED, THROTTLED, UTILIZATION
 
 _QUEUE = """
     sum by (NODE) (beam_run_queue_length{HERE, scheduler_type="normal"})
@@ -34,6 +36,8 @@ _BUSY = """
         label_replace(rate(beam_dist_busy_total{HERE}[RATE]), "of", "links", "", "")
         or label_replace(rate(beam_port_busy_total{HERE}[RATE]), "of", "ports", "", ""))"""
 
+_TILE: Final = 4
+
 _HOST = Row(
     "Is it the host?",
     (
@@ -50,7 +54,7 @@ _HOST = Row(
             warn=0.05,
             bad=0.1,
             width=6,
-            height=6,
+            height=_TILE,
             more="schedulers",
         ),
         Panel(
@@ -65,8 +69,23 @@ _HOST = Row(
             warn=0.05,
             bad=0.25,
             width=6,
-            height=6,
+            height=_TILE,
             more="schedulers",
+        ),
+        Panel(
+            "Memory, of the cgroup's limit",
+            "percentunit",
+            "Memory of the VM's cgroup without file pages that can be dropped, as a share of its "
+            "limit; 0 also without a limit.",
+            "at the limit the kernel kills the VM, without a crash dump. See what grows, or raise "
+            "the limit of the container.",
+            (Query(OF_LIMIT),),
+            "stat",
+            warn=0.8,
+            bad=0.9,
+            width=6,
+            height=_TILE,
+            more="memory",
         ),
         Panel(
             "Major page faults",
@@ -79,21 +98,8 @@ _HOST = Row(
             warn=1,
             bad=10,
             width=6,
-            height=6,
+            height=_TILE,
             more="memory",
-        ),
-        Panel(
-            "CPU of the VM",
-            "short",
-            "CPUs that the VM used, work and busy waiting alike.",
-            "compare with the number of schedulers. A VM that uses all of them and answers well is "
-            "merely busy; look at the run queue beside it.",
-            (Query("sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE]))"),),
-            "stat",
-            width=6,
-            height=6,
-            decimals=2,
-            more="schedulers",
         ),
     ),
 )
@@ -101,6 +107,22 @@ _HOST = Row(
 _VM = Row(
     "Is it the VM?",
     (
+        Panel(
+            "Scheduler utilization",
+            "percentunit",
+            "The share of the last minute in which the normal schedulers that are online worked; busy "
+            "waiting is left out.",
+            "the VM has all the work that it can do. See the run queue beside it: if nothing waits, "
+            "it is merely busy; else the node needs more cores, or less work.",
+            (Query(UTILIZATION),),
+            "stat",
+            warn=0.8,
+            bad=0.95,
+            width=6,
+            height=_TILE,
+            decimals=0,
+            more="schedulers",
+        ),
         Panel(
             "Run queue per scheduler",
             "short",
@@ -112,7 +134,7 @@ _VM = Row(
             warn=2,
             bad=10,
             width=6,
-            height=6,
+            height=_TILE,
             decimals=2,
             more="schedulers",
         ),
@@ -128,7 +150,7 @@ _VM = Row(
             warn=0.15,
             bad=0.3,
             width=6,
-            height=6,
+            height=_TILE,
             more="memory",
         ),
         Panel(
@@ -142,20 +164,8 @@ _VM = Row(
             warn=0.7,
             bad=0.85,
             width=6,
-            height=6,
+            height=_TILE,
             more="processes",
-        ),
-        Panel(
-            "Time since the VM started",
-            "s",
-            "How long the VM's process has been running.",
-            "a node that is younger than you expect was restarted: look for a crash dump, and for "
-            "the kernel's OOM killer.",
-            (Query("time() - max by (NODE) (beam_start_time_seconds{HERE})"),),
-            "stat",
-            width=6,
-            height=6,
-            decimals=0,
         ),
     ),
 )
@@ -167,14 +177,29 @@ _APPLICATION = Row(
             "Longest mailbox",
             "short",
             "Messages that wait for the process that has most of them; where the config has "
-            "`top = 0`, the power of ten that they reach.",
-            "that process reads slower than others write. The ranking names it; "
-            "`scope-trace ps` shows what it does and what waits.",
+            "`top = 0`, the power of ten that they reach. The table below names the process.",
+            "that process reads slower than others write. `scope-trace ps` shows what it does and "
+            "what waits.",
             (Query(_MAILBOX),),
             "stat",
             warn=1000,
             bad=10000,
-            height=6,
+            width=6,
+            height=_TILE,
+            more="processes",
+        ),
+        Panel(
+            "Crashes",
+            "eps",
+            "Processes that ended by an error, a second.",
+            "the node's log has the reasons; `scope-trace --events exit` shows who they are as it "
+            "happens.",
+            (Query(CRASHES),),
+            "stat",
+            warn=0.1,
+            bad=1,
+            width=6,
+            height=_TILE,
             more="processes",
         ),
         Panel(
@@ -190,7 +215,8 @@ _APPLICATION = Row(
             "stat",
             warn=0.01,
             bad=0.1,
-            height=6,
+            width=6,
+            height=_TILE,
             more="schedulers",
         ),
         Panel(
@@ -205,48 +231,83 @@ _APPLICATION = Row(
             "stat",
             warn=0.1,
             bad=1,
-            height=6,
+            width=6,
+            height=_TILE,
             more="distribution",
         ),
+    ),
+)
+
+ALL_NODES: Final = Panel(
+    "All nodes",
+    "none",
+    "Each VM that is observed and how it is now; the owner is the process with the longest mailbox, "
+    "by its registered name, else module, else initial call.",
+    "a node that is missing was not found or is refused: the daemon's page at / says why.",
+    (
+        Query("time() - max by (NODE) (beam_start_time_seconds{HERE})", "", column="up", unit="s"),
+        Query(
+            "sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE]))",
+            "",
+            column="CPUs used",
+        ),
+        Query(
+            UTILIZATION,
+            "",
+            column="utilization",
+            unit="percentunit",
+            warn=0.8,
+            bad=0.95,
+        ),
+        Query(
+            "sum by (NODE) (beam_resident_memory_bytes{HERE})",
+            "",
+            column="memory",
+            unit="bytes",
+        ),
+        Query(
+            OF_LIMIT,
+            "",
+            column="of its limit",
+            unit="percentunit",
+            warn=0.8,
+            bad=0.9,
+        ),
+        Query("sum by (NODE) (beam_processes{HERE})", "", column="processes"),
+        Query("sum by (NODE) (beam_mailbox_messages{HERE})", "", column="waiting"),
+        Query(
+            """topk by (NODE) (1, max by (NODE, name)
+                (beam_top_mailbox_messages{HERE, rank="1"}))""",
+            "",
+            column="longest mailbox",
+            warn=1000,
+            bad=10_000,
+        ),
+        Query("max by (NODE, otp_release) (beam_target_info{HERE})", ""),
+    ),
+    "table",
+    width=24,
+    height=6,
+    low=None,
+    columns=(
+        ("node", "node"),
+        ("instance", "host"),
+    ),
+    details=(
+        ("name", "its owner"),
+        ("otp_release", "OTP"),
     ),
 )
 
 _NODES = Row(
     "Nodes",
     (
-        Panel(
-            "All nodes",
-            "none",
-            "Each VM that is observed, its release and what it holds now.",
-            "a node that is missing was not found or is refused: the daemon's page at / says why.",
-            (
-                Query(
-                    """max by (NODE, otp_release, erts_version, flavor, pid)
-                        (beam_target_info{HERE})"""
-                ),
-                Query(
-                    "sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE]))",
-                    column="CPUs",
-                ),
-                Query(
-                    "sum by (NODE) (beam_resident_memory_bytes{HERE})",
-                    column="memory",
-                    unit="bytes",
-                ),
-                Query("sum by (NODE) (beam_processes{HERE})", column="processes"),
-                Query("sum by (NODE) (beam_ports{HERE})", column="ports"),
-                Query("sum by (NODE) (beam_mailbox_messages{HERE})", column="messages waiting"),
-            ),
-            "table",
-            width=24,
-            height=6,
-            low=None,
-        ),
+        ALL_NODES,
         Panel(
             "CPU",
-            "short",
-            "CPUs that each VM used.",
-            "see the row of the host above.",
+            "suffix: CPU",
+            "CPUs that each VM used, work and busy waiting alike.",
+            "compare with the number of its schedulers, and with their utilization above.",
             (Query("sum by (NODE) (rate(beam_cpu_seconds_total{HERE}[RATE]))"),),
             more="schedulers",
         ),
@@ -256,39 +317,24 @@ _NODES = Row(
             "Work that each VM did, in its own measure: about one reduction per function call.",
             "CPU that grows while reductions do not is busy waiting, a NIF, or a CPU that became "
             "slower.",
-            (Query("sum by (NODE) (rate(beam_reductions_total{HERE}[RATE]))", hue=GREEN),),
+            (Query("sum by (NODE) (rate(beam_reductions_total{HERE}[RATE]))"),),
             more="schedulers",
         ),
         Panel(
-            "Messages",
+            "Messages received",
             "mps",
-            "Messages sent and taken out of mailboxes; from windows where they are many.",
-            "their difference is not what waits: messages of ports, timers and NIFs are received "
-            "only. See the mailboxes.",
-            (
-                Query("sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))", "sent NODE"),
-                Query(
-                    "sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))",
-                    "received NODE",
-                    ORANGE,
-                ),
-            ),
+            "Messages that processes took out of their mailboxes; from windows where they are many.",
+            "what waits is told by the mailboxes.",
+            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
             more="processes",
         ),
         Panel(
             "Memory",
             "bytes",
-            "Resident memory of each VM, and the heaps of its Erlang processes in it.",
-            "where the first grows and the second does not it is binaries, ETS, code or the "
-            "allocators.",
-            (
-                Query("sum by (NODE) (beam_resident_memory_bytes{HERE})", "resident NODE"),
-                Query(
-                    "sum by (NODE) (beam_processes_memory_bytes{HERE})",
-                    "processes NODE",
-                    ORANGE,
-                ),
-            ),
+            "Resident memory of each VM.",
+            "the dashboard of memory says what grows: heaps of processes, binaries, ETS, code, or "
+            "what the allocators keep.",
+            (Query("sum by (NODE) (beam_resident_memory_bytes{HERE})"),),
             more="memory",
         ),
         Panel(
@@ -296,19 +342,10 @@ _NODES = Row(
             "short",
             "Erlang processes of each VM.",
             "a line that only rises is a leak: see who is spawned and does not end.",
-            (Query("sum by (NODE) (beam_processes{HERE})", hue=SKY),),
+            (Query("sum by (NODE) (beam_processes{HERE})"),),
             more="processes",
         ),
-        Panel(
-            "Alerts that fire",
-            "short",
-            "Alerts of dashboards/rules.yml that fire now; 0 also where Prometheus has no such rules.",
-            "each alert says what to do in its description.",
-            (Query(f"count({FIRING}) or vector(0)", "firing", VERMILLION),),
-            warn=1,
-            bad=1,
-            decimals=0,
-        ),
+        firing(),
     ),
 )
 

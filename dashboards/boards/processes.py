@@ -14,60 +14,60 @@ _NORMAL = (
     ("^other", ORANGE),
     ("^unknown", GREY),
 )
+#: Steps of sizes: the value of the label, what it is called, and its colour.
 _STEPS = (
-    ("^1 ", GREY),
-    ("^10 ", SKY),
-    ("^100 ", BLUE),
-    ("^1000 ", GREEN),
-    ("^10000 ", ORANGE),
-    ("^100000 ", VERMILLION),
+    ("1", "1 message or more", GREY),
+    ("10", "10 or more", SKY),
+    ("100", "100 or more", BLUE),
+    ("1000", "1,000 or more", GREEN),
+    ("10000", "10,000 or more", ORANGE),
+    ("100000", "100,000 or more", VERMILLION),
+)
+_SIZES = (
+    ("65536", "64 KiB or more", GREY),
+    ("1048576", "1 MiB or more", SKY),
+    ("16777216", "16 MiB or more", ORANGE),
+    ("268435456", "256 MiB or more", VERMILLION),
 )
 
-_MAILBOXES = Row(
-    "Mailboxes",
+
+def _steps(series: str, steps: tuple[tuple[str, str, str], ...]) -> tuple[Query, ...]:
+    """The processes at each step or above."""
+    return tuple(
+        Query(f'sum({series}{{HERE, at_least="{step}"}})', name, hue) for step, name, hue in steps
+    )
+
+
+#: Processes that ended by an error, a second.
+CRASHES = 'sum by (NODE) (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))'
+
+_NOW = Row(
+    "Now",
     (
         Panel(
             "Messages that wait",
             "short",
             "Messages in all mailboxes of each VM.",
-            "some process reads slower than others write to it. The ranking beside names it; "
+            "some process reads slower than others write to it. The ranking below names it; "
             "`scope-trace ps` shows what it does.",
             (Query("sum by (NODE) (beam_mailbox_messages{HERE})"),),
             warn=10_000,
             bad=100_000,
+            kind="stat",
+            height=4,
         ),
         Panel(
-            "Processes with a mailbox of at least",
-            "short",
-            "In how many processes' mailboxes at least so many messages wait.",
-            "one process far up is a bottleneck; many processes a little up are a node that has "
-            "too little CPU.",
-            (
-                Query(
-                    "sum by (NODE, at_least) (beam_mailbox_processes{HERE})",
-                    "{{at_least}} NODE",
-                ),
-            ),
-            hues=_STEPS,
+            "Crashes",
+            "ops",
+            "Processes that ended by an error, a second.",
+            "read the node's log; a supervisor that restarts without end comes to its own end "
+            "after a while.",
+            (Query(CRASHES),),
+            warn=0.1,
+            bad=1,
+            kind="stat",
+            height=4,
         ),
-        Panel(
-            "Longest mailboxes",
-            "short",
-            "The processes with most messages waiting: registered name, else module, else initial "
-            "call. Empty while nothing waits, and where the config has `top = 0`.",
-            "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
-            "Calls with a time-out make it worse: they are sent again.",
-            (Query('sort_desc(beam_top_mailbox_messages{HERE, rank!="other"})', "{{name}} NODE"),),
-            "bars",
-            warn=1000,
-            bad=10_000,
-        ),
-    ),
-)
-
-_LIFE = Row(
-    "Coming and going",
-    (
         Panel(
             "Processes, of what the table holds",
             "percentunit",
@@ -76,7 +76,47 @@ _LIFE = Row(
             (Query("beam_processes{HERE} / beam_process_limit{HERE}"),),
             warn=0.7,
             bad=0.85,
+            kind="stat",
+            height=4,
         ),
+    ),
+)
+
+_MAILBOXES = Row(
+    "Mailboxes",
+    (
+        Panel(
+            "Longest mailboxes",
+            "short",
+            "The processes with most messages waiting: registered name, else module, else initial "
+            "call. Empty while nothing waits, and where the config has `top = 0`.",
+            "look at what it does (`scope-trace ps --pid PID --stack`), then at who sends to it. "
+            "Calls with a time-out make it worse: they are sent again.",
+            (
+                Query(
+                    'beam_top_mailbox_messages{HERE, rank!="other"}', "{{name}} NODE", ranked=True
+                ),
+            ),
+            "bars",
+            warn=1000,
+            bad=10_000,
+            width=12,
+        ),
+        Panel(
+            "Processes by length of their mailbox",
+            "short",
+            "In how many processes' mailboxes at least so many messages wait.",
+            "one process far up is a bottleneck; many processes a little up are a node that has "
+            "too little CPU.",
+            _steps("beam_mailbox_processes", _STEPS),
+            width=12,
+        ),
+    ),
+)
+
+_LIFE = Row(
+    "Coming and going",
+    (
         Panel(
             "Processes",
             "short",
@@ -91,25 +131,7 @@ _LIFE = Row(
             "Processes that were made, a second.",
             "thousands a second are fine for the VM; each costs about as much as a small "
             "collection, so a change by ten times is worth a look.",
-            (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))", hue=GREEN),),
-        ),
-        Panel(
-            "Lifetimes",
-            "s",
-            "How long processes lived that ended, half of them and 99 of 100; those that live on are "
-            "not in it. Empty while spawns or exits are counted in windows. A quantile may be off by "
-            "a factor of 16, the width of a bucket.",
-            "processes that live for less than a ms cost more to make than they do; a request that "
-            "lives longer than its client waits is work for nobody.",
-            tuple(
-                Query(
-                    f"""histogram_quantile({q}, sum by (NODE, le)
-                        (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE])))""",
-                    f"{name} NODE",
-                    hue,
-                )
-                for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
-            ),
+            (Query("sum by (NODE) (rate(beam_process_spawns_total{HERE}[RATE]))"),),
         ),
         Panel(
             "Exits by reason",
@@ -119,27 +141,11 @@ _LIFE = Row(
             "who they are as it happens.",
             (
                 Query(
-                    "sum by (NODE, reason) (rate(beam_process_exits_total{HERE}[RATE]))",
-                    "{{reason}} NODE",
+                    "sum by (reason) (rate(beam_process_exits_total{HERE}[RATE]))",
+                    "{{reason}}",
                 ),
             ),
             hues=_NORMAL,
-        ),
-        Panel(
-            "Crashes",
-            "ops",
-            "Processes that ended by an error, a second.",
-            "read the node's log; a supervisor that restarts without end comes to its own end "
-            "after a while.",
-            (
-                Query(
-                    """sum by (NODE)
-                        (rate(beam_process_exits_total{HERE, reason="error"}[RATE]))""",
-                    hue=VERMILLION,
-                ),
-            ),
-            warn=0.1,
-            bad=1,
         ),
     ),
 )
@@ -155,27 +161,20 @@ _WORK = Row(
             "mailbox is the bottleneck: split what it does.",
             (
                 Query(
-                    'sort_desc(beam_top_reductions_per_second{HERE, rank!="other"})',
+                    'beam_top_reductions_per_second{HERE, rank!="other"}',
                     "{{name}} NODE",
+                    ranked=True,
                 ),
             ),
             "bars",
-            width=12,
         ),
         Panel(
             "Messages sent",
             "mps",
-            "Messages that processes sent, to their own node (local) or another (remote); from "
-            "windows where they are many.",
+            "Messages that processes sent, to their own node or another; from windows where they are "
+            "many.",
             "much of it for little work is chatter: send less, or more at once.",
-            (
-                Query(
-                    "sum by (NODE, scope) (rate(beam_messages_sent_total{HERE}[RATE]))",
-                    "{{scope}} NODE",
-                ),
-            ),
-            hues=(("^local", SKY), ("^remote", ORANGE)),
-            width=12,
+            (Query("sum by (NODE) (rate(beam_messages_sent_total{HERE}[RATE]))"),),
         ),
         Panel(
             "Messages received",
@@ -183,17 +182,7 @@ _WORK = Row(
             "Messages that processes took out of their mailboxes; from windows where they are many.",
             "it is more than what processes sent by the messages of ports, timers and NIFs. What "
             "waits is told by the mailboxes, not by the difference.",
-            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))", hue=GREEN),),
-            width=12,
-        ),
-        Panel(
-            "Hibernations",
-            "ops",
-            "Processes that hibernated, a second; each is a full collection.",
-            "a busy process that hibernates collects its whole heap each time: give it a time-out "
-            "before it does.",
-            (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))", hue=PURPLE),),
-            width=12,
+            (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
         ),
     ),
 )
@@ -207,37 +196,61 @@ _SIZE = Row(
             "The processes with most memory in struct and heaps.",
             "a heap this large makes each full collection long. Look at the state it keeps and at "
             "its mailbox (`scope-trace ps`).",
-            (Query('sort_desc(beam_top_memory_bytes{HERE, rank!="other"})', "{{name}} NODE"),),
+            (Query('beam_top_memory_bytes{HERE, rank!="other"}', "{{name}} NODE", ranked=True),),
             "bars",
             warn=100 * 2**20,
             bad=2**30,
             width=12,
         ),
         Panel(
-            "Processes with memory of at least",
+            "Processes by size",
             "short",
             "How many processes have at least so many bytes in struct and heaps.",
             "more in the upper steps is state that grows; see the ranking.",
-            (
-                Query(
-                    "sum by (NODE, at_least) (beam_memory_processes{HERE})",
-                    "{{at_least}} bytes NODE",
-                ),
-            ),
-            hues=(
-                ("^65536 ", GREY),
-                ("^1048576 ", SKY),
-                ("^16777216 ", ORANGE),
-                ("^268435456 ", VERMILLION),
-            ),
+            _steps("beam_memory_processes", _SIZES),
             width=12,
         ),
     ),
+)
+
+_SELDOM = Row(
+    "Seldom: lifetimes, hibernation",
+    (
+        Panel(
+            "Lifetimes",
+            "s",
+            "How long processes lived that ended, half of them and 99 of 100; those that live on are "
+            "not in it. Empty while spawns or exits are counted in windows. A quantile may be off by "
+            "a factor of 16, the width of a bucket.",
+            "processes that live for less than a ms cost more to make than they do; a request that "
+            "lives longer than its client waits is work for nobody.",
+            tuple(
+                Query(
+                    f"""histogram_quantile({q}, sum by (le)
+                        (rate(beam_process_lifetime_seconds_bucket{{HERE}}[RATE]))) >= 0""",
+                    name,
+                    hue,
+                )
+                for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE))
+            ),
+            width=12,
+        ),
+        Panel(
+            "Hibernations",
+            "ops",
+            "Processes that hibernated, a second; each is a full collection.",
+            "a busy process that hibernates collects its whole heap each time: give it a time-out "
+            "before it does.",
+            (Query("sum by (NODE) (rate(beam_hibernations_total{HERE}[RATE]))"),),
+            width=12,
+        ),
+    ),
+    folded=True,
 )
 
 BOARD = Board(
     "processes",
     "Processes",
     "Mailboxes and who they belong to, processes that come, go and crash, messages, and who is large.",
-    (_MAILBOXES, _LIFE, _WORK, _SIZE),
+    (_NOW, _MAILBOXES, _LIFE, _WORK, _SIZE, _SELDOM),
 )

@@ -8,7 +8,12 @@ HERE    the hosts and nodes that the variables at the top choose
 NODE    the labels that tell one VM from another (two hosts may have a node of the same name)
 RATE    a span that holds enough scrapes for a rate, at any zoom
 
-NODE in a legend is what those labels say.
+NODE in a legend is the node's name, with its host only if two nodes have that name. ``nodes`` makes
+these names.
+
+Lines of a panel are either nodes, each with a colour and a dash of its own, or meanings (such as
+reasons of exits), each with a fixed colour, of all chosen nodes together. Colour and dash cannot say
+both.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from boards.colours import SKY
+from boards.nodes import LEGEND, SLOTTED, named
 
 _WORDS: Final = {
     "HERE": 'instance=~"$host", node=~"$node"',
@@ -25,14 +31,14 @@ _WORDS: Final = {
     "RATE": "$__rate_interval",
 }
 _WORD: Final = re.compile(r"\b(" + "|".join(_WORDS) + r")\b")
-_NODE_IN_LEGEND: Final = "{{node}} {{instance}}"
 #: Alerts of ours that fire for what is chosen; one of a whole host has no node.
 FIRING: Final = (
     'ALERTS{alertname=~"(Beam|Scope).*", alertstate="firing", instance=~"$host|", node=~"$node|"}'
 )
 
 #: ``bars`` is a ranking; ``table`` is one row per VM, with a column for each label.
-Kind = Literal["series", "stat", "bars", "table", "heatmap"]
+Kind = Literal["series", "stat", "bars", "table", "heatmap", "text"]
+_TOGETHER: Final = "Of all chosen nodes together: choose one node to see its own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +51,32 @@ class Query:
     #: Of a table: the heading and the unit of the column that this query fills.
     column: str = ""
     unit: str = ""
+    #: Of a table: values from which a cell of the column is worth a look, and bad.
+    warn: float | None = None
+    bad: float | None = None
+    #: Of bars: sorted, the largest first.
+    ranked: bool = False
+
+    @property
+    def of_nodes(self) -> bool:
+        """Whether each series is one of a node."""
+        return re.search(r"\bNODE\b", self.legend) is not None
 
     @property
     def promql(self) -> str:
         """The expression with its words replaced; Grafana's variables are still in it."""
-        return _WORD.sub(lambda found: _WORDS[found[1]], " ".join(self.expr.split()))
+        text = _WORD.sub(lambda found: _WORDS[found[1]], " ".join(self.expr.split()))
+        if self.of_nodes:
+            text = named(text)
+        return f"sort_desc({text})" if self.ranked else text
 
-    @property
-    def names(self) -> str:
+    def names(self, kind: Kind) -> str:
         """The legend with its word replaced; Grafana puts labels in the place of their names."""
-        return re.sub(r"\bNODE\b", _NODE_IN_LEGEND, self.legend)
+        if kind == "series" and self.of_nodes:
+            if self.legend != "NODE":
+                raise ValueError(f"a line is a node or a meaning, not both: {self.legend}")
+            return SLOTTED
+        return re.sub(r"\bNODE\b", LEGEND, self.legend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +107,52 @@ class Panel:
     hues: tuple[tuple[str, str], ...] = ()
     #: The key of the dashboard that shows more of it.
     more: str = ""
+    #: Of a table: labels that are columns, with their headings, before those of the queries and after.
+    columns: tuple[tuple[str, str], ...] = ()
+    details: tuple[tuple[str, str], ...] = ()
+    #: Of a text: Markdown.
+    text: str = ""
+
+    @property
+    def of_nodes(self) -> bool:
+        """Whether it tells nodes apart."""
+        return any(query.of_nodes for query in self.queries)
 
     @property
     def description(self) -> str:
         """What the panel shows, and what to do."""
         when = "When it is red" if self.bad is not None else "When it looks wrong"
-        return f"{self.shows}\n\n**{when}:** {self.act}"
+        shows = self.shows
+        if self.kind in ("series", "bars") and not self.of_nodes and self.of_vms:
+            shows = f"{shows} {_TOGETHER}"
+        return f"{shows}\n\n**{when}:** {self.act}"
+
+    @property
+    def of_vms(self) -> bool:
+        """Whether its figures are those of VMs, not of a daemon or of Prometheus."""
+        return any(re.search(r"\bHERE\b", query.expr) for query in self.queries)
+
+
+def firing(width: int = 8, height: int = 8) -> Panel:
+    """Alerts by name; its runbook says what to do about one."""
+    return Panel(
+        "Alerts that fire",
+        "none",
+        'Alerts of dashboards/rules.yml that fire now; "none" also where Prometheus has no such rules.',
+        "read the runbook of that name, docs/runbooks/NAME.md: symptom, command, remedy.",
+        (Query(f'{FIRING} or on () label_replace(vector(0), "alertname", "none", "", "")', ""),),
+        "table",
+        width=width,
+        height=height,
+        low=None,
+        columns=(
+            ("alertname", "alert"),
+            ("severity", "severity"),
+            ("node", "node"),
+            ("instance", "host"),
+            ("name", "process"),
+        ),
+    )
 
 
 def bound(exponent: int) -> float:
@@ -104,10 +166,16 @@ def bound(exponent: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under one heading, laid out from left to right in 24 columns."""
+    """
+    Panels under one heading, laid out from left to right in 24 columns.
+
+    A *folded* row shows its heading only, until it is opened: what is all zeros in a healthy system
+    would only take space.
+    """
 
     title: str
     panels: tuple[Panel, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,49 +37,125 @@ _REASONS = (
 )
 
 
-def _quantiles(series: str, where: str = "") -> tuple[Query, ...]:
-    """The median, the 99th of 100 and the 999th of 1,000, of a histogram."""
-    return tuple(
-        Query(
-            f"histogram_quantile({q}, sum by (NODE, le) (rate({series}_bucket{{HERE{where}}}[RATE])))",
-            f"{name} NODE",
-            hue,
-        )
-        for q, name, hue in ((0.5, "p50", SKY), (0.99, "p99", ORANGE), (0.999, "p99.9", VERMILLION))
-    )
+UTILIZATION = "sum by (NODE) (beam_scheduler_utilization_ratio{HERE})"
 
+
+def _p99(series: str, where: str = "") -> tuple[Query, ...]:
+    """The 99th of 100, of a histogram; nothing where nothing was counted (NaN)."""
+    rate = f"rate({series}_bucket{{HERE{where}}}[RATE])"
+    return (Query(f"histogram_quantile(0.99, sum by (NODE, le) ({rate})) >= 0"),)
+
+
+_WORK = Row(
+    "What the schedulers do",
+    (
+        Panel(
+            "Scheduler utilization",
+            "percentunit",
+            "The share of the last minute in which the normal schedulers that are online worked, on "
+            "average; busy waiting is left out.",
+            "they have all the work that they can do. If the run queue is long as well the node needs "
+            "more cores or less work; if it is empty, it is merely busy.",
+            (Query(UTILIZATION),),
+            warn=0.8,
+            bad=0.95,
+            high=1,
+        ),
+        Panel(
+            "Run queue",
+            "short",
+            "Erlang processes and ports that are ready and wait for a scheduler, normal or dirty.",
+            "there is more work than schedulers, or something does not yield. By type of scheduler it "
+            "is beside, in the native code and the lengths of schedules what does not yield.",
+            (Query("sum by (NODE) (beam_run_queue_length{HERE})"),),
+            warn=20,
+            bad=100,
+        ),
+        Panel(
+            "Reductions per second of CPU",
+            "short",
+            "Reductions for each CPU second that normal schedulers used.",
+            "a fall without a release is busy waiting, NIFs, or a CPU that was slowed down.",
+            (
+                Query(
+                    """sum by (NODE) (rate(beam_reductions_total{HERE}[RATE]))
+                        / clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type="normal"}[RATE])), 0.001)""",
+                ),
+            ),
+        ),
+        Panel(
+            "CPU by type of thread",
+            "suffix: CPU",
+            "CPUs that the VM's threads of each type used.",
+            "dirty schedulers at work are long NIFs or file operations; much of poll or aux is "
+            "sockets, or the VM's own housekeeping.",
+            (
+                Query(
+                    """sum by (scheduler_type)
+                        (rate(beam_thread_cpu_seconds_total{HERE}[RATE]))""",
+                    "{{scheduler_type}}",
+                ),
+            ),
+            stack=True,
+            hues=TYPES,
+        ),
+        Panel(
+            "Work and busy waiting",
+            "suffix: CPU",
+            "CPUs that schedulers, normal and dirty, used: for work, and spinning for work to come "
+            "(busy waiting); the second is found by the sampling timer, with an error that the "
+            "dashboard of the observer states.",
+            "busy waiting is no load. It goes by itself where others want the CPU; +sbwt none ends "
+            "it, where a container is billed or throttled for it.",
+            (
+                Query(
+                    """clamp_min(sum(rate(beam_thread_cpu_seconds_total{HERE,
+                        scheduler_type=~"normal|dirty_cpu|dirty_io"}[RATE]))
+                        - sum(rate(beam_busy_wait_seconds_total{HERE}[RATE])), 0)""",
+                    "work",
+                ),
+                Query(
+                    "sum(rate(beam_busy_wait_seconds_total{HERE}[RATE]))",
+                    "busy waiting",
+                    ORANGE,
+                ),
+            ),
+            stack=True,
+        ),
+        Panel(
+            "Run queues",
+            "short",
+            "Erlang processes and ports that are ready and wait for a scheduler, by the schedulers' "
+            "type.",
+            "normal: more work than schedulers, or one that does not yield. Dirty: more long NIFs "
+            "or file operations than dirty schedulers; see +SDcpu and +SDio.",
+            (
+                Query(
+                    "sum by (scheduler_type) (beam_run_queue_length{HERE})",
+                    "{{scheduler_type}}",
+                ),
+            ),
+            warn=20,
+            bad=100,
+            hues=TYPES,
+        ),
+    ),
+)
 
 _WAITING = Row(
     "Waiting for a CPU",
     (
         Panel(
-            "Run queue latency of normal schedulers",
-            "s",
-            "How long a normal scheduler that was ready waited until the kernel gave it a CPU. A "
-            "quantile may be off by a factor of 8, the width of a bucket.",
-            "others take the CPU: other processes of this host, or the quota of the cgroup. "
-            "Above a few ms every answer of the node is late by as much.",
-            _quantiles("beam_thread_run_queue_latency_seconds", ', scheduler_type="normal"'),
-            warn=bound(23),
-            bad=bound(26),
-            width=12,
-        ),
-        Panel(
-            "Run queue latency, all waits",
-            "s",
-            "How many waits of normal schedulers took how long; brighter is more.",
-            "a second band far above the first is a neighbour that has its turn in whole time "
-            "slices.",
-            (
-                Query(
-                    """sum by (le) (increase(
-                        beam_thread_run_queue_latency_seconds_bucket{HERE, scheduler_type="normal"}
-                        [RATE]))""",
-                    "{{le}}",
-                ),
-            ),
-            "heatmap",
-            low=None,
+            "Schedulers that wait for a CPU",
+            "percentunit",
+            "Of the time in which normal schedulers wanted a CPU, the share in which they had none. "
+            "Those that sleep are left out; who wants less than one CPU in all counts as wanting one.",
+            "the host or the cgroup has too little CPU for this VM. Move a neighbour, raise the "
+            "quota, or lower +S to what the VM really gets.",
+            (Query(STARVED),),
+            warn=0.05,
+            bad=0.1,
             width=12,
         ),
         Panel(
@@ -105,21 +181,79 @@ _WAITING = Row(
                 ),
             ),
             stack=True,
-            width=12,
             hues=_REASONS,
+            width=12,
         ),
         Panel(
-            "Schedulers that wait for a CPU",
-            "percentunit",
-            "Of the time in which normal schedulers wanted a CPU, the share in which they had none. "
-            "Those that sleep are left out; who wants less than one CPU in all counts as wanting one.",
-            "the host or the cgroup has too little CPU for this VM. Move a neighbour, raise the "
-            "quota, or lower +S to what the VM really gets.",
-            (Query(STARVED),),
-            warn=0.05,
-            bad=0.1,
+            "99 of 100 waits for a CPU take less than",
+            "s",
+            "How long a normal scheduler that was ready waited until the kernel gave it a CPU. A "
+            "quantile may be off by a factor of 8, the width of a bucket.",
+            "others take the CPU: other processes of this host, or the quota of the cgroup. "
+            "Above a few ms every answer of the node is late by as much.",
+            _p99("beam_thread_run_queue_latency_seconds", ', scheduler_type="normal"'),
+            warn=bound(23),
+            bad=bound(26),
             width=12,
         ),
+        Panel(
+            "Run queue latency, all waits",
+            "s",
+            "How many waits of normal schedulers took how long; brighter is more.",
+            "a second band far above the first is a neighbour that has its turn in whole time "
+            "slices.",
+            (
+                Query(
+                    """sum by (le) (increase(
+                        beam_thread_run_queue_latency_seconds_bucket{HERE, scheduler_type="normal"}
+                        [RATE]))""",
+                    "{{le}}",
+                ),
+            ),
+            "heatmap",
+            low=None,
+            width=12,
+        ),
+    ),
+)
+
+_LENGTHS = Row(
+    "How long a process keeps its scheduler",
+    (
+        Panel(
+            "99 of 100 schedules take less than",
+            "s",
+            "How long a process had a normal scheduler before it was scheduled out. Where schedules "
+            "are many they are counted in windows, and what is longer than a window (3 to 100 ms) is "
+            "not in it. A quantile may be off by a factor of 8, the width of a bucket.",
+            "a NIF or a BIF does not yield. `scope-trace --events long_call` names it; such code "
+            "belongs on a dirty scheduler. While there are windows look at the long native calls.",
+            _p99("beam_schedule_duration_seconds"),
+            warn=bound(23),
+            bad=bound(26),
+            width=12,
+        ),
+        Panel(
+            "Length of schedules, all",
+            "s",
+            "How many schedules took how long; brighter is more.",
+            "whatever is above one ms used more than its 4,000 reductions are worth.",
+            (
+                Query(
+                    "sum by (le) (increase(beam_schedule_duration_seconds_bucket{HERE}[RATE]))",
+                    "{{le}}",
+                ),
+            ),
+            "heatmap",
+            low=None,
+            width=12,
+        ),
+    ),
+)
+
+_QUOTA = Row(
+    "Quota of the cgroup",
+    (
         Panel(
             "Throttled by the cgroup",
             "percentunit",
@@ -147,46 +281,55 @@ _WAITING = Row(
             width=12,
         ),
     ),
+    folded=True,
 )
 
-_WORK = Row(
-    "What the schedulers do",
+_NATIVE = Row(
+    "Native code",
     (
         Panel(
-            "CPU by type of thread",
-            "short",
-            "CPUs that the VM's threads of each type used.",
-            "dirty schedulers at work are long NIFs or file operations; much of poll or aux is "
-            "sockets, or the VM's own housekeeping.",
+            "Native code",
+            "suffix: CPU",
+            "CPUs in NIFs, dirty ones too, by name; the ten that use most. A NIF without a name yet "
+            "is in other.",
+            "what is here is work that Erlang cannot interrupt. On a normal scheduler it must be "
+            "short: see the long calls beside.",
             (
                 Query(
-                    """sum by (NODE, scheduler_type)
-                        (rate(beam_thread_cpu_seconds_total{HERE}[RATE]))""",
-                    "{{scheduler_type}} NODE",
+                    """topk(10, sum by (NODE, name)
+                        (rate(beam_native_cpu_seconds_total{HERE}[RATE])))""",
+                    "{{name}} NODE",
+                    ranked=True,
                 ),
             ),
-            stack=True,
-            hues=TYPES,
-            width=6,
+            "bars",
+            width=12,
         ),
         Panel(
-            "Run queues",
-            "short",
-            "Erlang processes and ports that are ready and wait for a scheduler, by the schedulers' "
-            "type.",
-            "normal: more work than schedulers, or one that does not yield. Dirty: more long NIFs "
-            "or file operations than dirty schedulers; see +SDcpu and +SDio.",
+            "Long native calls",
+            "ops",
+            "Calls of NIFs per second that took 21 ms or longer, by name, some of 10 ms or longer; the "
+            "ten with most.",
+            "one on a normal scheduler keeps all else there waiting: it belongs on a dirty "
+            "scheduler, or must yield. One on a dirty scheduler may be as long as it likes.",
             (
                 Query(
-                    "sum by (NODE, scheduler_type) (beam_run_queue_length{HERE})",
-                    "{{scheduler_type}} NODE",
+                    """topk(10, sum by (NODE, name)
+                        (rate(beam_native_long_calls_total{HERE}[RATE])))""",
+                    "{{name}} NODE",
+                    ranked=True,
                 ),
             ),
-            warn=20,
-            bad=100,
-            hues=TYPES,
-            width=6,
+            "bars",
+            width=12,
         ),
+    ),
+    folded=True,
+)
+
+_SWITCHES = Row(
+    "Threads and switches",
+    (
         Panel(
             "Schedulers and other threads",
             "short",
@@ -195,139 +338,25 @@ _WORK = Row(
             "than CPUs wait for each other: +S.",
             (
                 Query(
-                    "sum by (NODE, scheduler_type) (beam_threads{HERE})",
-                    "{{scheduler_type}} NODE",
+                    "sum by (scheduler_type) (beam_threads{HERE})",
+                    "{{scheduler_type}}",
                 ),
                 Query(
-                    """sum by (NODE, scheduler_type)
-                        (beam_schedulers_online{HERE, scheduler_type="normal"})""",
-                    "online NODE",
+                    'sum(beam_schedulers_online{HERE, scheduler_type="normal"})',
+                    "online",
                     BLUE,
                 ),
             ),
             hues=TYPES,
-            width=6,
-        ),
-        Panel(
-            "Reductions per second of CPU",
-            "short",
-            "Reductions for each CPU second that normal schedulers used.",
-            "a fall without a release is busy waiting, NIFs, or a CPU that was slowed down.",
-            (
-                Query(
-                    """sum by (NODE) (rate(beam_reductions_total{HERE}[RATE]))
-                        / clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
-                        scheduler_type="normal"}[RATE])), 0.001)""",
-                    hue=GREEN,
-                ),
-            ),
-            width=6,
-        ),
-    ),
-)
-
-_SPENT = Row(
-    "Work, busy waiting, native code",
-    (
-        Panel(
-            "Work and busy waiting",
-            "short",
-            "CPUs that schedulers, normal and dirty, used: for work, and spinning for work to come "
-            "(busy waiting); the second is found by the sampling timer, with an error that the "
-            "dashboard of the observer states.",
-            "busy waiting is no load. It goes by itself where others want the CPU; +sbwt none ends "
-            "it, where a container is billed or throttled for it.",
-            (
-                Query(
-                    """clamp_min(sum by (NODE) (rate(beam_thread_cpu_seconds_total{HERE,
-                        scheduler_type=~"normal|dirty_cpu|dirty_io"}[RATE]))
-                        - sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE])), 0)""",
-                    "work NODE",
-                ),
-                Query(
-                    "sum by (NODE) (rate(beam_busy_wait_seconds_total{HERE}[RATE]))",
-                    "busy waiting NODE",
-                    ORANGE,
-                ),
-            ),
-            stack=True,
-        ),
-        Panel(
-            "Native code",
-            "short",
-            "CPUs in NIFs, dirty ones too, by name; the ten that use most. A NIF without a name yet "
-            "is in other.",
-            "what is here is work that Erlang cannot interrupt. On a normal scheduler it must be "
-            "short: see the long calls beside.",
-            (
-                Query(
-                    """sort_desc(topk(10, sum by (NODE, name)
-                        (rate(beam_native_cpu_seconds_total{HERE}[RATE]))))""",
-                    "{{name}} NODE",
-                ),
-            ),
-            "bars",
-        ),
-        Panel(
-            "Long native calls",
-            "ops",
-            "Calls of NIFs per second that took 21 ms or longer, by name; some of 10 ms or longer.",
-            "one on a normal scheduler keeps all else there waiting: it belongs on a dirty "
-            "scheduler, or must yield. One on a dirty scheduler may be as long as it likes.",
-            (
-                Query(
-                    "sum by (NODE, name) (rate(beam_native_long_calls_total{HERE}[RATE]))",
-                    "{{name}} NODE",
-                    VERMILLION,
-                ),
-            ),
-        ),
-    ),
-)
-
-_LENGTHS = Row(
-    "How long a process keeps its scheduler",
-    (
-        Panel(
-            "Length of schedules",
-            "s",
-            "How long a process had a normal scheduler before it was scheduled out. Where schedules "
-            "are many they are counted in windows, and what is longer than a window (3 to 100 ms) is "
-            "not in it. A quantile may be off by a factor of 8, the width of a bucket.",
-            "a NIF or a BIF does not yield. `scope-trace --events long_call` names it; such code "
-            "belongs on a dirty scheduler. While there are windows look at the long native calls.",
-            _quantiles("beam_schedule_duration_seconds"),
-            warn=bound(23),
-            bad=bound(26),
             width=12,
         ),
-        Panel(
-            "Length of schedules, all",
-            "s",
-            "How many schedules took how long; brighter is more.",
-            "whatever is above one ms used more than its 4,000 reductions are worth.",
-            (
-                Query(
-                    "sum by (le) (increase(beam_schedule_duration_seconds_bucket{HERE}[RATE]))",
-                    "{{le}}",
-                ),
-            ),
-            "heatmap",
-            low=None,
-            width=12,
-        ),
-    ),
-)
-
-_SWITCHES = Row(
-    "Switches",
-    (
         Panel(
             "Erlang context switches",
             "ops",
             "Times a second that an Erlang process was given a scheduler.",
             "many with few reductions each is much messaging in small steps.",
-            (Query("sum by (NODE) (rate(beam_context_switches_total{HERE}[RATE]))", hue=BLUE),),
+            (Query("sum by (NODE) (rate(beam_context_switches_total{HERE}[RATE]))"),),
+            width=12,
         ),
         Panel(
             "Switches of threads",
@@ -337,11 +366,12 @@ _SWITCHES = Row(
             "small or comes in bursts.",
             (
                 Query(
-                    "sum by (NODE, scheduler_type) (rate(beam_thread_switches_total{HERE}[RATE]))",
-                    "{{scheduler_type}} NODE",
+                    "sum by (scheduler_type) (rate(beam_thread_switches_total{HERE}[RATE]))",
+                    "{{scheduler_type}}",
                 ),
             ),
             hues=TYPES,
+            width=12,
         ),
         Panel(
             "Migrations of threads",
@@ -352,13 +382,15 @@ _SWITCHES = Row(
             "where the VM has its CPUs for itself.",
             (
                 Query(
-                    "sum by (NODE, scheduler_type) (rate(beam_thread_migrations_total{HERE}[RATE]))",
-                    "{{scheduler_type}} NODE",
+                    "sum by (scheduler_type) (rate(beam_thread_migrations_total{HERE}[RATE]))",
+                    "{{scheduler_type}}",
                 ),
             ),
             hues=TYPES,
+            width=12,
         ),
     ),
+    folded=True,
 )
 
 BOARD = Board(
@@ -366,5 +398,5 @@ BOARD = Board(
     "Schedulers",
     "What the kernel does with the VM's threads and what the VM does with them: waiting for a CPU, "
     "working, sleeping, and how long processes keep their scheduler.",
-    (_WAITING, _WORK, _SPENT, _LENGTHS, _SWITCHES),
+    (_WORK, _WAITING, _LENGTHS, _QUOTA, _NATIVE, _SWITCHES),
 )

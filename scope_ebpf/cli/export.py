@@ -101,7 +101,7 @@ def _perfetto(
     arguments: argparse.Namespace,
     moved: Callable[[float], object],
 ) -> str:
-    from scope_ebpf.sinks.perfetto.timeline import Timeline  # an extra
+    from scope_ebpf.sinks.perfetto.timeline import Timeline
 
     with _binary(path, force=arguments.force) as output:
         timeline = Timeline(capture, contents, output, arguments.processes)

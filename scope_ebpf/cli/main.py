@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -37,6 +38,7 @@ COMMANDS = {
     "run": "a probe of yours, written in C, compiled on the spot",
     "learn": "what a build of OTP with symbols teaches of one that hides them",
     "calls": "who calls a function, with what arguments, and for how long",
+    "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"
@@ -48,18 +50,20 @@ _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\
 examples:
-  scope-trace list                                 which VMs run here
-  sudo scope-trace --pid 4711                      ten seconds, then a summary
-  sudo scope-trace --pid 4711 --duration 60 --format json --output run.json
-  sudo scope-trace --pid 4711 --events spawn,exit --format jsonl | head
-  sudo scope-trace --pid 4711 --events gc --stream
-  sudo scope-trace doctor 4711                     why an event is not available
-  sudo scope-trace profile --pid 4711 -o cpu.html  a flame graph of ten seconds
-  sudo scope-trace top --pid 4711 --sort mailbox   who has the longest queue
-  sudo scope-trace calls lists:map/2 --pid 4711    who calls it, with what
-  sudo scope-trace ps rabbit_event --pid 4711      one process, its stack, its mailbox
+  scope-trace list                              which VMs run here
+  sudo scope-trace                              the only VM: ten seconds, then a summary
+  sudo scope-trace shop                         that of the node shop@...; a pid will do, too
+  sudo scope-trace shop 1s 10                   ten lines, one a second, as vmstat has them
+  sudo scope-trace shop -d 1m -f json -o run.json
+  sudo scope-trace shop --events gc --stream    a line for each event
+  sudo scope-trace doctor shop                  why an event is not available
+  sudo scope-trace profile shop -o cpu.html     a flame graph of ten seconds
+  sudo scope-trace top shop --sort mailbox      who has the longest queue
+  sudo scope-trace calls shop lists:map/2       who calls it, with what
+  sudo scope-trace ps shop Shop.Cart            one process, its stack, its mailbox
 
-The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
+TARGET is a pid, a node name, a container id, or the beginning of one, and may be left out if
+one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
 """
 
 
@@ -73,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Run what *words*, the command line, ask for; the exit code."""
     try:
-        arguments = parsed(words)
+        # What imports make stays: looking for garbage among it takes a tenth of the start.
+        gc.disable()
+        try:
+            arguments = parsed(words)
+        finally:
+            gc.enable()
         code: int = arguments.run(arguments)
     except ScopeError as error:
         return _say_error(_of_first_word(words[0], error) if words else error)
@@ -134,6 +143,10 @@ class _Parser(argparse.ArgumentParser):
     #: What is wrong with the first word, where it should be a command; empty if nothing is.
     mistyped = ""
 
+    def takes_words(self) -> bool:
+        """Whether it has TARGET and the words behind it."""
+        return any(action.dest == "words" for action in self._actions)
+
     def error(self, message: str) -> NoReturn:
         """Print *message* and end."""
         wrong = f"{self.mistyped} (as a TARGET: {message})" if self.mistyped else message
@@ -173,7 +186,14 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     named = words[0] in COMMANDS
     parser = parser_of(words[0] if named else DEFAULT)
     parser.mistyped = _mistyped(words[0])
-    arguments, unknown = parser.parse_known_intermixed_args(words[named:])
+    given, behind = list(words[named:]), list[str]()
+    if "--" in given and parser.takes_words():
+        # What is behind it is no option; argparse forgets that where words stand among options.
+        at = given.index("--")
+        given, behind = given[:at], given[at + 1 :]
+    arguments, unknown = parser.parse_known_intermixed_args(given)
+    if behind:
+        arguments.words += behind
     if unknown:
         parser.error(f"{unknown[0]} is no option{did_you_mean(_near_options(parser, unknown[0]))}")
     return arguments

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from scope_ebpf.cli.options import add_duration, add_force, add_max_cost
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.errors import HostError, UsageError
+from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.runs.off_cpu import off_cpu
 from scope_ebpf.runs.profiler import ProfileOptions, on_cpu
@@ -181,13 +181,8 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
     if name is not None and ending is None:
         raise UsageError(f"-o {name}: its ending tells no format; there are {', '.join(_ENDINGS)}")
     if ending == ".pb.gz":
-        try:
-            from scope_ebpf.sinks.pprof import pprof
-        except ImportError:
-            raise HostError(
-                "profiles for pprof need Python's protobuf; install it (Debian: apt install "
-                "python3-protobuf; pip: scope-ebpf[export]), or choose another ending"
-            ) from None
+        from scope_ebpf.sinks.pprof import pprof
+
         return pprof
     if ending == ".folded":
         from scope_ebpf.sinks.folded import folded

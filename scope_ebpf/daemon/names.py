@@ -135,5 +135,8 @@ def _with_pid(clean: str, pid: int) -> str:
 
 
 def _clean(name: str) -> str:
-    """*name* as a label without ``#``, which only separates a pid."""
-    return label_value(name).replace("#", "_")
+    """
+    *name* as a label without ``#``, which only separates a pid, and without the quote of PromQL's
+    raw strings, in which the dashboards write chosen nodes. Erlang allows neither in a name.
+    """
+    return label_value(name).replace("#", "_").replace("`", "_")

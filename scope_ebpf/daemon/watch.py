@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import DAEMON_POLICY
-from scope_ebpf.cgroups import Throttling
+from scope_ebpf.cgroups import Throttling, container_and_pod, memory_limit
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.metrics.reading import ProcessReading
 
+#: Seconds between two readings of the memory limit: the kernel adds up all CPUs for each.
+_LIMIT_INTERVAL = 10.0
 #: Weight of the newest tick in the moving average of its CPU.
 _SMOOTHING = 0.3
 
@@ -63,6 +65,7 @@ class Watch:
         target.identity.check()
         self._threads = threads
         self._throttling = Throttling(target.pid)
+        self._limit, self._next_limit = memory_limit(target.pid), time.monotonic() + _LIMIT_INTERVAL
         self._info = _info(target)
         self._results = SnapshotResults()
         self.next_tick = self.ticked = 0.0
@@ -163,6 +166,8 @@ class Watch:
 
     def _read(self, counters: Counters | None, process: ProcessReading, spent: float) -> Reading:
         target, threads, results = self.target, self._threads, self._results
+        if (now := time.monotonic()) >= self._next_limit:
+            self._limit, self._next_limit = memory_limit(target.pid), now + _LIMIT_INTERVAL
         return Reading(
             node=self.node,
             info=self._info,
@@ -177,6 +182,7 @@ class Watch:
             accounting=threads.accounting if threads else None,
             memory=results.memory,
             snapshot=results.snapshot,
+            memory_limit=self._limit,
         )
 
 
@@ -187,6 +193,8 @@ def _info(target: Target) -> dict[str, str]:
     Owner and cgroup are read once: a process that moves a VM among its own cgroups must not make
     series without end.
     """
+    cgroup = cgroup_of(target.pid)
+    container, pod = container_and_pod(cgroup)
     return {
         "pid": str(target.pid),
         "otp_release": target.otp_release,
@@ -195,5 +203,7 @@ def _info(target: Target) -> dict[str, str]:
         "hooks": "usdt" if target.usdt else "symbol",
         "exe": target.exe,
         "uid": user_of(target.pid),
-        "cgroup": cgroup_of(target.pid),
+        "cgroup": cgroup,
+        "container_id": container,
+        "pod_uid": pod,
     }

@@ -32,6 +32,7 @@ _REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "no
 #: Sentences and terms with names in them that cannot be told apart.
 _DROPPED = frozenset({
     "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
+    "because",
 })  # fmt: skip
 #: Fields with functions, as M:F/A or as symbols.
 _FUNCTIONS = frozenset({

@@ -186,8 +186,9 @@ TOOLS: dict[str, Tool] = {
                     "type": "string",
                     "minLength": 1,
                     "maxLength": 300,
-                    "pattern": r"^[^\x00]*$",
-                    "description": "Its pid such as <0.97.0>, or its registered name.",
+                    "pattern": r"^[^\x00-][^\x00]*$",
+                    "description": "Its pid such as <0.97.0>, or its registered name; in quotes if "
+                    "that begins with a hyphen.",
                 },
                 required=True,
             ),
@@ -199,6 +200,19 @@ TOOLS: dict[str, Tool] = {
         ("schedulers", "--once", "--format", "json"),
         "schedulers",
         {"pid": _VM},
+    ),
+    "genservers": Tool(
+        "The servers of a VM by callback module: how busy, mailboxes, callers that wait and for "
+        "whom, and a verdict: what most waiting goes through, or a deadlock. Only reads memory.",
+        ("genservers", "--format", "json"),
+        "genservers",
+        {
+            "pid": _VM,
+            "duration": _DURATION,
+            "by": Parameter(
+                _with("What a row is.", _choice("module", "name", "process")), "--by", "module"
+            ),
+        },
     ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "

@@ -83,15 +83,20 @@ class CompatNames:
         """All families, each under the name of version 6, then under that of version 4."""
         for name, values in self._values.items():
             rule = self._rules[name]
-            family = Metric(rule.family, rule.help, rule.type)
-            old = family
-            if rule.old and rule.old != rule.family:
-                # In version 4 some gauges end in _total, and some counters do not.
-                old = Metric(rule.old, rule.help, "gauge" if rule.type == "gauge" else "unknown")
+            # A counter X_total is a family X in OpenMetrics, so beside it there is no room for the
+            # name X of version 4: then both are families of unknown type.
+            clash = rule.old == rule.family != rule.name
+            family = (
+                Metric(rule.name, rule.help, "unknown")
+                if clash
+                else Metric(rule.family, rule.help, rule.type)
+            )
             for labels, value in values.items():
                 family.add_sample(rule.name, dict(labels), value)
-                if rule.old:
-                    old.add_sample(rule.old, dict(labels), value * rule.old_factor)
             yield family
-            if old is not family:
+            if rule.old:
+                # In version 4 some gauges end in _total, and some counters do not.
+                old = Metric(rule.old, rule.help, "gauge" if rule.type == "gauge" else "unknown")
+                for labels, value in values.items():
+                    old.add_sample(rule.old, dict(labels), value * rule.old_factor)
                 yield old

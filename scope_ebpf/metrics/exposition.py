@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Types of threads whose waits are exported; for async threads only the time on a CPU is.
 _WAITING = ROLES[: ROLES.index("async")]
+#: Types of threads whose run queue latency is exported; processes never wait for the others.
+_LATENT = ROLES[: ROLES.index("aux")]
 
 
 def expose(page: Page, reading: Reading) -> None:
@@ -120,6 +122,10 @@ def _expose_target(page: Page, reading: Reading) -> None:
         page.add("beam_cgroup_throttled_seconds_total", throttled.seconds, node=node)
         page.add("beam_cgroup_throttled_periods_total", throttled.throttled, node=node)
         page.add("beam_cgroup_periods_total", throttled.periods, node=node)
+    if limit := reading.memory_limit:
+        page.add("beam_cgroup_memory_bytes", limit.used, node=node)
+        page.add("beam_cgroup_memory_limit_bytes", limit.limit, node=node)
+        page.add("beam_cgroup_oom_kills_total", limit.kills, node=node)
     if reading.accounting:
         _expose_accounting(page, node, reading.accounting)
 
@@ -155,6 +161,10 @@ def _expose_counters(page: Page, reading: Reading) -> None:
         page.add("beam_run_queue_length", length, node=node, scheduler_type=kind)
     for kind, online in zip(KINDS[:2], counters.online, strict=False):
         page.add("beam_schedulers_online", online, node=node, scheduler_type=kind)
+    sampled = reading.accounting.sampled if reading.accounting else None
+    if sampled and sampled.working is not None and counters.online[0]:
+        ratio = min(1.0, sampled.working / counters.online[0])
+        page.add("beam_scheduler_utilization_ratio", ratio, node=node)
     page.add("beam_port_io_bytes_total", counters.bytes_in, node=node, direction="in")
     page.add("beam_port_io_bytes_total", counters.bytes_out, node=node, direction="out")
 
@@ -166,12 +176,13 @@ def _expose_waits(page: Page, reading: Reading) -> None:
         labels = {"node": reading.node, "scheduler_type": role}
         for reason, ns in zip(events.OFF_REASONS, totals["off_ns"].tolist(), strict=True):
             page.add("beam_thread_offcpu_seconds_total", ns / 1e9, **labels, reason=reason)
-        page.histogram(
-            "beam_thread_run_queue_latency_seconds",
-            totals["slots"].astype(np.float64),
-            float(totals["waited_ns"]),
-            **labels,
-        )
+        if role in _LATENT:
+            page.histogram(
+                "beam_thread_run_queue_latency_seconds",
+                totals["slots"].astype(np.float64),
+                float(totals["waited_ns"]),
+                **labels,
+            )
 
 
 def _expose_snapshot(page: Page, node: str, taken: SnapshotReading) -> None:

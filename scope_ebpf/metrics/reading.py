@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.allocators import AllocatorReading
     from scope_ebpf.beam.vm.connections import Connections
     from scope_ebpf.beam.vm.counters import Counters, Limits
-    from scope_ebpf.cgroups import Throttled
+    from scope_ebpf.cgroups import MemoryLimit, Throttled
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class the sum of its
@@ -83,6 +83,8 @@ class Sampled:
     error_ratio: float
     #: By ``m:f/a``; the last is ``other``.
     nifs: dict[str, NifReading]
+    #: Normal schedulers at work, on average over the last minute; None where it is not known.
+    working: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +154,5 @@ class Reading:
     #: Totals by type of thread, shape ``(6,)`` of ``events.THREAD_TOTALS``, in the order of ROLES.
     threads: NDArray[np.void] | None = None
     snapshot: SnapshotReading | None = None
+    #: None where no cgroup of the process has a memory limit.
+    memory_limit: MemoryLimit | None = None

@@ -30,8 +30,9 @@ def _pyarrow() -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise MissingPackageError(
-            f"the Parquet export needs the Python package pyarrow ({error}): "
-            "pip install 'scope-ebpf[export]'"
+            f"the Parquet export needs the Python package pyarrow ({error}): pip install pyarrow "
+            "where scope-trace is installed by pip; Debian has no package of it, so the deb has "
+            "--to jsonl instead"
         ) from None
     return pa, parquet
 

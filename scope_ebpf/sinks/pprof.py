@@ -2,8 +2,8 @@
 """
 The format of pprof: gzipped protobuf, as its published ``profile.proto`` has it.
 
-Protobuf's own library writes it; the messages are described here by the names and
-numbers of that file (package ``perftools.profiles``), as far as they are used.
+The messages are described here by the names and numbers of that file (package
+``perftools.profiles``), as far as they are used.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import gzip
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from scope_ebpf.sinks.protobuf import messages
 
 if TYPE_CHECKING:
     from scope_ebpf.results.profile import Frame, Profile
 
 _PACKAGE = "perftools.profiles"
-#: Message: field, number, type; a star stands for "repeated".
-_SCHEMA: dict[str, tuple[tuple[str, int, str], ...]] = {
+_SCHEMA = {
     "Profile": (
         ("sample_type", 1, "*ValueType"),
         ("sample", 2, "*Sample"),
@@ -62,26 +61,7 @@ _SCHEMA: dict[str, tuple[tuple[str, int, str], ...]] = {
 @cache
 def message() -> Any:
     """The class of ``perftools.profiles.Profile``."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="scope_ebpf/profile.proto", package=_PACKAGE, syntax="proto3"
-    )
-    kinds = descriptor_pb2.FieldDescriptorProto
-    for name, fields in _SCHEMA.items():
-        described = file.message_type.add(name=name)
-        for field, number, kind in fields:
-            added = described.field.add(name=field, number=number)
-            added.label = kinds.LABEL_REPEATED if kind[0] == "*" else kinds.LABEL_OPTIONAL
-            plain = kind.lstrip("*")
-            if plain in _SCHEMA:
-                added.type, added.type_name = kinds.TYPE_MESSAGE, f".{_PACKAGE}.{plain}"
-            else:
-                added.type = getattr(kinds, f"TYPE_{plain.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    found = pool.FindMessageTypeByName(f"{_PACKAGE}.Profile")
-    if hasattr(message_factory, "GetMessageClass"):
-        return message_factory.GetMessageClass(found)
-    return message_factory.MessageFactory(pool).GetPrototype(found)  # until protobuf 4.22
+    return messages(_PACKAGE, _SCHEMA, "proto3")["Profile"]
 
 
 class _Strings(dict[str, int]):

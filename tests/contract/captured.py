@@ -47,8 +47,14 @@ FORMS = [
         r"\S+ \S+ \.\. \S+ \S+ +[\d,]+ \|[# ]*\|",  # a slot of a histogram
         r"\S+  pid \d+  OTP \d+ \((jit|emu)\)(, by \w+)?",  # whom a table is of
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
+        r"  \S+ -> \S+  [\d.]+",  # who waits for whom
     )
 ]
+#: Figures of few letters in a line of several.
+FIGURES = re.compile(
+    r"\S+@\S+|by \w+|pid \d+|OTP \d+ \((jit|emu)\)|memory [\d.]+ \wB|dirty (cpu|io) \d+%"
+    r"|up( \d+[dhms])+"
+)
 
 
 class Example(NamedTuple):
@@ -207,6 +213,14 @@ def whole_lines(output: Sequence[str]) -> list[str]:
     return made
 
 
+def is_figures(line: str) -> bool:
+    """
+    Whether the line is made of figures of the package, with two spaces between them.
+    """
+    parts = line.split("  ")
+    return len(parts) > 1 and all(is_message(part) or FIGURES.fullmatch(part) for part in parts)
+
+
 def unknown_lines(output: Sequence[str]) -> list[str]:
     """
     Lines that no command prints today.
@@ -218,6 +232,8 @@ def unknown_lines(output: Sequence[str]) -> list[str]:
             rows = False
         elif is_heading(line):
             rows = True
+        elif is_figures(line):
+            rows = False
         elif not (rows and not line.split()[0].endswith(":")):
             taken = _lines_of_one(left)
             if not taken:

@@ -39,8 +39,15 @@ def board(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def placed(path: Path) -> list[dict]:
+    """
+    All panels and rows, and after a folded row its panels.
+    """
+    return [one for panel in board(path)["panels"] for one in (panel, *panel.get("panels", ()))]
+
+
 def panels(path: Path) -> list[dict]:
-    return [panel for panel in board(path)["panels"] if panel["type"] != "row"]
+    return [panel for panel in placed(path) if panel["type"] not in ("row", "text")]
 
 
 EVERY = [
@@ -61,7 +68,7 @@ def test_the_dashboards_are_current(build):
     Each JSON file is what the tables of its module make, and there are no others.
     """
     assert build.stale() == []
-    assert len(FILES) == 6
+    assert len(FILES) == 7
 
 
 def test_a_dashboard_changed_by_hand_is_found(build, monkeypatch, tmp_path, capsys):
@@ -101,13 +108,73 @@ def test_a_panel_says_what_it_shows_and_what_to_do(panel):
 
 
 @pytest.mark.parametrize("panel", [one for one in EVERY if one.values[0]["type"] != "table"])
-def test_nodes_of_one_name_are_told_apart(panel):
+def test_a_node_is_named_by_what_tells_it_apart(panel):
     """
-    Who is named in a legend by its node is named by its host as well; a table has columns for both.
+    A legend has the name that the hidden variable gives a node, which is short if it can be, and
+    the expression asks for it.
+    """
+    for target in panel["targets"]:
+        assert "{{node}}" not in target["legendFormat"]
+        assert ("{{who}}" in target["legendFormat"]) == ("$looks" in target["expr"])
+
+
+def looks(path: Path) -> str:
+    """
+    The text of the variable that says how nodes are drawn, for the test's data.
+    """
+    variables = {v["name"]: v for v in board(path)["templating"]["list"]}
+    assert variables["looks"]["hide"] == 2
+    assert variables["looks"]["skipUrlSync"]
+    text = variables["looks"]["allValue"]
+    return re.sub(r"\$\{(?:host|node):regex\}", ".*", text).replace("$__range", "15m")
+
+
+def test_each_node_has_a_slot_of_its_own(tmp_path):
+    """
+    The oldest of eight is in slot 0 and so on to 5, the others in 6; one that has ended keeps its
+    slot, and of two with one name each is named with its host.
+    """
+    (text,) = {looks(path) for path in FILES}
+    ages = {f"n{number}@x": 1000 * number for number in range(1, 8)}
+    series = {
+        f'beam_start_time_seconds{{instance="h:1",node="{node}"}}': f"{age}x20"
+        for node, age in ages.items()
+    }
+    series['beam_start_time_seconds{instance="h:1",node="n2@x"}'] = "2000x8 stale"
+    series['beam_start_time_seconds{instance="other:1",node="n7@x"}'] = "500x20"
+    wanted = {("other:1", "n7@x"): ("0", "n7@x other:1")} | {
+        ("h:1", f"n{n}@x"): (str(min(n, 6)), f"n{n}@x" + (" h:1" if n == 7 else ""))
+        for n in range(1, 8)
+    }
+    samples = {
+        f'instance="{host}",node="{node}",slot="{slot}",who="{who}"': 1
+        for (host, node), (slot, who) in wanted.items()
+    }
+    asked_of_promtool(tmp_path, text, series, samples)
+
+
+TIMES = [one for one in EVERY if one.values[0]["type"] == "timeseries"]
+
+
+@pytest.mark.parametrize("panel", TIMES)
+def test_lines_of_two_nodes_differ_by_colour_and_dash(panel):
+    """
+    A panel of nodes has for each slot an override with a colour and a dash that no other has, and
+    shows a line without its slot; no line of it is a node and a meaning at once.
     """
     legends = [target["legendFormat"] for target in panel["targets"]]
-    both = "{{node}} {{instance}}"
-    assert [text for text in legends if "{{node}}" in text.replace(both, "")] == []
+    assert not [text for text in legends if "{{who}}" in text and text != "{{slot}} {{who}}"]
+    if "{{slot}} {{who}}" not in legends:
+        return
+    found = {
+        rule["matcher"]["options"]: {p["id"]: p["value"] for p in rule["properties"]}
+        for rule in panel["fieldConfig"]["overrides"]
+    }
+    slots = [found[f"/^{slot} /"] for slot in range(6)]
+    assert len({one["color"]["fixedColor"] for one in slots}) == 6
+    assert len({str(one["custom.lineStyle"]) for one in slots}) == 6
+    last = panel["fieldConfig"]["overrides"][-1]
+    assert last["properties"] == [{"id": "displayName", "value": "${__field.labels.who}"}]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +203,25 @@ def test_without_a_ranking_the_steps_of_mailboxes_are_powers_of_ten():
 def test_panels_lie_side_by_side(path):
     """
     No two panels cover one place, none sticks out, and no two have one title or number.
+
+    Panels of a folded row have places of their own: what is below moves down when it is opened.
     """
-    taken = set()
-    for panel in board(path)["panels"]:
-        at = panel["gridPos"]
-        assert at["x"] + at["w"] <= 24
-        cells = {
-            (x, y)
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        }
-        assert not taken & cells, panel["title"]
-        taken |= cells
+    rows = [panel.get("panels") for panel in board(path)["panels"]]
+    for beside in filter(None, [board(path)["panels"], *rows]):
+        taken = set()
+        for panel in beside:
+            at = panel["gridPos"]
+            assert at["x"] + at["w"] <= 24
+            cells = {
+                (x, y)
+                for x in range(at["x"], at["x"] + at["w"])
+                for y in range(at["y"], at["y"] + at["h"])
+            }
+            assert not taken & cells, panel["title"]
+            taken |= cells
     titles = [panel["title"] for panel in panels(path)]
     assert len(titles) == len(set(titles))
-    numbers = [panel["id"] for panel in board(path)["panels"]]
+    numbers = [panel["id"] for panel in placed(path)]
     assert len(numbers) == len(set(numbers))
 
 
@@ -160,7 +231,7 @@ def test_every_dashboard_chooses_source_host_and_nodes(path):
     The variables are the same everywhere, so that links can take them along.
     """
     variables = {v["name"]: v for v in board(path)["templating"]["list"]}
-    assert list(variables) == ["datasource", "host", "node"]
+    assert list(variables) == ["datasource", "host", "node", "looks"]
     assert variables["node"]["multi"]
     assert variables["node"]["includeAll"]
     sources = {panel["datasource"]["uid"] for panel in panels(path)}
@@ -175,6 +246,13 @@ def test_links_lead_to_a_dashboard():
     links = [link["url"] for path in FILES for p in panels(path) for link in p.get("links") or []]
     assert len(links) > 10
     assert all("${node:queryparam}" in link for link in links)
+    texts = [
+        panel["options"]["content"]
+        for path in FILES
+        for panel in placed(path)
+        if panel["type"] == "text"
+    ]
+    links += re.findall(r"\]\(([^)]*)\)", "".join(texts))
     alerts = [rule["annotations"]["dashboard"] for rule in rules() if "alert" in rule]
     found = {re.match(r"/d/([a-z-]+)\?", link)[1] for link in [*links, *alerts]}
     assert found <= uids
@@ -234,7 +312,7 @@ def test_an_alert_says_what_to_do_and_where_to_look(alert):
     """
     assert alert["labels"]["severity"] in ("info", "warning", "critical")
     notes = alert["annotations"]
-    assert set(notes) == {"summary", "description", "dashboard"}
+    assert set(notes) == {"summary", "description", "dashboard", "runbook_url"}
     assert "on {{ $labels.instance }}" in notes["summary"]
     assert len(notes["description"]) > 40
     assert "var-host={{ $labels.instance | urlquery }}" in notes["dashboard"]
@@ -252,7 +330,7 @@ def test_alerts_are_shown_of_the_chosen_hosts_and_nodes():
         for path in FILES
         for text in re.findall(r"ALERTS\{.*?\}", path.read_text().replace('\\"', '"'))
     ]
-    assert len(asked) == len(FILES) + 1
+    assert len(asked) == len(FILES) + 2
     assert all('instance=~"$host|", node=~"$node|"' in text for text in asked)
 
 
@@ -336,16 +414,26 @@ def test_a_panel_of_several_series_shows(title, tmp_path):
     """
     Where one of them is missing or stands still, too.
     """
-    beams_run.require(shutil.which("promtool"), "promtool is not installed (apt: prometheus)")
     (panel,) = [one.values[0] for one in EVERY if one.id == title]
     query = panel["targets"][0]["expr"].replace("$__rate_interval", "5m")
+    query = query.removesuffix(" * on (instance, node) group_left (slot, who) $looks")
     given, wanted = SHOWN[title]
+    asked_of_promtool(tmp_path, re.sub(r"\$(host|node)", ".*", query), given, wanted)
+
+
+def asked_of_promtool(
+    folder: Path, expression: str, given: dict[str, str], wanted: dict[str, float]
+) -> None:
+    """
+    After fifteen minutes of the series *given* the answer to *expression* is *wanted*, by labels.
+    """
+    beams_run.require(shutil.which("promtool"), "promtool is not installed (apt: prometheus)")
     case = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in given.items()],
         "promql_expr_test": [
             {
-                "expr": re.sub(r"\$(host|node)", ".*", query),
+                "expr": expression,
                 "eval_time": "15m",
                 "exp_samples": [
                     {"labels": f"{{{labels}}}", "value": value} for labels, value in wanted.items()
@@ -353,7 +441,7 @@ def test_a_panel_of_several_series_shows(title, tmp_path):
             }
         ],
     }
-    path = tmp_path / "case.yml"
+    path = folder / "case.yml"
     path.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [case]}))
     done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -392,4 +480,4 @@ def test_no_colour_has_a_name():
     """
     for path in FILES:
         named = re.findall(r'"(?:fixedColor|color|iconColor|fill)": "([^"#]+)"', path.read_text())
-        assert named == []
+        assert set(named) <= {"solid", "dash", "dot"}  # how lines are filled

@@ -57,12 +57,14 @@ MAY = {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
         *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
     },
+    # Tables on a terminal, whatever is in them.
+    "screen": {"pipes"},
     # Commands as tools of a program: they run as processes of their own.
     "mcp": {"attach", "errors", "plain"},
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("mcp", "output", "pipes", "planning", "runs", "sandbox", "sessions", "sinks"),
+        *("mcp", "output", "pipes", "planning", "runs", "sandbox", "screen", "sessions", "sinks"),
         *("suggestions", "units", "user_probes"),
     },
 }
@@ -190,6 +192,7 @@ def test_two_sides_know_nothing_of_each_other(side: str):
         ("attach/x.py", "from scope_ebpf.kernel import host", "kernel"),
         ("cgroups.py", "from scope_ebpf.metrics import reading", "metrics"),
         ("pipes.py", "from scope_ebpf import errors", "errors"),
+        ("screen/x.py", "from scope_ebpf.beam.vm import discover", "beam"),
         ("sessions.py", "from scope_ebpf.runs import trace", "runs"),
         ("mcp/x.py", "from scope_ebpf.cli import main", "cli"),
     ],

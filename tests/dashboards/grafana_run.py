@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "grafana"
 #: Seconds; what takes longer hangs.
-PATIENCE = 180.0
+PATIENCE = 900.0
 
 
 def folder(made: Path) -> Path:

@@ -51,6 +51,8 @@ compat = ["erlang-vm"]
 """
 #: CPUs that RabbitMQ may use: a quota has series of its own, and this one is hardly ever used up.
 QUOTA = 4.0
+#: Bytes of memory that it may use: a limit has series of its own, and this one is never near.
+LIMIT = 8 << 30
 #: A process that reads nothing, and what waits for it; one whose children end at once; and one that
 #: holds a binary of 32 MB and a table of 16 MB, so that neither kind of memory is next to nothing.
 DEAF, WAITING = "scope_deaf", 2300
@@ -122,7 +124,8 @@ def play(folder: Path) -> Scene:
     file = asked.FOLDER / "rules.yml"
     with (
         rabbitmq() as app,
-        test_daemon_threads.quota(app.pid, QUOTA),
+        test_daemon_threads.quota(app.pid, QUOTA) as cgroup,
+        memory_limit(app.pid, cgroup),
         test_daemon.daemon(CONFIG, folder) as daemon,
     ):
         ports = {"scope-ebpf": daemon.port, "rabbitmq": app.ports["prometheus"]}
@@ -152,6 +155,28 @@ def play(folder: Path) -> Scene:
     return Scene(now, over, groups, start, end, loaded, resting, queued, crowded)
 
 
+@contextmanager
+def memory_limit(pid: int, cgroup: Path) -> Iterator[None]:
+    """
+    Limit the memory of process *pid*: of version 2 in its *cgroup*, of 1 in one of its own.
+    """
+    first = Path("/sys/fs/cgroup/memory")
+    if not first.is_dir():
+        (cgroup.parent / "cgroup.subtree_control").write_text("+memory")
+        (cgroup / "memory.max").write_text(str(LIMIT))
+        yield
+        return
+    own = first / cgroup.name
+    own.mkdir()
+    try:
+        (own / "memory.limit_in_bytes").write_text(str(LIMIT))
+        (own / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        (first / "cgroup.procs").write_text(str(pid))
+        own.rmdir()
+
+
 def every() -> set[str]:
     """
     Every expression, and what each consists of that must answer for itself.
@@ -169,7 +194,9 @@ def rules() -> list[asked.Asked]:
     return [
         replace(
             one,
-            expression=re.sub(r" offset \d+m", "", one.expression).replace(" == 0", " == bool 0"),
+            expression=re.sub(r" offset \d+[mh]", "", one.expression).replace(
+                " == 0", " == bool 0"
+            ),
         )
         for one in asked.rules()
     ]

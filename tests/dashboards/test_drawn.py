@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import asked
@@ -30,6 +31,10 @@ EVERY = [
     for panel in board["panels"]
     if panel["type"] in DRAWN
 ]
+#: Drawing all dashboards takes minutes on a machine that does much else.
+pytestmark = pytest.mark.timeout(1200)
+#: Height of the panels of figures.
+TILE = 4
 #: Pixels of one line of two pixels over a good part of the narrowest panel.
 LINE = 200
 
@@ -52,7 +57,9 @@ class Look(NamedTuple):
         if panel["type"] == "timeseries":
             return self.counted - self.blank >= LINE
         figures = self.text.removeprefix(panel["title"])
-        return bool(re.search(r"\d", figures)) and (self.counted > 0 or panel["type"] == "table")
+        if panel["type"] == "table":
+            return bool(re.search(r"\d|\bnone\b", figures))
+        return bool(re.search(r"\d", figures)) and self.counted > 0
 
 
 def answers(board: dict, scene) -> dict:
@@ -68,23 +75,32 @@ def answers(board: dict, scene) -> dict:
     return {"board": board, "answers": found, "start": scene.start, "end": scene.end}
 
 
-def looks(folder: Path, scenes: list[dict]) -> dict[str, dict[int, Look]]:
+def drawing(folder: Path, scenes: list[dict]) -> dict[str, dict]:
     """
-    Draw *scenes*; their pictures are in *folder*.
+    Draw *scenes*; their pictures are in *folder*. Returns what is to be seen of each.
     """
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     require(chromium, "chromium is not installed")
     (folder / "scenes.json").write_text(json.dumps(scenes))
-    done = grafana_run.run(["node", "draw.mjs", "scenes.json", ".", chromium], folder)
+    pictures = ["pictures"] if "SCOPE_PICTURES" in os.environ else []
+    command = ["node", "draw.mjs", "scenes.json", ".", chromium, *pictures]
+    done = grafana_run.run(command, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     assert answer["errors"] == []
+    return answer["said"]
+
+
+def looks(folder: Path, scenes: list[dict]) -> dict[str, dict[int, Look]]:
+    """
+    What is to be seen of each panel of *scenes*.
+    """
     return {
         uid: {
             int(number): Look(said["blank"][number], counted, said["text"][number])
             for number, counted in said["counted"].items()
         }
-        for uid, said in answer["said"].items()
+        for uid, said in drawing(folder, scenes).items()
     }
 
 
@@ -112,6 +128,72 @@ def test_a_panel_shows_its_data(drawn, uid, panel):
     """
     look = drawn[uid][panel["id"]]
     assert look.shows(panel), look
+
+
+def styled(panel: dict) -> list[str]:
+    """
+    The colours of a panel's nodes, by slot; none if its lines are no nodes.
+    """
+    rules = {
+        rule["matcher"]["options"]: rule["properties"] for rule in panel["fieldConfig"]["overrides"]
+    }
+    properties = [rules[f"/^{slot} /"] for slot in range(6)] if "/^0 /" in rules else []
+    return [next(p["value"]["fixedColor"] for p in one if p["id"] == "color") for one in properties]
+
+
+def dash(runs: list[int]) -> tuple[float, float]:
+    """
+    How many pixels are drawn at once and how many left out, of *runs* of both by turns.
+    """
+    return median(runs[2:-2:2] or runs[:1]), median(runs[3:-2:2] or [0])
+
+
+def test_lines_of_nodes_differ_by_colour_and_dash(folder):
+    """
+    Six nodes in each panel of the processes' dashboard are drawn in six colours, and no two have
+    the same runs of drawn pixels and gaps.
+    """
+    (board,) = [board for board in asked.dashboards() if board["uid"] == "scope-ebpf-processes"]
+    panels = [p for p in board["panels"] if p["type"] == "timeseries" and styled(p)]
+    assert len(panels) >= 4
+    answers = {}
+    for panel in panels:
+        panel["fieldConfig"]["defaults"]["custom"]["fillOpacity"] = 0
+        answers[f"{panel['id']}A"] = [
+            {
+                "metric": {"slot": str(slot), "who": f"n{slot}", "node": f"n{slot}"},
+                "values": [[at, str(slot + 1)] for at in range(25)],
+            }
+            for slot in range(6)
+        ]
+    scene = {"board": board | {"panels": panels}, "answers": answers, "start": 0, "end": 24}
+    said = drawing(folder, [scene | {"colours": styled(panels[0])}])["scope-ebpf-processes"]
+    for panel in panels:
+        lines = said["runs"][str(panel["id"])]
+        dashes = {dash(line) for line in lines}
+        assert len(dashes) == 6, (panel["title"], dashes)
+        assert all(f"n{slot}" in said["text"][str(panel["id"])] for slot in range(6))
+        assert not re.search(r"\d n\d", said["text"][str(panel["id"])])
+
+
+def test_zeros_take_no_space(scene):
+    """
+    A panel that shows nothing but zeros of a node that is well is no higher than a tile, or in a
+    folded row.
+    """
+    high = []
+    for path in sorted(asked.FOLDER.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            targets = panel.get("targets", ()) if panel["type"] in DRAWN[:3] else ()
+            values = [
+                float(sample[1])
+                for target in targets
+                for one in (scene.now | scene.over)[asked.replaced(target["expr"])]
+                for sample in one.get("values") or [one["value"]]
+            ]
+            if values and not any(values) and panel["gridPos"]["h"] > TILE:
+                high.append(f"{path.stem}: {panel['title']}")
+    assert high == []
 
 
 def test_a_panel_without_data_is_found(scene, folder):

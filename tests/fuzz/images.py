@@ -42,7 +42,7 @@ from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.beam.vm.schedulers import Schedulers
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cli.ps import lines
+from scope_ebpf.cli.process_text import lines
 from scope_ebpf.daemon.readings import memory as readers
 from scope_ebpf.daemon.readings import snapshots
 

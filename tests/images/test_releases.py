@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 STOCK = [one for one in releases() if one.build == "stock" and not one.candidate]
 OTHERS = [one for one in releases() if one.build != "stock" and not one.candidate]
-#: Of 24.0-rc1 the sizes of mailboxes are wrong: it keeps the first message elsewhere.
-CANDIDATES = [
-    one for one in releases() if one.candidate and ["24.0-rc1"] not in one.versions.values()
-]
+CANDIDATES = [one for one in releases() if one.candidate]
 #: Versions of ERTS whose headers were not to be had: OTP 24.3.4.18, 25.3.2.21, 26.2.5.7, 27.3.4.
 LATER = ("12.3.2.18", "13.2.2.16", "14.2.5.6", "14.2.5.13", "15.2.2", "15.2.7", "15.2.7.6")
 #: As ``+S 3:3 +SDcpu 2 +SDio 5``, and as ``+S 1:1 +SDcpu 1 +SDio 1``.

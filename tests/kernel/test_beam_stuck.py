@@ -22,7 +22,7 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm import discover
 from scope_ebpf.beam.vm.schedulers import Scheduler, Schedulers
 from scope_ebpf.cli import list_beams, schedulers
-from scope_ebpf.cli.ps import lines
+from scope_ebpf.cli.process_text import lines
 from scope_ebpf.cli.trouble import Troubles
 
 RELEASES = ("stock25", "trixie27")

@@ -284,13 +284,15 @@ def test_a_slot_that_is_used_again_begins_at_zero(watch):
 
 class Spins(NamedTuple):
     """
-    Of normal schedulers: samples, busy ones among them, CPU seconds, and those without work.
+    Of normal schedulers: samples, busy ones among them, CPU seconds, those without work as the VM
+    says, and those at work as we say.
     """
 
     samples: int
     busy: int
     cpu: float
     spun: float
+    worked: float
 
     def spread(self) -> float:
         """
@@ -307,7 +309,7 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
     with beams_run.start_beam(kind, "+S", "2:2", *options, "-s", "witness") as beam:
         beam.expect("ready")
         beam.favour()  # beside hogs, who spins is hardly ever on a CPU
-        seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
+        seen, began = WatchedThreads(watch, inspect(beam.pid), watch.add()), time.monotonic()
         first, before = books(beam.pid)[0], seen.totals[NORMAL].copy()
         spun, worked = seen.accounting.sampled.busy_wait[0], 0.0
         deadline = time.monotonic() + PATIENCE
@@ -315,12 +317,13 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
             assert time.monotonic() < deadline, f"{samples} samples only"
             worked += int(beam.ask("flicker 1000").partition("worked=")[2]) / 1e6
             seen.tick()
+        ours = seen.accounting.sampled.working * (time.monotonic() - began)
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
         told = seen.accounting.sampled.busy_wait[0] - spun
         assert told == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
-    return Spins(samples, busy, cpu, cpu - worked)
+    return Spins(samples, busy, cpu, cpu - worked, ours)
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
@@ -333,6 +336,10 @@ def test_busy_waiting_is_distinguished_from_work(watch, kind):
     assert theirs > 0.5
     # What is neither work nor waiting is the way into the system call that sleeps, and back.
     assert found.busy / found.samples == pytest.approx(theirs, abs=found.spread() + 0.1)
+    # Utilization leaves out the waiting.
+    work = found.cpu - found.spun
+    assert found.worked == pytest.approx(work, abs=(found.spread() + 0.1) * found.cpu)
+    assert found.worked < 0.6 * found.cpu
     # Each sample stands for the same time.
     near = SIGMAS * math.sqrt(found.samples)
     assert found.samples == pytest.approx(

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "top": {"sort": "memory", "limit": 3},
     "ps": {"process": "code_server"},
     "schedulers": {},
+    "genservers": {"duration": 1},
     "profile": {"duration": 1},
 }
 
@@ -59,7 +60,7 @@ def test_each_tool_answers(stock: beams_run.Beam):
         documents.validated(made["document"], TOOLS[name].schema)
     found = {name: made["document"] for name, made in answers.items()}
     assert stock.pid in [beam["pid"] for beam in found["list"]["beams"]]
-    for name in ("doctor", "summary", "top", "ps", "schedulers"):
+    for name in ("doctor", "summary", "top", "ps", "schedulers", "genservers"):
         assert stock.pid == found[name]["target"]["pid"]
     assert ["spawn", "gc"] == list(found["summary"]["events"])
     sizes = [row["memory_bytes"] for row in found["top"]["processes"]]
@@ -99,7 +100,8 @@ def test_errors_are_errors(stock: beams_run.Beam):
         ("top", {"pid": stock.pid, "limit": 201}, "limit: 201 is greater than the maximum of 200"),
         ("summary", {"pid": stock.pid, "duration": 61}, "61 is greater than the maximum of 60"),
         ("summary", {"pid": stock.pid, "events": ["x"]}, "events: 0: 'x' is not one of"),
-        ("ps", {"pid": stock.pid, "process": "--help"}, "no Erlang process"),
+        ("ps", {"pid": stock.pid, "process": "--help"}, "process: .* does not match"),
+        ("ps", {"pid": stock.pid, "process": "'--help'"}, "no Erlang process"),
         ("ps", {"pid": stock.pid, "process": "<0.0.99999>"}, "no Erlang process"),
         ("schedulers", {"pid": f"{stock.pid}"}, "is not of type 'integer'"),
         ("list", {"output": "/etc/passwd"}, "'output' was unexpected"),

@@ -21,7 +21,7 @@ from scope_ebpf.beam.processes.table import RUNNING
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.schedulers import running_nifs
-from scope_ebpf.cli.ps import lines
+from scope_ebpf.cli.process_text import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 #: What the tests take beside the package: their own tools, and what exports can be written with.
 TOOLS = (
     *("python3-pytest", "python3-hypothesis", "python3-fastjsonschema", "python3-jsonschema"),
-    *("python3-protobuf", "gcc", "libc6-dev", "openssl"),
+    *("gcc", "libc6-dev", "openssl"),
 )
 
 

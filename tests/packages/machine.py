@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A bare Debian 12 for one test: its own files, mounts and processes, thrown away at the end.
+A bare Debian for one test: its own files, mounts and processes, thrown away at the end.
 
     with machine(root("python3", "erlang-base")) as bare:
         bare.run("dpkg", "-i", "/mnt/scope-ebpf.deb")
@@ -46,11 +46,11 @@ _ENVIRONMENT = {
 }
 
 
-def root(*packages: str) -> Path:
+def root(*packages: str, suite: str = "bookworm") -> Path:
     """
     The folder of a bare Debian with *packages*; what cannot be had is a reason to skip.
     """
-    made = subprocess.run([str(HERE / "root.sh"), *packages], capture_output=True, text=True)
+    made = subprocess.run([str(HERE / "root.sh"), suite, *packages], capture_output=True, text=True)
     beams_run.require(made.returncode == 0, f"no bare Debian can be made: {made.stderr.strip()}")
     return Path(made.stdout.strip())
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from machine import Machine, machine, only_child, root
+from profile_fixtures import profile
 from tracing import Run, require_root, wait_until
 
 from scope_ebpf.cli.main import COMMANDS
+from scope_ebpf.sinks.pprof import pprof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,13 +73,18 @@ def deb(packages: Path) -> Path:
     return packages / f"scope-ebpf_{VERSION}-1_amd64.deb"
 
 
-@pytest.fixture(scope="module")
-def bare(deb: Path) -> Path:
+def bare_debian(deb: Path, suite: str) -> Path:
     """
     Debian with exactly what the deb says that it depends on, and an Erlang to look at.
     """
     depends = output("dpkg-deb", "-f", str(deb), "Depends")
-    return root("erlang-base", *re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends))
+    names = re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends)
+    return root("erlang-base", *names, suite=suite)
+
+
+@pytest.fixture(scope="module")
+def bare(deb: Path) -> Path:
+    return bare_debian(deb, "bookworm")
 
 
 @pytest.fixture
@@ -115,12 +122,12 @@ def planted(where: Machine) -> Iterator[beams_run.Beam]:
             beam.stop()
 
 
-def only_beam(where: Machine) -> int:
+def only_beam(where: Machine, release: str = "25") -> int:
     """
     The pid in the machine of the only node there.
     """
     (beam,) = json.loads(where.run("scope-trace", "list", "--format", "json"))["beams"]
-    assert beam["otp_release"] == "25"
+    assert beam["otp_release"] == release
     return beam["pid"]
 
 
@@ -189,6 +196,84 @@ def test_it_sees_a_node_there(installed: Machine):
             run.close()
     assert 23 == document["events"]["spawn"]["count"]
     assert 0 == document["lost_total"]
+
+
+def counted_and_exported(where: Machine, release: str) -> None:
+    """
+    Count 23 planted spawns within, record them, and write what needs more than Python.
+    """
+    with planted(where) as beam:
+        pid = str(only_beam(where, release))
+        words = (
+            "record",
+            "--pid",
+            pid,
+            "--duration",
+            "0",
+            "--max-cost",
+            "100%",
+            "-o",
+            "/tmp/r.scope",
+        )
+        run = Run(where.command("scope-trace", *words), None)
+        try:
+            run.wait_for_counting()
+            beam.plant("spawns 23")
+            os.kill(only_child(run.pid), signal.SIGINT)
+            outcome = run.wait()
+        finally:
+            run.close()
+        assert 0 == outcome.code, outcome.errors
+    summary = json.loads(where.run("scope-trace", "summary", "/tmp/r.scope", "--format", "json"))
+    assert 23 == summary["events"]["spawn"]["count"]
+    where.run("scope-trace", "export", "/tmp/r.scope", "--to", "perfetto", "-o", "/tmp/r.pftrace")
+    assert b"spawn" in where.path("/tmp/r.pftrace").read_bytes()
+    # A profile itself needs the pids of the host.
+    where.path("/tmp/a.folded").write_text("shop;shop:price/2 (shop.erl:40) 23000\n")
+    where.path("/tmp/b.pb.gz").write_bytes(pprof(profile()))
+    files = ("/tmp/a.folded", "/tmp/b.pb.gz")
+    where.run("scope-trace", "profile", "--diff", *files, "-o", "/tmp/p.html")
+    assert b'<script id="profile"' in where.path("/tmp/p.html").read_bytes()
+
+
+def test_its_exports_and_pages_work_there(installed: Machine):
+    """
+    With nothing but its dependencies the deb writes timelines, pages of profiles and pprof.
+    """
+    counted_and_exported(installed, "25")
+
+
+def test_it_installs_and_works_on_debian_13(packages: Path, deb: Path):
+    """
+    The same file is configured by dpkg of the next Debian, whose Python, libbpf and OTP are newer.
+    """
+    with machine(bare_debian(deb, "trixie"), packages) as made:
+        made.run("dpkg", "-i", f"/mnt/{deb.name}")
+        assert f"scope-trace {VERSION}\n" == made.run("scope-trace", "--version")
+        counted_and_exported(made, "27")
+
+
+def test_the_wheel_names_its_platform_and_works_in_a_clean_environment(tmp_path: Path):
+    """
+    pip takes it on this platform alone; it has the viewer, the objects, and the licence of each.
+    """
+    require_root()
+    (wheel,) = (ROOT / "build/wheel").glob("*.whl")
+    assert f"scope_ebpf-{VERSION}-py3-none-linux_{os.uname().machine}.whl" == wheel.name
+    output(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
+    python = tmp_path / "venv/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "-qq", "install", "--no-deps"]
+    output(*pip, str(wheel))
+    # Its dependencies are those of this environment.
+    (site,) = (tmp_path / "venv/lib").glob("python3*/site-packages")
+    ours = [path for path in sys.path if path.endswith("-packages")]
+    (site / "others.pth").write_text("\n".join(ours))
+    listed = output(str(python), "-I", "-m", "scope_ebpf.cli.main", "doctor")
+    assert "scope-trace" in output(str(tmp_path / "venv/bin/scope-trace"), "--version")
+    assert listed
+    viewer = site / "scope_ebpf/sinks/viewer"
+    assert {"LICENSE", "LICENSE.font.md", "speedscope.js"} <= {p.name for p in viewer.iterdir()}
+    assert (site / "scope_ebpf/kernel/source/probes/COPYING").exists()
 
 
 def test_its_daemon_is_scraped_there(installed: Machine):

@@ -118,12 +118,15 @@ def make(processes: int = 8) -> Image:
     add_atoms(image)
     add_code(image)
     slots = [_process(image, slot) for slot in range(processes)]
-    table = image.words(*slots, *([0] * 8))
+    size = 1 << (len(slots) + 7).bit_length()
+    table = image.words(*slots, *([0] * (size - len(slots))))
     image.roots["erts_proc"] = image.put(
         image.struct(
             "ErtsPTab",
             r__o__tab=(table, "Q"),
-            r__o__max=(len(slots) + 8, "I"),
+            r__o__max=(size, "I"),
+            r__o__pix_mask=(size - 1, "I"),
+            r__o__element_size=(image.layout.size("Process"), "Q"),
             r__o__invalid_element=(1, "Q"),
             vola__tile__count=(len(slots), "I"),
         )
@@ -208,9 +211,9 @@ def add_code(image: Image, lines: int = 0) -> None:
 
 
 def _process(image: Image, slot: int) -> int:
-    address = BASE + len(image.data) + -len(image.data) % 16  # where the struct will be
     size = image.layout.size("Process")
-    image.put(bytes(size))
+    # The word before it is the size of its block.
+    address = image.put(struct.pack("<QQ", 0, size + 8) + bytes(size)) + 16
     call = image.words(3 << 6, atom("names_server"), atom("init"), 1 << 4 | 0xF) | 2
     pair = image.words(2 << 6, atom("$initial_call"), call) | 2
     index = ATOMS.index("$initial_call")

@@ -106,7 +106,12 @@ def spread(slots: list[int], size: int) -> beam_image.Image:
         (words[slot],) = struct.unpack_from("<Q", image.data, old - BASE + 8 * number)
         offset = words[slot] - BASE + image.layout.offset("Process", "common.id")
         struct.pack_into("<Q", image.data, offset, pid(slot))
-    for name, value, kind in (("r.o.tab", image.words(*words), "Q"), ("r.o.max", size, "I")):
+    fields = (
+        ("r.o.tab", image.words(*words), "Q"),
+        ("r.o.max", size, "I"),
+        ("r.o.pix_mask", size - 1, "I"),
+    )
+    for name, value, kind in fields:
         struct.pack_into(
             "<" + kind, image.data, table + image.layout.offset("ErtsPTab", name), value
         )
@@ -248,15 +253,16 @@ def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
         reader.snapshot()
 
 
-@pytest.mark.parametrize(("slots", "refused"), [(1 << 27, False), ((1 << 27) + 1, True)])
+@pytest.mark.parametrize(("slots", "refused"), [(1 << 27, False), (1 << 28, True)])
 def test_the_largest_table_there_can_be_is_read(slots: int, refused: bool):
     """
     ``+P 134217727``, the documented maximum, makes a table of 134,217,728 slots.
     """
     image = make(2)
     viewer = view(image)
-    offset = image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.max")
-    struct.pack_into("<I", image.data, offset, slots)
+    table = image.roots["erts_proc"] - BASE
+    for name, value in (("r.o.max", slots), ("r.o.pix_mask", slots - 1)):
+        struct.pack_into("<I", image.data, table + image.layout.offset("ErtsPTab", name), value)
     # The image ends long before the table would: another error.
     with pytest.raises(ReadRefusedError, match="claims" if refused else "cannot be read"):
         ProcessTable(viewer.target, LOAD)

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.cgroups import Throttled, Throttling
+import pytest
+
+from scope_ebpf.cgroups import (
+    MemoryLimit,
+    Throttled,
+    Throttling,
+    container_and_pod,
+    memory_limit,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,3 +102,96 @@ def test_what_was_counted_stays_when_its_cgroup_is_gone(tmp_path: Path):
     before = throttling.read()
     (roots[1] / "box/cpu.stat").unlink()
     assert before == throttling.read()
+
+
+ID = "0123456789abcdef" * 4
+UID = "9a3c1f52-7b1e-4b7c-8a55-0c1d2e3f4a5b"
+SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+
+
+def files(folder: Path, cgroup: str, texts: dict[str, str]) -> tuple[Path, Path]:
+    """
+    A /proc with process 7 in *cgroup*, and a cgroup tree with the files *texts*.
+    """
+    (folder / "proc/7").mkdir(parents=True)
+    (folder / "proc/7/cgroup").write_text(cgroup)
+    for name, text in texts.items():
+        path = folder / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / "proc", folder / "cgroup"
+
+
+def test_the_cgroup_nearest_to_its_memory_limit_counts(tmp_path: Path):
+    """
+    The pod is fuller than the container; file pages that can be dropped are not in use; kills are
+    those in the pod, where the containers before this one lived.
+    """
+    roots = files(
+        tmp_path,
+        f"0::/kube/{SLICE}/cri-containerd-{ID}.scope\n",
+        {
+            "kube/memory.max": "100000\n",
+            "kube/memory.current": "1000\n",
+            "kube/memory.events": "oom_kill 23\n",
+            f"kube/{SLICE}/memory.max": "1000\n",
+            f"kube/{SLICE}/memory.current": "960\n",
+            f"kube/{SLICE}/memory.stat": "anon 800\ninactive_file 60\n",
+            f"kube/{SLICE}/memory.events": "low 0\noom 9\noom_kill 3\n",
+            f"kube/{SLICE}/cri-containerd-{ID}.scope/memory.max": "2000\n",
+            f"kube/{SLICE}/cri-containerd-{ID}.scope/memory.current": "700\n",
+        },
+    )
+    assert MemoryLimit(900, 1000, 3) == memory_limit(7, *roots)
+
+
+def test_a_memory_limit_of_version_1(tmp_path: Path):
+    """
+    Version 1 has other names, and the whole range of numbers for no limit.
+    """
+    texts = {
+        "memory/box/memory.limit_in_bytes": "4096\n",
+        "memory/box/memory.usage_in_bytes": "3000\n",
+        "memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 1000\n",
+        "memory/box/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+    }
+    roots = files(tmp_path, "4:memory:/box\n2:cpu,cpuacct:/other\n", texts)
+    assert MemoryLimit(2000, 4096, 2) == memory_limit(7, *roots)
+    (roots[1] / "memory/box/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_limit(7, *roots) is None
+
+
+@pytest.mark.parametrize("limit", ["max\n", "", "-5\n", "0\n", "1e9\n", "9" * 70_000])
+def test_what_is_no_memory_limit_is_no_figure(tmp_path: Path, limit: str):
+    """
+    No limit, nonsense, and a process that has ended: there is nothing to say.
+    """
+    texts = {"box/memory.max": limit, "box/memory.current": "1\n"}
+    roots = files(tmp_path, "0::/box\n", texts)
+    assert memory_limit(7, *roots) is None
+    assert memory_limit(8, *roots) is None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container", "pod"),
+    [
+        (f"/system.slice/docker-{ID}.scope", ID, ""),
+        (f"/docker/{ID}", ID, ""),
+        (f"/kubepods/burstable/pod{UID}/{ID}", ID, UID),
+        (f"/kubepods.slice/x.slice/{SLICE}/cri-containerd-{ID}.scope", ID, UID),
+        (f"/kubepods.slice/{SLICE}/crio-{ID}.scope/container", ID, UID),
+        (f"/kubepods/pod{'0' * 32}/{ID}", ID, "0" * 32),
+        (f"/docker/{ID}/docker/{ID[::-1]}", ID[::-1], ""),
+        ("/system.slice/rabbitmq.service", "", ""),
+        (f"/user.slice/{ID[:-1]}", "", ""),
+        (f"/user.slice/{ID}{ID}", "", ""),
+        ("/podman/x", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_container_and_pod_of_a_cgroup(cgroup: str, container: str, pod: str):
+    """
+    The innermost container and its pod, as docker, containerd and CRI-O name their cgroups with
+    either driver.
+    """
+    assert container_and_pod(cgroup) == (container, pod)

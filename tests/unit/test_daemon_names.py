@@ -44,6 +44,15 @@ def test_the_first_vm_has_the_name_and_no_two_have_the_same_label():
     assert "nonode@nohost#5" == labels.assign(5, None, EVIL)
 
 
+def test_a_label_cannot_end_a_raw_string_of_promql():
+    """
+    The dashboards write names of chosen nodes between backquotes.
+    """
+    assert "a_}) or vector(1) #@b".replace("#", "_") == NodeLabels().assign(
+        1, "a`}) or vector(1) #@b", EVIL
+    )
+
+
 def test_names_that_differ_in_what_cannot_be_printed_have_two_labels():
     """
     Characters are replaced before names are compared, so no VM can take the label of another.

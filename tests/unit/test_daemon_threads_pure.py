@@ -216,3 +216,19 @@ def test_unknown_intervals_do_not_count():
     """
     totals = opened(1000, (0, 0, 0, IDLE, 0), (0, 1001, 0, IDLE, 0), (0, 1001, 0, IDLE, 1))
     assert 0 == int(totals.view(np.uint64).sum())
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "working"),
+    [
+        ((10.0, 100.0, 50.0), (20.0, 130.0, 70.0), 1.0),
+        ((10.0, 5.0, 1.0), (20.0, 6.0, 3.0), 0.0),
+        ((10.0, 5.0, 1.0), (10.0, 5.0, 1.0), None),
+    ],
+)
+def test_work_is_cpu_without_busy_waiting(first, last, working):
+    """
+    Thirty seconds of CPU in ten, twenty of them waiting, are one scheduler at work; samples that
+    say more waiting than CPU are none.
+    """
+    assert threads.at_work(first, last) == working

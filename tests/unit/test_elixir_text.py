@@ -5,6 +5,7 @@ Functions of Elixir modules, for people and for programs.
 
 from __future__ import annotations
 
+import collections
 import io
 
 import documents
@@ -13,7 +14,7 @@ from profile_fixtures import profile
 
 from scope_ebpf.beam.vm.schedulers import Scheduler
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cli import top
+from scope_ebpf.cli import process_text, top_cells
 from scope_ebpf.cli.schedulers import _what
 from scope_ebpf.results.calls import Call, CallSummary
 from scope_ebpf.results.profile import Frame, Sample
@@ -99,7 +100,38 @@ def test_processes_and_schedulers_are_spelled():
     """
     process = dict.fromkeys(("name", "label", "behaviour", "module"))
     process |= {"pid": "<0.9.0>", "initial_call": RAW, "current_function": RAW, "status": "waiting"}
-    cells = top._cells(process | {"memory_bytes": 1, "message_queue_len": 0}, 0.0)
+    cells = top_cells.cells(process | {"memory_bytes": 1, "message_queue_len": 0}, 0.0)
     assert (READ, READ) == (cells[1], cells[-1])
     item = Scheduler(Thread(1, "normal", 1, "R", 0.0, 0), "running", "<0.9.0>", RAW, RAW)
     assert f"<0.9.0> {READ} in {READ}" == _what(item, 0.0)
+
+
+def test_messages_of_one_tag_in_a_row_are_one_line():
+    """
+    Ten messages of one kind take one line with their number; others keep their order.
+    """
+    shapes = ["{'$gen_cast',_}"] * 9 + ["{'Elixir.Shop.Tick',_}"]
+    text = process_text.lines(
+        collections.defaultdict(lambda: None, messages=shapes, stack=[], moved=[])
+    )
+    first = next(n for n, line in enumerate(text) if "first messages" in line)
+    assert ["    9 x {'$gen_cast',_}", "    {Shop.Tick,_}"] == text[first + 1 : first + 3]
+
+
+@pytest.mark.parametrize(
+    ("process", "pid"),
+    [
+        ({"module": "Elixir.Shop.Cart"}, "#PID<0.97.0>"),
+        ({"name": "Elixir.Shop.Cart"}, "#PID<0.97.0>"),
+        ({"module": "gen_server", "name": "rabbit"}, "<0.97.0>"),
+    ],
+)
+def test_a_pid_is_written_as_the_language_of_its_process_does(process: dict, pid: str):
+    """
+    A process that runs or is named by a module of Elixir has its pid as Elixir writes it.
+    """
+    about = collections.defaultdict(lambda: None, pid="<0.97.0>", **process)
+    about |= {"messages": [], "stack": [], "moved": [], "trap_exit": True}
+    text = process_text.lines(about)
+    assert pid == text[0]
+    assert "  trap_exit     true" in text

@@ -19,7 +19,7 @@ from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.allocators import Allocator, AllocatorReading, MemoryUse
 from scope_ebpf.beam.vm.connections import Connections
 from scope_ebpf.beam.vm.counters import Counters, Limits
-from scope_ebpf.cgroups import Throttled
+from scope_ebpf.cgroups import MemoryLimit, Throttled
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
@@ -48,6 +48,8 @@ INFO = {
     "exe": "/x",
     "uid": "1000",
     "cgroup": "/user.slice",
+    "container_id": "",
+    "pod_uid": "",
 }
 
 #: Allocators of OTP 25 to 29.
@@ -73,7 +75,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
     allocators = tuple(Allocator(name, 100, 65, kinds) for name in NAMES)
     six, seven = (1,) * 6, (1,) * 7
     nifs = {name: NifReading(1.0, 2) for name in ("a:b/1", "c:d/2", "e:f/3", "g:h/4", "other")}
-    sampled = Sampled((1.0, 2.0, 3.0), 0.1, nifs)
+    sampled = Sampled((1.0, 2.0, 3.0), 0.1, nifs, 0.5)
     return Reading(
         node=node,
         info=INFO,
@@ -109,17 +111,18 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
             taken=1001.0,
         ),
         snapshot=snapshot(),
+        memory_limit=MemoryLimit(30, 40, 2),
     )
 
 
-def registered(*readings: Reading) -> CollectorRegistry:
+def registered(*readings: Reading, compat: bool = False) -> CollectorRegistry:
     """
     A registry that collects these readings.
     """
 
     class Fixed:
         def collect(self):
-            page = Page()
+            page = Page(compat=compat)
             for one in readings:
                 expose(page, one)
             return page.families()
@@ -262,6 +265,49 @@ def test_openmetrics_takes_what_windows_estimate():
     counts = [s.value for s in found if s.name.endswith(ends) and "_duration_" in s.name]
     assert len(counts) > 20
     assert all(value.is_integer() for value in counts)
+
+
+def test_both_formats_take_the_names_of_prometheus_erl():
+    """
+    The reference parser of OpenMetrics refuses none of them, and in the classic format each has a
+    help text, also where the name of version 4 is that of version 6 without its end.
+    """
+    registry = registered(reading(), compat=True)
+    text = openmetrics.generate_latest(registry).decode()
+    found = {s.name for family in openmetrics_families(text) for s in family.samples}
+    name = "erlang_vm_statistics_context_switches"
+    assert {name, f"{name}_total", "erlang_vm_process_count"} <= found
+    classic = generate_latest(registry).decode()
+    helped = {line.split()[2] for line in classic.splitlines() if line.startswith("# HELP ")}
+    theirs = {s.name for s in samples(classic) if s.name.startswith("erlang_vm_")}
+    assert {name, f"{name}_total"} <= helped
+    assert theirs - helped == set()
+
+
+def test_utilization_is_of_the_schedulers_that_are_online():
+    """
+    Half a scheduler at work of two that are online, of sixteen that there are, is a quarter.
+    """
+    name = "beam_scheduler_utilization_ratio"
+    (found,) = [s.value for s in samples(exported(reading())) if s.name == name]
+    assert found == 0.25
+    one = reading()
+    assert one.accounting is not None
+    unknown = replace(one.accounting, sampled=Sampled((None, 2.0, 3.0), 0.1, {}))
+    text = exported(replace(one, accounting=unknown))
+    assert not [s for s in samples(text) if s.name == name]
+
+
+def test_a_vm_with_a_memory_limit_says_how_near_it_is():
+    """
+    Memory, limit and kills of the cgroup are there; without a limit none of them is.
+    """
+    part = "beam_cgroup_memory_bytes", "beam_cgroup_memory_limit_bytes"
+    names = {*part, "beam_cgroup_oom_kills_total"}
+    values = {s.name: s.value for s in samples(exported(reading())) if s.name in names}
+    assert sorted(values.values()) == [2, 30, 40]
+    text = exported(replace(reading(), memory_limit=None))
+    assert not names & {s.name for s in samples(text)}
 
 
 def test_estimated_buckets_are_a_histogram():

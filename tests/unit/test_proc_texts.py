@@ -111,7 +111,7 @@ def test_a_cgroups_name_is_one_path(tmp_path: Path, end: str):
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_bytes(f"0::{path}\n".encode())
     assert path == cgroup_of(7, tmp_path)
-    assert tmp_path.joinpath(*path.split("/")[1:]) == _folders(7, tmp_path, tmp_path)[0]
+    assert tmp_path.joinpath(*path.split("/")[1:]) == _folders(7, tmp_path, tmp_path, "cpu")[0]
 
 
 @pytest.mark.parametrize("end", BREAKS, ids=ascii)

@@ -331,7 +331,15 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path):
 
 
 def asked(**more: object) -> SimpleNamespace:
-    fields = {"diff": None, "pid": None, "output": None, "open": False, "force": False, "hz": 99}
+    fields = {
+        "diff": None,
+        "pid": None,
+        "words": [],
+        "output": None,
+        "open": False,
+        "force": False,
+        "hz": 99,
+    }
     return SimpleNamespace(**fields | more)
 
 
@@ -349,7 +357,7 @@ def test_profiles_of_two_kinds_are_not_compared(tmp_path: Path):
 
 def test_a_comparison_looks_at_no_vm(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """
-    Two files are enough, a VM besides is a mistake, and without files a VM is needed.
+    Two files are enough, and a VM besides is a mistake.
     """
     paths = [write(tmp_path, name, planted(23, 7, 1)) for name in ("a.folded", "a.pb.gz")]
     assert 0 == command.run(asked(diff=paths))
@@ -357,6 +365,6 @@ def test_a_comparison_looks_at_no_vm(tmp_path: Path, capsys: pytest.CaptureFixtu
     output = str(tmp_path / "d.html")
     assert 0 == command.run(asked(diff=paths, output=output))
     assert read(output).stacks
-    for wrong in (asked(diff=paths, pid=1), asked(diff=paths, output="d.pb.gz"), asked()):
+    for wrong in (asked(diff=paths, pid="1"), asked(diff=paths, output="d.pb.gz")):
         with pytest.raises(UsageError):
             command.run(wrong)

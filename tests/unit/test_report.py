@@ -8,8 +8,9 @@ from rich.console import Console
 
 from scope_ebpf.attach.plan import Attachment, Item
 from scope_ebpf.beam.vm.state import Mailbox, VmState
-from scope_ebpf.cli.top import _cells, _cut
+from scope_ebpf.cli.top_cells import cells
 from scope_ebpf.results.summary import Cost, EventSummary, Histogram, Summary
+from scope_ebpf.screen.cells import cut
 from scope_ebpf.sinks import turns
 from scope_ebpf.sinks.plain import duration
 from scope_ebpf.sinks.report import print_histogram, print_report
@@ -256,8 +257,8 @@ def test_a_name_that_is_cut_shows_it():
     In a table of fixed columns two long names that begin alike are seen to be cut.
     """
     name = "Elixir.Demo.Accounts.UserSessionCacheServer"
-    assert "Elixir.Demo.Account\u2026" == _cut(name)
-    assert "Elixir.Demo.Accounts" == _cut(name[:20])
+    assert "Elixir.Demo.Account\u2026" == cut(name, 20)
+    assert "Elixir.Demo.Accounts" == cut(name[:20], 20)
 
 
 @pytest.mark.parametrize(("name", "shown"), [("", "''"), (None, "demo:run/0"), ("shop", "shop")])
@@ -270,7 +271,7 @@ def test_a_process_that_is_registered_as_nothing_has_a_name(name: str | None, sh
     )
     process |= {"name": name, "label": None, "behaviour": None, "initial_call": "demo:run/0"}
     process |= {"memory_bytes": 0, "message_queue_len": 0}
-    assert shown == _cells(process, 0.0)[1]
+    assert shown == cells(process, 0.0)[1]
 
 
 TURNS = """

@@ -145,6 +145,8 @@ def test_a_long_list_is_cut():
         (["Shop.Cart", "-p", "shop"], ("shop", ["Shop.Cart"])),
         (["--pid", "shop", "Shop.Cart"], ("shop", ["Shop.Cart"])),
         (["23", "--format", "json", "<0.97.0>"], ("23", ["<0.97.0>"])),
+        (["--pid", "shop", "--", "-dash"], ("shop", ["-dash"])),
+        (["shop", "-f", "json", "--", "--pid"], ("shop", ["--pid"])),
     ],
 )
 def test_target_comes_before_the_words_of_the_command(words: list[str], expected: tuple):

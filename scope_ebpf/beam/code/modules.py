@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import within
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.search import data
 from scope_ebpf.errors import ReadRefusedError
@@ -183,7 +184,7 @@ def _find(target: Target) -> list[int]:
     name = target.layout.offset("IndexTable", "htable.name")
     tables: list[int] = []
     for address, words in data(target):
-        hits = np.flatnonzero(np.isin(words, np.array(texts, np.uint64)))
+        hits = np.flatnonzero(within(words, np.array(texts, np.uint64)))
         tables += [address + 8 * int(hit) - name for hit in hits]
     tables.sort()
     size = target.layout.size("IndexTable")

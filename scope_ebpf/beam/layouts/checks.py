@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.memory.process_memory import Memory
     from scope_ebpf.beam.vm.target import Target
 
 #: OTP allows 1024 schedulers of each of the three kinds.
@@ -57,8 +58,12 @@ _BLOCK_SIZE, _BLOCK_HEAD = (1 << 40) - 8, 8
 _BINARY_SIZE, _BINARY_HEAD = 32, 24
 #: Slots of the table of ports that are looked into, and ports that are checked.
 _MOST_PORTS, _SEEN_PORTS = 1024, 16
+#: Slots of the table of processes that are read to count them, how often, and the bytes of a count.
+_MOST_SLOTS, _COUNTED, _COUNT = 1 << 20, 4, 4
 #: A slot that is being taken has flags; those of a port (ERTS_PORT_SFLG_*, OTP-25.2.3 erl_port.h).
-_FLAGS, _OPEN_PORT, _FREE_PORT, _DELETE = 7, 1 << 0, 1 << 8, 0x7F
+_FLAGS, _OPEN_PORT, _FREE_PORT, _OTHER_STATES = 7, 1 << 0, 1 << 8, 1 << 14
+#: Bytes of a name that are looked at, and a character that none has.
+_TEXT, _DELETE = 16, 0x7F
 
 
 def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
@@ -293,20 +298,31 @@ def check_rare_data(target: Target) -> None:
 
 
 def check_ports(target: Target) -> None:
-    """Ports belong to a process, have the name of their driver or program, and are not free."""
+    """Ports are open and belong to a process, and they and their drivers have names."""
     memory, layout = target.memory, target.layout
     words = port_addresses(target, _MOST_PORTS)[:_SEEN_PORTS]
     ports, read = memory.gather(words, layout.size("Port"))
-    owners, names = (
-        column(ports, layout.offset("Port", f), np.uint64) for f in ("connected", "name")
+    owners, names, drivers = (
+        column(ports, layout.offset("Port", field), np.uint64)
+        for field in ("connected", "name", "drv_ptr")
     )
     states = column(ports, layout.offset("Port", "state"), np.uint32)
-    texts, named = memory.gather(names, 1)
-    good = read & named & (owners & np.uint64(0xF) == PID_TAG)
-    good &= (states & np.uint32(_FREE_PORT) == 0) & (states & np.uint32(_OPEN_PORT) != 0)
-    good &= (texts[:, 0] >= ord(" ")) & (texts[:, 0] != _DELETE)
+    called, there = memory.gather(drivers + np.uint64(layout.offset("erts_driver_t", "name")), 8)
+    good = read & there & (owners & np.uint64(0xF) == PID_TAG)
+    good &= (states & np.uint32(_OPEN_PORT) != 0) & (states < _OTHER_STATES)
+    good &= states & np.uint32(_FREE_PORT) == 0
+    good &= _are_texts(memory, names) & _are_texts(memory, column(called, 0, np.uint64))
     if 2 * int(good.sum()) < len(good):
         raise refused(target, "ports have an owner and a name", "ports are")
+
+
+def _are_texts(memory: Memory, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether text lies at each address: a character at least, up to a zero or the last one."""
+    raw, read = memory.gather(addresses, _TEXT)
+    ended = np.cumsum(raw == 0, axis=1) > 0
+    plain = (raw >= ord(" ")) & (raw != _DELETE)
+    found: NDArray[np.bool_] = read & (plain | ended).all(axis=1) & ~ended[:, 0]
+    return found
 
 
 def port_addresses(target: Target, most: int) -> NDArray[np.uint64]:
@@ -321,3 +337,42 @@ def port_addresses(target: Target, most: int) -> NDArray[np.uint64]:
         (words != 0) & (words != invalid) & (words & np.uint64(_FLAGS) == 0)
     ]
     return found
+
+
+def check_counts(target: Target) -> None:
+    """
+    The last atom that is counted is one, and the table of processes counts those that are in it.
+
+    The table itself, 2 MB, is read only where the VM hides its symbol, whose size is compared else.
+    """
+    atoms = Atoms(target)
+    try:
+        atoms.text_at(len(atoms) - 1)
+    except ReadRefusedError:
+        raise refused(target, "the last of its atoms is one", "its tables are") from None
+    if target.binary.symbol("erts_proc") is None:
+        _check_rows(target)
+
+
+def _check_rows(target: Target) -> None:
+    memory, layout = target.memory, target.layout
+    table = target.address("erts_proc")
+    count, taken = (
+        table + layout.offset("ErtsPTab", f"vola.tile.{w}") for w in ("count", "aid_ix")
+    )
+    if taken != count + _COUNT:
+        raise refused(target, "a table counts its rows before it takes slots", "its tables are")
+    slots = memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
+    first = memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
+    invalid = np.uint64(memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element")))
+    for _ in range(_COUNTED):
+        before = memory.u32(count)
+        words = memory.words(first, min(slots, _MOST_SLOTS))
+        used = words[words != 0]
+        seen = int(((used != invalid) & (used & np.uint64(_FLAGS) == 0)).sum())
+        if seen == before:
+            return
+    # A VM that makes and ends processes all the time, or has more slots than are read.
+    change = _MEANWHILE + before // 4
+    if seen > before + change or (slots <= _MOST_SLOTS and seen < before - change):
+        raise refused(target, "its table of processes counts them", "its tables are")

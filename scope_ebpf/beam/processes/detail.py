@@ -12,6 +12,7 @@ from scope_ebpf.beam.memory.moment import HEAPS, MAX_MESSAGES, Moment, moments, 
 from scope_ebpf.beam.processes.monitors import counts
 from scope_ebpf.beam.processes.reasons import status_reason
 from scope_ebpf.beam.processes.table import ALL, DETAIL, PRIORITY
+from scope_ebpf.beam.servers.waiting import calls, of_stack
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.suggestions import bare, close
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.memory.walk import Walk
     from scope_ebpf.beam.processes.view import Viewer
-    from scope_ebpf.results.documents.processes import ProcessDetail
+    from scope_ebpf.results.documents.processes import ProcessDetail, WaitsFor
 
 __all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames", "near"]
 
@@ -78,6 +79,7 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "fullsweep_after": int(row["max_minor_gcs"]),
         "ancestors": named,
         "status_reason": status_reason(viewer, moment),
+        "waits_for": _waits_for(viewer, moment),
         **_counts(viewer, moment),
         "messages": [_message(viewer, *message) for message in moment.messages],
         "stack": [
@@ -111,6 +113,22 @@ def frames(viewer: Viewer, moment: Moment) -> list[Mfa]:
             found += [frame] if frame else []
         previous = address
     return found
+
+
+def _waits_for(viewer: Viewer, moment: Moment) -> WaitsFor | None:
+    """Whose reply the process waits for, if it has called a server."""
+    row = moment.rows[0]
+    if not calls(viewer.names.current_functions(moment.rows)[0]):
+        return None
+    found = of_stack(viewer, int(row["id"]), moment.stack, {})
+    if found is None:
+        return None
+    return {
+        "server": None if found.server is None else viewer.pids.text(found.server),
+        "name": found.name,
+        "request": found.request,
+        "timeout_milliseconds": found.timeout,
+    }
 
 
 def _counts(viewer: Viewer, moment: Moment) -> dict[str, int | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import within
 from scope_ebpf.beam.memory.process_memory import column
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
     nodes = np.concatenate([tree, ring])
     nodes = nodes[fits(target, nodes)]
     here, own = kind(target, nodes), ~_flag(target, nodes, _TARGET)
-    plain = np.isin(here, (_PROC, _PORT, *of.remote))
+    plain = within(here, (_PROC, _PORT, *of.remote))
     pending = _flag(target, nodes, _SPAWN_PENDING)
     found = (
         own & (plain | (here == _TIME_OFFSET)) & ~pending,
@@ -138,7 +139,7 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
         here == of.alias,
         own & (here == of.suspend),
         ~own & (here == of.suspend),
-        own & np.isin(here, of.nodes),
+        own & within(here, of.nodes),
     )
     return Counts(*(int(one.sum()) for one in found))
 

@@ -48,6 +48,7 @@ LOOPS = {
     "gen_event": "gen_event",
     "gen_fsm": "gen_fsm",
     "gen_server2": "gen_server2",
+    "p1_server": "p1_server",
 }
 #: Behaviour of a module by its -behaviour attribute: that of the module which runs it.
 DECLARED = {

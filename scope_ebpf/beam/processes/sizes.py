@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import within
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, PRIMARY_MASK
 from scope_ebpf.beam.memory.walk import Walk, chain, pointers, walk
@@ -152,7 +153,7 @@ def ring(target: Target, roots: NDArray[np.uint64], limit: int) -> Walk:
 
     def follow(nodes: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
         onward = column(nodes, next_offset, np.uint64)
-        return [np.where(np.isin(onward, roots), 0, onward)]
+        return [np.where(within(onward, roots), 0, onward)]
 
     return _closed(target, walk(target.memory, roots, size, follow, limit), next_offset)
 
@@ -234,10 +235,10 @@ def _extended(
     size = layout.size("ErtsMonitorDataExtended")
     nodes, whole = target.memory.gather(data, size)
     of = kinds(target)
-    remote = np.isin(here, of.remote)
+    remote = within(here, of.remote)
     words = np.full(len(data), -1, np.int64)
     for field, applies in (
-        ("ref", ~np.isin(here, of.nodes)),
+        ("ref", ~within(here, of.nodes)),
         ("origin.other", remote),
         ("u.target.other", remote),
     ):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -139,6 +139,14 @@ class Sweep:
         large = ran["slot"][np.argsort(-ran["memory"], kind="stable")[: limit // 2]]
         return distinct(np.concatenate((large.astype(np.int64), self.top("gc", limit // 2).slots)))
 
+    def column(self, name: str) -> NDArray[Any]:
+        """
+        Return what is kept of every process under *name*, shape ``(n,)``.
+
+        All columns are in one order, which lasts until the next turn.
+        """
+        return np.concatenate([kept[name] for kept in self._kept])
+
     def of(self, slots: NDArray[np.int64]) -> Top:
         """Return what is kept of the processes in these slots, in the order of their slots."""
         kept = np.concatenate(self._kept)
@@ -220,8 +228,9 @@ def collected(
         earlier = before[within(before["id"], now["id"])]
         found[within(slots, now["slot"][both])] += _collected(rows[both], earlier)
         before = now
-        if clock() - began >= seconds:
-            return found / seconds
+        took = clock() - began
+        if took >= seconds:
+            return found / took
         sleep(_LOOK)
 
 

@@ -43,6 +43,9 @@ _MOST_MISSED = 1 << 16
 #: No heap, stack or mailbox is larger.
 _MAX_WORDS = 1 << 36
 _WORD = 8
+#: A symbol that is a whole Process, and the size in the word before a block (MBC_BLK_SZ_MASK,
+#: OTP-25.2.3 erts/emulator/beam/erl_alloc_util.c).
+_WHOLE_PROCESS, _BLOCK_SIZE = "erts_invalid_process", (1 << 40) - 8
 #: Processes that a layout is checked against before it is used.
 _SAMPLE = 64
 
@@ -169,16 +172,11 @@ class ProcessTable:
     def __init__(self, target: Target, fields: Sequence[Field] = ALL) -> None:
         self._memory = target.memory
         self._layout = layout = target.layout
-        self._table = table = target.address("erts_proc")
+        self._table = table = checked_table(target)
         self._codec = PidCodec.of(target)
         self._slots = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
         self.slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
         self._invalid = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element"))
-        if not 0 < self.slots <= _MAX_SLOTS:
-            raise ReadRefusedError(
-                f"process {target.pid}: its process table claims {self.slots} slots, so "
-                f"{layout} does not fit and no process is read"
-            )
         self.fields = (*_CORE, *fields)
         offsets = [layout.offset("Process", item.source) for item in self.fields]
         mailbox = ("sig_qs.len", "sig_inq.len")
@@ -204,6 +202,9 @@ class ProcessTable:
             whole = read & self._whole(rows)
             self._require(target, "pids lead back to their slots", back)
             self._require(target, "heap pointers are in order", whole)
+            if target.find(_WHOLE_PROCESS) is None:  # else its size is compared
+                fits = self._fits_block(rows["pointer"][read])
+                self._require(target, "a process has the size of its block", fits)
             if "registered" in (self._dtype.names or ()):
                 named = self._named(rows[read & (rows["registered"] != 0)])
                 self._require(target, "names lead back to their processes", named)
@@ -217,6 +218,13 @@ class ProcessTable:
                 f"holds for {int(good.sum())} of {len(good)} processes, so "
                 f"{self._layout} does not fit and no process is read"
             )
+
+    def _fits_block(self, pointers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether the word before each struct is the size of a block that holds it."""
+        heads, read = self._memory.gather(pointers - np.uint64(_WORD), _WORD)
+        sizes = column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE)
+        fits: NDArray[np.bool_] = read & (sizes == self._layout.size("Process") + _WORD)
+        return fits
 
     def _named(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Whether what registers each process leads to it, and has an atom."""
@@ -402,6 +410,32 @@ class ProcessTable:
         """Read the VM's running count of slots that were taken."""
         offset = self._layout.offset("ErtsPTab", "vola.tile.aid_ix")
         return self._memory.u32(self._table + offset)
+
+
+def checked_table(target: Target) -> int:
+    """
+    Give the address of the process table, after a check of its struct and of struct process.
+
+    It knows how large a process is, and the number of slots once more as the mask of a slot
+    (OTP-25.2.3 erts/emulator/beam/erl_ptab.c, erts_ptab_init_table).
+    Raises ReadRefusedError.
+    """
+    table, layout, memory = target.address("erts_proc"), target.layout, target.memory
+    slots, mask, size = (
+        memory.u32(table + layout.offset("ErtsPTab", f"r.o.{name}"))
+        for name in ("max", "pix_mask", "element_size")
+    )
+    if not 0 < slots <= _MAX_SLOTS or mask != slots - 1:
+        raise ReadRefusedError(
+            f"process {target.pid}: its process table claims {slots} slots and a mask of "
+            f"{mask:#x}, so {layout} does not fit and no process is read"
+        )
+    if size != layout.size("Process"):
+        raise ReadRefusedError(
+            f"process {target.pid}: its process table is of processes of {size} bytes, expected "
+            f"{layout.size('Process')}, so {layout} does not fit and no process is read"
+        )
+    return table
 
 
 def statuses(states: NDArray[np.uint32]) -> list[str]:

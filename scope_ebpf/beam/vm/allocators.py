@@ -22,6 +22,7 @@ import numpy as np
 
 from scope_ebpf.beam.layouts.checks import again, refused
 from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.processes.table import checked_table
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.relations import of_allocators, of_use
 
@@ -246,7 +247,7 @@ class AllocatorReader:
 
     def _table_bytes(self) -> int:
         """Bytes of the process table, as erts_ptab_mem_size computes them (erl_ptab.c)."""
-        table, layout = self._target.address("erts_proc"), self._layout
+        table, layout = checked_table(self._target), self._layout
         slots = self._memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
         queue = self._memory.u64(table + layout.offset("ErtsPTab", "r.o.free_id_data"))
         return slots * (_SLOT + (_FREE if queue else 0))

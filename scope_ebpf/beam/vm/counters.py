@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.layouts.checks import KINDS, fields, queues, schedulers
+from scope_ebpf.beam.layouts.checks import KINDS, check_counts, fields, queues, schedulers
 from scope_ebpf.beam.memory.process_memory import word_iovecs
+from scope_ebpf.beam.processes.table import checked_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,10 +95,14 @@ class CounterReader:
         self._memory = target.memory
         self._layout = target.layout
         self._schedulers = schedulers(target)
+        check_counts(target)
         self._queues = queues(target, self._schedulers)
         data = np.concatenate([self._schedulers[kind] for kind in KINDS])
         self._sleepers = fields(target, data, "ErtsSchedulerData", ("ssi", np.uint64))[0]
-        self._tables = {name: target.address(name) for name in ("erts_proc", "erts_port")}
+        self._tables = {
+            "erts_proc": checked_table(target),
+            "erts_port": target.address("erts_port"),
+        }
         self._taken = self._layout.offset("ErtsPTab", "vola.tile.count") + _TAKEN
         self._atoms = target.address("erts_atom_table")
         self._dirty_gc = target.find("dirty_gc.info")

@@ -102,6 +102,8 @@ class WatchedThreads:
         self._unseen_logged = False
         #: Samples, and samples of busy waiting, at the last ticks.
         self._samples: deque[tuple[int, int]] = deque(maxlen=_ERROR_TICKS)
+        #: When they were read, and seconds of CPU and of busy waiting of normal schedulers.
+        self._work: deque[tuple[float, float, float]] = deque(maxlen=_ERROR_TICKS)
         #: Totals as read, without times at which nothing was counted.
         self._raw: NDArray[np.void] | None = None
         self.totals: NDArray[np.void] | None = None
@@ -173,9 +175,9 @@ class WatchedThreads:
         for name in _SAMPLED_FIELDS:  # the timer runs while tracepoints are detached
             totals[name] = raw[name]
         if not self._watch.unsampled and self._addresses:
-            self._read_samples(self._watch, totals)
+            self._read_samples(self._watch, totals, now)
 
-    def _read_samples(self, watch: ThreadWatch, totals: NDArray[np.void]) -> None:
+    def _read_samples(self, watch: ThreadWatch, totals: NDArray[np.void], now: float) -> None:
         self._samples.append((int(totals["samples"].sum()), int(totals["busy_waits"].sum())))
         (first, waits), (last, waits_now) = self._samples[0], self._samples[-1]
         sampled = self.accounting.sampled
@@ -190,7 +192,12 @@ class WatchedThreads:
             for kind in KINDS
         )
         error = share_error(waits_now - waits, last - first)
-        self.accounting = replace(self.accounting, sampled=Sampled(busy, error, nifs))
+        working = None
+        if busy[0] is not None:
+            cpu = float(totals["on_ns"][ROLES.index(KINDS[0])]) / 1e9
+            self._work.append((now, cpu, busy[0]))
+            working = at_work(self._work[0], self._work[-1])
+        self.accounting = replace(self.accounting, sampled=Sampled(busy, error, nifs, working))
 
     def _list(self) -> None:
         """List the threads: watch new ones, forget those that have ended."""
@@ -257,6 +264,16 @@ class WatchedThreads:
         for name, value in address._asdict().items() if address else ():
             record[name] = value
         return record
+
+
+def at_work(first: tuple[float, float, float], last: tuple[float, float, float]) -> float | None:
+    """
+    How many schedulers were at work, on average between two readings; None if no time passed.
+
+    A reading is its time, and the seconds of CPU and of busy waiting until then.
+    """
+    seconds, cpu, waited = (now - then for then, now in zip(first, last, strict=True))
+    return max(0.0, cpu - waited) / seconds if seconds > 0 else None
 
 
 def _addresses(target: Target) -> SchedulerFinder | None:

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import make_wsgi_app
 
 from scope_ebpf.daemon.loop import STUCK
@@ -62,8 +62,6 @@ class Site:
         registry = CollectorRegistry()
         registry.register(Readings(daemon))
         ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
         self._metrics = make_wsgi_app(registry)
         #: Last successful logins, by user: a fingerprint of the password and of its stored hash.
         self._logins: dict[str, bytes] = {}

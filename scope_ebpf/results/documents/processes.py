@@ -74,6 +74,61 @@ class TopDocument(TopHead):
     processes: list[TopRow]
 
 
+class Utilization(TypedDict):
+    """Share of the time in which the online schedulers of a kind worked, without busy waiting."""
+
+    normal: float
+    dirty_cpu: float
+    dirty_io: float
+
+
+class VmFigures(TypedDict):
+    """A VM as a whole; null for what could not be read."""
+
+    uptime_seconds: float
+    #: Whether the VM is stopped, so that its schedulers do nothing.
+    stopped: bool
+    #: CPU seconds per second, busy waiting included.
+    cpu_cores: float | None
+    #: Of the last five seconds.
+    utilization: Utilization | None
+    #: Normal schedulers that are online.
+    schedulers_online: int | None
+    #: Processes and ports that are ready to run, on average.
+    run_queue: float | None
+    processes: int | None
+    process_limit: int | None
+    resident_bytes: int | None
+    #: Memory of the cgroup that has least left, without what the kernel gives up first.
+    cgroup_bytes: int | None
+    #: Its limit; null where no cgroup has one.
+    cgroup_limit_bytes: int | None
+    #: Pid of the owner; null where no message waits.
+    longest_mailbox: str | None
+
+
+class TopLineRow(ProcessRow):
+    """One process in a line of a moving table; a rate is null before the second reading."""
+
+    reductions_per_second: int | None
+    #: In a table that is sorted by collections: heap that they went through, at least.
+    collected_bytes_per_second: NotRequired[int | None]
+
+
+class TopLine(TopHead):
+    """A line of scope-trace top --format jsonl, one for each interval."""
+
+    #: When it was read, seconds since 1970.
+    time: float
+    vm: VmFigures
+    #: What keeps the VM from its work, and what could not be read.
+    notes: list[str]
+    #: Turns in which the whole table is read: a row may be that many turns old.
+    parts: int
+    sort: Literal["reductions", "memory", "mailbox", "gc", "pid"]
+    processes: list[TopLineRow]
+
+
 class StackFrame(TypedDict):
     """One frame of a stack."""
 
@@ -81,6 +136,19 @@ class StackFrame(TypedDict):
     function: str
     #: Source file and line; null where the code has none.
     location: str | None
+
+
+class WaitsFor(TypedDict):
+    """Whose reply a process waits for that has called a server."""
+
+    #: Pid of the server; null where it called by name, without a timeout.
+    server: str | None
+    #: Registered name that it called; null where it called a pid.
+    name: str | None
+    #: Tag of the request, such as {add, _, _}.
+    request: str
+    #: Null for infinity.
+    timeout_milliseconds: int | None
 
 
 class ProcessDetail(ProcessRow):
@@ -98,6 +166,8 @@ class ProcessDetail(ProcessRow):
     ancestors: str | None
     #: Why the process does not run.
     status_reason: str | None
+    #: Null for a process that waits for no server's reply.
+    waits_for: WaitsFor | None
     links: int | None
     monitors: int | None
     watchers: int | None

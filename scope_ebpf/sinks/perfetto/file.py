@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING, Any
 
 from scope_ebpf.capture.values import SIGNED, within
-from scope_ebpf.errors import MissingPackageError
+from scope_ebpf.sinks.perfetto import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,25 +30,11 @@ _REALTIME, _MONOTONIC, _BOOTTIME = 1, 3, 6
 _PACKET = b"\x0a"  # Trace.packet, field 1 of length-delimited form
 
 
-def protobuf() -> Any:
-    """Perfetto's generated module; MissingPackageError where it is not installed."""
-    try:
-        from perfetto.protos.perfetto.trace import (  # an extra
-            perfetto_trace_pb2,
-        )
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the Perfetto export needs the Python package perfetto ({error}): "
-            "pip install 'scope-ebpf[export]'"
-        ) from None
-    return perfetto_trace_pb2
-
-
 class PerfettoFile:
     """Writes packets to *output*. Raises OSError where it does."""
 
     def __init__(self, output: IO[bytes], clocks: Clocks) -> None:
-        self.pb = protobuf()
+        self.pb = schema.classes()
         self._output = output
         self._parts: list[bytes] = []
         self._size = 0
@@ -97,7 +83,7 @@ class PerfettoFile:
         facts: dict[str, Any] | None = None,
     ) -> None:
         """A slice; without *end* it had not ended."""
-        self._event(track, begin, self.pb.TrackEvent.TYPE_SLICE_BEGIN, name, facts=facts)
+        self._event(track, begin, schema.SLICE_BEGIN, name, facts=facts)
         if end is not None:
             self._end(track, end)
 
@@ -112,14 +98,14 @@ class PerfettoFile:
         ends: int = 0,
     ) -> None:
         """An instant; *begins* and *ends* are numbers of flows, 0 for none."""
-        kind = self.pb.TrackEvent.TYPE_INSTANT
+        kind = schema.INSTANT
         self._event(track, time, kind, name, facts=facts, begins=begins, ends=ends)
 
     def counter(self, track: int, time: int, value: int) -> None:
         """A value of a counter."""
         packet = self._packet()
         packet.timestamp = within(time)
-        packet.track_event.type = self.pb.TrackEvent.TYPE_COUNTER
+        packet.track_event.type = schema.COUNTER
         packet.track_event.track_uuid = track
         packet.track_event.counter_value = within(value, SIGNED)
         self._write(packet)
@@ -141,7 +127,7 @@ class PerfettoFile:
     def _end(self, track: int, time: int) -> None:
         packet = self._bare
         packet.timestamp = within(time)
-        packet.track_event.type = self.pb.TrackEvent.TYPE_SLICE_END
+        packet.track_event.type = schema.SLICE_END
         packet.track_event.track_uuid = track
         self._write(packet)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.sinks.perfetto import schema
 from scope_ebpf.sinks.perfetto.rows import MOST, TEXT_PID, UNKNOWN
 from scope_ebpf.sinks.plain import plain
 
@@ -51,7 +52,7 @@ class Tracks:
             self.thread(tid)
         if self._ranks:
             group = file.track(_PROCESSES, VM, "Erlang processes")
-            group.child_ordering = file.pb.TrackDescriptor.EXPLICIT
+            group.child_ordering = schema.EXPLICIT
             file.describe(group)
         for pid, rank in self._ranks.items():
             who, text = self.name(pid)
@@ -107,5 +108,5 @@ class Tracks:
     def counter(self, uuid: int, name: str) -> None:
         """Describe a track of numbers."""
         track = self.file.track(uuid, VM, name)
-        track.counter.unit = self.file.pb.CounterDescriptor.UNIT_COUNT
+        track.counter.unit = schema.UNIT_COUNT
         self.file.describe(track)

@@ -8,8 +8,10 @@ import {
   applyFieldOverrides,
   createTheme,
   dateTime,
+  displayNameOverrideProcessor,
   getDisplayValueAlignmentFactors,
   getFieldDisplayValues,
+  renderMarkdown,
   standardTransformers,
   standardTransformersRegistry,
   transformDataFrame,
@@ -39,10 +41,19 @@ interface Drawn {
 const UNIT = 38; // of the grid, in pixels
 const WIDTH = 1600;
 const theme = createTheme({ colors: { mode: 'dark' } });
-const replaceVariables = (text: string) => text;
+/** Of Grafana's variables the labels of a field. */
+const replaceVariables = (text: string, scoped?: any) =>
+  text.replace(
+    /\$\{__field\.labels\.(\w+)\}/g,
+    (_, name) => scoped?.__dataContext?.value.field.labels?.[name] ?? ''
+  );
 
 standardTransformersRegistry.setInit(() =>
-  [standardTransformers.mergeTransformer, standardTransformers.organizeFieldsTransformer].map((one: any) => ({
+  [
+    standardTransformers.mergeTransformer,
+    standardTransformers.organizeFieldsTransformer,
+    standardTransformers.filterFieldsByNameTransformer,
+  ].map((one: any) => ({
     id: one.id,
     name: one.name,
     transformation: one,
@@ -62,19 +73,26 @@ const property = (id: string) => ({
   process: (value: any) => value,
   shouldApply: () => true,
 });
-const fieldConfigRegistry = new FieldConfigOptionsRegistry(() =>
-  ['unit', 'min', 'max', 'decimals', 'noValue', 'color', 'thresholds', 'mappings'].map(property)
-);
+const custom = (id: string) => ({ ...property(id), id: `custom.${id}`, path: id, isCustom: true });
+const fieldConfigRegistry = new FieldConfigOptionsRegistry(() => [
+  ...['unit', 'min', 'max', 'decimals', 'noValue', 'color', 'thresholds', 'mappings'].map(property),
+  {
+    ...property('displayName'),
+    process: displayNameOverrideProcessor,
+    settings: { expandTemplateVars: true },
+  },
+  ...['lineStyle', 'cellOptions', 'minWidth'].map(custom),
+]);
 
 function configured(panel: any, data: DataFrame[], mode: Mode): DataFrame[] {
-  const custom = { ...panel.fieldConfig.defaults.custom };
+  const fieldConfig = panel.fieldConfig ?? { defaults: {}, overrides: [] };
+  const defaults = { ...fieldConfig.defaults.custom };
   if (mode !== 'shown') {
-    delete custom.thresholdsStyle;
+    delete defaults.thresholdsStyle;
   }
-  const fieldConfig = panel.fieldConfig;
   const done = applyFieldOverrides({ data, fieldConfig, fieldConfigRegistry, replaceVariables, theme });
   for (const field of done.flatMap((frame) => frame.fields)) {
-    field.config.custom = { ...custom, ...field.config.custom };
+    field.config.custom = { ...defaults, ...field.config.custom };
   }
   return done;
 }
@@ -151,6 +169,9 @@ const KINDS: Record<string, (drawn: Drawn) => ReactNode> = {
   stat: (drawn) => <Values {...drawn} />,
   bargauge: (drawn) => <Values {...drawn} />,
   table: ({ data, width, height }) => <Table data={data[0]} width={width} height={height} />,
+  text: ({ panel }) => (
+    <div className="markdown-html" dangerouslySetInnerHTML={{ __html: renderMarkdown(panel.options.content) }} />
+  ),
 };
 
 /** Says what went wrong in a panel, in its place. */
@@ -165,7 +186,7 @@ class Guard extends Component<{ children: ReactNode }, { error?: Error }> {
 }
 
 async function data(scene: Scene, panel: any, mode: Mode): Promise<DataFrame[]> {
-  const raw = panel.targets.flatMap((target: any) =>
+  const raw = (panel.targets ?? []).flatMap((target: any) =>
     frames(target, scene.answers[`${panel.id}${target.refId}`], mode === 'blank')
   );
   const shaped = await firstValueFrom(transformDataFrame(panel.transformations ?? [], raw));
@@ -177,13 +198,21 @@ function place({ x, y, w, h }: any) {
   return { left: x * column, top: y * UNIT, width: w * column - 8, height: h * UNIT - 8 };
 }
 
-function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => void }) {
+interface Wanted {
+  scene: Scene;
+  mode: Mode;
+  ready: () => void;
+  failed: (error: Error) => void;
+}
+
+function Board({ scene, mode, ready, failed }: Wanted) {
   const panels = scene.board.panels;
   const [found, setFound] = useState<Record<number, DataFrame[]>>();
   useEffect(() => {
     const drawn = panels.filter((panel: any) => KINDS[panel.type]);
     Promise.all(drawn.map(async (panel: any) => [panel.id, await data(scene, panel, mode)])).then(
-      (pairs) => setFound(Object.fromEntries(pairs))
+      (pairs) => setFound(Object.fromEntries(pairs)),
+      failed
     );
   }, []);
   useEffect(() => {
@@ -229,7 +258,7 @@ function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => 
 
 /** Draw *scene*; done when all is on the page. */
 (window as any).draw = (scene: Scene, mode: Mode) =>
-  new Promise<void>((resolve) => {
+  new Promise<void>((resolve, reject) => {
     const bottom = Math.max(...scene.board.panels.map(({ gridPos: { y, h } }: any) => y + h));
     document.body.innerHTML = '';
     document.body.style.cssText =
@@ -238,8 +267,9 @@ function Board({ scene, mode, ready }: { scene: Scene; mode: Mode; ready: () => 
       `font-family: ${theme.typography.fontFamily}; font-size: 14px; box-sizing: border-box`;
     const style = document.createElement('style');
     style.textContent =
-      '* { box-sizing: border-box } button { all: unset; color: inherit; font: inherit }';
+      '* { box-sizing: border-box } button { all: unset; color: inherit; font: inherit }' +
+      'td, th { text-align: left; padding: 3px 16px 3px 0 } a { color: #6e9fff }';
     document.body.appendChild(style);
     const root = document.body.appendChild(document.createElement('div'));
-    createRoot(root).render(<Board scene={scene} mode={mode} ready={resolve} />);
+    createRoot(root).render(<Board scene={scene} mode={mode} ready={resolve} failed={reject} />);
   });

@@ -13,6 +13,7 @@ import type * as bargauge from '@grafana/schema/dist/types/raw/composable/bargau
 import type * as heatmap from '@grafana/schema/dist/types/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen';
 import type * as stat from '@grafana/schema/dist/types/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen';
 import type * as table from '@grafana/schema/dist/types/raw/composable/table/panelcfg/x/TablePanelCfg_types.gen';
+import type * as text from '@grafana/schema/dist/types/raw/composable/text/panelcfg/x/TextPanelCfg_types.gen';
 import type * as timeseries from '@grafana/schema/dist/types/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen';
 
 /** A type as JSON has it: its enums are their values. */
@@ -58,7 +59,11 @@ type AnyPanel =
   | Of<'stat', stat.Options, {}>
   | Of<'table', table.Options, table.FieldConfig>
   | Of<'timeseries', timeseries.Options, timeseries.FieldConfig>
-  | Json<RowPanel>;
+  | (Omit<Of<'text', text.Options, {}>, 'targets' | 'fieldConfig'> & {
+      targets?: Query[];
+      fieldConfig?: Fields<{}>;
+    })
+  | (Omit<Json<RowPanel>, 'panels'> & { panels: AnyPanel[] });
 
 export type Board = Omit<Json<Dashboard>, 'panels' | 'annotations'> & {
   panels: AnyPanel[];

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Looks at the servers of a VM, and at who waits for them.
+
+A look reads the process table, or a part of it that is drawn at random where that is large. A
+server idles while it waits in its behaviour's receive; else it is busy, also while it waits within
+a callback for somebody.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf.arrays import distinct, within
+from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom
+from scope_ebpf.beam.processes.table import CHUNK
+from scope_ebpf.beam.servers.waiting import ON_SCHEDULER, Stacks, calls, stacks, waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.code.tables import Mfa
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.servers.waiting import Waiting
+
+#: Functions in which a server waits for its next message, by behaviour's module (OTP-24.3.4 to
+#: 29.1.2 lib/stdlib/src; gen_server2 of RabbitMQ 3.10, p1_server of ejabberd 23.01).
+IDLE = frozenset(
+    {
+        *(("gen_server", name) for name in ("loop", "loop_hibernate")),
+        *(("gen_statem", name) for name in ("loop", "loop_receive", "loop_hibernate")),
+        ("gen_event", "fetch_msg"),
+        ("gen_fsm", "loop"),
+        ("gen_server2", "process_next_msg"),
+        ("p1_server", "collect_messages"),
+        ("erlang", "hibernate"),
+    }
+)
+_RUNNING = np.uint32(ON_SCHEDULER)
+#: Processes that one look reads, and names for the first time.
+MOST_READ, MOST_NAMED = 1 << 13, 1 << 13
+#: Callers whose stacks are read at one look.
+MOST_CALLERS = 1 << 10
+#: Processes that are remembered.
+_REMEMBERED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What is known of one process: a server, or one that calls servers."""
+
+    pid: int
+    #: None for a process that is no server.
+    behaviour: str | None
+    #: The callback module of a server; the module of the first function of another process.
+    module: str
+    name: str | None
+
+
+class Busy(NamedTuple):
+    """One server that is busy, and the function in which it is."""
+
+    pid: int
+    function: str
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look saw."""
+
+    #: Pid terms of the servers that were read, and how many messages wait for each.
+    servers: NDArray[np.uint64]
+    mailboxes: NDArray[np.int64]
+    busy: list[Busy] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+    #: Callers of which it was not found out for whom they wait.
+    unresolved: int = 0
+    #: A look at everything counts once; one at a part stands for so many parts.
+    weight: float = 1.0
+    #: Callers whose stacks were not read, since there are so many.
+    unread: int = 0
+    #: Processes that changed too fast to be read.
+    torn: int = 0
+
+
+class Servers:
+    """Reads the servers of one VM again and again."""
+
+    def __init__(self, viewer: Viewer, draw: random.Random | None = None) -> None:
+        self._viewer = viewer
+        self._random = draw or random.Random()  # noqa: S311 - which part is read is no secret
+        self.known: dict[int, Server] = {}
+        self.registered: dict[str, int] = {}
+        #: Addresses of code at which processes wait for a server's reply.
+        self._calling = np.empty(0, np.uint64)
+        #: Processes that were seen to wait for a server: they are looked at again.
+        self._callers = np.empty(0, np.uint64)
+        self._generation = -1
+        table = viewer.table
+        blocks = -(-table.slots // CHUNK)
+        self.parts = max(1, min(blocks, -(-table.count() // MOST_READ)))
+
+    def look(self) -> Look:
+        """Read servers and callers, as they are now."""
+        self._viewer.refresh()
+        part = self._random.randrange(self.parts)
+        snapshot = self._viewer.table.snapshot(part, self.parts)
+        rows = snapshot.rows
+        if self._generation != self._viewer.code.generation:
+            self._learn_calling(rows, self._viewer.names.current_functions(rows))
+        calling = within(rows["pc"], self._calling) | within(rows["id"], self._callers)
+        candidates = rows[calling]
+        seen = stacks(self._viewer, candidates[:MOST_CALLERS], self._calling)
+        self._learn(rows)
+        is_server = np.array(
+            [
+                (one := self.known.get(pid)) is not None and one.behaviour is not None
+                for pid in rows["id"].tolist()
+            ],
+            np.bool_,
+        )
+        servers = rows[is_server]
+        look = Look(servers["id"].copy(), servers["mailbox"].copy(), weight=float(self.parts))
+        look.torn = snapshot.torn + snapshot.unreadable
+        functions = self._viewer.names.current_functions(rows)
+        self._find_busy(look, rows, is_server, functions)
+        self._find_callers(look, seen)
+        look.unread = max(0, len(candidates) - MOST_CALLERS)
+        self._learn_calling(rows, functions)
+        return look
+
+    def _find_busy(
+        self,
+        look: Look,
+        rows: NDArray[np.void],
+        is_server: NDArray[np.bool_],
+        functions: list[Mfa | None],
+    ) -> None:
+        runs = (rows["state"] & _RUNNING) != 0
+        for index in np.flatnonzero(is_server).tolist():
+            function = functions[index]
+            idles = function is not None and function[:2] in IDLE
+            if runs[index] or not idles:
+                # Of one that runs it is known where it began to, not where it is.
+                known = function is not None and not (runs[index] and idles)
+                where = str(function) if known else "(running)"
+                look.busy.append(Busy(int(rows["id"][index]), where))
+
+    def _find_callers(self, look: Look, seen: Stacks) -> None:
+        self._callers = distinct(np.append(self._callers, np.array(seen.pids, np.uint64)))
+        self._callers = self._callers[-MOST_CALLERS:]
+        decoded = waiting(self._viewer, seen, self.registered)
+        look.waiting = [one for one in decoded if one is not None and one.server is not None]
+        look.unresolved = len(decoded) - len(look.waiting)
+        self._learn_pids([one.server for one in look.waiting if one.server is not None])
+
+    def _learn_calling(self, rows: NDArray[np.void], functions: list[Mfa | None]) -> None:
+        """Note the addresses at which processes wait for a server: stacks are read by them."""
+        found = {
+            pc
+            for pc, function in zip(rows["pc"].tolist(), functions, strict=True)
+            if calls(function)
+        }
+        if self._generation != self._viewer.code.generation:
+            self._generation, self._calling = self._viewer.code.generation, self._calling[:0]
+        self._calling = np.array(sorted(found.union(self._calling.tolist())), np.uint64)
+
+    def _learn_pids(self, pids: list[int]) -> None:
+        """Learn servers that were not in the part that was read."""
+        missing = np.array(sorted({pid for pid in pids if pid not in self.known}), np.uint64)
+        if len(missing):
+            table = self._viewer.table
+            rows = table.at(table.slots_of(missing)[:MOST_NAMED]).rows
+            self._learn(rows[within(rows["id"], missing)])
+
+    def _learn(self, rows: NDArray[np.void]) -> None:
+        """Name the processes that are seen for the first time."""
+        new = np.array([pid not in self.known for pid in rows["id"].tolist()], np.bool_)
+        fresh = rows[new][:MOST_NAMED]
+        if not len(fresh):
+            return
+        if len(self.known) > _REMEMBERED:
+            self.known.clear()
+        names = self._viewer.names
+        identities = names.identities(fresh)
+        became = self._became(fresh, [one.behaviour for one in identities])
+        parts = zip(fresh["id"].tolist(), names.registered(fresh), identities, strict=True)
+        for pid, name, (call, behaviour, module) in parts:
+            if name:
+                self.registered[name] = pid
+            self.known[pid] = Server(pid, behaviour, became.get(pid) or _called(module, call), name)
+
+    def _became(self, rows: NDArray[np.void], behaviours: list[str | None]) -> dict[int, str]:
+        """
+        Find the modules that servers of gen_server2 run, which may be others than began.
+
+        An idle one has ``{gs2_state,Parent,Name,State,Mod,...}`` on its stack (gen_server2.erl of
+        RabbitMQ 3.10).
+        """
+        these = rows[[one == "gen_server2" for one in behaviours]]
+        seen = stacks(self._viewer, these)
+        found: dict[int, str] = {}
+        for pid, words, stood in zip(*seen, strict=True):
+            module = self._module_of_state(words) if stood else None
+            if module:
+                found[pid] = module
+        return found
+
+    def _module_of_state(self, words: NDArray[np.uint64]) -> str | None:
+        boxed = words[words & np.uint64(3) == BOXED] & np.uint64(POINTER_MASK)
+        tuples, read = self._viewer.target.memory.gather(boxed, 6 * 8)
+        atoms = self._viewer.atoms
+        for header, first, *_, module in tuples.view(np.uint64)[read].tolist():
+            # A tuple has its arity above six bits of zeros.
+            if header & 0x3F or header < 5 << 6 or not (is_atom(first) and is_atom(module)):
+                continue
+            if atoms.text(first) == "gs2_state":
+                return atoms.text(module)
+        return None
+
+    def of(self, pid: int) -> Server | None:
+        """What is known of a process."""
+        return self.known.get(pid)
+
+    def names_of(self, pids: list[int]) -> Iterator[str]:
+        """Write each process as its registered name, or as its pid."""
+        for pid in pids:
+            one = self.known.get(pid)
+            yield (one.name if one and one.name else self._viewer.pids.text(pid))
+
+
+def _called(module: str | None, call: Mfa | None) -> str:
+    """The module that a process belongs to; an agent that of the function that made its state."""
+    if call is not None and "fun-" in call.function and module is not None:
+        return f"Agent ({module})"
+    if module is not None:
+        return module
+    return call.module if call is not None and call.module != "erlang" else "(processes)"

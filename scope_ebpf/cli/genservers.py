@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace genservers``: servers by module, how busy they are, and who waits for whom."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.processes.table import ALL
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import above_zero, add_duration, add_format
+from scope_ebpf.cli.target import add_target, target_of
+from scope_ebpf.runs.genservers import GROUPS, watch
+from scope_ebpf.sinks.plain import say
+from scope_ebpf.sinks.servers import SORTS, lines
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``genservers``."""
+    add_target(parser)
+    add_duration(parser)
+    parser.add_argument(
+        "-s",
+        "--sort",
+        choices=SORTS,
+        default="waiting",
+        help="by callers and messages that wait, busy time, or the longest mailbox "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by", choices=GROUPS, default="module", help="what a row is (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=above_zero, default=20, help="rows (default: %(default)s; all in JSON)"
+    )
+    add_format(parser, "text", "json", "jsonl")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, then print; raises ScopeError."""
+    viewer = Viewer(target_of(arguments), ALL)
+    found, error = watch(viewer, arguments.duration, arguments.by)
+    if arguments.format == "text":
+        say("\n".join(lines(found, arguments.sort, arguments.limit)), sys.stdout)
+    else:
+        print_document(found.as_json(), arguments.format)
+    if error:
+        raise error
+    return 0

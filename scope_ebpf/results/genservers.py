@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Servers by module, who waits for whom, and what most waiting goes through.
+
+Pure. The JSON of :meth:`GenServers.as_json` is a contract; fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scope_ebpf.results.documents.servers import (
+        GenServersDocument,
+        ServerEdge,
+        ServerModule,
+        ServerVerdict,
+    )
+    from scope_ebpf.results.documents.vms import Target
+
+#: A module of whose busy time more than this is waiting for another one waits for that one.
+_MOSTLY = 0.5
+#: Modules that are followed from one to the next.
+_CHAIN = 32
+#: Waiting callers and messages, on average, from which on a module is named as a bottleneck.
+_WORTH_NAMING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """
+    The servers of one callback module. Means are over time, per look.
+
+    A figure that cannot be known without hooks is None.
+    """
+
+    module: str
+    behaviour: str
+    #: Servers, on average.
+    processes: float
+    #: The part of the time in which its servers were busy: of all on average, and of the busiest.
+    utilization: float
+    busiest: float
+    #: Messages that wait for one server: on average, and the most that was seen.
+    mailbox: float
+    longest: int
+    #: Processes that wait for a reply, on average.
+    waiting_callers: float
+    #: Functions in which its servers are busy, with the part of the busy time.
+    busy_in: tuple[tuple[str, float], ...] = ()
+
+    def as_json(self) -> ServerModule:
+        """The fields of one module."""
+        return {
+            "module": self.module,
+            "behaviour": self.behaviour,
+            "processes": round(self.processes, 3),
+            "calls": None,
+            "casts": None,
+            "infos": None,
+            "queue_seconds": None,
+            "service_seconds": None,
+            "call_seconds": None,
+            "utilization": {"mean": round(self.utilization, 4), "max": round(self.busiest, 4)},
+            "mailbox": {"mean": round(self.mailbox, 3), "max": self.longest},
+            "waiting_callers": round(self.waiting_callers, 3),
+            "failures": None,
+            "abandoned": None,
+            "busy_in": [
+                {"function": name, "share": round(share, 4)} for name, share in self.busy_in
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Calls from one module to another."""
+
+    caller: str
+    callee: str
+    #: Callers that wait at any time, which is seconds of waiting per second.
+    blocked: float
+
+    def as_json(self) -> ServerEdge:
+        """The fields of one edge."""
+        return {
+            "caller": self.caller,
+            "callee": self.callee,
+            "calls": None,
+            "blocked_seconds_per_second": round(self.blocked, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What most waiting goes through. *bottleneck* is None where hardly anybody waits."""
+
+    bottleneck: str | None
+    because: str
+    #: What the bottleneck waits for itself, followed to the last.
+    waits_for: str | None = None
+    #: Names of processes that wait for each other in a circle.
+    deadlock: tuple[str, ...] = ()
+
+    def as_json(self) -> ServerVerdict:
+        """The fields of the verdict."""
+        return {
+            "bottleneck": self.bottleneck,
+            "because": self.because,
+            "waits_for": self.waits_for,
+            "deadlock": list(self.deadlock),
+        }
+
+
+@dataclass(slots=True)
+class GenServers:
+    """One view of all servers of a VM."""
+
+    target: Target
+    seconds: float
+    looks: int
+    modules: list[Module]
+    edges: list[Edge]
+    deadlock: tuple[str, ...] = ()
+    #: Callers of which it was not found out for whom they wait, a look.
+    unresolved: float = 0.0
+    #: Processes that changed too fast to be read, a look.
+    torn: float = 0.0
+    #: CPU seconds of the looks.
+    cpu_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What most waiting goes through, and why."""
+        if self.deadlock:
+            circle = " -> ".join((*self.deadlock, self.deadlock[0]))
+            return Verdict(
+                None, f"deadlock: each waits for the next: {circle}", deadlock=self.deadlock
+            )
+        worst = max(self.modules, key=_waiting, default=None)
+        if worst is None or _waiting(worst) < _WORTH_NAMING:
+            return Verdict(None, "hardly anybody waits for a server")
+        root = self._root(worst.module)
+        return Verdict(worst.module, self._because(worst, root), root)
+
+    def _because(self, worst: Module, root: str | None) -> str:
+        text = (
+            f"{worst.waiting_callers:.1f} callers and {worst.mailbox * worst.processes:.1f} "
+            f"messages wait for it at any time, busy {100 * worst.busiest:.0f} %"
+        )
+        mine = [edge for edge in self.edges if edge.callee == worst.module]
+        total = sum(edge.blocked for edge in mine)
+        if total:
+            most = max(mine, key=lambda edge: edge.blocked)
+            text += f"; callers: {most.caller} {100 * most.blocked / total:.0f} %"
+        return text + (f"; it waits itself for {root}" if root else "")
+
+    def _root(self, module: str) -> str | None:
+        """Follow what a module mostly waits for, to the last."""
+        busy = {one.module: one.utilization * one.processes for one in self.modules}
+        seen, at = {module}, module
+        for _ in range(_CHAIN):
+            waits = [edge for edge in self.edges if edge.caller == at and edge.callee not in seen]
+            most = max(waits, key=lambda edge: edge.blocked, default=None)
+            if most is None or most.blocked < _MOSTLY * busy.get(at, 0.0):
+                break
+            at = most.callee
+            seen.add(at)
+        return at if at != module else None
+
+    def as_json(self) -> GenServersDocument:
+        """The document of ``genservers --format json``."""
+        return {
+            "schema": 1,
+            "target": self.target,
+            "duration_seconds": round(self.seconds, 3),
+            "looks": self.looks,
+            "modules": [one.as_json() for one in self.modules],
+            "edges": [one.as_json() for one in self.edges],
+            "verdict": self.verdict.as_json(),
+            "lost": 0,
+            "unresolved": round(self.unresolved, 3),
+            "torn": round(self.torn, 3),
+            "cost": {"own_cpu_seconds": round(self.cpu_seconds, 3), "hooks": 0},
+            "notes": self.notes,
+        }
+
+
+def _waiting(one: Module) -> float:
+    return max(one.waiting_callers, one.mailbox * one.processes)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One view of the servers of a VM: looks at random times, added up."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.servers.looks import Servers
+from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.sinks.plain import say
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.servers.looks import Look, Server
+    from scope_ebpf.errors import ScopeError
+    from scope_ebpf.results.documents.vms import Target
+
+#: Seconds between two looks, on average, and the part of a core that looks may take.
+_INTERVAL, _SHARE = 0.05, 0.1
+#: Looks between which a circle of callers must not have changed to be called a deadlock.
+_STABLE = 3
+#: Functions that are shown of one module.
+_FUNCTIONS = 3
+#: Names by which the servers are put together.
+GROUPS = ("module", "name", "process")
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What the looks saw of one process."""
+
+    server: Server
+    looks: int = 0
+    busy: int = 0
+    mailbox: int = 0
+    longest: int = 0
+    functions: Counter[str] = field(default_factory=Counter)
+
+
+class Looking:
+    """Adds looks up. *by* is one of GROUPS."""
+
+    def __init__(self, viewer: Viewer, by: str = "module") -> None:
+        self._servers = Servers(viewer)
+        self._pids = viewer.pids
+        self._by = by
+        self._sums: dict[int, _Sums] = {}
+        self._edges: dict[tuple[str, str], float] = defaultdict(float)
+        self._callers: dict[str, float] = defaultdict(float)
+        self._unresolved = self._torn = 0.0
+        self._circles: Counter[tuple[int, ...]] = Counter()
+        self.looks = 0
+        self.cpu_seconds = 0.0
+
+    def look(self) -> None:
+        """Look once more."""
+        began = time.process_time()
+        seen = self._servers.look()
+        self.looks += 1
+        self._unresolved += (seen.unresolved + seen.unread) * seen.weight
+        self._torn += seen.torn * seen.weight
+        self._add_servers(seen)
+        self._add_callers(seen)
+        self.cpu_seconds += time.process_time() - began
+
+    def _add_servers(self, seen: Look) -> None:
+        for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
+            sums = self._sums.get(pid)
+            if sums is None:
+                sums = self._sums[pid] = _Sums(self._servers.known[pid])
+            sums.looks += 1
+            sums.mailbox += mailbox
+            sums.longest = max(sums.longest, mailbox)
+        for pid, function in seen.busy:
+            self._sums[pid].busy += 1
+            self._sums[pid].functions[function] += 1
+
+    def _add_callers(self, seen: Look) -> None:
+        waits: dict[int, tuple[int, tuple[int, int]]] = {}
+        for one in seen.waiting:
+            server = self._servers.of(one.server or 0)
+            caller = self._servers.of(one.caller)
+            if server is None or one.server is None:
+                self._unresolved += seen.weight
+                continue
+            callee = self._group(server)
+            self._callers[callee] += seen.weight
+            self._edges[self._group(caller) if caller else "(processes)", callee] += seen.weight
+            waits[one.caller] = one.server, one.reference
+        self._find_circles(waits)
+
+    def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
+        """Count in how many looks, one after the other, the same calls form a circle."""
+        found = set()
+        for start in waits:
+            path, at = [start], waits[start][0]
+            while at in waits and at not in path:
+                path.append(at)
+                at = waits[at][0]
+            if at in path:
+                circle = path[path.index(at) :]
+                first = circle.index(min(circle))
+                found.add((*circle[first:], *circle[:first]))
+        self._circles = Counter({circle: self._circles[circle] + 1 for circle in found})
+
+    def _group(self, server: Server) -> str:
+        if self._by == "module" or server.behaviour is None:
+            return server.module
+        if self._by == "name" and server.name:
+            return server.name
+        return f"{self._pids.text(server.pid)} {server.name or server.module}"
+
+    def result(self, target: Target, seconds: float) -> GenServers:
+        """What all looks saw together."""
+        looks = max(1, self.looks)
+        groups: dict[str, list[_Sums]] = {}
+        for sums in self._sums.values():
+            groups.setdefault(self._group(sums.server), []).append(sums)
+        modules = [self._module(name, members, looks) for name, members in groups.items()]
+        edges = [
+            Edge(caller, callee, count / looks)
+            for (caller, callee), count in sorted(
+                self._edges.items(), key=lambda edge: edge[1], reverse=True
+            )
+        ]
+        found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
+        found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
+        found.cpu_seconds = self.cpu_seconds
+        if self._servers.parts > 1:
+            found.notes.append(
+                f"each look read one of {self._servers.parts} parts of the process table, drawn at "
+                "random: averages are estimates, and a deadlock may not be seen"
+            )
+        return found
+
+    def _module(self, name: str, members: list[_Sums], looks: int) -> Module:
+        seen = sum(one.looks for one in members)
+        busy = sum(one.busy for one in members)
+        functions: Counter[str] = Counter()
+        for one in members:
+            functions.update(one.functions)
+        return Module(
+            name,
+            members[0].server.behaviour or "",
+            seen * self._servers.parts / looks,
+            busy / seen,
+            max(one.busy / one.looks for one in members),
+            sum(one.mailbox for one in members) / seen,
+            max(one.longest for one in members),
+            self._callers.get(name, 0.0) / looks,
+            tuple((text, count / busy) for text, count in functions.most_common(_FUNCTIONS)),
+        )
+
+    def _deadlock(self) -> tuple[str, ...]:
+        stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]
+        return tuple(self._servers.names_of(list(stable[0]))) if stable else ()
+
+
+def watch(viewer: Viewer, duration: float | None, by: str) -> tuple[GenServers, ScopeError | None]:
+    """
+    Look at the servers of a VM for *duration* seconds, None for until it is stopped.
+
+    Returns what was seen, and the error that ended it early.
+    """
+    target, looking, stop = viewer.target, Looking(viewer, by), Stop()
+    require_target(target.identity, "watched")
+    draw = random.Random()  # noqa: S311 - when to look is no secret
+    cost = [0.0]
+
+    def turn(_now: float) -> None:
+        before = looking.cpu_seconds
+        looking.look()
+        cost[0] = looking.cpu_seconds - before
+
+    def pause() -> float:
+        # At random: work with the period of the looks would be seen at the same point each time.
+        return draw.uniform(0.5, 1.5) * max(_INTERVAL, cost[0] / _SHARE)
+
+    with stop.on_signals():
+        _say_started(target.pid, duration)
+        loop = Loop(target.identity, "watched", duration, stop)
+        error = loop.run(turn, pause)
+    return looking.result(target.as_json(), time.monotonic() - loop.started), error
+
+
+def _say_started(pid: int, duration: float | None) -> None:
+    if not sys.stderr.isatty():
+        length = "" if duration is None else f" for {duration:g} s"
+        say(f"scope-trace: watching process {pid}{length}; Ctrl-C ends it")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import documents
+from profile_fixtures import TARGET
+
+from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.sinks.servers import lines
+
+
+def module(name: str, busy: float = 0.0, mailbox: float = 0.0, callers: float = 0.0) -> Module:
+    return Module(name, "gen_server", 1.0, busy, busy, mailbox, int(mailbox), callers)
+
+
+def view(*modules: Module, edges: tuple[Edge, ...] = (), **more: object) -> GenServers:
+    return GenServers(TARGET, 10.0, 200, [*modules], [*edges], **more)
+
+
+CHAIN = (
+    module("front", 0.95, 19.8, 20.7),
+    module("middle", 0.9, 0.0, 0.93),
+    module("Elixir.Shop.Repo", 0.85, 0.0, 0.88),
+)
+WAITS = (
+    Edge("client", "front", 20.7),
+    Edge("front", "middle", 0.93),
+    Edge("middle", "Elixir.Shop.Repo", 0.88),
+)
+
+
+def test_the_verdict_follows_a_chain_of_waiting_to_its_end():
+    """
+    The bottleneck is what most wait for; what it waits for itself is the last of the chain.
+    """
+    verdict = view(*CHAIN, edges=WAITS).verdict
+    assert ("front", "Elixir.Shop.Repo") == (verdict.bottleneck, verdict.waits_for)
+    assert "20.7 callers and 19.8 messages" in verdict.because
+    assert "callers: client 100 %" in verdict.because
+
+
+def test_a_server_that_works_itself_waits_for_nobody():
+    """
+    A small part of the busy time spent in another server is no cause.
+    """
+    few = (*WAITS[:1], Edge("front", "middle", 0.3))
+    verdict = view(*CHAIN, edges=few).verdict
+    assert ("front", None) == (verdict.bottleneck, verdict.waits_for)
+
+
+def test_servers_that_wait_in_a_circle_are_followed_once():
+    """
+    Modules that call each other do not keep the verdict from ending.
+    """
+    both = (Edge("a", "b", 0.9), Edge("b", "a", 0.9), Edge("client", "a", 9.0))
+    verdict = view(module("a", 0.9, 0, 9.0), module("b", 0.9), edges=both).verdict
+    assert ("a", "b") == (verdict.bottleneck, verdict.waits_for)
+
+
+def test_a_deadlock_comes_before_everything_else():
+    """
+    Its members are named in the order in which they wait.
+    """
+    verdict = view(*CHAIN, edges=WAITS, deadlock=("a", "b", "c")).verdict
+    assert (None, ("a", "b", "c")) == (verdict.bottleneck, verdict.deadlock)
+    assert verdict.because.endswith("a -> b -> c -> a")
+
+
+def test_a_calm_vm_has_no_bottleneck():
+    """
+    Neither has one without servers.
+    """
+    for calm in (view(), view(module("idle", 0.01))):
+        assert (None, "hardly anybody waits for a server") == (
+            calm.verdict.bottleneck,
+            calm.verdict.because,
+        )
+
+
+def test_text_is_for_people_and_no_terminal_obeys_it():
+    """
+    Elixir's modules are written as Elixir writes them, control characters are not written.
+    """
+    text = lines(view(*CHAIN, module("evil\x1b[2J\n", 0.2), edges=WAITS), "waiting", 3)
+    assert text[2].startswith("front ")
+    assert text[4].startswith("Shop.Repo ")
+    assert "and 1 modules more" in text
+    assert "  middle -> Shop.Repo  0.88" in text
+    assert text[-1].startswith("most waiting goes through front: ")
+    whole = lines(view(*CHAIN, module("evil\x1b[2J\n", 0.2), edges=WAITS), "busy", 9)
+    assert all(line.isprintable() for line in whole)
+
+
+def test_the_document_fits_its_schema():
+    """
+    With every field, and what hooks alone could know is null.
+    """
+    found = documents.load(json.dumps(view(*CHAIN, edges=WAITS).as_json()))
+    assert [None, 20.7] == [found["modules"][0][key] for key in ("calls", "waiting_callers")]
