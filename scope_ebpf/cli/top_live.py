@@ -201,6 +201,8 @@ class _Live:
         if self._read != part:
             self._rows = processes.page(*part, screen.sort, least=screen.least)
             self._read = part
+        # Those that have ended since they were sorted have no row.
+        screen.selected = min(screen.selected, screen.first + max(0, len(self._rows) - 1))
 
     def _headings(self, headings: dict[int, str], cells: int) -> Line:
         by = SORTED[self._screen.sort]

@@ -189,7 +189,7 @@ def test_parts_that_moved_each_time_are_named():
     )
     process |= dict.fromkeys(("binary_bytes", "minor_gcs", "links", "monitors", "watchers"))
     process |= dict.fromkeys(
-        ("status_reason", "aliases", "suspends", "suspended_by", "node_monitors")
+        ("status_reason", "waits_for", "aliases", "suspends", "suspended_by", "node_monitors")
     )
     process |= {"message_queue_len": 2, "pid": "<0.1.0>", "messages": [], "stack": []}
     assert "moved" not in "\n".join(lines(process | {"moved": []}))

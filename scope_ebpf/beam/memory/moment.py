@@ -131,8 +131,8 @@ def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
     active = running(rows)
     native = running_nifs(target).get(int(row["pointer"]), 0) if active else 0
     words = _stack(target, row)
-    nodes = _nodes(target, row)
-    messages = _messages(target, nodes)
+    nodes, doubt = _nodes(target, row)
+    messages = () if doubt else _messages(target, nodes)
     walks = _walks(target, rows)
     again = walks if not active else _walks(target, rows)
     after, busy = reread(lambda: viewer.table.one(int(row["id"])))
@@ -142,8 +142,10 @@ def _capture(viewer: Viewer, rows: NDArray[np.void]) -> Moment:
     moved = [part for part, names in _STANDS.items() if not stood(rows, after, names)]
     if active and not native and "stack" not in moved:
         moved.append("stack")  # what is above its stack pointer changes with every call
-    if _nodes(target, row) != nodes and "messages" not in moved:
+    if _nodes(target, row)[0] != nodes and "messages" not in moved:
         moved.append("messages")
+    if doubt and "messages" not in moved:
+        raise ReadRefusedError(doubt)
     moved += [name for name in walks if name not in moved and not _same(walks[name], again[name])]
     links, monitors, watchers = walks.values()
     return Moment(rows, bool(native), words, messages, links, monitors, watchers, tuple(moved))
@@ -156,8 +158,13 @@ def _stack(target: Target, row: np.void) -> NDArray[np.uint64]:
         return np.empty(0, np.uint64)
 
 
-def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
-    """Address and term of what waits in its queues, as many as MAX_MESSAGES messages take."""
+def _nodes(target: Target, row: np.void) -> tuple[list[tuple[int, int]], str | None]:
+    """
+    Address and term of what waits in its queues, as many as MAX_MESSAGES messages take.
+
+    Also why these are no messages, unless they were taken while they were read: then what lay there
+    may be anything.
+    """
     layout, memory = target.layout, target.memory
     onward, body = layout.offset("ErtsMessage", "next"), layout.offset("ErtsMessage", "m")
     found: list[tuple[int, int]] = []
@@ -174,13 +181,14 @@ def _nodes(target: Target, row: np.void) -> list[tuple[int, int]]:
             messages += is_message(term)
             with_token += is_message(term) and _is_token(target, token)
             (node,) = struct.unpack_from("<Q", raw, onward)
+    doubt = None
     if messages > 2 * with_token or (found and not as_ever(layout)):
-        raise ReadRefusedError(
+        doubt = (
             f"process {target.pid} (OTP {target.otp_release}): the check that messages have a "
             f"sequential trace token holds for {with_token} of {messages}, so {layout} does not "
             "fit and no message is read"
         )
-    return found
+    return found, doubt
 
 
 def _is_token(target: Target, term: int) -> bool:
