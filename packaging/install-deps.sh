@@ -21,7 +21,7 @@ packages_for() {
     # The BPF objects, and the wheel around them.
     build) echo clang llvm libbpf-dev linux-libc-dev make git ;;
     # The viewer of flame graphs, which packages have in them.
-    viewer) echo "$(npm)" ;;
+    viewer) npm ;;
     demo) echo erlang-base procps ;;
     # VMs to look at (two real applications among them), compilers for the USDT build of one, and
     # witnesses that count the same events with other means. bcc, and kernel headers for it, compile

@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from scope_ebpf.cli.target import UnknownVmError, WordsError
 from scope_ebpf.errors import ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
-from scope_ebpf.pipes import guarded_streams
+from scope_ebpf.pipes import UnreadPipeError, guarded_streams
 from scope_ebpf.sinks.plain import plain, say, spelled
 from scope_ebpf.suggestions import close, did_you_mean
 
@@ -86,7 +86,9 @@ def _run(words: list[str]) -> int:
         code: int = arguments.run(arguments)
     except ScopeError as error:
         return _say_error(_of_first_word(words[0], error) if words else error)
-    except BrokenPipeError:
+    except BrokenPipeError as closed:
+        if isinstance(closed, UnreadPipeError):
+            say("scope-trace: nobody reads the output: what was left of it is dropped")
         # The reader of the output has closed it. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

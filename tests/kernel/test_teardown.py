@@ -238,7 +238,7 @@ def test_a_reader_that_does_not_read_keeps_no_command(
         run.send(number)
         code, said = run.process.wait(beams_run.PATIENCE), run.process.stderr.read()
         assert 0 == code, said
-        assert what == "calls" or b"nobody reads the output" in said
+        assert b"nobody reads the output" in said
     finally:
         run.close()
         os.close(reading)
