@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from asked import answers, running, truth, wrong
+from image_answers import answers, running, truth, wrong
 from drift import ALIGNED, any_of, drifted
 from measured import releases
 from vm_image import make
