@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.servers.looks import Servers
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.sinks.plain import say
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 _INTERVAL, _SHARE = 0.05, 0.1
 #: Looks between which a circle of callers must not have changed to be called a deadlock.
 _STABLE = 3
+#: Looks at one server from which on its own utilization is told; servers that are remembered.
+_ENOUGH, _MOST = 10, 1 << 17
+#: The calls of a circle, each by the pid of its caller and its reference.
+_Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
 _FUNCTIONS = 3
 #: Names by which the servers are put together.
@@ -54,32 +59,43 @@ class Looking:
         self._edges: dict[tuple[str, str], float] = defaultdict(float)
         self._callers: dict[str, float] = defaultdict(float)
         self._unresolved = self._torn = 0.0
-        self._circles: Counter[tuple[int, ...]] = Counter()
+        self._circles: Counter[_Circle] = Counter()
         self.looks = 0
+        #: Looks that failed, by why: code may be loaded meanwhile.
+        self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
 
     def look(self) -> None:
         """Look once more."""
         began = time.process_time()
-        seen = self._servers.look()
-        self.looks += 1
-        self._unresolved += (seen.unresolved + seen.unread) * seen.weight
-        self._torn += seen.torn * seen.weight
-        self._add_servers(seen)
-        self._add_callers(seen)
-        self.cpu_seconds += time.process_time() - began
+        try:
+            seen = self._servers.look()
+        except ReadRefusedError as error:
+            self.failed[str(error)] += 1
+        else:
+            self.looks += 1
+            self._unresolved += seen.unresolved * seen.caller_weight
+            self._torn += seen.torn * seen.weight
+            self._add_servers(seen)
+            self._add_callers(seen)
+        finally:
+            self.cpu_seconds += time.process_time() - began
 
     def _add_servers(self, seen: Look) -> None:
         for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
             sums = self._sums.get(pid)
+            server = self._servers.of(pid)
             if sums is None:
-                sums = self._sums[pid] = _Sums(self._servers.known[pid])
+                if server is None or len(self._sums) >= _MOST:
+                    continue
+                sums = self._sums[pid] = _Sums(server)
             sums.looks += 1
             sums.mailbox += mailbox
             sums.longest = max(sums.longest, mailbox)
         for pid, function in seen.busy:
-            self._sums[pid].busy += 1
-            self._sums[pid].functions[function] += 1
+            if (sums := self._sums.get(pid)) is not None:
+                sums.busy += 1
+                sums.functions[function] += 1
 
     def _add_callers(self, seen: Look) -> None:
         waits: dict[int, tuple[int, tuple[int, int]]] = {}
@@ -87,26 +103,32 @@ class Looking:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
             if server is None or one.server is None:
-                self._unresolved += seen.weight
+                self._unresolved += seen.caller_weight
                 continue
             callee = self._group(server)
-            self._callers[callee] += seen.weight
-            self._edges[self._group(caller) if caller else "(processes)", callee] += seen.weight
+            self._callers[callee] += seen.caller_weight
+            edge = self._group(caller) if caller else "(processes)", callee
+            self._edges[edge] += seen.caller_weight
             waits[one.caller] = one.server, one.reference
         self._find_circles(waits)
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
         """Count in how many looks, one after the other, the same calls form a circle."""
-        found = set()
+        found: set[_Circle] = set()
+        done: set[int] = set()
         for start in waits:
-            path, at = [start], waits[start][0]
-            while at in waits and at not in path:
-                path.append(at)
+            path: dict[int, None] = {}
+            at = start
+            while at in waits and at not in path and at not in done:
+                path[at] = None
                 at = waits[at][0]
             if at in path:
-                circle = path[path.index(at) :]
+                order = [*path]
+                circle = order[order.index(at) :]
                 first = circle.index(min(circle))
-                found.add((*circle[first:], *circle[:first]))
+                pids = (*circle[first:], *circle[:first])
+                found.add(tuple((pid, waits[pid][1]) for pid in pids))
+            done.update(path)
         self._circles = Counter({circle: self._circles[circle] + 1 for circle in found})
 
     def _group(self, server: Server) -> str:
@@ -132,6 +154,11 @@ class Looking:
         found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
         found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
         found.cpu_seconds = self.cpu_seconds
+        if self.failed:
+            why, _ = self.failed.most_common(1)[0]
+            found.notes.append(f"{sum(self.failed.values())} looks failed: {why}")
+        if len(self._sums) >= _MOST:
+            found.notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
         if self._servers.parts > 1:
             found.notes.append(
                 f"each look read one of {self._servers.parts} parts of the process table, drawn at "
@@ -150,7 +177,10 @@ class Looking:
             members[0].server.behaviour or "",
             seen * self._servers.parts / looks,
             busy / seen,
-            max(one.busy / one.looks for one in members),
+            max(
+                (one.busy / one.looks for one in members if one.looks >= _ENOUGH),
+                default=busy / seen,
+            ),
             sum(one.mailbox for one in members) / seen,
             max(one.longest for one in members),
             self._callers.get(name, 0.0) / looks,
@@ -159,7 +189,7 @@ class Looking:
 
     def _deadlock(self) -> tuple[str, ...]:
         stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]
-        return tuple(self._servers.names_of(list(stable[0]))) if stable else ()
+        return tuple(self._servers.names_of([pid for pid, _ in stable[0]])) if stable else ()
 
 
 def watch(viewer: Viewer, duration: float | None, by: str) -> tuple[GenServers, ScopeError | None]:

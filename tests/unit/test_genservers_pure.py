@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import documents
 from profile_fixtures import TARGET
 
 from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.runs.genservers import Looking
 from scope_ebpf.sinks.servers import lines
 
 
@@ -98,3 +100,34 @@ def test_the_document_fits_its_schema():
     """
     found = documents.load(json.dumps(view(*CHAIN, edges=WAITS).as_json()))
     assert [None, 20.7] == [found["modules"][0][key] for key in ("calls", "waiting_callers")]
+
+
+def circling(*looks: dict[int, tuple[int, tuple[int, int]]]) -> list[tuple[int, ...]]:
+    """
+    The pids of circles that were in each of three looks, one after the other.
+    """
+    looking = object.__new__(Looking)
+    looking._circles = Counter()
+    for waits in looks:
+        looking._find_circles(waits)
+    found = (circle for circle, times in looking._circles.items() if times >= 3)
+    return [tuple(pid for pid, _ in circle) for circle in found]
+
+
+def test_only_the_same_calls_are_a_deadlock():
+    """
+    Servers that call each other again and again are not stuck, though each look sees a circle.
+    """
+    stuck = {5: (7, (1, 1)), 7: (9, (2, 2)), 9: (5, (3, 3)), 4: (5, (4, 4))}
+    assert [(5, 7, 9)] == circling(stuck, stuck, stuck)
+    busy = [{5: (7, (n, n)), 7: (5, (n, -n))} for n in range(3)]
+    assert [] == circling(*busy)
+    assert [] == circling(stuck, {}, stuck, stuck)
+
+
+def test_a_long_chain_of_callers_is_no_long_work():
+    """
+    Each caller is followed once, however many wait behind it.
+    """
+    chain = {n: (n + 1, (n, n)) for n in range(100_000)}
+    assert [] == circling(chain)

@@ -17,6 +17,7 @@ import numpy as np
 
 from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom
+from scope_ebpf.beam.processes.names import LOOPS
 from scope_ebpf.beam.processes.table import CHUNK
 from scope_ebpf.beam.servers.waiting import ON_SCHEDULER, Stacks, calls, stacks, waiting
 
@@ -83,8 +84,8 @@ class Look:
     unresolved: int = 0
     #: A look at everything counts once; one at a part stands for so many parts.
     weight: float = 1.0
-    #: Callers whose stacks were not read, since there are so many.
-    unread: int = 0
+    #: The same for callers, of which a part is drawn where there are many.
+    caller_weight: float = 1.0
     #: Processes that changed too fast to be read.
     torn: int = 0
 
@@ -116,7 +117,8 @@ class Servers:
             self._learn_calling(rows, self._viewer.names.current_functions(rows))
         calling = within(rows["pc"], self._calling) | within(rows["id"], self._callers)
         candidates = rows[calling]
-        seen = stacks(self._viewer, candidates[:MOST_CALLERS], self._calling)
+        drawn = self._random.sample(range(len(candidates)), min(len(candidates), MOST_CALLERS))
+        seen = stacks(self._viewer, candidates[sorted(drawn)], self._calling)
         self._learn(rows)
         is_server = np.array(
             [
@@ -131,7 +133,7 @@ class Servers:
         functions = self._viewer.names.current_functions(rows)
         self._find_busy(look, rows, is_server, functions)
         self._find_callers(look, seen)
-        look.unread = max(0, len(candidates) - MOST_CALLERS)
+        look.caller_weight = look.weight * max(1.0, len(candidates) / MOST_CALLERS)
         self._learn_calling(rows, functions)
         return look
 
@@ -155,10 +157,20 @@ class Servers:
     def _find_callers(self, look: Look, seen: Stacks) -> None:
         self._callers = distinct(np.append(self._callers, np.array(seen.pids, np.uint64)))
         self._callers = self._callers[-MOST_CALLERS:]
+        self._check_names()
         decoded = waiting(self._viewer, seen, self.registered)
         look.waiting = [one for one in decoded if one is not None and one.server is not None]
         look.unresolved = len(decoded) - len(look.waiting)
         self._learn_pids([one.server for one in look.waiting if one.server is not None])
+
+    def _check_names(self) -> None:
+        """Read again which processes have the registered names; forget those that have none."""
+        table = self._viewer.table
+        pids = np.array(list(self.registered.values()), np.uint64)
+        rows = table.at(distinct(table.slots_of(pids).astype(np.uint64)).astype(np.int64)).rows
+        names = self._viewer.names.registered(rows)
+        found = zip(names, rows["id"].tolist(), strict=True)
+        self.registered = {name: pid for name, pid in found if name}
 
     def _learn_calling(self, rows: NDArray[np.void], functions: list[Mfa | None]) -> None:
         """Note the addresses at which processes wait for a server: stacks are read by them."""
@@ -190,10 +202,18 @@ class Servers:
         names = self._viewer.names
         identities = names.identities(fresh)
         became = self._became(fresh, [one.behaviour for one in identities])
-        parts = zip(fresh["id"].tolist(), names.registered(fresh), identities, strict=True)
-        for pid, name, (call, behaviour, module) in parts:
-            if name:
+        parts = zip(
+            fresh["id"].tolist(),
+            names.registered(fresh),
+            names.current_functions(fresh),
+            identities,
+            strict=True,
+        )
+        for pid, name, now, (call, behaviour, module) in parts:
+            if name and len(self.registered) < MOST_NAMED:
                 self.registered[name] = pid
+            if _is_doubtful(behaviour, call, now):
+                continue  # a later look may tell
             self.known[pid] = Server(pid, behaviour, became.get(pid) or _called(module, call), name)
 
     def _became(self, rows: NDArray[np.void], behaviours: list[str | None]) -> dict[int, str]:
@@ -220,8 +240,10 @@ class Servers:
             # A tuple has its arity above six bits of zeros.
             if header & 0x3F or header < 5 << 6 or not (is_atom(first) and is_atom(module)):
                 continue
-            if atoms.text(first) == "gs2_state":
-                return atoms.text(module)
+            # By now these may be no atoms any more.
+            texts = atoms.texts([first >> 6, module >> 6])
+            if texts.get(first >> 6) == "gs2_state":
+                return texts.get(module >> 6)
         return None
 
     def of(self, pid: int) -> Server | None:
@@ -233,6 +255,20 @@ class Servers:
         for pid in pids:
             one = self.known.get(pid)
             yield (one.name if one and one.name else self._viewer.pids.text(pid))
+
+
+def _is_doubtful(behaviour: str | None, call: Mfa | None, now: Mfa | None) -> bool:
+    """
+    Whether it is not certain yet what a process is.
+
+    One that has not run has no initial call of its own; one within a function of gen_server may be
+    a server, or call several.
+    """
+    if call is None or call[:2] == ("proc_lib", "init_p"):
+        return True
+    if behaviour not in LOOPS.values() or call[1:3] == ("init", 1) or "fun-" in call.function:
+        return False
+    return now is None or now[:2] not in IDLE
 
 
 def _called(module: str | None, call: Mfa | None) -> str:

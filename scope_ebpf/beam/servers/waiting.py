@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 
 #: The functions in which callers of servers wait.
 CALLING = frozenset({("gen", "do_call", 4)})
+#: Modules that call servers for others: their frames hold the request, then the server's name.
+_ABOVE = frozenset(
+    {
+        *("gen_server", "gen_statem", "gen_fsm", "gen_event", "gen_server2", "p1_server", "sys"),
+        "Elixir.GenServer",
+    }
+)
 #: Flags of a process that is on a scheduler.
 ON_SCHEDULER = RUNNING | RUNNING_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
 #: Words of a stack that are read: the two innermost frames are far smaller.
@@ -148,8 +155,11 @@ def of_stack(
     if not places:
         return None
     inner = words[: places[0]].tolist()
-    outer = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)]
-    outer = outer[outer & np.uint64(ATOM_MASK) != _CATCH].tolist()
+    above = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)]
+    # Neither is a term: where exceptions are caught, and the frame pointers of +JPperf.
+    terms = (above & np.uint64(ATOM_MASK) != _CATCH) & (above & np.uint64(3) != 0)
+    known = len(places) > 1 and _is_known(viewer, int(words[places[0]]))
+    outer: list[int] = above[terms].tolist() if known else []
     try:
         reference = _reference(viewer, inner)
         if reference is None:
@@ -161,6 +171,12 @@ def of_stack(
         return Waiting(pid, server, name, reference, _timeout(inner), _request(viewer, outer))
     except ReadRefusedError:
         return None
+
+
+def _is_known(viewer: Viewer, address: int) -> bool:
+    """Whether the frame that is returned to is of a module whose frames hold what is said above."""
+    function = viewer.code.function(address - 1)
+    return function is not None and function.module in _ABOVE
 
 
 def _reference(viewer: Viewer, words: list[int]) -> tuple[int, int] | None:
