@@ -11,12 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import beam_image
 
+from scope_ebpf.beam.layouts import checks
 from scope_ebpf.beam.processes.blocks import Blocks
+from scope_ebpf.errors import ReadRefusedError
 
 #: Bytes of the struct whose blocks are planted.
 SIZE = 40
@@ -73,3 +76,97 @@ def test_many_blocks_that_do_not_fit_disprove_a_size_until_others_fit():
     assert planted.blocks.disproves("ErtsMessage")
     planted.fits(*[0] * 300)
     assert planted.blocks.knows("ErtsMessage")
+
+
+class Rings:
+    """
+    Schedulers with ETS tables: of each its *count*, and rings of which some are broken.
+    """
+
+    def __init__(self, *rings: tuple[int, int], broken: int = 0) -> None:
+        self.image = image = beam_image.Image()
+        size = image.layout.size("DbTableCommon")
+        onward, back = (image.layout.offset("DbTableCommon", f"all.{w}") for w in ("next", "prev"))
+        rows = []
+        for number, (count, length) in enumerate(rings):
+            tables = [image.put(bytes(size)) for _ in range(length)]
+            for index, table in enumerate(tables):
+                there = tables[(index + 1) % length], tables[index - 1]
+                for at, other in zip((onward, back), there, strict=True):
+                    wrong = number < broken and at == back
+                    struct.pack_into("<Q", image.data, table + at - beam_image.BASE, other + wrong)
+            first = tables[0] if tables else 0
+            row = image.struct(
+                "ErtsSchedulerData",
+                ets_tables__count=(count, "Q"),
+                ets_tables__clist=(first, "Q"),
+            )
+            rows.append(image.put(row))
+        self.normal = np.array(rows, np.uint64)
+        self.target = SimpleNamespace(
+            memory=image.memory, layout=image.layout, pid=0, erts_version="13.1.5", started=0.0
+        )
+
+    def check(self) -> None:
+        checks._check_tables(self.target, self.normal)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("rings", "broken"),
+    [
+        ([(3, 3), (2, 2), (20, 20)], 0),
+        ([(3, 3), (2, 2), (20, 20)], 1),
+        ([(1, 0), (0, 2), (3, 3)], 0),
+        ([(0, 0), (0, 0), (400, 400)], 0),
+    ],
+)
+def test_most_rings_of_ets_tables_decide(rings: list[tuple[int, int]], broken: int):
+    """
+    A ring that changes all the time does not hold, and a count may be ahead of its ring.
+    """
+    Rings(*rings, broken=broken).check()
+
+
+@pytest.mark.parametrize(
+    ("rings", "broken"),
+    [
+        ([(3, 3), (2, 2), (20, 20)], 2),
+        ([(3, 3)], 1),
+        ([(3, 3), (2, 2)], 1),
+        ([(0, 0), (0, 0), (3, 3)], 3),
+        ([(3, 200)], 0),
+        ([(200, 3)], 0),
+        ([(200, 0)], 0),
+    ],
+)
+def test_rings_of_ets_tables_that_do_not_hold_are_refused(
+    rings: list[tuple[int, int]], broken: int
+):
+    """
+    Half of them, one that is alone, and counts that are far from the ring.
+    """
+    with pytest.raises(ReadRefusedError, match="ring of as many as it counts"):
+        Rings(*rings, broken=broken).check()
+
+
+def test_a_ring_that_holds_is_followed_once(monkeypatch: pytest.MonkeyPatch):
+    """
+    A ring that is broken at first is tried again, and the other one is not.
+    """
+    planted, asked = Rings((3, 3), (2, 2)), []
+
+    def ring(_target, first: int, _count: int) -> int:
+        asked.append(first)
+        if len(asked) == 1:
+            raise ReadRefusedError("it changed")
+        return 1
+
+    monkeypatch.setattr(checks, "_ring", ring)
+    planted.check()
+    first, second = asked[:2]
+    assert [first, second, first] == asked

@@ -13,6 +13,7 @@ erl_db.c (save_sched_table), erl_alloc_util.c (the word before a block), erl_bin
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
     _check_back_pointers(target, found)
     _check_thread_numbers(target, found)
     _check_run_queues(target, found)
-    again(lambda: _check_tables(target, found["normal"]))
+    _check_tables(target, found["normal"])
     return found
 
 
@@ -225,8 +226,16 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
     """
     The ETS tables that a scheduler made are a ring, and it counts them.
 
-    A VM that just begins has none, and is accepted by its version alone.
+    Each ring is tried again by itself, since tables come and go, and most rings decide. A VM that
+    just begins has none, and is accepted by its version alone.
     """
+    # Tables that were seen of each scheduler, -1 while its ring did not hold.
+    seen = np.full(len(normal), -1)
+    again(lambda: _try_rings(target, normal, seen))
+
+
+def _try_rings(target: Target, normal: NDArray[np.uint64], seen: NDArray[np.int64]) -> None:
+    """Follow the rings that were not *seen* yet. Raises ReadRefusedError if too few hold."""
     counts, firsts = fields(
         target,
         normal,
@@ -234,29 +243,36 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
         ("ets_tables.count", np.uint64),
         ("ets_tables.clist", np.uint64),
     )
-    seen = 0
-    for count, first in zip(counts.tolist(), firsts.tolist(), strict=True):
-        seen += _ring(target, int(first), int(count))
-    if not seen and not _begins(target):
+    for index in np.flatnonzero(seen <= 0).tolist():
+        with suppress(ReadRefusedError):
+            seen[index] = _ring(target, int(firsts[index]), int(counts[index]))
+    wrong, full = int((seen < 0).sum()), int((seen > 0).sum())
+    if wrong and wrong >= full:
+        raise refused(target, _RINGS, _SCHEDULERS)
+    if not full and not _begins(target):
         raise refused(target, "there are ETS tables", _SCHEDULERS)
 
 
+_RINGS = "the ETS tables of a scheduler are a ring of as many as it counts"
+
+
 def _ring(target: Target, first: int, count: int) -> int:
-    """Follow one ring for a while; return the number of tables seen."""
-    held = "the ETS tables of a scheduler are a ring of as many as it counts"
-    if (first == 0) != (count == 0):
-        raise refused(target, held, _SCHEDULERS)
+    """
+    Follow one ring for a while; return the number of tables seen.
+
+    A scheduler counts a table before it links it (save_sched_table), so a count may be ahead.
+    """
     table, seen = first, 0
     while table and seen < _MOST_TABLES:
         onward, back = _neighbours(target, table)
         if _neighbours(target, onward)[1] != table or not back:
-            raise refused(target, held, _SCHEDULERS)
+            raise refused(target, _RINGS, _SCHEDULERS)
         seen += 1
         if onward == first:
             break
         table = onward
-    if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE * (seen > 0):
-        raise refused(target, held, _SCHEDULERS)
+    if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE:
+        raise refused(target, _RINGS, _SCHEDULERS)
     return seen
 
 
