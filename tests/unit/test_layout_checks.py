@@ -170,3 +170,48 @@ def test_a_ring_that_holds_is_followed_once(monkeypatch: pytest.MonkeyPatch):
     planted.check()
     first, second = asked[:2]
     assert [first, second, first] == asked
+
+
+def rare(monkeypatch: pytest.MonkeyPatch, *readings: list[int]) -> SimpleNamespace:
+    """
+    A VM whose rare data lies in blocks that differ by these bytes from the struct, by reading.
+    """
+    image, snapshots = beam_image.Image(), []
+    size = image.layout.size("ErtsPSD") + 8
+    for differences in readings:
+        blocks = [image.put(struct.pack("<QQ", 0, size + more)) + 16 for more in differences]
+        snapshots.append(SimpleNamespace(rows={"psd": np.array(blocks, np.uint64)}))
+    last = snapshots[-1]
+    table = SimpleNamespace(slots=1, snapshot=lambda *_: snapshots.pop(0) if snapshots else last)
+    monkeypatch.setattr(checks, "ProcessTable", lambda *_: table)
+    image.data += bytes(-len(image.data) % beam_image.PAGE)
+    return SimpleNamespace(memory=image.memory, layout=image.layout, pid=0, erts_version="13.1.5")
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        ([0, 0, 16],),
+        ([],),
+        ([16, 0, 16, 8],),
+        ([0, -16, 0],),
+        ([0, 16, -32, 0, 4096],),
+        ([-16], [0]),
+    ],
+)
+def test_one_block_that_was_freed_does_not_refuse_rare_data(
+    monkeypatch: pytest.MonkeyPatch, readings: tuple[list[int], ...]
+):
+    """
+    Blocks are as large or larger, and the few that are smaller were freed under the reader.
+    """
+    checks.check_rare_data(rare(monkeypatch, *readings))
+
+
+@pytest.mark.parametrize("reading", [[8], [8, 8, 16], [-8], [-8, -8, 0], [-8, 16, 24, 0, -8]])
+def test_rare_data_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch, reading: list[int]):
+    """
+    All blocks are larger, or as many are smaller as are of the size.
+    """
+    with pytest.raises(ReadRefusedError, match="rare data of a process has the size"):
+        checks.check_rare_data(rare(monkeypatch, reading))

@@ -303,13 +303,23 @@ def check_entry(target: Target) -> None:
 
 
 def check_rare_data(target: Target) -> None:
-    """What few processes have (ErtsPSD) has the size of its blocks, of which some are larger."""
+    """
+    What few processes have (ErtsPSD) has the size of its blocks, of which some are larger.
+
+    A block that was freed meanwhile may be smaller, so more must be of that size than smaller.
+    """
     table = ProcessTable(target, SIZES)
+    again(lambda: _check_rare_blocks(target, table))
+
+
+def _check_rare_blocks(target: Target, table: ProcessTable) -> None:
     every = max(1, table.slots // CHUNK)
     blocks = table.snapshot(0, every).rows["psd"]
     heads, read = target.memory.gather(blocks[blocks != 0] - np.uint64(8), 8)
     sizes = (column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE))[read]
-    if len(sizes) and sizes.min() != target.layout.size("ErtsPSD") + _BLOCK_HEAD:
+    expected = target.layout.size("ErtsPSD") + _BLOCK_HEAD
+    same, smaller = int((sizes == expected).sum()), int((sizes < expected).sum())
+    if len(sizes) and (same <= smaller or 2 * smaller >= len(sizes)):
         raise refused(target, "rare data of a process has the size of its block", "memory is")
 
 
