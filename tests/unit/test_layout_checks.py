@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,7 @@ class Rings:
                 ets_tables__clist=(first, "Q"),
             )
             rows.append(image.put(row))
+        self.first = first
         self.normal = np.array(rows, np.uint64)
         self.target = SimpleNamespace(
             memory=image.memory, layout=image.layout, pid=0, erts_version="13.1.5", started=0.0
@@ -141,6 +143,8 @@ def test_most_rings_of_ets_tables_decide(rings: list[tuple[int, int]], broken: i
         ([(0, 0), (0, 0), (3, 3)], 3),
         ([(3, 200)], 0),
         ([(200, 3)], 0),
+        ([(1 << 40, 20)], 0),
+        ([(1 << 40, 32)], 0),
         ([(200, 0)], 0),
     ],
 )
@@ -170,6 +174,41 @@ def test_a_ring_that_holds_is_followed_once(monkeypatch: pytest.MonkeyPatch):
     planted.check()
     first, second = asked[:2]
     assert [first, second, first] == asked
+
+
+def test_a_ring_is_followed_for_32_tables_with_two_readings_each():
+    """
+    Each table is read once, and the last one leads to one more.
+    """
+    planted = Rings((400, 400))
+    before = planted.image.memory.calls
+    assert 32 == checks._ring(planted.target, int(planted.first), 400)
+    assert 2 * 33 == planted.image.memory.calls - before
+
+
+def test_schedulers_are_checked_once_for_each_vm_and_layout(monkeypatch: pytest.MonkeyPatch):
+    """
+    A VM without ETS tables is checked until it has some, and another layout or VM by itself.
+    """
+    tables, calls = [0, 2], []
+    for name in ("numbers", "back_pointers", "thread_numbers", "run_queues"):
+        monkeypatch.setattr(checks, f"_check_{name}", lambda *_: None)
+    monkeypatch.setattr(checks, "_counts", lambda _: {"normal": 2})
+    monkeypatch.setattr(checks, "_array", lambda *_: np.array([23, 42], np.uint64))
+
+    def ets(target: SimpleNamespace, _normal: np.ndarray) -> int:
+        calls.append(target)
+        return tables.pop(0) if tables else 2
+
+    monkeypatch.setattr(checks, "_check_tables", ets)
+    image = beam_image.Image()
+    one = SimpleNamespace(memory=image.memory, layout=image.layout)
+    for _ in range(4):
+        assert [23, 42] == checks.schedulers(one)["normal"].tolist()
+    assert 2 == len(calls)
+    checks.schedulers(SimpleNamespace(memory=image.memory, layout=replace(image.layout)))
+    checks.schedulers(SimpleNamespace(memory=beam_image.Image().memory, layout=image.layout))
+    assert 4 == len(calls)
 
 
 def rare(monkeypatch: pytest.MonkeyPatch, *readings: list[int]) -> SimpleNamespace:

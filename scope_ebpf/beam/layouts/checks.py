@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.memory.process_memory import Memory
     from scope_ebpf.beam.vm.target import Target
 
@@ -47,7 +49,7 @@ _ATTEMPTS = 20
 #: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
 _MEANWHILE = 16
 #: ETS tables of one scheduler that are checked.
-_MOST_TABLES = 256
+_MOST_TABLES = 32
 #: Seconds that a VM may live without an ETS table, and a name that is registered by then.
 _YOUNG, _BEGUN = 10.0, "kernel_sup"
 #: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
@@ -67,19 +69,29 @@ _FLAGS, _OPEN_PORT, _FREE_PORT, _OTHER_STATES = 7, 1 << 0, 1 << 8, 1 << 14
 _TEXT, _DELETE = 16, 0x7F
 
 
+#: What was found of a VM, and with which layout: schedulers are made once, when a VM starts.
+_found: WeakKeyDictionary[Memory, tuple[Layout, dict[str, NDArray[np.uint64]]]] = (
+    WeakKeyDictionary()
+)
+
+
 def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
     """
     Give the addresses of the data of all schedulers, by kind, each checked.
 
-    Raises ReadRefusedError by the name of the check that failed.
+    Checked once for each VM and layout, unless it had no ETS table yet. Raises ReadRefusedError by
+    the name of the check that failed.
     """
-    found = {kind: _array(target, kind, count) for kind, count in _counts(target).items()}
-    _check_numbers(target, found)
-    _check_back_pointers(target, found)
-    _check_thread_numbers(target, found)
-    _check_run_queues(target, found)
-    _check_tables(target, found["normal"])
-    return found
+    layout, found = _found.get(target.memory, (None, None))
+    if found is None or layout is not target.layout:
+        found = {kind: _array(target, kind, count) for kind, count in _counts(target).items()}
+        _check_numbers(target, found)
+        _check_back_pointers(target, found)
+        _check_thread_numbers(target, found)
+        _check_run_queues(target, found)
+        if _check_tables(target, found["normal"]):
+            _found[target.memory] = target.layout, found
+    return dict(found)
 
 
 def fields(
@@ -108,18 +120,17 @@ def refused(target: Target, check: str, what: str) -> ReadRefusedError:
 
 
 _SCHEDULERS = "its schedulers are"
+_Result = TypeVar("_Result")
 
 
-def again(check: Callable[[], None]) -> None:
+def again(check: Callable[[], _Result]) -> _Result:
     """Let a *check* of what changes meanwhile fail only if it fails every time."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS - 1):
         try:
             return check()
         except ReadRefusedError:
-            if attempt == _ATTEMPTS - 1:
-                raise
             time.sleep(0.001 * attempt)
-    return None
+    return check()
 
 
 def _counts(target: Target) -> dict[str, int]:
@@ -222,19 +233,19 @@ def _check_lengths(target: Target, addresses: NDArray[np.uint64]) -> None:
         raise refused(target, "a run queue is as long as its parts", "its run queues are")
 
 
-def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
+def _check_tables(target: Target, normal: NDArray[np.uint64]) -> int:
     """
-    The ETS tables that a scheduler made are a ring, and it counts them.
+    The ETS tables that a scheduler made are a ring, and it counts them; return how many have some.
 
     Each ring is tried again by itself, since tables come and go, and most rings decide. A VM that
     just begins has none, and is accepted by its version alone.
     """
     # Tables that were seen of each scheduler, -1 while its ring did not hold.
     seen = np.full(len(normal), -1)
-    again(lambda: _try_rings(target, normal, seen))
+    return again(lambda: _try_rings(target, normal, seen))
 
 
-def _try_rings(target: Target, normal: NDArray[np.uint64], seen: NDArray[np.int64]) -> None:
+def _try_rings(target: Target, normal: NDArray[np.uint64], seen: NDArray[np.int64]) -> int:
     """Follow the rings that were not *seen* yet. Raises ReadRefusedError if too few hold."""
     counts, firsts = fields(
         target,
@@ -251,6 +262,7 @@ def _try_rings(target: Target, normal: NDArray[np.uint64], seen: NDArray[np.int6
         raise refused(target, _RINGS, _SCHEDULERS)
     if not full and not _begins(target):
         raise refused(target, "there are ETS tables", _SCHEDULERS)
+    return full
 
 
 _RINGS = "the ETS tables of a scheduler are a ring of as many as it counts"
@@ -263,15 +275,17 @@ def _ring(target: Target, first: int, count: int) -> int:
     A scheduler counts a table before it links it (save_sched_table), so a count may be ahead.
     """
     table, seen = first, 0
+    onward, back = _neighbours(target, table) if table else (0, 0)
     while table and seen < _MOST_TABLES:
-        onward, back = _neighbours(target, table)
-        if _neighbours(target, onward)[1] != table or not back:
+        following, leads_to = _neighbours(target, onward)
+        if leads_to != table or not back:
             raise refused(target, _RINGS, _SCHEDULERS)
         seen += 1
         if onward == first:
             break
-        table = onward
-    if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE:
+        table, onward, back = onward, following, leads_to
+    most = count if seen == _MOST_TABLES and onward != first else seen + _MEANWHILE
+    if not seen - _MEANWHILE <= count <= most:
         raise refused(target, _RINGS, _SCHEDULERS)
     return seen
 
