@@ -211,6 +211,34 @@ def test_schedulers_are_checked_once_for_each_vm_and_layout(monkeypatch: pytest.
     assert 4 == len(calls)
 
 
+@pytest.mark.parametrize(
+    ("age", "name", "begins"),
+    [(1, "init", True), (60, "init", True), (60, "kernel_sup", False), (600, "init", False)],
+)
+def test_a_vm_begins_while_it_loads_modules(
+    monkeypatch: pytest.MonkeyPatch, age: int, name: str, *, begins: bool
+):
+    """
+    Embedded mode loads all of them before the first application starts; a minute is not too long.
+    """
+    monkeypatch.setattr(beam_image, "ATOMS", [*beam_image.ATOMS, "kernel_sup"])
+    image = beam_image.Image()
+    beam_image.add_atoms(image)
+    entry = image.put(image.struct("RegProc", name=(beam_image.atom(name), "Q")))
+    rows = {"registered": np.array([0, entry], np.uint64)}
+    table = SimpleNamespace(snapshot=lambda: SimpleNamespace(rows=rows))
+    monkeypatch.setattr(checks, "ProcessTable", lambda *_: table)
+    monkeypatch.setattr(checks.time, "clock_gettime", lambda _: 1000.0)
+    target = SimpleNamespace(
+        memory=image.memory,
+        layout=image.layout,
+        address=image.address,
+        pid=0,
+        started=1000.0 - age,
+    )
+    assert begins == checks._begins(target)
+
+
 def rare(monkeypatch: pytest.MonkeyPatch, *readings: list[int]) -> SimpleNamespace:
     """
     A VM whose rare data lies in blocks that differ by these bytes from the struct, by reading.

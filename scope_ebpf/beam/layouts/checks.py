@@ -50,8 +50,9 @@ _ATTEMPTS = 20
 _MEANWHILE = 16
 #: ETS tables of one scheduler that are checked.
 _MOST_TABLES = 32
-#: Seconds that a VM may live without an ETS table, and a name that is registered by then.
-_YOUNG, _BEGUN = 10.0, "kernel_sup"
+#: Seconds that a VM may live without an ETS table, and a name that is registered by then. In
+#: embedded mode it loads all modules first, which takes long where it has little CPU.
+_YOUNG, _BEGUN = 300.0, "kernel_sup"
 #: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
 _QUEUE_INFO, _PRIORITIES = 12, 4
 #: The word before a block: its size, with that word, and three flags (MBC_BLK_SZ_MASK).
