@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from beam_image import BASE
 
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.names import Names
 
 
 def loaded() -> tuple[beam_image.Image, CodeMap]:
@@ -73,3 +75,22 @@ def test_a_set_that_went_out_of_use_meanwhile_is_read_again(
     monkeypatch.setattr(code, "_set", one)
     code.refresh()
     assert (sets, found) == (asked, len(code))
+
+
+def test_modules_that_are_not_loaded_are_looked_for_once(monkeypatch: pytest.MonkeyPatch):
+    """
+    Until code is loaded, neither is asked for again, nor are the names of all modules gathered.
+    """
+    image, code = loaded()
+    gathered, asked = [], []
+    names, attributes = code._names, code.attributes
+    monkeypatch.setattr(code, "_names", lambda: gathered.append(1) or names())
+    monkeypatch.setattr(code, "attributes", lambda name: asked.append(name) or attributes(name))
+    target = SimpleNamespace(memory=image.memory, layout=image.layout)
+    reader = Names(target, Atoms(image), code)
+    for _ in range(3):
+        assert [None, None] == [reader.declared(name) for name in ("gone", "away")]
+    assert (1, ["gone", "away"]) == (len(gathered), asked)
+    code.generation += 1
+    assert reader.declared("gone") is None
+    assert ["gone", "away", "gone"] == asked

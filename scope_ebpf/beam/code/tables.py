@@ -213,7 +213,7 @@ class CodeMap:
 
         ReadRefusedError if it is not loaded, or claims more than a module has.
         """
-        if module not in self._headers:
+        if not self._headers:  # since the last refresh
             self._headers = self._names()
         start = self._headers.get(module)
         if start is None:
