@@ -17,6 +17,7 @@ from beams_run import start_beam
 from scope_ebpf import relations
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.layouts import Layout, live
+from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.beam.processes.detail import FIELDS, detail
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
@@ -172,7 +173,8 @@ def read(target: Beam, reader: Any) -> dict[str, Any] | None:
     What a reader returns of a *target* that is looked at anew, None where it refuses.
     """
     try:
-        return reader(replace(target))
+        memory = Memory(target.pid, target.identity.process)  # its schedulers are checked anew, too
+        return reader(replace(target, memory=memory))
     except ScopeError:
         return None
 

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from scope_ebpf.daemon.looks.owners import ROOT
@@ -175,3 +176,47 @@ def test_memory_that_hangs_is_an_error_for_the_loop(run: SimpleNamespace):
     run.look(0, watch)
     assert watch.results.error is error
     assert watch.snapshot is not None
+
+
+def test_a_long_mailbox_that_moves_on_keeps_its_bytes_for_one_reading(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    Neither a mailbox that moved nor messages that fit no block turn it into its heaps alone.
+    """
+    rows = np.zeros(1, [("id", "u8"), ("slot", "u8"), ("mailbox", "u8"), ("state", "u4")])
+    rows["id"], rows["mailbox"] = 23, 5000
+    state = SimpleNamespace(calm=True, size=9000, wrong=False)
+    table = object.__new__(snapshots.Table)
+    table._target = SimpleNamespace(layout=SimpleNamespace(size=lambda _: 700))
+    table._blocks = SimpleNamespace(disproves=lambda _: state.wrong)
+    table._whole = SimpleNamespace(
+        slots=1,
+        at=lambda _: SimpleNamespace(rows=rows),
+        still=lambda _: (np.array([True]), np.array([state.calm])),
+        slots_of=lambda pids: np.zeros(len(pids), np.int64),
+    )
+    part = SimpleNamespace(rows=rows, missed=np.empty(0))
+    table._table = SimpleNamespace(slots=1, count=lambda: 1, snapshot=lambda *_: part)
+    table._reductions = SimpleNamespace(rates=lambda *_: np.zeros(1))
+    table._names = lambda _: {}
+    table._long, table._before = {}, {}
+    monkeypatch.setattr(snapshots, "base_bytes", lambda *_: np.array([800]))
+    monkeypatch.setattr(
+        snapshots,
+        "memory_bytes",
+        lambda *_: SimpleNamespace(bytes=np.array([state.size], np.uint64)),
+    )
+
+    def bytes_read(**now) -> int:
+        vars(state).update(now)
+        reading = table.read(1, lambda _: None)
+        assert reading.memory == reading.memories[0].value
+        return reading.memory
+
+    assert bytes_read() == 9000
+    assert bytes_read(calm=False) == 9000
+    assert bytes_read() == 800
+    assert bytes_read(calm=True) == 9000
+    assert bytes_read(wrong=True, size=820) == 9000
+    assert bytes_read() == 820

@@ -6,6 +6,8 @@ Looks at all VMs of a host, of which one may be hostile.
 from __future__ import annotations
 
 import struct
+import time
+from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from scope_ebpf.beam.memory.roots import Roots
 from scope_ebpf.beam.vm import discover, nifs
 from scope_ebpf.beam.vm.discover import Refusal, beams
 from scope_ebpf.cli.trouble import health
+from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +106,36 @@ def test_a_refusal_names_what_is_missing(
     monkeypatch.setattr(discover, "in_user_namespace", lambda: False)
     monkeypatch.setattr(discover.os, "geteuid", lambda: uid)
     assert discover._forbidden(7).startswith(f"process 7 {said}")
+
+
+def test_a_layout_that_is_refused_is_not_checked_at_every_tick(monkeypatch: pytest.MonkeyPatch):
+    """
+    It is checked again after 30 s, or after as long as the VM has lived; one that fits only once.
+    """
+    now, calls, fits = 1000.0, [], False
+
+    def check(target: discover.Beam) -> str:
+        calls.append(target)
+        if not fits:
+            raise ReadRefusedError("it does not fit")
+        return "the layout"
+
+    monkeypatch.setattr(discover, "layout_for", check)
+    monkeypatch.setattr(time, "clock_gettime", lambda _: now)
+
+    def beam(started: float) -> discover.Beam:
+        names = [field.name for field in fields(discover.Beam)]
+        return discover.Beam(**dict.fromkeys(names) | {"started": started})
+
+    def checked(target: discover.Beam) -> int:
+        with pytest.raises(ReadRefusedError, match="it does not fit"):
+            _ = target.layout
+        return len(calls)
+
+    old, young = beam(100.0), beam(998.0)
+    assert (1, 1, 2, 2) == (checked(old), checked(old), checked(young), checked(young))
+    now = 1002.5
+    assert (2, 3) == (checked(old), checked(young))
+    now = 1030.5
+    fits = True
+    assert ("the layout", "the layout", 4) == (old.layout, old.layout, len(calls))

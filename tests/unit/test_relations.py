@@ -56,6 +56,22 @@ def test_blocks_fill_at_most_their_carriers():
     assert ["eheap sbcs blocks 11 is more than eheap sbcs carriers 10"] == errors
 
 
+def test_a_table_may_be_counted_above_its_limit_by_its_schedulers():
+    """
+    Each scheduler counts a process or port before it finds the table full; atoms never are more.
+    """
+    whole = reading()
+    counters, limits = whole.counters, whole.limits
+    ahead = sum(counters.schedulers)
+    for name in ("processes", "ports"):
+        full = replace(counters, **{name: getattr(limits, name) + ahead})
+        assert [] == relations.of_counters(full, limits)
+        above = replace(counters, **{name: getattr(limits, name) + ahead + 23})
+        assert 1 == len(relations.of_counters(above, limits))
+    atoms = replace(counters, atoms=limits.atoms + 1)
+    assert 1 == len(relations.of_counters(atoms, limits))
+
+
 def test_what_cannot_be_of_a_reading_is_left_out_and_named():
     """
     Each part by itself; what was right is exported as before.

@@ -10,6 +10,7 @@ serve the JIT and the interpreter.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 #: Sets of ranges (ERTS_NUM_CODE_IX, OTP-25.2.3 erts/emulator/beam/code_ix.h).
 _SETS = 3
+#: Readings of the set in use, which becomes another one when code is loaded meanwhile.
+_TRIES = 3
 #: More modules, functions of one module or characters of a file name than any VM has.
 _MAX_RANGES = 1 << 20
 _MAX_FUNCTIONS = 1 << 20
@@ -125,10 +128,7 @@ class CodeMap:
 
     def refresh(self) -> None:
         """Read the ranges again; forget every module that is not what it was."""
-        sets = [self._set(index) for index in range(_SETS)]
-        if self._active_at is not None:
-            sets = [sets[self._memory.u32(self._active_at) % _SETS]]
-        ranges = _without_overlaps(distinct_rows(np.concatenate(sets)))
+        ranges = _without_overlaps(distinct_rows(self._ranges()))
         before = np.stack([self._starts, self._ends], axis=1)
         self.generation += not np.array_equal(before, ranges)
         self._starts, self._ends = ranges[:, 0], ranges[:, 1]
@@ -213,7 +213,7 @@ class CodeMap:
 
         ReadRefusedError if it is not loaded, or claims more than a module has.
         """
-        if module not in self._headers:
+        if not self._headers:  # since the last refresh
             self._headers = self._names()
         start = self._headers.get(module)
         if start is None:
@@ -237,6 +237,18 @@ class CodeMap:
         )
         texts = self._atoms.texts(starts)
         return {text: starts[index] for index, text in texts.items() if text is not None}
+
+    def _ranges(self) -> NDArray[np.uint64]:
+        """Read the set that is in use, or all where that is not known; shape ``(n, 2)``."""
+        if self._active_at is None:
+            return np.concatenate([self._set(index) for index in range(_SETS)])
+        for _ in range(_TRIES - 1):
+            active = self._memory.u32(self._active_at)
+            with suppress(ReadRefusedError):
+                found = self._set(active % _SETS)
+                if self._memory.u32(self._active_at) == active:
+                    return found
+        return self._set(self._memory.u32(self._active_at) % _SETS)
 
     def _set(self, index: int) -> NDArray[np.uint64]:
         """Read one set of ranges, shape ``(n, 2)``: start and end of each module."""

@@ -13,7 +13,9 @@ erl_db.c (save_sched_table), erl_alloc_util.c (the word before a block), erl_bin
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.layouts import Layout
     from scope_ebpf.beam.memory.process_memory import Memory
     from scope_ebpf.beam.vm.target import Target
 
@@ -46,9 +49,10 @@ _ATTEMPTS = 20
 #: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
 _MEANWHILE = 16
 #: ETS tables of one scheduler that are checked.
-_MOST_TABLES = 256
-#: Seconds that a VM may live without an ETS table, and a name that is registered by then.
-_YOUNG, _BEGUN = 10.0, "kernel_sup"
+_MOST_TABLES = 32
+#: Seconds that a VM may live without an ETS table, and a name that is registered by then. In
+#: embedded mode it loads all modules first, which takes long where it has little CPU.
+_YOUNG, _BEGUN = 300.0, "kernel_sup"
 #: ErtsRunQueueInfo: how many wait in a queue of one priority comes first of its 12 bytes.
 _QUEUE_INFO, _PRIORITIES = 12, 4
 #: The word before a block: its size, with that word, and three flags (MBC_BLK_SZ_MASK).
@@ -66,19 +70,29 @@ _FLAGS, _OPEN_PORT, _FREE_PORT, _OTHER_STATES = 7, 1 << 0, 1 << 8, 1 << 14
 _TEXT, _DELETE = 16, 0x7F
 
 
+#: What was found of a VM, and with which layout: schedulers are made once, when a VM starts.
+_found: WeakKeyDictionary[Memory, tuple[Layout, dict[str, NDArray[np.uint64]]]] = (
+    WeakKeyDictionary()
+)
+
+
 def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
     """
     Give the addresses of the data of all schedulers, by kind, each checked.
 
-    Raises ReadRefusedError by the name of the check that failed.
+    Checked once for each VM and layout, unless it had no ETS table yet. Raises ReadRefusedError by
+    the name of the check that failed.
     """
-    found = {kind: _array(target, kind, count) for kind, count in _counts(target).items()}
-    _check_numbers(target, found)
-    _check_back_pointers(target, found)
-    _check_thread_numbers(target, found)
-    _check_run_queues(target, found)
-    again(lambda: _check_tables(target, found["normal"]))
-    return found
+    layout, found = _found.get(target.memory, (None, None))
+    if found is None or layout is not target.layout:
+        found = {kind: _array(target, kind, count) for kind, count in _counts(target).items()}
+        _check_numbers(target, found)
+        _check_back_pointers(target, found)
+        _check_thread_numbers(target, found)
+        _check_run_queues(target, found)
+        if _check_tables(target, found["normal"]):
+            _found[target.memory] = target.layout, found
+    return dict(found)
 
 
 def fields(
@@ -107,18 +121,17 @@ def refused(target: Target, check: str, what: str) -> ReadRefusedError:
 
 
 _SCHEDULERS = "its schedulers are"
+_Result = TypeVar("_Result")
 
 
-def again(check: Callable[[], None]) -> None:
+def again(check: Callable[[], _Result]) -> _Result:
     """Let a *check* of what changes meanwhile fail only if it fails every time."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS - 1):
         try:
             return check()
         except ReadRefusedError:
-            if attempt == _ATTEMPTS - 1:
-                raise
             time.sleep(0.001 * attempt)
-    return None
+    return check()
 
 
 def _counts(target: Target) -> dict[str, int]:
@@ -221,12 +234,20 @@ def _check_lengths(target: Target, addresses: NDArray[np.uint64]) -> None:
         raise refused(target, "a run queue is as long as its parts", "its run queues are")
 
 
-def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
+def _check_tables(target: Target, normal: NDArray[np.uint64]) -> int:
     """
-    The ETS tables that a scheduler made are a ring, and it counts them.
+    The ETS tables that a scheduler made are a ring, and it counts them; return how many have some.
 
-    A VM that just begins has none, and is accepted by its version alone.
+    Each ring is tried again by itself, since tables come and go, and most rings decide. A VM that
+    just begins has none, and is accepted by its version alone.
     """
+    # Tables that were seen of each scheduler, -1 while its ring did not hold.
+    seen = np.full(len(normal), -1)
+    return again(lambda: _try_rings(target, normal, seen))
+
+
+def _try_rings(target: Target, normal: NDArray[np.uint64], seen: NDArray[np.int64]) -> int:
+    """Follow the rings that were not *seen* yet. Raises ReadRefusedError if too few hold."""
     counts, firsts = fields(
         target,
         normal,
@@ -234,29 +255,39 @@ def _check_tables(target: Target, normal: NDArray[np.uint64]) -> None:
         ("ets_tables.count", np.uint64),
         ("ets_tables.clist", np.uint64),
     )
-    seen = 0
-    for count, first in zip(counts.tolist(), firsts.tolist(), strict=True):
-        seen += _ring(target, int(first), int(count))
-    if not seen and not _begins(target):
+    for index in np.flatnonzero(seen <= 0).tolist():
+        with suppress(ReadRefusedError):
+            seen[index] = _ring(target, int(firsts[index]), int(counts[index]))
+    wrong, full = int((seen < 0).sum()), int((seen > 0).sum())
+    if wrong and wrong >= full:
+        raise refused(target, _RINGS, _SCHEDULERS)
+    if not full and not _begins(target):
         raise refused(target, "there are ETS tables", _SCHEDULERS)
+    return full
+
+
+_RINGS = "the ETS tables of a scheduler are a ring of as many as it counts"
 
 
 def _ring(target: Target, first: int, count: int) -> int:
-    """Follow one ring for a while; return the number of tables seen."""
-    held = "the ETS tables of a scheduler are a ring of as many as it counts"
-    if (first == 0) != (count == 0):
-        raise refused(target, held, _SCHEDULERS)
+    """
+    Follow one ring for a while; return the number of tables seen.
+
+    A scheduler counts a table before it links it (save_sched_table), so a count may be ahead.
+    """
     table, seen = first, 0
+    onward, back = _neighbours(target, table) if table else (0, 0)
     while table and seen < _MOST_TABLES:
-        onward, back = _neighbours(target, table)
-        if _neighbours(target, onward)[1] != table or not back:
-            raise refused(target, held, _SCHEDULERS)
+        following, leads_to = _neighbours(target, onward)
+        if leads_to != table or not back:
+            raise refused(target, _RINGS, _SCHEDULERS)
         seen += 1
         if onward == first:
             break
-        table = onward
-    if abs(seen - min(count, _MOST_TABLES)) > _MEANWHILE * (seen > 0):
-        raise refused(target, held, _SCHEDULERS)
+        table, onward, back = onward, following, leads_to
+    most = count if seen == _MOST_TABLES and onward != first else seen + _MEANWHILE
+    if not seen - _MEANWHILE <= count <= most:
+        raise refused(target, _RINGS, _SCHEDULERS)
     return seen
 
 
@@ -287,13 +318,23 @@ def check_entry(target: Target) -> None:
 
 
 def check_rare_data(target: Target) -> None:
-    """What few processes have (ErtsPSD) has the size of its blocks, of which some are larger."""
+    """
+    What few processes have (ErtsPSD) has the size of its blocks, of which some are larger.
+
+    A block that was freed meanwhile may be smaller, so more must be of that size than smaller.
+    """
     table = ProcessTable(target, SIZES)
+    again(lambda: _check_rare_blocks(target, table))
+
+
+def _check_rare_blocks(target: Target, table: ProcessTable) -> None:
     every = max(1, table.slots // CHUNK)
     blocks = table.snapshot(0, every).rows["psd"]
     heads, read = target.memory.gather(blocks[blocks != 0] - np.uint64(8), 8)
     sizes = (column(heads, 0, np.uint64) & np.uint64(_BLOCK_SIZE))[read]
-    if len(sizes) and sizes.min() != target.layout.size("ErtsPSD") + _BLOCK_HEAD:
+    expected = target.layout.size("ErtsPSD") + _BLOCK_HEAD
+    same, smaller = int((sizes == expected).sum()), int((sizes < expected).sum())
+    if len(sizes) and (same <= smaller or 2 * smaller >= len(sizes)):
         raise refused(target, "rare data of a process has the size of its block", "memory is")
 
 

@@ -28,6 +28,9 @@ _WORD = 8
 _SIZE = np.uint64((1 << 40) - 8)
 #: By how many bytes a block may be larger: the smallest that can be free (min_block_size).
 _REST = 128
+#: Blocks of one struct that must be seen before they disprove its size: memory that was freed and
+#: used again under the reader does not fit either. Counts above the second figure are halved.
+_ENOUGH, _MOST_SEEN = 64, 256
 #: Structs that are of a fixed size: the type of the block, the struct, and the field at its end.
 _FIXED = (
     ("monitor", "ErtsMonitorDataHeap", "sizeof"),
@@ -53,12 +56,18 @@ def as_ever(layout: Layout) -> bool:
 
 
 class Blocks:
-    """The sizes of one VM's structs that its blocks have proven or disproven until now."""
+    """
+    The sizes of one VM's structs that its blocks have proven or disproven until now.
+
+    Blocks that do not fit count against a size only together; later ones that fit take that back.
+    """
 
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
         self._proven: set[str] = set()
         self._wrong: set[str] = set()
+        #: Blocks that fitted, and all that were looked at, by struct.
+        self._counts: dict[str, tuple[int, int]] = {}
         if not as_ever(target.layout):
             self._wrong.add("ErtsMessage")
         try:
@@ -76,7 +85,7 @@ class Blocks:
         """
         Whether each *struct* has the size of its block, shape of *addresses*.
 
-        None does until one has fitted exactly, nor after one did not fit.
+        None does until one has fitted exactly, nor while most do not fit.
         """
         if not len(addresses):
             return np.empty(0, np.bool_)
@@ -86,14 +95,23 @@ class Blocks:
         if (read & (rest == 0)).any():
             self._proven.add(struct)
         found: NDArray[np.bool_] = read & (rest >= 0) & (rest < _REST)
-        if 2 * int(found.sum()) <= len(found):
-            self._wrong.add(struct)
+        self._count(struct, int(found.sum()), len(found))
         return found & self.knows(struct)
 
+    def _count(self, struct: str, fitted: int, seen: int) -> None:
+        before = self._counts.get(struct, (0, 0))
+        fitted, seen = fitted + before[0], seen + before[1]
+        while seen > _MOST_SEEN:
+            fitted, seen = (fitted + 1) // 2, (seen + 1) // 2
+        self._counts[struct] = fitted, seen
+
     def knows(self, struct: str) -> bool:
-        """Whether the size of *struct* is proven."""
-        return struct in self._proven and struct not in self._wrong
+        """Whether the size of *struct* is proven, and most blocks fit it."""
+        fitted, seen = self._counts.get(struct, (0, 0))
+        most = not seen or 2 * fitted > seen
+        return struct in self._proven and struct not in self._wrong and most
 
     def disproves(self, struct: str) -> bool:
         """Whether the size of *struct* is not that of its blocks."""
-        return struct in self._wrong
+        fitted, seen = self._counts.get(struct, (0, 0))
+        return struct in self._wrong or (seen >= _ENOUGH and 2 * fitted <= seen)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.arrays import distinct
-from scope_ebpf.beam.code.tables import Mfa
+from scope_ebpf.beam.code.tables import CACHE, Mfa
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
     ATOM_MASK,
@@ -83,6 +83,8 @@ class Names:
         self._code = code
         self._keys: dict[str, tuple[int | None, int]] = {}
         self._behaviours: dict[str, str | None] = {}
+        #: Modules that were not there, or could not be read, in one generation of the code.
+        self._missing: tuple[int, set[str]] = (0, set())
 
     def registered(self, rows: NDArray[np.void]) -> list[str | None]:
         """Read the registered name of each process, length ``n``."""
@@ -223,12 +225,16 @@ class Names:
 
     def declared(self, module: str) -> str | None:
         """Return the behaviour that a loaded module declares, if it is a known one."""
-        if module not in self._behaviours:
+        generation, missing = self._missing
+        if generation != self._code.generation or len(missing) > CACHE:
+            missing = set()
+            self._missing = self._code.generation, missing
+        if module not in self._behaviours and module not in missing:
             try:
                 self._behaviours[module] = _declared(self._code.attributes(module))
             except ReadRefusedError:
-                return None
-        return self._behaviours[module]
+                missing.add(module)  # until code is loaded
+        return self._behaviours.get(module)
 
 
 def _spread(found: list[Mfa | None], inverse: NDArray[np.int64]) -> list[Mfa | None]:

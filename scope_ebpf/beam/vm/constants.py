@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.layouts.checks import check_ports
+from scope_ebpf.beam.layouts.checks import again, check_ports
 from scope_ebpf.beam.memory.terms import ATOM_TAG
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.blocks import as_ever
@@ -61,23 +61,42 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
         settings["dsig_send_start"] = send.address
         settings["dsig_send_end"] = send.address + send.size
     refused = []
-    try:
-        layout = target.layout
-        ProcessTable(target, ALL)  # checks the struct of a process
-        check_ports(target)
-        for name, (struct, field) in _OFFSETS.items():
-            settings[name] = layout.offset(struct, field)
-        # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
-        if as_ever(layout):
-            settings["message_sender"] = layout.offset("ErtsMessage", "m") + 16
-    except ReadRefusedError as error:
-        refused.append(str(error))
+    for read in (_process_offsets, _port_offsets):
+        try:
+            for name, value in read(target).items():
+                settings[name] = value
+        except ReadRefusedError as error:
+            refused.append(str(error))
     try:
         for name, index in _atoms(target).items():
             settings[name] = 0 if index is None else index << 6 | ATOM_TAG
     except ReadRefusedError as error:
         refused.append(str(error))
-    return settings, refused
+    return settings, list(dict.fromkeys(refused))
+
+
+def _process_offsets(target: Target) -> dict[str, int]:
+    """Offsets in a process and in a message."""
+    ProcessTable(target, ALL)  # checks the struct of a process
+    found = _offsets(target, "Process")
+    # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
+    if as_ever(target.layout):
+        found["message_sender"] = target.layout.offset("ErtsMessage", "m") + 16
+    return found
+
+
+def _port_offsets(target: Target) -> dict[str, int]:
+    """Offsets in a port; ports open and close while they are checked."""
+    again(lambda: check_ports(target))
+    return _offsets(target, "Port")
+
+
+def _offsets(target: Target, wanted: str) -> dict[str, int]:
+    return {
+        name: target.layout.offset(struct, field)
+        for name, (struct, field) in _OFFSETS.items()
+        if struct == wanted
+    }
 
 
 def _atoms(target: Target) -> dict[str, int | None]:

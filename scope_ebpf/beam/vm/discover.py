@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import struct
+import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +35,7 @@ from scope_ebpf.errors import (
     NoSuchProcessError,
     NotABeamError,
     NotPermittedError,
+    ReadRefusedError,
     ScopeError,
 )
 from scope_ebpf.sandbox.filesystems import in_user_namespace
@@ -55,6 +57,8 @@ _TO_LOOK = {"CAP_SYS_PTRACE": 19, "CAP_DAC_READ_SEARCH": 2}
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
+#: Seconds until a layout that was refused is checked again, at most: as long as the VM has lived.
+_REFUSED_FOR = 30.0
 
 
 class Beam(Target):
@@ -62,8 +66,22 @@ class Beam(Target):
 
     @cached_property
     def layout(self) -> Layout:
-        """Checked against the VM, once."""
-        return layout_for(self)
+        """Checked against the VM, once; one that is refused is checked again after a while."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._refusals and now < self._refusals[-1][0]:
+            raise ReadRefusedError(self._refusals[-1][1])
+        try:
+            return layout_for(self)
+        except ReadRefusedError as error:
+            # A VM that just begins soon has what is missing.
+            pause = min(_REFUSED_FOR, max(now - self.started, 0.0))
+            self._refusals[:] = [(now + pause, str(error))]
+            raise
+
+    @cached_property
+    def _refusals(self) -> list[tuple[float, str]]:
+        """Until when the layout is refused, in seconds since the host booted, and why."""
+        return []
 
     @cached_property
     def roots(self) -> Roots:

@@ -22,6 +22,7 @@ from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.labels import Labels
 from scope_ebpf.beam.processes.sizes import memory_bytes
 from scope_ebpf.beam.processes.table import ALL, CHUNK, LOAD, ProcessTable, base_bytes
@@ -49,6 +50,8 @@ SHARE, MEMORY_SHARE = 0.004, 0.0005
 _PASS = 1.0
 #: Minimum messages of a mailbox whose bytes are summed up, and maximum messages that are read.
 _LONG_MAILBOX, _MAX_MESSAGES = 1_000, 200
+#: Processes with a long mailbox whose bytes are kept for one reading more.
+_MOST_KEPT = 4096
 #: Seconds until a failed reading is repeated: at first, and at most; doubled each time.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Limits of one reading: bytes of memory, system calls, seconds of CPU, seconds of time. A table of
@@ -105,11 +108,16 @@ class Table:
         self._atoms = Atoms(target)
         self._labels: Labels | None = None
         self._reductions = Reductions()
+        self._blocks = Blocks(target)
+        #: Bytes of processes with a long mailbox in this reading, and in the one before.
+        self._long: dict[int, int] = {}
+        self._before: dict[int, int] = {}
 
     def read(self, top: int, pause: Callable[[float], None]) -> SnapshotReading:
         """Read the table, calling *pause* after each part. Raises ReadRefusedError."""
         reading = SnapshotReading(top, taken=time.time())
         parts = self._parts()
+        self._before, self._long = self._long, {}
         for part in range(parts):
             began = cpu_seconds()
             snapshot = self._table.snapshot(part, parts)
@@ -127,22 +135,39 @@ class Table:
         return reading
 
     def _memory(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
-        """Bytes of each row: struct and heaps, and long mailboxes."""
+        """
+        Bytes of each row: struct and heaps, and long mailboxes.
+
+        A mailbox that moved on while it was read has the bytes that it had one reading before.
+        """
         memory = base_bytes(rows, self._target.layout.size("Process")).astype(np.int64)
         long = np.flatnonzero(rows["mailbox"] >= _LONG_MAILBOX)
         if len(long):
             exact = self._exact_bytes(rows["slot"][long].astype(np.int64))
+            fits = not self._blocks.disproves("ErtsMessage")
             for index in long.tolist():
-                memory[index] = exact.get(int(rows["id"][index]), memory[index])
+                pid = int(rows["id"][index])
+                size = exact.get(pid)
+                if size is None:
+                    size = max(int(memory[index]), self._before.get(pid, 0))
+                elif fits and len(self._long) < _MOST_KEPT:
+                    self._long[pid] = size
+                memory[index] = size
         return memory
 
     def _exact_bytes(self, slots: NDArray[np.int64]) -> dict[int, int]:
-        """Bytes of the processes in *slots* as in ``process_info(Pid, memory)``, by pid term."""
+        """
+        Bytes of the processes in *slots* as in ``process_info(Pid, memory)``, by pid term.
+
+        Where messages do not fit their blocks, at least what was known one reading before.
+        """
         rows = self._whole.at(slots).rows
         _, calm = self._whole.still(rows)
-        sizes = memory_bytes(self._target, rows, _MAX_MESSAGES).bytes
-        pairs = zip(rows["id"][calm].tolist(), sizes[calm].tolist(), strict=True)
-        return dict(pairs)
+        sizes = memory_bytes(self._target, rows, _MAX_MESSAGES, self._blocks).bytes
+        found = dict(zip(rows["id"][calm].tolist(), sizes[calm].tolist(), strict=True))
+        if self._blocks.disproves("ErtsMessage"):
+            return {pid: max(size, self._before.get(pid, 0)) for pid, size in found.items()}
+        return found
 
     def _parts(self) -> int:
         """The number of parts: a power of two, at most the number of blocks."""
