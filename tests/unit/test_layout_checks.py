@@ -176,14 +176,16 @@ def test_a_ring_that_holds_is_followed_once(monkeypatch: pytest.MonkeyPatch):
     assert [first, second, first] == asked
 
 
-def test_a_ring_is_followed_for_32_tables_with_two_readings_each():
+def test_a_ring_is_followed_for_256_tables_with_two_readings_each():
     """
-    Each table is read once, and the last one leads to one more.
+    Each table is read once, and the last one leads to one more; a pointer is no count of them.
     """
     planted = Rings((400, 400))
     before = planted.image.memory.calls
-    assert 32 == checks._ring(planted.target, int(planted.first), 400)
-    assert 2 * 33 == planted.image.memory.calls - before
+    assert 256 == checks._ring(planted.target, int(planted.first), 400)
+    assert 2 * 257 == planted.image.memory.calls - before
+    with pytest.raises(ReadRefusedError, match="as many as it counts"):
+        checks._ring(planted.target, int(planted.first), 94_186_854_826_424)
 
 
 def test_schedulers_are_checked_once_for_each_vm_and_layout(monkeypatch: pytest.MonkeyPatch):

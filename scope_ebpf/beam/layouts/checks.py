@@ -48,8 +48,8 @@ KINDS = tuple(_KINDS)
 _ATTEMPTS = 20
 #: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
 _MEANWHILE = 16
-#: ETS tables of one scheduler that are checked.
-_MOST_TABLES = 32
+#: ETS tables of one scheduler that are checked, and more than any has.
+_MOST_TABLES, _NO_TABLES = 256, 1 << 24
 #: Seconds that a VM may live without an ETS table, and a name that is registered by then. In
 #: embedded mode it loads all modules first, which takes long where it has little CPU.
 _YOUNG, _BEGUN = 300.0, "kernel_sup"
@@ -285,7 +285,7 @@ def _ring(target: Target, first: int, count: int) -> int:
         if onward == first:
             break
         table, onward, back = onward, following, leads_to
-    most = count if seen == _MOST_TABLES and onward != first else seen + _MEANWHILE
+    most = _NO_TABLES if seen == _MOST_TABLES and onward != first else seen + _MEANWHILE
     if not seen - _MEANWHILE <= count <= most:
         raise refused(target, _RINGS, _SCHEDULERS)
     return seen
