@@ -24,7 +24,8 @@ from scope_ebpf.beam.hidden import memory, shelf
 from scope_ebpf.beam.hidden.learn import learn, of_debug_file
 from scope_ebpf.beam.hidden.memory import Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
-from scope_ebpf.beam.hidden.resolve import _done, _known, hidden_of, resolve
+from scope_ebpf.beam.hidden.resolve import _done, _known, _matched, hidden_of, match, resolve
+from scope_ebpf.sandbox.client import UnreadableFileError
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
 HELPERS = [f"helper_{n}" for n in range(60)]
@@ -339,3 +340,28 @@ def test_two_functions_are_not_found_at_one_place(builds, own_folders):
     assert hidden is hidden_of(binary) is _known[binary]
     assert binary.symbol("erl_create_process") is not None
     assert "found at the same place" in hidden.reasons["erts_do_exit_process"]
+
+
+def test_a_file_that_changes_is_matched_as_it_was_digested_or_not_at_all(
+    builds, reference, own_folders
+):
+    """
+    Once its digest is taken, other bytes of the file teach nothing, and are kept nowhere.
+    """
+    path = own_folders.cache / "beam"
+    path.write_bytes(builds.stripped.read_bytes())
+    binary = Binary.open(path)
+    parser = binary.apart(6.0, 60.0)
+    digest = parser.ask("digest", str)
+    whole = match(parser, digest, parse(reference, "it"))
+    parser.close()  # as a child that was idle ends
+    path.write_bytes(builds.teacher.read_bytes())
+    with pytest.raises(UnreadableFileError, match="it changed while it was read"):
+        _matched(parser, "29", digest, parse(reference, "it"))
+    assert memory.recall(digest) is None
+    parser.close()
+    path.write_bytes(builds.stripped.read_bytes())
+    assert whole == match(parser, digest, parse(reference, "it"))
+    path.write_bytes(b"\x7fELF")
+    assert len(parser.ask("starts", list, [(0, 1)])) == 1
+    parser.close()

@@ -195,7 +195,7 @@ def _by_reference(
 
 def _matched(parser: Parser, release: str, file: str, reference: Reference) -> Functions:
     """Match, and keep what was found. Raises UnreadableFileError and RefusedFileError."""
-    places = match(parser, reference)
+    places = match(parser, file, reference)
     near = reference.build.major == release
     found = Functions(file, reference.digest, f"reference {reference.build}", near, places)
     _done[file, reference.digest] = found
@@ -215,16 +215,17 @@ def _first(shelf: Iterable[Entry]) -> tuple[Reference | None, str]:
     return None, trouble
 
 
-def match(parser: Parser, reference: Reference) -> dict[str, Place]:
+def match(parser: Parser, file: str, reference: Reference) -> dict[str, Place]:
     """
-    The places of *reference*'s functions in the file of *parser*.
+    The places of *reference*'s functions in the file of *parser*, whose digest is *file*.
 
-    Raises UnreadableFileError and RefusedFileError.
+    Raises UnreadableFileError, also if it has another digest by now, and RefusedFileError.
     """
     wanted = list(reference.wanted)
     return parser.ask(
         "match",
         lambda a: answers.table(a, _place, len(wanted)),
+        file,
         wanted,
         reference.rows,
         reference.called,
