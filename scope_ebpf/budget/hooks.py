@@ -388,7 +388,7 @@ class GovernedHooks:
             self.counts.lost = int(counted[0]["lost"].sum())
             self.counts.refused = int(counted[0]["refused"].sum())
         self._was_hit = was_hit
-        if self._judge.pending or self._looked:
+        if self._judge.pending:
             tallies = self.session.kinds()[0] if counted is None else counted[0]
             self._judge_permanent(tallies, values)
         for event in self._totals:

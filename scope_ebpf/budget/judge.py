@@ -72,9 +72,10 @@ def counted(event: str, tallies: NDArray[np.void]) -> int:
 
 class Judge:
     """
-    Judges the events of *plan* whose functions were found, but those that are *proven*.
+    Judges the events of *plan* whose functions were found.
 
-    *known* are the names of the VM's counters that can be read.
+    Those that are *proven*, by whatever VM of the same program, are shown meanwhile. *known* are
+    the names of the VM's counters that can be read.
 
     Attributes:
         pending: events that have neither agreed nor disagreed.
@@ -91,14 +92,21 @@ class Judge:
         }
         self.agreed: set[str] = set()
         self.refused: dict[str, str] = {}
-        self.pending = set(self._names) - set(proven)
+        self._proven = set(proven) & self._names.keys()
+        self.pending = set(self._names)
         #: Counts so far, and the least and the most that the VM has counted; and bad looks.
         self._sums: dict[str, tuple[int, int, int]] = {}
         self._bad: dict[str, int] = {}
         for event in sorted(self.pending):
             missing = [name for name in _NEEDS[event] if name not in known]
-            if missing:
+            if missing and event in self._proven:
+                self.pending.discard(event)
+            elif missing:
                 self._refuse(event, f"{missing[0]} of the VM cannot be read to compare it with")
+
+    def withheld(self) -> set[str]:
+        """The events that are pending, and not shown yet."""
+        return self.pending - self._proven
 
     def add(self, event: str, count: int, low: int, high: int) -> None:
         """A window counted *count* of a pending event, the VM at least *low* and at most *high*."""
@@ -124,14 +132,16 @@ class Judge:
         """
         Decide what is pending: nothing more will be counted.
 
-        A few counts agree if they are exactly as many as the VM's.
+        A few counts agree if they are exactly as many as the VM's. What is proven stays unless it
+        disagrees.
         """
         for event in sorted(self.pending):
-            if event not in self._sums:
+            proven = event in self._proven
+            if event not in self._sums and not proven:
                 self._refuse(event, f"hook.{event}: it was not compared with the VM's counter")
                 continue
-            count, low, high = self._sums[event]
-            if low <= count <= high:
+            count, low, high = self._sums.get(event, (0, 0, 0))
+            if low <= count <= high or (proven and fits(count, low, high)):
                 self.pending.discard(event)
             else:
                 self._disagree(event)

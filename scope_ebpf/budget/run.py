@@ -11,8 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.hidden.memory import add_proven
-from scope_ebpf.beam.hidden.resolve import hidden_of
+from scope_ebpf.beam.hidden.resolve import hidden_of, prove
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.governor import BudgetPolicy, Governor, water_fill
 from scope_ebpf.budget.hit_costs import HitCosts
@@ -209,7 +208,7 @@ class BudgetedRun:
         finished = self._finished = self._hooks.finish()
         self.judge.finish()
         self._failures |= self.judge.refused
-        add_proven(self._hidden.file, self.judge.agreed)
+        prove(self._hidden, self.judge.agreed)
         for event in self.ledger:
             self.ledger.end(event, finished.permanent.get(event), finished.samples.get(event))
         reasons = {

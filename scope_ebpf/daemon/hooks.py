@@ -166,7 +166,7 @@ class TargetHooks:
     def _event(self, item: Item, mode: str) -> EventReading:
         if mode == "off":
             return totals.off(item, self.failed.get(item.event, item.reason))
-        if item.event in self._judge.pending:
+        if item.event in self._judge.withheld():
             return totals.off(item, self._judge.why_pending(item.event))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)

@@ -76,12 +76,28 @@ def test_a_few_counts_agree_at_the_end_only_if_they_are_equal():
 
 def test_what_needs_no_judgement_is_not_judged():
     """
-    Symbols of the file, debug files, proven events, and events that no counter counts are left out.
+    Symbols of the file, debug files, and events that no counter counts are left out.
     """
     assert judge_of("spawn", source="").pending == set()
     assert judge_of("spawn", source="debug file").pending == set()
-    assert judge_of("spawn", "gc", proven=("spawn",)).pending == {"gc"}
     assert judge_of("send").pending == set()
+
+
+def test_what_another_vm_has_proven_is_shown_and_compared():
+    """
+    Proven events are shown at once, and until the end, unless they disagree in this VM.
+    """
+    names = ("spawn", "exit", "gc", "port_open")
+    judge = Judge(plan(*names), names[:3], ALL.keys() - {"collections"})
+    assert judge.withheld() == {"port_open"}
+    assert judge.pending == {"spawn", "exit", "port_open"}
+    for _ in range(2):
+        judge.add("spawn", 0, 23, 23)
+    judge.add("exit", 7, 9, 9)
+    judge.add("port_open", 7, 9, 9)
+    judge.finish()
+    assert judge.refused.keys() == {"spawn", "port_open"}
+    assert judge.pending == judge.agreed == set()
 
 
 def test_an_event_whose_counter_cannot_be_read_is_refused():

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,16 @@ from scope_ebpf.beam.hidden import memory, shelf
 from scope_ebpf.beam.hidden.learn import learn, of_debug_file
 from scope_ebpf.beam.hidden.memory import Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
-from scope_ebpf.beam.hidden.resolve import _done, _known, _matched, hidden_of, match, resolve
+from scope_ebpf.beam.hidden.resolve import (
+    Hidden,
+    _done,
+    _known,
+    _matched,
+    hidden_of,
+    match,
+    prove,
+    resolve,
+)
 from scope_ebpf.sandbox.client import UnreadableFileError
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
@@ -365,3 +375,18 @@ def test_a_file_that_changes_is_matched_as_it_was_digested_or_not_at_all(
     path.write_bytes(b"\x7fELF")
     assert len(parser.ask("starts", list, [(0, 1)])) == 1
     parser.close()
+
+
+def test_only_the_functions_that_were_compared_are_proven(own_folders):
+    """
+    What another process has kept meanwhile is not proven by a run that used other places.
+    """
+    used = Functions("f" * 8, "r", "reference", True, {"erts_schedule": Place(4096, 23)})
+    assert memory.keep(replace(used, places={"erts_schedule": Place(8192, 23)}))
+    hidden = Hidden(used)
+    prove(hidden, {"schedule"})
+    assert {"schedule"} == hidden.proven
+    assert () == memory.recall(used.file).proven
+    assert memory.keep(used)
+    prove(Hidden(used), {"schedule"})
+    assert ("schedule",) == memory.recall(used.file).proven

@@ -107,10 +107,16 @@ def keep(found: Functions, where: Path | None = None) -> bool:
     return True
 
 
-def add_proven(file: str, proven: set[str], where: Path | None = None) -> None:
-    """Add events whose counts have agreed with the VM's counters to what is kept of a file."""
-    found = recall(file, where)
-    if found and not proven <= set(found.proven):
+def add_proven(used: Functions, proven: set[str], where: Path | None = None) -> None:
+    """
+    Add events whose counts have agreed with the VM's counters to what is kept of a file.
+
+    Only if the functions that were *used* are still those that are kept.
+    """
+    found = recall(used.file, where)
+    if not found or (found.reference, found.places) != (used.reference, used.places):
+        return
+    if not proven <= set(found.proven):
         with suppress(OSError):
             keep(replace(found, proven=tuple(sorted({*found.proven, *proven}))), where)
 

@@ -65,11 +65,12 @@ class Hidden:
     """
     What is known of the functions that a binary hides.
 
-    *source* says where their addresses come from, "" if none is known. *reasons* say of functions
-    why they are not known; *why* says it of all.
+    *found* is where they are, None if nothing is known; *source* says where their addresses come
+    from. *reasons* say of functions why they are not known; *why* says it of all. *proven* are the
+    events that have agreed with the counters of a VM of the program.
     """
 
-    file: str = ""
+    found: Functions | None = None
     source: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
     why: str = ""
@@ -139,6 +140,13 @@ def resolve(target: Target) -> Hidden:
     return _known[binary]
 
 
+def prove(hidden: Hidden, agreed: set[str]) -> None:
+    """Know, now and at the next start, that events have *agreed* with the VM's counters."""
+    if hidden.found and not agreed <= hidden.proven:
+        hidden.proven |= agreed
+        memory.add_proven(hidden.found, agreed)
+
+
 def hides(binary: Binary) -> bool:
     """Whether *binary* hides its functions, of a processor for which they can be found."""
     return binary.machine == "x64" and binary.symbol("erts_schedule") is None
@@ -182,7 +190,7 @@ def _by_reference(
     reference, trouble = _first(shelf)
     if reference is None:
         why = trouble or f"there is no reference of {target.flavor} emulators of any OTP release"
-        return Hidden(file, why=f"{why}; `scope-trace learn` makes one")
+        return Hidden(why=f"{why}; `scope-trace learn` makes one")
     if kept and kept.reference == reference.digest:
         return reveal(target.binary, kept)
     if found := _done.get((file, reference.digest)):
@@ -262,7 +270,7 @@ def reveal(binary: Binary, found: Functions) -> Hidden:
         taken[place.start] = name
         symbols.append(Symbol(name, place.start, place.size, True, found.source))
     binary.reveal(symbols)
-    hidden = Hidden(found.file, found.source, reasons, "", frozenset(found.proven))
+    hidden = Hidden(found, found.source, reasons, "", frozenset(found.proven))
     _known[binary] = hidden
     return hidden
 
