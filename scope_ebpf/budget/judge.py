@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Counts that must agree; what may be under way meanwhile; and the share that may differ.
 _EVIDENCE, _SLACK, _SHARE = 20, 4, 0.05
+#: What the VM has counted is known to such a part of it, or it shows nothing.
+_PRECISION = 5
 #: Looks in a row that must disagree: a count and the VM's counter are of two moments.
 _LOOKS = 2
 #: Classes of an event that the VM's counter counts; of others all.
@@ -124,7 +126,7 @@ class Judge:
                 self._disagree(event)
             return
         self._bad.pop(event, None)
-        if min(count, high) >= _EVIDENCE:
+        if min(count, high) >= _EVIDENCE and high - low <= max(2 * _SLACK, high // _PRECISION):
             self.pending.discard(event)
             self.agreed.add(event)
 

@@ -46,6 +46,18 @@ def test_an_event_agrees_when_it_counts_what_the_vm_counts():
     assert (judge.pending, judge.agreed, judge.refused) == (set(), {"spawn", "exit"}, {})
 
 
+def test_a_window_that_fits_nearly_every_count_proves_nothing():
+    """
+    An event agrees only by windows in which the VM's count is known well.
+    """
+    judge = judge_of("spawn", "exit")
+    judge.add("spawn", 900, 150, 1000)
+    judge.add("exit", 900, 850, 1000)
+    assert (judge.pending, judge.agreed, judge.refused) == ({"spawn"}, {"exit"}, {})
+    judge.add("spawn", 9000, 8990, 9010)
+    assert judge.agreed == {"spawn", "exit"}
+
+
 @pytest.mark.parametrize(("count", "vm"), [(12, 4000), (0, 23), (3000, 130), (23, 0)])
 def test_an_event_that_disagrees_twice_is_refused_by_name(count: int, vm: int):
     """
