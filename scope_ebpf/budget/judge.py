@@ -2,10 +2,10 @@
 """
 Judges hooks of functions that were found without a symbol, by what the VM itself counts.
 
-A function that was found by its likeness may be another one. Then it is called more or less often
-than the VM counts the event. Until an event has agreed with the VM's counter over
-:data:`_EVIDENCE` events it is not shown; once it disagrees, it is taken out. Events that the VM
-does not count are left to ``beam.hidden.resolve``, which wants more of them.
+A function that was found by its likeness, or by a debug file, may be another one. Then it is
+called more or less often than the VM counts the event. Until an event has agreed with the VM's
+counter over :data:`_EVIDENCE` events it is not shown; once it disagrees, it is taken out. Events
+that the VM does not count are left to ``beam.hidden.resolve``, which wants more of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
-from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import JUDGED
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ class Judge:
         self._names = {
             item.event: " + ".join(dict.fromkeys(a.name for a in item.attachments))
             for item in plan.items
-            if any(a.source not in ("", DEBUG_FILE) for a in item.attachments)
-            and item.event in JUDGED
+            if any(a.source for a in item.attachments) and item.event in JUDGED
         }
         self.agreed: set[str] = set()
         self.refused: dict[str, str] = {}

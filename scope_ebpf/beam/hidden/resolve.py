@@ -279,8 +279,6 @@ def _why_not(name: str, place: Place | None, found: Functions) -> str:
     """Why a function may not be used; "" if it may."""
     if place is None:
         return "it was not found in this build"
-    if found.reference == DEBUG_FILE:
-        return ""
     judged = _EVENTS_OF[name] <= JUDGED
     if not judged and not found.near:
         return "only a reference of another OTP release is there, and no counter proves it"
