@@ -34,6 +34,7 @@ from scope_ebpf.beam.hidden.resolve import (
     match,
     prove,
     resolve,
+    reveal,
 )
 from scope_ebpf.sandbox.client import UnreadableFileError
 
@@ -339,8 +340,6 @@ def test_two_functions_are_not_found_at_one_place(builds, own_folders):
     """
     An entry that has two functions at one place gives the first of them only.
     """
-    from scope_ebpf.beam.hidden.resolve import reveal
-
     binary = Binary.open(builds.stripped)
     start = truth(builds.named)["erts_schedule"]
     size = next(size for size in range(1, 4096) if binary.is_start(start, size))
@@ -390,3 +389,19 @@ def test_only_the_functions_that_were_compared_are_proven(own_folders):
     assert memory.keep(used)
     prove(Hidden(used), {"schedule"})
     assert ("schedule",) == memory.recall(used.file).proven
+
+
+def test_a_function_of_no_event_is_not_one_that_a_counter_judges(builds):
+    """
+    What decides whether a connection is busy must be found as surely as what no counter shows.
+    """
+    binary = Binary.open(builds.stripped)
+    places = {}
+    for name in ("erl_create_process", "erts_dsig_send", "erts_init_gc"):
+        start = truth(builds.named)[name]
+        size = next(size for size in range(1, 4096) if binary.is_start(start, size))
+        places[name] = Place(start, size, 0.65, 0.15)
+    hidden = reveal(binary, Functions("f", "r", "reference", True, places))
+    assert "not like enough (score 0.65" in hidden.reasons["erts_dsig_send"]
+    assert binary.symbol("erl_create_process")
+    assert binary.symbol("erts_init_gc")

@@ -53,6 +53,8 @@ _HOOKS = [
     for name in (hook.name, hook.call)
     if name
 ]
+#: Functions of no event that show their place by what they do (``beam.memory.search``).
+_CONFIRMED = ("erts_init_gc", "ethr_mutex_init")
 _EVENTS_OF = {name: {event for event, own in _HOOKS if own == name} for name in WANTED}
 
 
@@ -279,7 +281,7 @@ def _why_not(name: str, place: Place | None, found: Functions) -> str:
     """Why a function may not be used; "" if it may."""
     if place is None:
         return "it was not found in this build"
-    judged = _EVENTS_OF[name] <= JUDGED
+    judged = name in _CONFIRMED or (bool(_EVENTS_OF[name]) and _EVENTS_OF[name] <= JUDGED)
     if not judged and not found.near:
         return "only a reference of another OTP release is there, and no counter proves it"
     score, margin = _JUDGED_LEAST if judged else _OTHER_LEAST
