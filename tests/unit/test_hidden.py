@@ -405,3 +405,16 @@ def test_a_function_of_no_event_is_not_one_that_a_counter_judges(builds):
     assert "not like enough (score 0.65" in hidden.reasons["erts_dsig_send"]
     assert binary.symbol("erl_create_process")
     assert binary.symbol("erts_init_gc")
+
+
+def test_the_entries_that_were_used_longest_ago_make_room(own_folders, monkeypatch):
+    """
+    Whoever runs many copies of a program takes no room from what others run now.
+    """
+    monkeypatch.setattr(memory, "_ENTRIES", 3)
+    folder = own_folders.cache / "functions"
+    for number, name in enumerate(("a", "b", "c", "d", "e")):
+        assert memory.keep(Functions(name, "r", "reference", True, {}))
+        os.utime(folder / f"{name}.json", (number + 1, number + 1))
+        assert memory.recall("a") is not None
+    assert {"a.json", "d.json", "e.json"} == {path.name for path in folder.iterdir()}

@@ -77,6 +77,8 @@ def recall(file: str, where: Path | None = None) -> Functions | None:
             found = _checked(json.loads(stream.read(_MOST)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    with suppress(OSError):
+        os.utime(path)  # what is used stays
     return found if found.file == file else None
 
 
@@ -97,14 +99,23 @@ def keep(found: Functions, where: Path | None = None) -> bool:
     }
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not is_ours(path.parent) or len(list(path.parent.iterdir())) >= _ENTRIES:
+        if not is_ours(path.parent):
             return False
+        _make_room(path)
         with Document(str(path), force=True) as output:
             output.file.write(json.dumps(document).encode())
             output.commit()
     except OSError:
         return False
     return True
+
+
+def _make_room(path: Path) -> None:
+    """Let the entries go that were used longest ago, until there is room for *path*."""
+    entries = [entry for entry in path.parent.iterdir() if entry != path]
+    entries.sort(key=lambda entry: entry.lstat().st_mtime_ns)
+    for entry in entries[: max(0, len(entries) + 1 - _ENTRIES)]:
+        entry.unlink(missing_ok=True)
 
 
 def add_proven(used: Functions, proven: set[str], where: Path | None = None) -> None:
