@@ -418,3 +418,24 @@ def test_the_entries_that_were_used_longest_ago_make_room(own_folders, monkeypat
         os.utime(folder / f"{name}.json", (number + 1, number + 1))
         assert memory.recall("a") is not None
     assert {"a.json", "d.json", "e.json"} == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("patient", "waits"), [(True, 60.0), (False, None)])
+def test_a_look_of_the_daemon_waits_no_longer_for_a_digest(builds, monkeypatch, patient, waits):
+    """
+    A command waits for as long as a matching takes, and the daemon as for any other answer.
+    """
+    given = []
+
+    def apart(self: Binary, seconds: float, patience: float | None = None) -> Any:
+        given.append((seconds, patience))
+        raise UnreadableFileError("enough")
+
+    monkeypatch.setattr(Binary, "apart", apart)
+    target = target_of(builds.stripped)
+    target.binary = Binary.open(builds.stripped, debug_files=patient)
+    with pytest.raises(UnreadableFileError):
+        resolve(target)
+    ((seconds, patience),) = given
+    assert patience == waits
+    assert (seconds > 1) == patient

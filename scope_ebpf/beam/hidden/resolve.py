@@ -43,6 +43,8 @@ JUDGED = frozenset(("spawn", "exit", "gc", "schedule", "port_open", "port_close"
 _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 #: CPU seconds of one matching, and seconds until its answer is late.
 MATCHING, _PATIENCE = 6.0, 60.0
+#: CPU seconds of a digest in the daemon, where a look that takes long is abandoned.
+_DIGEST = 1.0
 #: In the daemon: matchings whose results are remembered, and seconds from one to the next.
 _REMEMBERED, _BETWEEN = 64, 300.0
 _HOOKS = [
@@ -156,7 +158,7 @@ def hides(binary: Binary) -> bool:
 
 def _resolved(target: Target) -> Hidden:
     binary = target.binary
-    parser = binary.apart(MATCHING, _PATIENCE)
+    parser = binary.apart(MATCHING, _PATIENCE) if binary.patient else binary.apart(_DIGEST)
     try:
         _given_up.check(binary.key)
         file = parser.ask("digest", partial(answers.text, most=64))
