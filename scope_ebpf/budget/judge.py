@@ -10,7 +10,7 @@ that the VM does not count are left to ``beam.hidden.resolve``, which wants more
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.beam.hidden.resolve import JUDGED
@@ -31,6 +31,8 @@ _PRECISION = 5
 _LOOKS = 2
 #: Classes of an event that the VM's counter counts; of others all.
 _CLASSES = {"gc": ("minor", "major"), "schedule": ("in",)}
+#: Classes of an event that begin and end the same thing; the VM counts only the first.
+_PAIRS = {"schedule": ("in", "out")}
 #: The counters that an event needs, of ``reference_counters.ReferenceCounters.now``.
 _NEEDS = {
     "spawn": ("spawned",),
@@ -71,12 +73,49 @@ def counted(event: str, tallies: NDArray[np.void]) -> int:
     return int(tallies["count"][wanted].sum())
 
 
+def surplus(event: str, tallies: NDArray[np.void]) -> int:
+    """How many more of *event* began than ended, by *tallies* as of :func:`counted`."""
+    if event not in _PAIRS:
+        return 0
+    classes = events.KINDS[event].classes
+    first, second = (int(tallies["count"][classes.index(name)].sum()) for name in _PAIRS[event])
+    return first - second
+
+
+class _Sums(NamedTuple):
+    """
+    What was compared so far.
+
+    *low* and *high* are the least and the most that the VM has counted. *lone* are begins without
+    an end, or the reverse, of which *under_way* may have been on the VM's schedulers.
+    """
+
+    seen: int = 0
+    low: int = 0
+    high: int = 0
+    lone: int = 0
+    under_way: int = 0
+
+    def counts_fit(self) -> bool:
+        """Whether the count is the VM's."""
+        return fits(self.seen, self.low, self.high)
+
+    def pairs_fit(self) -> bool:
+        """Whether begins and ends are as many."""
+        return self.lone <= _SLACK + self.under_way + self.seen * _SHARE
+
+    def are_evidence(self) -> bool:
+        """Whether a function that does something else could not have fitted."""
+        enough = min(self.seen - self.lone, self.high) >= _EVIDENCE
+        return enough and self.high - self.low <= max(2 * _SLACK, self.high // _PRECISION)
+
+
 class Judge:
     """
     Judges the events of *plan* whose functions were found.
 
     Those that are *proven*, by whatever VM of the same program, are shown meanwhile. *known* are
-    the names of the VM's counters that can be read.
+    the names of the VM's counters that can be read; *schedulers* is how many processes run at once.
 
     Attributes:
         pending: events that have neither agreed nor disagreed.
@@ -84,7 +123,10 @@ class Judge:
         refused: events that are taken out, with the reason.
     """
 
-    def __init__(self, plan: Plan, proven: Collection[str], known: Collection[str]) -> None:
+    def __init__(
+        self, plan: Plan, proven: Collection[str], known: Collection[str], schedulers: int = 0
+    ) -> None:
+        self._schedulers = schedulers
         self._names = {
             item.event: " + ".join(dict.fromkeys(a.name for a in item.attachments))
             for item in plan.items
@@ -94,8 +136,8 @@ class Judge:
         self.refused: dict[str, str] = {}
         self._proven = set(proven) & self._names.keys()
         self.pending = set(self._names)
-        #: Counts so far, and the least and the most that the VM has counted; and bad looks.
-        self._sums: dict[str, tuple[int, int, int]] = {}
+        self._sums: dict[str, _Sums] = {}
+        #: Looks in a row that disagreed.
         self._bad: dict[str, int] = {}
         for event in sorted(self.pending):
             missing = [name for name in _NEEDS[event] if name not in known]
@@ -108,23 +150,31 @@ class Judge:
         """The events that are pending, and not shown yet."""
         return self.pending - self._proven
 
-    def add(self, event: str, count: int, low: int, high: int) -> None:
-        """A window counted *count* of a pending event, the VM at least *low* and at most *high*."""
-        before = self._sums.get(event, (0, 0, 0))
-        self.replace(event, before[0] + count, before[1] + low, before[2] + high)
+    def add(self, event: str, count: int, low: int, high: int, more: int = 0) -> None:
+        """
+        A window counted *count* of a pending event, the VM at least *low* and at most *high*.
 
-    def replace(self, event: str, count: int, low: int, high: int) -> None:
+        *more* is the :func:`surplus`.
+        """
+        before = self._sums.get(event, _Sums())
+        window = (count, low, high, abs(more), self._schedulers)
+        self._look(event, _Sums(*map(sum, zip(before, window, strict=True))))
+
+    def replace(self, event: str, count: int, low: int, high: int, more: int = 0) -> None:
         """All that was counted since the beginning; as :meth:`add`."""
+        self._look(event, _Sums(count, low, high, abs(more), self._schedulers))
+
+    def _look(self, event: str, sums: _Sums) -> None:
         if event not in self.pending:
             return
-        self._sums[event] = count, low, high
-        if not fits(count, low, high):
+        self._sums[event] = sums
+        if not (sums.counts_fit() and sums.pairs_fit()):
             self._bad[event] = self._bad.get(event, 0) + 1
             if self._bad[event] >= _LOOKS:
                 self._disagree(event)
             return
         self._bad.pop(event, None)
-        if min(count, high) >= _EVIDENCE and high - low <= max(2 * _SLACK, high // _PRECISION):
+        if sums.are_evidence():
             self.pending.discard(event)
             self.agreed.add(event)
 
@@ -140,8 +190,9 @@ class Judge:
             if event not in self._sums and not proven:
                 self._refuse(event, f"hook.{event}: it was not compared with the VM's counter")
                 continue
-            count, low, high = self._sums.get(event, (0, 0, 0))
-            if low <= count <= high or (proven and fits(count, low, high)):
+            sums = self._sums.get(event, _Sums())
+            fit = sums.low <= sums.seen <= sums.high or (proven and sums.counts_fit())
+            if fit and sums.pairs_fit():
                 self.pending.discard(event)
             else:
                 self._disagree(event)
@@ -154,7 +205,13 @@ class Judge:
         )
 
     def _disagree(self, event: str) -> None:
-        count, low, high = self._sums[event]
+        sums = self._sums[event]
+        count, low, high = sums[:3]
+        if sums.counts_fit() and not sums.pairs_fit():
+            first, second = _PAIRS[event]
+            why = f"hook.{event}: of {count:,} {first}, {sums.lone:,} are without {second}, or more"
+            self._refuse(event, why)
+            return
         told = f"{low:,}" if low == high else f"{max(0, low):,} to {high:,}"
         self._refuse(event, f"hook.{event}: counted {count:,}, the VM counted {told}")
 

@@ -98,7 +98,8 @@ class BudgetedRun:
         self.ledger = Ledger(costs, self.counters)
         self._session = open_governed_session(target, planned, attacher, pool)
         self._hidden = hidden_of(target.binary)
-        self.judge = Judge(planned.plan, self._hidden.proven, self._before.counters)
+        known, schedulers = self._before.counters, self.counters.schedulers()
+        self.judge = Judge(planned.plan, self._hidden.proven, known, schedulers)
         self._hooks = GovernedHooks(
             self._session,
             self.counters,

@@ -76,7 +76,12 @@ class TargetHooks:
         costs = self._costs.by_event()
         self._governor = Governor(costs, time.monotonic(), budget=budget)
         self._totals = totals.Totals(costs, self.counters.growth)
-        self._judge = Judge(self.plan, hidden_of(target.binary).proven, self.counters.names())
+        self._judge = Judge(
+            self.plan,
+            hidden_of(target.binary).proven,
+            self.counters.names(),
+            self.counters.schedulers(),
+        )
         self.failed |= self._judge.refused
         for event in self._judge.refused:
             self._governor.failed(event)

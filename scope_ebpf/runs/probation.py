@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Plan
 from scope_ebpf.beam.hidden.resolve import hidden_of, prove
-from scope_ebpf.budget.judge import Judge, counted, growth
+from scope_ebpf.budget.judge import Judge, counted, growth, surplus
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.sessions import open_session
@@ -41,8 +41,8 @@ class Probation:
         self._counters: ReferenceCounters | None = None
         if self.judge.pending or self.judge.refused:  # most plans have no such event
             self._counters = ReferenceCounters(target)
-            names = self._counters.names()
-            self.judge = Judge(plan, self._hidden.proven, names)
+            names, schedulers = self._counters.names(), self._counters.schedulers()
+            self.judge = Judge(plan, self._hidden.proven, names, schedulers)
         self._began: tuple[dict[str, int], dict[str, int]] | None = None
         self._due = 0.0
         self._taken_out: set[str] = set()
@@ -84,7 +84,8 @@ class Probation:
             kind = tallies[events.KINDS[event].id]
             count = sum(counted(event, kind[:, cpu]) for cpu in range(kind.shape[1]))
             low, high = growth(event, begun, until), growth(event, before, after)
-            self.judge.replace(event, count, min(low, high), max(low, high))
+            more = surplus(event, kind)
+            self.judge.replace(event, count, min(low, high), max(low, high), more)
 
     def _take_out(self, session: Session) -> None:
         """Remove the hooks of what was refused since the last call."""

@@ -10,7 +10,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Attachment, Item, Plan
-from scope_ebpf.budget.judge import Judge, counted, fits, growth, spread
+from scope_ebpf.budget.judge import Judge, counted, fits, growth, spread, surplus
 
 ALL = {
     "spawned": 0,
@@ -156,6 +156,37 @@ def test_only_classes_that_the_vm_counts_are_compared():
         for name, count in classes.items():
             tallies["count"][events.KINDS[event].classes.index(name)] = count
         assert counted(event, tallies) == {"gc": 12, "schedule": 5}[event]
+
+
+def test_what_begins_must_end_as_often():
+    """
+    A schedule is seen right if it ends as often as it begins, but for what runs on a scheduler.
+    """
+    for more, agrees in ((3, True), (-3, True), (106, True), (120, False), (-900, False)):
+        judge = Judge(plan("schedule"), (), ALL, 2)
+        for _ in range(2):
+            judge.replace("schedule", 2000, 2000, 2000, more)
+        assert (judge.agreed == {"schedule"}) == agrees
+        assert (judge.refused == {}) == agrees
+    judge = Judge(plan("schedule"), (), ALL, 64)
+    judge.add("schedule", 23, 23, 23, 23)
+    assert judge.pending == {"schedule"}
+
+
+def test_a_window_that_ends_while_processes_run_has_a_surplus_of_them():
+    """
+    Each window may have as many begins without an end as there are schedulers.
+    """
+    judge = Judge(plan("schedule"), (), ALL, 8)
+    judge.add("schedule", 10, 10, 10, 8)
+    judge.add("schedule", 10, 10, 10, -8)
+    assert judge.refused == {}
+    judge.add("schedule", 200, 200, 200, 5)
+    assert judge.agreed == {"schedule"}
+    tallies = np.zeros(events.CLASSES, events.COUNTERS)
+    classes = events.KINDS["schedule"].classes
+    tallies["count"][classes.index("in")], tallies["count"][classes.index("out")] = 5, 12
+    assert (surplus("schedule", tallies), surplus("gc", tallies)) == (-7, 0)
 
 
 def test_what_is_under_way_is_no_disagreement():
