@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from scope_ebpf.beam.hidden.memory import Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
 from scope_ebpf.beam.hidden.resolve import (
     Hidden,
+    _Background,
     _done,
     _known,
     _matched,
@@ -439,3 +441,30 @@ def test_a_look_of_the_daemon_waits_no_longer_for_a_digest(builds, monkeypatch, 
     ((seconds, patience),) = given
     assert patience == waits
     assert (seconds > 1) == patient
+
+
+def test_owners_of_programs_take_turns(monkeypatch):
+    """
+    Who has new programs all the time gets every other turn, and who asks no more gets none.
+    """
+    now, taken = [0.0], []
+    background = _Background(lambda: now[0])
+
+    def run(binary: Any, release: str, file: str, reference: Any) -> None:
+        taken.append(file)
+        background._busy = False
+
+    monkeypatch.setattr(background, "_run", run)
+    monkeypatch.setattr(threading, "Thread", lambda target, **_: SimpleNamespace(start=target))
+    target = SimpleNamespace(binary=None, otp_release="29")
+
+    def ask(seconds: float, *owners: str) -> None:
+        for _ in range(round(seconds / 50)):
+            now[0] += 50
+            for owner in owners:
+                background.start(target, owner, None, owner)
+
+    ask(1500, "evil", "good")
+    assert ["evil", "good", "evil", "good", "evil"] == taken
+    ask(1200, "evil")
+    assert ["evil"] * 3 == taken[-3:]

@@ -10,6 +10,7 @@ same major release, and with a higher score.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -30,7 +31,7 @@ from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.hidden.reference import Reference
@@ -47,6 +48,8 @@ MATCHING, _PATIENCE = 6.0, 60.0
 _DIGEST = 1.0
 #: In the daemon: matchings whose results are remembered, and seconds from one to the next.
 _REMEMBERED, _BETWEEN = 64, 300.0
+#: Seconds for which an owner waits for its turn after it has asked, and owners that are remembered.
+_WAITS, _OWNERS = 150.0, 4096
 _HOOKS = [
     (variant.event, name)
     for variant in events.VARIANTS
@@ -85,25 +88,43 @@ class _Background:
     """
     Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
 
-    Programs come from anybody, so all together take 2 % of a core at most.
+    Programs come from anybody, so all together take 2 % of a core at most, and of the owners who
+    wait it is the turn of the one whose last turn was longest ago.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.Lock(), clock
         self._busy, self._next = False, 0.0
+        #: When each owner asked last, and when its last turn was.
+        self._asked: dict[str, float] = {}
+        self._served: dict[str, float] = {}
 
-    def start(self, target: Target, file: str, reference: Reference) -> None:
-        """Begin a matching, unless one runs or was begun a moment ago."""
-        now = time.monotonic()
+    def start(self, target: Target, file: str, reference: Reference, owner: str) -> None:
+        """Begin a matching, unless one runs, was begun a moment ago, or it is another's turn."""
         with self._lock:
-            if self._busy or now < self._next:
+            if not self._is_turn_of(owner):
                 return
-            self._busy, self._next = True, now + _BETWEEN
         work = partial(self._run, target.binary, target.otp_release, file, reference)
         try:
             threading.Thread(target=work, name="functions", daemon=True).start()
         except RuntimeError:  # the host allows no more threads
             self._busy = False
+
+    def _is_turn_of(self, owner: str) -> bool:
+        """Take the turn of *owner*, if it is; otherwise let it wait for the next one."""
+        now = self._clock()
+        self._asked[owner] = now
+        self._asked = {one: at for one, at in self._asked.items() if now - at < _WAITS}
+        first = min(self._asked, key=lambda one: self._served.get(one, -math.inf))
+        if self._busy or now < self._next or owner != first:
+            return False
+        self._busy, self._next = True, now + _BETWEEN
+        del self._asked[owner]
+        self._served.pop(owner, None)
+        self._served[owner] = now
+        if len(self._served) > _OWNERS:
+            del self._served[next(iter(self._served))]
+        return True
 
     def _run(self, binary: Binary, release: str, file: str, reference: Reference) -> None:
         parser = binary.apart(MATCHING, _PATIENCE)
@@ -132,15 +153,16 @@ def hidden_of(binary: Binary) -> Hidden:
     return _known.get(binary, _NOTHING)
 
 
-def resolve(target: Target) -> Hidden:
+def resolve(target: Target, owner: str = "") -> Hidden:
     """
     Reveal the functions that the program of *target* hides, once; nothing for other programs.
 
-    In the daemon, SoughtError for a program whose functions are still looked for.
+    In the daemon, SoughtError for a program whose functions are still looked for; owners of
+    programs take turns there.
     """
     binary = target.binary
     if binary not in _known:
-        _known[binary] = _resolved(target) if hides(binary) else Hidden()
+        _known[binary] = _resolved(target, owner) if hides(binary) else Hidden()
     return _known[binary]
 
 
@@ -156,7 +178,7 @@ def hides(binary: Binary) -> bool:
     return binary.machine == "x64" and binary.symbol("erts_schedule") is None
 
 
-def _resolved(target: Target) -> Hidden:
+def _resolved(target: Target, owner: str) -> Hidden:
     binary = target.binary
     parser = binary.apart(MATCHING, _PATIENCE) if binary.patient else binary.apart(_DIGEST)
     try:
@@ -165,10 +187,7 @@ def _resolved(target: Target) -> Hidden:
         kept = memory.recall(file)
         if kept and kept.reference == DEBUG_FILE:
             return reveal(binary, kept)
-        shelf = nearest(
-            target.otp_release, target.erts_version, target.flavor, binary.machine, entries()
-        )
-        return _by_reference(target, shelf, parser, file, kept)
+        return _by_reference(target, parser, file, kept, owner)
     except RefusedFileError as error:
         if not error.lasting:
             raise
@@ -182,12 +201,14 @@ def _resolved(target: Target) -> Hidden:
 
 def _by_reference(
     target: Target,
-    shelf: list[Entry],
     parser: Parser,
     file: str,
     kept: Functions | None,
+    owner: str,
 ) -> Hidden:
-    """What the first usable reference of *shelf* shows."""
+    """What the nearest usable reference shows."""
+    machine = target.binary.machine
+    shelf = nearest(target.otp_release, target.erts_version, target.flavor, machine, entries())
     with suppress(BadReferenceError):
         if kept and shelf and kept.reference == shelf[0].digest():
             return reveal(target.binary, kept)
@@ -201,7 +222,7 @@ def _by_reference(
         return reveal(target.binary, found)
     if target.binary.patient:
         return reveal(target.binary, _matched(parser, target.otp_release, file, reference))
-    _background.start(target, file, reference)
+    _background.start(target, file, reference, owner)
     raise SoughtError(f"the functions that the program of process {target.pid} hides are sought")
 
 
