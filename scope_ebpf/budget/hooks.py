@@ -17,7 +17,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import Action
 from scope_ebpf.budget.judge import counted as counted_of
-from scope_ebpf.budget.judge import fits, growth, spread
+from scope_ebpf.budget.judge import fits, growth, spread, surplus
 from scope_ebpf.budget.reference_counters import EXACT_COUNTERS
 from scope_ebpf.budget.windows import Baseline, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
@@ -130,10 +130,10 @@ class GovernedHooks:
     ) -> None:
         self.session, self._counters, self._costs = session, counters, costs
         self._judge = judge
-        #: By pending event, its count and the VM's counters at the last look, or when a window
-        #: opened: before and after that.
-        self._looked: dict[str, tuple[int, dict[str, int]]] = {}
-        self._opened: tuple[int, dict[str, int], dict[str, int]] | None = None
+        #: By pending event, its count, its surplus, and the VM's counters at the last look, or when
+        #: a window opened: before and after that.
+        self._looked: dict[str, tuple[int, int, dict[str, int]]] = {}
+        self._opened: tuple[int, int, dict[str, int], dict[str, int]] | None = None
         self._taken_out: set[str] = set()
         self._governor, self._totals, self._failed = governor, totals, failed
         self.counts = HookCounts()
@@ -276,7 +276,7 @@ class GovernedHooks:
             self.session.refill(event, action.hits)
         elif self._attach(event):
             if event in self._judge.pending:
-                self._looked[event] = self._count(event), self._counters.now()
+                self._looked[event] = *self._counts(event), self._counters.now()
             self.session.enable(event, action.hits)
             self._totals.opened(event, self._counters.sample(event, values))
 
@@ -294,9 +294,9 @@ class GovernedHooks:
             self.counts.windows += 1
             judged = action.event in self._judge.pending
             before = self._counters.now() if judged else {}
-            count = self._count(action.event) if judged else 0
+            counts = self._counts(action.event) if judged else (0, 0)
             self._window = Window(self.session, self._counters, action, *rates)
-            self._opened = (count, before, self._counters.now()) if judged else None
+            self._opened = (*counts, before, self._counters.now()) if judged else None
             self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:
@@ -326,45 +326,49 @@ class GovernedHooks:
     def compare_from_now(self) -> None:
         """Nothing was counted before now, whatever the VM counted. Raises ReadRefusedError."""
         values = self._counters.now()
-        self._looked = {event: (self._count(event), values) for event in self._looked}
+        self._looked = {event: (*self._counts(event), values) for event in self._looked}
 
-    def _count(self, event: str) -> int:
-        return counted_of(event, self.session.kind(event)[0])
+    def _counts(self, event: str) -> tuple[int, int]:
+        """How many of *event* were counted, and its surplus."""
+        tallies = self.session.kind(event)[0]
+        return counted_of(event, tallies), surplus(event, tallies)
 
     def _judge_window(
         self,
         event: str,
-        opened: tuple[int, dict[str, int], dict[str, int]],
+        opened: tuple[int, int, dict[str, int], dict[str, int]],
         until: dict[str, int],
         closed: ClosedWindow,
         *,
         exhausted: bool,
     ) -> None:
         """Compare what a window counted with what the VM counted within and around it."""
-        before, outside, inside = opened
+        count_before, more_before, outside, inside = opened
         after = self._counters.now()
-        count, most = self._count(event) - before, growth(event, outside, after)
+        count, more = self._counts(event)
+        count, more, most = count - count_before, more - more_before, growth(event, outside, after)
         # How many were there meanwhile, where the counter is that of those that came.
         moved = 0 if event in EXACT_COUNTERS else spread(event, (outside, inside, until, after))
         if not exhausted:
-            self._judge.add(event, count, growth(event, inside, until), most)
+            self._judge.add(event, count, growth(event, inside, until), most, more)
         elif closed.growth is not None and moved <= count / 4:
             # The programs read the counter at the first hit and at the last one.
             grown = int(closed.growth)
-            self._judge.add(event, count, grown - moved, grown + moved + 1)
+            self._judge.add(event, count, grown - moved, grown + moved + 1, more)
         elif not fits(count, 0, most):
-            self._judge.add(event, count, 0, most)
+            self._judge.add(event, count, 0, most, more)
 
     def _judge_permanent(self, tallies: NDArray[np.void], values: dict[str, int]) -> None:
         """Compare what was counted since the last look with what the VM counted."""
         for event in self._looked.keys() & self._judge.pending & set(self.session.attached):
             if self.session.exhausted_at(event):
                 continue
-            before, since = self._looked[event]
-            count = counted_of(event, tallies[events.KINDS[event].id])
+            count_before, more_before, since = self._looked[event]
+            kind = tallies[events.KINDS[event].id]
+            count, more = counted_of(event, kind), surplus(event, kind)
             grown = growth(event, since, values)
-            self._judge.add(event, count - before, grown, grown)
-            self._looked[event] = count, dict(values)
+            self._judge.add(event, count - count_before, grown, grown, more - more_before)
+            self._looked[event] = count, more, dict(values)
         self._take_out()
 
     def _take_out(self) -> None:
@@ -388,7 +392,7 @@ class GovernedHooks:
             self.counts.lost = int(counted[0]["lost"].sum())
             self.counts.refused = int(counted[0]["refused"].sum())
         self._was_hit = was_hit
-        if self._judge.pending or self._looked:
+        if self._judge.pending:
             tallies = self.session.kinds()[0] if counted is None else counted[0]
             self._judge_permanent(tallies, values)
         for event in self._totals:

@@ -153,6 +153,10 @@ class ReferenceCounters:
         self._last = counters.spawned
         return replace(counters, spawned=self._spawned)
 
+    def schedulers(self) -> int:
+        """The number of normal schedulers; 0 where the counters cannot be read."""
+        return len(self._addresses.get("context_switches", ()))
+
     def names(self) -> frozenset[str]:
         """The names of the counters that can be read."""
         return frozenset(self._addresses)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.hidden.memory import add_proven
-from scope_ebpf.beam.hidden.resolve import hidden_of
+from scope_ebpf.beam.hidden.resolve import hidden_of, prove
 from scope_ebpf.budget.fold import fold
 from scope_ebpf.budget.governor import BudgetPolicy, Governor, water_fill
 from scope_ebpf.budget.hit_costs import HitCosts
@@ -99,7 +98,8 @@ class BudgetedRun:
         self.ledger = Ledger(costs, self.counters)
         self._session = open_governed_session(target, planned, attacher, pool)
         self._hidden = hidden_of(target.binary)
-        self.judge = Judge(planned.plan, self._hidden.proven, self._before.counters)
+        known, schedulers = self._before.counters, self.counters.schedulers()
+        self.judge = Judge(planned.plan, self._hidden.proven, known, schedulers)
         self._hooks = GovernedHooks(
             self._session,
             self.counters,
@@ -209,7 +209,7 @@ class BudgetedRun:
         finished = self._finished = self._hooks.finish()
         self.judge.finish()
         self._failures |= self.judge.refused
-        add_proven(self._hidden.file, self.judge.agreed)
+        prove(self._hidden, self.judge.agreed)
         for event in self.ledger:
             self.ledger.end(event, finished.permanent.get(event), finished.samples.get(event))
         reasons = {

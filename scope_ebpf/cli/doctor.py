@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import EVENTS
-from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import JUDGED, resolve
 from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.cli.documents import print_document
@@ -131,7 +130,7 @@ def _examine(target: Target) -> ExaminedVm:
 def _found_by(item: Item, hidden: Hidden) -> str | None:
     """How the functions of an event were found that the program hides; None for symbols."""
     source = next((a.source for a in item.attachments if a.source), None)
-    if source is None or item.event not in JUDGED or source == DEBUG_FILE:
+    if source is None or item.event not in JUDGED:
         return source
     if item.event in hidden.proven:
         return f"{source}; the VM's counters agreed"

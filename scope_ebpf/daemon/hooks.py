@@ -76,7 +76,12 @@ class TargetHooks:
         costs = self._costs.by_event()
         self._governor = Governor(costs, time.monotonic(), budget=budget)
         self._totals = totals.Totals(costs, self.counters.growth)
-        self._judge = Judge(self.plan, hidden_of(target.binary).proven, self.counters.names())
+        self._judge = Judge(
+            self.plan,
+            hidden_of(target.binary).proven,
+            self.counters.names(),
+            self.counters.schedulers(),
+        )
         self.failed |= self._judge.refused
         for event in self._judge.refused:
             self._governor.failed(event)
@@ -166,7 +171,7 @@ class TargetHooks:
     def _event(self, item: Item, mode: str) -> EventReading:
         if mode == "off":
             return totals.off(item, self.failed.get(item.event, item.reason))
-        if item.event in self._judge.pending:
+        if item.event in self._judge.withheld():
             return totals.off(item, self._judge.why_pending(item.event))
         ratio = self._governor.sampling_ratio(item.event)
         return self._totals.reading(item.event, item, mode, ratio)

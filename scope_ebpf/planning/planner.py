@@ -161,6 +161,7 @@ def symbol_attachments(
         return []
     bounds.require_in_function(binary, symbol, symbol.address)
     if hook.call and (at_call := _call(binary, symbol, hook)):
+        bounds.require_in_function(binary, symbol, at_call)
         offset = binary.file_offset(at_call)
         return [
             Attachment(
@@ -198,7 +199,7 @@ def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:
     calls = binary.calls(symbol.address, symbol.size)
     if called is not None:
         found = [address for address, target, _ in calls if target == called.address]
-    elif hook.local:
+    elif hook.local and not symbol.source:  # where names are hidden, others have none as well
         found = [address for address, _, named in calls if not named]
     else:
         return None

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.hidden.memory import DEBUG_FILE
 from scope_ebpf.beam.hidden.resolve import hidden_of
 from scope_ebpf.beam.processes.table import IDENTITY, RUNNING, ProcessTable
 from scope_ebpf.beam.stacks.sampling import sample_settings
@@ -124,7 +123,7 @@ def _hooks(target: Target) -> Sequence[Attachment]:
             f"waiting cannot be seen in process {target.pid}: {plan.items[0].reason}. "
             "`scope-trace profile` without --off-cpu needs no hooks"
         )
-    found = any(a.source not in ("", DEBUG_FILE) for a in plan.attachments)
+    found = any(a.source for a in plan.attachments)
     if found and "schedule" not in hidden_of(target.binary).proven:
         raise NothingToAttachError(
             f"waiting cannot be seen in process {target.pid}: its program hides where processes "

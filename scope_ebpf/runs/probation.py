@@ -4,7 +4,8 @@ Compares hooks of functions that were found without a symbol with the VM's count
 count everything.
 
 A trace that sums up compares while it counts, and shows at its end what has agreed. What writes
-each event as it comes may write none that is wrong: :func:`proven` compares before it begins.
+each event as it comes may write none that is wrong: :func:`proven` compares before it begins. What
+another VM of the program has proven is shown at once, and compared all the same.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Plan
-from scope_ebpf.beam.hidden.memory import add_proven
-from scope_ebpf.beam.hidden.resolve import hidden_of
-from scope_ebpf.budget.judge import Judge, counted, growth
+from scope_ebpf.beam.hidden.resolve import hidden_of, prove
+from scope_ebpf.budget.judge import Judge, counted, growth, surplus
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.sessions import open_session
@@ -36,13 +36,13 @@ class Probation:
     """Compares the events of *plan* that need it, from :meth:`begin` to :meth:`finish`."""
 
     def __init__(self, target: Target, plan: Plan) -> None:
-        self._file = hidden_of(target.binary).file
-        self.judge = Judge(plan, hidden_of(target.binary).proven, ())
+        self._hidden = hidden_of(target.binary)
+        self.judge = Judge(plan, (), ())
         self._counters: ReferenceCounters | None = None
         if self.judge.pending or self.judge.refused:  # most plans have no such event
             self._counters = ReferenceCounters(target)
-            names = self._counters.names()
-            self.judge = Judge(plan, hidden_of(target.binary).proven, names)
+            names, schedulers = self._counters.names(), self._counters.schedulers()
+            self.judge = Judge(plan, self._hidden.proven, names, schedulers)
         self._began: tuple[dict[str, int], dict[str, int]] | None = None
         self._due = 0.0
         self._taken_out: set[str] = set()
@@ -71,7 +71,7 @@ class Probation:
                 self._compare(session)
             self.judge.finish()
         self._take_out(session)
-        add_proven(self._file, self.judge.agreed)
+        prove(self._hidden, self.judge.agreed)
 
     def _compare(self, session: Session) -> None:
         assert self._counters  # noqa: S101 - the callers look
@@ -84,7 +84,8 @@ class Probation:
             kind = tallies[events.KINDS[event].id]
             count = sum(counted(event, kind[:, cpu]) for cpu in range(kind.shape[1]))
             low, high = growth(event, begun, until), growth(event, before, after)
-            self.judge.replace(event, count, min(low, high), max(low, high))
+            more = surplus(event, kind)
+            self.judge.replace(event, count, min(low, high), max(low, high), more)
 
     def _take_out(self, session: Session) -> None:
         """Remove the hooks of what was refused since the last call."""
@@ -103,6 +104,7 @@ def proven(target: Target, planned: Planned) -> Planned:
     """
     probation = Probation(target, planned.plan)
     judge = probation.judge
+    judge.pending = judge.withheld()
     if not judge.pending and not judge.refused:
         return planned
     wanted = tuple(item for item in planned.plan.items if item.event in judge.pending)
@@ -114,7 +116,7 @@ def proven(target: Target, planned: Planned) -> Planned:
                 time.sleep(_BETWEEN / 2)
                 probation.look(session, now)
             session.count(on=False)
-        add_proven(hidden_of(target.binary).file, judge.agreed)
+        prove(hidden_of(target.binary), judge.agreed)
     reasons = judge.refused | {event: judge.why_pending(event) for event in judge.pending}
     plan = planned.plan.refuse(reasons)
     if not plan.attachments:

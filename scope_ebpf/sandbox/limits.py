@@ -31,8 +31,8 @@ AROUND = 1024
 CODE, INSTRUCTIONS = 1 << 16, 4096
 #: Functions of a file; calls of one that count; bytes of relocations; bytes of a called name.
 FUNCTIONS, CALLS, RELOCATIONS, CALLED = 1 << 16, 1024, 8 << 20, 64
-#: Bytes of a file whose functions are looked for.
-PROGRAM = 256 << 20
+#: Bytes of a file whose functions are looked for; they are all in the child's memory.
+PROGRAM = 128 << 20
 #: Bytes of a function that are disassembled for its constants.
 MARKED = 8 << 10
 #: Functions of a reference, and of each the calls, and the marks of one kind.

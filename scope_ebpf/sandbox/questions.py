@@ -10,12 +10,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.sandbox import code, jit_code, limits
-from scope_ebpf.sandbox.elf import Elf, File
+from scope_ebpf.sandbox.elf import Elf, File, Unpacked
 from scope_ebpf.sandbox.limits import LimitError, MalformedError
 from scope_ebpf.sandbox.starts import Starts
 from scope_ebpf.sandbox.symbols import Symbol, Table
 
 if TYPE_CHECKING:
+    from scope_ebpf.sandbox.elf import Source
     from scope_ebpf.sandbox.frames import CallFrames, Row
     from scope_ebpf.sandbox.marks import Marks
     from scope_ebpf.sandbox.matching import Found
@@ -34,7 +35,7 @@ class Questions:
 
     def __init__(self, name: str, fd: int) -> None:
         self._name = name
-        self._file = File(fd)
+        self._file: Source = File(fd)
         self._added: list[Table] = []
 
     def ask(self, question: str, arguments: list[Any], fds: list[int]) -> object:
@@ -242,15 +243,27 @@ class Questions:
         return Marks(self._elf)
 
     def on_digest(self) -> str:
-        """The file's SHA-256, in hex. Nothing of it is parsed, so no file decides the answer."""
+        """
+        The file's SHA-256, in hex. Nothing of it is parsed, so no file decides the answer.
+
+        Whoever may write the file may change it afterwards: later answers are of the same bytes.
+        """
         from hashlib import sha256
 
-        digest = sha256()
         if self._file.size > limits.PROGRAM:
             raise LimitError(f"it has {self._file.size:,} bytes, at most {limits.PROGRAM:,} count")
+        data = bytearray()
         for offset in range(0, self._file.size, _BLOCK):
-            digest.update(self._file.at(offset, _BLOCK))
-        return digest.hexdigest()
+            data += self._file.at(offset, min(_BLOCK, self._file.size - offset))
+        self._file = Unpacked(data)
+        for parsed in ("_elf", "_tables", "_frames", "_starts", "_marks"):
+            self.__dict__.pop(parsed, None)
+        return sha256(data).hexdigest()
+
+    def _require(self, digest: str) -> None:
+        """Refuse other bytes than those of *digest*; answer from these."""
+        if self.on_digest() != digest:
+            raise MalformedError("it changed while it was read")
 
     def on_learn(self, wanted: list[str]) -> dict[str, object]:
         """What this build teaches of functions: see ``learning``; a compiler, and their names."""
@@ -264,15 +277,22 @@ class Questions:
         return {**learned, "compiler": comment.decode("ascii", "replace"), "wanted": list(found)}
 
     def on_match(
-        self, wanted: list[str], rows: list[Any], called: list[str], unique: list[int]
+        self,
+        digest: str,
+        wanted: list[str],
+        rows: list[Any],
+        called: list[str],
+        unique: list[int],
     ) -> dict[str, Found]:
-        """The functions *wanted* of a reference in this file: see ``matching``."""
+        """The functions *wanted* of a reference in the file of *digest*: see ``matching``."""
         from scope_ebpf.sandbox.matching import Matcher, Reference
 
+        self._require(digest)
         return Matcher(self._marks, self._functions(), Reference(rows, called, unique)).run(wanted)
 
-    def on_wanted(self, wanted: list[str]) -> dict[str, tuple[int, int]]:
-        """Start and size of the functions of those names, mangled ones too."""
+    def on_wanted(self, digest: str, wanted: list[str]) -> dict[str, tuple[int, int]]:
+        """Start and size of the functions of those names, mangled ones too, in that file."""
+        self._require(digest)
         starts = _wanted(self._functions(), wanted)
         sizes = self._starts.sizes
         return {name: (start, sizes[start]) for name, start in starts.items() if start in sizes}
@@ -322,7 +342,7 @@ def _wanted(functions: dict[str, int], wanted: list[str]) -> dict[str, int]:
     return plain
 
 
-def _crc(file: File) -> int:
+def _crc(file: Source) -> int:
     crc = 0
     for offset in range(0, file.size, _BLOCK):
         crc = zlib.crc32(file.at(offset, _BLOCK), crc)

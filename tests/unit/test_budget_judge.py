@@ -10,7 +10,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Attachment, Item, Plan
-from scope_ebpf.budget.judge import Judge, counted, fits, growth, spread
+from scope_ebpf.budget.judge import Judge, counted, fits, growth, spread, surplus
 
 ALL = {
     "spawned": 0,
@@ -46,6 +46,18 @@ def test_an_event_agrees_when_it_counts_what_the_vm_counts():
     assert (judge.pending, judge.agreed, judge.refused) == (set(), {"spawn", "exit"}, {})
 
 
+def test_a_window_that_fits_nearly_every_count_proves_nothing():
+    """
+    An event agrees only by windows in which the VM's count is known well.
+    """
+    judge = judge_of("spawn", "exit")
+    judge.add("spawn", 900, 150, 1000)
+    judge.add("exit", 900, 850, 1000)
+    assert (judge.pending, judge.agreed, judge.refused) == ({"spawn"}, {"exit"}, {})
+    judge.add("spawn", 9000, 8990, 9010)
+    assert judge.agreed == {"spawn", "exit"}
+
+
 @pytest.mark.parametrize(("count", "vm"), [(12, 4000), (0, 23), (3000, 130), (23, 0)])
 def test_an_event_that_disagrees_twice_is_refused_by_name(count: int, vm: int):
     """
@@ -76,12 +88,28 @@ def test_a_few_counts_agree_at_the_end_only_if_they_are_equal():
 
 def test_what_needs_no_judgement_is_not_judged():
     """
-    Symbols of the file, debug files, proven events, and events that no counter counts are left out.
+    Symbols of the file itself and events that no counter counts are left out; debug files are not.
     """
     assert judge_of("spawn", source="").pending == set()
-    assert judge_of("spawn", source="debug file").pending == set()
-    assert judge_of("spawn", "gc", proven=("spawn",)).pending == {"gc"}
+    assert judge_of("spawn", source="debug file").pending == {"spawn"}
     assert judge_of("send").pending == set()
+
+
+def test_what_another_vm_has_proven_is_shown_and_compared():
+    """
+    Proven events are shown at once, and until the end, unless they disagree in this VM.
+    """
+    names = ("spawn", "exit", "gc", "port_open")
+    judge = Judge(plan(*names), names[:3], ALL.keys() - {"collections"})
+    assert judge.withheld() == {"port_open"}
+    assert judge.pending == {"spawn", "exit", "port_open"}
+    for _ in range(2):
+        judge.add("spawn", 0, 23, 23)
+    judge.add("exit", 7, 9, 9)
+    judge.add("port_open", 7, 9, 9)
+    judge.finish()
+    assert judge.refused.keys() == {"spawn", "port_open"}
+    assert judge.pending == judge.agreed == set()
 
 
 def test_an_event_whose_counter_cannot_be_read_is_refused():
@@ -128,6 +156,37 @@ def test_only_classes_that_the_vm_counts_are_compared():
         for name, count in classes.items():
             tallies["count"][events.KINDS[event].classes.index(name)] = count
         assert counted(event, tallies) == {"gc": 12, "schedule": 5}[event]
+
+
+def test_what_begins_must_end_as_often():
+    """
+    A schedule is seen right if it ends as often as it begins, but for what runs on a scheduler.
+    """
+    for more, agrees in ((3, True), (-3, True), (106, True), (120, False), (-900, False)):
+        judge = Judge(plan("schedule"), (), ALL, 2)
+        for _ in range(2):
+            judge.replace("schedule", 2000, 2000, 2000, more)
+        assert (judge.agreed == {"schedule"}) == agrees
+        assert (judge.refused == {}) == agrees
+    judge = Judge(plan("schedule"), (), ALL, 64)
+    judge.add("schedule", 23, 23, 23, 23)
+    assert judge.pending == {"schedule"}
+
+
+def test_a_window_that_ends_while_processes_run_has_a_surplus_of_them():
+    """
+    Each window may have as many begins without an end as there are schedulers.
+    """
+    judge = Judge(plan("schedule"), (), ALL, 8)
+    judge.add("schedule", 10, 10, 10, 8)
+    judge.add("schedule", 10, 10, 10, -8)
+    assert judge.refused == {}
+    judge.add("schedule", 200, 200, 200, 5)
+    assert judge.agreed == {"schedule"}
+    tallies = np.zeros(events.CLASSES, events.COUNTERS)
+    classes = events.KINDS["schedule"].classes
+    tallies["count"][classes.index("in")], tallies["count"][classes.index("out")] = 5, 12
+    assert (surplus("schedule", tallies), surplus("gc", tallies)) == (-7, 0)
 
 
 def test_what_is_under_way_is_no_disagreement():

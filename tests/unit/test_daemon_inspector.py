@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from scope_ebpf.beam.hidden.resolve import SoughtError
 from scope_ebpf.beam.memory import process_memory
 from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.daemon.config import Config
@@ -93,6 +94,24 @@ def test_what_parses_the_files_of_an_owner_is_charged_to_it(
     monkeypatch.setattr(process_memory.client, "cpu_seconds", lambda: 5.0 * len(looked.pids))
     Looker(shares, tmp_path).look(1, EVIL, QUICK)
     assert shares.wait(EVIL) >= (5.0 - BURST) / SHARE
+
+
+def test_a_program_whose_functions_are_sought_is_looked_at_again_within_a_minute(
+    tmp_path: Path, looked
+):
+    """
+    However often others had their turn, the pause does not grow beyond a minute.
+    """
+    clock = Clock()
+    processes(tmp_path, 1)
+    looker = Looker(Shares(), tmp_path)
+    looker.refused = Refused(clock)
+    looked.error = SoughtError("they are sought")
+    for _ in range(8):
+        again = looker.look(1, EVIL, QUICK).again
+        assert again <= clock.now + 60
+        clock.now = again
+    assert 8 == len(looked.pids)
 
 
 def test_a_process_that_ends_during_a_look_does_not_affect_its_program(

@@ -11,6 +11,8 @@ import os
 import random
 import shutil
 import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,19 @@ from scope_ebpf.beam.hidden import memory, shelf
 from scope_ebpf.beam.hidden.learn import learn, of_debug_file
 from scope_ebpf.beam.hidden.memory import Functions, Place
 from scope_ebpf.beam.hidden.reference import WANTED, BadReferenceError, Build, packed, parse
-from scope_ebpf.beam.hidden.resolve import _done, _known, hidden_of, resolve
+from scope_ebpf.beam.hidden.resolve import (
+    Hidden,
+    _Background,
+    _done,
+    _known,
+    _matched,
+    hidden_of,
+    match,
+    prove,
+    resolve,
+    reveal,
+)
+from scope_ebpf.sandbox.client import UnreadableFileError
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
 HELPERS = [f"helper_{n}" for n in range(60)]
@@ -328,8 +342,6 @@ def test_two_functions_are_not_found_at_one_place(builds, own_folders):
     """
     An entry that has two functions at one place gives the first of them only.
     """
-    from scope_ebpf.beam.hidden.resolve import reveal
-
     binary = Binary.open(builds.stripped)
     start = truth(builds.named)["erts_schedule"]
     size = next(size for size in range(1, 4096) if binary.is_start(start, size))
@@ -339,3 +351,120 @@ def test_two_functions_are_not_found_at_one_place(builds, own_folders):
     assert hidden is hidden_of(binary) is _known[binary]
     assert binary.symbol("erl_create_process") is not None
     assert "found at the same place" in hidden.reasons["erts_do_exit_process"]
+
+
+def test_a_file_that_changes_is_matched_as_it_was_digested_or_not_at_all(
+    builds, reference, own_folders
+):
+    """
+    Once its digest is taken, other bytes of the file teach nothing, and are kept nowhere.
+    """
+    path = own_folders.cache / "beam"
+    path.write_bytes(builds.stripped.read_bytes())
+    binary = Binary.open(path)
+    parser = binary.apart(6.0, 60.0)
+    digest = parser.ask("digest", str)
+    whole = match(parser, digest, parse(reference, "it"))
+    parser.close()  # as a child that was idle ends
+    path.write_bytes(builds.teacher.read_bytes())
+    with pytest.raises(UnreadableFileError, match="it changed while it was read"):
+        _matched(parser, "29", digest, parse(reference, "it"))
+    assert memory.recall(digest) is None
+    parser.close()
+    path.write_bytes(builds.stripped.read_bytes())
+    assert whole == match(parser, digest, parse(reference, "it"))
+    path.write_bytes(b"\x7fELF")
+    assert len(parser.ask("starts", list, [(0, 1)])) == 1
+    parser.close()
+
+
+def test_only_the_functions_that_were_compared_are_proven(own_folders):
+    """
+    What another process has kept meanwhile is not proven by a run that used other places.
+    """
+    used = Functions("f" * 8, "r", "reference", True, {"erts_schedule": Place(4096, 23)})
+    assert memory.keep(replace(used, places={"erts_schedule": Place(8192, 23)}))
+    hidden = Hidden(used)
+    prove(hidden, {"schedule"})
+    assert {"schedule"} == hidden.proven
+    assert () == memory.recall(used.file).proven
+    assert memory.keep(used)
+    prove(Hidden(used), {"schedule"})
+    assert ("schedule",) == memory.recall(used.file).proven
+
+
+def test_a_function_of_no_event_is_not_one_that_a_counter_judges(builds):
+    """
+    What decides whether a connection is busy must be found as surely as what no counter shows.
+    """
+    binary = Binary.open(builds.stripped)
+    places = {}
+    for name in ("erl_create_process", "erts_dsig_send", "erts_init_gc"):
+        start = truth(builds.named)[name]
+        size = next(size for size in range(1, 4096) if binary.is_start(start, size))
+        places[name] = Place(start, size, 0.65, 0.15)
+    hidden = reveal(binary, Functions("f", "r", "reference", True, places))
+    assert "not like enough (score 0.65" in hidden.reasons["erts_dsig_send"]
+    assert binary.symbol("erl_create_process")
+    assert binary.symbol("erts_init_gc")
+
+
+def test_the_entries_that_were_used_longest_ago_make_room(own_folders, monkeypatch):
+    """
+    Whoever runs many copies of a program takes no room from what others run now.
+    """
+    monkeypatch.setattr(memory, "_ENTRIES", 3)
+    folder = own_folders.cache / "functions"
+    for number, name in enumerate(("a", "b", "c", "d", "e")):
+        assert memory.keep(Functions(name, "r", "reference", True, {}))
+        os.utime(folder / f"{name}.json", (number + 1, number + 1))
+        assert memory.recall("a") is not None
+    assert {"a.json", "d.json", "e.json"} == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("patient", "waits"), [(True, 60.0), (False, None)])
+def test_a_look_of_the_daemon_waits_no_longer_for_a_digest(builds, monkeypatch, patient, waits):
+    """
+    A command waits for as long as a matching takes, and the daemon as for any other answer.
+    """
+    given = []
+
+    def apart(self: Binary, seconds: float, patience: float | None = None) -> Any:
+        given.append((seconds, patience))
+        raise UnreadableFileError("enough")
+
+    monkeypatch.setattr(Binary, "apart", apart)
+    target = target_of(builds.stripped)
+    target.binary = Binary.open(builds.stripped, debug_files=patient)
+    with pytest.raises(UnreadableFileError):
+        resolve(target)
+    ((seconds, patience),) = given
+    assert patience == waits
+    assert (seconds > 1) == patient
+
+
+def test_owners_of_programs_take_turns(monkeypatch):
+    """
+    Who has new programs all the time gets every other turn, and who asks no more gets none.
+    """
+    now, taken = [0.0], []
+    background = _Background(lambda: now[0])
+
+    def run(binary: Any, release: str, file: str, reference: Any) -> None:
+        taken.append(file)
+        background._busy = False
+
+    monkeypatch.setattr(background, "_run", run)
+    monkeypatch.setattr(threading, "Thread", lambda target, **_: SimpleNamespace(start=target))
+    target = SimpleNamespace(binary=None, otp_release="29")
+
+    def ask(seconds: float, *owners: str) -> None:
+        for _ in range(round(seconds / 50)):
+            now[0] += 50
+            for owner in owners:
+                background.start(target, owner, None, owner)
+
+    ask(1500, "evil", "good")
+    assert ["evil", "good", "evil", "good", "evil"] == taken
+    ask(1200, "evil")
+    assert ["evil"] * 3 == taken[-3:]

@@ -193,6 +193,35 @@ def test_a_message_to_an_alias_is_seen_where_it_is_queued(names: dict[str, int])
     assert ("send_alias", BASE + 22) == (hook.program, hook.address)
 
 
+def test_a_function_that_was_found_calls_others_without_names(monkeypatch: pytest.MonkeyPatch):
+    """
+    In a program that hides its names, the only call of a function without one may be any call.
+    """
+
+    def found(self: Executable, name: str) -> Symbol | None:
+        start = self.symbols.get(name)
+        return Symbol(name, start, 16, True, "reference") if start else None
+
+    monkeypatch.setattr(Executable, "symbol", found)
+    monkeypatch.setattr(Executable, "is_start", lambda *_: True, raising=False)
+    hook = to_alias(BASE + 0x900, BASE + 0x700, BASE + 0x900)
+    assert (BASE + 16, ()) == (hook.address, hook.registers)
+    hook = to_alias(BASE + 0x700, proc_queue_signal=BASE + 0x700)
+    assert BASE + 17 == hook.address
+
+
+def test_a_call_that_lies_beyond_its_function_is_no_place_for_a_hook(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    A parser that names an address elsewhere gets no hook there.
+    """
+    outside = [(BASE + 0x400, BASE + 0x800, True)]
+    monkeypatch.setattr(Executable, "calls", lambda *_: outside)
+    binary = calling(BASE + 0x800)
+    assert "is not within erts_send_message" in item(binary, "send").reason
+
+
 @pytest.mark.parametrize("calls", [(), (BASE + 0x900,), (BASE + 0x700, BASE + 0x710)])
 def test_a_message_to_an_alias_counts_at_the_entry_where_that_is_not_clear(calls: tuple[int, ...]):
     """

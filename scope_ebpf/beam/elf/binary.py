@@ -206,7 +206,7 @@ class Binary:
         """Whether looking into the file may take seconds: in a command, not in the daemon."""
         return self._debug_files
 
-    def apart(self, seconds: float, patience: float) -> Parser:
+    def apart(self, seconds: float, patience: float | None = None) -> Parser:
         """
         Return a parser that looks for functions, which nothing of the file has reached yet.
 

@@ -68,7 +68,9 @@ def of_debug_file(binary: Binary, fd: int) -> Functions:
             raise BadReferenceError(
                 f"the debug file is not of {binary.path}: its build id is another one"
             )
-        found = parser.ask("wanted", lambda a: answers.table(a, _place, len(WANTED)), list(WANTED))
+        found = parser.ask(
+            "wanted", lambda a: answers.table(a, _place, len(WANTED)), file, list(WANTED)
+        )
     except UnreadableFileError as error:
         raise BadReferenceError(f"the debug file cannot be used: {error}") from None
     finally:

@@ -77,6 +77,8 @@ def recall(file: str, where: Path | None = None) -> Functions | None:
             found = _checked(json.loads(stream.read(_MOST)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    with suppress(OSError):
+        os.utime(path)  # what is used stays
     return found if found.file == file else None
 
 
@@ -97,8 +99,9 @@ def keep(found: Functions, where: Path | None = None) -> bool:
     }
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not is_ours(path.parent) or len(list(path.parent.iterdir())) >= _ENTRIES:
+        if not is_ours(path.parent):
             return False
+        _make_room(path)
         with Document(str(path), force=True) as output:
             output.file.write(json.dumps(document).encode())
             output.commit()
@@ -107,10 +110,24 @@ def keep(found: Functions, where: Path | None = None) -> bool:
     return True
 
 
-def add_proven(file: str, proven: set[str], where: Path | None = None) -> None:
-    """Add events whose counts have agreed with the VM's counters to what is kept of a file."""
-    found = recall(file, where)
-    if found and not proven <= set(found.proven):
+def _make_room(path: Path) -> None:
+    """Let the entries go that were used longest ago, until there is room for *path*."""
+    entries = [entry for entry in path.parent.iterdir() if entry != path]
+    entries.sort(key=lambda entry: entry.lstat().st_mtime_ns)
+    for entry in entries[: max(0, len(entries) + 1 - _ENTRIES)]:
+        entry.unlink(missing_ok=True)
+
+
+def add_proven(used: Functions, proven: set[str], where: Path | None = None) -> None:
+    """
+    Add events whose counts have agreed with the VM's counters to what is kept of a file.
+
+    Only if the functions that were *used* are still those that are kept.
+    """
+    found = recall(used.file, where)
+    if not found or (found.reference, found.places) != (used.reference, used.places):
+        return
+    if not proven <= set(found.proven):
         with suppress(OSError):
             keep(replace(found, proven=tuple(sorted({*found.proven, *proven}))), where)
 

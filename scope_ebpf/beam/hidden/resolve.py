@@ -10,6 +10,7 @@ same major release, and with a higher score.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -30,7 +31,7 @@ from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from scope_ebpf.beam.elf.binary import Binary
     from scope_ebpf.beam.hidden.reference import Reference
@@ -43,8 +44,12 @@ JUDGED = frozenset(("spawn", "exit", "gc", "schedule", "port_open", "port_close"
 _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 #: CPU seconds of one matching, and seconds until its answer is late.
 MATCHING, _PATIENCE = 6.0, 60.0
+#: CPU seconds of a digest in the daemon, where a look that takes long is abandoned.
+_DIGEST = 1.0
 #: In the daemon: matchings whose results are remembered, and seconds from one to the next.
 _REMEMBERED, _BETWEEN = 64, 300.0
+#: Seconds for which an owner waits for its turn after it has asked, and owners that are remembered.
+_WAITS, _OWNERS = 150.0, 4096
 _HOOKS = [
     (variant.event, name)
     for variant in events.VARIANTS
@@ -53,6 +58,8 @@ _HOOKS = [
     for name in (hook.name, hook.call)
     if name
 ]
+#: Functions of no event that show their place by what they do (``beam.memory.search``).
+_CONFIRMED = ("erts_init_gc", "ethr_mutex_init")
 _EVENTS_OF = {name: {event for event, own in _HOOKS if own == name} for name in WANTED}
 
 
@@ -65,11 +72,12 @@ class Hidden:
     """
     What is known of the functions that a binary hides.
 
-    *source* says where their addresses come from, "" if none is known. *reasons* say of functions
-    why they are not known; *why* says it of all.
+    *found* is where they are, None if nothing is known; *source* says where their addresses come
+    from. *reasons* say of functions why they are not known; *why* says it of all. *proven* are the
+    events that have agreed with the counters of a VM of the program.
     """
 
-    file: str = ""
+    found: Functions | None = None
     source: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
     why: str = ""
@@ -80,25 +88,43 @@ class _Background:
     """
     Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
 
-    Programs come from anybody, so all together take 2 % of a core at most.
+    Programs come from anybody, so all together take 2 % of a core at most, and of the owners who
+    wait it is the turn of the one whose last turn was longest ago.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.Lock(), clock
         self._busy, self._next = False, 0.0
+        #: When each owner asked last, and when its last turn was.
+        self._asked: dict[str, float] = {}
+        self._served: dict[str, float] = {}
 
-    def start(self, target: Target, file: str, reference: Reference) -> None:
-        """Begin a matching, unless one runs or was begun a moment ago."""
-        now = time.monotonic()
+    def start(self, target: Target, file: str, reference: Reference, owner: str) -> None:
+        """Begin a matching, unless one runs, was begun a moment ago, or it is another's turn."""
         with self._lock:
-            if self._busy or now < self._next:
+            if not self._is_turn_of(owner):
                 return
-            self._busy, self._next = True, now + _BETWEEN
         work = partial(self._run, target.binary, target.otp_release, file, reference)
         try:
             threading.Thread(target=work, name="functions", daemon=True).start()
         except RuntimeError:  # the host allows no more threads
             self._busy = False
+
+    def _is_turn_of(self, owner: str) -> bool:
+        """Take the turn of *owner*, if it is; otherwise let it wait for the next one."""
+        now = self._clock()
+        self._asked[owner] = now
+        self._asked = {one: at for one, at in self._asked.items() if now - at < _WAITS}
+        first = min(self._asked, key=lambda one: self._served.get(one, -math.inf))
+        if self._busy or now < self._next or owner != first:
+            return False
+        self._busy, self._next = True, now + _BETWEEN
+        del self._asked[owner]
+        self._served.pop(owner, None)
+        self._served[owner] = now
+        if len(self._served) > _OWNERS:
+            del self._served[next(iter(self._served))]
+        return True
 
     def _run(self, binary: Binary, release: str, file: str, reference: Reference) -> None:
         parser = binary.apart(MATCHING, _PATIENCE)
@@ -127,16 +153,24 @@ def hidden_of(binary: Binary) -> Hidden:
     return _known.get(binary, _NOTHING)
 
 
-def resolve(target: Target) -> Hidden:
+def resolve(target: Target, owner: str = "") -> Hidden:
     """
     Reveal the functions that the program of *target* hides, once; nothing for other programs.
 
-    In the daemon, SoughtError for a program whose functions are still looked for.
+    In the daemon, SoughtError for a program whose functions are still looked for; owners of
+    programs take turns there.
     """
     binary = target.binary
     if binary not in _known:
-        _known[binary] = _resolved(target) if hides(binary) else Hidden()
+        _known[binary] = _resolved(target, owner) if hides(binary) else Hidden()
     return _known[binary]
+
+
+def prove(hidden: Hidden, agreed: set[str]) -> None:
+    """Know, now and at the next start, that events have *agreed* with the VM's counters."""
+    if hidden.found and not agreed <= hidden.proven:
+        hidden.proven |= agreed
+        memory.add_proven(hidden.found, agreed)
 
 
 def hides(binary: Binary) -> bool:
@@ -144,19 +178,16 @@ def hides(binary: Binary) -> bool:
     return binary.machine == "x64" and binary.symbol("erts_schedule") is None
 
 
-def _resolved(target: Target) -> Hidden:
+def _resolved(target: Target, owner: str) -> Hidden:
     binary = target.binary
-    parser = binary.apart(MATCHING, _PATIENCE)
+    parser = binary.apart(MATCHING, _PATIENCE) if binary.patient else binary.apart(_DIGEST)
     try:
         _given_up.check(binary.key)
         file = parser.ask("digest", partial(answers.text, most=64))
         kept = memory.recall(file)
         if kept and kept.reference == DEBUG_FILE:
             return reveal(binary, kept)
-        shelf = nearest(
-            target.otp_release, target.erts_version, target.flavor, binary.machine, entries()
-        )
-        return _by_reference(target, shelf, parser, file, kept)
+        return _by_reference(target, parser, file, kept, owner)
     except RefusedFileError as error:
         if not error.lasting:
             raise
@@ -170,32 +201,34 @@ def _resolved(target: Target) -> Hidden:
 
 def _by_reference(
     target: Target,
-    shelf: list[Entry],
     parser: Parser,
     file: str,
     kept: Functions | None,
+    owner: str,
 ) -> Hidden:
-    """What the first usable reference of *shelf* shows."""
+    """What the nearest usable reference shows."""
+    machine = target.binary.machine
+    shelf = nearest(target.otp_release, target.erts_version, target.flavor, machine, entries())
     with suppress(BadReferenceError):
         if kept and shelf and kept.reference == shelf[0].digest():
             return reveal(target.binary, kept)
     reference, trouble = _first(shelf)
     if reference is None:
         why = trouble or f"there is no reference of {target.flavor} emulators of any OTP release"
-        return Hidden(file, why=f"{why}; `scope-trace learn` makes one")
+        return Hidden(why=f"{why}; `scope-trace learn` makes one")
     if kept and kept.reference == reference.digest:
         return reveal(target.binary, kept)
     if found := _done.get((file, reference.digest)):
         return reveal(target.binary, found)
     if target.binary.patient:
         return reveal(target.binary, _matched(parser, target.otp_release, file, reference))
-    _background.start(target, file, reference)
+    _background.start(target, file, reference, owner)
     raise SoughtError(f"the functions that the program of process {target.pid} hides are sought")
 
 
 def _matched(parser: Parser, release: str, file: str, reference: Reference) -> Functions:
     """Match, and keep what was found. Raises UnreadableFileError and RefusedFileError."""
-    places = match(parser, reference)
+    places = match(parser, file, reference)
     near = reference.build.major == release
     found = Functions(file, reference.digest, f"reference {reference.build}", near, places)
     _done[file, reference.digest] = found
@@ -215,16 +248,17 @@ def _first(shelf: Iterable[Entry]) -> tuple[Reference | None, str]:
     return None, trouble
 
 
-def match(parser: Parser, reference: Reference) -> dict[str, Place]:
+def match(parser: Parser, file: str, reference: Reference) -> dict[str, Place]:
     """
-    The places of *reference*'s functions in the file of *parser*.
+    The places of *reference*'s functions in the file of *parser*, whose digest is *file*.
 
-    Raises UnreadableFileError and RefusedFileError.
+    Raises UnreadableFileError, also if it has another digest by now, and RefusedFileError.
     """
     wanted = list(reference.wanted)
     return parser.ask(
         "match",
         lambda a: answers.table(a, _place, len(wanted)),
+        file,
         wanted,
         reference.rows,
         reference.called,
@@ -261,7 +295,7 @@ def reveal(binary: Binary, found: Functions) -> Hidden:
         taken[place.start] = name
         symbols.append(Symbol(name, place.start, place.size, True, found.source))
     binary.reveal(symbols)
-    hidden = Hidden(found.file, found.source, reasons, "", frozenset(found.proven))
+    hidden = Hidden(found, found.source, reasons, "", frozenset(found.proven))
     _known[binary] = hidden
     return hidden
 
@@ -270,9 +304,7 @@ def _why_not(name: str, place: Place | None, found: Functions) -> str:
     """Why a function may not be used; "" if it may."""
     if place is None:
         return "it was not found in this build"
-    if found.reference == DEBUG_FILE:
-        return ""
-    judged = _EVENTS_OF[name] <= JUDGED
+    judged = name in _CONFIRMED or (bool(_EVENTS_OF[name]) and _EVENTS_OF[name] <= JUDGED)
     if not judged and not found.near:
         return "only a reference of another OTP release is there, and no counter proves it"
     score, margin = _JUDGED_LEAST if judged else _OTHER_LEAST

@@ -24,7 +24,7 @@ from scope_ebpf.beam.vm.discover import Refusal, inspect
 from scope_ebpf.beam.vm.node import NodeName
 from scope_ebpf.daemon.looks.discovery import RENAMED, Files
 from scope_ebpf.daemon.looks.hangs import Hangs
-from scope_ebpf.daemon.looks.owners import LookQueue, Owner, Shares
+from scope_ebpf.daemon.looks.owners import LookQueue, Owner, Shares, queue_of
 from scope_ebpf.daemon.looks.prepare import Prepared, UnprovenError, prepare
 from scope_ebpf.daemon.looks.programs import BEGUN, FIRST, MOST, Bad, Program, Refused, program_at
 from scope_ebpf.daemon.notify import say
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
 
-#: Seconds until a program is looked at again whose functions are sought.
-_SOUGHT = 5.0
+#: Seconds until a program is looked at again whose functions are sought, at first and at most.
+_SOUGHT, _SOUGHT_MOST = 5.0, 60.0
 #: Limits of a look: bytes of memory, system calls, seconds of CPU, seconds of time. The most
 #: expensive look at a VM, OTP 29 with hidden symbols, reads 7 MB in 1,700 calls. Where another
 #: process reads (``beam.memory.reader``) and CPUs are short, each call takes 0.1 to 0.3 ms.
@@ -163,14 +163,15 @@ class Looker:
                 # Figures read from a process while it ends say nothing about its program.
                 raise NoSuchProcessError(f"{pid} runs something else now") from None
             first = BEGUN if isinstance(error, UnprovenError) and self._is_young(pid) else FIRST
+            most = MOST
             if isinstance(error, SoughtError):
-                first = _SOUGHT
+                first, most = _SOUGHT, _SOUGHT_MOST
             if isinstance(error, NoAnswerError):
                 self.hangs.add(owner)
                 first = MOST
             # The privileges of a process are not a property of its program.
             what = pid if isinstance(error, NotPermittedError) else program
-            bad = self.refused.add(what, error, first)
+            bad = self.refused.add(what, error, first, most)
             result = "no_beam" if isinstance(error, NotABeamError) else "refused"
             return result, _no(pid, bad)
 
@@ -188,7 +189,7 @@ class Looker:
                 return "unwanted", Look(pid, None, now + FIRST, target.exe)
             self._unwanted[pid] = target.node, NodeName(target)
             return "unwanted", Look(pid, None, now + RENAMED, target.exe)
-        found = Found(target, prepare(target), owner, program)
+        found = Found(target, prepare(target, queue_of(owner)), owner, program)
         return "vm", Look(pid, found, None, target.exe)
 
     def _is_called_as_before(self, pid: int) -> bool:

@@ -138,7 +138,7 @@ class LookQueue:
 
     def add(self, pid: int, owner: Owner) -> None:
         """Add *pid* to the queue of *owner*."""
-        self._waiting.setdefault(_queue(owner), deque()).append((pid, owner))
+        self._waiting.setdefault(queue_of(owner), deque()).append((pid, owner))
 
     def next(self, wait: Callable[[Owner], float]) -> tuple[int, Owner] | float | None:
         """
@@ -167,13 +167,13 @@ def in_turns(things: Iterable[_Thing], owner: Callable[[_Thing], Owner]) -> list
     counts: Counter[str] = Counter()
     ranked = []
     for thing in things:
-        key = _queue(owner(thing))
+        key = queue_of(owner(thing))
         ranked.append((counts[key] if key else 0, thing))
         counts[key] += 1
     return [thing for _, thing in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def _queue(owner: Owner) -> str:
+def queue_of(owner: Owner) -> str:
     """The queue of *owner*: its tenant rather than its user, since a container has many users."""
     return owner.keys[-1] if owner.keys else ""
 

@@ -43,16 +43,16 @@ class Prepared:
     planned: Planned
 
 
-def prepare(target: Target) -> Prepared:
+def prepare(target: Target, owner: str = "") -> Prepared:
     """
-    Read what is needed to observe *target*.
+    Read what is needed to observe *target*, a process of *owner*.
 
     Raises UnprovenError where its memory is not that of a VM, so that it gets no hooks,
     NothingToAttachError, and NoSuchProcessError.
     """
     if hides(target.binary) and not has_atoms(target):
         raise UnprovenError(f"process {target.pid} has not the memory of a VM, or not yet")
-    resolve(target)  # a counter may be found by a function that the program hides
+    resolve(target, owner)  # a counter may be found by a function that the program hides
     counters = ReferenceCounters(target)
     if counters.refused and NodeName(target).read() is None and not has_atoms(target):
         raise UnprovenError(

@@ -67,14 +67,16 @@ class Refused:
         self._bad: OrderedDict[Program | int, Bad] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, what: Program | int, reason: Exception, first: float = FIRST) -> Bad:
-        """Refuse *what* for *first* seconds, twice as long each time."""
+    def add(
+        self, what: Program | int, reason: Exception, first: float = FIRST, most: float = MOST
+    ) -> Bad:
+        """Refuse *what* for *first* seconds, twice as long each time, and *most* at most."""
         # A traceback would keep the frames alive, with the open files of the process.
         reason.__context__ = reason.__cause__ = None
         reason = reason.with_traceback(None)
         with self._lock:
             before = self._bad.pop(what, None)
-            pause = min(MOST, max(first, 2 * before.pause if before else first))
+            pause = min(most, max(first, 2 * before.pause if before else first))
             bad = self._bad[what] = Bad(reason, self._clock() + pause, pause)
             if len(self._bad) > _REMEMBERED:
                 self._bad.popitem(last=False)
