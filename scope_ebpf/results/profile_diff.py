@@ -23,7 +23,7 @@ _LIKELY = 0.05
 
 
 class Weighted(NamedTuple):
-    """One stack of a recorded profile."""
+    """One stack of a recorded profile, with all samples that met it."""
 
     #: From the outermost frame to the innermost.
     stack: tuple[Frame, ...]
@@ -38,6 +38,8 @@ class Recorded(NamedTuple):
 
     name: str
     stacks: list[Weighted]
+    #: Sum over the samples of the squares of their weights, ns².
+    squares: float
 
     @property
     def total(self) -> float:
@@ -59,8 +61,7 @@ class Recorded(NamedTuple):
         """
         if self.samples is None:
             return None
-        squares = math.fsum(w * w / n for _, w, n in self.stacks if n)
-        return self.total**2 / squares if squares else 0.0
+        return self.total**2 / self.squares if self.squares else 0.0
 
     @property
     def waits(self) -> bool:
