@@ -187,7 +187,11 @@ def chance(shares: tuple[float, float], sizes: tuple[float, float]) -> float:
     approximation.
     """
     first, second = round(sizes[0]), round(sizes[1])
-    hits = [round(share * size) for share, size in zip(shares, (first, second), strict=True)]
+    # A share is a sum of floats: it may be a little below 0 or above 1.
+    hits = [
+        min(size, max(0, round(share * size)))
+        for share, size in zip(shares, (first, second), strict=True)
+    ]
     if sum(hits) > (first + second) / 2:
         hits = [first - hits[0], second - hits[1]]
     if not first or not second or not sum(hits):

@@ -133,6 +133,14 @@ def test_chance_is_what_statisticians_say(hits, sizes, expected: float):
     assert expected == pytest.approx(chance(shares, sizes), rel=0.01)
 
 
+@pytest.mark.parametrize("shares", [(1 + 1e-11, 1.0), (-1e-11, 0.0)])
+def test_the_rounding_of_shares_is_no_difference(shares: tuple[float, float]):
+    """
+    Of so many samples a share a little beyond 0 or 1 is some samples that are not there.
+    """
+    assert chance(shares, (1 << 40, 1 << 40)) == 1.0
+
+
 def test_the_same_load_twice_has_no_difference():
     """
     Of 400 functions sampled twice from one distribution, in 20 tries, chance explains all rows.
@@ -366,6 +374,15 @@ def test_what_differs_without_end_is_refused(
     path.write_text("".join(map(line, range(60))))
     with pytest.raises(CaptureError, match=said):
         read(str(path))
+
+
+def test_more_samples_than_can_be_taken_are_refused(tmp_path: Path):
+    """
+    Beyond 2^40 samples the arithmetic of chance is not exact enough.
+    """
+    assert 1 << 40 == read(located(tmp_path, 1, 1, samples=1 << 40)).samples
+    with pytest.raises(CaptureError, match="more than 1,099,511,627,776 samples"):
+        read(located(tmp_path, 1, 1, samples=(1 << 40) + 1))
 
 
 @pytest.mark.parametrize("name", WRITERS)
