@@ -32,6 +32,16 @@ def show(path: str) -> str | None:
     uid = called[0] if called else os.geteuid()
     if uid == 0:
         return "no browser is started as root"
+    try:
+        return _show(path, uid)
+    except KeyError:
+        return f"user {uid} is unknown here: there is no entry in passwd"
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror or error}"
+
+
+def _show(path: str, uid: int) -> str | None:
+    """As :func:`show`, as user *uid*. OSError; KeyError for another user without an entry."""
     page = Path(os.path.realpath(Path(path).parent, strict=True), Path(path).name)
     if reason := _doubt(page, uid):
         return reason

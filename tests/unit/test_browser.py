@@ -64,6 +64,26 @@ def test_no_browser_is_started_as_root(page: Path, monkeypatch: pytest.MonkeyPat
     assert "no browser is started as root" == browser.show(str(page))
 
 
+def test_a_page_that_went_is_a_reason(page: Path):
+    """
+    So is a folder that went.
+    """
+    page.unlink()
+    assert f"{page}: No such file or directory" == browser.show(str(page))
+    missing = page / "x.html"
+    assert f"{page}: No such file or directory" == browser.show(str(missing))
+
+
+def test_a_user_without_an_entry_is_a_reason(page: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    Of a number alone, as containers give users, the home and the groups are not known.
+    """
+    monkeypatch.setenv("SUDO_UID", "1234567")
+    os.chown(page, 1234567, 0)
+    expected = "user 1234567 is unknown here: there is no entry in passwd"
+    assert expected == browser.show(str(page))
+
+
 @pytest.mark.parametrize("kind", ["another's", "root's", "link", "folder"])
 def test_no_file_of_another_user_is_opened(page: Path, kind: str):
     """
