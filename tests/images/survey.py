@@ -11,8 +11,8 @@ import random
 import sys
 from collections import Counter
 
-from asked import answers, running, truth, wrong
 from drift import any_of, drifted
+from image_answers import answers, running, truth, wrong
 from measured import releases
 from vm_image import make
 

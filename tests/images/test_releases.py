@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from asked import answers, running, truth, wrong
 from drift import Drift, drifted
+from image_answers import answers, running, truth, wrong
 from measured import Measured, releases
 from vm_image import make
 
