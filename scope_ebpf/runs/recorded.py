@@ -34,6 +34,8 @@ _MOST_FRAMES = 8192
 _MOST_WEIGHT = 1 << 63
 #: Frames of all stacks together.
 _MOST_ALL = 1 << 25
+#: Stacks, equal ones too: a larger number takes minutes to read.
+_MOST_STACKS = 1 << 22
 #: Stacks that differ, and frames that do.
 _MOST_DIFFERENT = 1 << 20
 #: Samples of a profile: 1,000 CPUs have so many in four months at 99 Hz.
@@ -210,7 +212,7 @@ class _Stacks:
         #: The time, ns, and the number of samples of each stack.
         self._found: dict[tuple[Frame, ...], tuple[float, int | None]] = {}
         self._known: dict[Frame, Frame] = {}
-        self._frames = self._samples = 0
+        self._stacks = self._frames = self._samples = 0
         self._squares = 0.0
 
     def frame(self, name: str, file: str | None, line: int | None) -> Frame:
@@ -243,12 +245,15 @@ class _Stacks:
 
         *frames* are not asked for before their number is known to be small.
         """
+        self._stacks += 1
         self._frames += depth
         self._samples += samples or 0
         if not 0 < depth <= _MOST_FRAMES or self._frames > _MOST_ALL:
             raise CaptureError("it has a stack of no frames, or too many frames")
         if not 0 <= weight <= _MOST_WEIGHT or (samples is not None and samples < 0):
             raise CaptureError("it has a weight or a number of samples that is none")
+        if self._stacks > _MOST_STACKS:
+            raise CaptureError(f"it has more than {_MOST_STACKS:,} stacks")
         if self._samples > _MOST_SAMPLES:
             raise CaptureError(f"it has more than {_MOST_SAMPLES:,} samples")
         outermost, *rest = frames

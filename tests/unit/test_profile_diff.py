@@ -376,6 +376,19 @@ def test_what_differs_without_end_is_refused(
         read(str(path))
 
 
+def test_stacks_are_counted_before_they_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    A file of short lines without end takes time, though all of them are one stack.
+    """
+    monkeypatch.setattr(recorded, "_MOST_STACKS", 40, raising=False)
+    path = tmp_path / "a.folded"
+    path.write_text("a 1\n" * 40)
+    assert 1 == len(read(str(path)).stacks)
+    path.write_text("a 1\n" * 41)
+    with pytest.raises(CaptureError, match="more than 40 stacks"):
+        read(str(path))
+
+
 def test_more_samples_than_can_be_taken_are_refused(tmp_path: Path):
     """
     Beyond 2^40 samples the arithmetic of chance is not exact enough.
