@@ -148,10 +148,10 @@ class _Fresh:
         Otherwise a sudo rule for this program alone would let the user own a file in any folder
         of root.
         """
-        caller = _caller()
-        if caller is None:
+        user = caller()
+        if user is None:
             return
-        uid, gid = caller
+        uid, gid = user
         folder = os.fstat(self._folder)
         sticky = folder.st_mode & stat.S_ISVTX and folder.st_uid != uid
         if sticky and before is not None and before.st_uid != uid:
@@ -217,8 +217,8 @@ def _require_ours(found: os.stat_result, *, force: bool) -> None:
         raise OSError(errno.EPERM, "it is a link, and none is followed")
     if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):
         raise OSError(errno.EPERM, "it is neither a file nor a pipe")
-    caller = _caller()
-    if force or found.st_uid in (0, os.geteuid()) or (caller and found.st_uid == caller[0]):
+    user = caller()
+    if force or found.st_uid in (0, os.geteuid()) or (user and found.st_uid == user[0]):
         return
     owner = _name(found.st_uid)
     raise OSError(errno.EPERM, f"it belongs to {owner}, and only --force replaces that")
@@ -231,7 +231,7 @@ def _name(uid: int) -> str:
         return f"user {uid}"
 
 
-def _caller() -> tuple[int, int] | None:
+def caller() -> tuple[int, int] | None:
     """Uid and gid of the user who called sudo, if this process runs as root by it."""
     given = (os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", ""))
     if os.geteuid() != 0 or not all(re.fullmatch(r"[0-9]{1,10}", text) for text in given):

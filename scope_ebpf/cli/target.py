@@ -54,6 +54,8 @@ class Vm(NamedTuple):
     node: str | None
     #: Id of its container, 64 hexadecimal digits; None outside of one.
     container: str | None
+    #: The effective user id of its process.
+    uid: int = 0
 
     @property
     def name(self) -> str:
@@ -137,7 +139,7 @@ def vm_of(beam: Beam) -> Vm:
     """What *beam* may be called."""
     from scope_ebpf.cgroups import container_of
 
-    return Vm(beam.pid, beam.node, container_of(beam.pid))
+    return Vm(beam.pid, beam.node, container_of(beam.pid), beam.identity.uids[1])
 
 
 def choose(word: str | None, vms: Sequence[Vm], refused: Sequence[Refusal] = ()) -> Vm:
@@ -148,7 +150,8 @@ def choose(word: str | None, vms: Sequence[Vm], refused: Sequence[Refusal] = ())
     if len(fits) == 1:
         return fits[0]
     if fits:
-        raise _listing(UsageError(f"{word!r} fits {len(fits)} VMs{_WHICH}"), fits)
+        users = " of different users" if _are_of_several(fits) else ""
+        raise _listing(UsageError(f"{word!r} fits {len(fits)} VMs{users}{_WHICH}"), fits)
     if word.isdecimal():
         raise NoSuchProcessError(f"there is no process {word}")
     raise _listing(UnknownVmError(word, near(word, vms)), vms, refused)
@@ -166,11 +169,19 @@ def _only(vms: Sequence[Vm], refused: Sequence[Refusal]) -> Vm:
 
 
 def matching(word: str, vms: Sequence[Vm]) -> list[Vm]:
-    """Those of *vms* that *word* names: as a whole name, else up to the host, else by beginning."""
-    found: list[Vm] = []
-    for fits in (_is_whole, _is_name, _is_beginning):
-        found = found or [vm for vm in vms if fits(word, vm)]
-    return found
+    """
+    Those of *vms* that *word* names: as a whole name, else up to the host, else by beginning.
+
+    All of these if they are of several users: a user chooses the names of his nodes, and must not
+    put his VM in the place of another's.
+    """
+    ways = [[vm for vm in vms if fits(word, vm)] for fits in (_is_whole, _is_name, _is_beginning)]
+    every = [vm for vm in vms if any(vm in way for way in ways)]
+    return every if _are_of_several(every) else next(filter(None, ways), [])
+
+
+def _are_of_several(vms: Iterable[Vm]) -> bool:
+    return len({vm.uid for vm in vms}) > 1
 
 
 def _is_whole(word: str, vm: Vm) -> bool:

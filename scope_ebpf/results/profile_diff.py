@@ -23,7 +23,7 @@ _LIKELY = 0.05
 
 
 class Weighted(NamedTuple):
-    """One stack of a recorded profile."""
+    """One stack of a recorded profile, with all samples that met it."""
 
     #: From the outermost frame to the innermost.
     stack: tuple[Frame, ...]
@@ -38,6 +38,8 @@ class Recorded(NamedTuple):
 
     name: str
     stacks: list[Weighted]
+    #: Sum over the samples of the squares of their weights, ns².
+    squares: float
 
     @property
     def total(self) -> float:
@@ -59,8 +61,7 @@ class Recorded(NamedTuple):
         """
         if self.samples is None:
             return None
-        squares = math.fsum(w * w / n for _, w, n in self.stacks if n)
-        return self.total**2 / squares if squares else 0.0
+        return self.total**2 / self.squares if self.squares else 0.0
 
     @property
     def waits(self) -> bool:
@@ -186,7 +187,11 @@ def chance(shares: tuple[float, float], sizes: tuple[float, float]) -> float:
     approximation.
     """
     first, second = round(sizes[0]), round(sizes[1])
-    hits = [round(share * size) for share, size in zip(shares, (first, second), strict=True)]
+    # A share is a sum of floats: it may be a little below 0 or above 1.
+    hits = [
+        min(size, max(0, round(share * size)))
+        for share, size in zip(shares, (first, second), strict=True)
+    ]
     if sum(hits) > (first + second) / 2:
         hits = [first - hits[0], second - hits[1]]
     if not first or not second or not sum(hits):

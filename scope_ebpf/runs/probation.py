@@ -20,7 +20,13 @@ from scope_ebpf.attach.plan import Plan
 from scope_ebpf.beam.hidden.resolve import hidden_of, prove
 from scope_ebpf.budget.judge import Judge, counted, growth, surplus
 from scope_ebpf.budget.reference_counters import ReferenceCounters
-from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
+from scope_ebpf.errors import (
+    NoSuchProcessError,
+    NothingToAttachError,
+    NotPermittedError,
+    ReadRefusedError,
+    TooMuchError,
+)
 from scope_ebpf.sessions import open_session
 
 if TYPE_CHECKING:
@@ -65,9 +71,9 @@ class Probation:
         self._take_out(session)
 
     def finish(self, session: Session) -> None:
-        """Decide; while *session* still counts."""
+        """Decide; while *session* still counts. A VM that has ended is judged by the last look."""
         if self._began and self.judge.pending:
-            with suppress(ReadRefusedError):
+            with suppress(ReadRefusedError, NoSuchProcessError, NotPermittedError, TooMuchError):
                 self._compare(session)
             self.judge.finish()
         self._take_out(session)

@@ -3,18 +3,20 @@
 Reads the profiles that ``scope-trace profile -o`` wrote, and others of those formats.
 
 A file may be a stranger's: only a regular one is opened, bytes are bounded before and after
-decompression, and every value is checked where it is read.
+decompression, frames and stacks are counted before they are built, and every value is checked where
+it is read.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import stat
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import CaptureError
 from scope_ebpf.results.profile import Frame
@@ -22,7 +24,7 @@ from scope_ebpf.results.profile_diff import Recorded, Weighted
 from scope_ebpf.sinks.plain import plain, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
 #: Bytes of a file, and of what is decompressed from it.
 _MOST_BYTES = 64 << 20
@@ -32,6 +34,15 @@ _MOST_FRAMES = 8192
 _MOST_WEIGHT = 1 << 63
 #: Frames of all stacks together.
 _MOST_ALL = 1 << 25
+#: Stacks, equal ones too: a larger number takes minutes to read.
+_MOST_STACKS = 1 << 22
+#: Stacks that differ, and frames that do.
+_MOST_DIFFERENT = 1 << 20
+#: Samples of a profile: 1,000 CPUs have so many in four months at 99 Hz.
+_MOST_SAMPLES = 1 << 40
+#: Python's numbers beyond that have equal hashes.
+_MOST_LINE = 1 << 60
+_TOO_MANY = "it has too many frames"
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _GZIP = 31
 #: Nanoseconds in one unit; weights without a unit are compared as they are.
@@ -106,17 +117,17 @@ def _speedscope(content: bytes) -> Recorded:
     profile = profiles[active]
     if profile["type"] != "sampled" or profile["unit"] not in _UNITS:
         raise CaptureError("it has no samples of time")
-    frames = [
-        _Frames.of(f["name"], f.get("file"), f.get("line")) for f in document["shared"]["frames"]
-    ]
     unit = _UNITS[profile["unit"]]
-    stacks = _Frames()
+    stacks = _Stacks()
+    frames = [
+        stacks.frame(f["name"], f.get("file"), f.get("line")) for f in document["shared"]["frames"]
+    ]
     for numbers, weight in zip(profile["samples"], profile["weights"], strict=True):
         if any(type(number) is not int or number < 0 for number in numbers):
             raise CaptureError("a sample has a frame that is no number")
-        stacks.add([frames[number] for number in numbers], weight * unit, 1)
+        stacks.add(len(numbers), (frames[number] for number in numbers), weight * unit, 1)
     name = document.get("name")
-    return Recorded(plain(name) if isinstance(name, str) else "", stacks.stacks)
+    return stacks.recorded(plain(name) if isinstance(name, str) else "")
 
 
 def _html(content: bytes) -> Recorded:
@@ -129,16 +140,22 @@ def _html(content: bytes) -> Recorded:
 
 
 def _folded(content: bytes) -> Recorded:
-    stacks = _Frames()
-    for line in content.decode("utf-8", "replace").split("\n"):
+    stacks = _Stacks()
+    for row in io.BytesIO(content):
+        line = row.removesuffix(b"\n").decode("utf-8", "replace")
         if not line:
             continue
         stack, _, value = line.rpartition(" ")
         if not re.fullmatch(r"[0-9]{1,18}", value):
             raise CaptureError("a line does not end with one number")
-        frames = [_Frames.folded(text) for text in stack.split(";")]
-        stacks.add(frames, int(value) * 1e3, None)
-    return Recorded("", stacks.stacks)
+        frames = (stacks.folded(text) for text in _split(stack))
+        stacks.add(stack.count(";") + 1, frames, int(value) * 1e3, None)
+    return stacks.recorded("")
+
+
+def _split(stack: str) -> Iterator[str]:
+    """The frames of a collapsed stack; nothing is split before the first is asked for."""
+    yield from stack.split(";")
 
 
 def _pprof(content: bytes) -> Recorded:
@@ -151,38 +168,58 @@ def _pprof(content: bytes) -> Recorded:
         document.ParseFromString(_inflated(content))
     except DecodeError as error:
         raise CaptureError(f"it is not pprof's message: {error}") from None
+    tables = document.location, document.function, document.string_table
+    if max(map(len, tables)) > _MOST_DIFFERENT:
+        raise CaptureError(_TOO_MANY)
     text = list(document.string_table)
     units = [(text[kind.type], text[kind.unit]) for kind in document.sample_type]
     time = next((n for n, (_, unit) in enumerate(units) if unit in _UNITS), None)
     count = next((n for n, (_, unit) in enumerate(units) if unit == "count"), None)
     if time is None:
         raise CaptureError("it has no samples of time")
-    functions = {f.id: (text[f.name], text[f.filename] or None) for f in document.function}
-    locations = {
-        each.id: [_Frames.of(*functions[n.function_id], n.line or None) for n in each.line]
-        for each in document.location
-    }
-    stacks = _Frames()
+    stacks = _Stacks()
+    locations = _locations(document, text, stacks)
     for sample in document.sample:
-        frames = [f for number in reversed(sample.location_id) for f in reversed(locations[number])]
+        ids = sample.location_id
+        depth = len(ids)
+        if depth <= _MOST_FRAMES:
+            depth = sum(len(locations[number]) for number in ids)
+        frames = (f for number in reversed(ids) for f in reversed(locations[number]))
         samples = None if count is None else int(sample.value[count])
-        stacks.add(frames, sample.value[time] * _UNITS[units[time][1]], samples)
-    return Recorded(plain(text[document.comment[0]]) if document.comment else "", stacks.stacks)
+        stacks.add(depth, frames, sample.value[time] * _UNITS[units[time][1]], samples)
+    return stacks.recorded(plain(text[document.comment[0]]) if document.comment else "")
 
 
-class _Frames:
-    """Checks stacks, and gives each frame the kind that its name tells."""
+def _locations(document: Any, text: list[str], stacks: _Stacks) -> dict[int, list[Frame]]:
+    """The frames of each location of a pprof message, the innermost first, by its number."""
+    functions = {f.id: (text[f.name], text[f.filename] or None) for f in document.function}
+    found: dict[int, list[Frame]] = {}
+    lines = 0
+    for each in document.location:
+        lines += len(each.line)
+        if len(each.line) > _MOST_FRAMES or lines > _MOST_DIFFERENT:
+            raise CaptureError(_TOO_MANY)
+        found[each.id] = [
+            stacks.frame(*functions[n.function_id], n.line or None) for n in each.line
+        ]
+    return found
+
+
+class _Stacks:
+    """Checks stacks, merges equal ones, and gives each frame the kind that its name tells."""
 
     def __init__(self) -> None:
-        self.stacks: list[Weighted] = []
-        self._frames = 0
+        #: The time, ns, and the number of samples of each stack.
+        self._found: dict[tuple[Frame, ...], tuple[float, int | None]] = {}
+        self._known: dict[Frame, Frame] = {}
+        self._stacks = self._frames = self._samples = 0
+        self._squares = 0.0
 
-    @staticmethod
-    def of(name: str, file: str | None, line: int | None) -> Frame:
-        """A frame that is not the outermost one."""
+    def frame(self, name: str, file: str | None, line: int | None) -> Frame:
+        """A frame that is not the outermost one; the same object for equal ones."""
         if not isinstance(name, str) or not isinstance(file, str | None):
             raise CaptureError("a name is no text")
-        if not isinstance(line, int | None):
+        if not isinstance(line, int | None) or abs(line or 0) >= _MOST_LINE:
             raise CaptureError("a line is no number")
         kind = "native"
         if file == "[kernel]":
@@ -191,31 +228,58 @@ class _Frames:
             kind = "erlang"
         elif name.startswith("[") and not file:
             kind = "wait"
-        return Frame(spelled(name), kind, file, line)
+        return self._one(Frame(spelled(name), kind, file, line))
 
-    @classmethod
-    def folded(cls, text: str) -> Frame:
+    def folded(self, text: str) -> Frame:
         """A frame of collapsed stacks: a name, and how other tools mark the kernel's."""
         if text.endswith(_KERNEL):
-            return cls.of(text.removesuffix(_KERNEL), "[kernel]", None)
+            return self.frame(text.removesuffix(_KERNEL), "[kernel]", None)
         found = _LINE.search(text)
         if found is None:
-            return cls.of(text, None, None)
-        return cls.of(text[: found.start()], found[1], int(found[2]))
+            return self.frame(text, None, None)
+        return self.frame(text[: found.start()], found[1], int(found[2]))
 
-    def add(self, frames: Sequence[Frame], weight: float, samples: int | None) -> None:
-        """Add a stack, from the outermost frame on; CaptureError if it makes no sense."""
-        self._frames += len(frames)
-        if not 0 < len(frames) <= _MOST_FRAMES or self._frames > _MOST_ALL:
+    def add(self, depth: int, frames: Iterable[Frame], weight: float, samples: int | None) -> None:
+        """
+        Add a stack of *depth* *frames*, from the outermost on; CaptureError if it makes no sense.
+
+        *frames* are not asked for before their number is known to be small.
+        """
+        self._stacks += 1
+        self._frames += depth
+        self._samples += samples or 0
+        if not 0 < depth <= _MOST_FRAMES or self._frames > _MOST_ALL:
             raise CaptureError("it has a stack of no frames, or too many frames")
         if not 0 <= weight <= _MOST_WEIGHT or (samples is not None and samples < 0):
             raise CaptureError("it has a weight or a number of samples that is none")
-        outermost = frames[0]
+        if self._stacks > _MOST_STACKS:
+            raise CaptureError(f"it has more than {_MOST_STACKS:,} stacks")
+        if self._samples > _MOST_SAMPLES:
+            raise CaptureError(f"it has more than {_MOST_SAMPLES:,} samples")
+        outermost, *rest = frames
         # Whether one had a name by the time that it was looked up is chance.
         name = _ENDED.sub("", outermost.name)
-        stack = (Frame(name, "process"), *frames[1:])
         if weight:
-            self.stacks.append(Weighted(stack, weight, samples))
+            self._merge((self._one(Frame(name, "process")), *rest), weight, samples)
+
+    def recorded(self, name: str) -> Recorded:
+        """The profile of that name with all stacks."""
+        stacks = [Weighted(stack, *both) for stack, both in self._found.items()]
+        return Recorded(name, stacks, self._squares)
+
+    def _merge(self, stack: tuple[Frame, ...], weight: float, samples: int | None) -> None:
+        before = self._found.get(stack, (0, None if samples is None else 0))
+        number = None if samples is None else (before[1] or 0) + samples
+        self._found[stack] = before[0] + weight, number
+        if samples:
+            self._squares += weight * weight / samples
+        if len(self._found) > _MOST_DIFFERENT:
+            raise CaptureError(f"it has more than {_MOST_DIFFERENT:,} different stacks")
+
+    def _one(self, frame: Frame) -> Frame:
+        if len(self._known) > _MOST_DIFFERENT:
+            raise CaptureError(_TOO_MANY)
+        return self._known.setdefault(frame, frame)
 
 
 def _is_erlang(name: str) -> bool:

@@ -72,6 +72,23 @@ def test_the_command_is_without_what_erl_adds_and_without_the_cookie():
     assert ["-noshell", "-setcookie", "***", "-s", "shop"] == own_words(words)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-setcookie shop@host swordfish -s shop", "-setcookie *** *** -s shop"),
+        ("-setcookie a swordfish -setcookie b", "-setcookie *** *** -setcookie ***"),
+        ("-setcookie swordfish +S 2", "-setcookie *** +S 2"),
+        ("-setcookie -odd", "-setcookie ***"),
+        ("-setcookie", "-setcookie"),
+    ],
+)
+def test_the_cookie_of_one_node_is_left_out_as_well(words: str, expected: str):
+    """
+    The option may name a node before the cookie; the options behind it are still there.
+    """
+    assert expected.split() == own_words(f"{ERL} {words}".split())
+
+
 def test_a_command_line_that_cannot_be_read_has_no_words(tmp_path: Path):
     """
     A process that has gone and a status that makes no sense have no command line.

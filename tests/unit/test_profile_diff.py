@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,10 +24,11 @@ from scope_ebpf.results.profile_diff import (
     innermost,
     processes,
 )
+from scope_ebpf.runs import recorded
 from scope_ebpf.runs.recorded import read
 from scope_ebpf.sinks import profile_diff, speedscope
 from scope_ebpf.sinks.folded import folded
-from scope_ebpf.sinks.pprof import pprof
+from scope_ebpf.sinks.pprof import message, pprof
 
 OTHER = Frame("shop:tax/1", "erlang", "shop.erl", 60)
 KERNEL = Frame("do_futex", "kernel", "[kernel]")
@@ -131,6 +133,14 @@ def test_chance_is_what_statisticians_say(hits, sizes, expected: float):
     assert expected == pytest.approx(chance(shares, sizes), rel=0.01)
 
 
+@pytest.mark.parametrize("shares", [(1 + 1e-11, 1.0), (-1e-11, 0.0)])
+def test_the_rounding_of_shares_is_no_difference(shares: tuple[float, float]):
+    """
+    Of so many samples a share a little beyond 0 or 1 is some samples that are not there.
+    """
+    assert chance(shares, (1 << 40, 1 << 40)) == 1.0
+
+
 def test_the_same_load_twice_has_no_difference():
     """
     Of 400 functions sampled twice from one distribution, in 20 tries, chance explains all rows.
@@ -144,7 +154,7 @@ def test_the_same_load_twice_has_no_difference():
         for _ in range(2):
             frames = chosen.choices(names, weights, k=1000)
             stacks = [weighted(frame) for frame in frames]
-            pair.append(Recorded("", stacks))
+            pair.append(Recorded("", stacks, sum(each.weight**2 for each in stacks)))
         alarms += any(row.probability < 0.05 for row in functions(*pair))
     assert alarms <= 4
 
@@ -268,6 +278,7 @@ def document(**changes: object) -> bytes:
         ("a.json", document(weights=[0]), "has no samples"),
         ("a.json", document(frames=[{"name": 7}, {"name": "x"}]), "a name is no text"),
         ("a.json", document(frames=[{"name": "x", "line": "7"}] * 2), "a line is no number"),
+        ("a.json", document(frames=[{"name": "x", "line": 1 << 61}] * 2), "a line is no number"),
         ("a.html", b"<html>", "no profile of ours"),
         ("a.html", b'<script id="profile">AAAA</script>', "it is not gzipped data"),
         ("a.pb.gz", b"profile", "it is not gzipped data"),
@@ -290,6 +301,101 @@ def test_a_file_that_is_no_profile_is_refused_with_the_reason(
     path.write_bytes(content)
     with pytest.raises(CaptureError, match=said):
         read(str(path))
+
+
+def located(folder: Path, lines: int, called: int, *, samples: int = 1) -> str:
+    """
+    A pprof of two locations, of one line and of so many; the second is called so often.
+    """
+    made = message()()
+    made.string_table.extend(["", "cpu", "nanoseconds", "samples", "count", "m:f/1"])
+    made.sample_type.add(type=1, unit=2)
+    made.sample_type.add(type=3, unit=4)
+    made.function.add(id=1, name=5)
+    for number, depth in ((1, 1), (2, lines)):
+        location = made.location.add(id=number)
+        for _ in range(depth):
+            location.line.add(function_id=1)
+    made.sample.add(location_id=[2] * called + [1], value=[10, samples])
+    path = folder / "a.pb.gz"
+    path.write_bytes(gzip.compress(made.SerializeToString(), 1))
+    return str(path)
+
+
+def test_frames_of_pprof_are_counted_before_they_are_made(tmp_path: Path):
+    """
+    A location has at most 8192 lines, and a stack of 1.6 million frames takes no room.
+    """
+    assert 8192 == len(read(located(tmp_path, 8191, 1)).stacks[0].stack)
+    with pytest.raises(CaptureError, match="too many frames"):
+        read(located(tmp_path, 8193, 0))
+    content = Path(located(tmp_path, 200, 8000)).read_bytes()
+    tracemalloc.start()
+    try:
+        with pytest.raises(CaptureError, match="too many frames"):
+            recorded.READERS[".pb.gz"](content)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_equal_stacks_are_one(tmp_path: Path):
+    """
+    Times and samples are added up, equal frames are one object, and unequal samples say less.
+    """
+    path = tmp_path / "a.json"
+    path.write_bytes(document(samples=[[0, 1], [0, 1], [0, 1, 1]], weights=[1, 3, 2]))
+    found = read(str(path))
+    assert [(4, 2), (2, 1)] == [(each.weight, each.samples) for each in found.stacks]
+    assert 36 / 14 == pytest.approx(found.equal_samples)
+    (tmp_path / "a.folded").write_text("a;b;c 1\na;b 1\na;b;c 22\n")
+    first, second = read(str(tmp_path / "a.folded")).stacks
+    assert (23e3, 1e3) == (first.weight, second.weight)
+    assert first.stack[1] is second.stack[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (lambda n: f"a;b{n} 1\n", "too many frames"),
+        (lambda n: f"a{n * ';b'} 1\n", "more than 40 different stacks"),
+    ],
+)
+def test_what_differs_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line, said: str
+):
+    """
+    So are more frames than any program has, and more stacks.
+    """
+    monkeypatch.setattr(recorded, "_MOST_DIFFERENT", 40)
+    path = tmp_path / "a.folded"
+    path.write_text("".join(map(line, range(30))))
+    assert 30 == len(read(str(path)).stacks)
+    path.write_text("".join(map(line, range(60))))
+    with pytest.raises(CaptureError, match=said):
+        read(str(path))
+
+
+def test_stacks_are_counted_before_they_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    A file of short lines without end takes time, though all of them are one stack.
+    """
+    monkeypatch.setattr(recorded, "_MOST_STACKS", 40, raising=False)
+    path = tmp_path / "a.folded"
+    path.write_text("a 1\n" * 40)
+    assert 1 == len(read(str(path)).stacks)
+    path.write_text("a 1\n" * 41)
+    with pytest.raises(CaptureError, match="more than 40 stacks"):
+        read(str(path))
+
+
+def test_more_samples_than_can_be_taken_are_refused(tmp_path: Path):
+    """
+    Beyond 2^40 samples the arithmetic of chance is not exact enough.
+    """
+    assert 1 << 40 == read(located(tmp_path, 1, 1, samples=1 << 40)).samples
+    with pytest.raises(CaptureError, match="more than 1,099,511,627,776 samples"):
+        read(located(tmp_path, 1, 1, samples=(1 << 40) + 1))
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -9,7 +9,7 @@ from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.cgroups import container_of
 from scope_ebpf.cli import calls
 from scope_ebpf.cli import main as cli
-from scope_ebpf.cli.target import UnknownVmError, Vm, WordsError, choose, words_of
+from scope_ebpf.cli.target import UnknownVmError, Vm, WordsError, choose, matching, words_of
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +71,30 @@ def test_two_nodes_of_one_name_are_told_apart_by_pid():
     assert ("      5  nonode@nohost", "      6  nonode@nohost  container 1a2b1a2b1a2b") == (
         error.value.details
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "node"),
+    [
+        ("shop", "shop"),
+        ("shop", "shop@evil"),
+        ("shop", "shopping@localhost"),
+        ("shop@localhost", "shop@localhost.evil"),
+        ("sho", "sho@localhost"),
+        (ONE, f"{ONE}@localhost"),
+    ],
+)
+def test_no_user_takes_the_name_of_anothers_vm(word: str, node: str):
+    """
+    Where VMs of several users fit, none is chosen because it fits better; of one user's, one is.
+    """
+    ours = Vm(23, "shop@localhost", ONE, 1000)
+    with pytest.raises(UsageError, match=rf"^'{word}' fits 2 VMs of different users:") as error:
+        choose(word, [ours, Vm(42, node, None, 1001), Vm(77, "other@localhost", None, 1002)])
+    assert [23, 42] == [int(line.split()[0]) for line in error.value.details]
+    same = Vm(42, node, None, 1000)
+    # "shop" is the name of both "shop@localhost" and "shop@evil", whoever they belong to.
+    assert len(matching(word, [ours, same])) == (2 if node == "shop@evil" else 1)
 
 
 @pytest.mark.parametrize("word", ["1a2", "1A2B", "", "hop", "@localhost", "-1"])

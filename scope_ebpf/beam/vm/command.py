@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _MAX_COMMAND = 1 << 17
 #: Index of the command line's address among the fields of ``/proc/PID/stat`` behind the name.
 _ARGUMENTS = 45
-#: Options whose next word is secret (erl(1)).
-_SECRET = ("-setcookie",)
+#: It stands before a cookie, or before a node and its cookie (erl(1), OTP 24.1).
+_SECRET = "-setcookie"  # noqa: S105 - it is no password but comes before one
 #: What ``-s`` and ``-run`` start besides applications: shells and the runtime itself.
 _RUNTIME = {"elixir", "init", "erlang", "application", "rebar_agent", "user_drv", "observer"}
 #: The boot file of a release: releases/VERSION/start.boot (systools(4), mix release).
@@ -76,4 +76,10 @@ def own_words(words: Sequence[str]) -> list[str]:
     """
     start = next((n + 2 for n, word in enumerate(words) if word == "-home"), 1)
     found = [word for word in words[start:] if word not in ("--", "")]
-    return ["***" if n and found[n - 1] in _SECRET else word for n, word in enumerate(found)]
+    hidden: set[int] = set()
+    for n, word in enumerate(found):
+        if word == _SECRET:
+            hidden.add(n + 1)
+            if n + 2 < len(found) and found[n + 2][0] not in "-+":
+                hidden.add(n + 2)
+    return ["***" if n in hidden else word for n, word in enumerate(found)]
