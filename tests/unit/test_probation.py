@@ -64,10 +64,10 @@ def test_a_vm_that_ends_leaves_what_was_counted(
             raise error
         return dict(now)
 
-    counters = SimpleNamespace(names=lambda: set(ALL), now=read)
+    counters = SimpleNamespace(names=lambda: set(ALL), now=read, schedulers=lambda: 2)
     monkeypatch.setattr(probation, "ReferenceCounters", lambda _: counters)
     monkeypatch.setattr(probation, "hidden_of", lambda _: Hidden())
-    monkeypatch.setattr(probation, "add_proven", lambda *_: None)
+    monkeypatch.setattr(probation, "prove", lambda *_: None)
     probed = probation.Probation(SimpleNamespace(binary=None), plan("spawn", "port_open"))
     session = Session()
     probed.begin(session)
