@@ -46,8 +46,9 @@ _JUDGED_LEAST, _OTHER_LEAST = (0.6, 0.1), (0.75, 0.2)
 MATCHING, _PATIENCE = 6.0, 60.0
 #: CPU seconds of a digest in the daemon, where a look that takes long is abandoned.
 _DIGEST = 1.0
-#: In the daemon: matchings whose results are remembered, and seconds from one to the next.
-_REMEMBERED, _BETWEEN = 64, 300.0
+#: In the daemon: matchings whose results are remembered, seconds that earn one more, and how many
+#: may follow each other: a host has VMs of some builds when the daemon starts.
+_REMEMBERED, _BETWEEN, _BURST = 64, 300.0, 8
 #: Seconds for which an owner waits for its turn after it has asked, and owners that are remembered.
 _WAITS, _OWNERS = 150.0, 4096
 _HOOKS = [
@@ -88,13 +89,13 @@ class _Background:
     """
     Matchings in a thread of their own, one at a time: a look of the daemon may not take seconds.
 
-    Programs come from anybody, so all together take 2 % of a core at most, and of the owners who
-    wait it is the turn of the one whose last turn was longest ago.
+    Programs come from anybody, so all together take 2 % of a core at most, but for the first ones,
+    and of the owners who wait it is the turn of the one whose last turn was longest ago.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock, self._clock = threading.Lock(), clock
-        self._busy, self._next = False, 0.0
+        self._busy, self._left, self._earned = False, float(_BURST), clock()
         #: When each owner asked last, and when its last turn was.
         self._asked: dict[str, float] = {}
         self._served: dict[str, float] = {}
@@ -116,9 +117,11 @@ class _Background:
         self._asked[owner] = now
         self._asked = {one: at for one, at in self._asked.items() if now - at < _WAITS}
         first = min(self._asked, key=lambda one: self._served.get(one, -math.inf))
-        if self._busy or now < self._next or owner != first:
+        self._left = min(_BURST, self._left + (now - self._earned) / _BETWEEN)
+        self._earned = now
+        if self._busy or self._left < 1 or owner != first:
             return False
-        self._busy, self._next = True, now + _BETWEEN
+        self._busy, self._left = True, self._left - 1
         del self._asked[owner]
         self._served.pop(owner, None)
         self._served[owner] = now
