@@ -5,7 +5,6 @@ A VM whose schedulers all sit in a native function: who, in what, of which libra
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import time
@@ -17,7 +16,7 @@ import documents
 import pytest
 from beam_fixtures import zoo  # noqa: F401 - a fixture
 
-from scope_ebpf.cli import schedulers, top
+from scope_ebpf.cli import main, schedulers, top
 
 SOURCE = Path(__file__).parents[1] / "workloads/names_nif.c"
 
@@ -38,8 +37,8 @@ def library(tmp_path_factory) -> Path:
 
 
 def look(pid: int, capsys) -> dict:
-    args = argparse.Namespace(pid=pid, once=True, interval=None, format="json")
-    schedulers.run(args)
+    scope = ["schedulers", "--pid", str(pid), "--once", "--format", "json"]
+    schedulers.run(main.parsed(scope))
     return documents.load(capsys.readouterr().out)
 
 
@@ -67,8 +66,6 @@ def test_schedulers_that_sit_in_a_native_function_are_named(library, capsys, com
         assert names == {t["name"] for t in there}
         assert all(t["doing"] == "running" for t in there)
         assert bool(seen["trouble"]) == (kind == "normal")
-        args = argparse.Namespace(
-            pid=beam.pid, once=True, interval=0.1, format="text", limit=5, sort="mailbox"
-        )
-        top.run(args)
+        words = ["--once", "--interval", "100ms", "--limit", "5", "--sort", "mailbox"]
+        top.run(main.parsed(["top", "--pid", str(beam.pid), *words]))
         assert (kind == "normal") == ("nothing runs" in capsys.readouterr().out)

@@ -253,9 +253,9 @@ def test_what_cannot_be_watched_is_refused_with_a_reason(beam: Beam):
     cases = {
         "called:*": "functions fit",
         "erlang:send/2": "written in C",
-        "caled:target/2": "there is called",
-        "called:traget/2": "there is called:target/2",
-        "called:target/3": "there is called:target/2",
+        "caled:target/2": "did you mean called",
+        "called:traget/2": "called:target/2",
+        "called:target/3": "called:target/2",
         "nonsense": "names no function",
     }
     for pattern, part in cases.items():
