@@ -79,7 +79,7 @@ def looked(monkeypatch):
         return SimpleNamespace(pid=pid, exe="/usr/bin/something", node="a@b", started=0.0)
 
     monkeypatch.setattr(inspector, "inspect", inspect)
-    monkeypatch.setattr(inspector, "prepare", lambda target: None)
+    monkeypatch.setattr(inspector, "prepare", lambda *_: None)
     return pids
 
 

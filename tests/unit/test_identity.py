@@ -5,6 +5,7 @@ Which process is observed, distinguished from all that it may become.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -216,6 +217,7 @@ def test_what_is_held_of_a_process_goes_with_it():
     """
     No descriptor stays when the identity is not used any more.
     """
+    gc.collect()  # what other tests left, and would be collected meanwhile
     binary = Binary.open(Path("/proc/self/exe"))
     before = sorted(Path("/proc/self/fd").iterdir())
     process = Process(os.getpid())

@@ -15,7 +15,6 @@ import re
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 from scope_ebpf import events
@@ -131,8 +130,15 @@ def parse(data: bytes, name: str) -> Reference:
             f"{name} cannot be used: {reason or 'it is no reference'}"
         ) from None
     return Reference(
-        found.build, found.wanted, found.rows, found.called, found.unique, sha256(data).hexdigest()
+        found.build, found.wanted, found.rows, found.called, found.unique, digest(data)
     )
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a file's *data*, in hex."""
+    from hashlib import sha256  # slow to load, and most programs hide no functions
+
+    return sha256(data).hexdigest()
 
 
 def _unpacked(data: bytes) -> bytes:

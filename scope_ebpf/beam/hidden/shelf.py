@@ -11,10 +11,16 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
-from scope_ebpf.beam.hidden.reference import MAX_PACKED, BadReferenceError, Build, Reference, parse
+from scope_ebpf.beam.hidden.reference import (
+    MAX_PACKED,
+    BadReferenceError,
+    Build,
+    Reference,
+    digest,
+    parse,
+)
 
 #: References of the package, and of this host: ``scope-trace learn`` writes them there.
 SHIPPED = Path(__file__).parents[2] / "references"
@@ -38,7 +44,7 @@ class Entry:
 
     def digest(self) -> str:
         """SHA-256 of the file, without a look at what is in it; as :meth:`load`."""
-        return sha256(_content(self.path)).hexdigest()
+        return digest(_content(self.path))
 
     def load(self) -> Reference:
         """Read it; BadReferenceError if it is none, or one of another build than its name says."""
