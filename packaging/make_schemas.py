@@ -81,21 +81,21 @@ def _of_records(records: tuple[type, ...]) -> Schema:
     """The schema of what is one of *records*, each of them a definition."""
     adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", Union[records]))  # noqa: UP007
     made: Schema = adapter.json_schema(ref_template="#/$defs/{model}")
-    told = _comments()
+    described = _comments()
     if "$defs" not in made or "properties" in made:  # pydantic puts a lone record at the top
         name = made["title"]
         definitions = made.pop("$defs", {})
         made = {"$ref": f"#/$defs/{name}", "$defs": definitions | {name: made}}
     made["$defs"] = {
-        name: _closed(one, told.get(name, {})) for name, one in sorted(made["$defs"].items())
+        name: _closed(one, described.get(name, {})) for name, one in sorted(made["$defs"].items())
     }
     return made
 
 
-def _closed(definition: Schema, told: dict[str, str]) -> Schema:
-    """A record without other fields than its own, with what is *told* of each."""
+def _closed(definition: Schema, described: dict[str, str]) -> Schema:
+    """A record without other fields than its own, with the descriptions *described*."""
     properties = {
-        name: _short(one) | ({"description": told[name]} if name in told else {})
+        name: _short(one) | ({"description": described[name]} if name in described else {})
         for name, one in definition["properties"].items()
     }
     kept = {key: definition[key] for key in ("description", "type") if key in definition}
@@ -120,7 +120,7 @@ def _short(schema: Schema) -> Schema:
 
 def _comments() -> dict[str, dict[str, str]]:
     """What stands above each field of each record, as ``#:`` comments; those of bases, too."""
-    told: dict[str, dict[str, str]] = {}
+    described: dict[str, dict[str, str]] = {}
     bases: dict[str, list[str]] = {}
     for path in sorted(Path(documents.__file__).parent.glob("*.py")):
         lines = path.read_text().splitlines()
@@ -129,17 +129,17 @@ def _comments() -> dict[str, dict[str, str]]:
                 bases[record.name] = [
                     base.id for base in record.bases if isinstance(base, ast.Name)
                 ]
-                told[record.name] = dict(_commented(record, lines))
-    return {name: _inherited(name, told, bases) for name in told}
+                described[record.name] = dict(_commented(record, lines))
+    return {name: _inherited(name, described, bases) for name in described}
 
 
 def _inherited(
-    name: str, told: dict[str, dict[str, str]], bases: dict[str, list[str]]
+    name: str, described: dict[str, dict[str, str]], bases: dict[str, list[str]]
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in bases.get(name, []):
-        found |= _inherited(base, told, bases)
-    return found | told.get(name, {})
+        found |= _inherited(base, described, bases)
+    return found | described.get(name, {})
 
 
 def _commented(record: ast.ClassDef, lines: list[str]) -> Iterator[tuple[str, str]]:

@@ -212,8 +212,8 @@ class Judge:
             why = f"hook.{event}: of {count:,} {first}, {sums.lone:,} are without {second}, or more"
             self._refuse(event, why)
             return
-        told = f"{low:,}" if low == high else f"{max(0, low):,} to {high:,}"
-        self._refuse(event, f"hook.{event}: counted {count:,}, the VM counted {told}")
+        range_text = f"{low:,}" if low == high else f"{max(0, low):,} to {high:,}"
+        self._refuse(event, f"hook.{event}: counted {count:,}, the VM counted {range_text}")
 
     def _refuse(self, event: str, why: str) -> None:
         self.pending.discard(event)

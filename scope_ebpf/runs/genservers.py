@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _INTERVAL, _SHARE = 0.05, 0.1
 #: Looks between which a circle of callers must not have changed to be called a deadlock.
 _STABLE = 3
-#: Looks at one server from which on its own utilization is told; servers that are remembered.
+#: Looks at one server from which on its own utilization is shown; servers that are remembered.
 _ENOUGH, _MOST = 10, 1 << 17
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]

@@ -126,6 +126,6 @@ def proven(target: Target, planned: Planned) -> Planned:
     reasons = judge.refused | {event: judge.why_pending(event) for event in judge.pending}
     plan = planned.plan.refuse(reasons)
     if not plan.attachments:
-        told = "; ".join(f"{item.event}: {item.reason}" for item in plan.items)
-        raise NothingToAttachError(f"process {target.pid} has no hook that may be used ({told})")
+        why = "; ".join(f"{item.event}: {item.reason}" for item in plan.items)
+        raise NothingToAttachError(f"process {target.pid} has no hook that may be used ({why})")
     return replace(planned, plan=plan)

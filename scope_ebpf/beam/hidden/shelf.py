@@ -37,7 +37,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file on the shelf, and the build that its name tells."""
+    """A file on the shelf, and the build that its name states."""
 
     path: Path
     build: Build
@@ -49,8 +49,8 @@ class Entry:
     def load(self) -> Reference:
         """Read it; BadReferenceError if it is none, or one of another build than its name says."""
         reference = parse(_content(self.path), str(self.path))
-        told, found = self.build, reference.build
-        if (found.erts, found.flavor, found.machine) != (told.erts, told.flavor, told.machine):
+        named, found = self.build, reference.build
+        if (found.erts, found.flavor, found.machine) != (named.erts, named.flavor, named.machine):
             raise BadReferenceError(f"{self.path} cannot be used: it is of {found}")
         return reference
 
