@@ -51,6 +51,7 @@ NAMES = {
     "top": ["scope-trace top --pid PID --once --sort mailbox --limit 8"],
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
+HELD = {"held": ["scope-trace ets --pid PID --once --limit 5"]}
 SERVERS = {"genservers": ["scope-trace genservers --pid PID --duration 5 --limit 5"]}
 #: What the timeline of a capture is asked.
 QUESTION = """\

@@ -25,7 +25,7 @@ _KEPT = frozenset({
     "pid", "parent", "group_leader", "process", "port",
     "status", "priority", "message_queue_data", "kind", "doing", "flavor",
     "otp_release", "erts_version", "event", "state", "via", "hook", "hooks", "counted_by",
-    "held", "left", "moved", "detach", "stopped_because",
+    "owner", "type", "protection", "held", "left", "moved", "detach", "stopped_because",
 })  # fmt: skip
 #: Sentences of ours that say why something cannot be seen; paths and the node's name are replaced.
 _REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "not_told"})

@@ -214,6 +214,22 @@ TOOLS: dict[str, Tool] = {
             ),
         },
     ),
+    "ets": Tool(
+        "The ETS tables of a VM: name, owner, type, objects, memory, growth between two looks. "
+        "Only reads memory, so it works on a VM that is stopped or stuck.",
+        ("ets", "--format", "json"),
+        "ets",
+        {
+            "pid": _VM,
+            "duration": Parameter(_DURATION.schema, "--duration", 1),
+            "sort": Parameter(
+                _with("What to sort by.", _choice("memory", "objects", "growth")),
+                "--sort",
+                "memory",
+            ),
+            "limit": _LIMIT,
+        },
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a VM holds: what takes its memory and does not run.
+
+- ``tables``: ETS tables
+"""

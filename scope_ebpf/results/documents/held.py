@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents about what a VM holds: ``ets``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from scope_ebpf.results.documents.vms import Target
+
+
+class EtsTable(TypedDict):
+    """One ETS table."""
+
+    name: str
+    #: Whether it is known by its name.
+    named: bool
+    #: Pid of its owner.
+    owner: str
+    #: Registered name of its owner; null without one.
+    owner_name: str | None
+    type: Literal["set", "bag", "duplicate_bag", "ordered_set"]
+    protection: Literal["private", "protected", "public"]
+    keypos: int
+    compressed: bool
+    objects: int
+    #: As ets:info(T, memory), in bytes.
+    memory_bytes: int
+    #: Of objects and bytes between the two looks; null for a table that the first did not see.
+    objects_per_second: float | None
+    bytes_per_second: float | None
+
+
+class EtsDocument(TypedDict):
+    """The ETS tables of one VM, sorted."""
+
+    schema: Literal[1]
+    target: Target
+    #: Seconds between the two looks; 0 for one look.
+    duration_seconds: float
+    #: Tables that the VM counts; those that are being deleted are among them.
+    tables_total: int
+    #: Tables that were read.
+    read: int
+    #: Tables that changed each time they were read.
+    torn: int
+    #: Bytes of all tables that were read.
+    memory_bytes: int
+    #: CPU seconds of the looks.
+    seconds: float
+    #: As many of those that were read as --limit says.
+    tables: list[EtsTable]
+    #: What a reader of the figures should know.
+    notes: list[str]

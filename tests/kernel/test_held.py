@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What real VMs hold: every ETS table as the node itself has it.
+"""
+
+from __future__ import annotations
+
+import pytest
+from beams_run import start_beam
+from tracing import scope_trace
+
+FIELDS = (
+    *("name", "memory_bytes", "named", "owner", "type", "protection", "objects", "keypos"),
+    "compressed",
+)
+
+
+@pytest.fixture(scope="module", params=["stock25", "trixie27", "sid29", "emu25"])
+def beam(request):
+    """
+    A VM that holds tables of every kind.
+    """
+    with start_beam(request.param, "-s", "holding") as running:
+        running.expect("ready")
+        yield running
+
+
+def node_tables(beam) -> list[tuple[str, ...]]:
+    """
+    What the node says of each of its tables, in the order of FIELDS.
+    """
+    beam.send("tables")
+    found = []
+    while (line := beam.readline()) != "end":
+        found.append(tuple(line.split()))
+    return sorted(found)
+
+
+def ets(beam, *words: str) -> dict:
+    """
+    The document of two looks at *beam*.
+    """
+    return scope_trace("ets", "--pid", str(beam.pid), "--format", "json", *words).document
+
+
+def rows(document: dict) -> list[tuple[str, ...]]:
+    return sorted(
+        tuple(str(table[field]).replace(" ", "_").replace("True", "true").replace("False", "false")
+              for field in FIELDS)
+        for table in document["tables"]
+    )  # fmt: skip
+
+
+def test_every_table_is_as_the_node_has_it(beam):
+    """
+    Name, owner, type, access, objects and memory of each table of a node at rest, private too.
+    """
+    node_tables(beam)  # what answering takes is loaded
+    expected = node_tables(beam)
+    document = ets(beam, "--once", "--limit", "1000")
+    assert expected == rows(document)
+    assert (len(expected), len(expected), 0) == tuple(
+        document[name] for name in ("tables_total", "read", "torn")
+    )
+    held = {table["name"]: table for table in document["tables"]}
+    assert (2300, "keeper", "set", "public") == tuple(
+        held["held_set"][name] for name in ("objects", "owner_name", "type", "protection")
+    )
+    assert (777, 555) == (held["held_spread"]["objects"], held["held_forest"]["objects"])
+    assert (3, True) == (held["held dup"]["objects"], held["held dup"]["compressed"])
+
+
+def test_many_tables_of_a_stopped_vm_are_all_read(beam):
+    """
+    523 planted tables besides those that were there, none torn, while the VM is stopped.
+    """
+    before = ets(beam, "--once")["read"]
+    assert "done" == beam.ask("many 523")
+    beam.freeze()
+    try:
+        document = ets(beam, "--once", "--limit", "5")
+        text = scope_trace("ets", "--pid", str(beam.pid), "--once", "--limit", "5").output
+    finally:
+        beam.thaw()
+    assert (before + 523, 0, 5) == (document["read"], document["torn"], len(document["tables"]))
+    assert f"and {before + 523 - 5} tables more" in text
+
+
+def test_tables_that_come_and_go_spoil_no_other_row(beam):
+    """
+    While tables are made and deleted all the time, each row that stays is as before.
+    """
+    planted = {row for row in node_tables(beam) if row[0].startswith("held")}
+    assert "done" == beam.ask("churn")
+    document = ets(beam, "--once", "--limit", "5000")
+    assert planted <= set(rows(document))
+    names = {table["name"] for table in document["tables"]} - {"churning"}
+    assert names <= {row[0].replace("held_dup", "held dup") for row in node_tables(beam)}
