@@ -23,6 +23,7 @@ from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli import main
+from scope_ebpf.daemon.readings.memory import Readers
 from scope_ebpf.runs.links import Looking
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def test_a_full_link_is_shown_with_who_waits_for_it(pair: tuple[Beam, Beam]):
                 assert watched.ask(f"flood {PEER} sync 200") == "done flood suspended"
             until(look, lambda rows: rows[PEER]["suspended_total"] == 3)
             row = until(look, lambda rows: agrees(rows[PEER], known(watched)[PEER]))[PEER]
+            (named,) = Readers(inspect(watched.pid)).read().peers
             local = row["tcp"]["local"]
             until(
                 look,
@@ -161,6 +163,9 @@ def test_a_full_link_is_shown_with_who_waits_for_it(pair: tuple[Beam, Beam]):
         assert (row["busy"], row["suspended_total"]) == (True, 3)
         assert {one["name"] for one in row["suspended"]} == {"dist:flood/3"}
         assert len({one["process"] for one in row["suspended"]}) == 3
+        assert (named.peer, named.full, named.suspended) == (PEER, 1, 3)
+        assert named.queued == row["queued_bytes"] + row["driver_queued_bytes"]
+        assert named.octets == (row["bytes"]["in"], row["bytes"]["out"])
         assert row["queued_bytes"] > 100_000
         assert row["full_seconds"] > 0
         assert all(one["seconds"] > 0 for one in row["suspended"])
@@ -225,9 +230,14 @@ def test_500_peers_that_are_no_beam_are_all_shown(
         assert watched.plant("many 500 127.99") == 500
         with looking(watched) as look:
             rows, said = look(), known(watched)
+            memory = Readers(inspect(watched.pid)).read()
         assert main.main(["links", "--pid", str(watched.pid), "--once", "--limit", "7"]) == 0
         text = capsys.readouterr().out
     assert set(names) <= rows.keys()
+    assert (len(memory.peers), memory.connections.nodes) == (6, (500, 1))
+    assert sum(one.octets[0] for one in memory.peers if one.octets) == sum(
+        one[0] for one in said.values()
+    )
     for name in names:
         assert rows[name]["tcp"]["remote"] == f"{name.partition('@')[2]}:{port_of(watched)}"
         assert [rows[name]["bytes"]["in"], rows[name]["packets"]["in"]] == said[name][:2]

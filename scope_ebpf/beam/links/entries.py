@@ -22,6 +22,7 @@ from scope_ebpf.beam.vm.connections import (
     MOST,
     PENDING,
     TYPES,
+    Connections,
     EntryLists,
     waiters,
 )
@@ -70,6 +71,19 @@ class LinksReading:
 
     links: tuple[Link, ...]
     refused: dict[str, str]
+
+    @property
+    def connections(self) -> Connections:
+        """The same summed up; a link that is closing is none."""
+        there = [one for one in self.links if one.state != STATES[CLOSING]]
+        pending = sum(one.state == STATES[PENDING] for one in there)
+        kinds = [one.kind for one in there if one.state == STATES[CONNECTED]]
+        return Connections(
+            tuple(kinds.count(kind) for kind in TYPES),
+            sum(one.queued for one in there),
+            sum(one.busy for one in there),
+            pending,
+        )
 
 
 class LinkReader:
