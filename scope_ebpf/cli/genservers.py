@@ -10,6 +10,7 @@ from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
+    DEFAULT_BUDGET,
     above_zero,
     add_duration,
     add_format,
@@ -44,17 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=above_zero, default=20, help="rows (default: %(default)s; all in JSON)"
     )
     parser.add_argument(
+        "--budget",
+        type=budget,
+        default=DEFAULT_BUDGET,
+        metavar="SHARE",
+        help="of the VM's CPU, what hooks may take: rates and times of messages are estimated from "
+        "moments (default: 1%%); none counts everything",
+    )
+    parser.add_argument(
         "--no-hooks",
         dest="budget",
         action="store_const",
         const=None,
-        help="read memory only (the default)",
-    )
-    parser.add_argument(
-        "--budget",
-        type=budget,
-        metavar="SHARE",
-        help="none: count every message of servers, by hooks",
+        help="read memory only: no rates and times of messages",
     )
     add_max_cost(parser)
     add_format(parser, "text", "json", "jsonl")

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.planning.planner import Executable
 
-#: The program that ends the work on messages without a reply: of all hooks the most frequent.
-ENDS_WORK = "server_out"
+#: Programs that see the end of the work on messages without a reply, and callers that gave up: what
+#: takes longer than a window, or most hits.
+_WHOLE = ("server_out", "server_exit")
 #: All hooks. At the call in the first the message is in a register; the next two are the same
 #: function, which OTP 28 renamed (erl_proc_sig_queue.c).
 _HOOKS = (
@@ -28,20 +29,19 @@ _HOOKS = (
     Hook("server_reply", "erts_proc_sig_send_to_alias", optional=True),
     Hook("server_reply", "erts_proc_sig_send_altact_msg", optional=True),
     Hook("server_take", "beam_jit_remove_message", mangled=True),
-    Hook(ENDS_WORK, "erts_schedule"),
+    Hook("server_out", "erts_schedule"),
     Hook("server_exit", "erts_do_exit_process"),
 )
 
 
-def server_hooks(
-    binary: Executable, flavor: str, *, ends_work: bool
-) -> tuple[list[Attachment], str]:
+def server_hooks(binary: Executable, flavor: str, *, whole: bool) -> tuple[list[Attachment], str]:
     """
     Every attachment for *binary*, an emulator of *flavor*; or none, and the reason.
 
-    With *ends_work* also the one by which the work on messages without a reply is timed.
+    With *whole* also those by which messages without a reply are timed, and callers that end are
+    seen.
     """
-    hooks = tuple(hook for hook in _HOOKS if ends_work or hook.program != ENDS_WORK)
+    hooks = tuple(hook for hook in _HOOKS if whole or hook.program not in _WHOLE)
     variant = Variant("receive", "symbol", "server", hooks)
     found: list[Attachment] = []
     if flavor != "jit":

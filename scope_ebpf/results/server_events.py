@@ -7,7 +7,7 @@ Pure. Histograms have eight buckets to an octave, shape ``(SERVER_BUCKETS,)``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
         ServerFailures,
         ServerTimes,
     )
+
+
+#: How far figures of windows may be from the truth, as a part of it, in so many standard errors.
+_PRECISION, _SURE = 0.15, 3.0
+#: Seconds below which a hook lengthens a duration too much (bench/genservers.py).
+_SHORTEST = 2.5e-4
+#: The part of durations that may be longer than all that was seen, where a mean is told.
+_REST = 1e-9
 
 
 class Seen(TypedDict):
@@ -83,17 +91,38 @@ class Times:
     reach: float | None = None
 
     def quantile(self, part: float) -> float | None:
-        """Seconds which *part* of the durations do not exceed; None if that cannot be told."""
+        """
+        Seconds which *part* of the durations do not exceed.
+
+        None if that cannot be told: it is longer than windows reach, so short that the hooks
+        themselves are a part of it, or too little was seen to know it to 15 %.
+        """
+        found = self._at(part)
+        if found is None or self.reach is None:
+            return found
+        error = _SURE * (part * (1 - part) / max(1, int(self.ended.sum()))) ** 0.5
+        low, high = self._at(max(0.0, part - error)), self._at(part + error)
+        if low is None or high is None or not _SHORTEST <= found <= self.reach:
+            return None
+        return (
+            found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
+        )
+
+    def unknown(self) -> Times:
+        """The same, of which nothing can be told."""
+        return replace(self, reach=0.0)
+
+    def _at(self, part: float) -> float | None:
+        """The same, however little was seen; None where too many were cut off before."""
         left = self._survival()
         below = np.flatnonzero(left <= 1 - part + 1e-12)
-        if not len(below):
+        if part >= 1 or not len(below):
             return None
         bucket = int(below[0])
         before = left[bucket - 1] if bucket else 1.0
-        inside = (before - (1 - part)) / (before - left[bucket])
+        inside = (before - (1 - part)) / max(before - left[bucket], 1e-12)
         start, end = bounds()[bucket : bucket + 2]
-        found = float(start + (end - start) * inside)
-        return None if self.reach is not None and found > self.reach else found
+        return float(start + (end - start) * inside)
 
     def _survival(self) -> NDArray[np.floating[Any]]:
         """
@@ -111,17 +140,22 @@ class Times:
         return found
 
     def mean(self) -> float | None:
-        """Seconds; None if some were cut off, so that the longest are not known."""
+        """Seconds; None where :meth:`quantile` is for the longest, or for the same reasons."""
         count = int(self.ended.sum())
         if not count:
             return None
-        if self.cut is None or not self.cut.any():
+        if self.reach is None:
             return self.total / count
-        left = self._survival()
-        if left[-1] > 1e-9:
+        if not self.reach:
             return None
-        middle = (bounds()[:-1] + bounds()[1:]) / 2
-        return float((middle * -np.diff(left, prepend=1.0)).sum())
+        left = self._survival()
+        if left[-1] > _REST:
+            return None
+        parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
+        mean = float((middle * parts).sum())
+        spread = float(((middle - mean) ** 2 * parts).sum()) ** 0.5
+        sure = mean >= _SHORTEST and _SURE * spread / count**0.5 <= _PRECISION * mean
+        return mean if sure else None
 
     def as_json(self) -> ServerTimes | None:
         """The fields of these durations; None if there were none."""
@@ -132,7 +166,7 @@ class Times:
             "p50": _rounded(self.quantile(0.5)),
             "p90": _rounded(self.quantile(0.9)),
             "p99": _rounded(self.quantile(0.99)),
-            "reach": _rounded(self.reach),
+            "reach": _rounded(self.reach) if self.reach else None,
         }
 
 

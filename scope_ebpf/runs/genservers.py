@@ -204,7 +204,7 @@ class ServerOptions:
     duration: float | None
     #: One of GROUPS.
     by: str = "module"
-    #: The part of the VM's CPU that hooks may take, COUNT_ALL for no bound; None for no hooks.
+    #: The part of the VM's CPU that hooks may take, more than 1 for no bound; None for no hooks.
     budget: float | None = None
     #: The part above which a run that counts everything ends itself; None for no bound.
     max_cost: float | None = None
@@ -260,9 +260,12 @@ def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Count
     if options.by != "module":
         return None, "messages are counted by module"
     from scope_ebpf.runs.server_events import Counting
+    from scope_ebpf.runs.server_windows import Windows
 
     try:
-        return Counting(viewer, options.max_cost, stop), ""
+        if options.budget > 1:
+            return Counting(viewer, options.max_cost, stop), ""
+        return Windows(viewer, stop, options.budget, options.duration), ""
     except (NothingToAttachError, ReadRefusedError) as error:
         return None, str(error)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks at new modules and at the cost.
 _INTERVAL = 0.5
 #: What a program takes beside the trap, as a part of what a trap takes (bench/genservers.py).
-_PROGRAM = 1.0
+PROGRAM = 0.7
 #: Slots that belong to no module.
 _NAMES = {
     events.SLOT_PROCESSES: "(processes)",
@@ -48,13 +48,13 @@ class Counting(Closing):
     Raises ReadRefusedError and NothingToAttachError where messages cannot be seen.
     """
 
-    #: Whether the end of the work on messages without a reply is watched.
-    _ends_work = True
+    #: Whether everything is watched, also what takes most hits.
+    _whole = True
 
     def __init__(self, viewer: Viewer, max_cost: float | None, stop: Stop) -> None:
         self._viewer, self._stop = viewer, stop
         target = viewer.target
-        hooks, why = server_hooks(target.binary, target.flavor, ends_work=self._ends_work)
+        hooks, why = server_hooks(target.binary, target.flavor, whole=self._whole)
         if not hooks:
             raise NothingToAttachError(why)
         self._hooks = len(hooks)
@@ -98,7 +98,7 @@ class Counting(Closing):
     def _seconds(self) -> float:
         """Seconds of the VM's CPU that hits took until now."""
         hits = self._hits()
-        return hits * (1 + _PROGRAM) * (self._measurement.cost() or GUESS).entry
+        return hits * (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
 
     def _hits(self) -> int:
         counts = self._watch.counts()
@@ -163,7 +163,7 @@ class Counting(Closing):
         found.lost = counts["lost"]
         hits = self._hits()
         measured = self._measurement.cost(_COST_PATIENCE)
-        seconds = hits * (1 + _PROGRAM) * measured.entry if measured else None
+        seconds = hits * (1 + PROGRAM) * measured.entry if measured else None
         share = share_of(seconds, self._used) if seconds is not None and self._used else None
         found.cost = Cost(self._hooks, hits, seconds, share)
         if counts["unreadable"]:

@@ -13,7 +13,9 @@ handle_call({work, Sent}, _From, State) ->
     spin(Taken + 50),
     gs_times:served(?MODULE, Taken),
     {reply, ok, State};
-handle_call({nothing, _}, _From, State) ->
+handle_call({nothing, Sent}, _From, State) ->
+    Taken = gs_times:taken(?MODULE, Sent),
+    gs_times:served(?MODULE, Taken),
     {reply, ok, State}.
 
 handle_cast(_, State) -> {noreply, State}.

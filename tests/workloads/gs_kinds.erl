@@ -4,9 +4,12 @@
 %%   load MS     callers of all kinds, for so many milliseconds; answers when the last message is
 %%               handled: "truth" and words MODULE:WHAT=NUMBER, times in microseconds
 %%   keep        callers of all kinds, until the VM ends
+%%   reset       forgets the truth until now
 %%   rate N      N callers of the fast server that call without a pause, until the VM ends
 %%   requests N  one process sends N requests at a time to the fast server, then takes all replies
 %%   many N      N modules, each with a server that gets one call
+%%   evil        one more, whose name is meant to break terminals and documents
+%%   remote NODE calls the fast server of another node 23 times
 -module(gs_kinds).
 -export([start/0]).
 -export([main/0, client/3, init/1, handle_call/3, handle_cast/2]).
@@ -37,9 +40,13 @@ command(_Control, ["keep"]) ->
     gs_times:new(),
     clients(infinity),
     "done keep";
+command(_Control, ["reset"]) ->
+    gs_times:new(),
+    "done reset";
 command(_Control, ["truth"]) ->
     ["truth", gs_times:text(?SERVERS)];
 command(_Control, ["rate", N]) ->
+    gs_times:new(),
     [spawn(fun hammer/0) || _ <- lists:seq(1, list_to_integer(N))],
     "done rate";
 command(_Control, ["requests", N]) ->
@@ -47,8 +54,15 @@ command(_Control, ["requests", N]) ->
     wait([spawn_monitor(fun() -> requests(list_to_integer(N)) end)]),
     ["truth", gs_times:text(?SERVERS)];
 command(_Control, ["many", N]) ->
-    [one_module(Number) || Number <- lists:seq(1, list_to_integer(N))],
-    "done many".
+    [one_module("gs_many_" ++ integer_to_list(Number)) || Number <- lists:seq(1, list_to_integer(N))],
+    "done many";
+command(_Control, ["evil"]) ->
+    one_module("Elixir.Evil\e[2J\n\",{%"),
+    "done evil";
+command(_Control, ["remote", Node]) ->
+    [{reply, ok} = {reply, gen_server:call({gs_fast, list_to_atom(Node)}, {nothing, gs_times:now()})}
+        || _ <- lists:seq(1, 23)],
+    "done remote".
 
 clients(Until) ->
     [spawn_monitor(?MODULE, client, [Kind, Pause, Until]) || {Kind, Pause} <- [
@@ -104,7 +118,7 @@ call(Module, Call) ->
     end.
 
 hammer() ->
-    gen_server:call(gs_fast, {nothing, 0}),
+    call(gs_fast, fun() -> gen_server:call(gs_fast, {nothing, gs_times:now()}) end),
     hammer().
 
 requests(N) ->
@@ -115,9 +129,8 @@ requests(N) ->
     end || Id <- Ids].
 
 %% A server whose callback module is a copy of this one under another name.
-one_module(Number) ->
-    Name = list_to_atom("gs_many_" ++ integer_to_list(Number)),
-    Mfa = {Name, init, 1},
+one_module(Text) ->
+    Mfa = {list_to_atom(Text), init, 1},
     Parent = self(),
     Pid = proc_lib:spawn(fun() ->
         put('$initial_call', Mfa),

@@ -119,6 +119,10 @@ class ServerWatch(Closing):
         self._window[0] = (now, until, hits or 0, hits is not None)
         return now
 
+    def is_over(self) -> bool:
+        """Whether the hits of the window are used up, or its time."""
+        return int(self._window[0]["until_ns"]) <= time.monotonic_ns()
+
     def close_window(self) -> int:
         """Count no longer; returns when counting ended, ns: now, or earlier."""
         window = self._window[0]
