@@ -660,7 +660,7 @@ int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack
 	struct server_process *server;
 	struct parsed parsed = {};
 	struct server_stats *stats;
-	bool served, seen;
+	bool served, seen, reply_like;
 	__u32 depth, known;
 
 	if (!now || !process)
@@ -686,10 +686,16 @@ int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack
 	}
 	seen = parsed.kind == MESSAGE_CALL && parsed.caller && take_call(&parsed, now);
 	known = server->depth;
+	/*
+	 * The reply to a call from before counting began looks like a message of its own, and in a
+	 * window that may be all that is seen of a server.
+	 */
+	reply_like = parsed.kind == MESSAGE_REPLY || parsed.kind == MESSAGE_DOWN;
+	if (!known && reply_like && !settings.sees_idle)
+		return 0;
 	if (!known || depth < known)
 		server->depth = depth;
-	/* The reply to a call from before counting began looks like a message of its own. */
-	if (!known && (parsed.kind == MESSAGE_REPLY || parsed.kind == MESSAGE_DOWN))
+	if (!known && reply_like)
 		return 0;
 	if (depth > server->depth + NESTED)
 		return 0; /* within a callback: part of the work on the message before */

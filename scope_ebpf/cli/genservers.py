@@ -10,7 +10,6 @@ from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
-    DEFAULT_BUDGET,
     above_zero,
     add_duration,
     add_format,
@@ -47,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=budget,
-        default=DEFAULT_BUDGET,
+        default="1",
         metavar="SHARE",
         help="of the VM's CPU, what hooks may take: rates and times of messages are estimated from "
-        "moments (default: 1%%); none counts everything",
+        "moments (default: %(default)s%%); none counts everything",
     )
     parser.add_argument(
         "--no-hooks",

@@ -39,7 +39,7 @@ _STEP = 0.01
 #: A window is opened when there is so much more of the budget than it should take.
 _SPARE = 1.3
 #: Seconds before the first window, in which the VM's use of CPU becomes known.
-_WARM_UP = 0.3
+_WARM_UP = 1.0
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
 #: callers wait longer and call less often.
 _HITS, _CHANGES = 3, 0.05
@@ -91,7 +91,8 @@ class Windows(Counting):
         self._cut = np.zeros(
             (len(_DURATIONS), events.SERVER_SLOTS, events.SERVER_BUCKETS), np.int64
         )
-        self._rate = 0.0
+        #: Hits a second while hooks were attached, and their seconds before and after a window.
+        self._rate = self._around = 0.0
         self._counters = ReferenceCounters(viewer.target)
         self._reductions_before: int | None = None
         self._reductions: int | None = None
@@ -117,7 +118,7 @@ class Windows(Counting):
         hit = (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
         left = _PLANNED * self._budget * self._used - self._seconds()
         seconds = self._length(hit)
-        if left > self._rate * hit * seconds * _SPARE and left > 0:
+        if left > self._rate * hit * (seconds + self._around) * _SPARE and left > 0:
             self._observe(seconds, int(left / hit))
             self._learn_names()
             pause = self._span / (2 * _WINDOWS)
@@ -152,7 +153,9 @@ class Windows(Counting):
         else:
             inside = None
         # Hits before and after count as well: they cost the VM as much.
-        self._rate = (self._hits() - before) / max(time.monotonic() - first, 1e-3)
+        lasted = max(time.monotonic() - first, 1e-3)
+        self._rate = (self._hits() - before) / lasted
+        self._around = max(0.0, lasted - (closed - opened) / 1e9)
         self._add_window(opened, closed, inside)
 
     def _add_window(self, opened: int, closed: int, reductions: float | None) -> None:
