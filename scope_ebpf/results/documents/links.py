@@ -7,7 +7,6 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from scope_ebpf.results.documents.servers import LookCost
 from scope_ebpf.results.documents.vms import Target
 
 #: A count of each direction since the connection was made, from the peer and to it.
@@ -90,6 +89,14 @@ class LinkRow(TypedDict):
     tcp: LinkSocket | None
 
 
+class LinksCost(TypedDict):
+    """What the look cost."""
+
+    own_cpu_seconds: float
+    #: Always 0: nothing is attached.
+    hooks: int
+
+
 class LinksDocument(TypedDict):
     """The connections of one VM to other nodes."""
 
@@ -100,4 +107,4 @@ class LinksDocument(TypedDict):
     links: list[LinkRow]
     #: What could not be read, and why.
     refused: dict[str, str]
-    cost: LookCost
+    cost: LinksCost
