@@ -13,7 +13,7 @@ main([Out]) ->
     ok = escript:create(Out, [
         shebang,
         {comment, "SPDX-License-Identifier: Apache-2.0"},
-        {emu_args, "-escript main scope_mark_escript -pa scope-mark/scope_mark/ebin +fnu"},
+        {emu_args, "-escript main scope_mark_escript +fnu"},
         {archive, Files, [{compress, all}]}
     ]),
     ok = file:change_mode(Out, 8#755).
