@@ -102,7 +102,12 @@ guarded(Do) ->
         error:_ -> {error, {bad_file, unreadable}}
     end.
 
-original(<<16#1f, 16#8b, _/binary>> = Compressed) -> Compressed;
+original(<<16#1f, 16#8b, _/binary>> = Compressed) ->
+    Plain = plain(Compressed),
+    case original(Plain) of
+        Plain -> Compressed;
+        Original -> Original
+    end;
 original(Bin) ->
     case scope_mark_undo:original(Bin) of
         {ok, Original} -> Original;
@@ -168,9 +173,12 @@ placed(Chunks, #{profile := Profile} = Options) ->
 roles(Chunks, Atoms, Options) ->
     Exports = scope_mark_code:exports(chunk(<<"ExpT">>, Chunks), Atoms),
     Known = maps:merge(maps:get(behaviours, Options, #{}), scope_mark_known:behaviours()),
-    Behaviours = scope_mark_select:behaviours(attributes(Chunks)),
+    Attributes = attributes(Chunks),
+    Behaviours = scope_mark_select:behaviours(Attributes),
     {Callbacks, Unknown} = scope_mark_select:callbacks(Behaviours, Exports, Known),
-    Dispatches = map_size(Callbacks) > 0 orelse lists:member({<<"behaviour_info">>, 1}, Exports),
+    Defines = lists:member({<<"behaviour_info">>, 1}, Exports)
+        andalso not lists:keymember(<<"__protocol__">>, 1, Attributes),
+    Dispatches = map_size(Callbacks) > 0 orelse Defines,
     {Callbacks, Unknown, Dispatches}.
 
 %% What is marked in a function: its class, that of its handlers, and whether its return is what its caller waits for.

@@ -89,7 +89,15 @@ def compiled(kind: str) -> Path:
         ([f"{{}}/source/{p.name}" for p in sorted((LIBRARY / "src").glob("*.erl"))], "lib"),
         ([f"{{}}/source/{name}.erl" for name in ("corpus", "fuzz")], "lib"),
     ):
-        words = [*build(kind).erlc, "-Werror", "+debug_info", "-pa", "{}/plain", "-o", f"{{}}/{out}"]
+        words = [
+            *build(kind).erlc,
+            "-Werror",
+            "+debug_info",
+            "-pa",
+            "{}/plain",
+            "-o",
+            f"{{}}/{out}",
+        ]
         run(kind, [*words, *names], top)
     return top
 

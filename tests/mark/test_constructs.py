@@ -129,7 +129,7 @@ def test_cover_drops_markers_and_dialyzer_reads_the_plain_code():
     Cover compiles from the abstract code, so it counts as ever; the abstract code is that of the plain module.
     """
     program = (
-        "{ok,ring_a}=cover:compile_beam(\"{}/all/ring_a.beam\"),ring_a:step(self(),0,[]),"
+        '{ok,ring_a}=cover:compile_beam("{}/all/ring_a.beam"),ring_a:step(self(),0,[]),'
         "{ok,{_,{1,_}}}=cover:analyse(ring_a,coverage,module),"
         'io:format("~p.~n",[lists:keymember(scope_mark,1,ring_a:module_info(attributes))]),'
         "C=fun(F)->{ok,{_,[{abstract_code,C}]}}=beam_lib:chunks(F,[abstract_code]),C end,"

@@ -44,7 +44,9 @@ def modules(done, status):
     The names of the files that have this status in a JSON document.
     """
     files = json.loads(done.stdout)["files"]
-    return {f["path"].rpartition("/")[2].removesuffix(".beam") for f in files if f["status"] == status}
+    return {
+        f["path"].rpartition("/")[2].removesuffix(".beam") for f in files if f["status"] == status
+    }
 
 
 def test_unmark_gives_every_byte_mode_and_time_back(tree):
@@ -120,7 +122,13 @@ def test_behaviours_are_read_where_they_lie(tree):
     assert json.loads(done.stdout)["unknown_behaviours"] == ["ring"]
     assert modules(done, "marked") == {"server", "states"}
     done = mark(
-        tree / "lib", "--profile", "callbacks", "--behaviours", tree / "elsewhere", "--format", "json"
+        tree / "lib",
+        "--profile",
+        "callbacks",
+        "--behaviours",
+        tree / "elsewhere",
+        "--format",
+        "json",
     )
     assert json.loads(done.stdout)["unknown_behaviours"] == []
     assert modules(done, "marked") == {"ring_a", "ring_b"}
@@ -252,7 +260,9 @@ def test_a_read_only_release_stays_as_it_is(tree):
     """
     Files that may not be replaced are named one by one, with the system's reason.
     """
-    mounted = subprocess.run(["mount", "--bind", "-o", "ro", tree / "lib", tree / "lib"], check=False)
+    mounted = subprocess.run(
+        ["mount", "--bind", "-o", "ro", tree / "lib", tree / "lib"], check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting takes root")
     try:
