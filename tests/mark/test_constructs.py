@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Marked code does what plain code does: values, classes, stack traces with lines, stacks that stay small.
+Marked code does what plain code does: values, classes, stack traces with lines, stacks that stay
+small.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import re
 import shutil
 
 import pytest
-from mark_run import compiled, erl, mark, run
+from mark_run import command, compiled, erl, mark, run
 
 RELEASES = ("stock25", "trixie27", "sid29")
 #: What the callbacks of tests/mark/server.erl, states.erl and the ring are, by their sources.
 CALLBACKS = {
-    "server": {"init/1", "handle_call/3", "handle_cast/2", "handle_info/2", "handle_continue/2", "terminate/2"},
+    "server": {"init/1", "handle_call/3", "handle_cast/2", "handle_info/2"}
+    | {"handle_continue/2", "terminate/2"},
     "states": {"init/1", "callback_mode/0", "idle/3", "busy/3", "terminate/3"},
     "ring_a": {"step/3", "leap/3"},
-}  # fmt: skip
+}
 
 
 def answers(kind: str, folder: str) -> dict[str, str]:
@@ -58,7 +60,8 @@ def test_constructs_are_alike(kind):
 @pytest.mark.parametrize("kind", RELEASES)
 def test_a_closed_exit_adds_one_frame_without_a_line(kind):
     """
-    A callback that ends in a tail call is in the stack trace of what it called, and nothing else changes.
+    A callback that ends in a tail call is in the stack trace of what it called, and nothing
+    else changes.
     """
     call = (
         "logger:set_primary_config(level,none),{ok,P}=server:start(),R=monitor(process,P),"
@@ -85,7 +88,8 @@ def ids(function: str) -> dict[int, int]:
 @pytest.mark.parametrize("module", sorted(CALLBACKS))
 def test_ids_are_those_of_the_contract(module):
     """
-    The callbacks, and no other functions, enter by a call of erts_debug:flat_size/1 with the md5 of their names.
+    The callbacks, and no other functions, enter by a call of erts_debug:flat_size/1 with the
+    md5 of their names.
     """
     top = compiled("stock25")
     program = (
@@ -102,14 +106,13 @@ def test_ids_are_those_of_the_contract(module):
 @pytest.mark.parametrize("kind", ["trixie27", "sid29"])
 def test_the_command_runs_on_every_release(kind):
     """
-    The escript that OTP 25 made marks and unmarks on a newer one, which does not load the code in it.
+    The escript that OTP 25 made marks and unmarks on a newer one, which does not load the code
+    in it.
     """
-    from mark_run import command
-
     top = compiled(kind)
     shutil.copy(command(), top / "scope-mark")
     shutil.copytree(top / "plain", top / "by_itself")
-    escript = [str(build_path(kind)), "{}/scope-mark", "{}/by_itself"]
+    escript = ["/usr/bin/escript", "{}/scope-mark", "{}/by_itself"]
     done = run(kind, [*escript, "--profile", "all"], top)
     assert done.stdout.startswith(f"marked {len(list((top / 'plain').iterdir()))} modules")
     run(kind, [*escript, "--unmark"], top)
@@ -117,16 +120,10 @@ def test_the_command_runs_on_every_release(kind):
         assert (top / "by_itself" / path.name).read_bytes() == path.read_bytes()
 
 
-def build_path(kind: str) -> str:
-    """
-    The escript program of a release.
-    """
-    return "/usr/bin/escript"
-
-
 def test_cover_drops_markers_and_dialyzer_reads_the_plain_code():
     """
-    Cover compiles from the abstract code, so it counts as ever; the abstract code is that of the plain module.
+    Cover compiles from the abstract code, so it counts as ever; the abstract code is that of
+    the plain module.
     """
     program = (
         '{ok,ring_a}=cover:compile_beam("{}/all/ring_a.beam"),ring_a:step(self(),0,[]),'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Mix projects with the compiler and the release step: built, built again, tested, switched and released.
+Mix projects with the compiler and the release step: built, built again, tested, switched and
+released.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ CONSOLIDATED = "_build/dev/lib/shop/consolidated"
 
 def test_the_compiler_marks_and_follows_its_profile(shop):
     """
-    Callbacks by default in dev; a second build does nothing; a change and another profile mark again; none unmarks.
+    Callbacks by default in dev; a second build does nothing; a change and another profile mark
+    again; none unmarks.
     """
     assert "Marked" not in shop.mix("compile", PROFILE="none")
     plain = shop.bytes_of(OWN)
@@ -87,14 +89,16 @@ def test_the_compiler_marks_and_follows_its_profile(shop):
 
 def test_tests_run_in_marked_code(shop):
     """
-    The project's tests pass, and find marks in the modules that run, the consolidated protocol among them.
+    The project's tests pass, and find marks in the modules that run, the consolidated protocol
+    among them.
     """
     assert "1 test, 0 failures" in shop.mix("test", MIX_ENV="test", PROFILE="all")
 
 
 def test_a_release_carries_the_marks(shop):
     """
-    A stripped release is marked as a whole, OTP and Elixir too, and runs; without a profile it is left as it is.
+    A stripped release is marked as a whole, OTP and Elixir too, and runs; without a profile it
+    is left as it is.
     """
     words = ("release", "--overwrite", "--quiet")
     shop.mix(*words, MIX_ENV="prod")
@@ -106,8 +110,11 @@ def test_a_release_carries_the_marks(shop):
         marks[name] for name in ("Shop.Cart", "gen_server", "supervisor", "Logger.Watcher")
     } == {"callbacks"}
     assert marks["Shop.Price.Integer"] is marks["lists"] is None
-    program = "IO.inspect({GenServer.call(Shop.Cart, {:add, 1}), Shop.Cart.__info__(:attributes)[:scope_mark][:profile]})"
-    start = "{:ok, _} = Application.ensure_all_started(:shop); " + program
+    start = (
+        "{:ok, _} = Application.ensure_all_started(:shop); "
+        "profile = Shop.Cart.__info__(:attributes)[:scope_mark][:profile]; "
+        "IO.inspect({GenServer.call(Shop.Cart, {:add, 1}), profile})"
+    )
     done = subprocess.run(
         [shop.path / release / "bin/shop", "eval", start],
         capture_output=True,
@@ -120,17 +127,20 @@ def test_a_release_carries_the_marks(shop):
 
 def test_an_umbrella_marks_each_of_its_applications(tmp_path):
     """
-    Both applications of an umbrella are marked, each by its own profile; a second build does nothing.
+    Both applications of an umbrella are marked, each by its own profile; a second build does
+    nothing.
     """
     (tmp_path / "umbrella/apps").mkdir(parents=True)
-    top = 'defmodule U.MixProject do\n  use Mix.Project\n  def project, do: [apps_path: "apps", deps: []]\nend\n'
+    top = 'def project, do: [apps_path: "apps", deps: []]'
+    top = f"defmodule U.MixProject do\n  use Mix.Project\n  {top}\nend\n"
     (tmp_path / "umbrella/mix.exs").write_text(top)
     for name, profile in (("one", "callbacks"), ("two", "all")):
         shutil.copytree(HERE / "shop", tmp_path / "umbrella/apps" / name)
         mix = (HERE / "shop/mix.exs").read_text().replace("Shop.", f"{name.title()}.")
         mix = mix.replace(
             "app: :shop",
-            f'app: :{name}, build_path: "../../_build", deps_path: "../../deps", lockfile: "../../mix.lock"',
+            f'app: :{name}, build_path: "../../_build", deps_path: "../../deps", '
+            'lockfile: "../../mix.lock"',
         )
         mix = mix.replace('profile("PROFILE")', f":{profile}").replace(
             "mod: {Shop", f"mod: {{{name.title()}"
