@@ -75,7 +75,9 @@ def corpus(options: argparse.Namespace) -> bool:
 def fuzz(options: argparse.Namespace) -> bool:
     """Ten thousand mutated files."""
     files = [f"{{}}/plain/{name}.beam" for name in MODULES if name != "ring"]
-    files += [str(next((OTP / "lib").glob(f"stdlib-*/ebin/{x}.beam"))) for x in ("gen_server", "maps")]
+    files += [
+        str(next((OTP / "lib").glob(f"stdlib-*/ebin/{x}.beam"))) for x in ("gen_server", "maps")
+    ]
     found = erl(HOST, compiled(HOST), "-run", "fuzz", "main", "0", str(options.cases), *files)
     print(f"fuzz: {terms(found)}", flush=True)
     return terms(found)["failed"] == 0
@@ -121,7 +123,7 @@ def marked_otp(profile: str) -> Iterator[Path]:
 
 
 _COMPILE = (
-    "Fs=lists:sublist(filelib:wildcard(code:lib_dir(stdlib)++\"/ebin/[d-i]*.beam\"),40),"
+    'Fs=lists:sublist(filelib:wildcard(code:lib_dir(stdlib)++"/ebin/[d-i]*.beam"),40),'
     "As=[A||F<-Fs,{ok,{_,[{abstract_code,{_,A}}]}}<-[beam_lib:chunks(F,[abstract_code])]],"
     "compile:forms(hd(As),[]),statistics(runtime),[compile:forms(A,[])||A<-As],"
     '{_,T}=statistics(runtime),io:format("~p",[T]),halt().'
@@ -173,7 +175,9 @@ def broker(options: argparse.Namespace) -> bool:
     with marked_otp("callbacks") as otp, tempfile.TemporaryDirectory() as name:
         copy = Path(name) / home.name
         shutil.copytree(home, copy)
-        print(f"RabbitMQ: {mark(copy, '--profile', 'callbacks', '--behaviours', OTP).stdout.strip()}")
+        print(
+            f"RabbitMQ: {mark(copy, '--profile', 'callbacks', '--behaviours', OTP).stdout.strip()}"
+        )
         with rabbitmq() as plain, rabbitmq(home=copy, otp=otp) as marked:
             loaded = marked.eval(
                 "length([M || {M,_} <- code:all_loaded(), "
