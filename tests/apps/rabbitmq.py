@@ -27,8 +27,8 @@ def rabbitmq(*args: str, home: Path | None = None, otp: Path | None = None) -> I
     """
     A running broker; its ``ports`` are ``amqp``, ``management`` and ``prometheus``.
 
-    *args* are flags of its VM, *home* and *otp* copies of RabbitMQ and of OTP to run. The user guest with the password guest may do everything. It starts
-    in about eight seconds.
+    *args* are flags of its VM, *home* and *otp* copies of RabbitMQ and of OTP to run. The user
+    guest with the password guest may do everything. It starts in about eight seconds.
     """
     homes = sorted(_INSTALLED.glob("rabbitmq_server-*"))
     require(homes, "rabbitmq-server is not installed")
