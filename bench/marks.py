@@ -193,7 +193,10 @@ def broker(options: argparse.Namespace) -> bool:
                     spent.append((cpu(app.pid) - before) / options.messages * 1e6)
                 if number:  # the first warms both up
                     pairs.append((spent[0], spent[1]))
-                    print(f"  us of CPU a message: plain {spent[0]:.0f}, marked {spent[1]:.0f}", flush=True)
+                    print(
+                        f"  us of CPU a message: plain {spent[0]:.0f}, marked {spent[1]:.0f}",
+                        flush=True,
+                    )
             errors = marked.log().count("[error]")
     print(f"RabbitMQ, all messages delivered: {good}; errors in its log: {errors}")
     print(f"RabbitMQ, callbacks marked, nobody looks, CPU of a message: {ratio(pairs)}")
