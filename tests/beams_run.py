@@ -435,9 +435,13 @@ def native_functions(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
+def dist_pair(
+    kind: str, *args: str, module: str = "dist", peer_kind: str | None = None
+) -> Iterator[tuple[Beam, Beam]]:
     """
-    Two connected nodes on loopback that run ``dist.erl``: the one to watch, and its peer.
+    Two nodes on loopback that run *module*: the one to watch, and its peer.
+
+    Those of ``dist.erl`` are connected. The peer is of the same kind unless another one is given.
 
     There is no port mapper: both nodes listen on the same port of two loopback addresses.
     """
@@ -448,12 +452,14 @@ def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
         return (
             *("-name", f"{name}@{address}", "-setcookie", "planted", "-connect_all", "false"),
             *("-start_epmd", "false", "-erl_epmd_port", str(port)),
-            *("-kernel", "inet_dist_use_interface", interface, "-s", "dist"),
+            *("-kernel", "inet_dist_use_interface", interface, "-s", module),
         )
 
     watched = start_beam(kind, *node("watched", "127.0.0.1"), *args)
-    with watched as beam, start_beam(kind, *node("peer", "127.0.0.2")) as peer:
+    peer_node = start_beam(peer_kind or kind, *node("peer", "127.0.0.2"))
+    with watched as beam, peer_node as peer:
         beam.expect("ready")
         peer.expect("ready")
-        beam.plant("connect peer@127.0.0.2")
+        if module == "dist":
+            beam.plant("connect peer@127.0.0.2")
         yield beam, peer
