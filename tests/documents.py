@@ -42,6 +42,8 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "top-line": lambda d: "processes_total" in d,
     "genservers": lambda d: "verdict" in d,
     "ps": lambda d: "process" in d,
+    "merge-line": lambda d: "from_node" in d,
+    "merge": lambda d: "links" in d and "nodes" in d,
     "calls-line": lambda d: d.get("event") in ("call", "return", "code", "summary"),
     "speedscope": lambda d: "$schema" in d,
     "otlp-line": lambda d: "resourceSpans" in d,

@@ -3,8 +3,8 @@
 Calls of a capture: request, taking, reply and its receipt, joined by the call's reference.
 
 The reference of a call is in its request and in its reply (OTP's gen.erl), and no two calls have
-the same low 50 bits of it. So nothing is paired by order. A reply to an alias has no form when it is
-sent; its receive has, and the ErtsMessage of both is the same.
+the same low 50 bits of it. So nothing is paired by order. A reply to an alias has no form when it
+is sent; its receive has, and the ErtsMessage of both is the same.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scope_ebpf import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
+
+    from scope_ebpf.results.documents import traces
 
 #: Calls without an answer, and replies under way, that are kept; then the oldest are given up.
 _MOST = 1 << 18
@@ -60,6 +63,8 @@ class Calls:
     def records(self, batch: NDArray[np.void]) -> Iterator[Call]:
         """Take a batch of ``events.RECORD``; the calls that end in it."""
         chosen = (batch["kind"] == _SEND) | (batch["kind"] == _RECEIVE)
+        forms = batch["body"][:, 3] >> np.uint64(_FORM_SHIFT)
+        chosen &= (forms != events.FORM_INFO) & (forms != events.FORM_CAST)
         rows = batch[chosen & (batch["flags"] & events.FLAG_TEXT_PID == 0)]
         columns = (rows[name].tolist() for name in ("kind", "time_ns", "class", "process", "body"))
         for kind, time, cls, process, words in zip(*columns, strict=True):
@@ -104,5 +109,90 @@ class Calls:
         call.down = what == events.FORM_DOWN
         call.ended_ns = time
         if not call.down:
-            call.replied_ns = call.replied_ns or replied
+            call.replied_ns = call.replied_ns or (replied if replied > call.taken_ns else 0)
         return call
+
+
+class CallTotals:
+    """Calls by the label of their server, a process where it has none."""
+
+    def __init__(self, name: Callable[[int], str | None]) -> None:
+        self._name = name
+        self._by_server: dict[str, _Totals] = {}
+
+    def add(self, call: Call) -> None:
+        """Count a call, ended or not."""
+        known = self._name(call.server) if call.server else None
+        name = known or (_REMOTE_SERVERS if call.remote else _NAMELESS)
+        if name not in self._by_server and len(self._by_server) >= _SERVERS:
+            name = _OTHERS
+        self._by_server.setdefault(name, _Totals()).add(call)
+
+    def as_json(self) -> list[traces.CallsOfServer]:
+        """A row for each server, that with the most time of its callers first."""
+        rows = [totals.as_json(name) for name, totals in self._by_server.items()]
+        return sorted(rows, key=lambda row: (-row["blocked_seconds"], row["server"]))
+
+
+#: Servers that are told apart; durations of each that are kept for its percentiles.
+_SERVERS, _DURATIONS = 256, 1 << 18
+_REMOTE_SERVERS, _NAMELESS, _OTHERS = "(on other nodes)", "(without a name)", "(others)"
+
+
+class _Totals:
+    """What is known of the calls of one server."""
+
+    def __init__(self) -> None:
+        self.calls = self.down = self.unanswered = 0
+        self.times = {part: _Times() for part in ("call", "queue", "service")}
+
+    def add(self, call: Call) -> None:
+        self.calls += 1
+        self.down += call.down
+        self.unanswered += not call.ended_ns
+        if call.taken_ns:
+            self.times["queue"].add(call.taken_ns - call.sent_ns)
+        if call.replied_ns and call.taken_ns:
+            self.times["service"].add(call.replied_ns - call.taken_ns)
+        if call.ended_ns and not call.down:
+            self.times["call"].add(call.ended_ns - call.sent_ns)
+
+    def as_json(self, name: str) -> traces.CallsOfServer:
+        return {
+            "server": name,
+            "calls": self.calls,
+            "down": self.down,
+            "unanswered": self.unanswered,
+            "blocked_seconds": self.times["call"].total / 1e9,
+            "call_seconds": self.times["call"].as_json(),
+            "queue_seconds": self.times["queue"].as_json(),
+            "service_seconds": self.times["service"].as_json(),
+        }
+
+
+class _Times:
+    """Durations in ns."""
+
+    def __init__(self) -> None:
+        self.count = self.total = 0
+        self._kept: list[int] = []
+
+    def add(self, duration: int) -> None:
+        self.count += 1
+        self.total += duration
+        if len(self._kept) < _DURATIONS:
+            self._kept.append(duration)
+
+    def as_json(self) -> traces.TimesOfCalls | None:
+        """Mean and percentiles, which are None where there were more than are kept."""
+        if not self.count:
+            return None
+        whole = self.count == len(self._kept)
+        p50, p99 = np.percentile(self._kept, [50, 99]) / 1e9 if whole else (None, None)
+        mean = self.total / self.count / 1e9
+        return {
+            "count": self.count,
+            "mean": mean,
+            "p50": None if p50 is None else float(p50),
+            "p99": None if p99 is None else float(p99),
+        }

@@ -426,7 +426,7 @@ def test_events_come_in_one_order():
 
 def test_what_costs_much_is_on_request_only():
     """
-    By default all events are on but long calls, which cost a return probe each, threads and packets.
+    By default all events are on but long calls, with a return probe each, threads and packets.
     """
     packets = {"dist_out", "dist_in", "dist_down"}
     assert {"long_call", "thread"} | packets == set(EVENTS) - set(DEFAULT_EVENTS)
