@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,8 +30,10 @@ from scope_ebpf.capture.merging import align_all, links, read_node  # noqa: E402
 from scope_ebpf.capture.reader import Capture  # noqa: E402
 from scope_ebpf.capture.store import FileStore  # noqa: E402
 from scope_ebpf.capture.writer import Names, Writer  # noqa: E402
-from scope_ebpf.results.documents.vms import Target  # noqa: E402
 from scope_ebpf.results.summary import Cost  # noqa: E402
+
+if TYPE_CHECKING:
+    from scope_ebpf.results.documents.vms import Target
 
 _BLOCK = 8192
 _PEER = 100 << 6 | 0x0B
