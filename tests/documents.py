@@ -41,6 +41,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "top": lambda d: "processes_total" in d and "vm" not in d,
     "top-line": lambda d: "processes_total" in d,
     "genservers": lambda d: "verdict" in d,
+    "links": lambda d: "links" in d and "nodes" not in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,
     "merge": lambda d: "links" in d and "nodes" in d,
