@@ -3,7 +3,7 @@
 #ifndef SCOPE_EVENTS_GENERATED_H
 #define SCOPE_EVENTS_GENERATED_H
 
-#define KINDS 15
+#define KINDS 18
 #define RECORD_BYTES 56
 #define CLASSES 8 /* classes of one kind; kind * CLASSES + class is the index in counters and histograms */
 #define HISTOGRAM_SLOTS 40 /* slot N counts 2^N ns up to 2^(N+1); the last is open */
@@ -41,6 +41,9 @@ enum kind {
 	KIND_CODE_LOAD = 12,
 	KIND_LONG_CALL = 13,
 	KIND_THREAD = 14,
+	KIND_DIST_OUT = 15,
+	KIND_DIST_IN = 16,
+	KIND_DIST_DOWN = 17,
 };
 
 enum exit_class {
@@ -92,6 +95,21 @@ enum thread_class {
 	THREAD_WOKEN = 2,
 };
 
+enum dist_out_class {
+	DIST_OUT_OTHER = 0,
+	DIST_OUT_MESSAGE = 1,
+	DIST_OUT_MONITOR = 2,
+	DIST_OUT_LINK = 3,
+	DIST_OUT_EXIT = 4,
+	DIST_OUT_SPAWN = 5,
+	DIST_OUT_FRAGMENT = 6,
+};
+
+enum dist_in_class {
+	DIST_IN_PACKET = 0,
+	DIST_IN_TICK = 1,
+};
+
 enum flags {
 	FLAG_TEXT_PID = 1, /* process, and any other pid of the record, is number | serial << 32, read from a USDT text */
 };
@@ -106,6 +124,24 @@ enum waiting_call {
 	CALL_PPOLL = 271,
 	CALL_EPOLL_PWAIT = 281,
 	CALL_EPOLL_PWAIT2 = 441,
+};
+
+/* What a message is: the highest byte of the field form, whose low 50 bits are the reference of the call. */
+enum form {
+	FORM_UNKNOWN = 0,
+	FORM_INFO = 1,
+	FORM_CALL = 2,
+	FORM_CAST = 3,
+	FORM_REPLY = 4,
+	FORM_DOWN = 5,
+	FORMS = 6,
+};
+
+/* What a receiver on another node is: the two highest bits of a field with the unit remote. */
+enum remote {
+	REMOTE_PID = 1,
+	REMOTE_NAME = 2,
+	REMOTE_REF = 3,
 };
 
 /* ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h). */
@@ -233,7 +269,10 @@ enum program {
 	PROGRAM_DIRTY_BIF_ENTRY = 43,
 	PROGRAM_SWITCHED = 44,
 	PROGRAM_WOKEN = 45,
-	PROGRAMS = 46,
+	PROGRAM_DIST_PACKET_OUT = 46,
+	PROGRAM_DIST_PACKET_IN = 47,
+	PROGRAM_DIST_NODE_DOWN = 48,
+	PROGRAMS = 49,
 };
 
 static __always_inline enum kind kind_of(enum program program)
@@ -331,6 +370,12 @@ static __always_inline enum kind kind_of(enum program program)
 		return KIND_THREAD;
 	case PROGRAM_WOKEN:
 		return KIND_THREAD;
+	case PROGRAM_DIST_PACKET_OUT:
+		return KIND_DIST_OUT;
+	case PROGRAM_DIST_PACKET_IN:
+		return KIND_DIST_IN;
+	case PROGRAM_DIST_NODE_DOWN:
+		return KIND_DIST_DOWN;
 	default:
 		return KINDS; /* no kind */
 	}
@@ -372,6 +417,15 @@ struct settings {
 	__u32 send_message_register; /* offset in struct pt_regs of a sent message; 0 if the hook is too early to know, bytes */
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
 	__u32 send_alias_register; /* like send_message_register, for a message to an alias, bytes */
+	__u32 send_term_register; /* like send_message_register, of the message's term, bytes */
+	__u64 am_gen_call; /* atoms that tell the form of a message, eterm */
+	__u64 am_gen_cast; /* the same, eterm */
+	__u64 am_system; /* the same, eterm */
+	__u64 am_alias; /* the same, eterm */
+	__u64 am_down; /* the same, eterm */
+	__u32 dist_sysname; /* offsets into DistEntry, bytes */
+	__u32 dist_state; /* the same, bytes */
+	__u32 dsig_from; /* offset into ErtsDSigSendContext, bytes */
 	__u32 padding; /* named, so that it is zero */
 };
 
@@ -754,7 +808,7 @@ struct send_record {
 	__u64 receiver; /* pid; absent where it is on another node, eterm */
 	__u64 size; /* size of the copied message, words */
 	__u64 message; /* the ErtsMessage, which the record of its receive has as well, address */
-	__u64 reserved[1]; /* zero */
+	__u64 form; /* what the message is to a process of OTP (call, cast, reply, down, info), and the reference of its call, form */
 };
 
 /* A process took a message out of its mailbox. */
@@ -768,7 +822,7 @@ struct receive_record {
 	__u64 message; /* the ErtsMessage, to pair it with its send, address */
 	__u64 size; /* size of the message, words */
 	__u64 sender; /* the sender that the VM noted; an atom for its own services, eterm */
-	__u64 reserved[1]; /* zero */
+	__u64 form; /* what the message is to a process of OTP (call, cast, reply, down, info), and the reference of its call, form */
 };
 
 /* A process was scheduled in or out on a normal scheduler. */
@@ -910,6 +964,53 @@ struct thread_record {
 	__u64 reserved[2]; /* zero */
 };
 
+/* A packet for another node was made ready for its connection; process is the sender of what is in it. */
+struct dist_out_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u64 receiver; /* pid or name on the other node, remote */
+	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
+	__u32 size; /* of the packet, bytes */
+	__u32 check; /* hash of its last 8 bytes, which both nodes have alike */
+	__u16 connection; /* low bits of the number that this node gave to the connection */
+	__u16 operation; /* the operation of the distribution protocol; 0 if it is unknown */
+};
+
+/* A packet of another node came in. */
+struct dist_in_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
+	__u32 size; /* of the packet, bytes */
+	__u32 check; /* hash of its last 8 bytes */
+	__u16 connection; /* low bits of the number that this node gave to the connection */
+	__u16 padding; /* zero */
+	__u64 reserved[1]; /* zero */
+};
+
+/* The connection to another node was lost or closed. */
+struct dist_down_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u64 reason; /* net_tick_timeout, disconnect, normal, or another; absent unless it is an atom, eterm */
+	__u64 reserved[2]; /* zero */
+};
+
 /* Any record, its own fields as words. */
 struct record {
 	struct header header;
@@ -933,6 +1034,9 @@ union any_record {
 	struct code_load_record code_load;
 	struct long_call_record long_call;
 	struct thread_record thread;
+	struct dist_out_record dist_out;
+	struct dist_in_record dist_in;
+	struct dist_down_record dist_down;
 };
 const union any_record *any_record __attribute__((section(".records"), used));
 
