@@ -108,6 +108,17 @@ class Times:
             found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
         )
 
+    def plus(self, other: Times) -> Times:
+        """Both together."""
+        cut = [one.cut for one in (self, other) if one.cut is not None]
+        reaches = [one.reach for one in (self, other) if one.reach is not None]
+        return Times(
+            self.ended + other.ended,
+            self.total + other.total,
+            sum(cut[1:], cut[0]) if cut else None,
+            min(reaches, default=None),
+        )
+
     def unknown(self) -> Times:
         """The same, of which nothing can be told."""
         return replace(self, reach=0.0)
@@ -196,6 +207,31 @@ class Messages:
         """No message in *seconds*."""
         empty = Times(np.zeros(events.SERVER_BUCKETS, np.int64), 0.0)
         return cls(seconds, 0, 0, 0, empty, empty, empty, 0, 0, 0)
+
+    def plus(self, other: Messages) -> Messages:
+        """Both together, of the same seconds."""
+        failed = [
+            None if one is None or two is None else one + two
+            for one, two in (
+                (self.timeouts, other.timeouts),
+                (self.down, other.down),
+                (self.abandoned, other.abandoned),
+            )
+        ]
+        errors = [max(pair) for pair in zip(self.errors, other.errors, strict=True)]
+        return Messages(
+            self.seconds,
+            self.calls + other.calls,
+            self.casts + other.casts,
+            self.infos + other.infos,
+            self.queue.plus(other.queue),
+            self.service.plus(other.service),
+            self.call.plus(other.call),
+            failed[0],
+            failed[1],
+            failed[2],
+            (errors[0], errors[1], errors[2]),
+        )
 
     @property
     def rates(self) -> tuple[float, float, float]:
