@@ -214,6 +214,14 @@ TOOLS: dict[str, Tool] = {
             ),
         },
     ),
+    "links": Tool(
+        "The connections of a VM to other nodes: state, traffic, what waits in the VM and its "
+        "driver, which processes wait for a full one, and the TCP socket: round trip, "
+        "retransmits, window. Only reads memory.",
+        ("links", "--once", "--format", "json"),
+        "links",
+        {"pid": _VM},
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",
