@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.results.documents.servers import (
-        LookCost,
         MessageRate,
+        ServerCost,
         ServerFailures,
         ServerTimes,
     )
@@ -276,7 +276,7 @@ class Cost:
     seconds: float | None = 0.0
     share: float | None = 0.0
 
-    def as_json(self, own_seconds: float) -> LookCost:
+    def as_json(self, own_seconds: float) -> ServerCost:
         """The fields of the cost, of which *own_seconds* are this program's."""
         return {
             "own_cpu_seconds": round(own_seconds, 3),
