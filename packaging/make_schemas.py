@@ -29,6 +29,7 @@ from scope_ebpf.results.documents import (  # noqa: E402
     exports,
     processes,
     servers,
+    telemetry,
     traces,
     vms,
 )
@@ -52,6 +53,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
     "genservers": (servers.GenServersDocument,),
+    "telemetry": (telemetry.TelemetryDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -20,6 +20,14 @@
 #define CAPTURES 14 /* terms of a call whose words are copied */
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
+#define TELEMETRY_ATOMS 8 /* of the name of a telemetry event */
+#define TELEMETRY_LABELS 3 /* labels of a telemetry event */
+#define TELEMETRY_STEPS 4 /* steps of the path to a label */
+#define TELEMETRY_MEASURES 4 /* measurements of a telemetry event that are added up; durations of the first are a histogram */
+#define TELEMETRY_TEXT_BYTES 64 /* of a binary that is a label */
+#define TELEMETRY_SLOTS 160 /* four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4) */
+#define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
+#define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -132,6 +140,29 @@ enum probed_state {
 	PROBED_STATE_CALLS = 0,
 	PROBED_STATE_LIMIT = 1,
 	PROBED_STATES = 2,
+};
+
+/* Keys of the map counts in telemetry.bpf.c. */
+enum telemetry_count {
+	TELEMETRY_EVENTS = 0,
+	TELEMETRY_FOREIGN = 1,
+	TELEMETRY_NO_FRAME = 2,
+	TELEMETRY_UNREADABLE = 3,
+	TELEMETRY_NAME = 4,
+	TELEMETRY_LARGE_MAP = 5,
+	TELEMETRY_MEASURE = 6,
+	TELEMETRY_LABEL = 7,
+	TELEMETRY_OVERFLOW = 8,
+	TELEMETRY_COUNTS = 9,
+};
+
+/* A label that is no immediate term; a text also has its size in bytes << 4. */
+enum telemetry_label {
+	LABEL_MISSING = 0,
+	LABEL_TEXT = 4,
+	LABEL_REFUSED = 8,
+	LABEL_OTHER = 12,
+	TELEMETRY_LABEL_KINDS = 4,
 };
 
 /* Why a thread is off its CPU. */
@@ -576,6 +607,52 @@ struct sample {
 	__u64 bottom; /* the bottom word of the Erlang stack: the return address of the first function, address */
 	__u64 erlang_from; /* address of the first copied word of the Erlang stack, address */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
+};
+
+/* Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers. */
+struct telemetry_settings {
+	__u64 table; /* the first argument of ets:lookup/2: the table of handlers, eterm */
+	__u64 term; /* the first argument of persistent_term:get: where telemetry 1.4 keeps the table, eterm */
+	__u32 tgid; /* the target */
+	__u32 process_stop; /* struct process */
+	__u32 map_subtag; /* header subtag of a map */
+	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
+};
+
+/* The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so. */
+struct telemetry_event {
+	__u32 atoms[8]; /* index of each atom; 0xffffffff is any; 0 behind the last */
+};
+
+/* What is taken of an event. A step is an atom, or a number of TELEMETRY_STEP_*. */
+struct telemetry_spec {
+	__u32 number; /* of the specification; 0 if the row is that of the name */
+	__u32 labels; /* number of labels */
+	__u32 measures; /* number of measurements */
+	__u32 padding; /* named, so that it is zero */
+	__u64 guard_key; /* the event must have this key in its metadata, eterm */
+	__u64 guard_value; /* and this value, eterm */
+	__u64 struct_key; /* the atom __struct__, eterm */
+	__u64 wrapper; /* a struct that has the exception in another one, eterm */
+	__u64 wrapped; /* its key with that exception, eterm */
+	__u64 measure[4]; /* keys of the measurements, eterm */
+	__u64 path[12]; /* of each label; 0 behind the last step, eterm */
+};
+
+/* Events that are counted together. */
+struct telemetry_row {
+	__u32 spec; /* number of the specification */
+	__u32 padding; /* named, so that it is zero */
+	__u64 label[3]; /* an immediate term, or LABEL_* */
+	__u8 text[192]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
+};
+
+/* Counts of one telemetry_row. */
+struct telemetry_totals {
+	__u64 count; /* events */
+	__u64 measured[4]; /* events that had this measurement */
+	__u64 sum[4]; /* of the measurement; two's complement */
+	__u32 slots[160]; /* histogram of the first measurement */
 };
 
 /* Location of one argument of a USDT site. */
