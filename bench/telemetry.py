@@ -10,16 +10,21 @@ least of all rounds counts, because nothing but the machine's other work makes a
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/kernel")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from beams_run import Beam, compiled_part, start_beam  # noqa: E402
-from tracing import SCOPE_TRACE, Run  # noqa: E402
+from beams_run import Beam, compiled_part, start_beam
 
-from scope_ebpf.budget.reference_counters import cpu_clock  # noqa: E402
+from scope_ebpf.budget.reference_counters import cpu_clock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROUNDS, TURNS, CALLS = 4, 5, 20_000
 WHAT = {
@@ -43,6 +48,27 @@ def seconds(beam: Beam, what: str) -> float:
     return min(found)
 
 
+@contextlib.contextmanager
+def hooked_into(pid: int) -> Iterator[None]:
+    """
+    The command at work on process *pid* while the block runs.
+    """
+    command = [sys.executable, "-m", "scope_ebpf.cli.main", "telemetry", "--pid", str(pid)]
+    command += ["--duration", "0", "--max-cost", "100%"]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if "tracing process" in line:
+            break
+    try:
+        yield
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait()
+        run.stderr.close()
+
+
 def main() -> None:
     """
     Print microseconds for each kind of call and each generation of telemetry.
@@ -56,14 +82,8 @@ def main() -> None:
                 hooked = dict(bare)
                 for _ in range(ROUNDS):
                     bare |= {what: min(bare[what], seconds(beam, what)) for what in WHAT}
-                    command = ["telemetry", "--pid", str(beam.pid), "--duration", "0"]
-                    run = Run([*SCOPE_TRACE, *command, "--max-cost", "100%"], None)
-                    try:
-                        run.wait_for_counting()
+                    with hooked_into(beam.pid):
                         hooked |= {what: min(hooked[what], seconds(beam, what)) for what in WHAT}
-                    finally:
-                        run.stop()
-                        run.close()
             print(f"{kind}, {part}, us of the VM's CPU: bare, with the hook, difference")
             for what, text in WHAT.items():
                 more = hooked[what] - bare[what]

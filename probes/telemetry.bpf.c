@@ -5,7 +5,8 @@
  * Hooks:  ets_lookup_2 (telemetry 0.4 to 1.3) or persistent_term_get_1 and _2 (1.4), by which
  *         telemetry:execute/3 looks its handlers up
  * Counts: rows: events by specification and labels, with the sums of their measurements
- * Emits:  nothing
+ * Emits:  on request a telemetry_span for each event with a specification and a duration, and for
+ * each that begins what such an event ends
  *
  * The JIT stores the top of the Erlang stack in the Process before it calls such a function. There
  * lies the frame of execute/3, in which the compiler keeps the three arguments side by side, the
@@ -45,6 +46,8 @@ struct scratch {
 	__u64 keys[FLATMAP_KEYS];
 	struct telemetry_event name;
 	struct telemetry_row row;
+	/* The Process. */
+	__u64 process;
 	/* The event has met a map of more keys, and so on; each counts once. */
 	__u32 large_map, measure, label, unreadable;
 	/* The map whose keys are there, and how many there are. */
@@ -86,6 +89,12 @@ struct {
 	__type(key, struct telemetry_row);
 	__type(value, struct telemetry_totals);
 } rows SEC(".maps");
+
+/* User space sets the size; a page where no spans are wanted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} spans SEC(".maps");
 
 /* By thread; an entry stays until the end. */
 struct {
@@ -462,11 +471,36 @@ static __always_inline void add_measure(struct scratch *own, struct telemetry_to
 		__sync_fetch_and_add(&totals->slots[slot_of(value < 0 ? 0 : value)], 1);
 }
 
+/* *starts* is that of the specification, *duration* is in ns. */
+static __noinline int submit_span(struct scratch *own, __u32 starts, __s64 duration)
+{
+	struct telemetry_span *span;
+
+	if (!own || !settings.spans)
+		return 0;
+	span = bpf_ringbuf_reserve(&spans, sizeof(*span), 0);
+	if (!span) {
+		count(TELEMETRY_LOST);
+		return 0;
+	}
+	span->time_ns = bpf_ktime_get_ns();
+	span->pid = 0;
+	read(&span->pid, sizeof(span->pid), (const void *)own->process);
+	span->duration = duration;
+	span->spec = own->row.spec;
+	span->starts = starts;
+	__builtin_memcpy(span->label, own->row.label, sizeof(span->label));
+	__builtin_memcpy(span->text, own->row.text, sizeof(span->text));
+	bpf_ringbuf_submit(span, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
 static __noinline int count_event(struct scratch *own, __u64 name, __u64 measurements,
 				  __u64 metadata)
 {
 	struct telemetry_totals *totals;
 	struct telemetry_spec *spec;
+	__u64 term;
 
 	if (!own)
 		return 0;
@@ -481,6 +515,10 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 	if (!spec)
 		return 0; /* events without a specification are not wanted */
 	own->row.spec = spec->number;
+	if (spec->starts) {
+		submit_span(own, 1, 0);
+		return 0;
+	}
 	if (!spec->number)
 		__builtin_memcpy(own->row.text, &own->name, sizeof(own->name));
 	for (__u32 i = 0; i < TELEMETRY_LABELS; i++) {
@@ -496,7 +534,10 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 	for (__u32 i = 0; i < TELEMETRY_MEASURES; i++) {
 		if (i >= spec->measures)
 			break;
-		add_measure(own, totals, i, value_of(own, measurements, spec->measure[i]));
+		term = value_of(own, measurements, spec->measure[i]);
+		add_measure(own, totals, i, term);
+		if (!i && own->row.spec && (term & 0xf) == 0xf)
+			submit_span(own, 0, (__s64)term >> 4);
 	}
 	if (own->large_map)
 		count(TELEMETRY_LARGE_MAP);
@@ -551,6 +592,7 @@ static __always_inline int search_stack(__u64 process, __u64 name)
 		count(TELEMETRY_UNREADABLE);
 		return 0;
 	}
+	own->process = process;
 	for (__u32 i = 2; i < STACK_WORDS - 2; i++) {
 		word = own->words[i];
 		if (name ? word != name : !starts_with_atom(word))

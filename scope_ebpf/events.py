@@ -135,7 +135,8 @@ TELEMETRY_LARGE_MAP = 5
 TELEMETRY_MEASURE = 6
 TELEMETRY_LABEL = 7
 TELEMETRY_OVERFLOW = 8
-TELEMETRY_COUNTS = ('events', 'foreign', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow')
+TELEMETRY_LOST = 9
+TELEMETRY_COUNTS = ('events', 'foreign', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow', 'lost')
 
 #: A label that is no immediate term; a text also has its size in bytes << 4.
 LABEL_MISSING = 0
@@ -542,6 +543,8 @@ TELEMETRY_SETTINGS = np.dtype([
     ("process_stop", "<u4"),
     ("map_subtag", "<u4"),
     ("bits", "<u4"),
+    ("spans", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so.
@@ -554,7 +557,7 @@ TELEMETRY_SPEC = np.dtype([
     ("number", "<u4"),
     ("labels", "<u4"),
     ("measures", "<u4"),
-    ("padding", "<u4"),
+    ("starts", "<u4"),
     ("guard_key", "<u8"),
     ("guard_value", "<u8"),
     ("struct_key", "<u8"),
@@ -578,6 +581,17 @@ TELEMETRY_TOTALS = np.dtype([
     ("measured", "<u8", (4,)),
     ("sum", "<u8", (4,)),
     ("slots", "<u4", (160,)),
+])
+
+#: One event that began something, or that ended what lasted from time_ns - duration until time_ns.
+TELEMETRY_SPAN = np.dtype([
+    ("time_ns", "<u8"),
+    ("pid", "<u8"),
+    ("duration", "<i8"),
+    ("spec", "<u4"),
+    ("starts", "<u4"),
+    ("label", "<u8", (3,)),
+    ("text", "u1", (192,)),
 ])
 
 #: Location of one argument of a USDT site.

@@ -41,6 +41,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "top": lambda d: "processes_total" in d and "vm" not in d,
     "top-line": lambda d: "processes_total" in d,
     "genservers": lambda d: "verdict" in d,
+    "requests": lambda d: "requests" in d and "refused" in d,
     "telemetry": lambda d: "via" in d and "refused" in d,
     "ps": lambda d: "process" in d,
     "calls-line": lambda d: d.get("event") in ("call", "return", "code", "summary"),

@@ -153,7 +153,8 @@ enum telemetry_count {
 	TELEMETRY_MEASURE = 6,
 	TELEMETRY_LABEL = 7,
 	TELEMETRY_OVERFLOW = 8,
-	TELEMETRY_COUNTS = 9,
+	TELEMETRY_LOST = 9,
+	TELEMETRY_COUNTS = 10,
 };
 
 /* A label that is no immediate term; a text also has its size in bytes << 4. */
@@ -617,6 +618,8 @@ struct telemetry_settings {
 	__u32 process_stop; /* struct process */
 	__u32 map_subtag; /* header subtag of a map */
 	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
+	__u32 spans; /* 1: a telemetry_span for each event with a specification and a duration */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so. */
@@ -629,7 +632,7 @@ struct telemetry_spec {
 	__u32 number; /* of the specification; 0 if the row is that of the name */
 	__u32 labels; /* number of labels */
 	__u32 measures; /* number of measurements */
-	__u32 padding; /* named, so that it is zero */
+	__u32 starts; /* 1: it begins what the event of this number ends; it is not counted */
 	__u64 guard_key; /* the event must have this key in its metadata, eterm */
 	__u64 guard_value; /* and this value, eterm */
 	__u64 struct_key; /* the atom __struct__, eterm */
@@ -653,6 +656,17 @@ struct telemetry_totals {
 	__u64 measured[4]; /* events that had this measurement */
 	__u64 sum[4]; /* of the measurement; two's complement */
 	__u32 slots[160]; /* histogram of the first measurement */
+};
+
+/* One event that began something, or that ended what lasted from time_ns - duration until time_ns. */
+struct telemetry_span {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 pid; /* the process, eterm */
+	__s64 duration; /* the first measurement, ns */
+	__u32 spec; /* number of the specification */
+	__u32 starts; /* 1: it began something, and has no duration and no labels */
+	__u64 label[3]; /* as of telemetry_row */
+	__u8 text[192]; /* as of telemetry_row */
 };
 
 /* Location of one argument of a USDT site. */

@@ -40,6 +40,7 @@ COMMANDS = {
     "calls": "who calls a function, with what arguments, and for how long",
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "telemetry": "events of Elixir's libraries: routes, LiveViews, queries, jobs",
+    "requests": "the slowest requests, and those that failed, as trees of spans",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

@@ -11,15 +11,12 @@ from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import above_zero, add_duration, add_format, add_max_cost
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.kernel import host
-from scope_ebpf.runs.telemetry import TelemetryOptions, TelemetryRun
+from scope_ebpf.runs.telemetry import DEFAULT_CONFIG, TelemetryOptions, TelemetryRun, specs_of
 from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.telemetry import lines
-from scope_ebpf.telemetry.specs import Spec, merged, of_config, shipped
 
 if TYPE_CHECKING:
     import argparse
-
-DEFAULT_CONFIG = Path("/etc/scope-ebpf/config.toml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         most_rows=arguments.limit,
         max_cost=arguments.max_cost,
     )
-    specs = merged(_own(arguments.config), shipped())
+    specs = specs_of(arguments.config)
     found, error = TelemetryRun(target_of(arguments), specs, options).run()
     if arguments.format == "text":
         say("\n".join(lines(found)), sys.stdout)
@@ -69,10 +66,3 @@ def run(arguments: argparse.Namespace) -> int:
     if error:
         raise error
     return 0
-
-
-def _own(config: Path | None) -> list[Spec]:
-    """The specifications of the config that is given, or of the daemon's; raises SpecError."""
-    if config is None and not DEFAULT_CONFIG.exists():
-        return []
-    return of_config(config or DEFAULT_CONFIG)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Labels = tuple[str | None, ...]
 _FAILED_RESULT, _FAILED_CLASS = "error", "5"
 _NS = 1e9
+#: Counts that are no refusals.
+_NOT_REFUSED = ("events", "foreign", "lost")
 
 
 @dataclass(slots=True)
@@ -195,7 +197,7 @@ class Telemetry:
     @property
     def refused(self) -> dict[str, int]:
         """Events that were not decoded, or not in full, by why."""
-        return {n: c for n, c in self.counts.items() if n not in ("events", "foreign")}
+        return {n: c for n, c in self.counts.items() if n not in _NOT_REFUSED}
 
     @property
     def hits(self) -> int:
@@ -216,7 +218,7 @@ class Telemetry:
             "events": [
                 self._event(row, ratio) for row, ratio in zip(self.rows, ratios, strict=True)
             ],
-            "lost": 0,
+            "lost": self.counts["lost"],
             "refused": {
                 "large_map": refused["large_map"],
                 "overflow": refused["overflow"],

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import dataclass
 from fnmatch import translate
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +19,12 @@ from scope_ebpf.budget.brake import share_of
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.events import Hook, Variant
 from scope_ebpf.planning.planner import symbol_attachments
+from scope_ebpf.results.requests import Span
 from scope_ebpf.results.telemetry import Row, Telemetry, folded
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.target_cost import CostBrake, cpu_seconds
 from scope_ebpf.runs.trace import say_started
-from scope_ebpf.telemetry.specs import UNKNOWN
+from scope_ebpf.telemetry.specs import UNKNOWN, merged, of_config, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +35,11 @@ if TYPE_CHECKING:
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch
+    from scope_ebpf.results.requests import Requests
+    from scope_ebpf.results.telemetry import Labels
     from scope_ebpf.telemetry.specs import Spec
 
+DEFAULT_CONFIG = Path("/etc/scope-ebpf/config.toml")
 #: Seconds between two looks for new atoms and at the cost; between two looks at names of rows, and
 #: the part of the time that those may take.
 _INTERVAL, _NAMES_INTERVAL, _NAMES_SHARE = 0.25, 1.0, 0.1
@@ -54,6 +59,13 @@ class TelemetryOptions:
     most_rows: int = 100
     #: The share of the target's CPU above which the run ends itself; None for no bound.
     max_cost: float | None = None
+
+
+def specs_of(config: Path | None) -> list[Spec]:
+    """The specifications of *config*, or of the daemon's, and of the package; raises SpecError."""
+    if config is None and not DEFAULT_CONFIG.exists():
+        return shipped()
+    return merged(of_config(config or DEFAULT_CONFIG), shipped())
 
 
 def hooks_of(target: Target, library: Library) -> list[Attachment]:
@@ -79,17 +91,23 @@ def hooks_of(target: Target, library: Library) -> list[Attachment]:
 class TelemetryRun:
     """One run on *target*, with *specs*."""
 
-    def __init__(self, target: Target, specs: Sequence[Spec], options: TelemetryOptions) -> None:
-        self._target, self._options = target, options
+    def __init__(
+        self,
+        target: Target,
+        specs: Sequence[Spec],
+        options: TelemetryOptions,
+        requests: Requests | None = None,
+    ) -> None:
+        self._target, self._options, self._requests = target, options, requests
         self._specs = specs
         self._atoms = Atoms(target)
-        self._encoder = Encoder(specs, self._atoms)
+        self._encoder = Encoder(specs, self._atoms, starts=requests is not None)
         self._decoder = Decoder(self._atoms)
         self._stop = Stop()
 
     def run(self) -> tuple[Telemetry, ScopeError | None]:
         """
-        Count until something ends it.
+        Count until something ends it; with *requests* also collect spans into it.
 
         Returns what was seen, and the error that ended the run early, if one did.
         NothingToAttachError where the VM has no telemetry, or hides what it calls.
@@ -108,7 +126,8 @@ class TelemetryRun:
         hooks = hooks_of(target, library)
         require_target(target.identity, "traced")
         hit_cost = cost.measure()
-        watch = TelemetryWatch(target.identity, settings(target, self._atoms), hooks)
+        wanted = settings(target, self._atoms, spans=self._requests is not None)
+        watch = TelemetryWatch(target.identity, wanted, hooks)
         with stats.measuring() as measured, watch, self._stop.on_signals():
             self._specify(watch)
             before = cpu_seconds(target.pid)
@@ -119,6 +138,7 @@ class TelemetryRun:
             seconds = time.monotonic() - loop.started
             after = cpu_seconds(target.pid)
             watch.stop()
+            self._collect(watch)
             found = self._result(watch, hooks, seconds)
             found.cpu_seconds = _taken(watch, hit_cost, measured=measured)
         if before is not None and after is not None and after > before:
@@ -137,6 +157,7 @@ class TelemetryRun:
         def turn(now: float) -> None:
             nonlocal names_due
             self._specify(watch)
+            self._collect(watch)
             if now >= names_due:
                 # What is read now is known if the VM ends.
                 self._rows(watch)
@@ -149,6 +170,23 @@ class TelemetryRun:
     def _specify(self, watch: TelemetryWatch) -> None:
         for event, spec in self._encoder.update():
             watch.specify(event, spec, other_row(int(spec["number"])))
+
+    def _collect(self, watch: TelemetryWatch) -> None:
+        """Add the spans that have come to the requests."""
+        if self._requests is None:
+            return
+        for record in watch.spans():
+            spec = self._specs[int(record["spec"]) - 1]
+            pid, time_ns = int(record["pid"]), int(record["time_ns"])
+            if record["starts"]:
+                self._requests.start(pid, spec.event[:-1], spec.level, time_ns)
+                continue
+            labels = self._decoder.labels(record, len(spec.labels))
+            values = _shown(spec, labels) if labels is not None else (None,) * len(spec.labels)
+            named = dict(zip(spec.labels, values, strict=True))
+            start = time_ns - max(0, int(record["duration"]))
+            span = Span(spec.name, named, start, time_ns, root=spec.root)
+            self._requests.end(pid, span, spec.event[:-1] if spec.start else None)
 
     def _rows(self, watch: TelemetryWatch) -> list[Row]:
         rows = watch.rows()
@@ -173,11 +211,8 @@ def row_of(specs: Sequence[Spec], decoder: Decoder, row: np.void, totals: np.voi
     event = spec.name if number else decoder.event(row)
     if event is None:
         event, labels = "(other events)", None
-    if labels:
-        labels = tuple(
-            _status(value) if name in spec.classes else value
-            for name, value in zip(spec.labels, labels, strict=True)
-        )
+    if labels is not None:
+        labels = _shown(spec, labels)
     exception = (*spec.event[:-1], "exception")
     return Row(
         event,
@@ -190,6 +225,14 @@ def row_of(specs: Sequence[Spec], decoder: Decoder, row: np.void, totals: np.voi
         totals["sum"].astype(np.int64),
         totals["slots"].astype(np.uint64),
         tells_failures=any(other.event == exception for other in specs),
+    )
+
+
+def _shown(spec: Spec, labels: Labels) -> Labels:
+    """The *labels* of an event, with classes where *spec* says so."""
+    return tuple(
+        _status(value) if name in spec.classes else value
+        for name, value in zip(spec.labels, labels, strict=True)
     )
 
 

@@ -28,7 +28,11 @@ CLASS = "@"
 #: Specifications in one config, characters of one atom.
 MOST_SPECS, _MOST_CHARACTERS = 256, 255
 _MOST_BYTES = 1 << 20
-_KEYS = {"event", "durations", "numbers", "labels", "classes", "where"}
+_KEYS = {"event", "durations", "numbers", "labels", "classes", "where", "level", "root"}
+#: Levels of nesting; that of an event that has none.
+_LEVELS, _INNER = range(1, 10), 6
+#: The highest level of events that contain others, and last atoms of those that tell their start.
+_OUTER, _ENDS = 5, ("stop", "exception")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -52,6 +56,17 @@ class Spec:
     classes: frozenset[str] = frozenset()
     #: A key of the metadata and the atom that it must have; None for all events of the name.
     where: tuple[str, str] | None = None
+    #: Of two events of a process at the same time the one with the lower level contains the other.
+    level: int = _INNER
+    #: Whether it is a request of its own if nothing contains it.
+    root: bool = False
+
+    @property
+    def start(self) -> tuple[str, ...] | None:
+        """The event at the beginning of what this one ends; None if it contains no other."""
+        if self.level > _OUTER or self.event[-1] not in _ENDS:
+            return None
+        return (*self.event[:-1], "start")
 
     @property
     def name(self) -> str:
@@ -138,7 +153,11 @@ def _parse(table: object, where: str) -> Spec:
     classes = frozenset(_texts(table.get("classes", []), f"{where}: classes"))
     if strange := sorted(classes - labels.keys()):
         raise SpecError(f"{where}: classes: {strange[0]!r} is none of its labels")
-    return Spec(name, durations, numbers, labels, classes, _guard(table.get("where"), where))
+    level, root = table.get("level", _INNER), table.get("root", False)
+    if type(level) is not int or level not in _LEVELS or type(root) is not bool:
+        raise SpecError(f"{where}: level is a number from 1 to 9, and root is true or false")
+    guard = _guard(table.get("where"), where)
+    return Spec(name, durations, numbers, labels, classes, guard, level, root)
 
 
 def _event(found: object, where: str) -> tuple[str, ...]:

@@ -207,3 +207,67 @@ def test_a_vm_that_ends_meanwhile_ends_the_run_with_what_was_seen():
     assert 9 == outcome.code
     assert '"other": false' in outcome.output
     assert "while it was traced" in outcome.errors
+
+
+REQUESTS = 1000
+
+
+def tree(number: int) -> list[tuple]:
+    """
+    The spans of request *number*: event, parent, and the label that tells it from others.
+    """
+    fails = number % 10 == 0
+    spans: list[tuple] = [
+        ("bandit.request.stop", None, "5xx" if fails else "2xx"),
+        ("phoenix.endpoint.stop", 0, "500" if fails else "200"),
+        ("phoenix.router_dispatch." + ("exception" if fails else "stop"), 1, f"/r/{number}"),
+    ]
+    return spans + [("*.query", 2, f"q{n}") for n in range(1, number % 4 + 1)]
+
+
+def test_requests_are_trees(beam):
+    """
+    Of 1,000 requests of five processes: parents, order, status, route and exception.
+    """
+    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    run = Run([*SCOPE_TRACE, *command, "--limit", str(REQUESTS), "--format", "json"], None)
+    try:
+        run.wait_for_counting()
+        beam.ask(f"requests {REQUESTS}")
+        document = run.stop().document
+    finally:
+        run.close()
+    assert (REQUESTS, REQUESTS // 10, 0) == tuple(document[n] for n in ("seen", "failed", "lost"))
+    found = {}
+    for one in document["requests"]:
+        found[one["route"]] = [
+            (span["event"], span["parent"], list(span["labels"].values())[at])
+            for span in one["spans"]
+            for at in [{"phoenix.endpoint.stop": 1, "*.query": 1}.get(span["event"], 0)]
+        ]
+        number = int(one["route"].removeprefix("/r/"))
+        fails = number % 10 == 0
+        assert (fails, "ArgumentError" if fails else None) == (one["failed"], one["exception"])
+    assert {f"/r/{n}": tree(n) for n in range(1, REQUESTS + 1)} == found
+    # The query that is of no request.
+    assert 1 == document["left_out"]
+    assert 5 == len({one["process"] for one in document["requests"]})
+    times = [one["duration_seconds"] for one in document["requests"]]
+    assert sorted(times, reverse=True) == times
+
+
+def test_requests_of_a_route_are_shown_as_text(beam):
+    """
+    A line for each span, indented below the one that contains it; failed ones beyond the limit.
+    """
+    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    run = Run([*SCOPE_TRACE, *command, "--limit", "1", "--route", "/r/?0"], None)
+    try:
+        run.wait_for_counting()
+        beam.ask("requests 50")
+        text = run.stop().output
+    finally:
+        run.close()
+    assert "5 requests, 5 failed" in text
+    assert 5 == text.count("  failed\n")
+    assert "        *.query " in text

@@ -6,6 +6,8 @@
 %%   lookup N   N lookups in a table of its own
 %%   routes N   an event of each of N routes
 %%   loop W N   N times: an event with three labels, one of a large struct, an unknown one, a lookup
+%%   requests N requests, from five processes that serve one after the other: request K is of the route
+%%              /r/K, has K rem 4 queries and fails if K rem 10 is 0; one query more is of no request
 %%   persist    telemetry:persist/0
 %%   reload     the module telemetry is loaded again
 %%   hostile    events that nobody should emit
@@ -51,6 +53,15 @@ command(_, ["loop", What, N]) ->
     Loop = fun() -> loop(once(list_to_atom(What)), list_to_integer(N)) end,
     {_, Reference} = spawn_monitor(Loop),
     receive {'DOWN', Reference, _, _, normal} -> "done loop " ++ N end;
+command(_, ["requests", N]) ->
+    Numbers = lists:seq(1, list_to_integer(N)),
+    Serve = fun(W) -> [request(K) || K <- Numbers, K rem 5 =:= W] end,
+    Workers = [spawn_monitor(fun() -> Serve(W) end) || W <- lists:seq(0, 4)],
+    [receive {'DOWN', Reference, _, _, normal} -> ok end || {_, Reference} <- Workers],
+    timed([shop, repo, query], total_time, fun() ->
+        #{type => ecto_sql_query, repo => 'Elixir.Shop.Repo', source => <<"none">>, result => {ok, 1}}
+    end),
+    "done requests " ++ N;
 command(_, ["persist"]) -> telemetry:persist(), "done persist";
 command(_, ["reload"]) ->
     code:purge(telemetry),
@@ -95,6 +106,43 @@ one_round(Round, Worker) ->
     run([shop, cart, add], Duration, #{}),
     telemetry:execute([shop, cart, empty], #{items => 3}),
     telemetry:execute([shop, value], 5, #{}).
+
+%% The endpoint has sent its answer before the router has returned, as in Phoenix.
+request(K) ->
+    Route = <<"/r/", (integer_to_binary(K))/binary>>,
+    Fails = K rem 10 =:= 0,
+    Status = case Fails of true -> 500; false -> 200 end,
+    Conn = conn(Status, <<"GET">>),
+    begun([bandit, request, start]),
+    timed([bandit, request, stop], duration, fun() ->
+        begun([phoenix, endpoint, start]),
+        Began = erlang:monotonic_time(),
+        begun([phoenix, router_dispatch, start]),
+        Router = case Fails of true -> exception; false -> stop end,
+        timed([phoenix, router_dispatch, Router], duration, fun() ->
+            [timed([shop, repo, query], total_time, fun() -> query_of(N) end)
+                || N <- lists:seq(1, K rem 4)],
+            not Fails andalso answered(Began, Conn),
+            #{route => Route, plug => 'Elixir.ShopWeb.PageController', plug_opts => show,
+                reason => exception('Elixir.ArgumentError'), kind => error}
+        end),
+        Fails andalso answered(Began, Conn),
+        #{conn => Conn}
+    end).
+
+begun(Name) -> telemetry:execute(Name, #{system_time => 1}, #{}).
+
+answered(Began, Conn) ->
+    run([phoenix, endpoint, stop], erlang:monotonic_time() - Began, #{conn => Conn}).
+
+query_of(N) ->
+    #{type => ecto_sql_query, repo => 'Elixir.Shop.Repo',
+        source => <<"q", (integer_to_binary(N))/binary>>, result => {ok, N}}.
+
+timed(Name, Measurement, Function) ->
+    Began = erlang:monotonic_time(),
+    Metadata = Function(),
+    telemetry:execute(Name, #{Measurement => erlang:monotonic_time() - Began}, Metadata).
 
 loop(_, 0) -> ok;
 loop(Once, N) -> Once(), loop(Once, N - 1).

@@ -35,15 +35,26 @@ class Encoder:
     """
     The *specs* for a VM with *atoms*: number N is ``specs[N - 1]``, 0 is all other events.
 
-    ``everything`` is False to leave out events without a specification.
+    ``everything`` is False to leave out events without a specification. *starts*: also those events
+    that begin what others end, with the number of one of those.
     """
 
-    def __init__(self, specs: Sequence[Spec], atoms: Atoms, *, everything: bool = True) -> None:
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        atoms: Atoms,
+        *,
+        everything: bool = True,
+        starts: bool = False,
+    ) -> None:
         self._specs = dict(enumerate(specs, 1))
+        begin = {spec.start: n for n, spec in self._specs.items() if starts and spec.start}
+        self._starts = {event: n for event, n in begin.items() if event}
         if everything:
             self._specs[0] = UNKNOWN
         self._atoms = atoms
         names = set().union(*(spec.atoms() for spec in self._specs.values()))
+        names |= {name for event in self._starts for name in event}
         self._missing = names | {_STRUCT, _WRAPPER, _WRAPPED}
         self._found: dict[str, int] = {}
         self._searched = 0
@@ -67,11 +78,17 @@ class Encoder:
             value = self._value(number, spec)
             if self._sent.get(number) != value.tobytes():
                 self._sent[number] = value.tobytes()
-                yield self._key(spec), value
+                yield self._key(spec.event), value
+        for event, number in list(self._starts.items()):
+            if not self._missing.intersection(event):
+                del self._starts[event]
+                value = np.zeros((), events.TELEMETRY_SPEC)
+                value["number"], value["starts"] = number, 1
+                yield self._key(event), value
 
-    def _key(self, spec: Spec) -> NDArray[np.void]:
+    def _key(self, event: tuple[str, ...]) -> NDArray[np.void]:
         key = np.zeros((), events.TELEMETRY_EVENT)
-        for n, name in enumerate(spec.event):
+        for n, name in enumerate(event):
             key["atoms"][n] = _ANY_ATOM if name == ANY else self._found[name]
         return key
 

@@ -57,16 +57,18 @@ def loaded(target: Target, atoms: Atoms) -> Library | None:
     return _TERM if any(one.function == _SINCE_1_4 for one in functions) else _ETS
 
 
-def settings(target: Target, atoms: Atoms) -> NDArray[np.void]:
+def settings(target: Target, atoms: Atoms, *, spans: bool = False) -> NDArray[np.void]:
     """
     The settings of the programs for *target*, one ``events.TELEMETRY_SETTINGS``.
+
+    With *spans* each event that has a specification and a duration becomes a record.
 
     ReadRefusedError where the layout of the VM's structs is not known.
     """
     if target.binary.machine != "x64":
         raise ReadRefusedError(f"{target.binary.machine} is not supported yet, only x86_64 is")
     found = np.zeros((), events.TELEMETRY_SETTINGS)
-    found["tgid"] = target.pid
+    found["tgid"], found["spans"] = target.pid, spans
     found["process_stop"] = target.layout.offset("Process", "stop")
     found["map_subtag"] = target.layout.facts.map_subtag
     found["bits"] = target.layout.facts.heap_bits

@@ -19,6 +19,7 @@ from scope_ebpf.kernel.attach.uprobes import (
     has_multi,
     wait_gone,
 )
+from scope_ebpf.kernel.bpf.long_ring import LongRing
 from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
 
+#: Room for spans, 256 bytes each, until they are read.
+_RING_BYTES = 8 << 20
 #: Rows that are counted at a time, 600 bytes each; events of others are counted together.
 ROWS = 16384
 
@@ -58,6 +61,7 @@ class TelemetryWatch(Closing):
             raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
         self._identity, self._hooks, self._most = identity, hooks, rows
         self._program = hooks[0].program
+        self._wants_spans = bool(settings["spans"])
         self._resources = ExitStack()
         self._object = self._resources.enter_context(
             closing(BpfObject("telemetry", object_bytes("telemetry")))
@@ -66,11 +70,16 @@ class TelemetryWatch(Closing):
 
     def _open(self) -> None:
         self._object.maps["rows"].set_entries(self._most)
+        if self._wants_spans:
+            self._object.maps["spans"].set_entries(_RING_BYTES)
         multi = has_multi()
         self._object.load((self._program,), TRACE_UPROBE_MULTI if multi else None)
         self._gate = self._object.map("gate", U32, U64)
         self._specs = self._object.map("specs", events.TELEMETRY_EVENT, events.TELEMETRY_SPEC)
         self._rows = self._object.map("rows", events.TELEMETRY_ROW, events.TELEMETRY_TOTALS)
+        if self._wants_spans:
+            ring = LongRing(self._object.maps["spans"].fd, _RING_BYTES)
+            self._ring = self._resources.enter_context(closing(ring))
         attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._resources.callback(self._detach)
@@ -107,6 +116,11 @@ class TelemetryWatch(Closing):
         """Each TELEMETRY_ROW with its TELEMETRY_TOTALS."""
         for row, totals in self._rows.items():
             yield row, totals[()]
+
+    def spans(self) -> NDArray[np.void]:
+        """The spans since the last call, TELEMETRY_SPAN each, where the settings ask for them."""
+        records = b"".join(self._ring.records())
+        return np.frombuffer(records, events.TELEMETRY_SPAN)
 
     def counts(self) -> dict[str, int]:
         """Hits by what became of them: the names of ``events.TELEMETRY_COUNTS``."""
