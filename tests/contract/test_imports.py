@@ -68,8 +68,8 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("mcp", "output", "pipes", "planning", "runs", "sandbox", "screen", "sessions", "sinks"),
-        *("suggestions", "telemetry", "units", "user_probes"),
+        *("mcp", "output", "pipes", "planning", "results", "runs", "sandbox", "screen", "sessions"),
+        *("sinks", "suggestions", "units", "user_probes"),
     },
 }
 
