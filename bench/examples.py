@@ -52,7 +52,12 @@ NAMES = {
     "top": ["scope-trace top --pid PID --once --sort mailbox --limit 8"],
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
-SERVERS = {"genservers": ["scope-trace genservers --pid PID --duration 5 --limit 5"]}
+SERVERS = {
+    "genservers": [
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --budget none",
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --no-hooks",
+    ]
+}
 TELLING = {
     "telemetry": [
         "scope-trace telemetry --pid PID --events 'oban.*,*.query,phoenix.endpoint.*' --duration 5"

@@ -43,6 +43,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "genservers": lambda d: "verdict" in d,
     "requests": lambda d: "requests" in d and "refused" in d,
     "telemetry": lambda d: "via" in d and "refused" in d,
+    "links": lambda d: "links" in d,
     "ps": lambda d: "process" in d,
     "calls-line": lambda d: d.get("event") in ("call", "return", "code", "summary"),
     "speedscope": lambda d: "$schema" in d,

@@ -41,6 +41,7 @@ COMMANDS = {
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "telemetry": "events of Elixir's libraries: routes, LiveViews, queries, jobs",
     "requests": "the slowest requests, and those that failed, as trees of spans",
+    "links": "the connections to other nodes: full, silent, slow, and who waits for them",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

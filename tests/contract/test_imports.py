@@ -28,6 +28,7 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "sockets": {"errors"},
     "suggestions": set(),
     "units": set(),
     "attach": {"events"},
@@ -59,7 +60,8 @@ MAY = {
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
-        *("planning", "relations", "results", "sessions", "sinks", "telemetry", "user_probes"),
+        *("planning", "relations", "results", "sessions", "sinks", "sockets"),
+        *("telemetry", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},
