@@ -95,7 +95,18 @@ def marker(_: argparse.Namespace) -> bool:
         least: dict[tuple[str, str], float] = {}
         for _round in range(3):
             for folder in (plain, marked):
-                command = ["erl", "+S", "1", "-noshell", "-pa", folder, "-run", "cost", "main", "x"]
+                command: list[str | Path] = [
+                    "erl",
+                    "+S",
+                    "1",
+                    "-noshell",
+                    "-pa",
+                    folder,
+                    "-run",
+                    "cost",
+                    "main",
+                    "x",
+                ]
                 text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 for loop, value in re.findall(r"\{(\w+),([\d.e+-]+)\}", text):
                     key = (folder.name, loop)

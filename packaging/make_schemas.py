@@ -30,7 +30,9 @@ from scope_ebpf.results.documents import (  # noqa: E402
     exports,
     links,
     processes,
+    requests,
     servers,
+    telemetry,
     traces,
     vms,
 )
@@ -54,6 +56,8 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
     "genservers": (servers.GenServersDocument,),
+    "telemetry": (telemetry.TelemetryDocument,),
+    "requests": (requests.RequestsDocument,),
     "links": (links.LinksDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),

@@ -54,6 +54,22 @@ CAPTURES = 14
 CAPTURE_WORDS = 8
 #: functions that interpreted.bpf.c watches at a time
 MAX_PROBED_FUNCTIONS = 4
+#: of the name of a telemetry event
+TELEMETRY_ATOMS = 8
+#: labels of a telemetry event
+TELEMETRY_LABELS = 3
+#: steps of the path to a label
+TELEMETRY_STEPS = 4
+#: measurements of a telemetry event that are added up; durations of the first are a histogram
+TELEMETRY_MEASURES = 4
+#: of a binary that is a label
+TELEMETRY_TEXT_BYTES = 64
+#: four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4)
+TELEMETRY_SLOTS = 160
+#: a step to an element of a tuple: this, and its number << 4
+TELEMETRY_STEP_ELEMENT = 4
+#: a step to what names an exception: an atom, the struct of a map, the first element of a tuple
+TELEMETRY_STEP_CLASS = 8
 #: modules whose servers are counted apart; the first are those of enum server_slot
 SERVER_SLOTS = 256
 #: eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
@@ -131,6 +147,26 @@ CALL_STATES = ('calls', 'returns', 'open')
 PROBED_STATE_CALLS = 0
 PROBED_STATE_LIMIT = 1
 PROBED_STATES = ('calls', 'limit')
+
+#: Keys of the map counts in telemetry.bpf.c.
+TELEMETRY_EVENTS = 0
+TELEMETRY_FOREIGN = 1
+TELEMETRY_NO_FRAME = 2
+TELEMETRY_UNREADABLE = 3
+TELEMETRY_NAME = 4
+TELEMETRY_LARGE_MAP = 5
+TELEMETRY_MEASURE = 6
+TELEMETRY_LABEL = 7
+TELEMETRY_OVERFLOW = 8
+TELEMETRY_LOST = 9
+TELEMETRY_COUNTS = ('events', 'foreign', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow', 'lost')
+
+#: A label that is no immediate term; a text also has its size in bytes << 4.
+LABEL_MISSING = 0
+LABEL_TEXT = 4
+LABEL_REFUSED = 8
+LABEL_OTHER = 12
+TELEMETRY_LABEL_KINDS = ('missing', 'text', 'refused', 'other')
 
 #: Slots of server_stats that belong to no module.
 SLOT_PROCESSES = 0
@@ -676,6 +712,65 @@ SAMPLE = np.dtype([
     ("bottom", "<u8"),
     ("erlang_from", "<u8"),
     ("kernel", "<u8", (64,)),
+])
+
+#: Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers.
+TELEMETRY_SETTINGS = np.dtype([
+    ("table", "<u8"),
+    ("term", "<u8"),
+    ("tgid", "<u4"),
+    ("process_stop", "<u4"),
+    ("map_subtag", "<u4"),
+    ("bits", "<u4"),
+    ("spans", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so.
+TELEMETRY_EVENT = np.dtype([
+    ("atoms", "<u4", (8,)),
+])
+
+#: What is taken of an event. A step is an atom, or a number of TELEMETRY_STEP_*.
+TELEMETRY_SPEC = np.dtype([
+    ("number", "<u4"),
+    ("labels", "<u4"),
+    ("measures", "<u4"),
+    ("starts", "<u4"),
+    ("guard_key", "<u8"),
+    ("guard_value", "<u8"),
+    ("struct_key", "<u8"),
+    ("wrapper", "<u8"),
+    ("wrapped", "<u8"),
+    ("measure", "<u8", (4,)),
+    ("path", "<u8", (12,)),
+])
+
+#: Events that are counted together.
+TELEMETRY_ROW = np.dtype([
+    ("spec", "<u4"),
+    ("padding", "<u4"),
+    ("label", "<u8", (3,)),
+    ("text", "u1", (192,)),
+])
+
+#: Counts of one telemetry_row.
+TELEMETRY_TOTALS = np.dtype([
+    ("count", "<u8"),
+    ("measured", "<u8", (4,)),
+    ("sum", "<u8", (4,)),
+    ("slots", "<u4", (160,)),
+])
+
+#: One event that began something, or that ended what lasted from time_ns - duration until time_ns.
+TELEMETRY_SPAN = np.dtype([
+    ("time_ns", "<u8"),
+    ("pid", "<u8"),
+    ("duration", "<i8"),
+    ("spec", "<u4"),
+    ("starts", "<u4"),
+    ("label", "<u8", (3,)),
+    ("text", "u1", (192,)),
 ])
 
 #: Location of one argument of a USDT site.

@@ -367,6 +367,24 @@ def compiled(kind: str) -> Path:
     return folder
 
 
+@functools.cache
+def compiled_part(kind: str, part: str) -> str:
+    """
+    The modules of the folder *part* of ``tests/workloads``, compiled likewise, as the VM sees them.
+
+    They are for ``-pa`` of VMs that have the folder of :func:`compiled`.
+    """
+    modules, this = compiled(kind), build(kind)
+    shutil.copytree(WORKLOADS / part, modules / part)
+    seen = f"{this.seen(modules)}/{part}"
+    names = sorted(path.name for path in (WORKLOADS / part).glob("*.erl"))
+    command = [*this.erlc, "-o", seen, *(f"{seen}/{name}" for name in names)]
+    done = _run(this.command(command, modules), env=this.environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{part} does not compile for {kind}: {done.stdout}{done.stderr}")
+    return seen
+
+
 @contextlib.contextmanager
 def start_beam(
     kind: str,

@@ -42,6 +42,8 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "top-line": lambda d: "processes_total" in d,
     "genservers": lambda d: "verdict" in d,
     "links": lambda d: "links" in d and "nodes" not in d,
+    "requests": lambda d: "requests" in d and "refused" in d,
+    "telemetry": lambda d: "via" in d and "refused" in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,
     "merge": lambda d: "links" in d and "nodes" in d,

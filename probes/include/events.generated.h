@@ -20,6 +20,14 @@
 #define CAPTURES 14 /* terms of a call whose words are copied */
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
+#define TELEMETRY_ATOMS 8 /* of the name of a telemetry event */
+#define TELEMETRY_LABELS 3 /* labels of a telemetry event */
+#define TELEMETRY_STEPS 4 /* steps of the path to a label */
+#define TELEMETRY_MEASURES 4 /* measurements of a telemetry event that are added up; durations of the first are a histogram */
+#define TELEMETRY_TEXT_BYTES 64 /* of a binary that is a label */
+#define TELEMETRY_SLOTS 160 /* four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4) */
+#define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
+#define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
 #define SERVER_SLOTS 256 /* modules whose servers are counted apart; the first are those of enum server_slot */
 #define SERVER_BUCKETS 224 /* eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
 #define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
@@ -171,6 +179,30 @@ enum probed_state {
 	PROBED_STATE_CALLS = 0,
 	PROBED_STATE_LIMIT = 1,
 	PROBED_STATES = 2,
+};
+
+/* Keys of the map counts in telemetry.bpf.c. */
+enum telemetry_count {
+	TELEMETRY_EVENTS = 0,
+	TELEMETRY_FOREIGN = 1,
+	TELEMETRY_NO_FRAME = 2,
+	TELEMETRY_UNREADABLE = 3,
+	TELEMETRY_NAME = 4,
+	TELEMETRY_LARGE_MAP = 5,
+	TELEMETRY_MEASURE = 6,
+	TELEMETRY_LABEL = 7,
+	TELEMETRY_OVERFLOW = 8,
+	TELEMETRY_LOST = 9,
+	TELEMETRY_COUNTS = 10,
+};
+
+/* A label that is no immediate term; a text also has its size in bytes << 4. */
+enum telemetry_label {
+	LABEL_MISSING = 0,
+	LABEL_TEXT = 4,
+	LABEL_REFUSED = 8,
+	LABEL_OTHER = 12,
+	TELEMETRY_LABEL_KINDS = 4,
 };
 
 /* Slots of server_stats that belong to no module. */
@@ -758,6 +790,65 @@ struct sample {
 	__u64 bottom; /* the bottom word of the Erlang stack: the return address of the first function, address */
 	__u64 erlang_from; /* address of the first copied word of the Erlang stack, address */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
+};
+
+/* Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers. */
+struct telemetry_settings {
+	__u64 table; /* the first argument of ets:lookup/2: the table of handlers, eterm */
+	__u64 term; /* the first argument of persistent_term:get: where telemetry 1.4 keeps the table, eterm */
+	__u32 tgid; /* the target */
+	__u32 process_stop; /* struct process */
+	__u32 map_subtag; /* header subtag of a map */
+	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
+	__u32 spans; /* 1: a telemetry_span for each event with a specification and a duration */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so. */
+struct telemetry_event {
+	__u32 atoms[8]; /* index of each atom; 0xffffffff is any; 0 behind the last */
+};
+
+/* What is taken of an event. A step is an atom, or a number of TELEMETRY_STEP_*. */
+struct telemetry_spec {
+	__u32 number; /* of the specification; 0 if the row is that of the name */
+	__u32 labels; /* number of labels */
+	__u32 measures; /* number of measurements */
+	__u32 starts; /* 1: it begins what the event of this number ends; it is not counted */
+	__u64 guard_key; /* the event must have this key in its metadata, eterm */
+	__u64 guard_value; /* and this value, eterm */
+	__u64 struct_key; /* the atom __struct__, eterm */
+	__u64 wrapper; /* a struct that has the exception in another one, eterm */
+	__u64 wrapped; /* its key with that exception, eterm */
+	__u64 measure[4]; /* keys of the measurements, eterm */
+	__u64 path[12]; /* of each label; 0 behind the last step, eterm */
+};
+
+/* Events that are counted together. */
+struct telemetry_row {
+	__u32 spec; /* number of the specification */
+	__u32 padding; /* named, so that it is zero */
+	__u64 label[3]; /* an immediate term, or LABEL_* */
+	__u8 text[192]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
+};
+
+/* Counts of one telemetry_row. */
+struct telemetry_totals {
+	__u64 count; /* events */
+	__u64 measured[4]; /* events that had this measurement */
+	__u64 sum[4]; /* of the measurement; two's complement */
+	__u32 slots[160]; /* histogram of the first measurement */
+};
+
+/* One event that began something, or that ended what lasted from time_ns - duration until time_ns. */
+struct telemetry_span {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 pid; /* the process, eterm */
+	__s64 duration; /* the first measurement, ns */
+	__u32 spec; /* number of the specification */
+	__u32 starts; /* 1: it began something, and has no duration and no labels */
+	__u64 label[3]; /* as of telemetry_row */
+	__u8 text[192]; /* as of telemetry_row */
 };
 
 /* Location of one argument of a USDT site. */

@@ -40,6 +40,8 @@ COMMANDS = {
     "calls": "who calls a function, with what arguments, and for how long",
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
     "merge": "captures of several nodes: one clock, packets paired from node to node",
+    "telemetry": "events of Elixir's libraries: routes, LiveViews, queries, jobs",
+    "requests": "the slowest requests, and those that failed, as trees of spans",
     "links": "the connections to other nodes: full, silent, slow, and who waits for them",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
