@@ -26,6 +26,7 @@ from scope_ebpf.results import documents  # noqa: E402
 from scope_ebpf.results.documents import (  # noqa: E402
     answers,
     calls,
+    checks,
     exports,
     processes,
     servers,
@@ -52,6 +53,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
     "genservers": (servers.GenServersDocument,),
+    "check": (checks.CheckDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -39,6 +39,7 @@ COMMANDS = {
     "learn": "what a build of OTP with symbols teaches of one that hides them",
     "calls": "who calls a function, with what arguments, and for how long",
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
+    "check": "what is wrong with a VM: a verdict, its evidence, and what to look at next",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

@@ -37,6 +37,8 @@ MAY = {
     "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {"arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"},
+    # What is wrong with a VM.
+    "checks": {"arrays", "beam", "cgroups", "errors", "relations", "results", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
@@ -54,8 +56,8 @@ MAY = {
         *("planning", "relations", "sandbox", "sessions", "units"),
     },
     "runs": {
-        *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
-        *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
+        *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),
+        *("pipes", "planning", "relations", "results", "sessions", "sinks", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},
