@@ -221,7 +221,7 @@ class Tables:
         if name == "processes":
             more, about = self._largest_group()
             text = (*text, *more)
-        following = {"processes": ("stacks {pid} --by call",)}.get(name, ())
+        following = {"processes": ("top {pid} --once",)}.get(name, ())
         severity: Severity = "critical" if share >= _FULL else "warning"
         return Finding("limit", severity, about, text, evidence, "certain", following)
 

@@ -126,7 +126,9 @@ class Memory:
         wrong = of_allocators(found.allocators) or (found.memory and of_use(found.memory))
         if wrong:
             raise ReadRefusedError(f"the figures of its allocators do not agree: {wrong[0]}")
-        total = found.memory.total if found.memory and found.memory.total else 0
+        # Where the VM hides what its total is made of, that of all blocks is as good.
+        blocks = sum(one.blocks for one in found.allocators)
+        total = (found.memory and found.memory.total) or blocks
         made = self._fragmented(found.allocators) + self._outside(found.allocators)
         if not total:
             return made

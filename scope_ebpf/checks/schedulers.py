@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 #: Seconds at one piece of work after which a scheduler counts as stuck.
 STUCK = 1.0
-#: A thread that wants to run and gets less of a CPU is held back by the host, not by its work.
-_RUNS = 0.2
+#: CPU seconds at one piece of work from which on a thread that wants to run is held by that work,
+#: not by the host; a turn of a process takes some milliseconds.
+_WORKED = 0.1
 #: Looks from which on shares are judged, and the share of looks that counts as all the time.
 _ENOUGH, _MOSTLY = 8, 0.7
+#: Shares of looks at which one that collects too much is on a scheduler, and has the flag.
+_COLLECTS, _FLAGGED = 0.5, 0.25
 #: Work in the run queues for each scheduler, at the least of all looks.
 _CROWD = 20
 #: CPU seconds a second of schedulers that mostly spin.
@@ -52,7 +55,7 @@ class Threads:
     @property
     def refused(self) -> dict[str, str]:
         """Why kinds of schedulers could not be read."""
-        return self._reader.refused
+        return {f"schedulers {kind}": why for kind, why in self._reader.refused.items()}
 
     def look(self) -> None:
         """Read what each scheduler does."""
@@ -82,7 +85,7 @@ class Threads:
         now, (_, since, cpu) = self._looks[-1][0], self._since[item.thread.tid]
         seconds = now - since
         used = item.thread.cpu_seconds - cpu
-        return 0.0 if item.thread.state == "R" and used < _RUNS * seconds else seconds
+        return 0.0 if item.thread.state == "R" and used < _WORKED else seconds
 
     def _wedged(self) -> Finding | None:
         normal = [i for i in self._looks[-1][1] if i.thread.role == "normal"]
@@ -211,23 +214,34 @@ class Threads:
         return Finding("busy_wait", "warning", about, text, evidence)
 
     def _collectors(self) -> list[Finding]:
-        """Processes that collect garbage at most looks."""
+        """
+        Processes that collect garbage at most looks.
+
+        One that is on a dirty CPU scheduler outside of a native function is there to collect, but
+        has the flag only while it does.
+        """
         looks = len(self._looks)
         if looks < _ENOUGH:
             return []
         seen: Counter[str] = Counter()
+        flagged: Counter[str] = Counter()
         last: dict[str, Scheduler] = {}
         for _, found in self._looks:
             for item in found:
-                if item.collecting and item.process:
+                dirty = item.thread.role == "dirty_cpu" and item.nif is None
+                if item.process and (item.collecting or dirty):
                     seen[item.process] += 1
+                    flagged[item.process] += item.collecting
                     last[item.process] = item
         made = []
         for process, count in seen.most_common(3):
-            if count < _MOSTLY * looks:
-                break
+            if count < _COLLECTS * looks or flagged[process] < _FLAGGED * looks:
+                continue
             item = last[process]
-            text = (*_who(item), f" collects garbage at {count} of {looks} looks")
+            text = (
+                *_who(item),
+                f" is on a scheduler to collect garbage at {count} of {looks} looks",
+            )
             evidence: Evidence = {"share": round(count / looks, 3), "count": count, "limit": looks}
             following = (f"ps {{pid}} {process.strip('<>')}", "top {pid} --once --sort gc")
             made.append(

@@ -17,6 +17,7 @@ from scope_ebpf.beam.processes.table import SUSPENDED
 from scope_ebpf.beam.servers.waiting import CALLING, stacks, waiting
 from scope_ebpf.beam.vm.connections import MOST, ConnectionReader, waiters
 from scope_ebpf.checks.scene import SHOWN, ps, subject, where, who
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.check import Finding, Name
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 _MOST_PORTS, _CALLERS = 1 << 20, 4096
 #: Callers that wait for one server, at every look.
 _CROWD = 10
+#: The function in which processes wait for the code server, which is no gen_server
+#: (OTP-25.2.3 lib/kernel/src/code_server.erl).
+_LOADING = ("code_server", "call")
 _MAX_NAME, _WORD = 64, 8
 
 
@@ -38,6 +42,8 @@ class Suspended:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        #: Why it is not known who waits for connections or ports.
+        self.refused: dict[str, str] = {}
 
     def look(self) -> None:
         """The processes are read by the scene."""
@@ -51,7 +57,12 @@ class Suspended:
         left = set(rows["id"][both & (before["id"] == rows["id"])].tolist())
         if not left:
             return []
-        made = self._links(left) + self._ports(left)
+        made: list[Finding] = []
+        for what, find in (("connections", self._links), ("ports", self._ports)):
+            try:
+                made += find(left)
+            except ReadRefusedError as error:
+                self.refused[what] = str(error)
         return made + self._others(left)
 
     def _links(self, left: set[int]) -> list[Finding]:
@@ -191,7 +202,8 @@ class Calls:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._looks: list[dict[int, Waiting]] = []
-        self._unresolved = 0
+        #: Processes that wait for the code server at each look, of which some are named.
+        self._loading: list[NDArray[np.void]] = []
         self._registered: dict[str, int] = {}
         rows = scene.first.rows
         named = rows[rows["registered"] != 0][:_CALLERS]
@@ -212,12 +224,13 @@ class Calls:
         else:
             rows = table.at(self._candidates["slot"].astype(np.int64)).rows
         functions = names.current_functions(rows)
+        loads = np.array([f is not None and f[:2] == _LOADING for f in functions], np.bool_)
+        self._loading.append(rows[loads])
         here = np.array([f is not None and f[:3] in CALLING for f in functions], np.bool_)
         callers: NDArray[np.void] = rows[here][:_CALLERS]
-        self._candidates = callers
+        self._candidates = rows[here | loads][:_CALLERS]
         found = waiting(scene.viewer, stacks(scene.viewer, callers), self._registered)
         known = {one.caller: one for one in found if one is not None and one.server is not None}
-        self._unresolved = len(found) - len(known)
         self._looks.append(known)
 
     def findings(self) -> list[Finding]:
@@ -231,7 +244,30 @@ class Calls:
         circles = _circles(same)
         made = [self._deadlock(circle, same) for circle in circles[:SHOWN]]
         self._scene.more["deadlock"] += len(circles[SHOWN:])
-        return made + self._crowds({pid for circle in circles for pid in circle})
+        made += self._crowds({pid for circle in circles for pid in circle})
+        return made + self._code()
+
+    def _code(self) -> list[Finding]:
+        """That many wait for the code server at every look."""
+        scene, least = self._scene, min(map(len, self._loading))
+        if least < _CROWD:
+            return []
+        callers = scene.involved(self._loading[-1])
+        about: Subject = {"what": "code", "name": "code_server"}
+        text = (
+            f"{least:,} processes or more wait for code_server, such as ",
+            who(callers[0]),
+            ": modules are loaded or looked for all the time",
+        )
+        evidence: Evidence = {"waiting": len(self._loading[-1])}
+        evidence |= {"seconds": round(scene.seconds, 3), "processes": callers}
+        following = (
+            "calls {pid} code:ensure_loaded/1",
+            "calls {pid} error_handler:undefined_function/3",
+        )
+        return [
+            Finding("code_loading", "warning", about, text, evidence, "certain", following, least)
+        ]
 
     def _deadlock(self, circle: list[int], same: dict[int, int]) -> Finding:
         scene = self._scene

@@ -99,8 +99,7 @@ def _finish(made: Check, parts: dict[str, Part], scene: Scene) -> None:
         _try(made, parts, name, lambda part: made.findings.extend(part.findings()))
         if name not in made.not_checked or len(made.findings) > before:
             made.checked.append(name)
-    threads = parts.get("schedulers")
-    for kind, why in getattr(threads, "refused", {}).items():
-        made.not_checked[f"schedulers {kind}"] = why
+    for part in parts.values():
+        made.not_checked |= getattr(part, "refused", {})
     if scene.stopped:
         made.not_checked["growth and rates"] = "the VM is stopped, so nothing changes"

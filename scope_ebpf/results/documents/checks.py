@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents of ``check`` and ``stacks``."""
+"""The document of ``check``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ Kind = Literal[
     "limit",
     "memory",
     "crash_loop",
-    "persistent_terms",
     "logger",
     "code_loading",
     "waits_for",
@@ -156,35 +155,3 @@ class CheckDocument(TypedDict):
     own_cpu_seconds: float
     #: Whether names and texts of the application are replaced.
     redacted: bool
-
-
-class StackGroup(TypedDict):
-    """Processes that are alike."""
-
-    count: int
-    #: Messages in all their mailboxes.
-    messages: int
-    #: Bytes of their structs and heaps.
-    memory_bytes: int
-    #: Pid of one of them.
-    example: str
-    initial_call: str | None
-    label: str | None
-    #: Functions from the innermost on; empty unless they are grouped by stack.
-    stack: list[str]
-
-
-class StacksDocument(TypedDict):
-    """All processes of a VM, put together by what they have in common."""
-
-    schema: Literal[1]
-    target: Target
-    by: Literal["stack", "call", "label"]
-    processes_total: int
-    read: int
-    #: Processes that changed too fast to be read.
-    torn: int
-    #: Processes whose stacks changed too fast; they are in no group.
-    moved: int
-    groups_total: int
-    groups: list[StackGroup]
