@@ -242,12 +242,12 @@ class Supervisors:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._found: dict[int, tuple[int, int]] = {}
+        self._slots = self._supervisors()
 
     def look(self) -> None:
         """Read the states of supervisors that idle now; one that restarts seldom does."""
         scene = self._scene
-        rows = scene.last.rows if scene.last is not scene.first else scene.first.rows
-        for row in self._supervisors(rows):
+        for row in scene.viewer.table.at(self._slots).rows:
             try:
                 found = _restarts(scene.viewer, row)
             except ReadRefusedError:
@@ -255,12 +255,14 @@ class Supervisors:
             if found and found[0] > self._found.get(int(row["id"]), (0, 0))[0]:
                 self._found[int(row["id"])] = found
 
-    def _supervisors(self, rows: NDArray[np.void]) -> NDArray[np.void]:
-        names = self._scene.viewer.names
-        calls = names.initial_calls(rows)
+    def _supervisors(self) -> NDArray[np.int64]:
+        """Slots of the supervisors at the beginning; proc_lib notes what they run."""
+        rows = self._scene.first.rows
+        rows = rows[rows["dictionary"] != 0]
+        calls = self._scene.viewer.names.initial_calls(rows)
         here = [call is not None and call[0] == "supervisor" for call in calls]
-        chosen: NDArray[np.void] = rows[np.array(here, np.bool_)][:_SUPERVISORS]
-        return self._scene.viewer.table.at(chosen["slot"].astype(np.int64)).rows
+        slots: NDArray[np.int64] = rows["slot"][np.array(here, np.bool_)].astype(np.int64)
+        return slots[:_SUPERVISORS]
 
     def findings(self) -> list[Finding]:
         """Supervisors with many restarts."""

@@ -54,6 +54,9 @@ class Scene:
         self.more = more
         self.began = time.monotonic()
         self.first = self.last = self.viewer.table.snapshot()
+        # Whole rows are not sorted: that takes seconds where there are many.
+        self._by_slot = np.argsort(self.first.rows["slot"], kind="stable")
+        self._slots = self.first.rows["slot"][self._by_slot]
         self._first_at = self._last_at = time.monotonic()
         self.stopped = False
 
@@ -79,11 +82,12 @@ class Scene:
 
     def before(self, rows: NDArray[np.void]) -> NDArray[np.void]:
         """What *rows* were at the first reading, in their order; zeros for a new process."""
-        first = np.sort(self.first.rows, order="slot")
+        first = self.first.rows
         found = np.zeros(len(rows), first.dtype)
         if not len(first):
             return found
-        index = np.minimum(np.searchsorted(first["slot"], rows["slot"]), len(first) - 1)
+        at = np.searchsorted(self._slots, rows["slot"])
+        index = self._by_slot[np.minimum(at, len(first) - 1)]
         same = first["id"][index] == rows["id"]
         found[same] = first[index[same]]
         return found
