@@ -26,6 +26,7 @@ from scope_ebpf.results import documents  # noqa: E402
 from scope_ebpf.results.documents import (  # noqa: E402
     answers,
     calls,
+    checks,
     clusters,
     exports,
     links,
@@ -59,6 +60,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "telemetry": (telemetry.TelemetryDocument,),
     "requests": (requests.RequestsDocument,),
     "links": (links.LinksDocument,),
+    "check": (checks.CheckDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -40,6 +40,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "summary": lambda d: "lost_total" in d,
     "top": lambda d: "processes_total" in d and "vm" not in d,
     "top-line": lambda d: "processes_total" in d,
+    "check": lambda d: "findings" in d,
     "genservers": lambda d: "verdict" in d,
     "links": lambda d: "links" in d and "nodes" not in d,
     "requests": lambda d: "requests" in d and "refused" in d,

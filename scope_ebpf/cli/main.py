@@ -43,6 +43,7 @@ COMMANDS = {
     "telemetry": "events of Elixir's libraries: routes, LiveViews, queries, jobs",
     "requests": "the slowest requests, and those that failed, as trees of spans",
     "links": "the connections to other nodes: full, silent, slow, and who waits for them",
+    "check": "what is wrong with a VM: a verdict, its evidence, and what to look at next",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

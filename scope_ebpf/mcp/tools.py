@@ -222,6 +222,13 @@ TOOLS: dict[str, Tool] = {
         "links",
         {"pid": _VM},
     ),
+    "check": Tool(
+        "What is wrong with a VM: findings with severity, evidence and the next command, the cause "
+        "first. Only reads memory, so it works on a VM that is stopped or stuck. Begin with it.",
+        ("check", "--format", "json", "--fail-on", "never"),
+        "check",
+        {"pid": _VM, "duration": _DURATION},
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

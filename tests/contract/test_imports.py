@@ -42,6 +42,8 @@ MAY = {
         *("arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"),
         "telemetry",
     },
+    # What is wrong with a VM.
+    "checks": {"arrays", "beam", "cgroups", "errors", "relations", "results", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
@@ -59,8 +61,8 @@ MAY = {
         *("planning", "relations", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
-        *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
-        *("planning", "relations", "results", "sessions", "sinks", "sockets"),
+        *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),
+        *("pipes", "planning", "relations", "results", "sessions", "sinks", "sockets"),
         *("telemetry", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.

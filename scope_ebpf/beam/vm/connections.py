@@ -129,6 +129,21 @@ class ConnectionReader:
                 left -= len(found)
         return None
 
+    def full(self) -> list[tuple[int, int, list[int]]]:
+        """
+        Read the connections that processes wait for: atom of the node, bytes queued, pids of those.
+
+        Raises ReadRefusedError where more processes wait than are read.
+        """
+        found, left = [], MOST
+        for head in self._lists.heads:
+            for _, value in self._lists.follow(head):
+                pids = waiters(self._memory, value["suspended"], left)
+                left -= len(pids)
+                if pids:
+                    found.append((value["sysname"], value["queued"], pids))
+        return found
+
     def _entries(self, head: int, state: int) -> list[tuple[int, bool]]:
         """Bytes queued for each node of a list that is in this *state*, and whether it is busy."""
         return [
