@@ -7,8 +7,8 @@
  * Emits:  dist_out, dist_in, dist_down
  *
  * Both functions run once for each packet, in the order of the connection and with its port
- * locked, or in the one process that controls it (OTP-25.2.3 and 27.3.4.1 dist.c). So the packets are
- * numbered here: a record that is lost does not move the number of another one.
+ * locked, or in the one process that controls it (OTP-25.2.3 and 27.3.4.1 dist.c). So the packets
+ * are numbered here: a record that is lost does not move the number of another one.
  */
 #include "scope.bpf.h"
 #include "terms.bpf.h"
@@ -46,9 +46,9 @@ struct {
 /* Bytes of the control tuple that are read: {Operation, From, To}. */
 #define CONTROL_BYTES 48
 /* Bytes of a pid whose node is an atom of the packet's cache. */
-#define PID_BYTES 15
-#define REMOTE_SHIFT  62
-#define SERIAL_SHIFT  28
+#define PID_BYTES    15
+#define REMOTE_SHIFT 62
+#define SERIAL_SHIFT 28
 
 static __always_inline struct packets *packets_of(enum kind kind, __u64 entry, __u32 connection,
 						  __u32 out)

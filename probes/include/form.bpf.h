@@ -2,9 +2,9 @@
 /*
  * What a message is to a process of OTP: a call, a cast, a reply, or anything else.
  *
- * Calls are {'$gen_call', {Pid, Tag}, Request}, and {system, {Pid, Tag}, Request}; replies are {Tag,
- * Reply}. A tag is a reference or [alias | Reference], once more in a list where a process calls for
- * another one (OTP-25.2.3 and 27.3.4.1 lib/stdlib/src/gen.erl).
+ * Calls are {'$gen_call', {Pid, Tag}, Request}, and {system, {Pid, Tag}, Request}; replies are
+ * {Tag, Reply}. A tag is a reference or [alias | Reference], once more in a list where a process
+ * calls for another one (OTP-25.2.3 and 27.3.4.1 lib/stdlib/src/gen.erl).
  */
 #ifndef SCOPE_FORM_BPF_H
 #define SCOPE_FORM_BPF_H
@@ -73,7 +73,8 @@ static __always_inline __u64 form(enum form what, __u64 reference)
 	return (__u64)what << FORM_SHIFT | reference;
 }
 
-/* FORM_* in the highest byte, and below it the reference of a call; 0 for a term that is unknown. */
+/* FORM_* in the highest byte, and below it the reference of a call; 0 for a term that is unknown.
+ */
 static __noinline __u64 form_of_term(enum kind kind, __u64 term)
 {
 	__u64 words[FORM_WORDS] = {}, from[3], reference;
