@@ -242,7 +242,7 @@ class Looks:
     """
 
     def __init__(self, *readings: list[Link]) -> None:
-        self._readings = iter(readings)
+        self._readings, self.ports = iter(readings), None
 
     def read(self) -> LinksReading:
         return LinksReading(tuple(next(self._readings)), {})

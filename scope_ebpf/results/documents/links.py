@@ -65,7 +65,7 @@ class LinkRow(TypedDict):
     tls: bool | None
     #: Incarnation of the peer; null while it is not known.
     creation: int | None
-    #: As ``inet:getstat/1`` counts; null where no TCP port carries it.
+    #: As ``inet:getstat/1`` counts (encrypted ones for TLS); null where no TCP port carries it.
     bytes: Directions | None
     #: As ``inet:getstat/1`` counts, or else packets that the carrier took and gave.
     packets: Directions
