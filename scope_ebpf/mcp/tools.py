@@ -204,7 +204,7 @@ TOOLS: dict[str, Tool] = {
     "genservers": Tool(
         "The servers of a VM by callback module: how busy, mailboxes, callers that wait and for "
         "whom, and a verdict: what most waiting goes through, or a deadlock. Only reads memory.",
-        ("genservers", "--format", "json"),
+        ("genservers", "--no-hooks", "--format", "json"),
         "genservers",
         {
             "pid": _VM,
