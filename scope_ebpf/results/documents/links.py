@@ -7,13 +7,21 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from scope_ebpf.results.documents.servers import LookCost
 from scope_ebpf.results.documents.vms import Target
 
 #: A count of each direction since the connection was made, from the peer and to it.
 Directions = TypedDict("Directions", {"in": int, "out": int})
 #: The same per second, between two looks.
 Rates = TypedDict("Rates", {"in": float, "out": float})
+
+
+class LinkCost(TypedDict):
+    """What looking cost."""
+
+    #: Of this look.
+    own_cpu_seconds: float
+    #: Hooks that were attached: none.
+    hooks: int
 
 
 class WaitingSender(TypedDict):
@@ -100,4 +108,4 @@ class LinksDocument(TypedDict):
     links: list[LinkRow]
     #: What could not be read, and why.
     refused: dict[str, str]
-    cost: LookCost
+    cost: LinkCost
