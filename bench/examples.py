@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,12 @@ SERVERS = {
         "scope-trace genservers --pid PID --duration 5 --limit 4 --budget none",
         "scope-trace genservers --pid PID --duration 5 --limit 4 --no-hooks",
     ]
+}
+TELLING = {
+    "telemetry": [
+        "scope-trace telemetry --pid PID --events 'oban.*,*.query,phoenix.endpoint.*' --duration 5"
+    ],
+    "requests": ["scope-trace requests --pid PID --limit 1 --duration 5"],
 }
 #: What the timeline of a capture is asked.
 QUESTION = """\
@@ -105,6 +112,28 @@ def servers() -> Iterator[int]:
         yield beam.pid
 
 
+@contextmanager
+def telling() -> Iterator[int]:
+    """A VM that tells telemetry of twelve requests, and of other events, twice a second."""
+    part = beams_run.compiled_part("stock25", "telemetry-1.3")
+    with beams_run.start_beam("stock25", "-pa", part, "-s", "telling") as beam:
+        beam.expect("ready")
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.wait(0.5):
+                beam.ask("requests 12")
+                beam.ask("emit 4")
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            yield beam.pid
+        finally:
+            over.set()
+            worker.join()
+
+
 def show(pid: int, pages: dict[str, list[str]], folder: Path, wanted: list[str]) -> None:
     """Print the examples of those of *pages* that are wanted."""
     for page in [page for page in pages if not wanted or page in wanted]:
@@ -151,6 +180,9 @@ def main() -> None:
         if not wanted or set(wanted) & set(SERVERS):
             with servers() as pid:
                 show(pid, SERVERS, folder, wanted)
+        if not wanted or set(wanted) & set(TELLING):
+            with telling() as pid:
+                show(pid, TELLING, folder, wanted)
         for pages, wedged in ((NAMES, False), (WEDGED, True)):
             if not wanted or set(wanted) & set(pages):
                 with names(folder, wedged=wedged) as pid:

@@ -367,6 +367,24 @@ def compiled(kind: str) -> Path:
     return folder
 
 
+@functools.cache
+def compiled_part(kind: str, part: str) -> str:
+    """
+    The modules of the folder *part* of ``tests/workloads``, compiled likewise, as the VM sees them.
+
+    They are for ``-pa`` of VMs that have the folder of :func:`compiled`.
+    """
+    modules, this = compiled(kind), build(kind)
+    shutil.copytree(WORKLOADS / part, modules / part)
+    seen = f"{this.seen(modules)}/{part}"
+    names = sorted(path.name for path in (WORKLOADS / part).glob("*.erl"))
+    command = [*this.erlc, "-o", seen, *(f"{seen}/{name}" for name in names)]
+    done = _run(this.command(command, modules), env=this.environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{part} does not compile for {kind}: {done.stdout}{done.stderr}")
+    return seen
+
+
 @contextlib.contextmanager
 def start_beam(
     kind: str,
@@ -444,9 +462,13 @@ def dist_pair(
     peer: Sequence[str] = (),
     addresses: Sequence[str] = ("127.0.0.1", "127.0.0.2"),
     within: Sequence[Sequence[str]] = ((), ()),
+    module: str = "dist",
+    peer_kind: str | None = None,
 ) -> Iterator[tuple[Beam, Beam]]:
     """
-    Two connected nodes that run ``dist.erl``: the one to watch with the flags *args*, and its peer.
+    Two nodes that run *module*: the one to watch with the flags *args*, and its peer.
+
+    Those of ``dist.erl`` are connected. The peer is of the same kind unless another one is given.
 
     There is no port mapper: both nodes listen on the same port of two *addresses*, of loopback
     unless they run *within* namespaces of their own. *peer* are flags of the peer.
@@ -458,14 +480,15 @@ def dist_pair(
         return (
             *("-name", f"{name}@{address}", "-setcookie", "planted", "-connect_all", "false"),
             *("-start_epmd", "false", "-erl_epmd_port", str(port)),
-            *("-kernel", "inet_dist_use_interface", interface, "-s", "dist"),
+            *("-kernel", "inet_dist_use_interface", interface, "-s", module),
         )
 
     near, far = addresses
     watched = start_beam(kind, *node("watched", near), *args, within=within[0])
-    other = start_beam(kind, *node("peer", far), *peer, within=within[1])
+    other = start_beam(peer_kind or kind, *node("peer", far), *peer, within=within[1])
     with watched as beam, other as end:
         beam.expect("ready")
         end.expect("ready")
-        beam.plant(f"connect peer@{far}")
+        if module == "dist":
+            beam.plant(f"connect peer@{far}")
         yield beam, end

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.results.documents.servers import (
-        LookCost,
         MessageRate,
+        ServerCost,
         ServerFailures,
         ServerTimes,
     )
@@ -106,6 +106,17 @@ class Times:
             return None
         return (
             found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
+        )
+
+    def plus(self, other: Times) -> Times:
+        """Both together."""
+        cut = [one.cut for one in (self, other) if one.cut is not None]
+        reaches = [one.reach for one in (self, other) if one.reach is not None]
+        return Times(
+            self.ended + other.ended,
+            self.total + other.total,
+            sum(cut[1:], cut[0]) if cut else None,
+            min(reaches, default=None),
         )
 
     def unknown(self) -> Times:
@@ -197,6 +208,31 @@ class Messages:
         empty = Times(np.zeros(events.SERVER_BUCKETS, np.int64), 0.0)
         return cls(seconds, 0, 0, 0, empty, empty, empty, 0, 0, 0)
 
+    def plus(self, other: Messages) -> Messages:
+        """Both together, of the same seconds."""
+        failed = [
+            None if one is None or two is None else one + two
+            for one, two in (
+                (self.timeouts, other.timeouts),
+                (self.down, other.down),
+                (self.abandoned, other.abandoned),
+            )
+        ]
+        errors = [max(pair) for pair in zip(self.errors, other.errors, strict=True)]
+        return Messages(
+            self.seconds,
+            self.calls + other.calls,
+            self.casts + other.casts,
+            self.infos + other.infos,
+            self.queue.plus(other.queue),
+            self.service.plus(other.service),
+            self.call.plus(other.call),
+            failed[0],
+            failed[1],
+            failed[2],
+            (errors[0], errors[1], errors[2]),
+        )
+
     @property
     def rates(self) -> tuple[float, float, float]:
         """Calls, casts and infos a second."""
@@ -240,7 +276,7 @@ class Cost:
     seconds: float | None = 0.0
     share: float | None = 0.0
 
-    def as_json(self, own_seconds: float) -> LookCost:
+    def as_json(self, own_seconds: float) -> ServerCost:
         """The fields of the cost, of which *own_seconds* are this program's."""
         return {
             "own_cpu_seconds": round(own_seconds, 3),

@@ -156,7 +156,10 @@ class Counting(Closing):
 
     def _add(self, found: ServerEvents, slot: int, messages: Messages) -> None:
         if messages.calls or messages.casts or messages.infos:
-            found.modules[self.name_of(slot)] = messages
+            name = self.name_of(slot)
+            # Servers of one module may have begun in several functions.
+            before = found.modules.get(name)
+            found.modules[name] = messages if before is None else before.plus(messages)
 
     def _finish(self, found: ServerEvents) -> None:
         counts = self._watch.counts()

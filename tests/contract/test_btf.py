@@ -181,3 +181,13 @@ def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
     """
     found = btf("function").shape(name)
     assert [] == differences(name, found, shape_of(getattr(events, name.upper())))
+
+
+@pytest.mark.parametrize("name", ["settings", "event", "spec", "row", "totals"])
+def test_every_struct_of_telemetry_is_the_dtype(name: str):
+    """
+    What telemetry.bpf.c shares with Python has the same fields at the same offsets on both sides.
+    """
+    struct = f"telemetry_{name}"
+    found = btf("telemetry").shape(struct)
+    assert [] == differences(struct, found, shape_of(getattr(events, struct.upper())))

@@ -131,6 +131,19 @@ def test_hooks_and_looks_make_one_document():
     assert " 0.9 " in text[2]
 
 
+def test_two_slots_of_one_module_are_one():
+    """
+    Counts and times add up; what is unknown of one is unknown of both.
+    """
+    both = messages().plus(messages())
+    assert (18, 6, 6, 2) == (both.calls, both.casts, both.failures, both.abandoned)
+    assert 24 == both.queue.ended.sum()
+    assert messages().queue.mean() == pytest.approx(both.queue.mean())
+    windowed = times([0.01], [0.02], 0.05)
+    assert (0.05, 2) == (windowed.plus(windowed).reach, windowed.plus(windowed).cut.sum())
+    assert 0.0 == windowed.plus(windowed.unknown()).reach
+
+
 def test_without_messages_a_module_has_none_or_unknown_ones():
     """
     Where everything was counted it has none; where windows alone looked that is not known.

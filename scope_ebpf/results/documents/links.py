@@ -15,15 +15,6 @@ Directions = TypedDict("Directions", {"in": int, "out": int})
 Rates = TypedDict("Rates", {"in": float, "out": float})
 
 
-class LinkCost(TypedDict):
-    """What looking cost."""
-
-    #: Of this look.
-    own_cpu_seconds: float
-    #: Hooks that were attached: none.
-    hooks: int
-
-
 class WaitingSender(TypedDict):
     """A process that waits until the link takes what it sends."""
 
@@ -73,7 +64,7 @@ class LinkRow(TypedDict):
     tls: bool | None
     #: Incarnation of the peer; null while it is not known.
     creation: int | None
-    #: As ``inet:getstat/1`` counts (encrypted ones for TLS); null where no TCP port carries it.
+    #: As ``inet:getstat/1`` counts; null where no TCP port carries it.
     bytes: Directions | None
     #: As ``inet:getstat/1`` counts, or else packets that the carrier took and gave.
     packets: Directions
@@ -98,6 +89,14 @@ class LinkRow(TypedDict):
     tcp: LinkSocket | None
 
 
+class LinksCost(TypedDict):
+    """What the look cost."""
+
+    own_cpu_seconds: float
+    #: Always 0: nothing is attached.
+    hooks: int
+
+
 class LinksDocument(TypedDict):
     """The connections of one VM to other nodes."""
 
@@ -108,4 +107,4 @@ class LinksDocument(TypedDict):
     links: list[LinkRow]
     #: What could not be read, and why.
     refused: dict[str, str]
-    cost: LinkCost
+    cost: LinksCost

@@ -115,11 +115,17 @@ class ServerVerdict(TypedDict):
 
 
 class LookCost(TypedDict):
-    """What it cost."""
+    """What looking cost."""
 
     own_cpu_seconds: float
-    #: Hooks that were attached, and how often they were hit.
+    #: Hooks that were attached.
     hooks: int
+
+
+class ServerCost(LookCost):
+    """What looks and hooks cost."""
+
+    #: How often hooks were hit.
     hits: int
     #: CPU of the VM that hits took; null where the cost of a hit is not known.
     target_cpu_seconds: float | None
@@ -144,6 +150,6 @@ class GenServersDocument(TypedDict):
     unresolved: float
     #: Processes that changed too fast to be read, a look.
     torn: float
-    cost: LookCost
+    cost: ServerCost
     #: What a reader of the figures should know.
     notes: list[str]
