@@ -93,6 +93,7 @@ def _serve(ready: selectors.BaseSelector, stop: threading.Event) -> None:
     while not stop.is_set():
         for key, _ in ready.select(0.1):
             if isinstance(key.data, str):
+                assert isinstance(key.fileobj, socket.socket)
                 connection, _ = key.fileobj.accept()
                 links.append(_Link(connection, key.data))
                 ready.register(connection, selectors.EVENT_READ, links[-1])

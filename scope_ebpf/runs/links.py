@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scope_ebpf.beam.links.carriers import CarrierPorts
 from scope_ebpf.beam.links.entries import LinkReader
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.errors import ReadRefusedError
@@ -16,7 +17,7 @@ from scope_ebpf.results.links import MOST_NAMED, Links, Pair, Row, Sender
 from scope_ebpf.sockets import Sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -49,6 +50,8 @@ class Looking:
     def __init__(self, viewer: Viewer) -> None:
         self._viewer, target = viewer, viewer.target
         self._reader = LinkReader(target, viewer.atoms)
+        ports = self._reader.ports
+        self._carriers = CarrierPorts(target, viewer.table, ports) if ports else None
         self._sockets = Sockets(target.pid, target.identity.check)
         self._before: dict[_Key, Link] = {}
         self._taken: float | None = None
@@ -67,7 +70,7 @@ class Looking:
         began, now = cpu_seconds(), time.monotonic()
         reading = self._reader.read()
         refused = dict(reading.refused)
-        links = {(one.entry, one.connection): one for one in reading.links}
+        links = {(one.entry, one.connection): one for one in self._carried(reading.links, refused)}
         sockets = self._tcp(links, refused)
         self._remember(links, now)
         processes = self._processes(links.values(), refused)
@@ -80,6 +83,21 @@ class Looking:
         rows.sort(key=_weight)
         spent = cpu_seconds() - began
         return Links(self._viewer.target.as_json(), interval, rows, refused, spent)
+
+    def _carried(self, links: Collection[Link], refused: dict[str, str]) -> list[Link]:
+        """Give links that a process carries the port behind it, where that is found."""
+        carriers = [one.process for one in links if one.process is not None]
+        if not carriers or self._carriers is None:
+            return [*links]
+        try:
+            found = self._carriers.of(carriers)
+        except ReadRefusedError as error:
+            refused["carriers"] = str(error)
+            return [*links]
+        return [
+            replace(one, port=found.get(one.process)) if one.process is not None else one
+            for one in links
+        ]
 
     def _tcp(self, links: Mapping[_Key, Link], refused: dict[str, str]) -> dict[_Key, TcpSocket]:
         ports = {key: one.port for key, one in links.items() if one.port}
@@ -176,9 +194,12 @@ def _weight(row: Row) -> tuple[object, ...]:
 def _counts(link: Link) -> tuple[Pair | None, Pair]:
     """Bytes and packets of a link."""
     traffic = link.port.traffic if link.port else None
+    own = Pair(link.packets_in, link.packets_out)
     if traffic is None:
-        return None, Pair(link.packets_in, link.packets_out)
-    return Pair(traffic.bytes_in, traffic.bytes_out), Pair(traffic.packets_in, traffic.packets_out)
+        return None, own
+    octets = Pair(traffic.bytes_in, traffic.bytes_out)
+    # What TLS makes of packets is not what the peer counts.
+    return octets, own if link.process else Pair(traffic.packets_in, traffic.packets_out)
 
 
 def _rate(before: Pair | None, after: Pair | None, seconds: float | None) -> Pair | None:
@@ -191,16 +212,18 @@ def _rate(before: Pair | None, after: Pair | None, seconds: float | None) -> Pai
 
 
 def _carrier(link: Link) -> str | None:
-    if link.port:
-        return "port" if link.port.socket is None else "tcp"
-    return None if link.process is None else "process"
+    if link.process is not None:
+        return "process"
+    if link.port is None:
+        return None
+    return "port" if link.port.socket is None else "tcp"
 
 
 def _is_tls(link: Link, processes: _Processes) -> bool | None:
     """False for a TCP port, which carries plain text; None where nothing tells."""
-    if link.port:
-        return False if link.port.socket is not None else None
-    process = processes.get(link.process) if link.process is not None else None
+    if link.process is None:
+        return False if link.port and link.port.socket is not None else None
+    process = processes.get(link.process)
     if process is None or process.initial is None:
         return None
     return process.initial.partition(":")[0] in _TLS

@@ -242,7 +242,7 @@ class Looks:
     """
 
     def __init__(self, *readings: list[Link]) -> None:
-        self._readings = iter(readings)
+        self._readings, self.ports = iter(readings), None
 
     def read(self) -> LinksReading:
         return LinksReading(tuple(next(self._readings)), {})
@@ -272,12 +272,12 @@ def test_rates_are_of_one_connection(monkeypatch: pytest.MonkeyPatch):
         monkeypatch,
         [linked(1, 100, 1000)],
         [linked(1, 123, 1400)],
-        [linked(1, 10, 20, connection=8)],
+        [linked(1, 5000, 9000, connection=8)],
     )
     assert (first.rows[0].octet_rate, first.interval) == (None, None)
     assert second.rows[0].octet_rate == Pair(23.0, 400.0)
     assert third.rows[0].octet_rate is None
-    assert third.rows[0].octets == Pair(10, 20)
+    assert third.rows[0].octets == Pair(5000, 9000)
 
 
 def test_a_count_that_goes_back_has_no_rate(monkeypatch: pytest.MonkeyPatch):

@@ -87,13 +87,17 @@ class LinksReading:
 
 
 class LinkReader:
-    """Reads the links of one VM. ReadRefusedError where the lists of connections are hidden."""
+    """
+    Reads the links of one VM. ReadRefusedError where the lists of connections are hidden.
+
+    *ports* is its reader of ports; None where they are not read.
+    """
 
     def __init__(self, target: Target, atoms: Atoms | None = None) -> None:
         self._memory = target.memory
         self._atoms = atoms or Atoms(target)
         self._lists = EntryLists(target, _FIELDS)
-        self._ports, self._no_ports = _port_reader(target)
+        self.ports, self._no_ports = _port_reader(target)
 
     def read(self) -> LinksReading:
         """Follow the lists, then read the ports. Raises ReadRefusedError."""
@@ -117,10 +121,10 @@ class LinkReader:
         return LinksReading(tuple(links), refused)
 
     def _read_ports(self, carriers: list[int], refused: dict[str, str]) -> dict[int, Port]:
-        if self._ports is None:
+        if self.ports is None:
             return {}
         try:
-            return self._ports.read([one for one in carriers if is_port(one)])
+            return self.ports.read([one for one in carriers if is_port(one)])
         except ReadRefusedError as error:
             refused["ports"] = str(error)
             return {}

@@ -112,7 +112,7 @@ class PortReader:
         words, ports = words[there], ports[there]
         queued = self._field(ports, "ioq.size").tolist()
         found = dict(zip(words.tolist(), queued, strict=True))
-        tcp = self._are_tcp(ports)
+        tcp = self.are_tcp(ports)
         words, ports = words[tcp], ports[tcp]
         data, read = self._memory.gather(self._field(ports, "drv_data"), _DESCRIPTOR)
         own = read & (column(data, _TERM, np.uint64) == words)
@@ -122,7 +122,8 @@ class PortReader:
     def _field(self, ports: NDArray[np.uint8], name: str) -> NDArray[np.uint64]:
         return column(ports, self._layout.offset("Port", name), np.uint64)
 
-    def _are_tcp(self, ports: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def are_tcp(self, ports: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of these Port structs, shape ``(n, size)``, are of the TCP driver."""
         name = np.uint64(self._layout.offset("erts_driver_t", "name"))
         raw, read = self._memory.gather(self._field(ports, "drv_ptr") + name, 8)
         names, named = self._memory.gather(column(raw, 0, np.uint64), _NAME)
