@@ -6,9 +6,9 @@ TESTS ?= tests/unit tests/kernel
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
-BENCHES := pipeline real_apps profile calls capture snapshot summary top_cost idle scrape windows overhead
+BENCHES := pipeline real_apps profile calls capture snapshot summary top_cost idle scrape windows overhead marks
 
-.PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects viewer generate dashboards \
+.PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects viewer generate dashboards mark dialyzer \
 	wheel packages packages-test clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ test: $(VENV)/.test objects viewer ## install what the tests need and run them a
 	@for suite in trixie sid bullseye; do tests/beams/chroot.sh $$suite >/dev/null || exit 1; done
 	@tests/dashboards/grafana/install.sh >/dev/null
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
-		$(BIN)/pytest
+		$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(DEPS) build test
@@ -33,6 +33,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(BIN)/mypy
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
 	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
+	@mkdir -p build/erlang && erlc -Werror -o build/erlang scope_mark/src/*.erl
 	@$(PYTHON) probes/generate.py --check
 	@$(BIN)/python docs/metrics.py --check
 	@$(BIN)/python packaging/make_schemas.py --check
@@ -74,6 +75,14 @@ chaos: $(VENV)/.test objects ## kill and stop the daemon and its attacher, MINUT
 objects: ## build the BPF objects that are older than their source
 	@$(DEPS) build
 	@$(PYTHON) packaging/build_objects.py
+
+mark: ## the command scope-mark, into dist/ (erlang-base)
+	@escript scope_mark/tools/escript.escript dist/scope-mark
+
+dialyzer: ## types of the Erlang library (erlang-dialyzer; the first time takes minutes)
+	@mkdir -p build/dialyzer && erlc +debug_info -o build/dialyzer scope_mark/src/*.erl
+	@test -e build/otp.plt || dialyzer --build_plt --output_plt build/otp.plt --apps erts kernel stdlib compiler
+	@dialyzer --plt build/otp.plt -Werror_handling -Wunmatched_returns build/dialyzer/*.beam
 
 viewer: ## put speedscope, the viewer of flame graphs, into the package
 	@$(DEPS) viewer

@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,18 @@ NAMES = {
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
 HELD = {"held": ["scope-trace ets --pid PID --once --limit 5"]}
-SERVERS = {"genservers": ["scope-trace genservers --pid PID --duration 5 --limit 5"]}
+SERVERS = {
+    "genservers": [
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --budget none",
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --no-hooks",
+    ]
+}
+TELLING = {
+    "telemetry": [
+        "scope-trace telemetry --pid PID --events 'oban.*,*.query,phoenix.endpoint.*' --duration 5"
+    ],
+    "requests": ["scope-trace requests --pid PID --limit 1 --duration 5"],
+}
 #: What the timeline of a capture is asked.
 QUESTION = """\
 select process_track.name as process, slice.name as state, sum(dur) / 1000000 as ms
@@ -98,6 +110,36 @@ def servers() -> Iterator[int]:
     with beams_run.start_beam("stock25", "-s", "gs_main") as beam:
         beam.expect("ready")
         beam.ask("crowd 20")
+        yield beam.pid
+
+
+@contextmanager
+def telling() -> Iterator[int]:
+    """A VM that tells telemetry of twelve requests, and of other events, twice a second."""
+    part = beams_run.compiled_part("stock25", "telemetry-1.3")
+    with beams_run.start_beam("stock25", "-pa", part, "-s", "telling") as beam:
+        beam.expect("ready")
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.wait(0.5):
+                beam.ask("requests 12")
+                beam.ask("emit 4")
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            yield beam.pid
+        finally:
+            over.set()
+            worker.join()
+
+
+@contextmanager
+def holding() -> Iterator[int]:
+    """A VM that holds tables of every kind."""
+    with beams_run.start_beam("stock25", "-s", "holding") as beam:
+        beam.expect("ready")
         yield beam.pid
 
 
@@ -147,6 +189,12 @@ def main() -> None:
         if not wanted or set(wanted) & set(SERVERS):
             with servers() as pid:
                 show(pid, SERVERS, folder, wanted)
+        if not wanted or set(wanted) & set(TELLING):
+            with telling() as pid:
+                show(pid, TELLING, folder, wanted)
+        if not wanted or set(wanted) & set(HELD):
+            with holding() as pid:
+                show(pid, HELD, folder, wanted)
         for pages, wedged in ((NAMES, False), (WEDGED, True)):
             if not wanted or set(wanted) & set(pages):
                 with names(folder, wedged=wedged) as pid:

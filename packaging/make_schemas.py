@@ -26,10 +26,15 @@ from scope_ebpf.results import documents  # noqa: E402
 from scope_ebpf.results.documents import (  # noqa: E402
     answers,
     calls,
+    checks,
+    clusters,
     exports,
     held,
+    links,
     processes,
+    requests,
     servers,
+    telemetry,
     traces,
     vms,
 )
@@ -53,16 +58,22 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "top-line": (processes.TopLine,),
     "ps": (processes.PsDocument,),
     "genservers": (servers.GenServersDocument,),
+    "telemetry": (telemetry.TelemetryDocument,),
+    "requests": (requests.RequestsDocument,),
+    "links": (links.LinksDocument,),
+    "check": (checks.CheckDocument,),
     "ets": (held.EtsDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),
+    "merge": (clusters.MergeDocument,),
+    "merge-line": (clusters.PacketLine,),
     "mcp-answer": (answers.Answer,),
     "mcp-profile": (answers.ProfileDocument,),
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 #: Of a field of an event, by its unit; of one without a unit, by its type in the record.
-_UNITS = {"ns": _NUMBER, "words": _WHOLE, "eterm": _TEXT}
+_UNITS = {"ns": _NUMBER, "words": _WHOLE, "eterm": _TEXT, "atom": _TEXT, "remote": _TEXT}
 #: A field of a user's probe.
 _ANY = {"type": ["string", "number", "boolean", "null"]}
 
@@ -179,6 +190,9 @@ def _event(kind: events.Kind) -> Schema:
         if name != "reserved":
             label, schema = _event_field(kind, name, dtype[name].kind)
             fields[label] = schema
+            if kind.units.get(name) == "form":
+                fields[label] = {"enum": [None, *events.FORMS[1:]]}
+                fields["reference"] = _or_null(_WHOLE) | {"description": "Of its call."}
     required = [name for name in fields if name != "who"]
     if kind.name == "long_call":
         for _, label, _ in CALLED:
@@ -196,7 +210,7 @@ def _event_field(kind: events.Kind, name: str, form: str) -> tuple[str, Schema]:
     unit = kind.units.get(name, "")
     schema = _UNITS.get(unit, _TEXT if form == "S" else _WHOLE)
     label = {"ns": f"{name.removesuffix('_ns')}_seconds", "words": f"{name}_bytes"}.get(unit, name)
-    return label, _or_null(schema) if name in kind.absent or unit == "eterm" else schema
+    return label, _or_null(schema) if name in kind.absent or unit in ("eterm", "atom") else schema
 
 
 def _or_null(schema: Schema) -> Schema:

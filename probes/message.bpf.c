@@ -11,10 +11,11 @@
  * Messages from timers, ports, the VM itself and NIFs (enif_send) are not sends of a process: they
  * are not counted as sends, but are counted when they are received.
  */
+#include "form.bpf.h"
 #include "usdt.bpf.h"
 
 static __always_inline int count_send(__u8 class, __u8 flags, __u32 tid, __u64 from, __u64 to,
-				      __u64 words, __u64 message)
+				      __u64 words, __u64 message, __u64 form)
 {
 	struct send_record *send;
 
@@ -24,6 +25,7 @@ static __always_inline int count_send(__u8 class, __u8 flags, __u32 tid, __u64 f
 		send->receiver = to;
 		send->size = words;
 		send->message = message;
+		send->form = form;
 		submit_record(send);
 	}
 	return 0;
@@ -36,7 +38,7 @@ static __always_inline int count_send(__u8 class, __u8 flags, __u32 tid, __u64 f
 SEC("uprobe")
 int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 {
-	__u64 from = 0, to = 0, message = 0;
+	__u64 from = 0, to = 0, message = 0, term = 0;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_SEND_LOCAL, &tid))
@@ -47,8 +49,11 @@ int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 		if (settings.send_message_register)
 			bpf_probe_read_kernel(&message, sizeof(message),
 					      (void *)ctx + settings.send_message_register);
+		if (settings.send_term_register)
+			bpf_probe_read_kernel(&term, sizeof(term),
+					      (void *)ctx + settings.send_term_register);
 	}
-	return count_send(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message);
+	return count_send(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message, form_of(KIND_SEND, term));
 }
 
 /*
@@ -70,28 +75,44 @@ int BPF_KPROBE(send_alias, __u64 sender, __u64 from, __u64 receiver)
 		bpf_probe_read_kernel(&message, sizeof(message),
 				      (void *)ctx + settings.send_alias_register);
 	}
-	return count_send(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message);
+	return count_send(SEND_LOCAL, 0, tid, from, to, UNKNOWN, message, 0);
 }
 
-/* The sender is left out: its offset in ErtsDSigSendContext differs between releases. */
+/*
+ * A message to another node. *context* is its ErtsDSigSendContext, in which the sender stands
+ * where settings say so (OTP-25.2.3 and 27.3.4.1 dist.h).
+ */
+static __always_inline int count_remote(__u32 tid, __u64 context, __u64 term)
+{
+	__u64 from = 0;
+
+	if (is_streamed(KIND_SEND)) {
+		from = vm_field(KIND_SEND, context, settings.dsig_from);
+		if (!is_pid(from))
+			from = 0;
+	}
+	return count_send(SEND_REMOTE, 0, tid, from, 0, UNKNOWN, 0, form_of(KIND_SEND, term));
+}
+
+/* From OTP 28 on the third argument is another one: then the settings do not have the sender. */
 SEC("uprobe")
-int BPF_KPROBE(send_remote)
+int BPF_KPROBE(send_remote, __u64 context, __u64 receiver, __u64 term)
 {
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_SEND_REMOTE, &tid))
 		return 0;
-	return count_send(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN, 0);
+	return count_remote(tid, context, settings.dsig_from ? term : 0);
 }
 
 SEC("uprobe")
-int BPF_KPROBE(send_remote_name)
+int BPF_KPROBE(send_remote_name, __u64 context, __u64 name, __u64 full, __u64 term)
 {
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_SEND_REMOTE_NAME, &tid))
 		return 0;
-	return count_send(SEND_REMOTE, 0, tid, 0, 0, UNKNOWN, 0);
+	return count_remote(tid, context, settings.dsig_from ? term : 0);
 }
 
 /* message__send fires for remote sends as well; only a receiver of this node reads as <0.N.S>. */
@@ -107,11 +128,11 @@ int BPF_KPROBE(send_usdt)
 	if (is_streamed(KIND_SEND))
 		from = usdt_pid(ctx, 0);
 	return count_send(to ? SEND_LOCAL : SEND_REMOTE, FLAG_TEXT_PID, tid, from, to,
-			  usdt_argument(ctx, 2), 0);
+			  usdt_argument(ctx, 2), 0, 0);
 }
 
 static __always_inline int count_receive(__u8 flags, __u32 tid, __u64 process, __u64 message,
-					 __u64 words, __u64 sender)
+					 __u64 words, __u64 sender, __u64 form)
 {
 	struct receive_record *receive;
 
@@ -121,6 +142,7 @@ static __always_inline int count_receive(__u8 flags, __u32 tid, __u64 process, _
 		receive->message = message;
 		receive->size = words;
 		receive->sender = sender;
+		receive->form = form;
 		submit_record(receive);
 	}
 	return 0;
@@ -130,7 +152,7 @@ static __always_inline int count_receive(__u8 flags, __u32 tid, __u64 process, _
 SEC("uprobe")
 int BPF_KPROBE(receive_entry, __u64 process)
 {
-	__u64 id = 0, message = 0, sender = 0;
+	__u64 id = 0, message = 0, sender = 0, term = 0;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_RECEIVE_ENTRY, &tid))
@@ -140,10 +162,13 @@ int BPF_KPROBE(receive_entry, __u64 process)
 		message = vm_field(KIND_RECEIVE, process, settings.process_sig_save);
 		if (message)
 			message = vm_word(KIND_RECEIVE, message, 0);
-		if (message)
-			sender = vm_field(KIND_RECEIVE, message, settings.message_sender);
+		/* m[0] is the message, m[2] its sender. */
+		if (message && settings.message_sender) {
+			sender = vm_word(KIND_RECEIVE, message, settings.message_sender);
+			term = vm_word(KIND_RECEIVE, message, settings.message_sender - 16);
+		}
 	}
-	return count_receive(0, tid, id, message, UNKNOWN, sender);
+	return count_receive(0, tid, id, message, UNKNOWN, sender, form_of(KIND_RECEIVE, term));
 }
 
 SEC("uprobe")
@@ -156,7 +181,7 @@ int BPF_KPROBE(receive_usdt)
 		return 0;
 	if (is_streamed(KIND_RECEIVE))
 		process = usdt_pid(ctx, 0);
-	return count_receive(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1), 0);
+	return count_receive(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1), 0, 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

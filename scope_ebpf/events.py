@@ -54,14 +54,36 @@ CAPTURES = 14
 CAPTURE_WORDS = 8
 #: functions that interpreted.bpf.c watches at a time
 MAX_PROBED_FUNCTIONS = 4
+#: of the name of a telemetry event
+TELEMETRY_ATOMS = 8
+#: labels of a telemetry event
+TELEMETRY_LABELS = 3
+#: steps of the path to a label
+TELEMETRY_STEPS = 4
+#: measurements of a telemetry event that are added up; durations of the first are a histogram
+TELEMETRY_MEASURES = 4
+#: of a binary that is a label
+TELEMETRY_TEXT_BYTES = 64
+#: four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4)
+TELEMETRY_SLOTS = 160
+#: a step to an element of a tuple: this, and its number << 4
+TELEMETRY_STEP_ELEMENT = 4
+#: a step to what names an exception: an atom, the struct of a map, the first element of a tuple
+TELEMETRY_STEP_CLASS = 8
+#: modules whose servers are counted apart; the first are those of enum server_slot
+SERVER_SLOTS = 256
+#: eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
+SERVER_BUCKETS = 224
+#: bucket 0 begins at 2^10 ns
+SERVER_FIRST_OCTAVE = 10
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
 KINDS = {
     'spawn': Kind(0, 'spawn', 'A process was created.', units={'parent': 'eterm', 'module': 'eterm', 'function': 'eterm'}, absent={'parent': 0, 'module': 0, 'function': 0}),
     'exit': Kind(1, 'exit', 'A process began to exit.', classes=('unknown', 'normal', 'shutdown', 'killed', 'error', 'other'), units={'reason': 'eterm', 'tag': 'eterm'}, absent={'reason': 0, 'tag': 0}),
-    'send': Kind(2, 'send', 'A process sent a message to a process.', classes=('local', 'remote'), units={'receiver': 'eterm', 'size': 'words', 'message': 'address'}, absent={'receiver': 0, 'size': 18446744073709551615, 'message': 0}),
-    'receive': Kind(3, 'receive', 'A process took a message out of its mailbox.', units={'message': 'address', 'size': 'words', 'sender': 'eterm'}, absent={'message': 0, 'size': 18446744073709551615, 'sender': 0}),
+    'send': Kind(2, 'send', 'A process sent a message to a process.', classes=('local', 'remote'), units={'receiver': 'eterm', 'size': 'words', 'message': 'address', 'form': 'form'}, absent={'receiver': 0, 'size': 18446744073709551615, 'message': 0, 'form': 0}),
+    'receive': Kind(3, 'receive', 'A process took a message out of its mailbox.', units={'message': 'address', 'size': 'words', 'sender': 'eterm', 'form': 'form'}, absent={'message': 0, 'size': 18446744073709551615, 'sender': 0, 'form': 0}),
     'schedule': Kind(4, 'schedule', 'A process was scheduled in or out on a normal scheduler.', classes=('in', 'out'), counted='in', histogram='out', units={'duration_ns': 'ns', 'reductions': 'reductions'}, absent={'duration_ns': 18446744073709551615, 'reductions': 18446744073709551615, 'runnable': 18446744073709551615}),
     'gc': Kind(5, 'gc', 'A garbage collection of one process ended.', classes=('unknown', 'minor', 'major', 'hibernate'), histogram='all', units={'duration_ns': 'ns', 'reclaimed': 'words', 'live': 'words'}, absent={'duration_ns': 18446744073709551615, 'reclaimed': 18446744073709551615, 'live': 18446744073709551615}),
     'hibernate': Kind(6, 'hibernate', 'A process called hibernate.'),
@@ -73,6 +95,9 @@ KINDS = {
     'code_load': Kind(12, 'code_load', 'A module was loaded.', units={'module': 'eterm'}, absent={'module': 0}),
     'long_call': Kind(13, 'long_call', 'A NIF or BIF ran for slow_call_ns or longer.', classes=('nif', 'bif', 'dirty_nif', 'dirty_bif'), histogram='all', units={'duration_ns': 'ns', 'code': 'address', 'native': 'address'}, absent={'code': 0, 'native': 0}),
     'thread': Kind(14, 'thread', 'The kernel gave an OS thread of the VM a CPU, took it away, or made it ready to run.', classes=('on', 'off', 'woken'), counted='on'),
+    'dist_out': Kind(15, 'dist_out', 'A packet for another node was made ready for its connection; process is the sender of what is in it.', classes=('other', 'message', 'monitor', 'link', 'exit', 'spawn', 'fragment'), units={'peer': 'atom', 'receiver': 'remote', 'size': 'bytes'}, absent={'peer': 0, 'receiver': 0, 'check': 0}),
+    'dist_in': Kind(16, 'dist_in', 'A packet of another node came in.', classes=('packet', 'tick'), counted='packet', units={'peer': 'atom', 'size': 'bytes'}, absent={'peer': 0, 'check': 0}),
+    'dist_down': Kind(17, 'dist_down', 'The connection to another node was lost or closed.', units={'peer': 'atom', 'reason': 'eterm'}, absent={'peer': 0, 'reason': 0}),
 }
 
 FLAG_TEXT_PID = 1  # process, and any other pid of the record, is number | serial << 32, read from a USDT text
@@ -87,6 +112,20 @@ CALL_PPOLL = 271
 CALL_EPOLL_PWAIT = 281
 CALL_EPOLL_PWAIT2 = 441
 WAITING_CALLS = frozenset((7, 23, 202, 232, 270, 271, 281, 441))
+
+#: What a message is: the highest byte of the field form, whose low 50 bits are the reference of the call.
+FORM_UNKNOWN = 0
+FORM_INFO = 1
+FORM_CALL = 2
+FORM_CAST = 3
+FORM_REPLY = 4
+FORM_DOWN = 5
+FORMS = ('unknown', 'info', 'call', 'cast', 'reply', 'down')
+
+#: What a receiver on another node is: the two highest bits of a field with the unit remote.
+REMOTE_PID = 1
+REMOTE_NAME = 2
+REMOTE_REF = 3
 
 #: ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h).
 SSI_POLL_SLEEPING = 2
@@ -108,6 +147,42 @@ CALL_STATES = ('calls', 'returns', 'open')
 PROBED_STATE_CALLS = 0
 PROBED_STATE_LIMIT = 1
 PROBED_STATES = ('calls', 'limit')
+
+#: Keys of the map counts in telemetry.bpf.c.
+TELEMETRY_EVENTS = 0
+TELEMETRY_FOREIGN = 1
+TELEMETRY_NO_FRAME = 2
+TELEMETRY_UNREADABLE = 3
+TELEMETRY_NAME = 4
+TELEMETRY_LARGE_MAP = 5
+TELEMETRY_MEASURE = 6
+TELEMETRY_LABEL = 7
+TELEMETRY_OVERFLOW = 8
+TELEMETRY_LOST = 9
+TELEMETRY_COUNTS = ('events', 'foreign', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow', 'lost')
+
+#: A label that is no immediate term; a text also has its size in bytes << 4.
+LABEL_MISSING = 0
+LABEL_TEXT = 4
+LABEL_REFUSED = 8
+LABEL_OTHER = 12
+TELEMETRY_LABEL_KINDS = ('missing', 'text', 'refused', 'other')
+
+#: Slots of server_stats that belong to no module.
+SLOT_PROCESSES = 0
+SLOT_OTHER = 1
+SLOT_REMOTE = 2
+SLOT_FIRST = 3
+
+#: Keys of server_counts: hits of each program, then what could not be counted.
+SERVER_SEND = 0
+SERVER_REPLY = 1
+SERVER_TAKE = 2
+SERVER_OUT = 3
+SERVER_EXIT = 4
+SERVER_LOST = 5
+SERVER_UNREADABLE = 6
+SERVER_COUNTS = ('send', 'reply', 'take', 'out', 'exit', 'lost', 'unreadable')
 
 #: Why a thread is off its CPU.
 OFF_IDLE = 0
@@ -131,7 +206,7 @@ ARGUMENT_REGISTER = 2
 ARGUMENT_MEMORY = 3
 ARGUMENT_ABSOLUTE = 4
 
-PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken')
+PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken', 'dist_packet_out', 'dist_packet_in', 'dist_node_down')
 
 #: What every record in the ring starts with: the kernel's header and ours.
 _HEAD = (
@@ -171,14 +246,14 @@ RECORDS = {
     ("receiver", "<u8"),
     ("size", "<u8"),
     ("message", "<u8"),
-    ("reserved", "<u8", (1,)),
+    ("form", "<u8"),
 ]),
     'receive': np.dtype([
     *_HEAD,
     ("message", "<u8"),
     ("size", "<u8"),
     ("sender", "<u8"),
-    ("reserved", "<u8", (1,)),
+    ("form", "<u8"),
 ]),
     'schedule': np.dtype([
     *_HEAD,
@@ -242,6 +317,32 @@ RECORDS = {
     ("state", "<u8"),
     ("reserved", "<u8", (2,)),
 ]),
+    'dist_out': np.dtype([
+    *_HEAD,
+    ("peer", "<u8"),
+    ("receiver", "<u8"),
+    ("number", "<u4"),
+    ("size", "<u4"),
+    ("check", "<u4"),
+    ("connection", "<u2"),
+    ("operation", "<u2"),
+]),
+    'dist_in': np.dtype([
+    *_HEAD,
+    ("peer", "<u8"),
+    ("number", "<u4"),
+    ("size", "<u4"),
+    ("check", "<u4"),
+    ("connection", "<u2"),
+    ("padding", "<u2"),
+    ("reserved", "<u8", (1,)),
+]),
+    'dist_down': np.dtype([
+    *_HEAD,
+    ("peer", "<u8"),
+    ("reason", "<u8"),
+    ("reserved", "<u8", (2,)),
+]),
 }
 
 #: Set once before the programs are loaded; constants to the verifier. An offset of 0 is unknown.
@@ -270,6 +371,15 @@ SETTINGS = np.dtype([
     ("send_message_register", "<u4"),
     ("message_sender", "<u4"),
     ("send_alias_register", "<u4"),
+    ("send_term_register", "<u4"),
+    ("am_gen_call", "<u8"),
+    ("am_gen_cast", "<u8"),
+    ("am_system", "<u8"),
+    ("am_alias", "<u8"),
+    ("am_down", "<u8"),
+    ("dist_sysname", "<u4"),
+    ("dist_state", "<u4"),
+    ("dsig_from", "<u4"),
     ("padding", "<u4"),
 ])
 
@@ -459,6 +569,111 @@ WAIT_TOTAL = np.dtype([
     ("count", "<u8"),
 ])
 
+#: Settings of server.bpf.c; an offset is in bytes.
+SERVER_SETTINGS = np.dtype([
+    ("tgid", "<u4"),
+    ("process_sig_save", "<u4"),
+    ("process_dictionary", "<u4"),
+    ("process_hend", "<u4"),
+    ("process_stop", "<u4"),
+    ("process_state", "<u4"),
+    ("process_module", "<u4"),
+    ("message_term", "<u4"),
+    ("sees_idle", "<u4"),
+    ("padding", "<u4"),
+    ("am_gen_call", "<u8"),
+    ("am_gen_cast", "<u8"),
+    ("am_alias", "<u8"),
+    ("am_down", "<u8"),
+    ("am_notify", "<u8"),
+    ("am_system", "<u8"),
+    ("am_timeout", "<u8"),
+    ("am_normal", "<u8"),
+    ("am_initial_call", "<u8"),
+    ("am_init", "<u8"),
+    ("am_supervisor", "<u8"),
+    ("am_erlang", "<u8"),
+])
+
+#: When hooks count, CLOCK_MONOTONIC; both 0 for never.
+SERVER_WINDOW = np.dtype([
+    ("opened_ns", "<u8"),
+    ("until_ns", "<u8"),
+    ("left", "<i8"),
+    ("limited", "<u8"),
+])
+
+#: What tells one call from another: two words of its reference.
+SERVER_REFERENCE = np.dtype([
+    ("first", "<u8"),
+    ("second", "<u8"),
+])
+
+#: A call that is open: the caller has neither got its reply nor ended.
+SERVER_CALL = np.dtype([
+    ("sent_ns", "<u8"),
+    ("taken_ns", "<u8"),
+    ("replied_ns", "<u8"),
+    ("first", "<u8"),
+    ("second", "<u8"),
+    ("slot", "<u4"),
+    ("caller_slot", "<u4"),
+    ("late", "<u4"),
+    ("timed_out", "<u4"),
+])
+
+#: A message without a reply that waits in the mailbox of a server.
+SERVER_MESSAGE = np.dtype([
+    ("sent_ns", "<u8"),
+    ("slot", "<u8"),
+])
+
+#: What is known of a process that was sent a message or made a call.
+SERVER_PROCESS = np.dtype([
+    ("since_ns", "<u8"),
+    ("slot", "<u4"),
+    ("is_server", "<u4"),
+    ("depth", "<u4"),
+    ("one_way", "<u4"),
+    ("asynchronous", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: What has a slot of its own.
+SERVER_MODULE = np.dtype([
+    ("module", "<u8"),
+    ("function", "<u8"),
+])
+
+#: Who calls whom, by slots.
+SERVER_EDGE = np.dtype([
+    ("caller", "<u4"),
+    ("callee", "<u4"),
+])
+
+#: Calls along one edge.
+SERVER_EDGE_TOTAL = np.dtype([
+    ("calls", "<u8"),
+    ("blocked_ns", "<u8"),
+])
+
+#: Messages of the servers of one module, of all CPUs: with a value for each CPU the histograms would take 60 MB on 64 of them.
+SERVER_STATS = np.dtype([
+    ("calls", "<u8"),
+    ("casts", "<u8"),
+    ("infos", "<u8"),
+    ("answered", "<u8"),
+    ("timeouts", "<i8"),
+    ("down", "<u8"),
+    ("abandoned", "<i8"),
+    ("queue_ns", "<u8"),
+    ("service_ns", "<u8"),
+    ("call_ns", "<u8"),
+    ("queue", "<u4", (224,)),
+    ("service", "<u4", (224,)),
+    ("call", "<u4", (224,)),
+])
+
 #: A scheduler thread of the target.
 SAMPLED_THREAD = np.dtype([
     ("scheduler", "<u8"),
@@ -499,6 +714,65 @@ SAMPLE = np.dtype([
     ("kernel", "<u8", (64,)),
 ])
 
+#: Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers.
+TELEMETRY_SETTINGS = np.dtype([
+    ("table", "<u8"),
+    ("term", "<u8"),
+    ("tgid", "<u4"),
+    ("process_stop", "<u4"),
+    ("map_subtag", "<u4"),
+    ("bits", "<u4"),
+    ("spans", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so.
+TELEMETRY_EVENT = np.dtype([
+    ("atoms", "<u4", (8,)),
+])
+
+#: What is taken of an event. A step is an atom, or a number of TELEMETRY_STEP_*.
+TELEMETRY_SPEC = np.dtype([
+    ("number", "<u4"),
+    ("labels", "<u4"),
+    ("measures", "<u4"),
+    ("starts", "<u4"),
+    ("guard_key", "<u8"),
+    ("guard_value", "<u8"),
+    ("struct_key", "<u8"),
+    ("wrapper", "<u8"),
+    ("wrapped", "<u8"),
+    ("measure", "<u8", (4,)),
+    ("path", "<u8", (12,)),
+])
+
+#: Events that are counted together.
+TELEMETRY_ROW = np.dtype([
+    ("spec", "<u4"),
+    ("padding", "<u4"),
+    ("label", "<u8", (3,)),
+    ("text", "u1", (192,)),
+])
+
+#: Counts of one telemetry_row.
+TELEMETRY_TOTALS = np.dtype([
+    ("count", "<u8"),
+    ("measured", "<u8", (4,)),
+    ("sum", "<u8", (4,)),
+    ("slots", "<u4", (160,)),
+])
+
+#: One event that began something, or that ended what lasted from time_ns - duration until time_ns.
+TELEMETRY_SPAN = np.dtype([
+    ("time_ns", "<u8"),
+    ("pid", "<u8"),
+    ("duration", "<i8"),
+    ("spec", "<u4"),
+    ("starts", "<u4"),
+    ("label", "<u8", (3,)),
+    ("text", "u1", (192,)),
+])
+
 #: Location of one argument of a USDT site.
 USDT_ARGUMENT = np.dtype([
     ("value", "<i8"),
@@ -530,7 +804,7 @@ VARIANTS = (
         Hook('hibernate_usdt', 'process__hibernate'),
     )),
     Variant('send', 'symbol', 'message', hooks=(
-        Hook('send_local', 'erts_send_message', call='erts_queue_proc_message', at_call=(('send_message_register', 'rcx'),)),
+        Hook('send_local', 'erts_send_message', call='erts_queue_proc_message', at_call=(('send_message_register', 'rcx'), ('send_term_register', 'r8'))),
         Hook('send_alias', 'erts_proc_sig_send_to_alias', optional=True, call='proc_queue_signal', local=True, at_call=(('send_alias_register', 'rcx'),)),
         Hook('send_alias', 'erts_proc_sig_send_altact_msg', optional=True, call='proc_queue_signal', local=True, at_call=(('send_alias_register', 'rcx'),)),
         Hook('send_remote', 'erts_dsig_send_msg', optional=True),
@@ -621,6 +895,15 @@ VARIANTS = (
         Hook('switched', 'sched_switch'),
         Hook('woken', 'sched_wakeup'),
     )),
+    Variant('dist_out', 'symbol', 'link', on_request='a hit for each packet to another node, for `record` and `merge`', needs=('dist_sysname',), hooks=(
+        Hook('dist_packet_out', 'erts_encode_ext_dist_header_finalize'),
+    )),
+    Variant('dist_in', 'symbol', 'link', on_request='a hit for each packet of another node, for `record` and `merge`', needs=('dist_sysname',), hooks=(
+        Hook('dist_packet_in', 'erts_net_message'),
+    )),
+    Variant('dist_down', 'symbol', 'link', on_request='it is for `record` and `merge`; the daemon reads the state of connections from memory', needs=('dist_sysname',), hooks=(
+        Hook('dist_node_down', 'erts_do_net_exits'),
+    )),
 )
 
 UNAVAILABLE = (
@@ -631,6 +914,9 @@ UNAVAILABLE = (
     Unavailable('code_load', 'usdt', 'OTP has no USDT probe for it'),
     Unavailable('long_call', 'usdt', "OTP's NIF and BIF probes fire for dirty NIFs only, or not at all"),
     Unavailable('long_call', 'symbol', 'the interpreter calls NIFs and BIFs without a function', flavor='emu'),
+    Unavailable('dist_out', 'usdt', 'OTP has no USDT probe for single packets'),
+    Unavailable('dist_in', 'usdt', 'OTP has no USDT probe for single packets'),
+    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not tell the reason"),
 )
 
 #: The only USDT probes that may ever be attached.

@@ -367,6 +367,24 @@ def compiled(kind: str) -> Path:
     return folder
 
 
+@functools.cache
+def compiled_part(kind: str, part: str) -> str:
+    """
+    The modules of the folder *part* of ``tests/workloads``, compiled likewise, as the VM sees them.
+
+    They are for ``-pa`` of VMs that have the folder of :func:`compiled`.
+    """
+    modules, this = compiled(kind), build(kind)
+    shutil.copytree(WORKLOADS / part, modules / part)
+    seen = f"{this.seen(modules)}/{part}"
+    names = sorted(path.name for path in (WORKLOADS / part).glob("*.erl"))
+    command = [*this.erlc, "-o", seen, *(f"{seen}/{name}" for name in names)]
+    done = _run(this.command(command, modules), env=this.environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{part} does not compile for {kind}: {done.stdout}{done.stderr}")
+    return seen
+
+
 @contextlib.contextmanager
 def start_beam(
     kind: str,
@@ -374,12 +392,14 @@ def start_beam(
     eval: str | None = None,  # noqa: A002 - the flag's name
     module_dir: Path | None = None,
     env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Beam]:
     """
     Start a VM with the flags *args*, and kill it at the end of the block.
 
-    *eval* is an expression that it evaluates at its start, *module_dir* a folder of compiled
-    modules (the default is those of ``tests/workloads``), *env* is added to its environment.
+    *within* is a command that becomes the VM, such as one that enters a namespace. *eval* is an
+    expression that it evaluates at its start, *module_dir* a folder of compiled modules (the
+    default is those of ``tests/workloads``), *env* is added to its environment.
     """
     this = build(kind)
     modules = module_dir or compiled(kind)
@@ -388,7 +408,8 @@ def start_beam(
         program += ["-eval", eval]
     nested = this.root is not None
     environment = {**this.environment, **(env or {})}
-    with _started(this.command(program, modules), nested=nested, env=environment) as beam:
+    command = [*within, *this.command(program, modules)]
+    with _started(command, nested=nested, env=environment) as beam:
         yield beam
 
 
@@ -435,11 +456,22 @@ def native_functions(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
+def dist_pair(
+    kind: str,
+    *args: str,
+    peer: Sequence[str] = (),
+    addresses: Sequence[str] = ("127.0.0.1", "127.0.0.2"),
+    within: Sequence[Sequence[str]] = ((), ()),
+    module: str = "dist",
+    peer_kind: str | None = None,
+) -> Iterator[tuple[Beam, Beam]]:
     """
-    Two connected nodes on loopback that run ``dist.erl``: the one to watch, and its peer.
+    Two nodes that run *module*: the one to watch with the flags *args*, and its peer.
 
-    There is no port mapper: both nodes listen on the same port of two loopback addresses.
+    Those of ``dist.erl`` are connected. The peer is of the same kind unless another one is given.
+
+    There is no port mapper: both nodes listen on the same port of two *addresses*, of loopback
+    unless they run *within* namespaces of their own. *peer* are flags of the peer.
     """
     port = free_port()
 
@@ -448,12 +480,15 @@ def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
         return (
             *("-name", f"{name}@{address}", "-setcookie", "planted", "-connect_all", "false"),
             *("-start_epmd", "false", "-erl_epmd_port", str(port)),
-            *("-kernel", "inet_dist_use_interface", interface, "-s", "dist"),
+            *("-kernel", "inet_dist_use_interface", interface, "-s", module),
         )
 
-    watched = start_beam(kind, *node("watched", "127.0.0.1"), *args)
-    with watched as beam, start_beam(kind, *node("peer", "127.0.0.2")) as peer:
+    near, far = addresses
+    watched = start_beam(kind, *node("watched", near), *args, within=within[0])
+    other = start_beam(peer_kind or kind, *node("peer", far), *peer, within=within[1])
+    with watched as beam, other as end:
         beam.expect("ready")
-        peer.expect("ready")
-        beam.plant("connect peer@127.0.0.2")
-        yield beam, peer
+        end.expect("ready")
+        if module == "dist":
+            beam.plant(f"connect peer@{far}")
+        yield beam, end

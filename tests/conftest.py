@@ -10,10 +10,16 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import documents
 import pytest
 from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+#: Folders whose tests share VMs, daemons and the host's hooks: they run one after the other.
+ONE_BY_ONE = {"kernel", "hostile", "dashboards", "packages"}
 
 # A busy machine makes an example slow, and that says nothing about the code under test.
 settings.register_profile(
@@ -30,10 +36,21 @@ if "SCOPE_EBPF_CACHE" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Keep the tests on real VMs in one process of ``pytest -n``; the others run beside them.
+    """
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in ONE_BY_ONE:
+            item.add_marker(pytest.mark.xdist_group("vms"))
+
+
 def unseen(config: pytest.Config) -> list[str]:
     """
     Schemas of which no test saw a document; none where only some tests were to run.
     """
+    if hasattr(config, "workerinput"):
+        return []
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     chosen = config.option.keyword or config.option.markexpr
     return (
@@ -41,10 +58,20 @@ def unseen(config: pytest.Config) -> list[str]:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """
+    Add what the tests of one process saw.
+    """
+    documents.VALIDATED.update(getattr(node, "workeroutput", {}).get("validated", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """
     Fail a run of the whole suite in which no test saw a document of some schema.
     """
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["validated"] = dict(documents.VALIDATED)
     if exitstatus == pytest.ExitCode.OK and unseen(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

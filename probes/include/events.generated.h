@@ -3,7 +3,7 @@
 #ifndef SCOPE_EVENTS_GENERATED_H
 #define SCOPE_EVENTS_GENERATED_H
 
-#define KINDS 15
+#define KINDS 18
 #define RECORD_BYTES 56
 #define CLASSES 8 /* classes of one kind; kind * CLASSES + class is the index in counters and histograms */
 #define HISTOGRAM_SLOTS 40 /* slot N counts 2^N ns up to 2^(N+1); the last is open */
@@ -20,6 +20,17 @@
 #define CAPTURES 14 /* terms of a call whose words are copied */
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
+#define TELEMETRY_ATOMS 8 /* of the name of a telemetry event */
+#define TELEMETRY_LABELS 3 /* labels of a telemetry event */
+#define TELEMETRY_STEPS 4 /* steps of the path to a label */
+#define TELEMETRY_MEASURES 4 /* measurements of a telemetry event that are added up; durations of the first are a histogram */
+#define TELEMETRY_TEXT_BYTES 64 /* of a binary that is a label */
+#define TELEMETRY_SLOTS 160 /* four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4) */
+#define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
+#define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
+#define SERVER_SLOTS 256 /* modules whose servers are counted apart; the first are those of enum server_slot */
+#define SERVER_BUCKETS 224 /* eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
+#define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -38,6 +49,9 @@ enum kind {
 	KIND_CODE_LOAD = 12,
 	KIND_LONG_CALL = 13,
 	KIND_THREAD = 14,
+	KIND_DIST_OUT = 15,
+	KIND_DIST_IN = 16,
+	KIND_DIST_DOWN = 17,
 };
 
 enum exit_class {
@@ -89,6 +103,21 @@ enum thread_class {
 	THREAD_WOKEN = 2,
 };
 
+enum dist_out_class {
+	DIST_OUT_OTHER = 0,
+	DIST_OUT_MESSAGE = 1,
+	DIST_OUT_MONITOR = 2,
+	DIST_OUT_LINK = 3,
+	DIST_OUT_EXIT = 4,
+	DIST_OUT_SPAWN = 5,
+	DIST_OUT_FRAGMENT = 6,
+};
+
+enum dist_in_class {
+	DIST_IN_PACKET = 0,
+	DIST_IN_TICK = 1,
+};
+
 enum flags {
 	FLAG_TEXT_PID = 1, /* process, and any other pid of the record, is number | serial << 32, read from a USDT text */
 };
@@ -103,6 +132,24 @@ enum waiting_call {
 	CALL_PPOLL = 271,
 	CALL_EPOLL_PWAIT = 281,
 	CALL_EPOLL_PWAIT2 = 441,
+};
+
+/* What a message is: the highest byte of the field form, whose low 50 bits are the reference of the call. */
+enum form {
+	FORM_UNKNOWN = 0,
+	FORM_INFO = 1,
+	FORM_CALL = 2,
+	FORM_CAST = 3,
+	FORM_REPLY = 4,
+	FORM_DOWN = 5,
+	FORMS = 6,
+};
+
+/* What a receiver on another node is: the two highest bits of a field with the unit remote. */
+enum remote {
+	REMOTE_PID = 1,
+	REMOTE_NAME = 2,
+	REMOTE_REF = 3,
 };
 
 /* ErtsSchedulerSleepInfo.flags, OTP 24 to 29 (erl_process.h). */
@@ -132,6 +179,50 @@ enum probed_state {
 	PROBED_STATE_CALLS = 0,
 	PROBED_STATE_LIMIT = 1,
 	PROBED_STATES = 2,
+};
+
+/* Keys of the map counts in telemetry.bpf.c. */
+enum telemetry_count {
+	TELEMETRY_EVENTS = 0,
+	TELEMETRY_FOREIGN = 1,
+	TELEMETRY_NO_FRAME = 2,
+	TELEMETRY_UNREADABLE = 3,
+	TELEMETRY_NAME = 4,
+	TELEMETRY_LARGE_MAP = 5,
+	TELEMETRY_MEASURE = 6,
+	TELEMETRY_LABEL = 7,
+	TELEMETRY_OVERFLOW = 8,
+	TELEMETRY_LOST = 9,
+	TELEMETRY_COUNTS = 10,
+};
+
+/* A label that is no immediate term; a text also has its size in bytes << 4. */
+enum telemetry_label {
+	LABEL_MISSING = 0,
+	LABEL_TEXT = 4,
+	LABEL_REFUSED = 8,
+	LABEL_OTHER = 12,
+	TELEMETRY_LABEL_KINDS = 4,
+};
+
+/* Slots of server_stats that belong to no module. */
+enum server_slot {
+	SLOT_PROCESSES = 0,
+	SLOT_OTHER = 1,
+	SLOT_REMOTE = 2,
+	SLOT_FIRST = 3,
+};
+
+/* Keys of server_counts: hits of each program, then what could not be counted. */
+enum server_count {
+	SERVER_SEND = 0,
+	SERVER_REPLY = 1,
+	SERVER_TAKE = 2,
+	SERVER_OUT = 3,
+	SERVER_EXIT = 4,
+	SERVER_LOST = 5,
+	SERVER_UNREADABLE = 6,
+	SERVER_COUNTS = 7,
 };
 
 /* Why a thread is off its CPU. */
@@ -210,7 +301,10 @@ enum program {
 	PROGRAM_DIRTY_BIF_ENTRY = 43,
 	PROGRAM_SWITCHED = 44,
 	PROGRAM_WOKEN = 45,
-	PROGRAMS = 46,
+	PROGRAM_DIST_PACKET_OUT = 46,
+	PROGRAM_DIST_PACKET_IN = 47,
+	PROGRAM_DIST_NODE_DOWN = 48,
+	PROGRAMS = 49,
 };
 
 static __always_inline enum kind kind_of(enum program program)
@@ -308,6 +402,12 @@ static __always_inline enum kind kind_of(enum program program)
 		return KIND_THREAD;
 	case PROGRAM_WOKEN:
 		return KIND_THREAD;
+	case PROGRAM_DIST_PACKET_OUT:
+		return KIND_DIST_OUT;
+	case PROGRAM_DIST_PACKET_IN:
+		return KIND_DIST_IN;
+	case PROGRAM_DIST_NODE_DOWN:
+		return KIND_DIST_DOWN;
 	default:
 		return KINDS; /* no kind */
 	}
@@ -349,6 +449,15 @@ struct settings {
 	__u32 send_message_register; /* offset in struct pt_regs of a sent message; 0 if the hook is too early to know, bytes */
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
 	__u32 send_alias_register; /* like send_message_register, for a message to an alias, bytes */
+	__u32 send_term_register; /* like send_message_register, of the message's term, bytes */
+	__u64 am_gen_call; /* atoms that tell the form of a message, eterm */
+	__u64 am_gen_cast; /* the same, eterm */
+	__u64 am_system; /* the same, eterm */
+	__u64 am_alias; /* the same, eterm */
+	__u64 am_down; /* the same, eterm */
+	__u32 dist_sysname; /* offsets into DistEntry, bytes */
+	__u32 dist_state; /* the same, bytes */
+	__u32 dsig_from; /* offset into ErtsDSigSendContext, bytes */
 	__u32 padding; /* named, so that it is zero */
 };
 
@@ -538,6 +647,111 @@ struct wait_total {
 	__u64 count; /* number of waits */
 };
 
+/* Settings of server.bpf.c; an offset is in bytes. */
+struct server_settings {
+	__u32 tgid; /* the target */
+	__u32 process_sig_save; /* struct process */
+	__u32 process_dictionary; /* struct process */
+	__u32 process_hend; /* struct process */
+	__u32 process_stop; /* struct process */
+	__u32 process_state; /* struct process */
+	__u32 process_module; /* struct process: module of its first function */
+	__u32 message_term; /* ErtsMessage: m[0] */
+	__u32 sees_idle; /* 1 if server_out is attached, so that the end of a message's work is known */
+	__u32 padding; /* named, so that it is zero */
+	__u64 am_gen_call; /* atoms of messages, eterm */
+	__u64 am_gen_cast; /* the same, eterm */
+	__u64 am_alias; /* the same, eterm */
+	__u64 am_down; /* the same, eterm */
+	__u64 am_notify; /* the same, eterm */
+	__u64 am_system; /* the same, eterm */
+	__u64 am_timeout; /* the reason of a caller that waited too long, eterm */
+	__u64 am_normal; /* the reason of a caller that ended itself, eterm */
+	__u64 am_initial_call; /* the key of proc_lib in a process's dictionary, eterm */
+	__u64 am_init; /* the function that a behaviour calls first, eterm */
+	__u64 am_supervisor; /* a behaviour that stands where callback modules do, eterm */
+	__u64 am_erlang; /* a module that says nothing of a process, eterm */
+};
+
+/* When hooks count, CLOCK_MONOTONIC; both 0 for never. */
+struct server_window {
+	__u64 opened_ns; /* from then on, ns */
+	__u64 until_ns; /* until then; set to the time when the hits are used up, ns */
+	__s64 left; /* hits left; each CPU takes SPENT_AT_ONCE at a time */
+	__u64 limited; /* 0: there is no limit of hits */
+};
+
+/* What tells one call from another: two words of its reference. */
+struct server_reference {
+	__u64 first; /* marker and lowest number */
+	__u64 second; /* the other numbers */
+};
+
+/* A call that is open: the caller has neither got its reply nor ended. */
+struct server_call {
+	__u64 sent_ns; /* when the request was sent, ns */
+	__u64 taken_ns; /* when the server took it, ns */
+	__u64 replied_ns; /* when the reply was sent, by whomever, ns */
+	__u64 first; /* its server_reference */
+	__u64 second; /* the same */
+	__u32 slot; /* of the called module */
+	__u32 caller_slot; /* of the calling module */
+	__u32 late; /* 1 if the server took it when the caller had given up */
+	__u32 timed_out; /* 1 if it was counted as a timeout */
+};
+
+/* A message without a reply that waits in the mailbox of a server. */
+struct server_message {
+	__u64 sent_ns; /* when it was sent, ns */
+	__u64 slot; /* of the server's module */
+};
+
+/* What is known of a process that was sent a message or made a call. */
+struct server_process {
+	__u64 since_ns; /* since when a server has worked on one message, ns */
+	__u32 slot; /* of its module */
+	__u32 is_server; /* 1 for a server */
+	__u32 depth; /* of its stack when its loop takes a message, words */
+	__u32 one_way; /* 1 if nobody on this node waits for the end of that work */
+	__u32 asynchronous; /* 1 for a caller that makes several calls at a time */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* What has a slot of its own. */
+struct server_module {
+	__u64 module; /* atom: the callback module, or that of a process's first function, eterm */
+	__u64 function; /* atom: the first function of a server that does not begin in init/1; 1 for a process that is no server, eterm */
+};
+
+/* Who calls whom, by slots. */
+struct server_edge {
+	__u32 caller; /* slot of the calling module */
+	__u32 callee; /* slot of the called module */
+};
+
+/* Calls along one edge. */
+struct server_edge_total {
+	__u64 calls; /* calls that were sent */
+	__u64 blocked_ns; /* how long callers waited for those that ended, ns */
+};
+
+/* Messages of the servers of one module, of all CPUs: with a value for each CPU the histograms would take 60 MB on 64 of them. */
+struct server_stats {
+	__u64 calls; /* calls that were sent, and those of other nodes that were taken */
+	__u64 casts; /* casts that a server took */
+	__u64 infos; /* other messages that the loop of a server took */
+	__u64 answered; /* calls whose caller took the reply */
+	__s64 timeouts; /* calls whose caller gave up */
+	__u64 down; /* calls whose caller was told that the server ended */
+	__s64 abandoned; /* calls that were taken when the caller had given up */
+	__u64 queue_ns; /* sum of the times in queue, ns */
+	__u64 service_ns; /* sum of the service times, ns */
+	__u64 call_ns; /* sum of the times that callers waited for replies, ns */
+	__u32 queue[224]; /* messages by time from send to take */
+	__u32 service[224]; /* messages by time from take to reply, or to the end of the work */
+	__u32 call[224]; /* calls by time from send to the caller's taking of the reply */
+};
+
 /* A scheduler thread of the target. */
 struct sampled_thread {
 	__u64 scheduler; /* its ErtsSchedulerData, address */
@@ -576,6 +790,65 @@ struct sample {
 	__u64 bottom; /* the bottom word of the Erlang stack: the return address of the first function, address */
 	__u64 erlang_from; /* address of the first copied word of the Erlang stack, address */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
+};
+
+/* Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers. */
+struct telemetry_settings {
+	__u64 table; /* the first argument of ets:lookup/2: the table of handlers, eterm */
+	__u64 term; /* the first argument of persistent_term:get: where telemetry 1.4 keeps the table, eterm */
+	__u32 tgid; /* the target */
+	__u32 process_stop; /* struct process */
+	__u32 map_subtag; /* header subtag of a map */
+	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
+	__u32 spans; /* 1: a telemetry_span for each event with a specification and a duration */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* The name of an event. All zero: every event without a specification. Any and the last atom: every event that ends so. */
+struct telemetry_event {
+	__u32 atoms[8]; /* index of each atom; 0xffffffff is any; 0 behind the last */
+};
+
+/* What is taken of an event. A step is an atom, or a number of TELEMETRY_STEP_*. */
+struct telemetry_spec {
+	__u32 number; /* of the specification; 0 if the row is that of the name */
+	__u32 labels; /* number of labels */
+	__u32 measures; /* number of measurements */
+	__u32 starts; /* 1: it begins what the event of this number ends; it is not counted */
+	__u64 guard_key; /* the event must have this key in its metadata, eterm */
+	__u64 guard_value; /* and this value, eterm */
+	__u64 struct_key; /* the atom __struct__, eterm */
+	__u64 wrapper; /* a struct that has the exception in another one, eterm */
+	__u64 wrapped; /* its key with that exception, eterm */
+	__u64 measure[4]; /* keys of the measurements, eterm */
+	__u64 path[12]; /* of each label; 0 behind the last step, eterm */
+};
+
+/* Events that are counted together. */
+struct telemetry_row {
+	__u32 spec; /* number of the specification */
+	__u32 padding; /* named, so that it is zero */
+	__u64 label[3]; /* an immediate term, or LABEL_* */
+	__u8 text[192]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
+};
+
+/* Counts of one telemetry_row. */
+struct telemetry_totals {
+	__u64 count; /* events */
+	__u64 measured[4]; /* events that had this measurement */
+	__u64 sum[4]; /* of the measurement; two's complement */
+	__u32 slots[160]; /* histogram of the first measurement */
+};
+
+/* One event that began something, or that ended what lasted from time_ns - duration until time_ns. */
+struct telemetry_span {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 pid; /* the process, eterm */
+	__s64 duration; /* the first measurement, ns */
+	__u32 spec; /* number of the specification */
+	__u32 starts; /* 1: it began something, and has no duration and no labels */
+	__u64 label[3]; /* as of telemetry_row */
+	__u8 text[192]; /* as of telemetry_row */
 };
 
 /* Location of one argument of a USDT site. */
@@ -626,7 +899,7 @@ struct send_record {
 	__u64 receiver; /* pid; absent where it is on another node, eterm */
 	__u64 size; /* size of the copied message, words */
 	__u64 message; /* the ErtsMessage, which the record of its receive has as well, address */
-	__u64 reserved[1]; /* zero */
+	__u64 form; /* what the message is to a process of OTP (call, cast, reply, down, info), and the reference of its call, form */
 };
 
 /* A process took a message out of its mailbox. */
@@ -640,7 +913,7 @@ struct receive_record {
 	__u64 message; /* the ErtsMessage, to pair it with its send, address */
 	__u64 size; /* size of the message, words */
 	__u64 sender; /* the sender that the VM noted; an atom for its own services, eterm */
-	__u64 reserved[1]; /* zero */
+	__u64 form; /* what the message is to a process of OTP (call, cast, reply, down, info), and the reference of its call, form */
 };
 
 /* A process was scheduled in or out on a normal scheduler. */
@@ -782,6 +1055,53 @@ struct thread_record {
 	__u64 reserved[2]; /* zero */
 };
 
+/* A packet for another node was made ready for its connection; process is the sender of what is in it. */
+struct dist_out_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u64 receiver; /* pid or name on the other node, remote */
+	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
+	__u32 size; /* of the packet, bytes */
+	__u32 check; /* hash of its last 8 bytes, which both nodes have alike */
+	__u16 connection; /* low bits of the number that this node gave to the connection */
+	__u16 operation; /* the operation of the distribution protocol; 0 if it is unknown */
+};
+
+/* A packet of another node came in. */
+struct dist_in_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
+	__u32 size; /* of the packet, bytes */
+	__u32 check; /* hash of its last 8 bytes */
+	__u16 connection; /* low bits of the number that this node gave to the connection */
+	__u16 padding; /* zero */
+	__u64 reserved[1]; /* zero */
+};
+
+/* The connection to another node was lost or closed. */
+struct dist_down_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 peer; /* the other node, atom */
+	__u64 reason; /* net_tick_timeout, disconnect, normal, or another; absent unless it is an atom, eterm */
+	__u64 reserved[2]; /* zero */
+};
+
 /* Any record, its own fields as words. */
 struct record {
 	struct header header;
@@ -805,6 +1125,9 @@ union any_record {
 	struct code_load_record code_load;
 	struct long_call_record long_call;
 	struct thread_record thread;
+	struct dist_out_record dist_out;
+	struct dist_in_record dist_in;
+	struct dist_down_record dist_down;
 };
 const union any_record *any_record __attribute__((section(".records"), used));
 

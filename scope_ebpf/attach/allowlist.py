@@ -17,6 +17,8 @@ INTERPRETER: Final = "emu"
 #: These probes, at calls and at returns. They are not in ``events.toml``, so no event uses them.
 CALLS: Final = ("local__function__entry", "global__function__entry")
 RETURNS: Final = ("function__return",)
+#: The functions by which telemetry:execute/3 finds handlers, for ``scope-trace telemetry``.
+TELEMETRY: Final = ("ets_lookup_2", "persistent_term_get_1", "persistent_term_get_2")
 _EVERYWHERE: Final = frozenset(hook.name for variant in events.VARIANTS for hook in variant.hooks)
 
 

@@ -39,6 +39,11 @@ COMMANDS = {
     "learn": "what a build of OTP with symbols teaches of one that hides them",
     "calls": "who calls a function, with what arguments, and for how long",
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
+    "merge": "captures of several nodes: one clock, packets paired from node to node",
+    "telemetry": "events of Elixir's libraries: routes, LiveViews, queries, jobs",
+    "requests": "the slowest requests, and those that failed, as trees of spans",
+    "links": "the connections to other nodes: full, silent, slow, and who waits for them",
+    "check": "what is wrong with a VM: a verdict, its evidence, and what to look at next",
     "ets": "the ETS tables of a VM: owner, size, growth",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
@@ -46,7 +51,7 @@ DEFAULT = "trace"
 #: Options of a command line without a command.
 _OVERALL = ("-h", "--help", "--version", "--print-completion")
 #: Commands that look at no process.
-_WITHOUT_TARGET = ("export", "summary", "mcp")
+_WITHOUT_TARGET = ("export", "merge", "summary", "mcp")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 _EXAMPLES = """\

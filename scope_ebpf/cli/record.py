@@ -31,8 +31,9 @@ from scope_ebpf.runs.trace import Trace, TraceOptions
 if TYPE_CHECKING:
     from scope_ebpf.results.summary import Summary
 
-#: Events that are recorded by default: those of a trace, and the threads that run them.
-RECORDED = (*DEFAULT_EVENTS, "thread")
+#: Events that are recorded by default: those of a trace, the threads that run them, and packets to
+#: and from other nodes, by which captures of several nodes are merged.
+RECORDED = (*DEFAULT_EVENTS, "thread", "dist_out", "dist_in", "dist_down")
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _EXAMPLES = """\
 examples:

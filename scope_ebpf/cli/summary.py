@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture.reader import Capture, sound
@@ -13,6 +14,9 @@ from scope_ebpf.cli.options import add_format
 
 if TYPE_CHECKING:
     import argparse
+
+    from scope_ebpf.capture.reader import Contents
+    from scope_ebpf.results.documents import traces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     capture = Capture(arguments.capture)
     contents = capture.contents()
     with sound(capture):
-        summary = contents.summary()
+        summary = replace(contents.summary(), calls=_calls(capture, contents))
         if arguments.format != "text":
             print_document(summary.as_json(), arguments.format)
         else:
@@ -35,3 +39,20 @@ def run(arguments: argparse.Namespace) -> int:
             print_report(summary, sys.stdout)
     say_damage(contents)
     return 0
+
+
+def _calls(capture: Capture, contents: Contents) -> list[traces.CallsOfServer] | None:
+    """The calls of a capture by server; None without both ends of its messages."""
+    if not {"send", "receive"} <= {kind.name for kind in contents.head.plan.kinds}:
+        return None
+    from scope_ebpf.capture.calls import Calls, CallTotals
+
+    known = contents.processes
+    totals = CallTotals(lambda pid: known[pid].who if pid in known else None)
+    calls = Calls()
+    for batch in capture.batches():
+        for call in calls.records(batch):
+            totals.add(call)
+    for call in calls.open():
+        totals.add(call)
+    return totals.as_json()

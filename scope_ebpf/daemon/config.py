@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import UsageError
+from scope_ebpf.telemetry import specs
 from scope_ebpf.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from scope_ebpf.telemetry.specs import Spec
 
 DEFAULT_LISTEN = "127.0.0.1:9568"
 
@@ -63,6 +66,8 @@ class Config:
     tls_key: str | None = None
     #: User name to password hash, as ``scope-ebpfd --hash-password`` writes it.
     users: dict[str, str] = field(default_factory=dict)
+    #: What is taken of telemetry events beside what is known of libraries.
+    telemetry: tuple[Spec, ...] = ()
 
     def wants(self, node: str, path: str, cgroup: str) -> bool:
         """True if no pattern excludes the VM, and each list of includes matches it or is empty."""
@@ -218,6 +223,13 @@ def _users(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _telemetry(value: Any) -> tuple[Spec, ...]:
+    try:
+        return tuple(specs.of_table(value, "the config"))
+    except specs.SpecError as error:
+        raise ValueError(str(error)) from None
+
+
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "listen": address,
     "socket_group": _group,
@@ -238,5 +250,6 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "tls_cert": str,
     "tls_key": str,
     "users": _users,
+    "telemetry": _telemetry,
 }
 assert set(_KEYS) == {f.name for f in fields(Config)}  # noqa: S101 - a key without a setting is a bug

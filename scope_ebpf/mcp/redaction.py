@@ -26,13 +26,14 @@ _KEPT = frozenset({
     "status", "priority", "message_queue_data", "kind", "doing", "flavor",
     "otp_release", "erts_version", "event", "state", "via", "hook", "hooks", "counted_by",
     "owner", "type", "protection", "held", "left", "moved", "detach", "stopped_because",
+    "severity", "confidence", "outcome", "what", "checked", "next", "by",
 })  # fmt: skip
 #: Sentences of ours that say why something cannot be seen; paths and the node's name are replaced.
 _REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "not_told"})
 #: Sentences and terms with names in them that cannot be told apart.
 _DROPPED = frozenset({
     "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
-    "because",
+    "because", "summary",
 })  # fmt: skip
 #: Fields with functions, as M:F/A or as symbols.
 _FUNCTIONS = frozenset({
@@ -88,6 +89,10 @@ class Redaction:
         node = str(document.get("target", {}).get("node") or "")
         made: dict[str, Any] = self._value(document, "", node, document)
         return made
+
+    def word(self, text: str, key: str) -> str:
+        """A text of the application that is the field *key* of a record, replaced."""
+        return self._text(text, key, "", {})
 
     def _value(self, value: Any, key: str, node: str, record: Mapping[str, Any]) -> Any:
         if isinstance(value, dict):

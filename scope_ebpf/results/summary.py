@@ -128,6 +128,8 @@ class Summary:
     notes: tuple[str, ...] = ()
     #: The state of the VM meanwhile; None if it was not looked at, as in a capture.
     state: VmState | None = None
+    #: Calls by server; None if there are none to tell, as in a trace.
+    calls: list[traces.CallsOfServer] | None = None
 
     @property
     def lost_total(self) -> int:
@@ -137,7 +139,7 @@ class Summary:
     def as_json(self) -> traces.SummaryDocument:
         """The document of ``--format json``."""
         cpu = self.cost.cpu_seconds
-        return {
+        document: traces.SummaryDocument = {
             "schema": SCHEMA,
             "target": self.target,
             "state": self.state.as_json() if self.state else None,
@@ -152,6 +154,9 @@ class Summary:
             },
             "notes": list(self.notes),
         }
+        if self.calls is not None:
+            document["calls"] = self.calls
+        return document
 
 
 def fold(

@@ -14,7 +14,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.tables import CodeMap
-from scope_ebpf.beam.memory.terms import PidCodec, PortCodec, is_atom, is_pid
+from scope_ebpf.beam.memory.terms import ATOM_TAG, PidCodec, PortCodec, is_atom, is_pid
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.called import CalledNames
 from scope_ebpf.beam.processes.labels import Labels
@@ -77,7 +77,7 @@ class Namer:
 
     def records(self, records: NDArray[np.void]) -> None:
         """Name the new processes, atoms and addresses of a batch."""
-        terms = _terms(records) - self._seen
+        terms = (_terms(records) | _peers(records)) - self._seen
         if len(self._seen) > _SEEN:
             self._seen.clear()
         pids = [term for term in terms if is_pid(term)][:_LOOKUPS]
@@ -145,6 +145,25 @@ def _terms(records: NDArray[np.void]) -> set[int]:
     return set(np.concatenate(found).tolist()) if found else set()
 
 
+def _peers(records: NDArray[np.void]) -> set[int]:
+    """The atoms in a batch that name other nodes, and processes of them."""
+    found: set[int] = set()
+    for name in _OF_PEERS:
+        rows = records[records["kind"] == events.KINDS[name].id].view(events.RECORDS[name])
+        found.update(np.unique(rows["peer"]).tolist())
+        if name == "dist_out" and len(rows):
+            receivers = np.unique(rows["receiver"]).tolist()
+            found.update(
+                (word & _INDEX) << 6 | ATOM_TAG
+                for word in receivers
+                if word >> _REMOTE_SHIFT == events.REMOTE_NAME
+            )
+    return found
+
+
+#: Events with a peer; of a receiver on another node, where it says what it is, and an atom's index.
+_OF_PEERS = ("dist_out", "dist_in", "dist_down")
+_REMOTE_SHIFT, _INDEX = 62, 0xFFFFFFFF
 _KINDS = tuple(events.KINDS.values())
 _HEADER = events.RECORD.fields["body"][1] if events.RECORD.fields else 0
 #: Indices of the words of the body that are terms, by kind.

@@ -98,6 +98,9 @@ def columns_of(
     for field in (rows.dtype.names or ())[_HEADER_FIELDS:]:
         if field == "reserved":
             continue
+        if kind.units.get(field) == "form":
+            result |= _form(rows[field])
+            continue
         label, values = _column(kind, field, rows[field], terms, text_pids=text_pids)
         result[label] = values
     return result
@@ -111,6 +114,10 @@ def _column(
 ) -> tuple[str, list[str | int | float | None]]:
     unit = kind.units.get(field)
     absent = kind.absent.get(field)
+    if unit == "remote":
+        return field, remote_texts(values, terms)
+    if unit == "atom":
+        return field, list(_terms(values, terms, text_pids=False))
     if unit == "eterm":
         return field, list(_terms(values, terms, text_pids=text_pids))
     if values.dtype.kind == "S":
@@ -129,6 +136,42 @@ def _column(
     column = scaled.astype(object)
     column[missing] = None
     return label, column.tolist()
+
+
+#: What a message is, by the number in the highest byte of its form; None for one that is unknown.
+FORMS = np.array([None, *events.FORMS[1:], *[None] * (256 - len(events.FORMS))], object)
+FORM_SHIFT = 56
+#: The low bits of the field: the reference of a call.
+REFERENCE = (1 << 50) - 1
+_REMOTE_SHIFT, _SERIAL_SHIFT = 62, 28
+
+
+def _form(values: NDArray[np.void]) -> Table:
+    """What each message is, and the reference of its call; None where there is none."""
+    words = values.astype(np.uint64)
+    references = (words & np.uint64(REFERENCE)).astype(object)
+    references[references == 0] = None
+    forms = FORMS[(words >> np.uint64(FORM_SHIFT)).astype(np.intp)]
+    return {"form": forms.tolist(), "reference": references.tolist()}
+
+
+def remote_texts(values: NDArray[np.void], terms: Terms) -> list[str | int | float | None]:
+    """The receivers of packets: pids as the other node writes them, names, None for references."""
+    made = {value: _remote(value, terms) for value in np.unique(values).tolist()}
+    return [made[value] for value in values.tolist()]
+
+
+def _remote(value: int, terms: Terms) -> str | None:
+    what, rest = value >> _REMOTE_SHIFT, value & ((1 << _REMOTE_SHIFT) - 1)
+    if what == events.REMOTE_PID:
+        return f"<0.{rest & ((1 << _SERIAL_SHIFT) - 1)}.{rest >> _SERIAL_SHIFT}>"
+    if what == events.REMOTE_NAME:
+        return terms.texts([rest << 6 | _ATOM], text_pids=False)[0]
+    return None
+
+
+#: The tag of an atom (scope_ebpf.beam.memory.terms).
+_ATOM = 0x0B
 
 
 def _terms(values: NDArray[np.void], terms: Terms, *, text_pids: bool) -> list[str | None]:

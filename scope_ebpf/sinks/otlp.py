@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A capture as OpenTelemetry spans: schedules, collections, long calls.
+A capture as OpenTelemetry spans: schedules, collections, long calls, calls of servers.
+
+A call is a client's span from request to answer; within it are the time that the request waited in
+the mailbox of the server, and the time that the server took.
 
 The form is OTLP/JSON (opentelemetry.io/docs/specs/otlp), one export request a line as
 the file exporter writes it; the same requests can be posted to a collector.
@@ -14,6 +17,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from scope_ebpf import events
+from scope_ebpf.capture.calls import Calls
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.values import within
 from scope_ebpf.sinks.columns import add_names, columns
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from scope_ebpf.capture.calls import Call
     from scope_ebpf.capture.reader import Capture, Contents
     from scope_ebpf.results.documents.exports import (
         Attribute,
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 SPANS = 1000
 _BATCH = 8192
 _INTERNAL: Literal[1] = 1  # SpanKind
+_CLIENT: Literal[3] = 3
 _TIMED = ("schedule", "gc", "long_call")
 _UNKNOWN = 0xFFFFFFFFFFFFFFFF
 
@@ -64,10 +70,13 @@ class Spans:
         first, last = contents.first_ns or contents.head.clocks.monotonic, contents.last_ns
         waiting = [self._span("scope-trace record", first, max(first, last), {})]
         done = 0
+        calls = Calls()
         for batch in self._capture.batches(_BATCH):
             for name in _TIMED:
                 rows = batch[batch["kind"] == events.KINDS[name].id]
                 waiting += self._spans(name, rows)
+            for call in calls.records(batch):
+                waiting += self._call(call)
             while len(waiting) >= SPANS:
                 yield self._request(waiting[:SPANS])
                 waiting = waiting[SPANS:]
@@ -97,6 +106,34 @@ class Spans:
             facts["beam.scheduler"] = f"{role[0]} {role[1]}" if role else None
             spans.append(self._span(name, end - duration, end, facts))
         return spans
+
+    def _call(self, call: Call) -> list[Span]:
+        """The span of a call that has ended, and those within it."""
+        who = self._terms.who([call.caller, call.server])
+        texts = self._terms.texts([call.caller, call.server], text_pids=False)
+        server = who.get(call.server) or texts[1]
+        facts = {
+            "rpc.system.name": "erlang",
+            "rpc.method": server,
+            "beam.pid": texts[0],
+            "beam.process": who.get(call.caller),
+            "beam.server.pid": texts[1],
+            "error.type": "down" if call.down else None,
+        }
+        whole = self._span(
+            f"call {server or 'on another node'}", call.sent_ns, call.ended_ns, facts
+        )
+        whole["kind"] = _CLIENT
+        parts = (
+            ("queue", call.sent_ns, call.taken_ns),
+            ("service", call.taken_ns, call.replied_ns),
+        )
+        made = [whole]
+        for name, begin, end in parts:
+            if begin and end:
+                made.append(self._span(name, begin, end, {"rpc.method": server}))
+                made[-1]["parentSpanId"] = whole["spanId"]
+        return made
 
     def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> Span:
         self.made += 1

@@ -61,8 +61,10 @@ def _fields(pa: Any) -> dict[str, Any]:
                 fields[f"{field.removesuffix('_ns')}_seconds"] = pa.float64()
             elif unit == "words":
                 fields[f"{field}_bytes"] = pa.uint64()
+            elif unit == "form":
+                fields |= {"form": text, "reference": pa.uint64()}
             else:
-                term = unit == "eterm" or dtype[field].kind == "S"
+                term = unit in ("eterm", "atom", "remote") or dtype[field].kind == "S"
                 fields[field] = text if term else pa.uint64()
     return fields
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from scope_ebpf.beam.vm.state import VmState
+    from scope_ebpf.results.documents import traces
     from scope_ebpf.results.summary import EventSummary, Histogram, Summary
 
 #: Plain output is for files and pipes, and fits a terminal of this width.
@@ -49,6 +50,8 @@ def print_report(summary: Summary, output: TextIO) -> None:
     for event in summary.events.values():
         for name, histogram in event.histograms.items():
             print_histogram(console, f"{event.item.event} {name}", histogram)
+    if summary.calls:
+        _print_calls(console, summary.calls)
     _print_unavailable(console, summary)
     if any(event.sampling_ratio < 1 for event in summary.events.values()):
         console.print(_LEGEND, style="dim")
@@ -185,6 +188,33 @@ def print_histogram(console: Console, title: str, histogram: Histogram) -> None:
         bar = "#" * round(room * count / most)
         low, high = duration(2**slot / 1e9), duration(2 ** (slot + 1) / 1e9)
         console.print(f"  {low:>8} .. {high:<8} {count:>12,} |{bar:<{room}}|", style="dim")
+
+
+#: Servers whose calls are shown.
+_SERVERS = 10
+
+
+def _print_calls(console: Console, calls: list[traces.CallsOfServer]) -> None:
+    """Calls of the servers for which callers waited longest: medians, and how calls ended."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("calls of")
+    for name in ("calls", "in queue", "in server", "in all", "p99"):
+        table.add_column(name, justify="right")
+    table.add_column("of which")
+    for row in calls[:_SERVERS]:
+        whole = row["call_seconds"]
+        times = [row["queue_seconds"], row["service_seconds"], whole]
+        texts = [_seconds(one and one["p50"]) for one in times]
+        ends = [f"{end} {row[end]:,}" for end in ("down", "unanswered") if row[end]]
+        name = escape(plain(spelled(row["server"])))
+        p99 = _seconds(whole and whole["p99"])
+        table.add_row(name, f"{row['calls']:,}", *texts, p99, ", ".join(ends))
+    console.print()
+    console.print(table)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
 
 
 def _print_unavailable(console: Console, summary: Summary) -> None:

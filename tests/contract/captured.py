@@ -43,11 +43,14 @@ FORMS = [
     for form in (
         r"\.\.\.|─+",
         r"<[\d.]+>",  # whom the lines below are of
+        # A request, and what was done in it.
+        r"[\d.]+\w?s [^<]* <[\d.]+>(  failed)?",
+        r"[\d.]+\w?s +[\w.*]+ +[\d.]+\w?s  .*",
         r"memory +[\d.]+ \wB(, resident [\d.]+ \wB)?",
         r"\S+ \S+ \.\. \S+ \S+ +[\d,]+ \|[# ]*\|",  # a slot of a histogram
         r"\S+  pid \d+  OTP \d+ \((jit|emu)\)(, by \w+)?",  # whom a table is of
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
-        r"  \S+ -> \S+  [\d.]+",  # who waits for whom
+        r"  \S+ -> \S+  [\d.]+(  [\d.]+)?",  # who waits for whom
     )
 ]
 #: Figures of few letters in a line of several.

@@ -28,15 +28,22 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "sockets": {"errors"},
     "suggestions": set(),
     "units": set(),
     "attach": {"events"},
     "results": {"events"},
+    "telemetry": {"errors", "events"},
     # Files of strangers: parsed by a confined process, which has no use for the rest.
     "sandbox": {"errors"},
     "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
-    "beam": {"arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"},
+    "beam": {
+        *("arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"),
+        "telemetry",
+    },
+    # What is wrong with a VM.
+    "checks": {"arrays", "beam", "cgroups", "errors", "relations", "results", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
     "metrics": {"beam", "events", "plain", "relations"},
@@ -51,11 +58,12 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox", "sessions", "units"),
+        *("planning", "relations", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
-        *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
-        *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
+        *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),
+        *("pipes", "planning", "relations", "results", "sessions", "sinks", "sockets"),
+        *("telemetry", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},
@@ -64,8 +72,8 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("mcp", "output", "pipes", "planning", "runs", "sandbox", "screen", "sessions", "sinks"),
-        *("suggestions", "units", "user_probes"),
+        *("mcp", "output", "pipes", "planning", "results", "runs", "sandbox", "screen", "sessions"),
+        *("sinks", "suggestions", "units", "user_probes"),
     },
 }
 

@@ -29,7 +29,7 @@ def genservers(beam, *words: str) -> dict:
     """
     The document of one view of *beam*.
     """
-    command = ["genservers", "--pid", str(beam.pid), "--format", "json", *words]
+    command = ["genservers", "--pid", str(beam.pid), "--format", "json", "--no-hooks", *words]
     return scope_trace(*command).document
 
 
@@ -74,6 +74,21 @@ def test_servers_and_their_callers_are_named_without_a_hook(beam):
     assert modules["gs_slow"]["calls"] is modules["gs_slow"]["service_seconds"] is None
 
 
+def test_a_vm_without_hooks_is_looked_at_and_says_why(beam):
+    """
+    OTP 29 hides the functions: figures of hooks are null there, and all else is as ever.
+    """
+    command = ["genservers", "--pid", str(beam.pid), "--format", "json", "--duration", "1"]
+    document = scope_trace(*command, "--by", "module").document
+    without = [note for note in document["notes"] if note.startswith("no hooks: ")]
+    hidden = str(document["target"]["otp_release"]) == "29"
+    assert hidden == bool(without), document["notes"]
+    if hidden:
+        assert 0 == document["cost"]["hooks"]
+        assert {None} == {one["calls"] for one in document["modules"]}
+    assert document["looks"] > 0
+
+
 def test_one_process_says_for_whom_it_waits(beam):
     """
     Its server, the tag of its request, and its timeout; null where it waits for nobody.
@@ -102,7 +117,9 @@ def test_a_crowd_and_a_circle_are_what_the_verdict_names(beam):
     beam.freeze()
     try:
         stopped = genservers(beam, "--duration", "1")
-        text = scope_trace("genservers", "--pid", str(beam.pid), "--duration", "1").output
+        text = scope_trace(
+            "genservers", "--pid", str(beam.pid), "--duration", "1", "--no-hooks"
+        ).output
     finally:
         beam.thaw()
     slow = next(one for one in stopped["modules"] if one["module"] == "gs_slow")
@@ -111,8 +128,11 @@ def test_a_crowd_and_a_circle_are_what_the_verdict_names(beam):
     assert CROWD <= slow["waiting_callers"] <= CROWD + 2
     assert text.splitlines()[-1].startswith("most waiting goes through gs_slow: ")
     beam.ask("circle")
-    assert {"circle_a", "circle_b", "circle_c"} == set(
-        genservers(beam, "--duration", "2")["verdict"]["deadlock"]
+    circle = {"circle_a", "circle_b", "circle_c"}
+    # A loaded host may leave time for two looks only, and a deadlock is what three have seen.
+    wait_until(
+        lambda: circle == set(genservers(beam, "--duration", "2")["verdict"]["deadlock"]),
+        "the circle is not named",
     )
 
 
@@ -122,7 +142,7 @@ def test_a_vm_that_ends_meanwhile_ends_the_view_with_what_was_seen():
     """
     with start_beam("stock25", "-s", "gs_main") as beam:
         beam.expect("ready")
-        command = ["genservers", "--pid", str(beam.pid), "--duration", "0"]
+        command = ["genservers", "--pid", str(beam.pid), "--duration", "0", "--no-hooks"]
         run = Run([*SCOPE_TRACE, *command], None)
         try:
             run.wait_for_counting()

@@ -33,6 +33,8 @@ ARGUMENTS = {
     "ps": {"process": "code_server"},
     "schedulers": {},
     "genservers": {"duration": 1},
+    "links": {},
+    "check": {"duration": 1},
     "ets": {"duration": 0.5},
     "profile": {"duration": 1},
 }
@@ -61,7 +63,17 @@ def test_each_tool_answers(stock: beams_run.Beam):
         documents.validated(made["document"], TOOLS[name].schema)
     found = {name: made["document"] for name, made in answers.items()}
     assert stock.pid in [beam["pid"] for beam in found["list"]["beams"]]
-    for name in ("doctor", "summary", "top", "ps", "schedulers", "genservers", "ets"):
+    for name in (
+        "doctor",
+        "summary",
+        "top",
+        "ps",
+        "schedulers",
+        "genservers",
+        "links",
+        "check",
+        "ets",
+    ):
         assert stock.pid == found[name]["target"]["pid"]
     assert ["spawn", "gc"] == list(found["summary"]["events"])
     sizes = [row["memory_bytes"] for row in found["top"]["processes"]]

@@ -15,6 +15,9 @@ from scope_ebpf.beam.vm import constants
 from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.errors import ReadRefusedError
 
+#: Of a connection to another node.
+DIST = ("dist", "dsig")
+
 
 class Checks:
     """
@@ -25,6 +28,7 @@ class Checks:
         self.left = {"processes": processes, "ports": ports}
         monkeypatch.setattr(constants, "ProcessTable", lambda *_: self.check("processes"))
         monkeypatch.setattr(constants, "check_ports", lambda _: self.check("ports"))
+        monkeypatch.setattr(constants, "check_entry", lambda _: None)
         monkeypatch.setattr(constants, "_atoms", lambda _: {})
         monkeypatch.setattr(checks.time, "sleep", lambda _: None)
 
@@ -37,6 +41,7 @@ class Checks:
         target = SimpleNamespace(
             layout=layouts.load(25, usdt=False, interpreter=False),
             binary=SimpleNamespace(symbol=lambda _: None),
+            otp_release="25",
         )
         settings, refused = kernel_constants(target)
         return {name.partition("_")[0] for name in known(settings)}, refused
@@ -45,10 +50,10 @@ class Checks:
 @pytest.mark.parametrize(
     ("processes", "ports", "parts", "refused"),
     [
-        (0, 0, {"slow", "process", "port", "message"}, []),
-        (0, 3, {"slow", "process", "port", "message"}, []),
-        (0, 1000, {"slow", "process", "message"}, ["ports do not fit"]),
-        (1, 0, {"slow", "port"}, ["processes do not fit"]),
+        (0, 0, {"slow", "process", "port", "message", *DIST}, []),
+        (0, 3, {"slow", "process", "port", "message", *DIST}, []),
+        (0, 1000, {"slow", "process", "message", *DIST}, ["ports do not fit"]),
+        (1, 0, {"slow", "port", *DIST}, ["processes do not fit"]),
     ],
 )
 def test_what_does_not_fit_takes_nothing_else_along(
@@ -78,5 +83,6 @@ def test_a_layout_that_is_refused_is_told_once(monkeypatch: pytest.MonkeyPatch):
 
         memory = address = None
 
+    monkeypatch.setattr(constants, "check_entry", lambda _: None)
     monkeypatch.setattr(checks.time, "sleep", lambda _: None)
     assert ["no layout"] == kernel_constants(Target())[1]

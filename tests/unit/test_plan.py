@@ -112,7 +112,7 @@ def test_a_stock_binary_is_seen_by_its_symbols():
     """
     On a binary with all functions every event of the VM is seen by symbols, without an excuse.
     """
-    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
+    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname"])
     expected = dict.fromkeys(EVENTS, ("symbol", "")) | {"thread": ("tracepoint", "")}
     assert expected == {i.event: (i.via, i.reason) for i in plan.items}
 
@@ -131,7 +131,7 @@ def test_what_keeps_no_budget_is_left_out_and_the_reason_names_the_option():
     """
     A budgeted plan has no hook at every switch of the host; everything else is unchanged.
     """
-    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start"])
+    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname"])
     governed = plan.governable()
     off = {item.event: item.reason for item in governed.items if not item.attachments}
     assert ["thread"] == list(off)
@@ -158,7 +158,7 @@ def test_a_send_is_seen_where_it_queues_its_message():
     The breakpoint is on the call that queues the message, and the program gets its register.
     """
     (hook,) = item(calling(BASE + 0x700, BASE + 0x800), "send").attachments
-    assert (("send_message_register", "rcx"),) == hook.registers
+    assert {"send_message_register": "rcx", "send_term_register": "r8"} == dict(hook.registers)
     assert (22, BASE + 22, "send_local") == (hook.offset, hook.address, hook.program)
 
 
@@ -395,7 +395,9 @@ def test_a_forced_kind_of_hook_excludes_the_other(via: str):
     """
     ``--via`` uses that kind of hook only, and no reason names the other.
     """
-    plan = make_plan(with_probes(symbols=True), "jit", EVENTS, via, ["dsig_send_start"])
+    plan = make_plan(
+        with_probes(symbols=True), "jit", EVENTS, via, ["dsig_send_start", "dist_sysname"]
+    )
     assert {via} == {i.via for i in plan.items} - {"unavailable", "tracepoint"}
     assert all(a.semaphore == 0 for a in plan.attachments) is (via == "symbol")
 
@@ -409,7 +411,7 @@ def test_a_variant_that_needs_an_unknown_setting_is_not_used():
         found.via,
         found.reason,
     )
-    known = item(stock(), "dist_busy", via="symbol", settings=["dsig_send_start"])
+    known = item(stock(), "dist_busy", via="symbol", settings=["dsig_send_start", "dist_sysname"])
     assert known.hook.startswith("erts_suspend")
 
 
@@ -424,9 +426,10 @@ def test_events_come_in_one_order():
 
 def test_what_costs_much_is_on_request_only():
     """
-    By default all events are on but long calls, which cost a return probe each, and threads.
+    By default all events are on but long calls, with a return probe each, threads and packets.
     """
-    assert {"long_call", "thread"} == set(EVENTS) - set(DEFAULT_EVENTS)
+    packets = {"dist_out", "dist_in", "dist_down"}
+    assert {"long_call", "thread"} | packets == set(EVENTS) - set(DEFAULT_EVENTS)
 
 
 @pytest.mark.parametrize("flavor", ["jit", "emu"])
@@ -436,7 +439,7 @@ def test_the_dangerous_probes_are_in_no_plan(flavor: str, via: str, symbols: boo
     """
     The probes that hang or crash a VM are planned on no build, whatever is asked for.
     """
-    plan = make_plan(with_probes(symbols), flavor, EVENTS, via, ["dsig_send_start"])
+    plan = make_plan(with_probes(symbols), flavor, EVENTS, via, ["dsig_send_start", "dist_sysname"])
     assert [] == [a.name for a in plan.attachments if a.name in DANGEROUS]
 
 

@@ -158,7 +158,9 @@ def of_stack(
     above = words[places[0] + 1 : places[1] if len(places) > 1 else len(words)]
     # Neither is a term: where exceptions are caught, and the frame pointers of +JPperf.
     terms = (above & np.uint64(ATOM_MASK) != _CATCH) & (above & np.uint64(3) != 0)
-    known = len(places) > 1 and _is_known(viewer, int(words[places[0]]))
+    # The outermost frame is whole where the whole stack was read.
+    whole = len(places) > 1 or len(words) < _WORDS
+    known = whole and _is_known(viewer, int(words[places[0]]))
     outer: list[int] = above[terms].tolist() if known else []
     try:
         reference = _reference(viewer, inner)

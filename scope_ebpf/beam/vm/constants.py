@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.layouts.checks import again, check_ports
+from scope_ebpf.beam.layouts.checks import again, check_entry, check_ports
 from scope_ebpf.beam.memory.terms import ATOM_TAG
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.blocks import as_ever
@@ -41,10 +41,23 @@ _OFFSETS = {
     "process_state": ("Process", "state"),
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),
+    "dist_sysname": ("DistEntry", "sysname"),
+    "dist_state": ("DistEntry", "state"),
 }
+#: The sender in ErtsDSigSendContext, by OTP release (OTP-25.2.3 and 27.3.4.1 dist.h; seen live).
+_SENDERS = {"25": 32, "27": 32}
 #: By program: the VM makes these atoms when it starts, in an order of its build.
 _indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
-_ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed"}
+_ATOMS = {
+    "am_normal": "normal",
+    "am_shutdown": "shutdown",
+    "am_killed": "killed",
+    "am_gen_call": "$gen_call",
+    "am_gen_cast": "$gen_cast",
+    "am_system": "system",
+    "am_alias": "alias",
+    "am_down": "DOWN",
+}
 
 
 def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
@@ -61,7 +74,7 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
         settings["dsig_send_start"] = send.address
         settings["dsig_send_end"] = send.address + send.size
     refused = []
-    for read in (_process_offsets, _port_offsets):
+    for read in (_process_offsets, _port_offsets, _connection_offsets):
         try:
             for name, value in read(target).items():
                 settings[name] = value
@@ -89,6 +102,13 @@ def _port_offsets(target: Target) -> dict[str, int]:
     """Offsets in a port; ports open and close while they are checked."""
     again(lambda: check_ports(target))
     return _offsets(target, "Port")
+
+
+def _connection_offsets(target: Target) -> dict[str, int]:
+    """Offsets in the entry of another node, and in the context of a message to it."""
+    check_entry(target)
+    found = _offsets(target, "DistEntry")
+    return found | {"dsig_from": _SENDERS.get(target.otp_release, 0)}
 
 
 def _offsets(target: Target, wanted: str) -> dict[str, int]:

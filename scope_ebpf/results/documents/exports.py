@@ -80,12 +80,13 @@ class Attribute(TypedDict):
 
 
 class Span(TypedDict):
-    """A schedule, a collection, a long call, or the whole trace."""
+    """A schedule, a collection, a long call, a call of a server, or the whole trace."""
 
     traceId: str
     spanId: str
     name: str
-    kind: Literal[1]
+    #: 3 for a call of a server.
+    kind: Literal[1, 3]
     startTimeUnixNano: str
     endTimeUnixNano: str
     attributes: list[Attribute]

@@ -134,6 +134,35 @@ class CostDocument(TypedDict):
     share_of_target: float | None
 
 
+class TimesOfCalls(TypedDict):
+    """Seconds of the calls of one server."""
+
+    count: int
+    mean: float
+    #: Null where there were too many to keep all.
+    p50: float | None
+    p99: float | None
+
+
+class CallsOfServer(TypedDict):
+    """The calls of one server, by its label."""
+
+    server: str
+    calls: int
+    #: Calls that the exit of the server has ended.
+    down: int
+    #: Calls of which no answer was taken until the end: given up, or still open.
+    unanswered: int
+    #: All answered calls together.
+    blocked_seconds: float
+    #: From request to answer.
+    call_seconds: TimesOfCalls | None
+    #: From the request until the server took it.
+    queue_seconds: TimesOfCalls | None
+    #: From then to its reply.
+    service_seconds: TimesOfCalls | None
+
+
 class SummaryDocument(TypedDict):
     """The document of a trace with --format json, and of scope-trace summary."""
 
@@ -151,3 +180,5 @@ class SummaryDocument(TypedDict):
     cost: CostDocument
     #: What a reader of the figures should know.
     notes: list[str]
+    #: In the summary of a capture with send and receive: calls of servers, by their time.
+    calls: NotRequired[list[CallsOfServer]]

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from scope_ebpf import events
 from scope_ebpf.sinks.perfetto import samples
+from scope_ebpf.sinks.perfetto.calls import DrawnCalls
 from scope_ebpf.sinks.perfetto.file import PerfettoFile
 from scope_ebpf.sinks.perfetto.messages import Messages
 from scope_ebpf.sinks.perfetto.ports import Ports
@@ -50,6 +51,7 @@ class Timeline:
         self._messages = Messages(self._tracks, self._processes, nodes)
         self._ports = Ports(self._tracks)
         self._threads = Threads(self._tracks, tids)
+        self._calls = DrawnCalls(self._tracks)
 
     @property
     def packets(self) -> int:
@@ -70,6 +72,7 @@ class Timeline:
         handlers = self._handlers()
         for batch in self._capture.batches(BATCH):
             self._threads.write(batch)
+            self._calls.write(batch)
             for row in rows(batch, self._tracks.to_boot):
                 handlers[row.kind](row)
             done += len(batch)

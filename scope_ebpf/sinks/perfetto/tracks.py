@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scope_ebpf.sinks.perfetto.rows import Row
 
 #: Numbers of tracks. Of the second line's there are many, each with a number of its own added.
-VM, _PROCESSES, LOST, BUSY = range(1, 5)
-_THREAD, PROCESS, MAILBOX, QUEUE, PORT = (n << 40 for n in range(1, 6))
+VM, _PROCESSES, LOST, BUSY, CALLS = range(1, 6)
+_THREAD, PROCESS, MAILBOX, QUEUE, PORT, CALL = (n << 40 for n in range(1, 7))
 #: Threads that have a track of their own; a VM has some thousands at most.
 MOST_THREADS = 1 << 16
 _ROLES = {

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which telemetry a VM has loaded, and what the BPF programs must know of the VM.
+
+``telemetry:execute/3`` looks up the handlers of each event, if there are any or not. Up to 1.3 it
+calls ``ets:lookup(telemetry_handler_table, Name)`` (telemetry v0.4.0 to v1.3.0,
+src/telemetry_handler_table.erl, ``list_for_event/1``), since 1.4 ``persistent_term:get(telemetry,
+Default)`` first (v1.4.0, the same function, ``impl_get/0``); after ``telemetry:persist/0`` only
+that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.code.functions import Functions
+from scope_ebpf.beam.code.modules import Modules
+from scope_ebpf.errors import ReadRefusedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.processes.atoms import Atoms
+    from scope_ebpf.beam.vm.target import Target
+
+#: The module of events, which is also the key of the persistent term; its table of handlers.
+MODULE, TABLE = "telemetry", "telemetry_handler_table"
+#: A function that the module has since 1.4. Other modules of 1.4 may be loaded by the first event.
+_SINCE_1_4 = "persist"
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The telemetry of a VM: the BPF program that sees its events, and the functions it is for."""
+
+    program: str
+    functions: tuple[str, ...]
+
+
+#: By whether the handlers are found through persistent_term.
+_ETS = Library("telemetry_ets", ("ets_lookup_2",))
+_TERM = Library("telemetry_term", ("persistent_term_get_1", "persistent_term_get_2"))
+
+
+def loaded(target: Target, atoms: Atoms) -> Library | None:
+    """Find the telemetry of *target*; None if it has not loaded any. Raises ReadRefusedError."""
+    modules = Modules(target, atoms)
+    names = modules.names()
+    if MODULE not in names or TABLE not in names:
+        return None
+    header = modules.code([names[MODULE]])[names[MODULE]].current
+    functions = Functions(target, atoms, modules).of(header) if header else []
+    return _TERM if any(one.function == _SINCE_1_4 for one in functions) else _ETS
+
+
+def settings(target: Target, atoms: Atoms, *, spans: bool = False) -> NDArray[np.void]:
+    """
+    The settings of the programs for *target*, one ``events.TELEMETRY_SETTINGS``.
+
+    With *spans* each event that has a specification and a duration becomes a record.
+
+    ReadRefusedError where the layout of the VM's structs is not known.
+    """
+    if target.binary.machine != "x64":
+        raise ReadRefusedError(f"{target.binary.machine} is not supported yet, only x86_64 is")
+    found = np.zeros((), events.TELEMETRY_SETTINGS)
+    found["tgid"], found["spans"] = target.pid, spans
+    found["process_stop"] = target.layout.offset("Process", "stop")
+    found["map_subtag"] = target.layout.facts.map_subtag
+    found["bits"] = target.layout.facts.heap_bits
+    found["table"], found["term"] = (atoms.term(name) or 0 for name in (TABLE, MODULE))
+    return found

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mailboxes, binaries and heaps of single processes, and supervisors that restart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom, is_list, is_small, small
+from scope_ebpf.beam.processes.detail import detail
+from scope_ebpf.beam.vm.allocators import AllocatorReader
+from scope_ebpf.checks.scene import SHOWN, ps, subject, where, who
+from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.relations import of_allocators, of_use
+from scope_ebpf.results.check import Finding, Name
+from scope_ebpf.sandbox.proc import read_bounded, status_number
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.beam.vm.allocators import Allocator
+    from scope_ebpf.checks.scene import Scene
+    from scope_ebpf.results.documents.checks import Evidence, Involved, Kind, Severity, Subject
+
+#: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
+_LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
+#: Bytes and part of the VM's memory from which on what one process holds is a finding.
+_LARGE, _SHARE = 64 << 20, 0.5
+#: Bytes of carriers without blocks, and the part of the carriers that these are.
+_EMPTY, _EMPTY_SHARE = 128 << 20, 0.6
+#: Restarts within its period from which on a supervisor is a finding, and restarts that are read.
+_RESTARTS, _MOST_RESTARTS = 5, 10_000
+#: Supervisors whose state is read.
+_SUPERVISORS = 2000
+_WORD = 8
+
+
+class Mailboxes:
+    """Processes with long mailboxes."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def look(self) -> None:
+        """The processes are read by the scene."""
+
+    def findings(self) -> list[Finding]:
+        """Mailboxes that were long at both readings, the longest first."""
+        scene = self._scene
+        rows = scene.last.rows
+        before = scene.before(rows)
+        long = (rows["mailbox"] >= _LOGGER) & (before["mailbox"] >= _LOGGER)
+        rows, before = rows[long], before[long]
+        order = np.argsort(-rows["mailbox"], kind="stable")
+        rows, before = rows[order], before[order]
+        made = []
+        for index, one in enumerate(scene.involved(rows)):
+            messages, earlier = int(rows["mailbox"][index]), int(before["mailbox"][index])
+            found = self._of(one, rows[index : index + 1], messages, earlier)
+            made += [found] if found else []
+        scene.more["mailbox"] += int((rows["mailbox"][SHOWN:] >= _LONG).sum())
+        return made
+
+    def _of(
+        self, one: Involved, rows: NDArray[np.void], messages: int, earlier: int
+    ) -> Finding | None:
+        logger = _logs(one)
+        if messages < _LONG and not logger:
+            return None
+        kind: Kind = "logger" if logger else "mailbox"
+        rate = (messages - earlier) / self._scene.seconds
+        growth = f" and grows by {rate:,.0f} a second" if rate >= 1 else ""
+        evidence: Evidence = {"messages": messages, "messages_per_second": round(rate, 1)}
+        evidence["function"] = one["function"]
+        tags = self._describe(rows, evidence)
+        text = (
+            f"{messages:,} messages wait for ",
+            who(one),
+            growth,
+            *where(one),
+            *(("; the oldest are ", Name("shape", tags)) if tags else ()),
+        )
+        severity: Severity = "critical" if messages >= _VERY_LONG else "warning"
+        return Finding(
+            kind, severity, subject(one), text, evidence, "certain", (ps(one),), messages
+        )
+
+    def _describe(self, rows: NDArray[np.void], evidence: Evidence) -> str | None:
+        """Add what can be read of one process; the tag that most of its oldest messages have."""
+        try:
+            found = detail(self._scene.viewer, rows)
+        except ReadRefusedError:
+            return None
+        evidence["status"] = found["status"]
+        if found["stack"]:
+            evidence["location"] = found["stack"][0]["location"]
+        if "messages" in found["moved"]:
+            return None
+        shapes = Counter(found["messages"]).most_common()
+        evidence["shapes"] = [{"shape": shape, "count": count} for shape, count in shapes]
+        return shapes[0][0] if shapes else None
+
+
+def _logs(one: Involved) -> bool:
+    """Whether a process writes logs: handlers of logger, and what they call (OTP-25 kernel)."""
+    name, call = one["name"] or "", one["initial_call"] or ""
+    return name.startswith("logger") or call.startswith(("logger_", "Elixir.Logger"))
+
+
+class Memory:
+    """Who holds memory: binaries and heaps of single processes, empty carriers."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._allocators = AllocatorReader(scene.target)
+
+    def look(self) -> None:
+        """What is held is read at the end."""
+
+    def findings(self) -> list[Finding]:
+        """Processes that hold most of the memory, and memory that nobody holds."""
+        found = self._allocators.read()
+        wrong = of_allocators(found.allocators) or (found.memory and of_use(found.memory))
+        if wrong:
+            raise ReadRefusedError(f"the figures of its allocators do not agree: {wrong[0]}")
+        # Where the VM hides what its total is made of, that of all blocks is as good.
+        blocks = sum(one.blocks for one in found.allocators)
+        total = (found.memory and found.memory.total) or blocks
+        made = self._fragmented(found.allocators) + self._outside(found.allocators)
+        if not total:
+            return made
+        binary = (found.memory and found.memory.binary) or 0
+        return [*made, *self._binaries(total, binary), *self._heaps(total)]
+
+    def _binaries(self, total: int, binary: int) -> list[Finding]:
+        rows = self._scene.first.rows
+        held = _WORD * (rows["off_heap_words"] + rows["old_binaries"]).astype(np.float64)
+        # A binary that a process refers to many times counts as often.
+        held = np.minimum(held, binary)
+        return [
+            Finding(
+                "binaries",
+                "warning",
+                subject(one),
+                (
+                    who(one),
+                    (
+                        f" holds binaries of {size / 1e6:,.0f} MB, "
+                        f"{100 * size / total:.0f} % of the VM's memory; they are freed when it "
+                        "collects garbage and refers to them no more"
+                    ),
+                ),
+                {"bytes": int(size), "share": round(size / total, 4)},
+                "certain",
+                (ps(one),),
+                size,
+            )
+            for one, size in self._largest(rows, held, total)
+        ]
+
+    def _heaps(self, total: int) -> list[Finding]:
+        rows = self._scene.first.rows
+        sizes = self._scene.viewer.heaps(rows).astype(np.float64)
+        # The mailbox of a process with a long one is a finding of its own.
+        sizes[rows["mailbox"] >= _LONG] = 0
+        return [
+            Finding(
+                "memory",
+                "warning",
+                subject(one),
+                (
+                    who(one),
+                    (
+                        f" has heaps of {size / 1e6:,.0f} MB, "
+                        f"{100 * size / total:.0f} % of the VM's memory"
+                    ),
+                    *where(one),
+                ),
+                {"bytes": int(size), "share": round(size / total, 4)},
+                "certain",
+                (ps(one),),
+                size,
+            )
+            for one, size in self._largest(rows, sizes, total)
+        ]
+
+    def _largest(
+        self, rows: NDArray[np.void], sizes: NDArray[np.float64], total: int
+    ) -> list[tuple[Involved, float]]:
+        order = np.argsort(-sizes, kind="stable")[:SHOWN]
+        order = order[(sizes[order] >= _LARGE) & (sizes[order] >= _SHARE * total)]
+        return list(zip(self._scene.involved(rows[order]), sizes[order].tolist(), strict=True))
+
+    def _fragmented(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
+        made = []
+        for one in allocators:
+            empty = one.carriers - one.blocks
+            if empty < _EMPTY or empty < _EMPTY_SHARE * one.carriers:
+                continue
+            share = empty / one.carriers
+            text = (
+                (
+                    f"the allocator {one.name} keeps {one.carriers / 1e6:,.0f} MB of carriers for "
+                    f"{one.blocks / 1e6:,.0f} MB of blocks: {100 * share:.0f} % of them is empty"
+                ),
+            )
+            evidence: Evidence = {"used": one.blocks, "limit": one.carriers}
+            evidence |= {"bytes": empty, "share": round(share, 4)}
+            about: Subject = {"what": one.name}
+            made.append(Finding("fragmentation", "warning", about, text, evidence, weight=empty))
+        return made
+
+    def _outside(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
+        status = read_bounded(f"/proc/{self._scene.target.pid}/status")
+        resident = 1024 * (status_number(status, "RssAnon") or 0)
+        carriers = sum(one.carriers for one in allocators)
+        outside = resident - carriers
+        if outside < 2 * _EMPTY or outside < _SHARE * resident:
+            return []
+        text = (
+            (
+                f"{outside / 1e6:,.0f} of {resident / 1e6:,.0f} MB of anonymous resident memory "
+                "are not of the VM's allocators: native libraries or the C library hold it"
+            ),
+        )
+        evidence: Evidence = {"bytes": outside, "used": carriers, "limit": resident}
+        return [Finding("outside", "warning", {"what": "vm"}, text, evidence, "likely")]
+
+
+class Supervisors:
+    """
+    Supervisors that restart their children again and again.
+
+    A supervisor keeps the times of the restarts within its period in the field *restarts* of its
+    state, ``{state,Name,Strategy,Children,Dynamics,Intensity,Period,Restarts,...}`` (OTP-25.2.3
+    lib/stdlib/src/supervisor.erl). That lies on its stack while it idles.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._found: dict[int, tuple[int, int]] = {}
+        self._slots = self._supervisors()
+
+    def look(self) -> None:
+        """Read the states of supervisors that idle now; one that restarts seldom does."""
+        scene = self._scene
+        for row in scene.viewer.table.at(self._slots).rows:
+            try:
+                found = _restarts(scene.viewer, row)
+            except ReadRefusedError:
+                continue
+            if found and found[0] > self._found.get(int(row["id"]), (0, 0))[0]:
+                self._found[int(row["id"])] = found
+
+    def _supervisors(self) -> NDArray[np.int64]:
+        """Slots of the supervisors at the beginning; proc_lib notes what they run."""
+        rows = self._scene.first.rows
+        rows = rows[rows["dictionary"] != 0]
+        calls = self._scene.viewer.names.initial_calls(rows)
+        here = [call is not None and call[0] == "supervisor" for call in calls]
+        slots: NDArray[np.int64] = rows["slot"][np.array(here, np.bool_)].astype(np.int64)
+        return slots[:_SUPERVISORS]
+
+    def findings(self) -> list[Finding]:
+        """Supervisors with many restarts."""
+        scene, made = self._scene, []
+        for pid, (count, period) in self._found.items():
+            rows = scene.rows_of([pid])
+            if count < _RESTARTS or not len(rows):
+                continue
+            (one,) = scene.involved(rows)
+            children = scene.last.rows[scene.last.rows["parent"] == pid]
+            calls = Counter(map(str, filter(None, scene.viewer.names.initial_calls(children))))
+            named = calls.most_common(1)
+            text = (
+                who(one),
+                f" restarted children {count:,} times within {period} s",
+                *((", such as ", Name("initial_call", named[0][0])) if named else ()),
+            )
+            evidence: Evidence = {"count": count, "seconds": float(period)}
+            evidence["per_second"] = round(count / max(1, period), 2)
+            evidence["processes"] = scene.involved(children)
+            following = ("trace {pid} --events exit --stream --duration 3",)
+            made.append(
+                Finding(
+                    "crash_loop",
+                    "warning",
+                    subject(one),
+                    text,
+                    evidence,
+                    "certain",
+                    following,
+                    count,
+                )
+            )
+        return made
+
+
+def _restarts(viewer: Viewer, row: np.void) -> tuple[int, int] | None:
+    """How often a supervisor restarted, and its period, seconds; None if it is not told."""
+    count = min(int(row["stack_words"]), 32)
+    words = viewer.target.memory.words(int(row["stop"]), count)
+    for word in words[words & np.uint64(3) == BOXED].tolist():
+        fields = viewer.target.memory.words(word & POINTER_MASK, 9).tolist()
+        header, tag, period, restarts = fields[0], fields[1], fields[7], fields[8]
+        if header & 0x3F or not 9 << 6 <= header <= 14 << 6 or not is_atom(tag):
+            continue
+        if viewer.atoms.text(tag) != "state" or not (is_small(fields[6]) and is_small(period)):
+            continue
+        return _length(viewer, restarts), small(period)
+    return None
+
+
+def _length(viewer: Viewer, term: int) -> int:
+    """The length of a list of small integers, up to _MOST_RESTARTS."""
+    count = 0
+    while is_list(term) and count < _MOST_RESTARTS:
+        head, term = viewer.target.memory.words(term & POINTER_MASK, 2).tolist()
+        if not is_small(head):
+            break
+        count += 1
+    return count

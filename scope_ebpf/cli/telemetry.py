@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace telemetry``: the events of Elixir's libraries, with their labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import above_zero, add_duration, add_format, add_max_cost
+from scope_ebpf.cli.target import add_target, target_of
+from scope_ebpf.kernel import host
+from scope_ebpf.runs.telemetry import DEFAULT_CONFIG, TelemetryOptions, TelemetryRun, specs_of
+from scope_ebpf.sinks.plain import say
+from scope_ebpf.sinks.telemetry import lines
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``telemetry``."""
+    add_target(parser)
+    add_duration(parser)
+    parser.add_argument(
+        "--events",
+        metavar="LIST",
+        help="comma-separated patterns of names, such as 'phoenix.*,*.query' (default: all)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=above_zero,
+        default=100,
+        metavar="ROWS",
+        help="rows of one event; those with fewest events are shown together (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"with [[telemetry.event]] for events of yours (default: {DEFAULT_CONFIG}, if it is "
+        "there)",
+    )
+    add_max_cost(parser)
+    add_format(parser, "text", "json", "jsonl")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Count, then print; raises ScopeError."""
+    host.require()
+    patterns = [name.strip() for name in (arguments.events or "").split(",")]
+    options = TelemetryOptions(
+        duration=arguments.duration,
+        patterns=tuple(filter(None, patterns)),
+        most_rows=arguments.limit,
+        max_cost=arguments.max_cost,
+    )
+    specs = specs_of(arguments.config)
+    found, error = TelemetryRun(target_of(arguments), specs, options).run()
+    if arguments.format == "text":
+        say("\n".join(lines(found)), sys.stdout)
+    else:
+        print_document(found.as_json(), arguments.format)
+    if error:
+        raise error
+    return 0

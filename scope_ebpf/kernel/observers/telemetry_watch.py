@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events of one VM's telemetry library: the ``telemetry`` object at its lookups of handlers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.attach.allowlist import TELEMETRY
+from scope_ebpf.errors import NothingToAttachError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
+from scope_ebpf.kernel.bpf.long_ring import LongRing
+from scope_ebpf.kernel.bpf.maps import U32, U64
+from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
+from scope_ebpf.kernel.closing import Closing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.kernel.attach.uprobes import Identity
+
+#: Room for spans, 256 bytes each, until they are read.
+_RING_BYTES = 8 << 20
+#: Rows that are counted at a time, 600 bytes each; events of others are counted together.
+ROWS = 16384
+
+
+class TelemetryWatch(Closing):
+    """
+    Counts events of the process of *identity* while it is open and started.
+
+    *hooks* are of one program, with names of ``allowlist.TELEMETRY``; *settings* is one
+    ``events.TELEMETRY_SETTINGS``. *rows* is the most rows. HostError where the kernel refuses.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: NDArray[np.void],
+        hooks: Sequence[Attachment],
+        rows: int = ROWS,
+    ) -> None:
+        host.require_host_pids(
+            "this runs in a pid namespace, where the kernel's numbers of processes are others"
+        )
+        if strange := [hook.name for hook in hooks if hook.name not in TELEMETRY]:
+            raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
+        self._identity, self._hooks, self._most = identity, hooks, rows
+        self._program = hooks[0].program
+        self._wants_spans = bool(settings["spans"])
+        self._resources = ExitStack()
+        self._object = self._resources.enter_context(
+            closing(BpfObject("telemetry", object_bytes("telemetry")))
+        )
+        self._object.set_constants(settings.tobytes())
+
+    def _open(self) -> None:
+        self._object.maps["rows"].set_entries(self._most)
+        if self._wants_spans:
+            self._object.maps["spans"].set_entries(_RING_BYTES)
+        multi = has_multi()
+        self._object.load((self._program,), TRACE_UPROBE_MULTI if multi else None)
+        self._gate = self._object.map("gate", U32, U64)
+        self._specs = self._object.map("specs", events.TELEMETRY_EVENT, events.TELEMETRY_SPEC)
+        self._rows = self._object.map("rows", events.TELEMETRY_ROW, events.TELEMETRY_TOTALS)
+        if self._wants_spans:
+            ring = LongRing(self._object.maps["spans"].fd, _RING_BYTES)
+            self._ring = self._resources.enter_context(closing(ring))
+        attacher = self._resources.enter_context(Attacher())
+        self._uprobes = Uprobes(self._identity, attacher, multi=multi)
+        self._resources.callback(self._detach)
+        ready = [(self._object.program_fd(self._program), self._hooks)]
+        failed = [error for error in self._uprobes.attach(ready) if error]
+        if failed:
+            raise NothingToAttachError(f"telemetry cannot be seen: {failed[0]}")
+
+    def specify(
+        self, event: NDArray[np.void], spec: NDArray[np.void], other: NDArray[np.void]
+    ) -> None:
+        """
+        Count *event*, a TELEMETRY_EVENT, as *spec* says, a TELEMETRY_SPEC.
+
+        *other* is the TELEMETRY_ROW of what finds no room; it keeps its counts.
+        """
+        if self._rows.get(other) is None:
+            self._rows[other] = np.zeros((), events.TELEMETRY_TOTALS)
+        self._specs[event] = spec
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._gate[0] = 1
+
+    def stop(self) -> None:
+        """Remove the breakpoints; the counts can still be read."""
+        self._gate[0] = 0
+        self._detach()
+
+    def _detach(self) -> None:
+        wait_gone(self._uprobes.detach())
+
+    def rows(self) -> Iterator[tuple[np.void, np.void]]:
+        """Each TELEMETRY_ROW with its TELEMETRY_TOTALS."""
+        for row, totals in self._rows.items():
+            yield row, totals[()]
+
+    def spans(self) -> NDArray[np.void]:
+        """The spans since the last call, TELEMETRY_SPAN each, where the settings ask for them."""
+        records = b"".join(self._ring.records())
+        return np.frombuffer(records, events.TELEMETRY_SPAN)
+
+    def counts(self) -> dict[str, int]:
+        """Hits by what became of them: the names of ``events.TELEMETRY_COUNTS``."""
+        values = self._object.map("counts", U32, U64).at(range(len(events.TELEMETRY_COUNTS)))
+        return dict(zip(events.TELEMETRY_COUNTS, values.sum(axis=1).tolist(), strict=True))
+
+    def stats(self) -> ProgramStats:
+        """Runs and run time of the program, where the kernel measures them."""
+        return program_stats(self._object.program_fd(self._program))
+
+    def close(self) -> None:
+        """Detach, and give everything back to the kernel."""
+        self._resources.close()

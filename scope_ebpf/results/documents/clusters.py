@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captures of several nodes, merged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class MergedClock(TypedDict):
+    """The clock of a host against that of the reference node."""
+
+    offset_seconds: float
+    drift_ppm: float
+    #: The largest error that the packets allow.
+    error_seconds: float
+
+
+class MergedNode(TypedDict):
+    """One capture."""
+
+    node: str
+    host: str | None
+    capture: str
+    events: int
+    #: False if its packets do not tell its clock.
+    aligned: bool
+    #: Null for the reference node, and if it is not aligned.
+    clock: MergedClock | None
+
+
+class Delay(TypedDict):
+    """Seconds of packets from the connection of one node to that of the other."""
+
+    mean: float
+    p50: float
+    p99: float
+    max: float
+
+
+# A key that is a word of Python needs the functional form.
+_Ends = TypedDict("_Ends", {"from": str, "to": str})
+
+
+class MergedLink(_Ends):
+    """Packets of one connection in one direction."""
+
+    #: Packets that the one capture has, and the other.
+    sent: int
+    received: int
+    #: Packets that both have.
+    paired: int
+    #: Of the paired packets, as are the next two.
+    bytes: int
+    by_class: dict[str, int]
+    #: Null where a clock is not aligned.
+    delay_seconds: Delay | None
+    #: Why packets are not paired.
+    refused: str | None
+
+
+# So does this one.
+_Class = TypedDict("_Class", {"class": str})
+
+
+class PacketLine(_Class):
+    """A paired packet: a line of scope-trace merge -o NAME.jsonl, and a row of its Parquet."""
+
+    from_node: str
+    from_host: str | None
+    #: Null where the packet does not tell its sender.
+    from_pid: str | None
+    from_who: str | None
+    to_node: str
+    to_host: str | None
+    #: Pid or name on the other node; null where the packet does not tell it, as with aliases.
+    to: str | None
+    to_who: str | None
+    #: Its number within the connection, as the sender counts.
+    packet: int
+    bytes: int
+    #: Of the distribution protocol; 0 if it is unknown.
+    operation: int
+    #: Since 1970 on the clock of the reference node; null where a clock is not aligned.
+    sent_ns: int | None
+    received_ns: int | None
+
+
+class MergeDocument(TypedDict):
+    """What scope-trace merge has found."""
+
+    schema: Literal[1]
+    nodes: list[MergedNode]
+    links: list[MergedLink]

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Telemetry events by name and labels.
+
+Pure. The JSON of :meth:`Telemetry.as_json` is a contract; fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.results.documents.telemetry import (
+        EventDuration,
+        EventMeasurement,
+        TelemetryDocument,
+        TelemetryEvent,
+    )
+    from scope_ebpf.results.documents.vms import Target
+
+#: Labels with other values than those that are shown.
+Labels = tuple[str | None, ...]
+_FAILED_RESULT, _FAILED_CLASS = "error", "5"
+_NS = 1e9
+#: Counts that are no refusals.
+_NOT_REFUSED = ("events", "foreign", "lost")
+
+
+@dataclass(slots=True)
+class Row:
+    """
+    Events with one name and the same labels.
+
+    *label_names* belong to *labels*, which is None for those of all rows that are not shown.
+    *durations* and *numbers* are names of measurements, of which *measured* and *sums* have the
+    number of events and the sum (ns for a duration), durations first. *slots* is the histogram of
+    the first duration (``events.TELEMETRY_SLOTS``).
+    """
+
+    event: str
+    label_names: tuple[str, ...]
+    labels: Labels | None
+    durations: tuple[str, ...]
+    numbers: tuple[str, ...]
+    count: int
+    measured: NDArray[np.uint64]
+    sums: NDArray[np.int64]
+    slots: NDArray[np.uint64]
+    #: Whether the library has an event for failures beside this one.
+    tells_failures: bool = False
+
+    def add(self, other: Row) -> None:
+        """Count the events of *other*, of the same name, here as well."""
+        self.count += other.count
+        self.measured = self.measured + other.measured
+        self.sums = self.sums + other.sums
+        self.slots = self.slots + other.slots
+
+    @property
+    def named(self) -> dict[str, str | None]:
+        """Each label by its name."""
+        values = self.labels or (None,) * len(self.label_names)
+        return dict(zip(self.label_names, values, strict=True))
+
+    def percentile(self, share: float) -> float | None:
+        """Seconds that *share* of the durations take at most, within 12 %; None without any."""
+        total = int(self.slots.sum())
+        if not self.durations or not total:
+            return None
+        slot = int(np.searchsorted(np.cumsum(self.slots), math.ceil(share * total)))
+        power, quarter = divmod(slot, 4)
+        return float(2**power * (1 + (quarter + 0.5) / 4)) / _NS
+
+    def duration(self) -> EventDuration | None:
+        """The first duration; None if no event had it."""
+        count = int(self.measured[0]) if self.durations else 0
+        p50, p99 = self.percentile(0.5), self.percentile(0.99)
+        if not count or p50 is None or p99 is None:
+            return None
+        total = int(self.sums[0]) / _NS
+        return {"count": count, "sum": total, "mean": total / count, "p50": p50, "p99": p99}
+
+    def measurements(self) -> dict[str, EventMeasurement]:
+        """All measurements but the first duration, as far as any event had them."""
+        found: dict[str, EventMeasurement] = {}
+        for n, name in enumerate(self.durations + self.numbers):
+            count, is_time = int(self.measured[n]), n < len(self.durations)
+            if count and (n or not is_time):
+                total = int(self.sums[n]) / _NS if is_time else float(self.sums[n])
+                label = f"{name}_seconds" if is_time else name
+                found[label] = {"count": count, "sum": total, "mean": total / count}
+        return found
+
+
+def folded(rows: Iterable[Row], most: int) -> list[Row]:
+    """
+    *rows* of the same name and labels added up, sorted by name, then by count.
+
+    Of each name *most* rows remain; the events of all others are in one row whose labels are None.
+    """
+    same: dict[tuple[str, Labels | None], Row] = {}
+    for row in rows:
+        if not row.count:
+            continue
+        key = row.event, row.labels
+        if key in same:
+            same[key].add(row)
+        else:
+            same[key] = row
+    by_event: dict[str, list[Row]] = defaultdict(list)
+    for row in same.values():
+        by_event[row.event].append(row)
+    found: list[Row] = []
+    for _, group in sorted(by_event.items()):
+        group.sort(key=lambda row: (row.labels is not None, row.count), reverse=True)
+        shown = [row for row in group[:most] if row.labels is not None]
+        found += shown
+        if rest := group[len(shown) :]:
+            first, *others = rest
+            for other in others:
+                first.add(other)
+            first.labels = None
+            found.append(first)
+    return found
+
+
+def error_ratios(rows: Sequence[Row]) -> list[float | None]:
+    """
+    The part of each row's events that failed, None where events do not tell.
+
+    Events that end in ``exception`` have failed, and so has a ``result`` that is ``error`` and a
+    status of 500 or more. Of what ends in ``stop``, those with the same labels that end in
+    ``exception`` are the failed ones; without any, none failed if the library tells failures.
+    """
+    failed: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        stem, _, last = row.event.rpartition(".")
+        if last == "exception" and row.labels is not None:
+            failed[stem].append(row)
+    stops: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.labels is not None:
+            stops[row.event].append(row)
+    return [_error_ratio(row, failed, stops) for row in rows]
+
+
+def _error_ratio(
+    row: Row, failed: dict[str, list[Row]], stops: dict[str, list[Row]]
+) -> float | None:
+    stem, _, last = row.event.rpartition(".")
+    if last == "exception":
+        return 1.0
+    labels = row.named
+    result, status = labels.get("result"), labels.get("status")
+    if result is not None:
+        return float(result == _FAILED_RESULT)
+    if status is not None:
+        return float(status.startswith(_FAILED_CLASS))
+    exceptions = failed.get(stem, [])
+    if last != "stop" or row.labels is None:
+        return None
+    if not exceptions:
+        return 0.0 if row.tells_failures else None
+    shared = [name for name in labels if name in exceptions[0].label_names]
+    key = [labels[name] for name in shared]
+    bad, good = (
+        sum(r.count for r in group if [r.named[name] for name in shared] == key)
+        for group in (exceptions, stops[row.event])
+    )
+    return bad / (bad + good)
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """What one run has seen."""
+
+    target: Target
+    via: str
+    seconds: float
+    rows: list[Row]
+    #: Hits by ``events.TELEMETRY_COUNTS``.
+    counts: dict[str, int]
+    stopped_because: str = ""
+    cpu_seconds: float | None = None
+    cpu_share: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Events that were not decoded, or not in full, by why."""
+        return {n: c for n, c in self.counts.items() if n not in _NOT_REFUSED}
+
+    @property
+    def hits(self) -> int:
+        """Hits of the hook."""
+        return sum(self.counts[n] for n in ("events", "foreign", "no_frame", "name"))
+
+    def as_json(self) -> TelemetryDocument:
+        """The document of ``telemetry --format json``."""
+        ratios = error_ratios(self.rows)
+        refused = self.refused
+        return {
+            "schema": 1,
+            "target": self.target,
+            "duration_seconds": round(self.seconds, 3),
+            "stopped_because": self.stopped_because,
+            "via": self.via,
+            "sampling_ratio": 1.0,
+            "events": [
+                self._event(row, ratio) for row, ratio in zip(self.rows, ratios, strict=True)
+            ],
+            "lost": self.counts["lost"],
+            "refused": {
+                "large_map": refused["large_map"],
+                "overflow": refused["overflow"],
+                "name": refused["name"],
+                "no_frame": refused["no_frame"],
+                "measure": refused["measure"],
+                "label": refused["label"],
+                "unreadable": refused["unreadable"],
+            },
+            "cost": {
+                "hits": self.hits,
+                "foreign": self.counts["foreign"],
+                "cpu_seconds": self.cpu_seconds and round(self.cpu_seconds, 6),
+                "cpu_share": self.cpu_share and round(self.cpu_share, 6),
+            },
+            "notes": self.notes,
+        }
+
+    def _event(self, row: Row, ratio: float | None) -> TelemetryEvent:
+        return {
+            "event": row.event,
+            "labels": row.named,
+            "other": row.labels is None,
+            "count": row.count,
+            "rate": round(row.count / self.seconds, 3) if self.seconds else 0.0,
+            "error_ratio": ratio,
+            "duration_seconds": row.duration(),
+            "measurements": row.measurements(),
+        }

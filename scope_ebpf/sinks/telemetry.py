@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telemetry events as a table for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scope_ebpf.results.telemetry import error_ratios
+from scope_ebpf.sinks.plain import duration, plain, spelled
+
+if TYPE_CHECKING:
+    from scope_ebpf.results.telemetry import Row, Telemetry
+
+_ROW = "{:>9} {:>8} {:>6} {:>8} {:>8} {:>8}  {}"
+_HEADINGS = ("COUNT", "PER S", "ERRORS", "MEAN", "P50", "P99", "LABELS")
+#: Characters of one label.
+_WIDTH = 60
+#: What each of the counts of refused events means.
+_REFUSED = {
+    "large_map": "events with labels in a map of more than 32 keys, which are not read",
+    "overflow": "events had no row of their own",
+    "name": "events whose name is no list of at most eight atoms are left out",
+    "no_frame": "events whose arguments were not found on the stack are left out",
+    "measure": "measurements were no small integers",
+    "label": "labels were neither atoms, integers nor binaries",
+    "unreadable": "events of which memory could not be read",
+}
+
+
+def lines(found: Telemetry) -> list[str]:
+    """Write *found*, a block for each event."""
+    target = found.target
+    head = (
+        f"{target['node'] or '?'}  pid {target['pid']}  OTP {target['otp_release']}  "
+        f"{found.seconds:.1f} s, {sum(row.count for row in found.rows):,} events, by {found.via}"
+    )
+    text = [head]
+    if found.rows:
+        text.append(_ROW.format(*_HEADINGS))
+    event = None
+    for row, ratio in zip(found.rows, error_ratios(found.rows), strict=True):
+        if row.event != event:
+            event = row.event
+            text.append(spelled(event))
+        text.append(_row(row, ratio, found.seconds))
+    text += [f"{n:,} {_REFUSED[name]}" for name, n in found.refused.items() if n]
+    text += found.notes
+    return [plain(line) for line in [*text, _cost(found)]]
+
+
+def _row(row: Row, ratio: float | None, seconds: float) -> str:
+    measured = row.duration()
+    times = [duration(measured[k], "") for k in ("mean", "p50", "p99")] if measured else ["-"] * 3
+    return _ROW.format(
+        f"{row.count:,}",
+        f"{row.count / seconds:.1f}" if seconds else "-",
+        "-" if ratio is None else f"{ratio:.1%}",
+        *times,
+        _labels(row),
+    ).rstrip()
+
+
+def _labels(row: Row) -> str:
+    if row.labels is None:
+        return "(other)"
+    named = [
+        f"{name}={'-' if value is None else spelled(value)[:_WIDTH]}"
+        for name, value in row.named.items()
+    ]
+    more = [
+        f"{name.removesuffix('_seconds')}={_measured(name, one['mean'])}"
+        for name, one in row.measurements().items()
+    ]
+    return " ".join(named + more)
+
+
+def _measured(name: str, mean: float) -> str:
+    return duration(mean, "") if name.endswith("_seconds") else f"{mean:.0f}"
+
+
+def _cost(found: Telemetry) -> str:
+    hits = f"cost: {found.hits:,} hits, {found.counts['foreign']:,} of them other lookups"
+    if found.cpu_seconds is None:
+        return hits
+    share = "" if found.cpu_share is None else f", {found.cpu_share:.1%} of the VM's"
+    return f"{hits}; about {found.cpu_seconds:.3f} s of CPU{share}"

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Telemetry events of real VMs against a handler inside them, for each generation of the library.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from beams_run import Beam, compiled_part, start_beam
+from tracing import SCOPE_TRACE, Outcome, Run, require_root, scope_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROUNDS, ROUTES = 23, 5000
+#: More than the kernel has rows for.
+TOO_MANY = 17000
+
+
+@contextmanager
+def telling(kind: str, part: str) -> Iterator[Beam]:
+    """
+    A VM of *kind* with the telemetry of the folder *part*.
+    """
+    require_root()
+    with start_beam(kind, "-pa", compiled_part(kind, part), "-s", "telling") as beam:
+        beam.expect("ready")
+        yield beam
+
+
+@contextmanager
+def telemetry(beam: Beam, *words: str) -> Iterator[Run]:
+    """
+    The command at work on *beam*.
+    """
+    command = ("telemetry", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    form = () if "--format" in words else ("--format", "json")
+    run = Run([*SCOPE_TRACE, *command, *form, *words], None)
+    try:
+        run.wait_for_counting()
+        yield run
+    finally:
+        run.close()
+
+
+def watched(beam: Beam, *commands: str, words: tuple[str, ...] = ()) -> Outcome:
+    """
+    What the command saw of *commands*.
+    """
+    with telemetry(beam, *words) as run:
+        for command in commands:
+            beam.ask(command)
+        return run.stop()
+
+
+def seen(document: dict[str, Any], prefixes: tuple[str, ...]) -> dict[tuple, tuple[int, int]]:
+    """
+    Count and sum in ns of each row whose event has one of *prefixes*.
+    """
+    found = {}
+    for row in document["events"]:
+        duration = row["duration_seconds"] or {"sum": 0}
+        if row["event"].startswith(prefixes):
+            labels = ("-" if value is None else value for value in row["labels"].values())
+            found[row["event"], *labels] = row["count"], round(duration["sum"] * 1e9)
+    return found
+
+
+def truth(beam: Beam) -> dict[tuple, tuple[int, int]]:
+    """
+    The same of the handler inside, since the start.
+    """
+    found = {}
+    for row in beam.ask("truth").split("\x1e"):
+        event, count, total, *labels = row.split("\x1f")
+        found[event, *labels] = int(count), int(total)
+    return found
+
+
+EVENTS = ("phoenix.", "*.query", "oban.", "shop.")
+
+
+@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+@pytest.mark.parametrize(
+    ("part", "before", "via"),
+    [
+        ("telemetry-0.4", (), "ets_lookup_2"),
+        ("telemetry-1.3", (), "ets_lookup_2"),
+        ("telemetry-1.4", (), "persistent_term_get_1 + persistent_term_get_2"),
+        ("telemetry-1.4", ("persist",), "persistent_term_get_1 + persistent_term_get_2"),
+    ],
+    ids=["0.4", "1.3", "1.4", "1.4 persisted"],
+)
+def test_every_row_is_that_of_a_handler_inside(kind: str, part: str, before: tuple, via: str):
+    """
+    Count and sum of every label row, binaries of every kind, 32 keys; 33 keys are refused.
+    """
+    with telling(kind, part) as beam:
+        for command in before:
+            beam.ask(command)
+        outcome = watched(beam, f"emit {ROUNDS}", "lookup 23")
+        expected = truth(beam)
+    document = outcome.document
+    assert expected == seen(document, EVENTS)
+    assert via == document["via"]
+    assert {"large_map": 5 * ROUNDS} == {n: c for n, c in document["refused"].items() if c}
+    # What the VM itself looks up meanwhile is counted as well.
+    assert 23 <= document["cost"]["foreign"]
+    assert len(expected) >= 30
+    ratios = {row["event"]: row["error_ratio"] for row in document["events"]}
+    assert ratios["phoenix.router_dispatch.exception"] == 1
+    assert ratios["oban.job.stop"] == 0
+    assert ratios["shop.value"] is None
+    assert outcome.complaints == []
+
+
+@pytest.fixture(scope="module", params=["stock25", "trixie27"])
+def beam(request):
+    """
+    A VM with a telemetry of 1.3.
+    """
+    with telling(request.param, "telemetry-1.3") as running:
+        yield running
+
+
+def test_code_is_loaded_again_meanwhile(beam):
+    """
+    Events before and after it are counted.
+    """
+    document = watched(beam, "routes 23", "reload", "reload", "routes 19").document
+    rows = seen(document, ("phoenix.router_dispatch.stop",))
+    assert 42 == sum(count for count, _ in rows.values())
+    assert (2, 2000) == rows["phoenix.router_dispatch.stop", "1", "ShopWeb.PageController", "show"]
+
+
+def test_many_routes_are_shown_as_those_with_most_events_and_the_others(beam):
+    """
+    No event is missing, however few rows are shown, and where the kernel had no more rows.
+    """
+    document = watched(beam, f"routes {ROUTES}", "routes 7", words=("--limit", "7")).document
+    rows = document["events"]
+    assert {str(n): 2 for n in range(1, 8)} == {
+        row["labels"]["route"]: row["count"] for row in rows if not row["other"]
+    }
+    assert [ROUTES - 7] == [row["count"] for row in rows if row["other"]]
+    document = watched(beam, f"routes {TOO_MANY}").document
+    assert TOO_MANY == sum(row["count"] for row in document["events"])
+    assert 0 < document["refused"]["overflow"] < 1000
+
+
+def test_one_event_of_all_is_shown_by_its_pattern(beam):
+    """
+    Other events are left out.
+    """
+    document = watched(beam, "emit 1", words=("--events", "oban.*,*.query")).document
+    assert {"oban.job.stop", "*.query"} == {row["event"] for row in document["events"]}
+
+
+def test_the_table_for_people_has_the_labels(beam):
+    """
+    A line for each row, and no line break or escape of a label in it.
+    """
+    words = ("--format", "text")
+    text = watched(beam, "emit 1", "hostile", words=words).output
+    assert "route=/api/fast/:id plug=ShopWeb.PageController action=show" in text
+    assert "route=?[2J?? plug=" in text
+    assert text.splitlines()[-1].startswith("cost: ")
+
+
+def test_what_nobody_should_emit_is_counted_as_refused(beam):
+    """
+    Names that are none, huge maps, numbers that are no integers, labels of any other type.
+    """
+    document = watched(beam, "hostile").document
+    refused = document["refused"]
+    expected = {"name": 4, "large_map": 2, "measure": 2, "label": 7}
+    assert expected == {name: count for name, count in refused.items() if count}
+    rows = seen(document, ("phoenix.", "shop."))
+    assert (4, -5) == rows["shop.hostile",]
+    long = "/megabytes" * 6 + "/meg..."
+    assert (1, 5) == rows["phoenix.router_dispatch.stop", long, "ShopWeb.PageController", "show"]
+
+
+def test_a_vm_without_telemetry_gets_no_hook(vm: Callable[[str], Beam]):
+    """
+    One line says so.
+    """
+    outcome = scope_trace("telemetry", "--pid", str(vm("stock25").pid))
+    assert 11 == outcome.code
+    (line,) = outcome.errors.splitlines()
+    assert "has no telemetry" in line
+
+
+def test_a_vm_that_ends_meanwhile_ends_the_run_with_what_was_seen():
+    """
+    The rows are printed, and the exit code is that of a target that ended.
+    """
+    with telling("stock25", "telemetry-1.3") as beam, telemetry(beam) as run:
+        beam.ask("routes 23")
+        os.kill(beam.pid, signal.SIGKILL)
+        outcome = run.wait()
+    assert 9 == outcome.code
+    assert '"other": false' in outcome.output
+    assert "while it was traced" in outcome.errors
+
+
+REQUESTS = 1000
+
+
+def tree(number: int) -> list[tuple]:
+    """
+    The spans of request *number*: event, parent, and the label that tells it from others.
+    """
+    fails = number % 10 == 0
+    spans: list[tuple] = [
+        ("bandit.request.stop", None, "5xx" if fails else "2xx"),
+        ("phoenix.endpoint.stop", 0, "500" if fails else "200"),
+        ("phoenix.router_dispatch." + ("exception" if fails else "stop"), 1, f"/r/{number}"),
+    ]
+    return spans + [("*.query", 2, f"q{n}") for n in range(1, number % 4 + 1)]
+
+
+def test_requests_are_trees(beam):
+    """
+    Of 1,000 requests of five processes: parents, order, status, route and exception.
+    """
+    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    run = Run([*SCOPE_TRACE, *command, "--limit", str(REQUESTS), "--format", "json"], None)
+    try:
+        run.wait_for_counting()
+        beam.ask(f"requests {REQUESTS}")
+        document = run.stop().document
+    finally:
+        run.close()
+    assert (REQUESTS, REQUESTS // 10, 0) == tuple(document[n] for n in ("seen", "failed", "lost"))
+    found = {}
+    for one in document["requests"]:
+        found[one["route"]] = [
+            (span["event"], span["parent"], list(span["labels"].values())[at])
+            for span in one["spans"]
+            for at in [{"phoenix.endpoint.stop": 1, "*.query": 1}.get(span["event"], 0)]
+        ]
+        number = int(one["route"].removeprefix("/r/"))
+        fails = number % 10 == 0
+        assert (fails, "ArgumentError" if fails else None) == (one["failed"], one["exception"])
+    assert {f"/r/{n}": tree(n) for n in range(1, REQUESTS + 1)} == found
+    # The query that is of no request.
+    assert 1 == document["left_out"]
+    assert 5 == len({one["process"] for one in document["requests"]})
+    times = [one["duration_seconds"] for one in document["requests"]]
+    assert sorted(times, reverse=True) == times
+
+
+def test_requests_of_a_route_are_shown_as_text(beam):
+    """
+    A line for each span, indented below the one that contains it; failed ones beyond the limit.
+    """
+    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    run = Run([*SCOPE_TRACE, *command, "--limit", "1", "--route", "/r/?0"], None)
+    try:
+        run.wait_for_counting()
+        beam.ask("requests 50")
+        text = run.stop().output
+    finally:
+        run.close()
+    assert "5 requests, 5 failed" in text
+    assert 5 == text.count("  failed\n")
+    assert "        *.query " in text

@@ -1,0 +1,179 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% Ails in one of many ways at a time.
+%%
+%%   plant CASE    ails from now on: "done CASE"
+%%   cure          ends what was planted: "done cure"
+-module(ailing).
+-behaviour(supervisor).
+-behaviour(application).
+-export([start/0, main/0, start/2, stop/1, init/1]).
+-export([hold/0, cache/0, collector/1, spinner/0, suspender/1, writer/1, loader/0]).
+-export([dies/0, crash/0, caller/0, slow/0, spin/1, dirty/1, queue_writer/0, stays/0]).
+
+-define(MAILBOX, 12345).
+-define(ALIKE, 12345).
+-define(BINARIES, 200).
+
+start() -> spawn_opt(?MODULE, main, [], [{priority, max}]).
+
+main() ->
+    register(ailing_main, self()),
+    process_flag(trap_exit, true),
+    control:serve(fun(_) -> put(planted, []) end, fun command/2).
+
+command(_, ["plant", Case]) ->
+    put(planted, plant(list_to_atom(Case)) ++ get(planted)),
+    ["done ", Case];
+command(_, ["cure"]) ->
+    [end_of(Pid) || Pid <- get(planted)],
+    put(planted, []),
+    "done cure".
+
+%% Nothing ends one in a dirty native function before that does.
+end_of({wait, Pid}) ->
+    Monitor = erlang:monitor(process, Pid),
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end;
+end_of(Pid) ->
+    Monitor = erlang:monitor(process, Pid),
+    unlink(Pid),
+    exit(Pid, kill),
+    receive
+        {'DOWN', Monitor, _, _, _} -> ok
+    end.
+
+plant(mailbox) ->
+    Pid = named(slow_writer, fun hold/0),
+    [Pid ! {cast, I, <<"0123456789abcdef">>} || I <- lists:seq(1, ?MAILBOX)],
+    [Pid];
+plant(many_mailboxes) ->
+    Pids = [spawn(?MODULE, hold, []) || _ <- lists:seq(1, 1000)],
+    [Pid ! I || Pid <- Pids, I <- lists:seq(1, 1003)],
+    Pids;
+plant(logger) ->
+    Pid = named(logger_std_h_planted, fun hold/0),
+    [Pid ! {log, I} || I <- lists:seq(1, 777)],
+    [Pid];
+plant(binaries) ->
+    Pid = named(session_cache, fun cache/0),
+    receive {Pid, ready} -> ok end,
+    [Pid];
+plant(alike) ->
+    [spawn(?MODULE, hold, []) || _ <- lists:seq(1, ?ALIKE)];
+plant(deadlock) ->
+    Names = [orders, stock, billing],
+    Pids = [element(2, {ok, _} = gs_circle:start(Name)) || Name <- Names],
+    [gen_server:cast(A, {ask, B}) || {A, B} <- [{orders, stock}, {stock, billing}, {billing, orders}]],
+    [until(fun() -> process_info(Pid, current_function) =:= {current_function, {gen, do_call, 4}} end)
+     || Pid <- Pids],
+    Pids;
+plant(crowd) ->
+    Pid = named(checkout, fun slow/0),
+    [Pid | [spawn(?MODULE, caller, []) || _ <- lists:seq(1, 23)]];
+plant(suspended) ->
+    Pid = named(debugged, fun hold/0),
+    By = named(debugger_of_it, fun() -> suspender(Pid) end),
+    until(fun() -> process_info(Pid, status) =:= {status, suspended} end),
+    [Pid, By];
+plant(port) ->
+    Pid = named(printer, fun() -> writer("sh -c 'while kill -0 $PPID; do sleep 1; done'") end),
+    until(fun() -> process_info(Pid, status) =:= {status, suspended} end),
+    [Pid];
+plant(code) ->
+    [spawn(?MODULE, loader, []) || _ <- lists:seq(1, 40)];
+plant(starved) ->
+    _ = [spawn(?MODULE, spinner, []) || _ <- lists:seq(1, 4)],
+    [spawn_opt(?MODULE, spinner, [], [{priority, high}])
+     || _ <- lists:seq(1, erlang:system_info(schedulers_online))];
+plant(gc) ->
+    [named(heavy_collector, fun() -> collector(lists:seq(1, 1000000)) end)];
+plant(crash) ->
+    {ok, Pid} = supervisor:start_link({local, worker_sup}, ?MODULE, crash),
+    [Pid];
+plant(wedged) ->
+    _ = names_nif:load(),
+    [named(hasher, fun() -> spin(2500) end)];
+plant(dirty) ->
+    _ = names_nif:load(),
+    [{wait, spawn(?MODULE, dirty, [2000])} || _ <- lists:seq(0, erlang:system_info(dirty_cpu_schedulers))];
+plant(atoms) ->
+    [list_to_atom("ctl-" ++ integer_to_list(I) ++ "@localhost") || I <- lists:seq(1, left())],
+    [];
+plant(stopping) ->
+    ok = application:load({application, shop, [{mod, {?MODULE, []}}, {applications, [kernel, stdlib]}]}),
+    ok = application:start(shop),
+    init:stop(),
+    until(fun() ->
+        {current_function, {M, F, _}} = process_info(whereis(shop_sup), current_function),
+        {M, F} =:= {supervisor, shutdown}
+    end),
+    [].
+
+left() -> erlang:system_info(atom_limit) * 96 div 100 - erlang:system_info(atom_count).
+
+named(Name, Fun) ->
+    Main = self(),
+    Pid = spawn(fun() -> put(main, Main), Fun() end),
+    true = register(Name, Pid),
+    Pid.
+
+hold() -> receive stop -> ok end.
+
+cache() ->
+    Held = [binary:part(binary:copy(<<I>>, 1 bsl 20), 0, 1000) || I <- lists:seq(1, ?BINARIES)],
+    get(main) ! {self(), ready},
+    receive stop -> Held end.
+
+collector(Heap) ->
+    erlang:garbage_collect(),
+    collector(Heap).
+
+spinner() -> spinner().
+
+suspender(Pid) ->
+    erlang:suspend_process(Pid),
+    hold().
+
+writer(Program) -> write(open_port({spawn, Program}, [binary])).
+
+write(Port) ->
+    erlang:port_command(Port, binary:copy(<<0>>, 1000000)),
+    write(Port).
+
+loader() ->
+    _ = code:ensure_loaded(a_module_that_is_not_there),
+    loader().
+
+slow() -> receive {'$gen_call', _, _} -> receive never -> ok end end.
+caller() -> gen_server:call(checkout, pay, infinity).
+
+spin(Milliseconds) -> names_nif:spin(Milliseconds).
+dirty(Milliseconds) -> names_nif:dirty_spin(Milliseconds).
+
+dies() -> {ok, spawn_link(?MODULE, crash, [])}.
+crash() -> receive after 5 -> exit(crashed) end.
+
+init(crash) ->
+    {ok, {#{intensity => 1000000, period => 10}, [#{id => worker, start => {?MODULE, dies, []}}]}};
+init(shop) ->
+    Writer = #{id => queue_writer, start => {?MODULE, queue_writer, []}, shutdown => infinity},
+    {ok, {#{}, [Writer]}}.
+
+start(_, _) -> supervisor:start_link({local, shop_sup}, ?MODULE, shop).
+stop(_) -> ok.
+
+queue_writer() ->
+    Pid = spawn_link(?MODULE, stays, []),
+    true = register(queue_writer, Pid),
+    {ok, Pid}.
+
+stays() ->
+    process_flag(trap_exit, true),
+    hold().
+
+until(Holds) ->
+    case Holds() of
+        true -> ok;
+        false -> receive after 1 -> until(Holds) end
+    end.
