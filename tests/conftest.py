@@ -36,6 +36,7 @@ if "SCOPE_EBPF_CACHE" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Keep the tests on real VMs in one process of ``pytest -n``; the others run beside them.
