@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from scope_ebpf.attach.plan import Plan
 from scope_ebpf.beam.hidden.resolve import hidden_of, resolve
-from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
+from scope_ebpf.beam.vm.constants import FORM_ATOMS, kernel_constants, known, symbol_values
 from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.kernel.observers.session import DEFAULT_RING_BYTES, Session
 from scope_ebpf.planning.planner import make_plan
@@ -119,11 +119,16 @@ def open_governed_session(
     target: Target, planned: Planned, attacher: Attacher, pool: ProgramPool | None = None
 ) -> GovernedSession:
     """A session of what is *planned* on *target*, in which no hook is attached yet."""
+    # Its programs count, and tell no forms of messages: the atoms of these differ from VM to VM,
+    # and programs with them would serve one VM alone.
+    settings = planned.settings.copy()
+    for name in FORM_ATOMS:
+        settings[name] = 0
     return GovernedSession(
         planned.plan,
         target.identity,
         target.base,
-        planned.settings,
+        settings,
         attacher=attacher,
         pool=pool,
         addresses=planned.addresses,

@@ -55,6 +55,7 @@ QUOTA = 4.0
 LIMIT = 8 << 30
 #: A process that reads nothing, and what waits for it; one whose children end at once; and one that
 #: holds a binary of 32 MB and a table of 16 MB, so that neither kind of memory is next to nothing.
+#: And a node that it is connected to, which ends with it.
 DEAF, WAITING = "scope_deaf", 2300
 PLANT = f"""
     begin
@@ -66,6 +67,8 @@ PLANT = f"""
             [ets:insert(element(1, Held), {{I, lists:seq(1, 100)}}) || I <- lists:seq(1, 10000)],
             receive never -> Held end
         end),
+        Loopback = ["-kernel", "inet_dist_use_interface", "{{127,0,0,1}}"],
+        {{ok, _, _}} = peer:start(#{{name => scope_peer, args => Loopback}}),
         done
     end"""
 #: Rates and the deaf one's mailbox are in the second look at the processes that we take.

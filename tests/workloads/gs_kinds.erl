@@ -29,7 +29,7 @@ main() ->
 command(_Control, ["load", Text]) ->
     gs_times:new(),
     Until = erlang:monotonic_time(millisecond) + list_to_integer(Text),
-    _ = catch erlang:resume_process(whereis(gs_late)),
+    _ = (catch erlang:resume_process(whereis(gs_late))),
     wait(clients(Until)),
     %% It has far more to do than it can: here it stops.
     true = erlang:suspend_process(whereis(gs_late)),

@@ -48,16 +48,15 @@ _OFFSETS = {
 _SENDERS = {"25": 32, "27": 32}
 #: By program: the VM makes these atoms when it starts, in an order of its build.
 _indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
-_ATOMS = {
-    "am_normal": "normal",
-    "am_shutdown": "shutdown",
-    "am_killed": "killed",
+#: Atoms that tell the form of a message: some of them are made when modules are loaded.
+FORM_ATOMS = {
     "am_gen_call": "$gen_call",
     "am_gen_cast": "$gen_cast",
     "am_system": "system",
     "am_alias": "alias",
     "am_down": "DOWN",
 }
+_ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed"} | FORM_ATOMS
 
 
 def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
