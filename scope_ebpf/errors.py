@@ -8,11 +8,14 @@ A message says what happened, why, and what to do now. ``cli.main`` catches
 
 from __future__ import annotations
 
+#: The exit code of a mistake of the program, EX_SOFTWARE of sysexits.h: 1 is that of findings.
+UNEXPECTED = 70
+
 
 class ScopeError(Exception):
     """Something a user can act on. Subclasses carry the exit code."""
 
-    exit_code = 1
+    exit_code = UNEXPECTED
     #: Lines of another program that explain it, such as a compiler's.
     details: tuple[str, ...] = ()
 

@@ -105,7 +105,7 @@ class Threads:
             ),
             *_who(longest),
             *_where(longest),
-            f"; {waiting} wait there",
+            f"; {waiting} processes and ports wait in their run queues",
         )
         about = _subject(longest)
         if longest.nif:

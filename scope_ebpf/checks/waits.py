@@ -87,8 +87,13 @@ class Suspended:
             )
             evidence = self._evidence(stuck)
             evidence["queued_bytes"] = queued
+            about: Subject = {"peer": peer}
+            following = ("links {pid} --once",)
+            weight = len(stuck)
             made.append(
-                Finding("full_link", "critical", {"peer": peer}, text, evidence, weight=len(stuck))
+                Finding(
+                    "full_link", "critical", about, text, evidence, "certain", following, weight
+                )
             )
         return made
 

@@ -10,6 +10,7 @@ from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import add_format, interval
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.runs.check import check
+from scope_ebpf.runs.terminal import announce
 from scope_ebpf.sinks.check import lines
 from scope_ebpf.sinks.plain import say
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-d",
         "--duration",
         type=interval,
-        default="3",
+        default="3s",
         metavar="TIME",
         help="how long to look: 10, 10s, 500ms (default: %(default)s)",
     )
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fail-on",
         choices=("warning", "critical", "never"),
         default="warning",
-        help="the severity from which on the exit code is 1 (default: %(default)s)",
+        help="the least severity at which the exit code is 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--redact",
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, then print; raises ScopeError."""
-    found = check(target_of(arguments), arguments.duration)
+    target = target_of(arguments)
+    announce(f"checking process {target.pid} for {arguments.duration:g} s; Ctrl-C ends it")
+    found = check(target, arguments.duration)
     document = _redacted(found) if arguments.redact else found.as_json()
     if arguments.format == "text":
         say("\n".join(lines(document)), sys.stdout)

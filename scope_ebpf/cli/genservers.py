@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=above_zero, default=20, help="rows (default: %(default)s; all in JSON)"
     )
-    parser.add_argument(
+    hooks = parser.add_mutually_exclusive_group()
+    hooks.add_argument(
         "--budget",
         type=budget,
         default="1",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the VM's CPU, what hooks may take: rates and times of messages are estimated from "
         "moments (default: %(default)s%%); none counts everything",
     )
-    parser.add_argument(
+    hooks.add_argument(
         "--no-hooks",
         dest="budget",
         action="store_const",
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = ServerOptions(arguments.duration, arguments.by, arguments.budget, arguments.max_cost)
     found, error = watch(viewer, options)
     if arguments.format == "text":
-        say("\n".join(lines(found, arguments.sort, arguments.limit)), sys.stdout)
+        say("\n".join(lines(found, arguments.sort, arguments.limit, arguments.by)), sys.stdout)
     else:
         print_document(found.as_json(), arguments.format)
     if error:

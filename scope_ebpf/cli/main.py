@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from scope_ebpf.cli.target import UnknownVmError, WordsError
-from scope_ebpf.errors import ScopeError, UsageError
+from scope_ebpf.errors import UNEXPECTED, ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
 from scope_ebpf.pipes import UnreadPipeError, guarded_streams
 from scope_ebpf.sinks.plain import plain, say, spelled
@@ -107,7 +107,7 @@ def _run(words: list[str]) -> int:
         return 130
     except Exception as error:  # noqa: BLE001 - what a hostile VM leads to is anything
         _say_where(error)
-        return ScopeError.exit_code
+        return UNEXPECTED
     return code
 
 

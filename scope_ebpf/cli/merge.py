@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument(
-        "captures", metavar="FILE", nargs="+", help="what `scope-trace record` wrote, one a node"
+        "captures",
+        metavar="FILE",
+        nargs="+",
+        help=f"2 to {MOST_CAPTURES} captures of `scope-trace record`, one of each node",
     )
     parser.add_argument(
         "-o",

@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=above_zero,
         default=20,
         metavar="N",
-        help="the slowest N; those that failed are shown as well (default: %(default)s)",
+        help="the slowest N; those that failed and fit are shown as well (default: %(default)s)",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"with [[telemetry.event]] for events of yours (default: {DEFAULT_CONFIG}, if it is "
+        help=f"with [[telemetry.event]] for your own events (default: {DEFAULT_CONFIG}, if it is "
         "there)",
     )
     add_max_cost(parser)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"with [[telemetry.event]] for events of yours (default: {DEFAULT_CONFIG}, if it is "
+        help=f"with [[telemetry.event]] for your own events (default: {DEFAULT_CONFIG}, if it is "
         "there)",
     )
     add_max_cost(parser)

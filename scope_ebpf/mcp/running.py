@@ -38,7 +38,8 @@ _MOST_OUTPUT, _MOST_SAID = 16 << 20, 8 << 10
 #: Calls that may wait for the one that runs.
 _WAITING = 8
 #: Words that begin lines which say that all is well.
-_USUAL = ("tracing process", "this takes", "written: ")
+_STARTED = ("tracing process", "watching process", "profiling process", "checking process")
+_USUAL = (*_STARTED, "this takes", "written: ")
 
 
 @dataclass(frozen=True, slots=True)

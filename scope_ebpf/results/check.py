@@ -126,8 +126,9 @@ class Check:
             return f"{found[0].severity}: {found[0].text(write)}{rest}"
         if not self.checked:
             return "nothing could be looked at"
+        parts = "part was" if len(self.checked) == 1 else "parts were"
         rest = f"; {len(self.not_checked)} could not be looked at" if self.not_checked else ""
-        return f"good: nothing was found in {len(self.checked)} parts{rest}"
+        return f"good: nothing was found; {len(self.checked)} {parts} looked at{rest}"
 
     def as_json(
         self, write: Callable[[Name], str] = lambda name: name.text, *, redacted: bool = False

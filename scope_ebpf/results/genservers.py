@@ -186,7 +186,7 @@ class GenServers:
             )
         worst = max(self.modules, key=_waiting, default=None)
         if worst is None or _waiting(worst) < _WORTH_NAMING:
-            return Verdict(None, "hardly anybody waits for a server")
+            return Verdict(None, "no server is waited for much")
         root = self._root(worst.module)
         return Verdict(worst.module, self._because(worst, root), root)
 

@@ -191,7 +191,10 @@ class Windows(Counting):
         found = ServerEvents()
         self._finish(found)
         if not self._windows:
-            found.notes.append("the VM used too little CPU for hooks within the budget")
+            found.notes.append(
+                "no message was counted: the VM used so little CPU that the budget paid for no "
+                "window; --budget none counts everything"
+            )
             return found
         found.notes.append(
             f"messages were seen in {len(self._windows)} windows of {self._observed():.3g} s "

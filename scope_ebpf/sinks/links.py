@@ -30,7 +30,7 @@ def lines(found: Links, limit: int) -> list[str]:
     if found.rows:
         text.append(_ROW.format(*_HEADINGS).rstrip())
     else:
-        text.append("it is connected to no other node, and to none a connection is being made")
+        text.append("no connection to another node, and none being set up")
     for row in found.rows[:limit]:
         text += _lines(row)
     if len(found.rows) > limit:

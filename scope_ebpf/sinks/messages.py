@@ -89,7 +89,7 @@ def print_report(merged: clusters.MergeDocument, output: TextIO) -> None:
     """The same for people."""
     for node in merged["nodes"]:
         clock = node["clock"]
-        said = "time as its host has it, for all" if node["aligned"] else "its clock is not aligned"
+        said = "its clock is the reference" if node["aligned"] else "its clock is not aligned"
         if clock:
             said = (
                 f"clock {clock['offset_seconds']:+.6f} s, {clock['drift_ppm']:+.2f} ppm, "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scope_ebpf.results.server_events import Times
 
 _ROW = "{:<32.32} {:>6} {:>5} {:>5} {:>6} {:>6} {:>5}  {}"
+#: The first is that of modules; of other rows it is what they are.
 _HEADINGS = ("MODULE", "PROCS", "BUSY", "MAX", "MAIL", "LONG", "WAIT", "BUSY IN")
 #: The same with what hooks see.
 _WIDE_ROW = (
@@ -36,26 +37,30 @@ _KEYS: dict[str, Callable[[Module], float]] = {
 SORTS = tuple(_KEYS)
 
 
-def lines(found: GenServers, sort: str, limit: int) -> list[str]:
-    """Write *found*, at most *limit* modules with most of *sort*."""
+def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[str]:
+    """Write *found*, at most *limit* rows with most of *sort*; a row is of *by*."""
     target = found.target
+    looks = "look" if found.looks == 1 else "looks"
     head = (
         f"{target['node'] or '?'}  pid {target['pid']}  OTP {target['otp_release']}  "
-        f"{found.seconds:.1f} s, {found.looks} looks, {_hooks(found)}, "
+        f"{found.seconds:.1f} s, {found.looks} {looks}, {_hooks(found)}, "
         f"{found.cpu_seconds:.2f} s of CPU"
     )
     wide = found.cost is not None
-    text = [head, _WIDE_ROW.format(*_WIDE_HEADINGS) if wide else _ROW.format(*_HEADINGS)]
+    row, headings = (_WIDE_ROW, _WIDE_HEADINGS) if wide else (_ROW, _HEADINGS)
+    text = [head, row.format(by.upper(), *headings[1:])]
     modules = sorted(found.modules, key=_KEYS[sort], reverse=True)
     text += [_wide_row(one) if wide else _row(one) for one in modules[:limit]]
     if len(modules) > limit:
-        text.append(f"and {len(modules) - limit} modules more")
+        text.append(f"and {len(modules) - limit} more")
     if found.edges:
         rates = ", calls per second" if wide else ""
-        text += ["", f"who waits for whom, seconds of waiting per second{rates}"]
+        text += ["", f"who waits for whom, callers that wait at any time{rates}"]
         text += [_edge(edge, found.seconds) for edge in found.edges[:_EDGES]]
     if found.unresolved >= 0.05:
-        text.append(f"for whom {found.unresolved:.1f} callers wait at any time was not found out")
+        text.append(
+            f"{found.unresolved:.1f} callers at any time wait for a server that was not identified"
+        )
     text += found.notes
     verdict = found.verdict
     start = (
@@ -67,8 +72,9 @@ def lines(found: GenServers, sort: str, limit: int) -> list[str]:
 def _hooks(found: GenServers) -> str:
     if found.cost is None:
         return "no hooks"
-    share = "?" if found.cost.share is None else f"{found.cost.share:.1%}"
-    return f"hooks took {share} of its CPU"
+    if found.cost.share is None:
+        return "hooks took too little to tell"
+    return f"hooks took {found.cost.share:.1%} of its CPU"
 
 
 def _edge(edge: Edge, seconds: float) -> str:

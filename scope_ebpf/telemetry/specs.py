@@ -99,7 +99,9 @@ def of_config(path: Path) -> list[Spec]:
     """The specifications in a user's config, none if it has none; SpecError."""
     try:
         if not path.is_file():
-            raise SpecError(f"cannot read the config {path}: it is no file")
+            raise SpecError(
+                f"cannot read the config {path}: there is no such file, or it is not a regular file"
+            )
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except OSError as error:
@@ -123,7 +125,9 @@ def of_table(table: object, source: str) -> list[Spec]:
 def parse(tables: object, source: str) -> list[Spec]:
     """The specifications in *tables*; SpecError names *source* and what is wrong there."""
     if not isinstance(tables, list) or len(tables) > MOST_SPECS:
-        raise SpecError(f"{source}: [[event]] must be tables, {MOST_SPECS} at most")
+        raise SpecError(
+            f"{source}: events must be tables [[telemetry.event]], {MOST_SPECS} at most"
+        )
     found = [_parse(table, f"{source}: event {n}") for n, table in enumerate(tables, 1)]
     names = [spec.event for spec in found]
     for spec in found:
@@ -142,7 +146,8 @@ def _parse(table: object, where: str) -> Spec:
     if not isinstance(table, dict):
         raise SpecError(f"{where} is no table")
     if unknown := sorted(set(table) - _KEYS):
-        raise SpecError(f"{where}: there is no key {unknown[0]!r}; {', '.join(sorted(_KEYS))} are")
+        keys = ", ".join(sorted(_KEYS))
+        raise SpecError(f"{where}: there is no key {unknown[0]!r}; the keys are {keys}")
     name = _event(table.get("event"), where)
     where = f"{where} ({'.'.join(name)})"
     durations = _texts(table.get("durations", ["duration"]), f"{where}: durations")

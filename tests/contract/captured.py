@@ -51,6 +51,7 @@ FORMS = [
         r"\S+  pid \d+  OTP \d+ \((jit|emu)\)(, by \w+)?",  # whom a table is of
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
         r"  \S+ -> \S+  [\d.]+(  [\d.]+)?",  # who waits for whom
+        r"and \d+ more",
     )
 ]
 #: Figures of few letters in a line of several.

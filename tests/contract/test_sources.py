@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -108,7 +109,8 @@ def test_each_error_has_its_own_exit_code():
     assert codes.pop("TargetChangedError") == codes["TargetEndedError"]
     assert codes.pop("NoAnswerError") == codes["TooMuchError"]
     assert len(codes) == len(set(codes.values()))
-    assert set(codes.values()) <= set(range(1, 64))
+    assert codes.pop("ScopeError") == errors.UNEXPECTED == os.EX_SOFTWARE
+    assert set(codes.values()) <= set(range(2, 64))
     assert codes["UsageError"] == 2
 
 

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import documents
 import pytest
 from profile_fixtures import TARGET
 
-from scope_ebpf.checks.waits import _circles, _root
+from scope_ebpf.checks import waits
+from scope_ebpf.checks.waits import Suspended, _circles, _root
+from scope_ebpf.cli import check as command
+from scope_ebpf.cli import main as cli
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 from scope_ebpf.sinks.check import lines
 
@@ -102,6 +106,40 @@ def test_circles_of_waiting_are_found_once_and_chains_have_a_root():
     assert [[1, 2, 3]] == _circles(waits)
     assert 9 == _root(8, waits)
     assert _root(7, waits) in (1, 2, 3)
+
+
+def test_a_full_link_has_a_next_command(monkeypatch: pytest.MonkeyPatch):
+    """
+    As the other findings: the command that shows the link, with the VM's pid filled in.
+    """
+    reader = SimpleNamespace(full=lambda: [(1, 4096, [7, 8])])
+    monkeypatch.setattr(waits, "ConnectionReader", lambda _: reader)
+    viewer = SimpleNamespace(atoms=SimpleNamespace(text=lambda _: "peer@host"))
+    scene = SimpleNamespace(
+        target=None, viewer=viewer, seconds=3.0, rows_of=lambda pids: pids, involved=lambda _: []
+    )
+    (found,) = Suspended(scene)._links({7, 8, 9})
+    document = documents.validated(check(found).as_json())
+    (one,) = document["findings"]
+    assert ("full_link", 2) == (one["kind"], one["evidence"]["count"])
+    assert [f"scope-trace links {TARGET['pid']} --once"] == one["next"]
+
+
+def test_a_check_says_on_stderr_that_it_has_begun(monkeypatch, capsys):
+    """
+    Before it looks, so that who waits for it knows for how long; a document alone is on stdout.
+    """
+    said = []
+
+    def looked(_target: object, _seconds: float) -> Check:
+        said.append(capsys.readouterr().err)
+        return Check(TARGET, 3.0, [], ["mailboxes", "memory"])
+
+    monkeypatch.setattr(command, "target_of", lambda _: SimpleNamespace(pid=41))
+    monkeypatch.setattr(command, "check", looked)
+    assert 0 == command.run(cli.parsed(["check", "41"]))
+    assert ["scope-trace: checking process 41 for 3 s; Ctrl-C ends it\n"] == said
+    assert capsys.readouterr().out.startswith("good: nothing was found; 2 parts were looked at\n")
 
 
 def test_every_kind_is_documented():

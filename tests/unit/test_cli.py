@@ -208,6 +208,21 @@ def test_a_time_has_one_parser(option: str, words: list[str], text: str, expecte
     assert expected * (1000 if name == "slow_call" else 1) == arguments[name]
 
 
+@pytest.mark.parametrize(
+    "words", [["--budget", "none", "--no-hooks"], ["--no-hooks", "--budget=1"]]
+)
+def test_a_budget_for_hooks_and_no_hooks_exclude_each_other(
+    words: list[str], capsys: pytest.CaptureFixture
+):
+    """
+    Whichever comes last: neither option overrides the other in silence.
+    """
+    assert 2 == ended("genservers", "1", *words)
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert cli.parsed(["genservers", "1", "--no-hooks"]).budget is None
+    assert 0.01 == cli.parsed(["genservers", "1"]).budget
+
+
 @pytest.fixture
 def no_vms(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(discover, "beams", list)
@@ -385,7 +400,7 @@ def test_a_bug_is_told_with_its_place(
     """
     error = LookupError("\x1b[2J\nx")
     monkeypatch.setattr(cli.importlib, "import_module", lambda _: Command(raising(error)))
-    assert 1 == cli.main(["list"])
+    assert 70 == cli.main(["list"])
     first, *frames = capsys.readouterr().err.splitlines()
     assert "scope-trace: a mistake of ours, LookupError: ?[2J?x. Traceback:" == first
     assert frames[-1].endswith(" run")

@@ -8,6 +8,7 @@ import documents
 from profile_fixtures import TARGET
 
 from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.results.server_events import Cost
 from scope_ebpf.runs.genservers import Looking
 from scope_ebpf.sinks.servers import lines
 
@@ -74,7 +75,7 @@ def test_a_calm_vm_has_no_bottleneck():
     Neither has one without servers.
     """
     for calm in (view(), view(module("idle", 0.01))):
-        assert (None, "hardly anybody waits for a server") == (
+        assert (None, "no server is waited for much") == (
             calm.verdict.bottleneck,
             calm.verdict.because,
         )
@@ -87,11 +88,32 @@ def test_text_is_for_people_and_no_terminal_obeys_it():
     text = lines(view(*CHAIN, module("evil\x1b[2J\n", 0.2), edges=WAITS), "waiting", 3)
     assert text[2].startswith("front ")
     assert text[4].startswith("Shop.Repo ")
-    assert "and 1 modules more" in text
+    assert "and 1 more" in text
     assert "  middle -> Shop.Repo  0.88" in text
     assert text[-1].startswith("most waiting goes through front: ")
     whole = lines(view(*CHAIN, module("evil\x1b[2J\n", 0.2), edges=WAITS), "busy", 9)
     assert all(line.isprintable() for line in whole)
+
+
+def test_the_first_heading_is_what_a_row_is_of():
+    """
+    MODULE, or what --by asked for; the row below it has the same columns.
+    """
+    for by, heading in (("module", "MODULE"), ("name", "NAME"), ("process", "PROCESS")):
+        text = lines(view(*CHAIN), "waiting", 3, by)
+        assert [heading, "PROCS", "BUSY"] == text[1].split()[:3]
+        assert text[1].index("PROCS") + len("PROCS") == text[2].index(" 1 ") + len(" 1")
+
+
+def test_figures_that_are_one_or_unknown_have_their_words():
+    """
+    One look is no looks; a share that is not known is no question mark.
+    """
+    found = view(*CHAIN, unresolved=0.25, cost=Cost(5, 0, None, None))
+    found.looks = 1
+    text = lines(found, "waiting", 3)
+    assert ", 1 look, hooks took too little to tell, " in text[0]
+    assert any(line.endswith("wait for a server that was not identified") for line in text)
 
 
 def test_the_document_fits_its_schema():

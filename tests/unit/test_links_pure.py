@@ -422,7 +422,7 @@ def test_a_vm_without_peers_says_so():
     """
     It is not an empty table.
     """
-    assert "connected to no other node" in lines(Links(TARGET, 1.0, []), 5)[1]
+    assert "no connection to another node" in lines(Links(TARGET, 1.0, []), 5)[1]
 
 
 def test_the_document_fits_its_schema_where_nothing_is_known():

@@ -316,7 +316,7 @@ def test_what_is_no_document_is_an_error(tmp_path: Path):
     """
     A command that fails is told by what it said, without what it says each time.
     """
-    body = "print('no JSON'); sys.stderr.write('scope-trace: x\\x1b ended\\ntracing process 1\\n')"
+    body = "print('no JSON'); sys.stderr.write('scope-trace: x\\x1b ended\\nchecking process 1\\n')"
     made, _ = runner(tmp_path, body + "; sys.exit(3)")
     ended = anyio.run(made.run, PLAIN, {})
     assert Ended(3, None, "x? ended") == ended

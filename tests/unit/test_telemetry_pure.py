@@ -69,14 +69,23 @@ def test_a_user_adds_a_library_in_three_lines(tmp_path: Path):
     assert len(specs.shipped()) == len(merged)
 
 
+def test_a_config_that_is_missing_or_no_file_is_refused(tmp_path: Path):
+    """
+    The text says both, since either leaves nothing to read.
+    """
+    for path in (tmp_path, tmp_path / "missing.toml"):
+        with pytest.raises(SpecError, match=r"there is no such file, or it is not a regular file"):
+            specs.of_config(path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("= 3", "is no TOML"),
         ("telemetry = 3", "[[telemetry.event]]"),
         ("[telemetry]\nevents = []", "nothing else"),
-        ("[telemetry]\nevent = 3", "must be tables"),
-        ("[[telemetry.event]]\nname = 'a'", "there is no key 'name'"),
+        ("[telemetry]\nevent = 3", "must be tables [[telemetry.event]]"),
+        ("[[telemetry.event]]\nname = 'a'", "there is no key 'name'; the keys are classes, "),
         ("[[telemetry.event]]\nlabels = {}", "event must be"),
         ("[[telemetry.event]]\nevent = 'a.b.c.d.e.f.g.h.i'", "1 to 8 atoms"),
         ("[[telemetry.event]]\nevent = 'a.*'", "* stands for all atoms but the last"),
