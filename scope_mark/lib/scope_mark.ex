@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 defmodule ScopeMark do
   @moduledoc """
-  Marks compiled code, so that `scope-trace marks` sees its calls and returns from outside the node.
+  Marks compiled code, so that each call and return can be seen from outside the node.
 
   In `mix.exs`:
 

@@ -10,7 +10,7 @@
     "       scope-mark PATH... --info [--format text|json]\n"
     "\n"
     "Writes markers into the .beam files at PATH (files, or folders such as a release), so that\n"
-    "'scope-trace marks' sees calls and returns of their functions from outside the node.\n"
+    "each call and return can be seen from outside the node.\n"
     "\n"
     "  --profile P       callbacks: callbacks of behaviours; all: every function; none: as --unmark\n"
     "  --only PATTERN    mark only functions that match MODULE[:FUNCTION[/ARITY]]; * is anything; repeatable\n"

@@ -21,7 +21,7 @@ init(State) ->
         {example, "rebar3 scope_mark compile"},
         {opts, []},
         {short_desc, "marks compiled code"},
-        {desc, "Marks compiled code, so that scope-trace marks sees its calls from outside the node."}
+        {desc, "Marks compiled code, so that each call and return can be seen from outside the node."}
     ]),
     {ok, rebar_state:add_provider(State, Provider)}.
 
