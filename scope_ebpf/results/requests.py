@@ -142,6 +142,10 @@ class Requests:
         if stack and (level < stack[-1].level or any(one.stem == stem for one in stack)):
             self._give_up(pid)  # what was open has ended without an event
             stack = []
+        if stack and len(stack[-1].tree.spans) >= _MOST_SPANS:
+            self._give_up(pid)
+            self.left_out += 1
+            return
         tree = stack[-1].tree if stack else _Tree()
         number = tree.add(None, stack[-1].number if stack else -1)
         if pid not in self._open:

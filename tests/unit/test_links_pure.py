@@ -418,6 +418,32 @@ def test_a_table_obeys_no_peer_and_says_what_it_leaves_out():
     assert "not read: tcp: no" in text
 
 
+def test_names_of_peers_make_no_labels_without_end():
+    """
+    Of 23 new names in each of 23 readings twenty become labels in an hour; the rest is other.
+    """
+    peers, names = Peers(), set()
+    for at in range(23):
+        links = [linked(23 * at + n, 100, busy=True) for n in range(23)]
+        names |= {one.peer for one in peers.update(links, float(at))}
+    assert OTHER in names
+    assert len(names - {OTHER}) == 20
+    found = peers.update([linked(9999, 100, busy=True)], 4000.0)
+    assert {one.peer for one in found} - {OTHER} != set()
+
+
+def test_a_link_that_could_not_be_read_once_is_not_counted_twice():
+    """
+    Between 1,000 bytes and 1,023 lies a reading without them: 1,023 in all.
+    """
+    peers = Peers()
+    peers.update([linked(1, 1000)], 0.0)
+    peers.update([replace(linked(1, 1000), port=None)], 1.0)
+    (found,) = peers.update([linked(1, 1023)], 2.0)
+    assert found.octets is not None
+    assert found.octets[0] == 1023
+
+
 def test_a_vm_without_peers_says_so():
     """
     It is not an empty table.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Peers that have a name, and what the rest is called.
 MOST, OTHER = 5, "other"
+#: Names that become labels of one VM within so many seconds: whoever connects chooses his own.
+_NEW, _PERIOD = 20, 3600.0
 #: Bytes of a queue that make a link worth a name.
 _LONG = 1 << 16
 #: One connection: where its entry lies, and its number.
@@ -49,6 +51,8 @@ class Peers:
         self._waiting: dict[tuple[_Key, int], float] = {}
         #: Bytes from and to each name since it is one.
         self._totals: dict[str, tuple[int, int]] = {}
+        #: When each name became a label.
+        self._told: dict[str, float] = {}
 
     def update(self, links: Iterable[Link], now: float) -> tuple[PeerReading, ...]:
         """Take the *links* of a reading at *now*, in monotonic seconds."""
@@ -66,8 +70,10 @@ class Peers:
             if link.port and link.port.traffic:
                 octets[key] = link.port.traffic.bytes_in, link.port.traffic.bytes_out
                 self._add_traffic(one, key, octets[key])
+            elif key in self._octets:  # it could not be read this time
+                octets[key] = self._octets[key]
         self._octets, self._waiting = octets, waiting
-        return self._named(sums)
+        return self._named(sums, now)
 
     def _add_traffic(self, one: _Sum, key: _Key, now: tuple[int, int]) -> None:
         """Add what passed since the last reading, all of it if the connection is new."""
@@ -78,8 +84,16 @@ class Peers:
         one.sent += now[1] - before[1]
         one.counted = True
 
-    def _named(self, sums: dict[str, _Sum]) -> tuple[PeerReading, ...]:
-        names = sorted(sums, key=lambda name: self._worth(name, sums[name]))[:MOST]
+    def _may_be_told(self, name: str, now: float) -> bool:
+        """Whether *name* is a label already, or may become one."""
+        self._told = {told: at for told, at in self._told.items() if now - at < _PERIOD}
+        if name not in self._told and len(self._told) < _NEW:
+            self._told[name] = now
+        return name in self._told
+
+    def _named(self, sums: dict[str, _Sum], now: float) -> tuple[PeerReading, ...]:
+        ranked = sorted(sums, key=lambda name: self._worth(name, sums[name]))[:MOST]
+        names = [name for name in ranked if self._may_be_told(name, now)]
         grouped: dict[str, _Sum] = {name: sums[name] for name in names}
         for name in sums.keys() - grouped.keys():
             _merge(grouped.setdefault(OTHER, _Sum()), sums[name])

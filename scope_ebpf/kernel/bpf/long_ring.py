@@ -34,9 +34,13 @@ class LongRing:
         self._lengths = self._mapping.data(np.dtype(np.uint32))
 
     def records(self) -> Iterator[bytes]:
-        """Copy out every finished record, oldest first; its room in the ring is then free again."""
-        page = mmap.PAGESIZE
-        while int(self._consumer[0]) < int(self._producer[0]):
+        """
+        Copy out every record that is finished now, oldest first; its room is then free again.
+
+        What comes meanwhile is for the next call: a VM may write as fast as this reads.
+        """
+        page, end = mmap.PAGESIZE, int(self._producer[0])
+        while int(self._consumer[0]) < end:
             start = int(self._consumer[0]) & (self._size - 1)
             length = int(self._lengths[start // 4])
             if length & _BUSY:
