@@ -208,6 +208,12 @@ _PEERS = Row(
             width=24,
             columns=(("node", "node"), ("instance", "host"), ("peer", "peer")),
         ),
+    ),
+)
+
+_WAITING = Row(
+    "Links that wait",
+    (
         Panel(
             "Waiting to be sent, by link",
             "bytes",
@@ -238,6 +244,7 @@ _PEERS = Row(
             width=8,
         ),
     ),
+    folded=True,
 )
 
 _BUSY = Row(
@@ -281,5 +288,5 @@ BOARD = Board(
     "distribution",
     "Distribution and ports",
     "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
-    (_NOW, _PORTS, _PEERS, _LINKS, _BUSY),
+    (_NOW, _PORTS, _PEERS, _WAITING, _LINKS, _BUSY),
 )
