@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: Labels with other values than those that are shown.
 Labels = tuple[str | None, ...]
 _FAILED_RESULT, _FAILED_CLASS = "error", "5"
+#: Labels that say it of each event.
+_TELLING = {"result", "status"}
 _NS = 1e9
 #: Counts that are no refusals.
 _NOT_REFUSED = ("events", "foreign", "lost")
@@ -57,6 +59,8 @@ class Row:
     slots: NDArray[np.uint64]
     #: Whether the library has an event for failures beside this one.
     tells_failures: bool = False
+    #: The part of the events that failed, None where that is not known: see :func:`judge`.
+    error_ratio: float | None = None
 
     def add(self, other: Row) -> None:
         """Count the events of *other*, of the same name, here as well."""
@@ -128,9 +132,22 @@ def folded(rows: Iterable[Row], most: int) -> list[Row]:
             first, *others = rest
             for other in others:
                 first.add(other)
+            if any(other.error_ratio != first.error_ratio for other in others):
+                first.error_ratio = None
             first.labels = None
             found.append(first)
     return found
+
+
+def judge(rows: Sequence[Row], *, whole: bool) -> None:
+    """
+    Set the error ratio of each row; *rows* are all of a run, before any is left out or folded.
+
+    If they are not the *whole*, a failed event may be missing: then what ends in ``stop`` has none.
+    """
+    for row, ratio in zip(rows, error_ratios(rows), strict=True):
+        by_exceptions = row.event.endswith(".stop") and not row.named.keys() & _TELLING
+        row.error_ratio = None if by_exceptions and not whole else ratio
 
 
 def error_ratios(rows: Sequence[Row]) -> list[float | None]:
@@ -166,7 +183,9 @@ def _error_ratio(
     if status is not None:
         return float(status.startswith(_FAILED_CLASS))
     exceptions = failed.get(stem, [])
-    if last != "stop" or row.labels is None:
+    # Labels of the first events may not have been read yet.
+    known = len({one.label_names for one in exceptions}) < 2
+    if last != "stop" or row.labels is None or not known:
         return None
     if not exceptions:
         return 0.0 if row.tells_failures else None
@@ -206,7 +225,6 @@ class Telemetry:
 
     def as_json(self) -> TelemetryDocument:
         """The document of ``telemetry --format json``."""
-        ratios = error_ratios(self.rows)
         refused = self.refused
         return {
             "schema": 1,
@@ -215,9 +233,7 @@ class Telemetry:
             "stopped_because": self.stopped_because,
             "via": self.via,
             "sampling_ratio": 1.0,
-            "events": [
-                self._event(row, ratio) for row, ratio in zip(self.rows, ratios, strict=True)
-            ],
+            "events": [self._event(row) for row in self.rows],
             "lost": self.counts["lost"],
             "refused": {
                 "large_map": refused["large_map"],
@@ -237,14 +253,14 @@ class Telemetry:
             "notes": self.notes,
         }
 
-    def _event(self, row: Row, ratio: float | None) -> TelemetryEvent:
+    def _event(self, row: Row) -> TelemetryEvent:
         return {
             "event": row.event,
             "labels": row.named,
             "other": row.labels is None,
             "count": row.count,
             "rate": round(row.count / self.seconds, 3) if self.seconds else 0.0,
-            "error_ratio": ratio,
+            "error_ratio": row.error_ratio,
             "duration_seconds": row.duration(),
             "measurements": row.measurements(),
         }

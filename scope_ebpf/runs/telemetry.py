@@ -20,7 +20,7 @@ from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.events import Hook, Variant
 from scope_ebpf.planning.planner import symbol_attachments
 from scope_ebpf.results.requests import Span
-from scope_ebpf.results.telemetry import Row, Telemetry, folded
+from scope_ebpf.results.telemetry import Row, Telemetry, folded, judge
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.target_cost import CostBrake, cpu_seconds
 from scope_ebpf.runs.trace import say_started
@@ -195,12 +195,14 @@ class TelemetryRun:
     def _result(
         self, watch: TelemetryWatch, hooks: Sequence[Attachment], seconds: float
     ) -> Telemetry:
-        rows = self._rows(watch)
+        rows, counts = self._rows(watch), watch.counts()
+        whole = not counts["overflow"] and all(row.labels is not None for row in rows)
+        judge(rows, whole=whole)
         wanted = [re.compile(translate(pattern)) for pattern in self._options.patterns]
         kept = [r for r in rows if not wanted or any(p.fullmatch(r.event) for p in wanted)]
         via = " + ".join(hook.name for hook in hooks)
         shown = folded(kept, self._options.most_rows)
-        return Telemetry(self._target.as_json(), via, seconds, shown, watch.counts())
+        return Telemetry(self._target.as_json(), via, seconds, shown, counts)
 
 
 def row_of(specs: Sequence[Spec], decoder: Decoder, row: np.void, totals: np.void) -> Row:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.results.telemetry import error_ratios
 from scope_ebpf.sinks.plain import duration, plain, spelled
 
 if TYPE_CHECKING:
@@ -38,23 +37,23 @@ def lines(found: Telemetry) -> list[str]:
     if found.rows:
         text.append(_ROW.format(*_HEADINGS))
     event = None
-    for row, ratio in zip(found.rows, error_ratios(found.rows), strict=True):
+    for row in found.rows:
         if row.event != event:
             event = row.event
             text.append(spelled(event))
-        text.append(_row(row, ratio, found.seconds))
+        text.append(_row(row, found.seconds))
     text += [f"{n:,} {_REFUSED[name]}" for name, n in found.refused.items() if n]
     text += found.notes
     return [plain(line) for line in [*text, _cost(found)]]
 
 
-def _row(row: Row, ratio: float | None, seconds: float) -> str:
+def _row(row: Row, seconds: float) -> str:
     measured = row.duration()
     times = [duration(measured[k], "") for k in ("mean", "p50", "p99")] if measured else ["-"] * 3
     return _ROW.format(
         f"{row.count:,}",
         f"{row.count / seconds:.1f}" if seconds else "-",
-        "-" if ratio is None else f"{ratio:.1%}",
+        "-" if row.error_ratio is None else f"{row.error_ratio:.1%}",
         *times,
         _labels(row),
     ).rstrip()

@@ -12,7 +12,7 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.beam.telemetry.encoding import Decoder, Encoder, other_row
-from scope_ebpf.results.telemetry import Row, Telemetry, error_ratios, folded
+from scope_ebpf.results.telemetry import Row, Telemetry, error_ratios, folded, judge
 from scope_ebpf.runs.telemetry import row_of
 from scope_ebpf.sinks.telemetry import lines
 from scope_ebpf.telemetry import specs
@@ -240,6 +240,40 @@ def test_errors_are_those_that_events_tell():
         row("other.stop", 4),
     ]
     assert [0.2, 0.2, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, None] == error_ratios(rows)
+
+
+def failing() -> list[Row]:
+    """
+    Half of route /a fails, nothing of /b.
+    """
+    return [
+        row("a.stop", 50, route="/a"),
+        row("a.stop", 9, route="/b"),
+        row("a.exception", 50, route="/a"),
+        row("h", 4, status="5xx"),
+    ]
+
+
+def test_an_error_ratio_is_that_of_all_rows_and_not_of_those_that_are_shown():
+    """
+    Without the row of the failures, half of route /a has still failed; rows of both are not told.
+    """
+    rows = failing()
+    judge(rows, whole=True)
+    shown = [one for one in rows if one.event == "a.stop"]
+    assert [0.5, 0.0] == [one.error_ratio for one in shown]
+    assert [0.5, None] == [one.error_ratio for one in folded([*shown, row("a.stop", 1)], 1)]
+
+
+def test_where_failures_may_be_missing_no_error_ratio_is_made_of_them():
+    """
+    What had no row of its own may have been a failure; a status says it of each event.
+    """
+    rows = failing()
+    judge(rows, whole=False)
+    assert [None, None, 1.0, 1.0] == [one.error_ratio for one in rows]
+    mixed = [*failing(), row("a.exception", 1)]
+    assert [None, None] == error_ratios(mixed)[:2]
 
 
 def test_a_label_reaches_no_terminal():
