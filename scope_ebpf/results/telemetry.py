@@ -145,9 +145,12 @@ def judge(rows: Sequence[Row], *, whole: bool) -> None:
 
     If they are not the *whole*, a failed event may be missing: then what ends in ``stop`` has none.
     """
+    unlabelled = {row.event for row in rows if row.labels is None and row.count}
     for row, ratio in zip(rows, error_ratios(rows), strict=True):
         by_exceptions = row.event.endswith(".stop") and not row.named.keys() & _TELLING
-        row.error_ratio = None if by_exceptions and not whole else ratio
+        failure = f"{row.event.removesuffix('.stop')}.exception"
+        hidden = not whole or failure in unlabelled
+        row.error_ratio = None if by_exceptions and hidden else ratio
 
 
 def error_ratios(rows: Sequence[Row]) -> list[float | None]:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("/etc/scope-ebpf/config.toml")
 #: Seconds between two looks for new atoms and at the cost; between two looks at names of rows, and
+#: The row of events whose name was not found.
+_NAMELESS = "(other events)"
 #: the part of the time that those may take.
 _INTERVAL, _NAMES_INTERVAL, _NAMES_SHARE = 0.25, 1.0, 0.1
 #: An HTTP status, or a text that begins with one.
@@ -196,7 +198,10 @@ class TelemetryRun:
         self, watch: TelemetryWatch, hooks: Sequence[Attachment], seconds: float
     ) -> Telemetry:
         rows, counts = self._rows(watch), watch.counts()
-        whole = not counts["overflow"] and all(row.labels is not None for row in rows)
+        # What has no row of its own, or no name, may be a failure of any event.
+        whole = not counts["overflow"] and not any(
+            row.count for row in rows if row.event == _NAMELESS
+        )
         judge(rows, whole=whole)
         wanted = [re.compile(translate(pattern)) for pattern in self._options.patterns]
         kept = [r for r in rows if not wanted or any(p.fullmatch(r.event) for p in wanted)]
@@ -212,7 +217,7 @@ def row_of(specs: Sequence[Spec], decoder: Decoder, row: np.void, totals: np.voi
     labels = decoder.labels(row, len(spec.labels)) if number else ()
     event = spec.name if number else decoder.event(row)
     if event is None:
-        event, labels = "(other events)", None
+        event, labels = _NAMELESS, None
     if labels is not None:
         labels = _shown(spec, labels)
     exception = (*spec.event[:-1], "exception")
