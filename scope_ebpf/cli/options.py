@@ -45,6 +45,22 @@ def add_count(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-n", "--count", type=above_zero, metavar="N", help=f"end after N {what}")
 
 
+def add_events_config(parser: argparse.ArgumentParser) -> None:
+    """``--config``: a file with specifications of telemetry events; None for the daemon's own."""
+    # Most commands have no use for these.
+    from pathlib import Path
+
+    from scope_ebpf.runs.telemetry import DEFAULT_CONFIG
+
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"with [[telemetry.event]] for your own events (default: {DEFAULT_CONFIG}, if it is "
+        "there)",
+    )
+
+
 def add_format(parser: argparse.ArgumentParser, *formats: str, text: str = "") -> None:
     """``--format``, one of *formats*; the first is the default."""
     about = f"{text} (default: %(default)s)".lstrip()

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scope_ebpf.cli.documents import print_document
-from scope_ebpf.cli.options import above_zero, add_duration, add_format, add_max_cost
+from scope_ebpf.cli.options import (
+    above_zero,
+    add_duration,
+    add_events_config,
+    add_format,
+    add_max_cost,
+)
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.kernel import host
-from scope_ebpf.runs.telemetry import DEFAULT_CONFIG, TelemetryOptions, TelemetryRun, specs_of
+from scope_ebpf.runs.telemetry import TelemetryOptions, TelemetryRun, specs_of
 from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.telemetry import lines
 
@@ -36,13 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows of one event; those with fewest events are shown together (default: "
         "%(default)s)",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"with [[telemetry.event]] for your own events (default: {DEFAULT_CONFIG}, if it is "
-        "there)",
-    )
+    add_events_config(parser)
     add_max_cost(parser)
     add_format(parser, "text", "json", "jsonl")
 

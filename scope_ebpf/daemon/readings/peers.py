@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Peers that have a name, and what the rest is called.
 MOST, OTHER = 5, "other"
-#: Names that become labels of one VM within so many seconds: whoever connects chooses his own.
+#: Names that become labels of one VM within so many seconds: a peer chooses its own.
 _NEW, _PERIOD = 20, 3600.0
 #: Bytes of a queue that make a link worth a name.
 _LONG = 1 << 16
