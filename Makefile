@@ -24,7 +24,7 @@ test: $(VENV)/.test objects viewer ## install what the tests need and run them a
 	@for suite in trixie sid bullseye; do tests/beams/chroot.sh $$suite >/dev/null || exit 1; done
 	@tests/dashboards/grafana/install.sh >/dev/null
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
-		$(BIN)/pytest -n 2 --dist loadgroup
+		$(BIN)/pytest -n 2 --dist loadscope
 
 lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(DEPS) build test

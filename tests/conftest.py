@@ -10,14 +10,12 @@ import os
 import shutil
 import signal
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import documents
 import pytest
 from hypothesis import HealthCheck, settings
 
-TESTS = Path(__file__).parent
 #: Folders whose tests share VMs, daemons and the host's hooks: they run one after the other.
 ONE_BY_ONE = {"kernel", "hostile", "dashboards", "packages"}
 
@@ -36,14 +34,23 @@ if "SCOPE_EBPF_CACHE" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     Keep the tests on real VMs in one process of ``pytest -n``; the others run beside them.
     """
-    for item in items:
-        if item.path.relative_to(TESTS).parts[0] in ONE_BY_ONE:
-            item.add_marker(pytest.mark.xdist_group("vms"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        """
+        Gives a process all the tests of a scope.
+        """
+
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "vms" if path.split("/")[1] in ONE_BY_ONE else path
+
+    return ByFolder(config, log)
 
 
 def unseen(config: pytest.Config) -> list[str]:
