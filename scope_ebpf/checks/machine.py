@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.checks.scene import Scene
-    from scope_ebpf.results.documents.checks import (
-        Confidence,
-        Evidence,
-        Involved,
-        Severity,
-        Subject,
-    )
+    from scope_ebpf.results.documents.checks import Evidence, Involved, Subject
+    from scope_ebpf.results.kinds import Confidence, Severity
 
 #: What ``erts_halt_progress`` is while the VM does not halt (OTP-25.2.3 erts/emulator/beam/io.c).
 _NO_HALT = 0xFFFFFFFF

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.vm.allocators import Allocator
     from scope_ebpf.checks.scene import Scene
-    from scope_ebpf.results.documents.checks import Evidence, Involved, Kind, Severity, Subject
+    from scope_ebpf.results.documents.checks import Evidence, Involved, Subject
+    from scope_ebpf.results.kinds import Kind, Severity
 
 #: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
 _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500

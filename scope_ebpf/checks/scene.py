@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.check import Finding
-    from scope_ebpf.results.documents.checks import Involved, Kind, Subject
+    from scope_ebpf.results.documents.checks import Involved, Subject
+    from scope_ebpf.results.kinds import Kind
 
 #: Processes that are read a second time; a smaller table is read as a whole.
 _AGAIN = 20_000

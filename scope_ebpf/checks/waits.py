@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.servers.waiting import Waiting
     from scope_ebpf.checks.scene import Scene
-    from scope_ebpf.results.documents.checks import Evidence, Kind, Subject
+    from scope_ebpf.results.documents.checks import Evidence, Subject
+    from scope_ebpf.results.kinds import Kind
 
 #: Slots of a port table that are read, and callers whose stacks are read.
 _MOST_PORTS, _CALLERS = 1 << 20, 4096

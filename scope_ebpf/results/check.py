@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from scope_ebpf.results.documents.checks import Confidence, Kind, Severity
+from scope_ebpf.results.kinds import Confidence, Kind, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

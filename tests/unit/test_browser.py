@@ -33,8 +33,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     page.write_text("<html>")
     for path in (page, said):
         os.chown(path, USER.pw_uid, USER.pw_gid)
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:  # those that pytest made
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
     monkeypatch.setattr(browser, "_PATH", f"{tmp_path}:{browser._PATH}")
     monkeypatch.setenv("DISPLAY", ":9")
     monkeypatch.setenv("SUDO_UID", str(USER.pw_uid))

@@ -8,36 +8,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from scope_ebpf.results.documents.vms import Target
-
-Severity = Literal["critical", "warning"]
-Confidence = Literal["certain", "likely"]
-#: What a finding can be about; more may come.
-Kind = Literal[
-    "stopped",
-    "halting",
-    "throttled",
-    "wedged",
-    "dirty_pool",
-    "starved",
-    "full_link",
-    "blocked_port",
-    "deadlock",
-    "stopping",
-    "suspended",
-    "limit",
-    "memory",
-    "crash_loop",
-    "logger",
-    "code_loading",
-    "waits_for",
-    "mailbox",
-    "binaries",
-    "outside",
-    "fragmentation",
-    "gc",
-    "run_queue",
-    "busy_wait",
-]
+from scope_ebpf.results.kinds import Confidence, Kind, Severity
 
 
 class Subject(TypedDict, total=False):
