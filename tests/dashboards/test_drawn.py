@@ -176,7 +176,7 @@ def test_lines_of_nodes_differ_by_colour_and_dash(folder):
         assert not re.search(r"\d n\d", said["text"][str(panel["id"])])
 
 
-#: Panels that may show zeros alone: on a fast machine the queue is empty at each scrape of the load.
+#: Panels that may show zeros alone: on a fast machine the queue is empty at each scrape.
 #: Their values are compared with the VM's own where the queue is full, in test_values.
 EMPTY_BY_CHANCE = {"schedulers: Run queue", "schedulers: Run queues"}
 
