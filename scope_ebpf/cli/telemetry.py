@@ -10,6 +10,8 @@ from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
     above_zero,
     add_duration,
+    add_event_budget,
+    add_event_via,
     add_events_config,
     add_format,
     add_max_cost,
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     add_events_config(parser)
+    add_event_budget(parser)
+    add_event_via(parser)
     add_max_cost(parser)
     add_format(parser, "text", "json", "jsonl")
 
@@ -55,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         patterns=tuple(filter(None, patterns)),
         most_rows=arguments.limit,
         max_cost=arguments.max_cost,
+        budget=arguments.budget,
+        via=arguments.via,
     )
     specs = specs_of(arguments.config)
     found, error = TelemetryRun(target_of(arguments), specs, options).run()

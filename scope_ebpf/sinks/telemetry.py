@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 _ROW = "{:>9} {:>8} {:>6} {:>8} {:>8} {:>8}  {}"
 _HEADINGS = ("COUNT", "PER S", "ERRORS", "MEAN", "P50", "P99", "LABELS")
+#: What is before it where counts are estimates, which are so many standard errors from the truth.
+_ERROR, _SURE = "{:>6} ", 1.96
+_ERRORS = "counts and rates are estimates: the truth is within ± in 95 of 100 cases"
 #: Characters of one label.
 _WIDTH = 60
 #: What each of the counts of refused events means.
@@ -34,17 +37,26 @@ def lines(found: Telemetry) -> list[str]:
         f"{found.seconds:.1f} s, {sum(row.count for row in found.rows):,} events, by {found.via}"
     )
     text = [head]
+    estimated = any(row.count_error for row in found.rows)
     if found.rows:
-        text.append(_ROW.format(*_HEADINGS))
+        text.append((_ERROR.format("±") if estimated else "") + _ROW.format(*_HEADINGS))
     event = None
     for row in found.rows:
         if row.event != event:
             event = row.event
             text.append(spelled(event))
-        text.append(_row(row, found.seconds))
+        text.append(_error(row, estimated=estimated) + _row(row, found.seconds))
+    text += [_ERRORS] * estimated
     text += [f"{n:,} {_REFUSED[name]}" for name, n in found.refused.items() if n]
     text += found.notes
     return [plain(line) for line in [*text, _cost(found)]]
+
+
+def _error(row: Row, *, estimated: bool) -> str:
+    if not estimated:
+        return ""
+    error = _SURE * row.count_error
+    return _ERROR.format("?" if error >= 1 else f"{error:.1%}")
 
 
 def _row(row: Row, seconds: float) -> str:
@@ -78,7 +90,7 @@ def _measured(name: str, mean: float) -> str:
 
 
 def _cost(found: Telemetry) -> str:
-    hits = f"cost: {found.hits:,} hits, {found.counts['foreign']:,} of them other lookups"
+    hits = f"cost: {found.hits:,} hits, {found.foreign:,} of them other lookups"
     if found.cpu_seconds is None:
         return hits
     share = "" if found.cpu_share is None else f", {found.cpu_share:.1%} of the VM's"

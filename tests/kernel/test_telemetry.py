@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROUNDS, ROUTES = 23, 5000
+#: Events that take the VM long enough to be noticed meanwhile.
+MANY = 60_000
+#: Options to count every event until the command is stopped.
+ALL = ("--duration", "0", "--budget", "none", "--max-cost", "100%")
 #: More than the kernel has rows for.
 TOO_MANY = 17000
 
@@ -38,7 +42,17 @@ def telemetry(beam: Beam, *words: str) -> Iterator[Run]:
     """
     The command at work on *beam*.
     """
-    command = ("telemetry", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "telemetry",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     form = () if "--format" in words else ("--format", "json")
     run = Run([*SCOPE_TRACE, *command, *form, *words], None)
     try:
@@ -76,7 +90,7 @@ def truth(beam: Beam) -> dict[tuple, tuple[int, int]]:
     The same of the handler inside, since the start.
     """
     found = {}
-    for row in beam.ask("truth").split("\x1e"):
+    for row in filter(None, beam.ask("truth").split("\x1e")):
         event, count, total, *labels = row.split("\x1f")
         found[event, *labels] = int(count), int(total)
     return found
@@ -85,16 +99,25 @@ def truth(beam: Beam) -> dict[tuple, tuple[int, int]]:
 EVENTS = ("phoenix.", "*.query", "oban.", "shop.")
 
 
-@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+TERMS = "persistent_term_get_1 + persistent_term_get_2"
+
+
 @pytest.mark.parametrize(
-    ("part", "before", "via"),
+    ("kind", "part", "before", "via"),
     [
-        ("telemetry-0.4", (), "ets_lookup_2"),
-        ("telemetry-1.3", (), "ets_lookup_2"),
-        ("telemetry-1.4", (), "persistent_term_get_1 + persistent_term_get_2"),
-        ("telemetry-1.4", ("persist",), "persistent_term_get_1 + persistent_term_get_2"),
+        (kind, *how)
+        for kind in ("stock25", "trixie27")
+        for how in (
+            ("telemetry-0.4", (), "ets_lookup_2"),
+            ("telemetry-1.3", (), "ets_lookup_2"),
+            ("telemetry-1.4", (), TERMS),
+            ("telemetry-1.4", ("persist",), TERMS),
+        )
+    ]
+    + [
+        # Stripped, and without the names of its functions: nothing but a breakpoint.
+        ("sid29", "telemetry-1.4", ("persist",), "telemetry:execute/3"),
     ],
-    ids=["0.4", "1.3", "1.4", "1.4 persisted"],
 )
 def test_every_row_is_that_of_a_handler_inside(kind: str, part: str, before: tuple, via: str):
     """
@@ -109,8 +132,8 @@ def test_every_row_is_that_of_a_handler_inside(kind: str, part: str, before: tup
     assert expected == seen(document, EVENTS)
     assert via == document["via"]
     assert {"large_map": 5 * ROUNDS} == {n: c for n, c in document["refused"].items() if c}
-    # What the VM itself looks up meanwhile is counted as well.
-    assert 23 <= document["cost"]["foreign"]
+    # What the VM itself looks up meanwhile is counted as well; no breakpoint is hit by that.
+    assert (kind != "sid29") == (document["cost"]["foreign"] >= 23)
     assert len(expected) >= 30
     ratios = {row["event"]: row["error_ratio"] for row in document["events"]}
     assert ratios["phoenix.router_dispatch.exception"] == 1
@@ -136,6 +159,55 @@ def test_code_is_loaded_again_meanwhile(beam):
     rows = seen(document, ("phoenix.router_dispatch.stop",))
     assert 42 == sum(count for count, _ in rows.values())
     assert (2, 2000) == rows["phoenix.router_dispatch.stop", "1", "ShopWeb.PageController", "show"]
+
+
+def test_a_breakpoint_sees_the_same_and_follows_code(beam):
+    """
+    Every row is that of the handler; new code has a breakpoint in time, or what is missing is told.
+    """
+    before = truth(beam)
+    with telemetry(beam, "--via", "breakpoint") as run:
+        beam.ask(f"emit {ROUNDS}")
+        inside = truth(beam)
+        beam.ask("reload")
+        beam.ask(f"loop unknown {MANY}")
+        document = run.stop().document
+    rows = seen(document, EVENTS)
+    after = rows.pop(("shop.unknown",))[0]
+    nothing = (0, 0)
+    expected = {
+        row: (count - before.get(row, nothing)[0], total - before.get(row, nothing)[1])
+        for row, (count, total) in inside.items()
+        if count != before.get(row, nothing)[0]
+    }
+    assert expected == rows
+    assert len(expected) >= 30
+    late = any("loaded anew" in note for note in document["notes"])
+    assert after == MANY or (late and 0 < after < MANY)
+    assert "telemetry:execute/3" == document["via"]
+
+
+def test_a_vm_with_many_other_lookups_gets_another_hook(beam):
+    """
+    By default hooks keep within a budget, what is not counted is told, and how much was seen.
+    """
+    beam.ask("steady 40 300000")
+    key = ("phoenix.router_dispatch.stop", "/steady", "ShopWeb.PageController", "show")
+    before = truth(beam).get(key, (0, 0))[0]
+    try:
+        outcome = scope_trace("telemetry", "--pid", str(beam.pid), "-d", "3", "--format", "json")
+    finally:
+        beam.ask("still")
+    inside = truth(beam)[key][0] - before
+    document = outcome.document
+    assert "telemetry:execute/3" == document["via"]
+    assert 0 < document["sampling_ratio"] < 1
+    assert "other lookups" in document["notes"][0]
+    (row,) = (row for row in document["events"] if row["labels"].get("route") == "/steady")
+    assert 0 < row["seen"] <= inside
+    assert row["seen"] <= row["count"]
+    assert row["count"] * (1 - 3 * row["count_error"]) <= inside
+    assert pytest.approx(0.0002) == row["duration_seconds"]["mean"]
 
 
 def test_many_routes_are_shown_as_those_with_most_events_and_the_others(beam):
@@ -229,10 +301,21 @@ def test_requests_are_trees(beam):
     """
     Of 1,000 requests of five processes: parents, order, status, route and exception.
     """
-    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "requests",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     run = Run([*SCOPE_TRACE, *command, "--limit", str(REQUESTS), "--format", "json"], None)
     try:
         run.wait_for_counting()
+        beam.ask("killed")
         beam.ask(f"requests {REQUESTS}")
         document = run.stop().document
     finally:
@@ -249,8 +332,11 @@ def test_requests_are_trees(beam):
         fails = number % 10 == 0
         assert (fails, "ArgumentError" if fails else None) == (one["failed"], one["exception"])
     assert {f"/r/{n}": tree(n) for n in range(1, REQUESTS + 1)} == found
-    # The query that is of no request.
-    assert 1 == document["left_out"]
+    # The query that is of no request, and that of the process which was killed within one.
+    assert 2 == document["left_out"]
+    # Each event is a hit of the hook: three that begin and three that end, and queries.
+    events = 3 + 1 + sum(6 + n % 4 for n in range(1, REQUESTS + 1))
+    assert events == document["cost"]["hits"] - document["cost"]["foreign"]
     assert 5 == len({one["process"] for one in document["requests"]})
     times = [one["duration_seconds"] for one in document["requests"]]
     assert sorted(times, reverse=True) == times
@@ -260,7 +346,17 @@ def test_requests_of_a_route_are_shown_as_text(beam):
     """
     A line for each span, indented below the one that contains it; failed ones beyond the limit.
     """
-    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "requests",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     run = Run([*SCOPE_TRACE, *command, "--limit", "1", "--route", "/r/?0"], None)
     try:
         run.wait_for_counting()
