@@ -68,7 +68,7 @@ MAY = {
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},
     # Commands as tools of a program: they run as processes of their own.
-    "mcp": {"attach", "errors", "plain"},
+    "mcp": {"attach", "errors", "plain", "telemetry"},
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
