@@ -5,8 +5,8 @@
  * Hooks:  ets_lookup_2 (telemetry 0.4 to 1.3) or persistent_term_get_1 and _2 (1.4), by which
  *         telemetry:execute/3 looks its handlers up; or a breakpoint on that function
  * Counts: rows: events by specification and labels, with the sums of their measurements
- * Emits:  on request a telemetry_span for each event with a specification and a duration, and for
- * each that begins what such an event ends
+ * Emits:  on request a telemetry_span for each event with a specification, and for each that begins
+ * what such an event ends; or for each event at all
  *
  * The JIT stores the top of the Erlang stack in the Process before it calls such a function. There
  * lies the frame of execute/3, in which the compiler keeps the three arguments side by side, the
@@ -33,6 +33,8 @@
 #define ANY_ATOM 0xffffffffU
 /* Schedulers; OTP allows 1024 that run Erlang code. */
 #define MAX_SCHEDULERS 1024
+/* Of settings.spans: a record for each event. */
+#define SPANS_OF_ALL 2
 
 /* Subtags of binaries (OTP-25.2.3 and OTP-27.3.4.1 erl_term.h). */
 #define HEAP_BINARY 0x24
@@ -508,7 +510,7 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 {
 	struct telemetry_totals *totals;
 	struct telemetry_spec *spec;
-	__u64 term;
+	__u64 term, first = 0;
 
 	if (!own)
 		return 0;
@@ -545,9 +547,13 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 			break;
 		term = value_of(own, measurements, spec->measure[i]);
 		add_measure(own, totals, i, term);
-		if (!i && own->row.spec && (term & 0xf) == 0xf)
-			submit_span(own, 0, (__s64)term >> 4);
+		if (!i)
+			first = term;
 	}
+	if ((first & 0xf) == 0xf && (own->row.spec || settings.spans == SPANS_OF_ALL))
+		submit_span(own, 0, (__s64)first >> 4);
+	else if (own->row.spec || settings.spans == SPANS_OF_ALL)
+		submit_span(own, 2, 0);
 	if (own->large_map)
 		count(TELEMETRY_LARGE_MAP);
 	if (own->measure)

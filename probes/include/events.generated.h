@@ -803,7 +803,7 @@ struct telemetry_settings {
 	__u32 process_stop; /* struct process */
 	__u32 map_subtag; /* header subtag of a map */
 	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
-	__u32 spans; /* 1: a telemetry_span for each event with a specification and a duration */
+	__u32 spans; /* 1: a telemetry_span for each event with a specification; 2: for each event */
 	__u32 padding; /* named, so that it is zero */
 };
 
@@ -849,7 +849,7 @@ struct telemetry_span {
 	__u64 pid; /* the process, eterm */
 	__s64 duration; /* the first measurement, ns */
 	__u32 spec; /* number of the specification */
-	__u32 starts; /* 1: it began something, and has no duration and no labels */
+	__u32 starts; /* 1: it began something, and has no duration and no labels; 2: it has no duration */
 	__u64 label[3]; /* as of telemetry_row */
 	__u8 text[192]; /* as of telemetry_row */
 };

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EventMeasurement,
         TelemetryDocument,
         TelemetryEvent,
+        TelemetryLine,
     )
     from scope_ebpf.results.documents.vms import Target
 
@@ -35,6 +36,28 @@ _TELLING = {"result", "status"}
 _NS = 1e9
 #: Counts that are no refusals.
 _NOT_REFUSED = ("events", "starts", "own", "hits", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """One event, at *time_ns* of the monotonic clock, of the process *pid*, a term."""
+
+    time_ns: int
+    pid: int
+    event: str
+    labels: dict[str, str | None]
+    #: Seconds; None where it has no duration.
+    duration: float | None
+
+    def as_json(self, pid: str, wall_offset_ns: int) -> TelemetryLine:
+        """The line of ``telemetry --stream --format jsonl``; *pid* is its text."""
+        return {
+            "time": (self.time_ns + wall_offset_ns) / _NS,
+            "process": pid,
+            "event": self.event,
+            "labels": self.labels,
+            "duration_seconds": self.duration,
+        }
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.budget.strata import Estimate
 from scope_ebpf.errors import HostError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.requests import Span
-from scope_ebpf.results.telemetry import Row, Telemetry, folded, judge
+from scope_ebpf.results.telemetry import Happened, Row, Telemetry, folded, judge
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.target_cost import CostBrake, cpu_seconds
 from scope_ebpf.runs.telemetry_windows import Observation, Vm
@@ -30,7 +30,7 @@ from scope_ebpf.runs.trace import say_started
 from scope_ebpf.telemetry.specs import UNKNOWN, merged, of_config, shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.errors import ScopeError
@@ -48,6 +48,8 @@ _NAMELESS = "(other events)"
 _INTERVAL, _NAMES_INTERVAL, _NAMES_SHARE = 0.25, 1.0, 0.1
 #: The part of the time from which on nothing is said of the rest.
 _WHOLE = 0.9995
+#: Of a record: it begins something. Others have no duration, but may end something.
+_BEGINS = 1
 #: An HTTP status, or a text that begins with one.
 _STATUS = re.compile(r"([1-5])\d\d(?!\d)")
 
@@ -86,8 +88,11 @@ class TelemetryRun:
         specs: Sequence[Spec],
         options: TelemetryOptions,
         requests: Requests | None = None,
+        stream: Callable[[Happened], None] | None = None,
     ) -> None:
         self._target, self._options, self._requests = target, options, requests
+        self._stream = stream
+        self._wanted = [re.compile(translate(pattern)) for pattern in options.patterns]
         self._specs = specs
         self._atoms = Atoms(target)
         self._encoder = Encoder(specs, self._atoms, starts=requests is not None)
@@ -97,7 +102,8 @@ class TelemetryRun:
 
     def run(self) -> tuple[Telemetry, ScopeError | None]:
         """
-        Count until something ends it; with *requests* also collect spans into it.
+        Count until something ends it; with *requests* also collect spans into it, and with *stream*
+        give each event to it.
 
         Returns what was seen, and the error that ended the run early, if one did.
         NothingToAttachError where the VM has no telemetry, or hides what it calls.
@@ -117,7 +123,8 @@ class TelemetryRun:
         hooks = [] if via == "breakpoint" else hooks_of(target, library)
         require_target(target.identity, "traced")
         entry = cost.measure().entry
-        wanted = settings(target, self._atoms, spans=self._requests is not None)
+        spans = 2 if self._stream else int(self._requests is not None)
+        wanted = settings(target, self._atoms, spans)
         watch = TelemetryWatch(target.identity, wanted, hooks)
         places = places_of(target, self._atoms, watch, hooks, via)
         with watch, self._stop.on_signals():
@@ -188,16 +195,42 @@ class TelemetryRun:
         for event, spec in self._encoder.update():
             watch.specify(event, spec, other_row(int(spec["number"])))
 
+    def _is_wanted(self, event: str) -> bool:
+        return not self._wanted or any(one.fullmatch(event) for one in self._wanted)
+
+    def _happened(self, record: np.void) -> Happened:
+        """An event as a line of a stream has it."""
+        number, name = int(record["spec"]), None
+        spec = self._specs[number - 1] if number else UNKNOWN
+        labels = self._decoder.labels(record, len(spec.labels)) if number else ()
+        name = spec.name if number else self._decoder.event(record)
+        shown = _shown(spec, labels) if labels is not None else (None,) * len(spec.labels)
+        return Happened(
+            int(record["time_ns"]),
+            int(record["pid"]),
+            name or _NAMELESS,
+            dict(zip(spec.labels, shown, strict=True)),
+            None if record["starts"] or not spec.durations else int(record["duration"]) / 1e9,
+        )
+
     def _collect(self, watch: TelemetryWatch) -> None:
-        """Add the spans that have come to the requests."""
+        """Add the spans that have come to the requests, or to the stream."""
+        if self._stream is not None:
+            for record in watch.spans():
+                event = self._happened(record)
+                if self._is_wanted(event.event):
+                    self._stream(event)
+            return
         if self._requests is None:
             return
         for record in watch.spans():
             spec = self._specs[int(record["spec"]) - 1]
             pid, time_ns = int(record["pid"]), int(record["time_ns"])
-            if record["starts"]:
+            if record["starts"] == _BEGINS:
                 self._requests.start(pid, spec.event[:-1], spec.level, time_ns)
                 continue
+            if record["starts"] and not spec.start:
+                continue  # it lasted for no time, and ends nothing
             labels = self._decoder.labels(record, len(spec.labels))
             values = _shown(spec, labels) if labels is not None else (None,) * len(spec.labels)
             named = dict(zip(spec.labels, values, strict=True))
@@ -207,8 +240,8 @@ class TelemetryRun:
 
     def _cut(self, watch: TelemetryWatch) -> None:
         """What is under way will not be seen to its end."""
+        self._collect(watch)
         if self._requests is not None:
-            self._collect(watch)
             self._requests.finish()
 
     def _rows(self, watch: TelemetryWatch, estimates: Mapping[bytes, Estimate]) -> list[Row]:
@@ -227,8 +260,7 @@ class TelemetryRun:
             row.count for row in rows if row.event == _NAMELESS
         )
         judge(rows, whole=whole)
-        wanted = [re.compile(translate(pattern)) for pattern in self._options.patterns]
-        kept = [r for r in rows if not wanted or any(p.fullmatch(r.event) for p in wanted)]
+        kept = [row for row in rows if self._is_wanted(row.event)]
         shown, via = folded(kept, self._options.most_rows), observation.vias[-1]
         found = Telemetry(self._target.as_json(), via, observation.seconds, shown, counts)
         found.stopped_because = self._stop.reason
@@ -249,10 +281,15 @@ class TelemetryRun:
                 f"{' and '.join(others)}"
             )
         if self._options.budget <= 1 and observation.ratio < _WHOLE:
+            what = (
+                ("counted", "counts are estimates")
+                if self._requests is None
+                else ("seen", "requests that were not seen from beginning to end are not there")
+            )
             notes.append(
-                f"events were counted in {observation.ratio:.1%} of the time, so that hooks take "
-                f"{100 * self._options.budget:g} % of the VM's CPU at most: counts are estimates; "
-                "--budget none counts all"
+                f"events were {what[0]} in {observation.ratio:.1%} of the time, so that hooks take "
+                f"{100 * self._options.budget:g} % of the VM's CPU at most: {what[1]}; "
+                "--budget none takes all"
             )
         missed = observation.missed()
         if missed and not observation.windows:

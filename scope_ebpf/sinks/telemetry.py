@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from scope_ebpf.sinks.plain import duration, plain, spelled
 
 if TYPE_CHECKING:
-    from scope_ebpf.results.telemetry import Row, Telemetry
+    from scope_ebpf.results.telemetry import Happened, Row, Telemetry
 
 _ROW = "{:>9} {:>8} {:>6} {:>8} {:>8} {:>8}  {}"
 _HEADINGS = ("COUNT", "PER S", "ERRORS", "MEAN", "P50", "P99", "LABELS")
@@ -50,6 +51,18 @@ def lines(found: Telemetry) -> list[str]:
     text += [f"{n:,} {_REFUSED[name]}" for name, n in found.refused.items() if n]
     text += found.notes
     return [plain(line) for line in [*text, _cost(found)]]
+
+
+def event_line(event: Happened, pid: str, wall_offset_ns: int) -> str:
+    """One event as a line of a stream; *pid* is the text of its process."""
+    seconds, rest = divmod(event.time_ns + wall_offset_ns, 10**9)
+    at = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 1000:06d}"
+    took = "-" if event.duration is None else duration(event.duration, "")
+    labels = " ".join(
+        f"{name}={'-' if value is None else spelled(value)[:_WIDTH]}"
+        for name, value in event.labels.items()
+    )
+    return plain(f"{at}  {pid:<14} {took:>8}  {spelled(event.event)}  {labels}".rstrip())
 
 
 def _error(row: Row, *, estimated: bool) -> str:

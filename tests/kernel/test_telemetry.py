@@ -5,11 +5,13 @@ Telemetry events of real VMs against a handler inside them, for each generation 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import documents
 import pytest
 from beams_run import Beam, compiled_part, start_beam
 from tracing import SCOPE_TRACE, Outcome, Run, require_root, scope_trace
@@ -244,6 +246,24 @@ def test_the_table_for_people_has_the_labels(beam):
     assert text.splitlines()[-1].startswith("cost: ")
 
 
+def test_a_stream_has_a_line_for_each_event(beam):
+    """
+    In JSON: its time, process, labels and duration; then the document with the same number.
+    """
+    words = ("--stream", "--format", "jsonl", "--events", "phoenix.router_dispatch.stop,shop.*")
+    *lines, last = watched(beam, "routes 23", "loop unknown 19", words=words).output.splitlines()
+    found = [documents.load(line) for line in lines]
+    routes = [line["labels"]["route"] for line in found if line["labels"]]
+    assert [str(n) for n in range(1, 24)] == routes
+    assert 19 == sum(line["event"] == "shop.unknown" for line in found)
+    assert {1e-6} == {line["duration_seconds"] for line in found}
+    times = [line["time"] for line in found]
+    assert sorted(times) == times
+    assert [19, *[1] * 23] == sorted(
+        (row["count"] for row in json.loads(last)["events"]), reverse=True
+    )
+
+
 def test_what_nobody_should_emit_is_counted_as_refused(beam):
     """
     Names that are none, huge maps, numbers that are no integers, labels of any other type.
@@ -289,8 +309,11 @@ def tree(number: int) -> list[tuple]:
     The spans of request *number*: event, parent, and the label that tells it from others.
     """
     fails = number % 10 == 0
+    raised = number % 20 == 0
     spans: list[tuple] = [
-        ("bandit.request.stop", None, "5xx" if fails else "2xx"),
+        ("bandit.request.exception", None, "exit")
+        if raised
+        else ("bandit.request.stop", None, "5xx" if fails else "2xx"),
         ("phoenix.endpoint.stop", 0, "500" if fails else "200"),
         ("phoenix.router_dispatch." + ("exception" if fails else "stop"), 1, f"/r/{number}"),
     ]

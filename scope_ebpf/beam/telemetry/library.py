@@ -77,11 +77,11 @@ def execute(target: Target, atoms: Atoms) -> tuple[Functions, Modules, Function]
     return functions, modules, function
 
 
-def settings(target: Target, atoms: Atoms, *, spans: bool = False) -> NDArray[np.void]:
+def settings(target: Target, atoms: Atoms, spans: int = 0) -> NDArray[np.void]:
     """
     The settings of the programs for *target*, one ``events.TELEMETRY_SETTINGS``.
 
-    With *spans* each event that has a specification and a duration becomes a record.
+    With *spans* 1 each event that has a specification becomes a record, with 2 each event.
 
     ReadRefusedError where the layout of the VM's structs is not known.
     """

@@ -101,3 +101,16 @@ class TelemetryDocument(TypedDict):
     cost: TelemetryCost
     #: What a reader of the figures should know.
     notes: list[str]
+
+
+class TelemetryLine(TypedDict):
+    """One event, a line of ``telemetry --stream``."""
+
+    #: Seconds since 1970.
+    time: float
+    #: The Erlang process.
+    process: str
+    event: str
+    labels: dict[str, str | None]
+    #: Null where the event has none.
+    duration_seconds: float | None
