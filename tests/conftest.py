@@ -81,7 +81,7 @@ def unseen(config: pytest.Config) -> list[str]:
     if hasattr(config, "workerinput"):
         return []
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    chosen = config.option.keyword or config.option.markexpr or config.option.lf
+    chosen = config.option.keyword or config.option.markexpr or getattr(config.option, "lf", False)
     return (
         documents.missing() if whole and not chosen and "SCOPE_REQUIRE_KERNEL" in os.environ else []
     )
