@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Run all tests with PYTEST. Up to three that fail are named and run once more with nothing beside
 # them: what fails then has failed.
 set -uo pipefail
