@@ -72,7 +72,7 @@ examples:
   sudo scope-trace ps shop Shop.Cart            one process, its stack, its mailbox
 
 TARGET is a pid, a node name, a container id, or the beginning of one, and may be left out if
-one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
+one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` says more.
 """
 
 

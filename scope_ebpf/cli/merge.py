@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if output is not None and Path(output).suffix not in messages.WRITERS:
         raise UsageError(
-            f"{output}: its ending tells no format; take {' or '.join(messages.WRITERS)}"
+            f"{output}: its ending names no format; take {' or '.join(messages.WRITERS)}"
         )
     nodes: list[Node] = []
     for path in paths:

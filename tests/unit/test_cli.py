@@ -297,7 +297,7 @@ def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("words", [(), ("--ring", "64MB", "--events", "send,receive")])
-def test_a_stall_that_cannot_be_told_is_a_word_of_usage(
+def test_a_stall_without_its_event_or_ring_is_an_error_of_usage(
     words: tuple[str, ...], good_host: None, capsys: pytest.CaptureFixture
 ):
     """
@@ -306,7 +306,7 @@ def test_a_stall_that_cannot_be_told_is_a_word_of_usage(
     assert UsageError.exit_code == cli.main(
         ["record", "--pid", str(ABSENT), "--stall", "1", *words]
     )
-    assert capsys.readouterr().err.startswith("scope-trace: --stall is told by the event schedule")
+    assert capsys.readouterr().err.startswith("scope-trace: --stall needs the event schedule")
 
 
 def test_a_process_that_is_no_beam_has_its_line_and_code(
