@@ -366,8 +366,10 @@ def test_a_link_by_tls_is_shown_with_its_socket(tmp_path: Path):
             # The carrier encrypts and writes after the sender was suspended.
             full = until(
                 look,
-                lambda rows: rows[PEER]["suspended_total"] == 1
-                and rows[PEER]["tcp"]["send_queue_bytes"] > 100_000,
+                lambda rows: (
+                    rows[PEER]["suspended_total"] == 1
+                    and rows[PEER]["tcp"]["send_queue_bytes"] > 100_000
+                ),
             )[PEER]
         finally:
             peer.thaw()
