@@ -97,9 +97,9 @@ class Breakpoint:
         self._follow = Follow(functions, modules, [function])
 
     def cost(self, other: float, own: float, entry: float) -> float:
-        """See :class:`Place`; other lookups cost nothing."""
-        del other
-        return own * (BREAKPOINT_SECONDS + _EVENT * entry)
+        """See :class:`Place`; other lookups cost nothing, and the stop of the thread most."""
+        del other, entry
+        return own * BREAKPOINT_SECONDS
 
     def attach(self) -> None:
         """See :class:`Place`."""
