@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.budget.brake import MIN_CPUS
 from scope_ebpf.budget.strata import Strata, Whole
+from scope_ebpf.errors import HostError, NothingToAttachError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -206,13 +207,25 @@ class Observation:
     def _leave_census(self, opened: float) -> None:
         """Everything is too much: at another place it may be affordable, else in windows."""
         self._close(opened)
-        self._place = min(self._places, key=self._rate)
-        if self._place.via not in self.vias:
-            # Its rate is not known well, so it is tried.
-            self.vias.append(self._place.via)
-            self._open(math.inf)
-        else:
+        best = min(self._places, key=self._rate)
+        if best.via in self.vias:
+            self._place = best
             self._wait(self._clock())
+        elif not self._is_tried(best):
+            self._wait(self._clock())
+
+    def _is_tried(self, place: Place) -> bool:
+        """Count everything at *place*, whose rate is not known well; False if it cannot be had."""
+        before, self._place = self._place, place
+        try:
+            self._open(math.inf)
+        except (NothingToAttachError, HostError):  # such as debug registers that others hold
+            self._watch.release()
+            self._place = before
+            self._places = [one for one in self._places if one is not place]
+            return False
+        self.vias.append(place.via)
+        return True
 
     def _is_affordable(self, now: float) -> bool:
         return self._rate(self._place) <= _EASY * self._budget * self._cpus(now)

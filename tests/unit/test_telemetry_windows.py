@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.runs.telemetry_windows import Observation, Vm
 
 ENTRY, BREAKPOINT = 1e-6, 8e-6
@@ -82,6 +83,8 @@ class Place:
     via: str
     vm: Simulated | None = None
     turn: float = 0.01
+    #: Whether it cannot be had, as others have it.
+    taken: bool = False
 
     def cost(self, other: float, own: float, entry: float) -> float:
         """
@@ -95,6 +98,8 @@ class Place:
         """
         Attach to the VM.
         """
+        if self.taken:
+            raise NothingToAttachError("the CPU's four debug registers are taken")
         assert self.vm is not None
         assert self.vm.at is None
         self.vm.at = self.via
@@ -115,12 +120,18 @@ class Place:
 PLACES = {name: Place(name) for name in ("lookups", "breakpoint")}
 
 
-def observe(vm: Simulated, places: tuple[str, ...], seconds: float = 10.0, budget: float = 0.01):
+def observe(
+    vm: Simulated,
+    places: tuple[str, ...],
+    seconds: float = 10.0,
+    budget: float = 0.01,
+    taken: str = "",
+):
     """
-    What a run sees of *vm*.
+    What a run sees of *vm*, where the place *taken* cannot be had.
     """
     cpu = Vm(lambda: vm.cpus * vm.now, lambda: int(1e6 * vm.now))
-    all_places = [Place(name, vm) for name in places]
+    all_places = [Place(name, vm, taken=name == taken) for name in places]
     span = seconds or None
     run = Observation(vm, all_places, cpu, ENTRY, budget, span=span, clock=lambda: vm.now)
     run.begin()
@@ -182,6 +193,18 @@ def test_what_is_too_much_is_seen_in_windows_within_the_budget(
     number, error = run.estimates()[b"row"]
     assert abs(number - vm.emitted) < 3 * error * number + 1
     assert 0 < run.ratio < 0.5
+
+
+def test_where_the_better_hook_cannot_be_had_the_other_one_has_windows():
+    """
+    The run goes on, within the budget.
+    """
+    vm = Simulated(events=50, lookups=300_000)
+    run = observe(vm, ("lookups", "breakpoint"), taken="breakpoint")
+    assert {"lookups"} == set(vm.attached)
+    assert ["lookups"] == run.vias
+    assert run.windows > 1
+    assert vm.taken < 0.012 * 10
 
 
 def test_everything_is_counted_again_when_a_burst_is_over():
