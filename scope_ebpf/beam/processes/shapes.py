@@ -94,7 +94,7 @@ class TermReader:
         Return the tag of a message, such as ``{mail, _}``; ``?`` where it is not known.
 
         *head* is what a boxed term points to: its header, and the word behind that. *last* is the
-        last element of a tuple, whose tag is shown where OTP wraps it: ``{'$gen_cast', {mail, _}}``.
+        last element of a tuple; its tag is shown where OTP wraps it: ``{'$gen_cast', {mail, _}}``.
         """
         try:
             if is_atom(term):
