@@ -220,7 +220,8 @@ def _process(image: Image, slot: int) -> int:
     data = [0x3B] * 8
     data[index & 7] = image.words(pair, 0x3B) | 1
     dictionary = image.put(struct.pack("<4IQ8Q", 7, 8, 8, 0, 1, *data))
-    message = image.words(2 << 6, atom("$gen_call"), atom("normal")) | 2
+    request = image.words(2 << 6, atom("my_name"), atom("normal")) | 2
+    message = image.words(3 << 6, atom("$gen_call"), atom("normal"), request) | 2
     # In one block with its payload, of which there is none: the block says how large it is.
     body = bytearray(image.struct("ErtsMessage", data=(1, "Q"), m=(message, "Q")))
     struct.pack_into("<Q", body, image.layout.offset("ErtsMessage", "m") + 8, 0x3B)  # no token

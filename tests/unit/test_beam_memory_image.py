@@ -74,7 +74,7 @@ def test_an_image_is_read_whole():
     # The struct, its heap, a link, two messages and a dictionary of eight words.
     assert 776 + 8 * 32 + 40 + 2 * 88 + 24 + 8 * 8 == row["memory_bytes"]
     shown = detail(viewer, snapshot.rows[3:4])
-    assert ["normal", "{'$gen_call', _}"] == shown["messages"]
+    assert ["normal", "{'$gen_call', _, {my_name, _}}"] == shown["messages"]
     assert [{"function": "gen_server:loop/7", "location": None}] == shown["stack"]
 
 

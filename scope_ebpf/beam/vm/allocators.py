@@ -16,7 +16,7 @@ them are of one moment only while the VM is quiet, as those of ``erlang:memory/0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -56,8 +56,7 @@ _SLOT, _FREE = 8, 4
 _ATTEMPTS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Allocator:
+class Allocator(NamedTuple):
     """One allocator, over all its instances."""
 
     name: str
