@@ -164,9 +164,7 @@ def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
     words = [atom(n) if image.layout.release < 25 else text(image, n) for n in names]
     layout = image.layout
     head = layout.offset("BeamCodeLineTab", "func_tab")
-    table = image.put(
-        bytes(head) + struct.pack(f"<{len(words) + 7}Q", *[0] * 6, *words, location)
-    )
+    table = image.put(bytes(head) + struct.pack(f"<{len(words) + 7}Q", *[0] * 6, *words, location))
     rows = table + head + 32
     files = rows + 16
     for member, value in (("fname_ptr", files), ("loc_tab", files + 8 * len(words))):
