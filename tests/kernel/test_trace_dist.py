@@ -10,8 +10,8 @@ from tracing import require_root, trace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The variants of conftest.py that have two nodes of a kind for these tests, and stock OTP 29, which
-#: hides its functions.
+#: The variants of conftest.py that have two nodes of a kind for these tests, and stock OTP 29,
+#: which hides its functions.
 VARIANTS = {
     "stock": ("stock25", "auto"),
     "usdt": ("usdt25", "usdt"),

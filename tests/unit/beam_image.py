@@ -157,9 +157,10 @@ def add_atoms(image: Image) -> None:
 
 def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
     """
-    A table of three functions, of which the first has one *location*, whose end is not known yet; its address.
+    A table of three functions, of which the first has one *location*; its address.
 
-    The files that it names are atoms or texts, as the release has them.
+    Where the functions begin and end is not known yet. The files that it names are atoms or texts,
+    as the release has them.
     """
     words = [atom(n) if image.layout.release < 25 else text(image, n) for n in names]
     layout = image.layout
