@@ -271,7 +271,7 @@ class AllocatorReader:
     def _check(self) -> None:
         for number, found in self._pairs():
             if not numbered(self._target, found, number):
-                raise refused(self._target, "each allocator tells its number", _THEY_ARE)
+                raise refused(self._target, "each allocator holds its number", _THEY_ARE)
         again(self._check_figures)
         if _FIXED_SIZE in self._numbers and self._layout.has("ErtsAlcFixList_t", "link"):
             self._check_fixed()
