@@ -63,6 +63,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "links": (links.LinksDocument,),
     "check": (checks.CheckDocument,),
     "ets": (held.EtsDocument,),
+    "ports": (held.PortsDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -245,6 +245,23 @@ TOOLS: dict[str, Tool] = {
             "limit": _LIMIT,
         },
     ),
+    "ports": Tool(
+        "The ports of a VM: driver or program and its process, owner, bytes that wait in its "
+        "queue, whether it is busy and how many processes it has suspended, bytes in and out. "
+        "Only reads memory, so it works on a VM that is stopped or stuck.",
+        ("ports", "--format", "json"),
+        "ports",
+        {
+            "pid": _VM,
+            "duration": Parameter(_DURATION.schema, "--duration", 1),
+            "sort": Parameter(
+                _with("What to sort by.", _choice("queue", "traffic", "bytes")),
+                "--sort",
+                "queue",
+            ),
+            "limit": _LIMIT,
+        },
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

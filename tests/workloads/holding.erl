@@ -4,9 +4,11 @@
 %%   tables      answers with a line for each ETS table, then "end"
 %%   grow N      N objects more in held_set
 %%   many N      N tables more
+%%   ports       answers with a line for each port, then "end"
+%%   sockets N   N ports more, of the driver of UDP, without a descriptor
 %%   churn       two processes make and delete tables from now on
 -module(holding).
--export([start/0, main/0, keeper/1]).
+-export([start/0, main/0, keeper/1, printer/1]).
 
 %% For erl -s holding.
 start() -> spawn(?MODULE, main, []).
@@ -18,6 +20,9 @@ main() ->
 
 command(Control, _, ["tables"]) ->
     [control:say(Control, tell(T)) || T <- ets:all()],
+    "end";
+command(Control, _, ["ports"]) ->
+    [control:say(Control, port(P)) || P <- erlang:ports()],
     "end";
 command(_, _, ["churn"]) ->
     Churn = fun(Again) -> ets:delete(ets:new(churning, [])), Again(Again) end,
@@ -41,6 +46,9 @@ keeper(Parent) ->
     ets:insert(Spread, [{N, N} || N <- lists:seq(1, 777)]),
     Forest = ets:new(held_forest, [ordered_set, public, {write_concurrency, true}]),
     ets:insert(Forest, [{N, N} || N <- lists:seq(1, 555)]),
+    connect(),
+    spawn(?MODULE, printer, [self()]),
+    receive printing -> ok end,
     Parent ! ready,
     hold(Set, 2300).
 
@@ -50,6 +58,10 @@ hold(Set, Size) ->
             fill(Set, Size + 1, Size + Count),
             From ! done,
             hold(Set, Size + Count);
+        {"sockets", From, Count} ->
+            [open_port({spawn_driver, "udp_inet"}, [binary]) || _ <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
         {"many", From, Count} ->
             [ets:new(many, []) || _ <- lists:seq(1, Count)],
             From ! done,
@@ -57,6 +69,45 @@ hold(Set, Size) ->
     end.
 
 fill(Set, First, Last) -> ets:insert(Set, [{N, <<N:800>>} || N <- lists:seq(First, Last)]).
+
+%% A connection with 23,000 bytes one way, and a program that has echoed 230.
+connect() ->
+    {ok, Listening} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, {active, false}, binary]),
+    {ok, Number} = inet:port(Listening),
+    {ok, Out} = gen_tcp:connect({127, 0, 0, 1}, Number, [binary]),
+    {ok, In} = gen_tcp:accept(Listening),
+    ok = gen_tcp:send(Out, binary:copy(<<7>>, 23000)),
+    {ok, _} = gen_tcp:recv(In, 23000),
+    Echo = open_port({spawn, "cat"}, [binary]),
+    true = port_command(Echo, binary:copy(<<7>>, 230)),
+    echoed(Echo, 230).
+
+echoed(_, 0) -> ok;
+echoed(Echo, Left) -> receive {Echo, {data, Data}} -> echoed(Echo, Left - byte_size(Data)) end.
+
+%% Writes to a program that reads nothing, until the port is busy and suspends it.
+printer(Keeper) ->
+    register(printer, self()),
+    Port = open_port({spawn, "sh -c 'while kill -0 $PPID; do sleep 1; done'"}, [binary]),
+    spawn(fun() -> suspended(Keeper, whereis(printer)) end),
+    write(Port).
+
+write(Port) ->
+    port_command(Port, binary:copy(<<0>>, 1000000)),
+    write(Port).
+
+suspended(Keeper, Pid) ->
+    case process_info(Pid, status) of
+        {status, suspended} -> Keeper ! printing;
+        _ -> receive after 1 -> suspended(Keeper, Pid) end
+    end.
+
+%% What goes through the port of this conversation changes with it.
+port(P) ->
+    [{_, Name}, {_, Owner}, {_, Pid}, {_, Queue}, {_, In}, {_, Out}] =
+        [erlang:port_info(P, Item) || Item <- [name, connected, os_pid, queue_size, input, output]],
+    Bytes = case Name of "0/1" -> [0, 0, 0]; _ -> [Queue, In, Out] end,
+    io_lib:format("~ts ~p ~w ~w ~w ~w ~w", [lists:flatten(string:replace(Name, " ", "_", all)), P, Owner, Pid | Bytes]).
 
 tell(T) ->
     [Memory | Rest] =
