@@ -56,6 +56,7 @@ HELD = {
     "held": [
         "scope-trace ets --pid PID --once --limit 5",
         "scope-trace ports --pid PID --once --limit 5",
+        "scope-trace stacks --pid PID --limit 1",
     ]
 }
 SERVERS = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-CPU seconds of one look at what a VM holds: 10,000 ETS tables, 50,000 ports more than it is born
-with.
+CPU seconds of one look at what a VM holds: 10,000 ETS tables, 50,000 ports and 200,000 processes
+more than it is born with.
 
     sudo .venv/bin/python bench/held.py
 """
@@ -16,14 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from beams_run import start_beam
 
 from scope_ebpf.beam.held.ports import PortTable
+from scope_ebpf.beam.held.stacks import StackReader
 from scope_ebpf.beam.held.tables import TableReader
 from scope_ebpf.beam.vm.discover import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TABLES, PORTS, LOOKS = 10_000, 50_000, 5
-FLAGS = ("+Q", "131072")
+TABLES, PORTS, PROCESSES, LOOKS = 10_000, 50_000, 200_000, 5
+FLAGS = ("+Q", "131072", "+P", "1000000")
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
             target = inspect(beam.pid)
             tell(kind, "tables", TableReader(target).read)
             tell(kind, "ports", PortTable(target).read)
+            beam.ask(f"processes {PROCESSES}")
+            tell(kind, "processes", StackReader(target).read)
 
 
 def tell(kind: str, what: str, read: Callable[[], Any]) -> None:
@@ -46,7 +49,8 @@ def tell(kind: str, what: str, read: Callable[[], Any]) -> None:
     """
     looks = [read() for _ in range(LOOKS)]
     slowest = max(look.seconds for look in looks)
-    print(f"{kind}: {len(looks[0].rows):,} {what}, {slowest:.2f} s of CPU a look")
+    count = looks[0].read if what == "processes" else len(looks[0].rows)
+    print(f"{kind}: {count:,} {what}, {slowest:.2f} s of CPU a look")
 
 
 if __name__ == "__main__":

@@ -262,6 +262,20 @@ TOOLS: dict[str, Tool] = {
             "limit": _LIMIT,
         },
     ),
+    "stacks": Tool(
+        "All processes of a VM in groups of equal stacks, initial calls or functions, the largest "
+        "first, with sums of messages and heaps and the pid of one of each. Only reads memory, so "
+        "it works on a VM that is stopped or stuck.",
+        ("stacks", "--format", "json"),
+        "stacks",
+        {
+            "pid": _VM,
+            "by": Parameter(
+                _with("What to group by.", _choice("stack", "call", "function")), "--by", "stack"
+            ),
+            "limit": _LIMIT,
+        },
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

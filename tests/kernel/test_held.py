@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What real VMs hold: every ETS table and every port as the node itself has it.
+What real VMs hold: every ETS table, port and stack as the node itself has it.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 from beams_run import start_beam
@@ -166,3 +168,54 @@ def test_many_ports_of_a_stopped_vm_are_all_read(beam):
         beam.thaw()
     assert (before + 523, 0, 5) == (document["read"], document["torn"], len(document["ports"]))
     assert 523 == document["drivers"]["udp_inet"]
+
+
+def stacks(beam, *words: str) -> dict:
+    """
+    The document of the groups of all processes of *beam*.
+    """
+    command = ("stacks", "--pid", str(beam.pid), "--format", "json", "--limit", "1000", *words)
+    return scope_trace(*command).document
+
+
+def hibernating(stack: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    A stack, where a process that hibernates has none: some releases name hibernate/3.
+    """
+    return () if stack in (("none",), ("erlang:hibernate/3@",)) else stack
+
+
+def test_every_stack_is_as_the_node_has_it(beam):
+    """
+    Frames with lines, and counts, of all processes that wait but the one that answers.
+    """
+    answers(beam, "stacks")  # what answering takes is loaded
+    expected = Counter(map(hibernating, answers(beam, "stacks")))
+    beam.freeze()
+    try:
+        document = stacks(beam)
+    finally:
+        beam.thaw()
+    found: Counter[tuple[str, ...]] = Counter()
+    for group in document["groups"]:
+        stack = [f"{one['function']}@{one['location'] or ''}" for one in group["stack"]]
+        # The printer is suspended within a BIF, which the node takes for left.
+        if not any(frame.startswith(("control:", "erts_internal:port_command")) for frame in stack):
+            found[hibernating(tuple(stack))] += group["count"]
+    assert expected == found
+    assert {45, 5} <= {group["count"] for group in document["groups"]}
+    assert 0 == document["torn"]
+
+
+def test_processes_in_groups_of_what_they_began_with_or_are_in(beam):
+    """
+    Fifty of deep/2; by function the 45 of them that wait in inner/0.
+    """
+    groups = {group["initial_call"]: group for group in stacks(beam, "--by", "call")["groups"]}
+    assert (50, []) == (groups["holding:deep/2"]["count"], groups["holding:deep/2"]["stack"])
+    groups = {
+        group["stack"][0]["function"]: group["count"]
+        for group in stacks(beam, "--by", "function")["groups"]
+        if group["stack"]
+    }
+    assert (45, 5) == (groups["holding:inner/0"], groups["holding:other/0"])

@@ -17,6 +17,7 @@ from scope_ebpf.cli.ets import growth
 from scope_ebpf.cli.main import main
 from scope_ebpf.cli.ports import _lines as port_lines
 from scope_ebpf.cli.ports import what
+from scope_ebpf.cli.stacks import _lines as stack_lines
 
 
 def table(address: int, btid: int, objects: int, size: int) -> np.ndarray:
@@ -121,3 +122,34 @@ def test_ports_as_text_have_program_owner_and_who_waits():
     assert ["and 22 ports more", "2 ports changed each time they were read: left out"] == lines[5:]
     assert [] == [line for line in lines if "\x1b" in line]
     assert "tcp_inet" == what(PORT | {"name": "tcp_inet", "driver": "tcp_inet", "os_pid": None})
+
+
+def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
+    """
+    A group's head and its frames, Elixir as Elixir writes it; what ran meanwhile has no stack.
+    """
+    frames = [
+        {"function": "gen_server:loop/7", "location": "gen_server.erl:871"},
+        {"function": "Elixir.Shop.Cart:add/3", "location": None},
+    ]
+    group = {
+        "count": 1234, "initial_call": "Elixir.Shop.Cart:init/1", "stack": frames, "cut": True,
+        "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
+    }  # fmt: skip
+    document = {
+        "schema": 1, "target": TARGET, "by": "stack", "processes_total": 1300, "read": 1290,
+        "torn": 2, "moved": 8, "groups_total": 3, "seconds": 0.1, "groups": [group], "notes": [],
+    }  # fmt: skip
+    lines = stack_lines(documents.validated(document))
+    assert lines[0].endswith("1,290 processes in 3 groups by stack")
+    assert [
+        "",
+        "1,234 processes such as <0.85.0>, Shop.Cart.init/1: 2.3M bytes of heaps, 23 messages",
+        "    in gen_server:loop/7  (gen_server.erl:871)",
+        "    called by Shop.Cart.add/3",
+        "    (further frames lie beyond the first 64 words)",
+        "",
+        "and 2 groups more",
+        "8 processes ran meanwhile, and have no stack",
+        "2 processes changed too fast to be read",
+    ] == lines[1:]

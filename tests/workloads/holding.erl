@@ -5,10 +5,12 @@
 %%   grow N      N objects more in held_set
 %%   many N      N tables more
 %%   ports       answers with a line for each port, then "end"
+%%   processes N N processes more that wait in other/0
 %%   sockets N   N ports more, of the driver of UDP, without a descriptor
+%%   stacks      answers with a line for each other process that waits: its stack, then "end"
 %%   churn       two processes make and delete tables from now on
 -module(holding).
--export([start/0, main/0, keeper/1, printer/1]).
+-export([start/0, main/0, keeper/1, printer/1, deep/2, inner/0, other/0]).
 
 %% For erl -s holding.
 start() -> spawn(?MODULE, main, []).
@@ -23,6 +25,10 @@ command(Control, _, ["tables"]) ->
     "end";
 command(Control, _, ["ports"]) ->
     [control:say(Control, port(P)) || P <- erlang:ports()],
+    "end";
+command(Control, _, ["stacks"]) ->
+    erlang:system_flag(backtrace_depth, 50),
+    [control:say(Control, stack(P)) || P <- processes(), P =/= self(), P =/= whereis(printer)],
     "end";
 command(_, _, ["churn"]) ->
     Churn = fun(Again) -> ets:delete(ets:new(churning, [])), Again(Again) end,
@@ -46,6 +52,8 @@ keeper(Parent) ->
     ets:insert(Spread, [{N, N} || N <- lists:seq(1, 777)]),
     Forest = ets:new(held_forest, [ordered_set, public, {write_concurrency, true}]),
     ets:insert(Forest, [{N, N} || N <- lists:seq(1, 555)]),
+    [spawn(?MODULE, deep, [Depth, inner]) || Depth <- [2, 3, 4], _ <- lists:seq(1, 15)],
+    [spawn(?MODULE, deep, [3, other]) || _ <- lists:seq(1, 5)],
     connect(),
     spawn(?MODULE, printer, [self()]),
     receive printing -> ok end,
@@ -60,6 +68,10 @@ hold(Set, Size) ->
             hold(Set, Size + Count);
         {"sockets", From, Count} ->
             [open_port({spawn_driver, "udp_inet"}, [binary]) || _ <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
+        {"processes", From, Count} ->
+            [spawn(?MODULE, other, []) || _ <- lists:seq(1, Count)],
             From ! done,
             hold(Set, Size);
         {"many", From, Count} ->
@@ -101,6 +113,24 @@ suspended(Keeper, Pid) ->
         {status, suspended} -> Keeper ! printing;
         _ -> receive after 1 -> suspended(Keeper, Pid) end
     end.
+
+%% Waits below some frames of its own, which count as one, in one of two functions.
+deep(0, Function) -> ?MODULE:Function();
+deep(Depth, Function) -> [deep(Depth - 1, Function)].
+
+inner() -> receive never -> ok end.
+other() -> receive never -> ok end.
+
+stack(P) ->
+    {_, Frames} = process_info(P, current_stacktrace),
+    case [frame(Frame) || Frame <- Frames] of
+        [] -> "none";
+        Texts -> lists:join(" ", Texts)
+    end.
+
+frame({M, F, A, Where}) ->
+    Line = case Where of [{file, File}, {line, N} | _] -> [File, ":", integer_to_list(N)]; _ -> "" end,
+    io_lib:format("~w:~w/~w@~s", [M, F, A, Line]).
 
 %% What goes through the port of this conversation changes with it.
 port(P) ->

@@ -110,3 +110,52 @@ class PortsDocument(TypedDict):
     ports: list[HeldPort]
     #: What a reader of the figures should know.
     notes: list[str]
+
+
+class StackFrame(TypedDict):
+    """One frame of a stack."""
+
+    function: str
+    #: Source file and line; null where the module has none.
+    location: str | None
+
+
+class StackGroup(TypedDict):
+    """Processes that are alike."""
+
+    count: int
+    #: What they began with; of the first that was read where they are grouped otherwise.
+    initial_call: str | None
+    #: Innermost first; the function alone, or nothing, where they are not grouped by stack.
+    stack: list[StackFrame]
+    #: Whether further frames were not read.
+    cut: bool
+    #: Messages in all their mailboxes.
+    messages: int
+    #: Bytes of their structs and heaps.
+    heap_bytes: int
+    #: Pid of one of them.
+    example: str
+
+
+class StacksDocument(TypedDict):
+    """All processes of one VM in groups, the largest first."""
+
+    schema: Literal[1]
+    target: Target
+    by: Literal["stack", "call", "function"]
+    #: Processes that the VM counts.
+    processes_total: int
+    #: Processes that were read.
+    read: int
+    #: Processes that changed too fast to be read.
+    torn: int
+    #: Processes that ran while their stacks were read, and are in no group.
+    moved: int
+    groups_total: int
+    #: CPU seconds of the look.
+    seconds: float
+    #: As many as --limit says.
+    groups: list[StackGroup]
+    #: What a reader of the figures should know.
+    notes: list[str]
