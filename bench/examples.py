@@ -52,7 +52,13 @@ NAMES = {
     "top": ["scope-trace top --pid PID --once --sort mailbox --limit 8"],
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
-HELD = {"held": ["scope-trace ets --pid PID --once --limit 5"]}
+HELD = {
+    "held": [
+        "scope-trace ets --pid PID --once --limit 5",
+        "scope-trace ports --pid PID --once --limit 5",
+        "scope-trace stacks --pid PID --limit 1",
+    ]
+}
 SERVERS = {
     "genservers": [
         "scope-trace genservers --pid PID --duration 5 --limit 4 --budget none",

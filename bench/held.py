@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-CPU seconds of one look at what a VM holds: 10,000 ETS tables more than it is born with.
+CPU seconds of one look at what a VM holds: 10,000 ETS tables, 50,000 ports and 200,000 processes
+more than it is born with.
 
     sudo .venv/bin/python bench/held.py
 """
@@ -9,14 +10,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from beams_run import start_beam
 
+from scope_ebpf.beam.held.ports import PortTable
+from scope_ebpf.beam.held.stacks import StackReader
 from scope_ebpf.beam.held.tables import TableReader
 from scope_ebpf.beam.vm.discover import inspect
 
-TABLES, LOOKS = 10_000, 5
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TABLES, PORTS, PROCESSES, LOOKS = 10_000, 50_000, 200_000, 5
+FLAGS = ("+Q", "131072", "+P", "1000000")
 
 
 def main() -> None:
@@ -24,13 +32,25 @@ def main() -> None:
     Print the slowest of some looks for each release.
     """
     for kind in ("stock25", "trixie27", "sid29"):
-        with start_beam(kind, "-s", "holding") as beam:
+        with start_beam(kind, *FLAGS, "-s", "holding") as beam:
             beam.expect("ready")
             beam.ask(f"many {TABLES}")
-            reader = TableReader(inspect(beam.pid))
-            looks = [reader.read() for _ in range(LOOKS)]
-            slowest = max(look.seconds for look in looks)
-            print(f"{kind}: {len(looks[0].rows):,} tables, {slowest:.2f} s of CPU a look")
+            beam.ask(f"sockets {PORTS}")
+            target = inspect(beam.pid)
+            tell(kind, "tables", TableReader(target).read)
+            tell(kind, "ports", PortTable(target).read)
+            beam.ask(f"processes {PROCESSES}")
+            tell(kind, "processes", StackReader(target).read)
+
+
+def tell(kind: str, what: str, read: Callable[[], Any]) -> None:
+    """
+    Look some times and print the slowest.
+    """
+    looks = [read() for _ in range(LOOKS)]
+    slowest = max(look.seconds for look in looks)
+    count = looks[0].read if what == "processes" else len(looks[0].rows)
+    print(f"{kind}: {count:,} {what}, {slowest:.2f} s of CPU a look")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "links": (links.LinksDocument,),
     "check": (checks.CheckDocument,),
     "ets": (held.EtsDocument,),
+    "ports": (held.PortsDocument,),
+    "stacks": (held.StacksDocument,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

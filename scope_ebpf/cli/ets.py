@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,8 +16,8 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import above_zero, add_duration, add_format
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.errors import NoSuchProcessError, UsageError
-from scope_ebpf.runs.loop import target_ended
+from scope_ebpf.errors import UsageError
+from scope_ebpf.runs.held import looks
 from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
@@ -79,10 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("one look shows no growth: leave out --once, or sort by memory")
     target = target_of(arguments)
     reader = TableReader(target)
-    try:
-        found = _looks(target, reader, 0.0 if arguments.once else duration)
-    except NoSuchProcessError as error:
-        raise target_ended(target.pid, error, "watched") from error
+    found = _growth(*looks(target, reader.read, 0.0 if arguments.once else duration))
     document = _document(target, found, arguments.sort, arguments.limit)
     if arguments.format == "text":
         say("\n".join(_lines(document)), sys.stdout)
@@ -91,16 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _looks(target: Target, reader: TableReader, duration: float) -> Growth:
-    before, began = reader.read(), time.monotonic()
-    if not duration:
-        target.identity.check()
+def _growth(before: TableReading, after: TableReading | None, seconds: float) -> Growth:
+    if after is None:
         unknown = np.full(len(before.rows), np.nan)
         return Growth(before, 0.0, unknown, unknown, before.seconds)
-    target.identity.wait(duration)
-    after = reader.read()
-    seconds = time.monotonic() - began
-    target.identity.check()
     objects, memory = growth(before.rows, after.rows)
     cpu = before.seconds + after.seconds
     return Growth(after, seconds, objects / seconds, memory / seconds, cpu)

@@ -45,6 +45,8 @@ COMMANDS = {
     "links": "the connections to other nodes: full, silent, slow, and who waits for them",
     "check": "what is wrong with a VM: a verdict, its evidence, and what to look at next",
     "ets": "the ETS tables of a VM: owner, size, growth",
+    "ports": "the ports of a VM: driver or program, owner, queue, bytes",
+    "stacks": "all processes of a VM, grouped by equal stacks or by what they began with",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

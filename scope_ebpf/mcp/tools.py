@@ -253,6 +253,37 @@ TOOLS: dict[str, Tool] = {
             "limit": _LIMIT,
         },
     ),
+    "ports": Tool(
+        "The ports of a VM: driver or program and its process, owner, bytes that wait in its "
+        "queue, whether it is busy and how many processes it has suspended, bytes in and out. "
+        "Only reads memory, so it works on a VM that is stopped or stuck.",
+        ("ports", "--format", "json"),
+        "ports",
+        {
+            "pid": _VM,
+            "duration": Parameter(_DURATION.schema, "--duration", 1),
+            "sort": Parameter(
+                _with("What to sort by.", _choice("queue", "traffic", "bytes")),
+                "--sort",
+                "queue",
+            ),
+            "limit": _LIMIT,
+        },
+    ),
+    "stacks": Tool(
+        "All processes of a VM in groups of equal stacks, initial calls or functions, the largest "
+        "first, with sums of messages and heaps and the pid of one of each. Only reads memory, so "
+        "it works on a VM that is stopped or stuck.",
+        ("stacks", "--format", "json"),
+        "stacks",
+        {
+            "pid": _VM,
+            "by": Parameter(
+                _with("What to group by.", _choice("stack", "call", "function")), "--by", "stack"
+            ),
+            "limit": _LIMIT,
+        },
+    ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "
         "that took most. Samples 99 times a second.",

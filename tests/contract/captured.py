@@ -43,6 +43,7 @@ FORMS = [
     for form in (
         r"\.\.\.|─+",
         r"<[\d.]+>",  # whom the lines below are of
+        r" +in \S+:\S+/\d+(  \(\S+:\d+\))?",  # the innermost frame of a stack
         # A request, and what was done in it.
         r"[\d.]+\w?s [^<]* <[\d.]+>(  failed)?",
         r"[\d.]+\w?s +[\w.*]+ +[\d.]+\w?s  .*",

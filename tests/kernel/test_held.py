@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What real VMs hold: every ETS table as the node itself has it.
+What real VMs hold: every ETS table, port and stack as the node itself has it.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 from beams_run import start_beam
@@ -29,7 +31,14 @@ def node_tables(beam) -> list[tuple[str, ...]]:
     """
     What the node says of each of its tables, in the order of FIELDS.
     """
-    beam.send("tables")
+    return answers(beam, "tables")
+
+
+def answers(beam, question: str) -> list[tuple[str, ...]]:
+    """
+    The words of each line that the node answers with, sorted.
+    """
+    beam.send(question)
     found = []
     while (line := beam.readline()) != "end":
         found.append(tuple(line.split()))
@@ -96,3 +105,117 @@ def test_tables_that_come_and_go_spoil_no_other_row(beam):
     assert planted <= set(rows(document))
     names = {table["name"] for table in document["tables"]} - {"churning"}
     assert names <= {row[0].replace("held_dup", "held dup") for row in node_tables(beam)}
+
+
+PORT_FIELDS = ("name", "port", "owner", "os_pid", "queued_bytes", "bytes_in", "bytes_out")
+
+
+def ports(beam, *words: str) -> dict:
+    """
+    The document of one look at the ports of *beam*.
+    """
+    command = ("ports", "--pid", str(beam.pid), "--format", "json", "--once", *words)
+    return scope_trace(*command).document
+
+
+def port_rows(document: dict) -> list[tuple[str, ...]]:
+    """
+    The ports of a document, as the node tells of them.
+    """
+    made = []
+    for port in document["ports"]:
+        talks = port["name"] == "0/1"  # what goes through it changes with each answer
+        row = dict(port, os_pid=port["os_pid"] or "undefined", name=port["name"].replace(" ", "_"))
+        row |= {"queued_bytes": 0, "bytes_in": 0, "bytes_out": 0} if talks else {}
+        made.append(tuple(str(row[field]) for field in PORT_FIELDS))
+    return sorted(made)
+
+
+def test_every_port_is_as_the_node_has_it(beam):
+    """
+    Name, owner, process, queue and bytes of each port at rest; the one that is busy comes first.
+    """
+    expected = answers(beam, "ports")
+    document = ports(beam, "--limit", "1000")
+    assert expected == port_rows(document)
+    assert (len(expected), len(expected), 0) == tuple(
+        document[name] for name in ("ports_total", "read", "torn")
+    )
+    assert 3 == document["drivers"]["tcp_inet"]
+    sent = [port["bytes_out"] for port in document["ports"] if port["driver"] == "tcp_inet"]
+    assert 23000 <= max(sent) < 23100  # since OTP 27 with some of the driver's own
+    (echo,) = [port for port in document["ports"] if port["name"] == "cat"]
+    assert (230, 230) == (echo["bytes_in"], echo["bytes_out"])
+    first = document["ports"][0]
+    assert (1, True, 1, "printer") == (
+        document["busy"],
+        first["busy"],
+        first["waiting"],
+        first["owner_name"],
+    )
+
+
+def test_many_ports_of_a_stopped_vm_are_all_read(beam):
+    """
+    523 planted sockets besides those that were there, while the VM is stopped.
+    """
+    before = len(answers(beam, "ports"))
+    assert "done" == beam.ask("sockets 523")
+    beam.freeze()
+    try:
+        document = ports(beam, "--limit", "5")
+    finally:
+        beam.thaw()
+    assert (before + 523, 0, 5) == (document["read"], document["torn"], len(document["ports"]))
+    assert 523 == document["drivers"]["udp_inet"]
+
+
+def stacks(beam, *words: str) -> dict:
+    """
+    The document of the groups of all processes of *beam*.
+    """
+    command = ("stacks", "--pid", str(beam.pid), "--format", "json", "--limit", "1000", *words)
+    return scope_trace(*command).document
+
+
+def hibernating(stack: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    A stack, where a process that hibernates has none: some releases name hibernate/3.
+    """
+    return () if stack in (("none",), ("erlang:hibernate/3@",)) else stack
+
+
+def test_every_stack_is_as_the_node_has_it(beam):
+    """
+    Frames with lines, and counts, of all processes that wait but the one that answers.
+    """
+    answers(beam, "stacks")  # what answering takes is loaded
+    expected = Counter(map(hibernating, answers(beam, "stacks")))
+    beam.freeze()
+    try:
+        document = stacks(beam)
+    finally:
+        beam.thaw()
+    found: Counter[tuple[str, ...]] = Counter()
+    for group in document["groups"]:
+        stack = [f"{one['function']}@{one['location'] or ''}" for one in group["stack"]]
+        # The printer is suspended within a BIF, which the node takes for left.
+        if not any(frame.startswith(("control:", "erts_internal:port_command")) for frame in stack):
+            found[hibernating(tuple(stack))] += group["count"]
+    assert expected == found
+    assert {45, 5} <= {group["count"] for group in document["groups"]}
+    assert 0 == document["torn"]
+
+
+def test_processes_in_groups_of_what_they_began_with_or_are_in(beam):
+    """
+    Fifty of deep/2; by function the 45 of them that wait in inner/0.
+    """
+    groups = {group["initial_call"]: group for group in stacks(beam, "--by", "call")["groups"]}
+    assert (50, []) == (groups["holding:deep/2"]["count"], groups["holding:deep/2"]["stack"])
+    groups = {
+        group["stack"][0]["function"]: group["count"]
+        for group in stacks(beam, "--by", "function")["groups"]
+        if group["stack"]
+    }
+    assert (45, 5) == (groups["holding:inner/0"], groups["holding:other/0"])

@@ -11,8 +11,14 @@ import pytest
 from beam_image import Image, ImageMemory
 from profile_fixtures import TARGET
 
+from scope_ebpf.beam.vm.nifs import NativeFunction
+from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
+from scope_ebpf.beam.vm.threads import Thread
+from scope_ebpf.cgroups import Throttled
 from scope_ebpf.checks import processes, waits
+from scope_ebpf.checks.machine import Ending, Quota
 from scope_ebpf.checks.processes import Restarts, restarts
+from scope_ebpf.checks.schedulers import Threads
 from scope_ebpf.checks.waits import Calls, Suspended, _circles, _roots
 from scope_ebpf.cli import check as command
 from scope_ebpf.cli import main as cli
@@ -208,3 +214,59 @@ def test_every_kind_is_documented():
     """
     text = (Path(__file__).parents[2] / "docs/check.md").read_text()
     assert [] == [kind for kind in KINDS if f"| `{kind}` |" not in text]
+
+
+def test_a_vm_that_halts_names_its_code_and_what_it_waits_for():
+    """
+    Two ports or schedulers, with the code that it was told; one that does not halt is well.
+    """
+    words = {1: 2, 2: 0xFFFFFFFF - 22}
+    memory = SimpleNamespace(u32=words.__getitem__)
+    symbols = {"erts_halt_progress": 1, "erts_halt_code": 2}
+    ending = Ending(SimpleNamespace(target=SimpleNamespace(find=symbols.get, memory=memory)))
+    (found,) = ending._halting()
+    assert ("halting", "critical", 2) == (found.kind, found.severity, found.evidence["waiting"])
+    assert "halts with code -23 and waits for 2 of its ports and schedulers" in found.text()
+    words[1] = 0xFFFFFFFF
+    assert [] == ending._halting()
+
+
+@pytest.mark.parametrize(("throttled", "severity"), [(23, "critical"), (11, "warning"), (5, None)])
+def test_a_quota_that_holds_the_vm_back_is_found_by_its_periods(throttled, severity):
+    """
+    Of 30 periods while it was looked at; what was before does not count.
+    """
+    quota = object.__new__(Quota)
+    quota._first = Throttled(1000, 100, 7.0)
+    quota._last = Throttled(1030, 100 + throttled, 9.3)
+    found = quota._throttled()
+    assert ([severity] if severity else []) == [one.severity for one in found]
+    for one in found:
+        assert (throttled, 30) == (one.evidence["count"], one.evidence["limit"])
+        assert "its threads for 2.3 s together" in one.text()
+
+
+def test_all_schedulers_that_are_stuck_are_said_to_be_all():
+    """
+    Both for five seconds in one native function, with 23 that wait behind them.
+    """
+    nif = NativeFunction("/srv/names.so", "names_nif:spin/1", None)
+    items = []
+    for number in (1, 2):
+        queue = Queue({"normal": 23 * (number == 1)}, 0, 0, 7)
+        thread = Thread(number, "normal", number, "R", 5.0, 0)
+        items.append(
+            Scheduler(thread, "running", f"<0.{80 + number}.0>", "hasher", nif=nif, queue=queue)
+        )
+    threads = object.__new__(Threads)
+    threads._looks = [(5.0, items)]
+    threads._since = dict.fromkeys((1, 2), (None, 0.0, 0.0))
+    found = threads._wedged()
+    assert ("wedged", "critical", 23, 2) == (
+        found.kind,
+        found.severity,
+        found.evidence["waiting"],
+        found.evidence["count"],
+    )
+    assert found.text().startswith("every scheduler is at one process for 5.0 s or longer: <0.8")
+    assert "names_nif:spin/1" in found.text()

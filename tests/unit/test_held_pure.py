@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Growth of ETS tables, and flags of their status.
+Growth of ETS tables and ports, flags of their status, and their text.
 """
 
 from __future__ import annotations
 
+import documents
 import numpy as np
 import pytest
+from profile_fixtures import TARGET
 
+from scope_ebpf.beam.held.ports import ROW as PORT_ROW
+from scope_ebpf.beam.held.ports import changes, is_busy
 from scope_ebpf.beam.held.tables import ROW, is_named, protection_of, type_of
 from scope_ebpf.cli.ets import growth
 from scope_ebpf.cli.main import main
+from scope_ebpf.cli.ports import _lines as port_lines
+from scope_ebpf.cli.ports import what
+from scope_ebpf.cli.stacks import _lines as stack_lines
 
 
 def table(address: int, btid: int, objects: int, size: int) -> np.ndarray:
@@ -46,13 +53,103 @@ def test_flags_of_a_table():
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--duration", "0"], "looks twice"),
-        (["--once", "--sort", "growth"], "shows no growth"),
+        (["ets", "--duration", "0"], "looks twice"),
+        (["ets", "--once", "--sort", "growth"], "shows no growth"),
+        (["ports", "--duration", "0"], "looks twice"),
+        (["ports", "--once", "--sort", "traffic"], "shows no traffic"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_a_vm_is_looked_at(words, why, capsys):
     """
     Without a second look there is no growth.
     """
-    assert 2 == main(["ets", "--pid", "1", *words])
+    assert 2 == main([*words, "--pid", "1"])
     assert why in capsys.readouterr().err
+
+
+def port(term: int, came: int, went: int) -> np.ndarray:
+    row = np.zeros(1, PORT_ROW)
+    row["id"], row["bytes_in"], row["bytes_out"] = term, came, went
+    return row
+
+
+def test_the_traffic_of_a_port_is_that_between_two_looks():
+    """
+    By its term, in any order; a port that is new, or the only ones there are, have none.
+    """
+    before = np.concatenate([port(7, 100, 0), port(3, 10, 5)])
+    after = np.concatenate([port(3, 33, 5), port(9, 1, 1), port(7, 123, 77)])
+    came, went = changes(before, after, ("bytes_in", "bytes_out"))
+    assert [23.0, 23.0] == came[[0, 2]].tolist()
+    assert [0.0, 77.0] == went[[0, 2]].tolist()
+    assert [False, True, False] == np.isnan(came).tolist()
+    assert np.isnan(changes(before[:0], after, ("bytes_in",))[0]).all()
+
+
+def test_a_port_is_busy_by_its_driver_or_by_its_queue():
+    """
+    Other flags do not matter.
+    """
+    assert is_busy(1 << 4)
+    assert is_busy(1 << 5 | 1)
+    assert not is_busy(1 << 6 | 1 << 3)
+
+
+PORT = {
+    "port": "#Port<0.23>", "name": "cat -n", "driver": "spawn", "os_pid": 4711,
+    "owner": "<0.85.0>", "owner_name": None, "initial_call": "shop:print/0",
+    "queued_bytes": 2300, "busy": True, "waiting": 3, "bytes_in": 5, "bytes_out": 77000,
+    "bytes_in_per_second": 0.0, "bytes_out_per_second": None,
+}  # fmt: skip
+
+
+def test_ports_as_text_have_program_owner_and_who_waits():
+    """
+    What was left out is counted, and no control character of a name reaches a terminal.
+    """
+    document = {
+        "schema": 1, "target": TARGET, "duration_seconds": 1.0, "ports_total": 26, "read": 24,
+        "torn": 2, "busy": 1, "queued_bytes": 2300, "drivers": {"tcp_inet": 23, "spawn": 1},
+        "seconds": 0.1, "ports": [PORT, PORT | {"name": "a\x1b[2J", "os_pid": None}], "notes": [],
+    }  # fmt: skip
+    lines = port_lines(documents.validated(document))
+    assert "1.0 s, 24 ports, 1 busy, 2.3k bytes queued" in lines[0]
+    assert "by driver: 23 tcp_inet, 1 spawn" == lines[1]
+    assert [
+        *("#Port<0.23>", "4711:", "cat", "-n", "<0.85.0>", "shop:print/0"),
+        *("2.3k", "3", "5", "77k", "0", "-"),
+    ] == lines[3].split()
+    assert ["and 22 ports more", "2 ports changed each time they were read: left out"] == lines[5:]
+    assert [] == [line for line in lines if "\x1b" in line]
+    assert "tcp_inet" == what(PORT | {"name": "tcp_inet", "driver": "tcp_inet", "os_pid": None})
+
+
+def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
+    """
+    A group's head and its frames, Elixir as Elixir writes it; what ran meanwhile has no stack.
+    """
+    frames = [
+        {"function": "gen_server:loop/7", "location": "gen_server.erl:871"},
+        {"function": "Elixir.Shop.Cart:add/3", "location": None},
+    ]
+    group = {
+        "count": 1234, "initial_call": "Elixir.Shop.Cart:init/1", "stack": frames, "cut": True,
+        "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
+    }  # fmt: skip
+    document = {
+        "schema": 1, "target": TARGET, "by": "stack", "processes_total": 1300, "read": 1290,
+        "torn": 2, "moved": 8, "groups_total": 3, "seconds": 0.1, "groups": [group], "notes": [],
+    }  # fmt: skip
+    lines = stack_lines(documents.validated(document))
+    assert lines[0].endswith("1,290 processes in 3 groups by stack")
+    assert [
+        "",
+        "1,234 processes such as <0.85.0>, Shop.Cart.init/1: 2.3M bytes of heaps, 23 messages",
+        "    in gen_server:loop/7  (gen_server.erl:871)",
+        "    called by Shop.Cart.add/3",
+        "    (further frames lie beyond the first 64 words)",
+        "",
+        "and 2 groups more",
+        "8 processes ran meanwhile, and have no stack",
+        "2 processes changed too fast to be read",
+    ] == lines[1:]

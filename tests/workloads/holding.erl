@@ -4,9 +4,13 @@
 %%   tables      answers with a line for each ETS table, then "end"
 %%   grow N      N objects more in held_set
 %%   many N      N tables more
+%%   ports       answers with a line for each port, then "end"
+%%   processes N N processes more that wait in other/0
+%%   sockets N   N ports more, of the driver of UDP, without a descriptor
+%%   stacks      answers with a line for each other process that waits: its stack, then "end"
 %%   churn       two processes make and delete tables from now on
 -module(holding).
--export([start/0, main/0, keeper/1]).
+-export([start/0, main/0, keeper/1, printer/1, deep/2, inner/0, other/0]).
 
 %% For erl -s holding.
 start() -> spawn(?MODULE, main, []).
@@ -18,6 +22,13 @@ main() ->
 
 command(Control, _, ["tables"]) ->
     [control:say(Control, tell(T)) || T <- ets:all()],
+    "end";
+command(Control, _, ["ports"]) ->
+    [control:say(Control, port(P)) || P <- erlang:ports()],
+    "end";
+command(Control, _, ["stacks"]) ->
+    erlang:system_flag(backtrace_depth, 50),
+    [control:say(Control, stack(P)) || P <- processes(), P =/= self(), P =/= whereis(printer)],
     "end";
 command(_, _, ["churn"]) ->
     Churn = fun(Again) -> ets:delete(ets:new(churning, [])), Again(Again) end,
@@ -41,6 +52,11 @@ keeper(Parent) ->
     ets:insert(Spread, [{N, N} || N <- lists:seq(1, 777)]),
     Forest = ets:new(held_forest, [ordered_set, public, {write_concurrency, true}]),
     ets:insert(Forest, [{N, N} || N <- lists:seq(1, 555)]),
+    [spawn(?MODULE, deep, [Depth, inner]) || Depth <- [2, 3, 4], _ <- lists:seq(1, 15)],
+    [spawn(?MODULE, deep, [3, other]) || _ <- lists:seq(1, 5)],
+    connect(),
+    spawn(?MODULE, printer, [self()]),
+    receive printing -> ok end,
     Parent ! ready,
     hold(Set, 2300).
 
@@ -50,6 +66,14 @@ hold(Set, Size) ->
             fill(Set, Size + 1, Size + Count),
             From ! done,
             hold(Set, Size + Count);
+        {"sockets", From, Count} ->
+            [open_port({spawn_driver, "udp_inet"}, [binary]) || _ <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
+        {"processes", From, Count} ->
+            [spawn(?MODULE, other, []) || _ <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
         {"many", From, Count} ->
             [ets:new(many, []) || _ <- lists:seq(1, Count)],
             From ! done,
@@ -57,6 +81,63 @@ hold(Set, Size) ->
     end.
 
 fill(Set, First, Last) -> ets:insert(Set, [{N, <<N:800>>} || N <- lists:seq(First, Last)]).
+
+%% A connection with 23,000 bytes one way, and a program that has echoed 230.
+connect() ->
+    {ok, Listening} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}, {active, false}, binary]),
+    {ok, Number} = inet:port(Listening),
+    {ok, Out} = gen_tcp:connect({127, 0, 0, 1}, Number, [binary]),
+    {ok, In} = gen_tcp:accept(Listening),
+    ok = gen_tcp:send(Out, binary:copy(<<7>>, 23000)),
+    {ok, _} = gen_tcp:recv(In, 23000),
+    Echo = open_port({spawn, "cat"}, [binary]),
+    true = port_command(Echo, binary:copy(<<7>>, 230)),
+    echoed(Echo, 230).
+
+echoed(_, 0) -> ok;
+echoed(Echo, Left) -> receive {Echo, {data, Data}} -> echoed(Echo, Left - byte_size(Data)) end.
+
+%% Writes to a program that reads nothing, until the port is busy and suspends it.
+printer(Keeper) ->
+    register(printer, self()),
+    Port = open_port({spawn, "sh -c 'while kill -0 $PPID; do sleep 1; done'"}, [binary]),
+    spawn(fun() -> suspended(Keeper, whereis(printer)) end),
+    write(Port).
+
+write(Port) ->
+    port_command(Port, binary:copy(<<0>>, 1000000)),
+    write(Port).
+
+suspended(Keeper, Pid) ->
+    case process_info(Pid, status) of
+        {status, suspended} -> Keeper ! printing;
+        _ -> receive after 1 -> suspended(Keeper, Pid) end
+    end.
+
+%% Waits below some frames of its own, which count as one, in one of two functions.
+deep(0, Function) -> ?MODULE:Function();
+deep(Depth, Function) -> [deep(Depth - 1, Function)].
+
+inner() -> receive never -> ok end.
+other() -> receive never -> ok end.
+
+stack(P) ->
+    {_, Frames} = process_info(P, current_stacktrace),
+    case [frame(Frame) || Frame <- Frames] of
+        [] -> "none";
+        Texts -> lists:join(" ", Texts)
+    end.
+
+frame({M, F, A, Where}) ->
+    Line = case Where of [{file, File}, {line, N} | _] -> [File, ":", integer_to_list(N)]; _ -> "" end,
+    io_lib:format("~w:~w/~w@~s", [M, F, A, Line]).
+
+%% What goes through the port of this conversation changes with it.
+port(P) ->
+    [{_, Name}, {_, Owner}, {_, Pid}, {_, Queue}, {_, In}, {_, Out}] =
+        [erlang:port_info(P, Item) || Item <- [name, connected, os_pid, queue_size, input, output]],
+    Bytes = case Name of "0/1" -> [0, 0, 0]; _ -> [Queue, In, Out] end,
+    io_lib:format("~ts ~p ~w ~w ~w ~w ~w", [lists:flatten(string:replace(Name, " ", "_", all)), P, Owner, Pid | Bytes]).
 
 tell(T) ->
     [Memory | Rest] =

@@ -222,17 +222,28 @@ class Memory:
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]
     ) -> tuple[list[bytes], NDArray[np.bool_]]:
         """Read ranges of different sizes; ``b""`` for one that was not read."""
-        sizes = np.ascontiguousarray(sizes, np.uint64)
-        if len(sizes) and (int(sizes.max()) > MAX_READ or int(sizes.sum()) > MAX_READ):
-            raise UnreadableMemoryError(f"a reading of {len(sizes)} ranges is too large")
-        out = np.empty(int(sizes.sum()), np.uint8)
-        good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
+        out, good = self.gather_flat(addresses, sizes)
         data, ends = out.tobytes(), np.cumsum(sizes).tolist()
         starts = [0, *ends][: len(ends)]
         return [
             data[start:end] if ok else b""
             for start, end, ok in zip(starts, ends, good.tolist(), strict=True)
         ], good
+
+    def gather_flat(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """
+        Read ranges of different sizes into one array, one after the other, and which were read.
+
+        What stands there of a range that was not read has no meaning.
+        """
+        sizes = np.ascontiguousarray(sizes, np.uint64)
+        if len(sizes) and (int(sizes.max()) > MAX_READ or int(sizes.sum()) > MAX_READ):
+            raise UnreadableMemoryError(f"a reading of {len(sizes)} ranges is too large")
+        out = np.empty(int(sizes.sum()), np.uint8)
+        good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
+        return out, good
 
     def _gather(
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], out: NDArray[np.uint8]

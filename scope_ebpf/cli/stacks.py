@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scope-trace stacks``: all processes of a VM, grouped by what they do."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from scope_ebpf.beam.held.stacks import KEYS, MOST_GROUPS, MOST_WORDS, StackReader
+from scope_ebpf.beam.processes.shapes import escaped
+from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.options import above_zero, add_format
+from scope_ebpf.cli.target import add_target, target_of
+from scope_ebpf.runs.held import looks
+from scope_ebpf.sinks.plain import plain, say, short, spelled
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scope_ebpf.beam.held.stacks import Group, StackReading
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.documents.held import StackGroup, StacksDocument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``stacks``."""
+    add_target(parser)
+    parser.add_argument(
+        "--by",
+        choices=KEYS,
+        default="stack",
+        help="group by whole stack, by initial call, or by function (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit", type=above_zero, default=10, help="groups (default: %(default)s)"
+    )
+    add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look once, then print; raises ScopeError."""
+    target = target_of(arguments)
+    reader = StackReader(target)
+    reading, _, _ = looks(target, lambda: reader.read(arguments.by), 0.0)
+    document = _document(target, reader, reading, arguments.by, arguments.limit)
+    if arguments.format == "text":
+        say("\n".join(_lines(document)), sys.stdout)
+    else:
+        print_document(document, arguments.format)
+    return 0
+
+
+def _document(
+    target: Target, reader: StackReader, reading: StackReading, by: str, limit: int
+) -> StacksDocument:
+    notes = []
+    if reading.others:
+        notes.append(
+            f"{reading.others:,} processes are in none of the first {MOST_GROUPS:,} groups that "
+            "were met, and are not shown"
+        )
+    return {
+        "schema": 1,
+        "target": target.as_json(),
+        "by": "call" if by == "call" else "function" if by == "function" else "stack",
+        "processes_total": reading.total,
+        "read": reading.read,
+        "torn": reading.torn,
+        "moved": reading.moved,
+        "groups_total": len(reading.groups),
+        "seconds": round(reading.seconds, 3),
+        "groups": [_group(reader, group, by) for group in reading.groups[:limit]],
+        "notes": notes,
+    }
+
+
+def _group(reader: StackReader, group: Group, by: str) -> StackGroup:
+    frames = reader.frames(group) if by != "call" else []
+    return {
+        "count": group.count,
+        "initial_call": str(group.call) if group.call else None,
+        "stack": [
+            {"function": str(frame), "location": frame.location or None}
+            for frame in frames[: 1 if by == "function" else None]
+        ],
+        "cut": group.cut and by == "stack",
+        "messages": group.messages,
+        "heap_bytes": group.bytes,
+        "example": reader.viewer.pids.text(group.example),
+    }
+
+
+def _lines(document: StacksDocument) -> list[str]:
+    target = document["target"]
+    head = (
+        f"{escaped(target['node'] or '?')}  pid {target['pid']}  OTP {target['otp_release']}  "
+        f"{document['read']:,} processes in {document['groups_total']:,} groups by "
+        f"{document['by']}"
+    )
+    lines = [head]
+    for group in document["groups"]:
+        lines += ["", *_written(group)]
+    left = document["groups_total"] - len(document["groups"])
+    if left > 0:
+        lines += ["", f"and {left:,} groups more"]
+    if document["moved"]:
+        lines.append(f"{document['moved']:,} processes ran meanwhile, and have no stack")
+    if document["torn"]:
+        lines.append(f"{document['torn']:,} processes changed too fast to be read")
+    return [plain(line) for line in [*lines, *document["notes"]]]
+
+
+def _written(group: StackGroup) -> list[str]:
+    messages = f", {short(group['messages'])} messages" if group["messages"] else ""
+    head = (
+        f"{group['count']:,} processes such as {group['example']}, "
+        f"{escaped(spelled(group['initial_call'] or '?'))}: "
+        f"{short(group['heap_bytes'])} bytes of heaps{messages}"
+    )
+    lines = [head]
+    for depth, frame in enumerate(group["stack"]):
+        where = f"  ({escaped(frame['location'])})" if frame["location"] else ""
+        function = escaped(spelled(frame["function"]))
+        lines.append(f"    called by {function}{where}" if depth else f"    in {function}{where}")
+    if group["cut"]:
+        lines.append(f"    (further frames lie beyond the first {MOST_WORDS} words)")
+    return lines
