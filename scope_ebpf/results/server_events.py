@@ -165,7 +165,8 @@ class Times:
         if not self.reach:
             return None
         left = self._survival()
-        if left[-1] > _REST:
+        # What is longer than half a window is seen to its end less than half of the time.
+        if left[bucket_of(self.reach / 2)] > _REST:
             return None
         parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
         mean = float((middle * parts).sum())
