@@ -932,7 +932,7 @@ UNAVAILABLE = (
     Unavailable('long_call', 'symbol', 'the interpreter calls NIFs and BIFs without a function', flavor='emu'),
     Unavailable('dist_out', 'usdt', 'OTP has no USDT probe for single packets'),
     Unavailable('dist_in', 'usdt', 'OTP has no USDT probe for single packets'),
-    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not tell the reason"),
+    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not carry the reason"),
 )
 
 #: The only USDT probes that may ever be attached.

@@ -1079,7 +1079,7 @@ struct dist_out_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 peer; /* the other node, atom */
-	__u64 receiver; /* pid or name on the other node, remote */
+	__u64 receiver; /* pid or name on the other node; of a monitor its reference, remote */
 	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
 	__u32 size; /* of the packet, bytes */
 	__u32 check; /* hash of its last 8 bytes, which both nodes have alike */

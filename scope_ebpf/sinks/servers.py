@@ -86,7 +86,7 @@ def _hooks(found: GenServers) -> str:
     if found.cost is None:
         return "no hooks"
     if found.cost.share is None:
-        return "hooks took too little to tell"
+        return "hooks took too little to measure"
     return f"hooks took {found.cost.share:.1%} of its CPU"
 
 
