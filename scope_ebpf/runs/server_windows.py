@@ -46,7 +46,7 @@ _WARM_UP = 1.0
 _HITS, _CHANGES, _SLOWS = 3, 0.05, 0.03
 #: Windows without which nothing is told, nor with less than _SHORTEST of them together: a burst may
 #: have used up their hits.
-_FEWEST = 2
+_FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
 _FEW = (2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15)
@@ -311,8 +311,8 @@ def error_of(sizes: list[float], counts: list[int]) -> float:
     The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
 
     It is that of the ratio of their sums, larger where windows are few, and at least that of a
-    count of what is independent; 1 at most, of less than three windows and where one alone has
-    seen anything; and 0 where nothing was seen.
+    count of what is independent; 1 at most, also of less than three windows and where one alone has
+    seen anything; 0 where nothing was seen.
     """
     total = sum(counts)
     if not total:
