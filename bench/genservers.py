@@ -6,10 +6,12 @@ How right ``genservers`` is: planted servers and callers that time themselves, b
     sudo .venv/bin/python bench/genservers.py all [--seconds 10] [--kinds stock25 trixie27]
     sudo .venv/bin/python bench/genservers.py windows [--seconds 10]
     sudo .venv/bin/python bench/genservers.py busy [--seconds 10]
+    sudo .venv/bin/python bench/genservers.py swarm [--seconds 10] [--modules 1 4 20]
 
 ``memory`` prints, by module, utilization and callers that wait, as the view has them and as
 planted; ``all`` counts and times of everything with --budget none; ``windows`` the same within the
-budget; ``busy`` that of eight callers without a pause, with what hooks took.
+budget; ``busy`` that of eight callers without a pause, with what hooks took; ``swarm`` that of 400
+callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ import beams_run
 Truth = dict[str, dict[str, int]]
 MODULES = ("gs_slow", "gs_chain", "gs_backend", "gs_state")
 _FIGURES = 3
+#: Callers of a swarm.
+_CALLERS = 400
 #: Milliseconds below which times are not compared.
 _FROM = 1.0
 _WAYS = {
@@ -108,6 +112,42 @@ def messages(kind: str, seconds: int, way: str) -> None:
             _print_times(seen, one)
 
 
+def swarm(kind: str, seconds: int, modules: int) -> None:
+    """Print rates and times of *modules* modules under as many calls as the VM can do."""
+    with beams_run.start_beam(kind, "-s", "gs_kinds") as beam:
+        beam.expect("ready")
+        beam.ask(f"swarm {modules} {_CALLERS // modules}")
+        view = started(beam, "--duration", str(seconds))
+        own = _parsed(beam.ask(f"swarmed {seconds}"))
+        document, found = ended(view)
+    times = own.pop("gs_swarm")
+    total = sum(one["answered"] for one in own.values())
+    print(f"{kind}: {modules} modules, {total / seconds:,.0f} calls/s, {document['cost']}")
+    print(f"  {'; '.join(document['notes'])}")
+    off: list[float] = []
+    figures: dict[str, list[float | None]] = {"p50": [], "p90": []}
+    for module, one in own.items():
+        seen = found[module]["calls"] if module in found else None
+        if seen is None:
+            continue
+        off.append((seen["count"] / one["answered"] - 1) / max(seen["error_ratio"], 1e-9))
+        for figure, values in figures.items():
+            values.append((found[module]["call_seconds"] or {}).get(figure))
+    if not off:
+        print("  null")
+        return
+    counted = sum(one["calls"]["count"] for one in found.values() if one["calls"])
+    errors = [one["calls"]["error_ratio"] for one in found.values() if one["calls"]]
+    print(
+        f"  calls in all {counted / total - 1:+.1%}, errors {min(errors):.1%} to {max(errors):.1%}"
+    )
+    print(f"  modules off by {min(off):+.1f} to {max(off):+.1f} of their errors")
+    for figure, values in figures.items():
+        planted = times[f"call_{figure}"] / 1e6
+        texts = ["null" if value is None else f"{value / planted - 1:+.1%}" for value in values]
+        print(f"  call {figure} of {planted * 1e3:.2f} ms: {', '.join(texts)}")
+
+
 def _planted(beam: beams_run.Beam, command: str, seconds: int) -> Truth:
     """What servers and callers measure themselves while the view runs."""
     if command == "load":
@@ -116,6 +156,11 @@ def _planted(beam: beams_run.Beam, command: str, seconds: int) -> Truth:
         beam.ask("reset")
         time.sleep(seconds - 0.2)
         answer = beam.ask("truth")
+    return _parsed(answer)
+
+
+def _parsed(answer: str) -> Truth:
+    """The words MODULE:WHAT=NUMBER of an answer."""
     found: Truth = {}
     for name, _, number in (word.partition("=") for word in answer.split()[1:]):
         module, _, what = name.partition(":")
@@ -160,7 +205,8 @@ def _print_times(seen: dict[str, Any], own: dict[str, int]) -> None:
 def main() -> None:
     """Measure each build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("memory", *_WAYS))
+    parser.add_argument("way", choices=("memory", *_WAYS, "swarm"))
+    parser.add_argument("--modules", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--seconds", type=int, default=None)
     parser.add_argument("--kinds", nargs="+", default=None)
     arguments = parser.parse_args()
@@ -170,6 +216,9 @@ def main() -> None:
     for kind in arguments.kinds or default:
         if arguments.way == "memory":
             memory(kind, arguments.seconds or 60)
+        elif arguments.way == "swarm":
+            for modules in arguments.modules:
+                swarm(kind, arguments.seconds or 10, modules)
         else:
             messages(kind, arguments.seconds or 10, arguments.way)
 

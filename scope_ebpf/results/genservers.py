@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A module of whose busy time more than this is waiting for another one waits for that one.
 _MOSTLY = 0.5
+#: Behaviours whose servers take all messages from the mailbox before they handle the first.
+_MOVING = ("gen_server2", "p1_server")
 #: Modules that are followed from one to the next.
 _CHAIN = 32
 #: Waiting callers and messages, on average, from which on a module is named as a bottleneck.
@@ -182,6 +184,12 @@ class GenServers:
             self.tags = tags_of(callers, seen.tags)
         self.cost, self.lost = seen.cost, seen.lost
         self.notes += seen.notes
+        moving = {one.behaviour for one in self.modules if one.messages and one.messages.any}
+        if moving := moving & set(_MOVING):
+            self.notes.append(
+                f"servers of {' and '.join(sorted(moving))} move all messages to a queue of their "
+                "own: their queue times end there, and service without a reply is that of the move"
+            )
 
     @property
     def verdict(self) -> Verdict:

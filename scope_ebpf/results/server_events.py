@@ -16,6 +16,8 @@ import numpy as np
 from scope_ebpf import events
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from scope_ebpf.results.documents.servers import (
@@ -165,7 +167,8 @@ class Times:
         if not self.reach:
             return None
         left = self._survival()
-        if left[-1] > _REST:
+        # What is longer than half a window is seen to its end less than half of the time.
+        if left[bucket_of(self.reach / 2)] > _REST:
             return None
         parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
         mean = float((middle * parts).sum())
@@ -237,6 +240,11 @@ class Messages:
             failed[2],
             (errors[0], errors[1], errors[2]),
         )
+
+    @property
+    def any(self) -> bool:
+        """Whether there was a message."""
+        return bool(self.calls or self.casts or self.infos)
 
     @property
     def rates(self) -> tuple[float, float, float]:
@@ -329,6 +337,25 @@ class ServerEvents:
     lost: int = 0
     cost: Cost = field(default_factory=Cost)
     notes: list[str] = field(default_factory=list)
+
+    def renamed(self, names: Mapping[str, str]) -> ServerEvents:
+        """The same, where modules have other *names*; those of one name are put together."""
+        found = replace(self, modules={}, edges={}, tags={})
+        for module, messages in self.modules.items():
+            name = names.get(module, module)
+            same = found.modules.get(name)
+            found.modules[name] = messages if same is None else same.plus(messages)
+        for (module, tag), messages in self.tags.items():
+            key = names.get(module, module), tag
+            same = found.tags.get(key)
+            found.tags[key] = messages if same is None else same.plus(messages)
+        for (caller, callee), count in self.edges.items():
+            edge = names.get(caller, caller), names.get(callee, callee)
+            total = found.edges.setdefault(edge, EdgeCount())
+            total.calls += count.calls
+            if count.blocked is not None:
+                total.blocked = (total.blocked or 0.0) + count.blocked
+        return found
 
 
 def _rate(count: int, rate: float, error: float) -> MessageRate:

@@ -76,6 +76,11 @@ class Looking:
         self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
 
+    def became(self) -> dict[str, str]:
+        """What servers run that began with another module, where all of them run the same one."""
+        seen = self._servers.became
+        return {began: str(*runs) for began, runs in seen.items() if len(runs) == 1}
+
     def look(self) -> None:
         """Look once more."""
         began = time.process_time()
@@ -100,6 +105,7 @@ class Looking:
                 if server is None or len(self._sums) >= _MOST:
                     continue
                 sums = self._sums[pid] = _Sums(server)
+            sums.server = server or sums.server  # by now it may be known what it runs
             sums.looks += 1
             sums.mailbox += mailbox
             sums.longest = max(sums.longest, mailbox)
@@ -259,7 +265,7 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
             counting.end()
         found = looking.result(target.as_json(), seconds)
         if counting:
-            found.add_events(counting.result())
+            found.add_events(counting.result().renamed(looking.became()))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
 

@@ -179,7 +179,7 @@ class Counting(Closing):
         return found.edges.setdefault((self.name_of(caller), self.name_of(callee)), EdgeCount())
 
     def _add(self, found: ServerEvents, slot: int, messages: Messages) -> None:
-        if messages.calls or messages.casts or messages.infos:
+        if messages.any:
             name = self.name_of(slot)
             # Servers of one module may have begun in several functions.
             before = found.modules.get(name)

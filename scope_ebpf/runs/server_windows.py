@@ -41,10 +41,17 @@ _SPARE = 1.3
 #: Seconds before the first window, in which the VM's use of CPU becomes known.
 _WARM_UP = 1.0
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
-#: callers wait longer and call less often.
-_HITS, _CHANGES = 3, 0.05
+#: callers wait longer and call less often. The same part of the CPU that the VM uses, where all its
+#: servers together have much to do.
+_HITS, _CHANGES, _SLOWS = 3, 0.05, 0.03
+#: Windows without which nothing is told, nor with less than _SHORTEST of them together: a burst may
+#: have used up their hits.
+_FEWEST = 3
+#: By how much a standard error from so many windows, from three on, is too small: Student's t,
+#: 95 %, as a part of that of many. Two may agree by chance.
+_FEW = (2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15)
 #: The part of the budget that is planned with.
-_PLANNED = 0.9
+_PLANNED = 0.75
 _KINDS = ("calls", "casts", "infos")
 _DURATIONS = ("queue", "service", "call")
 
@@ -101,6 +108,8 @@ class Windows(Counting):
         )
         #: Hits a second while hooks were attached, and their seconds before and after a window.
         self._rate = self._around = 0.0
+        #: The most hits a second of all windows.
+        self._busiest = 0.0
         self._counters = ReferenceCounters(viewer.target)
         self._reductions_before: int | None = None
         self._reductions: int | None = None
@@ -127,7 +136,8 @@ class Windows(Counting):
         left = _PLANNED * self._budget * self._used - self._seconds()
         seconds = self._length(hit)
         if left > self._rate * hit * (seconds + self._around) * _SPARE and left > 0:
-            self._observe(seconds, int(left / hit))
+            # Those before and after the window are not limited.
+            self._observe(seconds, max(1, int(left / hit - self._rate * self._around)))
             self._learn_names()
             pause = self._span / (2 * _WINDOWS)
             self._next_look = time.monotonic() + self._random.uniform(0.0, pause)
@@ -163,6 +173,7 @@ class Windows(Counting):
         # Hits before and after count as well: they cost the VM as much.
         lasted = max(time.monotonic() - first, 1e-3)
         self._rate = (self._hits() - before) / lasted
+        self._busiest = max(self._busiest, self._rate)
         self._around = max(0.0, lasted - (closed - opened) / 1e9)
         self._add_window(opened, closed, inside)
 
@@ -205,10 +216,11 @@ class Windows(Counting):
         """What was seen, scaled up to the whole run; after :meth:`end`."""
         found = ServerEvents()
         self._finish(found)
-        if not self._windows:
+        if len(self._windows) < _FEWEST or self._observed() < _SHORTEST:
             found.notes.append(
-                "no message was counted: the VM used so little CPU that the budget paid for no "
-                "window; --budget none counts everything"
+                "no rate can be told: the VM used so little CPU, or has so many messages, that the "
+                f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
+                "--budget none counts everything"
             )
             return found
         found.notes.append(
@@ -236,12 +248,17 @@ class Windows(Counting):
             messages[name] = messages.get(name, 0) + sum(int(one[kind]) for kind in _KINDS)
         return [self._scale(messages[self.name_of(slot)]) for slot in range(len(stats))]
 
+    def _slows(self, hit: float) -> bool:
+        """Whether hooks, of *hit* seconds, slow all servers down: each waits for the others."""
+        cores = self._used * 1e9 / max(1, self._ended - self._began)
+        return self._busiest * hit >= _SLOWS * max(1.0, cores)
+
     def _scale(self, messages: int) -> _Scale:
         """How the *messages* of one module in windows are scaled up."""
         observed = self._observed()
         by_time = (self._ended - self._began) / 1e9 / observed
         hit = (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
-        if messages / observed * _HITS * hit < _CHANGES:
+        if messages / observed * _HITS * hit < _CHANGES and not self._slows(hit):
             return _Scale(by_time, 0.0, changed=False)
         inside = [window.reductions for window in self._windows if window.reductions]
         if len(inside) < len(self._windows) or None in (self._reductions, self._reductions_before):
@@ -293,15 +310,17 @@ def error_of(sizes: list[float], counts: list[int]) -> float:
     """
     The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
 
-    It is that of the ratio of their sums, and at least that of a count of what is independent; 1
-    where one window alone has seen anything, and 0 where nothing was seen.
+    It is that of the ratio of their sums, larger where windows are few, and at least that of a
+    count of what is independent; 1 at most, also of less than three windows and where one alone has
+    seen anything; 0 where nothing was seen.
     """
     total = sum(counts)
     if not total:
         return 0.0
-    if sum(count > 0 for count in counts) < 2:
+    if len(counts) < 3 or sum(count > 0 for count in counts) < 2:
         return 1.0
     rate, windows = total / sum(sizes), len(counts)
     squares = sum((n - rate * s) ** 2 for n, s in zip(counts, sizes, strict=True))
     between = (squares * windows / (windows - 1)) ** 0.5 / total
-    return float(max(between, total**-0.5))
+    few = _FEW[windows - 3] if windows - 3 < len(_FEW) else 1.0
+    return float(min(1.0, max(few * between, total**-0.5)))

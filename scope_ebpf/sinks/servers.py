@@ -50,7 +50,7 @@ def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[
     wide = found.cost is not None
     row, headings = (_WIDE_ROW, _WIDE_HEADINGS) if wide else (_ROW, _HEADINGS)
     text = [head, row.format("MODULE" if by == "tag" else by.upper(), *headings[1:])]
-    modules = sorted(found.modules, key=_KEYS[sort], reverse=True)
+    modules = sorted(found.modules, key=lambda one: (_KEYS[sort](one), _traffic(one)), reverse=True)
     for one in modules[:limit]:
         text.append(_wide_row(one) if wide else _row(one))
         text += [
@@ -74,6 +74,12 @@ def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[
         f"most waiting goes through {spelled(verdict.bottleneck)}: " if verdict.bottleneck else ""
     )
     return [plain(line) for line in [*text, "", start + spelled(verdict.because)]]
+
+
+def _traffic(one: Module) -> tuple[float, float]:
+    """What comes first where the figure that was asked for is the same."""
+    seen = one.messages
+    return (seen.calls + seen.casts + seen.infos if seen else 0), one.utilization
 
 
 def _hooks(found: GenServers) -> str:

@@ -216,8 +216,8 @@ def test_windows_keep_the_budget_and_say_how_far_rates_may_be_off(beam):
     assert document["cost"]["share"] <= 0.02
     for module in ("gs_chain", "gs_state", "gs_defer", "gs_mixed"):
         seen, own = modules[module], truth[module]
-        if seen["calls"] is None:
-            continue  # none was in a window
+        if seen["calls"] is None or seen["calls"]["error_ratio"] == 1:
+            continue  # none was in a window, or in one alone
         assert seen["failures"] is seen["abandoned"] is None
         # Five errors, and what the beginning and the end of the load add.
         most = own["answered"] * (5 * seen["calls"]["error_ratio"] + 0.3)

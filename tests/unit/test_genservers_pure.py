@@ -81,6 +81,16 @@ def test_a_calm_vm_has_no_bottleneck():
         )
 
 
+def test_a_vm_without_servers_has_an_empty_table_and_a_verdict():
+    """
+    Neither text nor document has anything to fail on.
+    """
+    text = lines(view(), "waiting", 3)
+    assert ["MODULE", "no server is waited for much"] == [text[1].split()[0], text[-1]]
+    found = documents.load(json.dumps(view().as_json()))
+    assert [] == found["modules"] == found["edges"] == found["tags"]
+
+
 def test_text_is_for_people_and_no_terminal_obeys_it():
     """
     Elixir's modules are written as Elixir writes them, control characters are not written.

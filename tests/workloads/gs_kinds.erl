@@ -6,6 +6,10 @@
 %%   keep        callers of all kinds, until the VM ends
 %%   reset       forgets the truth until now
 %%   rate N      N callers of the fast server that call without a pause, until the VM ends
+%%   swarm M N   M modules, each with a server and N callers that call without a pause, until the
+%%               VM ends
+%%   swarmed S   what they did in S seconds: "truth", and the times of all of them as those of
+%%               gs_swarm
 %%   requests N  one process sends N requests at a time to the fast server, then takes all replies
 %%   pass N      N calls that their server passes on: one half to the backend, which replies, the
 %%               other to the server that lets another process reply
@@ -54,6 +58,15 @@ command(_Control, ["rate", N]) ->
     gs_times:new(),
     [spawn(fun hammer/0) || _ <- lists:seq(1, list_to_integer(N))],
     "done rate";
+command(_Control, ["swarm", Modules, Callers]) ->
+    gs_times:new(),
+    ok = gs_swarm:start(list_to_integer(Modules), list_to_integer(Callers)),
+    "done swarm";
+command(_Control, ["swarmed", Seconds]) ->
+    gs_times:new(),
+    gs_swarm:reset(),
+    timer:sleep(1000 * list_to_integer(Seconds)),
+    ["truth", gs_swarm:text(), gs_times:text([gs_swarm])];
 command(_Control, ["requests", N]) ->
     gs_times:new(),
     wait([spawn_monitor(fun() -> requests(list_to_integer(N)) end)]),

@@ -10,15 +10,15 @@ a callback for somebody.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scope_ebpf.arrays import distinct, within
-from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom
 from scope_ebpf.beam.processes.names import LOOPS
 from scope_ebpf.beam.processes.table import CHUNK
+from scope_ebpf.beam.servers.became import BECOMING, became
 from scope_ebpf.beam.servers.waiting import ON_SCHEDULER, Stacks, calls, stacks, waiting
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class Servers:
         self._random = draw or random.Random()  # noqa: S311 - which part is read is no secret
         self.known: dict[int, Server] = {}
         self.registered: dict[str, int] = {}
+        #: By the module with which servers began, those that they run.
+        self.became: dict[str, set[str]] = {}
+        #: Servers of which it is not known yet, and with what they began.
+        self._undecided: dict[int, str] = {}
         #: Addresses of code at which processes wait for a server's reply.
         self._calling = np.empty(0, np.uint64)
         #: Processes that were seen to wait for a server: they are looked at again.
@@ -119,6 +123,7 @@ class Servers:
         candidates = rows[calling]
         drawn = self._random.sample(range(len(candidates)), min(len(candidates), MOST_CALLERS))
         seen = stacks(self._viewer, candidates[sorted(drawn)], self._calling)
+        self._decide(rows)
         self._learn(rows)
         is_server = np.array(
             [
@@ -199,9 +204,9 @@ class Servers:
             return
         if len(self.known) > _REMEMBERED:
             self.known.clear()
+            self._undecided.clear()
         names = self._viewer.names
         identities = names.identities(fresh)
-        became = self._became(fresh, [one.behaviour for one in identities])
         parts = zip(
             fresh["id"].tolist(),
             names.registered(fresh),
@@ -214,37 +219,20 @@ class Servers:
                 self.registered[name] = pid
             if _is_doubtful(behaviour, call, now):
                 continue  # a later look may tell
-            self.known[pid] = Server(pid, behaviour, became.get(pid) or _called(module, call), name)
+            began = _called(module, call)
+            self.known[pid] = Server(pid, behaviour, began, name)
+            if behaviour in BECOMING and len(self._undecided) < MOST_NAMED:
+                self._undecided[pid] = began
+        self._decide(fresh)
 
-    def _became(self, rows: NDArray[np.void], behaviours: list[str | None]) -> dict[int, str]:
-        """
-        Find the modules that servers of gen_server2 run, which may be others than began.
-
-        An idle one has ``{gs2_state,Parent,Name,State,Mod,...}`` on its stack (gen_server2.erl of
-        RabbitMQ 3.10).
-        """
-        these = rows[[one == "gen_server2" for one in behaviours]]
-        seen = stacks(self._viewer, these)
-        found: dict[int, str] = {}
-        for pid, words, stood in zip(*seen, strict=True):
-            module = self._module_of_state(words) if stood else None
-            if module:
-                found[pid] = module
-        return found
-
-    def _module_of_state(self, words: NDArray[np.uint64]) -> str | None:
-        boxed = words[words & np.uint64(3) == BOXED] & np.uint64(POINTER_MASK)
-        tuples, read = self._viewer.target.memory.gather(boxed, 6 * 8)
-        atoms = self._viewer.atoms
-        for header, first, *_, module in tuples.view(np.uint64)[read].tolist():
-            # A tuple has its arity above six bits of zeros.
-            if header & 0x3F or header < 5 << 6 or not (is_atom(first) and is_atom(module)):
-                continue
-            # By now these may be no atoms any more.
-            texts = atoms.texts([first >> 6, module >> 6])
-            if texts.get(first >> 6) == "gs2_state":
-                return texts.get(module >> 6)
-        return None
+    def _decide(self, rows: NDArray[np.void]) -> None:
+        """Find out what servers run that may have become another module."""
+        missing = np.array(sorted(self._undecided), np.uint64)
+        rows = rows[within(rows["id"], missing)][:MOST_CALLERS] if len(missing) else rows[:0]
+        behaviours = [self.known[pid].behaviour for pid in rows["id"].tolist()]
+        for pid, module in became(self._viewer, rows, behaviours).items():
+            self.became.setdefault(self._undecided.pop(pid), set()).add(module)
+            self.known[pid] = replace(self.known[pid], module=module)
 
     def of(self, pid: int) -> Server | None:
         """What is known of a process."""
