@@ -20,7 +20,7 @@ from scope_ebpf.capture.pairing import Pairing
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore
 from scope_ebpf.capture.writer import Names, Writer
-from scope_ebpf.cli.merge import print_merged
+from scope_ebpf.cli.merged import print_merged
 from scope_ebpf.errors import CaptureError
 from scope_ebpf.sinks import messages
 
