@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if output is not None and Path(output).suffix not in (*WRITERS, CLUSTER):
         raise UsageError(
-            f"{output}: its ending tells no format; take {CLUSTER}, {' or '.join(WRITERS)}"
+            f"{output}: its ending names no format; take {CLUSTER}, {' or '.join(WRITERS)}"
         )
     print_merged(captures, output, arguments.format, force=arguments.force)
     return 0

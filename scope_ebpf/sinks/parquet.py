@@ -89,7 +89,7 @@ def write(
     """
     Write everything to *output*; how many rows. Raises OSError where it does.
 
-    If the file is *placed* in a folder that tells node and host, it has no columns of them.
+    If the file is *placed* in a folder that names node and host, it has no columns of them.
     """
     pa, parquet = pyarrow()
     fields = _fields(pa)

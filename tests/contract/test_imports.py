@@ -47,7 +47,7 @@ MAY = {
     "checks": {"arrays", "beam", "cgroups", "errors", "relations", "results", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
-    "metrics": {"beam", "events", "plain", "relations"},
+    "metrics": {"beam", "events", "plain", "relations", "results"},
     # What knows BPF, and nothing of the BEAM.
     "kernel": {"attach", "errors", "events"},
     # Where both sides meet: a session on a target.
@@ -59,7 +59,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox", "sessions", "telemetry", "units"),
+        *("planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),
