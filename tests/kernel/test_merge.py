@@ -102,6 +102,7 @@ def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
             took = a.ask("over peer@127.0.0.2 1000")
             b.ask("over watched@127.0.0.1 57")
             a.ask("large peer@127.0.0.2 3")
+            assert a.ask("down peer@127.0.0.2") == "down disconnect"
             one.stop()
             other.stop()
     return *paths, int(took.split()[1])
@@ -136,6 +137,17 @@ def test_packets_are_numbered_and_tell_what_they_are(captures):
     forms = Counter((remote["form"] >> np.uint64(56)).tolist())
     assert (1000 + 4, 57) == (forms[events.FORM_CALL], forms[events.FORM_REPLY])
     assert (remote["process"] != 0).all()
+
+
+def test_the_loss_of_a_connection_has_the_reason_that_the_node_gives(captures):
+    """
+    Each node's own: the one that disconnects says so, for the other the connection has ended.
+    """
+    for path, reason in zip(captures[:2], ("disconnect", "normal"), strict=True):
+        contents = Capture(path).contents()
+        (down,) = rows_of(path, "dist_down")
+        assert contents.atoms[int(down["reason"])] == reason
+        assert "@127.0.0." in contents.atoms[int(down["peer"])]
 
 
 def test_merged_captures_have_every_packet_on_one_clock(captures, tmp_path):
