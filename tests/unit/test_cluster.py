@@ -5,6 +5,7 @@ A cluster of planted calls: their legs, and what each export has of them.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -14,14 +15,19 @@ import documents
 import duckdb
 import numpy as np
 import pytest
+from capture_fixtures import write
 from cluster_fixtures import MOMENTS, planted
 from perfetto_read import Read
 
 from scope_ebpf.capture import cluster, merging
 from scope_ebpf.capture.legs import LEGS, RemoteCalls
+from scope_ebpf.capture.reader import Capture
 from scope_ebpf.cli.main import main
 from scope_ebpf.sinks.fleet import _quoted
 from scope_ebpf.sinks.messages import Reading
+from scope_ebpf.sinks.perfetto.file import PerfettoFile
+from scope_ebpf.sinks.perfetto.nodes import NodeFile
+from scope_ebpf.sinks.perfetto.timeline import Timeline
 
 CALLS = 50
 #: Seconds of each leg.
@@ -221,3 +227,29 @@ def test_both_hosts_make_the_same_ids(folder: Path):
             client = found[span["parentSpanId"]]
             assert int(client["startTimeUnixNano"]) < int(span["startTimeUnixNano"])
             assert int(span["endTimeUnixNano"]) < int(client["endTimeUnixNano"])
+
+
+def test_numbers_of_one_node_are_not_those_of_another(tmp_path: Path):
+    """
+    Two captures of one story in a timeline: twice the tracks, flows and processes, none shared.
+    """
+    write(tmp_path / "run.scope")
+    capture = Capture(tmp_path / "run.scope")
+    contents, output = capture.contents(), io.BytesIO()
+    file = PerfettoFile(output, contents.head.clocks)
+    for place in (1, 2):
+        Timeline(capture, contents, NodeFile(file, place)).write()
+    both = Read(output.getvalue())
+    alone = io.BytesIO()
+    Timeline(capture, contents, alone).write()
+    one = Read(alone.getvalue())
+    assert 2 * len(one.tracks) == len(both.tracks)
+    assert 2 * len(flows(one)) == len(flows(both)) == 2 * 2
+    assert 2 == len({track.process.pid for track in both.tracks.values()} - {0})
+
+
+def flows(read: Read) -> set[int]:
+    """
+    The numbers of all arrows.
+    """
+    return {flow for event in read.events for flow in event[3].flow_ids}
