@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,8 @@ def _write_packets(reading: Reading, path: str, *, force: bool) -> None:
 
     with open_document(path, force=force) as output:
         try:
-            writer = WRITERS[Path(path).suffix](output)
-            reading.read(writer.rows)
-            writer.close()
+            with closing(WRITERS[Path(path).suffix](output)) as writer:
+                reading.read(writer.rows)
         except OSError as error:
             raise output_error(error, path) from error
     announce(f"wrote {path}: {writer.done:,} packets")

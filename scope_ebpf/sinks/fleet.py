@@ -70,6 +70,10 @@ class _Table:
     def close(self) -> None:
         """Write what is left, and the end of the file."""
         self._flush()
+        self.release()
+
+    def release(self) -> None:
+        """Let the library write no more; before the file is closed, also after an error."""
         self._writer.close()
 
 
@@ -118,7 +122,9 @@ class Tables:
 
     def _table(self, files: ExitStack, table: str, node: str) -> _Table:
         output = files.enter_context(self._open(self._path(table, node)))
-        return _Table(output, _MESSAGES if table == "messages" else _CALLS)
+        made = _Table(output, _MESSAGES if table == "messages" else _CALLS)
+        files.callback(made.release)
+        return made
 
     def _path(self, table: str, node: str) -> Path:
         """The file of a node in a table; its folders are made."""
