@@ -19,10 +19,15 @@ import errno
 import os
 import pwd
 import re
+import shutil
 import stat
-from typing import IO, Self
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
 
 from scope_ebpf import pipes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MODE = 0o600
 #: Bytes of the asked name that a temporary name contains: a name may have 255.
@@ -112,6 +117,31 @@ def set_aside(path: str, *, force: bool = False) -> str | None:
     finally:
         os.close(fd)
     return f"{path}.old"
+
+
+@contextlib.contextmanager
+def folder(path: str) -> Iterator[str]:
+    """
+    A folder that is at *path* when the block has ended well; until then its files go to another.
+
+    It is for one user alone, as files are. Raises OSError if anything is there.
+    """
+    parent, name = os.path.split(path.rstrip("/"))
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "it is there already, and no folder is replaced")
+    part = str(Path(parent) / f".{_cut(name)}.{os.urandom(8).hex()}.part")
+    Path(part).mkdir(0o700)
+    try:
+        yield part
+        user = caller()
+        if user is not None and _may_write(Path(parent or ".").stat(), *user):
+            for where, folders, _ in os.walk(part):
+                for each in (where, *(f"{where}/{one}" for one in folders)):
+                    os.chown(each, *user, follow_symlinks=False)
+        Path(part).rename(path.rstrip("/"))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 class _Fresh:

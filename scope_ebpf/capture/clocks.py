@@ -64,7 +64,7 @@ def align(there: NDArray[np.int64], back: NDArray[np.int64]) -> Alignment | None
             high -= third
     drift = (low + high) / 2
     if _room(upper, lower, 0.0) > _room(upper, lower, drift) / 2:
-        drift = 0.0  # the packets do not tell it from none
+        drift = 0.0  # the packets do not distinguish it from none
     least, most = _range(upper, lower, drift)
     if most < least:
         return None

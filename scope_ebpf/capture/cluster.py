@@ -10,6 +10,7 @@ has to believe what a file says of them.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -66,6 +67,9 @@ class SectionCapture(Capture):
     def open(self) -> IO[bytes]:
         """Open the file, for its own bytes alone."""
         file = Capture(self._file).open()
+        if self._start > os.fstat(file.fileno()).st_size:
+            file.close()
+            raise CaptureError(f"{self.path}: the file ends before it begins")
         return _Section(file, self._start, self._size)  # type: ignore[return-value]
 
 
@@ -95,6 +99,8 @@ def _sections(path: Path, payload: bytes, start: int) -> list[Capture]:
         size = item["bytes"].whole(SIGNED)
         made.append(SectionCapture(path, item["name"].text(), start, size))
         start += size
+    if not made:
+        raise CaptureError("there is no capture in it")
     return made
 
 

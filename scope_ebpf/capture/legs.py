@@ -169,10 +169,10 @@ class RemoteCalls:
             self._serving[place] = None if place in self._serving else key
             _bound(self._serving)
             self._complete(key)
-        elif (call := self._open.get(key := CallKey(node.name, reference))) and (
-            call.caller == process
+        elif (own := self._open.get(key := CallKey(node.name, reference))) and (
+            own.caller == process
         ):
-            call.down, call.ended = form == events.FORM_DOWN, time
+            own.down, own.ended = form == events.FORM_DOWN, time
             self._complete(key)
 
     def pairs(self, link: Link, out: NDArray[np.void], received: NDArray[np.void]) -> None:

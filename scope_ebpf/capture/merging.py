@@ -13,6 +13,7 @@ clocks, and packets whose other end was not read yet.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -165,8 +166,8 @@ def find_links(nodes: Sequence[Node]) -> list[Link]:
 
 
 def _links(source: Node, target: Node) -> Iterator[Link]:
-    left = _between(target, IN, source.name)
-    for key, mine in _between(source, OUT, target.name).items():
+    left = _between(target, IN, source)
+    for key, mine in _between(source, OUT, target).items():
         link = Link(source, target, key, mine.count, None, 0)
         for other, theirs in left.items():
             shift = _shift(mine, theirs)
@@ -185,11 +186,12 @@ def _links(source: Node, target: Node) -> Iterator[Link]:
         yield link
 
 
-def _between(node: Node, kind: str, peer: str) -> dict[Key, Direction]:
+def _between(node: Node, kind: str, peer: Node) -> dict[Key, Direction]:
     """The connections of *node* to or from *peer*."""
-    atoms = {term for term, text in node.contents.atoms.items() if text == peer}
     return {
-        key: one for key, one in node.directions.items() if key.kind == kind and key.peer in atoms
+        key: one
+        for key, one in node.directions.items()
+        if key.kind == kind and node.peers.get(key.peer) is peer
     }
 
 
@@ -238,16 +240,17 @@ def _order(nodes: Sequence[Node], found: Sequence[Link]) -> None:
 
 def align_all(nodes: Sequence[Node], found: Sequence[Link]) -> None:
     """Align the clock of each node with that of the one with most packets, along links."""
-    packets = {
-        node: sum(link.paired for link in found if node in (link.source, link.target))
-        for node in nodes
-    }
-    reference = max(nodes, key=packets.__getitem__)
+    packets: Counter[tuple[Node, Node]] = Counter()
+    totals: Counter[Node] = Counter()
+    for link in found:
+        packets[link.source, link.target] += link.paired
+        totals.update({link.source: link.paired, link.target: link.paired})
+    reference = max(nodes, key=totals.__getitem__)
     reference.aligned = True
     waiting = [node for node in nodes if node is not reference]
     while waiting:
         weights = {
-            (known, node): min(_packets(found, known, node), _packets(found, node, known))
+            (known, node): min(packets[known, node], packets[node, known])
             for known in nodes
             if known.aligned
             for node in waiting
@@ -259,10 +262,6 @@ def align_all(nodes: Sequence[Node], found: Sequence[Link]) -> None:
         neighbours = [known for known, node in weights if node is best[1]]
         # With all packets of known nodes, so that none arrives before it is sent.
         _align(best[1], neighbours, found) or _align(best[1], [best[0]], found)
-
-
-def _packets(found: Sequence[Link], source: Node, target: Node) -> int:
-    return sum(link.paired for link in found if (link.source, link.target) == (source, target))
 
 
 def _align(node: Node, known: Sequence[Node], found: Sequence[Link]) -> bool:

@@ -63,7 +63,7 @@ class Pairing:
         has no more pairs.
         """
         readers = {node: _batches(node, BATCH // len(self._nodes)) for node in self._nodes}
-        heads = {node: batch for node, reader in readers.items() if (batch := next(reader, None))}
+        heads = {node: head for node, reader in readers.items() if (head := next(reader, None))}
         while heads:
             node = min(heads, key=lambda one: heads[one][0])
             _, batch = heads.pop(node)
@@ -72,7 +72,8 @@ class Pairing:
                 touched = self._take(node, batch)
             for link in touched:
                 self._pair(link, pairs)
-            if (later := next(readers[node], None)) is not None:
+            later = next(readers[node], None)
+            if later is not None:
                 heads[node] = later
 
     def _take(self, node: Node, batch: NDArray[np.void]) -> set[Link]:

@@ -14,6 +14,8 @@ from scope_ebpf import events
 from scope_ebpf.capture.legs import LEGS, RemoteCall, RemoteCalls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scope_ebpf.capture.merging import Link, Node
@@ -93,6 +95,8 @@ class Traffic:
         self.servers: dict[tuple[Node, Node | None, int], ServerCalls] = {}
         self.slowest: list[tuple[int, RemoteCall]] = []
         self.remote = RemoteCalls(self.ended)
+        #: Gets each call that has ended, too.
+        self.also: Callable[[RemoteCall], object] = lambda _call: None
 
     def batch(self, node: Node, batch: NDArray[np.void]) -> None:
         """Add the messages of a node."""
@@ -111,14 +115,17 @@ class Traffic:
     def _add_flows(self, link: Link, out: NDArray[np.void], sizes: NDArray[np.void]) -> None:
         message = out["class"] == _MESSAGE
         chosen = message | (out["class"] == _FRAGMENT)
+        # Each answer goes to an alias of its own: all of them are one receiver.
+        alias = out["receiver"] >> np.uint64(62) == np.uint64(events.REMOTE_REF)
+        to = np.where(alias, np.uint64(0), out["receiver"])[chosen]
         _, senders = np.unique(out["process"][chosen], return_inverse=True)
-        _, receivers = np.unique(out["receiver"][chosen], return_inverse=True)
+        _, receivers = np.unique(to, return_inverse=True)
         _, first, where = np.unique(
             senders * (len(out) + 1) + receivers, return_index=True, return_inverse=True
         )
         counts = np.bincount(where, message[chosen]).astype(np.int64).tolist()
         octets = np.bincount(where, sizes[chosen]).astype(np.int64).tolist()
-        ends = (out[name][chosen][first].tolist() for name in ("process", "receiver"))
+        ends = out["process"][chosen][first].tolist(), to[first].tolist()
         for sender, receiver, count, size in zip(*ends, counts, octets, strict=True):
             key = Flow(link, sender, receiver)
             if key not in self.flows and len(self.flows) >= _FLOWS:
@@ -130,6 +137,7 @@ class Traffic:
 
     def ended(self, call: RemoteCall) -> None:
         """Add a call that has ended."""
+        self.also(call)
         key = call.client, call.target, call.server
         if key not in self.servers and len(self.servers) >= _SERVERS:
             key = call.client, call.target, 0

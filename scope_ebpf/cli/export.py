@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from scope_ebpf.capture.reader import Capture, sound
+from scope_ebpf.capture import cluster
+from scope_ebpf.capture.reader import sound
 from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.cli.options import add_force, web_address, whole
 from scope_ebpf.errors import OutputError, UsageError
@@ -25,7 +26,7 @@ from scope_ebpf.sinks.plain import plain, say
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from scope_ebpf.capture.reader import Contents
+    from scope_ebpf.capture.reader import Capture, Contents
 
 #: Each format, and what a file of it is called.
 FORMATS = {
@@ -77,13 +78,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
-    capture = Capture(arguments.capture)
-    contents = capture.contents()
+    captures = cluster.captures(arguments.capture)
     if arguments.endpoint is not None and arguments.format != "otlp":
         raise UsageError("--endpoint is for --to otlp")
     path = arguments.output or str(Path(arguments.capture).with_suffix(FORMATS[arguments.format]))
     if arguments.output is None:  # nobody has asked for this name
         keep_old(path, force=arguments.force)
+    if len(captures) > 1:
+        from scope_ebpf.cli.export_nodes import export
+
+        export(captures, path, arguments)
+        return 0
+    (capture,) = captures
+    contents = capture.contents()
     visible = path != "-"
     with sound(capture), progress_bar(contents.records, visible=visible, what="exporting") as moved:
         said = _EXPORTS[arguments.format](capture, contents, path, arguments, moved)
@@ -103,7 +110,7 @@ def _perfetto(
 ) -> str:
     from scope_ebpf.sinks.perfetto.timeline import Timeline
 
-    with _binary(path, force=arguments.force) as output:
+    with binary(path, force=arguments.force) as output:
         timeline = Timeline(capture, contents, output, arguments.processes)
         timeline.write(moved)
     flows = timeline.flows
@@ -151,7 +158,7 @@ def _parquet(
 ) -> str:
     from scope_ebpf.sinks.parquet import write  # an extra
 
-    with _binary(path, force=arguments.force) as output:
+    with binary(path, force=arguments.force) as output:
         return f"{write(capture, contents, output, moved):,} rows"
 
 
@@ -167,15 +174,16 @@ def _otlp(
     spans = Spans(capture, contents)
     if arguments.endpoint:
         for request in spans.requests(moved):
-            _post(arguments.endpoint, line(request).encode())
+            post(arguments.endpoint, line(request).encode())
         return f"{spans.made:,} spans"
-    with _binary(path, force=arguments.force) as output:
+    with binary(path, force=arguments.force) as output:
         for request in spans.requests(moved):
             output.write(line(request).encode())
     return f"{spans.made:,} spans"
 
 
-def _post(url: str, body: bytes) -> None:
+def post(url: str, body: bytes) -> None:
+    """Post a request of spans to a collector; OutputError if it does not take them."""
     import http.client
     import urllib.request
 
@@ -189,7 +197,7 @@ def _post(url: str, body: bytes) -> None:
 
 
 @contextmanager
-def _binary(path: str, *, force: bool) -> Iterator[IO[bytes]]:
+def binary(path: str, *, force: bool) -> Iterator[IO[bytes]]:
     """The file at *path*, whole or not at all, or standard output."""
     if path == "-":
         if sys.stdout.isatty():

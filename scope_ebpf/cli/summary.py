@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     captures = cluster.captures(arguments.capture)
     if len(captures) > 1:
-        from scope_ebpf.cli.merge import print_merged
+        from scope_ebpf.cli.merged import print_merged
 
         print_merged(captures, None, arguments.format)
         return 0

@@ -63,11 +63,7 @@ class Names:
 
 
 class Reading:
-    """
-    The nodes and links of captures on one clock, ready to be read once.
-
-    *rows* gets each packet with both ends, if it is given.
-    """
+    """The nodes and links of captures on one clock, ready to be read once."""
 
     def __init__(self, nodes: Sequence[Node], links: Sequence[Link]) -> None:
         self._before = nodes
@@ -76,8 +72,13 @@ class Reading:
         self.traffic = Traffic()
         self._given_up = 0
 
-    def read(self, rows: Callable[[list[clusters.PacketLine]], object] | None = None) -> None:
-        """Read everything, for :meth:`document`."""
+    def read(
+        self,
+        rows: Callable[[list[clusters.PacketLine]], object] | None = None,
+        calls: Callable[[RemoteCall], object] = lambda _call: None,
+    ) -> None:
+        """Read everything, for :meth:`document`; *rows* and *calls* get it, too."""
+        self.traffic.also = calls
 
         def pairs(link: Link, out: NDArray[np.void], received: NDArray[np.void]) -> None:
             self.traffic.pairs(link, out, received)

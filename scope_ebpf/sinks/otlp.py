@@ -3,7 +3,9 @@
 A capture as OpenTelemetry spans: schedules, collections, long calls, calls of servers.
 
 A call is a client's span from request to answer; within it are the time that the request waited in
-the mailbox of the server, and the time that the server took.
+the mailbox of the server, and the time that the server took. Each call is a trace of its own. Of a
+call from node to node the caller's capture has the client's span, the server's capture the server's
+span below it: both make the same ids, of the caller's node and the call's reference.
 
 The form is OTLP/JSON (opentelemetry.io/docs/specs/otlp), one export request a line as
 the file exporter writes it; the same requests can be posted to a collector.
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scope_ebpf import events
 from scope_ebpf.capture.calls import Calls
+from scope_ebpf.capture.legs import span_id, trace_id
+from scope_ebpf.capture.served import Served
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.values import within
 from scope_ebpf.sinks.columns import add_names, columns
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.capture.calls import Call
     from scope_ebpf.capture.reader import Capture, Contents
+    from scope_ebpf.capture.served import ServedCall
     from scope_ebpf.results.documents.exports import (
         Attribute,
         DoubleValue,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 SPANS = 1000
 _BATCH = 8192
 _INTERNAL: Literal[1] = 1  # SpanKind
+_SERVER: Literal[2] = 2
 _CLIENT: Literal[3] = 3
 _TIMED = ("schedule", "gc", "long_call")
 _UNKNOWN = 0xFFFFFFFFFFFFFFFF
@@ -71,12 +77,15 @@ class Spans:
         waiting = [self._span("scope-trace record", first, max(first, last), {})]
         done = 0
         calls = Calls()
+        nodes = {term: text for term, text in contents.atoms.items() if "@" in text}
+        served = Served(nodes)
         for batch in self._capture.batches(_BATCH):
             for name in _TIMED:
                 rows = batch[batch["kind"] == events.KINDS[name].id]
                 waiting += self._spans(name, rows)
             for call in calls.records(batch):
                 waiting += self._call(call)
+            waiting += [self._served(call) for call in served.records(batch)]
             while len(waiting) >= SPANS:
                 yield self._request(waiting[:SPANS])
                 waiting = waiting[SPANS:]
@@ -123,7 +132,10 @@ class Spans:
         whole = self._span(
             f"call {server or 'on another node'}", call.sent_ns, call.ended_ns, facts
         )
-        whole["kind"] = _CLIENT
+        node = str(self._contents.head.target["node"])
+        whole["kind"], whole["traceId"] = _CLIENT, trace_id(node, call.reference)
+        whole["spanId"] = span_id(node, call.reference, "client")
+        whole.pop("parentSpanId", None)
         parts = (
             ("queue", call.sent_ns, call.taken_ns),
             ("service", call.taken_ns, call.replied_ns),
@@ -133,7 +145,25 @@ class Spans:
             if begin and end:
                 made.append(self._span(name, begin, end, {"rpc.method": server}))
                 made[-1]["parentSpanId"] = whole["spanId"]
+                made[-1]["traceId"] = whole["traceId"]
+                made[-1]["spanId"] = span_id(node, call.reference, name)
         return made
+
+    def _served(self, call: ServedCall) -> Span:
+        """The span of a server for a call of another node, below the span of its client."""
+        (text,) = self._terms.texts([call.server], text_pids=False)
+        server = self._terms.who([call.server]).get(call.server) or text
+        facts = {
+            "rpc.system.name": "erlang",
+            "rpc.method": server,
+            "beam.server.pid": text,
+            "beam.client.node": call.node,
+        }
+        span = self._span(f"serve {server}", call.taken_ns, call.replied_ns, facts)
+        span["kind"], span["traceId"] = _SERVER, trace_id(call.node, call.reference)
+        span["spanId"] = span_id(call.node, call.reference, "server")
+        span["parentSpanId"] = span_id(call.node, call.reference, "client")
+        return span
 
     def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> Span:
         self.made += 1
@@ -154,6 +184,7 @@ class Spans:
         target, host = self._contents.head.target, self._contents.head.host
         resource = {
             "service.name": str(target["node"] or "beam"),
+            "service.instance.id": target["node"],
             "process.pid": target["pid"],
             "process.executable.path": target["exe"],
             "process.runtime.name": "BEAM",

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A capture as one Parquet table: a row for each event, null for what an event does not have."""
+"""
+A capture as one Parquet table: a row for each event, null for what an event does not have.
+
+Times are of microseconds and all whole numbers are signed, so that Spark reads it as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.capture.terms import CapturedTerms
+from scope_ebpf.capture.values import SIGNED
 from scope_ebpf.errors import MissingPackageError
 from scope_ebpf.sinks.columns import add_names, columns
 
@@ -24,7 +29,8 @@ _BATCH = 1 << 16
 _HEADER = len(events.RECORD.names or ()) - 1
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow() -> tuple[Any, Any]:
+    """The library; MissingPackageError where it is not installed."""
     try:
         import pyarrow as pa  # an extra
         from pyarrow import parquet
@@ -41,9 +47,12 @@ def _fields(pa: Any) -> dict[str, Any]:
     """The type of every column: what all events have, then the fields of each kind."""
     text = pa.dictionary(pa.int32(), pa.string())
     fields: dict[str, Any] = {
-        "time": pa.timestamp("ns", "UTC"),
+        "time": pa.timestamp("us", "UTC"),
+        "time_ns": pa.int64(),
+        "node": text,
+        "host": text,
         "event": text,
-        "tid": pa.uint32(),
+        "tid": pa.int64(),
         "pid": text,
         "who": text,
         "class": text,
@@ -60,12 +69,12 @@ def _fields(pa: Any) -> dict[str, Any]:
             if unit == "ns":
                 fields[f"{field.removesuffix('_ns')}_seconds"] = pa.float64()
             elif unit == "words":
-                fields[f"{field}_bytes"] = pa.uint64()
+                fields[f"{field}_bytes"] = pa.int64()
             elif unit == "form":
-                fields |= {"form": text, "reference": pa.uint64()}
+                fields |= {"form": text, "reference": pa.int64()}
             else:
                 term = unit in ("eterm", "atom", "remote") or dtype[field].kind == "S"
-                fields[field] = text if term else pa.uint64()
+                fields[field] = text if term else pa.int64()
     return fields
 
 
@@ -74,16 +83,24 @@ def write(
     contents: Contents,
     output: IO[bytes],
     moved: Callable[[int], object] = lambda _done: None,
+    *,
+    placed: bool = False,
 ) -> int:
-    """Write everything to *output*; how many rows. Raises OSError where it does."""
-    pa, parquet = _pyarrow()
+    """
+    Write everything to *output*; how many rows. Raises OSError where it does.
+
+    If the file is *placed* in a folder that names node and host, it has no columns of them.
+    """
+    pa, parquet = pyarrow()
     fields = _fields(pa)
+    if placed:
+        fields = {name: kind for name, kind in fields.items() if name not in ("node", "host")}
     schema = pa.schema(list(fields.items()))
     terms = CapturedTerms(contents)
     done = 0
     with parquet.ParquetWriter(output, schema, compression="zstd") as writer:
         for batch in capture.batches(_BATCH):
-            table = _table(batch, fields, terms, contents.head.clocks.to_wall)
+            table = _table(batch, fields, terms, contents)
             arrays = [pa.array(table[name], kind) for name, kind in fields.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             done += len(batch)
@@ -92,13 +109,17 @@ def write(
 
 
 def _table(
-    batch: NDArray[np.void], fields: dict[str, Any], terms: CapturedTerms, to_wall: int
+    batch: NDArray[np.void], fields: dict[str, Any], terms: CapturedTerms, contents: Contents
 ) -> dict[str, Any]:
     """Every column of a batch, in the order of its records."""
     empty = np.full(len(batch), None, object)
     made: dict[str, Any] = {name: empty.copy() for name in fields}
-    made["time"] = batch["time_ns"].astype(np.int64) + to_wall
+    made["time_ns"] = batch["time_ns"].astype(np.int64) + contents.head.clocks.to_wall
+    made["time"] = made["time_ns"] // 1000
     made["tid"] = batch["tid"]
+    for name, text in (("node", contents.head.target["node"]), ("host", host(contents))):
+        if name in made:
+            made[name][:] = text
     names = tuple(events.KINDS)
     for number in np.unique(batch["kind"]).tolist():
         chosen = batch["kind"] == number
@@ -107,9 +128,20 @@ def _table(
         table = columns(names[number], rows, terms)
         add_names(table, terms)
         for label, values in table.items():
-            made[label][chosen] = values
+            made[label][chosen] = [_signed(value) for value in values]
         made["who"][chosen] = _who(rows, terms)
     return made
+
+
+def _signed(value: Any) -> Any:
+    """Leave out a number that no signed column holds: no size, time or address is that large."""
+    return None if isinstance(value, int) and value > SIGNED else value
+
+
+def host(contents: Contents) -> str | None:
+    """The host of a capture; None where it does not tell."""
+    name = contents.head.host.get("name")
+    return None if name is None else str(name)
 
 
 def _who(rows: NDArray[np.void], terms: CapturedTerms) -> list[str | None]:

@@ -6,9 +6,8 @@ Captures of planted calls: on one node, and of two nodes that call each other.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +22,9 @@ from scope_ebpf.capture.calls import Calls
 from scope_ebpf.capture.merging import read_nodes
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.sinks import messages
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module", params=["stock25", "trixie27"])
@@ -100,6 +102,7 @@ def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
             took = a.ask("over peer@127.0.0.2 1000")
             b.ask("over watched@127.0.0.1 57")
             a.ask("large peer@127.0.0.2 3")
+            assert a.ask("down peer@127.0.0.2") == "down disconnect"
             one.stop()
             other.stop()
     return *paths, int(took.split()[1])
@@ -134,6 +137,17 @@ def test_packets_are_numbered_and_tell_what_they_are(captures):
     forms = Counter((remote["form"] >> np.uint64(56)).tolist())
     assert (1000 + 4, 57) == (forms[events.FORM_CALL], forms[events.FORM_REPLY])
     assert (remote["process"] != 0).all()
+
+
+def test_the_loss_of_a_connection_has_the_reason_that_the_node_gives(captures):
+    """
+    Each node's own: the one that disconnects says so, for the other the connection has ended.
+    """
+    for path, reason in zip(captures[:2], ("disconnect", "normal"), strict=True):
+        contents = Capture(path).contents()
+        (down,) = rows_of(path, "dist_down")
+        assert contents.atoms[int(down["reason"])] == reason
+        assert "@127.0.0." in contents.atoms[int(down["peer"])]
 
 
 def test_merged_captures_have_every_packet_on_one_clock(captures, tmp_path):
@@ -173,9 +187,7 @@ def test_calls_from_node_to_node_have_seven_legs(captures):
     nodes = read_nodes([Capture(path) for path in captures[:2]])
     reading = messages.Reading(nodes, merging.merge(nodes))
     found = []
-    count = reading.traffic.ended
-    reading.traffic.remote._ended = lambda call: (found.append(call), count(call))
-    reading.read()
+    reading.read(calls=found.append)
     own = own_times(captures[0]) | own_times(captures[1])
     assert 1000 + 57 + 4 == len(found) == len(own)
     for call in found:
@@ -199,6 +211,16 @@ def own_times(path: Path) -> dict[int, int]:
     return {call.reference: call.ended_ns - call.sent_ns for call in ended if call.remote}
 
 
+#: Of a table of packets: each link, who floods whom, the slowest packets.
+QUERIES = (
+    """select from_node, to_node, count(*), sum(bytes)::bigint,
+      quantile_cont((received_ns - sent_ns) / 1e6, 0.99) from '{path}' group by 1, 2""",
+    """select coalesce(from_who, from_pid), "to", count(*), sum(bytes)
+      from '{path}' where class = 'message' group by all order by 3 desc""",
+    """select (received_ns - sent_ns) / 1e6 as ms from '{path}' order by ms desc limit 20""",
+)
+
+
 def test_a_table_of_packets_answers_who_floods_whom(captures, tmp_path):
     """
     DuckDB reads the Parquet as it is, and its answer is that of the report.
@@ -207,12 +229,7 @@ def test_a_table_of_packets_answers_who_floods_whom(captures, tmp_path):
 
     path = tmp_path / "packets.parquet"
     merged = scope_trace("merge", *map(str, captures[:2]), "-f", "json", "-o", str(path)).document
-    page = (Path(__file__).parents[2] / "docs/fleet.md").read_text()
-    answers = {}
-    for query in re.findall(r"    select .*?(?=\n\n)", page, re.DOTALL):
-        text = query.replace("packets/*.parquet", str(path))
-        answers[query.split("\n")[0].strip()] = duckdb.sql(text).fetchall()
-    links, floods, slow = answers.values()
+    links, floods, slow = (duckdb.sql(query.format(path=path)).fetchall() for query in QUERIES)
     assert {(one["from"], one["to"]): (one["paired"], one["bytes"]) for one in merged["links"]} == {
         (source, target): (count, size) for source, target, count, size, _ in links
     }

@@ -260,10 +260,11 @@ def test_a_table_has_a_row_for_each_event(path: Path):
     output = io.BytesIO()
     capture = Capture(path)
     assert len(story()) == parquet.write(capture, capture.contents(), output)
-    table = reading.read_table(output).drop_columns(["time"]).to_pylist()
+    table = reading.read_table(output).drop_columns(["time", "time_ns"]).to_pylist()
     assert ["schedule", "send", "send", "receive"] == [row["event"] for row in table[:4]]
     send = {key: value for key, value in table[1].items() if value is not None}
     assert {
+        "node": "shop@host",
         "event": "send",
         "tid": 101,
         "pid": "<0.1.0>",
@@ -276,8 +277,12 @@ def test_a_table_has_a_row_for_each_event(path: Path):
     (gc,) = (row for row in table if row["event"] == "gc")
     assert (2e-07, 40, 56) == (gc["duration_seconds"], gc["reclaimed_bytes"], gc["live_bytes"])
     assert "normal" == table[-1]["reason"]
-    times = reading.read_table(output)["time"].cast("int64").to_pylist()
-    assert 1_700_000_000 * SECOND + 1000 == times[0]
+    times = reading.read_table(output)
+    assert 1_700_000_000 * SECOND + 1000 == times["time_ns"][0].as_py()
+    assert 1_700_000_000 * 10**6 + 1 == times["time"].cast("int64")[0].as_py()
+    # Spark has neither unsigned numbers nor nanoseconds.
+    kinds = {str(field.type) for field in times.schema}
+    assert not [kind for kind in kinds if kind.startswith("uint") or "[ns" in kind]
 
 
 def parsed(request: dict) -> ExportTraceServiceRequest:

@@ -5,6 +5,7 @@ Clocks from packets, and packets from two captures, on planted numbers.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from capture_fixtures import END, TARGET, head
 
 from scope_ebpf import events
-from scope_ebpf.capture import cluster, pairing
+from scope_ebpf.capture import cluster, frames, pairing
 from scope_ebpf.capture.bounds import Bounds
 from scope_ebpf.capture.clocks import align
 from scope_ebpf.capture.merging import Link, merge, read_nodes
@@ -20,7 +21,7 @@ from scope_ebpf.capture.pairing import Pairing
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore
 from scope_ebpf.capture.writer import Names, Writer
-from scope_ebpf.cli.merge import print_merged
+from scope_ebpf.cli.merged import print_merged
 from scope_ebpf.errors import CaptureError
 from scope_ebpf.sinks import messages
 
@@ -287,3 +288,81 @@ def test_a_cluster_in_one_file_is_read_as_its_captures_are(tmp_path: Path):
         Capture(whole).contents()
     whole.write_bytes(whole.read_bytes()[:-500])
     assert "cut within a block" in cluster.captures(whole)[1].contents().damage
+
+
+def test_nodes_that_never_met_are_merged_without_pairs(tmp_path: Path):
+    """
+    Neither knows the other: no link, no clock, and nothing is wrong.
+    """
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    nodes = read_nodes([capture(tmp_path, name, rows, peer="c@h") for name in ("a@h", "b@h")])
+    assert [] == merge(nodes)
+    assert 1 == sum(node.aligned for node in nodes)
+
+
+def test_captures_of_different_days_are_not_paired(tmp_path: Path):
+    """
+    Connections of the same number with other packets have no packet in common.
+    """
+    random = np.random.default_rng(23)
+    one, other = random.integers(1, 1 << 32, (2, 1000))
+    link, found = pair(
+        tmp_path,
+        packets("dist_out", range(1, 1001), one),
+        packets("dist_in", range(1, 1001), other),
+    )
+    assert ("too few packets have an end of their own", 0) == (link.refused, len(found))
+
+
+def test_a_capture_without_an_end_is_paired_as_far_as_it_goes(tmp_path: Path):
+    """
+    Cut within a block: what is before pairs, and the damage is told.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 3000)
+    ends = [packets(kind, range(1, 3001), checks) for kind in ("dist_out", "dist_in")]
+    captures = [
+        capture(tmp_path, name, rows) for name, rows in zip(("a@h", "b@h"), ends, strict=True)
+    ]
+    whole = captures[1].path.read_bytes()
+    captures[1].path.write_bytes(whole[: len(whole) * 2 // 3])
+    nodes = read_nodes(captures)
+    assert "cut within a block" in nodes[1].contents.damage
+    (link,) = merge(nodes)
+    assert nodes[1].contents.records == link.paired
+    assert 0 < link.paired < 3000
+
+
+@pytest.mark.parametrize(
+    ("head", "wanted"),
+    [
+        ({}, "an object with the field captures"),
+        ({"captures": [{"name": "x", "bytes": -1}]}, "a whole number"),
+        ({"captures": []}, "there is no capture in it"),
+        ({"captures": [{"name": "x", "bytes": 1}] * 101}, "a list of at most 100"),
+    ],
+)
+def test_a_file_of_captures_is_checked_like_any_other(tmp_path: Path, head: dict, wanted: str):
+    """
+    Sizes and names are those of a stranger.
+    """
+    path = tmp_path / "x.scope"
+    block = frames.frame(frames.BlockKind.CLUSTER, json.dumps(head).encode())
+    path.write_bytes(frames.start() + block)
+    with pytest.raises(CaptureError, match=wanted):
+        cluster.captures(path)
+
+
+def test_a_file_of_captures_contains_no_other_file_of_captures(tmp_path: Path):
+    """
+    Not even itself: a section is a capture of one node, whatever its size says.
+    """
+    path = tmp_path / "x.scope"
+    inner = frames.start() + frames.frame(frames.BlockKind.CLUSTER, b'{"captures":[]}')
+    head = {"captures": [{"name": "x", "bytes": 1 << 62}] * 2}
+    block = frames.frame(frames.BlockKind.CLUSTER, json.dumps(head).encode())
+    path.write_bytes(frames.start() + block + inner)
+    first, second = cluster.captures(path)
+    with pytest.raises(CaptureError, match="captures of several nodes"):
+        first.contents()
+    with pytest.raises(CaptureError, match="the file ends before it begins"):
+        second.contents()

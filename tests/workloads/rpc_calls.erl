@@ -6,6 +6,8 @@
 %%   cast N         N casts, and then all of them are done
 %%   late N         N calls whose callers have given up when the answer comes
 %%   dead N         N calls of a server that exits instead of answering
+%%   connect NODE   connects; done connect 1
+%%   down NODE      disconnects; answers "down REASON", as net_kernel tells it
 %%   large NODE N   N calls with a request of 1 MB, and the same back; answers "over US" as well
 %%   over NODE N    N calls of the server on another node; answers "over US", the time of all
 -module(rpc_calls).
@@ -47,6 +49,16 @@ command(_, ["late", N]) ->
 command(_, ["dead", N]) ->
     [{'EXIT', _} = (catch gen_server:call(dying(), die)) || _ <- numbers(N)],
     ["done dead ", N];
+command(_, ["connect", Node]) ->
+    true = net_kernel:connect_node(list_to_atom(Node)),
+    "done connect 1";
+command(_, ["down", Name]) ->
+    Node = list_to_atom(Name),
+    ok = net_kernel:monitor_nodes(true, [nodedown_reason]),
+    true = erlang:disconnect_node(Node),
+    receive
+        {nodedown, Node, [{nodedown_reason, Reason}]} -> ["down ", atom_to_list(Reason)]
+    end;
 command(Control, ["large", Node, N]) ->
     Large = binary:copy(<<7>>, 1000000),
     To = {planted_server, list_to_atom(Node)},

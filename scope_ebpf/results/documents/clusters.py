@@ -24,7 +24,7 @@ class MergedNode(TypedDict):
     host: str | None
     capture: str
     events: int
-    #: False if its packets do not tell its clock.
+    #: False if its packets do not show its clock.
     aligned: bool
     #: Null for the reference node, and if it is not aligned.
     clock: MergedClock | None
@@ -69,12 +69,12 @@ class PacketLine(_Class):
 
     from_node: str
     from_host: str | None
-    #: Null where the packet does not tell its sender.
+    #: Null where the packet does not name its sender.
     from_pid: str | None
     from_who: str | None
     to_node: str
     to_host: str | None
-    #: Pid or name on the other node; null where the packet does not tell it, as with aliases.
+    #: Pid or name on the other node; null where the packet does not name it, as with aliases.
     to: str | None
     to_who: str | None
     #: Its number within the connection, as the sender counts.
@@ -93,7 +93,7 @@ _Flow = TypedDict("_Flow", {"from": str, "to": str})
 class MessageFlow(_Flow):
     """Messages from one process to another on another node."""
 
-    #: Label or pid; null where the packets do not tell it.
+    #: Label or pid; null where the packets do not name it.
     sender: str | None
     #: Label, name or pid; null for an alias, as of answers.
     receiver: str | None

@@ -86,7 +86,7 @@ class Span(TypedDict):
     spanId: str
     name: str
     #: 3 for a call of a server.
-    kind: Literal[1, 3]
+    kind: Literal[1, 2, 3]
     startTimeUnixNano: str
     endTimeUnixNano: str
     attributes: list[Attribute]

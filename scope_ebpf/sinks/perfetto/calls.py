@@ -7,13 +7,18 @@ import heapq
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture.calls import Calls
+from scope_ebpf.capture.legs import LEGS
 from scope_ebpf.sinks.perfetto.tracks import CALL, CALLS, VM
+from scope_ebpf.sinks.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.capture.calls import Call
+    from scope_ebpf.capture.legs import RemoteCall
     from scope_ebpf.sinks.perfetto.tracks import Tracks
 
 #: Tracks for calls, so many can be under way at a time; others are counted and not drawn.
@@ -23,8 +28,8 @@ _MOST = 512
 class DrawnCalls:
     """Draws the calls of a capture on tracks of their own, none of which has two at a time."""
 
-    def __init__(self, tracks: Tracks) -> None:
-        self._tracks = tracks
+    def __init__(self, tracks: Tracks, remote: Mapping[int, RemoteCall]) -> None:
+        self._tracks, self._remote = tracks, remote
         self._file = tracks.file
         self._calls = Calls()
         #: Tracks by the end of their last call.
@@ -51,10 +56,19 @@ class DrawnCalls:
             facts["ended"] = "down"
         begin, end = call.sent_ns + shift, call.ended_ns + shift
         self._file.slice(track, begin, end, f"call {who}", facts=facts)
+        if call.remote and (found := self._remote.get(call.reference)):
+            self._draw_legs(track, found)
         if call.taken_ns:
             self._file.slice(track, begin, call.taken_ns + shift, "queue")
         if call.taken_ns and call.replied_ns:
             self._file.slice(track, call.taken_ns + shift, call.replied_ns + shift, "service")
+
+    def _draw_legs(self, track: int, call: RemoteCall) -> None:
+        times = [time + self._tracks.to_boot if time else 0 for time in call.moments()]
+        node = {"node": plain(call.target.name)} if call.target else None
+        for leg, begin, end in zip(LEGS, times, times[1:], strict=False):
+            if begin and end:
+                self._file.slice(track, begin, end, leg.replace("_", " "), facts=node)
 
     def _track(self, call: Call) -> int | None:
         """A track whose last call ended before this one began."""

@@ -62,12 +62,16 @@ def survey(capture: Capture) -> tuple[set[int], list[int]]:
     """Find the threads that the kernel scheduled, and all processes, the busiest first."""
     tids: set[int] = set()
     busy: dict[int, int] = defaultdict(int)
-    schedule, thread = (events.KINDS[name].id for name in ("schedule", "thread"))
+    schedule, thread, packet = (
+        events.KINDS[name].id for name in ("schedule", "thread", "dist_out")
+    )
     for batch in capture.batches(BATCH):
         if len(tids) < MOST:
             found = np.minimum(batch["tid"][batch["kind"] == thread], PID)
             tids.update(np.unique(found).tolist())
-        rows = batch[(batch["kind"] != thread) & (batch["process"] != 0)]
+        # A packet names its sender by a text, which would be another process.
+        own = (batch["kind"] != thread) & (batch["kind"] != packet)
+        rows = batch[own & (batch["process"] != 0)]
         spent = np.ones(len(rows), np.int64)
         out = (rows["kind"] == schedule) & (rows["class"] != _IN)
         durations = rows["body"][:, 0]

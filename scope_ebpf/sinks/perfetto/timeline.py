@@ -9,13 +9,14 @@ come in the order of their causes, which is all that is needed: Perfetto sorts b
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.sinks.perfetto import samples
 from scope_ebpf.sinks.perfetto.calls import DrawnCalls
 from scope_ebpf.sinks.perfetto.file import PerfettoFile
 from scope_ebpf.sinks.perfetto.messages import Messages
+from scope_ebpf.sinks.perfetto.nodes import NodeFile, Packets
 from scope_ebpf.sinks.perfetto.ports import Ports
 from scope_ebpf.sinks.perfetto.processes import Processes
 from scope_ebpf.sinks.perfetto.rows import BATCH, rows, survey
@@ -23,25 +24,47 @@ from scope_ebpf.sinks.perfetto.threads import Threads
 from scope_ebpf.sinks.perfetto.tracks import Tracks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from scope_ebpf.capture.flows import Flows
+    from scope_ebpf.capture.legs import RemoteCall
+    from scope_ebpf.capture.merging import Link, Node
     from scope_ebpf.capture.reader import Capture, Contents
     from scope_ebpf.sinks.perfetto.rows import Row
+
+
+class Place(NamedTuple):
+    """A node among others: links between all of them, and its calls of others by reference."""
+
+    node: Node
+    links: Sequence[Link]
+    calls: Mapping[int, RemoteCall]
+
 
 #: Processes that have a track of their own unless it is said otherwise.
 BUSIEST = 64
 
 
 class Timeline:
-    """Writes the timeline of one capture to *output*; *busiest* processes have tracks."""
+    """
+    Writes the timeline of one capture to *output*; *busiest* processes have tracks.
+
+    *place* is that of a node among others, with the links and calls between them.
+    """
 
     def __init__(
-        self, capture: Capture, contents: Contents, output: IO[bytes], busiest: int = BUSIEST
+        self,
+        capture: Capture,
+        contents: Contents,
+        output: IO[bytes] | NodeFile,
+        busiest: int = BUSIEST,
+        place: Place | None = None,
     ) -> None:
         self._capture = capture
         self._contents = contents
-        self._file = PerfettoFile(output, contents.head.clocks)
+        self._file = (
+            output if isinstance(output, NodeFile) else PerfettoFile(output, contents.head.clocks)
+        )
         tids, ranking = survey(capture)
         shown = ranking[:busiest]
         self._tracks = Tracks(self._file, contents, shown)
@@ -51,7 +74,13 @@ class Timeline:
         self._messages = Messages(self._tracks, self._processes, nodes)
         self._ports = Ports(self._tracks)
         self._threads = Threads(self._tracks, tids)
-        self._calls = DrawnCalls(self._tracks)
+        self._calls = DrawnCalls(self._tracks, place.calls if place else {})
+        happened = self._processes.happened
+        self._packets = (
+            Packets(self._tracks, place.node, place.links, happened)
+            if place
+            else Packets(self._tracks, otherwise=happened)
+        )
 
     @property
     def packets(self) -> int:
@@ -93,5 +122,7 @@ class Timeline:
             "exit": processes.exit,
             "port_busy": self._ports.busy,
             "thread": lambda _row: None,
+            "dist_out": self._packets.packet,
+            "dist_in": self._packets.packet,
         }
         return [special.get(name, processes.happened) for name in events.KINDS]

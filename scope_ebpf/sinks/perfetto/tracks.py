@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.capture.reader import Contents
     from scope_ebpf.sinks.perfetto.file import PerfettoFile
+    from scope_ebpf.sinks.perfetto.nodes import NodeFile
     from scope_ebpf.sinks.perfetto.rows import Row
 
 #: Numbers of tracks. Of the second line's there are many, each with a number of its own added.
@@ -32,7 +33,9 @@ _ROLES = {
 class Tracks:
     """The tracks of *file*; *processes* have tracks of their own, in this order."""
 
-    def __init__(self, file: PerfettoFile, contents: Contents, processes: Iterable[int]) -> None:
+    def __init__(
+        self, file: PerfettoFile | NodeFile, contents: Contents, processes: Iterable[int]
+    ) -> None:
         self.file = file
         self.to_boot = contents.head.clocks.to_boot
         self.terms = CapturedTerms(contents)
@@ -40,6 +43,11 @@ class Tracks:
         self._ranks = {pid: rank for rank, pid in enumerate(processes, 1)}
         self._texts: dict[int, tuple[str, str]] = {}
         self._known: set[int] = set()
+
+    @property
+    def shown(self) -> Iterable[int]:
+        """The processes that have tracks of their own."""
+        return self._ranks
 
     def describe(self) -> None:
         """Write the tracks of the VM, its threads and its busiest processes."""
