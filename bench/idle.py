@@ -6,8 +6,8 @@ What the daemon takes while it observes a VM that does nothing.
 
 Prints the daemon's share of a core, its memory and its threads, a line every half minute, with a
 scrape each 15 s. All its processes count: those that hold breakpoints, read memory and parse files.
-Memory that they share counts once (Pss). --processes are that many more processes in the VM, --series
-is [genservers] series, and --no-checks is a daemon that makes no checks.
+Memory that they share counts once (Pss). --processes are that many more processes in the VM,
+--series is [genservers] series, and --no-checks is a daemon that makes no checks.
 """
 
 from __future__ import annotations
