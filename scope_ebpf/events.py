@@ -72,10 +72,12 @@ TELEMETRY_STEP_ELEMENT = 4
 TELEMETRY_STEP_CLASS = 8
 #: modules whose servers are counted apart; the first are those of enum server_slot
 SERVER_SLOTS = 256
-#: eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
-SERVER_BUCKETS = 224
+#: sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
+SERVER_BUCKETS = 448
 #: bucket 0 begins at 2^10 ns
 SERVER_FIRST_OCTAVE = 10
+#: tags of requests that are counted apart of one module; its other ones are counted together
+SERVER_TAGS = 8
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
@@ -580,7 +582,7 @@ SERVER_SETTINGS = np.dtype([
     ("process_module", "<u4"),
     ("message_term", "<u4"),
     ("sees_idle", "<u4"),
-    ("padding", "<u4"),
+    ("by_tag", "<u4"),
     ("am_gen_call", "<u8"),
     ("am_gen_cast", "<u8"),
     ("am_alias", "<u8"),
@@ -593,6 +595,7 @@ SERVER_SETTINGS = np.dtype([
     ("am_init", "<u8"),
     ("am_supervisor", "<u8"),
     ("am_erlang", "<u8"),
+    ("am_proc_lib", "<u8"),
 ])
 
 #: When hooks count, CLOCK_MONOTONIC; both 0 for never.
@@ -612,19 +615,24 @@ SERVER_REFERENCE = np.dtype([
 #: A call that is open: the caller has neither got its reply nor ended.
 SERVER_CALL = np.dtype([
     ("sent_ns", "<u8"),
+    ("queued_ns", "<u8"),
     ("taken_ns", "<u8"),
     ("replied_ns", "<u8"),
     ("first", "<u8"),
     ("second", "<u8"),
     ("slot", "<u4"),
+    ("server_slot", "<u4"),
     ("caller_slot", "<u4"),
     ("late", "<u4"),
     ("timed_out", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: A message without a reply that waits in the mailbox of a server.
 SERVER_MESSAGE = np.dtype([
     ("sent_ns", "<u8"),
+    ("receiver", "<u8"),
+    ("sender", "<u8"),
     ("slot", "<u8"),
 ])
 
@@ -632,10 +640,12 @@ SERVER_MESSAGE = np.dtype([
 SERVER_PROCESS = np.dtype([
     ("since_ns", "<u8"),
     ("slot", "<u4"),
+    ("work_slot", "<u4"),
     ("is_server", "<u4"),
     ("depth", "<u4"),
     ("one_way", "<u4"),
     ("asynchronous", "<u4"),
+    ("unsure", "<u4"),
     ("padding", "<u4"),
 ])
 
@@ -643,6 +653,12 @@ SERVER_PROCESS = np.dtype([
 SERVER_MODULE = np.dtype([
     ("module", "<u8"),
     ("function", "<u8"),
+])
+
+#: What has a slot of its own where messages are counted by tag.
+SERVER_TAG = np.dtype([
+    ("slot", "<u8"),
+    ("tag", "<u8"),
 ])
 
 #: Who calls whom, by slots.
@@ -669,9 +685,9 @@ SERVER_STATS = np.dtype([
     ("queue_ns", "<u8"),
     ("service_ns", "<u8"),
     ("call_ns", "<u8"),
-    ("queue", "<u4", (224,)),
-    ("service", "<u4", (224,)),
-    ("call", "<u4", (224,)),
+    ("queue", "<u4", (448,)),
+    ("service", "<u4", (448,)),
+    ("call", "<u4", (448,)),
 ])
 
 #: A scheduler thread of the target.
@@ -916,7 +932,7 @@ UNAVAILABLE = (
     Unavailable('long_call', 'symbol', 'the interpreter calls NIFs and BIFs without a function', flavor='emu'),
     Unavailable('dist_out', 'usdt', 'OTP has no USDT probe for single packets'),
     Unavailable('dist_in', 'usdt', 'OTP has no USDT probe for single packets'),
-    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not tell the reason"),
+    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not carry the reason"),
 )
 
 #: The only USDT probes that may ever be attached.

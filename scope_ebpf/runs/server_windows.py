@@ -20,7 +20,7 @@ from scope_ebpf import events
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.cost import GUESS
-from scope_ebpf.results.server_events import Messages, ServerEvents, Times, bucket_of
+from scope_ebpf.results.server_events import Messages, ServerEvents, Times, buckets_of
 from scope_ebpf.runs.server_events import PROGRAM, Counting
 from scope_ebpf.runs.target_cost import cpu_seconds
 
@@ -83,8 +83,16 @@ class Windows(Counting):
 
     _whole = False
 
-    def __init__(self, viewer: Viewer, stop: Stop, budget: float, duration: float | None) -> None:
-        super().__init__(viewer, None, stop)
+    def __init__(
+        self,
+        viewer: Viewer,
+        stop: Stop,
+        budget: float,
+        duration: float | None,
+        *,
+        by_tag: bool = False,
+    ) -> None:
+        super().__init__(viewer, None, stop, by_tag=by_tag)
         self._budget, self._span = budget, duration or _SPAN
         self._windows: list[_Window] = []
         #: What was cut off, by kind of duration and slot.
@@ -163,20 +171,27 @@ class Windows(Counting):
         counts = np.stack([stats[name].astype(np.int64) for name in _KINDS], axis=1)
         counts -= sum(window.counts for window in self._windows)
         self._windows.append(_Window(max(1, closed - opened) / 1e9, reductions, counts))
-        for call in self._watch.open_calls():
-            slot, sent, taken = (int(call[name]) for name in ("slot", "sent_ns", "taken_ns"))
-            self._cut_off("call", slot, closed - sent)
-            if not taken:
-                self._cut_off("queue", slot, closed - sent)
-            elif not call["replied_ns"]:
-                self._cut_off("service", slot, closed - taken)
-        for message in self._watch.waiting_messages():
-            self._cut_off("queue", int(message["slot"]), closed - int(message["sent_ns"]))
+        calls = self._watch.open_calls()
+        self._cut_off("call", calls["slot"], calls["sent_ns"], closed)
+        # The server has work with a call also when its caller has given up.
+        calls = np.concatenate([calls, self._watch.given_up_calls()])
+        waits, works = calls["taken_ns"] == 0, calls["replied_ns"] == 0
+        for kind, began, these in (
+            ("queue", "queued_ns", calls[waits]),
+            ("service", "taken_ns", calls[~waits & works]),
+        ):
+            self._cut_off(kind, these["server_slot"], these[began], closed)
+        _, messages = self._watch.waiting_messages()
+        self._cut_off("queue", messages["slot"], messages["sent_ns"], closed)
         self._watch.forget_open()
 
-    def _cut_off(self, kind: str, slot: int, ns: int) -> None:
-        if slot < events.SERVER_SLOTS:
-            self._cut[_DURATIONS.index(kind), slot, bucket_of(max(0, ns) / 1e9)] += 1
+    def _cut_off(
+        self, kind: str, slots: NDArray[np.void], began: NDArray[np.void], closed: int
+    ) -> None:
+        """Add what has lasted since *began*, ns, and was cut off when the window was *closed*."""
+        lasted = np.maximum(closed - began.astype(np.int64), 0) / 1e9
+        number = _DURATIONS.index(kind)
+        np.add.at(self._cut[number], (slots.astype(np.int64), buckets_of(lasted)), 1)
 
     def end(self) -> None:
         """Take out what is still attached."""
@@ -201,11 +216,10 @@ class Windows(Counting):
             "together: rates are estimates"
         )
         stats = self._watch.stats()
-        scales = {}
-        for slot in range(len(stats)):
+        scales = self._scales(stats)
+        for slot, scale in enumerate(scales):
             if slot not in self._callers:
-                scales[slot] = self._scale(stats[slot])
-                self._add(found, slot, self._estimate(stats[slot], slot, scales[slot]))
+                self._add(found, slot, self._estimate(stats[slot], slot, scale))
         for edge in self._watch.edges():
             total = self._edge(found, edge.caller, edge.callee)
             total.calls += edge.calls * scales[edge.callee].factor
@@ -214,12 +228,19 @@ class Windows(Counting):
     def _observed(self) -> float:
         return sum(window.seconds for window in self._windows)
 
-    def _scale(self, stats: np.void) -> _Scale:
-        """How the messages of one module in windows are scaled up."""
+    def _scales(self, stats: NDArray[np.void]) -> list[_Scale]:
+        """How the messages of each slot are scaled up: as all of its module."""
+        messages: dict[str, int] = {}
+        for slot, one in enumerate(stats):
+            name = self.name_of(slot)
+            messages[name] = messages.get(name, 0) + sum(int(one[kind]) for kind in _KINDS)
+        return [self._scale(messages[self.name_of(slot)]) for slot in range(len(stats))]
+
+    def _scale(self, messages: int) -> _Scale:
+        """How the *messages* of one module in windows are scaled up."""
         observed = self._observed()
         by_time = (self._ended - self._began) / 1e9 / observed
         hit = (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
-        messages = sum(int(stats[name]) for name in _KINDS)
         if messages / observed * _HITS * hit < _CHANGES:
             return _Scale(by_time, 0.0, changed=False)
         inside = [window.reductions for window in self._windows if window.reductions]

@@ -28,7 +28,8 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
-    "sockets": {"errors"},
+    "retries": set(),
+    "sockets": {"errors", "retries"},
     "suggestions": set(),
     "units": set(),
     "attach": {"events"},
@@ -39,7 +40,7 @@ MAY = {
     "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {
-        *("arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"),
+        *("arrays", "errors", "events", "output", "relations", "retries", "sandbox", "suggestions"),
         "telemetry",
     },
     # What is wrong with a VM.
