@@ -84,8 +84,7 @@ LOOKED_TWICE = f"""
     and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}
     and on (instance, node) beam_finding{{kind="mailbox"}}
     and on (instance, node) beam_finding{{kind="deadlock"}}
-    and on (instance, node) count_over_time(
-        beam_server_blocked_seconds_total{{callee!="other"}}[20s]) >= {LEAST_SHOWN}"""
+    and on (instance, node) rate(beam_server_blocked_seconds_total{{callee!="other"}}[1m]) > 0"""
 #: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
 AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.
