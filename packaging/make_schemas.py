@@ -61,6 +61,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "genservers": (servers.GenServersDocument,),
     "telemetry": (telemetry.TelemetryDocument,),
     "requests": (requests.RequestsDocument,),
+    "telemetry-line": (telemetry.TelemetryLine,),
     "links": (links.LinksDocument,),
     "check": (checks.CheckDocument,),
     "ets": (held.EtsDocument,),

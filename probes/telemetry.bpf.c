@@ -3,10 +3,10 @@
  * telemetry: the events of Elixir's libraries, which all go through telemetry:execute/3.
  *
  * Hooks:  ets_lookup_2 (telemetry 0.4 to 1.3) or persistent_term_get_1 and _2 (1.4), by which
- *         telemetry:execute/3 looks its handlers up
+ *         telemetry:execute/3 looks its handlers up; or a breakpoint on that function
  * Counts: rows: events by specification and labels, with the sums of their measurements
- * Emits:  on request a telemetry_span for each event with a specification and a duration, and for
- * each that begins what such an event ends
+ * Emits:  on request a telemetry_span for each event with a specification, and for each that begins
+ * what such an event ends; or for each event at all
  *
  * The JIT stores the top of the Erlang stack in the Process before it calls such a function. There
  * lies the frame of execute/3, in which the compiler keeps the three arguments side by side, the
@@ -14,6 +14,7 @@
  * atomically, and what is worked on belongs to the thread.
  */
 #include <linux/bpf.h>
+#include <linux/bpf_perf_event.h>
 #include <linux/ptrace.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
@@ -32,6 +33,8 @@
 #define ANY_ATOM 0xffffffffU
 /* Schedulers; OTP allows 1024 that run Erlang code. */
 #define MAX_SCHEDULERS 1024
+/* Of settings.spans: a record for each event. */
+#define SPANS_OF_ALL 2
 
 /* Subtags of binaries (OTP-25.2.3 and OTP-27.3.4.1 erl_term.h). */
 #define HEAP_BINARY 0x24
@@ -126,15 +129,22 @@ static __always_inline void count(enum telemetry_count which)
 		__sync_fetch_and_add(value, 1);
 }
 
-/* True if the target runs here and events count. */
-static __always_inline bool is_counted(void)
+/* Whether the target runs here; counts the hit, which costs as much when nothing else counts. */
+static __always_inline bool is_hit(void)
 {
-	__u32 first = 0;
-	__u64 *open;
-
 	if (bpf_get_current_pid_tgid() >> 32 != settings.tgid)
 		return false;
-	open = bpf_map_lookup_elem(&gate, &first);
+	count(TELEMETRY_HITS);
+	return true;
+}
+
+/* Whether events count, at a hit that is one. */
+static __always_inline bool is_open(void)
+{
+	__u32 first = 0;
+	__u64 *open = bpf_map_lookup_elem(&gate, &first);
+
+	count(TELEMETRY_OWN);
 	return open && *open;
 }
 
@@ -500,7 +510,7 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 {
 	struct telemetry_totals *totals;
 	struct telemetry_spec *spec;
-	__u64 term;
+	__u64 term, first = 0;
 
 	if (!own)
 		return 0;
@@ -516,6 +526,7 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 		return 0; /* events without a specification are not wanted */
 	own->row.spec = spec->number;
 	if (spec->starts) {
+		count(TELEMETRY_STARTS);
 		submit_span(own, 1, 0);
 		return 0;
 	}
@@ -536,9 +547,13 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 			break;
 		term = value_of(own, measurements, spec->measure[i]);
 		add_measure(own, totals, i, term);
-		if (!i && own->row.spec && (term & 0xf) == 0xf)
-			submit_span(own, 0, (__s64)term >> 4);
+		if (!i)
+			first = term;
 	}
+	if ((first & 0xf) == 0xf && (own->row.spec || settings.spans == SPANS_OF_ALL))
+		submit_span(own, 0, (__s64)first >> 4);
+	else if (own->row.spec || settings.spans == SPANS_OF_ALL)
+		submit_span(own, 2, 0);
 	if (own->large_map)
 		count(TELEMETRY_LARGE_MAP);
 	if (own->measure)
@@ -606,18 +621,21 @@ static __always_inline int search_stack(__u64 process, __u64 name)
 	return 0;
 }
 
-/* ets_lookup_2(Process *, Eterm *arguments, ...): the table and the name. */
+/*
+ * ets_lookup_2(Process *, Eterm *arguments, ...): the table and the name. Most hits are other
+ * lookups, so nothing comes before that comparison.
+ */
 SEC("uprobe")
 int BPF_KPROBE(telemetry_ets, __u64 process, __u64 arguments)
 {
 	__u64 given[2] = {};
 
-	if (!is_counted())
-		return 0;
 	if (read(given, sizeof(given), (const void *)arguments) || given[0] != settings.table) {
-		count(TELEMETRY_FOREIGN);
+		is_hit();
 		return 0;
 	}
+	if (!is_hit() || !is_open())
+		return 0;
 	return search_stack(process, given[1]);
 }
 
@@ -627,13 +645,46 @@ int BPF_KPROBE(telemetry_term, __u64 process, __u64 arguments)
 {
 	__u64 given = 0;
 
-	if (!is_counted())
-		return 0;
 	if (read(&given, sizeof(given), (const void *)arguments) || given != settings.term) {
-		count(TELEMETRY_FOREIGN);
+		is_hit();
 		return 0;
 	}
+	if (!is_hit() || !is_open())
+		return 0;
 	return search_stack(process, 0);
+}
+
+/* False if the code was unloaded, and its memory now holds another function. */
+static __always_inline bool is_execute(__u64 address)
+{
+	__u64 mfa[3] = {};
+
+	return !read(mfa, sizeof(mfa), (const void *)(address - sizeof(mfa))) &&
+	       mfa[0] == settings.term && mfa[1] == settings.execute && (__u32)mfa[2] == 3;
+}
+
+/*
+ * The first instruction of telemetry:execute/3: r13 is the Process, and rbx points to the arguments
+ * (OTP-25.2.3 erts/emulator/beam/jit/x86/beam_asm.hpp, the same from 24 to 29). A number in the
+ * place of the measurements is no event yet: the function calls itself with a map.
+ */
+SEC("perf_event")
+int telemetry_execute(struct bpf_perf_event_data *ctx)
+{
+	__u64 arguments[3] = {};
+	struct scratch *own;
+
+	if (!is_hit() || !is_open() || !is_execute(ctx->regs.rip))
+		return 0;
+	own = own_scratch();
+	if (!own || read(arguments, sizeof(arguments), (const void *)ctx->regs.rbx)) {
+		count(TELEMETRY_UNREADABLE);
+		return 0;
+	}
+	if (!is_map(arguments[1]) || !is_map(arguments[2]))
+		return 0;
+	own->process = ctx->regs.r13;
+	return count_event(own, arguments[0], arguments[1], arguments[2]);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -11,7 +11,6 @@ when the first of these cgroups is full.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,8 +50,7 @@ def container_of(pid: int, proc: Path = Path("/proc")) -> str | None:
     return str(found[-1]) if found else None
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(NamedTuple):
     """Throttling of one cgroup since it was made, or of several added up."""
 
     #: Periods of the quota in which the cgroup ran.

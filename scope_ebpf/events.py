@@ -152,7 +152,7 @@ PROBED_STATES = ('calls', 'limit')
 
 #: Keys of the map counts in telemetry.bpf.c.
 TELEMETRY_EVENTS = 0
-TELEMETRY_FOREIGN = 1
+TELEMETRY_OWN = 1
 TELEMETRY_NO_FRAME = 2
 TELEMETRY_UNREADABLE = 3
 TELEMETRY_NAME = 4
@@ -161,7 +161,9 @@ TELEMETRY_MEASURE = 6
 TELEMETRY_LABEL = 7
 TELEMETRY_OVERFLOW = 8
 TELEMETRY_LOST = 9
-TELEMETRY_COUNTS = ('events', 'foreign', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow', 'lost')
+TELEMETRY_STARTS = 10
+TELEMETRY_HITS = 11
+TELEMETRY_COUNTS = ('events', 'own', 'no_frame', 'unreadable', 'name', 'large_map', 'measure', 'label', 'overflow', 'lost', 'starts', 'hits')
 
 #: A label that is no immediate term; a text also has its size in bytes << 4.
 LABEL_MISSING = 0
@@ -734,6 +736,7 @@ SAMPLE = np.dtype([
 TELEMETRY_SETTINGS = np.dtype([
     ("table", "<u8"),
     ("term", "<u8"),
+    ("execute", "<u8"),
     ("tgid", "<u4"),
     ("process_stop", "<u4"),
     ("map_subtag", "<u4"),

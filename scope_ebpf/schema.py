@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of event: its number, its classes, and how they make up its count."""
 
     id: int
@@ -19,13 +22,12 @@ class Kind:
     #: The class whose durations have a histogram, or "all"; None: there is no histogram.
     histogram: str | None = None
     #: The unit of each field of its own that has one: ns, words, eterm, address, reductions.
-    units: dict[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = MappingProxyType({})
     #: The value of each field of its own that means "unknown".
-    absent: dict[str, int] = field(default_factory=dict)
+    absent: Mapping[str, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(NamedTuple):
     """A function, USDT probe or tracepoint, and the BPF program that is attached to it."""
 
     program: str
@@ -46,8 +48,7 @@ class Hook:
     arguments: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """One attach method for an event: by function symbols, USDT probes or tracepoints."""
 
     event: str
@@ -64,8 +65,7 @@ class Variant:
     needs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Unavailable:
+class Unavailable(NamedTuple):
     """Why a variant that a target seems to have is not used."""
 
     event: str

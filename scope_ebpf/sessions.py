@@ -9,7 +9,7 @@ session, :func:`open_governed_session` one whose hooks come and go.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -74,7 +74,7 @@ def explained(plan: Plan, hidden: Hidden) -> Plan:
         more = missing and (hidden.reasons.get(missing[1]) or hidden.why)
         return f"{item.reason} ({more})" if more else item.reason
 
-    return Plan(tuple(i if i.attachments else replace(i, reason=reason_of(i)) for i in plan.items))
+    return Plan(tuple(i if i.attachments else i._replace(reason=reason_of(i)) for i in plan.items))
 
 
 def _plan(target: Target, wanted: tuple[str, ...], via: Via, settings: list[str]) -> Plan:

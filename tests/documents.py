@@ -46,6 +46,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "links": lambda d: "links" in d and "nodes" not in d,
     "requests": lambda d: "requests" in d and "refused" in d,
     "telemetry": lambda d: "via" in d and "refused" in d,
+    "telemetry-line": lambda d: "labels" in d and "duration_seconds" in d,
     "ets": lambda d: "tables_total" in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,

@@ -38,7 +38,7 @@ STACKS: dict[str, set[tuple[str, ...]]] = {
 #: Stacks of moving_busy that it can have only between two of its turns.
 PREEMPTED = {s for s in STACKS["moving_busy"] if "lists:foldl_1/3" in s}
 #: The only messages of moving_slow.
-CALL = "{'$gen_call', _, _}"
+CALL = "{'$gen_call', _, slow}"
 
 
 def ask(target: Target, name: str) -> dict[str, Any]:

@@ -185,7 +185,7 @@ enum probed_state {
 /* Keys of the map counts in telemetry.bpf.c. */
 enum telemetry_count {
 	TELEMETRY_EVENTS = 0,
-	TELEMETRY_FOREIGN = 1,
+	TELEMETRY_OWN = 1,
 	TELEMETRY_NO_FRAME = 2,
 	TELEMETRY_UNREADABLE = 3,
 	TELEMETRY_NAME = 4,
@@ -194,7 +194,9 @@ enum telemetry_count {
 	TELEMETRY_LABEL = 7,
 	TELEMETRY_OVERFLOW = 8,
 	TELEMETRY_LOST = 9,
-	TELEMETRY_COUNTS = 10,
+	TELEMETRY_STARTS = 10,
+	TELEMETRY_HITS = 11,
+	TELEMETRY_COUNTS = 12,
 };
 
 /* A label that is no immediate term; a text also has its size in bytes << 4. */
@@ -810,12 +812,13 @@ struct sample {
 /* Settings of telemetry.bpf.c: how the VM keeps terms, and what marks a lookup of handlers. */
 struct telemetry_settings {
 	__u64 table; /* the first argument of ets:lookup/2: the table of handlers, eterm */
-	__u64 term; /* the first argument of persistent_term:get: where telemetry 1.4 keeps the table, eterm */
+	__u64 term; /* the first argument of persistent_term:get: where telemetry 1.4 keeps the table; also the module, eterm */
+	__u64 execute; /* the function of the module that every event passes, eterm */
 	__u32 tgid; /* the target */
 	__u32 process_stop; /* struct process */
 	__u32 map_subtag; /* header subtag of a map */
 	__u32 bits; /* 1: binaries have sizes in bits, OTP 27 and later */
-	__u32 spans; /* 1: a telemetry_span for each event with a specification and a duration */
+	__u32 spans; /* 1: a telemetry_span for each event with a specification; 2: for each event */
 	__u32 padding; /* named, so that it is zero */
 };
 
@@ -861,7 +864,7 @@ struct telemetry_span {
 	__u64 pid; /* the process, eterm */
 	__s64 duration; /* the first measurement, ns */
 	__u32 spec; /* number of the specification */
-	__u32 starts; /* 1: it began something, and has no duration and no labels */
+	__u32 starts; /* 1: it began something, and has no duration and no labels; 2: it has no duration */
 	__u64 label[3]; /* as of telemetry_row */
 	__u8 text[192]; /* as of telemetry_row */
 };

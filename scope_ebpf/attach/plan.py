@@ -7,8 +7,7 @@ The plan of a target: what is attached to it, what is not, and why, as plain dat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf import events
 
@@ -27,8 +26,7 @@ DEFAULT_EVENTS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(NamedTuple):
     """
     One breakpoint in the file of the target, or one tracepoint of the kernel, and its program.
 
@@ -58,8 +56,7 @@ class Attachment:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """The plan for one event."""
 
     event: str
@@ -72,8 +69,7 @@ class Item:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The plan of a target: ``items`` has one for each wanted event, in order."""
 
     items: tuple[Item, ...]

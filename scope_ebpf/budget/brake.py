@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Seconds over which the cost is averaged.
 SPAN = 1.0
@@ -34,14 +38,15 @@ class Brake:
 
     most: float | None
     share: float = 0.0
-    _samples: deque[tuple[float, float, float]] = field(default_factory=deque)
+    _samples: deque[tuple[float, Callable[[], float], float]] = field(default_factory=deque)
 
-    def add(self, now: float, cost: float, cpu_seconds: float) -> bool:
+    def add(self, now: float, cost: Callable[[], float], cpu_seconds: float) -> bool:
         """
         Add a sample at *now* (seconds); True if the run must end.
 
-        *cost* is the part of the target's *cpu_seconds* that hits took; both grow from one sample
-        to the next.
+        *cost* gives the part of the target's *cpu_seconds* that hits took until *now*; both grow
+        from one sample to the next. It is asked again a second later: hits that were priced by a
+        guess then get the cost that was measured meanwhile, like those that they are compared with.
         """
         samples = self._samples
         samples.append((now, cost, cpu_seconds))
@@ -51,7 +56,7 @@ class Brake:
         passed = now - began
         if passed < SPAN:
             return False
-        taken, used = cost - cost_before, cpu_seconds - cpu_before
+        taken, used = cost() - cost_before(), cpu_seconds - cpu_before
         self.share = share_of(taken, used)
         return self.exceeds(taken, used, passed)
 

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.elf.binary import Binary
 
-#: Seconds without a byte from a server; bytes in one piece.
-_TIMEOUT, _BLOCK = 30.0, 1 << 20
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``learn``."""
@@ -123,6 +120,8 @@ def _opened(path: str) -> int:
 
 def _fetched(binary: Binary, url: str) -> int:
     """Get the debug file of *binary* from the first server that has it; a descriptor of it."""
+    from scope_ebpf.beam.hidden.debuginfod import fetch
+
     servers = [url] if url else os.environ.get("DEBUGINFOD_URLS", "").split()
     if not servers:
         raise UsageError("no server is named: --debuginfod URL, or set DEBUGINFOD_URLS")
@@ -131,33 +130,7 @@ def _fetched(binary: Binary, url: str) -> int:
     troubles = []
     for server in servers:
         try:
-            return _download(f"{server.rstrip('/')}/buildid/{binary.build_id}/debuginfo")
+            return fetch(server, binary.build_id)
         except (OSError, ValueError) as error:
             troubles.append(f"{server}: {error}")
     raise HostError(f"no server has the debug file of {binary.build_id}: {'; '.join(troubles)}")
-
-
-def _download(url: str) -> int:
-    """Get *url* into memory; OSError, ValueError for what is too large."""
-    from urllib.request import Request, urlopen
-
-    from scope_ebpf.sandbox.files import MAX_DEBUG_FILE
-
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("it is no URL of http or https")
-    request = Request(url, headers={"User-Agent": "scope-ebpf"})  # noqa: S310 - checked above
-    fd = os.memfd_create("debuginfo", os.MFD_CLOEXEC)
-    try:
-        with (
-            urlopen(request, timeout=_TIMEOUT) as response,  # noqa: S310
-            open(fd, "wb", closefd=False) as file,
-        ):
-            while file.tell() <= MAX_DEBUG_FILE and (block := response.read(_BLOCK)):
-                file.write(block)
-        if os.fstat(fd).st_size <= MAX_DEBUG_FILE:
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    raise ValueError(f"it has more than {MAX_DEBUG_FILE:,} bytes")

@@ -272,3 +272,25 @@ def ring_megabytes(text: str) -> int:
     if value not in [1 << n for n in range(11)]:
         raise ValueError(text)
     return value
+
+
+def add_event_budget(parser: argparse.ArgumentParser) -> None:
+    """``--budget`` of commands that see telemetry: a part of 1, or :data:`COUNT_ALL`."""
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        default="1",
+        metavar="SHARE",
+        help="of the VM's CPU, what hooks may take: where that is not enough, events are counted "
+        "in windows, and rates have errors (default: %(default)s%%); none counts everything",
+    )
+
+
+def add_event_via(parser: argparse.ArgumentParser) -> None:
+    """``--via`` of commands that see telemetry: a hook, None for the one that costs least."""
+    parser.add_argument(
+        "--via",
+        choices=("lookups", "breakpoint"),
+        help="see events at the lookups of their handlers, or by a hardware breakpoint on "
+        "telemetry:execute/3 (default: what costs the VM less)",
+    )

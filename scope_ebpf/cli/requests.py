@@ -11,6 +11,8 @@ from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
     above_zero,
     add_duration,
+    add_event_budget,
+    add_event_via,
     add_events_config,
     add_format,
     add_max_cost,
@@ -50,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the slowest N; those that failed and fit are shown as well (default: %(default)s)",
     )
     add_events_config(parser)
+    add_event_budget(parser)
+    add_event_via(parser)
     add_max_cost(parser)
     add_format(parser, "text", "json", "jsonl")
 
@@ -58,7 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect, then print; raises ScopeError."""
     host.require()
     requests = Requests(arguments.limit, arguments.slower, arguments.route)
-    options = TelemetryOptions(duration=arguments.duration, max_cost=arguments.max_cost)
+    options = TelemetryOptions(
+        duration=arguments.duration,
+        max_cost=arguments.max_cost,
+        budget=arguments.budget,
+        via=arguments.via,
+    )
     target = target_of(arguments)
     pids = PidCodec.of(target)
     found, error = TelemetryRun(target, specs_of(arguments.config), options, requests).run()

@@ -11,8 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.memory.look_limits import limited, one_of_many
@@ -140,8 +139,7 @@ def _work(item: Scheduler, shared: dict[str, int]) -> object:
     return (item.doing, item.process, item.port, item.nif, switches if item.process else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(NamedTuple):
     """
     What is wrong with one VM, and how full its tables are.
     """

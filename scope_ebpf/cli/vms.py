@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import pwd
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.vm.command import application_of, command_words, own_words
 from scope_ebpf.cgroups import container_of
@@ -22,8 +21,7 @@ _PROC = Path("/proc")
 _COMMAND, _NAME = 400, 100
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
+class Marks(NamedTuple):
     """Marks of one VM; None for what is not known."""
 
     user: str | None

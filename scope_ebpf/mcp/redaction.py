@@ -16,6 +16,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from scope_ebpf.telemetry.specs import shipped
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,6 +41,14 @@ _DROPPED = frozenset({
 _FUNCTIONS = frozenset({
     "function", "current_function", "initial_call", "symbol", "name", "who",
 })  # fmt: skip
+#: Values of labels of telemetry events that are words of the libraries; others may be anything.
+_LABELS = {
+    "status": re.compile(r"[1-5](\d\d|xx)"),
+    "method": re.compile("GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS"),
+    "kind": re.compile("error|exit|throw"),
+    "state": re.compile("success|failure|cancelled|snoozed|discard"),
+    "result": re.compile("ok|error"),
+}
 _MFA = re.compile(r"(?P<module>[^:]+):(?P<function>[^:]+)/(?P<arity>\d+)", re.DOTALL)
 _PATH = re.compile(r"(?<![\w/])/[^\s:;,'\"]+")
 #: Behaviours whose initial call has the callback module for its function (beam.processes.names).
@@ -62,6 +72,12 @@ def public_modules() -> frozenset[str]:
     """Modules of kernel, stdlib, ERTS and Elixir itself, which every VM may have."""
     names = resources.files(__package__).joinpath("public_modules.txt").read_bytes()
     return frozenset(names.decode("ascii").split())
+
+
+@cache
+def _libraries() -> frozenset[str]:
+    """First atoms of the events of known libraries; "*" stands for those of an application."""
+    return frozenset(spec.event[0] for spec in shipped())
 
 
 def _module(function: object) -> str | None:
@@ -88,6 +104,10 @@ def _is_public(text: str, key: str, record: Mapping[str, Any]) -> bool:
     return in_emulator and key == "function" and _SYMBOL.fullmatch(text) is not None
 
 
+#: Labels whose pseudonyms begin with their names: those that other fields have as well.
+_NAMED = frozenset({"route", "exception", "view", "plug", "repo", "source", "worker", "queue"})
+
+
 class Redaction:
     """Replaces texts in documents; its pseudonyms are its own."""
 
@@ -104,11 +124,26 @@ class Redaction:
         """A text of the application that is the field *key* of a record, replaced."""
         return self._text(text, key, "", {})
 
+    def _label(self, name: str, value: Any) -> Any:
+        """The value of the label *name* of a telemetry event."""
+        if not value or (name in _LABELS and _LABELS[name].fullmatch(value)):
+            return value
+        return self._pseudonym(name if name in _NAMED else "label", value)
+
+    def _event(self, text: str) -> str:
+        """The name of an event; that of a library which is not known may be the application's."""
+        first, *rest = text.split(".")
+        if not rest or first in _libraries() or text == "(other events)":
+            return text
+        return self._pseudonym("event", text)
+
     def _value(self, value: Any, key: str, node: str, record: Mapping[str, Any]) -> Any:
         if isinstance(value, dict):
             if key == "host":
                 return value
             # The fields of a dictionary of reasons are names of events or of parts of the VM.
+            if key == "labels":
+                return {name: self._label(name, one) for name, one in value.items()}
             below = "reason" if key in (*_REASONS, "hooks") else None
             return {k: self._value(v, below or k, node, value) for k, v in value.items()}
         if isinstance(value, list):
@@ -121,6 +156,8 @@ class Redaction:
         """A text of the field *key* of *record*, of a VM that is called *node*."""
         if key in _DROPPED:
             return LEFT_OUT
+        if key == "event":
+            return self._event(text)
         if key in _REASONS:
             return self._reason(text, node)
         if key in _KEPT or not text or _is_public(text, key, record):

@@ -131,6 +131,12 @@ _LIMIT = Parameter(
     _ROWS,
 )
 
+
+def _pattern(description: str) -> dict[str, Any]:
+    schema = {"type": "string", "minLength": 1, "maxLength": 300, "pattern": r"^[^\x00]+$"}
+    return _with(description, schema)
+
+
 #: Every tool, by its name.
 TOOLS: dict[str, Tool] = {
     "list": Tool(
@@ -267,5 +273,49 @@ TOOLS: dict[str, Tool] = {
         },
         hottest,
         ".speedscope.json",
+    ),
+    "telemetry": Tool(
+        "The events of Elixir's libraries in a VM, by route, LiveView, query or job: counts, "
+        "rates, errors, durations. Only for a VM with the library telemetry. Attaches a hook that "
+        "keeps within 1 % of its CPU; where that is little, counts are estimates with errors.",
+        ("telemetry", "--format", "json"),
+        "telemetry",
+        {
+            "pid": _VM,
+            "duration": _DURATION,
+            "events": Parameter(
+                _pattern(
+                    "Patterns of event names, with commas: phoenix.*,*.query. All without it."
+                ),
+                "--events",
+            ),
+            "limit": Parameter(
+                _with("Rows of one event; the others are one row.", _LIMIT.schema),
+                "--limit",
+                _ROWS,
+            ),
+        },
+    ),
+    "requests": Tool(
+        "The slowest requests of an Elixir application, and those that failed, as trees of spans: "
+        "server, endpoint, router, queries, with route, status and exception. Attaches a hook that "
+        "keeps within 1 % of the VM's CPU; where that is little, some requests are not seen.",
+        ("requests", "--format", "json"),
+        "requests",
+        {
+            "pid": _VM,
+            "duration": _DURATION,
+            "slower": Parameter(
+                {
+                    "type": "number",
+                    "minimum": 0,
+                    "maximum": 3600,
+                    "description": "Only requests that took so many seconds or more.",
+                },
+                "--slower",
+            ),
+            "route": Parameter(_pattern("Only of routes like this: /api/*."), "--route"),
+            "limit": _LIMIT,
+        },
     ),
 }

@@ -266,6 +266,7 @@ class Requests:
             "duration_seconds": counted["duration_seconds"],
             "stopped_because": counted["stopped_because"],
             "via": counted["via"],
+            "sampling_ratio": counted["sampling_ratio"],
             "seen": self.seen,
             "failed": self.failures,
             "requests": [_as_json(one, pid_text, wall_offset_ns) for one in self.found()],

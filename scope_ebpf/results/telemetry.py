@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         EventMeasurement,
         TelemetryDocument,
         TelemetryEvent,
+        TelemetryLine,
     )
     from scope_ebpf.results.documents.vms import Target
 
@@ -34,7 +35,29 @@ _FAILED_RESULT, _FAILED_CLASS = "error", "5"
 _TELLING = {"result", "status"}
 _NS = 1e9
 #: Counts that are no refusals.
-_NOT_REFUSED = ("events", "foreign", "lost")
+_NOT_REFUSED = ("events", "starts", "own", "hits", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """One event, at *time_ns* of the monotonic clock, of the process *pid*, a term."""
+
+    time_ns: int
+    pid: int
+    event: str
+    labels: dict[str, str | None]
+    #: Seconds; None where it has no duration.
+    duration: float | None
+
+    def as_json(self, pid: str, wall_offset_ns: int) -> TelemetryLine:
+        """The line of ``telemetry --stream --format jsonl``; *pid* is its text."""
+        return {
+            "time": (self.time_ns + wall_offset_ns) / _NS,
+            "process": pid,
+            "event": self.event,
+            "labels": self.labels,
+            "duration_seconds": self.duration,
+        }
 
 
 @dataclass(slots=True)
@@ -43,9 +66,10 @@ class Row:
     Events with one name and the same labels.
 
     *label_names* belong to *labels*, which is None for those of all rows that are not shown.
-    *durations* and *numbers* are names of measurements, of which *measured* and *sums* have the
-    number of events and the sum (ns for a duration), durations first. *slots* is the histogram of
-    the first duration (``events.TELEMETRY_SLOTS``).
+    *count* are those of the whole run, of which *seen* were counted; *count_error* is its standard
+    error, as a part of it. *durations* and *numbers* are names of measurements, of which *measured*
+    and *sums* have the number of events that were counted and the sum (ns for a duration),
+    durations first. *slots* is the histogram of the first duration (``events.TELEMETRY_SLOTS``).
     """
 
     event: str
@@ -59,15 +83,25 @@ class Row:
     slots: NDArray[np.uint64]
     #: Whether the library has an event for failures beside this one.
     tells_failures: bool = False
+    seen: int = 0
+    count_error: float = 0.0
     #: The part of the events that failed, None where that is not known: see :func:`judge`.
     error_ratio: float | None = None
 
     def add(self, other: Row) -> None:
         """Count the events of *other*, of the same name, here as well."""
+        errors = self.count * self.count_error, other.count * other.count_error
         self.count += other.count
+        self.count_error = math.hypot(*errors) / self.count if self.count else 0.0
+        self.seen += other.seen
         self.measured = self.measured + other.measured
         self.sums = self.sums + other.sums
         self.slots = self.slots + other.slots
+
+    @property
+    def factor(self) -> float:
+        """Events of the whole run for each that was counted."""
+        return self.count / self.seen if self.seen else 1.0
 
     @property
     def named(self) -> dict[str, str | None]:
@@ -90,8 +124,8 @@ class Row:
         p50, p99 = self.percentile(0.5), self.percentile(0.99)
         if not count or p50 is None or p99 is None:
             return None
-        total = int(self.sums[0]) / _NS
-        return {"count": count, "sum": total, "mean": total / count, "p50": p50, "p99": p99}
+        mean, count = int(self.sums[0]) / _NS / count, round(count * self.factor)
+        return {"count": count, "sum": mean * count, "mean": mean, "p50": p50, "p99": p99}
 
     def measurements(self) -> dict[str, EventMeasurement]:
         """All measurements but the first duration, as far as any event had them."""
@@ -99,9 +133,10 @@ class Row:
         for n, name in enumerate(self.durations + self.numbers):
             count, is_time = int(self.measured[n]), n < len(self.durations)
             if count and (n or not is_time):
-                total = int(self.sums[n]) / _NS if is_time else float(self.sums[n])
+                mean = int(self.sums[n]) / count / (_NS if is_time else 1)
                 label = f"{name}_seconds" if is_time else name
-                found[label] = {"count": count, "sum": total, "mean": total / count}
+                count = round(count * self.factor)
+                found[label] = {"count": count, "sum": mean * count, "mean": mean}
         return found
 
 
@@ -214,6 +249,8 @@ class Telemetry:
     stopped_because: str = ""
     cpu_seconds: float | None = None
     cpu_share: float | None = None
+    #: The part of the time in which events were counted.
+    sampling_ratio: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -224,7 +261,12 @@ class Telemetry:
     @property
     def hits(self) -> int:
         """Hits of the hook."""
-        return sum(self.counts[n] for n in ("events", "foreign", "no_frame", "name"))
+        return self.counts["hits"]
+
+    @property
+    def foreign(self) -> int:
+        """Hits that are no events: other lookups of the VM."""
+        return self.counts["hits"] - self.counts["own"]
 
     def as_json(self) -> TelemetryDocument:
         """The document of ``telemetry --format json``."""
@@ -235,7 +277,7 @@ class Telemetry:
             "duration_seconds": round(self.seconds, 3),
             "stopped_because": self.stopped_because,
             "via": self.via,
-            "sampling_ratio": 1.0,
+            "sampling_ratio": round(self.sampling_ratio, 6),
             "events": [self._event(row) for row in self.rows],
             "lost": self.counts["lost"],
             "refused": {
@@ -249,7 +291,7 @@ class Telemetry:
             },
             "cost": {
                 "hits": self.hits,
-                "foreign": self.counts["foreign"],
+                "foreign": self.foreign,
                 "cpu_seconds": self.cpu_seconds and round(self.cpu_seconds, 6),
                 "cpu_share": self.cpu_share and round(self.cpu_share, 6),
             },
@@ -262,6 +304,8 @@ class Telemetry:
             "labels": row.named,
             "other": row.labels is None,
             "count": row.count,
+            "seen": row.seen,
+            "count_error": round(row.count_error, 4),
             "rate": round(row.count / self.seconds, 3) if self.seconds else 0.0,
             "error_ratio": row.error_ratio,
             "duration_seconds": row.duration(),

@@ -28,7 +28,7 @@ from scope_ebpf.runs.symbolizer import Symbolizer, wait_frame
 from scope_ebpf.sessions import plan_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -216,12 +216,12 @@ class _HookCost:
             found = sum(count for _, count in self._waits.sites().values())
         return found
 
-    def seconds(self) -> float:
-        """Seconds of the target's CPU so far."""
+    def seconds(self) -> Callable[[], float]:
+        """What gives the seconds of the target's CPU until now."""
+        times = 0
         with contextlib.suppress(ScopeError):  # it has ended, which the run finds out
-            cost = self._measurement.cost() or GUESS
-            return cost.entry * 2 * (self._switches() - self._before)
-        return 0.0
+            times = self._switches() - self._before
+        return lambda: (self._measurement.cost() or GUESS).entry * 2 * times
 
 
 def _note_cost(profile: Profile, times: int, cost: HitCost) -> None:

@@ -79,7 +79,8 @@ class ProfileRun:
     """
     One run of a *sampler*, from start to stop, into *profile*.
 
-    *brake* ends it where *cost*, seconds of the target's CPU so far, is too much.
+    *brake* ends it where it costs the target too much; *cost* looks, and gives what ``Brake.add``
+    takes.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ProfileRun:
         symbolizer: Symbolizer,
         *,
         brake: Brake | None = None,
-        cost: Callable[[], float] = float,
+        cost: Callable[[], Callable[[], float]] = lambda: float,
     ) -> None:
         self._target = target
         self._brake, self._cost = brake, cost

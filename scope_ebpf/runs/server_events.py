@@ -96,7 +96,8 @@ class Counting(Closing):
         self._account()
         self._learn_names()
         self._leftovers.look(now)
-        if self._brake.add(now, self._seconds(), self._used):
+        hits = self._hits()
+        if self._brake.add(now, lambda: self._price(hits), self._used):
             say_braked(self._brake)
             self._stop.ask("cost")
 
@@ -107,7 +108,10 @@ class Counting(Closing):
 
     def _seconds(self) -> float:
         """Seconds of the VM's CPU that hits took until now."""
-        hits = self._hits()
+        return self._price(self._hits())
+
+    def _price(self, hits: int) -> float:
+        """Seconds that *hits* took, by what is known of their cost now."""
         return hits * (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
 
     def _hits(self) -> int:

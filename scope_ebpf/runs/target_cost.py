@@ -51,7 +51,10 @@ class CostBrake:
             return
         self._next_look = now + INTERVAL
         used = cpu_seconds(self._pid)
-        if used is not None and self._brake.add(now, cost(), used):
+        if used is None:
+            return
+        taken = cost()
+        if self._brake.add(now, lambda: taken, used):
             say_braked(self._brake)
             self._stop.ask("cost")
 
@@ -97,11 +100,9 @@ class HitMeter:
             return
         self._next_look = now + INTERVAL
         self.account(session)
-        if self._cost is None and (cost := self._measurement.cost()):
-            # What hits took at the guessed cost must not be compared with what they take now.
-            self._cost, self._brake = cost, Brake(self._brake.most)
-        taken = (self._cost or GUESS).total(self._hits)
-        if self._brake.add(now, taken, self._used):
+        self.cost(0.0)
+        hits = self._hits
+        if self._brake.add(now, lambda: (self._cost or GUESS).total(hits), self._used):
             say_braked(self._brake)
             self._stop.ask("cost")
 

@@ -206,7 +206,8 @@ class ProbeRun:
         used = now - self._cpu_before
         if used > 0:
             outcome.cost_share = share_of(outcome.cost_seconds, used)
-        if self._brake.add(time.monotonic(), outcome.cost_seconds, used):
+        taken = outcome.cost_seconds
+        if self._brake.add(time.monotonic(), lambda: taken, used):
             say_braked(self._brake)
             self._stop.ask("cost")
 

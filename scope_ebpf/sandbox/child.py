@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 if __name__ == "__main__":
+    gc.disable()  # until all is imported, which stays
     sys.path += sys.argv[2:]
 
 from scope_ebpf.sandbox import decoder, limits, wire
@@ -147,6 +148,7 @@ def serve(control: socket.socket) -> None:
     """Fork a child for each channel that comes, and answer how each ended."""
     children = Children()
     gc.freeze()  # children share what is here now
+    gc.enable()
     while True:
         try:
             ended, fds = wire.receive_with_fds(control)
@@ -182,3 +184,4 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # nothing is left to be done, and tearing everything down takes time

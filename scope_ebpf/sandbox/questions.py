@@ -272,7 +272,10 @@ class Questions:
         functions = self._functions()
         names = {start: name for name, start in functions.items()}
         found = _wanted(functions, wanted)
-        comment = (self._elf.section(".comment") or b"").split(b"\0")[0][: limits.CALLED]
+        comments = (self._elf.section(".comment") or b"").split(b"\0")
+        # The C library's own parts are of GCC in every build.
+        others = [text for text in comments if text and not text.startswith(b"GCC:")]
+        comment = (others or comments)[0][: limits.CALLED]
         learned = learn(self._marks, names, found)
         return {**learned, "compiler": comment.decode("ascii", "replace"), "wanted": list(found)}
 

@@ -12,7 +12,6 @@ it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
@@ -70,7 +69,7 @@ def _own(binary: Binary, flavor: str, function: str) -> tuple[Attachment, ...]:
         for hook in variant.hooks:
             if hook.program == program:
                 # The probe reads its arguments where the function has them.
-                plain = replace(hook, program=function, call=None, at_call=(), arguments=())
+                plain = hook._replace(program=function, call=None, at_call=(), arguments=())
                 sites = symbol_attachments(binary, variant, plain)
                 found += sites
                 if not sites and not hook.optional:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +71,7 @@ MAY = {
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},
     # Commands as tools of a program: they run as processes of their own.
-    "mcp": {"attach", "errors", "plain"},
+    "mcp": {"attach", "errors", "plain", "telemetry"},
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
@@ -271,3 +273,33 @@ def test_arguments_are_parsed_in_commands_alone():
         if path.parent != PACKAGE / "cli" and "argparse" in path.read_text()
     ]
     assert [] == found
+
+
+#: What takes long to load, and commands that have no use for it.
+_LOADED = """
+import contextlib, sys
+from scope_ebpf.cli import main
+with contextlib.suppress(SystemExit):
+    main.parsed(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+"""
+_HEAVY = {"asyncio", "logging", "multiprocessing", "rich", "shutil", "scope_ebpf.kernel.bpf"}
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["--help"], {"numpy", "dataclasses", "pathlib", *_HEAVY}),
+        (["list"], _HEAVY),
+        (["ps", "7", "<0.1.0>"], _HEAVY),
+        (["top", "7", "--once"], _HEAVY),
+    ],
+)
+def test_a_command_loads_nothing_heavy_that_it_does_not_use(words: list[str], heavy: set[str]):
+    """
+    The overview loads no numpy, and commands that read memory nothing of BPF or of terminals.
+    """
+    command = [sys.executable, "-c", _LOADED, *words]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "argparse" in found.stderr.split()
+    assert set() == heavy & set(found.stderr.split())

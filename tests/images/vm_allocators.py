@@ -74,26 +74,34 @@ def _instance(image: Image, number: int, name: str, ix: int, blocks: dict[int, i
         name, {"mbcs": [0, 0], "sbcs": [0, 0], "mbcs_pool": [0, 0]}
     )
     other = number % 9 + 2  # another allocator has a block in its carriers
+    own = 41 + ix
+    if name == "fix":  # with one of its own, those in the pool and those in another's carriers
+        own = sum(_made(index) for index in range(release.fixed["count"])) - 1 - 4 * (ix > 0) - 3
     planted = {
-        "mbcs": ((2, 5 << 17), {number: (41 + ix, 30_011 + 8 * ix + number), other: (3, 1_009)}),
+        "mbcs": ((2, 5 << 17), {number: (own, 30_011 + 8 * ix + number), other: (3, 1_009)}),
         "sbcs": ((1, 1 << 21), {number: (1, 1_900_003)}),
         "mbcs_pool": ((0, 262_144 * (ix > 0)), {number: (4, 2_003)} if ix else {}),
     }
     for kind, ((count, size), inside) in planted.items():
         if kind == "mbcs_pool":
             first = release.offset("Allctr_t", "cpool.stat.blocks_size")
-            struct.pack_into(f"<{_NUMBERS}Q", data, first, *[0] * _NUMBERS)
+            struct.pack_into(f"<{2 * _NUMBERS}Q", data, first, *[0] * 2 * _NUMBERS)
         else:
             _figures(
-                data, release.offset("Allctr_t", f"{kind}.carriers"), [(count, size), (0, 0)], 16
-            )
+                data, release.offset("Allctr_t", f"{kind}.carriers"),
+                [(count, size), (0, 0), (0, 0), (count + 1, size + 4096), (count + 2, size + 8192)],
+                16,
+            )  # fmt: skip
             first = release.offset("Allctr_t", f"{kind}.blocks")
             _figures(data, first, [(0, 0)] * _NUMBERS, 48)
         for of, (how_many, bytes_) in inside.items():
             if kind == "mbcs_pool":
                 struct.pack_into("<Q", data, first + 8 * (of - 1), bytes_)
+                struct.pack_into("<Q", data, first + 8 * (_NUMBERS + of - 1), how_many)
             else:
-                _figures(data, first + 48 * (of - 1), [(how_many, bytes_)], 48)
+                there = (how_many, bytes_)
+                most = (how_many + 7, bytes_ + 8_009)
+                _figures(data, first + 48 * (of - 1), [there, most, most], 16)
             blocks[of] += bytes_
             kinds[kind][1] += bytes_
         kinds[kind][0] += size
@@ -119,7 +127,7 @@ def _fixed(image: Image, *, pooled: bool) -> int:
     for index in range(release.fixed["count"]):
         name = by_index[index]
         size = _size_of_type(release, name) or 40 + 8 * index
-        allocated, used = 57 + 2 * index, 31 + index
+        allocated, used = _made(index), 31 + index
         data += image.struct(
             "ErtsAlcFixList_t",
             type_size=(size, "Q"),
@@ -131,6 +139,13 @@ def _fixed(image: Image, *, pooled: bool) -> int:
             image.truth["fixed"][0] += size * allocated
             image.truth["fixed"][1] += size * used
     return image.space.put(data)
+
+
+def _made(index: int) -> int:
+    """
+    Blocks that a list of one type has made.
+    """
+    return 57 + 2 * index
 
 
 def _size_of_type(release: Measured, name: str) -> int:

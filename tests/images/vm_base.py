@@ -20,7 +20,8 @@ ATOMS: Final = (
     "false", "true", "_", "nonode@nohost", "$initial_call", "$ancestors", "$process_label",
     "normal", "shutdown", "killed", "erlang", "self", "apply", "gen_server", "loop", "shop",
     "order", "wait", "audit", "names_server", "init", "checkout", "kernel_sup", "shop.erl",
-    "gen_server.erl", "shop@node1", "shop@node2", "shop@node3", "hidden@node", "coming@node",
+    "gen_server.erl", "module_info", "shop@node1", "shop@node2", "shop@node3", "hidden@node",
+    "coming@node",
 )  # fmt: skip
 #: Slots of a table.
 SLOTS: Final = 1024

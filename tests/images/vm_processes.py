@@ -267,7 +267,7 @@ def _links(image: Image, every: list[int]) -> int:
     A tree of three links to processes (ERTS_LNK_TYPE_PROC is 10).
     """
     space, release = image.space, image.release
-    size = release.size("ErtsMonLnkNode")
+    size = release.size("ErtsILink")
     key = release.offset("ErtsMonLnkNode", "other")
     top, *sides = (space.reserve(size) for _ in range(3))
     for at, other in zip((top, *sides), every, strict=False):

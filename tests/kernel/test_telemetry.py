@@ -5,11 +5,13 @@ Telemetry events of real VMs against a handler inside them, for each generation 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import documents
 import pytest
 from beams_run import Beam, compiled_part, start_beam
 from tracing import SCOPE_TRACE, Outcome, Run, require_root, scope_trace
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROUNDS, ROUTES = 23, 5000
+#: Options to count every event until the command is stopped.
+ALL = ("--duration", "0", "--budget", "none", "--max-cost", "100%")
 #: More than the kernel has rows for.
 TOO_MANY = 17000
 
@@ -38,7 +42,17 @@ def telemetry(beam: Beam, *words: str) -> Iterator[Run]:
     """
     The command at work on *beam*.
     """
-    command = ("telemetry", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "telemetry",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     form = () if "--format" in words else ("--format", "json")
     run = Run([*SCOPE_TRACE, *command, *form, *words], None)
     try:
@@ -76,7 +90,7 @@ def truth(beam: Beam) -> dict[tuple, tuple[int, int]]:
     The same of the handler inside, since the start.
     """
     found = {}
-    for row in beam.ask("truth").split("\x1e"):
+    for row in filter(None, beam.ask("truth").split("\x1e")):
         event, count, total, *labels = row.split("\x1f")
         found[event, *labels] = int(count), int(total)
     return found
@@ -85,16 +99,25 @@ def truth(beam: Beam) -> dict[tuple, tuple[int, int]]:
 EVENTS = ("phoenix.", "*.query", "oban.", "shop.")
 
 
-@pytest.mark.parametrize("kind", ["stock25", "trixie27"])
+TERMS = "persistent_term_get_1 + persistent_term_get_2"
+
+
 @pytest.mark.parametrize(
-    ("part", "before", "via"),
+    ("kind", "part", "before", "via"),
     [
-        ("telemetry-0.4", (), "ets_lookup_2"),
-        ("telemetry-1.3", (), "ets_lookup_2"),
-        ("telemetry-1.4", (), "persistent_term_get_1 + persistent_term_get_2"),
-        ("telemetry-1.4", ("persist",), "persistent_term_get_1 + persistent_term_get_2"),
+        (kind, *how)
+        for kind in ("stock25", "trixie27")
+        for how in (
+            ("telemetry-0.4", (), "ets_lookup_2"),
+            ("telemetry-1.3", (), "ets_lookup_2"),
+            ("telemetry-1.4", (), TERMS),
+            ("telemetry-1.4", ("persist",), TERMS),
+        )
+    ]
+    + [
+        # Stripped, and without the names of its functions: nothing but a breakpoint.
+        ("sid29", "telemetry-1.4", ("persist",), "telemetry:execute/3"),
     ],
-    ids=["0.4", "1.3", "1.4", "1.4 persisted"],
 )
 def test_every_row_is_that_of_a_handler_inside(kind: str, part: str, before: tuple, via: str):
     """
@@ -109,8 +132,8 @@ def test_every_row_is_that_of_a_handler_inside(kind: str, part: str, before: tup
     assert expected == seen(document, EVENTS)
     assert via == document["via"]
     assert {"large_map": 5 * ROUNDS} == {n: c for n, c in document["refused"].items() if c}
-    # What the VM itself looks up meanwhile is counted as well.
-    assert 23 <= document["cost"]["foreign"]
+    # What the VM itself looks up meanwhile is counted as well; no breakpoint is hit by that.
+    assert (kind != "sid29") == (document["cost"]["foreign"] >= 23)
     assert len(expected) >= 30
     ratios = {row["event"]: row["error_ratio"] for row in document["events"]}
     assert ratios["phoenix.router_dispatch.exception"] == 1
@@ -136,6 +159,49 @@ def test_code_is_loaded_again_meanwhile(beam):
     rows = seen(document, ("phoenix.router_dispatch.stop",))
     assert 42 == sum(count for count, _ in rows.values())
     assert (2, 2000) == rows["phoenix.router_dispatch.stop", "1", "ShopWeb.PageController", "show"]
+
+
+def test_a_breakpoint_sees_the_same(beam):
+    """
+    Every row is that of the handler inside, and no other lookup is a hit.
+    """
+    before = truth(beam)
+    with telemetry(beam, "--via", "breakpoint") as run:
+        beam.ask(f"emit {ROUNDS}")
+        inside = truth(beam)
+        document = run.stop().document
+    expected = {}
+    for row, (count, total) in inside.items():
+        earlier = before.get(row, (0, 0))
+        if count != earlier[0]:
+            expected[row] = count - earlier[0], total - earlier[1]
+    assert expected == seen(document, EVENTS)
+    assert len(expected) >= 30
+    assert 0 == document["cost"]["foreign"]
+    assert "telemetry:execute/3" == document["via"]
+
+
+def test_a_vm_with_many_other_lookups_gets_another_hook(beam):
+    """
+    By default hooks keep within a budget, what is not counted is told, and how much was seen.
+    """
+    beam.ask("steady 40 300000")
+    key = ("phoenix.router_dispatch.stop", "/steady", "ShopWeb.PageController", "show")
+    before = truth(beam).get(key, (0, 0))[0]
+    try:
+        outcome = scope_trace("telemetry", "--pid", str(beam.pid), "-d", "3", "--format", "json")
+    finally:
+        beam.ask("still")
+    inside = truth(beam)[key][0] - before
+    document = outcome.document
+    assert "telemetry:execute/3" == document["via"]
+    assert 0 < document["sampling_ratio"] < 1
+    assert "other lookups" in document["notes"][0]
+    (row,) = (row for row in document["events"] if row["labels"].get("route") == "/steady")
+    assert 0 < row["seen"] <= inside
+    assert row["seen"] <= row["count"]
+    assert row["count"] * (1 - 3 * row["count_error"]) <= inside
+    assert pytest.approx(0.0002) == row["duration_seconds"]["mean"]
 
 
 def test_many_routes_are_shown_as_those_with_most_events_and_the_others(beam):
@@ -170,6 +236,24 @@ def test_the_table_for_people_has_the_labels(beam):
     assert "route=/api/fast/:id plug=ShopWeb.PageController action=show" in text
     assert "route=?[2J?? plug=" in text
     assert text.splitlines()[-1].startswith("cost: ")
+
+
+def test_a_stream_has_a_line_for_each_event(beam):
+    """
+    In JSON: its time, process, labels and duration; then the document with the same number.
+    """
+    words = ("--stream", "--format", "jsonl", "--events", "phoenix.router_dispatch.stop,shop.*")
+    *lines, last = watched(beam, "routes 23", "loop unknown 19", words=words).output.splitlines()
+    found = [documents.load(line) for line in lines]
+    routes = [line["labels"]["route"] for line in found if line["labels"]]
+    assert [str(n) for n in range(1, 24)] == routes
+    assert 19 == sum(line["event"] == "shop.unknown" for line in found)
+    assert {1e-6} == {line["duration_seconds"] for line in found}
+    times = [line["time"] for line in found]
+    assert sorted(times) == times
+    assert [19, *[1] * 23] == sorted(
+        (row["count"] for row in json.loads(last)["events"]), reverse=True
+    )
 
 
 def test_what_nobody_should_emit_is_counted_as_refused(beam):
@@ -217,8 +301,11 @@ def tree(number: int) -> list[tuple]:
     The spans of request *number*: event, parent, and the label that tells it from others.
     """
     fails = number % 10 == 0
+    raised = number % 20 == 0
     spans: list[tuple] = [
-        ("bandit.request.stop", None, "5xx" if fails else "2xx"),
+        ("bandit.request.exception", None, "exit")
+        if raised
+        else ("bandit.request.stop", None, "5xx" if fails else "2xx"),
         ("phoenix.endpoint.stop", 0, "500" if fails else "200"),
         ("phoenix.router_dispatch." + ("exception" if fails else "stop"), 1, f"/r/{number}"),
     ]
@@ -229,10 +316,21 @@ def test_requests_are_trees(beam):
     """
     Of 1,000 requests of five processes: parents, order, status, route and exception.
     """
-    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "requests",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     run = Run([*SCOPE_TRACE, *command, "--limit", str(REQUESTS), "--format", "json"], None)
     try:
         run.wait_for_counting()
+        beam.ask("killed")
         beam.ask(f"requests {REQUESTS}")
         document = run.stop().document
     finally:
@@ -249,8 +347,11 @@ def test_requests_are_trees(beam):
         fails = number % 10 == 0
         assert (fails, "ArgumentError" if fails else None) == (one["failed"], one["exception"])
     assert {f"/r/{n}": tree(n) for n in range(1, REQUESTS + 1)} == found
-    # The query that is of no request.
-    assert 1 == document["left_out"]
+    # The query that is of no request, and that of the process which was killed within one.
+    assert 2 == document["left_out"]
+    # Each event is a hit of the hook: three that begin and three that end, and queries.
+    events = 3 + 1 + sum(6 + n % 4 for n in range(1, REQUESTS + 1))
+    assert events == document["cost"]["hits"] - document["cost"]["foreign"]
     assert 5 == len({one["process"] for one in document["requests"]})
     times = [one["duration_seconds"] for one in document["requests"]]
     assert sorted(times, reverse=True) == times
@@ -260,7 +361,17 @@ def test_requests_of_a_route_are_shown_as_text(beam):
     """
     A line for each span, indented below the one that contains it; failed ones beyond the limit.
     """
-    command = ("requests", "--pid", str(beam.pid), "--duration", "0", "--max-cost", "100%")
+    command = (
+        "requests",
+        "--pid",
+        str(beam.pid),
+        "--duration",
+        "0",
+        "--budget",
+        "none",
+        "--max-cost",
+        "100%",
+    )
     run = Run([*SCOPE_TRACE, *command, "--limit", "1", "--route", "/r/?0"], None)
     try:
         run.wait_for_counting()

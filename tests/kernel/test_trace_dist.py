@@ -10,8 +10,13 @@ from tracing import require_root, trace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The variants of conftest.py that have two nodes of a kind for these tests.
-VARIANTS = {"stock": ("stock25", "auto"), "usdt": ("usdt25", "usdt")}
+#: The variants of conftest.py that have two nodes of a kind for these tests, and stock OTP 29,
+#: which hides its functions.
+VARIANTS = {
+    "stock": ("stock25", "auto"),
+    "usdt": ("usdt25", "usdt"),
+    "hidden": ("sid29", "auto"),
+}
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -38,7 +43,7 @@ def test_messages_to_another_node_are_remote_sends(nodes):
     assert 1 <= events["dist_output"]["count"] <= 23 + 2
 
 
-def test_senders_to_a_node_that_does_not_read_are_busy(nodes):
+def test_senders_to_a_node_that_does_not_read_are_busy(nodes, request):
     """
     Seven processes that are suspended because the buffer to a stopped node is full are counted.
     """
@@ -58,20 +63,22 @@ def test_senders_to_a_node_that_does_not_read_are_busy(nodes):
     if via == "usdt":
         reason = "dist__port_busy was not seen to fire when senders were suspended"
         assert {"via": "unavailable", "reason": reason} == event
-    else:
-        assert 7 == event["count"]
+        return
+    assert 7 == event["count"]
+    if "hidden" not in request.node.callspec.id:  # erts_resume_processes is not sure enough there
         (durations,) = event["durations"].values()
         assert 7 == sum(bucket["count"] for bucket in durations["buckets"])
 
 
-def test_a_node_is_called_by_its_name(nodes):
+def test_a_node_is_called_by_its_name(nodes, request):
     """
     The document names the node as it calls itself.
     """
     watched, _, via = nodes
     with trace(watched.pid, "--via", via, "--events", "exit") as run:
         target = run.stop().document["target"]
-    assert ("watched@127.0.0.1", "25", "jit") == (
+    release = "29" if "hidden" in request.node.callspec.id else "25"
+    assert ("watched@127.0.0.1", release, "jit") == (
         target["node"],
         target["otp_release"],
         target["flavor"],

@@ -98,6 +98,23 @@ def test_planted_events_are_counted_without_symbols(stock29, cache):
     nothing_inside(stock29.pid, entry["places"])
 
 
+def test_events_that_no_counter_judges_are_exact_as_well(stock29):
+    """
+    Messages, hibernations, modules that are loaded and long calls are those that were planted.
+    """
+    outcome = watch(stock29, "send,receive,hibernate", "messages 2300", "hibernates 23")
+    # Each hibernation ends with a message that wakes; each command is one that is received.
+    assert {"local": 2300 + 23, "remote": 0} == outcome.events["send"]["by_class"]
+    assert 2300 + 23 + 2 == outcome.events["receive"]["count"]
+    assert 23 == outcome.events["hibernate"]["count"]
+    outcome = watch(stock29, "code_load,port_busy", "code_loads 23", *["busy_port 4"] * 3)
+    assert {"code_load": 23, "port_busy": 3} == counts(outcome, {"code_load": 23, "port_busy": 3})
+    more = ("--slow-call", "0")
+    every = watch(stock29, "long_call", "gc_major 23", "dirty_calls 29", more=more)
+    expected = {"nif": 2 * 29, "bif": 23, "dirty_nif": 29, "dirty_bif": 0}
+    assert expected == every.events["long_call"]["by_class"]
+
+
 def test_wrong_functions_are_taken_out_and_named(stock29, cache):
     """
     A function that is called more often, one that is not called, and an address within a function

@@ -18,7 +18,7 @@ PAGE = 4096
 BASE = 0x10000
 ATOMS = [
     "false", "true", "_", "normal", "$initial_call", "$ancestors", "names_server", "init",
-    "gen_server", "loop", "my_name", "erlang", "apply", "$gen_call",
+    "gen_server", "loop", "my_name", "erlang", "apply", "$gen_call", "module_info",
 ]  # fmt: skip
 
 
@@ -157,17 +157,16 @@ def add_atoms(image: Image) -> None:
 
 def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
     """
-    A table of one function with one *location*, whose end is not known yet; its address.
+    A table of three functions, of which the first has one *location*; its address.
 
-    The files that it names are atoms or texts, as the release has them.
+    Where the functions begin and end is not known yet. The files that it names are atoms or texts,
+    as the release has them.
     """
     words = [atom(n) if image.layout.release < 25 else text(image, n) for n in names]
     layout = image.layout
     head = layout.offset("BeamCodeLineTab", "func_tab")
-    table = image.put(
-        bytes(head) + struct.pack(f"<{len(words) + 5}Q", 0, 0, 0, 0, *words, location)
-    )
-    rows = table + head + 16
+    table = image.put(bytes(head) + struct.pack(f"<{len(words) + 7}Q", *[0] * 6, *words, location))
+    rows = table + head + 32
     files = rows + 16
     for member, value in (("fname_ptr", files), ("loc_tab", files + 8 * len(words))):
         struct.pack_into(
@@ -175,7 +174,7 @@ def line_table(image: Image, names: tuple[str, ...], location: int) -> int:
         )
     size = table - BASE + layout.offset("BeamCodeLineTab", "loc_size")
     struct.pack_into("<I", image.data, size, 4)
-    struct.pack_into("<2Q", image.data, rows - BASE - 16, rows, rows + 8)
+    struct.pack_into("<4Q", image.data, rows - BASE - 32, rows, *[rows + 8] * 3)
     return table
 
 
@@ -191,23 +190,30 @@ def text(image: Image, characters: str) -> int:
 
 def add_code(image: Image, lines: int = 0) -> None:
     """
-    One module with one function, gen_server:loop/7, whose line numbers are in a table at *lines*.
+    One module, gen_server, with loop/7 and the two functions that every module has.
+
+    Its line numbers are in a table at *lines*.
     """
-    info = struct.pack("<5Q", 0, 0, atom("gen_server"), atom("loop"), 7)
-    header = bytearray(image.layout.offset("BeamCodeHeader", "functions") + 16)
-    start = image.put(bytes(header) + info + bytes(64))
-    first = start + len(header)
-    offset = start - BASE
-    struct.pack_into("<Q", image.data, offset, 1)
-    struct.pack_into("<QQ", image.data, offset + len(header) - 16, first, first + len(info) + 64)
+    names = (("loop", 7), ("module_info", 0), ("module_info", 1))
+    code = b"".join(
+        struct.pack("<5Q", 0, 0, atom("gen_server"), atom(name), arity) + bytes(64)
+        for name, arity in names
+    )
+    header = bytearray(image.layout.offset("BeamCodeHeader", "functions") + 8 * (len(names) + 1))
+    start = image.put(bytes(header) + code)
+    first, offset = start + len(header), start - BASE
+    one = len(code) // len(names)
+    starts = [first + one * number for number in range(len(names) + 1)]
+    struct.pack_into("<Q", image.data, offset, len(names))
+    struct.pack_into(f"<{len(starts)}Q", image.data, first - 8 * len(starts) - BASE, *starts)
     if lines:
         field = image.layout.offset("BeamCodeHeader", "line_table")
         struct.pack_into("<Q", image.data, offset + field, lines)
-        rows = lines - BASE + image.layout.offset("BeamCodeLineTab", "func_tab") + 16
-        struct.pack_into("<QQ", image.data, rows, first, first + len(info) + 64)
-    ranges = image.words(start, first + len(info) + 64)
+        rows = lines - BASE + image.layout.offset("BeamCodeLineTab", "func_tab") + 8 * len(starts)
+        struct.pack_into("<2Q", image.data, rows, starts[0], starts[-1])
+    ranges = image.words(start, starts[-1])
     image.roots["r"] = image.words(*([ranges, 1, 1, ranges] * 3))
-    image.roots["pc"] = first + len(info) + 8
+    image.roots["pc"] = first + 48
 
 
 def _process(image: Image, slot: int) -> int:
@@ -220,18 +226,21 @@ def _process(image: Image, slot: int) -> int:
     data = [0x3B] * 8
     data[index & 7] = image.words(pair, 0x3B) | 1
     dictionary = image.put(struct.pack("<4IQ8Q", 7, 8, 8, 0, 1, *data))
-    message = image.words(2 << 6, atom("$gen_call"), atom("normal")) | 2
-    # In one block with its payload, of which there is none: the block says how large it is.
+    request = image.words(2 << 6, atom("my_name"), atom("normal")) | 2
+    message = image.words(3 << 6, atom("$gen_call"), atom("normal"), request) | 2
+    # In one block with its payload of one word: the block says how large it is.
     body = bytearray(image.struct("ErtsMessage", data=(1, "Q"), m=(message, "Q")))
+    used = image.layout.offset("ErtsMessage", "hfrag.used_size")
+    struct.pack_into("<QQ", body, used - 8, 1, 1)
     struct.pack_into("<Q", body, image.layout.offset("ErtsMessage", "m") + 8, 0x3B)  # no token
-    second = image.put(struct.pack("<QQ", 0, len(body)) + body) + 16
+    second = image.put(struct.pack("<QQ", 0, len(body) + 8) + body) + 16
     head = bytearray(image.struct("ErtsMessage", next=(second, "Q"), m=(atom("normal"), "Q")))
     struct.pack_into("<Q", head, image.layout.offset("ErtsMessage", "m") + 8, 0x3B)
     first = image.put(bytes(head))
-    node = bytearray(image.struct("ErtsMonLnkNode", type=(10, "H")))
+    node = bytearray(image.struct("ErtsMonLnkNode", type=(10, "H")) + bytes(8))  # ErtsILink
     behind = image.layout.offset("ErtsMonLnkNode", "offset") + 2
     struct.pack_into("<H", node, behind, image.layout.offset("ErtsMonLnkNode", "other"))
-    link = image.put(bytes(node))
+    link = image.put(struct.pack("<QQ", 0, len(node) + 8) + node) + 16
     name = image.put(image.struct("RegProc", p=(address, "Q"), name=(atom("my_name"), "Q")))
     heap = image.put(bytes(8 * 32))
     stop = heap + 8 * 28

@@ -71,10 +71,10 @@ def test_an_image_is_read_whole():
         row["message_queue_len"],
         row["reductions"],
     )
-    # The struct, its heap, a link, two messages and a dictionary of eight words.
-    assert 776 + 8 * 32 + 40 + 2 * 88 + 24 + 8 * 8 == row["memory_bytes"]
+    # The struct, its heap, a link, two messages, a word of theirs, a dictionary of eight words.
+    assert 776 + 8 * 32 + 40 + 2 * 88 + 8 + 24 + 8 * 8 == row["memory_bytes"]
     shown = detail(viewer, snapshot.rows[3:4])
-    assert ["normal", "{'$gen_call', _}"] == shown["messages"]
+    assert ["normal", "{'$gen_call', _, {my_name, _}}"] == shown["messages"]
     assert [{"function": "gen_server:loop/7", "location": None}] == shown["stack"]
 
 
@@ -244,6 +244,8 @@ def test_a_table_of_slots_that_lead_nowhere_is_refused(monkeypatch):
         image.data,
         image.roots["erts_proc"] - BASE + image.layout.offset("ErtsPTab", "r.o.tab"),
     )
+    count = image.roots["erts_proc"] + image.layout.offset("ErtsPTab", "vola.tile.count")
+    struct.pack_into("<I", image.data, count - BASE, 302)
     for slot in range(5000, 5300):
         struct.pack_into("<Q", image.data, table - BASE + 8 * slot, 0x7FFF_0000_0000 + 8 * slot)
     reader = ProcessTable(view(image).target, LOAD)

@@ -6,6 +6,8 @@ When a run ends by itself because it costs too much, and what is said of that be
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from operator import mul
 
 import pytest
 
@@ -19,7 +21,7 @@ def ended(brake: Brake, cost: float, cpus: float, seconds: float = 10.0) -> floa
     """
     for step in range(round(seconds * 10) + 1):
         now = step / 10
-        if brake.add(now, cost * now, cpus * now):
+        if brake.add(now, partial(mul, cost, now), cpus * now):
             return now
     return None
 
@@ -50,7 +52,9 @@ def test_a_short_burst_ends_nothing():
     """
     brake = Brake(0.2)
     cost = [0.0, 0.1, *[0.15] * 40]
-    assert not any(brake.add(step / 10, spent, step / 10) for step, spent in enumerate(cost))
+    assert not any(
+        brake.add(step / 10, partial(float, spent), step / 10) for step, spent in enumerate(cost)
+    )
 
 
 def test_a_cost_that_comes_later_is_seen_within_a_second_and_a_bit():
@@ -58,9 +62,9 @@ def test_a_cost_that_comes_later_is_seen_within_a_second_and_a_bit():
     After ten quiet seconds a cost of half the CPU ends it in less than a second and a half.
     """
     brake = Brake(0.2)
-    assert not any(brake.add(step / 10, 0.0, step / 10) for step in range(100))
+    assert not any(brake.add(step / 10, float, step / 10) for step in range(100))
     looks = [(10 + step / 10, step / 20) for step in range(15)]
-    assert any(brake.add(now, spent, now) for now, spent in looks)
+    assert any(brake.add(now, partial(float, spent), now) for now, spent in looks)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,6 @@ def test_the_share_of_an_idle_target_is_that_of_its_own_cpu():
     The limit of an idle target is that of a minimum CPU, while the share is that of its own.
     """
     brake = Brake(0.2)
-    assert not brake.add(0.0, 0.0, 0.0)
-    assert not brake.add(SPAN, 0.01, 0.02)
+    assert not brake.add(0.0, float, 0.0)
+    assert not brake.add(SPAN, lambda: 0.01, 0.02)
     assert pytest.approx(0.5) == brake.share

@@ -145,6 +145,32 @@ def test_redaction_leaves_no_name():
     assert TARGET["otp_release"] == made["target"]["otp_release"]
 
 
+def test_redaction_of_requests_leaves_no_route_and_no_event_of_the_application():
+    """
+    Statuses, methods and events of known libraries are kept; labels with other values are not.
+    """
+    labels = {"route": "/shop/:id", "status": "200", "method": "GET", "plug": "ShopWeb.Cart"}
+    spans = [
+        {"event": "phoenix.endpoint.stop", "labels": labels, "parent": None},
+        {"event": "shop.cart.stop", "labels": {"exception": "ArgumentError"}, "parent": 0},
+        {"event": "*.query", "labels": {"status": "shopped", "state": "shop", "repo": None}},
+        {"event": "oban.job.stop", "labels": {"state": "success", "kind": "error", "tag": "shop"}},
+    ]
+    request = {"route": "/shop/:id", "status": "200", "exception": "ArgumentError", "spans": spans}
+    found = Redaction(b"key").document({"target": dict(TARGET), "requests": [request]})
+    (made,) = found["requests"]
+    assert "shop" not in json.dumps(made).lower()
+    first, second, third, last = made["spans"]
+    assert "200" == made["status"]
+    assert made["exception"] == second["labels"]["exception"] != "ArgumentError"
+    assert {"status": "200", "method": "GET"}.items() <= first["labels"].items()
+    assert made["route"] == first["labels"]["route"] != "/shop/:id"
+    assert "phoenix.endpoint.stop" == first["event"]
+    assert second["event"].startswith("event-")
+    assert ("*.query", None) == (third["event"], third["labels"]["repo"])
+    assert ("success", "error") == (last["labels"]["state"], last["labels"]["kind"])
+
+
 def test_the_callback_module_of_a_supervisor_is_a_name_of_the_application():
     """
     Its initial call is supervisor:Module/1; one of OTP's own modules is kept.

@@ -149,9 +149,7 @@ def test_all_requests_under_way_have_a_limit_of_spans(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("ending", ["-bandit.request.stop", "-bandit.request.fails"])
-def test_requests_that_are_kept_have_a_limit_of_spans(
-    monkeypatch: pytest.MonkeyPatch, ending: str
-):
+def test_requests_that_are_kept_have_a_limit_of_spans(monkeypatch: pytest.MonkeyPatch, ending: str):
     """
     Of the slowest the slowest remain, of failed ones the first; all are counted.
     """

@@ -67,6 +67,28 @@ def test_until_the_cost_of_a_hit_is_known_it_is_guessed(target: SimpleNamespace)
     assert ("cost", None, None) == (stop.reason, meter.cost(0.0), meter.share())
 
 
+@pytest.mark.parametrize(
+    ("known", "entry", "tenths", "reason"), [(0.6, 5e-6, 11, "cost"), (1.6, 3.5e-6, 16, "")]
+)
+def test_a_cost_that_is_known_late_is_that_of_earlier_hits_too(
+    target: SimpleNamespace, known: float, entry: float, tenths: int, reason: str
+):
+    """
+    5,000 hits a tenth are 25 % after one second, and 17.5 % although they were guessed lower.
+    """
+    stop = Stop()
+    session = SimpleNamespace(hits=lambda: {PROGRAM: int(target.hits)})
+    measurement = SimpleNamespace(
+        cost=lambda _=0.0: HitCost(entry, 2 * entry) if target.used >= known else None
+    )
+    meter = HitMeter(7, measurement, 0.2, stop)
+    meter.begin(session)
+    for tenth in range(1, tenths + 1):
+        target.used, target.hits = tenth / 10, 5000 * tenth
+        meter.look(session, tenth / 10)
+    assert reason == stop.reason
+
+
 @pytest.mark.parametrize(("max_cost", "limit"), [(None, None), (0.2, 0.2), (0.5, None)])
 def test_a_forecast_says_the_limit_that_it_passes(
     target: SimpleNamespace, max_cost: float | None, limit: float | None

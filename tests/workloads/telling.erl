@@ -8,6 +8,9 @@
 %%   loop W N   N times: an event with three labels, one of a large struct, an unknown one, a lookup
 %%   requests N requests, from five processes that serve one after the other: request K is of the route
 %%              /r/K, has K rem 4 queries and fails if K rem 10 is 0; one query more is of no request
+%%   steady E L E events and L lookups a second from now on, all of one route and 200 us long; "still"
+%%              ends that, and answers with the number of events since
+%%   killed     a process is killed within a request
 %%   persist    telemetry:persist/0
 %%   reload     the module telemetry is loaded again
 %%   hostile    events that nobody should emit
@@ -62,6 +65,24 @@ command(_, ["requests", N]) ->
         #{type => ecto_sql_query, repo => 'Elixir.Shop.Repo', source => <<"none">>, result => {ok, 1}}
     end),
     "done requests " ++ N;
+command(_, ["steady", Events, Lookups]) ->
+    Rates = {list_to_integer(Events), list_to_integer(Lookups)},
+    register(steady, spawn(fun() -> steady(Rates, erlang:monotonic_time(), {0, 0}) end)),
+    "done steady";
+command(_, ["still"]) ->
+    steady ! {stop, self()},
+    receive {stopped, Events} -> integer_to_list(Events) end;
+command(_, ["killed"]) ->
+    Self = self(),
+    {Pid, Reference} = spawn_monitor(fun() ->
+        begun([bandit, request, start]),
+        begun([phoenix, router_dispatch, start]),
+        timed([shop, repo, query], total_time, fun() -> query_of(1) end),
+        Self ! within,
+        receive never -> ok end
+    end),
+    receive within -> exit(Pid, kill) end,
+    receive {'DOWN', Reference, _, _, killed} -> "done killed" end;
 command(_, ["persist"]) -> telemetry:persist(), "done persist";
 command(_, ["reload"]) ->
     code:purge(telemetry),
@@ -114,7 +135,10 @@ request(K) ->
     Status = case Fails of true -> 500; false -> 200 end,
     Conn = conn(Status, <<"GET">>),
     begun([bandit, request, start]),
-    timed([bandit, request, stop], duration, fun() ->
+    %% The end of a request that raised is an event without a duration, as in Bandit.
+    Server = case K rem 20 of 0 -> exception; _ -> stop end,
+    Measurement = case K rem 20 of 0 -> monotonic_time; _ -> duration end,
+    timed([bandit, request, Server], Measurement, fun() ->
         begun([phoenix, endpoint, start]),
         Began = erlang:monotonic_time(),
         begun([phoenix, router_dispatch, start]),
@@ -127,7 +151,7 @@ request(K) ->
                 reason => exception('Elixir.ArgumentError'), kind => error}
         end),
         Fails andalso answered(Began, Conn),
-        #{conn => Conn}
+        #{conn => Conn, kind => exit, exception => exception('Elixir.ArgumentError')}
     end).
 
 begun(Name) -> telemetry:execute(Name, #{system_time => 1}, #{}).
@@ -143,6 +167,17 @@ timed(Name, Measurement, Function) ->
     Began = erlang:monotonic_time(),
     Metadata = Function(),
     telemetry:execute(Name, #{Measurement => erlang:monotonic_time() - Began}, Metadata).
+
+steady({Events, Lookups} = Rates, Since, {E, L} = Done) ->
+    Passed = erlang:monotonic_time() - Since,
+    Second = erlang:convert_time_unit(1, second, native),
+    Due = {Events * Passed div Second, Lookups * Passed div Second},
+    [dispatch(<<"/steady">>, #{}, 200000) || _ <- lists:seq(E + 1, element(1, Due))],
+    loop(fun() -> ets:lookup(foreign, 1) end, max(0, element(2, Due) - L)),
+    receive {stop, From} -> From ! {stopped, element(1, Due)}
+    after 1 -> steady(Rates, Since, {max(E, element(1, Due)), max(L, element(2, Due))})
+    end,
+    Done.
 
 loop(_, 0) -> ok;
 loop(Once, N) -> Once(), loop(Once, N - 1).

@@ -2,11 +2,13 @@
 """
 Whether headers and line tables of loaded modules lie as the layout has them.
 
-A module's functions all name the same module, its attributes are a term in external format, and
-its line table ends where the names of its files begin. Sources: OTP-25.2.3 erts/emulator/beam:
-beam_code.h (struct beam_code_header), jit/asm_load.c and emu/emu_load.c (finish_line_table),
-beam_bif_load.c (attributes_for_module). Seen on stock OTP 25, 27 and 29, with USDT probes, and in
-the interpreter.
+A module's functions all name the same module, one of them is module_info/0 and the next one
+module_info/1, its attributes are a term in external format, and its line table ends where the names
+of its files begin. The JIT begins each function with the same jump. Sources: OTP-25.2.3
+lib/compiler/src/v3_core.erl (the last functions of a source), erts/emulator/beam: beam_code.h
+(struct beam_code_header), jit/asm_load.c and emu/emu_load.c (finish_line_table),
+beam_bif_load.c (attributes_for_module), jit/beam_asm.h (erts_asm_bp_set_flag). Seen on stock OTP
+25, 27 and 29, with USDT probes, and in the interpreter.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _WORD = 8
 _EXTERNAL = b"\x83"
 #: The most files of a module, and the bytes of a line's location.
 _FILES, _LOCATIONS = 255, (2, 4)
+#: A function begins with a jump over a call, whose instruction is its fourth byte.
+_CALL, _CALL_AT = 0xE8, 3
 
 
 def failed(
@@ -43,6 +47,8 @@ def failed(
     try:
         if not _is_one_module(memory, layout, functions):
             return "functions of a module name that module"
+        if not _has_module_info(memory, layout, functions[:-1]):
+            return "a module has module_info/0 and module_info/1"
         if not _has_attributes(memory, layout, header):
             return "attributes of a module are a term"
         if not _has_lines(memory, layout, header, len(functions) - 1):
@@ -61,6 +67,24 @@ def _is_one_module(memory: Memory, layout: Layout, functions: NDArray[np.uint64]
     # Since OTP 26 the words around it may use the upper half of the arity's word.
     small = arity & np.uint64(0xFFFFFFFF) < 256
     return bool(read.all() and module[0] == module[1] and (atoms == ATOM_TAG).all() and small.all())
+
+
+def _has_module_info(memory: Memory, layout: Layout, functions: NDArray[np.uint64]) -> bool:
+    """Whether two functions in a row have one name, and arities 0 and 1."""
+    first, name, arity = (
+        layout.offset("ErtsCodeInfo", f"mfa.{field}") for field in ("module", "function", "arity")
+    )
+    raw, read = memory.gather(functions + np.uint64(first), arity - first + _WORD)
+    names = column(raw, name - first, np.uint64)
+    arities = column(raw, arity - first, np.uint32)
+    pairs = (names[1:] == names[:-1]) & (arities[:-1] == 0) & (arities[1:] == 1)
+    return bool((pairs & read[1:] & read[:-1]).any())
+
+
+def begin(code: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of these are the first bytes of a function of the JIT, rows of four or more."""
+    found: NDArray[np.bool_] = code[:, _CALL_AT] == _CALL
+    return found
 
 
 def _has_attributes(memory: Memory, layout: Layout, header: bytes) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope_ebpf.beam.code.checks import begin
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG
 from scope_ebpf.errors import ReadRefusedError, UsageError
@@ -117,7 +118,8 @@ class Functions:
         self._atoms = atoms
         self._modules = modules
         self._call_bif = 0
-        if target.flavor != "jit":
+        self._jit = target.flavor == "jit"
+        if not self._jit:
             self._call_bif = self._first_word_of_self()
 
     def _first_word_of_self(self) -> int:
@@ -170,6 +172,11 @@ class Functions:
         size = layout.size("ErtsCodeInfo")
         rows, good = self._memory.gather(starts, size + _LOOK)
         rows, starts = rows[good], starts[good]
+        if self._jit and 2 * int(begin(rows[:, size:]).sum()) <= len(rows):
+            raise ReadRefusedError(
+                f"process {self._memory.pid}: the check that functions begin behind their names "
+                f"does not hold, so {layout} does not fit and no function is found"
+            )
         module = column(rows, layout.offset("ErtsCodeInfo", "mfa.module"), np.uint64)
         name = column(rows, layout.offset("ErtsCodeInfo", "mfa.function"), np.uint64)
         # Since OTP 26 the words around it may use the upper half of the arity's word.

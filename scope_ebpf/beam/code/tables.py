@@ -11,7 +11,6 @@ serve the JIT and the interpreter.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,8 +73,7 @@ class Mfa(NamedTuple):
         return f"{self.file}:{self.line}" if self.file else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Module:
+class _Module(NamedTuple):
     """One loaded module: its range, its header as it was read, its functions' starts."""
 
     start: int

@@ -13,10 +13,9 @@ import contextlib
 import os
 import re
 import weakref
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError, UsdtSite
@@ -60,8 +59,7 @@ _USUAL = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
+class _Facts(NamedTuple):
     """Basic facts of the file, from the child's answer."""
 
     machine: str

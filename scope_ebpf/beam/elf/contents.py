@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scope_ebpf.errors import NotABeamError
 
@@ -12,8 +12,7 @@ class UnreadableElfError(NotABeamError):
     """The file is not an ELF file, or of an unknown kind."""
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """
     One defined symbol: where it lies in the file's own address space.
 
@@ -27,8 +26,7 @@ class Symbol:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A PT_LOAD segment."""
 
     address: int
@@ -38,8 +36,7 @@ class Segment:
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UsdtSite:
+class UsdtSite(NamedTuple):
     """
     One site of one USDT probe.
 

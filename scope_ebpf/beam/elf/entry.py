@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scope_ebpf.sandbox.registers import ARGUMENTS
 
 __all__ = ["ARGUMENTS", "START", "Entry"]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """*shift* in bytes from the start, and the register of each argument there, or None."""
 
     shift: int

@@ -22,6 +22,7 @@ import numpy as np
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import PID_TAG
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.counted import check_rows
 from scope_ebpf.beam.processes.table import CHUNK, IDENTITY, SIZES, ProcessTable
 from scope_ebpf.beam.vm.threads import threads
 from scope_ebpf.errors import ReadRefusedError
@@ -46,7 +47,7 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 #: Readings of data that changes while it is read.
 _ATTEMPTS = 20
-#: Entries that may join or leave a run queue, or a scheduler's ETS tables, while they are read.
+#: Entries that may join or leave a scheduler's ETS tables while they are read.
 _MEANWHILE = 16
 #: ETS tables of one scheduler that are checked, and more than any has.
 _MOST_TABLES, _NO_TABLES = 256, 1 << 24
@@ -62,8 +63,6 @@ _BLOCK_SIZE, _BLOCK_HEAD = (1 << 40) - 8, 8
 _BINARY_SIZE, _BINARY_HEAD = 32, 24
 #: Slots of the table of ports that are looked into, and ports that are checked.
 _MOST_PORTS, _SEEN_PORTS = 1024, 16
-#: Slots of the table of processes that are read to count them, how often, and the bytes of a count.
-_MOST_SLOTS, _COUNTED, _COUNT = 1 << 20, 4, 4
 #: A slot that is being taken has flags; those of a port (ERTS_PORT_SFLG_*, OTP-25.2.3 erl_port.h).
 _FLAGS, _OPEN_PORT, _FREE_PORT, _OTHER_STATES = 7, 1 << 0, 1 << 8, 1 << 14
 #: Bytes of a name that are looked at, and a character that none has.
@@ -216,21 +215,31 @@ def _check_run_queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> N
         raise refused(target, "each run queue holds its number", "its run queues are")
     if not (owners[: len(normal)] == normal).all():
         raise refused(target, "each run queue leads back to its scheduler", "its run queues are")
-    again(lambda: _check_lengths(target, addresses))
+    held = np.zeros(len(addresses), np.bool_)
+    again(lambda: _try_lengths(target, addresses, held))
 
 
-def _check_lengths(target: Target, addresses: NDArray[np.uint64]) -> None:
-    """A run queue is as long as its parts together."""
+def _try_lengths(target: Target, addresses: NDArray[np.uint64], held: NDArray[np.bool_]) -> None:
+    """
+    A run queue is as long as its parts together, and has a flag for each that is not empty.
+
+    Each must have been seen so once: *held* are those that were. All three change under its lock,
+    one after the other (erts_add_runq_len, OTP-25.2.3 and OTP-29.1.1 erl_process.h).
+    """
     layout = target.layout
     first = layout.offset("ErtsRunQueue", "procs.prio_info")
     raw, good = target.memory.gather(addresses, layout.size("ErtsRunQueue"))
     if not good.all():
         raise ReadRefusedError("a run queue could not be read")
-    parts = [first + _QUEUE_INFO * number for number in range(_PRIORITIES)]
-    parts.append(layout.offset("ErtsRunQueue", "ports.info.len"))
-    total = np.sum([column(raw, part, np.int32).astype(np.int64) for part in parts], axis=0)
+    at = [first + _QUEUE_INFO * number for number in range(_PRIORITIES)]
+    at.append(layout.offset("ErtsRunQueue", "ports.info.len"))
+    parts = np.stack([column(raw, part, np.int32).astype(np.int64) for part in at], axis=1)
     length = column(raw, layout.offset("ErtsRunQueue", "len"), np.int32)
-    if (np.abs(total - length) > _MEANWHILE).any() or (length < 0).any():
+    flags = column(raw, layout.offset("ErtsRunQueue", "flags"), np.uint32)
+    full = np.uint32(1) << np.arange(len(at), dtype=np.uint32)
+    same = (flags[:, None] & full != 0) == (parts != 0)
+    held |= (parts >= 0).all(axis=1) & (parts.sum(axis=1) == length) & same.all(axis=1)
+    if not held.all():
         raise refused(target, "a run queue is as long as its parts", "its run queues are")
 
 
@@ -383,37 +392,10 @@ def port_addresses(target: Target, most: int) -> NDArray[np.uint64]:
 def check_counts(target: Target) -> None:
     """
     The last atom that is counted is one, and the table of processes counts those that are in it.
-
-    The table itself, 2 MB, is read only where the VM hides its symbol, whose size is compared else.
     """
     atoms = Atoms(target)
     try:
         atoms.text_at(len(atoms) - 1)
     except ReadRefusedError:
         raise refused(target, "the last of its atoms is one", "its tables are") from None
-    if target.binary.symbol("erts_proc") is None:
-        _check_rows(target)
-
-
-def _check_rows(target: Target) -> None:
-    memory, layout = target.memory, target.layout
-    table = target.address("erts_proc")
-    count, taken = (
-        table + layout.offset("ErtsPTab", f"vola.tile.{w}") for w in ("count", "aid_ix")
-    )
-    if taken != count + _COUNT:
-        raise refused(target, "a table counts its rows before it takes slots", "its tables are")
-    slots = memory.u32(table + layout.offset("ErtsPTab", "r.o.max"))
-    first = memory.u64(table + layout.offset("ErtsPTab", "r.o.tab"))
-    invalid = np.uint64(memory.u64(table + layout.offset("ErtsPTab", "r.o.invalid_element")))
-    for _ in range(_COUNTED):
-        before = memory.u32(count)
-        words = memory.words(first, min(slots, _MOST_SLOTS))
-        used = words[words != 0]
-        seen = int(((used != invalid) & (used & np.uint64(_FLAGS) == 0)).sum())
-        if seen == before:
-            return
-    # A VM that makes and ends processes all the time, or has more slots than are read.
-    change = _MEANWHILE + before // 4
-    if seen > before + change or (slots <= _MOST_SLOTS and seen < before - change):
-        raise refused(target, "its table of processes counts them", "its tables are")
+    check_rows(target)

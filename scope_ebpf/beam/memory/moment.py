@@ -11,7 +11,6 @@ did not, all is read again, :data:`ATTEMPTS` times, and then the result says tha
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 #: are no messages lie between.
 MAX_MESSAGES = 10
 _MAX_NODES = 10 * MAX_MESSAGES
+#: Elements of the largest tuple in which OTP wraps what it sends: {'DOWN', _, _, _, Reason}.
+_MAX_WRAPPED = 5
 #: Words of stack.
 _MAX_STACK = 1 << 16
 _WORD = 8
@@ -68,10 +69,11 @@ class Message(NamedTuple):
 
     term: int
     head: tuple[int, int] | None
+    #: The last element of a small tuple, and what it points to if it is boxed.
+    last: tuple[int, tuple[int, int] | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One process, and copies of what its struct leads to."""
 
     #: Its row, shape ``(1,)``.
@@ -208,8 +210,23 @@ def _messages(target: Target, nodes: list[tuple[int, int]]) -> tuple[Message, ..
     found = []
     for _, term in nodes:
         if is_message(term):
-            found.append(Message(term, _head(target, term) if term and is_boxed(term) else None))
+            head = _head(target, term) if term and is_boxed(term) else None
+            found.append(Message(term, head, _last(target, term, head) if head else None))
     return tuple(found[:MAX_MESSAGES])
+
+
+def _last(
+    target: Target, term: int, head: tuple[int, int]
+) -> tuple[int, tuple[int, int] | None] | None:
+    """The last element of a tuple of 2 to _MAX_WRAPPED, and its own head if it is boxed."""
+    arity, kind = head[0] >> 6, head[0] & 0x3F
+    if kind or not 2 <= arity <= _MAX_WRAPPED:
+        return None
+    try:
+        (found,) = target.memory.words((term & ~7) + arity * _WORD, 1).tolist()
+    except ReadRefusedError:
+        return None
+    return found, _head(target, found) if is_boxed(found) else None
 
 
 def _head(target: Target, term: int) -> tuple[int, int] | None:

@@ -31,10 +31,12 @@ _REST = 128
 #: Blocks of one struct that must be seen before they disprove its size: memory that was freed and
 #: used again under the reader does not fit either. Counts above the second figure are halved.
 _ENOUGH, _MOST_SEEN = 64, 256
-#: Structs that are of a fixed size: the type of the block, the struct, and the field at its end.
+#: Structs of a fixed size: the type of the block, the struct, the field where it ends, and what is
+#: behind that: a link within the VM is a node and a number (ErtsILink).
 _FIXED = (
-    ("monitor", "ErtsMonitorDataHeap", "sizeof"),
-    ("msg_ref", "ErtsMessage", "hfrag.next"),
+    ("monitor", "ErtsMonitorDataHeap", ("ErtsMonitorDataHeap", "sizeof"), 0),
+    ("msg_ref", "ErtsMessage", ("ErtsMessage", "hfrag.next"), 0),
+    ("link", "ErtsILink", ("ErtsMonLnkNode", "sizeof"), _WORD),
 )
 
 
@@ -74,9 +76,9 @@ class Blocks:
             sizes = fixed_sizes(target)
         except ReadRefusedError:
             return  # hidden: blocks decide
-        for name, struct, end in _FIXED:
+        for name, struct, end, besides in _FIXED:
             if name in sizes:
-                fits = sizes[name] == target.layout.offset(struct, end)
+                fits = sizes[name] == target.layout.offset(*end) + besides
                 (self._proven if fits else self._wrong).add(struct)
 
     def fits(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code.tables import Mfa
+    from scope_ebpf.beam.memory.moment import Message
     from scope_ebpf.beam.memory.walk import Walk
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.results.documents.processes import ProcessDetail, WaitsFor
@@ -81,7 +82,7 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "status_reason": status_reason(viewer, moment),
         "waits_for": _waits_for(viewer, moment),
         **_counts(viewer, moment),
-        "messages": [_message(viewer, *message) for message in moment.messages],
+        "messages": [_message(viewer, message) for message in moment.messages],
         "stack": [
             {"function": str(frame), "location": frame.location or None}
             for frame in frames(viewer, moment)
@@ -151,8 +152,8 @@ def _count(walk: Walk) -> int | None:
     return len(walk.owners) if walk.whole.all() else None
 
 
-def _message(viewer: Viewer, term: int, head: tuple[int, int] | None) -> str:
-    return viewer.terms.shape(term, head) if term else "not decoded yet"
+def _message(viewer: Viewer, message: Message) -> str:
+    return viewer.terms.shape(*message) if message.term else "not decoded yet"
 
 
 def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:

@@ -56,6 +56,24 @@ KINDS_24 = {0x04: "match", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x3C:
 KINDS_27 = {0x04: "fun", 0x20: "binary", 0x24: "binary", 0x28: "binary", 0x2C: "map"}
 _HEAP_BITS, _SUB_BITS = 0x20, 0x24
 
+#: Tuples in which OTP wraps what one process sends another: their elements, the last of which is
+#: what the receiver distinguishes (OTP-27.3.4.1 lib/stdlib/src/gen.erl, gen_event.erl, gen_fsm.erl;
+#: erts/doc: link/1 and monitor/2).
+_WRAPPING = {
+    "$gen_call": 3,
+    "$gen_cast": 2,
+    "$gen_event": 2,
+    "$gen_all_state_event": 2,
+    "$gen_sync_event": 3,
+    "$gen_sync_all_state_event": 3,
+    "notify": 2,
+    "EXIT": 3,
+    "DOWN": 5,
+}
+
+#: A term, and what it points to if it is boxed: its header, and the word behind that.
+Seen = tuple[int, tuple[int, int] | None]
+
 
 class TermReader:
     """Reads terms on the heaps of one VM."""
@@ -69,30 +87,36 @@ class TermReader:
         self._kinds = KINDS_ALWAYS | (KINDS_27 if self._bits else KINDS_24)
         self._left = 0
 
-    def shape(self, term: int, head: tuple[int, int] | None = None) -> str:
+    def shape(
+        self, term: int, head: tuple[int, int] | None = None, last: Seen | None = None
+    ) -> str:
         """
-        Return the tag of a message, such as ``{'$gen_call', _, _}``; ``?`` where it is not known.
+        Return the tag of a message, such as ``{mail, _}``; ``?`` where it is not known.
 
-        *head* is what a boxed term points to: its header, and the word behind that.
+        *head* is what a boxed term points to: its header, and the word behind that. *last* is the
+        last element of a tuple; its tag is shown where OTP wraps it: ``{'$gen_cast', {mail, _}}``.
         """
         try:
             if is_atom(term):
                 return quoted(self._atoms.text(term))
             if not is_boxed(term):
                 return self._word(term) if term == NIL else _kind_of_word(term)
-            return self._tag(*head) if head else "?"
+            return self._tag(*head, last) if head else "?"
         except ReadRefusedError:
             return "?"
 
-    def _tag(self, header: int, word: int) -> str:
+    def _tag(self, header: int, word: int, last: Seen | None) -> str:
         """Write a tuple by its first element, anything else by its kind."""
         if header & _SUBTAG != _TUPLE:
             return self._kinds.get(header & _SUBTAG, "?")
         arity = header >> 6
         if arity == 0 or arity >= 1 << 24:
             return "{}" if arity == 0 else "?"
-        first = quoted(self._atoms.text(word)) if is_atom(word) else "_"
+        name = self._atoms.text(word) if is_atom(word) else None
+        first = "_" if name is None else quoted(name)
         rest = ["_"] * min(arity - 1, MAX_ELEMENTS) + ["..."] * (arity - 1 > MAX_ELEMENTS)
+        if last and name is not None and _WRAPPING.get(name) == arity:
+            rest[-1] = self.shape(*last)
         return "{" + ", ".join([first, *rest]) + "}"
 
     def text(self, term: int) -> str:

@@ -169,8 +169,13 @@ def _closed(target: Target, found: Walk, next_offset: int) -> Walk:
 def _links(target: Target, roots: NDArray[np.uint64], limit: int, blocks: Blocks) -> _Part:
     layout = target.layout
     owners, addresses, nodes, whole = tree(target, roots, limit)
-    sizes = np.full(len(owners), float(layout.size("ErtsMonLnkNode")))
+    node = layout.size("ErtsMonLnkNode")
+    sizes = np.full(len(owners), float(node))
     remote = extended(target, nodes)
+    # A link within the VM is a node and a number (ErtsILink), of which the VM counts the node.
+    local = np.full(int((~remote).sum()), node + _WORD)
+    fitting = blocks.fits("ErtsILink", addresses[~remote], local)
+    whole[owners[~remote][~fitting]] = False
     if remote.any():
         full = layout.size("ErtsELink")
         offset = column(nodes, layout.offset("ErtsMonLnkNode", "offset"), np.uint16)[remote]
@@ -269,7 +274,8 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks
     combined = ~signal & (data == _COMBINED)
     words = column(nodes, used, np.uint64)
     rooms = column(nodes, used - _WORD, np.uint64)  # alloc_size
-    odd = combined & ((words > _MAX_PAYLOAD) | (words > rooms))
+    # A message without a payload has no room for one (erts_alloc_message, erl_message.h).
+    odd = combined & ((words > _MAX_PAYLOAD) | (words > rooms) | (words == 0))
     whole[owners[odd]] = False
     there = combined & ~odd
     sizes_of_blocks = block + _WORD * (rooms[there].astype(np.int64) - 1)

@@ -20,6 +20,7 @@ import numpy as np
 from scope_ebpf.arrays import joined, picked
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
+from scope_ebpf.beam.processes.counted import check_rows
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ class ProcessTable:
 
     def _verify(self, target: Target) -> None:
         """Check the layout with the oldest processes there are; refuse it if most do not fit."""
+        check_rows(target)
         for first in range(0, self.slots, CHUNK):
             slots, pointers = self._filled(range(first, first + 1))
             if not len(slots):

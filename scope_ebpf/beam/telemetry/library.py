@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.beam.code.functions import Functions
+from scope_ebpf.beam.code.functions import Functions, Pattern
 from scope_ebpf.beam.code.modules import Modules
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import ReadRefusedError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.code.functions import Function
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
 #: The module of events, which is also the key of the persistent term; its table of handlers.
 MODULE, TABLE = "telemetry", "telemetry_handler_table"
+#: The function that every event passes, and its arity.
+_EXECUTE, _ARITY = "execute", 3
 #: A function that the module has since 1.4. Other modules of 1.4 may be loaded by the first event.
 _SINCE_1_4 = "persist"
 
@@ -57,11 +60,28 @@ def loaded(target: Target, atoms: Atoms) -> Library | None:
     return _TERM if any(one.function == _SINCE_1_4 for one in functions) else _ETS
 
 
-def settings(target: Target, atoms: Atoms, *, spans: bool = False) -> NDArray[np.void]:
+def execute(target: Target, atoms: Atoms) -> tuple[Functions, Modules, Function]:
+    """
+    ``telemetry:execute/3`` of *target*, and by what it can be followed when code is loaded.
+
+    ReadRefusedError where a breakpoint cannot stop at it, or code cannot be read.
+    """
+    if target.flavor != "jit":
+        raise ReadRefusedError("the interpreter's code is data, at which no breakpoint stops")
+    modules = Modules(target, atoms)
+    functions = Functions(target, atoms, modules)
+    try:
+        (function,) = functions.find(Pattern("", MODULE, _EXECUTE, _ARITY))
+    except UsageError as error:
+        raise ReadRefusedError(str(error)) from None
+    return functions, modules, function
+
+
+def settings(target: Target, atoms: Atoms, spans: int = 0) -> NDArray[np.void]:
     """
     The settings of the programs for *target*, one ``events.TELEMETRY_SETTINGS``.
 
-    With *spans* each event that has a specification and a duration becomes a record.
+    With *spans* 1 each event that has a specification becomes a record, with 2 each event.
 
     ReadRefusedError where the layout of the VM's structs is not known.
     """
@@ -72,5 +92,7 @@ def settings(target: Target, atoms: Atoms, *, spans: bool = False) -> NDArray[np
     found["process_stop"] = target.layout.offset("Process", "stop")
     found["map_subtag"] = target.layout.facts.map_subtag
     found["bits"] = target.layout.facts.heap_bits
-    found["table"], found["term"] = (atoms.term(name) or 0 for name in (TABLE, MODULE))
+    found["table"], found["term"], found["execute"] = (
+        atoms.term(name) or 0 for name in (TABLE, MODULE, _EXECUTE)
+    )
     return found

@@ -16,7 +16,7 @@ them are of one moment only while the VM is quiet, as those of ``erlang:memory/0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,12 @@ RECORD = 24
 _MAX_INSTANCES = 1025
 #: One {number, size} of carriers; that of blocks is followed by the largest, and the largest ever.
 _STAT, _BLOCK_STAT = 16, 48
-#: Sources of carriers: mseg_alloc and sys_alloc (ERTS_CRR_ALLOC_*).
-_CARRIER_SOURCES = 2
+#: Sources of carriers: mseg_alloc and sys_alloc (ERTS_CRR_ALLOC_*), and the {number, size} of them
+#: before the largest: a third has nothing.
+_CARRIER_SOURCES, _CARRIER_STATS = 2, 3
+#: Types of fix_alloc behind links: what drivers and NIFs wait for (OTP-25.2.3 and OTP-29.1.1
+#: erl_alloc.types, {DRV,NIF}_SEL_D_STATE).
+_BEHIND_LINKS = 2
 #: The types of fix_alloc that erlang:memory/0 takes for memory of processes.
 _OF_PROCESSES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 #: The allocator of these, ERTS_ALC_A_FIXED_SIZE, and that of heaps, ERTS_ALC_A_EHEAP.
@@ -56,8 +60,7 @@ _SLOT, _FREE = 8, 4
 _ATTEMPTS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Allocator:
+class Allocator(NamedTuple):
     """One allocator, over all its instances."""
 
     name: str
@@ -269,6 +272,51 @@ class AllocatorReader:
             if not numbered(self._target, found, number):
                 raise refused(self._target, "each allocator holds its number", _THEY_ARE)
         again(self._check_figures)
+        if _FIXED_SIZE in self._numbers and self._layout.has("ErtsAlcFixList_t", "link"):
+            self._check_fixed()
+
+    def _check_fixed(self) -> None:
+        """
+        The lists of blocks of one size have made as many as there are.
+
+        In a VM that allocates all the time nearly as many; each instance of one that stands still
+        may do so while it makes one.
+        """
+        readings = []
+        for _ in range(_ATTEMPTS):
+            made, there = self._fixed_blocks()
+            if made == there:
+                return
+            readings.append((made, there))
+        most = sum(map(len, self._instances)) if len(set(readings)) == 1 else there // 4
+        if abs(made - there) > most:
+            raise refused(
+                self._target, "lists of blocks count the blocks that they made", _THEY_ARE
+            )
+
+    def _fixed_blocks(self) -> tuple[int, int]:
+        """How many blocks the lists of fixed_size have made, and how many there are of it."""
+        layout, every = self._layout, np.concatenate(self._instances)
+        raw, good = self._memory.gather(every, layout.size("Allctr_t"))
+        lists = column(raw, layout.offset("Allctr_t", "fix"), np.uint64)
+        pooled = column(raw, layout.offset("Allctr_t", "cpool.util_limit"), np.uint64) != 0
+        lists, pooled = lists[lists != 0], pooled[lists != 0]
+        stride = layout.size("ErtsAlcFixList_t")
+        count = layout.offset("ErtsAlcFixList_t", "link") + _BEHIND_LINKS + 1
+        rows, read = self._memory.gather(lists, stride * count)
+        if not good.all() or not read.all():
+            raise ReadRefusedError("an allocator could not be read")
+        made = 0
+        for name, own in (("cpool", pooled), ("nocpool", ~pooled)):
+            first = layout.offset("ErtsAlcFixList_t", f"{name}.allocated")
+            figures = [column(rows, first + stride * n, np.int64)[own] for n in range(count)]
+            made += int(np.sum(figures))
+        pool = layout.offset("Allctr_t", "cpool.stat.blocks_size") + COUNT * _WORD
+        there = int(column(raw, pool + (_FIXED_SIZE - 1) * _WORD, np.int64).sum())
+        for kind in ("sbcs", "mbcs"):
+            first = layout.offset("Allctr_t", f"{kind}.blocks") + (_FIXED_SIZE - 1) * _BLOCK_STAT
+            there += int(column(raw, first, np.int64).sum())
+        return made, there
 
     def _check_figures(self) -> None:
         """One allocator has lists of blocks of one size; one without carriers has no bytes."""
@@ -285,7 +333,22 @@ class AllocatorReader:
             low = size // np.uint64(least) < number
             if (low | ((number == 0) & (size != 0))).any():
                 raise refused(self._target, "carriers and blocks have bytes", _THEY_ARE)
+        self._check_largest(raw)
         self._check_heaps(raw, owners)
+
+    def _check_largest(self, raw: NDArray[np.uint8]) -> None:
+        """What there is of carriers and blocks is no more than the largest there was."""
+        for kind in ("sbcs", "mbcs"):
+            first = self._layout.offset("Allctr_t", f"{kind}.blocks")
+            starts = [([first + n * _BLOCK_STAT], _STAT) for n in range(COUNT)]
+            first = self._layout.offset("Allctr_t", f"{kind}.carriers")
+            sources = [first + i * _STAT for i in range(_CARRIER_SOURCES)]
+            starts.append((sources, _CARRIER_STATS * _STAT))
+            for parts, largest in starts:
+                for at in (0, _WORD):
+                    now = np.sum([column(raw, part + at, np.uint64) for part in parts], axis=0)
+                    if (now > column(raw, parts[0] + largest + at, np.uint64)).any():
+                        raise refused(self._target, "carriers and blocks have a largest", _THEY_ARE)
 
     def _check_heaps(self, raw: NDArray[np.uint8], owners: NDArray[np.int64]) -> None:
         """A VM has processes, and so heaps; each carrier of a single block has that one block."""

@@ -8,7 +8,6 @@ read without stopping it: process and function may be of two instants.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -37,8 +36,7 @@ _SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
 _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(NamedTuple):
     """One run queue; counters are since the VM began."""
 
     #: Processes that are ready to run, by priority.
@@ -59,8 +57,7 @@ class _Process(NamedTuple):
     collecting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduler:
+class Scheduler(NamedTuple):
     """One thread of the VM, and what it runs; None for what is not known or not there."""
 
     thread: Thread

@@ -8,7 +8,6 @@ These functions are the most frequent ones of the VM, so this runs only while a 
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +60,7 @@ class OffCpuSampler(Closing):
         )
         self._identity = identity
         self._settings = settings.copy()
-        self._attachments = [replace(hook, program=_PROGRAMS[hook.program]) for hook in hooks]
+        self._attachments = [hook._replace(program=_PROGRAMS[hook.program]) for hook in hooks]
         set_registers(self._settings, hooks)
         self._resources = ExitStack()
         self._object = self._resources.enter_context(

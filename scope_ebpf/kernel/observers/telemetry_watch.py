@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events of one VM's telemetry library: the ``telemetry`` object at its lookups of handlers."""
+"""
+The events of one VM's telemetry library: the ``telemetry`` object at its lookups of handlers, or at
+a breakpoint on the function that every event passes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from scope_ebpf import events
 from scope_ebpf.attach.allowlist import TELEMETRY
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach.breakpoints import MOST, Breakpoints
 from scope_ebpf.kernel.attach.uprobes import (
     TRACE_UPROBE_MULTI,
     Attacher,
@@ -22,11 +26,10 @@ from scope_ebpf.kernel.attach.uprobes import (
 from scope_ebpf.kernel.bpf.long_ring import LongRing
 from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,14 +40,19 @@ if TYPE_CHECKING:
 _RING_BYTES = 8 << 20
 #: Rows that are counted at a time, 600 bytes each; events of others are counted together.
 ROWS = 16384
+#: The program of breakpoints.
+_EXECUTE = "telemetry_execute"
+#: Hits of a breakpoint before Linux 6.10, where the kernel limits them: as many as there can be.
+_NO_LIMIT = (1 << 31) - 1
 
 
 class TelemetryWatch(Closing):
     """
-    Counts events of the process of *identity* while it is open and started.
+    Counts events of the process of *identity* while hooks are attached and it is started.
 
-    *hooks* are of one program, with names of ``allowlist.TELEMETRY``; *settings* is one
-    ``events.TELEMETRY_SETTINGS``. *rows* is the most rows. HostError where the kernel refuses.
+    *hooks* are of one program, with names of ``allowlist.TELEMETRY``, none where breakpoints are
+    the only way; *settings* is one ``events.TELEMETRY_SETTINGS``. *rows* is the most rows.
+    HostError where the kernel refuses.
     """
 
     def __init__(
@@ -60,7 +68,9 @@ class TelemetryWatch(Closing):
         if strange := [hook.name for hook in hooks if hook.name not in TELEMETRY]:
             raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
         self._identity, self._hooks, self._most = identity, hooks, rows
-        self._program = hooks[0].program
+        self._programs = {_EXECUTE, *(hook.program for hook in hooks)}
+        #: Readable when the hooks are out that were released last.
+        self._leaving: int | None = None
         self._wants_spans = bool(settings["spans"])
         self._resources = ExitStack()
         self._object = self._resources.enter_context(
@@ -73,7 +83,7 @@ class TelemetryWatch(Closing):
         if self._wants_spans:
             self._object.maps["spans"].set_entries(_RING_BYTES)
         multi = has_multi()
-        self._object.load((self._program,), TRACE_UPROBE_MULTI if multi else None)
+        self._object.load(self._programs, TRACE_UPROBE_MULTI if multi else None)
         self._gate = self._object.map("gate", U32, U64)
         self._specs = self._object.map("specs", events.TELEMETRY_EVENT, events.TELEMETRY_SPEC)
         self._rows = self._object.map("rows", events.TELEMETRY_ROW, events.TELEMETRY_TOTALS)
@@ -82,11 +92,32 @@ class TelemetryWatch(Closing):
             self._ring = self._resources.enter_context(closing(ring))
         attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
+        self._breakpoints = Breakpoints(self._identity, self._object.programs, _NO_LIMIT)
         self._resources.callback(self._detach)
-        ready = [(self._object.program_fd(self._program), self._hooks)]
+
+    def attach(self) -> None:
+        """Attach to the functions that look handlers up; NothingToAttachError, HostError."""
+        wait_gone(self._leaving)
+        self._leaving = None
+        ready = [(self._object.program_fd(self._hooks[0].program), self._hooks)]
         failed = [error for error in self._uprobes.attach(ready) if error]
         if failed:
             raise NothingToAttachError(f"telemetry cannot be seen: {failed[0]}")
+
+    def arm(self, addresses: Sequence[int], tids: Collection[int]) -> None:
+        """
+        Set breakpoints at these *addresses* and no others, on the threads *tids*.
+
+        The first four are set. Raises as ``Breakpoints.set``.
+        """
+        self._breakpoints.set(dict.fromkeys(addresses[:MOST], _EXECUTE), tids)
+
+    def release(self) -> None:
+        """Remove every hook, without waiting: they cost nothing from now on."""
+        self._gate[0] = 0
+        self._breakpoints.close()
+        if self._leaving is None:
+            self._leaving = self._uprobes.detach()
 
     def specify(
         self, event: NDArray[np.void], spec: NDArray[np.void], other: NDArray[np.void]
@@ -110,12 +141,19 @@ class TelemetryWatch(Closing):
         self._detach()
 
     def _detach(self) -> None:
+        self._breakpoints.close()
+        wait_gone(self._leaving)
+        self._leaving = None
         wait_gone(self._uprobes.detach())
 
     def rows(self) -> Iterator[tuple[np.void, np.void]]:
         """Each TELEMETRY_ROW with its TELEMETRY_TOTALS."""
         for row, totals in self._rows.items():
             yield row, totals[()]
+
+    def by_row(self) -> dict[bytes, int]:
+        """Events by row, the bytes of a TELEMETRY_ROW."""
+        return {row.tobytes(): int(totals["count"]) for row, totals in self.rows()}
 
     def spans(self) -> NDArray[np.void]:
         """The spans since the last call, TELEMETRY_SPAN each, where the settings ask for them."""
@@ -126,10 +164,6 @@ class TelemetryWatch(Closing):
         """Hits by what became of them: the names of ``events.TELEMETRY_COUNTS``."""
         values = self._object.map("counts", U32, U64).at(range(len(events.TELEMETRY_COUNTS)))
         return dict(zip(events.TELEMETRY_COUNTS, values.sum(axis=1).tolist(), strict=True))
-
-    def stats(self) -> ProgramStats:
-        """Runs and run time of the program, where the kernel measures them."""
-        return program_stats(self._object.program_fd(self._program))
 
     def close(self) -> None:
         """Detach, and give everything back to the kernel."""

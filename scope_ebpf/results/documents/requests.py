@@ -52,6 +52,8 @@ class RequestsDocument(TypedDict):
     stopped_because: str
     #: The function at which events were seen.
     via: str
+    #: The part of the time in which events were seen; requests are those that were seen in full.
+    sampling_ratio: float
     #: Requests that fit the options, and how many of them failed; a thousand of those are kept.
     seen: int
     failed: int

@@ -11,7 +11,7 @@ from scope_ebpf.results.documents.vms import Target
 
 
 class EventDuration(TypedDict):
-    """The durations of some events, in seconds; percentiles are within 12 %."""
+    """The durations of some events, in seconds; percentiles are within 12 %, estimates apart."""
 
     count: int
     sum: float
@@ -37,7 +37,12 @@ class TelemetryEvent(TypedDict):
     labels: dict[str, str | None]
     #: Whether these are events with other labels than those that are shown, taken together.
     other: bool
+    #: Of the whole run: an estimate where events were counted in a part of the time.
     count: int
+    #: Those that were counted.
+    seen: int
+    #: The standard error of count and rate, as a part of them; 0 where everything was counted.
+    count_error: float
     rate: float
     #: The part that failed; null where the events do not tell.
     error_ratio: float | None
@@ -96,3 +101,16 @@ class TelemetryDocument(TypedDict):
     cost: TelemetryCost
     #: What a reader of the figures should know.
     notes: list[str]
+
+
+class TelemetryLine(TypedDict):
+    """One event, a line of ``telemetry --stream``."""
+
+    #: Seconds since 1970.
+    time: float
+    #: The Erlang process.
+    process: str
+    event: str
+    labels: dict[str, str | None]
+    #: Null where the event has none.
+    duration_seconds: float | None

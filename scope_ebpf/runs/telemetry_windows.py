@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Telemetry within a budget: everything is counted while that is affordable, else windows are.
+
+A hit at a lookup is cheap, but there may be many that are no events; a breakpoint is dear, and only
+events hit it. So the cheaper of both is taken, by the rates that were seen.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from scope_ebpf.budget.brake import MIN_CPUS
+from scope_ebpf.budget.strata import Strata, Whole
+from scope_ebpf.errors import HostError, NothingToAttachError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scope_ebpf.budget.strata import Estimate
+    from scope_ebpf.runs.telemetry_hooks import Place
+
+#: Seconds of a window; windows that a run should have, in so many seconds where it has no end.
+_SHORTEST, _LONGEST = 0.02, 0.5
+_WINDOWS, _SPAN = 6, 10.0
+#: Seconds for whose budget hooks may be in debt.
+_CREDIT = 1.0
+#: Parts of the budget: that is planned with, and up to which everything is counted again.
+_PLANNED, _EASY = 0.9, 0.7
+#: A window is opened when there is so much more of the budget than it should take, and closed
+#: early when it has taken so much more than it should.
+_SPARE, _TOO_MUCH = 1.3, 3.0
+#: The part of a core from which on hooks change what the VM does in a window.
+_CHANGES = 0.05
+#: Seconds between two looks while no hook is attached.
+_PAUSE = 0.02
+
+
+class Watch(Protocol):
+    """What counts events while hooks are attached."""
+
+    def start(self) -> None:
+        """Count from now on."""
+
+    def release(self) -> None:
+        """Count no longer, and remove the hooks."""
+
+    def counts(self) -> dict[str, int]:
+        """Hits, by the names of ``events.TELEMETRY_COUNTS``."""
+
+    def by_row(self) -> dict[bytes, int]:
+        """Events by row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """What is known of a VM at any time; each may be None when it cannot be told."""
+
+    #: Seconds of CPU that it has used, and its reductions.
+    cpu: Callable[[], float | None]
+    work: Callable[[], int | None]
+
+
+class Observation:
+    """
+    Hooks at one of *places*, so that they take *budget* of the VM's CPU at most.
+
+    A hit takes *entry* seconds. *budget* is more than 1 for no limit; *span* is the length of the
+    run, seconds, None for no end. *closed* is called when what is under way will not be seen to its
+    end. *clock* is in seconds.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        places: Sequence[Place],
+        vm: Vm,
+        entry: float,
+        budget: float,
+        *,
+        span: float | None = None,
+        closed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._watch, self._places, self._vm, self._entry = watch, places, vm, entry
+        self._budget, self._span, self._closed, self._clock = budget, span or _SPAN, closed, clock
+        self._strata = Strata()
+        self._place = places[0]
+        self.vias = [self._place.via]
+        self._random = random.Random()  # noqa: S311 - when to look is no secret
+        #: When hooks were attached and events began to count; None while they do not.
+        self._opened: float | None = None
+        self._work_opened: int | None = None
+        #: The end of a window; infinite while everything is counted.
+        self._until = math.inf
+        self._due = 0.0
+        #: Seconds of CPU that hits took, and what they were; hits a second while hooks were in.
+        self.spent = 0.0
+        self._hits = self._own = 0
+        self._other_rate = self._own_rate = 0.0
+        #: The same at the opening, with its time before hooks were attached.
+        self._at_opening = (0.0, 0, 0, 0.0)
+        self._changed = False
+        self._began = self._ended = 0.0
+        self._cpu_before = self._used = 0.0
+        self._work_before: int | None = None
+        self._work_after: int | None = None
+
+    def begin(self) -> None:
+        """Attach the hooks, and count; raises as ``Place.attach``."""
+        self._cpu_before = self._vm.cpu() or 0.0
+        self._work_before = self._vm.work()
+        self._began = self._open(math.inf)
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look, at most."""
+        if self._opened is None:
+            return _PAUSE
+        if self._budget > 1:
+            return self._place.turn if self._place.turn < _PAUSE / 2 else _LONGEST / 2
+        return max(0.0, min(self._place.turn, self._until - self._clock()))
+
+    def look(self) -> None:
+        """Do what is due; raises as ``Place.attach``."""
+        if self._opened is not None:
+            self._place.follow()
+        self._account()
+        now = self._clock()
+        if self._budget > 1 or now < self._due:
+            return
+        if self._opened is None:
+            self._perhaps_open(now)
+        elif math.isinf(self._until):
+            if self._is_census_too_much(now, self._opened):
+                self._leave_census(self._opened)
+        elif now >= self._until or self._is_too_much(now):
+            self._end_window(self._opened, now)
+
+    def _account(self) -> None:
+        """Add up what hits took until now."""
+        counts = self._watch.counts()
+        own, other = counts["own"], counts["hits"] - counts["own"]
+        news = other - (self._hits - self._own), own - self._own
+        self.spent += self._place.cost(*news, self._entry)
+        self._hits, self._own = counts["hits"], own
+        used = self._vm.cpu()
+        if used is not None:
+            self._used = max(0.0, used - self._cpu_before)
+
+    def _cpus(self, now: float) -> float:
+        """CPUs that the VM uses on average, and at least a part of one."""
+        return max(self._used / max(now - self._began, 1e-3), MIN_CPUS)
+
+    def _allowed(self, now: float) -> float:
+        return self._budget * self._cpus(now) * (now - self._began)
+
+    def _open(self, seconds: float) -> float:
+        """Attach, and count for *seconds*; returns when that began."""
+        self._account()
+        self._at_opening = (self.spent, self._hits, self._own, self._clock())
+        self._place.attach()
+        self._work_opened = self._vm.work()
+        self._watch.start()
+        self._opened = self._clock()
+        self._until = self._opened + seconds
+        return self._opened
+
+    def _close(self, opened: float) -> None:
+        """Count no longer what was counted since *opened*, by row."""
+        now, work = self._clock(), self._vm.work()
+        self._watch.release()
+        self._closed()
+        self._account()
+        self._learn_rates()
+        inside = None
+        if work is not None and self._work_opened is not None:
+            inside = float(work - self._work_opened)
+        add = self._strata.census if math.isinf(self._until) else self._strata.window
+        add(self._watch.by_row(), max(now - opened, 1e-6), inside)
+        self._opened, self._ended = None, now
+
+    def _learn_rates(self) -> None:
+        spent, hits, own, attached = self._at_opening
+        seconds = max(self._clock() - attached, 1e-3)
+        self._own_rate = (self._own - own) / seconds
+        if self._place is self._places[0]:
+            self._other_rate = (self._hits - hits) / seconds - self._own_rate
+        if not math.isinf(self._until):
+            self._changed |= (self.spent - spent) / seconds > _CHANGES
+
+    def _rate(self, place: Place) -> float:
+        """Seconds of the VM's CPU that hooks at *place* take in a second."""
+        return place.cost(self._other_rate, self._own_rate, self._entry)
+
+    def _is_census_too_much(self, now: float, opened: float) -> bool:
+        """Whether hooks are in debt, and what is counted now does not pay it back."""
+        credit = self._budget * MIN_CPUS * _CREDIT
+        pays = _EASY * self._budget * self._cpus(now) * (now - opened)
+        since = self.spent - self._at_opening[0]
+        return self.spent > self._allowed(now) + credit and since > pays + credit
+
+    def _leave_census(self, opened: float) -> None:
+        """Everything is too much: at another place it may be affordable, else in windows."""
+        self._close(opened)
+        best = min(self._places, key=self._rate)
+        if best.via in self.vias:
+            self._place = best
+            self._wait(self._clock())
+        elif not self._is_tried(best):
+            self._wait(self._clock())
+
+    def _is_tried(self, place: Place) -> bool:
+        """Count everything at *place*, whose rate is not known well; False if it cannot be had."""
+        before, self._place = self._place, place
+        try:
+            self._open(math.inf)
+        except (NothingToAttachError, HostError):  # such as debug registers that others hold
+            self._watch.release()
+            self._place = before
+            self._places = [one for one in self._places if one is not place]
+            return False
+        self.vias.append(place.via)
+        return True
+
+    def _is_affordable(self, now: float) -> bool:
+        return self._rate(self._place) <= _EASY * self._budget * self._cpus(now)
+
+    def _wait(self, now: float) -> None:
+        self._due = now + self._random.uniform(0.0, self._span / (2 * _WINDOWS))
+
+    def _perhaps_open(self, now: float) -> None:
+        """Open a window, if the budget has enough for one."""
+        rate = self._rate(self._place)
+        whole = _PLANNED * self._budget * self._cpus(now) * self._span / max(rate, 1e-9)
+        seconds = min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
+        left = _PLANNED * self._allowed(now) - self.spent
+        if left > rate * seconds * _SPARE and left > 0:
+            self._open(seconds)
+        else:
+            self._due = now + self._random.uniform(0.0, 2 * _PAUSE)
+
+    def _is_too_much(self, now: float) -> bool:
+        spent, _, _, attached = self._at_opening
+        planned = self._rate(self._place) * max(now - attached, _SHORTEST)
+        return self.spent > self._allowed(now) and self.spent - spent > _TOO_MUCH * planned
+
+    def _end_window(self, opened: float, now: float) -> None:
+        self._close(opened)
+        if self.spent <= _PLANNED * self._allowed(now) and self._is_affordable(now):
+            self._open(math.inf)
+        else:
+            self._wait(now)
+
+    def end(self) -> None:
+        """Count no longer."""
+        if self._opened is not None:
+            self._close(self._opened)
+        else:
+            self._account()
+            self._ended = self._clock()
+        self._work_after = self._vm.work()
+
+    @property
+    def windows(self) -> int:
+        """Windows that were observed, beside what was observed in full."""
+        return self._strata.windows
+
+    @property
+    def seconds(self) -> float:
+        """The length of the run; after :meth:`end`."""
+        return max(self._ended - self._began, 1e-6)
+
+    @property
+    def used(self) -> float:
+        """Seconds of CPU that the VM has used."""
+        return self._used
+
+    @property
+    def ratio(self) -> float:
+        """The part of the time in which events were counted; after :meth:`end`."""
+        return min(1.0, self._strata.seconds / self.seconds)
+
+    def missed(self) -> float:
+        """Seconds in which events were not counted, because code was loaded anew."""
+        return sum(place.missed() for place in self._places)
+
+    def estimates(self) -> Mapping[bytes, Estimate]:
+        """Events of the whole run by row; after :meth:`end`."""
+        work = None
+        if self._work_before is not None and self._work_after is not None:
+            work = float(self._work_after - self._work_before)
+        return self._strata.estimates(Whole(self.seconds, work), by_work=self._changed)

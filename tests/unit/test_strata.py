@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Counts of runs that were observed in part, against planted ones.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+
+import pytest
+
+from scope_ebpf.budget.strata import Estimate, Strata, Whole
+
+
+def test_what_was_observed_in_full_is_exact():
+    """
+    No error, and a key that came later counts from then on.
+    """
+    strata = Strata()
+    strata.census({b"a": 23}, 4.0, None)
+    strata.census({b"a": 30, b"b": 7}, 6.0, None)
+    assert {b"a": Estimate(30, 0), b"b": Estimate(7, 0)} == strata.estimates(Whole(10.0, None))
+    assert 10.0 == strata.seconds
+
+
+def test_time_that_nobody_observed_is_doubtful_in_whole():
+    """
+    What came in a gap is as the rest was, and the error is the part that it has.
+    """
+    strata = Strata()
+    strata.census({b"a": 90}, 9.0, None)
+    assert Estimate(100.0, pytest.approx(0.1)) == strata.estimates(Whole(10.0, None))[b"a"]
+
+
+def test_windows_alone_are_scaled_up():
+    """
+    A count in one window only has an error of 100 %; one that never came is not there.
+    """
+    strata = Strata()
+    for n in range(1, 6):
+        strata.window({b"a": 10 * n, b"b": 5}, 1.0, None)
+    found = strata.estimates(Whole(50.0, None))
+    assert 500 == found[b"a"].number
+    assert (0.9 / 50) ** 0.5 == pytest.approx(found[b"a"].error)
+    assert Estimate(50.0, pytest.approx(0.9**0.5)) == found[b"b"]
+
+
+def test_windows_beside_time_that_was_observed_in_full():
+    """
+    Only the time outside is estimated, and only its part is doubtful.
+    """
+    strata = Strata()
+    strata.census({b"a": 1000}, 5.0, None)
+    strata.window({b"a": 1100}, 0.5, None)
+    strata.window({b"a": 1200}, 0.5, None)
+    count, error = strata.estimates(Whole(10.0, None))[b"a"]
+    assert 2000 == pytest.approx(count)
+    assert 0.5 * (0.8 / 200) ** 0.5 == pytest.approx(error)
+
+
+def test_hooks_that_slow_a_vm_down_are_scaled_by_its_work():
+    """
+    Half as many events in windows in which the VM worked half as fast are as many as outside.
+    """
+    strata = Strata()
+    for n in range(1, 11):
+        strata.window({b"a": 50 * n}, 1.0, 500.0)
+    whole = Whole(100.0, 95_000.0)
+    assert 5000 == strata.estimates(whole)[b"a"].number
+    count, error = strata.estimates(whole, by_work=True)[b"a"]
+    assert 9500 == pytest.approx(count)
+    assert error > 0.2  # of 9,500 and 5,000 either may be right
+    assert 0.9 < strata.estimates(Whole(100.0, None), by_work=True)[b"a"].error
+
+
+@pytest.mark.parametrize("burst", [0.0, 0.8])
+def test_the_error_says_how_far_estimates_are_from_the_truth(burst: float):
+    """
+    Of 200 runs with events in bursts or without, 190 or so are within two errors: more than 170.
+    """
+    draw, within = random.Random(23), 0
+    for _ in range(200):
+        events, now, end = [], 0.0, 100.0
+        while now < end:
+            now += draw.expovariate(4.0)
+            many = 1 + (draw.randrange(10) if draw.random() < burst else 0)
+            events += [now + draw.random() / 10 for _ in range(many)]
+        events.sort()
+        strata, at, seen = Strata(), 0.0, 0
+        while at + 1 < end:
+            at += draw.uniform(0.0, 6.0)
+            seen += bisect_left(events, at + 1) - bisect_left(events, at)
+            strata.window({b"a": seen}, 1.0, None)
+            at += 1
+        count, error = strata.estimates(Whole(at, None))[b"a"]
+        within += abs(count - bisect_left(events, at)) <= 2 * error * count
+    assert 170 < within < 200
