@@ -7,9 +7,10 @@ from typing import Final
 
 from boards.records import Board, Panel, Query, Row
 
-#: The part of the time for which servers of a module were busy, on average of its servers.
+#: The part of the time for which servers of a module were busy, on average of its servers. Looks at an
+#: idle VM may be a minute apart, so rates are of ten minutes.
 _BUSY: Final = """
-    sum by (NODE, module) (rate(beam_server_busy_seconds_total{HERE}[RATE]))
+    sum by (NODE, module) (rate(beam_server_busy_seconds_total{HERE}[10m]))
         / (sum by (NODE, module) (beam_server_processes{HERE}) > 0)"""
 _OFF: Final = "Empty where the config has no `[genservers] series`."
 
@@ -53,8 +54,8 @@ _MODULES = Row(
                 ),
             ),
             "table",
-            width=14,
-            height=12,
+            width=24,
+            height=10,
             low=None,
             columns=(("node", "node"), ("instance", "host"), ("module", "module")),
         ),
@@ -62,13 +63,13 @@ _MODULES = Row(
             "Time that callers wait, by modules",
             "percentunit",
             "For how long processes of one module waited for the replies of another, all together: 300% is "
-            f"three callers all the time. {_OFF}",
+            f"three callers all the time. On average of ten minutes. {_OFF}",
             "shorten what the called module does for each call, spread it over several servers, or let "
             "callers cast where they need no reply.",
             (
                 Query(
                     """topk by (NODE) (10, sum by (NODE, caller, callee)
-                        (rate(beam_server_blocked_seconds_total{HERE}[RATE])))""",
+                        (rate(beam_server_blocked_seconds_total{HERE}[10m])))""",
                     "{{caller}} waits for {{callee}} NODE",
                     ranked=True,
                 ),
@@ -76,8 +77,7 @@ _MODULES = Row(
             "bars",
             warn=1,
             bad=5,
-            width=10,
-            height=12,
+            width=24,
         ),
     ),
 )
@@ -91,26 +91,19 @@ _NODES = Row(
             f"Processes that waited for the reply of a server at the last look. {_OFF}",
             "see above for whom. A look at a large VM reads a part of it, so that this is an estimate.",
             (Query("sum by (NODE) (beam_server_waiting_callers{HERE})"),),
+            width=12,
         ),
         Panel(
             "Busy servers",
             "short",
-            f"How many servers were busy on average: in a callback, or waiting within one. {_OFF}",
+            f"How many servers were busy on average of ten minutes: in a callback, or waiting within one. {_OFF}",
             "compare with the schedulers' utilization: servers that are busy while schedulers idle wait "
             "for something, such as another server, a port or a timer.",
-            (Query("sum by (NODE) (rate(beam_server_busy_seconds_total{HERE}[RATE]))"),),
-        ),
-        Panel(
-            "Longest mailbox of a server",
-            "short",
-            f"Messages that wait for one server at the last look, the most of each node. {_OFF}",
-            "its callers wait for all of them: `scope-trace ps` says which messages these are.",
-            (Query("max by (NODE) (beam_server_mailbox_messages{HERE})"),),
-            warn=1000,
-            bad=10_000,
-            more="processes",
+            (Query("sum by (NODE) (rate(beam_server_busy_seconds_total{HERE}[10m]))"),),
+            width=12,
         ),
     ),
+    folded=True,
 )
 
 BOARD = Board(

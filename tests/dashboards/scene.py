@@ -78,12 +78,13 @@ PLANT = f"""
         done
     end"""
 #: Rates and the deaf one's mailbox are in the second look at the processes that we take; a check
-#: that was begun after they were planted has found them.
+#: that was begun after they were planted has found them; and callers were seen waiting for a while.
 LOOKED_TWICE = f"""
     max by (instance, node) (beam_top_reductions_per_second{{rank="1"}})
     and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}
     and on (instance, node) beam_finding{{kind="mailbox"}}
-    and on (instance, node) beam_finding{{kind="deadlock"}}"""
+    and on (instance, node) beam_finding{{kind="deadlock"}}
+    and on (instance, node) rate(beam_server_blocked_seconds_total{{callee!="other"}}[1m]) > 0"""
 #: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
 AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.

@@ -6,6 +6,7 @@ Who may connect to the daemon keeps no scraper out, and what a VM calls itself i
 from __future__ import annotations
 
 import contextlib
+import html
 import resource
 import socket
 import ssl
@@ -225,6 +226,8 @@ def test_what_a_vm_calls_its_processes_is_only_shown(scene: Scene):
             beam.pid, lambda n: n[ratio] < 1 and n[windows] > 5 and shown <= top_names(n)
         )
         text, page = scene.daemon.get(), scene.daemon.get("/")
+        own = f"vm/{beam.pid}"
+        page += scene.daemon.get(f"/{own}") + scene.daemon.get(f"/api/v1/{own}")
         wanted = {"Accept": "application/openmetrics-text; version=1.0.0"}
         request = urllib.request.Request(
             f"http://127.0.0.1:{scene.daemon.port}/metrics", headers=wanted
@@ -238,6 +241,7 @@ def test_what_a_vm_calls_its_processes_is_only_shown(scene: Scene):
     assert not [s for s in samples if s.name == "beam_injected_total"]
     assert not OBEYED - {"\n"} & set(text + page + measured)
     assert "<script" not in page
+    assert html.escape(EVIL[5]) in page
 
 
 def test_a_vm_has_its_user_and_its_cgroup(scene: Scene):

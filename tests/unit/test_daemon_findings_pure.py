@@ -121,12 +121,12 @@ def test_a_target_is_checked_soon_and_then_at_the_interval(run: SimpleNamespace)
 
 def test_an_expensive_check_is_repeated_within_the_budget(run: SimpleNamespace):
     """
-    A check of 0.9 s is made once in 0.9 / (0.15 * 0.002) = 3,000 s; of a VM with ten times the
+    A check of 0.9 s is made once in 0.9 / (0.1 * 0.002) = 4,500 s; of a VM with ten times the
     budget ten times as often.
     """
     run.cpu = 0.9
     run.watches = [Watched(1), Watched(2, income=0.02)]
-    run.go(6020)
+    run.go(9030)
     counts = Counter(run.order)
     assert 3 == counts[1]
     assert 20 <= counts[2] <= 21

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from scope_ebpf.beam.servers.looks import Busy, Look, Server
-from scope_ebpf.beam.servers.waiting import Waiting
 from scope_ebpf.daemon.readings import servers
 from scope_ebpf.daemon.readings.servers import ServerLooks, Sight
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
@@ -183,7 +182,7 @@ def test_a_look_is_counted_by_module():
     look = Look(np.array([1, 2, 9], np.uint64), np.array([4, 7, 99]), weight=3.0)
     look.busy = [Busy(2, "timer:sleep/1")]
     calls = [(3, 1), (2, 1), (8, 2), (3, 77)]
-    look.waiting = [Waiting(a, b, None, (1, 1), None, "?") for a, b in calls]
+    look.waiting = [SimpleNamespace(caller=caller, server=server) for caller, server in calls]
     look.caller_weight = 6.0
     modules, edges = sight._counted(look)
     (cart,) = modules.values()

@@ -64,6 +64,7 @@ def test_the_document_is_the_same_and_in_ascii():
     assert "json" == kind
     assert text.isascii()
     assert text.isprintable()
+    assert "<" not in text
     document = documents.validated(json.loads(text))
     assert (23, "critical") == (document["pid"], document["last_check"]["verdict"]["severity"])
     assert [10, 9, 8, 7, 6] == [one["value"] for one in document["top"]["mailboxes"]]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scope_ebpf.results.documents.checks import CheckDocument
 
 #: The part of a target's budget that checks of it may take of the daemon's CPU.
-SHARE = 0.15
+SHARE = 0.1
 #: Seconds that a check looks, and from the beginning of observation to the first one.
 SECONDS, FIRST = 3.0, 15.0
 #: Processes of a VM above which it is not checked: their rows are in memory at once.
@@ -50,7 +50,7 @@ _DATA, _CALLS, _CPU, _WALL = 2 << 30, 1_000_000, 5.0, 60.0
 #: Seconds until a check that failed is repeated: at first, and at most; doubled each time.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Seconds between two looks for a target that is due.
-_PASS = 1.0
+_PASS = 2.0
 #: Characters of a text and elements of a list that are kept of a check.
 _TEXT, _LIST = 512, 5
 

@@ -52,7 +52,9 @@ def answer(daemon: Daemon, path: str) -> tuple[Literal["html", "json"], str] | N
     for watch in daemon.targets.watches:
         if watch.target.pid == int(found[2]):
             status = status_of(watch.reading, time.time())
-            return ("json", json.dumps(status)) if found[1] else ("html", page(status))
+            # Markup is no markup, even for a browser that takes the document for a page.
+            made = json.dumps(status).replace("<", "\\u003c")
+            return ("json", made) if found[1] else ("html", page(status))
     return None
 
 
