@@ -47,7 +47,7 @@ def completed(text: str, *words: str) -> list[str]:
     ("words", "expected"),
     [
         (["sched"], {"schedulers"}),
-        (["s"], {"summary", "schedulers"}),
+        (["s"], {"summary", "schedulers", "stacks"}),
         (["--dur"], {"--duration"}),
         (["profile", "--off"], {"--off-cpu"}),
         (["top", "--sort", "m"], {"mailbox", "memory"}),
