@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/apps"))
 
 import beams_run
-from ejabberd import ejabberd
-from rabbitmq import rabbitmq
+from apps.ejabberd import ejabberd
+from apps.rabbitmq import rabbitmq
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (1_000, 20_000, 200_000)
@@ -89,10 +88,10 @@ def application(name: str) -> None:
     """
     Check RabbitMQ or ejabberd under load.
     """
-    start, port = {"rabbitmq": (rabbitmq, "amqp"), "ejabberd": (ejabberd, "c2s")}[name]
-    with start() as app:
+    with rabbitmq() if name == "rabbitmq" else ejabberd() as app:
+        port = app.ports["amqp" if name == "rabbitmq" else "c2s"]
         client = str(ROOT / f"tests/apps/load_{name}.py")
-        command = [sys.executable, client, "--port", str(app.ports[port])]
+        command = [sys.executable, client, "--port", str(port)]
         with subprocess.Popen(
             [*command, "--seconds", str(SECONDS)], stdout=subprocess.DEVNULL
         ) as load:

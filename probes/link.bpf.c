@@ -163,8 +163,8 @@ static __always_inline __u64 name_of(__u64 atoms, __u8 places, __u8 place)
 	return (__u64)REMOTE_NAME << REMOTE_SHIFT | index;
 }
 
-/* REMOTE_REF and the low bits of the reference at *at*: two bytes of length, the node, its creation,
- * then the numbers. 0 if there is none. */
+/* REMOTE_REF and the low bits of the reference at *at*: two bytes of length, the node, its
+ * creation, then the numbers. 0 if there is none. */
 static __always_inline __u64 reference_of(const __u8 *at)
 {
 	if (at[0] != NEWER_REF || at[3] != CACHED_ATOM)
