@@ -23,17 +23,17 @@ _PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus]."
 
 
 @contextmanager
-def rabbitmq(*args: str) -> Iterator[App]:
+def rabbitmq(*args: str, home: Path | None = None, otp: Path | None = None) -> Iterator[App]:
     """
     A running broker; its ``ports`` are ``amqp``, ``management`` and ``prometheus``.
 
-    *args* are flags of its VM. The user guest with the password guest may do everything. It starts
+    *args* are flags of its VM, *home* and *otp* copies of RabbitMQ and of OTP to run. The user guest with the password guest may do everything. It starts
     in about eight seconds.
     """
     homes = sorted(_INSTALLED.glob("rabbitmq_server-*"))
     require(homes, "rabbitmq-server is not installed")
     with tempfile.TemporaryDirectory(prefix="scope-rabbitmq-") as name:
-        app = _start(homes[-1], Path(name), args)
+        app = _start(home or homes[-1], Path(name), args, otp)
         try:
             app.wait_until("whereis(rabbit) =/= undefined andalso rabbit:is_running()")
             yield app
@@ -41,13 +41,15 @@ def rabbitmq(*args: str) -> Iterator[App]:
             app.stop()
 
 
-def _start(home: Path, folder: Path, args: Sequence[str]) -> App:
+def _start(home: Path, folder: Path, args: Sequence[str], otp: Path | None) -> App:
     names = ("amqp", "management", "prometheus", "dist", "epmd")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     (folder / "rabbitmq.conf").write_text(_configuration(ports))
     (folder / "enabled_plugins").write_text(_PLUGINS)
     write_cookie(folder)
     environment = {**os.environ, **_environment(home, folder, ports, args)}
+    if otp is not None:
+        environment["PATH"] = f"{otp}/bin:{environment['PATH']}"
     # The port mapper is started here, so that it ends here; the VM would leave one behind.
     epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1"], env=environment)
     with (folder / "console.log").open("wb") as log:
