@@ -51,7 +51,12 @@ NAMES = {
     "top": ["scope-trace top --pid PID --once --sort mailbox --limit 8"],
 }
 WEDGED = {"schedulers": ["scope-trace schedulers --pid PID --once"]}
-SERVERS = {"genservers": ["scope-trace genservers --pid PID --duration 5 --limit 5"]}
+SERVERS = {
+    "genservers": [
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --budget none",
+        "scope-trace genservers --pid PID --duration 5 --limit 4 --no-hooks",
+    ]
+}
 #: What the timeline of a capture is asked.
 QUESTION = """\
 select process_track.name as process, slice.name as state, sum(dur) / 1000000 as ms

@@ -54,6 +54,12 @@ CAPTURES = 14
 CAPTURE_WORDS = 8
 #: functions that interpreted.bpf.c watches at a time
 MAX_PROBED_FUNCTIONS = 4
+#: modules whose servers are counted apart; the first are those of enum server_slot
+SERVER_SLOTS = 256
+#: eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
+SERVER_BUCKETS = 224
+#: bucket 0 begins at 2^10 ns
+SERVER_FIRST_OCTAVE = 10
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
@@ -108,6 +114,22 @@ CALL_STATES = ('calls', 'returns', 'open')
 PROBED_STATE_CALLS = 0
 PROBED_STATE_LIMIT = 1
 PROBED_STATES = ('calls', 'limit')
+
+#: Slots of server_stats that belong to no module.
+SLOT_PROCESSES = 0
+SLOT_OTHER = 1
+SLOT_REMOTE = 2
+SLOT_FIRST = 3
+
+#: Keys of server_counts: hits of each program, then what could not be counted.
+SERVER_SEND = 0
+SERVER_REPLY = 1
+SERVER_TAKE = 2
+SERVER_OUT = 3
+SERVER_EXIT = 4
+SERVER_LOST = 5
+SERVER_UNREADABLE = 6
+SERVER_COUNTS = ('send', 'reply', 'take', 'out', 'exit', 'lost', 'unreadable')
 
 #: Why a thread is off its CPU.
 OFF_IDLE = 0
@@ -457,6 +479,111 @@ WAIT_SITE = np.dtype([
 WAIT_TOTAL = np.dtype([
     ("ns", "<u8"),
     ("count", "<u8"),
+])
+
+#: Settings of server.bpf.c; an offset is in bytes.
+SERVER_SETTINGS = np.dtype([
+    ("tgid", "<u4"),
+    ("process_sig_save", "<u4"),
+    ("process_dictionary", "<u4"),
+    ("process_hend", "<u4"),
+    ("process_stop", "<u4"),
+    ("process_state", "<u4"),
+    ("process_module", "<u4"),
+    ("message_term", "<u4"),
+    ("sees_idle", "<u4"),
+    ("padding", "<u4"),
+    ("am_gen_call", "<u8"),
+    ("am_gen_cast", "<u8"),
+    ("am_alias", "<u8"),
+    ("am_down", "<u8"),
+    ("am_notify", "<u8"),
+    ("am_system", "<u8"),
+    ("am_timeout", "<u8"),
+    ("am_normal", "<u8"),
+    ("am_initial_call", "<u8"),
+    ("am_init", "<u8"),
+    ("am_supervisor", "<u8"),
+    ("am_erlang", "<u8"),
+])
+
+#: When hooks count, CLOCK_MONOTONIC; both 0 for never.
+SERVER_WINDOW = np.dtype([
+    ("opened_ns", "<u8"),
+    ("until_ns", "<u8"),
+    ("left", "<i8"),
+    ("limited", "<u8"),
+])
+
+#: What tells one call from another: two words of its reference.
+SERVER_REFERENCE = np.dtype([
+    ("first", "<u8"),
+    ("second", "<u8"),
+])
+
+#: A call that is open: the caller has neither got its reply nor ended.
+SERVER_CALL = np.dtype([
+    ("sent_ns", "<u8"),
+    ("taken_ns", "<u8"),
+    ("replied_ns", "<u8"),
+    ("first", "<u8"),
+    ("second", "<u8"),
+    ("slot", "<u4"),
+    ("caller_slot", "<u4"),
+    ("late", "<u4"),
+    ("timed_out", "<u4"),
+])
+
+#: A message without a reply that waits in the mailbox of a server.
+SERVER_MESSAGE = np.dtype([
+    ("sent_ns", "<u8"),
+    ("slot", "<u8"),
+])
+
+#: What is known of a process that was sent a message or made a call.
+SERVER_PROCESS = np.dtype([
+    ("since_ns", "<u8"),
+    ("slot", "<u4"),
+    ("is_server", "<u4"),
+    ("depth", "<u4"),
+    ("one_way", "<u4"),
+    ("asynchronous", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: What has a slot of its own.
+SERVER_MODULE = np.dtype([
+    ("module", "<u8"),
+    ("function", "<u8"),
+])
+
+#: Who calls whom, by slots.
+SERVER_EDGE = np.dtype([
+    ("caller", "<u4"),
+    ("callee", "<u4"),
+])
+
+#: Calls along one edge.
+SERVER_EDGE_TOTAL = np.dtype([
+    ("calls", "<u8"),
+    ("blocked_ns", "<u8"),
+])
+
+#: Messages of the servers of one module, of all CPUs: with a value for each CPU the histograms would take 60 MB on 64 of them.
+SERVER_STATS = np.dtype([
+    ("calls", "<u8"),
+    ("casts", "<u8"),
+    ("infos", "<u8"),
+    ("answered", "<u8"),
+    ("timeouts", "<i8"),
+    ("down", "<u8"),
+    ("abandoned", "<i8"),
+    ("queue_ns", "<u8"),
+    ("service_ns", "<u8"),
+    ("call_ns", "<u8"),
+    ("queue", "<u4", (224,)),
+    ("service", "<u4", (224,)),
+    ("call", "<u4", (224,)),
 ])
 
 #: A scheduler thread of the target.

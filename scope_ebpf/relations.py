@@ -159,7 +159,7 @@ def _memory(memory: MemoryReading, refused: dict[str, str]) -> MemoryReading:
         allocators = replace(allocators, memory=None)
     if connections and (why := of_connections(connections)):
         refused["connections"] = "; ".join(why)
-        connections = None
+        connections, memory = None, replace(memory, peers=())
     return replace(memory, allocators=allocators, connections=connections)
 
 

@@ -374,12 +374,14 @@ def start_beam(
     eval: str | None = None,  # noqa: A002 - the flag's name
     module_dir: Path | None = None,
     env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Beam]:
     """
     Start a VM with the flags *args*, and kill it at the end of the block.
 
-    *eval* is an expression that it evaluates at its start, *module_dir* a folder of compiled
-    modules (the default is those of ``tests/workloads``), *env* is added to its environment.
+    *within* is a command that becomes the VM, such as one that enters a namespace. *eval* is an
+    expression that it evaluates at its start, *module_dir* a folder of compiled modules (the
+    default is those of ``tests/workloads``), *env* is added to its environment.
     """
     this = build(kind)
     modules = module_dir or compiled(kind)
@@ -388,7 +390,8 @@ def start_beam(
         program += ["-eval", eval]
     nested = this.root is not None
     environment = {**this.environment, **(env or {})}
-    with _started(this.command(program, modules), nested=nested, env=environment) as beam:
+    command = [*within, *this.command(program, modules)]
+    with _started(command, nested=nested, env=environment) as beam:
         yield beam
 
 
@@ -435,11 +438,18 @@ def native_functions(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
+def dist_pair(
+    kind: str,
+    *args: str,
+    peer: Sequence[str] = (),
+    addresses: Sequence[str] = ("127.0.0.1", "127.0.0.2"),
+    within: Sequence[Sequence[str]] = ((), ()),
+) -> Iterator[tuple[Beam, Beam]]:
     """
-    Two connected nodes on loopback that run ``dist.erl``: the one to watch, and its peer.
+    Two connected nodes that run ``dist.erl``: the one to watch with the flags *args*, and its peer.
 
-    There is no port mapper: both nodes listen on the same port of two loopback addresses.
+    There is no port mapper: both nodes listen on the same port of two *addresses*, of loopback
+    unless they run *within* namespaces of their own. *peer* are flags of the peer.
     """
     port = free_port()
 
@@ -451,9 +461,11 @@ def dist_pair(kind: str, *args: str) -> Iterator[tuple[Beam, Beam]]:
             *("-kernel", "inet_dist_use_interface", interface, "-s", "dist"),
         )
 
-    watched = start_beam(kind, *node("watched", "127.0.0.1"), *args)
-    with watched as beam, start_beam(kind, *node("peer", "127.0.0.2")) as peer:
+    near, far = addresses
+    watched = start_beam(kind, *node("watched", near), *args, within=within[0])
+    other = start_beam(kind, *node("peer", far), *peer, within=within[1])
+    with watched as beam, other as end:
         beam.expect("ready")
-        peer.expect("ready")
-        beam.plant("connect peer@127.0.0.2")
-        yield beam, peer
+        end.expect("ready")
+        beam.plant(f"connect peer@{far}")
+        yield beam, end

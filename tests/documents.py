@@ -41,6 +41,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "top": lambda d: "processes_total" in d and "vm" not in d,
     "top-line": lambda d: "processes_total" in d,
     "genservers": lambda d: "verdict" in d,
+    "links": lambda d: "links" in d,
     "ps": lambda d: "process" in d,
     "calls-line": lambda d: d.get("event") in ("call", "return", "code", "summary"),
     "speedscope": lambda d: "$schema" in d,

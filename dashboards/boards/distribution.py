@@ -160,6 +160,86 @@ _LINKS = Row(
     folded=True,
 )
 
+_PEERS = Row(
+    "Links, by peer",
+    (
+        Panel(
+            "Links, the worst first",
+            "short",
+            "Each link with a name: full ones, long queues, most traffic. The rest of a node's links "
+            "are `other`; a node without any is here, too.",
+            "`scope-trace links` shows all of them, who waits, and the socket.",
+            (
+                Query(
+                    """sum by (NODE, peer) (beam_dist_link_queue_bytes{HERE})
+                        or label_replace(sum by (NODE) (beam_connected_nodes{HERE}) == 0,
+                            "peer", "(no peers)", "", "")""",
+                    "",
+                    column="waiting",
+                    unit="bytes",
+                    warn=1e6,
+                    bad=1e7,
+                ),
+                Query(
+                    "sum by (NODE, peer) (beam_dist_link_suspended_processes{HERE})",
+                    "",
+                    column="suspended",
+                    unit="short",
+                    warn=1,
+                    bad=10,
+                ),
+                Query(
+                    """sum by (NODE, peer)
+                        (rate(beam_dist_link_bytes_total{HERE, direction="out"}[RATE]))""",
+                    "",
+                    column="out",
+                    unit="Bps",
+                ),
+                Query(
+                    """sum by (NODE, peer)
+                        (rate(beam_dist_link_bytes_total{HERE, direction="in"}[RATE]))""",
+                    "",
+                    column="in",
+                    unit="Bps",
+                ),
+            ),
+            kind="table",
+            low=None,
+            width=24,
+            columns=(("node", "node"), ("instance", "host"), ("peer", "peer")),
+        ),
+        Panel(
+            "Waiting to be sent, by link",
+            "bytes",
+            "The longest queue of a link of each node, in the VM and its driver.",
+            "one that grows while no link is full is of senders that never wait (async_dist): only "
+            "the memory bounds it.",
+            (Query("max by (NODE) (beam_dist_link_queue_bytes{HERE})"),),
+            width=8,
+        ),
+        Panel(
+            "Longest wait for a link",
+            "s",
+            "For how long the same process was seen suspended by a full link, the longest of each "
+            "node.",
+            "it does nothing else meanwhile. `scope-trace links` names it.",
+            (Query("max by (NODE) (beam_dist_link_suspended_seconds{HERE})"),),
+            warn=5,
+            bad=30,
+            width=8,
+        ),
+        Panel(
+            "Nodes that are being connected",
+            "short",
+            "Connections whose handshake is under way.",
+            "one that stays is a node that accepts connections and does not answer: stopped, or "
+            "behind a firewall. Who sends to it is suspended.",
+            (Query("sum by (NODE) (beam_pending_nodes{HERE})"),),
+            width=8,
+        ),
+    ),
+)
+
 _BUSY = Row(
     "Ports that are busy, opened, closed",
     (
@@ -201,5 +281,5 @@ BOARD = Board(
     "distribution",
     "Distribution and ports",
     "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
-    (_NOW, _PORTS, _LINKS, _BUSY),
+    (_NOW, _PORTS, _PEERS, _LINKS, _BUSY),
 )

@@ -52,10 +52,9 @@ _TRUST = Row(
             "Unavailable parts",
             "short",
             "Parts of a VM that are unavailable: counters, dirty_collections, processes, "
-            "allocators, connections, threads, samples. 0 if there is none. OTP 29 hides "
-            "dirty_collections and connections, so they are always unavailable there.",
+            "allocators, connections, threads, samples. 0 if there is none.",
             "the daemon's log has the reason; often the VM's release is not known, or it ended "
-            "meanwhile. On OTP 29 only the other parts matter.",
+            "meanwhile.",
             (
                 Query(
                     "sum by (NODE) (scope_ebpf_refused{HERE})"
@@ -272,8 +271,7 @@ _LOST = Row(
             "none",
             "Parts of a VM that are unavailable, by node: counters, dirty_collections, processes, "
             "allocators, connections, threads, samples, or an event.",
-            "the daemon's log has the reason; often the VM's release is not known. On OTP 29 "
-            "dirty_collections and connections are always unavailable.",
+            "the daemon's log has the reason; often the VM's release is not known.",
             (
                 Query(
                     """sum by (NODE, what) (scope_ebpf_refused{HERE})

@@ -20,6 +20,9 @@
 #define CAPTURES 14 /* terms of a call whose words are copied */
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
+#define SERVER_SLOTS 256 /* modules whose servers are counted apart; the first are those of enum server_slot */
+#define SERVER_BUCKETS 224 /* eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
+#define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -132,6 +135,26 @@ enum probed_state {
 	PROBED_STATE_CALLS = 0,
 	PROBED_STATE_LIMIT = 1,
 	PROBED_STATES = 2,
+};
+
+/* Slots of server_stats that belong to no module. */
+enum server_slot {
+	SLOT_PROCESSES = 0,
+	SLOT_OTHER = 1,
+	SLOT_REMOTE = 2,
+	SLOT_FIRST = 3,
+};
+
+/* Keys of server_counts: hits of each program, then what could not be counted. */
+enum server_count {
+	SERVER_SEND = 0,
+	SERVER_REPLY = 1,
+	SERVER_TAKE = 2,
+	SERVER_OUT = 3,
+	SERVER_EXIT = 4,
+	SERVER_LOST = 5,
+	SERVER_UNREADABLE = 6,
+	SERVER_COUNTS = 7,
 };
 
 /* Why a thread is off its CPU. */
@@ -536,6 +559,111 @@ struct wait_site {
 struct wait_total {
 	__u64 ns; /* sum, ns */
 	__u64 count; /* number of waits */
+};
+
+/* Settings of server.bpf.c; an offset is in bytes. */
+struct server_settings {
+	__u32 tgid; /* the target */
+	__u32 process_sig_save; /* struct process */
+	__u32 process_dictionary; /* struct process */
+	__u32 process_hend; /* struct process */
+	__u32 process_stop; /* struct process */
+	__u32 process_state; /* struct process */
+	__u32 process_module; /* struct process: module of its first function */
+	__u32 message_term; /* ErtsMessage: m[0] */
+	__u32 sees_idle; /* 1 if server_out is attached, so that the end of a message's work is known */
+	__u32 padding; /* named, so that it is zero */
+	__u64 am_gen_call; /* atoms of messages, eterm */
+	__u64 am_gen_cast; /* the same, eterm */
+	__u64 am_alias; /* the same, eterm */
+	__u64 am_down; /* the same, eterm */
+	__u64 am_notify; /* the same, eterm */
+	__u64 am_system; /* the same, eterm */
+	__u64 am_timeout; /* the reason of a caller that waited too long, eterm */
+	__u64 am_normal; /* the reason of a caller that ended itself, eterm */
+	__u64 am_initial_call; /* the key of proc_lib in a process's dictionary, eterm */
+	__u64 am_init; /* the function that a behaviour calls first, eterm */
+	__u64 am_supervisor; /* a behaviour that stands where callback modules do, eterm */
+	__u64 am_erlang; /* a module that says nothing of a process, eterm */
+};
+
+/* When hooks count, CLOCK_MONOTONIC; both 0 for never. */
+struct server_window {
+	__u64 opened_ns; /* from then on, ns */
+	__u64 until_ns; /* until then; set to the time when the hits are used up, ns */
+	__s64 left; /* hits left; each CPU takes SPENT_AT_ONCE at a time */
+	__u64 limited; /* 0: there is no limit of hits */
+};
+
+/* What tells one call from another: two words of its reference. */
+struct server_reference {
+	__u64 first; /* marker and lowest number */
+	__u64 second; /* the other numbers */
+};
+
+/* A call that is open: the caller has neither got its reply nor ended. */
+struct server_call {
+	__u64 sent_ns; /* when the request was sent, ns */
+	__u64 taken_ns; /* when the server took it, ns */
+	__u64 replied_ns; /* when the reply was sent, by whomever, ns */
+	__u64 first; /* its server_reference */
+	__u64 second; /* the same */
+	__u32 slot; /* of the called module */
+	__u32 caller_slot; /* of the calling module */
+	__u32 late; /* 1 if the server took it when the caller had given up */
+	__u32 timed_out; /* 1 if it was counted as a timeout */
+};
+
+/* A message without a reply that waits in the mailbox of a server. */
+struct server_message {
+	__u64 sent_ns; /* when it was sent, ns */
+	__u64 slot; /* of the server's module */
+};
+
+/* What is known of a process that was sent a message or made a call. */
+struct server_process {
+	__u64 since_ns; /* since when a server has worked on one message, ns */
+	__u32 slot; /* of its module */
+	__u32 is_server; /* 1 for a server */
+	__u32 depth; /* of its stack when its loop takes a message, words */
+	__u32 one_way; /* 1 if nobody on this node waits for the end of that work */
+	__u32 asynchronous; /* 1 for a caller that makes several calls at a time */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* What has a slot of its own. */
+struct server_module {
+	__u64 module; /* atom: the callback module, or that of a process's first function, eterm */
+	__u64 function; /* atom: the first function of a server that does not begin in init/1; 1 for a process that is no server, eterm */
+};
+
+/* Who calls whom, by slots. */
+struct server_edge {
+	__u32 caller; /* slot of the calling module */
+	__u32 callee; /* slot of the called module */
+};
+
+/* Calls along one edge. */
+struct server_edge_total {
+	__u64 calls; /* calls that were sent */
+	__u64 blocked_ns; /* how long callers waited for those that ended, ns */
+};
+
+/* Messages of the servers of one module, of all CPUs: with a value for each CPU the histograms would take 60 MB on 64 of them. */
+struct server_stats {
+	__u64 calls; /* calls that were sent, and those of other nodes that were taken */
+	__u64 casts; /* casts that a server took */
+	__u64 infos; /* other messages that the loop of a server took */
+	__u64 answered; /* calls whose caller took the reply */
+	__s64 timeouts; /* calls whose caller gave up */
+	__u64 down; /* calls whose caller was told that the server ended */
+	__s64 abandoned; /* calls that were taken when the caller had given up */
+	__u64 queue_ns; /* sum of the times in queue, ns */
+	__u64 service_ns; /* sum of the service times, ns */
+	__u64 call_ns; /* sum of the times that callers waited for replies, ns */
+	__u32 queue[224]; /* messages by time from send to take */
+	__u32 service[224]; /* messages by time from take to reply, or to the end of the work */
+	__u32 call[224]; /* calls by time from send to the caller's taking of the reply */
 };
 
 /* A scheduler thread of the target. */

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
-from scope_ebpf.cli.options import above_zero, add_duration, add_format
+from scope_ebpf.cli.options import (
+    above_zero,
+    add_duration,
+    add_format,
+    add_max_cost,
+    budget,
+)
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.runs.genservers import GROUPS, watch
+from scope_ebpf.runs.genservers import GROUPS, ServerOptions, watch
 from scope_ebpf.sinks.plain import say
 from scope_ebpf.sinks.servers import SORTS, lines
 
@@ -28,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sort",
         choices=SORTS,
         default="waiting",
-        help="by callers and messages that wait, busy time, or the longest mailbox "
-        "(default: %(default)s)",
+        help="by callers and messages that wait, busy time, calls a second, or the longest "
+        "mailbox (default: %(default)s)",
     )
     parser.add_argument(
         "--by", choices=GROUPS, default="module", help="what a row is (default: %(default)s)"
@@ -37,13 +43,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=above_zero, default=20, help="rows (default: %(default)s; all in JSON)"
     )
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        default="1",
+        metavar="SHARE",
+        help="of the VM's CPU, what hooks may take: rates and times of messages are estimated from "
+        "moments (default: %(default)s%%); none counts everything",
+    )
+    parser.add_argument(
+        "--no-hooks",
+        dest="budget",
+        action="store_const",
+        const=None,
+        help="read memory only: no rates and times of messages",
+    )
+    add_max_cost(parser)
     add_format(parser, "text", "json", "jsonl")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, then print; raises ScopeError."""
     viewer = Viewer(target_of(arguments), ALL)
-    found, error = watch(viewer, arguments.duration, arguments.by)
+    options = ServerOptions(arguments.duration, arguments.by, arguments.budget, arguments.max_cost)
+    found, error = watch(viewer, options)
     if arguments.format == "text":
         say("\n".join(lines(found, arguments.sort, arguments.limit)), sys.stdout)
     else:

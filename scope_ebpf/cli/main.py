@@ -39,6 +39,7 @@ COMMANDS = {
     "learn": "what a build of OTP with symbols teaches of one that hides them",
     "calls": "who calls a function, with what arguments, and for how long",
     "genservers": "servers by module: how busy, who waits for whom, and for what most",
+    "links": "the connections to other nodes: full, silent, slow, and who waits for them",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

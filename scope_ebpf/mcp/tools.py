@@ -204,7 +204,7 @@ TOOLS: dict[str, Tool] = {
     "genservers": Tool(
         "The servers of a VM by callback module: how busy, mailboxes, callers that wait and for "
         "whom, and a verdict: what most waiting goes through, or a deadlock. Only reads memory.",
-        ("genservers", "--format", "json"),
+        ("genservers", "--no-hooks", "--format", "json"),
         "genservers",
         {
             "pid": _VM,
@@ -213,6 +213,14 @@ TOOLS: dict[str, Tool] = {
                 _with("What a row is.", _choice("module", "name", "process")), "--by", "module"
             ),
         },
+    ),
+    "links": Tool(
+        "The connections of a VM to other nodes: state, traffic, what waits in the VM and its "
+        "driver, which processes wait for a full one, and the TCP socket: round trip, "
+        "retransmits, window. Only reads memory.",
+        ("links", "--once", "--format", "json"),
+        "links",
+        {"pid": _VM},
     ),
     "profile": Tool(
         "Where the CPU time of a VM goes, or what its processes wait in: the stacks and functions "

@@ -10,7 +10,7 @@ from scope_ebpf.beam.vm.connections import TYPES
 if TYPE_CHECKING:
     from scope_ebpf.beam.vm.allocators import AllocatorReading, MemoryUse
     from scope_ebpf.metrics.page import Page
-    from scope_ebpf.metrics.reading import MemoryReading
+    from scope_ebpf.metrics.reading import MemoryReading, PeerReading
 
 
 def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
@@ -23,6 +23,19 @@ def expose_memory(page: Page, node: str, memory: MemoryReading) -> None:
             page.add("beam_connected_nodes", count, node=node, type=kind)
         page.add("beam_dist_queue_bytes", connections.queued, node=node)
         page.add("beam_dist_busy_connections", connections.busy, node=node)
+        page.add("beam_pending_nodes", connections.pending, node=node)
+        for one in memory.peers:
+            _expose_peer(page, node, one)
+
+
+def _expose_peer(page: Page, node: str, one: PeerReading) -> None:
+    labels = {"node": node, "peer": one.peer}
+    page.add("beam_dist_link_queue_bytes", one.queued, **labels)
+    page.add("beam_dist_link_full", one.full, **labels)
+    page.add("beam_dist_link_suspended_processes", one.suspended, **labels)
+    page.add("beam_dist_link_suspended_seconds", one.longest, **labels)
+    for direction, octets in zip(("in", "out"), one.octets or (), strict=False):
+        page.add("beam_dist_link_bytes_total", octets, **labels, direction=direction)
 
 
 def _expose_use(page: Page, node: str, use: MemoryUse) -> None:

@@ -99,12 +99,29 @@ class ThreadAccounting:
     sampled: Sampled | None = None
 
 
+class PeerReading(NamedTuple):
+    """The links to one peer, or to all peers that have no name of their own."""
+
+    #: A label value.
+    peer: str
+    #: Bytes that wait in the VM and its driver.
+    queued: int
+    #: Links that are full.
+    full: int
+    #: Processes that wait for them, and seconds for which one of them was seen waiting.
+    suspended: int
+    longest: float
+    #: Bytes from and to it; None where they are not known.
+    octets: tuple[int, int] | None
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
     """Parts of the VM's memory that are read now and then; None where that is refused."""
 
     allocators: AllocatorReading | None = None
     connections: Connections | None = None
+    peers: tuple[PeerReading, ...] = ()
     #: Why parts are refused, by part.
     refused: dict[str, str] = field(default_factory=dict)
     #: Seconds of CPU that the next reading will take.

@@ -7,8 +7,10 @@ Pure. The JSON of :meth:`GenServers.as_json` is a contract; fields are added, ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from scope_ebpf.results.server_events import UNSEEN, Cost
 
 if TYPE_CHECKING:
     from scope_ebpf.results.documents.servers import (
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
         ServerEdge,
         ServerModule,
         ServerVerdict,
+        Utilization,
     )
     from scope_ebpf.results.documents.vms import Target
+    from scope_ebpf.results.server_events import Messages, ServerEvents
 
 #: A module of whose busy time more than this is waiting for another one waits for that one.
 _MOSTLY = 0.5
@@ -49,24 +53,28 @@ class Module:
     waiting_callers: float
     #: Functions in which its servers are busy, with the part of the busy time.
     busy_in: tuple[tuple[str, float], ...] = ()
+    #: What hooks saw of its messages; None without hooks.
+    messages: Messages | None = None
 
     def as_json(self) -> ServerModule:
         """The fields of one module."""
+        seen = self.messages.as_json() if self.messages else UNSEEN
+        busy: Utilization = {"mean": round(self.utilization, 4), "max": round(self.busiest, 4)}
         return {
             "module": self.module,
             "behaviour": self.behaviour,
             "processes": round(self.processes, 3),
-            "calls": None,
-            "casts": None,
-            "infos": None,
-            "queue_seconds": None,
-            "service_seconds": None,
-            "call_seconds": None,
-            "utilization": {"mean": round(self.utilization, 4), "max": round(self.busiest, 4)},
+            "calls": seen["calls"],
+            "casts": seen["casts"],
+            "infos": seen["infos"],
+            "queue_seconds": seen["queue_seconds"],
+            "service_seconds": seen["service_seconds"],
+            "call_seconds": seen["call_seconds"],
+            "utilization": busy if self.processes else None,
             "mailbox": {"mean": round(self.mailbox, 3), "max": self.longest},
             "waiting_callers": round(self.waiting_callers, 3),
-            "failures": None,
-            "abandoned": None,
+            "failures": seen["failures"],
+            "abandoned": seen["abandoned"],
             "busy_in": [
                 {"function": name, "share": round(share, 4)} for name, share in self.busy_in
             ],
@@ -81,13 +89,15 @@ class Edge:
     callee: str
     #: Callers that wait at any time, which is seconds of waiting per second.
     blocked: float
+    #: None without hooks.
+    calls: int | None = None
 
     def as_json(self) -> ServerEdge:
         """The fields of one edge."""
         return {
             "caller": self.caller,
             "callee": self.callee,
-            "calls": None,
+            "calls": self.calls,
             "blocked_seconds_per_second": round(self.blocked, 4),
         }
 
@@ -129,7 +139,42 @@ class GenServers:
     torn: float = 0.0
     #: CPU seconds of the looks.
     cpu_seconds: float = 0.0
+    #: What the hooks cost; None without hooks.
+    cost: Cost | None = None
+    #: Messages and calls of which hooks lost something.
+    lost: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def add_events(self, seen: ServerEvents) -> None:
+        """
+        Add what hooks saw to what looks saw.
+
+        Of waiting the larger is taken: hooks do not see calls that began before them, and looks do
+        not see for whom some callers wait.
+        """
+        edges = {(one.caller, one.callee): one for one in self.edges}
+        for names, count in seen.edges.items():
+            before = edges.get(names)
+            waits = (count.blocked or 0.0) / max(self.seconds, 1e-9)
+            blocked = max(waits, before.blocked if before else 0.0)
+            edges[names] = Edge(*names, blocked, round(count.calls))
+        self.edges = sorted(edges.values(), key=lambda edge: edge.blocked, reverse=True)
+        waiting: dict[str, float] = {}
+        for edge in self.edges:
+            waiting[edge.callee] = waiting.get(edge.callee, 0.0) + edge.blocked
+        modules = {one.module: one for one in self.modules}
+        for name in seen.modules.keys() - modules.keys():
+            modules[name] = Module(name, "", 0.0, 0.0, 0.0, 0.0, 0, 0.0)
+        self.modules = [
+            replace(
+                one,
+                messages=seen.modules.get(name, seen.others),
+                waiting_callers=max(one.waiting_callers, waiting.get(name, 0.0)),
+            )
+            for name, one in modules.items()
+        ]
+        self.cost, self.lost = seen.cost, seen.lost
+        self.notes += seen.notes
 
     @property
     def verdict(self) -> Verdict:
@@ -180,10 +225,10 @@ class GenServers:
             "modules": [one.as_json() for one in self.modules],
             "edges": [one.as_json() for one in self.edges],
             "verdict": self.verdict.as_json(),
-            "lost": 0,
+            "lost": self.lost,
             "unresolved": round(self.unresolved, 3),
             "torn": round(self.torn, 3),
-            "cost": {"own_cpu_seconds": round(self.cpu_seconds, 3), "hooks": 0},
+            "cost": (self.cost or Cost()).as_json(self.cpu_seconds),
             "notes": self.notes,
         }
 

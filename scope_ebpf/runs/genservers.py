@@ -7,11 +7,12 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.servers.looks import Servers
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.sinks.plain import say
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.servers.looks import Look, Server
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.results.documents.vms import Target
+    from scope_ebpf.runs.server_events import Counting
 
 #: Seconds between two looks, on average, and the part of a core that looks may take.
 _INTERVAL, _SHARE = 0.05, 0.1
+#: Seconds between two turns, at most.
+_LONGEST = 0.2
 #: Looks between which a circle of callers must not have changed to be called a deadlock.
 _STABLE = 3
 #: Looks at one server from which on its own utilization is shown; servers that are remembered.
@@ -192,31 +196,78 @@ class Looking:
         return tuple(self._servers.names_of([pid for pid, _ in stable[0]])) if stable else ()
 
 
-def watch(viewer: Viewer, duration: float | None, by: str) -> tuple[GenServers, ScopeError | None]:
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How servers are watched."""
+
+    #: Seconds; None for no end.
+    duration: float | None
+    #: One of GROUPS.
+    by: str = "module"
+    #: The part of the VM's CPU that hooks may take, more than 1 for no bound; None for no hooks.
+    budget: float | None = None
+    #: The part above which a run that counts everything ends itself; None for no bound.
+    max_cost: float | None = None
+
+
+def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeError | None]:
     """
-    Look at the servers of a VM for *duration* seconds, None for until it is stopped.
+    Watch the servers of a VM until something ends it.
 
     Returns what was seen, and the error that ended it early.
     """
-    target, looking, stop = viewer.target, Looking(viewer, by), Stop()
+    target, looking, stop = viewer.target, Looking(viewer, options.by), Stop()
     require_target(target.identity, "watched")
+    counting, why = _counting(viewer, options, stop)
     draw = random.Random()  # noqa: S311 - when to look is no secret
-    cost = [0.0]
+    due = 0.0
 
-    def turn(_now: float) -> None:
-        before = looking.cpu_seconds
-        looking.look()
-        cost[0] = looking.cpu_seconds - before
+    def turn(now: float) -> None:
+        nonlocal due
+        if now >= due:
+            before = looking.cpu_seconds
+            looking.look()
+            cost = looking.cpu_seconds - before
+            # At random: work with the period of the looks would be seen at the same point.
+            due = time.monotonic() + draw.uniform(0.5, 1.5) * max(_INTERVAL, cost / _SHARE)
+        if counting:
+            counting.look(now)
 
     def pause() -> float:
-        # At random: work with the period of the looks would be seen at the same point each time.
-        return draw.uniform(0.5, 1.5) * max(_INTERVAL, cost[0] / _SHARE)
+        # Not longer, however long a look took: a signal is noticed between two turns.
+        return min(_LONGEST, due - time.monotonic())
 
-    with stop.on_signals():
-        _say_started(target.pid, duration)
-        loop = Loop(target.identity, "watched", duration, stop)
+    with stop.on_signals(), counting or nullcontext():
+        if counting:
+            counting.begin()
+        _say_started(target.pid, options.duration)
+        loop = Loop(target.identity, "watched", options.duration, stop)
         error = loop.run(turn, pause)
-    return looking.result(target.as_json(), time.monotonic() - loop.started), error
+        seconds = time.monotonic() - loop.started
+        if counting:
+            counting.end()
+        found = looking.result(target.as_json(), seconds)
+        if counting:
+            found.add_events(counting.result())
+    found.notes += [f"no hooks: {why}"] if why else []
+    return found, error
+
+
+def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
+    """What counts messages; or None and the reason, "" where it is not wanted."""
+    if options.budget is None:
+        return None, ""
+    if options.by != "module":
+        return None, "messages are counted by module"
+    from scope_ebpf.runs.server_events import Counting
+    from scope_ebpf.runs.server_windows import Windows
+
+    try:
+        if options.budget > 1:
+            return Counting(viewer, options.max_cost, stop), ""
+        return Windows(viewer, stop, options.budget, options.duration), ""
+    except (NothingToAttachError, ReadRefusedError) as error:
+        return None, str(error)
 
 
 def _say_started(pid: int, duration: float | None) -> None:

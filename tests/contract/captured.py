@@ -47,7 +47,7 @@ FORMS = [
         r"\S+ \S+ \.\. \S+ \S+ +[\d,]+ \|[# ]*\|",  # a slot of a histogram
         r"\S+  pid \d+  OTP \d+ \((jit|emu)\)(, by \w+)?",  # whom a table is of
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
-        r"  \S+ -> \S+  [\d.]+",  # who waits for whom
+        r"  \S+ -> \S+  [\d.]+(  [\d.]+)?",  # who waits for whom
     )
 ]
 #: Figures of few letters in a line of several.

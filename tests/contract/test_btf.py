@@ -78,6 +78,11 @@ OF_PROFILES = {
     "sample": ("sample_settings", "sampled_thread", "sample"),
     "wait": ("sample_settings", "waiting", "wait_site", "wait_total"),
 }
+#: The same of the object that counts messages of servers.
+OF_SERVERS = (
+    *("server_settings", "server_window", "server_reference", "server_call", "server_message"),
+    *("server_process", "server_module", "server_edge", "server_edge_total", "server_stats"),
+)
 
 
 @pytest.mark.parametrize("family", OF_PROFILES)
@@ -90,6 +95,15 @@ def test_every_struct_of_a_profile_is_the_dtype(family: str):
     for name in OF_PROFILES[family]:
         lines += differences(name, found.shape(name), shape_of(getattr(events, name.upper())))
     assert [] == lines
+
+
+@pytest.mark.parametrize("name", OF_SERVERS)
+def test_every_struct_of_servers_is_the_dtype(name: str):
+    """
+    Settings and values of maps of server.bpf.c are laid out alike on both sides.
+    """
+    shape = btf("server").shape(name)
+    assert [] == differences(name, shape, shape_of(getattr(events, name.upper())))
 
 
 def altered(name: str, **formats: str) -> np.dtype:

@@ -28,6 +28,7 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
+    "sockets": {"errors"},
     "suggestions": set(),
     "units": set(),
     "attach": {"events"},
@@ -55,7 +56,7 @@ MAY = {
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "errors", "events", "kernel", "output", "pipes"),
-        *("planning", "relations", "results", "sessions", "sinks", "user_probes"),
+        *("planning", "relations", "results", "sessions", "sinks", "sockets", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},

@@ -29,7 +29,7 @@ def genservers(beam, *words: str) -> dict:
     """
     The document of one view of *beam*.
     """
-    command = ["genservers", "--pid", str(beam.pid), "--format", "json", *words]
+    command = ["genservers", "--pid", str(beam.pid), "--format", "json", "--no-hooks", *words]
     return scope_trace(*command).document
 
 
@@ -102,7 +102,9 @@ def test_a_crowd_and_a_circle_are_what_the_verdict_names(beam):
     beam.freeze()
     try:
         stopped = genservers(beam, "--duration", "1")
-        text = scope_trace("genservers", "--pid", str(beam.pid), "--duration", "1").output
+        text = scope_trace(
+            "genservers", "--pid", str(beam.pid), "--duration", "1", "--no-hooks"
+        ).output
     finally:
         beam.thaw()
     slow = next(one for one in stopped["modules"] if one["module"] == "gs_slow")
@@ -122,7 +124,7 @@ def test_a_vm_that_ends_meanwhile_ends_the_view_with_what_was_seen():
     """
     with start_beam("stock25", "-s", "gs_main") as beam:
         beam.expect("ready")
-        command = ["genservers", "--pid", str(beam.pid), "--duration", "0"]
+        command = ["genservers", "--pid", str(beam.pid), "--duration", "0", "--no-hooks"]
         run = Run([*SCOPE_TRACE, *command], None)
         try:
             run.wait_for_counting()

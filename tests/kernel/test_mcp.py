@@ -33,6 +33,7 @@ ARGUMENTS = {
     "ps": {"process": "code_server"},
     "schedulers": {},
     "genservers": {"duration": 1},
+    "links": {},
     "profile": {"duration": 1},
 }
 
@@ -60,7 +61,7 @@ def test_each_tool_answers(stock: beams_run.Beam):
         documents.validated(made["document"], TOOLS[name].schema)
     found = {name: made["document"] for name, made in answers.items()}
     assert stock.pid in [beam["pid"] for beam in found["list"]["beams"]]
-    for name in ("doctor", "summary", "top", "ps", "schedulers", "genservers"):
+    for name in ("doctor", "summary", "top", "ps", "schedulers", "genservers", "links"):
         assert stock.pid == found[name]["target"]["pid"]
     assert ["spawn", "gc"] == list(found["summary"]["events"])
     sizes = [row["memory_bytes"] for row in found["top"]["processes"]]

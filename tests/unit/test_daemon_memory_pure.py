@@ -29,13 +29,13 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         def read(self) -> SimpleNamespace:
             state.cpu += 1.0
-            return SimpleNamespace(why="")
+            return SimpleNamespace(why="", links=(), connections=None)
 
     monkeypatch.setattr(memory, "cpu_seconds", lambda: state.cpu)
     monkeypatch.setattr(memory, "replace", lambda target, **_: target)
     monkeypatch.setattr(memory, "Memory", lambda *_: None)
     monkeypatch.setattr(memory, "AllocatorReader", Reader)
-    monkeypatch.setattr(memory, "ConnectionReader", Reader)
+    monkeypatch.setattr(memory, "LinkReader", Reader)
     target = SimpleNamespace(pid=7, identity=SimpleNamespace(process=None))
     state.readers = memory.Readers(target)
     return state

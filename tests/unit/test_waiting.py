@@ -45,9 +45,9 @@ class Rings:
 
 def connection(memory: Rings, pid: int) -> object:
     reader = ConnectionReader.__new__(ConnectionReader)
-    reader._memory, reader._heads = memory, [RING] * 3
-    entry = {"suspended": RING, "sysname": 11, "queued": 7}
-    reader._follow = lambda _: iter([entry] * PLACES)
+    entry = RING, {"suspended": RING, "sysname": 11, "queued": 7}
+    lists = SimpleNamespace(heads=[RING] * 3, follow=lambda _: iter([entry] * PLACES))
+    reader._memory, reader._lists = memory, lists
     return reader.waited_for(pid)
 
 

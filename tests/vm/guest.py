@@ -66,10 +66,11 @@ SETTINGS = {
 OWN = {
     "function": events.CALL_SETTINGS,
     "sample": events.SAMPLE_SETTINGS,
+    "server": events.SERVER_SETTINGS,
     "wait": events.SAMPLE_SETTINGS,
 }
 BREAKPOINTS = {variant.family for variant in events.VARIANTS if variant.via != "tracepoint"} | {
-    "wait"
+    *("server", "wait")
 }
 
 

@@ -11,6 +11,8 @@
 %%                  one was not: then what is sent found room after all, and fill is to come again.
 %%   flood NODE async|sync N   a process sends N messages of 100 kB to the node, which does not take them;
 %%                  "done flood suspended", or waiting when all are sent
+%%   links      what the node itself knows of each link: a line of peers, with commas between them
+%%   many N PREFIX   connects to n1@PREFIX.0.1 and so on, 250 to a network; done many N
 -module(dist).
 -export([start/0, main/0, sink/0, blocked_sender/2, flood/3]).
 
@@ -54,7 +56,27 @@ command(_Control, ["flood", Node, Async, N]) ->
     Settled = [{status, suspended}, {status, waiting}],
     until(fun() -> lists:member(process_info(Flood, status), Settled) end),
     {status, Status} = process_info(Flood, status),
-    ["done flood ", atom_to_list(Status)].
+    ["done flood ", atom_to_list(Status)];
+command(_Control, ["links"]) ->
+    Known = [known(Conn) || Conn <- ets:tab2list(sys_dist), element(1, Conn) =:= connection],
+    lists:join($,, [Line || Line <- Known, Line =/= none]);
+command(_Control, ["many", N, Prefix]) ->
+    Names = [io_lib:format("n~b@~s.~b.~b", [I, Prefix, I div 250, I rem 250 + 1])
+             || I <- lists:seq(1, list_to_integer(N))],
+    [true = net_kernel:connect_node(list_to_atom(lists:flatten(Name))) || Name <- Names],
+    ["done many ", N].
+
+%% NODE recv_oct recv_cnt send_oct send_cnt in out pending, of inet:getstat and dist_get_stat.
+known(Conn) ->
+    Node = element(2, Conn),
+    case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
+        {Node, Port} when is_port(Port) ->
+            {ok, Stats} = inet:getstat(Port, [recv_oct, recv_cnt, send_oct, send_cnt]),
+            {ok, In, Out, Pending} = erlang:dist_get_stat(element(3, Conn)),
+            Figures = [Value || {_, Value} <- Stats] ++ [In, Out],
+            io_lib:format("~s~s ~p", [Node, [[$ , integer_to_list(I)] || I <- Figures], Pending]);
+        _ -> none
+    end.
 
 %% Sends to who is being connected, or does not read; no process waits for it.
 flood(Node, Async, N) ->

@@ -22,7 +22,7 @@ main() ->
     control:serve(fun(_) -> ok end, fun command/2).
 
 command(_Control, ["truth"]) ->
-    Words = [erlang:monotonic_time(microsecond) |
+    Words = [gs_times:now() |
         lists:append([gs_times:read(M) || M <- [gs_slow, gs_chain, gs_backend, gs_state]])],
     ["truth", [[" ", integer_to_list(Word)] || Word <- Words]];
 command(_Control, ["crowd", N]) ->

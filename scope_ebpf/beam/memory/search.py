@@ -46,6 +46,11 @@ _SAMPLE = 1024
 _FEW = 16
 #: Ranges of code that a VM has at most: one for each module, and some.
 _MOST_RANGES = 1 << 20
+#: Lists of connections, the states of their entries (enum dist_entry_state; one that was connected
+#: stays in its list while it is closed), entries that are followed, and readings.
+_LISTS = 4
+_STATES = ({0}, {1, 3}, {2, 3}, {2, 3})
+_MOST_NODES, _TRIES = 4096, 3
 #: Variables that were found in another VM of the same program, as the file has their addresses.
 _variables: WeakKeyDictionary[Binary, dict[str, int]] = WeakKeyDictionary()
 
@@ -232,6 +237,48 @@ def _this_node(target: Target) -> int | None:
     return _pointing(target, "erts_this_node", entry + _WORD, fits)
 
 
+def _nodes(number: int, target: Target) -> int | None:
+    """
+    Find the head of a list of connections, 0 to 3: idle, pending, visible, hidden.
+
+    The variables of erl_node_tables.c lie one after the other in builds by GCC (OTP-25.2.3 to
+    OTP-29.1.1): this node, its entry, four counts, four heads. That is no rule, so each list must
+    be as long as its count says, with states of its kind, and this node in the first.
+    """
+    base = target.find("erts_this_node")
+    if base is None:
+        return None
+    for _ in range(_TRIES):  # a node may come or go between two readings
+        if _holds(_are_nodes, target, base):
+            return base + _WORD * (2 + _LISTS + number)
+    return None
+
+
+def _are_nodes(target: Target, base: int) -> bool:
+    """True if the lists of connections lie behind ``erts_this_node`` at *base*."""
+    words = target.memory.words(base, 2 + 2 * _LISTS).tolist()
+    counts, heads = words[2 : 2 + _LISTS], words[2 + _LISTS :]
+    lists = [_states(target, head, count) for head, count in zip(heads, counts, strict=True)]
+    entry = target.memory.u64(words[0] + target.layout.offset("ErlNode", "dist_entry"))
+    return words[1] == entry in lists[0] and all(
+        len(found) == count and set(found.values()) <= states
+        for found, count, states in zip(lists, counts, _STATES, strict=True)
+    )
+
+
+def _states(target: Target, entry: int, most: int) -> dict[int, int]:
+    """States of the connections of a list by their addresses; {} if there are more than *most*."""
+    memory, layout = target.memory, target.layout
+    names, states, onward = (layout.offset("DistEntry", f) for f in ("sysname", "state", "next"))
+    found: dict[int, int] = {}
+    while entry and len(found) < min(most, _MOST_NODES):
+        if memory.u64(entry + names) & ATOM_MASK != ATOM_TAG:
+            return {}
+        found[entry] = memory.u32(entry + states)
+        entry = memory.u64(entry + onward)
+    return {} if entry else found
+
+
 def _schedulers(kind: int, target: Target) -> int | None:
     """
     Find an array of scheduler data, by its first element.
@@ -336,6 +383,9 @@ SEARCHES: dict[str, Callable[[Target], int | None]] = {
     ),
     "r": _code_ranges,
     "erts_this_node": _this_node,
+    "erts_pending_dist_entries": partial(_nodes, 1),
+    "erts_visible_dist_entries": partial(_nodes, 2),
+    "erts_hidden_dist_entries": partial(_nodes, 3),
     "erts_allctrs_info": _allocators,
     "erts_allctr_thr_spec": _allocator_specs,
     "dirty_gc.info": _dirty_gc,

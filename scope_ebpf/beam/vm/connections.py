@@ -22,7 +22,7 @@ from scope_ebpf.beam.memory.walk import chain
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from scope_ebpf.beam.memory.process_memory import Memory
     from scope_ebpf.beam.vm.target import Target
@@ -34,7 +34,10 @@ TYPES = tuple(_LISTS)
 #: Entries of a list that are followed, and waiting processes that are read.
 MOST = 4096
 #: enum dist_entry_state, and a bit of qflgs.
-_PENDING, _CONNECTED, _BUSY = 1, 2, 1 << 0
+PENDING, CONNECTED, CLOSING, BUSY = 1, 2, 3, 1 << 0
+#: Fields of every entry, and bytes of those that are no words.
+_ALWAYS = ("next", "sysname", "state", "qflgs", "suspended")
+_WIDTHS = {"state": 4, "qflgs": 4, "creation": 4, "connection_id": 4}
 #: Offset of the next process that waits for a connection (ErtsProcList: a pid, and the two pointers
 #: of its ring, OTP-25.2.3 erl_process.h).
 _ONWARD = 16
@@ -54,25 +57,53 @@ class Connections:
     pending: int = 0
 
 
+class EntryLists:
+    """
+    Follows the lists of a VM's connections. ReadRefusedError where they are hidden.
+
+    *fields* are those of a DistEntry that are read besides :data:`_ALWAYS`.
+    """
+
+    def __init__(self, target: Target, fields: Collection[str] = ()) -> None:
+        self._memory, layout = target.memory, target.layout
+        self.heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
+        self._size = layout.size("DistEntry")
+        self._at = {name: layout.offset("DistEntry", name) for name in (*_ALWAYS, *fields)}
+        total = layout.has("DistEntry", "total_qsize")
+        self._at["queued"] = layout.offset("DistEntry", "total_qsize" if total else "qsize")
+        check_entry(target)
+
+    def follow(self, head: int) -> Iterator[tuple[int, dict[str, int]]]:
+        """Yield the entries of the list with this *head*: address, and fields by their names."""
+        entry = self._memory.u64(head)
+        for _ in range(MOST):
+            if not entry:
+                return
+            raw = self._memory.read(entry, self._size)
+            value = {
+                name: int.from_bytes(raw[at : at + _WIDTHS.get(name, 8)], "little")
+                for name, at in self._at.items()
+            }
+            if value["sysname"] & ATOM_MASK != ATOM_TAG:
+                return  # it is being freed
+            yield entry, value
+            entry = value["next"]
+        raise ReadRefusedError(f"a list of nodes has more than {MOST} entries")
+
+
 class ConnectionReader:
     """Reads the connections of one VM. ReadRefusedError where the lists are hidden."""
 
     def __init__(self, target: Target) -> None:
         self._memory = target.memory
-        self._heads = [target.address(name) for name in (*_LISTS.values(), _PENDING_LIST)]
-        self._size = target.layout.size("DistEntry")
-        names = ("next", "sysname", "state", "qflgs", "suspended")
-        self._at = {name: target.layout.offset("DistEntry", name) for name in names}
-        total = target.layout.has("DistEntry", "total_qsize")
-        self._at["queued"] = target.layout.offset("DistEntry", "total_qsize" if total else "qsize")
-        check_entry(target)
+        self._lists = EntryLists(target)
 
     def read(self) -> Connections:
         """Follow the lists. Raises ReadRefusedError."""
         *connected, pending = (
-            self._entries(self._memory.u64(head), state)
+            self._entries(head, state)
             for head, state in zip(
-                self._heads, (*[_CONNECTED] * len(_LISTS), _PENDING), strict=True
+                self._lists.heads, (*[CONNECTED] * len(_LISTS), PENDING), strict=True
             )
         )
         every = [entry for entries in (*connected, pending) for entry in entries]
@@ -90,36 +121,21 @@ class ConnectionReader:
         Raises ReadRefusedError where more processes wait than are read.
         """
         left = MOST
-        for head in self._heads:
-            for value in self._follow(self._memory.u64(head)):
+        for head in self._lists.heads:
+            for _, value in self._lists.follow(head):
                 found = waiters(self._memory, value["suspended"], left)
                 if pid in found:
                     return value["sysname"], value["queued"]
                 left -= len(found)
         return None
 
-    def _entries(self, entry: int, state: int) -> list[tuple[int, bool]]:
+    def _entries(self, head: int, state: int) -> list[tuple[int, bool]]:
         """Bytes queued for each node of a list that is in this *state*, and whether it is busy."""
         return [
-            (value["queued"], bool(value["qflgs"] & _BUSY))
-            for value in self._follow(entry)
-            if value["state"] & 0xFFFFFFFF == state
+            (value["queued"], bool(value["qflgs"] & BUSY))
+            for _, value in self._lists.follow(head)
+            if value["state"] == state
         ]
-
-    def _follow(self, entry: int) -> Iterator[dict[str, int]]:
-        """Yield the entries of the list that begins at *entry*, by their fields."""
-        for _ in range(MOST):
-            if not entry:
-                return
-            raw = self._memory.read(entry, self._size)
-            value = {
-                name: int.from_bytes(raw[at : at + 8], "little") for name, at in self._at.items()
-            }
-            if value["sysname"] & ATOM_MASK != ATOM_TAG:
-                return  # it is being freed
-            yield value
-            entry = value["next"]
-        raise ReadRefusedError(f"a list of nodes has more than {MOST} entries")
 
 
 def waiters(memory: Memory, first: int, most: int) -> list[int]:

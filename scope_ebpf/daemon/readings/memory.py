@@ -8,10 +8,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from scope_ebpf.beam.links.entries import LinkReader
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.vm.allocators import AllocatorReader
-from scope_ebpf.beam.vm.connections import ConnectionReader
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.readings.peers import Peers
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError
 from scope_ebpf.metrics.reading import MemoryReading
 
@@ -75,13 +76,15 @@ class Readers:
         target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._pid = target.pid
         self._allocators = _Part("allocators", lambda: AllocatorReader(target))
-        self._connections = _Part("connections", lambda: ConnectionReader(target))
+        self._connections = _Part("connections", lambda: LinkReader(target))
+        self._peers = Peers()
         self._logged: set[str] = set()
 
     def read(self) -> MemoryReading:
         """Read all parts. Raises NoSuchProcessError and NoAnswerError."""
         taken, began = time.time(), cpu_seconds()
-        allocators, connections = self._allocators.read(), self._connections.read()
+        allocators, links = self._allocators.read(), self._connections.read()
+        peers = self._peers.update(links.links, time.monotonic()) if links else ()
         parts = (self._allocators, self._connections)
         refused = {part.name: part.refused for part in parts if part.refused}
         if allocators and allocators.why:
@@ -89,7 +92,8 @@ class Readers:
         self._log(refused)
         # Finding parts parses files once; that must not make later readings rarer.
         seconds = cpu_seconds() - began - sum(part.found_in for part in parts)
-        return MemoryReading(allocators, connections, refused, seconds, taken)
+        connections = links.connections if links else None
+        return MemoryReading(allocators, connections, peers, refused, seconds, taken)
 
     def _log(self, refused: dict[str, str]) -> None:
         """Log once why a part is not read."""

@@ -34,26 +34,61 @@ class BusyFunction(TypedDict):
     share: float
 
 
+class MessageRate(TypedDict):
+    """Messages of one kind."""
+
+    count: int
+    #: A second.
+    rate: float
+    #: The standard error of both, as a part of them; 0 where everything was counted.
+    error_ratio: float
+
+
+class ServerTimes(TypedDict):
+    """Durations in seconds; null where they are longer than what could be seen."""
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    #: The longest duration that could be told; null where there is no such bound.
+    reach: float | None
+
+
+class ServerFailures(TypedDict):
+    """Calls without a reply."""
+
+    #: The caller gave up.
+    timeout: int
+    #: The caller was told that the server had ended.
+    down: int
+
+
 class ServerModule(TypedDict):
-    """The servers of one callback module; what cannot be known without hooks is null."""
+    """The servers of one callback module; what could not be seen is null."""
 
     #: The module, the name or the process, as --by says.
     module: str
     behaviour: str
     #: On average.
     processes: float
-    calls: None
-    casts: None
-    infos: None
-    queue_seconds: None
-    service_seconds: None
-    call_seconds: None
-    utilization: Utilization
+    calls: MessageRate | None
+    casts: MessageRate | None
+    infos: MessageRate | None
+    #: From the send of a message until the server takes it.
+    queue_seconds: ServerTimes | None
+    #: From there to the reply, or to the end of the work on a message without one.
+    service_seconds: ServerTimes | None
+    #: From the send of a request until the caller takes the reply.
+    call_seconds: ServerTimes | None
+    #: Null where no look saw a server of it.
+    utilization: Utilization | None
     mailbox: Mailbox
     #: Callers that wait for a reply, on average.
     waiting_callers: float
-    failures: None
-    abandoned: None
+    failures: ServerFailures | None
+    #: Calls that a server took when the caller had given up.
+    abandoned: int | None
     busy_in: list[BusyFunction]
 
 
@@ -62,7 +97,7 @@ class ServerEdge(TypedDict):
 
     caller: str
     callee: str
-    calls: None
+    calls: int | None
     #: Callers that wait at any time.
     blocked_seconds_per_second: float
 
@@ -80,11 +115,16 @@ class ServerVerdict(TypedDict):
 
 
 class LookCost(TypedDict):
-    """What looking cost."""
+    """What it cost."""
 
     own_cpu_seconds: float
-    #: Hooks that were attached.
+    #: Hooks that were attached, and how often they were hit.
     hooks: int
+    hits: int
+    #: CPU of the VM that hits took; null where the cost of a hit is not known.
+    target_cpu_seconds: float | None
+    #: That as a part of the CPU that the VM used.
+    share: float | None
 
 
 class GenServersDocument(TypedDict):
@@ -98,7 +138,7 @@ class GenServersDocument(TypedDict):
     modules: list[ServerModule]
     edges: list[ServerEdge]
     verdict: ServerVerdict
-    #: Records of hooks that found no room; there are none without hooks.
+    #: Messages and calls that found no room in the hooks' maps, or could not be read.
     lost: int
     #: Callers of which it is not known for whom they wait, on average.
     unresolved: float

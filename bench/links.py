@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a look at the links of a node costs: CPU of this host, with few peers and with 500.
+
+    sudo .venv/bin/python bench/links.py [--looks 20] [--kinds stock25 trixie27 sid29]
+
+The peers are of one process that shakes hands as nodes do, on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import beams_run
+from fake_peers import fake_peers
+
+from scope_ebpf.beam.processes.table import ALL
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.readings.memory import Readers
+from scope_ebpf.runs.links import Looking
+
+PEERS = 500
+
+
+def looks(pid: int, count: int) -> tuple[int, float, float]:
+    """Links, ms of the first look, and the median ms of those after it."""
+    spent, found = [], 0
+    with closing(Looking(Viewer(inspect(pid), ALL))) as looking:
+        for _ in range(count):
+            began = time.process_time()
+            found = len(looking.look().rows)
+            spent.append(1000 * (time.process_time() - began))
+    return found, spent[0], statistics.median(spent[1:])
+
+
+def memory(pid: int, count: int) -> float:
+    """Median ms of the daemon's reading of allocators and connections together."""
+    readers = Readers(inspect(pid))
+    return 1000 * statistics.median([readers.read().seconds for _ in range(count)])
+
+
+def measure(kind: str, count: int) -> None:
+    """Print a line for one peer and for all of one build."""
+    with beams_run.dist_pair(kind) as (watched, _):
+        arguments = Path(f"/proc/{watched.pid}/cmdline").read_text().split("\0")
+        port = int(arguments[arguments.index("-erl_epmd_port") + 1])
+        names = [f"n{i}@127.98.{i // 250}.{i % 250 + 1}" for i in range(1, PEERS + 1)]
+        _line(kind, watched.pid, count)
+        with fake_peers(names, port):
+            watched.plant(f"many {PEERS} 127.98")
+            _line(kind, watched.pid, count)
+
+
+def _line(kind: str, pid: int, count: int) -> None:
+    found, first, later = looks(pid, count)
+    print(
+        f"{kind}: {found} links: first look {first:.1f} ms of CPU, later ones {later:.1f} ms; "
+        f"the daemon's reading {memory(pid, count):.1f} ms"
+    )
+
+
+def main() -> None:
+    """Measure each kind of VM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--looks", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", default=["stock25", "trixie27", "sid29"])
+    arguments = parser.parse_args()
+    for kind in arguments.kinds:
+        measure(kind, arguments.looks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Messages of servers, counted and timed by module: the programs of ``server.bpf.c`` and their maps.
+
+Everything lives as long as this process's file descriptors.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, NamedTuple
+
+from scope_ebpf import events
+from scope_ebpf.attach import allowlist
+from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
+from scope_ebpf.kernel.bpf.maps import U32, U64
+from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.closing import Closing
+from scope_ebpf.kernel.observers.loaded_plan import by_program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.kernel.attach.uprobes import Identity
+
+#: The end of a window that has none.
+_NEVER = (1 << 64) - 1
+_PROGRAMS = ("server_send", "server_reply", "server_take", "server_out", "server_exit")
+
+
+class EdgeRow(NamedTuple):
+    """One row of server_edges, by slots."""
+
+    caller: int
+    callee: int
+    calls: int
+    blocked_ns: int
+
+
+class ServerWatch(Closing):
+    """
+    Watches the messages of servers in the VM of *identity*.
+
+    *settings* is one ``events.SERVER_SETTINGS``, *hooks* are where its programs go. A context
+    manager; nothing counts before :meth:`attach` and :meth:`open_window`. Raises HostError where
+    the kernel refuses, and NothingToAttachError if one hook cannot be attached: the others would
+    count wrong.
+    """
+
+    def __init__(
+        self, identity: Identity, settings: NDArray[np.void], hooks: Sequence[Attachment]
+    ) -> None:
+        host.require_host_pids(
+            "this runs in a pid namespace, where the kernel's numbers of processes are others"
+        )
+        for hook in hooks:
+            if hook.name not in allowlist.names("jit"):
+                raise HostError(f"{hook.name} is not on the list of what we may attach to")
+        self._identity, self._settings, self._hooks = identity, settings.copy(), hooks
+        self._settings["sees_idle"] = any(hook.program == "server_out" for hook in hooks)
+        self._resources = ExitStack()
+        #: Readable when the hooks are out that were released last.
+        self._leaving: int | None = None
+
+    def _open(self) -> None:
+        made = BpfObject("server", object_bytes("server"))
+        self._object = self._resources.enter_context(closing(made))
+        made.set_constants(self._settings.tobytes())
+        multi = has_multi()
+        programs = by_program(self._hooks)
+        made.load(programs, TRACE_UPROBE_MULTI if multi else None)
+        self._window = made.map("server_window", U32, events.SERVER_WINDOW)
+        self._counts = made.map("server_counts", U32, U64)
+        self._stats = made.map("server_stats", U32, events.SERVER_STATS)
+        self._modules = made.map("server_modules", events.SERVER_MODULE, U32)
+        self._edges = made.map("server_edges", events.SERVER_EDGE, events.SERVER_EDGE_TOTAL)
+        self._calls = made.map("server_calls", U64, events.SERVER_CALL)
+        self._messages = made.map("server_messages", U64, events.SERVER_MESSAGE)
+        self._attacher = self._resources.enter_context(Attacher())
+        self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
+        self._resources.callback(self.detach)
+
+    @property
+    def attacher(self) -> Attacher:
+        """The process that holds the breakpoints."""
+        return self._attacher
+
+    def attach(self) -> None:
+        """Attach every hook. Nothing counts yet."""
+        wait_gone(self._leaving)
+        self._leaving = None
+        groups = by_program(self._hooks)
+        ready = [(self._object.program_fd(name), group) for name, group in groups.items()]
+        failed = [error for error in self._uprobes.attach(ready) if error]
+        if failed:
+            raise NothingToAttachError(f"messages of servers cannot be seen: {failed[0]}")
+
+    def release(self) -> None:
+        """Remove every hook, without waiting: they cost nothing from now on."""
+        self._leaving = self._uprobes.detach()
+
+    def open_window(self, seconds: float | None = None, hits: int | None = None) -> int:
+        """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
+        now = time.monotonic_ns()
+        until = _NEVER if seconds is None else now + int(seconds * 1e9)
+        self._window[0] = (now, until, hits or 0, hits is not None)
+        return now
+
+    def is_over(self) -> bool:
+        """Whether the hits of the window are used up, or its time."""
+        return int(self._window[0]["until_ns"]) <= time.monotonic_ns()
+
+    def close_window(self) -> int:
+        """Count no longer; returns when counting ended, ns: now, or earlier."""
+        window = self._window[0]
+        now = min(time.monotonic_ns(), int(window["until_ns"]))
+        window["until_ns"] = now
+        self._window[0] = window
+        return now
+
+    def forget_open(self) -> None:
+        """Forget what was under way when the window ended: its end will not be seen."""
+        for name in ("server_calls", "abandoned_calls", "server_messages"):
+            self._object.maps[name].clear()
+
+    def stats(self) -> NDArray[np.void]:
+        """What was counted in each slot, shape ``(SERVER_SLOTS,)`` of SERVER_STATS."""
+        return self._stats.values()
+
+    def modules(self) -> dict[int, tuple[int, int]]:
+        """By slot, the terms of its module and of its function, as in SERVER_MODULE."""
+        return {
+            int(slot): (int(key["module"]), int(key["function"]))
+            for key, slot in self._modules.items()
+        }
+
+    def edges(self) -> list[EdgeRow]:
+        """Calls by caller and callee."""
+        return [
+            EdgeRow(*(int(number) for number in (*key.tolist(), *value.tolist())))
+            for key, value in self._edges.items()
+        ]
+
+    def open_calls(self) -> list[np.void]:
+        """The calls that are open, each one SERVER_CALL."""
+        return [value[()] for _, value in self._calls.items()]
+
+    def waiting_messages(self) -> list[np.void]:
+        """Messages without a reply that wait in mailboxes, each one SERVER_MESSAGE."""
+        return [value[()] for _, value in self._messages.items()]
+
+    def counts(self) -> dict[str, int]:
+        """Hits of each program, and what could not be counted: ``lost`` and ``unreadable``."""
+        values = self._counts.values().sum(axis=1).tolist()
+        names = (*_PROGRAMS, "lost", "unreadable")
+        return dict(zip(names, values, strict=True))
+
+    def detach(self) -> None:
+        """Remove the breakpoints, and wait for it; the counts can still be read."""
+        wait_gone(self._leaving)
+        self._leaving = None
+        wait_gone(self._uprobes.detach())
+
+    def close(self) -> None:
+        """Detach, and give everything back to the kernel."""
+        self._resources.close()

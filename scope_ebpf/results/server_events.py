@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What hooks saw of the messages of servers: rates, durations, failures.
+
+Pure. Histograms have eight buckets to an octave, shape ``(SERVER_BUCKETS,)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from scope_ebpf import events
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scope_ebpf.results.documents.servers import (
+        LookCost,
+        MessageRate,
+        ServerFailures,
+        ServerTimes,
+    )
+
+
+#: How far figures of windows may be from the truth, as a part of it, in so many standard errors.
+_PRECISION, _SURE = 0.15, 3.0
+#: Seconds below which a hook lengthens a duration too much (bench/genservers.py).
+_SHORTEST = 2.5e-4
+#: The part of durations that may be longer than all that was seen, where a mean is told.
+_REST = 1e-9
+
+
+class Seen(TypedDict):
+    """The fields of a module that hooks fill."""
+
+    calls: MessageRate | None
+    casts: MessageRate | None
+    infos: MessageRate | None
+    queue_seconds: ServerTimes | None
+    service_seconds: ServerTimes | None
+    call_seconds: ServerTimes | None
+    failures: ServerFailures | None
+    abandoned: int | None
+
+
+#: Those of a module of which hooks saw nothing.
+UNSEEN: Seen = {
+    "calls": None,
+    "casts": None,
+    "infos": None,
+    "queue_seconds": None,
+    "service_seconds": None,
+    "call_seconds": None,
+    "failures": None,
+    "abandoned": None,
+}
+
+
+@cache
+def bounds() -> NDArray[np.floating[Any]]:
+    """Where buckets begin and the last one ends, seconds, shape ``(SERVER_BUCKETS + 1,)``."""
+    number = np.arange(events.SERVER_BUCKETS + 1)
+    octave, eighth = number // 8 + events.SERVER_FIRST_OCTAVE, number % 8
+    found: NDArray[np.floating[Any]] = (1 + eighth / 8) * 2.0**octave / 1e9
+    found[0] = 0.0
+    return found
+
+
+def bucket_of(seconds: float) -> int:
+    """The bucket of a duration, as server.bpf.c takes it."""
+    found = int(np.searchsorted(bounds(), seconds, side="right")) - 1
+    return min(max(found, 0), events.SERVER_BUCKETS - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """
+    Durations of one kind: those that *ended*, and those that were *cut* off by the end of a window.
+
+    ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window can tell, None
+    where everything was counted.
+    """
+
+    ended: NDArray[np.int64]
+    total: float
+    cut: NDArray[np.int64] | None = None
+    reach: float | None = None
+
+    def quantile(self, part: float) -> float | None:
+        """
+        Seconds which *part* of the durations do not exceed.
+
+        None if that cannot be told: it is longer than windows reach, so short that the hooks
+        themselves are a part of it, or too little was seen to know it to 15 %.
+        """
+        found = self._at(part)
+        if found is None or self.reach is None:
+            return found
+        error = _SURE * (part * (1 - part) / max(1, int(self.ended.sum()))) ** 0.5
+        low, high = self._at(max(0.0, part - error)), self._at(part + error)
+        if low is None or high is None or not _SHORTEST <= found <= self.reach:
+            return None
+        return (
+            found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
+        )
+
+    def unknown(self) -> Times:
+        """The same, of which nothing can be told."""
+        return replace(self, reach=0.0)
+
+    def _at(self, part: float) -> float | None:
+        """The same, however little was seen; None where too many were cut off before."""
+        left = self._survival()
+        below = np.flatnonzero(left <= 1 - part + 1e-12)
+        if part >= 1 or not len(below):
+            return None
+        bucket = int(below[0])
+        before = left[bucket - 1] if bucket else 1.0
+        inside = (before - (1 - part)) / max(before - left[bucket], 1e-12)
+        start, end = bounds()[bucket : bucket + 2]
+        return float(start + (end - start) * inside)
+
+    def _survival(self) -> NDArray[np.floating[Any]]:
+        """
+        The part that is longer than each bucket, by Kaplan and Meier.
+
+        Those that were cut off within a bucket count as half there.
+        """
+        cut = np.zeros(len(self.ended)) if self.cut is None else self.cut
+        gone = np.cumsum(self.ended + cut)
+        at_risk = gone[-1] - gone + self.ended + cut / 2
+        stays = np.ones(len(self.ended))
+        some = self.ended > 0
+        stays[some] = 1 - self.ended[some] / np.maximum(at_risk[some], self.ended[some])
+        found: NDArray[np.floating[Any]] = np.cumprod(stays)
+        return found
+
+    def mean(self) -> float | None:
+        """Seconds; None where :meth:`quantile` is for the longest, or for the same reasons."""
+        count = int(self.ended.sum())
+        if not count:
+            return None
+        if self.reach is None:
+            return self.total / count
+        if not self.reach:
+            return None
+        left = self._survival()
+        if left[-1] > _REST:
+            return None
+        parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
+        mean = float((middle * parts).sum())
+        spread = float(((middle - mean) ** 2 * parts).sum()) ** 0.5
+        sure = mean >= _SHORTEST and _SURE * spread / count**0.5 <= _PRECISION * mean
+        return mean if sure else None
+
+    def as_json(self) -> ServerTimes | None:
+        """The fields of these durations; None if there were none."""
+        if not self.ended.any() and (self.cut is None or not self.cut.any()):
+            return None
+        return {
+            "mean": _rounded(self.mean()),
+            "p50": _rounded(self.quantile(0.5)),
+            "p90": _rounded(self.quantile(0.9)),
+            "p99": _rounded(self.quantile(0.99)),
+            "reach": _rounded(self.reach) if self.reach else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """
+    Messages of the servers of one module, in *seconds*.
+
+    Counts are those of *seconds*, also where only a part of them was *observed*, seconds. *errors*
+    are the standard errors of calls, casts and infos as parts of them.
+    """
+
+    seconds: float
+    calls: int
+    casts: int
+    infos: int
+    queue: Times
+    service: Times
+    call: Times
+    timeouts: int | None
+    down: int | None
+    abandoned: int | None
+    errors: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def none(cls, seconds: float) -> Messages:
+        """No message in *seconds*."""
+        empty = Times(np.zeros(events.SERVER_BUCKETS, np.int64), 0.0)
+        return cls(seconds, 0, 0, 0, empty, empty, empty, 0, 0, 0)
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Calls, casts and infos a second."""
+        seconds = max(self.seconds, 1e-9)
+        return self.calls / seconds, self.casts / seconds, self.infos / seconds
+
+    @property
+    def failures(self) -> int | None:
+        """Calls without a reply; None if that is not known."""
+        if self.timeouts is None or self.down is None:
+            return None
+        return self.timeouts + self.down
+
+    def as_json(self) -> Seen:
+        """The fields that hooks fill."""
+        counts = (self.calls, self.casts, self.infos)
+        calls, casts, infos = (
+            _rate(*of) for of in zip(counts, self.rates, self.errors, strict=True)
+        )
+        failures: ServerFailures | None = None
+        if self.timeouts is not None and self.down is not None:
+            failures = {"timeout": self.timeouts, "down": self.down}
+        return {
+            "calls": calls,
+            "casts": casts,
+            "infos": infos,
+            "queue_seconds": self.queue.as_json(),
+            "service_seconds": self.service.as_json(),
+            "call_seconds": self.call.as_json(),
+            "failures": failures,
+            "abandoned": self.abandoned,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What hooks cost the VM; ``seconds`` of its CPU and their ``share`` are None if unknown."""
+
+    hooks: int = 0
+    hits: int = 0
+    seconds: float | None = 0.0
+    share: float | None = 0.0
+
+    def as_json(self, own_seconds: float) -> LookCost:
+        """The fields of the cost, of which *own_seconds* are this program's."""
+        return {
+            "own_cpu_seconds": round(own_seconds, 3),
+            "hooks": self.hooks,
+            "hits": self.hits,
+            "target_cpu_seconds": _rounded(self.seconds),
+            "share": _rounded(self.share),
+        }
+
+
+@dataclass(slots=True)
+class EdgeCount:
+    """Calls along one edge, and seconds that callers waited for them; None if not known."""
+
+    calls: float = 0.0
+    blocked: float | None = None
+
+    def add(self, calls: float, blocked: float) -> None:
+        """Add calls, and seconds of waiting."""
+        self.calls += calls
+        self.blocked = (self.blocked or 0.0) + blocked
+
+
+@dataclass(slots=True)
+class ServerEvents:
+    """What hooks saw, by module, and by calling and called module."""
+
+    modules: dict[str, Messages] = field(default_factory=dict)
+    edges: dict[tuple[str, str], EdgeCount] = field(default_factory=dict)
+    #: What is known of a module that is not among them; None where nothing is.
+    others: Messages | None = None
+    lost: int = 0
+    cost: Cost = field(default_factory=Cost)
+    notes: list[str] = field(default_factory=list)
+
+
+def _rate(count: int, rate: float, error: float) -> MessageRate:
+    return {"count": count, "rate": round(rate, 3), "error_ratio": round(error, 4)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 9)

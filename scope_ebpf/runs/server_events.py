@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of servers during one run: everything counted, or moments within a budget."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing, suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.servers.constants import server_settings
+from scope_ebpf.budget.brake import Brake, share_of
+from scope_ebpf.errors import NothingToAttachError, ReadRefusedError, ScopeError
+from scope_ebpf.kernel.closing import Closing
+from scope_ebpf.kernel.cost import GUESS, CostMeasurement
+from scope_ebpf.kernel.observers.server_watch import ServerWatch
+from scope_ebpf.planning.servers import server_hooks
+from scope_ebpf.results.server_events import Cost, EdgeCount, Messages, ServerEvents, Times
+from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+
+if TYPE_CHECKING:
+    from scope_ebpf.beam.processes.view import Viewer
+    from scope_ebpf.runs.loop import Stop
+
+#: Seconds between two looks at new modules and at the cost.
+_INTERVAL = 0.5
+#: What a program takes beside the trap, as a part of what a trap takes (bench/genservers.py).
+PROGRAM = 0.7
+#: Slots that belong to no module.
+_NAMES = {
+    events.SLOT_PROCESSES: "(processes)",
+    events.SLOT_OTHER: "(other modules)",
+    events.SLOT_REMOTE: "(other nodes)",
+}
+#: The key of processes that are no servers in server_modules.
+_NO_SERVER = 1
+_KINDS = ("calls", "casts", "infos")
+#: Seconds to wait for the cost of a hit when the run is over.
+_COST_PATIENCE = 1.0
+
+
+class Counting(Closing):
+    """
+    Counts every message of the servers of a VM, from :meth:`begin` to :meth:`end`.
+
+    A context manager. *stop* is asked when it takes more than *max_cost* of the CPU of the VM.
+    Raises ReadRefusedError and NothingToAttachError where messages cannot be seen.
+    """
+
+    #: Whether everything is watched, also what takes most hits.
+    _whole = True
+
+    def __init__(self, viewer: Viewer, max_cost: float | None, stop: Stop) -> None:
+        self._viewer, self._stop = viewer, stop
+        target = viewer.target
+        hooks, why = server_hooks(target.binary, target.flavor, whole=self._whole)
+        if not hooks:
+            raise NothingToAttachError(why)
+        self._hooks = len(hooks)
+        self._watch = ServerWatch(target.identity, server_settings(viewer), hooks)
+        self._names = dict(_NAMES)
+        #: Slots of processes that are no servers.
+        self._callers = set(_NAMES) - {events.SLOT_OTHER}
+        self._brake = Brake(max_cost)
+        self._resources = ExitStack()
+        self._next_look = 0.0
+        self._cpu_before = self._used = 0.0
+        self._began = self._ended = 0
+
+    def _open(self) -> None:
+        measurement = CostMeasurement()
+        self._measurement = self._resources.enter_context(closing(measurement))
+        self._resources.enter_context(self._watch)
+
+    def begin(self) -> None:
+        """Attach the hooks, then count."""
+        self._watch.attach()
+        self._cpu_before = cpu_seconds(self._viewer.target.pid) or 0.0
+        self._began = self._watch.open_window()
+
+    def look(self, now: float) -> None:
+        """Name modules that are new, and end the run if it costs too much; now and then."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _INTERVAL
+        self._account()
+        self._learn_names()
+        if self._brake.add(now, self._seconds(), self._used):
+            say_braked(self._brake)
+            self._stop.ask("cost")
+
+    def _account(self) -> None:
+        used = cpu_seconds(self._viewer.target.pid)
+        if used is not None:
+            self._used = used - self._cpu_before
+
+    def _seconds(self) -> float:
+        """Seconds of the VM's CPU that hits took until now."""
+        hits = self._hits()
+        return hits * (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
+
+    def _hits(self) -> int:
+        counts = self._watch.counts()
+        return sum(counts.values()) - counts["lost"] - counts["unreadable"]
+
+    def _learn_names(self) -> None:
+        """Read the names of the modules that have got slots; they go with the VM."""
+        new = {s: of for s, of in self._watch.modules().items() if s not in self._names}
+        for slot, (module, function) in new.items():
+            with suppress(ReadRefusedError):
+                text = self._viewer.atoms.text(module)
+                if function == _NO_SERVER:
+                    self._callers.add(slot)
+                elif function and "fun-" in self._viewer.atoms.text(function):
+                    text = f"Agent ({text})"
+                self._names[slot] = text
+
+    def end(self) -> None:
+        """Count no longer, and take the hooks out."""
+        self._ended = self._watch.close_window()
+        self._account()
+        with suppress(ScopeError):  # the VM may have ended
+            self._learn_names()
+        self._watch.detach()
+
+    def name_of(self, slot: int) -> str:
+        """The module of a slot; "?" if it could not be read any more."""
+        return self._names.get(slot, "?")
+
+    def result(self) -> ServerEvents:
+        """What was seen; after :meth:`end`."""
+        found = ServerEvents()
+        observed = (self._ended - self._began) / 1e9
+        for slot, stats in enumerate(self._watch.stats()):
+            if slot not in self._callers and (slot in self._names or stats["calls"]):
+                self._add(found, slot, _messages(stats, observed))
+        for edge in self._watch.edges():
+            total = self._edge(found, edge.caller, edge.callee)
+            total.add(edge.calls, edge.blocked_ns / 1e9)
+        for call in self._watch.open_calls():
+            total = self._edge(found, int(call["caller_slot"]), int(call["slot"]))
+            total.add(0, max(0, self._ended - int(call["sent_ns"])) / 1e9)
+        if not self._full():
+            found.others = Messages.none(observed)
+        self._finish(found)
+        return found
+
+    def _full(self) -> bool:
+        """Whether there were more modules than slots."""
+        other = self._watch.stats()[events.SLOT_OTHER]
+        return any(other[name] for name in _KINDS)
+
+    def _edge(self, found: ServerEvents, caller: int, callee: int) -> EdgeCount:
+        return found.edges.setdefault((self.name_of(caller), self.name_of(callee)), EdgeCount())
+
+    def _add(self, found: ServerEvents, slot: int, messages: Messages) -> None:
+        if messages.calls or messages.casts or messages.infos:
+            found.modules[self.name_of(slot)] = messages
+
+    def _finish(self, found: ServerEvents) -> None:
+        counts = self._watch.counts()
+        found.lost = counts["lost"]
+        hits = self._hits()
+        measured = self._measurement.cost(_COST_PATIENCE)
+        seconds = hits * (1 + PROGRAM) * measured.entry if measured else None
+        share = share_of(seconds, self._used) if seconds is not None and self._used else None
+        found.cost = Cost(self._hooks, hits, seconds, share)
+        if counts["unreadable"]:
+            found.notes.append(f"{counts['unreadable']} reads of the VM's memory failed in hooks")
+        if self._full():
+            found.notes.append(
+                f"more than {events.SERVER_SLOTS - events.SLOT_FIRST} modules: those that came "
+                "last are counted together, as (other modules)"
+            )
+
+    def close(self) -> None:
+        """Take the hooks out, and give everything back."""
+        self._resources.close()
+
+
+def _messages(stats: np.void, seconds: float) -> Messages:
+    """What was counted in *seconds* without a gap."""
+    queue, service, call = (
+        Times(stats[name].astype(np.int64), int(stats[f"{name}_ns"]) / 1e9)
+        for name in ("queue", "service", "call")
+    )
+    return Messages(
+        seconds,
+        int(stats["calls"]),
+        int(stats["casts"]),
+        int(stats["infos"]),
+        queue,
+        service,
+        call,
+        int(stats["timeouts"]),
+        int(stats["down"]),
+        int(stats["abandoned"]),
+    )

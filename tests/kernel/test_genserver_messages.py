@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Messages of planted servers, seen by hooks, against what servers and callers count themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+from beams_run import Beam, free_port, start_beam
+from tracing import SCOPE_TRACE, Run, require_root
+
+Truth = dict[str, dict[str, int]]
+MILLISECOND = 1000
+#: The widest bucket, and the rounding of the witness.
+PRECISION = 0.15
+
+
+@pytest.fixture(scope="module", params=["stock25", "trixie27"])
+def beam(request):
+    """
+    A VM with planted servers of many kinds.
+    """
+    require_root()
+    with start_beam(request.param, "-s", "gs_kinds") as running:
+        running.expect("ready")
+        yield running
+
+
+def parsed(answer: str) -> Truth:
+    """
+    The words MODULE:WHAT=NUMBER of a workload's answer.
+    """
+    found: Truth = {}
+    for word in answer.split():
+        if "=" not in word:
+            continue
+        name, _, number = word.partition("=")
+        module, _, what = name.partition(":")
+        found.setdefault(module, {})[what] = int(number)
+    return found
+
+
+def watched(beam: Beam, command: str, *words: str) -> tuple[dict[str, Any], Truth]:
+    """
+    The document of a run in which the VM did *command*, all of it, and the VM's own answer.
+    """
+    options = ("--duration", "0", "--format", "json", "--max-cost", "100%", *words)
+    run = Run([*SCOPE_TRACE, "genservers", "--pid", str(beam.pid), *options], None)
+    try:
+        run.wait_for_counting()
+        answer = beam.ask(command)
+        run.send(signal.SIGINT)
+        return run.wait().document, parsed(answer)
+    finally:
+        run.close()
+
+
+def by_module(document: dict[str, Any]) -> dict[str, Any]:
+    return {one["module"]: one for one in document["modules"]}
+
+
+def test_every_message_is_counted_and_timed_as_its_server_does_itself(beam):
+    """
+    Calls, casts, infos, timeouts, crashes and abandoned calls exactly; times by the planted clock.
+    """
+    document, truth = watched(beam, "load 3000", "--budget", "none")
+    modules = by_module(document)
+    assert 0 == document["lost"]
+    for module in ("gs_chain", "gs_state", "gs_defer", "gs_late", "gs_mixed", "gs_crash"):
+        own, seen = truth[module], modules[module]
+        # A caller that finds nobody registered sends nothing.
+        assert own["answered"] + own["timeout"] + own["down"] <= seen["calls"]["count"], module
+        assert seen["calls"]["count"] <= sum(
+            own[how] for how in ("answered", "timeout", "down", "noproc")
+        )
+        assert own["timeout"] == seen["failures"]["timeout"], module
+        assert own["down"] <= seen["failures"]["down"] <= own["down"] + own["noproc"], module
+    assert 0 < truth["gs_late"]["timeout"]
+    assert 0 < truth["gs_crash"]["down"]
+    # Calls within a callback: one of the chain's is one of the backend's.
+    assert modules["gs_backend"]["calls"]["count"] == truth["gs_chain"]["answered"]
+    assert truth["gs_cast"]["casts"] == modules["gs_cast"]["casts"]["count"] > 0
+    assert truth["gs_info"]["infos"] == modules["gs_info"]["infos"]["count"] > 0
+    assert (
+        truth["gs_fast"]["answered"] + truth["gs_info"]["infos"]
+        == (modules["gs_fast"]["calls"]["count"])
+    )
+    # Nobody asked these two anything but to answer when they were through.
+    assert 1 == modules["gs_cast"]["calls"]["count"] == modules["gs_info"]["calls"]["count"]
+    # A caller is known to have given up when it calls again.
+    late = modules["gs_late"]["abandoned"]
+    assert 0.8 * truth["gs_late"]["abandoned"] <= late <= truth["gs_late"]["abandoned"] + 4
+    _check_times(modules, truth)
+    edges = {(e["caller"], e["callee"]): e["calls"] for e in document["edges"]}
+    assert truth["gs_chain"]["answered"] == edges["gs_chain", "gs_backend"]
+    assert truth["gs_info"]["infos"] == edges["gs_info", "gs_fast"]
+    assert document["cost"]["hits"] > 4 * sum(one["calls"]["count"] for one in modules.values())
+
+
+def _check_times(modules: dict[str, Any], truth: Truth) -> None:
+    """
+    Times of a millisecond and more are right to the width of a bucket, their means far better.
+    """
+    checked = 0
+    for module, kind in (
+        *(("gs_chain", kind) for kind in ("service", "call")),
+        *(("gs_mixed", kind) for kind in ("service", "call")),
+        *(("gs_defer", kind) for kind in ("service", "call")),
+        *(("gs_state", kind) for kind in ("service", "call")),
+        *(("gs_cast", kind) for kind in ("queue", "service")),
+        ("gs_info", "service"),
+    ):
+        own, seen = truth[module], modules[module][f"{kind}_seconds"]
+        assert seen["reach"] is None
+        for figure in ("mean", "p50", "p90"):
+            planted = own[f"{kind}_{figure}"]
+            if planted >= MILLISECOND:
+                checked += 1
+                found = seen[figure] * 1e6
+                assert planted == pytest.approx(found, rel=PRECISION), (module, kind, figure)
+    assert checked >= 25
+
+
+def test_requests_without_waiting_are_no_timeouts(beam):
+    """
+    One process sends 60 requests before it takes the first reply: none of them has timed out.
+    """
+    document, truth = watched(beam, "requests 60", "--budget", "none")
+    fast = by_module(document)["gs_fast"]
+    assert 60 == fast["calls"]["count"] == truth["gs_fast"]["answered"]
+    assert {"timeout": 0, "down": 0} == fast["failures"]
+    assert 0 == fast["abandoned"]
+
+
+def test_windows_keep_the_budget_and_say_how_far_rates_may_be_off(beam):
+    """
+    Rates are those of the servers within their errors, times are right or null, failures are null.
+    """
+    document, truth = watched(beam, "load 5000")
+    modules = by_module(document)
+    assert any("windows" in note for note in document["notes"]), document["notes"]
+    assert document["cost"]["share"] <= 0.02
+    checked = 0
+    for module in ("gs_chain", "gs_state", "gs_defer", "gs_mixed"):
+        seen, own = modules[module], truth[module]
+        if seen["calls"] is None:
+            continue  # none was in a window
+        assert seen["failures"] is seen["abandoned"] is None
+        # Five errors, and what the beginning and the end of the load add.
+        most = own["answered"] * (5 * seen["calls"]["error_ratio"] + 0.3)
+        assert abs(seen["calls"]["count"] - own["answered"]) <= most
+        for kind in ("service", "call"):
+            found = (seen[f"{kind}_seconds"] or {}).get("p50")
+            if found is not None:
+                checked += 1
+                assert own[f"{kind}_p50"] == pytest.approx(found * 1e6, rel=0.3)
+    assert checked
+
+
+def test_more_modules_than_slots_are_counted_together(beam):
+    """
+    Each of 300 modules gets one call; none is lost, and those without a slot are (other modules).
+    """
+    document, _ = watched(beam, "many 300", "--budget", "none")
+    modules = by_module(document)
+    own = [one for name, one in modules.items() if name.startswith("gs_many_")]
+    counted = [one["calls"]["count"] for one in own if one["calls"]]
+    assert {1} == set(counted)
+    assert 300 == sum(counted) + modules["(other modules)"]["calls"]["count"]
+    assert any("(other modules)" in note for note in document["notes"])
+
+
+def test_a_hostile_name_breaks_neither_document_nor_terminal(beam):
+    """
+    JSON has the name as it is, text without what a terminal obeys.
+    """
+    document, _ = watched(beam, "evil", "--budget", "none")
+    assert 1 == by_module(document)['Elixir.Evil\x1b[2J\n",{%']["calls"]["count"]
+    command = ["genservers", "--pid", str(beam.pid), "--duration", "0", "--budget", "none"]
+    run = Run([*SCOPE_TRACE, *command], None)
+    try:
+        run.wait_for_counting()
+        beam.ask("evil")
+        run.send(signal.SIGINT)
+        text = run.wait().output
+    finally:
+        run.close()
+    assert "Evil" in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_calls_of_another_node_are_counted_as_its():
+    """
+    23 calls of a peer are 23 calls, none of which is taken for a timeout.
+    """
+    port = free_port()
+
+    def node(name: str, address: str) -> tuple[str, ...]:
+        interface = "{" + address.replace(".", ",") + "}"
+        return (
+            *("-name", f"{name}@{address}", "-setcookie", "planted", "-connect_all", "false"),
+            *("-start_epmd", "false", "-erl_epmd_port", str(port)),
+            *("-kernel", "inet_dist_use_interface", interface, "-s", "gs_kinds"),
+        )
+
+    served = start_beam("stock25", *node("served", "127.0.0.1"))
+    with served as beam, start_beam("stock25", *node("peer", "127.0.0.2")) as peer:
+        beam.expect("ready")
+        peer.expect("ready")
+        options = ("--duration", "0", "--format", "json", "--budget", "none")
+        run = Run([*SCOPE_TRACE, "genservers", "--pid", str(beam.pid), *options], None)
+        try:
+            run.wait_for_counting()
+            assert "done remote" == peer.ask("remote served@127.0.0.1")
+            run.send(signal.SIGINT)
+            document = run.wait().document
+        finally:
+            run.close()
+    fast = by_module(document)["gs_fast"]
+    assert 23 == fast["calls"]["count"]
+    assert 0 == document["lost"] == fast["failures"]["timeout"]
+
+
+def test_a_vm_that_ends_under_hooks_ends_the_view_with_what_was_seen():
+    """
+    The document has what was counted until then, and one line says that the VM has ended.
+    """
+    with start_beam("stock25", "-s", "gs_kinds") as beam:
+        beam.expect("ready")
+        options = ("--duration", "0", "--format", "json", "--budget", "none")
+        run = Run([*SCOPE_TRACE, "genservers", "--pid", str(beam.pid), *options], None)
+        try:
+            run.wait_for_counting()
+            beam.ask("load 1000")
+            os.kill(beam.pid, signal.SIGKILL)
+            outcome = run.wait()
+        finally:
+            run.close()
+    assert "while it was watched" in outcome.errors
+    assert 0 != outcome.code
+    calls = by_module(json.loads(outcome.output))["gs_chain"]["calls"]
+    assert calls["count"] > 0

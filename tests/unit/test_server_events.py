@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What hooks saw of servers: quantiles, what was cut off, errors, and the document.
+"""
+
+from __future__ import annotations
+
+import json
+
+import documents
+import numpy as np
+import pytest
+from profile_fixtures import TARGET
+
+from scope_ebpf import events
+from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.results.server_events import (
+    Cost,
+    EdgeCount,
+    Messages,
+    ServerEvents,
+    Times,
+    bounds,
+    bucket_of,
+)
+from scope_ebpf.runs.server_windows import error_of
+from scope_ebpf.sinks.servers import lines
+
+
+def histogram(durations: list[float]) -> np.ndarray:
+    found = np.zeros(events.SERVER_BUCKETS, np.int64)
+    for seconds in durations:
+        found[bucket_of(seconds)] += 1
+    return found
+
+
+def times(durations: list[float], cut: list[float] | None = None, reach: float | None = None):
+    lost = None if cut is None else histogram(cut)
+    return Times(histogram(durations), sum(durations), lost, reach)
+
+
+def test_a_duration_lies_within_its_bucket():
+    """
+    From below the first bucket to above the last, and a bucket is at most an eighth wide.
+    """
+    for seconds in (0.0, 1e-7, 1e-6, 1.1e-3, 0.05, 1.0, 90.0, 200.0, 1e4):
+        bucket = bucket_of(seconds)
+        assert bounds()[bucket] <= seconds
+        assert seconds < bounds()[bucket + 1] or bucket == events.SERVER_BUCKETS - 1
+    assert max(bounds()[2:] / bounds()[1:-1]) <= 1.125 + 1e-9
+
+
+def test_quantiles_of_what_was_all_counted():
+    """
+    They are right to the width of a bucket, and the mean is exact.
+    """
+    planted = [0.001] * 50 + [0.020] * 40 + [0.100] * 10
+    found = times(planted)
+    assert sum(planted) / 100 == found.mean()
+    for part, seconds in ((0.4, 0.001), (0.8, 0.020), (0.99, 0.100)):
+        assert seconds == pytest.approx(found.quantile(part), rel=0.13)
+
+
+def test_what_windows_cut_off_counts_and_what_they_do_not_reach_is_null():
+    """
+    Exponential durations in windows of 50 ms: the median is that of all, p99 cannot be told.
+    """
+    random = np.random.default_rng(5)
+    durations = random.exponential(0.03, 4000)
+    left = random.uniform(0, 0.05, 4000)
+    ended = durations <= left
+    windowed = times(durations[ended].tolist(), left[~ended].tolist(), 0.05)
+    median = float(np.median(durations))
+    assert median == pytest.approx(windowed.quantile(0.5), rel=0.1)
+    naive = times(durations[ended].tolist())
+    assert naive.quantile(0.5) < 0.6 * median
+    assert windowed.quantile(0.99) is windowed.mean() is None
+
+
+def test_a_few_durations_of_a_window_tell_nothing():
+    """
+    What scatters so that 15 % are not certain is null; so is what is as short as a hook.
+    """
+    spread = [0.001 * number for number in range(1, 21)]
+    assert times(spread, [], 0.5).quantile(0.5) is None
+    assert times(spread).quantile(0.5) is not None
+    assert times([0.005] * 100, [], 0.5).quantile(0.5) == pytest.approx(0.005, rel=0.13)
+    assert times([0.005] * 100, [], 0.5).quantile(0.99) is None
+    assert times([2e-5] * 1000, [], 0.5).quantile(0.5) is None
+    assert times([0.005] * 100, [], 0.5).unknown().quantile(0.5) is None
+
+
+def test_the_error_of_a_rate_grows_with_its_scatter():
+    """
+    It is that of a count at least, and whole where one window saw it all.
+    """
+    assert 0.1 == pytest.approx(error_of([1.0] * 4, [25] * 4))
+    assert 0.3 < error_of([1.0] * 4, [10, 40, 10, 40]) < 0.5
+    assert (1.0, 0.0) == (error_of([1.0] * 4, [0, 7, 0, 0]), error_of([1.0] * 4, [0] * 4))
+
+
+def view() -> GenServers:
+    module = Module("shop", "gen_server", 2.0, 0.5, 0.6, 1.0, 3, 1.0)
+    return GenServers(TARGET, 10.0, 200, [module], [Edge("web", "shop", 1.0)])
+
+
+def messages() -> Messages:
+    answered = times([0.02] * 9)
+    return Messages(10.0, 9, 3, 0, times([0.001] * 12), answered, answered, 2, 1, 1)
+
+
+def test_hooks_and_looks_make_one_document():
+    """
+    Modules that looks did not see are there, waiting is the larger of both, and it fits its schema.
+    """
+    found = view()
+    seen = ServerEvents({"shop": messages(), "gone\x1b[2J": messages()})
+    seen.edges = {("web", "shop"): EdgeCount(9, 25.0), ("web", "gone\x1b[2J"): EdgeCount(9, None)}
+    seen.cost = Cost(5, 100, 0.1, 0.01)
+    found.add_events(seen)
+    document = documents.load(json.dumps(found.as_json()))
+    shop, gone = document["modules"]
+    assert {"count": 9, "rate": 0.9, "error_ratio": 0.0} == shop["calls"]
+    assert (2.5, 9) == (shop["waiting_callers"], document["edges"][0]["calls"])
+    assert {"timeout": 2, "down": 1} == gone["failures"]
+    assert gone["utilization"] is None
+    assert 5 == document["cost"]["hooks"]
+    text = lines(found, "calls", 9)
+    assert all(line.isprintable() for line in text)
+    assert "QUEUE" in text[1]
+    assert " 0.9 " in text[2]
+
+
+def test_without_messages_a_module_has_none_or_unknown_ones():
+    """
+    Where everything was counted it has none; where windows alone looked that is not known.
+    """
+    for others, calls in ((Messages.none(10.0), 0), (None, None)):
+        found = view()
+        found.add_events(ServerEvents(others=others))
+        seen = found.as_json()["modules"][0]["calls"]
+        assert calls == (seen and seen["count"])

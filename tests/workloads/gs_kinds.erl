@@ -1,0 +1,147 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% Planted servers of many kinds, and what they and their callers count and time themselves.
+%%
+%%   load MS     callers of all kinds, for so many milliseconds; answers when the last message is
+%%               handled: "truth" and words MODULE:WHAT=NUMBER, times in microseconds
+%%   keep        callers of all kinds, until the VM ends
+%%   reset       forgets the truth until now
+%%   rate N      N callers of the fast server that call without a pause, until the VM ends
+%%   requests N  one process sends N requests at a time to the fast server, then takes all replies
+%%   many N      N modules, each with a server that gets one call
+%%   evil        one more, whose name is meant to break terminals and documents
+%%   remote NODE calls the fast server of another node 23 times
+-module(gs_kinds).
+-export([start/0]).
+-export([main/0, client/3, init/1, handle_call/3, handle_cast/2]).
+
+-define(SERVERS, [gs_backend, gs_chain, gs_state, gs_defer, gs_late, gs_crash, gs_cast, gs_info,
+    gs_fast, gs_mixed]).
+
+%% For erl -s gs_kinds.
+start() -> spawn(?MODULE, main, []).
+
+main() ->
+    ok = logger:set_primary_config(level, none),
+    gs_times:new(),
+    [{ok, _} = Module:start() || Module <- ?SERVERS],
+    control:serve(fun(_) -> ok end, fun command/2).
+
+command(_Control, ["load", Text]) ->
+    gs_times:new(),
+    Until = erlang:monotonic_time(millisecond) + list_to_integer(Text),
+    _ = catch erlang:resume_process(whereis(gs_late)),
+    wait(clients(Until)),
+    %% It has far more to do than it can: here it stops.
+    true = erlang:suspend_process(whereis(gs_late)),
+    ok = gen_server:call(gs_cast, sync, infinity),
+    ok = gen_server:call(gs_info, sync, infinity),
+    ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["keep"]) ->
+    gs_times:new(),
+    clients(infinity),
+    "done keep";
+command(_Control, ["reset"]) ->
+    gs_times:new(),
+    "done reset";
+command(_Control, ["truth"]) ->
+    ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["rate", N]) ->
+    gs_times:new(),
+    [spawn(fun hammer/0) || _ <- lists:seq(1, list_to_integer(N))],
+    "done rate";
+command(_Control, ["requests", N]) ->
+    gs_times:new(),
+    wait([spawn_monitor(fun() -> requests(list_to_integer(N)) end)]),
+    ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["many", N]) ->
+    [one_module("gs_many_" ++ integer_to_list(Number)) || Number <- lists:seq(1, list_to_integer(N))],
+    "done many";
+command(_Control, ["evil"]) ->
+    one_module("Elixir.Evil\e[2J\n\",{%"),
+    "done evil";
+command(_Control, ["remote", Node]) ->
+    [{reply, ok} = {reply, gen_server:call({gs_fast, list_to_atom(Node)}, {nothing, gs_times:now()})}
+        || _ <- lists:seq(1, 23)],
+    "done remote".
+
+clients(Until) ->
+    [spawn_monitor(?MODULE, client, [Kind, Pause, Until]) || {Kind, Pause} <- [
+        {gs_chain, 11}, {gs_chain, 23}, {gs_state, 13}, {gs_state, 31}, {gs_defer, 7},
+        {gs_defer, 17}, {gs_late, 0}, {gs_late, 0}, {gs_crash, 5}, {gs_crash, 9}, {gs_cast, 4},
+        {gs_info, 5}, {gs_fast, 2}, {gs_mixed, 9}, {gs_mixed, 19}]].
+
+wait(Clients) ->
+    [receive {'DOWN', Ref, _, _, _} -> ok end || {_, Ref} <- Clients].
+
+client(Kind, Pause, Until) ->
+    case Until =/= infinity andalso erlang:monotonic_time(millisecond) >= Until of
+        true ->
+            ok;
+        false ->
+            timer:sleep(rand:uniform(2 * Pause + 1) - 1),
+            ask(Kind),
+            client(Kind, Pause, Until)
+    end.
+
+ask(gs_chain) -> call(gs_chain, fun() -> gen_server:call(gs_chain, ask, infinity) end);
+ask(gs_state) -> call(gs_state, fun() -> gen_statem:call(gs_state, work) end);
+ask(gs_defer) -> call(gs_defer, fun() -> gen_server:call(gs_defer, {later, gs_times:now()}) end);
+ask(gs_late) -> call(gs_late, fun() -> gen_server:call(gs_late, {sleep, gs_times:now()}, 10) end);
+ask(gs_crash) ->
+    Number = rand:uniform(20),
+    call(gs_crash, fun() -> gen_server:call(gs_crash, {perhaps, gs_times:now(), Number}) end);
+ask(gs_cast) ->
+    gs_times:count(gs_cast, casts),
+    gen_server:cast(gs_cast, {work, gs_times:now()});
+ask(gs_info) ->
+    gs_times:count(gs_info, infos),
+    case rand:uniform(2) of
+        1 -> gs_info ! {work, gs_times:now()};
+        2 ->
+            Timer = erlang:send_after(1, gs_info, {work, unknown}),
+            timer:sleep(2),
+            false = erlang:read_timer(Timer)
+    end;
+ask(Module) -> call(Module, fun() -> gen_server:call(Module, {work, gs_times:now()}) end).
+
+%% One call, how long it took, and how it ended.
+call(Module, Call) ->
+    T0 = gs_times:now(),
+    try Call() of
+        _ ->
+            gs_times:count(Module, answered),
+            gs_times:time(Module, call, gs_times:now() - T0)
+    catch
+        exit:{timeout, _} -> gs_times:count(Module, timeout);
+        exit:{noproc, _} -> gs_times:count(Module, noproc);
+        exit:_ -> gs_times:count(Module, down)
+    end.
+
+hammer() ->
+    call(gs_fast, fun() -> gen_server:call(gs_fast, {nothing, gs_times:now()}) end),
+    hammer().
+
+requests(N) ->
+    Ids = [gen_server:send_request(gs_fast, {work, gs_times:now()}) || _ <- lists:seq(1, N)],
+    [begin
+        {reply, ok} = gen_server:wait_response(Id, infinity),
+        gs_times:count(gs_fast, answered)
+    end || Id <- Ids].
+
+%% A server whose callback module is a copy of this one under another name.
+one_module(Text) ->
+    Mfa = {list_to_atom(Text), init, 1},
+    Parent = self(),
+    Pid = proc_lib:spawn(fun() ->
+        put('$initial_call', Mfa),
+        Parent ! {self(), ready},
+        gen_server:enter_loop(?MODULE, [], none)
+    end),
+    receive {Pid, ready} -> ok end,
+    ok = gen_server:call(Pid, ping).
+
+init([]) -> {ok, none}.
+
+handle_call(ping, _From, State) -> {reply, ok, State}.
+
+handle_cast(_, State) -> {noreply, State}.
