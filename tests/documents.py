@@ -46,6 +46,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "requests": lambda d: "requests" in d and "refused" in d,
     "telemetry": lambda d: "via" in d and "refused" in d,
     "ets": lambda d: "tables_total" in d,
+    "marks": lambda d: "marked" in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,
     "merge": lambda d: "links" in d and "nodes" in d,

@@ -45,6 +45,7 @@ COMMANDS = {
     "links": "the connections to other nodes: full, silent, slow, and who waits for them",
     "check": "what is wrong with a VM: a verdict, its evidence, and what to look at next",
     "ets": "the ETS tables of a VM: owner, size, growth",
+    "marks": "calls of functions that scope-mark has marked: rates, failures, durations",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

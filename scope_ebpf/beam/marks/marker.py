@@ -13,11 +13,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.elf.entry import ARGUMENTS, START
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from scope_ebpf.beam.code.functions import Function
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
@@ -37,6 +36,11 @@ _LOOK = 64
 _ENTRY = struct.Struct("<QQiiQ")
 
 
+#: How erts_internal:cmp_term/2 begins in Debian's OTP 29.1, up to the jump where a breakpoint is
+#: cheap. The first argument is in rdi there: mov rax, rsi; ...; mov rdi, [rax].
+_FIRST_IN_RDI = bytes.fromhex("f30f1efa4889f04883ec18488b7608488b384889f883e03f4883f80b4889f074")
+
+
 @dataclass(frozen=True, slots=True)
 class Marker:
     """The BIF of one class of marks: its ELF address and size, and its name."""
@@ -44,6 +48,30 @@ class Marker:
     name: str
     address: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    Where a marker is seen: *shift* bytes from its start.
+
+    With *in_register* the id itself is in rdi there; without it, process and arguments are in the
+    registers of the first two arguments.
+    """
+
+    shift: int
+    in_register: bool = False
+
+
+def place_of(target: Target, marker: Marker) -> Place:
+    """The cheapest place of *marker* where the id can be read."""
+    entry = target.binary.cheap_entry(marker.address, marker.size)
+    if entry.registers[:2] == ARGUMENTS[:2]:
+        return Place(entry.shift)
+    code = target.memory.read(marker.address + target.base, len(_FIRST_IN_RDI))
+    if entry.shift == len(_FIRST_IN_RDI) - 1 and code == _FIRST_IN_RDI:
+        return Place(entry.shift, in_register=True)
+    return Place(START.shift)
 
 
 def find_marker(target: Target, atoms: Atoms, kind: str) -> Marker:
@@ -92,17 +120,3 @@ def id_of(function: Function) -> int:
     name = f"{function.module}:{function.function}/{function.arity}"
     digest = hashlib.md5(name.encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:8], "big") >> 12
-
-
-def by_id(functions: Iterable[Function]) -> tuple[dict[int, Function], set[str]]:
-    """Functions by id, and the names of those that share their id and cannot be told apart."""
-    found: dict[int, Function] = {}
-    collided: dict[int, set[str]] = {}
-    for function in functions:
-        number = id_of(function)
-        other = found.setdefault(number, function)
-        if str(other) != str(function):
-            collided.setdefault(number, {str(other)}).add(str(function))
-    for number in collided:
-        del found[number]
-    return found, set().union(*collided.values())
