@@ -2,6 +2,7 @@
 %% Trees of .beam files: found, read in processes of their own, replaced whole or not at all.
 -module(scope_mark_files).
 -export([find/1, behaviours/1, each/2, mark/3, unmark/2, info/1]).
+-export([worker/2]).
 -export_type([outcome/0]).
 
 -include_lib("kernel/include/file.hrl").
@@ -96,21 +97,21 @@ behaviours(Paths) ->
 %% A function of each element, in the order of the elements. Each runs in its own process, with a limit of time and
 %% memory, because the file is a stranger's.
 -spec each(fun((E) -> R), [E]) -> [R | {error, scope_mark:reason()}].
-each(Do, Elements) ->
+each(Do, Elements) when is_function(Do, 1) ->
     each(Do, lists:zip(lists:seq(1, length(Elements)), Elements), erlang:system_info(schedulers_online), #{}, #{}).
 
 each(_, [], _, Running, Done) when map_size(Running) =:= 0 ->
     [R || {_, R} <- lists:sort(maps:to_list(Done))];
 each(Do, [{N, E} | Rest], Free, Running, Done) when Free > 0 ->
     Limits = [monitor, {max_heap_size, #{size => ?MAX_HEAP_WORDS, kill => true, error_logger => false}}],
-    {Pid, Ref} = spawn_opt(fun() -> exit({done, Do(E)}) end, Limits),
+    {Pid, Ref} = spawn_opt(?MODULE, worker, [Do, E], Limits),
     Timer = erlang:start_timer(?TIMEOUT, self(), {slow, Pid}),
     each(Do, Rest, Free - 1, Running#{Ref => {N, Timer}}, Done);
 each(Do, Rest, Free, Running, Done) ->
     receive
         {'DOWN', Ref, process, _, Reason} when is_map_key(Ref, Running) ->
             {{N, Timer}, Left} = maps:take(Ref, Running),
-            erlang:cancel_timer(Timer),
+            _ = erlang:cancel_timer(Timer),
             Result = case Reason of
                 {done, R} -> R;
                 killed -> {error, too_expensive};
@@ -121,6 +122,10 @@ each(Do, Rest, Free, Running, Done) ->
             exit(Pid, kill),
             each(Do, Rest, Free, Running, Done)
     end.
+
+%% A worker gives its result as the reason of its end.
+-spec worker(fun((E) -> term()), E) -> no_return().
+worker(Do, E) -> exit({done, Do(E)}).
 
 %% Marks a file in its place; with dry_run it only tells.
 -spec mark(file:filename_all(), scope_mark:options(), boolean()) -> outcome().
