@@ -349,10 +349,12 @@ class _InMoments(_Run):
 
     def turn(self, now: float) -> None:
         """Follow new code; open a window, if one is due and can be afforded."""
-        self._account()
         if now >= self._next_look:
             self._next_look = now + _INTERVAL
             self._follow_code()
+        if not self._moments.is_due(now):
+            return
+        self._account()
         hit = self._hit()
         self._moments.look(now, self._used, self._hits() * hit, hit)
 

@@ -130,6 +130,10 @@ class Moments:
             return self._counters.now().get("reductions")
         return None
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to ask whether a window can be afforded."""
+        return now >= self._next
+
     def look(self, now: float, used: float, spent: float, hit: float) -> bool:
         """
         Observe a window, if one is due and can be afforded; returns when it is over whether it was.
@@ -137,7 +141,7 @@ class Moments:
         The target has *used* so many seconds of CPU in the run, hooks have *spent* some of them,
         and a *hit* takes so many.
         """
-        if now < self._next:
+        if not self.is_due(now):
             return False
         left = self._budget * used - spent
         seconds = self._length(used, hit)

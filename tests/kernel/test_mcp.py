@@ -128,8 +128,8 @@ def test_names_are_left_out(stock: beams_run.Beam, marked: int):
         text = json.dumps(made)
         for secret in (
             "planted",
-            "counted",
-            "handle_call",
+            '"counted"',
+            '"handle_call"',
             plainly["target"]["node"],
             plainly["target"]["exe"],
         ):

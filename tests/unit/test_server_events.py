@@ -23,7 +23,7 @@ from scope_ebpf.results.server_events import (
     bounds,
     bucket_of,
 )
-from scope_ebpf.runs.server_windows import error_of
+from scope_ebpf.runs.moments import error_of
 from scope_ebpf.sinks.servers import lines
 
 
