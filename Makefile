@@ -24,7 +24,7 @@ test: $(VENV)/.test objects viewer ## install what the tests need and run them a
 	@for suite in trixie sid bullseye; do tests/beams/chroot.sh $$suite >/dev/null || exit 1; done
 	@tests/dashboards/grafana/install.sh >/dev/null
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 SCOPE_CACHE="$${SCOPE_CACHE:-$$HOME/.cache/scope-ebpf}" \
-		$(BIN)/pytest -n 2 --dist loadscope
+		PYTEST=$(BIN)/pytest tests/run.sh
 
 lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(DEPS) build test
@@ -32,7 +32,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@clang-format --dry-run -Werror $(filter-out %generated.h,$(SOURCES))
-	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh docs/demo/*.sh .ci/run
+	@shellcheck packaging/*.sh packaging/scripts/* vagrant/*.sh tests/beams/*.sh tests/packages/*.sh tests/vm/*.sh tests/*.sh docs/demo/*.sh .ci/run
 	@mkdir -p build/erlang && erlc -Werror -o build/erlang scope_mark/src/*.erl
 	@$(PYTHON) probes/generate.py --check
 	@$(BIN)/python docs/metrics.py --check

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What merging costs: CPU and memory for two captures of planted packets.
+What merging costs: CPU and memory of ``scope-trace merge`` for captures of nodes that all talk.
 
-    python bench/merge.py [PACKETS]
+    python bench/merge.py [EVENTS] [NODES]
 
-The captures are of two nodes that send each other so many packets; they are made here, so no VM and
-no root is needed.
+Each capture has so many events: half of them packets to and from all other nodes, half messages
+within the node. They are made here, so no VM and no root is needed. The command runs in a process
+of its own, so what making them takes is not in the figures.
 """
 
 from __future__ import annotations
 
-import resource
+import os
+import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -26,61 +27,96 @@ from scope_ebpf import events  # noqa: E402
 from scope_ebpf.attach.plan import Attachment, Item, Plan  # noqa: E402
 from scope_ebpf.beam.memory.terms import PidCodec, PortCodec  # noqa: E402
 from scope_ebpf.capture.facts import Clocks, End, Head  # noqa: E402
-from scope_ebpf.capture.merging import align_all, links, read_node  # noqa: E402
-from scope_ebpf.capture.reader import Capture  # noqa: E402
 from scope_ebpf.capture.store import FileStore  # noqa: E402
 from scope_ebpf.capture.writer import Names, Writer  # noqa: E402
 from scope_ebpf.results.summary import Cost  # noqa: E402
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from scope_ebpf.results.documents.vms import Target
 
 _BLOCK = 8192
-_PEER = 100 << 6 | 0x0B
+#: ns between two packets of a link, and until one comes in at the earliest.
+_EVERY, _UNDER_WAY = 10_000, 50_000
+_KINDS = ("dist_out", "dist_in", "send", "receive")
 
 
 def main() -> None:
     """Make the captures, merge them, and print what it took."""
-    packets = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    random = np.random.default_rng(23)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000_000
+    nodes = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     with TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{name}.scope" for name in "ab"]
-        checks = random.integers(1, 1 << 32, (2, packets), dtype=np.uint64)
-        times = np.arange(packets, dtype=np.uint64) * np.uint64(10_000) + np.uint64(10**9)
-        later = times + np.uint64(50_000)
-        _write(paths[0], "a@h", "b@h", (times, checks[0]), (later, checks[1]))
-        _write(paths[1], "b@h", "a@h", (times, checks[1]), (later, checks[0]))
-        before = time.process_time()
-        nodes = [read_node(Capture(path)) for path in paths]
-        found = links(nodes)
-        align_all(nodes, found)
-        spent = time.process_time() - before
-    paired = sum(len(link.out) for link in found)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"{2 * packets:,} packets sent, {paired:,} paired: {spent:.1f} s of CPU, {memory} MB")
+        paths = [Path(folder) / f"n{number}.scope" for number in range(nodes)]
+        for number, path in enumerate(paths):
+            write(path, number, nodes, count)
+        words = [sys.executable, "-m", "scope_ebpf.cli.main", "merge", *map(str, paths)]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        text = process.stdout.read() if process.stdout else ""
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"merge ended with {status}")
+    print(text, end="")
+    spent = used.ru_utime + used.ru_stime
+    memory = used.ru_maxrss >> 10
+    print(f"{nodes} captures of {count:,} events: {spent:.1f} s of CPU, {memory} MB")
 
 
-_Ends = tuple[np.ndarray, np.ndarray]
-
-
-def _write(path: Path, node: str, peer: str, sent: _Ends, received: _Ends) -> None:
-    """A capture of *node* with times and ends of packets to and from *peer*."""
+def write(path: Path, number: int, nodes: int, count: int) -> None:
+    """A capture of the node *number*, of *count* events."""
+    peers = [other for other in range(nodes) if other != number]
     store = FileStore(path.open("wb", buffering=0), None)
     names = Names()
-    names.atom(_PEER, peer)
+    for other in peers:
+        names.atom(_atom(other), f"n{other}@h")
     writer = Writer(store, names)
     hook = (Attachment("program", "link", "f", 0, 0),)
-    plan = Plan(tuple(Item(name, "symbol", "f", hook, "") for name in ("dist_out", "dist_in")))
-    writer.head(Head(_target(node), {"name": "h"}, Clocks(0, 0, 0), plan, PidCodec(), PortCodec()))
-    for kind, (times, checks) in (("dist_out", sent), ("dist_in", received)):
-        rows = np.zeros(len(times), events.RECORDS[kind])
-        rows["time_ns"], rows["kind"] = times, events.KINDS[kind].id
-        rows["peer"], rows["check"] = _PEER, checks
-        rows["number"] = np.arange(1, len(times) + 1)
-        for first in range(0, len(rows), _BLOCK):
-            writer.records(rows[first : first + _BLOCK].view(events.RECORD))
+    plan = Plan(tuple(Item(name, "symbol", "f", hook, "") for name in _KINDS))
+    target = _target(f"n{number}@h")
+    writer.head(Head(target, {"name": "h"}, Clocks(0, 0, 0), plan, PidCodec(), PortCodec()))
+    done, round_of = 0, 4 * len(peers)
+    packets = _BLOCK // round_of
+    while done < count // round_of:
+        rows = np.concatenate([_block(number, other, done, packets) for other in peers])
+        writer.records(rows[np.argsort(rows["time_ns"], kind="stable")])
+        done += packets
     writer.end(End(1.0, "duration", Cost(0, None, None)))
     store.close()
+
+
+def _block(number: int, other: int, first: int, count: int) -> NDArray[np.void]:
+    """Packets to and from another node, and as many sends and receives."""
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    times = numbers * np.uint64(_EVERY) + np.uint64(10**9)
+    ends = {
+        "dist_out": (times, _check(number, other, numbers)),
+        "dist_in": (times + np.uint64(_UNDER_WAY), _check(other, number, numbers)),
+    }
+    made = []
+    for kind, (at, checks) in ends.items():
+        rows = np.zeros(count, events.RECORDS[kind])
+        rows["time_ns"], rows["kind"], rows["number"] = at, events.KINDS[kind].id, numbers + 1
+        rows["peer"], rows["check"], rows["size"] = _atom(other), checks, 100
+        if kind == "dist_out":
+            rows["class"], rows["process"], rows["flags"] = 1, numbers % 100 + 1, 1
+            rows["receiver"] = numbers % 50 + 1 | np.uint64(1 << 62)
+        made.append(rows.view(events.RECORD))
+    for kind in ("send", "receive"):
+        rows = np.zeros(count, events.RECORDS[kind])
+        rows["time_ns"], rows["kind"] = times, events.KINDS[kind].id
+        rows["process"] = (numbers % 100 + 1) << np.uint64(4) | np.uint64(3)
+        made.append(rows.view(events.RECORD))
+    return np.concatenate(made)
+
+
+def _check(source: int, target: int, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The ends of packets, of which both nodes have the same."""
+    mixed = (numbers + np.uint64((source * 100 + target) << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(32)) | np.uint64(1)
+
+
+def _atom(number: int) -> int:
+    return (100 + number) << 6 | 0x0B
 
 
 def _target(node: str) -> Target:

@@ -35,6 +35,7 @@ from scope_ebpf.results.documents import (  # noqa: E402
     processes,
     requests,
     servers,
+    status,
     telemetry,
     traces,
     vms,
@@ -72,6 +73,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "merge-line": (clusters.PacketLine,),
     "mcp-answer": (answers.Answer,),
     "mcp-profile": (answers.ProfileDocument,),
+    "vm-status": (status.VmStatus,),
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 #: Of a field of an event, by its unit; of one without a unit, by its type in the record.

@@ -43,10 +43,11 @@ struct {
 #define CACHED_ATOM    82
 #define NEW_PID	       88
 #define NEWER_REF      90
-/* Bytes of the control tuple that are read: {Operation, From, To}. */
-#define CONTROL_BYTES 48
-/* Bytes of a pid whose node is an atom of the packet's cache. */
+/* Bytes of the control tuple that are read: {Operation, From, To, Reference}. */
+#define CONTROL_BYTES 56
+/* Bytes of a pid and of an atom, where atoms are of the packet's cache. */
 #define PID_BYTES    15
+#define ATOM_BYTES   2
 #define REMOTE_SHIFT 62
 #define SERIAL_SHIFT 28
 
@@ -129,6 +130,25 @@ struct sent {
 	__u8 class, operation;
 };
 
+/* A message that is sent in fragments: its connection and the number that its fragments have. */
+struct fragmented {
+	__u64 entry, sequence;
+	__u64 connection;
+};
+
+/* Sender and receiver of messages whose fragments are under way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fragmented);
+	__type(value, struct sent);
+} fragments SEC(".maps");
+
+static __always_inline __u64 big_endian_word(const __u8 *bytes)
+{
+	return (__u64)big_endian(bytes) << 32 | big_endian(bytes + 4);
+}
+
 /* REMOTE_NAME and the atom at *place* of the cache behind *atoms*; 0 if it has no such place. */
 static __always_inline __u64 name_of(__u64 atoms, __u8 places, __u8 place)
 {
@@ -141,6 +161,16 @@ static __always_inline __u64 name_of(__u64 atoms, __u8 places, __u8 place)
 		return 0;
 	index = big_endian(bytes);
 	return (__u64)REMOTE_NAME << REMOTE_SHIFT | index;
+}
+
+/* REMOTE_REF and the low bits of the reference at *at*: two bytes of length, the node, its creation,
+ * then the numbers. 0 if there is none. */
+static __always_inline __u64 reference_of(const __u8 *at)
+{
+	if (at[0] != NEWER_REF || at[3] != CACHED_ATOM)
+		return 0;
+	return (__u64)REMOTE_REF << REMOTE_SHIFT | (big_endian(at + 9) & 0x3ffff) |
+	       (__u64)big_endian(at + 13) << 18;
 }
 
 /* Read the control tuple behind the header of a packet; what is not understood stays 0. */
@@ -174,27 +204,42 @@ static __noinline int read_control(struct sent *sent, __u64 atoms, __u8 places)
 					 (big_endian(to + 3) & ((1U << SERIAL_SHIFT) - 1)) |
 					 (__u64)big_endian(to + 7) << SERIAL_SHIFT;
 		break;
-	case 33: /* ALIAS_SEND: two bytes of length, the node, its creation, then the numbers */
+	case 19: /* MONITOR_P: a pid or a name, then the reference */
+		sent->receiver = reference_of(to + (to[0] == NEW_PID ? PID_BYTES : ATOM_BYTES));
+		break;
+	case 33: /* ALIAS_SEND */
 	case 34:
-		if (to[0] == NEWER_REF && to[3] == CACHED_ATOM)
-			sent->receiver = (__u64)REMOTE_REF << REMOTE_SHIFT |
-					 (big_endian(to + 9) & 0x3ffff) |
-					 (__u64)big_endian(to + 13) << 18;
+		sent->receiver = reference_of(to);
 		break;
 	}
 	return 0;
 }
 
-/* Read the header of a packet at *base*, which is not encoded for the wire yet: its atoms are the
- * VM's own (OTP-25.2.3 external.c). */
-static __always_inline void read_packet(struct sent *sent, __u64 base)
+/*
+ * Read the header of a packet at *base*, which is not encoded for the wire yet: its atoms are the
+ * VM's own (OTP-25.2.3 external.c). Only the first fragment of a message has its control tuple;
+ * sender and receiver of the others are those of the first one with their sequence number.
+ */
+static __always_inline void read_packet(struct sent *sent, __u64 base, __u64 entry,
+					__u32 connection)
 {
+	struct fragmented key = {.entry = entry, .connection = connection};
+	struct sent *first;
 	__u8 head[20] = {};
 	__u32 more;
 
 	if (bpf_probe_read_user(head, sizeof(head), (const void *)base) || head[0] != VERSION_MAGIC)
 		return;
+	key.sequence = big_endian_word(head + 2);
 	if (head[1] == NEXT_FRAGMENT) {
+		first = bpf_map_lookup_elem(&fragments, &key);
+		if (first) {
+			sent->from = first->from;
+			sent->receiver = first->receiver;
+			sent->operation = first->operation;
+			if (big_endian_word(head + 10) == 1)
+				bpf_map_delete_elem(&fragments, &key);
+		}
 		sent->class = DIST_OUT_FRAGMENT;
 		return;
 	}
@@ -203,6 +248,8 @@ static __always_inline void read_packet(struct sent *sent, __u64 base)
 	more = head[1] == FIRST_FRAGMENT ? 16 : 0; /* sequence and number of the fragment */
 	/* Flags, the number of atoms, the atoms. */
 	read_control(sent, base + more + 4, more ? head[19] : head[3]);
+	if (more && bpf_map_update_elem(&fragments, &key, sent, BPF_ANY))
+		count_failure(KIND_DIST_OUT);
 }
 
 /* A packet out: iov[1] of the ErlIOVec of its ErtsDistOutputBuf has its header. */
@@ -233,7 +280,7 @@ int BPF_KPROBE(dist_packet_out, __u64 buffer, __u64 entry)
 		return 0;
 	seen->last = buffer;
 	seen->count++;
-	read_packet(&sent, last[0]);
+	read_packet(&sent, last[0], entry, connection);
 	count_event(KIND_DIST_OUT, sent.class);
 	out = reserve_record(KIND_DIST_OUT, sent.class, FLAG_TEXT_PID, tid, sent.from);
 	if (!out)

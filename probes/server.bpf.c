@@ -31,6 +31,8 @@
 #define NO_SERVER 1
 /* Keys in one slot of a process's dictionary that are read. */
 #define COLLISIONS 8
+/* Slots that tags leave to modules. */
+#define KEPT_FOR_MODULES 64
 /* A receive that is this many words deeper than the server's loop is one within a callback. */
 #define NESTED 4
 
@@ -52,7 +54,7 @@ struct {
 
 /*
  * Open calls by the caller's pid. An entry goes when the caller takes the reply, or is told that
- * the server ended, calls again, or ends.
+ * the server ended, calls again, or ends; and with the window where ends are not seen.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -70,8 +72,9 @@ struct {
 } abandoned_calls SEC(".maps");
 
 /*
- * Other messages in mailboxes of servers, by ErtsMessage. An entry goes when the message is taken;
- * user space removes what is left of servers that ended.
+ * Other messages in mailboxes of servers, by ErtsMessage. An entry goes when the message is taken.
+ * User space removes what is left: that of servers that ended, and of messages that a garbage
+ * collection has moved to another ErtsMessage.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -94,6 +97,22 @@ struct {
 	__type(key, struct server_module);
 	__type(value, __u32);
 } server_modules SEC(".maps");
+
+/* Slots of tags of the requests to one module. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SERVER_SLOTS);
+	__type(key, struct server_tag);
+	__type(value, __u32);
+} server_tags SEC(".maps");
+
+/* The number of tags that have slots, by the slot of their module. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SERVER_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} server_tagged SEC(".maps");
 
 /* The number of slots that are taken. */
 struct {
@@ -185,7 +204,8 @@ enum message {
 
 struct parsed {
 	enum message kind;
-	__u64 caller; /* of a call: a pid of this node, otherwise 0 */
+	__u64 caller;  /* of a call: a pid of this node, otherwise 0 */
+	__u64 request; /* of a call or a cast: what its server is asked for */
 	struct server_reference reference;
 };
 
@@ -247,6 +267,8 @@ static __always_inline void parse(__u64 term, struct parsed *parsed)
 		/* gen_event:notify sends {notify, Event}. */
 		if (words[1] == settings.am_gen_cast || words[1] == settings.am_notify)
 			parsed->kind = MESSAGE_CAST;
+		if (parsed->kind == MESSAGE_CAST)
+			parsed->request = words[2];
 		else if (is_pointer(words[1]) && read_tag(words[1], &parsed->reference))
 			parsed->kind = MESSAGE_REPLY;
 	} else if (words[0] == tuple_header(3)) {
@@ -256,6 +278,8 @@ static __always_inline void parse(__u64 term, struct parsed *parsed)
 			parsed->kind = MESSAGE_CALL;
 		else if (words[1] == settings.am_system)
 			parsed->kind = MESSAGE_SYSTEM;
+		if (parsed->kind == MESSAGE_CALL)
+			parsed->request = words[3];
 	} else if (words[0] == tuple_header(5) && words[1] == settings.am_down) {
 		if (read_reference(words[2], &parsed->reference))
 			parsed->kind = MESSAGE_DOWN;
@@ -310,19 +334,26 @@ static __noinline int read_initial_call(__u64 process, __u64 *call)
 	return 0;
 }
 
+/* The number of a slot that was free, of which *kept* are not given away; otherwise SLOT_OTHER. */
+static __always_inline __u32 take_slot(__u32 kept)
+{
+	__u32 first = 0, slot, *taken = bpf_map_lookup_elem(&server_taken, &first);
+
+	if (!taken || *taken >= SERVER_SLOTS - SLOT_FIRST - kept)
+		return SLOT_OTHER;
+	slot = __sync_fetch_and_add(taken, 1) + SLOT_FIRST;
+	return slot < SERVER_SLOTS ? slot : SLOT_OTHER;
+}
+
 static __noinline __u32 slot_of(__u64 module, __u64 function)
 {
 	struct server_module key = {.module = module, .function = function};
-	__u32 first = 0, slot, *known = bpf_map_lookup_elem(&server_modules, &key);
-	__u32 *taken;
+	__u32 slot, *known = bpf_map_lookup_elem(&server_modules, &key);
 
 	if (known)
 		return *known;
-	taken = bpf_map_lookup_elem(&server_taken, &first);
-	if (!taken || *taken >= SERVER_SLOTS - SLOT_FIRST)
-		return SLOT_OTHER;
-	slot = __sync_fetch_and_add(taken, 1) + SLOT_FIRST;
-	if (slot >= SERVER_SLOTS)
+	slot = take_slot(0);
+	if (slot == SLOT_OTHER)
 		return SLOT_OTHER;
 	/* Where another CPU was first, this number stays unused. */
 	if (bpf_map_update_elem(&server_modules, &key, &slot, BPF_NOEXIST)) {
@@ -330,6 +361,43 @@ static __noinline __u32 slot_of(__u64 module, __u64 function)
 		return known ? *known : SLOT_OTHER;
 	}
 	return slot;
+}
+
+/*
+ * The slot of a request to the module of *slot*: that of the module, or of the request's tag. The
+ * slot of the module also takes what is no request or has no tag, and the tags without a slot.
+ */
+static __noinline __u32 slot_of_request(__u32 slot, __u64 request)
+{
+	struct server_tag key = {.slot = slot, .tag = request};
+	__u32 *known, *tagged, own;
+	__u64 words[2] = {};
+
+	if (!settings.by_tag || slot < SLOT_FIRST)
+		return slot;
+	if (is_boxed(request)) {
+		if (!read_words(words, sizeof(words), (__u64)untag(request)) ||
+		    !is_tuple_header(words[0]) || words[0] == tuple_header(0))
+			return slot;
+		key.tag = words[1];
+	}
+	if (!is_atom(key.tag))
+		return slot;
+	known = bpf_map_lookup_elem(&server_tags, &key);
+	if (known)
+		return *known;
+	tagged = bpf_map_lookup_elem(&server_tagged, &slot);
+	if (!tagged || *tagged >= SERVER_TAGS || __sync_fetch_and_add(tagged, 1) >= SERVER_TAGS)
+		return slot;
+	own = take_slot(KEPT_FOR_MODULES);
+	if (own == SLOT_OTHER)
+		return slot;
+	/* Where another CPU was first, this number stays unused. */
+	if (bpf_map_update_elem(&server_tags, &key, &own, BPF_NOEXIST)) {
+		known = bpf_map_lookup_elem(&server_tags, &key);
+		return known ? *known : slot;
+	}
+	return own;
 }
 
 /*
@@ -353,7 +421,8 @@ static __noinline int learn(__u64 address, __u64 id, bool served)
 	} else {
 		module = word(address + settings.process_module);
 		found.is_server = served;
-		if (!is_atom(module) || module == settings.am_erlang)
+		found.unsure = module == settings.am_proc_lib;
+		if (!is_atom(module) || module == settings.am_erlang || found.unsure)
 			found.slot = SLOT_PROCESSES;
 		else
 			found.slot = slot_of(module, served ? 0 : NO_SERVER);
@@ -373,7 +442,7 @@ static __always_inline struct server_process *process_of(__u64 address, __u64 id
 {
 	struct server_process *found = bpf_map_lookup_elem(&server_processes, &id);
 
-	if (!found || (served && !found->is_server)) {
+	if (!found || found->unsure || (served && !found->is_server)) {
 		learn(address, id, served);
 		found = bpf_map_lookup_elem(&server_processes, &id);
 	}
@@ -404,6 +473,16 @@ static __always_inline bool is_of(struct server_call *call, struct server_refere
 	return call->first == reference->first && call->second == reference->second;
 }
 
+/* The call *reference* of *caller*, also where that has given up; NULL if its send was not seen. */
+static __always_inline struct server_call *call_of(__u64 caller, struct server_reference *reference)
+{
+	struct server_call *call = bpf_map_lookup_elem(&server_calls, &caller);
+
+	if (call && is_of(call, reference))
+		return call;
+	return bpf_map_lookup_elem(&abandoned_calls, reference);
+}
+
 /*
  * The caller of an open call calls again, or ends: it has given up, unless it makes several calls
  * at a time.
@@ -427,55 +506,83 @@ static __noinline int abandon(struct server_call *call, __u64 now, bool timed_ou
 	return 0;
 }
 
-/* A reply to the call *reference* of *caller* is sent. */
+/* A reply to the call *reference* of *caller* is sent; false if it is none to a call that is known.
+ */
 static __noinline int reply(__u64 caller, struct server_reference *reference, __u64 now)
 {
-	struct server_call *call = bpf_map_lookup_elem(&server_calls, &caller);
 	struct server_stats *stats;
+	struct server_call *call;
 
 	if (!reference)
 		return 0;
-	if (!call || !is_of(call, reference))
-		call = bpf_map_lookup_elem(&abandoned_calls, reference);
+	call = call_of(caller, reference);
 	if (!call || call->replied_ns)
 		return 0;
 	call->replied_ns = now;
-	stats = stats_of(call->slot);
+	stats = stats_of(call->server_slot);
 	if (stats && call->taken_ns)
 		OBSERVE(stats, service, now - call->taken_ns);
-	return 0;
+	return 1;
+}
+
+/*
+ * Another process than its caller sends a request: a server passes on a call that it does not reply
+ * to itself. Its work on it ends, that of the next server begins.
+ */
+static __noinline int pass_on(struct parsed *parsed, __u32 slot, __u64 now)
+{
+	struct server_stats *stats;
+	struct server_call *call;
+
+	if (!parsed)
+		return 0;
+	call = call_of(parsed->caller, &parsed->reference);
+	if (!call || call->replied_ns)
+		return 0;
+	stats = stats_of(call->server_slot);
+	if (stats && call->taken_ns)
+		OBSERVE(stats, service, now - call->taken_ns);
+	call->server_slot = slot;
+	call->queued_ns = now;
+	call->taken_ns = 0;
+	call->late = 0;
+	return 1;
 }
 
 /* A call is sent. */
-static __always_inline void begin(__u64 sender, __u64 sender_id, struct server_process *server,
-				  struct parsed *parsed, __u64 now)
+static __always_inline void begin(__u64 sender, __u64 sender_id, __u32 slot, struct parsed *parsed,
+				  __u64 now)
 {
-	struct server_call call = {.sent_ns = now, .slot = server->slot}, *before;
-	struct server_process *caller = NULL;
-	struct server_stats *stats;
+	struct server_call call = {.sent_ns = now, .queued_ns = now}, *before;
+	struct server_process *from = NULL;
+	struct server_stats *stats = stats_of(slot);
 
+	call.slot = call.server_slot = slot;
 	call.first = parsed->reference.first;
 	call.second = parsed->reference.second;
-	if (sender_id == parsed->caller)
-		caller = process_of(sender, sender_id, false);
-	if (caller)
-		call.caller_slot = caller->slot;
-	before = bpf_map_lookup_elem(&server_calls, &parsed->caller);
-	if (before)
-		abandon(before, now, !(caller && caller->asynchronous));
-	if (bpf_map_update_elem(&server_calls, &parsed->caller, &call, BPF_ANY))
-		count(SERVER_LOST);
-	stats = stats_of(call.slot);
+	if (sender_id)
+		from = process_of(sender, sender_id, false);
+	if (from)
+		call.caller_slot = from->slot;
 	if (stats)
 		__sync_fetch_and_add(&stats->calls, 1);
 	block(&call, 1, 0);
+	if (sender_id != parsed->caller) {
+		pass_on(parsed, slot, now);
+		return;
+	}
+	before = bpf_map_lookup_elem(&server_calls, &parsed->caller);
+	if (before)
+		abandon(before, now, !(from && from->asynchronous));
+	if (bpf_map_update_elem(&server_calls, &parsed->caller, &call, BPF_ANY))
+		count(SERVER_LOST);
 }
 
 /* The caller *id* takes a reply, or the news that the server has ended. True if it was one. */
 static __noinline int finish(__u64 id, struct parsed *parsed, __u64 now)
 {
+	struct server_stats *stats, *served;
 	struct server_process *caller;
-	struct server_stats *stats;
 	struct server_call *call;
 	bool again = false;
 
@@ -505,8 +612,9 @@ static __noinline int finish(__u64 id, struct parsed *parsed, __u64 now)
 	/* It has not given up, it has several calls open. */
 	if (call->timed_out)
 		__sync_fetch_and_add(&stats->timeouts, -1);
-	if (call->late)
-		__sync_fetch_and_add(&stats->abandoned, -1);
+	served = stats_of(call->server_slot);
+	if (call->late && served)
+		__sync_fetch_and_add(&served->abandoned, -1);
 	caller = bpf_map_lookup_elem(&server_processes, &id);
 	if (caller)
 		caller->asynchronous = 1;
@@ -522,28 +630,42 @@ static __noinline int take_call(struct parsed *parsed, __u64 now)
 
 	if (!parsed)
 		return 0;
-	call = bpf_map_lookup_elem(&server_calls, &parsed->caller);
-	if (!call || !is_of(call, &parsed->reference)) {
-		call = bpf_map_lookup_elem(&abandoned_calls, &parsed->reference);
-		if (call && !call->taken_ns && call->timed_out)
-			call->late = 1;
-	}
+	call = call_of(parsed->caller, &parsed->reference);
 	if (!call || call->taken_ns)
 		return 0;
+	/* Set when the caller gave up. */
+	call->late = call->timed_out;
 	call->taken_ns = now;
-	stats = stats_of(call->slot);
+	stats = stats_of(call->server_slot);
 	if (!stats)
 		return 0;
-	OBSERVE(stats, queue, now - call->sent_ns);
+	OBSERVE(stats, queue, now - call->queued_ns);
 	if (call->late)
 		__sync_fetch_and_add(&stats->abandoned, 1);
 	return 1;
 }
 
+/*
+ * When the message was sent that *receiver* takes; 0 if that was not seen. The entry of another
+ * message that lay at the same address goes as well.
+ */
+static __noinline __u64 sent_at(__u64 message, __u64 receiver, __u64 sender)
+{
+	struct server_message *waiting = bpf_map_lookup_elem(&server_messages, &message);
+	__u64 sent_ns = 0;
+
+	if (!waiting)
+		return 0;
+	if (waiting->receiver == receiver && waiting->sender == sender)
+		sent_ns = waiting->sent_ns;
+	bpf_map_delete_elem(&server_messages, &message);
+	return sent_ns;
+}
+
 /* The server's work on a message that has no reply ends. */
 static __always_inline void end_work(struct server_process *server, __u64 now)
 {
-	struct server_stats *stats = stats_of(server->slot);
+	struct server_stats *stats = stats_of(server->work_slot);
 
 	if (stats && server->since_ns && server->one_way && settings.sees_idle)
 		OBSERVE(stats, service, now - server->since_ns);
@@ -561,24 +683,28 @@ int BPF_KPROBE(server_send, __u64 sender, __u64 receiver, __u64 locks, __u64 mes
 	struct parsed parsed = {};
 	__u64 now = enter(SERVER_SEND), id, from;
 	bool served;
+	__u32 slot;
 
 	if (!now || !receiver)
 		return 0;
 	parse(term, &parsed);
 	id = word(receiver);
-	if (parsed.kind == MESSAGE_REPLY)
-		reply(id, &parsed.reference, now);
+	if (parsed.kind == MESSAGE_REPLY && reply(id, &parsed.reference, now))
+		return 0; /* its caller waits for it: it is no message of its own */
 	served = parsed.kind == MESSAGE_CALL || parsed.kind == MESSAGE_CAST;
 	server = process_of(receiver, id, served);
 	if (!server || !server->is_server)
 		return 0;
+	slot = slot_of_request(server->slot, parsed.request);
+	from = sender ? word(sender) : 0;
 	if (parsed.kind == MESSAGE_CALL && parsed.caller) {
-		from = sender ? word(sender) : 0;
-		begin(sender, from, server, &parsed, now);
+		begin(sender, from, slot, &parsed, now);
 		return 0;
 	}
 	waiting.sent_ns = now;
-	waiting.slot = server->slot;
+	waiting.receiver = id;
+	waiting.sender = from;
+	waiting.slot = slot;
 	if (bpf_map_update_elem(&server_messages, &message, &waiting, BPF_ANY))
 		count(SERVER_LOST);
 	return 0;
@@ -606,19 +732,22 @@ int BPF_KPROBE(server_reply, __u64 sender, __u64 from, __u64 alias)
 SEC("uprobe")
 int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack)
 {
-	__u64 now = enter(SERVER_TAKE), message, id;
-	struct server_message *waiting;
+	__u64 now = enter(SERVER_TAKE), message, id, sent_ns, words[3] = {};
 	struct server_process *server;
 	struct parsed parsed = {};
 	struct server_stats *stats;
 	bool served, seen, reply_like;
-	__u32 depth, known;
+	__u32 depth, known, slot;
 
 	if (!now || !process)
 		return 0;
 	message = word(word(process + settings.process_sig_save));
-	parse(word(message + settings.message_term), &parsed);
+	/* The term, a token, and the sender (erl_message.h: ERL_MESSAGE_FROM). */
+	if (!read_words(words, sizeof(words), message + settings.message_term))
+		return 0;
+	parse(words[0], &parsed);
 	id = word(process);
+	sent_ns = sent_at(message, id, words[2]);
 	if ((parsed.kind == MESSAGE_REPLY || parsed.kind == MESSAGE_DOWN) &&
 	    finish(id, &parsed, now))
 		return 0;
@@ -626,15 +755,13 @@ int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack
 	server = process_of(process, id, served);
 	if (!server || !server->is_server)
 		return 0;
-	stats = stats_of(server->slot);
+	slot = slot_of_request(server->slot, parsed.request);
+	stats = stats_of(slot);
 	if (!stats)
 		return 0;
 	depth = (word(process + settings.process_hend) - stack) / 8;
-	waiting = bpf_map_lookup_elem(&server_messages, &message);
-	if (waiting) {
-		OBSERVE(stats, queue, now - waiting->sent_ns);
-		bpf_map_delete_elem(&server_messages, &message);
-	}
+	if (sent_ns)
+		OBSERVE(stats, queue, now - sent_ns);
 	seen = parsed.kind == MESSAGE_CALL && parsed.caller && take_call(&parsed, now);
 	known = server->depth;
 	/*
@@ -658,6 +785,7 @@ int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack
 	else if (parsed.kind != MESSAGE_CALL && parsed.kind != MESSAGE_SYSTEM)
 		__sync_fetch_and_add(&stats->infos, 1);
 	server->since_ns = now;
+	server->work_slot = slot;
 	server->one_way = !seen && (parsed.kind != MESSAGE_CALL || !parsed.caller);
 	return 0;
 }

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``np.unique`` and ``np.isin`` without the import of ``numpy.ma``.
+``np.unique`` and ``np.isin`` without the import of ``numpy.ma``, and structured rows fast.
 
-That import takes a tenth of the time in which a command starts.
+That import takes a tenth of the time in which a command starts. numpy copies structured rows field
+by field; as plain bytes they are copied five times as fast.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -44,3 +47,27 @@ def within(values: NDArray[np.generic], some: ArrayLike) -> NDArray[np.bool_]:
     index = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
     found: NDArray[np.bool_] = ordered[index] == values
     return found
+
+
+def picked(rows: NDArray[np.void], mask: NDArray[np.bool_]) -> NDArray[np.void]:
+    """The structured *rows*, shape ``(n,)``, at which *mask* is set; themselves if it is set."""
+    if mask.all():
+        return rows
+    return as_bytes(rows)[mask].view(rows.dtype)
+
+
+def joined(parts: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
+    """Structured rows of one dtype, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([as_bytes(part) for part in parts]).view(parts[0].dtype)
+
+
+def taken(rows: NDArray[np.void], index: NDArray[np.int64]) -> NDArray[np.void]:
+    """The structured *rows* at *index*, in that order."""
+    return as_bytes(rows)[index].view(rows.dtype)
+
+
+def as_bytes(rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Contiguous structured *rows* as rows of plain bytes, the same memory."""
+    return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize)))

@@ -72,10 +72,12 @@ TELEMETRY_STEP_ELEMENT = 4
 TELEMETRY_STEP_CLASS = 8
 #: modules whose servers are counted apart; the first are those of enum server_slot
 SERVER_SLOTS = 256
-#: eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
-SERVER_BUCKETS = 224
+#: sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
+SERVER_BUCKETS = 448
 #: bucket 0 begins at 2^10 ns
 SERVER_FIRST_OCTAVE = 10
+#: tags of requests that are counted apart of one module; its other ones are counted together
+SERVER_TAGS = 8
 #: marked functions that are counted apart, of those that are called; the first slot is of the others
 MARK_SLOTS = 4096
 #: open calls of one process that are followed; a power of two
@@ -596,7 +598,7 @@ SERVER_SETTINGS = np.dtype([
     ("process_module", "<u4"),
     ("message_term", "<u4"),
     ("sees_idle", "<u4"),
-    ("padding", "<u4"),
+    ("by_tag", "<u4"),
     ("am_gen_call", "<u8"),
     ("am_gen_cast", "<u8"),
     ("am_alias", "<u8"),
@@ -609,6 +611,7 @@ SERVER_SETTINGS = np.dtype([
     ("am_init", "<u8"),
     ("am_supervisor", "<u8"),
     ("am_erlang", "<u8"),
+    ("am_proc_lib", "<u8"),
 ])
 
 #: When hooks count, CLOCK_MONOTONIC; both 0 for never.
@@ -628,19 +631,24 @@ SERVER_REFERENCE = np.dtype([
 #: A call that is open: the caller has neither got its reply nor ended.
 SERVER_CALL = np.dtype([
     ("sent_ns", "<u8"),
+    ("queued_ns", "<u8"),
     ("taken_ns", "<u8"),
     ("replied_ns", "<u8"),
     ("first", "<u8"),
     ("second", "<u8"),
     ("slot", "<u4"),
+    ("server_slot", "<u4"),
     ("caller_slot", "<u4"),
     ("late", "<u4"),
     ("timed_out", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: A message without a reply that waits in the mailbox of a server.
 SERVER_MESSAGE = np.dtype([
     ("sent_ns", "<u8"),
+    ("receiver", "<u8"),
+    ("sender", "<u8"),
     ("slot", "<u8"),
 ])
 
@@ -648,10 +656,12 @@ SERVER_MESSAGE = np.dtype([
 SERVER_PROCESS = np.dtype([
     ("since_ns", "<u8"),
     ("slot", "<u4"),
+    ("work_slot", "<u4"),
     ("is_server", "<u4"),
     ("depth", "<u4"),
     ("one_way", "<u4"),
     ("asynchronous", "<u4"),
+    ("unsure", "<u4"),
     ("padding", "<u4"),
 ])
 
@@ -659,6 +669,12 @@ SERVER_PROCESS = np.dtype([
 SERVER_MODULE = np.dtype([
     ("module", "<u8"),
     ("function", "<u8"),
+])
+
+#: What has a slot of its own where messages are counted by tag.
+SERVER_TAG = np.dtype([
+    ("slot", "<u8"),
+    ("tag", "<u8"),
 ])
 
 #: Who calls whom, by slots.
@@ -685,9 +701,9 @@ SERVER_STATS = np.dtype([
     ("queue_ns", "<u8"),
     ("service_ns", "<u8"),
     ("call_ns", "<u8"),
-    ("queue", "<u4", (224,)),
-    ("service", "<u4", (224,)),
-    ("call", "<u4", (224,)),
+    ("queue", "<u4", (448,)),
+    ("service", "<u4", (448,)),
+    ("call", "<u4", (448,)),
 ])
 
 #: Settings of mark.bpf.c; an offset is in bytes.
@@ -725,7 +741,7 @@ MARK_STATS = np.dtype([
     ("unfollowed", "<u8"),
     ("ns", "<u8"),
     ("hits", "<u8"),
-    ("durations", "<u4", (224,)),
+    ("durations", "<u4", (448,)),
 ])
 
 #: What a callback was called with, or returned.
@@ -977,7 +993,7 @@ UNAVAILABLE = (
     Unavailable('long_call', 'symbol', 'the interpreter calls NIFs and BIFs without a function', flavor='emu'),
     Unavailable('dist_out', 'usdt', 'OTP has no USDT probe for single packets'),
     Unavailable('dist_in', 'usdt', 'OTP has no USDT probe for single packets'),
-    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not tell the reason"),
+    Unavailable('dist_down', 'usdt', "OTP's USDT probes do not carry the reason"),
 )
 
 #: The only USDT probes that may ever be attached.

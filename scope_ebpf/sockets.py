@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,11 +35,13 @@ _STATES = 0xFFF & ~(1 << 10 | 1 << 6 | 1 << 7)
 _HEADER, _QUESTION = struct.Struct("<IHHII"), struct.Struct("<BBBBI")
 _ID, _REST = struct.Struct(">HH16s16s4s8s"), struct.Struct("<IIIII")
 _ID_AT = 4
+#: Where an inet_diag_msg has the inode: the last number behind the id.
+_INODE, _INODE_AT = struct.Struct("<I"), _ID_AT + _ID.size + _REST.size - 4
 #: Attributes of an answer: tcp_info; its bit in a question.
 _INFO, _INFO_BIT = 2, 1 << 1
 _NO_COOKIE = b"\xff" * 8
 #: Bytes of one reading, and of an answer with all sockets: some 200,000 sockets.
-_PART, _MOST = 1 << 16, 1 << 26
+_PART, _MOST = 1 << 16, 1 << 25
 #: Seconds for one answer of the kernel, and for the thread that opens a socket there.
 _PATIENCE = 5.0
 _LINK = re.compile(r"socket:\[(\d+)\]")
@@ -111,7 +114,9 @@ class Sockets:
     def __init__(self, pid: int, check: Callable[[], object]) -> None:
         self._pid, self._check = pid, check
         self._netlink: socket.socket | None = None
-        self._known: dict[int, TcpSocket] = {}
+        #: Family and key of each socket that was found, by its inode.
+        self._known: dict[int, tuple[int, bytes]] = {}
+        self._retries = Retries()
 
     def close(self) -> None:
         """Release what is open."""
@@ -131,10 +136,11 @@ class Sockets:
             return {}
         if self._netlink is None:
             self._netlink = self._opened()
-        found = self._known_now(set(inodes.values()))
-        if missing := set(inodes.values()) - found.keys():
-            found |= self._searched(missing)
-        self._known = found
+        wanted = set(inodes.values())
+        found = self._asked(self._known, wanted)
+        if missing := self._retries.due(wanted - found.keys()):
+            found |= self._asked(self._searched(missing), missing)
+        self._known = {inode: (one.family, one.key) for inode, one in found.items()}
         return {key: found[inode] for key, inode in inodes.items() if inode in found}
 
     def _inode(self, descriptor: int) -> int | None:
@@ -157,33 +163,48 @@ class Sockets:
         finally:
             os.close(there)
 
-    def _known_now(self, inodes: set[int]) -> dict[int, TcpSocket]:
-        """Ask for each socket that was seen before; one whose address was reused is left out."""
+    def _asked(
+        self, keys: Mapping[int, tuple[int, bytes]], inodes: set[int]
+    ) -> dict[int, TcpSocket]:
+        """Ask for each socket alone by its key; one whose address was reused is left out."""
         found = {}
-        for inode in inodes & self._known.keys():
-            before = self._known[inode]
-            for now in self._ask(before.family, before.key, 0):
-                if now.inode == inode:
+        for inode in inodes & keys.keys():
+            for body in self._ask(*keys[inode]):
+                if (now := parsed(body)) and now.inode == inode:
                     found[inode] = now
         return found
 
-    def _searched(self, inodes: set[int]) -> dict[int, TcpSocket]:
-        found: dict[int, TcpSocket] = {}
+    def _searched(self, inodes: set[int]) -> dict[int, tuple[int, bytes]]:
+        """
+        Family and key of those *inodes* that are among all sockets of the namespace.
+
+        The kernel selects by addresses only, so of the others the inode is read, and nothing else.
+        """
+        found: dict[int, tuple[int, bytes]] = {}
         for family in (socket.AF_INET, socket.AF_INET6):
-            for one in self._ask(family, bytes(_ID.size - 8) + _NO_COOKIE, _DUMP):
-                if one.inode in inodes:
-                    found[one.inode] = one
+            for body in self._ask(family, bytes(_ID.size - 8) + _NO_COOKIE, _DUMP):
+                if len(body) < _INODE_AT + 4:
+                    continue
+                (inode,) = _INODE.unpack_from(body, _INODE_AT)
+                if inode in inodes:
+                    found[inode] = body[0], body[_ID_AT : _ID_AT + _ID.size]
                     if len(found) == len(inodes):
                         # The rest of the answer is not wanted, and a socket gives it first.
                         self.close()
                         return found
         return found
 
-    def _ask(self, family: int, key: bytes, flags: int) -> Iterator[TcpSocket]:
-        """Put one question to the kernel; answers beyond _MOST bytes are not read."""
+    def _ask(self, family: int, key: bytes, flags: int = 0) -> Iterator[bytes]:
+        """
+        Put one question to the kernel: the inet_diag_msg of each socket of its answer.
+
+        Answers beyond _MOST bytes are not read. tcp_info, which costs the kernel most of its time
+        for a socket, is asked for only without _DUMP.
+        """
         if self._netlink is None:
             self._netlink = self._opened()
-        question = _QUESTION.pack(family, socket.IPPROTO_TCP, _INFO_BIT, 0, _STATES) + key
+        wanted = 0 if flags & _DUMP else _INFO_BIT
+        question = _QUESTION.pack(family, socket.IPPROTO_TCP, wanted, 0, _STATES) + key
         head = _HEADER.pack(_HEADER.size + len(question), _BY_FAMILY, _REQUEST | flags, 1, 0)
         try:
             self._netlink.send(head + question)
@@ -192,7 +213,7 @@ class Sockets:
             self.close()
             raise ReadRefusedError(f"its sockets: {error.strerror or error}") from error
 
-    def _answers(self, dump: bool) -> Iterator[TcpSocket]:
+    def _answers(self, dump: bool) -> Iterator[bytes]:
         left = _MOST
         while left > 0:
             part = self._netlink.recv(_PART) if self._netlink else b""
@@ -200,8 +221,8 @@ class Sockets:
             for kind, body in _messages(part):
                 if kind in (_DONE, _ERROR):
                     return
-                if kind == _BY_FAMILY and (one := parsed(body)):
-                    yield one
+                if kind == _BY_FAMILY:
+                    yield body
             if not dump or not part:
                 return
         self.close()

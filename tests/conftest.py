@@ -18,6 +18,18 @@ from hypothesis import HealthCheck, settings
 
 #: Folders whose tests share VMs, daemons and the host's hooks: they run one after the other.
 ONE_BY_ONE = {"kernel", "hostile", "dashboards", "packages"}
+#: Tests on VMs of their own that measure no time and no daemon: they run beside those.
+BESIDE = {
+    f"tests/kernel/test_{name}.py"
+    for name in (
+        *("beam_churn", "beam_stuck", "beam_truth", "beam_wedged", "calls", "calls_elixir"),
+        *("calls_interpreter", "errors", "held", "layout_drift", "maps", "mcp", "merge"),
+        *("privileges", "ps_truth", "record", "run", "telemetry", "top_screen", "top_truth"),
+        *("trace_counts", "trace_dist", "trace_toy"),
+    )
+}
+#: Tests that compare rates and durations come last, when those beside them have ended.
+LAST = ("tests/dashboards/", "tests/kernel/test_windows.py", "tests/kernel/test_budget.py")
 
 # A busy machine makes an example slow, and that says nothing about the code under test.
 settings.register_profile(
@@ -37,7 +49,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
-    Keep the tests on real VMs in one process of ``pytest -n``; the others run beside them.
+    Keep the tests on real VMs in two processes of ``pytest -n``; the others run beside them.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -48,9 +60,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
+            if path in BESIDE:
+                return "beside"
             return "vms" if path.split("/")[1] in ONE_BY_ONE else path
 
     return ByFolder(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Put the tests that compare rates and durations at the end.
+    """
+    items.sort(key=lambda item: item.nodeid.startswith(LAST))
 
 
 def unseen(config: pytest.Config) -> list[str]:
@@ -60,7 +81,7 @@ def unseen(config: pytest.Config) -> list[str]:
     if hasattr(config, "workerinput"):
         return []
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    chosen = config.option.keyword or config.option.markexpr
+    chosen = config.option.keyword or config.option.markexpr or getattr(config.option, "lf", False)
     return (
         documents.missing() if whole and not chosen and "SCOPE_REQUIRE_KERNEL" in os.environ else []
     )

@@ -34,6 +34,7 @@ _MOST = 500
 
 #: How a document is recognized; the first that fits counts.
 _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "vm-status": lambda d: "last_check" in d,
     "list": lambda d: "beams" in d,
     "doctor": lambda d: "host" in d,
     "schedulers": lambda d: "threads" in d,

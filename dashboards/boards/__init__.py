@@ -6,7 +6,16 @@ The dashboards as data: one module of panels per dashboard, and a builder that k
 into Grafana's model. To add a panel is to add a record to a table.
 """
 
-from boards import distribution, memory, observer, overview, processes, schedulers, start
+from boards import (
+    distribution,
+    genservers,
+    memory,
+    observer,
+    overview,
+    processes,
+    schedulers,
+    start,
+)
 
 #: In the order in which the links at the top of each dashboard list them.
 BOARDS = (
@@ -14,6 +23,7 @@ BOARDS = (
     overview.BOARD,
     schedulers.BOARD,
     processes.BOARD,
+    genservers.BOARD,
     memory.BOARD,
     distribution.BOARD,
     observer.BOARD,

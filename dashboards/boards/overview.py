@@ -242,7 +242,7 @@ ALL_NODES: Final = Panel(
     "All nodes",
     "none",
     "Each VM that is observed and how it is now; the owner is the process with the longest mailbox, "
-    "by its registered name, else module, else initial call.",
+    "by its registered name, else module, else initial call. Critical: kinds of findings of the last check.",
     "a node that is missing was not found or is refused: the daemon's page at / says why.",
     (
         Query("time() - max by (NODE) (beam_start_time_seconds{HERE})", "", column="up", unit="s"),
@@ -272,6 +272,12 @@ ALL_NODES: Final = Panel(
             unit="percentunit",
             warn=0.8,
             bad=0.9,
+        ),
+        Query(
+            """sum by (NODE) (beam_finding_kinds{HERE, severity="critical"})""",
+            "",
+            column="critical",
+            bad=1,
         ),
         Query("sum by (NODE) (beam_processes{HERE})", "", column="processes"),
         Query("sum by (NODE) (beam_mailbox_messages{HERE})", "", column="waiting"),

@@ -7,7 +7,7 @@ from typing import Final
 
 from boards.overview import ALL_NODES
 from boards.panels import CONTEXT
-from boards.records import Board, Panel, Row, firing
+from boards.records import Board, Panel, Query, Row, firing
 
 #: What somebody notices; the dashboard that shows it, what to look for there, and a first command.
 SYMPTOMS: Final = (
@@ -76,10 +76,38 @@ def _table() -> str:
     return "\n".join(rows)
 
 
+FINDINGS: Final = Panel(
+    "Findings of the last check",
+    "none",
+    "What scope-trace check would find in each VM, and how long ago the daemon looked; a node without "
+    "a kind is well. A check is made each minute, or less often where it is expensive.",
+    "the daemon's page /vm/PID has the verdict of a node and names the culprit; `scope-trace check PID` "
+    "makes it anew.",
+    (
+        Query("max by (NODE, kind, severity) (beam_finding{HERE})", ""),
+        Query(
+            "time() - max by (NODE) (scope_ebpf_findings_timestamp_seconds{HERE})",
+            "",
+            column="age",
+            unit="s",
+        ),
+    ),
+    "table",
+    width=12,
+    height=6,
+    low=None,
+    columns=(
+        ("node", "node"),
+        ("instance", "host"),
+        ("kind", "kind"),
+        ("severity", "severity"),
+    ),
+)
 _NOW: Final = Row(
     "Now",
     (
-        firing(width=24, height=5),
+        firing(width=12, height=6),
+        FINDINGS,
         ALL_NODES,
     ),
 )

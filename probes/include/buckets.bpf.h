@@ -10,7 +10,7 @@
 /* Hits that a CPU takes from a window's at once. */
 #define SPENT_AT_ONCE 64
 
-/* Eight to each octave, of which the first begins at 2^SERVER_FIRST_OCTAVE ns. */
+/* Sixteen to each octave, of which the first begins at 2^SERVER_FIRST_OCTAVE ns. */
 static __always_inline __u32 bucket_of(__u64 ns)
 {
 	__u64 rest = ns;
@@ -40,7 +40,7 @@ static __always_inline __u32 bucket_of(__u64 ns)
 	}
 	if (rest >> 1)
 		octave += 1;
-	bucket = (octave - SERVER_FIRST_OCTAVE) * 8 + (ns >> (octave - 3) & 7);
+	bucket = (octave - SERVER_FIRST_OCTAVE) * 16 + (ns >> (octave - 4) & 15);
 	return bucket < SERVER_BUCKETS ? bucket : SERVER_BUCKETS - 1;
 }
 

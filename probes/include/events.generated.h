@@ -29,8 +29,9 @@
 #define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
 #define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
 #define SERVER_SLOTS 256 /* modules whose servers are counted apart; the first are those of enum server_slot */
-#define SERVER_BUCKETS 224 /* eight to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
+#define SERVER_BUCKETS 448 /* sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
 #define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
+#define SERVER_TAGS 8 /* tags of requests that are counted apart of one module; its other ones are counted together */
 #define MARK_SLOTS 4096 /* marked functions that are counted apart, of those that are called; the first slot is of the others */
 #define MARK_OPEN_CALLS 16 /* open calls of one process that are followed; a power of two */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
@@ -676,7 +677,7 @@ struct server_settings {
 	__u32 process_module; /* struct process: module of its first function */
 	__u32 message_term; /* ErtsMessage: m[0] */
 	__u32 sees_idle; /* 1 if server_out is attached, so that the end of a message's work is known */
-	__u32 padding; /* named, so that it is zero */
+	__u32 by_tag; /* 1 if the messages of a module are counted by the tags of their requests */
 	__u64 am_gen_call; /* atoms of messages, eterm */
 	__u64 am_gen_cast; /* the same, eterm */
 	__u64 am_alias; /* the same, eterm */
@@ -689,6 +690,7 @@ struct server_settings {
 	__u64 am_init; /* the function that a behaviour calls first, eterm */
 	__u64 am_supervisor; /* a behaviour that stands where callback modules do, eterm */
 	__u64 am_erlang; /* a module that says nothing of a process, eterm */
+	__u64 am_proc_lib; /* the module of a process that has not run yet, eterm */
 };
 
 /* When hooks count, CLOCK_MONOTONIC; both 0 for never. */
@@ -707,20 +709,25 @@ struct server_reference {
 
 /* A call that is open: the caller has neither got its reply nor ended. */
 struct server_call {
-	__u64 sent_ns; /* when the request was sent, ns */
-	__u64 taken_ns; /* when the server took it, ns */
+	__u64 sent_ns; /* when the caller sent the request, ns */
+	__u64 queued_ns; /* when it was sent to the server that has it now: another one may have passed it on, ns */
+	__u64 taken_ns; /* when that server took it, ns */
 	__u64 replied_ns; /* when the reply was sent, by whomever, ns */
 	__u64 first; /* its server_reference */
 	__u64 second; /* the same */
 	__u32 slot; /* of the called module */
+	__u32 server_slot; /* of the module of the server that has it now */
 	__u32 caller_slot; /* of the calling module */
 	__u32 late; /* 1 if the server took it when the caller had given up */
 	__u32 timed_out; /* 1 if it was counted as a timeout */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* A message without a reply that waits in the mailbox of a server. */
 struct server_message {
 	__u64 sent_ns; /* when it was sent, ns */
+	__u64 receiver; /* pid of the server, eterm */
+	__u64 sender; /* pid; with the receiver it tells the message from one that lies at the same address later, eterm */
 	__u64 slot; /* of the server's module */
 };
 
@@ -728,10 +735,12 @@ struct server_message {
 struct server_process {
 	__u64 since_ns; /* since when a server has worked on one message, ns */
 	__u32 slot; /* of its module */
+	__u32 work_slot; /* of what it works on */
 	__u32 is_server; /* 1 for a server */
 	__u32 depth; /* of its stack when its loop takes a message, words */
 	__u32 one_way; /* 1 if nobody on this node waits for the end of that work */
 	__u32 asynchronous; /* 1 for a caller that makes several calls at a time */
+	__u32 unsure; /* 1 for a process that had not run yet: it is looked at again */
 	__u32 padding; /* named, so that it is zero */
 };
 
@@ -739,6 +748,12 @@ struct server_process {
 struct server_module {
 	__u64 module; /* atom: the callback module, or that of a process's first function, eterm */
 	__u64 function; /* atom: the first function of a server that does not begin in init/1; 1 for a process that is no server, eterm */
+};
+
+/* What has a slot of its own where messages are counted by tag. */
+struct server_tag {
+	__u64 slot; /* of the module */
+	__u64 tag; /* atom: the request, or the first element of its tuple, eterm */
 };
 
 /* Who calls whom, by slots. */
@@ -765,9 +780,9 @@ struct server_stats {
 	__u64 queue_ns; /* sum of the times in queue, ns */
 	__u64 service_ns; /* sum of the service times, ns */
 	__u64 call_ns; /* sum of the times that callers waited for replies, ns */
-	__u32 queue[224]; /* messages by time from send to take */
-	__u32 service[224]; /* messages by time from take to reply, or to the end of the work */
-	__u32 call[224]; /* calls by time from send to the caller's taking of the reply */
+	__u32 queue[448]; /* messages by time from send to take */
+	__u32 service[448]; /* messages by time from take to reply, or to the end of the work */
+	__u32 call[448]; /* calls by time from send to the caller's taking of the reply */
 };
 
 /* Settings of mark.bpf.c; an offset is in bytes. */
@@ -805,7 +820,7 @@ struct mark_stats {
 	__u64 unfollowed; /* calls for which there was no room */
 	__u64 ns; /* sum of the durations of those that were timed, ns */
 	__u64 hits; /* hits within them, with that at the end */
-	__u32 durations[224]; /* calls by duration */
+	__u32 durations[448]; /* calls by duration */
 };
 
 /* What a callback was called with, or returned. */
@@ -1127,7 +1142,7 @@ struct dist_out_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 peer; /* the other node, atom */
-	__u64 receiver; /* pid or name on the other node, remote */
+	__u64 receiver; /* pid or name on the other node; of a monitor its reference, remote */
 	__u32 number; /* of the packet within its connection, from 1 at the first that was seen */
 	__u32 size; /* of the packet, bytes */
 	__u32 check; /* hash of its last 8 bytes, which both nodes have alike */

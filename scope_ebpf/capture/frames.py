@@ -41,6 +41,7 @@ class BlockKind(IntEnum):
     SAMPLES = 4  # JSON: what was read of the VM's memory at some moment
     MAPS = 5  # the session's maps
     END = 6  # JSON, once, last
+    CLUSTER = 7  # JSON, instead of a head: captures of several nodes follow, each whole
 
 
 class Block(NamedTuple):

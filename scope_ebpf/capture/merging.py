@@ -5,6 +5,10 @@ Captures of several nodes, joined: packets that one node sent and another receiv
 The kernel numbers the packets of each connection on both nodes, in the order of the connection. So
 the two numbers of a packet differ by the same amount for all packets, which is found by the ends of
 packets that occur only once, and checked with the ends of all others.
+
+The captures are read three times: to find the connections and that difference, to align the clocks
+and check every packet, and to deliver pairs. What is kept are samples, the packets that bound the
+clocks, and packets whose other end was not read yet.
 """
 
 from __future__ import annotations
@@ -14,99 +18,143 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope_ebpf import events
+from scope_ebpf.capture.bounds import Bounds
 from scope_ebpf.capture.clocks import Alignment, align
+from scope_ebpf.capture.pairing import Pairing
+from scope_ebpf.capture.reader import sound
+from scope_ebpf.capture.survey import IN, OUT, Direction, Key, survey
 from scope_ebpf.errors import CaptureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from scope_ebpf.capture.reader import Capture, Contents
 
-#: Captures that are merged at once, and packets of one that are kept: 240 MB.
-MOST_CAPTURES, _MOST_PACKETS = 100, 1 << 22
-#: Connections between two nodes, one after the other.
-_MOST_CONNECTIONS = 256
+#: Captures that are merged at once.
+MOST_CAPTURES = 100
 #: Packets with an end of their own that must agree on the difference of the numbers.
 _FEWEST = 2
-_OUT, _IN = "dist_out", "dist_in"
+_TOO_FEW = "too few packets have an end of their own"
+#: Bytes of memory for names and samples of all captures together.
+_ROOM = 256 << 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
-    """One capture, and the packets in it; times are ns since 1970 by its own clock."""
+    """One capture; times are ns since 1970 by its own clock."""
 
     capture: Capture
     contents: Contents
     name: str
-    packets: dict[str, NDArray[np.void]] = field(default_factory=dict)
+    #: Its connections.
+    directions: dict[Key, Direction] = field(default_factory=dict)
     #: Of its clock against that of the reference node; None where it could not be aligned.
     clock: Alignment | None = None
     #: Time on the reference node's clock.
     aligned: bool = False
+    #: To be added to its times, so that captures are read in about the order of their events, ns.
+    rough: int = 0
+    #: The other nodes by the terms of their names in this one.
+    peers: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def to_wall(self) -> int:
+        """Difference of the time of day and a record's time, ns."""
+        return self.contents.head.clocks.to_wall
 
 
-@dataclass
+@dataclass(eq=False)
 class Link:
     """Packets from one node to another on one connection."""
 
     source: Node
     target: Node
-    #: Records of both ends, in the order of the connection; of equal length once paired.
-    out: NDArray[np.void]
-    received: NDArray[np.void]
+    sent: Key
     sent_count: int
+    received: Key | None
     received_count: int
+    #: The number of a packet at its target minus that at its source.
+    shift: int = 0
+    #: Numbers at the target that both captures may have.
+    range: tuple[int, int] = (0, 0)
     #: Why the packets are not paired; empty if they are.
     refused: str = ""
+    #: Packets that were paired so far, and how they bound the clocks.
+    paired: int = 0
+    bounds: Bounds = field(default_factory=Bounds)
 
 
-def read_node(capture: Capture) -> Node:
+def read_nodes(captures: Sequence[Capture]) -> list[Node]:
     """
-    Read a capture's packets.
+    Read what captures contain but their records, and find their connections.
 
-    CaptureError without a node name, without packets, or with more of them than are kept.
+    CaptureError without a node name, without packets, for two captures of one node, and where names
+    take more memory than all captures may.
     """
-    contents = capture.contents()
+    nodes: list[Node] = []
+    room = _ROOM
+    for capture in captures:
+        with sound(capture):
+            node = _node(capture, capture.contents(room), len(captures))
+            room = node.contents.room
+        twice = next((one for one in nodes if one.name == node.name), None)
+        if twice is not None:
+            raise CaptureError(
+                f"{twice.capture.path} and {capture.path} are of the node {node.name}: one capture "
+                "of each node can be merged"
+            )
+        nodes.append(node)
+    acquaint(nodes)
+    return nodes
+
+
+def acquaint(nodes: Sequence[Node]) -> None:
+    """Tell each node which terms name the others."""
+    by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        atoms = node.contents.atoms.items()
+        node.peers = {term: by_name[text] for term, text in atoms if text in by_name}
+
+
+def _node(capture: Capture, contents: Contents, captures: int) -> Node:
     name = contents.head.target["node"]
     if not name:
         raise CaptureError(f"{capture.path} is of a VM that is no node")
     planned = {kind.name for kind in contents.head.plan.kinds}
-    if not {_OUT, _IN} <= planned:
+    if not {OUT, IN} <= planned:
         raise CaptureError(
-            f"{capture.path} has no packets of connections: record with the events {_OUT} and {_IN}"
+            f"{capture.path} has no packets of connections: record with the events {OUT} and {IN}"
         )
-    node = Node(capture, contents, str(name))
-    kept: dict[str, list[NDArray[np.void]]] = {_OUT: [], _IN: []}
-    count = 0
-    for batch in capture.batches():
-        for kind, parts in kept.items():
-            rows = batch[batch["kind"] == events.KINDS[kind].id].view(events.RECORDS[kind])
-            parts.append(rows[rows["number"] != 0])
-            count += len(parts[-1])
-        if count > _MOST_PACKETS:
-            raise CaptureError(
-                f"{capture.path} has more than {_MOST_PACKETS:,} packets: record for less time"
-            )
-    for kind, parts in kept.items():
-        whole = np.concatenate(parts) if parts else np.zeros(0, events.RECORDS[kind])
-        whole["time_ns"] += np.uint64(contents.head.clocks.to_wall)
-        node.packets[kind] = whole
-    return node
+    return Node(capture, contents, str(name), survey(capture, captures))
 
 
-def links(nodes: list[Node]) -> list[Link]:
-    """
-    The paired packets of each connection between two of *nodes*, in each direction.
+def merge(nodes: Sequence[Node]) -> list[Link]:
+    """Pair the packets of *nodes*, and align their clocks. CaptureError for what makes no sense."""
+    found = find_links(nodes)
+    _order(nodes, found)
 
-    CaptureError for two captures of one node.
-    """
-    names = [node.name for node in nodes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise CaptureError(f"two captures are of the node {twice}: one of each node can be merged")
+    def take(link: Link, out: NDArray[np.void], received: NDArray[np.void]) -> None:
+        link.paired += len(out)
+        link.bounds.add(wall(link.source, out), wall(link.target, received))
+
+    Pairing(nodes, found).run(pairs=take)
+    for link in found:
+        if link.refused:
+            link.paired, link.bounds = 0, Bounds()
+    align_all(nodes, found)
+    return found
+
+
+def wall(node: Node, rows: NDArray[np.void]) -> NDArray[np.int64]:
+    """Times of records since 1970 by the clock of their own node, ns."""
+    times: NDArray[np.int64] = rows["time_ns"].astype(np.int64) + node.to_wall
+    return times
+
+
+def find_links(nodes: Sequence[Node]) -> list[Link]:
+    """Each direction of each connection between two of *nodes*."""
     return [
         link
         for source in nodes
@@ -116,63 +164,39 @@ def links(nodes: list[Node]) -> list[Link]:
     ]
 
 
-def _links(source: Node, target: Node) -> Iterable[Link]:
-    out = _between(source, _OUT, target.name)
-    received = _between(target, _IN, source.name)
-    left = {int(number) for number in np.unique(received["connection"])}
-    for number in np.unique(out["connection"]).tolist():
-        mine = out[out["connection"] == number]
-        found = None
-        for other in sorted(left):
-            theirs = received[received["connection"] == other]
-            found = _paired(source, target, mine, theirs)
-            if not found.refused or len(left) == 1:
-                left.discard(other)
+def _links(source: Node, target: Node) -> Iterator[Link]:
+    left = _between(target, IN, source.name)
+    for key, mine in _between(source, OUT, target.name).items():
+        link = Link(source, target, key, mine.count, None, 0)
+        for other, theirs in left.items():
+            shift = _shift(mine, theirs)
+            if shift is not None or len(left) == 1:
+                link.received, link.received_count = other, theirs.count
+                link.refused = "" if shift is not None else _TOO_FEW
+                link.shift = shift or 0
+                link.range = (
+                    max(mine.first + link.shift, theirs.first),
+                    min(mine.last + link.shift, theirs.last),
+                )
+                del left[other]
                 break
-            found = None
-        yield found or Link(
-            source, target, mine[:0], received[:0], len(mine), 0, "the other node did not see it"
-        )
+        else:
+            link.refused = "the other node did not see it"
+        yield link
 
 
-def _between(node: Node, kind: str, peer: str) -> NDArray[np.void]:
-    """The packets of *node* to or from *peer*."""
-    atoms = [term for term, text in node.contents.atoms.items() if text == peer]
-    rows = node.packets[kind]
-    found: NDArray[np.void] = rows[np.isin(rows["peer"], np.array(atoms, np.uint64))]
-    if len(np.unique(found["connection"])) > _MOST_CONNECTIONS:
-        raise CaptureError(
-            f"{node.capture.path} has more than {_MOST_CONNECTIONS} connections to {peer}: record "
-            "for less time"
-        )
-    return found
+def _between(node: Node, kind: str, peer: str) -> dict[Key, Direction]:
+    """The connections of *node* to or from *peer*."""
+    atoms = {term for term, text in node.contents.atoms.items() if text == peer}
+    return {
+        key: one for key, one in node.directions.items() if key.kind == kind and key.peer in atoms
+    }
 
 
-def _paired(source: Node, target: Node, out: NDArray[np.void], received: NDArray[np.void]) -> Link:
-    """The packets that both have; refused unless all their ends agree."""
-    link = Link(source, target, out[:0], received[:0], len(out), len(received))
-    shift = _shift(out, received)
-    if shift is None:
-        link.refused = "too few packets have an end of their own"
-        return link
-    numbers = out["number"].astype(np.int64) + shift
-    _, mine, theirs = np.intersect1d(
-        numbers, received["number"].astype(np.int64), return_indices=True
-    )
-    one, other = out["check"][mine], received["check"][theirs]
-    known = (one != 0) & (other != 0)
-    if (one[known] != other[known]).any():
-        link.refused = "packets with the same number have different ends"
-        return link
-    link.out, link.received = out[mine], received[theirs]
-    return link
-
-
-def _shift(out: NDArray[np.void], received: NDArray[np.void]) -> int | None:
+def _shift(out: Direction, received: Direction) -> int | None:
     """The receiver's number of a packet minus the sender's, where enough packets agree on it."""
-    ends = [_alone(rows) for rows in (out, received)]
-    _, mine, theirs = np.intersect1d(ends[0]["check"], ends[1]["check"], return_indices=True)
-    differences = ends[1]["number"][theirs].astype(np.int64) - ends[0]["number"][mine]
+    mine, theirs = _common(out, received)
+    differences = theirs["number"].astype(np.int64) - mine["number"]
     if len(differences) < _FEWEST:
         return None
     values, counts = np.unique(differences, return_counts=True)
@@ -180,68 +204,86 @@ def _shift(out: NDArray[np.void], received: NDArray[np.void]) -> int | None:
     return int(values[best]) if counts[best] >= _FEWEST else None
 
 
-def _alone(rows: NDArray[np.void]) -> NDArray[np.void]:
-    """The packets whose end no other one has."""
-    known = rows[rows["check"] != 0]
-    _, first, counts = np.unique(known["check"], return_index=True, return_counts=True)
-    found: NDArray[np.void] = known[first[counts == 1]]
-    return found
+def _common(out: Direction, received: Direction) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """The packets of both samples that have equal ends, and alone have them."""
+    ends = out.alone(), received.alone()
+    _, mine, theirs = np.intersect1d(ends[0]["check"], ends[1]["check"], return_indices=True)
+    return ends[0][mine], ends[1][theirs]
 
 
-def align_all(nodes: list[Node], found: list[Link]) -> None:
+def _order(nodes: Sequence[Node], found: Sequence[Link]) -> None:
+    """Put the clocks in order roughly, by the packets of the samples."""
+    differences: dict[Node, list[tuple[Node, int]]] = {node: [] for node in nodes}
+    for link in found:
+        if link.refused or link.received is None:
+            continue
+        mine, theirs = _common(
+            link.source.directions[link.sent], link.target.directions[link.received]
+        )
+        late = int(np.median(wall(link.target, theirs) - wall(link.source, mine)))
+        differences[link.source].append((link.target, late))
+        differences[link.target].append((link.source, -late))
+    known: set[Node] = set()
+    for root in nodes:
+        waiting = [] if root in known else [root]
+        known.add(root)
+        while waiting:
+            node = waiting.pop()
+            for other, late in differences[node]:
+                if other not in known:
+                    known.add(other)
+                    other.rough = node.rough - late
+                    waiting.append(other)
+
+
+def align_all(nodes: Sequence[Node], found: Sequence[Link]) -> None:
     """Align the clock of each node with that of the one with most packets, along links."""
-    pairs = _pairs(nodes, found)
-    reference = max(nodes, key=lambda node: sum(len(p) for n, p in pairs.items() if node.name in n))
+    packets = {
+        node: sum(link.paired for link in found if node in (link.source, link.target))
+        for node in nodes
+    }
+    reference = max(nodes, key=packets.__getitem__)
     reference.aligned = True
     waiting = [node for node in nodes if node is not reference]
     while waiting:
-        best = max(
-            ((k, w) for k in nodes if k.aligned for w in waiting),
-            key=lambda ends: _weight(pairs, ends[0].name, ends[1].name),
-            default=None,
-        )
-        if best is None or not _weight(pairs, best[0].name, best[1].name):
+        weights = {
+            (known, node): min(_packets(found, known, node), _packets(found, node, known))
+            for known in nodes
+            if known.aligned
+            for node in waiting
+        }
+        best = max(weights, key=weights.__getitem__, default=None)
+        if best is None or not weights[best]:
             return
-        known, node = best
-        waiting.remove(node)
-        made = align(
-            _times(pairs, known, node, forth=True), _times(pairs, node, known, forth=False)
-        )
-        if made is not None:
-            node.clock, node.aligned = _composed(known.clock, made), True
+        waiting.remove(best[1])
+        neighbours = [known for known, node in weights if node is best[1]]
+        # With all packets of known nodes, so that none arrives before it is sent.
+        _align(best[1], neighbours, found) or _align(best[1], [best[0]], found)
 
 
-_Pairs = dict[tuple[str, str], "NDArray[np.int64]"]
+def _packets(found: Sequence[Link], source: Node, target: Node) -> int:
+    return sum(link.paired for link in found if (link.source, link.target) == (source, target))
 
 
-def _pairs(nodes: list[Node], found: list[Link]) -> _Pairs:
-    """Times of each packet at its source and at its target, by both names."""
-    made: _Pairs = {(a.name, b.name): np.zeros((0, 2), np.int64) for a in nodes for b in nodes}
+def _align(node: Node, known: Sequence[Node], found: Sequence[Link]) -> bool:
+    """Align a clock with those that are known; False if no line fits."""
+    there, back = [np.zeros((0, 2), np.int64)], [np.zeros((0, 2), np.int64)]
+    errors = [0.0]
     for link in found:
-        names = link.source.name, link.target.name
-        times = [rows["time_ns"].astype(np.int64) for rows in (link.out, link.received)]
-        made[names] = np.concatenate([made[names], np.stack(times, axis=1)])
-    return made
-
-
-def _weight(pairs: _Pairs, one: str, other: str) -> int:
-    """Packets each way, of the way with fewer."""
-    return min(len(pairs[one, other]), len(pairs[other, one]))
-
-
-def _times(pairs: _Pairs, source: Node, target: Node, *, forth: bool) -> NDArray[np.int64]:
-    """Times of packets, that of the node with the known clock first and on the reference clock."""
-    times = pairs[source.name, target.name]
-    known = source if forth else target
-    if not forth:
-        times = times[:, ::-1]
-    return np.stack([on_reference(known, times[:, 0]), times[:, 1]], axis=1)
-
-
-def _composed(known: Alignment | None, made: Alignment) -> Alignment:
-    """*made* with the error of the clock that it was made with."""
-    error = made.error + (known.error if known else 0.0)
-    return Alignment(made.origin, made.offset, made.drift, error)
+        times = link.bounds.corners
+        if link.source in known and link.target is node:
+            there.append(np.stack([on_reference(link.source, times[:, 0]), times[:, 1]], axis=1))
+        elif link.source is node and link.target in known:
+            back.append(np.stack([on_reference(link.target, times[:, 1]), times[:, 0]], axis=1))
+        else:
+            continue
+        other = link.target if link.source is node else link.source
+        errors.append(other.clock.error if other.clock else 0.0)
+    made = align(np.concatenate(there), np.concatenate(back))
+    if made is not None:
+        error = made.error + max(errors)
+        node.clock, node.aligned = Alignment(made.origin, made.offset, made.drift, error), True
+    return made is not None
 
 
 def on_reference(node: Node, times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.capture import samples
 from scope_ebpf.capture.facts import End, Head, head_of
 from scope_ebpf.capture.frames import BlockKind, Frames
 from scope_ebpf.capture.samples import Samples
@@ -110,10 +111,15 @@ class Capture:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def contents(self) -> Contents:
-        """Read everything once, and keep what is not records."""
+    def contents(self, room: int | None = None) -> Contents:
+        """
+        Read everything once, and keep what is not records.
+
+        *room* are the bytes of memory for names and samples, if not those for one capture.
+        """
+        room = samples.ROOM if room is None else room
         with self._opened() as (frames, head, schema):
-            contents = Contents(head=head_of(head, schema.names))
+            contents = Contents(head=head_of(head, schema.names), room=room)
             for block in frames:
                 contents.raw_bytes += len(block.payload)
                 try:
@@ -160,7 +166,7 @@ class Capture:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Frames, Value, Schema]]:
         """The blocks behind the first one, that one, and the schema which is in it."""
-        with self._open() as file:
+        with self.open() as file:
             try:
                 frames = Frames(file)
                 head = _first(frames)
@@ -170,7 +176,7 @@ class Capture:
             except OSError as error:
                 raise CaptureError(f"cannot read {self.path}: {error.strerror}") from None
 
-    def _open(self) -> IO[bytes]:
+    def open(self) -> IO[bytes]:
         """A regular file; nothing else is opened, nor waited for."""
         try:
             self._refuse_other(self.path.stat())  # a device may do things when it is opened
@@ -195,22 +201,26 @@ def _first(frames: Frames) -> Value:
     block = next(iter(frames), None)
     if block is None:
         raise _NoBlocksError(f"nothing of it can be read: {frames.damage or 'it has no blocks'}")
+    if block.kind == BlockKind.CLUSTER:
+        raise CaptureError("it holds captures of several nodes, which this command does not take")
     if block.kind != BlockKind.HEAD:
         raise CaptureError("its first block is not there")
     return document(block.payload, _FIRST)
 
 
 @contextmanager
-def sound(capture: Capture) -> Iterator[None]:
+def sound(*captures: Capture) -> Iterator[None]:
     """
-    Turn any exception that a capture causes while the block runs into a CaptureError.
+    Turn any exception that captures cause while the block runs into a CaptureError.
 
     Its fields are checked where they are read; this is for errors that those checks do not foresee.
     """
     try:
         yield
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-        raise CaptureError(f"{capture.path} makes no sense: {error!r}") from error
+        paths = ", ".join(str(capture.path) for capture in captures)
+        verb = "makes" if len(captures) == 1 else "make"
+        raise CaptureError(f"{paths} {verb} no sense: {error!r}") from error
 
 
 def _take(contents: Contents, schema: Schema, kind: int, payload: bytes) -> None:

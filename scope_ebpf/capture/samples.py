@@ -10,7 +10,7 @@ from scope_ebpf.capture.values import SIGNED, Value
 from scope_ebpf.errors import CaptureError
 
 #: Memory for all that is kept, bytes; an hour of a busy VM with 64 schedulers takes a quarter.
-_ROOM = 768 << 20
+ROOM = 768 << 20
 #: Bytes of memory, at most, for a row, a number in one, a pair in one, and a character.
 _ROW, _NUMBER, _PAIR, _CHARACTER = 400, 40, 150, 4
 #: Names, and processes of one sample of mailboxes, in a block.
@@ -50,7 +50,8 @@ class Samples:
     run_queues: list[tuple[int, list[int]]] = field(default_factory=list)
     #: Time in ns, and messages that wait, by process.
     mailboxes: list[tuple[int, dict[int, int]]] = field(default_factory=list)
-    _room: int = field(default_factory=lambda: _ROOM, repr=False)
+    #: Memory that is left, bytes.
+    room: int = field(default_factory=lambda: ROOM, repr=False)
 
     def take_names(self, block: Value) -> None:
         """Add a block of names."""
@@ -83,9 +84,9 @@ class Samples:
             self.mailboxes.append((time_ns.whole(SIGNED), messages))
 
     def _need(self, size: int) -> None:
-        if size > self._room:
-            raise CaptureError(f"its names and samples take more than {_ROOM >> 20} MB of memory")
-        self._room -= size
+        if size > self.room:
+            raise CaptureError("there is no room in memory for more names and samples")
+        self.room -= size
 
 
 def _name(value: Value) -> str | None:

@@ -96,13 +96,12 @@ class Ending:
         """The deepest supervisor that waits for a child to end, and the child."""
         scene = self._scene
         rows = scene.last.rows
-        functions = scene.viewer.names.current_functions(rows)
-        here = np.array([f is not None and f[:2] == _SHUTDOWN for f in functions], np.bool_)
+        here = scene.viewer.names.in_functions(rows, lambda function: function[:2] == _SHUTDOWN)
         waits: dict[int, int] = {}
-        for row in np.flatnonzero(here).tolist()[:SHOWN]:
-            found = monitored(scene, rows[row : row + 1])
+        for pid in rows["id"][here].tolist()[:SHOWN]:
+            found = monitored(scene, scene.rows_of([pid]))
             if len(found) == 1:
-                waits[int(rows["id"][row])] = found[0]
+                waits[pid] = found[0]
         ends = [(a, b) for a, b in waits.items() if b not in waits]
         for pair in ends:
             named = {scene.viewer.pids.text(int(r["id"])): r for r in scene.rows_of(list(pair))}

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, is_atom, is_list, is_small, small
+from scope_ebpf.beam.memory.terms import BOXED, LIST, POINTER_MASK, is_atom, small
 from scope_ebpf.beam.processes.detail import detail
 from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.checks.scene import SHOWN, ps, subject, where, who
@@ -32,11 +32,13 @@ _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
 _LARGE, _SHARE = 64 << 20, 0.5
 #: Bytes of carriers without blocks, and the part of the carriers that these are.
 _EMPTY, _EMPTY_SHARE = 128 << 20, 0.6
-#: Restarts within its period from which on a supervisor is a finding, and restarts that are read.
-_RESTARTS, _MOST_RESTARTS = 5, 10_000
-#: Supervisors whose state is read.
-_SUPERVISORS = 2000
+#: Restarts within its period from which on a supervisor is a finding.
+_RESTARTS = 5
+#: Supervisors whose state is read, words of each stack, restarts of all together at one look.
+_SUPERVISORS, _STACK, _CELLS = 2000, 32, 20_000
 _WORD = 8
+#: Bytes of a supervisor's state that are read, and the tag of a small integer.
+_STATE, _SMALL = 9 * _WORD, 0xF
 
 
 class Mailboxes:
@@ -242,19 +244,17 @@ class Supervisors:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._found: dict[int, tuple[int, int]] = {}
+        #: By pid term.
+        self._found: dict[int, Restarts] = {}
         self._slots = self._supervisors()
 
     def look(self) -> None:
         """Read the states of supervisors that idle now; one that restarts seldom does."""
         scene = self._scene
-        for row in scene.viewer.table.at(self._slots).rows:
-            try:
-                found = _restarts(scene.viewer, row)
-            except ReadRefusedError:
-                continue
-            if found and found[0] > self._found.get(int(row["id"]), (0, 0))[0]:
-                self._found[int(row["id"])] = found
+        rows = scene.table.at(self._slots).rows
+        for pid, found in restarts(scene.viewer, rows).items():
+            if pid not in self._found or found.times > self._found[pid].times:
+                self._found[pid] = found
 
     def _supervisors(self) -> NDArray[np.int64]:
         """Slots of the supervisors at the beginning; proc_lib notes what they run."""
@@ -266,61 +266,98 @@ class Supervisors:
         return slots[:_SUPERVISORS]
 
     def findings(self) -> list[Finding]:
-        """Supervisors with many restarts."""
-        scene, made = self._scene, []
-        for pid, (count, period) in self._found.items():
-            rows = scene.rows_of([pid])
-            if count < _RESTARTS or not len(rows):
-                continue
-            (one,) = scene.involved(rows)
-            children = scene.last.rows[scene.last.rows["parent"] == pid]
-            calls = Counter(map(str, filter(None, scene.viewer.names.initial_calls(children))))
-            named = calls.most_common(1)
-            text = (
-                who(one),
-                f" restarted children {count:,} times within {period} s",
-                *((", such as ", Name("initial_call", named[0][0])) if named else ()),
-            )
-            evidence: Evidence = {"count": count, "seconds": float(period)}
-            evidence["per_second"] = round(count / max(1, period), 2)
-            evidence["processes"] = scene.involved(children)
-            following = ("trace {pid} --events exit --stream --duration 3",)
-            made.append(
-                Finding(
-                    "crash_loop",
-                    "warning",
-                    subject(one),
-                    text,
-                    evidence,
-                    "certain",
-                    following,
-                    count,
-                )
-            )
-        return made
+        """Supervisors with many restarts, those with most of them first."""
+        many = [(pid, found) for pid, found in self._found.items() if found.times >= _RESTARTS]
+        many.sort(key=lambda one: -one[1].times)
+        self._scene.more["crash_loop"] += len(many[SHOWN:])
+        return [one for pid, found in many[:SHOWN] if (one := self._of(pid, found))]
+
+    def _of(self, pid: int, found: Restarts) -> Finding | None:
+        scene, rows = self._scene, self._scene.rows_of([pid])
+        if not len(rows):
+            return None
+        (one,) = scene.involved(rows)
+        children = scene.last.rows[scene.last.rows["parent"] == pid]
+        calls = Counter(map(str, filter(None, scene.viewer.names.initial_calls(children))))
+        named = calls.most_common(1)
+        text = (
+            who(one),
+            f" restarted children {found.times:,} times",
+            " or more" if found.cut else "",
+            f" within {found.period} s",
+            *((", such as ", Name("initial_call", named[0][0])) if named else ()),
+        )
+        evidence: Evidence = {"count": found.times, "seconds": float(found.period)}
+        evidence["per_second"] = round(found.times / max(1, found.period), 2)
+        evidence["processes"] = scene.involved(children)
+        following = ("trace {pid} --events exit --stream --duration 3",)
+        about = subject(one)
+        return Finding(
+            "crash_loop", "warning", about, text, evidence, "certain", following, found.times
+        )
 
 
-def _restarts(viewer: Viewer, row: np.void) -> tuple[int, int] | None:
-    """How often a supervisor restarted, and its period, seconds; None if it is not told."""
-    count = min(int(row["stack_words"]), 32)
-    words = viewer.target.memory.words(int(row["stop"]), count)
-    for word in words[words & np.uint64(3) == BOXED].tolist():
-        fields = viewer.target.memory.words(word & POINTER_MASK, 9).tolist()
-        header, tag, period, restarts = fields[0], fields[1], fields[7], fields[8]
-        if header & 0x3F or not 9 << 6 <= header <= 14 << 6 or not is_atom(tag):
-            continue
-        if viewer.atoms.text(tag) != "state" or not (is_small(fields[6]) and is_small(period)):
-            continue
-        return _length(viewer, restarts), small(period)
-    return None
+class Restarts(NamedTuple):
+    """Restarts of a supervisor's children within its period."""
+
+    times: int
+    #: Seconds.
+    period: int
+    #: Whether there may be more than were counted.
+    cut: bool
 
 
-def _length(viewer: Viewer, term: int) -> int:
-    """The length of a list of small integers, up to _MOST_RESTARTS."""
-    count = 0
-    while is_list(term) and count < _MOST_RESTARTS:
-        head, term = viewer.target.memory.words(term & POINTER_MASK, 2).tolist()
-        if not is_small(head):
+def restarts(viewer: Viewer, rows: NDArray[np.void]) -> dict[int, Restarts]:
+    """
+    How often the supervisors of *rows* restarted children, by pid term, of those that tell it now.
+
+    Bounded however many supervisors and restarts there are: _STACK words of each stack, _CELLS
+    restarts of all together.
+    """
+    memory = viewer.target.memory
+    sizes = np.minimum(rows["stack_words"], _STACK) * np.uint64(_WORD)
+    stacks, _ = memory.gather_ragged(rows["stop"], sizes)
+    counts = [len(one) // _WORD for one in stacks]
+    owners = np.repeat(np.arange(len(rows)), counts)
+    words = np.frombuffer(b"".join(stacks), np.uint64)
+    boxed = words & np.uint64(3) == BOXED
+    owners, words = owners[boxed], words[boxed]
+    raw, read = memory.gather(words & np.uint64(POINTER_MASK), _STATE)
+    fields = raw.view(np.uint64)
+    header = fields[:, 0]
+    read &= (header & np.uint64(0x3F) == 0) & (header >= 9 << 6) & (header <= 14 << 6)
+    read &= (fields[:, 6] & np.uint64(_SMALL) == _SMALL) & (fields[:, 7] & _SMALL == _SMALL)
+    tags = {tag: is_atom(tag) and viewer.atoms.text(tag) for tag in set(fields[read, 1].tolist())}
+    read[read] = [tags[tag] == "state" for tag in fields[read, 1].tolist()]
+    # Of one process the innermost, which is the first.
+    found, first = np.unique(owners[read], return_index=True)
+    lists, periods = fields[read, 8][first], fields[read, 7][first]
+    lengths, cut = _lengths(viewer, lists)
+    return {
+        int(rows["id"][owner]): Restarts(count, small(period), is_cut)
+        for owner, count, period, is_cut in zip(
+            found.tolist(), lengths.tolist(), periods.tolist(), cut.tolist(), strict=True
+        )
+    }
+
+
+def _lengths(
+    viewer: Viewer, terms: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The lengths of lists of small integers, _CELLS of all together, and which may be longer."""
+    lengths, left = np.zeros(len(terms), np.int64), _CELLS
+    going = np.arange(len(terms))
+    while left > 0:
+        going = going[terms & np.uint64(3) == LIST]
+        terms = terms[terms & np.uint64(3) == LIST]
+        if not len(going):
             break
-        count += 1
-    return count
+        cells, read = viewer.target.memory.gather(terms & np.uint64(POINTER_MASK), 2 * _WORD)
+        heads, tails = cells.view(np.uint64).T
+        read &= heads & np.uint64(_SMALL) == _SMALL
+        going, terms = going[read], tails[read]
+        lengths[going] += 1
+        left -= len(read)
+    cut = np.zeros(len(lengths), np.bool_)
+    cut[going] = terms & np.uint64(3) == LIST
+    return lengths, cut

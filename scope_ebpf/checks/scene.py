@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from scope_ebpf.arrays import within
+from scope_ebpf.arrays import as_bytes, distinct, taken, within
 from scope_ebpf.beam.processes.detail import FIELDS
-from scope_ebpf.beam.processes.table import statuses
+from scope_ebpf.beam.processes.table import IDENTITY, LOAD, ProcessTable, statuses
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.results.check import Name
 
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from scope_ebpf.results.documents.checks import Involved, Subject
     from scope_ebpf.results.kinds import Kind
 
+#: Columns of all processes; those that are looked at more closely are read with all FIELDS.
+_COLUMNS = tuple(
+    one
+    for one in FIELDS
+    if one in (*LOAD, *IDENTITY) or one.name in ("off_heap_words", "old_binaries")
+)
 #: Processes that are read a second time; a smaller table is read as a whole.
 _AGAIN = 20_000
 #: Processes that are named in the evidence of one finding, and findings of one kind.
@@ -52,9 +58,10 @@ class Scene:
     def __init__(self, target: Target, more: Counter[Kind]) -> None:
         self.target = target
         self.viewer = Viewer(target, FIELDS)
+        self.table = ProcessTable(target, _COLUMNS)
         self.more = more
         self.began = time.monotonic()
-        self.first = self.last = self.viewer.table.snapshot()
+        self.first = self.last = self.table.snapshot()
         # Whole rows are not sorted: that takes seconds where there are many.
         self._by_slot = np.argsort(self.first.rows["slot"], kind="stable")
         self._slots = self.first.rows["slot"][self._by_slot]
@@ -64,7 +71,7 @@ class Scene:
     def end(self) -> None:
         """Read the processes again: of a large table those that mattered at the beginning."""
         self.viewer.refresh()
-        table, rows = self.viewer.table, self.first.rows
+        table, rows = self.table, self.first.rows
         if len(rows) <= _AGAIN:
             self.last = table.snapshot()
         else:
@@ -72,7 +79,7 @@ class Scene:
             some = (rows["mailbox"] > 0) | (np.array(rows["state"]) & np.uint32(1 << 16) != 0)
             slots = rows["slot"][order][some[order]][:_AGAIN].astype(np.int64)
             largest = np.argsort(-rows["heap_words"].astype(np.int64), kind="stable")[:_AGAIN]
-            slots = np.unique(np.concatenate([slots, rows["slot"][largest].astype(np.int64)]))
+            slots = distinct(np.concatenate([slots, rows["slot"][largest].astype(np.int64)]))
             self.last = table.at(slots)
         self._last_at = time.monotonic()
 
@@ -90,13 +97,14 @@ class Scene:
         at = np.searchsorted(self._slots, rows["slot"])
         index = self._by_slot[np.minimum(at, len(first) - 1)]
         same = first["id"][index] == rows["id"]
-        found[same] = first[index[same]]
+        places = np.flatnonzero(same)
+        as_bytes(found)[places] = as_bytes(taken(first, index[places]))
         return found
 
     def rows_of(self, pids: Sequence[int]) -> NDArray[np.void]:
         """The processes with these pid terms, as they are now."""
         wanted = np.array(sorted(set(pids)), np.uint64)
-        rows = self.viewer.table.at(np.unique(self.viewer.table.slots_of(wanted))).rows
+        rows = self.viewer.table.at(distinct(self.viewer.table.slots_of(wanted))).rows
         found: NDArray[np.void] = rows[within(rows["id"], wanted)]
         return found
 

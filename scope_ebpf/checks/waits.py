@@ -14,7 +14,7 @@ from scope_ebpf.beam.memory.terms import PortCodec
 from scope_ebpf.beam.processes.monitors import suspenders
 from scope_ebpf.beam.processes.sizes import LIMIT, ring
 from scope_ebpf.beam.processes.table import SUSPENDED
-from scope_ebpf.beam.servers.waiting import CALLING, stacks, waiting
+from scope_ebpf.beam.servers.waiting import calls, stacks, waiting
 from scope_ebpf.beam.vm.connections import MOST, ConnectionReader, waiters
 from scope_ebpf.checks.scene import SHOWN, ps, subject, where, who
 from scope_ebpf.errors import ReadRefusedError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _MOST_PORTS, _CALLERS = 1 << 20, 4096
 #: Callers that wait for one server, at every look.
 _CROWD = 10
+#: Processes of a long circle that the sentence names.
+_NAMED = 4
 #: The function in which processes wait for the code server, which is no gen_server
 #: (OTP-25.2.3 lib/kernel/src/code_server.erl).
 _LOADING = ("code_server", "call")
@@ -222,17 +224,16 @@ class Calls:
     def look(self) -> None:
         """Read for whom processes wait now."""
         scene = self._scene
-        table, names = scene.viewer.table, scene.viewer.names
+        names = scene.viewer.names
         if not self._looks:
             rows = scene.first.rows
         elif len(scene.first.rows) <= 20_000:
-            rows = table.snapshot().rows
+            rows = scene.table.snapshot().rows
         else:
-            rows = table.at(self._candidates["slot"].astype(np.int64)).rows
-        functions = names.current_functions(rows)
-        loads = np.array([f is not None and f[:2] == _LOADING for f in functions], np.bool_)
+            rows = scene.table.at(self._candidates["slot"].astype(np.int64)).rows
+        loads = names.in_functions(rows, lambda function: function[:2] == _LOADING)
         self._loading.append(rows[loads])
-        here = np.array([f is not None and f[:3] in CALLING for f in functions], np.bool_)
+        here = names.in_functions(rows, calls)
         callers: NDArray[np.void] = rows[here][:_CALLERS]
         self._candidates = rows[here | loads][:_CALLERS]
         found = waiting(scene.viewer, stacks(scene.viewer, callers), self._registered)
@@ -275,21 +276,25 @@ class Calls:
             Finding("code_loading", "warning", about, text, evidence, "certain", following, least)
         ]
 
-    def _deadlock(self, circle: list[int], same: dict[int, int]) -> Finding:
-        scene = self._scene
-        rows = [scene.rows_of([pid]) for pid in circle]
+    def _deadlock(self, order: list[int], same: dict[int, int]) -> Finding:
+        scene, circle = self._scene, dict.fromkeys(order)
+        rows = [scene.rows_of([pid]) for pid in order[:SHOWN]]
         members = [one for row in rows for one in scene.involved(row)]
-        behind = sum(_root(pid, same) in circle for pid in same) - len(circle)
+        behind = sum(root in circle for root in _roots(same).values()) - len(circle)
+        named = members[: _NAMED if len(circle) > SHOWN else SHOWN]
         names: list[str | Name] = []
-        for one in [*members, *members[:1]]:
-            names += [" -> " if names else "", who(one)]
+        for one in named:
+            names += [who(one), " -> "]
+        if len(circle) > len(named):
+            names.append(f"{len(circle) - len(named):,} more -> ")
+        names += map(who, members[:1])
         text = (
-            f"deadlock: {len(circle)} processes wait for each other's reply: ",
+            f"deadlock: {len(circle):,} processes wait for each other's reply: ",
             *names,
-            f"; {behind} more wait for them" if behind else "",
+            f"; {behind:,} more wait for them" if behind else "",
         )
         evidence: Evidence = {"seconds": round(scene.seconds, 3), "waiting": behind}
-        evidence["processes"] = members
+        evidence |= {"count": len(circle), "processes": members}
         about: Subject = subject(members[0]) if members else {"what": "processes"}
         following = tuple(map(ps, members[:1]))
         return Finding("deadlock", "critical", about, text, evidence, "certain", following, behind)
@@ -302,19 +307,22 @@ class Calls:
             for one in look.values():
                 count[one.server or 0] += 1
             counts.append(count)
-        made = []
+        roots = _roots({pid: one.server or 0 for pid, one in self._looks[-1].items()})
+        crowds = []
         for server in counts[-1]:
             least = min(count[server] for count in counts)
-            if least >= _CROWD and _root(server, _servers(self._looks[-1])) not in known:
-                made += self._crowd(server, least)
-        return made
+            root = roots.get(server, server)
+            if least >= _CROWD and root not in known:
+                crowds.append((least, server, root))
+        crowds.sort(reverse=True)
+        self._scene.more["waits_for"] += len(crowds[SHOWN:])
+        return [one for crowd in crowds[:SHOWN] for one in self._crowd(*crowd)]
 
-    def _crowd(self, server: int, least: int) -> list[Finding]:
+    def _crowd(self, least: int, server: int, root: int) -> list[Finding]:
         scene, last = self._scene, self._looks[-1]
         callee = scene.involved(scene.rows_of([server]))
         if not callee:
             return []
-        root = _root(server, _servers(last))
         behind = scene.involved(scene.rows_of([root])) if root != server else []
         kind: Kind = "waits_for"
         if (callee[0]["name"] or "") in ("code_server", "erl_prim_loader"):
@@ -336,17 +344,18 @@ class Calls:
         ]
 
 
-def _servers(look: dict[int, Waiting]) -> dict[int, int]:
-    return {pid: one.server for pid, one in look.items() if one.server is not None}
-
-
-def _root(pid: int, waits: dict[int, int]) -> int:
-    """The last for whom *pid* waits, by way of others; one of the circle if it is one."""
-    seen: set[int] = set()
-    while pid in waits and pid not in seen:
-        seen.add(pid)
-        pid = waits[pid]
-    return pid
+def _roots(waits: dict[int, int]) -> dict[int, int]:
+    """The last for whom each waits, by way of others; one of the circle if it leads into one."""
+    found: dict[int, int] = {}
+    for start in waits:
+        path: dict[int, None] = {}
+        at = start
+        while at in waits and at not in found and at not in path:
+            path[at] = None
+            at = waits[at]
+        end = found.get(at, at)
+        found.update(dict.fromkeys(path, end))
+    return found
 
 
 def _circles(waits: dict[int, int]) -> list[list[int]]:

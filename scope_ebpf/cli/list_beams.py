@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -79,7 +78,11 @@ def _symbols(target: Beam) -> Literal["symbols", "none"]:
 
 def _width() -> int:
     """Characters of a line: those of the terminal, or enough for every column."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUND
+    if not sys.stdout.isatty():
+        return _UNBOUND
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:

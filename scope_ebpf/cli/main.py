@@ -21,7 +21,7 @@ from scope_ebpf.sinks.plain import plain, say, spelled
 from scope_ebpf.suggestions import close, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: What each command does, by its name. ``trace`` is the default.
 COMMANDS = {
@@ -55,6 +55,9 @@ _OVERALL = ("-h", "--help", "--version", "--print-completion")
 _WITHOUT_TARGET = ("export", "merge", "summary", "mcp")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
+#: Columns of help where there is no terminal.
+_COLUMNS = 80
+
 _EXAMPLES = """\
 examples:
   scope-trace list                              which VMs run here
@@ -70,24 +73,37 @@ examples:
   sudo scope-trace ps shop Shop.Cart            one process, its stack, its mailbox
 
 TARGET is a pid, a node name, a container id, or the beginning of one, and may be left out if
-one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` tells more.
+one VM runs. The VM is not changed, restarted or asked. `scope-trace COMMAND --help` says more.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
+    """
+    Run a command; returns its exit code.
+
+    *argv* is None in a process that does nothing else. There, no object that exists after the
+    imports or at the end is looked at for garbage again.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    settle = gc.freeze if argv is None else _nothing
     with guarded_streams():
-        return _run(words)
+        code = _run(words, settle)
+    settle()  # the interpreter collects twice when it ends
+    return code
 
 
-def _run(words: list[str]) -> int:
-    """Run what *words*, the command line, ask for; the exit code."""
+def _nothing() -> None:
+    pass
+
+
+def _run(words: list[str], imported: Callable[[], None]) -> int:
+    """Run what *words*, the command line, ask for; the exit code. *imported* is called before."""
     try:
         # What imports make stays: looking for garbage among it takes a tenth of the start.
         gc.disable()
         try:
             arguments = parsed(words)
+            imported()
         finally:
             gc.enable()
         code: int = arguments.run(arguments)
@@ -144,6 +160,28 @@ def _say_where(error: Exception) -> None:
     say(f"scope-trace: a mistake of ours, {type(error).__name__}: {plain(str(error))}. Traceback:")
     for frame in traceback.extract_tb(error.__traceback__):
         say(f"  {plain(frame.filename)}:{frame.lineno} {frame.name}")
+
+
+class _Help(argparse.HelpFormatter):
+    """Help as wide as the terminal, without shutil, which loads three libraries of compression."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+class _Examples(_Help, argparse.RawDescriptionHelpFormatter):
+    """The same, with examples as they are."""
+
+
+def _columns() -> int:
+    """Columns of the terminal, as shutil.get_terminal_size has them."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or _COLUMNS  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return _COLUMNS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,6 +258,7 @@ def parser_of(command: str) -> _Parser:
     parser = _Parser(
         prog="scope-trace" if command == DEFAULT else f"scope-trace {command}",
         description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=_Help,
     )
     if command not in _WITHOUT_TARGET:
         from scope_ebpf.sandbox import client
@@ -239,7 +278,7 @@ def _overview() -> argparse.ArgumentParser:
         usage="scope-trace [COMMAND] [TARGET] [OPTIONS]",
         description="See inside an Erlang or Elixir VM from the outside, with eBPF.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Examples,
     )
     parser.add_argument("--version", nargs=0, action=_Version, help="print the version and end")
     parser.add_argument(

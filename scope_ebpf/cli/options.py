@@ -21,6 +21,30 @@ _DIGITS = 18
 _DEFAULT_MAX_COST = "20"
 
 
+class Agreeing(argparse.Action):
+    """
+    An option that sets the same as others, to its value or to *const*.
+
+    Two of them that say different things are an error; of one that is given twice the last counts.
+    """
+
+    def __call__(
+        self,
+        _: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        _option: str | None = None,
+    ) -> None:
+        """Set the value, or refuse it."""
+        value = values if self.const is None else self.const
+        name, by = self.option_strings[-1], f"{self.dest}_given_by"
+        other = getattr(namespace, by, name)
+        if other != name and getattr(namespace, self.dest) != value:
+            raise argparse.ArgumentError(self, f"not with {other}, which says something else")
+        setattr(namespace, self.dest, value)
+        setattr(namespace, by, name)
+
+
 def add_duration(parser: argparse.ArgumentParser, default: str = "10s") -> None:
     """``--duration``: seconds; None for no end."""
     parser.add_argument(
@@ -42,7 +66,20 @@ def add_interval(parser: argparse.ArgumentParser, default: str | None, text: str
 
 def add_count(parser: argparse.ArgumentParser, what: str) -> None:
     """``--count``: how many of *what* are printed before the end; None for no end."""
-    parser.add_argument("-n", "--count", type=above_zero, metavar="N", help=f"end after N {what}")
+    parser.add_argument(
+        *("-n", "--count"),
+        action=Agreeing,
+        type=above_zero,
+        metavar="N",
+        help=f"end after N {what}",
+    )
+
+
+def add_once(parser: argparse.ArgumentParser) -> None:
+    """``--once``: the same as ``--count 1``."""
+    parser.add_argument(
+        "--once", dest="count", action=Agreeing, nargs=0, const=1, help="print once and end"
+    )
 
 
 def add_events_config(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +150,7 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """``--budget`` and ``--exact``: a part of 1, :data:`COUNT_ALL`, or None where not given."""
     parser.add_argument(
         "--budget",
+        action=Agreeing,
         type=budget,
         metavar="SHARE",
         help="of the VM's CPU, what hooks may take: what is rare is counted, what is frequent "
@@ -121,7 +159,8 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact",
         dest="budget",
-        action="store_const",
+        action=Agreeing,
+        nargs=0,
         const=COUNT_ALL,
         help="count everything, as --budget none; it says before what that costs",
     )

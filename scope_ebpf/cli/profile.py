@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help=f"write there, in the format that its ending tells: {', '.join(_ENDINGS)}; "
+        help=f"write there, in the format that its ending names: {', '.join(_ENDINGS)}; "
         "without it, a table is printed",
     )
     parser.add_argument(
@@ -179,7 +179,7 @@ def _writer(name: str | None) -> Callable[[Profile], bytes]:
     # Each is imported only if it is wanted.
     ending = next((e for e in _ENDINGS if name is not None and name.endswith(e)), None)
     if name is not None and ending is None:
-        raise UsageError(f"-o {name}: its ending tells no format; there are {', '.join(_ENDINGS)}")
+        raise UsageError(f"-o {name}: its ending names no format; there are {', '.join(_ENDINGS)}")
     if ending == ".pb.gz":
         from scope_ebpf.sinks.pprof import pprof
 

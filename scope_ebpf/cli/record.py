@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     host.require()
     wanted = RECORDED if arguments.events is None else parse_events(arguments.events)
     if arguments.stall and not (arguments.flight_bytes and "schedule" in wanted):
-        raise UsageError("--stall is told by the event schedule, with --ring; ask for both")
+        raise UsageError("--stall needs the event schedule and --ring")
     with closing(CostMeasurement()) as measurement:
         target = target_of(arguments)
         with alone(target.pid) as notes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
-from scope_ebpf.cli.options import add_count, add_format, add_interval
+from scope_ebpf.cli.options import add_count, add_format, add_interval, add_once
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.trouble import Troubles
 from scope_ebpf.errors import NoSuchProcessError
@@ -61,9 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_interval(parser, None, "time between two looks (default: 1s; with --once 300ms)")
     add_count(parser, "tables")
-    parser.add_argument(
-        "--once", dest="count", action="store_const", const=1, help="print once and end"
-    )
+    add_once(parser)
     add_format(parser, "text", "json", "jsonl", text="json and jsonl: a document a line, each turn")
 
 

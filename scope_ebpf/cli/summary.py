@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scope_ebpf.capture.reader import Capture, sound
+from scope_ebpf.capture import cluster
+from scope_ebpf.capture.reader import sound
 from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import add_format
@@ -15,7 +16,7 @@ from scope_ebpf.cli.options import add_format
 if TYPE_CHECKING:
     import argparse
 
-    from scope_ebpf.capture.reader import Contents
+    from scope_ebpf.capture.reader import Capture, Contents
     from scope_ebpf.results.documents import traces
 
 
@@ -27,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
-    capture = Capture(arguments.capture)
+    captures = cluster.captures(arguments.capture)
+    if len(captures) > 1:
+        from scope_ebpf.cli.merge import print_merged
+
+        print_merged(captures, None, arguments.format)
+        return 0
+    (capture,) = captures
     contents = capture.contents()
     with sound(capture):
         summary = replace(contents.summary(), calls=_calls(capture, contents))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from scope_ebpf.beam.processes.sizes import Sizes
 from scope_ebpf.beam.processes.table import CHUNK
 from scope_ebpf.beam.processes.view import Viewer, document
 from scope_ebpf.cli import top_watch
-from scope_ebpf.cli.options import add_format, add_interval
+from scope_ebpf.cli.options import add_count, add_format, add_interval, add_once
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.cli.top_cells import SORTED
 from scope_ebpf.cli.top_table import unbounded
@@ -41,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("-s", "--sort", choices=tuple(SORTED), default="reductions")
     parser.add_argument("--limit", type=int, help="rows (default: 20; all in JSON)")
-    parser.add_argument("--once", action="store_true", help="print once and end")
+    add_once(parser)
     add_interval(parser, "1s", "time between two tables (default: %(default)s)")
+    add_count(parser, "tables, which are printed one below the other")
     add_format(parser, "text", "json", "jsonl")
 
 
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the table; raises ScopeError."""
     if arguments.limit is not None and arguments.limit <= 0:
         raise UsageError("--limit wants a number above 0")
-    if arguments.format == "json" and not arguments.once:
+    if arguments.format == "json" and arguments.count != 1:
         raise UsageError(
             "--format json goes with --once: one document, then the end; "
             "--format jsonl prints one for each interval"
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         return _print_json(target, arguments)
     try:
-        if arguments.format == "text" and not arguments.once and sys.stdout.isatty():
+        if arguments.format == "text" and arguments.count is None and sys.stdout.isatty():
             from scope_ebpf.screen import terminal
 
             if terminal.usable():
@@ -113,7 +115,7 @@ def _collected(target: Target, viewer: Viewer, interval: float) -> dict[int, flo
 
 def _print_turns(target: Target, arguments: argparse.Namespace) -> int:
     """Print tables, or lines of JSON, one after the other."""
-    for view, rows in _turns(target, arguments):
+    for view, rows in islice(_turns(target, arguments), arguments.count):
         if arguments.format == "jsonl":
             print(json.dumps(top_watch.document(target, view, rows, arguments.sort)), flush=True)
         else:
@@ -140,11 +142,12 @@ def _cells() -> int:
 
 
 def _turns(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[View, list[Row]]]:
-    """Look once an interval; with --once only at the end of the first one."""
-    watch = Watch(target, arguments.interval, once=arguments.once)
+    """Look once an interval; a single look is at the end of the first one."""
+    once = arguments.count == 1
+    watch = Watch(target, arguments.interval, once=once)
     sort, limit = arguments.sort, arguments.limit or _ROWS
     due = time.monotonic()
-    if arguments.once:
+    if once:
         watch.turn("memory" if sort == "memory" else "reductions")  # rates take two looks
         due += arguments.interval
         watch.wait(due)
@@ -155,7 +158,5 @@ def _turns(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[View
         view = watch.view(state, at_once=False)
         target.identity.check()
         yield view, rows
-        if arguments.once:
-            return
         due = max(due + arguments.interval, time.monotonic())
         watch.wait(due)

@@ -51,6 +51,8 @@ class Config:
     min_age: float = 1.0
     #: Minimum seconds between two snapshots of a VM's processes.
     snapshot_interval: float = 15.0
+    #: Minimum seconds between two checks of a VM; 0 for none.
+    findings_interval: float = 60.0
     #: Processes in each ranking.
     top: int = 5
     #: Maximum series of a scrape; further VMs are left out as a whole.
@@ -66,6 +68,8 @@ class Config:
     tls_key: str | None = None
     #: User name to password hash, as ``scope-ebpfd --hash-password`` writes it.
     users: dict[str, str] = field(default_factory=dict)
+    #: Maximum series of the servers of one VM, by module; 0 for none.
+    genservers: int = 0
     #: What is taken of telemetry events beside what is known of libraries.
     telemetry: tuple[Spec, ...] = ()
 
@@ -230,6 +234,18 @@ def _telemetry(value: Any) -> tuple[Spec, ...]:
         raise ValueError(str(error)) from None
 
 
+def _genservers(value: Any) -> int:
+    """The table ``[genservers]``: the number of its key ``series``."""
+    if not isinstance(value, dict) or value.keys() - {"series"}:
+        raise ValueError("wanted is a table with the key series")
+    series = count(1000)(value.get("series", 0))
+    if 0 < series < _LEAST_SERIES:
+        raise ValueError(f"series is 0 or from {_LEAST_SERIES} to 1000")
+    return series
+
+
+#: Series of one module with its callers, and of all others.
+_LEAST_SERIES = 10
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "listen": address,
     "socket_group": _group,
@@ -239,6 +255,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "scan_interval": time(0.1),
     "min_age": time(0.0),
     "snapshot_interval": time(1.0),
+    "findings_interval": time(0.0),
     "top": count(20),
     "max_series": count(10_000_000, 1_000),
     "compat": _choices("erlang-vm"),
@@ -251,5 +268,6 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "tls_key": str,
     "users": _users,
     "telemetry": _telemetry,
+    "genservers": _genservers,
 }
 assert set(_KEYS) == {f.name for f in fields(Config)}  # noqa: S101 - a key without a setting is a bug

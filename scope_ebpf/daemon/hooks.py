@@ -142,6 +142,11 @@ class TargetHooks:
         """Seconds to the next :meth:`tick`, which takes *tick_cpu* seconds of our CPU."""
         return self._governor.pause(tick_cpu)
 
+    @property
+    def income(self) -> float:
+        """Seconds of CPU a second that observing the target may cost."""
+        return self._governor.income
+
     def debt(self) -> tuple[float, float]:
         """Seconds by which other costs exceed their share of the budget, and that share of 1 s."""
         governor = self._governor

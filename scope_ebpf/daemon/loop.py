@@ -26,6 +26,8 @@ from scope_ebpf.daemon.looks.hangs import Hangs
 from scope_ebpf.daemon.looks.inspector import Looker
 from scope_ebpf.daemon.looks.owners import Shares
 from scope_ebpf.daemon.notify import notify, say
+from scope_ebpf.daemon.readings.findings import Findings
+from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
 from scope_ebpf.daemon.requests import Requests
 from scope_ebpf.daemon.targets import Targets
@@ -69,6 +71,8 @@ class Daemon:
         discovery: finds VMs.
         targets: the VMs under observation.
         snapshots: the thread that reads process tables and memory.
+        findings: the thread that checks targets.
+        servers: the thread that looks at their servers.
     """
 
     def __init__(self, config: Config, cost: HitCost, reload: Callable[[], Config]) -> None:
@@ -106,6 +110,8 @@ class Daemon:
             wake=self._requests.wake,
         )
         self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
+        self.findings = Findings(lambda: self.targets.watches, lambda: self.config, self.errors)
+        self.servers = ServerLooks(lambda: self.targets.watches, lambda: self.config, self.errors)
         self._next_keep_alive = 0.0
 
     def ask(self, number: signal.Signals) -> None:
@@ -123,6 +129,8 @@ class Daemon:
         self.readers.begin(_PATIENCE)
         self.discovery.start(self._files)
         self.snapshots.start()
+        self.findings.start()
+        self.servers.start()
         try:
             while not self._requests.pending(_END):
                 self._run_once()
@@ -132,6 +140,8 @@ class Daemon:
             self.discovery.stop()
             self.targets.close()
             self.snapshots.close()
+            self.findings.close()
+            self.servers.close()
             self.readers.close()
             self.discovery.close()
 

@@ -19,7 +19,9 @@ from scope_ebpf.cgroups import Throttling, container_and_pod, memory_limit
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
+from scope_ebpf.metrics.findings import FindingsReading
 from scope_ebpf.metrics.reading import Reading
+from scope_ebpf.metrics.servers import ServersReading
 
 if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Plan
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.hooks import TargetHooks
     from scope_ebpf.daemon.readings.threads import WatchedThreads
+    from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.metrics.reading import ProcessReading
 
@@ -68,6 +71,8 @@ class Watch:
         self._limit, self._next_limit = memory_limit(target.pid), time.monotonic() + _LIMIT_INTERVAL
         self._info = _info(target)
         self._results = SnapshotResults()
+        self._findings, self._servers = FindingsReading(), ServersReading()
+        self._error: ScopeError | None = None
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
         self._tick_cpu = 0.0
@@ -106,8 +111,8 @@ class Watch:
         NoSuchProcessError if the target has ended or has changed; then the reading stays. Raises
         the error that was published, too.
         """
-        if self._results.error:
-            raise self._results.error
+        if error := self._results.error or self._error:
+            raise error
         now, began = time.monotonic(), cpu_seconds()
         self.hooks.detach_exhausted(now)
         counters = self.hooks.counters.read()
@@ -139,6 +144,23 @@ class Watch:
     def publish(self, results: SnapshotResults) -> None:
         """Show *results* with the next reading; called by the thread that takes snapshots."""
         self._results = results
+
+    def publish_findings(self, found: FindingsReading) -> None:
+        """Show *found* with the next reading; called by the thread that checks."""
+        self._findings = found
+
+    def publish_servers(self, found: ServersReading) -> None:
+        """Show *found* with the next reading; called by the thread that looks at servers."""
+        self._servers = found
+
+    def fail(self, error: ScopeError) -> None:
+        """Raise *error* at the next :meth:`tick`, so that the target is dropped; for any thread."""
+        self._error = error
+
+    @property
+    def income(self) -> float:
+        """Seconds of CPU a second that observing the target may cost."""
+        return self.hooks.income
 
     def rename(self, node: str) -> None:
         """Export this target's series under the label *node* from now on."""
@@ -183,6 +205,8 @@ class Watch:
             memory=results.memory,
             snapshot=results.snapshot,
             memory_limit=self._limit,
+            findings=self._findings,
+            servers=self._servers,
         )
 
 

@@ -44,6 +44,8 @@ _FUNCTIONS = frozenset({
 })  # fmt: skip
 _MFA = re.compile(r"(?P<module>[^:]+):(?P<function>[^:]+)/(?P<arity>\d+)", re.DOTALL)
 _PATH = re.compile(r"(?<![\w/])/[^\s:;,'\"]+")
+#: Behaviours whose initial call has the callback module for its function (beam.processes.names).
+_OWN = frozenset({("supervisor", "1"), ("supervisor_bridge", "1")})
 #: A symbol of native code; Erlang functions have a colon.
 _SYMBOL = re.compile(r"\w[\w.]*(?:\+0x[0-9a-f]+)?", re.ASCII)
 #: The emulator's own file, whose symbols are public.
@@ -70,11 +72,19 @@ def _module(function: object) -> str | None:
     return found and found["module"]
 
 
+def _named(function: object) -> str | None:
+    """The callback module that an initial call of a supervisor names as its function."""
+    found = _MFA.fullmatch(str(function))
+    return found["function"] if found and (found["module"], found["arity"]) in _OWN else None
+
+
 def _is_public(text: str, key: str, record: Mapping[str, Any]) -> bool:
     """Whether a text is one that many VMs have: of OTP, of the emulator, or a mark of ours."""
     known = public_modules()
     if key in ("location", "file"):
         return _module(record.get("function")) in known
+    if _named(text) is not None:
+        return _named(text) in known
     if text in known or text in _MARKS or _module(text) in known:
         return True
     in_emulator = str(record.get("file") or "").rpartition("/")[2] == _EMULATOR
@@ -132,6 +142,9 @@ class Redaction:
         found = _MFA.fullmatch(text)
         if found is None:
             return self._pseudonym(key, text)
+        if _named(text) is not None:
+            callback = self._pseudonym("module", found["function"])
+            return f"{found['module']}:{callback}/{found['arity']}"
         module = self._pseudonym("module", found["module"])
         function = self._pseudonym("function", found["function"])
         return f"{module}:{function}/{found['arity']}"

@@ -210,7 +210,9 @@ TOOLS: dict[str, Tool] = {
             "pid": _VM,
             "duration": _DURATION,
             "by": Parameter(
-                _with("What a row is.", _choice("module", "name", "process")), "--by", "module"
+                _with("What a row is.", _choice("module", "tag", "name", "process")),
+                "--by",
+                "module",
             ),
         },
     ),

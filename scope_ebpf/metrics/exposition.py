@@ -16,8 +16,10 @@ from scope_ebpf import events
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
+from scope_ebpf.metrics.findings import expose_findings
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
+from scope_ebpf.metrics.servers import expose_servers
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
 from scope_ebpf.relations import checked
 
@@ -54,6 +56,10 @@ def expose(page: Page, reading: Reading) -> None:
         expose_memory(page, reading.node, reading.memory)
     if reading.snapshot:
         _expose_snapshot(page, reading.node, reading.snapshot)
+    if reading.findings:
+        expose_findings(page, reading.node, reading.findings)
+    if reading.servers:
+        expose_servers(page, reading.node, reading.servers)
     _expose_observer(page, reading, impossible)
 
 
@@ -237,6 +243,10 @@ def _expose_hooks(page: Page, node: str, hooks: HooksReading) -> None:
 def refused(reading: Reading) -> list[str]:
     """Parts of a target that cannot be exported; the daemon's log says why."""
     names = set(reading.memory.refused) if reading.memory else set()
+    if reading.findings and reading.findings.refused:
+        names.add("findings")
+    if reading.servers and reading.servers.refused:
+        names.add("servers")
     if reading.counters is None:
         names.add("counters")
     elif reading.counters.dirty_collections is None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.connections import Connections
     from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.cgroups import MemoryLimit, Throttled
+    from scope_ebpf.metrics.findings import FindingsReading
+    from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class the sum of its
@@ -173,3 +175,5 @@ class Reading:
     snapshot: SnapshotReading | None = None
     #: None where no cgroup of the process has a memory limit.
     memory_limit: MemoryLimit | None = None
+    findings: FindingsReading | None = None
+    servers: ServersReading | None = None

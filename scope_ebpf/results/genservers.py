@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.results.server_events import UNSEEN, Cost
+from scope_ebpf.results.server_tags import tags_of
 
 if TYPE_CHECKING:
     from scope_ebpf.results.documents.servers import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
     from scope_ebpf.results.documents.vms import Target
     from scope_ebpf.results.server_events import Messages, ServerEvents
+    from scope_ebpf.results.server_tags import Tag
 
 #: A module of whose busy time more than this is waiting for another one waits for that one.
 _MOSTLY = 0.5
@@ -144,6 +146,8 @@ class GenServers:
     #: Messages and calls of which hooks lost something.
     lost: int = 0
     notes: list[str] = field(default_factory=list)
+    #: Messages by tag, where rows are of tags.
+    tags: list[Tag] = field(default_factory=list)
 
     def add_events(self, seen: ServerEvents) -> None:
         """
@@ -173,6 +177,9 @@ class GenServers:
             )
             for name, one in modules.items()
         ]
+        if self.tags or seen.tags:
+            callers = {(one.module, one.tag): one.waiting_callers for one in self.tags}
+            self.tags = tags_of(callers, seen.tags)
         self.cost, self.lost = seen.cost, seen.lost
         self.notes += seen.notes
 
@@ -223,6 +230,7 @@ class GenServers:
             "duration_seconds": round(self.seconds, 3),
             "looks": self.looks,
             "modules": [one.as_json() for one in self.modules],
+            "tags": [one.as_json() for one in self.tags],
             "edges": [one.as_json() for one in self.edges],
             "verdict": self.verdict.as_json(),
             "lost": self.lost,

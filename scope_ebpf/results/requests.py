@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Spans of one request; failed requests that are kept; processes with a request under way.
 _MOST_SPANS, MOST_FAILED, _MOST_OPEN = 1000, 1000, 1 << 16
+#: Spans of all requests that are under way; of the slowest, and of the failed ones, that are kept.
+_MOST_IN_ALL, _MOST_KEPT = 1 << 18, 1 << 18
 _NS = 1e9
 
 
@@ -131,10 +133,19 @@ class Requests:
     failures: int = 0
     #: Spans that were not put into a tree: of requests with too many, and of what is no request.
     left_out: int = 0
+    #: Requests that were given up, because too many were under way or had too many spans together.
+    dropped: int = 0
+    #: Places among the slowest and the failed ones that were lost, because of too many spans.
+    unkept: int = 0
     #: By process, the spans that have not ended, the outermost first; all of one tree.
     _open: dict[int, list[_Open]] = field(default_factory=dict)
+    #: Spans of them, also those that have ended.
+    _under_way: int = 0
     _slowest: list[tuple[float, int, Request]] = field(default_factory=list)
     _failed: list[Request] = field(default_factory=list)
+    #: Spans of both.
+    _in_slowest: int = 0
+    _in_failed: int = 0
 
     def start(self, pid: int, stem: tuple[str, ...], level: int, time_ns: int) -> None:
         """The process *pid* began what events ``(*stem, "stop")`` end."""
@@ -148,11 +159,13 @@ class Requests:
             return
         tree = stack[-1].tree if stack else _Tree()
         number = tree.add(None, stack[-1].number if stack else -1)
+        self._under_way += 1
         if pid not in self._open:
             if len(self._open) >= _MOST_OPEN:
-                self._give_up(next(iter(self._open)))  # it was killed, most likely
+                self._drop()
             self._open[pid] = stack
         stack.append(_Open(stem, level, time_ns, tree, number))
+        self._make_room()
 
     def end(self, pid: int, span: Span, stem: tuple[str, ...] | None) -> None:
         """
@@ -174,11 +187,23 @@ class Requests:
             del self._open[pid]
             self._finish(pid, one.tree)
 
+    def _make_room(self) -> None:
+        """Drop requests while those under way have too many spans together."""
+        while self._under_way > _MOST_IN_ALL:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Give up the request that began first: its process was killed, most likely."""
+        self.dropped += 1
+        self._give_up(next(iter(self._open)))
+
     def _add_leaf(self, pid: int, span: Span, stack: list[_Open]) -> None:
         if not stack and span.root:
             self._offer(Request(pid, (span,), (-1,)))
         elif stack and len(stack[-1].tree.spans) < _MOST_SPANS:
             stack[-1].tree.add(span, stack[-1].number)
+            self._under_way += 1
+            self._make_room()
         else:
             self.left_out += 1
 
@@ -188,6 +213,7 @@ class Requests:
         self._finish(pid, stack[0].tree)
 
     def _finish(self, pid: int, tree: _Tree) -> None:
+        self._under_way -= len(tree.spans)
         root = tree.spans[0]
         if root is not None and root.root:
             self._offer(tree.request(pid))
@@ -207,13 +233,21 @@ class Requests:
         self.seen += 1
         if request.failed:
             self.failures += 1
-            if len(self._failed) < MOST_FAILED:
-                self._failed.append(request)
-        entry = request.seconds, -self.seen, request
-        if len(self._slowest) < self.limit:
-            heapq.heappush(self._slowest, entry)
-        else:
-            heapq.heappushpop(self._slowest, entry)
+            self._keep_failed(request)
+        heapq.heappush(self._slowest, (request.seconds, -self.seen, request))
+        self._in_slowest += len(request.spans)
+        while len(self._slowest) > self.limit or self._in_slowest > _MOST_KEPT:
+            self.unkept += len(self._slowest) <= self.limit
+            self._in_slowest -= len(heapq.heappop(self._slowest)[2].spans)
+
+    def _keep_failed(self, request: Request) -> None:
+        if len(self._failed) >= MOST_FAILED:
+            return
+        if self._in_failed + len(request.spans) > _MOST_KEPT:
+            self.unkept += 1
+            return
+        self._failed.append(request)
+        self._in_failed += len(request.spans)
 
     def found(self) -> list[Request]:
         """The slowest first, then those that failed."""
@@ -237,6 +271,8 @@ class Requests:
             "requests": [_as_json(one, pid_text, wall_offset_ns) for one in self.found()],
             "lost": counted["lost"],
             "left_out": self.left_out,
+            "dropped": self.dropped,
+            "unkept": self.unkept,
             "refused": counted["refused"],
             "cost": counted["cost"],
             "notes": counted["notes"],

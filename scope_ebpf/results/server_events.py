@@ -2,7 +2,7 @@
 """
 What hooks saw of the messages of servers: rates, durations, failures.
 
-Pure. Histograms have eight buckets to an octave, shape ``(SERVER_BUCKETS,)``.
+Pure. Histograms have sixteen buckets to an octave, shape ``(SERVER_BUCKETS,)``.
 """
 
 from __future__ import annotations
@@ -64,16 +64,21 @@ UNSEEN: Seen = {
 def bounds() -> NDArray[np.floating[Any]]:
     """Where buckets begin and the last one ends, seconds, shape ``(SERVER_BUCKETS + 1,)``."""
     number = np.arange(events.SERVER_BUCKETS + 1)
-    octave, eighth = number // 8 + events.SERVER_FIRST_OCTAVE, number % 8
-    found: NDArray[np.floating[Any]] = (1 + eighth / 8) * 2.0**octave / 1e9
+    octave, part = number // 16 + events.SERVER_FIRST_OCTAVE, number % 16
+    found: NDArray[np.floating[Any]] = (1 + part / 16) * 2.0**octave / 1e9
     found[0] = 0.0
     return found
 
 
+def buckets_of(seconds: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """The buckets of durations, as server.bpf.c takes them; shape as *seconds*."""
+    found = np.searchsorted(bounds(), seconds, side="right") - 1
+    return np.clip(found, 0, events.SERVER_BUCKETS - 1).astype(np.int64)
+
+
 def bucket_of(seconds: float) -> int:
-    """The bucket of a duration, as server.bpf.c takes it."""
-    found = int(np.searchsorted(bounds(), seconds, side="right")) - 1
-    return min(max(found, 0), events.SERVER_BUCKETS - 1)
+    """The bucket of one duration."""
+    return int(buckets_of(np.array([seconds]))[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +246,17 @@ class Messages:
         return self.calls / seconds, self.casts / seconds, self.infos / seconds
 
     @property
+    def served(self) -> float | None:
+        """Seconds of service; None if they are not known."""
+        if self.service.reach is None:
+            return self.service.total
+        mean = self.service.mean()
+        # Windows time no other messages than calls.
+        if mean is None or self.casts or self.infos:
+            return None
+        return mean * self.calls
+
+    @property
     def failures(self) -> int | None:
         """Calls without a reply; None if that is not known."""
         if self.timeouts is None or self.down is None:
@@ -307,6 +323,8 @@ class ServerEvents:
 
     modules: dict[str, Messages] = field(default_factory=dict)
     edges: dict[tuple[str, str], EdgeCount] = field(default_factory=dict)
+    #: The same, of a module and a tag of requests to it; the tag is None for all other messages.
+    tags: dict[tuple[str, str | None], Messages] = field(default_factory=dict)
     #: What is known of a module that is not among them; None where nothing is.
     others: Messages | None = None
     lost: int = 0

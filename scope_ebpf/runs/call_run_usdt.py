@@ -57,7 +57,7 @@ class UsdtCallRun(CallRun):
         self._session = _session(target, returns=options.durations)
         self._probes = ProbeWatch(self._session, texts, options.limit)
         self.summary.notes.append(
-            "an interpreter's probes tell who calls which function: arguments and caller are ?, "
+            "an interpreter's probes show who calls which function: arguments and caller are ?, "
             "and versions of code count together"
         )
 
@@ -168,7 +168,7 @@ def _text(function: Function) -> bytes:
         return function_probes.text(function.module, function.function, function.arity)
     except ValueError:
         raise UsageError(
-            f"{str(function)!r}: a name with control characters is told by no probe"
+            f"{str(function)!r}: no probe reports a name with control characters"
         ) from None
 
 

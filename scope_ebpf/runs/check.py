@@ -40,20 +40,20 @@ _OFTEN = ("schedulers",)
 _SOMETIMES, _EVERY = ("calls", "supervisors"), 4
 
 
-def check(target: Target, seconds: float) -> Check:
+def check(target: Target, seconds: float, wait: Callable[[float], object] | None = None) -> Check:
     """
-    Look at *target* for *seconds*.
+    Look at *target* for *seconds*; *wait* waits between looks, by default for an end of it, too.
 
     Raises ReadRefusedError where its processes cannot be read, TargetEndedError where it ends.
     """
     require_target(target.identity, "checked")
-    made = Check(target.as_json())
+    made, pause = Check(target.as_json()), wait or target.identity.wait
     cpu, began = time.process_time(), time.monotonic()
     try:
         scene = Scene(target, made.more)
         parts = _begun(scene, made)
         for turn in range(1, _LOOKS + 1):
-            target.identity.wait(max(0.0, began + seconds * turn / _LOOKS - time.monotonic()))
+            pause(max(0.0, began + seconds * turn / _LOOKS - time.monotonic()))
             for name in (*_OFTEN, *(_SOMETIMES if turn % _EVERY == 0 and turn < _LOOKS else ())):
                 _try(made, parts, name, lambda part: part.look())
         scene.end()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
+from scope_ebpf.results.server_tags import tags_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.sinks.plain import say
 
@@ -37,7 +38,11 @@ _Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
 _FUNCTIONS = 3
 #: Names by which the servers are put together.
-GROUPS = ("module", "name", "process")
+GROUPS = ("module", "tag", "name", "process")
+
+
+#: Those of which hooks count the messages.
+BY_MODULE = ("module", "tag")
 
 
 @dataclass(slots=True)
@@ -62,6 +67,8 @@ class Looking:
         self._sums: dict[int, _Sums] = {}
         self._edges: dict[tuple[str, str], float] = defaultdict(float)
         self._callers: dict[str, float] = defaultdict(float)
+        #: The same, by module and tag of the request.
+        self._tags: dict[tuple[str, str | None], float] = defaultdict(float)
         self._unresolved = self._torn = 0.0
         self._circles: Counter[_Circle] = Counter()
         self.looks = 0
@@ -111,6 +118,8 @@ class Looking:
                 continue
             callee = self._group(server)
             self._callers[callee] += seen.caller_weight
+            if self._by == "tag" and len(self._tags) < _MOST:
+                self._tags[callee, one.tag] += seen.caller_weight
             edge = self._group(caller) if caller else "(processes)", callee
             self._edges[edge] += seen.caller_weight
             waits[one.caller] = one.server, one.reference
@@ -136,7 +145,7 @@ class Looking:
         self._circles = Counter({circle: self._circles[circle] + 1 for circle in found})
 
     def _group(self, server: Server) -> str:
-        if self._by == "module" or server.behaviour is None:
+        if self._by in BY_MODULE or server.behaviour is None:
             return server.module
         if self._by == "name" and server.name:
             return server.name
@@ -158,6 +167,8 @@ class Looking:
         found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
         found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
         found.cpu_seconds = self.cpu_seconds
+        if self._by == "tag":
+            found.tags = tags_of({key: count / looks for key, count in self._tags.items()})
         if self.failed:
             why, _ = self.failed.most_common(1)[0]
             found.notes.append(f"{sum(self.failed.values())} looks failed: {why}")
@@ -257,15 +268,16 @@ def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Count
     """What counts messages; or None and the reason, "" where it is not wanted."""
     if options.budget is None:
         return None, ""
-    if options.by != "module":
-        return None, "messages are counted by module"
+    if options.by not in BY_MODULE:
+        return None, "messages are counted by module and tag"
+    by_tag = options.by == "tag"
     from scope_ebpf.runs.server_events import Counting
     from scope_ebpf.runs.server_windows import Windows
 
     try:
         if options.budget > 1:
-            return Counting(viewer, options.max_cost, stop), ""
-        return Windows(viewer, stop, options.budget, options.duration), ""
+            return Counting(viewer, options.max_cost, stop, by_tag=by_tag), ""
+        return Windows(viewer, stop, options.budget, options.duration, by_tag=by_tag), ""
     except (NothingToAttachError, ReadRefusedError) as error:
         return None, str(error)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.runs.server_windows import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,21 +222,3 @@ class Moments:
         ]
         found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
         return max(found, scale.doubt) if found else 0.0
-
-
-def error_of(sizes: list[float], counts: list[int]) -> float:
-    """
-    The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
-
-    It is that of the ratio of their sums, and at least that of a count of what is independent; 1
-    where one window alone has seen anything, and 0 where nothing was seen.
-    """
-    total = sum(counts)
-    if not total:
-        return 0.0
-    if sum(count > 0 for count in counts) < 2:
-        return 1.0
-    rate, windows = total / sum(sizes), len(counts)
-    squares = sum((n - rate * s) ** 2 for n, s in zip(counts, sizes, strict=True))
-    between = (squares * windows / (windows - 1)) ** 0.5 / total
-    return float(max(between, total**-0.5))

@@ -63,7 +63,7 @@ def read(path: str) -> Recorded:
     """
     reader = next((reader for end, reader in READERS.items() if path.endswith(end)), None)
     if reader is None:
-        raise CaptureError(f"{path}: its ending tells no format; there are {', '.join(READERS)}")
+        raise CaptureError(f"{path}: its ending names no format; there are {', '.join(READERS)}")
     content = _content(path)
     try:
         found = reader(content)
@@ -206,7 +206,7 @@ def _locations(document: Any, text: list[str], stacks: _Stacks) -> dict[int, lis
 
 
 class _Stacks:
-    """Checks stacks, merges equal ones, and gives each frame the kind that its name tells."""
+    """Checks stacks, merges equal ones, and gives each frame the kind that its name shows."""
 
     def __init__(self) -> None:
         #: The time, ns, and the number of samples of each stack.

@@ -17,6 +17,7 @@ from scope_ebpf.kernel.cost import GUESS, CostMeasurement
 from scope_ebpf.kernel.observers.server_watch import ServerWatch
 from scope_ebpf.planning.servers import server_hooks
 from scope_ebpf.results.server_events import Cost, EdgeCount, Messages, ServerEvents, Times
+from scope_ebpf.runs.server_leftovers import Leftovers
 from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
 
 if TYPE_CHECKING:
@@ -44,21 +45,29 @@ class Counting(Closing):
     """
     Counts every message of the servers of a VM, from :meth:`begin` to :meth:`end`.
 
-    A context manager. *stop* is asked when it takes more than *max_cost* of the CPU of the VM.
-    Raises ReadRefusedError and NothingToAttachError where messages cannot be seen.
+    With *by_tag* also by the tags of requests. A context manager. *stop* is asked when it takes
+    more than *max_cost* of the CPU of the VM. Raises ReadRefusedError and NothingToAttachError
+    where messages cannot be seen.
     """
 
     #: Whether everything is watched, also what takes most hits.
     _whole = True
 
-    def __init__(self, viewer: Viewer, max_cost: float | None, stop: Stop) -> None:
+    def __init__(
+        self, viewer: Viewer, max_cost: float | None, stop: Stop, *, by_tag: bool = False
+    ) -> None:
         self._viewer, self._stop = viewer, stop
         target = viewer.target
         hooks, why = server_hooks(target.binary, target.flavor, whole=self._whole)
         if not hooks:
             raise NothingToAttachError(why)
         self._hooks = len(hooks)
-        self._watch = ServerWatch(target.identity, server_settings(viewer), hooks)
+        settings = server_settings(viewer)
+        self._watch = ServerWatch(target.identity, settings, hooks, by_tag=by_tag)
+        self._by_tag = by_tag
+        #: Tags of requests, by their slots.
+        self._tags: dict[int, str] = {}
+        self._leftovers = Leftovers(viewer.table, self._watch)
         self._names = dict(_NAMES)
         #: Slots of processes that are no servers.
         self._callers = set(_NAMES) - {events.SLOT_OTHER}
@@ -86,6 +95,7 @@ class Counting(Closing):
         self._next_look = now + _INTERVAL
         self._account()
         self._learn_names()
+        self._leftovers.look(now)
         if self._brake.add(now, self._seconds(), self._used):
             say_braked(self._brake)
             self._stop.ask("cost")
@@ -115,6 +125,16 @@ class Counting(Closing):
                 elif function and "fun-" in self._viewer.atoms.text(function):
                     text = f"Agent ({text})"
                 self._names[slot] = text
+        if self._by_tag:
+            self._learn_tags()
+
+    def _learn_tags(self) -> None:
+        """Read the tags that have got slots, which are those of their modules too."""
+        for slot, (module, tag) in self._watch.tags().items():
+            if slot not in self._tags and module in self._names:
+                with suppress(ReadRefusedError):
+                    self._tags[slot] = self._viewer.atoms.text(tag)
+                    self._names[slot] = self._names[module]
 
     def end(self) -> None:
         """Count no longer, and take the hooks out."""
@@ -160,6 +180,10 @@ class Counting(Closing):
             # Servers of one module may have begun in several functions.
             before = found.modules.get(name)
             found.modules[name] = messages if before is None else before.plus(messages)
+            if self._by_tag:
+                key = name, self._tags.get(slot)
+                same = found.tags.get(key)
+                found.tags[key] = messages if same is None else same.plus(messages)
 
     def _finish(self, found: ServerEvents) -> None:
         counts = self._watch.counts()

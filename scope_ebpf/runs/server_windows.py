@@ -9,14 +9,18 @@ as windows reach.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.budget.reference_counters import ReferenceCounters
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.cost import GUESS
-from scope_ebpf.results.server_events import Messages, ServerEvents, Times, bucket_of
-from scope_ebpf.runs.moments import Moments
+from scope_ebpf.results.server_events import Messages, ServerEvents, Times, buckets_of
 from scope_ebpf.runs.server_events import PROGRAM, Counting
 from scope_ebpf.runs.target_cost import cpu_seconds
 
@@ -25,13 +29,49 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.runs.loop import Stop
-    from scope_ebpf.runs.moments import Scale
 
+#: Seconds of a window: of the first, which finds out how many hits there are; of the others.
+_FIRST, _SHORTEST, _LONGEST = 0.005, 0.05, 0.5
+#: Windows that a run should have, in so many seconds where it has no end: the fewer, the longer.
+_WINDOWS, _SPAN = 6, 10.0
+#: Seconds between two looks at whether a window has used up its hits.
+_STEP = 0.01
+#: A window is opened when there is so much more of the budget than it should take.
+_SPARE = 1.3
+#: Seconds before the first window, in which the VM's use of CPU becomes known.
+_WARM_UP = 1.0
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
 #: callers wait longer and call less often.
 _HITS, _CHANGES = 3, 0.05
+#: The part of the budget that is planned with.
+_PLANNED = 0.9
 _KINDS = ("calls", "casts", "infos")
 _DURATIONS = ("queue", "service", "call")
+
+
+class _Window(NamedTuple):
+    """
+    One window: its seconds, and messages by slot and kind, shape ``(slots, 3)``.
+
+    ``reductions`` are those of the VM in it, None where they could not be read.
+    """
+
+    seconds: float
+    reductions: float | None
+    counts: NDArray[np.int64]
+
+
+class _Scale(NamedTuple):
+    """
+    What counts of windows are multiplied by, and the error of that, as a part of it.
+
+    ``changed`` is whether hooks change what the servers do: then not time, but the VM's reductions
+    tell which part of its work was in windows, and durations in windows are not those outside.
+    """
+
+    factor: float
+    doubt: float
+    changed: bool
 
 
 class Windows(Counting):
@@ -43,54 +83,121 @@ class Windows(Counting):
 
     _whole = False
 
-    def __init__(self, viewer: Viewer, stop: Stop, budget: float, duration: float | None) -> None:
-        super().__init__(viewer, None, stop)
-        plan = budget, duration
-        self._moments = Moments(viewer.target, self._watch, plan, self._hits, self._window)
+    def __init__(
+        self,
+        viewer: Viewer,
+        stop: Stop,
+        budget: float,
+        duration: float | None,
+        *,
+        by_tag: bool = False,
+    ) -> None:
+        super().__init__(viewer, None, stop, by_tag=by_tag)
+        self._budget, self._span = budget, duration or _SPAN
+        self._windows: list[_Window] = []
         #: What was cut off, by kind of duration and slot.
         self._cut = np.zeros(
             (len(_DURATIONS), events.SERVER_SLOTS, events.SERVER_BUCKETS), np.int64
         )
+        #: Hits a second while hooks were attached, and their seconds before and after a window.
+        self._rate = self._around = 0.0
+        self._counters = ReferenceCounters(viewer.target)
+        self._reductions_before: int | None = None
+        self._reductions: int | None = None
+        self._random = random.Random()  # noqa: S311 - when to look is no secret
 
     def begin(self) -> None:
         """Begin; the first window comes later."""
         self._cpu_before = cpu_seconds(self._viewer.target.pid) or 0.0
-        self._moments.begin()
+        self._began = time.monotonic_ns()
+        self._reductions_before = self._read_reductions()
+        self._next_look = time.monotonic() + _WARM_UP
+
+    def _read_reductions(self) -> int | None:
+        with suppress(ReadRefusedError, OSError):
+            return self._counters.now().get("reductions")
+        return None
 
     def look(self, now: float) -> None:
         """Open a window, if one is due and can be afforded; returns when it is over."""
-        if not self._moments.is_due(now):
+        if now < self._next_look:
             return
         self._account()
-        if self._moments.look(now, self._used, self._seconds(), self._hit()):
+        hit = (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
+        left = _PLANNED * self._budget * self._used - self._seconds()
+        seconds = self._length(hit)
+        if left > self._rate * hit * (seconds + self._around) * _SPARE and left > 0:
+            self._observe(seconds, int(left / hit))
             self._learn_names()
+            pause = self._span / (2 * _WINDOWS)
+            self._next_look = time.monotonic() + self._random.uniform(0.0, pause)
+        else:
+            self._next_look = now + self._random.uniform(0.0, 2 * _STEP)
 
-    def _hit(self) -> float:
-        """Seconds that a hit takes of the VM's CPU."""
-        return (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
+    def _length(self, hit: float) -> float:
+        """Seconds of the next window, if a hit costs *hit* seconds."""
+        if not self._windows:
+            return _FIRST
+        elapsed = max((time.monotonic_ns() - self._began) / 1e9, 1e-3)
+        affordable = _PLANNED * self._budget * self._used / elapsed * self._span
+        whole = affordable / max(self._rate * hit, 1e-9)
+        return min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
 
-    def _window(self, _opened: int, closed: int) -> NDArray[np.int64]:
-        """Messages by slot and kind in all windows until now; what is open is cut off."""
-        for call in self._watch.open_calls():
-            slot, sent, taken = (int(call[name]) for name in ("slot", "sent_ns", "taken_ns"))
-            self._cut_off("call", slot, closed - sent)
-            if not taken:
-                self._cut_off("queue", slot, closed - sent)
-            elif not call["replied_ns"]:
-                self._cut_off("service", slot, closed - taken)
-        for message in self._watch.waiting_messages():
-            self._cut_off("queue", int(message["slot"]), closed - int(message["sent_ns"]))
-        self._watch.forget_open()
+    def _observe(self, seconds: float, hits: int) -> None:
+        """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
+        before, first = self._hits(), time.monotonic()
+        self._watch.attach()
+        reductions, at = self._read_reductions(), time.monotonic()
+        opened = self._watch.open_window(seconds, hits)
+        end = opened + int(seconds * 1e9)
+        while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
+            time.sleep(min(left / 1e9, _STEP))
+        closed = self._watch.close_window()
+        now, elapsed = self._read_reductions(), time.monotonic() - at
+        self._watch.release()
+        if reductions is not None and now is not None:
+            self._reductions = now
+            inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
+        else:
+            inside = None
+        # Hits before and after count as well: they cost the VM as much.
+        lasted = max(time.monotonic() - first, 1e-3)
+        self._rate = (self._hits() - before) / lasted
+        self._around = max(0.0, lasted - (closed - opened) / 1e9)
+        self._add_window(opened, closed, inside)
+
+    def _add_window(self, opened: int, closed: int, reductions: float | None) -> None:
         stats = self._watch.stats()
-        return np.stack([stats[name].astype(np.int64) for name in _KINDS], axis=1)
+        counts = np.stack([stats[name].astype(np.int64) for name in _KINDS], axis=1)
+        counts -= sum(window.counts for window in self._windows)
+        self._windows.append(_Window(max(1, closed - opened) / 1e9, reductions, counts))
+        calls = self._watch.open_calls()
+        self._cut_off("call", calls["slot"], calls["sent_ns"], closed)
+        # The server has work with a call also when its caller has given up.
+        calls = np.concatenate([calls, self._watch.given_up_calls()])
+        waits, works = calls["taken_ns"] == 0, calls["replied_ns"] == 0
+        for kind, began, these in (
+            ("queue", "queued_ns", calls[waits]),
+            ("service", "taken_ns", calls[~waits & works]),
+        ):
+            self._cut_off(kind, these["server_slot"], these[began], closed)
+        _, messages = self._watch.waiting_messages()
+        self._cut_off("queue", messages["slot"], messages["sent_ns"], closed)
+        self._watch.forget_open()
 
-    def _cut_off(self, kind: str, slot: int, ns: int) -> None:
-        if slot < events.SERVER_SLOTS:
-            self._cut[_DURATIONS.index(kind), slot, bucket_of(max(0, ns) / 1e9)] += 1
+    def _cut_off(
+        self, kind: str, slots: NDArray[np.void], began: NDArray[np.void], closed: int
+    ) -> None:
+        """Add what has lasted since *began*, ns, and was cut off when the window was *closed*."""
+        lasted = np.maximum(closed - began.astype(np.int64), 0) / 1e9
+        number = _DURATIONS.index(kind)
+        np.add.at(self._cut[number], (slots.astype(np.int64), buckets_of(lasted)), 1)
 
     def end(self) -> None:
         """Take out what is still attached."""
-        self._moments.end()
+        self._ended = time.monotonic_ns()
+        now = self._read_reductions()
+        self._reductions = self._reductions if now is None else now
         self._account()
         self._watch.detach()
 
@@ -98,36 +205,55 @@ class Windows(Counting):
         """What was seen, scaled up to the whole run; after :meth:`end`."""
         found = ServerEvents()
         self._finish(found)
-        if not self._moments.windows:
+        if not self._windows:
             found.notes.append(
                 "no message was counted: the VM used so little CPU that the budget paid for no "
                 "window; --budget none counts everything"
             )
             return found
         found.notes.append(
-            f"messages were seen in {len(self._moments.windows)} windows of "
-            f"{self._moments.observed:.3g} s together: rates are estimates"
+            f"messages were seen in {len(self._windows)} windows of {self._observed():.3g} s "
+            "together: rates are estimates"
         )
         stats = self._watch.stats()
-        scales = {}
-        for slot in range(len(stats)):
+        scales = self._scales(stats)
+        for slot, scale in enumerate(scales):
             if slot not in self._callers:
-                scales[slot] = self._scale(stats[slot])
-                self._add(found, slot, self._estimate(stats[slot], slot, scales[slot]))
+                self._add(found, slot, self._estimate(stats[slot], slot, scale))
         for edge in self._watch.edges():
             total = self._edge(found, edge.caller, edge.callee)
             total.calls += edge.calls * scales[edge.callee].factor
         return found
 
-    def _scale(self, stats: np.void) -> Scale:
-        """How the messages of one module in windows are scaled up."""
-        messages = sum(int(stats[name]) for name in _KINDS)
-        changed = messages / self._moments.observed * _HITS * self._hit() >= _CHANGES
-        return self._moments.scale(changed=changed)
+    def _observed(self) -> float:
+        return sum(window.seconds for window in self._windows)
 
-    def _estimate(self, stats: np.void, slot: int, scale: Scale) -> Messages:
+    def _scales(self, stats: NDArray[np.void]) -> list[_Scale]:
+        """How the messages of each slot are scaled up: as all of its module."""
+        messages: dict[str, int] = {}
+        for slot, one in enumerate(stats):
+            name = self.name_of(slot)
+            messages[name] = messages.get(name, 0) + sum(int(one[kind]) for kind in _KINDS)
+        return [self._scale(messages[self.name_of(slot)]) for slot in range(len(stats))]
+
+    def _scale(self, messages: int) -> _Scale:
+        """How the *messages* of one module in windows are scaled up."""
+        observed = self._observed()
+        by_time = (self._ended - self._began) / 1e9 / observed
+        hit = (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
+        if messages / observed * _HITS * hit < _CHANGES:
+            return _Scale(by_time, 0.0, changed=False)
+        inside = [window.reductions for window in self._windows if window.reductions]
+        if len(inside) < len(self._windows) or None in (self._reductions, self._reductions_before):
+            return _Scale(by_time, 1.0, changed=True)
+        whole = (self._reductions or 0) - (self._reductions_before or 0)
+        by_work = whole / sum(inside)
+        doubt = abs(by_work - by_time) / (2 * max(by_work, by_time))
+        return _Scale(by_work, doubt, changed=True)
+
+    def _estimate(self, stats: np.void, slot: int, scale: _Scale) -> Messages:
         """What was counted in all windows of one module, scaled up."""
-        reach = self._moments.longest
+        reach = max(window.seconds for window in self._windows)
         times = [
             Times(
                 stats[name].astype(np.int64),
@@ -137,11 +263,11 @@ class Windows(Counting):
             )
             for number, name in enumerate(_DURATIONS)
         ]
-        queue, service, call = [one.unknown() for one in times] if scale.by_work else times
+        queue, service, call = [one.unknown() for one in times] if scale.changed else times
         calls, casts, infos = (round(int(stats[name]) * scale.factor) for name in _KINDS)
-        errors = [self._moments.error(scale, (slot, number)) for number in range(len(_KINDS))]
+        errors = [self._error(slot, number, scale) for number in range(len(_KINDS))]
         return Messages(
-            self._moments.seconds,
+            (self._ended - self._began) / 1e9,
             calls,
             casts,
             infos,
@@ -153,3 +279,29 @@ class Windows(Counting):
             None,
             (errors[0], errors[1], errors[2]),
         )
+
+    def _error(self, slot: int, kind: int, scale: _Scale) -> float:
+        sizes = [
+            (window.reductions if scale.changed else None) or window.seconds
+            for window in self._windows
+        ]
+        found = error_of(sizes, [int(window.counts[slot, kind]) for window in self._windows])
+        return max(found, scale.doubt) if found else 0.0
+
+
+def error_of(sizes: list[float], counts: list[int]) -> float:
+    """
+    The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
+
+    It is that of the ratio of their sums, and at least that of a count of what is independent; 1
+    where one window alone has seen anything, and 0 where nothing was seen.
+    """
+    total = sum(counts)
+    if not total:
+        return 0.0
+    if sum(count > 0 for count in counts) < 2:
+        return 1.0
+    rate, windows = total / sum(sizes), len(counts)
+    squares = sum((n - rate * s) ** 2 for n, s in zip(counts, sizes, strict=True))
+    between = (squares * windows / (windows - 1)) ** 0.5 / total
+    return float(max(between, total**-0.5))

@@ -70,7 +70,7 @@ def last_lines(profile: Profile) -> str:
         )
     lines.append(f"lost: {quality.lost:,} samples; {quality.failed:,} with unreadable memory")
     if not profile.samples and profile.kind == "cpu":
-        lines.append("no sample was taken: the VM was idle, and --off-cpu tells what it waits in")
+        lines.append("no sample was taken: the VM was idle, and --off-cpu shows what it waits in")
     lines += [f"note: {plain(note)}" for note in profile.notes]
     return "\n".join(lines) + "\n"
 

@@ -30,10 +30,20 @@ def lines(requests: Requests, run: Telemetry, pid_text: Callable[[int], str]) ->
     text.append("")
     if run.counts["lost"]:
         text.append(f"{run.counts['lost']:,} events found no room: their requests lack a span")
+    text += [f"{n:,} {what}" for n, what in _missing(requests) if n]
     text += run.notes
     hits = f"cost: {run.hits:,} hits"
     taken = f", about {run.cpu_seconds:.3f} s of CPU" if run.cpu_seconds is not None else ""
     return [plain(line) for line in [*text, hits + taken]]
+
+
+def _missing(requests: Requests) -> tuple[tuple[int, str], ...]:
+    """What is not shown: numbers, each with what there are so many of."""
+    return (
+        (requests.left_out, "events are part of no request, or of one that was not seen in full"),
+        (requests.dropped, "requests were given up: too many were under way at once"),
+        (requests.unkept, "places of requests were lost: those kept had too many spans together"),
+    )
 
 
 def _tree(request: Request, pid_text: Callable[[int], str]) -> list[str]:

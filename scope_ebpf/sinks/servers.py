@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scope_ebpf.results.genservers import Edge, GenServers, Module
-    from scope_ebpf.results.server_events import Times
+    from scope_ebpf.results.server_events import Messages, Times
+    from scope_ebpf.results.server_tags import Tag
 
 _ROW = "{:<32.32} {:>6} {:>5} {:>5} {:>6} {:>6} {:>5}  {}"
 #: The first is that of modules; of other rows it is what they are.
@@ -48,9 +49,15 @@ def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[
     )
     wide = found.cost is not None
     row, headings = (_WIDE_ROW, _WIDE_HEADINGS) if wide else (_ROW, _HEADINGS)
-    text = [head, row.format(by.upper(), *headings[1:])]
+    text = [head, row.format("MODULE" if by == "tag" else by.upper(), *headings[1:])]
     modules = sorted(found.modules, key=_KEYS[sort], reverse=True)
-    text += [_wide_row(one) if wide else _row(one) for one in modules[:limit]]
+    for one in modules[:limit]:
+        text.append(_wide_row(one) if wide else _row(one))
+        text += [
+            _wide_tag(tag) if wide else _tag(tag)
+            for tag in sorted(found.tags, key=_weight, reverse=True)
+            if tag.module == one.module
+        ]
     if len(modules) > limit:
         text.append(f"and {len(modules) - limit} more")
     if found.edges:
@@ -73,7 +80,7 @@ def _hooks(found: GenServers) -> str:
     if found.cost is None:
         return "no hooks"
     if found.cost.share is None:
-        return "hooks took too little to tell"
+        return "hooks took too little to measure"
     return f"hooks took {found.cost.share:.1%} of its CPU"
 
 
@@ -82,21 +89,50 @@ def _edge(edge: Edge, seconds: float) -> str:
     return f"  {spelled(edge.caller)} -> {spelled(edge.callee)}  {edge.blocked:.2f}{calls}"
 
 
+def _weight(tag: Tag) -> tuple[bool, float, float]:
+    """Tags with most time of the module first, those that are not told apart at the end."""
+    return tag.tag is not None, tag.service_share or 0.0, tag.waiting_callers
+
+
+def _tag_name(tag: Tag) -> str:
+    return "  (other)" if tag.tag is None else f"  {spelled(tag.tag)}"
+
+
+def _tag(tag: Tag) -> str:
+    blank = [""] * 5
+    return _ROW.format(_tag_name(tag), *blank, f"{tag.waiting_callers:.1f}", "").rstrip()
+
+
+def _wide_tag(tag: Tag) -> str:
+    """Write one tag; where a module has what its servers do, a tag has its part of their time."""
+    share = tag.service_share
+    return _WIDE_ROW.format(
+        _tag_name(tag),
+        "",
+        *_message_cells(tag.messages)[0],
+        *[""] * 4,
+        f"{tag.waiting_callers:.1f}",
+        *_message_cells(tag.messages)[1],
+        "" if share is None else f"{100 * share:.0f}% of the time",
+    ).rstrip()
+
+
+def _message_cells(seen: Messages | None) -> tuple[list[str], list[str]]:
+    """Rates and times; failures and abandoned calls."""
+    if seen is None:
+        return [""] * 7, [""] * 2
+    times = [_time(of, part) for of in (seen.queue, seen.service) for part in (0.5, 0.99)]
+    failed = ["-" if n is None else f"{n}" for n in (seen.failures, seen.abandoned)]
+    return [*(f"{rate:.1f}" for rate in seen.rates), *times], failed
+
+
 def _wide_row(one: Module) -> str:
-    seen = one.messages
     known = one.processes > 0
-    counts = ["", "", ""] if seen is None else [f"{rate:.1f}" for rate in seen.rates]
-    times = ["", "", "", ""]
-    if seen is not None:
-        times = [_time(of, part) for of in (seen.queue, seen.service) for part in (0.5, 0.99)]
-    failed = [""] * 2
-    if seen is not None:
-        failed = ["-" if n is None else f"{n}" for n in (seen.failures, seen.abandoned)]
+    cells, failed = _message_cells(one.messages)
     return _WIDE_ROW.format(
         spelled(one.module),
         f"{one.processes:.0f}",
-        *counts,
-        *times,
+        *cells,
         f"{100 * one.utilization:.0f}%" if known else "",
         f"{100 * one.busiest:.0f}%" if known else "",
         f"{one.mailbox:.1f}" if known else "",

@@ -56,7 +56,7 @@ def write_report(report: Outcome, output: TextIO, terms: Terms, who: Who | None,
 
 def _cost(report: Outcome) -> str:
     if report.hits is None or report.cost_seconds is None:
-        return "not known: the kernel tells it to who has CAP_SYS_ADMIN"
+        return "not known: the kernel shows it only with CAP_SYS_ADMIN"
     share = "" if report.cost_share is None else f", {report.cost_share:.1%} of the target's"
     least = "" if report.measured else "at least "
     return f"{report.hits:,} hits, {least}{report.cost_seconds:.3f} s of CPU{share}"

@@ -28,7 +28,8 @@ MAY = {
     "pipes": set(),
     "plain": set(),
     "relations": set(),
-    "sockets": {"errors"},
+    "retries": set(),
+    "sockets": {"errors", "retries"},
     "suggestions": set(),
     "units": set(),
     "attach": {"events"},
@@ -39,14 +40,14 @@ MAY = {
     "cgroups": {"errors", "sandbox"},
     # What knows the BEAM, and nothing of BPF.
     "beam": {
-        *("arrays", "errors", "events", "output", "relations", "sandbox", "suggestions"),
+        *("arrays", "errors", "events", "output", "relations", "retries", "sandbox", "suggestions"),
         "telemetry",
     },
     # What is wrong with a VM.
     "checks": {"arrays", "beam", "cgroups", "errors", "relations", "results", "sandbox"},
     "planning": {"attach", "beam", "errors", "events"},
     "user_probes": {"beam", "errors", "events", "planning"},
-    "metrics": {"beam", "events", "plain", "relations"},
+    "metrics": {"beam", "events", "plain", "relations", "results"},
     # What knows BPF, and nothing of the BEAM.
     "kernel": {"attach", "errors", "events"},
     # Where both sides meet: a session on a target.
@@ -58,7 +59,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "sandbox", "sessions", "telemetry", "units"),
+        *("planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
         *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),

@@ -45,6 +45,8 @@ CONFIG = """
 scan_interval = "200ms"
 min_age = 0
 snapshot_interval = "1s"
+findings_interval = "5s"
+genservers = {series = 60}
 budget = "10%"
 include_nodes = ["^rabbit@localhost$"]
 compat = ["erlang-vm"]
@@ -55,7 +57,7 @@ QUOTA = 4.0
 LIMIT = 8 << 30
 #: A process that reads nothing, and what waits for it; one whose children end at once; and one that
 #: holds a binary of 32 MB and a table of 16 MB, so that neither kind of memory is next to nothing.
-#: And a node that it is connected to, which ends with it.
+#: And a node that it is connected to, which ends with it. And two that wait for each other's reply.
 DEAF, WAITING = "scope_deaf", 2300
 PLANT = f"""
     begin
@@ -67,14 +69,21 @@ PLANT = f"""
             [ets:insert(element(1, Held), {{I, lists:seq(1, 100)}}) || I <- lists:seq(1, 10000)],
             receive never -> Held end
         end),
+        Calls = fun() -> receive {{call, Other}} -> gen_server:call(Other, ask, infinity) end end,
+        {{One, Two}} = {{spawn(Calls), spawn(Calls)}},
+        One ! {{call, Two}},
+        Two ! {{call, One}},
         Loopback = ["-kernel", "inet_dist_use_interface", "{{127,0,0,1}}"],
         {{ok, _, _}} = peer:start(#{{name => scope_peer, args => Loopback}}),
         done
     end"""
-#: Rates and the deaf one's mailbox are in the second look at the processes that we take.
+#: Rates and the deaf one's mailbox are in the second look at the processes that we take; a check
+#: that was begun after they were planted has found them.
 LOOKED_TWICE = f"""
     max by (instance, node) (beam_top_reductions_per_second{{rank="1"}})
-    and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}"""
+    and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}
+    and on (instance, node) beam_finding{{kind="mailbox"}}
+    and on (instance, node) beam_finding{{kind="deadlock"}}"""
 #: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
 AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.

@@ -69,7 +69,7 @@ def test_without_perf_events_everything_else_goes_on(tmp_path: Path):
         )
         code, errors = running.end()
     assert 0 == code, errors
-    assert 1 == len(warnings(errors, "busy waiting and native code are not told"))
+    assert 1 == len(warnings(errors, "busy waiting and native code are not measured"))
 
 
 def test_without_any_hook_the_memory_is_still_read(tmp_path: Path):

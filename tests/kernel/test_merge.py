@@ -18,8 +18,11 @@ from recording import record
 from tracing import require_root, scope_trace
 
 from scope_ebpf import events
+from scope_ebpf.capture import merging
 from scope_ebpf.capture.calls import Calls
+from scope_ebpf.capture.merging import read_nodes
 from scope_ebpf.capture.reader import Capture
+from scope_ebpf.sinks import messages
 
 
 @pytest.fixture(scope="module", params=["stock25", "trixie27"])
@@ -85,7 +88,7 @@ def test_calls_are_shown_as_calls(capture, tmp_path):
 )
 def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
     """
-    Captures of two nodes that call each other, and microseconds that 101 calls took.
+    Captures of two nodes that call each other, and microseconds that 1,000 calls took.
     """
     require_root()
     folder = tmp_path_factory.mktemp("merge")
@@ -94,8 +97,9 @@ def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
     with dist_pair(kind, module="rpc_calls", peer_kind=peer_kind) as (a, b):
         a.ask("over peer@127.0.0.2 1")  # what waits for a handshake does not tell what it is
         with record(a.pid, paths[0]) as one, record(b.pid, paths[1]) as other:
-            took = a.ask("over peer@127.0.0.2 101")
+            took = a.ask("over peer@127.0.0.2 1000")
             b.ask("over watched@127.0.0.1 57")
+            a.ask("large peer@127.0.0.2 3")
             one.stop()
             other.stop()
     return *paths, int(took.split()[1])
@@ -118,17 +122,17 @@ def test_packets_are_numbered_and_tell_what_they_are(captures):
             numbers = rows_of(path, kind)["number"]
             assert (np.diff(numbers[numbers != 0]) == 1).all()
     out = rows_of(captures[0], "dist_out")
-    assert 101 <= (out["class"] == events.KINDS["dist_out"].classes.index("monitor")).sum()
+    assert 1000 <= (out["class"] == events.KINDS["dist_out"].classes.index("monitor")).sum()
     messages = out[out["class"] == events.KINDS["dist_out"].classes.index("message")]
     # Answers go to an alias (operation 33), requests to a name (6).
     operations = Counter(messages["operation"].tolist())
     assert 57 == operations[33]
-    assert 101 <= operations[6]
+    assert 1000 <= operations[6]
     assert (messages["process"] != 0).all()
     sends = rows_of(captures[0], "send")
     remote = sends[sends["class"] == events.KINDS["send"].classes.index("remote")]
     forms = Counter((remote["form"] >> np.uint64(56)).tolist())
-    assert (101, 57) == (forms[events.FORM_CALL], forms[events.FORM_REPLY])
+    assert (1000 + 4, 57) == (forms[events.FORM_CALL], forms[events.FORM_REPLY])
     assert (remote["process"] != 0).all()
 
 
@@ -142,7 +146,7 @@ def test_merged_captures_have_every_packet_on_one_clock(captures, tmp_path):
     there, back = merged["links"]
     for link in (there, back):
         assert link["refused"] is None
-        assert 101 + 57 <= link["paired"] <= min(link["sent"], link["received"])
+        assert 1000 + 57 <= link["paired"] <= min(link["sent"], link["received"])
     (clock,) = [node["clock"] for node in merged["nodes"] if node["clock"]]
     assert abs(clock["offset_seconds"]) <= clock["error_seconds"]
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
@@ -150,12 +154,49 @@ def test_merged_captures_have_every_packet_on_one_clock(captures, tmp_path):
     assert all(row["sent_ns"] <= row["received_ns"] for row in rows)
     # The caller waits for each answer: what is between its packets and theirs is in its own time.
     calls = [row for row in rows if row["to"] == "planted_server"]
-    assert Counter({"peer@127.0.0.2": 101, "watched@127.0.0.1": 57}) == Counter(
-        row["to_node"] for row in calls
+    assert Counter({"peer@127.0.0.2": 1004, "watched@127.0.0.1": 57}) == Counter(
+        row["to_node"] for row in calls if row["class"] == "message"
     )
     assert {"rpc_calls:main/0"} == {row["from_who"] for row in calls}
-    mine = [row["sent_ns"] for row in calls if row["to_node"] == "peer@127.0.0.2"]
-    assert max(mine) - min(mine) <= captures[2] * 1000
+    mine = sorted(row["sent_ns"] for row in calls if row["to_node"] == "peer@127.0.0.2")
+    assert mine[999] - mine[0] <= captures[2] * 1000
+    # Fragments of large requests have the sender and the receiver of the message.
+    large = [row for row in calls if row["class"] == "fragment"]
+    assert len(large) >= 3 * (1_000_000 >> 16)
+    assert sum(row["bytes"] for row in calls) > 3_000_000
+
+
+def test_calls_from_node_to_node_have_seven_legs(captures):
+    """
+    All planted calls, none of their legs negative, and their sum is the time of the caller.
+    """
+    nodes = read_nodes([Capture(path) for path in captures[:2]])
+    reading = messages.Reading(nodes, merging.merge(nodes))
+    found = []
+    count = reading.traffic.ended
+    reading.traffic.remote._ended = lambda call: (found.append(call), count(call))
+    reading.read()
+    own = own_times(captures[0]) | own_times(captures[1])
+    assert 1000 + 57 + 4 == len(found) == len(own)
+    for call in found:
+        legs = call.legs()
+        assert None not in legs
+        assert min(legs) >= 0
+        assert sum(legs) == pytest.approx(own[call.reference], rel=0.01)
+    there, back = sorted(reading.document()["calls"], key=lambda row: -row["calls"])
+    assert ("watched@127.0.0.1", "peer@127.0.0.2", "planted_server", 1004, 1004) == tuple(
+        there[name] for name in ("from", "to", "server", "calls", "legs_known")
+    )
+    assert (57, 57) == (back["calls"], back["legs_known"])
+
+
+def own_times(path: Path) -> dict[int, int]:
+    """
+    What calls to another node took by the capture of the caller alone, ns, by their references.
+    """
+    calls = Calls()
+    ended = [call for batch in Capture(path).batches() for call in calls.records(batch)]
+    return {call.reference: call.ended_ns - call.sent_ns for call in ended if call.remote}
 
 
 def test_a_table_of_packets_answers_who_floods_whom(captures, tmp_path):
@@ -175,6 +216,7 @@ def test_a_table_of_packets_answers_who_floods_whom(captures, tmp_path):
     assert {(one["from"], one["to"]): (one["paired"], one["bytes"]) for one in merged["links"]} == {
         (source, target): (count, size) for source, target, count, size, _ in links
     }
-    assert ("rpc_calls:main/0", "planted_server", 101 + 57) in [row[:3] for row in floods]
+    assert ("rpc_calls:main/0", "planted_server", 1004 + 57) in [row[:3] for row in floods]
+    assert 1004 == merged["flows"][0]["messages"]
     slowest = max(one["delay_seconds"]["max"] for one in merged["links"])
     assert slow[0][-1] == pytest.approx(slowest * 1e3)

@@ -265,7 +265,7 @@ def time_for_samples(pid: int) -> None:
     [
         (("--hz", "0"), 2, "--hz wants 1 to 999"),
         (("--hz", "100000"), 2, "--hz wants 1 to 999"),
-        (("-o", "out.pdf"), 2, "its ending tells no format"),
+        (("-o", "out.pdf"), 2, "its ending names no format"),
         (("-o", "/nonexistent/out.folded"), 10, "cannot write the output /nonexistent/out.folded"),
         (("--pid", "999999999"), 3, "there is no process 999999999"),
     ],

@@ -434,7 +434,7 @@ def test_names_and_samples_take_no_more_memory_than_is_set(path: Path, monkeypat
     """
     Blocks of which there are ever more are left out once their room is used up.
     """
-    monkeypatch.setattr("scope_ebpf.capture.samples._ROOM", 5000)
+    monkeypatch.setattr("scope_ebpf.capture.samples.ROOM", 5000)
     long = [[10 * SECOND, list(range(40))]]
     rewritten(path, lambda document: document.update(run_queues=long), BlockKind.SAMPLES)
     with path.open("ab") as file:
@@ -442,7 +442,7 @@ def test_names_and_samples_take_no_more_memory_than_is_set(path: Path, monkeypat
             file.write(frame(BlockKind.SAMPLES, json.dumps({"run_queues": long}).encode()))
     contents = Capture(path).contents()
     assert (1, 9) == (len(contents.run_queues), contents.left_out)
-    assert "its names and samples take more than 0 MB of memory" in contents.wrong
+    assert "there is no room in memory for more names and samples" in contents.wrong
 
 
 @pytest.mark.parametrize(

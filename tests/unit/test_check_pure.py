@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import documents
+import numpy as np
 import pytest
+from beam_image import Image, ImageMemory
 from profile_fixtures import TARGET
 
-from scope_ebpf.checks import waits
-from scope_ebpf.checks.waits import Suspended, _circles, _root
+from scope_ebpf.checks import processes, waits
+from scope_ebpf.checks.processes import Restarts, restarts
+from scope_ebpf.checks.waits import Calls, Suspended, _circles, _roots
 from scope_ebpf.cli import check as command
 from scope_ebpf.cli import main as cli
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
@@ -104,8 +108,64 @@ def test_circles_of_waiting_are_found_once_and_chains_have_a_root():
     """
     waits = {1: 2, 2: 3, 3: 1, 7: 1, 8: 9}
     assert [[1, 2, 3]] == _circles(waits)
-    assert 9 == _root(8, waits)
-    assert _root(7, waits) in (1, 2, 3)
+    assert 9 == _roots(waits)[8]
+    assert _roots(waits)[7] in (1, 2, 3)
+
+
+def test_a_circle_of_thousands_is_told_by_its_length_and_some_names():
+    """
+    5,023 processes: each is counted, ten are evidence, four are in the sentence.
+    """
+    waits = {pid: pid % 5023 + 1 for pid in range(1, 5024)} | {6000 + n: 7 for n in range(23)}
+    scene = SimpleNamespace(seconds=3.0, rows_of=lambda pids: pids, involved=involved)
+    calls = object.__new__(Calls)
+    calls._scene = scene
+    (circle,) = _circles(waits)
+    document = documents.validated(check(calls._deadlock(circle, waits)).as_json())
+    (one,) = document["findings"]
+    assert (
+        "deadlock: 5,023 processes wait for each other's reply: p1 -> p2 -> p3 -> p4 -> "
+        "5,019 more -> p1; 23 more wait for them"
+    ) == one["summary"]
+    assert (5023, 23, 10) == (
+        one["evidence"]["count"],
+        one["evidence"]["waiting"],
+        len(one["evidence"]["processes"]),
+    )
+
+
+def involved(pids: list[int]) -> list[dict[str, str | None]]:
+    return [
+        {"process": f"<0.{pid}.0>", "name": f"p{pid}", "initial_call": None, "function": None}
+        for pid in pids
+    ]
+
+
+def test_restarts_of_supervisors_are_counted_within_a_bound():
+    """
+    Seven, a list that leads back to itself, a list of other terms; no state is no supervisor.
+    """
+    image = Image()
+    state, other = 5 << 6 | 0xB, 6 << 6 | 0xB
+    seven = 0x3B
+    for n in range(7):
+        seven = image.words(n << 4 | 0xF, seven) | 1
+    endless = image.words(1 << 4 | 0xF, 0) | 1
+    image.data[-8:] = struct.pack("<Q", endless)
+    stops = []
+    for tag, found in ((state, seven), (state, endless), (state, image.words(state, 0x3B) | 1),
+                       (other, seven)):  # fmt: skip
+        fields = (11 << 6, tag, 0, 0, 0, 0, 3 << 4 | 0xF, 10 << 4 | 0xF, found, 0, 0, 0)
+        stops.append(image.words(0x3B, image.words(*fields) | 2))
+    rows = np.zeros(4, [("id", "<u8"), ("stop", "<u8"), ("stack_words", "<u8")])
+    rows["id"], rows["stop"], rows["stack_words"] = [1, 2, 3, 4], stops, 2
+    atoms = SimpleNamespace(text=lambda term: {state: "state", other: "other"}[term])
+    viewer = SimpleNamespace(target=SimpleNamespace(memory=ImageMemory(image.data)), atoms=atoms)
+    assert {
+        1: Restarts(7, 10, cut=False),
+        2: Restarts(processes._CELLS - 8, 10, cut=True),
+        3: Restarts(0, 10, cut=False),
+    } == restarts(viewer, rows)
 
 
 def test_a_full_link_has_a_next_command(monkeypatch: pytest.MonkeyPatch):

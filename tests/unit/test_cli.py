@@ -297,7 +297,7 @@ def test_an_unknown_event_has_its_code(good_host: None, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("words", [(), ("--ring", "64MB", "--events", "send,receive")])
-def test_a_stall_that_cannot_be_told_is_a_word_of_usage(
+def test_a_stall_without_its_event_or_ring_is_an_error_of_usage(
     words: tuple[str, ...], good_host: None, capsys: pytest.CaptureFixture
 ):
     """
@@ -306,7 +306,7 @@ def test_a_stall_that_cannot_be_told_is_a_word_of_usage(
     assert UsageError.exit_code == cli.main(
         ["record", "--pid", str(ABSENT), "--stall", "1", *words]
     )
-    assert capsys.readouterr().err.startswith("scope-trace: --stall is told by the event schedule")
+    assert capsys.readouterr().err.startswith("scope-trace: --stall needs the event schedule")
 
 
 def test_a_process_that_is_no_beam_has_its_line_and_code(
@@ -424,6 +424,54 @@ def test_a_budget_is_a_share_of_the_cpu(words: list[str], budget: float | None):
     parser = argparse.ArgumentParser()
     options.add_budget(parser)
     assert budget == parser.parse_args(words).budget
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "2%", "--exact"], "argument --exact: not with --budget, which says"),
+        (["--exact", "--budget", "2%"], "argument --budget: not with --exact, which says"),
+        (["--exact", "--budget", "none"], None),
+        (["--exact", "--exact"], None),
+        (["--budget", "2%", "--budget", "3%"], None),
+        (["--once", "-n", "5"], "argument -n/--count: not with --once, which says"),
+        (["-n", "5", "--once"], "argument --once: not with --count, which says"),
+        (["-n", "1", "--once"], None),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+):
+    """
+    Two options that set the same to different values are an error, not a silent choice.
+    """
+    parser = argparse.ArgumentParser()
+    options.add_budget(parser)
+    options.add_once(parser)
+    options.add_count(parser, "tables")
+    if said is None:
+        parser.parse_args(words)
+        return
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "tables"), [(["-n", "3"], 3), (["--once"], 1)])
+def test_top_ends_after_so_many_tables(
+    words: list[str], tables: int, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    top -n prints that many tables and ends, as schedulers and links do.
+    """
+    from scope_ebpf.cli import top
+
+    shown = []
+    monkeypatch.setattr(top, "target_of", lambda _: None)
+    monkeypatch.setattr(top, "_turns", lambda *_: ((number, []) for number in range(9)))
+    monkeypatch.setattr(top, "_print_text", lambda _target, view, *_: shown.append(view))
+    assert 0 == cli.main(["top", "7", *words])
+    assert list(range(tables)) == shown
 
 
 @pytest.mark.parametrize("text", ["0", "0%", "-1%", "101%", "nan", "inf", "much", "", "1%%"])

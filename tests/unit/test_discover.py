@@ -87,7 +87,7 @@ def test_a_mapping_is_found_by_its_bounds():
 @pytest.mark.parametrize(
     ("uid", "mask", "said"),
     [
-        (1000, "0", "belongs to somebody else: run as root, or with CAP_SYS_PTRACE and "),
+        (1000, "0", "belongs to another user: run as root, or with CAP_SYS_PTRACE and "),
         (0, "0", "may not be looked into: root lacks CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH here"),
         (0, "80000", "may not be looked into: root lacks CAP_DAC_READ_SEARCH here"),
         (0, "1ffffffffff", "may not be looked into, not even by root: a security module such as "),

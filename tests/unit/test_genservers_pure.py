@@ -112,7 +112,7 @@ def test_figures_that_are_one_or_unknown_have_their_words():
     found = view(*CHAIN, unresolved=0.25, cost=Cost(5, 0, None, None))
     found.looks = 1
     text = lines(found, "waiting", 3)
-    assert ", 1 look, hooks took too little to tell, " in text[0]
+    assert ", 1 look, hooks took too little to measure, " in text[0]
     assert any(line.endswith("wait for a server that was not identified") for line in text)
 
 

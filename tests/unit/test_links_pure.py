@@ -16,6 +16,7 @@ import documents
 import pytest
 
 from scope_ebpf import sockets
+from scope_ebpf.beam.links.carriers import CarrierPorts
 from scope_ebpf.beam.links.entries import Link, LinksReading
 from scope_ebpf.beam.links.ports import Port, Traffic, counters_at
 from scope_ebpf.beam.memory import search
@@ -457,3 +458,75 @@ def test_the_document_fits_its_schema_where_nothing_is_known():
     """
     document = documents.validated(Links(TARGET, None, [ROW]).as_json(), "links")
     assert document["links"][0]["bytes"] is None
+
+
+# ------------------------------------------------------------------------------- the cost of looks
+
+
+def test_of_all_sockets_of_a_host_only_those_that_are_meant_are_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    Of 500 sockets in the answer of the kernel, one is parsed: that which the process has.
+    """
+    unpacked = []
+    with socket.socket() as one:
+        inode = os.fstat(one.fileno()).st_ino
+        bodies = [answer(number) for number in range(1, 500)] + [answer(inode)]
+        looks = sockets.Sockets(os.getpid(), lambda: None)
+        monkeypatch.setattr(looks, "_opened", contextlib.nullcontext)
+        monkeypatch.setattr(looks, "close", lambda: None)
+        monkeypatch.setattr(
+            looks, "_ask", lambda _f, _k, flags=0: iter(bodies if flags else bodies[-1:])
+        )
+        monkeypatch.setattr(sockets, "parsed", lambda body: unpacked.append(body) or parsed(body))
+        assert inode == looks.of({1: one.fileno()})[1].inode
+    assert 1 == len(unpacked)
+
+
+parsed = sockets.parsed
+
+
+def test_a_socket_that_the_kernel_does_not_list_is_seldom_searched(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    A descriptor that is no TCP connection causes 9 lists of all sockets in 200 looks, not 200.
+    """
+    lists = []
+    with socket.socket(socket.AF_UNIX) as one:
+        looks = sockets.Sockets(os.getpid(), lambda: None)
+        monkeypatch.setattr(looks, "_opened", contextlib.nullcontext)
+        monkeypatch.setattr(looks, "_ask", lambda family, *_: iter(lists.append(family) or ()))
+        for _ in range(200):
+            assert looks.of({1: one.fileno()}) == {}
+    # Looks 1, 2, 4, 8, 16, 32, 64, 128, 192: for IPv4 and for IPv6.
+    assert 2 * 9 == len(lists)
+
+
+class Counted(dict):
+    """
+    A dict that counts what is taken out of it by loops.
+    """
+
+    taken = 0
+
+    def items(self):
+        for item in super().items():
+            Counted.taken += 1
+            yield item
+
+
+def test_carriers_of_links_are_searched_once_each(monkeypatch: pytest.MonkeyPatch):
+    """
+    For 300 links by TLS among 2,000 ports each owner is looked at once, not once for each link.
+    """
+    finder = CarrierPorts.__new__(CarrierPorts)
+    finder._terms = {}
+    owners = Counted({1000 + n: n for n in range(2000)})
+    monkeypatch.setattr(finder, "_owned", lambda: {owner: [owner + 7] for owner in owners})
+    replies = iter([{10_000 + n: n for n in range(300)}, owners])
+    monkeypatch.setattr(finder, "_parents", lambda _pids: next(replies))
+    finder._search({10_000 + n for n in range(300)})
+    assert {10_000 + n: 1007 + n for n in range(300)} == finder._terms
+    assert 2000 >= Counted.taken

@@ -145,6 +145,22 @@ def test_redaction_leaves_no_name():
     assert TARGET["otp_release"] == made["target"]["otp_release"]
 
 
+def test_the_callback_module_of_a_supervisor_is_a_name_of_the_application():
+    """
+    Its initial call is supervisor:Module/1; one of OTP's own modules is kept.
+    """
+    made = Redaction().document(
+        table([
+            dict(ROW, module="shop_sup", initial_call="supervisor:shop_sup/1"),
+            dict(ROW, initial_call="supervisor:kernel/1"),
+        ])
+    )  # fmt: skip
+    own, kernel = made["processes"]
+    assert f"supervisor:{own['module']}/1" == own["initial_call"]
+    assert own["module"].startswith("module-")
+    assert "supervisor:kernel/1" == kernel["initial_call"]
+
+
 def test_pseudonyms_are_equal_where_texts_are_and_of_one_server():
     """
     Rows can be compared within a server; another server has other pseudonyms.

@@ -5,13 +5,27 @@ Clocks from packets, and packets from two captures, on planted numbers.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
+from capture_fixtures import END, TARGET, head
 
 from scope_ebpf import events
+from scope_ebpf.capture import cluster, pairing
+from scope_ebpf.capture.bounds import Bounds
 from scope_ebpf.capture.clocks import align
-from scope_ebpf.capture.merging import Link, Node, _paired, links
+from scope_ebpf.capture.merging import Link, merge, read_nodes
+from scope_ebpf.capture.pairing import Pairing
+from scope_ebpf.capture.reader import Capture
+from scope_ebpf.capture.store import FileStore
+from scope_ebpf.capture.writer import Names, Writer
+from scope_ebpf.cli.merge import print_merged
 from scope_ebpf.errors import CaptureError
+from scope_ebpf.sinks import messages
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 US = 1000
 SECOND = 10**9
@@ -64,62 +78,212 @@ def test_a_clock_that_was_set_meanwhile_is_not_aligned():
 
 def packets(kind: str, numbers: range, checks: list[int]) -> np.ndarray:
     """
-    Records of packets with these numbers and ends.
+    Records of packets with these numbers and ends, 10 us apart.
     """
     made = np.zeros(len(numbers), events.RECORDS[kind])
+    made["kind"], made["peer"] = events.KINDS[kind].id, PEER
     made["number"], made["check"] = numbers, checks
+    late = 50 * US if kind == "dist_in" else 0
+    made["time_ns"] = 10 * SECOND + 10 * US * np.arange(len(numbers)) + late
     return made
 
 
-def pair(out: np.ndarray, received: np.ndarray) -> Link:
-    """
-    What is paired of them; nodes matter to nobody here.
-    """
-    node = Node(None, None, "")
-    return _paired(node, node, out, received)
+PEER = 100 << 6 | 0x0B
 
 
-def test_what_was_lost_moves_no_other_pair():
+def capture(folder: Path, name: str, *records: np.ndarray, peer: str = "") -> Capture:
+    """
+    A capture of the node *name* with some records, one of a or b with a peer of the other name.
+    """
+    path = folder / f"{name[0]}.scope"
+    store, names = FileStore(path.open("wb", buffering=0)), Names()
+    names.atom(PEER, peer or {"a@h": "b@h", "b@h": "a@h"}.get(name, "-"))
+    writer = Writer(store, names)
+    writer.head(head(target=TARGET | {"node": name}))
+    for rows in records:
+        for first in range(0, len(rows), 1000):
+            writer.records(rows[first : first + 1000].view(events.RECORD))
+    writer.end(END)
+    store.close()
+    return Capture(path)
+
+
+def pair(folder: Path, out: np.ndarray, received: np.ndarray) -> tuple[Link, np.ndarray]:
+    """
+    The link of packets from a to b, and the ends of those that are paired.
+    """
+    nodes = read_nodes([capture(folder, "a@h", out), capture(folder, "b@h", received)])
+    (link,) = merge(nodes)
+    found = []
+    Pairing(nodes, [link]).run(pairs=lambda _link, *ends: found.append(ends))
+    for mine, theirs in found:
+        assert mine["check"].tolist() == theirs["check"].tolist()
+    return link, np.concatenate([mine["check"] for mine, _ in found] or [[]])
+
+
+def test_what_was_lost_moves_no_other_pair(tmp_path: Path):
     """
     With captures that begin at other packets, and records lost on both sides, the rest is right.
     """
     checks = np.random.default_rng(23).integers(1, 1 << 32, 200).tolist()
     out = packets("dist_out", range(1, 201), checks)
     received = packets("dist_in", range(1, 171), checks[30:])
-    link = pair(np.delete(out, [50, 51, 120]), np.delete(received, [5, 100]))
+    link, found = pair(tmp_path, np.delete(out, [50, 51, 120]), np.delete(received, [5, 100]))
     assert "" == link.refused
-    assert link.out["check"].tolist() == link.received["check"].tolist()
-    assert 170 - 3 - 2 == len(link.out)
+    assert 170 - 3 - 2 == len(found) == link.paired
 
 
-def test_equal_ends_pair_with_the_help_of_others():
+def test_equal_ends_pair_with_the_help_of_others(tmp_path: Path):
     """
     A thousand packets with the same end are paired by those that have ends of their own.
     """
     checks = [7] * 1000
     checks[400], checks[700] = 8, 9
-    link = pair(
-        packets("dist_out", range(1, 1001), checks), packets("dist_in", range(11, 1011), checks)
+    _, found = pair(
+        tmp_path,
+        packets("dist_out", range(1, 1001), checks),
+        packets("dist_in", range(11, 1011), checks),
     )
-    assert 1000 == len(link.out)
+    assert 1000 == len(found)
 
 
-def test_what_does_not_agree_is_not_paired():
+def test_what_does_not_agree_is_not_paired(tmp_path: Path):
     """
     Other ends at the same numbers, and ends that are all alike, are refused with the reason.
     """
     checks = list(range(1, 101))
     wrong = [*checks[:50], 999, *checks[51:]]
     out = packets("dist_out", range(1, 101), checks)
-    link = pair(out, packets("dist_in", range(1, 101), wrong))
-    assert ("packets with the same number have different ends", 0) == (link.refused, len(link.out))
-    same = pair(packets("dist_out", range(1, 9), [7] * 8), packets("dist_in", range(1, 9), [7] * 8))
+    link, found = pair(tmp_path, out, packets("dist_in", range(1, 101), wrong))
+    assert ("packets with the same number have different ends", 0, 0) == (
+        link.refused, link.paired, len(found),
+    )  # fmt: skip
+    same, _ = pair(
+        tmp_path,
+        packets("dist_out", range(1, 9), [7] * 8),
+        packets("dist_in", range(1, 9), [7] * 8),
+    )
     assert "too few packets have an end of their own" == same.refused
 
 
-def test_one_node_twice_is_refused():
+def test_samples_of_both_nodes_find_the_numbers_of_many_packets(tmp_path: Path):
+    """
+    Of 50,000 packets, 40,000 of them with the same end, 4,096 are kept, and all are paired.
+    """
+    checks = np.full(50_000, 7)
+    checks[::5] = np.random.default_rng(23).integers(8, 1 << 32, 10_000)
+    out = packets("dist_out", range(1, 50_001), checks)
+    received = packets("dist_in", range(1, 30_001), checks[20_000:])
+    link, found = pair(tmp_path, out, received)
+    assert (-20_000, 30_000) == (link.shift, len(found))
+    for node, key in ((link.source, link.sent), (link.target, link.received)):
+        assert len(node.directions[key].alone()) <= 4096
+
+
+def test_packets_wait_for_no_more_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    Where the other end comes later than so many packets, they are given up and told.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 5000)
+    out, received = (
+        packets("dist_out", range(1, 5001), checks),
+        packets("dist_in", range(1, 5001), checks),
+    )
+    nodes = read_nodes([capture(tmp_path, "a@h", out), capture(tmp_path, "b@h", received)])
+    links = merge(nodes)
+    nodes[1].rough += 3600 * SECOND  # its clock is taken to be an hour ahead
+    monkeypatch.setattr(pairing, "MOST_OPEN", 100)
+    monkeypatch.setattr(pairing, "BATCH", 1)
+    most = Pairing(nodes, links)
+    found = []
+    most.run(pairs=lambda _link, *ends: found.append(ends))
+    assert 2 * 5000 == most.given_up
+    assert [] == found
+
+
+def test_corners_of_bounds_say_what_all_packets_do():
+    """
+    A clock that is aligned by the few packets that bound it is that of all packets.
+    """
+    there, back, _ = traffic(250e6, 37.5e-6, 10)
+    corners = []
+    for pairs in (there, back[:, ::-1]):
+        bounds = Bounds()
+        for first in range(0, len(pairs), 333):
+            bounds.add(*pairs[first : first + 333].T)
+        corners.append(bounds.corners)
+    assert max(map(len, corners)) < 100
+    found, whole = align(corners[0], corners[1][:, ::-1]), align(there, back)
+    moments = there[:, 0]
+    assert np.abs(found.difference(moments) - whole.difference(moments)).max() <= 1
+    assert found.error == pytest.approx(whole.error, abs=1)
+
+
+def test_one_node_twice_is_refused(tmp_path: Path):
     """
     Two captures of one node are no cluster.
     """
-    with pytest.raises(CaptureError, match="two captures are of the node a@h"):
-        links([Node(None, None, "a@h"), Node(None, None, "a@h")])
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    one = capture(tmp_path, "a@h", rows)
+    with pytest.raises(CaptureError, match=r"a.scope and .*a.scope are of the node a@h"):
+        read_nodes([one, one])
+
+
+def test_errors_of_all_captures_name_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    What goes wrong when captures are joined is not said of the first one alone.
+    """
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    paths = [str(capture(tmp_path, name, rows).path) for name in ("a@h", "b@h")]
+    monkeypatch.setattr(messages.Reading, "document", lambda _: 1 // 0)
+    with pytest.raises(CaptureError, match=r"a.scope, .*b.scope make no sense"):
+        print_merged([Capture(path) for path in paths], None, "json")
+
+
+def test_a_broken_capture_is_named_whichever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    An error in the second reading of the second capture names that one.
+    """
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    one, other = (capture(tmp_path, name, rows) for name in ("a@h", "b@h"))
+    nodes = read_nodes([one, other])
+    monkeypatch.setattr(other, "batches", lambda _: iter([[]]))
+    with pytest.raises(CaptureError, match=r"b.scope makes no sense"):
+        merge(nodes)
+
+
+def test_names_of_all_captures_share_one_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    What the first capture keeps in memory is not there for the next one, which says so.
+    """
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    captures = [capture(tmp_path, name, rows) for name in ("a@h", "b@h")]
+    monkeypatch.setattr("scope_ebpf.capture.merging._ROOM", 600)
+    first, second = read_nodes(captures)
+    assert ("", 1) == (first.contents.wrong, second.contents.left_out)
+    assert "no room in memory for more names" in second.contents.wrong
+
+
+def test_a_cluster_in_one_file_is_read_as_its_captures_are(tmp_path: Path):
+    """
+    Its captures have the records of the files; one that ends within a capture says so.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 2000)
+    ends = [packets(kind, range(1, 2001), checks) for kind in ("dist_out", "dist_in")]
+    nodes = read_nodes(
+        [capture(tmp_path, name, rows) for name, rows in zip(("a@h", "b@h"), ends, strict=True)]
+    )
+    whole = tmp_path / "all.scope"
+    with whole.open("wb") as file:
+        cluster.write([(n.name, n.capture, n.contents.file_bytes) for n in nodes], file)
+    again = cluster.captures(whole)
+    for section, node in zip(again, nodes, strict=True):
+        assert (
+            np.concatenate(list(section.batches())).tobytes()
+            == np.concatenate(list(node.capture.batches())).tobytes()
+        )
+    assert 2000 == merge(read_nodes(again))[0].paired
+    with pytest.raises(CaptureError, match="captures of several nodes"):
+        Capture(whole).contents()
+    whole.write_bytes(whole.read_bytes()[:-500])
+    assert "cut within a block" in cluster.captures(whole)[1].contents().damage

@@ -23,6 +23,7 @@ from scope_ebpf.cgroups import MemoryLimit, Throttled
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
+from scope_ebpf.metrics.findings import KINDS, FindingsReading, FoundKind
 from scope_ebpf.metrics.page import MAX_LABEL, Page
 from scope_ebpf.metrics.reading import (
     SLOTS,
@@ -112,6 +113,7 @@ def reading(node: str = "a@b", schedulers: int = 16) -> Reading:
         ),
         snapshot=snapshot(),
         memory_limit=MemoryLimit(30, 40, 2),
+        findings=FindingsReading(document={"findings": []}, taken=1002.0),
     )
 
 
@@ -153,6 +155,24 @@ def test_a_node_of_sixteen_schedulers_has_at_most_300_series():
     found = samples(exported(replace(most, events=windows)))
     assert len([s for s in found if s.name == "scope_ebpf_sampling_error_ratio"]) == 13
     assert len(found) <= 300
+
+
+def test_a_finding_is_a_series_of_its_kind():
+    """
+    One for each kind, and how many there are of each severity; none of a VM that is not checked.
+    """
+    kinds = [FoundKind(kind, "warning") for kind in KINDS[:3]] + [FoundKind("gc", "critical")]
+    found = FindingsReading(tuple(kinds), {"findings": []})
+    text = samples(exported(replace(reading(), findings=found)))
+    assert {(*one, 1.0) for one in kinds} == {
+        (s.labels["kind"], s.labels["severity"], s.value) for s in text if s.name == "beam_finding"
+    }
+    counts = {s.labels["severity"]: s.value for s in text if s.name == "beam_finding_kinds"}
+    assert {"critical": 1.0, "warning": 3.0} == counts
+    unknown = replace(reading(), findings=FindingsReading(refused="too many processes"))
+    text = samples(exported(unknown))
+    assert not [s for s in text if s.name.startswith("beam_finding")]
+    assert ["findings"] == [s.labels["what"] for s in text if s.name == "scope_ebpf_refused"]
 
 
 def test_the_number_of_series_does_not_depend_on_schedulers():

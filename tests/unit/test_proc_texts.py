@@ -84,7 +84,7 @@ def test_a_thread_does_not_name_itself_another_count(tmp_path: Path):
     folder = tmp_path / "7/task/8"
     folder.mkdir(parents=True)
     (folder / "comm").write_bytes(b"1_scheduler\n")
-    (folder / "stat").write_bytes(b"8 (\xff) S " + b" 0" * 40)
+    (folder / "stat").write_bytes(b"8 (1_scheduler) S " + b" 0" * 40)
     (folder / "status").write_bytes(
         b"Name:\t\rvoluntary_ctxt_switches: 1\nvoluntary_ctxt_switches:\t5\n"
     )

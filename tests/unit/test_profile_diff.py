@@ -288,7 +288,7 @@ def document(**changes: object) -> bytes:
         ("a.folded", b"a;b 1 2\na;b", "a line does not end with one number"),
         ("a.folded", b"a;b " + b"9" * 19, "a line does not end with one number"),
         ("a.folded", b"", "has no samples"),
-        ("a.svg", b"", "its ending tells no format"),
+        ("a.svg", b"", "its ending names no format"),
     ],
 )
 def test_a_file_that_is_no_profile_is_refused_with_the_reason(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from scope_ebpf.events import TELEMETRY_COUNTS
 from scope_ebpf.results import requests as results
 from scope_ebpf.results.requests import Requests, Span
 from scope_ebpf.results.telemetry import Telemetry
@@ -119,6 +120,57 @@ def test_processes_that_never_end_what_they_began_are_forgotten(monkeypatch: pyt
     assert [4] == [len(one) for one in shape(requests)]
 
 
+def under_way(requests: Requests) -> int:
+    """
+    Spans of all requests that have not ended.
+    """
+    return sum(len(stack[0].tree.spans) for stack in requests._open.values())
+
+
+def test_all_requests_under_way_have_a_limit_of_spans(monkeypatch: pytest.MonkeyPatch):
+    """
+    The oldest requests are dropped and counted, whatever they consist of; others are whole.
+    """
+    monkeypatch.setattr(results, "_MOST_IN_ALL", 50)
+    requests = Requests(99)
+    for pid in range(20):
+        play(requests, "+bandit.request", *["query"] * 8, pid=pid)
+        play(requests, "+bandit.request", "+phoenix.endpoint", pid=100 + pid)
+        assert under_way(requests) == requests._under_way <= 50
+    # Of twenty with nine spans the last four have room, and of twenty with two the last five.
+    assert 31 == requests.dropped
+    assert 16 * 8 == requests.left_out
+    for pid in range(20):
+        play(requests, "-bandit.request.stop", pid=pid)
+    assert [9] * 4 == [len(one) for one in shape(requests)]
+    assert 0 == requests._under_way == under_way(requests)
+    text = lines(requests, run_of({"node": None, "pid": 1, "otp_release": "25"}), str)
+    assert "31 requests were given up: too many were under way at once" in text
+
+
+@pytest.mark.parametrize("ending", ["-bandit.request.stop", "-bandit.request.fails"])
+def test_requests_that_are_kept_have_a_limit_of_spans(monkeypatch: pytest.MonkeyPatch, ending: str):
+    """
+    Of the slowest the slowest remain, of failed ones the first; all are counted.
+    """
+    monkeypatch.setattr(results, "_MOST_KEPT", 30)
+    requests = Requests(99)
+    for pid in range(1, 8):
+        play(requests, "+bandit.request", *["query"] * 9, ending, pid=pid, pause=10 * pid)
+    fails = "fails" in ending
+    assert (7, 7 * fails) == (requests.seen, requests.failures)
+    assert [7, 6, 5, 1, 2, 3][: 6 if fails else 3] == [one.pid for one in requests.found()]
+    assert (4 + 4 * fails) == requests.unkept
+
+
+def run_of(target: dict) -> Telemetry:
+    """
+    A run in which nothing was counted.
+    """
+    counts = dict.fromkeys(TELEMETRY_COUNTS, 0)
+    return Telemetry(target, "f", 1.0, [], counts)
+
+
 def test_the_slowest_and_the_failed_ones_are_kept():
     """
     Within the limit, the time and the route that were asked for; all are counted.
@@ -149,9 +201,8 @@ def test_a_label_reaches_no_terminal_and_long_trees_are_cut():
         requests.end(PID, Span("*.query", {"source": "\x1b[2J\n"}, n, n + 1, root=False), None)
     span = Span("bandit.request.stop", {"route": "\r\nroot:"}, 0, 99, root=True)
     requests.end(PID, span, ("bandit", "request"))
-    counts = dict.fromkeys(("events", "foreign", "no_frame", "name", "lost"), 0)
-    target = {"node": "a\nb", "pid": 1, "otp_release": "25"}
-    text = lines(requests, Telemetry(target, "f", 1.0, [], counts), lambda _: "<0.1.0>")
+    run = run_of({"node": "a\nb", "pid": 1, "otp_release": "25"})
+    text = lines(requests, run, lambda _: "<0.1.0>")
     assert all(line.isprintable() for line in text)
     assert len(text) < 40
     assert any("and 21 more" in line for line in text)

@@ -142,10 +142,10 @@ def test_a_vm_that_cannot_be_looked_at_is_one_of_several():
     """
     The one VM that may be looked at is not taken for the one that was meant.
     """
-    hidden = Refusal(31, NotPermittedError("process 31 belongs to somebody else"))
+    hidden = Refusal(31, NotPermittedError("process 31 belongs to another user"))
     with pytest.raises(UsageError, match=r"^2 VMs run here") as error:
         choose(None, VMS[:1], [hidden])
-    assert error.value.details[1] == "     31  process 31 belongs to somebody else"
+    assert error.value.details[1] == "     31  process 31 belongs to another user"
     with pytest.raises(NotPermittedError):
         choose(None, [], [hidden])
     assert 23 == choose("shop", VMS[:1], [hidden]).pid

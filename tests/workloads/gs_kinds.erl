@@ -7,6 +7,11 @@
 %%   reset       forgets the truth until now
 %%   rate N      N callers of the fast server that call without a pause, until the VM ends
 %%   requests N  one process sends N requests at a time to the fast server, then takes all replies
+%%   pass N      N calls that their server passes on: one half to the backend, which replies, the
+%%               other to the server that lets another process reply
+%%   inner N     a server makes N calls without a timeout, whose replies are plain messages
+%%   unread N    a server gets N casts that it never takes, then ends
+%%   tags N      23 requests of each of N tags to one server, 23 without a tag, and 23 casts
 %%   many N      N modules, each with a server that gets one call
 %%   evil        one more, whose name is meant to break terminals and documents
 %%   remote NODE calls the fast server of another node 23 times
@@ -15,7 +20,7 @@
 -export([main/0, client/3, init/1, handle_call/3, handle_cast/2]).
 
 -define(SERVERS, [gs_backend, gs_chain, gs_state, gs_defer, gs_late, gs_crash, gs_cast, gs_info,
-    gs_fast, gs_mixed]).
+    gs_fast, gs_mixed, gs_pass]).
 
 %% For erl -s gs_kinds.
 start() -> spawn(?MODULE, main, []).
@@ -23,7 +28,7 @@ start() -> spawn(?MODULE, main, []).
 main() ->
     ok = logger:set_primary_config(level, none),
     gs_times:new(),
-    [{ok, _} = Module:start() || Module <- ?SERVERS],
+    [{ok, _} = Module:start() || Module <- ?SERVERS, Module =/= gs_pass],
     control:serve(fun(_) -> ok end, fun command/2).
 
 command(_Control, ["load", Text]) ->
@@ -53,6 +58,35 @@ command(_Control, ["requests", N]) ->
     gs_times:new(),
     wait([spawn_monitor(fun() -> requests(list_to_integer(N)) end)]),
     ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["pass", N]) ->
+    gs_times:new(),
+    {ok, _} = gs_pass:start(),
+    wait([spawn_monitor(fun() ->
+        [call(gs_pass, fun() -> gen_server:call(gs_pass, {pass, Number}) end)
+            || Number <- lists:seq(1, list_to_integer(N))]
+    end)]),
+    ok = gen_server:stop(gs_pass),
+    ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["inner", N]) ->
+    {ok, Pid} = gs_pass:start(),
+    ok = gen_server:call(Pid, {inner, list_to_integer(N)}, infinity),
+    ok = gen_server:stop(gs_pass),
+    "done inner";
+command(_Control, ["unread", N]) ->
+    {ok, Pid} = gs_pass:start(),
+    true = erlang:suspend_process(Pid),
+    [gen_server:cast(Pid, {unread, Number}) || Number <- lists:seq(1, list_to_integer(N))],
+    Ref = monitor(process, Pid),
+    exit(Pid, kill),
+    receive {'DOWN', Ref, _, _, _} -> "done unread" end;
+command(_Control, ["tags", N]) ->
+    {ok, Pid} = gen_server:start(gs_tags, [], []),
+    [[ok = gen_server:call(Pid, Request) || _ <- lists:seq(1, 23)]
+        || Request <- tags(list_to_integer(N)) ++ [[untagged]]],
+    [ok = gen_server:cast(Pid, {tag_1, Number}) || Number <- lists:seq(1, 23)],
+    ok = gen_server:call(Pid, tag_1),
+    ok = gen_server:stop(Pid),
+    "done tags";
 command(_Control, ["many", N]) ->
     [one_module("gs_many_" ++ integer_to_list(Number)) || Number <- lists:seq(1, list_to_integer(N))],
     "done many";
@@ -127,6 +161,12 @@ requests(N) ->
         {reply, ok} = gen_server:wait_response(Id, infinity),
         gs_times:count(gs_fast, answered)
     end || Id <- Ids].
+
+%% Every other one is a tuple.
+tags(N) ->
+    Atoms = [list_to_atom("tag_" ++ integer_to_list(Number)) || Number <- lists:seq(1, N)],
+    [case Number rem 2 of 0 -> Atom; 1 -> {Atom, Number} end
+        || {Number, Atom} <- lists:zip(lists:seq(1, N), Atoms)].
 
 %% A server whose callback module is a copy of this one under another name.
 one_module(Text) ->

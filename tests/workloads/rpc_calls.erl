@@ -6,6 +6,7 @@
 %%   cast N         N casts, and then all of them are done
 %%   late N         N calls whose callers have given up when the answer comes
 %%   dead N         N calls of a server that exits instead of answering
+%%   large NODE N   N calls with a request of 1 MB, and the same back; answers "over US" as well
 %%   over NODE N    N calls of the server on another node; answers "over US", the time of all
 -module(rpc_calls).
 -behaviour(gen_server).
@@ -46,6 +47,11 @@ command(_, ["late", N]) ->
 command(_, ["dead", N]) ->
     [{'EXIT', _} = (catch gen_server:call(dying(), die)) || _ <- numbers(N)],
     ["done dead ", N];
+command(Control, ["large", Node, N]) ->
+    Large = binary:copy(<<7>>, 1000000),
+    To = {planted_server, list_to_atom(Node)},
+    [Large = gen_server:call(To, Large) || _ <- numbers(N)],
+    command(Control, ["over", Node, "1"]);
 command(_, ["over", Node, N]) ->
     To = {planted_server, list_to_atom(Node)},
     Before = erlang:monotonic_time(microsecond),

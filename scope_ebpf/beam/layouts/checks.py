@@ -164,7 +164,7 @@ def _check_numbers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None
         field = "no" if kind == "normal" else "dirty_no"
         numbers = fields(target, addresses, "ErtsSchedulerData", (field, np.uint32))[0]
         if not (numbers == np.arange(1, len(addresses) + 1)).all():
-            raise refused(target, "each scheduler's data tells its number", _SCHEDULERS)
+            raise refused(target, "each scheduler's data holds its number", _SCHEDULERS)
 
 
 def _check_back_pointers(target: Target, found: dict[str, NDArray[np.uint64]]) -> None:
@@ -213,7 +213,7 @@ def _check_run_queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> N
     )
     stride = np.uint64(target.layout.size("ErtsAlignedRunQueue"))
     if not (np.diff(addresses) == stride).all() or not (indexes == np.arange(len(addresses))).all():
-        raise refused(target, "each run queue tells its place", "its run queues are")
+        raise refused(target, "each run queue holds its number", "its run queues are")
     if not (owners[: len(normal)] == normal).all():
         raise refused(target, "each run queue leads back to its scheduler", "its run queues are")
     again(lambda: _check_lengths(target, addresses))

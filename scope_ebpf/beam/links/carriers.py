@@ -17,6 +17,7 @@ import numpy as np
 from scope_ebpf.beam.layouts.checks import port_addresses
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import is_pid
+from scope_ebpf.retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,11 +42,12 @@ class CarrierPorts:
     def __init__(self, target: Target, table: ProcessTable, ports: PortReader) -> None:
         self._target, self._table, self._ports = target, table, ports
         self._terms: dict[int, int] = {}
+        self._retries = Retries()
 
     def of(self, carriers: Collection[int]) -> dict[int, Port]:
         """Find the TCP port of each of these pid terms that has one. Raises ReadRefusedError."""
         self._terms = {pid: term for pid, term in self._terms.items() if pid in carriers}
-        if missing := set(carriers) - self._terms.keys():
+        if missing := self._retries.due(set(carriers) - self._terms.keys()):
             self._search(missing)
         found = self._ports.read(list(self._terms.values()))
         there = {pid: found.get(term) for pid, term in self._terms.items()}
@@ -57,11 +59,11 @@ class CarrierPorts:
         parents = self._parents(np.array(sorted(carriers), np.uint64))
         owned = self._owned()
         owners = self._parents(np.array(sorted(owned), np.uint64))
+        below: dict[int, list[int]] = {}
+        for owner, parent in owners.items():
+            below.setdefault(parent, []).extend(owned[owner])
         for pid, parent in parents.items():
-            terms = [
-                term for owner, above in owners.items() if above == parent for term in owned[owner]
-            ]
-            if len(terms) == 1:
+            if len(terms := below.get(parent, [])) == 1:
                 self._terms[pid] = terms[0]
 
     def _owned(self) -> dict[int, list[int]]:

@@ -60,7 +60,7 @@ class Roots:
             target = self._target
             raise ReadRefusedError(
                 f"process {target.pid} hides {name}: its emulator (OTP {target.otp_release}) has "
-                "no symbol for it, and its memory does not tell. Debug symbols of the same "
+                "no symbol for it, and its memory does not show it. Debug symbols of the same "
                 "build would show it"
             )
         return address

@@ -28,6 +28,8 @@ from scope_ebpf.beam.memory.terms import (
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.code.tables import CodeMap
@@ -160,6 +162,19 @@ class Names:
 
     def current_functions(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Return the function each process is in, or was in when it last ran."""
+        found, inverse = self._functions(rows)
+        return _spread(found, inverse)
+
+    def in_functions(
+        self, rows: NDArray[np.void], wanted: Callable[[Mfa], bool]
+    ) -> NDArray[np.bool_]:
+        """Which processes are in a function that is *wanted*, or were when they last ran."""
+        found, inverse = self._functions(rows)
+        mask = np.array([one is not None and wanted(one) for one in found], np.bool_)
+        return mask[inverse.reshape(-1)]
+
+    def _functions(self, rows: NDArray[np.void]) -> tuple[list[Mfa | None], NDArray[np.int64]]:
+        """The functions in which processes are, and which of them each process is in."""
         # ``current``, where the VM has set it, or else the code's own address.
         exact = rows["current"] != 0
         where = np.where(exact, rows["current"], rows["pc"])
@@ -168,7 +183,7 @@ class Names:
             self._code.mfa(address) if known else self._code.function(address)
             for address, known in zip(addresses.tolist(), exact[first].tolist(), strict=True)
         ]
-        return _spread(found, inverse)
+        return found, inverse
 
     def _key(self, name: str) -> int | None:
         term, searched = self._keys.get(name, (None, 0))

@@ -77,7 +77,7 @@ def _suspended(viewer: Viewer, moment: Moment) -> str | None:
     except ReadRefusedError:
         whole = False
     return ", ".join(found) or (
-        "by nobody and for nothing that the memory tells" if whole else None
+        "by nobody and for nothing that the memory shows" if whole else None
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scope_ebpf.arrays import joined, picked
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.errors import ReadRefusedError
@@ -314,7 +315,7 @@ class ProcessTable:
         return self._snapshot(found, began)
 
     def _snapshot(self, found: _Found, began: float) -> Snapshot:
-        rows = np.concatenate(found.rows)
+        rows = joined(found.rows)
         missed = np.array(found.torn + found.unreadable, np.int64)
         torn, unreadable = len(found.torn), len(found.unreadable)
         return Snapshot(rows, self.count(), torn, unreadable, missed, time.process_time() - began)
@@ -334,7 +335,7 @@ class ProcessTable:
             if (self._spawned() - spawned) % (1 << 32) >= free // 2:
                 whole &= self._same_id(rows)
             same = after == pointers
-            found.rows.append(rows[whole & same & (rows["state"] & FREE == 0)])
+            found.rows.append(picked(rows, whole & same & (rows["state"] & FREE == 0)))
             # A slot that is empty now held a process that has ended: nothing is missing.
             again = ~(whole & same) & (after != 0)
             slots, pointers, read = slots[again], after[again], read[again]

@@ -39,6 +39,7 @@ _ATOMS = {
     "am_init": "init",
     "am_supervisor": "supervisor",
     "am_erlang": "erlang",
+    "am_proc_lib": "proc_lib",
 }
 
 

@@ -77,6 +77,8 @@ class Waiting(NamedTuple):
     timeout: int | None
     #: The tag of the request, such as ``{add, _, _}``; contents are never read.
     request: str
+    #: The atom in it, as it is; None where there is none, or it was not found.
+    tag: str | None
 
 
 def calls(function: Mfa | None) -> bool:
@@ -170,7 +172,8 @@ def of_stack(
         named, name = _named(viewer, outer)
         if server is None:
             server = named or registered.get(name or "")
-        return Waiting(pid, server, name, reference, _timeout(inner), _request(viewer, outer))
+        request = _request(viewer, outer)
+        return Waiting(pid, server, name, reference, _timeout(inner), *request)
     except ReadRefusedError:
         return None
 
@@ -212,12 +215,17 @@ def _named(viewer: Viewer, words: list[int]) -> tuple[int | None, str | None]:
     return None, None
 
 
-def _request(viewer: Viewer, words: list[int]) -> str:
-    """The tag of the request, which lies before the server's name."""
+def _request(viewer: Viewer, words: list[int]) -> tuple[str, str | None]:
+    """The shape and the tag of the request, which lies before the server's name."""
     if len(words) < 2:
-        return "?"
+        return "?", None
     term = words[-2]
-    if not is_boxed(term):
-        return viewer.terms.shape(term)
-    header, first = viewer.target.memory.words(term & POINTER_MASK, 2).tolist()
-    return viewer.terms.shape(term, (header, first))
+    head = None
+    if is_boxed(term):
+        header, first = viewer.target.memory.words(term & POINTER_MASK, 2).tolist()
+        head = header, first
+        # A tuple has its arity above six bits of zeros.
+        tag = first if header >> 6 and not header & _SUBTAG else 0
+    else:
+        tag = term
+    return viewer.terms.shape(term, head), viewer.atoms.text(tag) if is_atom(tag) else None

@@ -267,7 +267,7 @@ class AllocatorReader:
     def _check(self) -> None:
         for number, found in self._pairs():
             if not numbered(self._target, found, number):
-                raise refused(self._target, "each allocator tells its number", _THEY_ARE)
+                raise refused(self._target, "each allocator holds its number", _THEY_ARE)
         again(self._check_figures)
 
     def _check_figures(self) -> None:

@@ -223,7 +223,7 @@ def _forbidden(pid: int) -> str:
             f"process {pid} is outside of the user namespace of this root: run as the host's root"
         )
     if os.geteuid() != 0:
-        return f"process {pid} belongs to somebody else: {LOOK}"
+        return f"process {pid} belongs to another user: {LOOK}"
     missing = _missing_capabilities()
     if missing:
         return f"process {pid} may not be looked into: root lacks {' and '.join(missing)} here"

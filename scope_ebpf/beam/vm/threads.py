@@ -54,18 +54,33 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
     """Read the threads of a VM, in the order of :data:`ROLES`; those that end are left out."""
     tick = os.sysconf("SC_CLK_TCK")
     found = []
-    for folder in proc.glob(f"{pid}/task/*"):
+    folder = f"{proc}/{pid}/task"
+    for tid in _tids(folder):
         try:
-            role = role_of((folder / "comm").read_bytes().decode("utf-8", "replace").strip())
+            stat = _read(f"{folder}/{tid}/stat")
+            role = role_of(stat.partition(b"(")[2].rpartition(b")")[0].decode("utf-8", "replace"))
             if role is None:
                 continue
-            fields = (folder / "stat").read_bytes().rpartition(b")")[2].decode().split()
-            waits = status_number((folder / "status").read_bytes(), "voluntary_ctxt_switches")
+            fields = stat.rpartition(b")")[2].decode().split()
+            waits = status_number(_read(f"{folder}/{tid}/status"), "voluntary_ctxt_switches")
         except OSError:
             continue
         used = (int(fields[11]) + int(fields[12])) / tick
-        found.append(Thread(int(folder.name), *role, fields[0], used, waits or 0))
+        found.append(Thread(int(tid), *role, fields[0], used, waits or 0))
     return sorted(found, key=lambda thread: (ROLES.index(thread.role), thread.number))
+
+
+def _tids(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - fast
+    except OSError:
+        return []
+
+
+def _read(path: str) -> bytes:
+    """A small file of a thread: schedulers are looked at again and again."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - two for each thread
+        return file.read()
 
 
 class TaskFaults(NamedTuple):
@@ -88,9 +103,8 @@ def faults(pid: int, proc: str = "/proc") -> list[TaskFaults]:
     """
     found = []
     folder = f"{proc}/{pid}"
-    try:
-        tids = os.listdir(f"{folder}/task")  # noqa: PTH208 - fast
-    except OSError:
+    tids = _tids(f"{folder}/task")
+    if not tids:
         return []
     for tid in [f"task/{tid}" for tid in tids] + ["."]:
         try:

@@ -109,7 +109,7 @@ class SharedTracepoints:
         self.thread_watch, self._refused = attach_or_reason()
         what, why = "threads are not watched", self._refused
         if self.thread_watch:
-            what, why = "busy waiting and native code are not told", self.thread_watch.unsampled
+            what, why = "busy waiting and native code are not measured", self.thread_watch.unsampled
         if why:
             say(logging.WARNING, what, why=why)
         if why and strict:

@@ -249,7 +249,7 @@ class WatchedThreads:
         if self._unseen and not self._unseen_logged:
             self._unseen_logged = True
             kinds = ",".join(sorted(set(self._unseen.values())))
-            what = "busy waiting is not told"
+            what = "busy waiting is not measured"
             say(logging.WARNING, what, pid=self._target.pid, schedulers=kinds, why=UNSEEN)
 
     def _record(self, thread: TaskFaults) -> NDArray[np.void]:

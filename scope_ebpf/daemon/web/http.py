@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The responses of ``/metrics``, ``/healthz``, ``/readyz`` and ``/``, with authentication.
+The responses of ``/metrics``, ``/healthz``, ``/readyz`` and pages, with authentication.
 
 ``server.py`` listens. ``scope_ebpf.local`` in a request's environ is True if the request came to a
 loopback address.
@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import make_wsgi_app
 
 from scope_ebpf.daemon.loop import STUCK
+from scope_ebpf.daemon.web import vm_status
 from scope_ebpf.daemon.web.collector import Readings
 from scope_ebpf.daemon.web.status_page import POLICY, page
 
@@ -36,8 +37,12 @@ _HTML = [
     ("Content-Security-Policy", POLICY),
     ("Referrer-Policy", "no-referrer"),
 ]
+_KINDS = {"html": _HTML, "json": [("Content-Type", "application/json")]}
 _ASK = [*_TEXT, ("WWW-Authenticate", 'Basic realm="scope-ebpf"')]
 _METHODS = ("GET", "HEAD")
+_THERE_ARE = (
+    "there are: / /metrics /healthz /readyz, and /vm/PID and /api/v1/vm/PID for each observed VM"
+)
 _NOT_OURS = "a loopback address is asked for by that name only; the config's hosts has others"
 #: After a failed login, password checks pause for this multiple of the check's CPU time. This
 #: bounds password guessing to a fifth of a core in total.
@@ -99,9 +104,10 @@ class Site:
                 environ = {**environ, "HTTP_ACCEPT": ""}
             body: Iterable[bytes] = self._metrics(environ, start)
             return body
-        if path == "/":
-            return _answer(start, "200 OK", _HTML, page(daemon))
-        return _answer(start, "404 Not Found", _TEXT, "there are: / /metrics /healthz /readyz")
+        found = ("html", page(daemon)) if path == "/" else vm_status.answer(daemon, path)
+        if found is None:
+            return _answer(start, "404 Not Found", _TEXT, _THERE_ARE)
+        return _answer(start, "200 OK", _KINDS[found[0]], found[1])
 
     def _is_ours(self, host: str | None) -> bool:
         """

@@ -26,9 +26,13 @@ POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_HEAD = f"""<!doctype html>
+
+
+def head(title: str) -> str:
+    """The beginning of a page."""
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">
-<title>scope-ebpf</title><style>{_STYLE}</style></head><body><h1>scope-ebpf</h1>
+<title>{text(title)}</title><style>{_STYLE}</style></head><body><h1>scope-ebpf</h1>
 <p><a href="/metrics">metrics</a> &middot; <a href="/healthz">health</a> &middot;
 <a href="/readyz">readiness</a></p>
 """
@@ -38,12 +42,12 @@ def page(daemon: Daemon) -> str:
     """The page of this moment, as HTML."""
     refused = daemon.targets.admission.refused
     readings = [watch.reading for watch in daemon.targets.watches]
-    parts = [_HEAD]
+    parts = [head("scope-ebpf")]
     parts.append(f"<p>{len(readings)} observed, {len(refused)} refused.</p>")
     parts += [_target(reading) for reading in readings]
     if refused:
         rows = "".join(
-            f"<tr><td>{pid}</td><td>{_text(why)}</td></tr>" for pid, why in list(refused.items())
+            f"<tr><td>{pid}</td><td>{text(why)}</td></tr>" for pid, why in list(refused.items())
         )
         parts.append(f"<h2>refused</h2><table><tr><th>pid</th><th>why</th></tr>{rows}</table>")
     parts.append("</body></html>")
@@ -54,13 +58,13 @@ def _target(reading: Reading) -> str:
     info, hooks = reading.info, reading.hooks
     rows = "".join(
         f'<tr><td>{hook}</td><td class="{event.mode}">{event.mode}</td><td>{event.via}</td>'
-        f'<td class="n">{event.sampling_ratio:.2%}</td><td>{_text(event.reason)}</td></tr>'
+        f'<td class="n">{event.sampling_ratio:.2%}</td><td>{text(event.reason)}</td></tr>'
         for hook, event in reading.events.items()
     )
     return (
-        f"<h2>{_text(reading.node[:255])}</h2>"
-        f"<p>pid {info['pid']}, user {info['uid']}, cgroup {_text(info['cgroup'][:255])}, "
-        f"OTP {_text(info['otp_release'])}, {info['flavor']}, "
+        f'<h2><a href="/vm/{info["pid"]}">{text(reading.node[:255])}</a></h2>'
+        f"<p>pid {info['pid']}, user {info['uid']}, cgroup {text(info['cgroup'][:255])}, "
+        f"OTP {text(info['otp_release'])}, {info['flavor']}, "
         f"{reading.schedulers} schedulers. Hooks take {hooks.overhead:.3%} of its CPU; the "
         f"budget is {hooks.budget:.2%}.</p>"
         "<table><tr><th>event</th><th>mode</th><th>via</th><th>counted</th><th>note</th></tr>"
@@ -68,6 +72,6 @@ def _target(reading: Reading) -> str:
     )
 
 
-def _text(text: str) -> str:
-    """*text* of a VM or a host, escaped for the page."""
-    return escape(plain(text))
+def text(said: str) -> str:
+    """*said* by a VM or a host, escaped for a page."""
+    return escape(plain(said))

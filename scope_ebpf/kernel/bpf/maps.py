@@ -192,6 +192,13 @@ class Map:
         return self.at(range(self._entries)) if values is None else values
 
     def _batch(self) -> NDArray[Any] | None:
+        _, values, result = self._read_batch()
+        # ENOENT marks the end of the map.
+        complete = len(values) == self._entries and result in (0, -errno.ENOENT)
+        return values if complete else None
+
+    def _read_batch(self) -> tuple[NDArray[Any], NDArray[Any], int]:
+        """Keys and values that are there, and the result of the call."""
         values = np.zeros((self._entries, *self._shape), self._value)
         keys = np.zeros(self._entries, self._key)
         count, after = ctypes.c_uint32(self._entries), ctypes.c_uint32()
@@ -204,9 +211,21 @@ class Map:
             ctypes.byref(count),
             None,
         )
-        # ENOENT marks the end of the map.
-        complete = count.value == self._entries and result in (0, -errno.ENOENT)
-        return values if complete else None
+        found = count.value if result in (0, -errno.ENOENT) else 0
+        return keys[:found], values[:found], result
+
+    def entries(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """
+        The keys of a hash and their values, shapes ``(n,)``; what comes and goes may be missing.
+
+        Read in one call where the kernel can (5.6).
+        """
+        keys, values, result = self._read_batch()
+        if result not in (0, -errno.ENOENT):
+            pairs = [*self.items()]
+            keys = np.array([key for key, _ in pairs], self._key)
+            values = np.array([value[()] for _, value in pairs], self._value)
+        return keys, values
 
     def keys(self) -> NDArray[Any]:
         """The keys of a hash, shape ``(n,)``; those that come and go meanwhile may be missing."""

@@ -54,14 +54,19 @@ class ServerWatch(Closing):
     """
     Watches the messages of servers in the VM of *identity*.
 
-    *settings* is one ``events.SERVER_SETTINGS``, *hooks* are where its programs go. A context
-    manager; nothing counts before :meth:`attach` and :meth:`open_window`. Raises HostError where
-    the kernel refuses, and NothingToAttachError if one hook cannot be attached: the others would
-    count wrong.
+    *settings* is one ``events.SERVER_SETTINGS``, *hooks* are where its programs go; *by_tag* is
+    whether the requests of a module are told apart by their tags. A context manager; nothing counts
+    before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses, and
+    NothingToAttachError if one hook cannot be attached: the others would count wrong.
     """
 
     def __init__(
-        self, identity: Identity, settings: NDArray[np.void], hooks: Sequence[Attachment]
+        self,
+        identity: Identity,
+        settings: NDArray[np.void],
+        hooks: Sequence[Attachment],
+        *,
+        by_tag: bool = False,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
@@ -71,6 +76,7 @@ class ServerWatch(Closing):
                 raise HostError(f"{hook.name} is not on the list of what we may attach to")
         self._identity, self._settings, self._hooks = identity, settings.copy(), hooks
         self._settings["sees_idle"] = any(hook.program == "server_out" for hook in hooks)
+        self._settings["by_tag"] = by_tag
         self._resources = ExitStack()
         #: Readable when the hooks are out that were released last.
         self._leaving: int | None = None
@@ -86,8 +92,10 @@ class ServerWatch(Closing):
         self._counts = made.map("server_counts", U32, U64)
         self._stats = made.map("server_stats", U32, events.SERVER_STATS)
         self._modules = made.map("server_modules", events.SERVER_MODULE, U32)
+        self._tags = made.map("server_tags", events.SERVER_TAG, U32)
         self._edges = made.map("server_edges", events.SERVER_EDGE, events.SERVER_EDGE_TOTAL)
         self._calls = made.map("server_calls", U64, events.SERVER_CALL)
+        self._given_up = made.map("abandoned_calls", events.SERVER_REFERENCE, events.SERVER_CALL)
         self._messages = made.map("server_messages", U64, events.SERVER_MESSAGE)
         self._attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
@@ -154,13 +162,26 @@ class ServerWatch(Closing):
             for key, value in self._edges.items()
         ]
 
-    def open_calls(self) -> list[np.void]:
-        """The calls that are open, each one SERVER_CALL."""
-        return [value[()] for _, value in self._calls.items()]
+    def tags(self) -> dict[int, tuple[int, int]]:
+        """By slot, the slot of its module and the term of its tag."""
+        return {int(slot): (int(key["slot"]), int(key["tag"])) for key, slot in self._tags.items()}
 
-    def waiting_messages(self) -> list[np.void]:
-        """Messages without a reply that wait in mailboxes, each one SERVER_MESSAGE."""
-        return [value[()] for _, value in self._messages.items()]
+    def open_calls(self) -> NDArray[np.void]:
+        """The calls that are open, shape ``(n,)`` of SERVER_CALL."""
+        return self._calls.entries()[1]
+
+    def given_up_calls(self) -> NDArray[np.void]:
+        """Calls whose caller gave up and which may be in work still, as :meth:`open_calls`."""
+        return self._given_up.entries()[1]
+
+    def waiting_messages(self) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
+        """Messages without a reply in mailboxes: addresses, and one SERVER_MESSAGE for each."""
+        return self._messages.entries()
+
+    def forget_messages(self, addresses: NDArray[np.uint64]) -> None:
+        """Forget messages that wait no longer."""
+        for address in addresses.tolist():
+            self._messages.discard(address)
 
     def counts(self) -> dict[str, int]:
         """Hits of each program, and what could not be counted: ``lost`` and ``unreadable``."""

@@ -87,9 +87,73 @@ class PacketLine(_Class):
     received_ns: int | None
 
 
+_Flow = TypedDict("_Flow", {"from": str, "to": str})
+
+
+class MessageFlow(_Flow):
+    """Messages from one process to another on another node."""
+
+    #: Label or pid; null where the packets do not tell it.
+    sender: str | None
+    #: Label, name or pid; null for an alias, as of answers.
+    receiver: str | None
+    messages: int
+    bytes: int
+
+
+class Legs(TypedDict):
+    """Seconds of a call from node to node, from the moment when it is sent until its end."""
+
+    #: In the caller's node, until the request is given to the connection.
+    to_link: float | None
+    #: Until its first packet has come in.
+    over_link: float | None
+    #: Until the server takes it out of its mailbox.
+    to_server: float | None
+    #: Until the server sends the answer.
+    in_server: float | None
+    #: The same back, until the caller has taken the answer.
+    reply_to_link: float | None
+    reply_over_link: float | None
+    to_caller: float | None
+
+
+class ServerOfNode(_Flow):
+    """Calls of one server by the processes of another node."""
+
+    #: Label or pid; null where no node has seen it.
+    server: str | None
+    calls: int
+    #: Calls that ended because the server has exited; they are in none of the times.
+    down: int
+    seconds: Delay | None
+    #: Means of the calls of which all seven legs are known, and how many those are.
+    legs: Legs | None
+    legs_known: int
+
+
+class SlowCall(_Flow):
+    """One of the slowest calls."""
+
+    caller: str | None
+    server: str | None
+    #: Since 1970 on the clock of the reference node.
+    sent_ns: int
+    seconds: float
+    legs: Legs
+
+
 class MergeDocument(TypedDict):
     """What scope-trace merge has found."""
 
     schema: Literal[1]
     nodes: list[MergedNode]
     links: list[MergedLink]
+    #: Records of packets that were not paired, because more were waiting than are kept.
+    given_up: int
+    #: Senders and receivers of most messages from node to node, at most 20.
+    flows: list[MessageFlow]
+    #: That with the most time of its callers first, at most 50.
+    calls: list[ServerOfNode]
+    #: At most 10, the slowest first.
+    slowest_calls: list[SlowCall]

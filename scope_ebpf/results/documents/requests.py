@@ -60,6 +60,10 @@ class RequestsDocument(TypedDict):
     lost: int
     #: Events that are part of no request, or of one that had not ended.
     left_out: int
+    #: Requests that were given up: 65,536 may be under way, with 262,144 spans together.
+    dropped: int
+    #: Places among the slowest and the failed ones that were lost: 262,144 spans of each are kept.
+    unkept: int
     refused: TelemetryRefused
     cost: TelemetryCost
     #: What a reader of the figures should know.

@@ -92,6 +92,26 @@ class ServerModule(TypedDict):
     busy_in: list[BusyFunction]
 
 
+class ServerTag(TypedDict):
+    """Messages of one tag to the servers of a module; what could not be seen is null."""
+
+    module: str
+    #: The atom that a request is, or that its tuple begins with; null for all others.
+    tag: str | None
+    calls: MessageRate | None
+    casts: MessageRate | None
+    infos: MessageRate | None
+    queue_seconds: ServerTimes | None
+    service_seconds: ServerTimes | None
+    call_seconds: ServerTimes | None
+    failures: ServerFailures | None
+    abandoned: int | None
+    #: Callers that wait for a reply to such a request, on average.
+    waiting_callers: float
+    #: The part of the module's seconds of service.
+    service_share: float | None
+
+
 class ServerEdge(TypedDict):
     """Calls from one module to another."""
 
@@ -142,6 +162,8 @@ class GenServersDocument(TypedDict):
     #: Readings of the process table.
     looks: int
     modules: list[ServerModule]
+    #: Empty without --by tag.
+    tags: list[ServerTag]
     edges: list[ServerEdge]
     verdict: ServerVerdict
     #: Messages and calls that found no room in the hooks' maps, or could not be read.

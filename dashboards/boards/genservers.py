@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+GenServers: which server is the bottleneck, who waits for it, and what its module's servers do.
+"""
+
+from typing import Final
+
+from boards.records import Board, Panel, Query, Row
+
+#: The part of the time for which servers of a module were busy, on average of its servers.
+_BUSY: Final = """
+    sum by (NODE, module) (rate(beam_server_busy_seconds_total{HERE}[RATE]))
+        / (sum by (NODE, module) (beam_server_processes{HERE}) > 0)"""
+_OFF: Final = "Empty where the config has no `[genservers] series`."
+
+_MODULES = Row(
+    "Which server is the bottleneck?",
+    (
+        Panel(
+            "Servers by module",
+            "short",
+            "Servers by callback module: those that are most waited for or busiest have a name, the others "
+            f"are `other`. {_OFF}",
+            "a module that is busy nearly all the time while callers wait is the bottleneck: "
+            "`scope-trace genservers PID` says where it spends its time and for whom it waits itself.",
+            (
+                Query(
+                    _BUSY,
+                    "",
+                    column="utilization",
+                    unit="percentunit",
+                    warn=0.7,
+                    bad=0.9,
+                ),
+                Query(
+                    "sum by (NODE, module) (beam_server_waiting_callers{HERE})",
+                    "",
+                    column="callers that wait",
+                    warn=1,
+                    bad=10,
+                ),
+                Query(
+                    "sum by (NODE, module) (beam_server_processes{HERE})",
+                    "",
+                    column="processes",
+                ),
+                Query(
+                    "max by (NODE, module) (beam_server_mailbox_messages{HERE})",
+                    "",
+                    column="longest mailbox",
+                    warn=1000,
+                    bad=10_000,
+                ),
+            ),
+            "table",
+            width=14,
+            height=12,
+            low=None,
+            columns=(("node", "node"), ("instance", "host"), ("module", "module")),
+        ),
+        Panel(
+            "Time that callers wait, by modules",
+            "percentunit",
+            "For how long processes of one module waited for the replies of another, all together: 300% is "
+            f"three callers all the time. {_OFF}",
+            "shorten what the called module does for each call, spread it over several servers, or let "
+            "callers cast where they need no reply.",
+            (
+                Query(
+                    """topk by (NODE) (10, sum by (NODE, caller, callee)
+                        (rate(beam_server_blocked_seconds_total{HERE}[RATE])))""",
+                    "{{caller}} waits for {{callee}} NODE",
+                    ranked=True,
+                ),
+            ),
+            "bars",
+            warn=1,
+            bad=5,
+            width=10,
+            height=12,
+        ),
+    ),
+)
+
+_NODES = Row(
+    "Servers of each node",
+    (
+        Panel(
+            "Callers that wait",
+            "short",
+            f"Processes that waited for the reply of a server at the last look. {_OFF}",
+            "see above for whom. A look at a large VM reads a part of it, so that this is an estimate.",
+            (Query("sum by (NODE) (beam_server_waiting_callers{HERE})"),),
+        ),
+        Panel(
+            "Busy servers",
+            "short",
+            f"How many servers were busy on average: in a callback, or waiting within one. {_OFF}",
+            "compare with the schedulers' utilization: servers that are busy while schedulers idle wait "
+            "for something, such as another server, a port or a timer.",
+            (Query("sum by (NODE) (rate(beam_server_busy_seconds_total{HERE}[RATE]))"),),
+        ),
+        Panel(
+            "Longest mailbox of a server",
+            "short",
+            f"Messages that wait for one server at the last look, the most of each node. {_OFF}",
+            "its callers wait for all of them: `scope-trace ps` says which messages these are.",
+            (Query("max by (NODE) (beam_server_mailbox_messages{HERE})"),),
+            warn=1000,
+            bad=10_000,
+            more="processes",
+        ),
+    ),
+)
+
+BOARD = Board(
+    "genservers",
+    "GenServers",
+    "Servers by callback module: how busy they are, who waits for whom. It needs `[genservers] series` in "
+    "the daemon's config.",
+    (_MODULES, _NODES),
+)

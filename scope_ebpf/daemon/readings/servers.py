@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Looks at the servers of each target at random times, in a thread of their own.
+
+A look is the one of ``scope-trace genservers --no-hooks``. The CPU of looks is a small share of the
+target's budget, so a VM with much to read is looked at rarely, and its figures are coarse.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from scope_ebpf.beam.memory.look_limits import LookLimits, limited
+from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
+from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.servers.looks import MOST_READ, Servers
+from scope_ebpf.daemon.notify import say
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError, TooMuchError
+from scope_ebpf.metrics.servers import Counts, Edge, ServersReading, ServerSums
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Sequence
+
+    from scope_ebpf.beam.servers.looks import Look
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.daemon.config import Config
+    from scope_ebpf.metrics.reading import Reading
+
+#: The part of a target's budget that looks may take of the daemon's CPU.
+SHARE = 0.15
+#: Mean seconds between two looks, at least.
+INTERVAL = 1.0
+#: Processes of a VM above which its servers are not looked at: each that was seen is remembered.
+MOST_PROCESSES = 1 << 18
+#: Limits of one look: bytes of memory, system calls, seconds of CPU, seconds of time.
+_DATA, _CALLS, _CPU, _WALL = 256 << 20, 200_000, 2.0, 30.0
+#: Failures one after the other from which on servers are refused; seconds until the next try.
+_FAILURES, _RETRY = 5, 60.0
+#: Seconds between two looks for a target that is due, and while servers are not looked at.
+_PASS, _OFF = 0.25, 2.0
+
+
+class Subject(Protocol):
+    """A target whose servers are looked at: a ``watch.Watch``."""
+
+    @property
+    def target(self) -> Target:
+        """The VM."""
+
+    @property
+    def reading(self) -> Reading:
+        """Its last figures."""
+
+    @property
+    def income(self) -> float:
+        """Seconds of CPU a second that observing it may cost."""
+
+    def publish_servers(self, found: ServersReading) -> None:
+        """Take what the looks saw."""
+
+    def fail(self, error: ScopeError) -> None:
+        """Take why the target must be dropped."""
+
+
+class Sight:
+    """What is seen of the servers of *target*, look after look, as *series* series at most."""
+
+    def __init__(self, target: Target, series: int) -> None:
+        # A separate Memory: searching for tables tries addresses, which are not failed reads.
+        target = replace(target, memory=Memory(target.pid, target.identity.process))
+        self._servers = Servers(Viewer(target))
+        self._sums = ServerSums(series)
+        self._means: dict[str, Counts] = {}
+        self.series = series
+
+    def fits(self, processes: int) -> bool:
+        """Whether the parts that a look reads are still as small as they must be."""
+        return processes <= 2 * self._servers.parts * MOST_READ
+
+    def look(self, now: float) -> ServersReading:
+        """Look at *now*, in monotonic seconds. Raises ReadRefusedError."""
+        seen = self._servers.look()
+        modules, edges = self._counted(seen)
+        return self._sums.add(self._smoothed(modules), edges, now)
+
+    def _counted(self, seen: Look) -> tuple[dict[str, Counts], dict[Edge, float]]:
+        modules: defaultdict[str, Counts] = defaultdict(Counts)
+        edges: defaultdict[Edge, float] = defaultdict(float)
+        known = self._servers.known
+        for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
+            if server := known.get(pid):
+                modules[server.module].add(Counts(seen.weight, longest=mailbox))
+        for pid, _ in seen.busy:
+            if server := known.get(pid):
+                modules[server.module].busy += seen.weight
+        for one in seen.waiting:
+            server, caller = known.get(one.server or 0), known.get(one.caller)
+            if server is not None:
+                modules[server.module].waiting += seen.caller_weight
+                edges[Edge(caller.module if caller else "(processes)", server.module)] += (
+                    seen.caller_weight
+                )
+        return modules, edges
+
+    def _smoothed(self, modules: dict[str, Counts]) -> dict[str, Counts]:
+        """
+        Average what one part of a large table says over many parts; a whole table stays as it is.
+
+        Seconds of work are added up later, so they need no average.
+        """
+        parts = self._servers.parts
+        if parts == 1:
+            return modules
+        for name in modules.keys() | self._means.keys():
+            new, mean = modules.get(name, Counts()), self._means.setdefault(name, Counts())
+            mean.processes += (new.processes - mean.processes) / parts
+            mean.waiting += (new.waiting - mean.waiting) / parts
+            mean.longest = max(new.longest, mean.longest - mean.longest // parts - 1, 0)
+            mean.busy = new.busy
+        self._means = {name: one for name, one in self._means.items() if one.processes >= 0.5}
+        return self._means
+
+
+@dataclass(slots=True)
+class _State:
+    """The looks at one target."""
+
+    sight: Sight | None = None
+    #: When the next one is due, in seconds of the clock.
+    due: float = 0.0
+    failures: int = 0
+    refused: str = ""
+
+
+@dataclass(slots=True)
+class ServerLooks:
+    """
+    Looks at the servers of *subjects*, which returns the targets of this moment, until closed.
+
+    Unexpected errors are counted in *errors* under ``snapshot``.
+    """
+
+    subjects: Callable[[], Sequence[Subject]]
+    config: Callable[[], Config]
+    errors: Counter[str]
+    clock: Callable[[], float] = time.monotonic
+    make: Callable[[Target, int], Sight] = Sight
+    _states: dict[Subject, _State] = field(default_factory=dict)
+    # At random: work with the period of the looks would be seen at the same point.
+    _draw: random.Random = field(default_factory=random.Random)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after the look that it is at."""
+        self._ended.set()
+        if self._thread:
+            self._thread.join()
+
+    def look(self) -> None:
+        """Look at the targets that are due; without series at none."""
+        series = self.config().genservers
+        if not series:
+            for subject in self._states:
+                subject.publish_servers(ServersReading())
+            self._states = {}
+            return
+        self._states = {s: self._states.get(s) or _State() for s in self.subjects()}
+        for subject, state in self._states.items():
+            if self.clock() >= state.due and not self._ended.is_set():
+                self._look_at(subject, state, series)
+
+    def _run(self) -> None:
+        while not self._ended.wait(_PASS if self.config().genservers else _OFF):
+            self.look()
+
+    def _look_at(self, subject: Subject, state: _State, series: int) -> None:
+        what, began = f"looking at servers of process {subject.target.pid}", cpu_seconds()
+        limits = LookLimits(what, data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL)
+        pause = _RETRY
+        try:
+            with limited(limits):
+                fresh = self._prepare(subject, state, series)
+                found = state.sight.look(self.clock()) if state.sight else ServersReading()
+            subject.target.identity.check()
+        except NoSuchProcessError:
+            pass  # the loop drops it
+        except NoAnswerError as error:
+            subject.fail(error)
+        except Exception as error:  # noqa: BLE001 - one target must not take the others along
+            pause = self._failed(subject, state, error)
+        else:
+            state.failures, state.refused = 0, ""
+            subject.publish_servers(found)
+            spent = 0.0 if fresh else cpu_seconds() - began  # finding tables is done once
+            pause = max(INTERVAL, spent / (SHARE * subject.income))
+        state.due = self.clock() + pause * self._draw.uniform(0.5, 1.5)
+
+    def _prepare(self, subject: Subject, state: _State, series: int) -> bool:
+        """Make what looks, where there is none that fits; whether it was made."""
+        counters = subject.reading.counters
+        if counters is None:
+            raise TooMuchError("it is not known how many processes there are")
+        if counters.processes > MOST_PROCESSES:
+            raise TooMuchError(
+                f"servers of more than {MOST_PROCESSES:,} processes are not looked at"
+            )
+        sight = state.sight
+        if sight and sight.series == series and sight.fits(counters.processes):
+            return False
+        state.sight = self.make(subject.target, series)
+        return True
+
+    def _failed(self, subject: Subject, state: _State, error: Exception) -> float:
+        """
+        Note a failure, and show no servers after several; seconds until the next try.
+
+        Code that is loaded meanwhile makes a look fail now and then.
+        """
+        known = isinstance(error, ScopeError)
+        why = str(error) if known else repr(error)
+        if not known:
+            self.errors["snapshot"] += 1
+        state.failures += 1
+        if state.sight and state.failures < _FAILURES:
+            return INTERVAL
+        if not state.refused:
+            say(logging.WARNING, "servers not read", pid=subject.target.pid, why=why)
+        state.refused, state.sight = why, None
+        subject.publish_servers(ServersReading(refused=why))
+        return _RETRY

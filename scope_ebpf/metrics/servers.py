@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Servers of one VM by module, and who waits for whom, under a bounded number of names.
+
+Pure: counts of looks go in, and each look stands for the time since the one before. A VM names its
+modules itself, so names that become labels are bounded at any time and over time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from scope_ebpf.metrics.page import label_value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scope_ebpf.metrics.page import Page
+
+OTHER = "other"
+#: Series of one module, and of one edge.
+_PER_MODULE, _PER_EDGE = 4, 1
+#: Names that become labels of one VM within so many seconds.
+_NEW, _PERIOD = 20, 3600.0
+#: Weight of the newest look in what a name is worth, and how much more a known one is worth.
+_SMOOTHING, _KNOWN = 0.2, 2.0
+#: Names whose worth is remembered; those below _WORTHLESS are forgotten.
+_REMEMBERED, _WORTHLESS = 4096, 1e-3
+#: Seconds for which one look can stand.
+_LONGEST = 900.0
+
+_Key = TypeVar("_Key")
+
+
+class Edge(NamedTuple):
+    """Callers of one module that wait for servers of another."""
+
+    caller: str
+    callee: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one look saw of one module; parts of a table stand for the whole."""
+
+    processes: float = 0.0
+    busy: float = 0.0
+    #: Callers that wait for one of its servers.
+    waiting: float = 0.0
+    #: Messages in the longest mailbox.
+    longest: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another module's."""
+        self.processes += other.processes
+        self.busy += other.busy
+        self.waiting += other.waiting
+        self.longest = max(self.longest, other.longest)
+
+
+class ServerModule(NamedTuple):
+    """The servers of one module, or of all that have no name of their own."""
+
+    #: A label value.
+    module: str
+    processes: float
+    #: Seconds for which they were busy, all together, since it is a label.
+    busy_seconds: float
+    waiting: float
+    longest: int
+
+
+class Blocked(NamedTuple):
+    """Seconds for which callers of an edge waited, since it is a label."""
+
+    edge: Edge
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServersReading:
+    """What the looks at the servers of one VM saw."""
+
+    modules: tuple[ServerModule, ...] = ()
+    edges: tuple[Blocked, ...] = ()
+    #: Looks so far.
+    looks: int = 0
+    #: Why the servers cannot be read; "" if they can.
+    refused: str = ""
+
+
+@dataclass(slots=True)
+class _Ranking(Generic[_Key]):
+    """Which keys are worth a name; *most* have one at a time."""
+
+    most: int
+    _worth: dict[_Key, float] = field(default_factory=dict)
+    _named: set[_Key] = field(default_factory=set)
+    #: When each became a label.
+    _told: dict[_Key, float] = field(default_factory=dict)
+
+    def update(self, seen: Mapping[_Key, float], now: float) -> set[_Key]:
+        """Take what each key is worth in a look at *now*; those that have a name."""
+        for key in seen.keys() | self._worth.keys():
+            before = self._worth.get(key, 0.0)
+            self._worth[key] = before + _SMOOTHING * (seen.get(key, 0.0) - before)
+        ranked = sorted(self._worth, key=lambda key: (-self._value(key), str(key)))
+        self._worth = {
+            key: self._worth[key]
+            for key in ranked[:_REMEMBERED]
+            if key in seen or self._worth[key] > _WORTHLESS
+        }
+        self._told = {key: at for key, at in self._told.items() if now - at < _PERIOD}
+        best = [key for key in ranked[: self.most] if key in self._worth]
+        self._named = {key for key in best if self._may_be_told(key, now)}
+        return self._named
+
+    def _value(self, key: _Key) -> float:
+        return self._worth[key] * (_KNOWN if key in self._named else 1.0)
+
+    def _may_be_told(self, key: _Key, now: float) -> bool:
+        if key in self._named or key in self._told:
+            return True
+        if len(self._told) >= _NEW:
+            return False
+        self._told[key] = now
+        return True
+
+
+class ServerSums:
+    """Adds looks up, for at most *series* series."""
+
+    def __init__(self, series: int) -> None:
+        places = max(0, series // (_PER_MODULE + _PER_EDGE) - 1)
+        self._modules: _Ranking[str] = _Ranking(places)
+        self._edges: _Ranking[Edge] = _Ranking(places)
+        self._busy: dict[str, float] = {OTHER: 0.0}
+        self._blocked: dict[Edge, float] = {Edge(OTHER, OTHER): 0.0}
+        self._last: float | None = None
+        self._looks = 0
+
+    def add(
+        self, modules: Mapping[str, Counts], edges: Mapping[Edge, float], now: float
+    ) -> ServersReading:
+        """Add a look at *now*, in monotonic seconds: *edges* are callers that wait."""
+        passed = 0.0 if self._last is None else min(_LONGEST, max(0.0, now - self._last))
+        self._last, self._looks = now, self._looks + 1
+        labelled: dict[str, Counts] = defaultdict(Counts)
+        for name, counts in modules.items():
+            labelled[_label(name)].add(counts)
+        named = self._modules.update({m: _worth(c) for m, c in labelled.items()}, now)
+        grouped: dict[str, Counts] = {name: Counts() for name in (*sorted(named), OTHER)}
+        for name, counts in labelled.items():
+            grouped[name if name in named else OTHER].add(counts)
+        self._busy = {
+            name: self._busy.get(name, 0.0) + passed * counts.busy
+            for name, counts in grouped.items()
+        }
+        self._add_edges(edges, passed, now)
+        return ServersReading(
+            tuple(
+                ServerModule(name, c.processes, self._busy[name], c.waiting, c.longest)
+                for name, c in grouped.items()
+            ),
+            tuple(Blocked(edge, seconds) for edge, seconds in self._blocked.items()),
+            self._looks,
+        )
+
+    def _add_edges(self, edges: Mapping[Edge, float], passed: float, now: float) -> None:
+        labelled: dict[Edge, float] = defaultdict(float)
+        for (caller, callee), waiting in edges.items():
+            labelled[Edge(_label(caller), _label(callee))] += waiting
+        named, rest = self._edges.update(labelled, now), Edge(OTHER, OTHER)
+        grouped = {edge: labelled.get(edge, 0.0) for edge in sorted(named)}
+        grouped.setdefault(rest, 0.0)
+        grouped[rest] += sum(n for edge, n in labelled.items() if edge not in named)
+        self._blocked = {
+            edge: self._blocked.get(edge, 0.0) + passed * waiting
+            for edge, waiting in grouped.items()
+        }
+
+
+def _label(name: str) -> str:
+    """The name as a label; a module that is called as the rest is belongs to the rest."""
+    return label_value(name)
+
+
+def _worth(counts: Counts) -> float:
+    """Who is waited for comes first, then who is busy, then who is there."""
+    return 10 * counts.waiting + counts.busy + 1e-3 * min(counts.processes, 100.0)
+
+
+def expose_servers(page: Page, node: str, found: ServersReading) -> None:
+    """Add the modules and edges."""
+    if not found.looks:
+        return
+    for one in found.modules:
+        labels = {"node": node, "module": one.module}
+        page.add("beam_server_processes", one.processes, **labels)
+        page.add("beam_server_busy_seconds_total", one.busy_seconds, **labels)
+        page.add("beam_server_waiting_callers", one.waiting, **labels)
+        page.add("beam_server_mailbox_messages", one.longest, **labels)
+    for edge, seconds in found.edges:
+        labels = {"node": node, "caller": edge.caller, "callee": edge.callee}
+        page.add("beam_server_blocked_seconds_total", seconds, **labels)
