@@ -14,6 +14,7 @@ main() ->
 loop(Port) ->
     receive
         {Port, {data, {_, "load"}}} -> load(), loop(Port);
+        {Port, {data, {_, "spin"}}} -> spin(500000), io:format("spun~n"), loop(Port);
         {Port, {data, {_, "served"}}} -> io:format("served ~b~n", [served()]), loop(Port);
         {Port, {data, _}} -> plant(), io:format("done~n"), loop(Port);
         {Port, eof} -> ok
@@ -64,6 +65,12 @@ calls(Server) ->
     calls(Server).
 
 served() -> gen_server:call(counted, served).
+
+%% Each call has two markers.
+spin(0) -> ok;
+spin(N) ->
+    _ = terminate(N, N),
+    spin(N - 1).
 
 init(State) ->
     process_flag(trap_exit, true),
