@@ -2,12 +2,13 @@
 """
 What marking does to all compiled code of this host, and what marked code costs while nobody looks.
 
-    sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [compiler] [rabbitmq]
+    sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [observed] [compiler] [rabbitmq]
                                          [--folders FOLDER...] [--rounds 6] [--messages 30000]
 
 corpus: every module below the folders is marked, taken by the loader, marked again and unmarked.
-fuzz: 10,000 mutated files. marker: nanoseconds of one marker. compiler: CPU of the Erlang compiler
-on an OTP that is marked whole, against plain. rabbitmq: a broker on an OTP, both marked
+fuzz: 10,000 mutated files. marker: nanoseconds of one marker. observed: what a hit takes while
+``scope-trace marks`` counts and times everything, by release and class. compiler: CPU of the Erlang
+compiler on an OTP that is marked whole, against plain. rabbitmq: a broker on an OTP, both marked
 ``callbacks``, against a plain one beside it: messages delivered, CPU of a message.
 """
 
@@ -26,12 +27,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/mark")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/mark")]
 
 import pika  # noqa: E402 - after the path
 import psutil  # noqa: E402
 from apps.rabbitmq import rabbitmq  # noqa: E402
-from mark_run import HERE, MODULES, compiled, erl, mark, terms  # noqa: E402
+from beams_run import Beam, build, start_beam  # noqa: E402
+from mark_run import HERE, MODULES, compiled, erl, folder, mark, run, terms  # noqa: E402
+
+from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
+from scope_ebpf.runs.marks import MarkOptions, watch  # noqa: E402
+from scope_ebpf.runs.target_cost import cpu_seconds  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,6 +122,42 @@ def marker(_: argparse.Namespace) -> bool:
         each = (with_ - without) / markers
         print(f"marker, {loop}: {without:.1f} -> {with_:.1f} ns a call, {each:.1f} ns a marker")
     return True
+
+
+def observed(options: argparse.Namespace) -> bool:
+    """CPU of the VM that a hit takes, entries and returns paired: the least of some rounds."""
+    for kind in ("stock25", "trixie27", "sid29"):
+        for profile, name in (("callbacks", "callback"), ("all", "function")):
+            modules = folder("scope-observed-")
+            shutil.copy(HERE / "counted.erl", modules)
+            if name == "function":  # no callback: the same function is marked as any other
+                text = (modules / "counted.erl").read_text().replace("-behaviour(gen_server).", "")
+                (modules / "counted.erl").write_text(text)
+            run(kind, [*build(kind).erlc, "-o", "{}", "{}/counted.erl"], modules)
+            mark(modules / "counted.beam", "--profile", profile, "--only", "counted:terminate/2")
+            with start_beam(kind, "+S", "1", "-s", "counted", "main", module_dir=modules) as beam:
+                beam.expect("ready")
+                print(f"{kind}, {name}: {_us_a_hit(beam, options.rounds):.2f} us a hit", flush=True)
+    return True
+
+
+#: Hits of one answer of counted.erl.
+_HITS = 1_000_000
+
+
+def _us_a_hit(beam: Beam, rounds: int) -> float:
+    def spun() -> float:
+        before = cpu_seconds(beam.pid) or 0.0
+        beam.send("spin")
+        beam.expect("spun")
+        return (cpu_seconds(beam.pid) or 0.0) - before
+
+    watched: list[float] = []
+    plain = min(spun() for _ in range(rounds))
+    options = MarkOptions(0.1, "all", math.inf)
+    for _ in range(rounds):
+        watch(inspect(beam.pid), [], options, lambda: watched.append(spun()))
+    return (min(watched) - plain) / _HITS * 1e6
 
 
 @contextlib.contextmanager
@@ -218,6 +260,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], bool]] = {
     "corpus": corpus,
     "fuzz": fuzz,
     "marker": marker,
+    "observed": observed,
     "compiler": compiler,
     "rabbitmq": broker,
 }

@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include "build.h"
+#include "buckets.bpf.h"
 #include "events.generated.h"
 #include "terms.bpf.h"
 
@@ -30,8 +31,6 @@
 #define NO_SERVER 1
 /* Keys in one slot of a process's dictionary that are read. */
 #define COLLISIONS 8
-/* Hits that a CPU takes from a window's at once. */
-#define SPENT_AT_ONCE 64
 /* Slots that tags leave to modules. */
 #define KEPT_FOR_MODULES 64
 /* A receive that is this many words deeper than the server's loop is one within a callback. */
@@ -152,27 +151,13 @@ static __always_inline __u64 count(enum server_count which)
 /* The time, if this hit is on the target and counts; otherwise 0. */
 static __always_inline __u64 enter(enum server_count program)
 {
-	struct server_window *window;
-	__u64 now, hits;
 	__u32 first = 0;
 
 	if (bpf_get_current_pid_tgid() >> 32 != settings.tgid)
 		return 0;
-	hits = count(program);
-	window = bpf_map_lookup_elem(&server_window, &first);
-	if (!window || !window->opened_ns)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (now < window->opened_ns || now >= window->until_ns)
-		return 0;
-	if (window->limited && hits % SPENT_AT_ONCE == 0) {
-		__sync_fetch_and_add(&window->left, -SPENT_AT_ONCE);
-		if (window->left <= 0) {
-			window->until_ns = now;
-			return 0;
-		}
-	}
-	return now;
+	__u64 hits = count(program);
+
+	return in_window(bpf_map_lookup_elem(&server_window, &first), hits);
 }
 
 static __always_inline bool read_words(__u64 *words, __u32 bytes, __u64 address)
@@ -189,40 +174,6 @@ static __always_inline __u64 word(__u64 address)
 
 	read_words(&value, sizeof(value), address);
 	return value;
-}
-
-/* Sixteen to each octave, of which the first begins at 2^SERVER_FIRST_OCTAVE ns. */
-static __always_inline __u32 bucket_of(__u64 ns)
-{
-	__u64 rest = ns;
-	__u32 octave = 0, bucket;
-
-	if (ns >> SERVER_FIRST_OCTAVE == 0)
-		return 0;
-	if (rest >> 32) {
-		rest >>= 32;
-		octave += 32;
-	}
-	if (rest >> 16) {
-		rest >>= 16;
-		octave += 16;
-	}
-	if (rest >> 8) {
-		rest >>= 8;
-		octave += 8;
-	}
-	if (rest >> 4) {
-		rest >>= 4;
-		octave += 4;
-	}
-	if (rest >> 2) {
-		rest >>= 2;
-		octave += 2;
-	}
-	if (rest >> 1)
-		octave += 1;
-	bucket = (octave - SERVER_FIRST_OCTAVE) * 16 + (ns >> (octave - 4) & 15);
-	return bucket < SERVER_BUCKETS ? bucket : SERVER_BUCKETS - 1;
 }
 
 static __always_inline struct server_stats *stats_of(__u32 slot)

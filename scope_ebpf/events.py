@@ -78,6 +78,10 @@ SERVER_BUCKETS = 448
 SERVER_FIRST_OCTAVE = 10
 #: tags of requests that are counted apart of one module; its other ones are counted together
 SERVER_TAGS = 8
+#: marked functions that are counted apart, of those that are called; the first slot is of the others
+MARK_SLOTS = 4096
+#: open calls of one process that are followed; a power of two
+MARK_OPEN_CALLS = 16
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
@@ -187,6 +191,18 @@ SERVER_EXIT = 4
 SERVER_LOST = 5
 SERVER_UNREADABLE = 6
 SERVER_COUNTS = ('send', 'reply', 'take', 'out', 'exit', 'lost', 'unreadable')
+
+#: Keys of mark_counts: hits of each class of marker, then what could not be counted.
+MARKS_CALLBACK = 0
+MARKS_FUNCTION = 1
+MARKS_UNKNOWN = 2
+MARKS_NO_ROOM = 3
+MARKS_UNREADABLE = 4
+MARK_COUNTS = ('callback', 'function', 'unknown', 'no_room', 'unreadable')
+
+#: Which atom of a callback was counted.
+WAY_TAG = 0
+WAY_RESULT = 1
 
 #: Why a thread is off its CPU.
 OFF_IDLE = 0
@@ -690,6 +706,51 @@ SERVER_STATS = np.dtype([
     ("queue", "<u4", (448,)),
     ("service", "<u4", (448,)),
     ("call", "<u4", (448,)),
+])
+
+#: Settings of mark.bpf.c; an offset is in bytes.
+MARK_SETTINGS = np.dtype([
+    ("tgid", "<u4"),
+    ("process_id", "<u4"),
+    ("process_hend", "<u4"),
+    ("function_in_register", "<u4"),
+])
+
+#: A marked function that has been called, by the 52 bits of its id.
+MARK_FUNCTION = np.dtype([
+    ("slot", "<u4"),
+    ("tagged", "<u4"),
+    ("callback", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: The calls of one process that are open, the deepest last; by the address of its struct process.
+MARK_PROCESS = np.dtype([
+    ("id", "<u8"),
+    ("count", "<u4"),
+    ("hits", "<u4"),
+    ("depth", "<u8", (16,)),
+    ("began_ns", "<u8", (16,)),
+    ("before", "<u4", (16,)),
+    ("slot", "<u4", (16,)),
+])
+
+#: Calls of one marked function, of all CPUs.
+MARK_STATS = np.dtype([
+    ("calls", "<u8"),
+    ("timed", "<u8"),
+    ("failures", "<u8"),
+    ("unfollowed", "<u8"),
+    ("ns", "<u8"),
+    ("hits", "<u8"),
+    ("durations", "<u4", (448,)),
+])
+
+#: What a callback was called with, or returned.
+MARK_TAG = np.dtype([
+    ("slot", "<u4"),
+    ("way", "<u4"),
+    ("atom", "<u8"),
 ])
 
 #: A scheduler thread of the target.

@@ -50,6 +50,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "telemetry-line": lambda d: "labels" in d and "duration_seconds" in d,
     "ets": lambda d: "tables_total" in d,
     "ports": lambda d: "ports_total" in d,
+    "marks": lambda d: "marked" in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,
     "merge": lambda d: "links" in d and "nodes" in d,

@@ -32,6 +32,8 @@
 #define SERVER_BUCKETS 448 /* sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
 #define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
 #define SERVER_TAGS 8 /* tags of requests that are counted apart of one module; its other ones are counted together */
+#define MARK_SLOTS 4096 /* marked functions that are counted apart, of those that are called; the first slot is of the others */
+#define MARK_OPEN_CALLS 16 /* open calls of one process that are followed; a power of two */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -226,6 +228,22 @@ enum server_count {
 	SERVER_LOST = 5,
 	SERVER_UNREADABLE = 6,
 	SERVER_COUNTS = 7,
+};
+
+/* Keys of mark_counts: hits of each class of marker, then what could not be counted. */
+enum mark_count {
+	MARKS_CALLBACK = 0,
+	MARKS_FUNCTION = 1,
+	MARKS_UNKNOWN = 2,
+	MARKS_NO_ROOM = 3,
+	MARKS_UNREADABLE = 4,
+	MARK_COUNTS = 5,
+};
+
+/* Which atom of a callback was counted. */
+enum mark_way {
+	WAY_TAG = 0,
+	WAY_RESULT = 1,
 };
 
 /* Why a thread is off its CPU. */
@@ -767,6 +785,51 @@ struct server_stats {
 	__u32 queue[448]; /* messages by time from send to take */
 	__u32 service[448]; /* messages by time from take to reply, or to the end of the work */
 	__u32 call[448]; /* calls by time from send to the caller's taking of the reply */
+};
+
+/* Settings of mark.bpf.c; an offset is in bytes. */
+struct mark_settings {
+	__u32 tgid; /* the target */
+	__u32 process_id; /* struct process */
+	__u32 process_hend; /* struct process */
+	__u32 function_in_register; /* 1 if mark_function lies where the id is in rdi, and the process in r13 only */
+};
+
+/* A marked function that has been called, by the 52 bits of its id. */
+struct mark_function {
+	__u32 slot; /* of mark_stats */
+	__u32 tagged; /* 1 for a function whose first argument is a message, if it is a callback */
+	__u32 callback; /* 1 if its markers are those of callbacks */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* The calls of one process that are open, the deepest last; by the address of its struct process. */
+struct mark_process {
+	__u64 id; /* its pid: another one's calls are not its own, eterm */
+	__u32 count; /* open calls */
+	__u32 hits; /* hits of this process */
+	__u64 depth[16]; /* bytes of stack above the call */
+	__u64 began_ns[16]; /* when it began, ns */
+	__u32 before[16]; /* hits until then */
+	__u32 slot[16]; /* of its function; the highest bit is set for a callback */
+};
+
+/* Calls of one marked function, of all CPUs. */
+struct mark_stats {
+	__u64 calls; /* entries */
+	__u64 timed; /* calls that were followed until they ended */
+	__u64 failures; /* callbacks that an exception ended, or whose process is gone */
+	__u64 unfollowed; /* calls for which there was no room */
+	__u64 ns; /* sum of the durations of those that were timed, ns */
+	__u64 hits; /* hits within them, with that at the end */
+	__u32 durations[448]; /* calls by duration */
+};
+
+/* What a callback was called with, or returned. */
+struct mark_tag {
+	__u32 slot; /* of the function */
+	__u32 way; /* WAY_* */
+	__u64 atom; /* 0 for anything else, eterm */
 };
 
 /* A scheduler thread of the target. */

@@ -47,6 +47,7 @@ COMMANDS = {
     "ets": "the ETS tables of a VM: owner, size, growth",
     "ports": "the ports of a VM: driver or program, owner, queue, bytes",
     "stacks": "all processes of a VM, grouped by equal stacks or by what they began with",
+    "marks": "calls of functions that scope-mark has marked: rates, failures, durations",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

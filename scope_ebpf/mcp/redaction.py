@@ -29,6 +29,7 @@ _KEPT = frozenset({
     "otp_release", "erts_version", "event", "state", "via", "hook", "hooks", "counted_by",
     "owner", "type", "protection", "held", "left", "moved", "detach", "stopped_because",
     "severity", "confidence", "outcome", "what", "checked", "next", "by",
+    "class", "profile",
 })  # fmt: skip
 #: Sentences of ours that say why something cannot be seen; paths and the node's name are replaced.
 _REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "not_told"})
@@ -37,6 +38,8 @@ _DROPPED = frozenset({
     "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
     "because", "summary",
 })  # fmt: skip
+#: Dictionaries whose keys are atoms of the application.
+_ATOMS = frozenset({"tags", "returned"})
 #: Fields with functions, as M:F/A or as symbols.
 _FUNCTIONS = frozenset({
     "function", "current_function", "initial_call", "symbol", "name", "who",
@@ -138,17 +141,17 @@ class Redaction:
         return self._pseudonym("event", text)
 
     def _value(self, value: Any, key: str, node: str, record: Mapping[str, Any]) -> Any:
+        if key == "host" and not isinstance(value, str):
+            return value
         if isinstance(value, dict):
-            if key == "host":
-                return value
+            if key in _ATOMS:
+                return {k and self._pseudonym("atom", k): v for k, v in value.items()}
             # The fields of a dictionary of reasons are names of events or of parts of the VM.
             if key == "labels":
                 return {name: self._label(name, one) for name, one in value.items()}
             below = "reason" if key in (*_REASONS, "hooks") else None
             return {k: self._value(v, below or k, node, value) for k, v in value.items()}
         if isinstance(value, list):
-            if key == "host":
-                return value
             return [self._value(item, key, node, record) for item in value]
         return self._text(value, key, node, record) if isinstance(value, str) else value
 

@@ -89,13 +89,14 @@ class Times:
     Durations of one kind: those that *ended*, and those that were *cut* off by the end of a window.
 
     ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window can tell, None
-    where everything was counted.
+    where everything was counted; ``shortest`` what hooks lengthen too much below it.
     """
 
     ended: NDArray[np.int64]
     total: float
     cut: NDArray[np.int64] | None = None
     reach: float | None = None
+    shortest: float = _SHORTEST
 
     def quantile(self, part: float) -> float | None:
         """
@@ -109,7 +110,7 @@ class Times:
             return found
         error = _SURE * (part * (1 - part) / max(1, int(self.ended.sum()))) ** 0.5
         low, high = self._at(max(0.0, part - error)), self._at(part + error)
-        if low is None or high is None or not _SHORTEST <= found <= self.reach:
+        if low is None or high is None or not self.shortest <= found <= self.reach:
             return None
         return (
             found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
@@ -173,7 +174,7 @@ class Times:
         parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
         mean = float((middle * parts).sum())
         spread = float(((middle - mean) ** 2 * parts).sum()) ** 0.5
-        sure = mean >= _SHORTEST and _SURE * spread / count**0.5 <= _PRECISION * mean
+        sure = mean >= self.shortest and _SURE * spread / count**0.5 <= _PRECISION * mean
         return mean if sure else None
 
     def as_json(self) -> ServerTimes | None:

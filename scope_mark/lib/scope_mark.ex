@@ -81,8 +81,11 @@ defmodule ScopeMark do
           end
         end
 
-      {:error, _} ->
+      {:error, {:file, :enoent}} ->
         []
+
+      {:error, reason} ->
+        [%{path: folder, status: :failed, reason: reason}]
     end
   end
 

@@ -324,5 +324,16 @@ format_error(changed_after_marking) -> "it was changed after it was marked, so i
 format_error(newer_marking) -> "a newer scope-mark has marked it: unmark it with that one";
 format_error({bad_pattern, Text}) ->
     io_lib:format("the pattern ~0p is not MODULE, MODULE:FUNCTION or MODULE:FUNCTION/ARITY", [Text]);
+format_error({untrusted, Path, {owner, Uid}}) ->
+    io_lib:format("~0tp belongs to user ~w, who can lead what is written elsewhere: run it as the folder's owner", [Path, Uid]);
+format_error({untrusted, Path, writable}) ->
+    io_lib:format("users other than its owner may write to ~0tp and lead what is written elsewhere: run it as the "
+                  "folder's owner, after chmod go-w", [Path]);
+format_error({untrusted, Path, link}) ->
+    io_lib:format("~0tp is a link in a folder that every user may write to, or one of too many: name the folder itself", [Path]);
+format_error({too_much, names}) -> "more than 1,000,000 files and folders are below it: name its parts";
+format_error({too_much, bytes}) -> "more than 8 GiB of .beam files are below it: name its parts";
+format_error(symbolic_link) -> "it is a symbolic link: name the file itself";
+format_error(no_regular_file) -> "it is no regular file";
 format_error({file, Posix}) when is_atom(Posix) -> file:format_error(Posix);
 format_error(Reason) -> io_lib:format("~0p", [Reason]).

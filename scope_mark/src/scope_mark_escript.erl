@@ -10,7 +10,7 @@ main(Args) ->
     ok = logger:set_primary_config(level, none),
     {ok, Sections} = escript:extract(escript:script_name(), []),
     {ok, Files} = zip:unzip(proplists:get_value(archive, Sections), [memory]),
-    [load(Name, Beam) || {Name, Beam} <- Files, filename:extension(Name) =:= ".beam", not is_this(Name)],
+    _ = [load(Name, Beam) || {Name, Beam} <- Files, filename:extension(Name) =:= ".beam", not is_this(Name)],
     ok = logger:set_primary_config(level, Level),
     scope_mark_cli:main(Args).
 

@@ -2,6 +2,7 @@
 %% Trees of .beam files: found, read in processes of their own, replaced whole or not at all.
 -module(scope_mark_files).
 -export([find/1, behaviours/1, each/2, mark/3, unmark/2, info/1]).
+-export([worker/2]).
 -export_type([outcome/0]).
 
 -include_lib("kernel/include/file.hrl").
@@ -15,6 +16,9 @@
 
 -define(MAX_DEPTH, 64).
 -define(MAX_FILE, 128 * 1024 * 1024).
+%% Names below one folder, and bytes of the .beam files among them.
+-define(MAX_NAMES, 1000000).
+-define(MAX_BYTES, 8 * 1024 * 1024 * 1024).
 -define(MAX_HEAP_WORDS, 256 * 1024 * 1024).
 -define(TIMEOUT, 300000).
 
@@ -34,21 +38,47 @@ find(Path) ->
     end.
 
 walked(Path) ->
-    case file:list_dir_all(Path) of
-        {ok, Names} -> {ok, lists:append([below(filename:join(Path, N), 1) || N <- lists:sort(Names)])};
-        {error, Reason} -> {error, {file, Reason}}
+    try
+        ok = trusted(read, Path),
+        {_, _, Files} = folder(Path, named(Path), 1, {0, 0, []}),
+        {ok, lists:reverse(Files)}
+    catch
+        throw:Reason -> {error, Reason}
     end.
 
-below(_, Depth) when Depth > ?MAX_DEPTH -> [];
-below(Path, Depth) ->
+named(Path) ->
+    case file:list_dir_all(Path) of
+        {ok, Names} -> lists:sort(Names);
+        {error, Reason} -> throw({file, Reason})
+    end.
+
+%% The .beam files below a folder with these names, the last first, behind the number of names and bytes until now.
+folder(Path, Names, Depth, Found) ->
+    lists:foldl(fun(Name, Acc) -> below(filename:join(Path, Name), Depth, Acc) end, Found, Names).
+
+below(_, _, {?MAX_NAMES, _, _}) -> throw({too_much, names});
+below(_, Depth, Found) when Depth > ?MAX_DEPTH -> Found;
+below(Path, Depth, {Names, Bytes, Files}) ->
+    Found = {Names + 1, Bytes, Files},
     case file:read_link_info(Path) of
         {ok, #file_info{type = directory}} ->
             case file:list_dir_all(Path) of
-                {ok, Names} -> lists:append([below(filename:join(Path, N), Depth + 1) || N <- lists:sort(Names)]);
-                {error, _} -> []
+                {ok, More} -> folder(Path, lists:sort(More), Depth + 1, Found);
+                {error, _} -> Found
             end;
-        {ok, #file_info{type = regular}} -> [Path || is_beam(Path)];
-        _ -> []
+        {ok, #file_info{type = regular, size = Size}} ->
+            case is_beam(Path) of
+                true when Bytes + Size > ?MAX_BYTES -> throw({too_much, bytes});
+                true -> {Names + 1, Bytes + Size, [Path | Files]};
+                false -> Found
+            end;
+        _ -> Found
+    end.
+
+trusted(Purpose, Folder) ->
+    case scope_mark_trust:check(Purpose, Folder) of
+        ok -> ok;
+        {error, Reason} -> throw(Reason)
     end.
 
 is_beam(Path) -> filename:extension(Path) =:= ".beam" orelse filename:extension(Path) =:= <<".beam">>.
@@ -57,7 +87,7 @@ is_beam(Path) -> filename:extension(Path) =:= ".beam" orelse filename:extension(
 -spec behaviours([file:filename_all()]) -> #{binary() => [{binary(), arity()}]}.
 behaviours(Paths) ->
     Found = each(fun(Path) ->
-        case read(Path) of
+        case read(Path, read) of
             {ok, Bin, _} -> scope_mark:behaviour(Bin);
             Error -> Error
         end
@@ -67,21 +97,21 @@ behaviours(Paths) ->
 %% A function of each element, in the order of the elements. Each runs in its own process, with a limit of time and
 %% memory, because the file is a stranger's.
 -spec each(fun((E) -> R), [E]) -> [R | {error, scope_mark:reason()}].
-each(Do, Elements) ->
+each(Do, Elements) when is_function(Do, 1) ->
     each(Do, lists:zip(lists:seq(1, length(Elements)), Elements), erlang:system_info(schedulers_online), #{}, #{}).
 
 each(_, [], _, Running, Done) when map_size(Running) =:= 0 ->
     [R || {_, R} <- lists:sort(maps:to_list(Done))];
 each(Do, [{N, E} | Rest], Free, Running, Done) when Free > 0 ->
     Limits = [monitor, {max_heap_size, #{size => ?MAX_HEAP_WORDS, kill => true, error_logger => false}}],
-    {Pid, Ref} = spawn_opt(fun() -> exit({done, Do(E)}) end, Limits),
+    {Pid, Ref} = spawn_opt(?MODULE, worker, [Do, E], Limits),
     Timer = erlang:start_timer(?TIMEOUT, self(), {slow, Pid}),
     each(Do, Rest, Free - 1, Running#{Ref => {N, Timer}}, Done);
 each(Do, Rest, Free, Running, Done) ->
     receive
         {'DOWN', Ref, process, _, Reason} when is_map_key(Ref, Running) ->
             {{N, Timer}, Left} = maps:take(Ref, Running),
-            erlang:cancel_timer(Timer),
+            _ = erlang:cancel_timer(Timer),
             Result = case Reason of
                 {done, R} -> R;
                 killed -> {error, too_expensive};
@@ -93,10 +123,14 @@ each(Do, Rest, Free, Running, Done) ->
             each(Do, Rest, Free, Running, Done)
     end.
 
+%% A worker gives its result as the reason of its end.
+-spec worker(fun((E) -> term()), E) -> no_return().
+worker(Do, E) -> exit({done, Do(E)}).
+
 %% Marks a file in its place; with dry_run it only tells.
 -spec mark(file:filename_all(), scope_mark:options(), boolean()) -> outcome().
 mark(Path, Options, DryRun) ->
-    with(Path, fun(Bin, Was) ->
+    with(Path, purpose(DryRun), fun(Bin, Was) ->
         case scope_mark:mark(Bin, Options) of
             {ok, New, #{marked := Marked} = Info} ->
                 Status = case Marked of true -> marked; false -> unmarked end,
@@ -109,7 +143,7 @@ mark(Path, Options, DryRun) ->
 
 -spec unmark(file:filename_all(), boolean()) -> outcome().
 unmark(Path, DryRun) ->
-    with(Path, fun(Bin, Was) ->
+    with(Path, purpose(DryRun), fun(Bin, Was) ->
         case scope_mark:unmark(Bin) of
             {ok, New} -> replaced(Path, New, Was, DryRun, #{status => unmarked});
             unchanged -> #{status => unchanged};
@@ -119,7 +153,7 @@ unmark(Path, DryRun) ->
 
 -spec info(file:filename_all()) -> outcome().
 info(Path) ->
-    with(Path, fun(Bin, _) ->
+    with(Path, read, fun(Bin, _) ->
         case scope_mark:info(Bin) of
             {ok, #{marked := true} = Info} -> #{status => marked, info => Info};
             {ok, Info} -> #{status => unmarked, info => Info};
@@ -127,22 +161,36 @@ info(Path) ->
         end
     end).
 
-with(Path, Do) ->
-    Outcome = case read(Path) of
+purpose(true) -> read;
+purpose(false) -> write.
+
+with(Path, Purpose, Do) ->
+    Outcome = case read(Path, Purpose) of
         {ok, Bin, Was} -> Do(Bin, Was);
         {error, Reason} -> #{status => failed, reason => Reason}
     end,
     Outcome#{path => Path}.
 
-read(Path) ->
-    case file:read_link_info(Path, [{time, posix}]) of
-        {ok, #file_info{type = regular, size = Size}} when Size > ?MAX_FILE -> {error, {bad_file, too_large}};
-        {ok, #file_info{type = regular} = Was} ->
-            case file:read_file(Path) of
-                {ok, Bin} -> {ok, Bin, Was};
-                {error, Reason} -> {error, {file, Reason}}
-            end;
-        {ok, _} -> {error, no_regular_file};
+read(Path, Purpose) ->
+    try
+        ok = trusted(Purpose, filename:dirname(Path)),
+        case file:read_link_info(Path, [{time, posix}]) of
+            {ok, #file_info{type = regular, size = Size}} when Size > ?MAX_FILE -> {error, {bad_file, too_large}};
+            {ok, #file_info{type = regular} = Was} ->
+                case scope_mark_trust:check_file(Purpose, Path, Was) of
+                    ok -> contents(Path, Was);
+                    Untrusted -> Untrusted
+                end;
+            {ok, _} -> {error, no_regular_file};
+            {error, Reason} -> {error, {file, Reason}}
+        end
+    catch
+        throw:Why -> {error, Why}
+    end.
+
+contents(Path, Was) ->
+    case file:read_file(Path) of
+        {ok, Bin} -> {ok, Bin, Was};
         {error, Reason} -> {error, {file, Reason}}
     end.
 
@@ -154,7 +202,8 @@ replaced(Path, New, Was, false, Outcome) ->
     end.
 
 %% The new contents go to a file beside it, which takes its place when it is complete and on the disk: whoever reads
-%% the path sees one or the other. Mode, owner and times stay, so nothing is compiled again for it.
+%% the path sees one or the other. Mode, owner and times stay, so nothing is compiled again for it; only bits that let a
+%% program run as another user do not.
 replace(Path, New, Was) ->
     Name = [".", filename:basename(Path, ".beam"), ".scope-mark.", os:getpid(), ".",
             integer_to_list(erlang:unique_integer([positive]))],
@@ -181,7 +230,7 @@ written(Path, New, #file_info{mode = Mode, uid = Uid, gid = Gid, mtime = Mtime, 
             file:write_file_info(Path, Owner, [{time, posix}])
         end,
         fun() ->
-            Kept = #file_info{mode = Mode band 8#7777, mtime = Mtime, atime = Atime},
+            Kept = #file_info{mode = Mode band 8#0777, mtime = Mtime, atime = Atime},
             file:write_file_info(Path, Kept, [{time, posix}])
         end
     ]).

@@ -32,11 +32,13 @@ do(State) ->
     end.
 
 marked(Folders, Options, State) ->
-    Files = lists:append([Found || F <- Folders, {ok, Found} <- [scope_mark_files:find(F)]]),
+    Found = [{F, scope_mark_files:find(F)} || F <- Folders],
+    Files = lists:append([Names || {_, {ok, Names}} <- Found]),
+    Unread = [{F, R} || {F, {error, R}} <- Found, R =/= {file, enoent}],
     Known = scope_mark_files:behaviours(Files),
     Mark = fun(F) -> scope_mark_files:mark(F, Options#{behaviours => Known}, false) end,
     Outcomes = scope_mark_files:each(Mark, Files),
-    case [{P, R} || #{status := failed, path := P, reason := R} <- Outcomes] ++ [{"a file", R} || {error, R} <- Outcomes] of
+    case Unread ++ [{P, R} || #{status := failed, path := P, reason := R} <- Outcomes] ++ [{"a file", R} || {error, R} <- Outcomes] of
         [] -> {ok, State};
         [{Path, Reason} | _] -> {error, {?MODULE, {Path, Reason}}}
     end.

@@ -183,6 +183,16 @@ def test_every_struct_of_the_breakpoints_is_the_dtype(name: str):
     assert [] == differences(name, found, shape_of(getattr(events, name.upper())))
 
 
+@pytest.mark.parametrize("name", ["settings", "function", "process", "stats", "tag"])
+def test_every_struct_of_marks_is_the_dtype(name: str):
+    """
+    What mark.bpf.c shares with Python has the same fields at the same offsets on both sides.
+    """
+    struct = f"mark_{name}"
+    found = btf("mark").shape(struct)
+    assert [] == differences(struct, found, shape_of(getattr(events, struct.upper())))
+
+
 @pytest.mark.parametrize("name", ["settings", "event", "spec", "row", "totals"])
 def test_every_struct_of_telemetry_is_the_dtype(name: str):
     """

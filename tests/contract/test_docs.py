@@ -15,7 +15,17 @@ from scope_ebpf.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "probes/README.md"])
-FOLDERS = ("bench", "dashboards", "docs", "packaging", "probes", "scope_ebpf", "tests", "vagrant")
+FOLDERS = (
+    "bench",
+    "dashboards",
+    "docs",
+    "packaging",
+    "probes",
+    "scope_ebpf",
+    "scope_mark",
+    "tests",
+)
+FOLDERS += ("vagrant",)
 FILE = re.compile(r"`((?:[\w-]+/)*\w[\w.-]*\.(?:py|c|js|erl|toml|sh|yml))\b[^`]*`")
 #: Names in documents that stand for a name.
 NAMES = {"my_probe.c", "NAME.py", "FAMILY.bpf.c", "scope_ebpf/beam/layouts/otp-NN.toml"}

@@ -10,11 +10,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import documents
 import pytest
-from beams_run import PATIENCE
+from beams_run import PATIENCE, start_beam
 from mcp.shared.exceptions import MCPError
 from mcp_client import WORDS, Refused, talk
 
@@ -22,8 +23,12 @@ from scope_ebpf.mcp.answers import NOTICE
 from scope_ebpf.mcp.tools import TOOLS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import beams_run
 
+ROOT = Path(__file__).parents[2]
+TOOLS_OF_MARK = ROOT / "scope_mark/tools/escript.escript"
 #: Arguments of each tool besides the VM's pid; the VM has no telemetry, so no tool for that.
 ARGUMENTS = {
     "list": {},
@@ -36,6 +41,9 @@ ARGUMENTS = {
     "links": {},
     "check": {"duration": 1},
     "ets": {"duration": 0.5},
+    "ports": {"duration": 0.5},
+    "stacks": {"limit": 3},
+    "marks": {"duration": 0.5},
     "profile": {"duration": 1},
 }
 
@@ -47,15 +55,36 @@ def arguments(name: str, pid: int) -> dict:
     return ARGUMENTS[name] | ({"pid": pid} if "pid" in TOOLS[name].parameters else {})
 
 
-def test_each_tool_answers(stock: beams_run.Beam):
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """
+    The pid of a VM with one marked module.
+    """
+    folder = tmp_path_factory.mktemp("marked")
+    for path in (folder, *folder.parents[:-1]):
+        path.chmod(path.stat().st_mode | 0o111)
+    source = ROOT / "tests/mark/counted.erl"
+    subprocess.run(["erlc", "-o", folder, source], check=True)
+    subprocess.run(["escript", TOOLS_OF_MARK, folder / "scope-mark"], check=True)
+    words = [folder / "scope-mark", folder, "--profile", "callbacks"]
+    subprocess.run(words, check=True, capture_output=True)
+    with start_beam("stock25", "-s", "counted", "main", module_dir=folder) as beam:
+        beam.expect("ready")
+        beam.send("load")
+        beam.expect("loaded")
+        yield beam.pid
+
+
+def test_each_tool_answers(stock: beams_run.Beam, marked: int):
     """
     The client lists the tools of the table, and each answers about the VM as its schema says.
     """
 
     def use(ask):
         assert list(TOOLS) == list(ask.tools())
-        return {name: ask(name, **arguments(name, stock.pid)) for name in ARGUMENTS}
+        return {name: ask(name, **arguments(name, pids[name])) for name in ARGUMENTS}
 
+    pids = dict.fromkeys(TOOLS, stock.pid) | {"marks": marked}
     answers = talk(use)
     for name, made in answers.items():
         assert (name, "", {}) == (made["tool"], made["said"], made["left_out"])
@@ -81,7 +110,7 @@ def test_each_tool_answers(stock: beams_run.Beam):
     assert "code_server" == found["ps"]["process"]["name"]
 
 
-def test_names_are_left_out(stock: beams_run.Beam):
+def test_names_are_left_out(stock: beams_run.Beam, marked: int):
     """
     With --redact no answer has the name of the node, of a process or module of the application.
     """
@@ -92,13 +121,20 @@ def test_names_are_left_out(stock: beams_run.Beam):
     assert planted
 
     def use(ask):
-        return [ask(name, **arguments(name, stock.pid)) for name in ARGUMENTS]
+        pids = dict.fromkeys(TOOLS, stock.pid) | {"marks": marked}
+        return [ask(name, **arguments(name, pids[name])) for name in ARGUMENTS]
 
     for made in talk(use, "--redact"):
         assert made["redacted"]
         documents.fits(made["document"], TOOLS[made["tool"]].schema)
         text = json.dumps(made)
-        for secret in ("planted", plainly["target"]["node"], plainly["target"]["exe"]):
+        for secret in (
+            "planted",
+            '"counted"',
+            '"handle_call"',
+            plainly["target"]["node"],
+            plainly["target"]["exe"],
+        ):
             assert secret not in text, made["tool"]
 
 

@@ -235,7 +235,7 @@ def test_links_are_not_followed(tree, tmp_path_factory):
     (tree / "lib/other").symlink_to(other)
     done = mark(tree, "--profile", "all")
     assert done.stdout.startswith("marked 6 modules;")
-    assert "symbolic_link" in mark(tree / "lib/shop/ebin/held.beam", "--unmark", check=False).stderr
+    assert "symbolic link" in mark(tree / "lib/shop/ebin/held.beam", "--unmark", check=False).stderr
     assert contents(other) == before
 
 
@@ -245,7 +245,8 @@ def test_a_full_disk_leaves_whole_files(tree):
     """
     disk = tree / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmp", disk], check=False)
+    words = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmp", disk]
+    mounted = subprocess.run(words, check=False)
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk takes root")
     try:
@@ -292,6 +293,129 @@ def test_a_file_that_may_not_grow_is_not_cut(tree):
     assert done.returncode != 0
     now = contents(tree)
     assert {name: now[name] for name in before} == before
+
+
+OTHER = 65534
+
+
+def as_other(tree):
+    """
+    What a user who is not root gets when marking a folder.
+    """
+    words = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", command()]
+    return subprocess.run(
+        [*words, tree, "--profile", "all"], capture_output=True, text=True, check=False
+    )
+
+
+def given_away(top):
+    """
+    A folder and all below it belong to another user.
+    """
+    for path in (top, *top.rglob("*")):
+        os.chown(path, OTHER, OTHER, follow_symlinks=False)
+
+
+def linked(top, owner):
+    """
+    A link to a folder, in a folder that every user may write to.
+    """
+    (top / "shared").mkdir()
+    (top / "shared").chmod(0o1777)
+    link = top / "shared" / "link"
+    link.symlink_to(top / "lib")
+    os.chown(link, owner, owner, follow_symlinks=False)
+    return link
+
+
+UNTRUSTED = {
+    "owner": (lambda top: given_away(top / "lib"), r"lib.* belongs to user 65534"),
+    "parent": (lambda top: os.chown(top, OTHER, OTHER), r" belongs to user 65534"),
+    "file": (
+        lambda top: os.chown(top / "lib/shop/ebin/server.beam", OTHER, OTHER),
+        r"server\.beam\S* belongs to user 65534",
+    ),
+    "group": (lambda top: (top / "lib/shop").chmod(0o775), r"shop\S* and lead"),
+    "others": (lambda top: (top / "lib/shop/ebin").chmod(0o757), r"ebin\S* and lead"),
+    "sticky": (lambda top: (top / "lib/shop/ebin").chmod(0o1777), r"ebin\S* and lead"),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_root_writes_only_where_no_other_user_may(tree, name):
+    """
+    Root changes no file in a folder that another user could swap for a link, and is told whose
+    work it is.
+    """
+    change, cause = UNTRUSTED[name]
+    change(tree)
+    before = contents(tree)
+    done = mark(tree / "lib/shop/ebin", "--profile", "all", check=False)
+    assert done.returncode == 1
+    assert re.search(cause, done.stderr)
+    assert "run it as the folder's owner" in done.stderr
+    now = contents(tree)
+    changed = {path for path in before if now[path] != before[path]}
+    assert now.keys() == before.keys()
+    assert not {path for path in changed if name != "file" or path.endswith("server.beam")}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+def test_a_folder_s_owner_marks_it(tree):
+    """
+    What root refuses, the owner of the folder may do below folders that are root's; a folder of
+    root's the owner may not.
+    """
+    given_away(tree / "lib")
+    for path in (tree, *tree.parents):
+        if path.stat().st_mode & 1 == 0:
+            path.chmod(0o711)
+    assert as_other(tree / "lib").stdout.startswith("marked 7 modules;")
+    os.chown(tree / "lib/shop", 1, 1)
+    assert "belongs to user 1" in as_other(tree / "lib").stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+@pytest.mark.parametrize("owner", [0, OTHER])
+def test_a_link_in_a_shared_folder_is_not_followed(tree, owner):
+    """
+    Whoever made it: another user may have put a hard link of a link of root's there.
+    """
+    link = linked(tree, owner)
+    before = contents(tree)
+    done = mark(link / "shop/ebin", "--profile", "all", check=False)
+    assert (done.returncode, contents(tree)) == (1, before)
+    assert "link" in done.stderr
+
+
+def test_a_link_on_the_way_is_followed(tree):
+    """
+    A release may be reached by a link such as current, which lies in a folder of its owner.
+    """
+    (tree / "current").symlink_to("lib/../lib")
+    assert mark(tree / "current/shop", "--profile", "all").stdout.startswith("marked 7 modules;")
+
+
+def test_a_marked_file_runs_as_nobody_else(tree):
+    """
+    Bits for another user's rights do not come along to the new file.
+    """
+    beam = tree / "lib/shop/ebin/server.beam"
+    beam.chmod(0o6755)
+    mark(beam, "--profile", "all")
+    assert beam.stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_folder_with_too_much_in_it_is_refused(tree):
+    """
+    Seventy sparse files of 127 MiB are more than is read in one run.
+    """
+    for number in range(70):
+        with (tree / f"{number}.beam").open("wb") as file:
+            file.truncate(127 << 20)
+    done = mark(tree, "--profile", "all", check=False)
+    assert (done.returncode, "more than 8 GiB" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ class Pattern:
         """True if *function* matches, given that its module does."""
         return self.arity in (None, function.arity) and _like(self.function, function.function)
 
+    def fits_module(self, name: str) -> bool:
+        """True if it means the module with this name."""
+        return _like(self.module, name)
+
 
 def parse(text: str) -> Pattern:
     """

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * mark: calls of functions that scope-mark has marked.
+ *
+ * Hooks:  the BIFs that are markers: erts_debug:flat_size/1, erts_internal:cmp_term/2
+ * Counts: mark_stats by function, mark_tags by callback
+ * Emits:  nothing
+ *
+ * A marker's only argument is an id: 52 bits of a hash of M:F/A, and the kind of the marker. A
+ * call is open from its entry until a marker of the same process at the same or a lesser depth of
+ * the stack. A callback has a marker wherever it ends, so one that is open there has failed. Other
+ * functions end without one in a tail call. The contract of the marker is in scope_mark/README.md.
+ */
+#include <linux/bpf.h>
+#include <linux/ptrace.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "buckets.bpf.h"
+#include "build.h"
+#include "events.generated.h"
+#include "terms.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define SMALL_TAG   15
+#define KIND_ENTRY  1
+#define KIND_RETURN 2
+#define KIND_CAUGHT 3
+#define KIND_CATCH  4
+#define KIND_TAIL   5
+/* Of a slot of an open call. */
+#define IS_CALLBACK (1U << 31)
+
+const volatile struct mark_settings settings; /* the only thing in .rodata */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct server_window);
+} mark_window SEC(".maps");
+
+/* The functions that are watched, by the 52 bits of their ids; slots are given when called. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct mark_function);
+} mark_ids SEC(".maps");
+
+/* Those of them that were called. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MARK_SLOTS);
+	__type(key, __u64);
+	__type(value, struct mark_function);
+} mark_functions SEC(".maps");
+
+/* The number of slots that are taken. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} mark_taken SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MARK_SLOTS);
+	__type(key, __u32);
+	__type(value, struct mark_stats);
+} mark_stats SEC(".maps");
+
+/* By the address of struct process, so there are not more than were alive at one time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct mark_process);
+} mark_processes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MARK_SLOTS);
+	__type(key, struct mark_tag);
+	__type(value, __u64);
+} mark_tags SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MARK_COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} mark_counts SEC(".maps");
+
+static __always_inline __u64 count(enum mark_count which)
+{
+	__u32 key = which;
+	__u64 *value = bpf_map_lookup_elem(&mark_counts, &key);
+
+	if (!value)
+		return 0; /* cannot be: the key is within the map */
+	*value += 1;
+	return *value;
+}
+
+/* An index of an open call; the mask is what the verifier can see. */
+static __always_inline __u32 open_index(__u32 index)
+{
+	index &= MARK_OPEN_CALLS - 1;
+	asm volatile("" : "+r"(index));
+	return index & (MARK_OPEN_CALLS - 1);
+}
+
+static __always_inline struct mark_stats *stats_of(__u32 slot)
+{
+	slot &= ~IS_CALLBACK;
+	return bpf_map_lookup_elem(&mark_stats, &slot);
+}
+
+/* The last open call ended without a marker of its own: it has failed if it is a callback's. */
+static __always_inline void drop(struct mark_process *process)
+{
+	__u32 at = open_index(process->count - 1);
+	__u32 slot = process->slot[at];
+
+	process->count -= 1;
+	if (slot & IS_CALLBACK) {
+		struct mark_stats *stats = stats_of(slot);
+
+		if (stats)
+			__sync_fetch_and_add(&stats->failures, 1);
+	}
+}
+
+/* Drop the open calls that are deeper than *depth*. */
+static __always_inline void unwind(struct mark_process *process, __u64 depth)
+{
+	for (int i = 0; i < MARK_OPEN_CALLS; i++) {
+		if (process->count - 1 >= MARK_OPEN_CALLS ||
+		    process->depth[open_index(process->count - 1)] <= depth)
+			return;
+		drop(process);
+	}
+}
+
+/* The last open call is at this depth. */
+static __always_inline bool is_at(const struct mark_process *process, __u64 depth)
+{
+	return process->count - 1 < MARK_OPEN_CALLS &&
+	       process->depth[open_index(process->count - 1)] == depth;
+}
+
+static __always_inline void enter(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
+{
+	struct mark_stats *stats = stats_of(slot);
+
+	if (!stats)
+		return;
+	__sync_fetch_and_add(&stats->calls, 1);
+	if (process) {
+		unwind(process, depth);
+		if (is_at(process, depth))
+			drop(process);
+	}
+	if (!process || process->count >= MARK_OPEN_CALLS) {
+		__sync_fetch_and_add(&stats->unfollowed, 1);
+		return;
+	}
+	__u32 at = open_index(process->count);
+	process->depth[at] = depth;
+	process->began_ns[at] = now;
+	process->before[at] = process->hits;
+	process->slot[at] = slot;
+	process->count += 1;
+}
+
+static __always_inline void leave(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
+{
+	struct mark_stats *stats = stats_of(slot);
+
+	if (!stats || !process)
+		return;
+	unwind(process, depth);
+	/* What returns may not be what was called: a function ends with what it calls last. */
+	if (!is_at(process, depth))
+		return;
+	__u32 at = open_index(process->count - 1);
+	if (process->slot[at] != slot) {
+		drop(process);
+		return;
+	}
+	process->count -= 1;
+	__u64 ns = now - process->began_ns[at];
+	__u32 bucket = bucket_of(ns);
+	__sync_fetch_and_add(&stats->timed, 1);
+	__sync_fetch_and_add(&stats->ns, ns);
+	__sync_fetch_and_add(&stats->hits, process->hits - process->before[at]);
+	if (bucket < SERVER_BUCKETS)
+		__sync_fetch_and_add(&stats->durations[bucket], 1);
+}
+
+/* The function with this id; NULL if it is not watched. */
+static __always_inline const struct mark_function *function_of(__u64 id, __u32 class)
+{
+	struct mark_function *found = bpf_map_lookup_elem(&mark_functions, &id);
+	struct mark_function added = {};
+	__u32 first = 0, *taken;
+
+	if (found)
+		return found;
+	found = bpf_map_lookup_elem(&mark_ids, &id);
+	taken = bpf_map_lookup_elem(&mark_taken, &first);
+	if (!found || !taken || *taken >= MARK_SLOTS - 1)
+		return found; /* whose slot is that of all others */
+	added.slot = __sync_fetch_and_add(taken, 1) + 1;
+	added.callback = class == IS_CALLBACK;
+	added.tagged = found->tagged && added.callback;
+	if (added.slot >= MARK_SLOTS)
+		return found;
+	/* Where another CPU was first, this number stays unused. */
+	bpf_map_update_elem(&mark_functions, &id, &added, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&mark_functions, &id);
+}
+
+/* Begin to follow a process; a function of its own, for the room that this takes on the stack. */
+static __noinline int follow(__u64 address, __u64 id)
+{
+	struct mark_process fresh = {};
+
+	fresh.id = id;
+	return bpf_map_update_elem(&mark_processes, &address, &fresh, BPF_NOEXIST);
+}
+
+/* The open calls of a process; NULL where there is no room for them. */
+static __always_inline struct mark_process *process_of(__u64 address, __u64 id)
+{
+	struct mark_process *found = bpf_map_lookup_elem(&mark_processes, &address);
+
+	if (!found) {
+		follow(address, id);
+		found = bpf_map_lookup_elem(&mark_processes, &address);
+		if (!found)
+			count(MARKS_NO_ROOM);
+	} else if (found->id != id) {
+		/* The process whose struct this was is gone, in the middle of these calls. */
+		for (int i = 0; i < MARK_OPEN_CALLS && found->count; i++)
+			drop(found);
+		found->id = id;
+		found->count = 0;
+	}
+	if (found)
+		found->hits += 1;
+	return found;
+}
+
+/* Count the atom that x0 is, or that is the first element of the tuple x0. */
+static __always_inline void count_tag(__u32 slot, enum mark_way way, __u64 registers)
+{
+	struct mark_tag key = {.slot = slot, .way = way};
+	__u64 term = 0, words[2] = {}, one = 1, *total;
+
+	if (bpf_probe_read_user(&term, sizeof(term), (void *)registers))
+		count(MARKS_UNREADABLE);
+	else if (is_atom(term))
+		key.atom = term;
+	else if (is_boxed(term) && !bpf_probe_read_user(words, sizeof(words), untag(term)) &&
+		 is_tuple_header(words[0]) && tuple_arity(words[0]) && is_atom(words[1]))
+		key.atom = words[1];
+	total = bpf_map_lookup_elem(&mark_tags, &key);
+	if (total)
+		__sync_fetch_and_add(total, 1);
+	else if (bpf_map_update_elem(&mark_tags, &key, &one, BPF_NOEXIST))
+		count(MARKS_NO_ROOM);
+}
+
+/* A hit of *class* by the process at *address*; its id is *term*, or the first word of *arguments*
+ * where that is not 0. */
+static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 arguments, __u64 term,
+			       __u32 class)
+{
+	const struct mark_function *function;
+	struct mark_process *process;
+	__u64 id = 0, hend = 0, now;
+	__u32 first = 0, slot;
+
+	if (bpf_get_current_pid_tgid() >> 32 != settings.tgid)
+		return 0;
+	now = count(class ? MARKS_CALLBACK : MARKS_FUNCTION);
+	now = in_window(bpf_map_lookup_elem(&mark_window, &first), now);
+	if (!now)
+		return 0;
+	if ((arguments && bpf_probe_read_user(&term, sizeof(term), (void *)arguments)) ||
+	    (term & 15) != SMALL_TAG || !(function = function_of(term >> 10, class))) {
+		count(MARKS_UNKNOWN);
+		return 0;
+	}
+	if (bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend) ||
+	    bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id)) {
+		count(MARKS_UNREADABLE);
+		return 0;
+	}
+	process = process_of(address, id);
+	slot = function->slot | class;
+	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
+	__u64 depth = hend - ctx->rbp;
+	switch (term >> 4 & 63) {
+	case KIND_ENTRY:
+		enter(process, slot, depth, now);
+		if (function->tagged)
+			count_tag(function->slot, WAY_TAG, ctx->rbx);
+		break;
+	case KIND_RETURN:
+		leave(process, slot, depth, now);
+		if (function->tagged)
+			count_tag(function->slot, WAY_RESULT, ctx->rbx);
+		break;
+	case KIND_TAIL:
+		leave(process, slot, depth, now);
+		break;
+	case KIND_CAUGHT:
+	case KIND_CATCH:
+		if (process)
+			unwind(process, depth);
+		break;
+	}
+	return 0;
+}
+
+SEC("uprobe")
+int BPF_KPROBE(mark_callback, __u64 process, __u64 arguments)
+{
+	return hit((struct pt_regs *)ctx, process, arguments, 0, IS_CALLBACK);
+}
+
+SEC("uprobe")
+int BPF_KPROBE(mark_function, __u64 process, __u64 arguments)
+{
+	/* The JIT keeps the process in r13 (OTP 25, 27 and 29). */
+	if (settings.function_in_register)
+		return hit((struct pt_regs *)ctx, ctx->r13, 0, process, 0);
+	return hit((struct pt_regs *)ctx, process, arguments, 0, 0);
+}

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Calls of marked functions, counted and timed: the programs of ``mark.bpf.c`` and their maps.
+
+Everything lives as long as this process's file descriptors.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, NamedTuple
+
+from scope_ebpf import events
+from scope_ebpf.attach import allowlist
+from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.kernel import host
+from scope_ebpf.kernel.attach.uprobes import (
+    TRACE_UPROBE_MULTI,
+    Attacher,
+    Uprobes,
+    has_multi,
+    wait_gone,
+)
+from scope_ebpf.kernel.bpf.maps import U32, U64
+from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.closing import Closing
+from scope_ebpf.kernel.observers.loaded_plan import by_program
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.kernel.attach.uprobes import Identity
+
+#: The program of each class of markers.
+PROGRAMS = {"callback": "mark_callback", "function": "mark_function"}
+#: The end of a window that has none.
+_NEVER = (1 << 64) - 1
+#: Ids that can be added to those that a watch began with.
+_SPARE = 8192
+#: Processes whose calls can be followed, at least and at most (352 bytes each).
+_FEWEST, _MOST = 1 << 13, 1 << 17
+#: The highest bit of the slot of an open call: it is a callback's.
+_IS_CALLBACK = 1 << 31
+
+
+class Called(NamedTuple):
+    """The slot that a function has in the statistics, and whether it is a callback."""
+
+    slot: int
+    is_callback: bool
+
+
+class OpenCall(NamedTuple):
+    """A call that has not ended: pid of its process (a term), slot, and when it began, ns."""
+
+    process: int
+    slot: int
+    began_ns: int
+    is_callback: bool
+
+
+class MarkWatch(Closing):
+    """
+    Watches the functions whose ids are the keys of *ids*, in the VM of *identity*.
+
+    A value of *ids* says whether the function's first argument is a message. *settings* is one
+    ``events.MARK_SETTINGS``, *processes* about how many the VM has. A context manager; nothing
+    counts before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses,
+    and NothingToAttachError if a hook cannot be attached.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: NDArray[np.void],
+        hooks: Sequence[Attachment],
+        ids: Mapping[int, bool],
+        processes: int = 0,
+    ) -> None:
+        host.require_host_pids(
+            "this runs in a pid namespace, where the kernel's numbers of processes are others"
+        )
+        for hook in hooks:
+            if hook.name not in allowlist.MARKERS:
+                raise HostError(f"{hook.name} is not on the list of what we may attach to")
+        self._identity, self._settings, self._hooks = identity, settings, list(hooks)
+        self._known = dict(ids)
+        self._processes = min(max(2 * processes, _FEWEST), _MOST)
+        self._resources = ExitStack()
+        #: Readable when the hooks are out that were released last.
+        self._leaving: int | None = None
+
+    def _open(self) -> None:
+        made = BpfObject("mark", object_bytes("mark"))
+        self._object = self._resources.enter_context(closing(made))
+        made.set_constants(self._settings.tobytes())
+        made.maps["mark_ids"].set_entries(len(self._known) + _SPARE)
+        made.maps["mark_processes"].set_entries(self._processes)
+        multi = has_multi()
+        made.load(by_program(self._hooks), TRACE_UPROBE_MULTI if multi else None)
+        self._window = made.map("mark_window", U32, events.SERVER_WINDOW)
+        self._ids = made.map("mark_ids", U64, events.MARK_FUNCTION)
+        self._called = made.map("mark_functions", U64, events.MARK_FUNCTION)
+        self._stats = made.map("mark_stats", U32, events.MARK_STATS)
+        self._open_calls = made.map("mark_processes", U64, events.MARK_PROCESS)
+        self._tags = made.map("mark_tags", events.MARK_TAG, U64)
+        self._counts = made.map("mark_counts", U32, U64)
+        known, self._known = self._known, {}
+        self.add(known)
+        attacher = self._resources.enter_context(Attacher())
+        self._uprobes = Uprobes(self._identity, attacher, multi=multi)
+        self._resources.callback(self.detach)
+
+    def add(self, ids: Mapping[int, bool]) -> int:
+        """Watch more functions; returns how many found no room."""
+        new = {key: tagged for key, tagged in ids.items() if key not in self._known}
+        left_out = 0
+        for key, tagged in new.items():
+            try:
+                self._ids[key] = (0, tagged, 0, 0)
+            except HostError:
+                left_out += 1
+            else:
+                self._known[key] = tagged
+        return left_out
+
+    def attach(self) -> None:
+        """Attach every hook. Nothing counts yet."""
+        wait_gone(self._leaving)
+        self._leaving = None
+        groups = by_program(self._hooks)
+        ready = [(self._object.program_fd(name), group) for name, group in groups.items()]
+        failed = [error for error in self._uprobes.attach(ready) if error]
+        if failed:
+            raise NothingToAttachError(f"marks cannot be seen: {failed[0]}")
+
+    def release(self) -> None:
+        """Remove every hook, without waiting: they cost nothing from now on."""
+        self._leaving = self._uprobes.detach()
+
+    def open_window(self, seconds: float | None = None, hits: int | None = None) -> int:
+        """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
+        now = time.monotonic_ns()
+        until = _NEVER if seconds is None else now + int(seconds * 1e9)
+        self._window[0] = (now, until, hits or 0, hits is not None)
+        return now
+
+    def is_over(self) -> bool:
+        """Whether the hits of the window are used up, or its time."""
+        return int(self._window[0]["until_ns"]) <= time.monotonic_ns()
+
+    def close_window(self) -> int:
+        """Count no longer; returns when counting ended, ns: now, or earlier."""
+        window = self._window[0]
+        now = min(time.monotonic_ns(), int(window["until_ns"]))
+        window["until_ns"] = now
+        self._window[0] = window
+        return now
+
+    def forget_open(self) -> None:
+        """Forget which calls were open when the window ended: their end will not be seen."""
+        self._object.maps["mark_processes"].clear()
+
+    def stats(self) -> NDArray[np.void]:
+        """What was counted in each slot, shape ``(MARK_SLOTS,)`` of MARK_STATS."""
+        return self._stats.values()
+
+    def called(self) -> dict[int, Called]:
+        """The functions that were called, by id; all others share slot 0."""
+        return {
+            int(key): Called(int(value["slot"]), bool(value["callback"]))
+            for key, value in self._called.items()
+        }
+
+    def tags(self) -> list[tuple[int, int, int, int]]:
+        """Slot, way, atom and count of what callbacks were called with, and returned."""
+        return [(*key.tolist(), int(count)) for key, count in self._tags.items()]
+
+    def open_calls(self) -> list[OpenCall]:
+        """The calls that are open."""
+        return [
+            OpenCall(
+                int(value["id"]),
+                int(value["slot"][at]) & ~_IS_CALLBACK,
+                int(value["began_ns"][at]),
+                bool(int(value["slot"][at]) & _IS_CALLBACK),
+            )
+            for _, value in self._open_calls.items()
+            for at in range(min(int(value["count"]), events.MARK_OPEN_CALLS))
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Hits of each class of markers, and what could not be counted, by MARK_COUNTS."""
+        values = self._counts.values().sum(axis=1).tolist()
+        return dict(zip(events.MARK_COUNTS, map(int, values), strict=True))
+
+    def detach(self) -> None:
+        """Remove the breakpoints, and wait for it; the counts can still be read."""
+        wait_gone(self._leaving)
+        self._leaving = None
+        wait_gone(self._uprobes.detach())
+
+    def close(self) -> None:
+        """Detach, and give everything back to the kernel."""
+        self._resources.close()

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Calls of marked functions of one VM: everything counted, or moments within a budget.
+
+In moments, calls that begin in one are followed to its end. What is still under way then was cut
+off at its age: Kaplan and Meier's estimate tells durations from both, as far as moments reach.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.attach.plan import Attachment
+from scope_ebpf.beam.marks.marked import MarkedCode
+from scope_ebpf.beam.marks.marker import find_marker, place_of
+from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
+from scope_ebpf.budget.brake import Brake, share_of
+from scope_ebpf.errors import NothingToAttachError, ReadRefusedError, ScopeError, UsageError
+from scope_ebpf.kernel.closing import Closing
+from scope_ebpf.kernel.cost import GUESS, CostMeasurement
+from scope_ebpf.kernel.observers.mark_watch import PROGRAMS, MarkWatch
+from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
+from scope_ebpf.results.server_events import Cost, Times, bucket_of
+from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.moments import Moments
+from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.sinks.plain import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.code.functions import Pattern
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.results.marks import Kind
+    from scope_ebpf.runs.moments import Scale
+
+#: The classes whose markers are watched, by the option ``--class``.
+CLASSES = {"callbacks": ("callback",), "all": ("callback", "function")}
+#: What a program takes beside the trap, as a part of what a trap takes (bench/marks.py).
+PROGRAM = 0.9
+#: Seconds between two looks at new code and at the cost, and between two turns.
+_INTERVAL, _TURN = 0.5, 0.05
+#: Seconds to wait for the cost of a hit when the run is over.
+_COST_PATIENCE = 1.0
+#: The part of a CPU from which on hooks change how fast a VM works, and how long a function takes.
+_CHANGES = 0.05
+#: Tags of one callback that are told apart; the rest is counted as "...".
+_MOST_TAGS = 20
+_MARK_THEM = (
+    "mark a release with `scope-mark DIR --profile callbacks` and start it anew (docs/marking.md)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkOptions:
+    """How marked functions are watched."""
+
+    #: Seconds; None for no end.
+    duration: float | None
+    #: One of CLASSES.
+    kind: str = "callbacks"
+    #: The part of the VM's CPU that hooks may take, more than 1 for no bound.
+    budget: float = 0.01
+    #: The part above which a run that counts everything ends itself; None for no bound.
+    max_cost: float | None = None
+
+
+def watch(
+    target: Target,
+    patterns: Sequence[Pattern],
+    options: MarkOptions,
+    started: Callable[[], None],
+) -> tuple[Marks, ScopeError | None]:
+    """
+    Watch marked functions until something ends it; *started* is called when calls are counted.
+
+    Returns what was seen, and the error that ended it early. Raises NothingToAttachError for a VM
+    without the JIT or without marked code, UsageError if *patterns* fit nothing that is marked.
+    """
+    stop, began = Stop(), time.process_time()
+    require_target(target.identity, "watched")
+    run = (_Everything if options.budget > 1 else _InMoments)(target, patterns, options, stop)
+    with stop.on_signals(), run:
+        run.begin()
+        started()
+        loop = Loop(target.identity, "watched", options.duration, stop)
+        error = loop.run(run.turn, lambda: _TURN)
+        run.end()
+        found = run.result()
+    found.own_seconds = time.process_time() - began
+    return found, error
+
+
+def say_started(pid: int, duration: float | None) -> None:
+    """One line on standard error, for programs that wait until calls are counted."""
+    if not sys.stderr.isatty():
+        length = "" if duration is None else f" for {duration:g} s"
+        say(f"scope-trace: watching process {pid}{length}; Ctrl-C ends it")
+
+
+class _Run(Closing):
+    """What both ways of counting do."""
+
+    def __init__(
+        self, target: Target, patterns: Sequence[Pattern], options: MarkOptions, stop: Stop
+    ) -> None:
+        _require_jit(target)
+        self._target, self._options, self._stop = target, options, stop
+        self._atoms = Atoms(target)
+        self._code = MarkedCode(target, self._atoms, patterns)
+        ids = self._code.refresh()
+        _require_marked(target, self._code, patterns)
+        settings, hooks = hooks_of(target, self._atoms, CLASSES[options.kind])
+        self._hooks = len(hooks)
+        processes = ProcessTable(target, IDENTITY).count()
+        self._watch = MarkWatch(target.identity, settings, hooks, ids, processes)
+        self._brake = Brake(options.max_cost)
+        self._resources = ExitStack()
+        self._left_out = 0
+        self._next_look = 0.0
+        self._cpu_before = self._used = 0.0
+
+    def _open(self) -> None:
+        self._measurement = self._resources.enter_context(closing(CostMeasurement()))
+        self._resources.enter_context(self._watch)
+
+    def close(self) -> None:
+        """Take the hooks out, and give everything back."""
+        self._resources.close()
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self._cpu_before = cpu_seconds(self._target.pid) or 0.0
+
+    def _account(self) -> None:
+        used = cpu_seconds(self._target.pid)
+        if used is not None:
+            self._used = used - self._cpu_before
+
+    def _hits(self) -> int:
+        counts = self._watch.counts()
+        return counts["callback"] + counts["function"]
+
+    def _hit(self) -> float:
+        """Seconds that a hit takes of the VM's CPU."""
+        return (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
+
+    def _follow_code(self) -> None:
+        """Watch functions of code that was loaded meanwhile."""
+        try:
+            self._left_out += self._watch.add(self._code.refresh())
+        except ReadRefusedError:
+            self._left_out += 0  # read again at the next look
+
+    def turn(self, now: float) -> None:
+        """What is done now and then."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Count no longer, and take the hooks out."""
+        raise NotImplementedError
+
+    def result(self) -> Marks:
+        """What was seen; after :meth:`end`."""
+        code = self._code.found
+        counts = self._watch.counts()
+        found = Marks(
+            self._target.as_json(),
+            self._seconds(),
+            len(code.modules),
+            sum(mark.functions for mark in code.modules.values()),
+            code.profiles,
+            sorted(self._rows(), key=lambda one: -one.calls),
+            other_hits=counts["unknown"],
+            collided=sorted(code.collided),
+            lost=counts["no_room"] + counts["unreadable"],
+            cost=self._cost(),
+        )
+        self._note(found)
+        return found
+
+    def _seconds(self) -> float:
+        raise NotImplementedError
+
+    def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
+        """What is counted in another way: calls, error, failures, running, times."""
+        raise NotImplementedError
+
+    def _rows(self) -> list[MarkedCalls]:
+        stats, tags = self._watch.stats(), self._tags()
+        found = []
+        for number, (slot, is_callback) in self._watch.called().items():
+            function = self._code.found.functions.get(number)
+            if function is None or str(function) in self._code.found.collided:
+                continue
+            kind: Kind = "callback" if is_callback else "function"
+            row = self._row(stats[slot], slot, kind)
+            durations = Durations(row.pop("times"), self._carried(stats[slot]))
+            name = (function.module, function.function, function.arity)
+            taken, returned = (tags[slot, way] for way in (events.WAY_TAG, events.WAY_RESULT))
+            found.append(
+                MarkedCalls(*name, kind, durations=durations, **row, tags=taken, returned=returned)
+            )
+        return found
+
+    def _carried(self, stats: Any) -> float:
+        """Seconds that hooks took within a call, on average."""
+        return int(stats["hits"]) / max(1, int(stats["timed"])) * self._hit()
+
+    def _tags(self) -> dict[tuple[int, int], dict[str, int]]:
+        """By slot and way, the atoms with their counts; those that are rare together."""
+        found: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+        rows = sorted(self._watch.tags(), key=lambda row: -row[3])
+        texts = self._atoms.texts({atom >> 6 for _, _, atom, _ in rows if atom})
+        for slot, way, atom, count in rows:
+            of = found[slot, way]
+            text = (texts.get(atom >> 6) or "?") if atom else ""
+            name = text if text in of or len(of) < _MOST_TAGS else "..."
+            of[name] = of.get(name, 0) + count
+        return found
+
+    def _cost(self) -> Cost:
+        hits, measured = self._hits(), self._measurement.cost(_COST_PATIENCE)
+        seconds = hits * (1 + PROGRAM) * measured.entry if measured else None
+        share = share_of(seconds, self._used) if seconds is not None and self._used else None
+        return Cost(self._hooks, hits, seconds, share)
+
+    def _note(self, found: Marks) -> None:
+        if self._left_out:
+            found.notes.append(
+                f"{self._left_out} functions of code that was loaded meanwhile were not watched"
+            )
+        if self._code.found.unknown:
+            found.notes.append(
+                f"{len(self._code.found.unknown)} modules were marked by another version of "
+                "scope-mark: their calls are not seen"
+            )
+        if found.collided:
+            found.notes.append(
+                f"{len(found.collided)} functions are left out: their ids are the same"
+            )
+        if found.others:
+            found.notes.append(
+                f"{found.others} calls were of more functions than the {events.MARK_SLOTS - 1} "
+                "that are counted apart: name a pattern"
+            )
+
+
+class _Everything(_Run):
+    """Counts every call."""
+
+    def begin(self) -> None:
+        """Attach the hooks, then count."""
+        self._watch.attach()
+        super().begin()
+        self._began = self._watch.open_window()
+
+    def turn(self, now: float) -> None:
+        """Follow new code, and end the run if it costs too much."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _INTERVAL
+        self._account()
+        self._follow_code()
+        hits = self._hits()
+        if self._brake.add(now, lambda: hits * self._hit(), self._used):
+            say_braked(self._brake)
+            self._stop.ask("cost")
+
+    def end(self) -> None:
+        """Count no longer; what is open of processes that are gone has failed."""
+        self._ended = self._watch.close_window()
+        self._account()
+        self._watch.detach()
+        self._open_at_end = self._still_open()
+
+    def _still_open(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """
+        Open calls by slot: of processes that live, and callbacks of those that are gone.
+
+        None where it cannot be told which processes live.
+        """
+        running, gone = np.zeros((2, events.MARK_SLOTS), np.int64)
+        try:
+            table = ProcessTable(self._target, IDENTITY)
+            living = set(table.snapshot().rows["id"].tolist())
+            calls = self._watch.open_calls()
+            # A row that was torn is not in the snapshot.
+            missed = {call.process for call in calls} - living
+            living |= {pid for pid in missed if len(table.one(pid))}
+        except ScopeError:
+            return None
+        for call in calls:
+            if call.process in living:
+                running[call.slot] += 1
+            elif call.is_callback:
+                gone[call.slot] += 1
+        return running, gone
+
+    def _seconds(self) -> float:
+        return (self._ended - self._began) / 1e9
+
+    def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
+        times = Times(stats["durations"].astype(np.int64), int(stats["ns"]) / 1e9)
+        # A function that is no callback may end in a tail call, of which there is no marker.
+        ends = None
+        if kind == "callback" and not stats["unfollowed"]:
+            ends = self._open_at_end
+        return {
+            "calls": int(stats["calls"]),
+            "error": 0.0,
+            "failures": int(stats["failures"]) + int(ends[1][slot]) if ends else None,
+            "running": int(ends[0][slot]) if ends else None,
+            "timed": int(stats["timed"]),
+            "times": times,
+        }
+
+    def result(self) -> Marks:
+        """What was counted."""
+        found = super().result()
+        found.others = int(self._watch.stats()[0]["calls"])
+        return found
+
+
+class _InMoments(_Run):
+    """Counts calls in moments, so that hooks keep within the budget."""
+
+    def _open(self) -> None:
+        super()._open()
+        plan = self._options.budget, self._options.duration
+        self._moments = Moments(self._target, self._watch, plan, self._hits, self._window)
+        #: What was cut off, by slot.
+        self._cut = np.zeros((events.MARK_SLOTS, events.SERVER_BUCKETS), np.int64)
+
+    def begin(self) -> None:
+        """Begin; the first window comes later."""
+        super().begin()
+        self._moments.begin()
+
+    def turn(self, now: float) -> None:
+        """Follow new code; open a window, if one is due and can be afforded."""
+        if now >= self._next_look:
+            self._next_look = now + _INTERVAL
+            self._follow_code()
+        if not self._moments.is_due(now):
+            return
+        self._account()
+        hit = self._hit()
+        self._moments.look(now, self._used, self._hits() * hit, hit)
+
+    def _window(self, _opened: int, closed: int) -> NDArray[np.int64]:
+        """Calls by slot in all windows until now; what is open is cut off."""
+        for call in self._watch.open_calls():
+            age = max(0, closed - call.began_ns) / 1e9
+            self._cut[call.slot, bucket_of(age)] += 1
+        self._watch.forget_open()
+        return self._watch.stats()["calls"].astype(np.int64)
+
+    def end(self) -> None:
+        """Take out what is still attached."""
+        self._moments.end()
+        self._account()
+        self._watch.detach()
+        self._scale = self._scaled() if self._moments.windows else None
+
+    def _scaled(self) -> Scale:
+        hits = int(sum(window.counts.sum() for window in self._moments.windows)) * 2
+        changed = hits / self._moments.observed * self._hit() >= _CHANGES
+        return self._moments.scale(changed=changed)
+
+    def _seconds(self) -> float:
+        return self._moments.seconds
+
+    def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
+        if (scale := self._scale) is None:
+            raise ValueError("nothing is called outside of windows")
+        observed = self._moments.observed
+        hits = int(stats["hits"]) + int(stats["timed"])
+        times = Times(
+            stats["durations"].astype(np.int64),
+            int(stats["ns"]) / 1e9,
+            self._cut[slot],
+            self._moments.longest,
+            0.0,
+        )
+        # Calls that found no room, or ended in a tail call, did not take longer than a window.
+        unknown = kind != "callback" or stats["unfollowed"]
+        changed = hits / observed * self._hit() >= _CHANGES
+        return {
+            "calls": round(int(stats["calls"]) * scale.factor),
+            "error": self._moments.error(scale, slot),
+            "failures": None,
+            "running": None,
+            "timed": int(stats["timed"]),
+            "times": times.unknown() if unknown or changed else times,
+        }
+
+    def result(self) -> Marks:
+        """What was counted, scaled up to the whole run."""
+        found = super().result()
+        windows = self._moments.windows
+        found.sampling_ratio = self._moments.observed / found.seconds
+        if self._scale is None:
+            found.notes.append(
+                "no call was counted: the VM used so little CPU that the budget paid for no "
+                "window; --budget none counts everything"
+            )
+            return found
+        found.others = round(int(self._watch.stats()[0]["calls"]) * self._scale.factor)
+        for row in found.functions:
+            for counts in (row.tags, row.returned):
+                counts.update({k: round(n * self._scale.factor) for k, n in counts.items()})
+        found.notes.append(
+            f"calls were seen in {len(windows)} windows of {self._moments.observed:.3g} s "
+            "together: rates are estimates, failures are not known"
+        )
+        return found
+
+
+def hooks_of(
+    target: Target, atoms: Atoms, classes: Sequence[str]
+) -> tuple[NDArray[np.void], list[Attachment]]:
+    """Settings and hooks of the markers of *classes*; ReadRefusedError if one is not certain."""
+    settings = np.zeros((), events.MARK_SETTINGS)
+    settings["tgid"] = target.pid
+    settings["process_id"] = target.layout.offset("Process", "common.id")
+    settings["process_hend"] = target.layout.offset("Process", "hend")
+    hooks = []
+    for name in classes:
+        marker = find_marker(target, atoms, name)
+        place = place_of(target, marker)
+        if place.in_register:
+            settings["function_in_register"] = 1
+        address = marker.address + place.shift
+        offset = target.binary.file_offset(address)
+        hooks.append(Attachment(PROGRAMS[name], "mark", marker.name, offset, address))
+    return settings, hooks
+
+
+def _require_jit(target: Target) -> None:
+    if target.flavor != "jit":
+        raise NothingToAttachError(
+            f"process {target.pid} runs the interpreter, whose registers are elsewhere; marks are "
+            "seen on the JIT (OTP 24 and later on x86_64)"
+        )
+
+
+def _require_marked(target: Target, code: MarkedCode, patterns: Sequence[Pattern]) -> None:
+    if not code.found.modules:
+        raise NothingToAttachError(
+            f"no code that process {target.pid} has loaded is marked: {_MARK_THEM}"
+        )
+    if not code.found.functions:
+        texts = ", ".join(pattern.text for pattern in patterns)
+        raise UsageError(
+            f"nothing that fits {texts} is in the {len(code.found.modules)} marked modules that "
+            f"process {target.pid} has loaded"
+        )

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Moments in which hooks of one target count, so that they keep within a budget.
+
+Hooks are attached for a window, and taken out. Until the next one the share of the budget adds up
+that it will take. What is counted in windows is scaled up by time, or by the VM's reductions where
+hooks take so much that they change how fast it works.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from scope_ebpf.budget.reference_counters import ReferenceCounters
+from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.runs.server_windows import error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scope_ebpf.beam.vm.target import Target
+
+#: Seconds of a window: of the first, which finds out how many hits there are; of the others.
+_FIRST, _SHORTEST, _LONGEST = 0.005, 0.05, 0.5
+#: Windows that a run should have, in so many seconds where it has no end: the fewer, the longer.
+_WINDOWS, _SPAN = 6, 10.0
+#: Seconds between two looks at whether a window has used up its hits.
+_STEP = 0.01
+#: A window is opened when there is so much more of the budget than it should take.
+_SPARE = 1.3
+#: Seconds before the first window, in which the VM's use of CPU becomes known.
+_WARM_UP = 1.0
+#: The part of the budget that is planned with.
+_PLANNED = 0.9
+
+
+class Watch(Protocol):
+    """What is attached for a window."""
+
+    def attach(self) -> None:
+        """Attach every hook."""
+
+    def release(self) -> None:
+        """Take them out, without waiting."""
+
+    def open_window(self, seconds: float, hits: int) -> int:
+        """Count for so long, and for so many hits at most; returns the time, ns."""
+
+    def is_over(self) -> bool:
+        """Whether the window is over."""
+
+    def close_window(self) -> int:
+        """Count no longer; returns when counting ended, ns."""
+
+
+class Window(NamedTuple):
+    """
+    One window: its seconds, and what was counted in it, of any shape.
+
+    ``reductions`` are those of the VM in it, None where they could not be read.
+    """
+
+    seconds: float
+    reductions: float | None
+    counts: NDArray[np.int64]
+
+
+class Scale(NamedTuple):
+    """
+    What counts of windows are multiplied by, and the error of that, as a part of it.
+
+    With ``by_work`` it is not time, but the VM's reductions that say which part of its work was in
+    windows.
+    """
+
+    factor: float
+    doubt: float
+    by_work: bool
+
+
+class Moments:
+    """
+    The windows of one run.
+
+    *budget* is a part of the CPU of *target*, *duration* seconds, None for no end. *hits* returns
+    the hits of all hooks until now, *counts* what was counted in all windows until now; it is
+    called after each with its bounds, ns.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        watch: Watch,
+        plan: tuple[float, float | None],
+        hits: Callable[[], int],
+        counts: Callable[[int, int], NDArray[np.int64]],
+    ) -> None:
+        budget, duration = plan
+        self._budget, self._span = _PLANNED * budget, duration or _SPAN
+        self._watch, self._hits, self._counts = watch, hits, counts
+        self._counters = ReferenceCounters(target)
+        self._random = random.Random()  # noqa: S311 - when to look is no secret
+        #: Hits a second while hooks were attached, and their seconds before and after a window.
+        self._rate = self._around = 0.0
+        self._before: int | None = None
+        self._after: int | None = None
+        self._began = self._ended = 0
+        self._total: NDArray[np.int64] | int = 0
+        self.windows: list[Window] = []
+
+    def begin(self) -> None:
+        """The run begins; the first window comes later."""
+        self._began = time.monotonic_ns()
+        self._before = self._reductions()
+        self._next = time.monotonic() + _WARM_UP
+
+    def end(self) -> None:
+        """The run ends."""
+        self._ended = time.monotonic_ns()
+        now = self._reductions()
+        self._after = self._after if now is None else now
+
+    def _reductions(self) -> int | None:
+        with suppress(ReadRefusedError, OSError):
+            return self._counters.now().get("reductions")
+        return None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to ask whether a window can be afforded."""
+        return now >= self._next
+
+    def look(self, now: float, used: float, spent: float, hit: float) -> bool:
+        """
+        Observe a window, if one is due and can be afforded; returns when it is over whether it was.
+
+        The target has *used* so many seconds of CPU in the run, hooks have *spent* some of them,
+        and a *hit* takes so many.
+        """
+        if not self.is_due(now):
+            return False
+        left = self._budget * used - spent
+        seconds = self._length(used, hit)
+        if left <= 0 or left <= self._rate * hit * (seconds + self._around) * _SPARE:
+            self._next = now + self._random.uniform(0.0, 2 * _STEP)
+            return False
+        self._observe(seconds, int(left / hit))
+        pause = self._span / (2 * _WINDOWS)
+        self._next = time.monotonic() + self._random.uniform(0.0, pause)
+        return True
+
+    def _length(self, used: float, hit: float) -> float:
+        """Seconds of the next window."""
+        if not self.windows:
+            return _FIRST
+        elapsed = max((time.monotonic_ns() - self._began) / 1e9, 1e-3)
+        affordable = self._budget * used / elapsed * self._span
+        whole = affordable / max(self._rate * hit, 1e-9)
+        return min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
+
+    def _observe(self, seconds: float, hits: int) -> None:
+        """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
+        before, reductions = self._hits(), self._reductions()
+        first = time.monotonic()
+        # Nothing between: what is hit before and after the window costs as much as what is counted.
+        self._watch.attach()
+        opened = self._watch.open_window(seconds, hits)
+        end = opened + int(seconds * 1e9)
+        while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
+            time.sleep(min(left / 1e9, _STEP))
+        closed = self._watch.close_window()
+        self._watch.release()
+        now, elapsed = self._reductions(), time.monotonic() - first
+        inside = None
+        if reductions is not None and now is not None:
+            self._after = now
+            inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
+        lasted = max(elapsed, 1e-3)
+        self._rate = (self._hits() - before) / lasted
+        self._around = max(0.0, lasted - (closed - opened) / 1e9)
+        total = self._counts(opened, closed)
+        self.windows.append(Window(max(1, closed - opened) / 1e9, inside, total - self._total))
+        self._total = total
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run."""
+        return max(1, self._ended - self._began) / 1e9
+
+    @property
+    def observed(self) -> float:
+        """Seconds of all windows."""
+        return sum(window.seconds for window in self.windows)
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest window."""
+        return max(window.seconds for window in self.windows)
+
+    def scale(self, *, changed: bool) -> Scale:
+        """How counts are scaled up, if hooks have *changed* how fast the VM works or not."""
+        by_time = self.seconds / self.observed
+        if not changed:
+            return Scale(by_time, 0.0, by_work=False)
+        inside = [window.reductions for window in self.windows if window.reductions]
+        if len(inside) < len(self.windows) or self._before is None or self._after is None:
+            return Scale(by_time, 1.0, by_work=True)
+        by_work = (self._after - self._before) / sum(inside)
+        doubt = abs(by_work - by_time) / (2 * max(by_work, by_time))
+        return Scale(by_work, doubt, by_work=True)
+
+    def error(self, scale: Scale, place: int | tuple[int, ...]) -> float:
+        """The standard error of what was counted at *place* of the counts, as a part of it."""
+        sizes = [
+            (window.reductions if scale.by_work else None) or window.seconds
+            for window in self.windows
+        ]
+        found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
+        return max(found, scale.doubt) if found else 0.0

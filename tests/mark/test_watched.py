@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Calls of marked functions, seen from outside, against what was planted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import documents
+import pytest
+from beams_run import build, require, start_beam
+from mark_run import HERE, folder, mark, run
+
+from scope_ebpf.beam.code.functions import parse
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.runs.marks import MarkOptions, watch
+
+SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
+EVERYTHING = float("inf")
+KINDS = {f"kind_{n}": 3 * n for n in range(1, 24)}
+
+
+@pytest.fixture(scope="module", params=["stock25", "trixie27", "sid29"])
+def beam(request):
+    """
+    A VM with a marked server.
+    """
+    require(os.geteuid() == 0, "seeing marks takes root")
+    kind, modules = request.param, folder("scope-counted-")
+    shutil.copy(HERE / "counted.erl", modules)
+    run(kind, [*build(kind).erlc, "-o", "{}", "{}/counted.erl"], modules)
+    done = mark(modules / "counted.beam", "--profile", "all", "--format", "json")
+    with start_beam(kind, "-s", "counted", "main", module_dir=modules) as running:
+        running.expect("ready")
+        running.marked = json.loads(done.stdout)["totals"]["functions"]
+        yield running
+
+
+@pytest.fixture(scope="module")
+def seen(beam):
+    """
+    What a run sees that counts everything of what is planted, by function.
+    """
+
+    def plant():
+        beam.send("go")
+        beam.expect("done")
+
+    options = MarkOptions(0.5, "all", EVERYTHING)
+    marks, error = watch(inspect(beam.pid), [parse("counted:*")], options, plant)
+    assert error is None
+    document = documents.validated(marks.as_json())
+    return document, {f"{f['function']}/{f['arity']}": f for f in document["functions"]}
+
+
+def test_every_call_of_a_callback_is_counted(beam, seen):
+    """
+    Calls, failures and what is under way are exact, of processes that ended as well.
+    """
+    document, found = seen
+    counts = {
+        name: (f["calls"], f["failures"], f["running"], f["timed"])
+        for name, f in found.items()
+        if f["class"] == "callback"
+    }
+    calls = sum(KINDS.values()) + 1
+    assert counts == {
+        "init/1": (48, 0, 0, 48),
+        "handle_call/3": (calls + 24, 24, 0, calls),
+        "handle_cast/2": (1778, 0, 1, 1777),
+        "handle_info/2": (23, 0, 0, 23),
+        "terminate/2": (47, 0, 0, 47),
+    }
+    assert (document["lost"], document["others"], document["collided"]) == (0, 0, [])
+    assert document["marked"] == {
+        "modules": 1,
+        "functions": beam.marked,
+        "profile": "all",
+    }
+
+
+def test_messages_and_results_are_told_apart(seen):
+    """
+    The first atom of a message, of 23 kinds and others, and of what a callback returned.
+    """
+    _, found = seen
+    call, cast = found["handle_call/3"], found["handle_cast/2"]
+    most = sorted(KINDS, key=lambda name: -KINDS[name])
+    tags = dict(call["tags"])
+    # Twenty are told apart; of two that are as frequent either may be.
+    assert sum(tags.values()) == call["calls"]
+    assert all(tags.pop(name) == KINDS[name] for name in most[:15])
+    assert tags.pop("crash") == 24
+    assert call["returned"] == {"reply": sum(KINDS.values()), "noreply": 1}
+    assert (cast["tags"], cast["returned"]) == ({"late": 1777, "wait": 1}, {"noreply": 1777})
+    assert found["handle_info/2"]["tags"] == {"": 23}
+
+
+def test_functions_that_end_in_a_tail_call_have_no_duration(seen):
+    """
+    All calls are counted, however deep; a duration is that of a call that returned itself.
+    """
+    _, found = seen
+    counts = {
+        name: (found[name]["calls"], found[name]["timed"], found[name]["failures"])
+        for name in ("deep/1", "hand_over/1", "taken_over/1", "leaf/1")
+    }
+    deep, timed, failures = counts.pop("deep/1")
+    assert (deep, failures) == (23 * 41, None)
+    assert 0 < timed < deep  # sixteen calls of a process are followed at a time
+    assert counts == {
+        "hand_over/1": (230, 0, None),
+        "taken_over/1": (230, 230, None),
+        "leaf/1": (2300, 2300, None),
+    }
+
+
+def test_the_command_counts_what_is_asked_for(beam):
+    """
+    A pattern, a document on one line, and a line on standard error when counting has begun.
+    """
+    words = ["marks", str(beam.pid), "counted:handle_cast", "--budget", "none", "-d", "30s"]
+    with subprocess.Popen(
+        [*SCOPE_TRACE, *words, "-f", "jsonl", "--max-cost", "100%"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        assert "watching process" in command.stderr.readline()
+        beam.send("go")
+        beam.expect("done")
+        command.send_signal(2)
+        output, _ = command.communicate(timeout=120)
+    (document,) = documents.load_lines(output)
+    (row,) = document["functions"]
+    assert (row["function"], row["calls"], row["running"]) == ("handle_cast", 1778, 1)
+
+
+def test_what_is_not_marked_is_refused(beam):
+    """
+    A pattern without marked functions is named; so is how to mark, where nothing is marked.
+    """
+    options = MarkOptions(1, budget=EVERYTHING)
+    with pytest.raises(UsageError, match=r"nothing that fits lists:map/2 is in the 1 marked"):
+        watch(inspect(beam.pid), [parse("lists:map/2")], options, lambda: None)
+    with start_beam("stock25", "-eval", 'io:format("ready~n").') as plain:
+        plain.expect("ready")
+        with pytest.raises(NothingToAttachError, match="scope-mark DIR --profile callbacks"):
+            watch(inspect(plain.pid), [], options, lambda: None)
+
+
+def test_two_functions_with_one_id_are_left_out(beam, monkeypatch):
+    """
+    Their calls cannot be told apart: both are named, and neither is counted.
+    """
+    from scope_ebpf.beam.marks import marked
+
+    monkeypatch.setattr(marked, "id_of", lambda one: hash(one.function[:7]) & ((1 << 52) - 1))
+    options = MarkOptions(0.1, budget=EVERYTHING)
+    marks, _ = watch(inspect(beam.pid), [parse("counted:*")], options, lambda: None)
+    names = {"counted:handle_call/3", "counted:handle_cast/2", "counted:handle_info/2"}
+    assert names <= set(marks.collided)
+    assert "their ids are the same" in json.dumps(marks.notes)
+
+
+def test_a_budget_gives_rates_with_their_error(beam):
+    """
+    Under the load of one caller, the estimate is what was served, within five standard errors.
+    """
+    beam.send("load")
+    beam.expect("loaded")
+
+    def served():
+        beam.send("served")
+        return int(beam.readline().split()[1])
+
+    before = 0
+
+    def begin():
+        nonlocal before
+        before = served()
+
+    options = MarkOptions(4, "callbacks", 1.0)
+    marks, error = watch(inspect(beam.pid), [parse("counted:handle_call")], options, begin)
+    truth = served() - before
+    assert error is None
+    document = documents.validated(marks.as_json())
+    (row,) = document["functions"]
+    assert (row["failures"], row["running"]) == (None, None)
+    assert 0 < document["sampling_ratio"] < 1
+    assert 0 < row["error_ratio"] <= 1
+    # What begins and ends the run takes time on a busy machine.
+    assert abs(row["calls"] - truth) <= (5 * row["error_ratio"] + 0.3) * truth
+    assert re.search(r"seen in \d+ windows", document["notes"][0])

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What windows of marked functions tell, their errors, and how it is printed.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import documents
+import numpy as np
+import pytest
+from profile_fixtures import TARGET
+
+from scope_ebpf import events
+from scope_ebpf.beam.marks.marked import _ATTRIBUTE, Mark, Marked
+from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
+from scope_ebpf.results.server_events import Times, bucket_of
+from scope_ebpf.runs import moments
+from scope_ebpf.runs.moments import Moments
+from scope_ebpf.sinks.marks import lines
+
+
+def times(seconds: list[float], cut: list[float] | None = None, reach: float | None = None):
+    found = np.zeros((2, events.SERVER_BUCKETS), np.int64)
+    for row, values in zip(found, (seconds, cut or []), strict=True):
+        for value in values:
+            row[bucket_of(value)] += 1
+    return Times(found[0], sum(seconds), None if reach is None else found[1], reach, 0.0)
+
+
+def test_what_hooks_took_within_a_call_is_taken_off():
+    """
+    As long as it is half of what was measured at most; then nothing is told.
+    """
+    durations = Durations(times([0.0001] * 100), 0.00003)
+    assert durations.mean() == pytest.approx(0.00007)
+    assert durations.quantile(0.5) == pytest.approx(0.00007, rel=0.15)
+    assert Durations(times([0.0001] * 100), 0.00006).as_json() == {
+        "mean": None,
+        "p50": None,
+        "p99": None,
+        "reach": None,
+    }
+    assert Durations(times([]), 0.0).as_json() is None
+
+
+def test_calls_that_windows_cut_off_are_not_forgotten():
+    """
+    Half of the calls take longer than a window: the median is one that ended, p99 is not known.
+    """
+    durations = Durations(times([0.001] * 600, [0.05] * 400, reach=0.1), 0.0)
+    assert durations.quantile(0.5) == pytest.approx(0.001, rel=0.15)
+    assert (durations.quantile(0.99), durations.mean()) == (None, None)
+
+
+class Hooks:
+    """
+    A watch that counts 1000 calls a second, on a clock of its own.
+    """
+
+    def __init__(self, monkeypatch):
+        self.now, self.since, self.until, self.hits = 0.0, None, 0.0, 0
+        monkeypatch.setattr(moments.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(moments.time, "monotonic_ns", lambda: int(self.now * 1e9))
+        monkeypatch.setattr(moments.time, "sleep", self.sleep)
+        monkeypatch.setattr(moments, "ReferenceCounters", lambda _target: self)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def now_reductions(self):
+        return {"reductions": int(self.now * 1_000_000)}
+
+    def attach(self):
+        self.now += 0.001
+
+    def release(self):
+        self.now += 0.001
+
+    def open_window(self, seconds, hits):
+        self.since, self.until = self.now, self.now + seconds
+        return int(self.now * 1e9)
+
+    def is_over(self):
+        return self.now >= self.until
+
+    def close_window(self):
+        end = min(self.now, self.until)
+        self.hits += round(1000 * (end - self.since))
+        return int(end * 1e9)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_windows_keep_within_the_budget(monkeypatch, changed):
+    """
+    Ten seconds of a VM that uses one CPU: a hit takes a millisecond, and one percent may be used.
+    """
+    hooks = Hooks(monkeypatch)
+    counters = type("Counters", (), {"now": staticmethod(hooks.now_reductions)})
+    monkeypatch.setattr(moments, "ReferenceCounters", lambda _target: counters)
+    counts = lambda _opened, _closed: np.array([hooks.hits])  # noqa: E731
+    run = Moments(None, hooks, (0.01, 10.0), lambda: hooks.hits, counts)
+    run.begin()
+    while hooks.now < 10:
+        hooks.now += 0.05
+        if run.is_due(hooks.now):
+            run.look(hooks.now, hooks.now, hooks.hits * 0.001, 0.001)
+    run.end()
+    assert 0 < hooks.hits * 0.001 <= 0.01 * 10 * 1.5
+    assert len(run.windows) >= 2
+    scale = run.scale(changed=changed)
+    assert scale.by_work == changed
+    assert hooks.hits * scale.factor == pytest.approx(10_000, rel=0.3)
+    assert 0 < run.error(scale, 0) <= 1
+
+
+def attribute(version: int = 1, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
+    """
+    The attribute as OTP encodes it, among others.
+    """
+
+    def pair(name: bytes, value: bytes) -> bytes:
+        return b"h\x02w" + bytes((len(name),)) + name + value
+
+    number = bytes((97, functions)) if functions < 256 else b"b" + struct.pack(">I", functions)
+    pairs = [
+        pair(b"version", bytes((97, version))),
+        pair(b"profile", b"w" + bytes((len(profile),)) + profile),
+        pair(b"functions", number),
+        pair(b"markers", b"a\x1f"),
+    ]
+    marks = pair(b"scope_mark", b"l" + struct.pack(">I", 4) + b"".join(pairs) + b"j")
+    return b"\x83l\0\0\0\x02" + pair(b"vsn", b"l\0\0\0\x01a\x07j") + marks + b"j"
+
+
+@pytest.mark.parametrize("functions", [10, 12, 300])
+def test_the_attribute_of_a_marked_module_is_read(functions):
+    """
+    Numbers of both sizes, also such whose bytes end a line.
+    """
+    found = _ATTRIBUTE.search(attribute(profile=b"all", functions=functions))
+    assert found is not None
+    told = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
+    assert told == (b"\x01", b"all", functions)
+    assert _ATTRIBUTE.search(b"\x83j" + b"w\x0ascope_mark") is None
+
+
+def test_a_table_names_what_is_not_known():
+    """
+    A figure that cannot be told is a dash, control characters of names are not printed.
+    """
+    exact = MarkedCalls(
+        *("Elixir.Shop.Cart", "handle_call", 3, "callback", 812, 0.0, 3, 1, 808),
+        Durations(times([0.002] * 808), 0.0),
+        {"add": 700, "\x1b[2J": 112},
+        {"reply": 808},
+    )
+    unknown = MarkedCalls(
+        *("shop", "leaf", 1, "function", 5, 0.25, None, None, 0), Durations(times([]), 0.0)
+    )
+    found = Marks(TARGET, 10.0, 214, 9120, "callbacks", [exact, unknown], notes=["a note"])
+    documents.fits(found.as_json(), "marks")
+    text = lines(found, "calls", 20)
+    assert "214 modules marked (callbacks)" in text[0]
+    assert text[2].startswith("Shop.Cart.handle_call/3")
+    assert text[2].split()[1:4] == ["812", "81.2", "3"]
+    assert "add 700" in text[2]
+    assert "\x1b" not in "".join(text)
+    assert text[3].split() == ["shop:leaf/1", "5", "25%", "0.5", "-", "-", "-", "-"]
+    assert text[4] == "a note"
+
+
+def test_profiles_are_named_together():
+    """
+    Modules may be marked with different profiles.
+    """
+    found = Marked({"a": Mark("callbacks", 1), "b": Mark("all", 2), "c": Mark("all", 3)})
+    assert found.profiles == "all, callbacks"
