@@ -157,7 +157,10 @@ def _commands(scripts: dict[str, str]) -> None:
 
 
 def _man_pages() -> None:
+    """All but that of scope-mark, which is built where Erlang is and is in no package."""
     for page in sorted((ROOT / "docs/man").iterdir()):
+        if page.stem == "scope-mark":
+            continue
         _gzip(page.read_text(), SHARE / f"man/man{page.suffix[1:]}/{page.name}.gz")
 
 
