@@ -11,9 +11,9 @@ from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import add_format
-from scope_ebpf.cli.trouble import health
+from scope_ebpf.cli.trouble import Health, health
 from scope_ebpf.cli.vms import Clocks, Marks, marks_of
-from scope_ebpf.errors import ScopeError
+from scope_ebpf.errors import NoSuchProcessError, ScopeError
 from scope_ebpf.sinks.plain import plain, say, short
 
 if TYPE_CHECKING:
@@ -31,35 +31,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     found = beams()
-    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    targets = [t for t in found if isinstance(t, Beam)]
+    refusals = [one for one in found if isinstance(one, Refusal)]
+    targets = [one for one in found if isinstance(one, Beam)]
     clocks = Clocks(targets)
-    seen = health([*targets])
-    rows = [_row(target, marks_of(target, clocks), uptime) for target in targets]
+    rows: list[FoundVm] = []
+    seen: list[Health] = []
+    for target, one in zip(targets, health([*targets]), strict=True):
+        try:
+            rows.append(_row(target, marks_of(target, clocks)))
+            seen.append(one)
+        except NoSuchProcessError:
+            continue  # it has ended since it was found
+        except ScopeError as error:
+            refusals.append(Refusal(target.pid, error))
     if arguments.format != "text":
         listed: list[ListedVm] = [
             {**row, **one.as_json()} for row, one in zip(rows, seen, strict=True)
         ]
-        refused: list[RefusedVm] = [
-            {"pid": r.pid, "reason": str(r.reason)} for r in found if isinstance(r, Refusal)
-        ]
+        refused: list[RefusedVm] = [{"pid": r.pid, "reason": str(r.reason)} for r in refusals]
         document: ListDocument = {"schema": 1, "beams": listed, "refused": refused}
         print_document(document, arguments.format)
         return 0
     if rows:
         say("\n".join(table(rows, _width())), sys.stdout)
-    for target, one in zip(targets, seen, strict=True):
+    for row, one in zip(rows, seen, strict=True):
         if one.text():
-            say(plain(f"{target.pid}: {escaped(one.text())}"), sys.stdout)
-    for refusal in found:
-        if isinstance(refusal, Refusal):
-            say(f"scope-trace: {plain(str(refusal.reason))}")
-    if not found:
+            say(plain(f"{row['pid']}: {escaped(one.text())}"), sys.stdout)
+    for refusal in refusals:
+        say(f"scope-trace: {plain(str(refusal.reason))}")
+    if not rows and not refusals:
         print("no BEAM runs on this host (or none that you may see: try with sudo)")
     return 0
 
 
-def _row(target: Beam, marks: Marks, uptime: float) -> FoundVm:
+def _row(target: Beam, marks: Marks) -> FoundVm:
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
     return {
         **target.as_json(),
         "hooks": "usdt" if target.usdt else _symbols(target),

@@ -5,14 +5,19 @@ What tells VMs apart in ``scope-trace list``.
 
 from __future__ import annotations
 
+import argparse
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from scope_ebpf.beam.vm.command import application_of, command_words, own_words
+from scope_ebpf.cli import list_beams
 from scope_ebpf.cli.list_beams import table
+from scope_ebpf.cli.trouble import Health
 from scope_ebpf.cli.vms import cpu_seconds
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,3 +160,32 @@ def test_cpu_time_is_that_of_the_process():
     found = cpu_seconds(os.getpid())
     assert before - 0.02 <= found <= sum(os.times()[:2]) + 0.02
     assert cpu_seconds(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(NoSuchProcessError("process 5 has ended"), ""), (ReadRefusedError("torn"), "torn")],
+)
+def test_a_vm_that_ends_meanwhile_ends_no_list(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """
+    A VM that has ended since it was found is left out, one that cannot be read has its reason.
+    """
+    found = [SimpleNamespace(pid=4711), SimpleNamespace(pid=5)]
+
+    def row(target: SimpleNamespace, _marks: object) -> dict[str, object]:
+        if target.pid == 5:
+            raise error
+        return ROW
+
+    monkeypatch.setattr(list_beams, "Beam", SimpleNamespace)
+    monkeypatch.setattr(list_beams, "beams", lambda: found)
+    monkeypatch.setattr(list_beams, "health", lambda vms: [Health(None, None, None) for _ in vms])
+    monkeypatch.setattr(list_beams, "marks_of", lambda *_: None)
+    monkeypatch.setattr(list_beams, "_row", row)
+    assert 0 == list_beams.run(argparse.Namespace(format="text"))
+    printed = capsys.readouterr()
+    assert "4711" in printed.out
+    assert said in printed.err
+    assert bool(said) == bool(printed.err)
