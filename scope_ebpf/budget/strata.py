@@ -23,7 +23,11 @@ _SUMS = 5
 
 
 class Estimate(NamedTuple):
-    """A count of the whole run, and its standard error as a part of it: 0 where it is exact."""
+    """
+    A count of the whole run, and its standard error as a part of it: 0 where it is exact.
+
+    It is more than 1 where little was counted in full and windows, which saw none, are few.
+    """
 
     number: float
     error: float
@@ -99,15 +103,26 @@ class Strata:
             sums = self._sums.get(key)
             if inside and sums is not None:
                 sampled = float(sums[0]) * rest / inside
-                error = max(self._error(sums, by_work=by_work), doubt)
+                error = min(1.0, max(self._error(sums, by_work=by_work), doubt))
                 variance = (error * sampled) ** 2 * max(0.0, 1 - inside / rest)
-            elif not inside and rest:
+            elif inside:
+                variance = self._unseen(rest, inside)
+            elif rest:
                 # Nothing is known of the rest but that it follows what was observed.
                 sampled = census * rest / max(self._in_census.seconds, 1e-9)
                 variance = sampled**2
             count = census + sampled
-            found[key] = Estimate(count, min(1.0, variance**0.5 / count) if count else 0.0)
+            found[key] = Estimate(count, variance**0.5 / count if count else 0.0)
         return found
+
+    @staticmethod
+    def _unseen(rest: float, inside: float) -> float:
+        """
+        The variance of a count of which windows saw none, *inside* of them being of *rest*.
+
+        One event, such as windows of the rest would have seen, stands for so many.
+        """
+        return (rest / inside) ** 2 if inside < rest else 0.0
 
     def _knows_work(self, whole: Whole) -> bool:
         known = self._has_work and None not in (whole.work, self._in_census.work)

@@ -59,6 +59,44 @@ def test_windows_beside_time_that_was_observed_in_full():
     assert 0.5 * (0.8 / 200) ** 0.5 == pytest.approx(error)
 
 
+def test_what_windows_saw_nothing_of_is_no_exact_count():
+    """
+    One event in what was observed in full, none in windows of a tenth of the rest: there may be
+    some in the other nine tenths, and none where windows were all of it.
+    """
+    strata = Strata()
+    strata.census({b"a": 1, b"b": 1000}, 1.0, None)
+    for _ in range(3):
+        strata.window({b"a": 1, b"b": 1000}, 2.0, None)
+    found = strata.estimates(Whole(61.0, None))
+    assert Estimate(1, pytest.approx(10)) == found[b"a"]
+    assert Estimate(1000, pytest.approx(0.01)) == found[b"b"]
+    assert Estimate(1, 0) == strata.estimates(Whole(7.0, None))[b"a"]
+
+
+def test_the_error_of_what_is_rare_reaches_the_truth():
+    """
+    Of 200 runs with twelve events in a minute, counted in full for a second and in windows of a
+    tenth, the truth is within two errors in 180 and more.
+    """
+    draw, within, runs = random.Random(23), 0, 0
+    while runs < 200:
+        events = sorted(draw.uniform(0, 61) for _ in range(12))
+        full = bisect_left(events, 1.0)
+        if not full:
+            continue
+        strata, seen = Strata(), full
+        strata.census({b"a": seen}, 1.0, None)
+        for number in range(6):
+            at = 1 + 10 * number + draw.uniform(0, 9)
+            seen += bisect_left(events, at + 1) - bisect_left(events, at)
+            strata.window({b"a": seen}, 1.0, None)
+        count, error = strata.estimates(Whole(61.0, None))[b"a"]
+        within += abs(count - len(events)) <= 2 * error * count
+        runs += 1
+    assert within >= 180
+
+
 def test_hooks_that_slow_a_vm_down_are_scaled_by_its_work():
     """
     Half as many events in windows in which the VM worked half as fast are as many as outside.
