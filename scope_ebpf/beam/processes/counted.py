@@ -8,7 +8,7 @@ A VM that hides its symbols has its table found by the shape of what lies behind
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from scope_ebpf.errors import ReadRefusedError
@@ -26,6 +26,8 @@ _MOST_SLOTS, _READINGS, _COUNT = 1 << 20, 4, 4
 _FLAGS = 7
 #: Processes that may be counted and have no slot yet, in a VM that stands still there.
 _HALF_MADE = 8
+#: Processes that may begin and end while the slots are read, also of a few.
+_WHILE_READ = 16
 
 #: With which layout the table of a VM was compared.
 _compared: WeakKeyDictionary[Memory, Layout] = WeakKeyDictionary()
@@ -51,7 +53,7 @@ def check_rows(target: Target) -> None:
 
 def _counts_them(target: Target, table: int) -> bool:
     """
-    Whether the count is that of the slots in use.
+    Whether the count is that of the slots in use, in one of several readings.
 
     A VM that makes and ends processes all the time is compared roughly, and so is one with more
     slots than are read. One that stands still may do so while it makes some.
@@ -63,11 +65,36 @@ def _counts_them(target: Target, table: int) -> bool:
     for _ in range(_READINGS):
         before = memory.u32(count)
         seen = _used(target, table, min(slots, _MOST_SLOTS))
-        if seen == before:
+        reading = _Reading(before, seen, memory.u32(count))
+        if reading.fits(0):
             return True
-        readings.append((before, seen))
-    most = before // 2 if len(set(readings)) > 1 else _HALF_MADE
-    return seen <= before + most and (slots > _MOST_SLOTS or seen >= before - most)
+        readings.append(reading)
+    changes = len(set(readings)) > 1
+    return any(
+        one.fits(one.roughly if changes else _HALF_MADE, whole=slots <= _MOST_SLOTS)
+        for one in readings
+    )
+
+
+class _Reading(NamedTuple):
+    """Slots in use, and the count before and after they were read."""
+
+    before: int
+    seen: int
+    after: int
+
+    @property
+    def roughly(self) -> int:
+        """How far slots and counts may be apart in a VM that makes and ends processes."""
+        return max(_HALF_MADE + _WHILE_READ, max(self.before, self.after) // 2)
+
+    def fits(self, apart: int, *, whole: bool = True) -> bool:
+        """Whether both agree to *apart*; slots that were not *whole* read may be fewer."""
+        low, high = sorted((self.before, self.after))
+        # What jumps further while slots are read is no count.
+        if high - low > self.roughly:
+            return False
+        return self.seen <= high + apart and (not whole or self.seen >= low - apart)
 
 
 def _used(target: Target, table: int, slots: int) -> int:
