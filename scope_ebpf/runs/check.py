@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.checks.machine import Ending, Quota, Tables
 from scope_ebpf.checks.processes import Mailboxes, Memory, Supervisors
 from scope_ebpf.checks.scene import Scene
@@ -48,7 +49,7 @@ def check(target: Target, seconds: float, wait: Callable[[float], object] | None
     """
     require_target(target.identity, "checked")
     made, pause = Check(target.as_json()), wait or target.identity.wait
-    cpu, began = time.process_time(), time.monotonic()
+    cpu, began = cpu_seconds(), time.monotonic()
     try:
         scene = Scene(target, made.more)
         parts = _begun(scene, made)
@@ -61,7 +62,7 @@ def check(target: Target, seconds: float, wait: Callable[[float], object] | None
         target.identity.check()
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "checked") from error
-    made.seconds, made.cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+    made.seconds, made.cpu_seconds = time.monotonic() - began, cpu_seconds() - cpu
     return made
 
 

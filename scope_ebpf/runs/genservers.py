@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
@@ -83,7 +84,7 @@ class Looking:
 
     def look(self) -> None:
         """Look once more."""
-        began = time.process_time()
+        began = cpu_seconds()
         try:
             seen = self._servers.look()
         except ReadRefusedError as error:
@@ -95,7 +96,7 @@ class Looking:
             self._add_servers(seen)
             self._add_callers(seen)
         finally:
-            self.cpu_seconds += time.process_time() - began
+            self.cpu_seconds += cpu_seconds() - began
 
     def _add_servers(self, seen: Look) -> None:
         for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):

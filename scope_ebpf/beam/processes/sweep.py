@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scope_ebpf.arrays import distinct, within
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.processes.table import CHUNK
 
 if TYPE_CHECKING:
@@ -103,12 +104,12 @@ class Sweep:
 
     def turn(self) -> State:
         """Read the next part; the first turn reads everything."""
-        began = time.process_time()
+        began = cpu_seconds()
         part, parts = self._part, len(self._kept)
         snapshot = self.table.snapshot(part, parts)
         self._take(snapshot, part)
         self._torn[part] = snapshot.torn + snapshot.unreadable
-        torn, seconds = sum(self._torn.values()), time.process_time() - began
+        torn, seconds = sum(self._torn.values()), cpu_seconds() - began
         self._part = (part + 1) % parts
         if self._part == 0:
             self._plan(seconds * parts)

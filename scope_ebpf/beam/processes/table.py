@@ -11,14 +11,13 @@ process that runs meanwhile need not all be of the same instant.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scope_ebpf.arrays import joined, picked
-from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.process_memory import column, cpu_seconds
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.beam.processes.counted import check_rows
 from scope_ebpf.errors import ReadRefusedError
@@ -284,7 +283,7 @@ class ProcessTable:
         Blocks of slots are taken in turn, so that old and young processes are
         in every part alike.
         """
-        began = time.process_time()
+        began = cpu_seconds()
         blocks = range(part * CHUNK, self.slots, parts * CHUNK)
         # A struct is read soon after its slot: no more slots at once than a block of structs.
         run = max(1, min(_BLOCKS, self.slots // max(1, self.count())))
@@ -309,7 +308,7 @@ class ProcessTable:
 
     def at(self, slots: NDArray[np.int64]) -> Snapshot:
         """Read the processes in some slots of the table."""
-        began = time.process_time()
+        began = cpu_seconds()
         pointers = self._look(slots)
         there = pointers != 0
         found = _Found([np.empty(0, self._dtype)], [], [])
@@ -320,7 +319,7 @@ class ProcessTable:
         rows = joined(found.rows)
         missed = np.array(found.torn + found.unreadable, np.int64)
         torn, unreadable = len(found.torn), len(found.unreadable)
-        return Snapshot(rows, self.count(), torn, unreadable, missed, time.process_time() - began)
+        return Snapshot(rows, self.count(), torn, unreadable, missed, cpu_seconds() - began)
 
     def _settle(
         self, found: _Found, slots: NDArray[np.int64], pointers: NDArray[np.uint64]

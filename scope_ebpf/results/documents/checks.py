@@ -123,6 +123,7 @@ class CheckDocument(TypedDict):
     #: Parts of the VM that were looked at.
     checked: list[str]
     not_checked: list[NotChecked]
+    #: CPU seconds of the check itself; in the daemon without those of its other threads.
     own_cpu_seconds: float
     #: Whether names and texts of the application are replaced.
     redacted: bool
