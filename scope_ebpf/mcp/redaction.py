@@ -16,7 +16,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.telemetry.specs import shipped
+from scope_ebpf.attach.plan import EVENTS
+from scope_ebpf.telemetry.specs import ANY, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,20 @@ _DROPPED = frozenset({
     "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
     "because", "summary",
 })  # fmt: skip
-#: Dictionaries whose keys are atoms of the application.
-_ATOMS = frozenset({"tags", "returned"})
+#: Dictionaries whose keys are texts of the VM, and as which fields those are replaced.
+KEYS = {"tags": "atom", "returned": "atom", "drivers": "driver"}
+#: Those whose keys are words of ours, or of the configuration: of events, their classes, labels and
+#: measurements, parts of the VM, kinds of findings. The keys of no other dictionary are texts.
+OWN_KEYS = frozenset({
+    "events", "by_class", "durations", "labels", "measurements", "hooks", "not_told", "refused",
+    "left_out",
+})  # fmt: skip
+#: OTP's own drivers (OTP-25.2.3 and OTP-29.1.1 erts/emulator/sys/unix/sys_drivers.c, drivers/, and
+#: lib/runtime_tools/c_src); efile, zlib_drv and tty_sl of older releases. "?" is one without name.
+_DRIVERS = frozenset({
+    "tcp_inet", "udp_inet", "sctp_inet", "spawn", "spawn_forker", "fd", "vanilla", "efile",
+    "ram_file_drv", "zlib_drv", "tty_sl", "trace_file_drv", "trace_ip_drv", "?",
+})  # fmt: skip
 #: Fields with functions, as M:F/A or as symbols.
 _FUNCTIONS = frozenset({
     "function", "current_function", "initial_call", "symbol", "name", "who",
@@ -79,8 +92,14 @@ def public_modules() -> frozenset[str]:
 
 @cache
 def _libraries() -> frozenset[str]:
-    """First atoms of the events of known libraries; "*" stands for those of an application."""
-    return frozenset(spec.event[0] for spec in shipped())
+    """First atoms of the events of known libraries."""
+    return frozenset(spec.event[0] for spec in shipped()) - {ANY}
+
+
+@cache
+def _events() -> frozenset[str]:
+    """Names of events that are ours: of the VM, of specifications, of events without a row."""
+    return frozenset((*EVENTS, *(spec.name for spec in shipped()), "(other events)"))
 
 
 def _module(function: object) -> str | None:
@@ -135,8 +154,7 @@ class Redaction:
 
     def _event(self, text: str) -> str:
         """The name of an event; that of a library which is not known may be the application's."""
-        first, *rest = text.split(".")
-        if not rest or first in _libraries() or text == "(other events)":
+        if text in _events() or text.partition(".")[0] in _libraries():
             return text
         return self._pseudonym("event", text)
 
@@ -144,8 +162,8 @@ class Redaction:
         if key == "host" and not isinstance(value, str):
             return value
         if isinstance(value, dict):
-            if key in _ATOMS:
-                return {k and self._pseudonym("atom", k): v for k, v in value.items()}
+            if key in KEYS:
+                return {self._key_of(k, KEYS[key]): v for k, v in value.items()}
             # The fields of a dictionary of reasons are names of events or of parts of the VM.
             if key == "labels":
                 return {name: self._label(name, one) for name, one in value.items()}
@@ -155,12 +173,19 @@ class Redaction:
             return [self._value(item, key, node, record) for item in value]
         return self._text(value, key, node, record) if isinstance(value, str) else value
 
+    def _key_of(self, text: str, kind: str) -> str:
+        """A key of a dictionary; the empty one stands for what has no such text."""
+        kept = not text or (kind == "driver" and text in _DRIVERS)
+        return text if kept else self._pseudonym(kind, text)
+
     def _text(self, text: str, key: str, node: str, record: Mapping[str, Any]) -> str:
         """A text of the field *key* of *record*, of a VM that is called *node*."""
         if key in _DROPPED:
             return LEFT_OUT
         if key == "event":
             return self._event(text)
+        if key == "driver":
+            return self._key_of(text, key)
         if key in _REASONS:
             return self._reason(text, node)
         if key in _KEPT or not text or _is_public(text, key, record):

@@ -12,6 +12,7 @@ import documents
 import jsonschema
 import pytest
 
+from scope_ebpf.mcp.redaction import KEYS, OWN_KEYS
 from scope_ebpf.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +174,42 @@ def test_every_schema_and_tool_is_documented():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE)
     found = {name: re.findall(r"`(\w+)`", cell) for name, cell in rows}
     assert {name: list(tool.parameters) for name, tool in TOOLS.items()} == found
+
+
+def free(schema: object, field: str = "") -> set[str]:
+    """
+    The fields of a schema that are objects whose keys are not in it.
+    """
+    if isinstance(schema, list):
+        return {name for one in schema for name in free(one, field)}
+    if not isinstance(schema, dict):
+        return set()
+    own = {field} if schema.get("additionalProperties", False) is not False else set()
+    below = (
+        free(one, key)
+        for fields in ("properties", "$defs")
+        if fields in schema
+        for key, one in schema[fields].items()
+    )
+    rest = (
+        free(schema[key], field)
+        for key in ("anyOf", "items", "additionalProperties")
+        if key in schema
+    )
+    return own.union(*below, *rest)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_redaction_knows_every_object_with_free_keys(tool: str):
+    """
+    Their keys are texts of the VM, which it replaces, or words of ours.
+    """
+    assert free(documents.schema(TOOLS[tool].schema)) <= {*KEYS, *OWN_KEYS}
+
+
+def test_redaction_names_no_object_that_is_not_there():
+    """
+    A name that no document has would hide one that means something else later.
+    """
+    found = {name for tool in TOOLS.values() for name in free(documents.schema(tool.schema))}
+    assert {*KEYS, *OWN_KEYS} == found

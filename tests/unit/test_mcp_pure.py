@@ -171,6 +171,42 @@ def test_redaction_of_requests_leaves_no_route_and_no_event_of_the_application()
     assert ("success", "error") == (last["labels"]["state"], last["labels"]["kind"])
 
 
+@pytest.mark.parametrize(
+    ("event", "kept"),
+    [
+        ("shop", False),
+        ("*.shop", False),
+        ("*", False),
+        ("*.query", True),
+        ("phoenix.endpoint.stop", True),
+        ("gc", True),
+        ("(other events)", True),
+    ],
+)
+def test_an_event_is_kept_if_it_is_ours_or_of_a_known_library(event: str, kept: bool):
+    """
+    One atom may be the name of the application, and a first atom of "*" is nobody's.
+    """
+    made = Redaction().document({"target": dict(TARGET), "events": [{"event": event}]})
+    assert kept == (event == made["events"][0]["event"])
+
+
+def test_drivers_of_otp_are_kept_and_those_of_the_application_are_one_pseudonym():
+    """
+    As keys of the counts and in rows of ports alike.
+    """
+    made = Redaction().document({
+        "target": dict(TARGET),
+        "drivers": {"tcp_inet": 5, "shop_drv": 2, "?": 1},
+        "ports": [{"driver": name} for name in ("tcp_inet", "shop_drv", None)],
+    })  # fmt: skip
+    assert "shop" not in json.dumps(made)
+    own = made["ports"][1]["driver"]
+    assert own.startswith("driver-")
+    assert ["tcp_inet", own, None] == [port["driver"] for port in made["ports"]]
+    assert {"tcp_inet": 5, own: 2, "?": 1} == made["drivers"]
+
+
 def test_the_callback_module_of_a_supervisor_is_a_name_of_the_application():
     """
     Its initial call is supervisor:Module/1; one of OTP's own modules is kept.
