@@ -52,6 +52,9 @@ class Counting(Closing):
 
     #: Whether everything is watched, also what takes most hits.
     _whole = True
+    #: The part of a module's messages from which on those that the VM has moved make its queue
+    #: times unknown: they are those that wait longest, without which p99 is too short.
+    _moved = 0.01
 
     def __init__(
         self, viewer: Viewer, max_cost: float | None, stop: Stop, *, by_tag: bool = False
@@ -144,6 +147,7 @@ class Counting(Closing):
         """Count no longer, and take the hooks out."""
         self._ended = self._watch.close_window()
         self._account()
+        self._leftovers.last(self._ended)
         with suppress(ScopeError):  # the VM may have ended
             self._learn_names()
         self._watch.detach()
@@ -158,7 +162,7 @@ class Counting(Closing):
         observed = (self._ended - self._began) / 1e9
         for slot, stats in enumerate(self._watch.stats()):
             if slot not in self._callers and (slot in self._names or stats["calls"]):
-                self._add(found, slot, _messages(stats, observed))
+                self._add(found, slot, _messages(stats, observed, self._are_moved(slot, stats)))
         for edge in self._watch.edges():
             total = self._edge(found, edge.caller, edge.callee)
             total.add(edge.calls, edge.blocked_ns / 1e9)
@@ -169,6 +173,15 @@ class Counting(Closing):
             found.others = Messages.none(observed)
         self._finish(found)
         return found
+
+    def _are_moved(self, slot: int, stats: np.void, cut: int = 0) -> bool:
+        """
+        Whether queue times cannot be told: the VM has moved many messages while they waited.
+
+        *cut* are those that waited at the end of windows, beside those that were taken.
+        """
+        moved = int(self._leftovers.moved[slot])
+        return moved > self._moved * (moved + cut + int(stats["queue"].sum()))
 
     def _full(self) -> bool:
         """Whether there were more modules than slots."""
@@ -199,10 +212,19 @@ class Counting(Closing):
         found.cost = Cost(self._hooks, hits, seconds, share)
         if counts["unreadable"]:
             found.notes.append(f"{counts['unreadable']} reads of the VM's memory failed in hooks")
+        self._say_moved(found)
         if self._full():
             found.notes.append(
                 f"more than {events.SERVER_SLOTS - events.SLOT_FIRST} modules: those that came "
                 "last are counted together, as (other modules)"
+            )
+
+    def _say_moved(self, found: ServerEvents) -> None:
+        moved = int(self._leftovers.moved.sum())
+        if moved:
+            found.notes.append(
+                f"garbage collections moved {moved} messages that waited: their queue times are "
+                f"not known, nor is any of a module of which they are more than {self._moved:.0%}"
             )
 
     def close(self) -> None:
@@ -210,8 +232,8 @@ class Counting(Closing):
         self._resources.close()
 
 
-def _messages(stats: np.void, seconds: float) -> Messages:
-    """What was counted in *seconds* without a gap."""
+def _messages(stats: np.void, seconds: float, moved: bool) -> Messages:
+    """What was counted in *seconds* without a gap; *moved* is whether queue times are not known."""
     queue, service, call = (
         Times(stats[name].astype(np.int64), int(stats[f"{name}_ns"]) / 1e9)
         for name in ("queue", "service", "call")
@@ -221,7 +243,7 @@ def _messages(stats: np.void, seconds: float) -> Messages:
         int(stats["calls"]),
         int(stats["casts"]),
         int(stats["infos"]),
-        queue,
+        queue.unknown() if moved else queue,
         service,
         call,
         int(stats["timeouts"]),

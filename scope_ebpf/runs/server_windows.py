@@ -89,6 +89,8 @@ class Windows(Counting):
     """
 
     _whole = False
+    #: What is taken between the end of a window and the reading of mailboxes counts as moved.
+    _moved = 0.05
 
     def __init__(
         self,
@@ -165,19 +167,22 @@ class Windows(Counting):
         closed = self._watch.close_window()
         now, elapsed = self._read_reductions(), time.monotonic() - at
         self._watch.release()
+        # Hits before and after count as well: they cost the VM as much.
+        lasted = max(time.monotonic() - first, 1e-3)
+        waiting = self._leftovers.waiting()
         if reductions is not None and now is not None:
             self._reductions = now
             inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
         else:
             inside = None
-        # Hits before and after count as well: they cost the VM as much.
-        lasted = max(time.monotonic() - first, 1e-3)
         self._rate = (self._hits() - before) / lasted
         self._busiest = max(self._busiest, self._rate)
         self._around = max(0.0, lasted - (closed - opened) / 1e9)
-        self._add_window(opened, closed, inside)
+        self._add_window(opened, closed, inside, waiting)
 
-    def _add_window(self, opened: int, closed: int, reductions: float | None) -> None:
+    def _add_window(
+        self, opened: int, closed: int, reductions: float | None, waiting: NDArray[np.void]
+    ) -> None:
         stats = self._watch.stats()
         counts = np.stack([stats[name].astype(np.int64) for name in _KINDS], axis=1)
         counts -= sum(window.counts for window in self._windows)
@@ -192,8 +197,7 @@ class Windows(Counting):
             ("service", "taken_ns", calls[~waits & works]),
         ):
             self._cut_off(kind, these["server_slot"], these[began], closed)
-        _, messages = self._watch.waiting_messages()
-        self._cut_off("queue", messages["slot"], messages["sent_ns"], closed)
+        self._cut_off("queue", waiting["slot"], waiting["sent_ns"], closed)
         self._watch.forget_open()
 
     def _cut_off(
@@ -281,6 +285,8 @@ class Windows(Counting):
             for number, name in enumerate(_DURATIONS)
         ]
         queue, service, call = [one.unknown() for one in times] if scale.changed else times
+        if self._are_moved(slot, stats, int(self._cut[_DURATIONS.index("queue"), slot].sum())):
+            queue = queue.unknown()
         calls, casts, infos = (round(int(stats[name]) * scale.factor) for name in _KINDS)
         errors = [self._error(slot, number, scale) for number in range(len(_KINDS))]
         return Messages(

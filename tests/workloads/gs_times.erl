@@ -77,7 +77,7 @@ times(Module, Kind) ->
     io_lib:format(" ~s:~s_count=~b ~s:~s_mean=~b", [Module, Kind, Number, Module, Kind,
         Sum div max(1, Number)]) ++
         [io_lib:format(" ~s:~s_p~b=~b", [Module, Kind, P, quantile(Bins, P * Number / 100)])
-            || P <- [50, 90, 99], Number > 0].
+            || P <- [47, 50, 53, 87, 90, 93, 99], Number > 0].
 
 quantile(Bins, Wanted) -> quantile(Bins, Wanted, 0).
 
