@@ -174,14 +174,14 @@ class Counting(Closing):
         self._finish(found)
         return found
 
-    def _are_moved(self, slot: int, stats: np.void, cut: int = 0) -> bool:
-        """
-        Whether queue times cannot be told: the VM has moved many messages while they waited.
-
-        *cut* are those that waited at the end of windows, beside those that were taken.
-        """
+    def _are_moved(self, slot: int, stats: np.void) -> bool:
+        """Whether queue times are not known: the VM has moved many messages that waited."""
         moved = int(self._leftovers.moved[slot])
-        return moved > self._moved * (moved + cut + int(stats["queue"].sum()))
+        return moved > self._moved * (moved + int(stats["queue"].sum()) + self._cut_in_queue(slot))
+
+    def _cut_in_queue(self, _slot: int) -> int:
+        """The messages of a slot that still waited when they were watched no longer."""
+        return 0
 
     def _full(self) -> bool:
         """Whether there were more modules than slots."""
@@ -220,11 +220,12 @@ class Counting(Closing):
             )
 
     def _say_moved(self, found: ServerEvents) -> None:
-        moved = int(self._leftovers.moved.sum())
-        if moved:
+        stats = enumerate(self._watch.stats())
+        names = {self.name_of(slot) for slot, one in stats if self._are_moved(slot, one)}
+        if names:
             found.notes.append(
-                f"garbage collections moved {moved} messages that waited: their queue times are "
-                f"not known, nor is any of a module of which they are more than {self._moved:.0%}"
+                f"no queue times of {len(names)} module{'s' * (len(names) > 1)}: the VM moved "
+                "messages that waited (garbage collection), and nobody knows how long those waited"
             )
 
     def close(self) -> None:

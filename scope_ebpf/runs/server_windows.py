@@ -200,6 +200,9 @@ class Windows(Counting):
         self._cut_off("queue", waiting["slot"], waiting["sent_ns"], closed)
         self._watch.forget_open()
 
+    def _cut_in_queue(self, slot: int) -> int:
+        return int(self._cut[_DURATIONS.index("queue"), slot].sum())
+
     def _cut_off(
         self, kind: str, slots: NDArray[np.void], began: NDArray[np.void], closed: int
     ) -> None:
@@ -285,7 +288,7 @@ class Windows(Counting):
             for number, name in enumerate(_DURATIONS)
         ]
         queue, service, call = [one.unknown() for one in times] if scale.changed else times
-        if self._are_moved(slot, stats, int(self._cut[_DURATIONS.index("queue"), slot].sum())):
+        if self._are_moved(slot, stats):
             queue = queue.unknown()
         calls, casts, infos = (round(int(stats[name]) * scale.factor) for name in _KINDS)
         errors = [self._error(slot, number, scale) for number in range(len(_KINDS))]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from typing import Any
@@ -31,9 +30,7 @@ PRECISION = 0.15
 RANKS = {"p50": ("p47", "p53"), "p90": ("p87", "p93")}
 #: Milliseconds for which servers sleep in each of their calls, or in most of them.
 SLEEPS = {"gs_chain": 5, "gs_state": 10, "gs_defer": 15, "gs_mixed": 1}
-#: Windows from which on their errors are taken at their word.
-ENOUGH = 5
-#: Seconds of the load that they see.
+#: Seconds of the load that windows see.
 LOAD = 5
 
 
@@ -125,7 +122,7 @@ def _check_times(modules: dict[str, Any], truth: Truth, notes: list[str]) -> Non
     Times of a millisecond and more are right to the width of a bucket, and to three ranks of 100.
     """
     checked = 0
-    moved = any("collections moved" in note for note in notes)
+    moved = any("no queue times" in note for note in notes)
     for module, kind in (
         *(("gs_chain", kind) for kind in ("service", "call")),
         *(("gs_mixed", kind) for kind in ("service", "call")),
@@ -241,14 +238,13 @@ def test_windows_keep_the_budget_and_say_how_far_rates_may_be_off(beam):
     """
     document, truth = watched(beam, f"load {LOAD * 1000}")
     modules = by_module(document)
-    (windows,) = (note for note in document["notes"] if "windows" in note)
+    assert any("windows" in note for note in document["notes"]), document["notes"]
     # All of them would be more than four for each call.
     assert document["cost"]["hits"] < 2 * sum(one["answered"] for one in truth.values())
-    enough = re.search(rf"seen in ([{ENOUGH}-9]|\d\d+) windows", windows)
     for module, sleeps in SLEEPS.items():
         seen, own = modules[module], truth[module]
         assert seen["failures"] is seen["abandoned"] is None
-        if enough and seen["calls"] and seen["calls"]["error_ratio"] < 1:
+        if seen["calls"] and seen["calls"]["error_ratio"] < 1:
             # Five errors, what the beginning and the end of the load add, and the time around it.
             idle = max(0.0, document["duration_seconds"] - LOAD)
             most = own["answered"] * (5 * seen["calls"]["error_ratio"] + 0.3 + idle / LOAD)
