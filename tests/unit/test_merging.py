@@ -253,6 +253,22 @@ def test_a_broken_capture_is_named_whichever_it_is(tmp_path: Path, monkeypatch: 
         merge(nodes)
 
 
+@pytest.mark.parametrize(("kind", "named"), [("dist_out", "a.scope"), ("dist_in", "b.scope")])
+def test_more_connections_than_are_compared_are_refused(tmp_path: Path, kind: str, named: str):
+    """
+    257 connections between two nodes are an error that names the capture; 256 are no error.
+    """
+
+    def links(count: int) -> list[Link]:
+        rows = packets(kind, range(1, count + 1), list(range(1, count + 1)))
+        rows["connection"] = np.arange(count)
+        return merge(read_nodes([capture(tmp_path, name, rows) for name in ("a@h", "b@h")]))
+
+    assert {"dist_out": 2 * 256, "dist_in": 0}[kind] == len(links(256))
+    with pytest.raises(CaptureError, match=rf"{named} has more than 256 connections"):
+        links(257)
+
+
 def test_names_of_all_captures_share_one_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """
     What the first capture keeps in memory is not there for the next one, which says so.
