@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from beam_image import make
 from profile_fixtures import TARGET
+from test_beam_memory_image import view
 
+from scope_ebpf.checks.scene import Scene
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings import findings
 from scope_ebpf.daemon.readings.findings import Findings, reading_of
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, TooMuchError
 from scope_ebpf.metrics.findings import FindingsReading
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 
@@ -197,6 +200,39 @@ def test_a_vm_of_too_many_processes_is_not_checked(run: SimpleNamespace, process
     run.go(20)
     assert (processes <= 1 << 18) == bool(watch.checks)
     assert bool(watch.checks) == (watch.found.refused == "")
+
+
+def test_a_vm_of_more_processes_than_it_counts_is_not_checked(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    A table may claim 50 and have any number: a check by default reads 262,144 at most.
+    """
+    asked = []
+
+    def scene(_target: object, _more: object, most: int | None) -> None:
+        asked.append(most)
+        raise TooMuchError("there are more")
+
+    monkeypatch.setattr("scope_ebpf.runs.check.require_target", lambda *_: None)
+    monkeypatch.setattr("scope_ebpf.runs.check.Scene", scene)
+    default = Findings(list, lambda: run.config, Counter())
+    with pytest.raises(TooMuchError):
+        default.look(SimpleNamespace(identity=None, as_json=dict), 3.0, lambda _: None)
+    assert [1 << 18] == asked
+
+
+def test_each_reading_of_a_scene_is_of_so_many_processes_at_most(monkeypatch: pytest.MonkeyPatch):
+    """
+    The first one, and those between and at the end of a small table.
+    """
+    target = view(make(9)).target
+    scene = Scene(target, Counter(), 9)
+    scene.whole()
+    monkeypatch.setattr(scene, "_most", 8)
+    for read in (scene.whole, scene.end, lambda: Scene(target, Counter(), 8)):
+        with pytest.raises(TooMuchError, match="more than 8 processes"):
+            read()
 
 
 def test_an_interval_of_0_ends_checks_and_findings(run: SimpleNamespace):

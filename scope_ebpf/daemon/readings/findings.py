@@ -45,8 +45,9 @@ SHARE = 0.1
 SECONDS, FIRST = 3.0, 15.0
 #: Processes of a VM above which it is not checked: their rows are in memory at once.
 MOST_PROCESSES = 1 << 18
-#: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time.
-_DATA, _CALLS, _CPU, _WALL = 2 << 30, 1_000_000, 5.0, 60.0
+#: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time. A check of
+#: so many processes reads 0.22 GB.
+_DATA, _CALLS, _CPU, _WALL = 384 << 20, 1_000_000, 5.0, 60.0
 #: Seconds until a check that failed is repeated: at first, and at most; doubled each time.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Seconds between two looks for a target that is due.
@@ -90,6 +91,11 @@ class _State:
     refused: str = ""
 
 
+def _bounded(target: Target, seconds: float, wait: Callable[[float], object]) -> Check:
+    """Check a VM; the number of processes that it counts need not be true."""
+    return check(target, seconds, wait, MOST_PROCESSES)
+
+
 class _EndedError(Exception):
     """The daemon ends."""
 
@@ -106,7 +112,7 @@ class Findings:
     config: Callable[[], Config]
     errors: Counter[str]
     clock: Callable[[], float] = time.monotonic
-    look: Callable[[Target, float, Callable[[float], object]], Check] = check
+    look: Callable[[Target, float, Callable[[float], object]], Check] = _bounded
     #: By target, not by pid: another VM may run in the same process.
     _states: dict[Subject, _State] = field(default_factory=dict)
     #: When a VM of each owner was last checked.
