@@ -76,7 +76,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     Checks of *watches*, each of which takes *cpu* seconds; *order* has the pids that were checked.
     """
     state = SimpleNamespace(
-        watches=[], now=100.0, cpu=0.0, spent=0.0, order=[], errors=Counter(), waited=[]
+        watches=[], now=100.0, cpu=0.0, spent=0.0, order=[], errors=Counter(), during=lambda: None
     )
     monkeypatch.setattr(findings, "cpu_seconds", lambda: state.spent)
     monkeypatch.setattr(findings, "Memory", lambda *_: None)
@@ -87,6 +87,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         watch.checks += 1
         state.order.append(watch.pid)
         state.spent += state.cpu
+        state.during()
         planned = watch.planned.pop(0) if watch.planned else Check(TARGET, seconds)
         if isinstance(planned, Exception):
             raise planned
@@ -147,7 +148,7 @@ def test_owners_take_turns(run: SimpleNamespace):
 
 def test_a_failed_check_shows_no_findings_and_is_repeated_later(run: SimpleNamespace, caplog):
     """
-    The reason is published and logged once, the pause is doubled, and both end with a good check.
+    The reason is published and logged once, until a good check, and the pause is doubled.
     """
     found = Check(TARGET, 3.0, [finding("mailbox")], ["mailboxes"])
     watch = Watched(planned=[found, REFUSED, REFUSED, found])
@@ -164,6 +165,38 @@ def test_a_failed_check_shows_no_findings_and_is_repeated_later(run: SimpleNames
     assert ("", 1) == (watch.found.refused, len(watch.found.kinds))
     assert 1 == len([one for one in caplog.records if one.msg == "not checked"])
     assert run.errors == {}
+
+
+def test_a_failed_check_is_paid_for_as_any_other(run: SimpleNamespace):
+    """
+    One of 0.9 s is repeated after 0.9 / (0.1 * 0.002) = 4,500 s, too.
+    """
+    run.cpu = 0.9
+    run.watches = [Watched(planned=[REFUSED] * 9)]
+    assert 1 == run.go(4500)
+    assert 1 == run.go(4500)
+
+
+def test_a_good_check_halves_the_pause_after_a_failure(run: SimpleNamespace):
+    """
+    So a VM that fails every second time is not checked as often as one that never does.
+    """
+    good = Check(TARGET, 3.0)
+    run.watches = [Watched(planned=[REFUSED, REFUSED, REFUSED, good, REFUSED, good, good, good])]
+    assert 4 == run.go(16 + 60 + 120 + 240)
+    assert 1 == run.go(60)
+    assert 0 == run.go(239)
+    assert 4 == run.go(1 + 3 * 60)
+
+
+def test_a_check_that_the_end_interrupts_has_not_failed(run: SimpleNamespace, caplog):
+    """
+    Nothing is told of the readers that are closed.
+    """
+    run.watches = [watch := Watched(planned=[REFUSED])]
+    run.during = run.checker.stop
+    assert 1 == run.go(20)
+    assert ("", 0) == (watch.found.refused, len(caplog.records))
 
 
 def test_an_unexpected_error_is_counted_and_affects_no_other_target(run: SimpleNamespace):

@@ -48,7 +48,8 @@ MOST_PROCESSES = 1 << 18
 #: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time. A check of
 #: so many processes reads 0.22 GB.
 _DATA, _CALLS, _CPU, _WALL = 384 << 20, 1_000_000, 5.0, 60.0
-#: Seconds until a check that failed is repeated: at first, and at most; doubled each time.
+#: Seconds until a check that failed is repeated, if it took little: at first, and at most; doubled
+#: by each failure, and halved by each success.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Seconds between two looks for a target that is due.
 _PASS = 2.0
@@ -125,9 +126,13 @@ class Findings:
         self._thread = threading.Thread(target=self._run, name="findings", daemon=True)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Let the thread end with its next reading or wait; for any thread."""
+        self._ended.set()
+
     def close(self) -> None:
         """End the thread, in the middle of a check if need be."""
-        self._ended.set()
+        self.stop()
         if self._thread:
             self._thread.join()
 
@@ -174,12 +179,14 @@ class Findings:
             subject.fail(error)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             pause, state.pause = state.pause, min(2 * state.pause, _MAX_RETRY)
-            self._failed(subject, state, error)
+            if not self._ended.is_set():
+                self._failed(subject, state, error)
         else:
-            state.refused, state.pause = "", _MIN_RETRY
+            state.refused, state.pause = "", max(state.pause / 2, _MIN_RETRY)
             subject.publish_findings(reading_of(found, taken))
-            pause = max(interval, (cpu_seconds() - began) / (SHARE * subject.income))
-        state.due = self.clock() + pause
+            pause = interval
+        spent = cpu_seconds() - began
+        state.due = self.clock() + max(pause, spent / (SHARE * subject.income))
 
     def _looked_at(self, subject: Subject) -> Check:
         counters, target = subject.reading.counters, subject.target

@@ -179,9 +179,13 @@ class ServerLooks:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """End the thread after the look that it is at."""
+    def stop(self) -> None:
+        """Let the thread look no more; for any thread."""
         self._ended.set()
+
+    def close(self) -> None:
+        """End the thread after the look that it is at, which ends where no memory is read."""
+        self.stop()
         if self._thread:
             self._thread.join()
 
@@ -220,7 +224,8 @@ class ServerLooks:
         except NoAnswerError as error:
             subject.fail(error)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
-            pause = self._failed(subject, state, error)
+            if not self._ended.is_set():
+                pause = self._failed(subject, state, error)
         else:
             state.failures, state.refused, pause = 0, "", INTERVAL
             subject.publish_servers(found)
