@@ -46,8 +46,9 @@ SECONDS, FIRST = 3.0, 15.0
 #: Processes of a VM above which it is not checked: their rows are in memory at once.
 MOST_PROCESSES = 1 << 18
 #: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time. A check of
-#: so many processes reads 0.22 GB.
-_DATA, _CALLS, _CPU, _WALL = 384 << 20, 1_000_000, 5.0, 60.0
+#: so many processes reads 0.22 GB, one of 19,000 in a table of 8,388,608 slots 0.41 GB: a table of
+#: few processes is read several times.
+_DATA, _CALLS, _CPU, _WALL = 512 << 20, 1_000_000, 5.0, 60.0
 #: Seconds until a check that failed is repeated, if it took little: at first, and at most; doubled
 #: by each failure, and halved by each success.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
