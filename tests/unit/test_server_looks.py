@@ -10,6 +10,7 @@ import pytest
 from beam_image import make, pid
 from test_beam_memory_image import view
 
+from scope_ebpf.beam.code.tables import Mfa
 from scope_ebpf.beam.servers import looks
 from scope_ebpf.beam.servers.looks import Server, Servers
 from scope_ebpf.errors import TooMuchError
@@ -73,3 +74,19 @@ def test_a_look_at_more_processes_than_it_is_meant_for_is_refused():
     assert 0 == Servers(viewer, most=9).look().torn
     with pytest.raises(TooMuchError, match="more than 8 processes"):
         Servers(viewer, most=8).look()
+
+
+def test_all_that_a_grown_vm_makes_a_look_read_are_named(monkeypatch: pytest.MonkeyPatch):
+    """
+    Else servers would be missing for good where processes are forgotten between two looks.
+    """
+    servers = Servers(view(make(1)), remembered=1 << 16)
+    rows = np.zeros(2 * looks.MOST_READ, servers._viewer.table._dtype)
+    rows["id"] = 16 * np.arange(1, len(rows) + 1)
+    names = servers._viewer.names
+    call = Mfa("shop", "init", 1)
+    monkeypatch.setattr(names, "identities", lambda some: [(call, None, "shop")] * len(some))
+    monkeypatch.setattr(names, "registered", lambda some: [None] * len(some))
+    monkeypatch.setattr(names, "current_functions", lambda some: [None] * len(some))
+    servers._learn(rows)
+    assert len(rows) == len(servers.known)

@@ -45,8 +45,9 @@ IDLE = frozenset(
     }
 )
 _RUNNING = np.uint32(ON_SCHEDULER)
-#: Processes that one look reads, and names for the first time.
-MOST_READ, MOST_NAMED = 1 << 13, 1 << 13
+#: Processes that one look is meant to read, and that it names for the first time: where not all are
+#: remembered, all that are read by a look at a VM that has twice as many processes by now.
+MOST_READ, MOST_NAMED = 1 << 13, 1 << 14
 #: Callers whose stacks are read at one look.
 MOST_CALLERS = 1 << 10
 #: Processes that are remembered, by default.
