@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,8 @@ class _Run(Closing):
         self._brake = Brake(options.max_cost)
         self._resources = ExitStack()
         self._left_out = 0
+        #: Names of tags, by the index of the atom.
+        self._names: dict[int, str] = {}
         self._next_look = 0.0
         self._cpu_before = self._used = 0.0
 
@@ -157,11 +159,32 @@ class _Run(Closing):
         return (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
 
     def _follow_code(self) -> None:
-        """Watch functions of code that was loaded meanwhile."""
-        try:
+        """Watch functions of code that was loaded meanwhile, and read the names of new tags."""
+        with suppress(ReadRefusedError):  # read again at the next look
             self._left_out += self._watch.add(self._code.refresh())
-        except ReadRefusedError:
-            self._left_out += 0  # read again at the next look
+        with suppress(ReadRefusedError):
+            self._learn_names()
+
+    def _learn_names(self) -> None:
+        """Read the names of tags that were not read yet; they go with the VM."""
+        wanted = {atom >> 6 for _, _, atom, _ in self._watch.tags() if atom}
+        texts = self._atoms.texts(wanted - self._names.keys())
+        self._names.update({atom: text for atom, text in texts.items() if text is not None})
+
+    def _ended_processes(self) -> set[int] | None:
+        """
+        Processes with open calls that are gone; None where that cannot be told.
+
+        Asked while calls are counted, it is certain that no marker of theirs is still to come.
+        """
+        try:
+            calls = {call.process for call in self._watch.open_calls()}
+            table = ProcessTable(self._target, IDENTITY)
+            missed = calls - set(table.snapshot().rows["id"].tolist()) if calls else calls
+            # A row that was torn is not in the snapshot.
+            return {pid for pid in missed if not len(table.one(pid))}
+        except ScopeError:
+            return None
 
     def turn(self, now: float) -> None:
         """What is done now and then."""
@@ -222,10 +245,11 @@ class _Run(Closing):
         """By slot and way, the atoms with their counts; those that are rare together."""
         found: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
         rows = sorted(self._watch.tags(), key=lambda row: -row[3])
-        texts = self._atoms.texts({atom >> 6 for _, _, atom, _ in rows if atom})
+        with suppress(ScopeError):  # the VM may have ended
+            self._learn_names()
         for slot, way, atom, count in rows:
             of = found[slot, way]
-            text = (texts.get(atom >> 6) or "?") if atom else ""
+            text = self._names.get(atom >> 6, "?") if atom else ""
             name = text if text in of or len(of) < _MOST_TAGS else "..."
             of[name] = of.get(name, 0) + count
         return found
@@ -279,34 +303,22 @@ class _Everything(_Run):
             self._stop.ask("cost")
 
     def end(self) -> None:
-        """Count no longer; what is open of processes that are gone has failed."""
+        """Count no longer; what was open of processes that were gone by then has failed."""
+        ended = self._ended_processes()
         self._ended = self._watch.close_window()
         self._account()
         self._watch.detach()
-        self._open_at_end = self._still_open()
+        self._open_at_end = None if ended is None else self._still_open(ended)
 
-    def _still_open(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """
-        Open calls by slot: of processes that live, and callbacks of those that are gone.
-
-        None where it cannot be told which processes live.
-        """
-        running, gone = np.zeros((2, events.MARK_SLOTS), np.int64)
-        try:
-            table = ProcessTable(self._target, IDENTITY)
-            living = set(table.snapshot().rows["id"].tolist())
-            calls = self._watch.open_calls()
-            # A row that was torn is not in the snapshot.
-            missed = {call.process for call in calls} - living
-            living |= {pid for pid in missed if len(table.one(pid))}
-        except ScopeError:
-            return None
-        for call in calls:
-            if call.process in living:
+    def _still_open(self, ended: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Open calls by slot: those that may be under way, and callbacks of *ended* processes."""
+        running, failed = np.zeros((2, events.MARK_SLOTS), np.int64)
+        for call in self._watch.open_calls():
+            if call.process not in ended:
                 running[call.slot] += 1
             elif call.is_callback:
-                gone[call.slot] += 1
-        return running, gone
+                failed[call.slot] += 1
+        return running, failed
 
     def _seconds(self) -> float:
         return (self._ended - self._began) / 1e9

@@ -14,9 +14,11 @@ from profile_fixtures import TARGET
 
 from scope_ebpf import events
 from scope_ebpf.beam.marks.marked import _ATTRIBUTE, Mark, Marked
+from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.kernel.observers.mark_watch import OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
-from scope_ebpf.runs import moments
+from scope_ebpf.runs import marks, moments
 from scope_ebpf.runs.moments import Moments
 from scope_ebpf.sinks.marks import lines
 
@@ -177,3 +179,90 @@ def test_profiles_are_named_together():
     """
     found = Marked({"a": Mark("callbacks", 1), "b": Mark("all", 2), "c": Mark("all", 3)})
     assert found.profiles == "all, callbacks"
+
+
+class Watched:
+    """
+    A watch of a VM whose processes 1 and 2 live: calls that end, and tags.
+    """
+
+    def __init__(self):
+        self.calls = [OpenCall(pid, 7, 1000, pid != 5) for pid in (1, 2, 4, 5)]
+
+    def open_calls(self):
+        return self.calls
+
+    def close_window(self):
+        """
+        A call that begins, and one whose process ends, just before.
+        """
+        self.calls = [*self.calls[1:], OpenCall(3, 7, 2000, True)]
+        return 3000
+
+    def detach(self):
+        """
+        Meanwhile every process ends.
+        """
+        Table.living = frozenset()
+
+    def tags(self):
+        return [(7, 0, 5 << 6 | 11, 23), (7, 0, 6 << 6 | 11, 4), (7, 1, 0, 2)]
+
+
+class Table:
+    """
+    The table of processes, of which the row of process 2 was torn.
+    """
+
+    living = frozenset((1, 2))
+
+    def __init__(self, _target, _fields):
+        pass
+
+    def snapshot(self):
+        rows = np.array([(pid,) for pid in sorted(self.living - {2})], [("id", "<u8")])
+        return type("Snapshot", (), {"rows": rows})
+
+    def one(self, pid):
+        return [pid] if pid in self.living else []
+
+
+def unstarted(kind, watch):
+    """
+    A run of marks on *watch*, as far as its end needs it.
+    """
+    run = kind.__new__(kind)
+    run._watch, run._target, run._names = watch, None, {}
+    run._account = lambda: None
+    return run
+
+
+def test_what_ends_while_hooks_are_taken_out_has_not_failed(monkeypatch):
+    """
+    Only an open callback whose process was gone while calls were counted is a failure.
+    """
+    monkeypatch.setattr(marks, "ProcessTable", Table)
+    monkeypatch.setattr(Table, "living", frozenset((1, 2)))
+    run = unstarted(marks._Everything, Watched())
+    run.end()
+    running, failed = run._open_at_end
+    assert (running[7], failed[7], running.sum(), failed.sum()) == (2, 1, 2, 1)
+
+
+def test_names_of_tags_outlive_the_vm():
+    """
+    What was read before the VM ended is named, the rest is "?".
+    """
+    run = unstarted(marks._Run, Watched())
+    atoms = run._atoms = type("Atoms", (), {})()
+    atoms.texts = lambda wanted: {atom: "late" if atom == 5 else None for atom in wanted}
+    run._learn_names()
+    atoms.texts = ended
+    assert dict(run._tags()) == {(7, 0): {"late": 23, "?": 4}, (7, 1): {"": 2}}
+
+
+def ended(_wanted):
+    """
+    What reading does when the VM has ended.
+    """
+    raise NoSuchProcessError("process 1 has ended")
