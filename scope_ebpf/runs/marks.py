@@ -205,6 +205,7 @@ class _Run(Closing):
             sum(mark.functions for mark in code.modules.values()),
             code.profiles,
             sorted(self._rows(), key=lambda one: -one.calls),
+            others=self._others(),
             other_hits=counts["unknown"],
             collided=sorted(code.collided),
             lost=counts["no_room"] + counts["unreadable"],
@@ -214,6 +215,10 @@ class _Run(Closing):
         return found
 
     def _seconds(self) -> float:
+        raise NotImplementedError
+
+    def _others(self) -> int:
+        """Calls of functions that found no slot of their own."""
         raise NotImplementedError
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
@@ -338,11 +343,8 @@ class _Everything(_Run):
             "times": times,
         }
 
-    def result(self) -> Marks:
-        """What was counted."""
-        found = super().result()
-        found.others = int(self._watch.stats()[0]["calls"])
-        return found
+    def _others(self) -> int:
+        return int(self._watch.stats()[0]["calls"])
 
 
 class _InMoments(_Run):
@@ -384,19 +386,27 @@ class _InMoments(_Run):
         self._moments.end()
         self._account()
         self._watch.detach()
-        self._scale = self._scaled() if self._moments.windows else None
+        self._scale = self._scaled() if self._moments.tells else None
 
     def _scaled(self) -> Scale:
-        hits = int(sum(window.counts.sum() for window in self._moments.windows)) * 2
-        changed = hits / self._moments.observed * self._hit() >= _CHANGES
+        """How counts are scaled up: also hits of markers that are not counted slow the VM down."""
+        hit = self._hit()
+        changed = self._moments.rate * hit >= _CHANGES or self._moments.slows(self._used, hit)
         return self._moments.scale(changed=changed)
+
+    def _rows(self) -> list[MarkedCalls]:
+        return super()._rows() if self._scale else []
+
+    def _others(self) -> int:
+        factor = self._scale.factor if self._scale else 0.0
+        return round(int(self._watch.stats()[0]["calls"]) * factor)
 
     def _seconds(self) -> float:
         return self._moments.seconds
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         if (scale := self._scale) is None:
-            raise ValueError("nothing is called outside of windows")
+            raise ValueError("too few windows tell nothing")
         observed = self._moments.observed
         hits = int(stats["hits"]) + int(stats["timed"])
         times = Times(
@@ -407,7 +417,7 @@ class _InMoments(_Run):
             0.0,
         )
         # Calls that found no room, or ended in a tail call, did not take longer than a window.
-        unknown = kind != "callback" or stats["unfollowed"]
+        unknown = kind != "callback" or stats["unfollowed"] or scale.by_work
         changed = hits / observed * self._hit() >= _CHANGES
         return {
             "calls": round(int(stats["calls"]) * scale.factor),
@@ -424,12 +434,8 @@ class _InMoments(_Run):
         windows = self._moments.windows
         found.sampling_ratio = self._moments.observed / found.seconds
         if self._scale is None:
-            found.notes.append(
-                "no call was counted: the VM used so little CPU that the budget paid for no "
-                "window; --budget none counts everything"
-            )
+            found.notes.append(self._moments.why)
             return found
-        found.others = round(int(self._watch.stats()[0]["calls"]) * self._scale.factor)
         for row in found.functions:
             for counts in (row.tags, row.returned):
                 counts.update({k: round(n * self._scale.factor) for k, n in counts.items()})

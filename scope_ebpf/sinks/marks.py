@@ -43,7 +43,7 @@ def lines(found: Marks, sort: str, limit: int) -> list[str]:
     rows = sorted(found.functions, key=_KEYS[sort], reverse=True)
     text += [_row(one, found.seconds) for one in rows[:limit]]
     if not rows:
-        text.append("no marked function was called")
+        text.append("no call of a marked function was seen")
     if len(rows) > limit:
         text.append(f"and {len(rows) - limit} more")
     if found.lost:

@@ -59,29 +59,38 @@ def test_calls_that_windows_cut_off_are_not_forgotten():
 class Hooks:
     """
     A watch that counts 1000 calls a second, on a clock of its own.
+
+    To attach takes a millisecond, in which the VM works for a tenth of a second.
     """
 
     def __init__(self, monkeypatch):
-        self.now, self.since, self.until, self.hits = 0.0, None, 0.0, 0
+        self.now, self.since, self.until, self.hits, self.counted = 0.0, None, 0.0, 0, 0
+        self.reductions = 0
+        self.limits = []
         monkeypatch.setattr(moments.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(moments.time, "monotonic_ns", lambda: int(self.now * 1e9))
         monkeypatch.setattr(moments.time, "sleep", self.sleep)
-        monkeypatch.setattr(moments, "ReferenceCounters", lambda _target: self)
+        counters = type("Counters", (), {"now": staticmethod(self.counters)})
+        monkeypatch.setattr(moments, "ReferenceCounters", lambda _target: counters)
 
     def sleep(self, seconds):
         self.now += seconds
 
-    def now_reductions(self):
-        return {"reductions": int(self.now * 1_000_000)}
+    def counters(self):
+        return {"reductions": self.reductions + int(self.now * 1_000_000)}
 
     def attach(self):
         self.now += 0.001
+        self.hits += 1
+        self.reductions += 100_000
 
     def release(self):
         self.now += 0.001
+        self.hits += 1
 
     def open_window(self, seconds, hits):
         self.since, self.until = self.now, self.now + seconds
+        self.limits.append(hits)
         return int(self.now * 1e9)
 
     def is_over(self):
@@ -89,32 +98,66 @@ class Hooks:
 
     def close_window(self):
         end = min(self.now, self.until)
-        self.hits += round(1000 * (end - self.since))
+        found = round(1000 * (end - self.since))
+        self.hits += found
+        self.counted += found
         return int(end * 1e9)
+
+    def run(self, hit, seconds=10.0):
+        """
+        Windows of a VM that uses one CPU, of which hits of *hit* seconds may take one percent.
+        """
+        counts = lambda _opened, _closed: np.array([self.counted])  # noqa: E731
+        run = Moments(None, self, (0.01, seconds), lambda: self.hits, counts)
+        run.begin()
+        while self.now < seconds:
+            self.now += 0.05
+            if run.is_due(self.now):
+                run.look(self.now, self.now, self.hits * hit, hit)
+        run.end()
+        return run
 
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_windows_keep_within_the_budget(monkeypatch, changed):
     """
-    Ten seconds of a VM that uses one CPU: a hit takes a millisecond, and one percent may be used.
+    Ten seconds of a VM that uses one CPU: a hit takes 0.1 ms, and one percent may be used.
     """
     hooks = Hooks(monkeypatch)
-    counters = type("Counters", (), {"now": staticmethod(hooks.now_reductions)})
-    monkeypatch.setattr(moments, "ReferenceCounters", lambda _target: counters)
-    counts = lambda _opened, _closed: np.array([hooks.hits])  # noqa: E731
-    run = Moments(None, hooks, (0.01, 10.0), lambda: hooks.hits, counts)
-    run.begin()
-    while hooks.now < 10:
-        hooks.now += 0.05
-        if run.is_due(hooks.now):
-            run.look(hooks.now, hooks.now, hooks.hits * 0.001, 0.001)
-    run.end()
-    assert 0 < hooks.hits * 0.001 <= 0.01 * 10 * 1.5
-    assert len(run.windows) >= 2
+    run = hooks.run(0.0001)
+    assert 0 < hooks.hits * 0.0001 <= 0.01 * 10
+    assert run.tells
     scale = run.scale(changed=changed)
     assert scale.by_work == changed
-    assert hooks.hits * scale.factor == pytest.approx(10_000, rel=0.3)
+    work = 1 + hooks.reductions / (run.seconds * 1e6) if changed else 1
+    assert hooks.counted * scale.factor == pytest.approx(10_000 * work, rel=0.05)
     assert 0 < run.error(scale, 0) <= 1
+
+
+def test_work_while_hooks_are_attached_is_not_that_of_the_window(monkeypatch):
+    """
+    A window has the reductions between its bounds; what is hit outside of it is planned with.
+    """
+    hooks = Hooks(monkeypatch)
+    run = hooks.run(0.0001)
+    inside = [window.reductions for window in run.windows]
+    assert inside == pytest.approx([window.seconds * 1e6 for window in run.windows], rel=0.01)
+    assert all(limit >= 1 for limit in hooks.limits)
+    assert run.rate == pytest.approx(1000, rel=0.1)
+    # 1000 hits a second of 0.1 ms are a tenth of a CPU.
+    assert run.slows(10.0, 0.0001)
+    assert not run.slows(10.0, 0.00002)
+    assert not run.slows(100.0, 0.0001)
+
+
+def test_less_than_three_windows_tell_nothing(monkeypatch):
+    """
+    Hits of a millisecond leave room for a window of 5 ms and one of 50 ms, which may be anything.
+    """
+    run = Hooks(monkeypatch).run(0.001)
+    assert 0 < len(run.windows) < 3
+    assert not run.tells
+    assert "less than 3 windows of 50 ms" in run.why
 
 
 def attribute(version: int = 1, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
