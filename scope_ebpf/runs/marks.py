@@ -176,6 +176,7 @@ class _Run(Closing):
         Processes with open calls that are gone; None where that cannot be told.
 
         Asked while calls are counted, it is certain that no marker of theirs is still to come.
+        Asked later, some may have ended after the last hit that counts.
         """
         try:
             calls = {call.process for call in self._watch.open_calls()}
@@ -354,6 +355,8 @@ class _InMoments(_Run):
         super()._open()
         plan = self._options.budget, self._options.duration
         self._moments = Moments(self._target, self._watch, plan, self._hits, self._window)
+        #: Whether it was known of each window which calls were under way at its end.
+        self._followed = True
         #: What was cut off, by slot.
         self._cut = np.zeros((events.MARK_SLOTS, events.SERVER_BUCKETS), np.int64)
 
@@ -374,8 +377,12 @@ class _InMoments(_Run):
         self._moments.look(now, self._used, self._hits() * hit, hit)
 
     def _window(self, _opened: int, closed: int) -> NDArray[np.int64]:
-        """Calls by slot in all windows until now; what is open is cut off."""
+        """Calls by slot in all windows until now; what is under way is cut off."""
+        ended = self._ended_processes()
+        self._followed &= ended is not None
         for call in self._watch.open_calls():
+            if call.process in (ended or ()):
+                continue  # it has failed
             age = max(0, closed - call.began_ns) / 1e9
             self._cut[call.slot, bucket_of(age)] += 1
         self._watch.forget_open()
@@ -417,7 +424,7 @@ class _InMoments(_Run):
             0.0,
         )
         # Calls that found no room, or ended in a tail call, did not take longer than a window.
-        unknown = kind != "callback" or stats["unfollowed"] or scale.by_work
+        unknown = kind != "callback" or stats["unfollowed"] or scale.by_work or not self._followed
         changed = hits / observed * self._hit() >= _CHANGES
         return {
             "calls": round(int(stats["calls"]) * scale.factor),
