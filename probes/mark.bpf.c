@@ -233,8 +233,8 @@ static __noinline int follow(__u64 address, __u64 id)
 	return bpf_map_update_elem(&mark_processes, &address, &fresh, BPF_NOEXIST);
 }
 
-/* The open calls of a process, NULL if it has none. With *begins* those are followed from now on, as
- * long as there is room. */
+/* The open calls of a process, NULL if it has none. With *begins* those are followed from now on,
+ * as long as there is room. */
 static __always_inline struct mark_process *process_of(__u64 address, __u64 id, bool begins)
 {
 	struct mark_process *found = bpf_map_lookup_elem(&mark_processes, &address);

@@ -66,8 +66,8 @@ class MarkedCalls:
     """
     The calls of one function in the seconds of the run.
 
-    ``failures`` and ``running`` are None where they cannot be seen, ``error`` is the standard error
-    of ``calls``, as a part of it.
+    ``failures`` and ``running`` are None where they cannot be seen, ``tags`` and ``returned`` where
+    some found no room; ``error`` is the standard error of ``calls``, as a part of it.
     """
 
     module: str
@@ -80,8 +80,8 @@ class MarkedCalls:
     running: int | None
     timed: int
     durations: Durations
-    tags: dict[str, int] = field(default_factory=dict)
-    returned: dict[str, int] = field(default_factory=dict)
+    tags: dict[str, int] | None = field(default_factory=dict)
+    returned: dict[str, int] | None = field(default_factory=dict)
 
     def as_json(self, seconds: float) -> MarkedFunction:
         """The fields of one function, of a run of *seconds*."""

@@ -55,6 +55,9 @@ _INTERVAL, _TURN = 0.5, 0.05
 _COST_PATIENCE = 1.0
 #: The part of a CPU from which on hooks change how fast a VM works, and how long a function takes.
 _CHANGES = 0.05
+#: The part of a function's calls that found no room, from which on the durations of the others are
+#: not those of all.
+_UNFOLLOWED = 0.01
 #: Tags of one callback that are told apart; the rest is counted as "...".
 _MOST_TAGS = 20
 _MARK_THEM = (
@@ -227,7 +230,9 @@ class _Run(Closing):
         raise NotImplementedError
 
     def _rows(self) -> list[MarkedCalls]:
-        stats, tags = self._watch.stats(), self._tags()
+        stats, counted = self._watch.stats(), self._watch.tags()
+        tags, full = self._tags(counted), len(counted) >= events.MARK_SLOTS
+        takes_message = self._code.found.takes_message()
         found = []
         for number, (slot, is_callback) in self._watch.called().items():
             function = self._code.found.functions.get(number)
@@ -237,7 +242,12 @@ class _Run(Closing):
             row = self._row(stats[slot], slot, kind)
             durations = Durations(row.pop("times"), self._carried(stats[slot]))
             name = (function.module, function.function, function.arity)
-            taken, returned = (tags[slot, way] for way in (events.WAY_TAG, events.WAY_RESULT))
+            taken: dict[str, int] | None = tags[slot, events.WAY_TAG]
+            returned: dict[str, int] | None = tags[slot, events.WAY_RESULT]
+            if kind == "callback" and takes_message[number]:
+                # Some may have found no room.
+                taken = taken if sum(taken.values()) == stats[slot]["calls"] else None
+                returned = None if full else returned
             found.append(
                 MarkedCalls(*name, kind, durations=durations, **row, tags=taken, returned=returned)
             )
@@ -247,13 +257,14 @@ class _Run(Closing):
         """Seconds that hooks took within a call, on average."""
         return int(stats["hits"]) / max(1, int(stats["timed"])) * self._hit()
 
-    def _tags(self) -> dict[tuple[int, int], dict[str, int]]:
-        """By slot and way, the atoms with their counts; those that are rare together."""
+    def _tags(
+        self, counted: list[tuple[int, int, int, int]]
+    ) -> dict[tuple[int, int], dict[str, int]]:
+        """By slot and way, the atoms that were *counted*; those that are rare together."""
         found: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-        rows = sorted(self._watch.tags(), key=lambda row: -row[3])
         with suppress(ScopeError):  # the VM may have ended
             self._learn_names()
-        for slot, way, atom, count in rows:
+        for slot, way, atom, count in sorted(counted, key=lambda row: -row[3]):
             of = found[slot, way]
             text = self._names.get(atom >> 6, "?") if atom else ""
             name = text if text in of or len(of) < _MOST_TAGS else "..."
@@ -331,6 +342,8 @@ class _Everything(_Run):
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         times = Times(stats["durations"].astype(np.int64), int(stats["ns"]) / 1e9)
+        if stats["unfollowed"] >= _UNFOLLOWED * stats["calls"] > 0:
+            times = times.unknown()
         # A function that is no callback may end in a tail call, of which there is no marker.
         ends = None
         if kind == "callback" and not stats["unfollowed"]:
@@ -444,7 +457,7 @@ class _InMoments(_Run):
             found.notes.append(self._moments.why)
             return found
         for row in found.functions:
-            for counts in (row.tags, row.returned):
+            for counts in (row.tags or {}, row.returned or {}):
                 counts.update({k: round(n * self._scale.factor) for k, n in counts.items()})
         found.notes.append(
             f"calls were seen in {len(windows)} windows of {self._moments.observed:.3g} s "

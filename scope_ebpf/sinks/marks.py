@@ -64,7 +64,7 @@ def _row(one: MarkedCalls, seconds: float) -> str:
     ).rstrip()
 
 
-def _most(counts: dict[str, int], before: str = "") -> str:
+def _most(counts: dict[str, int] | None, before: str = "") -> str:
     """The most frequent of some counts."""
-    rows = sorted(counts.items(), key=lambda row: -row[1])[:_TAGS]
+    rows = sorted((counts or {}).items(), key=lambda row: -row[1])[:_TAGS]
     return before + ", ".join(f"{name or '(none)'} {n}" for name, n in rows) if rows else ""

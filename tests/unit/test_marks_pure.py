@@ -6,6 +6,7 @@ What windows of marked functions tell, their errors, and how it is printed.
 from __future__ import annotations
 
 import struct
+from types import SimpleNamespace
 
 import documents
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from profile_fixtures import TARGET
 
 from scope_ebpf import events
+from scope_ebpf.beam.code.functions import Function
 from scope_ebpf.beam.marks.marked import _ATTRIBUTE, Mark, Marked
 from scope_ebpf.errors import NoSuchProcessError
-from scope_ebpf.kernel.observers.mark_watch import OpenCall
+from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
 from scope_ebpf.runs import marks, moments
@@ -262,6 +264,9 @@ class Watched:
         stats[7]["calls"] = 23
         return stats
 
+    def called(self):
+        return {1: Called(7, is_callback=True)}
+
     def tags(self):
         return [(7, 0, 5 << 6 | 11, 23), (7, 0, 6 << 6 | 11, 4), (7, 1, 0, 2)]
 
@@ -315,7 +320,44 @@ def test_names_of_tags_outlive_the_vm():
     atoms.texts = lambda wanted: {atom: "late" if atom == 5 else None for atom in wanted}
     run._learn_names()
     atoms.texts = ended
-    assert dict(run._tags()) == {(7, 0): {"late": 23, "?": 4}, (7, 1): {"": 2}}
+    assert dict(run._tags(run._watch.tags())) == {(7, 0): {"late": 23, "?": 4}, (7, 1): {"": 2}}
+
+
+@pytest.mark.parametrize(
+    ("calls", "entries", "taken", "returned"),
+    [(27, 3, {"?": 27}, {"": 2}), (28, 3, None, {"": 2}), (27, 4096, {"?": 27}, None)],
+)
+def test_tags_of_which_some_found_no_room_are_null(monkeypatch, calls, entries, taken, returned):
+    """
+    Fewer messages than calls are not all of them; of what was returned, a full map tells nothing.
+    """
+    watch = Watched()
+    stats, tags = watch.stats(), watch.tags()
+    stats[7]["calls"] = calls
+    monkeypatch.setattr(watch, "stats", lambda: stats)
+    monkeypatch.setattr(watch, "tags", lambda: tags + [(9, 0, 0, 1)] * (entries - len(tags)))
+    run = unstarted(marks._Run, watch)
+    run._hit, run._learn_names = lambda: 0.0, lambda: None
+    function = Function("shop", "handle_call", 3, 0, 0, (0, 0), is_bif=False)
+    run._code = SimpleNamespace(found=Marked(functions={1: function}))
+    fields = ("calls", "error", "failures", "running", "timed")
+    run._row = lambda *_: dict.fromkeys(fields, 0) | {"times": times([])}
+    (row,) = run._rows()
+    assert (row.tags, row.returned) == (taken, returned)
+
+
+@pytest.mark.parametrize(("unfollowed", "p50"), [(0, 0.001), (9, 0.001), (10, None)])
+def test_durations_are_null_where_many_calls_were_not_followed(unfollowed, p50):
+    """
+    Of a thousand calls, ten that are nested deeper than is followed may be all that are long.
+    """
+    run = unstarted(marks._Everything, Watched())
+    run._open_at_end = None
+    stats = np.zeros((), events.MARK_STATS)
+    stats["calls"], stats["unfollowed"] = 1000, unfollowed
+    stats["durations"][bucket_of(0.001)] = 1000 - unfollowed
+    found = run._row(stats, 7, "callback")["times"].quantile(0.5)
+    assert found == (p50 and pytest.approx(p50, rel=0.1))
 
 
 def ended(_wanted):
