@@ -62,6 +62,7 @@ below(Path, Depth, {Names, Bytes, Files}) ->
     Found = {Names + 1, Bytes, Files},
     case file:read_link_info(Path) of
         {ok, #file_info{type = directory}} ->
+            ok = trusted(read, Path),
             case file:list_dir_all(Path) of
                 {ok, More} -> folder(Path, lists:sort(More), Depth + 1, Found);
                 {error, _} -> Found
@@ -238,7 +239,11 @@ written(Path, New, #file_info{mode = Mode, uid = Uid, gid = Gid, mtime = Mtime, 
 to_disk(Path, New) ->
     case file:open(Path, [write, exclusive, raw, binary]) of
         {ok, Device} ->
-            Result = maybe_all([fun() -> file:write(Device, New) end, fun() -> file:datasync(Device) end]),
+            Result = maybe_all([
+                fun() -> file:write_file_info(Path, #file_info{mode = 8#0600}) end,
+                fun() -> file:write(Device, New) end,
+                fun() -> file:datasync(Device) end
+            ]),
             Closed = file:close(Device),
             case Result of
                 ok -> Closed;
