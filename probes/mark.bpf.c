@@ -263,8 +263,8 @@ static __always_inline void forget(__u64 address, const struct mark_process *pro
 		bpf_map_delete_elem(&mark_processes, &address);
 }
 
-/* A hit of a function that is not watched: its trap is within the open calls of the process. An
- * exception that it caught has ended those that are deeper, as every hit of *kind* tells. */
+/* A hit of a handler, or of a function that is not watched: its trap is within the open calls of
+ * the process. An exception that a handler caught has ended those that are deeper. */
 static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
 {
 	struct mark_process *process = bpf_map_lookup_elem(&mark_processes, &address);
@@ -332,11 +332,16 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		term = 0;
 	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
 	kind = (term & 15) == SMALL_TAG ? term >> 4 & 63 : 0;
-	function = kind ? function_of(term >> 10, class) : NULL;
-	if (!function) {
+	term >>= 10;
+	/* Handlers have markers of callbacks in every function: they do not tell its class. */
+	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
+		function = bpf_map_lookup_elem(&mark_ids, &term);
+	else
+		function = kind ? function_of(term, class) : NULL;
+	if (!function)
 		count(MARKS_UNKNOWN);
+	if (!function || kind == KIND_CAUGHT || kind == KIND_CATCH)
 		return pass(address, ctx->rbp, kind);
-	}
 	if (bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend) ||
 	    bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id)) {
 		count(MARKS_UNREADABLE);
@@ -358,11 +363,6 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		break;
 	case KIND_TAIL:
 		leave(process, slot, depth, now);
-		break;
-	case KIND_CAUGHT:
-	case KIND_CATCH:
-		if (process)
-			unwind(process, depth);
 		break;
 	}
 	forget(address, process);

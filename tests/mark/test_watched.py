@@ -126,7 +126,8 @@ def test_the_command_counts_what_is_asked_for(beam):
     """
     A pattern, a document on one line, and a line on standard error when counting has begun.
     """
-    words = ["marks", str(beam.pid), "counted:handle_cast", "--budget", "none", "-d", "30s"]
+    patterns = ["counted:handle_cast", "counted:guarded"]  # which is no callback, but a handler
+    words = ["marks", str(beam.pid), *patterns, "--budget", "none", "-d", "30s"]
     with subprocess.Popen(
         [*SCOPE_TRACE, *words, "-f", "jsonl", "--max-cost", "100%"],
         stdout=subprocess.PIPE,
@@ -208,7 +209,7 @@ def test_a_budget_gives_rates_with_their_error(beam):
         nonlocal before
         before = served()
 
-    options = MarkOptions(4, "callbacks", 1.0)
+    options = MarkOptions(5, "callbacks", 1.0)
     marks, error = watch(inspect(beam.pid), [parse("counted:handle_call")], options, begin)
     truth = served() - before
     assert error is None
