@@ -21,7 +21,6 @@ import pwd
 import re
 import shutil
 import stat
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from scope_ebpf import pipes
@@ -124,24 +123,79 @@ def folder(path: str) -> Iterator[str]:
     """
     A folder that is at *path* when the block has ended well; until then its files go to another.
 
-    It is for one user alone, as files are. Raises OSError if anything is there.
+    What is yielded leads to that other folder itself, also if somebody renames it. It is for one
+    user alone, as files are. Raises OSError if anything is at *path*.
     """
     parent, name = os.path.split(path.rstrip("/"))
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "it is there already, and no folder is replaced")
-    part = str(Path(parent) / f".{_cut(name)}.{os.urandom(8).hex()}.part")
-    Path(part).mkdir(0o700)
+    with contextlib.ExitStack() as closing:
+        above = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        closing.callback(os.close, above)
+        if _status(name or ".", above) is not None:
+            raise FileExistsError(errno.EEXIST, "it is there already, and no folder is replaced")
+        part = f".{_cut(name)}.{os.urandom(8).hex()}.part"
+        fd = _fresh_folder(part, above)
+        closing.callback(os.close, fd)
+        try:
+            yield f"/proc/self/fd/{fd}"
+            user = caller()
+            if user is not None and _may_write(os.fstat(above), *user):
+                _give(fd, *user)
+            _require_same(part, above, fd)
+            os.rename(part, name, src_dir_fd=above, dst_dir_fd=above)
+        except BaseException:
+            shutil.rmtree(".", dir_fd=fd, ignore_errors=True)  # all but the folder itself
+            with contextlib.suppress(OSError):
+                _require_same(part, above, fd)
+                os.rmdir(part, dir_fd=above)
+            raise
+
+
+def _status(name: str, above: int) -> os.stat_result | None:
     try:
-        yield part
-        user = caller()
-        if user is not None and _may_write(Path(parent or ".").stat(), *user):
-            for where, folders, _ in os.walk(part):
-                for each in (where, *(f"{where}/{one}" for one in folders)):
-                    os.chown(each, *user, follow_symlinks=False)
-        Path(part).rename(path.rstrip("/"))
+        return os.lstat(name, dir_fd=above)
+    except FileNotFoundError:
+        return None
+
+
+def _fresh_folder(name: str, above: int) -> int:
+    """A descriptor of a new folder; OSError if another one came in its place."""
+    os.mkdir(name, 0o700, dir_fd=above)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=above)
+    try:
+        _require_private(fd)
+        os.fchmod(fd, 0o700)  # whatever the umask
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        os.close(fd)
         raise
+    return fd
+
+
+def _require_private(fd: int) -> None:
+    found = os.fstat(fd)
+    with os.scandir(fd) as entries:
+        used = any(entries)
+    if used or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise OSError(errno.EPERM, "the new folder in it is not this user's alone")
+
+
+def _require_same(name: str, above: int, fd: int) -> None:
+    """Raise OSError if another file has that name now."""
+    found = _status(name, above)
+    if found is None or not os.path.samestat(found, os.fstat(fd)):
+        raise OSError(errno.EPERM, "somebody renamed the folder while it was written")
+
+
+def _give(fd: int, uid: int, gid: int) -> None:
+    """
+    Give a folder with all that is in it to a user.
+
+    The folder itself is the last one: until then nobody but its owner reaches what is in it.
+    """
+    for _, _, names, each in os.fwalk(".", topdown=False, follow_symlinks=False, dir_fd=fd):
+        for name in names:
+            os.chown(name, uid, gid, dir_fd=each, follow_symlinks=False)
+        os.fchown(each, uid, gid)
 
 
 class _Fresh:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Captures that are merged at once.
 MOST_CAPTURES = 100
+#: Connections from one node to another: each of the sender is compared with each of the receiver.
+_MOST_CONNECTIONS = 256
 #: Packets with an end of their own that must agree on the difference of the numbers.
 _FEWEST = 2
 _TOO_FEW = "too few packets have an end of their own"
@@ -155,7 +157,11 @@ def wall(node: Node, rows: NDArray[np.void]) -> NDArray[np.int64]:
 
 
 def find_links(nodes: Sequence[Node]) -> list[Link]:
-    """Each direction of each connection between two of *nodes*."""
+    """
+    Each direction of each connection between two of *nodes*.
+
+    CaptureError where two nodes have more connections than are compared.
+    """
     return [
         link
         for source in nodes
@@ -187,12 +193,18 @@ def _links(source: Node, target: Node) -> Iterator[Link]:
 
 
 def _between(node: Node, kind: str, peer: Node) -> dict[Key, Direction]:
-    """The connections of *node* to or from *peer*."""
-    return {
+    """The connections of *node* to or from *peer*. CaptureError for more than are compared."""
+    found = {
         key: one
         for key, one in node.directions.items()
         if key.kind == kind and node.peers.get(key.peer) is peer
     }
+    if len(found) > _MOST_CONNECTIONS:
+        raise CaptureError(
+            f"{node.capture.path} has more than {_MOST_CONNECTIONS} connections "
+            f"{'to' if kind == OUT else 'from'} {peer.name}: record for less time"
+        )
+    return found
 
 
 def _shift(out: Direction, received: Direction) -> int | None:
@@ -209,7 +221,9 @@ def _shift(out: Direction, received: Direction) -> int | None:
 def _common(out: Direction, received: Direction) -> tuple[NDArray[np.void], NDArray[np.void]]:
     """The packets of both samples that have equal ends, and alone have them."""
     ends = out.alone(), received.alone()
-    _, mine, theirs = np.intersect1d(ends[0]["check"], ends[1]["check"], return_indices=True)
+    _, mine, theirs = np.intersect1d(
+        ends[0]["check"], ends[1]["check"], assume_unique=True, return_indices=True
+    )
     return ends[0][mine], ends[1][theirs]
 
 

@@ -8,7 +8,7 @@ keeps the order of packets, so what was passed over is not in the other capture.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: Packets of all links that wait for their other ends: 64 bytes each.
 MOST_OPEN = 1 << 20
 _DIFFERENT = "packets with the same number have different ends"
+_DISORDERED = "the numbers of its packets do not grow"
 
 
 class Pairing:
@@ -43,9 +44,11 @@ class Pairing:
             if link.received is not None and not link.refused:
                 self._ends[link.source, link.sent] = link, OUT
                 self._ends[link.target, link.received] = link, IN
-        self._waiting: dict[Link, dict[str, list[NDArray[np.void]]]] = defaultdict(
-            lambda: {OUT: [], IN: []}
+        self._waiting: dict[Link, dict[str, deque[NDArray[np.void]]]] = defaultdict(
+            lambda: {OUT: deque(), IN: deque()}
         )
+        #: The number of the last packet of each end.
+        self._last: dict[tuple[Link, str], int] = {}
         self._open = 0
         #: Packets whose other end was not waited for, because too many were waiting.
         self.given_up = 0
@@ -59,8 +62,8 @@ class Pairing:
         """
         Read everything: *batches* gets each batch of a node, *pairs* packets with both ends.
 
-        A batch comes before the pairs of its packets. A link whose packets disagree is refused, and
-        has no more pairs.
+        A batch comes before the pairs of its packets. A link whose packets disagree or are not in
+        order is refused, and has no more pairs.
         """
         readers = {node: _batches(node, BATCH // len(self._nodes)) for node in self._nodes}
         heads = {node: head for node, reader in readers.items() if (head := next(reader, None))}
@@ -83,27 +86,38 @@ class Pairing:
             link, end = self._ends.get((node, key), (None, ""))
             if link is None or link.refused:
                 continue
+            touched.add(link)
+            if not self._in_order(link, end, rows["number"]):
+                link.refused = _DISORDERED
+                continue
             numbers = rows["number"].astype(np.int64) + (link.shift if end == OUT else 0)
             kept = rows[(numbers >= link.range[0]) & (numbers <= link.range[1])]
-            self._waiting[link][end].append(kept)
-            self._open += len(kept)
-            touched.add(link)
+            if len(kept):
+                self._waiting[link][end].append(kept)
+                self._open += len(kept)
         return touched
+
+    def _in_order(self, link: Link, end: str, numbers: NDArray[np.uint32]) -> bool:
+        """Whether the numbers of an end grow; what is passed over relies on it."""
+        before = self._last.get((link, end), 0)
+        self._last[link, end] = int(numbers[-1])
+        return int(numbers[0]) > before and bool((numbers[1:] > numbers[:-1]).all())
 
     def _pair(self, link: Link, pairs: _Pairs) -> None:
         waiting = self._waiting[link]
-        out, received = (np.concatenate(parts) if parts else None for parts in waiting.values())
-        if out is not None and received is not None and len(out) and len(received):
-            numbers = out["number"].astype(np.int64) + link.shift
+        if not link.refused and all(waiting.values()):
+            sent, came = (int(parts[-1]["number"][-1]) for parts in waiting.values())
+            passed = min(sent + link.shift, came)
+            out = _until(waiting[OUT], passed - link.shift)
+            received = _until(waiting[IN], passed)
+            self._open -= len(out) + len(received)
             _, mine, theirs = np.intersect1d(
-                numbers, received["number"].astype(np.int64), return_indices=True
+                out["number"].astype(np.int64) + link.shift,
+                received["number"].astype(np.int64),
+                assume_unique=True,
+                return_indices=True,
             )
             self._deliver(link, out[mine], received[theirs], pairs)
-            passed = min(int(numbers[-1]), int(received["number"][-1]))
-            self._open -= len(out) + len(received)
-            out, received = out[numbers > passed], received[received["number"] > passed]
-            self._open += len(out) + len(received)
-            waiting[OUT], waiting[IN] = [out], [received]
         if link.refused or self._open > MOST_OPEN:
             self._drop(link)
 
@@ -121,6 +135,18 @@ class Pairing:
         dropped = sum(len(rows) for parts in self._waiting.pop(link).values() for rows in parts)
         self._open -= dropped
         self.given_up += 0 if link.refused else dropped
+
+
+def _until(parts: deque[NDArray[np.void]], number: int) -> NDArray[np.void]:
+    """Take the packets up to a number off what waits in order; no part behind it is copied."""
+    taken = [parts[0][:0]]
+    while parts and int(parts[0]["number"][0]) <= number:
+        part = parts.popleft()
+        count = int(np.searchsorted(part["number"], number, side="right"))
+        taken.append(part[:count])
+        if count < len(part):
+            parts.appendleft(part[count:].copy())  # the rest of its memory is free
+    return np.concatenate(taken)
 
 
 def _batches(node: Node, at_least: int) -> Iterator[tuple[int, NDArray[np.void]]]:

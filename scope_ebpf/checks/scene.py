@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.processes.table import Snapshot
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.check import Finding
     from scope_ebpf.results.documents.checks import Involved, Subject
@@ -53,15 +54,20 @@ class Part(Protocol):
 
 
 class Scene:
-    """The processes of *target*; *more* counts findings that are not made, by kind."""
+    """
+    The processes of *target*, *most* at most; *more* counts findings that are not made, by kind.
 
-    def __init__(self, target: Target, more: Counter[Kind]) -> None:
+    Raises TooMuchError where there are more processes.
+    """
+
+    def __init__(self, target: Target, more: Counter[Kind], most: int | None = None) -> None:
         self.target = target
         self.viewer = Viewer(target, FIELDS)
         self.table = ProcessTable(target, _COLUMNS)
         self.more = more
         self.began = time.monotonic()
-        self.first = self.last = self.table.snapshot()
+        self._most = most
+        self.first = self.last = self.whole()
         # Whole rows are not sorted: that takes seconds where there are many.
         self._by_slot = np.argsort(self.first.rows["slot"], kind="stable")
         self._slots = self.first.rows["slot"][self._by_slot]
@@ -73,7 +79,7 @@ class Scene:
         self.viewer.refresh()
         table, rows = self.table, self.first.rows
         if len(rows) <= _AGAIN:
-            self.last = table.snapshot()
+            self.last = self.whole()
         else:
             order = np.argsort(-rows["mailbox"], kind="stable")
             some = (rows["mailbox"] > 0) | (np.array(rows["state"]) & np.uint32(1 << 16) != 0)
@@ -82,6 +88,10 @@ class Scene:
             slots = distinct(np.concatenate([slots, rows["slot"][largest].astype(np.int64)]))
             self.last = table.at(slots)
         self._last_at = time.monotonic()
+
+    def whole(self) -> Snapshot:
+        """Read all processes, as they are now."""
+        return self.table.snapshot(most=self._most)
 
     @property
     def seconds(self) -> float:

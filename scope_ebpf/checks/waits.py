@@ -228,7 +228,7 @@ class Calls:
         if not self._looks:
             rows = scene.first.rows
         elif len(scene.first.rows) <= 20_000:
-            rows = scene.table.snapshot().rows
+            rows = scene.whole().rows
         else:
             rows = scene.table.at(self._candidates["slot"].astype(np.int64)).rows
         loads = names.in_functions(rows, lambda function: function[:2] == _LOADING)

@@ -13,7 +13,7 @@ from scope_ebpf.capture.reader import sound
 from scope_ebpf.cli.damage import say_damage
 from scope_ebpf.cli.export import binary, post
 from scope_ebpf.errors import UsageError
-from scope_ebpf.runs.terminal import open_document, output_error, progress_bar
+from scope_ebpf.runs.terminal import output_error, progress_bar
 from scope_ebpf.sinks.messages import Reading
 from scope_ebpf.sinks.plain import plain, say
 
@@ -73,8 +73,9 @@ def _folder(path: str) -> Iterator[str]:
 @contextmanager
 def _part(path: Path) -> Iterator[IO[bytes]]:
     """One file of a folder that nobody else can change."""
-    with open_document(str(path), force=False) as output:
-        yield output
+    with files.Document(str(path)) as document:
+        yield document.file
+        document.commit()
 
 
 def _perfetto(reading: Reading, path: str, arguments: argparse.Namespace, moved: _Moved) -> str:

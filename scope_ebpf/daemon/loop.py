@@ -136,14 +136,22 @@ class Daemon:
                 self._run_once()
                 self._wait()
         finally:
-            notify("STOPPING=1")
-            self.discovery.stop()
-            self.targets.close()
-            self.snapshots.close()
-            self.findings.close()
-            self.servers.close()
-            self.readers.close()
-            self.discovery.close()
+            self._end()
+
+    def _end(self) -> None:
+        """
+        Detach from all targets and end all threads.
+
+        A thread may wait for memory for as long as its target likes, until the readers are closed.
+        """
+        notify("STOPPING=1")
+        threads = (self.snapshots, self.findings, self.servers)
+        for each in (self.discovery, *threads):
+            each.stop()
+        self.targets.close()
+        self.readers.close()
+        for each in (*threads, self.discovery):
+            each.close()
 
     def _run_once(self) -> None:
         now = self.turned = time.monotonic()

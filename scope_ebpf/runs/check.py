@@ -40,17 +40,23 @@ _OFTEN = ("schedulers",)
 _SOMETIMES, _EVERY = ("calls", "supervisors"), 4
 
 
-def check(target: Target, seconds: float, wait: Callable[[float], object] | None = None) -> Check:
+def check(
+    target: Target,
+    seconds: float,
+    wait: Callable[[float], object] | None = None,
+    most: int | None = None,
+) -> Check:
     """
     Look at *target* for *seconds*; *wait* waits between looks, by default for an end of it, too.
 
-    Raises ReadRefusedError where its processes cannot be read, TargetEndedError where it ends.
+    Raises ReadRefusedError where its processes cannot be read, TooMuchError where they are more
+    than *most*, TargetEndedError where it ends.
     """
     require_target(target.identity, "checked")
     made, pause = Check(target.as_json()), wait or target.identity.wait
     cpu, began = time.process_time(), time.monotonic()
     try:
-        scene = Scene(target, made.more)
+        scene = Scene(target, made.more, most)
         parts = _begun(scene, made)
         for turn in range(1, _LOOKS + 1):
             pause(max(0.0, began + seconds * turn / _LOOKS - time.monotonic()))

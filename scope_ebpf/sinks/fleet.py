@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     _Open = Callable[[Path], AbstractContextManager[IO[bytes]]]
 
-#: Rows in one group of a file.
-_GROUP = 1 << 16
+#: Rows that wait in all open files together, up to 1 KB each, and the fewest in a group of a file.
+_WAITING, _LEAST_GROUP = 1 << 17, 1 << 10
 #: Columns of the tables beside host and node, which are those of the sender and of the caller.
 _MESSAGES = {
     **dict.fromkeys(("from_pid", "from_who", "to_node", "to_host", "to", "to_who"), "string"),
@@ -45,20 +45,21 @@ _CALLS = {
 
 
 class _Table:
-    """One file of rows, written in groups."""
+    """One file of rows, written in groups of so many rows or some more."""
 
-    def __init__(self, output: IO[bytes], columns: dict[str, str]) -> None:
+    def __init__(self, output: IO[bytes], columns: dict[str, str], group: int) -> None:
         self._pa, library = parquet.pyarrow()
         kinds = {"string": self._pa.string(), "int64": self._pa.int64()}
         self._schema = self._pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
         self._writer: Any = library.ParquetWriter(output, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
+        self._group = group
         self.done = 0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Add some rows. Raises OSError."""
         self._rows += rows
-        if len(self._rows) >= _GROUP:
+        if len(self._rows) >= self._group:
             self._flush()
 
     def _flush(self) -> None:
@@ -122,7 +123,8 @@ class Tables:
 
     def _table(self, files: ExitStack, table: str, node: str) -> _Table:
         output = files.enter_context(self._open(self._path(table, node)))
-        made = _Table(output, _MESSAGES if table == "messages" else _CALLS)
+        group = max(_LEAST_GROUP, _WAITING // (2 * len(self._nodes)))
+        made = _Table(output, _MESSAGES if table == "messages" else _CALLS, group)
         files.callback(made.release)
         return made
 

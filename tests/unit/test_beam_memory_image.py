@@ -24,6 +24,7 @@ from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.held.stacks import StackReader
 from scope_ebpf.beam.memory import search
 from scope_ebpf.beam.processes import atoms
 from scope_ebpf.beam.processes import table as processes
@@ -33,7 +34,7 @@ from scope_ebpf.beam.processes.shapes import TermReader
 from scope_ebpf.beam.processes.sizes import memory_bytes
 from scope_ebpf.beam.processes.table import LOAD, ProcessTable
 from scope_ebpf.beam.processes.view import Viewer
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import ReadRefusedError, TooMuchError
 
 
 def view(image: beam_image.Image) -> Viewer:
@@ -130,6 +131,33 @@ def test_a_sparse_table_is_read_with_few_calls_and_whole(parts: int):
     found = [sorted(table.snapshot(part, parts).rows["slot"].tolist()) for part in range(parts)]
     assert [[n for n in slots if n // 4096 % parts == part] for part in range(parts)] == found
     assert memory.calls - before <= 50 + 5 * parts
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_table_of_more_processes_than_it_counts_is_refused(parts: int):
+    """
+    Nine are there and the table counts one: eight are as many as are read at once.
+    """
+    image = spread(list(range(9)), 1 << 17)
+    count = image.roots["erts_proc"] + image.layout.offset("ErtsPTab", "vola.tile.count")
+    struct.pack_into("<I", image.data, count - BASE, 1)
+    table = ProcessTable(view(image).target, LOAD)
+    assert (1, 9) == (table.count(), len(table.snapshot(0, parts, most=9)))
+    with pytest.raises(TooMuchError, match="more than 8 processes"):
+        table.snapshot(0, parts, most=8)
+
+
+def test_stacks_of_more_processes_than_a_part_can_have_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    Also where the table counts few.
+    """
+    reader = StackReader(view(make(9)).target)
+    assert 9 == reader.read("call").read
+    monkeypatch.setattr("scope_ebpf.beam.held.stacks._MOST_ROWS", 8)
+    with pytest.raises(TooMuchError, match="more than 8 processes"):
+        reader.read("call")
 
 
 def test_slots_are_looked_at_again_up_to_the_last_of_a_table_of_any_size():

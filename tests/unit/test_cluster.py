@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import documents
 import duckdb
@@ -18,12 +19,13 @@ import pytest
 from capture_fixtures import write
 from cluster_fixtures import MOMENTS, planted
 from perfetto_read import Read
+from pyarrow import parquet
 
 from scope_ebpf.capture import cluster, merging
 from scope_ebpf.capture.legs import LEGS, RemoteCalls
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.cli.main import main
-from scope_ebpf.sinks.fleet import _quoted
+from scope_ebpf.sinks.fleet import Tables, _quoted
 from scope_ebpf.sinks.messages import Reading
 from scope_ebpf.sinks.perfetto.file import PerfettoFile
 from scope_ebpf.sinks.perfetto.nodes import NodeFile
@@ -167,6 +169,28 @@ def test_a_name_of_a_node_leads_to_no_other_folder():
     assert ["a%40h".replace("%40", "@"), "..%2F..%2Fx%3Dy", "%2E%2E", ""] == [
         _quoted(text) for text in ("a@h", "../../x=y", "..", "")
     ]
+
+
+def test_many_nodes_keep_fewer_rows_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    Of 100 nodes each keeps 1,024 rows in memory, and then writes them as a group.
+    """
+    facts = dict.fromkeys(("from_pid", "from_who", "to_node", "to_host", "to", "to_who"), "x")
+    facts |= dict.fromkeys(("operation", "bytes", "packet", "sent_ns", "received_ns"), 23)
+    row = facts | {"from_node": "n0@h", "class": "message"}
+
+    def read(packets, _ended) -> None:
+        for _ in range(8):
+            packets([row] * 512)
+
+    contents = SimpleNamespace(head=SimpleNamespace(host={"name": "h"}))
+    nodes = [SimpleNamespace(name=f"n{number}@h", contents=contents) for number in range(100)]
+    monkeypatch.setattr(Tables, "_events", lambda *_: None)
+    reading = SimpleNamespace(nodes=nodes, read=read)
+    Tables(reading, tmp_path, lambda path: path.open("wb")).write(lambda _: None)
+    written = parquet.ParquetFile(tmp_path / "messages/host=h/node=n0@h/part-0.parquet").metadata
+    groups = [written.row_group(each).num_rows for each in range(written.num_row_groups)]
+    assert [1024] * 4 == [count for count in groups if count]
 
 
 def test_a_timeline_of_a_cluster_has_arrows_between_its_nodes(folder: Path):

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from beam_image import make
 from profile_fixtures import TARGET
+from test_beam_memory_image import view
 
+from scope_ebpf.checks.scene import Scene
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings import findings
 from scope_ebpf.daemon.readings.findings import Findings, reading_of
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, TooMuchError
 from scope_ebpf.metrics.findings import FindingsReading
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 
@@ -73,7 +76,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     Checks of *watches*, each of which takes *cpu* seconds; *order* has the pids that were checked.
     """
     state = SimpleNamespace(
-        watches=[], now=100.0, cpu=0.0, spent=0.0, order=[], errors=Counter(), waited=[]
+        watches=[], now=100.0, cpu=0.0, spent=0.0, order=[], errors=Counter(), during=lambda: None
     )
     monkeypatch.setattr(findings, "cpu_seconds", lambda: state.spent)
     monkeypatch.setattr(findings, "Memory", lambda *_: None)
@@ -84,6 +87,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         watch.checks += 1
         state.order.append(watch.pid)
         state.spent += state.cpu
+        state.during()
         planned = watch.planned.pop(0) if watch.planned else Check(TARGET, seconds)
         if isinstance(planned, Exception):
             raise planned
@@ -144,7 +148,7 @@ def test_owners_take_turns(run: SimpleNamespace):
 
 def test_a_failed_check_shows_no_findings_and_is_repeated_later(run: SimpleNamespace, caplog):
     """
-    The reason is published and logged once, the pause is doubled, and both end with a good check.
+    The reason is published and logged once, until a good check, and the pause is doubled.
     """
     found = Check(TARGET, 3.0, [finding("mailbox")], ["mailboxes"])
     watch = Watched(planned=[found, REFUSED, REFUSED, found])
@@ -161,6 +165,38 @@ def test_a_failed_check_shows_no_findings_and_is_repeated_later(run: SimpleNames
     assert ("", 1) == (watch.found.refused, len(watch.found.kinds))
     assert 1 == len([one for one in caplog.records if one.msg == "not checked"])
     assert run.errors == {}
+
+
+def test_a_failed_check_is_paid_for_as_any_other(run: SimpleNamespace):
+    """
+    One of 0.9 s is repeated after 0.9 / (0.1 * 0.002) = 4,500 s, too.
+    """
+    run.cpu = 0.9
+    run.watches = [Watched(planned=[REFUSED] * 9)]
+    assert 1 == run.go(4500)
+    assert 1 == run.go(4500)
+
+
+def test_a_good_check_halves_the_pause_after_a_failure(run: SimpleNamespace):
+    """
+    So a VM that fails every second time is not checked as often as one that never does.
+    """
+    good = Check(TARGET, 3.0)
+    run.watches = [Watched(planned=[REFUSED, REFUSED, REFUSED, good, REFUSED, good, good, good])]
+    assert 4 == run.go(16 + 60 + 120 + 240)
+    assert 1 == run.go(60)
+    assert 0 == run.go(239)
+    assert 4 == run.go(1 + 3 * 60)
+
+
+def test_a_check_that_the_end_interrupts_has_not_failed(run: SimpleNamespace, caplog):
+    """
+    Nothing is told of the readers that are closed.
+    """
+    run.watches = [watch := Watched(planned=[REFUSED])]
+    run.during = run.checker.stop
+    assert 1 == run.go(20)
+    assert ("", 0) == (watch.found.refused, len(caplog.records))
 
 
 def test_an_unexpected_error_is_counted_and_affects_no_other_target(run: SimpleNamespace):
@@ -197,6 +233,39 @@ def test_a_vm_of_too_many_processes_is_not_checked(run: SimpleNamespace, process
     run.go(20)
     assert (processes <= 1 << 18) == bool(watch.checks)
     assert bool(watch.checks) == (watch.found.refused == "")
+
+
+def test_a_vm_of_more_processes_than_it_counts_is_not_checked(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    A table may claim 50 and have any number: a check by default reads 262,144 at most.
+    """
+    asked = []
+
+    def scene(_target: object, _more: object, most: int | None) -> None:
+        asked.append(most)
+        raise TooMuchError("there are more")
+
+    monkeypatch.setattr("scope_ebpf.runs.check.require_target", lambda *_: None)
+    monkeypatch.setattr("scope_ebpf.runs.check.Scene", scene)
+    default = Findings(list, lambda: run.config, Counter())
+    with pytest.raises(TooMuchError):
+        default.look(SimpleNamespace(identity=None, as_json=dict), 3.0, lambda _: None)
+    assert [1 << 18] == asked
+
+
+def test_each_reading_of_a_scene_is_of_so_many_processes_at_most(monkeypatch: pytest.MonkeyPatch):
+    """
+    The first one, and those between and at the end of a small table.
+    """
+    target = view(make(9)).target
+    scene = Scene(target, Counter(), 9)
+    scene.whole()
+    monkeypatch.setattr(scene, "_most", 8)
+    for read in (scene.whole, scene.end, lambda: Scene(target, Counter(), 8)):
+        with pytest.raises(TooMuchError, match="more than 8 processes"):
+            read()
 
 
 def test_an_interval_of_0_ends_checks_and_findings(run: SimpleNamespace):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from scope_ebpf.beam.servers.looks import Busy, Look, Server
+from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings import servers
 from scope_ebpf.daemon.readings.servers import ServerLooks, Sight
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
-from scope_ebpf.metrics.servers import Edge, ServersReading
+from scope_ebpf.metrics.servers import Counts, Edge, ServersReading, ServerSums
 
 REFUSED = ReadRefusedError("code is being loaded")
 
@@ -33,6 +34,10 @@ class Watched:
     processes: int = 50
     found: ServersReading = field(default_factory=ServersReading)
     error: Exception | None = None
+    owner: Owner = ROOT
+    #: Processes that its table has room for; whether it counts others each time it is read.
+    slots: int = 1 << 20
+    lies: bool = False
     made: int = 0
     looks: int = 0
 
@@ -51,22 +56,24 @@ class Watched:
 
 class ASight:
     """
-    Stands for a Sight: a look takes 0.03 s of CPU.
+    Stands for a Sight: a look takes 0.03 s of CPU, and sees a module that it never saw before.
     """
 
-    def __init__(self, state: SimpleNamespace, target: SimpleNamespace, series: int) -> None:
-        self.state, self.watch, self.series = state, target.watch, series
+    def __init__(self, state: SimpleNamespace, target: SimpleNamespace, sums: ServerSums) -> None:
+        self.state, self.watch, self.sums = state, target.watch, sums
+        self.slots = self.watch.slots
         self.watch.made += 1
 
     def fits(self, processes: int) -> bool:
-        return processes <= 16_384
+        return processes <= 16_384 and not self.watch.lies
 
     def look(self, now: float) -> ServersReading:
         self.watch.looks += 1
-        self.state.spent += 0.03
+        self.state.spent += self.state.cpu
+        self.state.order.append(self.watch.pid)
         if self.watch.planned and (error := self.watch.planned.pop(0)):
             raise error
-        return ServersReading(looks=self.watch.looks)
+        return self.sums.add({f"m{self.watch.looks}": Counts(1.0, 1.0)}, {}, now)
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """
     Looks at *watches*, as the config's *series* says.
     """
-    state = SimpleNamespace(watches=[], now=0.0, spent=0.0, errors=Counter())
+    state = SimpleNamespace(watches=[], now=0.0, spent=0.0, cpu=0.03, order=[], errors=Counter())
     state.config = SimpleNamespace(genservers=60)
     monkeypatch.setattr(servers, "cpu_seconds", lambda: state.spent)
     looks = ServerLooks(
@@ -82,7 +89,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         lambda: state.config,
         state.errors,
         lambda: state.now,
-        lambda target, series: ASight(state, target, series),
+        lambda target, sums: ASight(state, target, sums),
     )
 
     def go(seconds: int) -> None:
@@ -90,7 +97,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             state.now += 1
             looks.look()
 
-    state.go = go
+    state.go, state.once = go, looks.look
     return state
 
 
@@ -125,6 +132,7 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     Four in a row are not told; five are, until a look is good again.
     """
     run.watches = [watch := Watched(planned=[None, *[REFUSED] * 4, None, *[REFUSED] * 5])]
+    run.cpu = 0.003
     while watch.looks < 6 and run.now < 1000:
         run.go(1)
     assert (6, 1, "") == (watch.looks, watch.made, watch.found.refused)
@@ -136,13 +144,74 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     assert run.errors == {}
 
 
+def test_failures_are_paid_for_as_looks_are(run: SimpleNamespace):
+    """
+    Looks that fail after 2 s each are one in 667 s of a budget of 0.02 of a core.
+    """
+    run.watches = [watch := Watched(planned=[REFUSED] * 999)]
+    run.cpu = 2.0
+    run.go(6670)
+    assert 6 <= watch.looks <= 21
+
+
+def test_a_vm_that_lies_about_its_size_pays_and_has_few_new_names(run: SimpleNamespace):
+    """
+    What looks is made anew each time; only the first one is free, and 20 names an hour are told.
+    """
+    run.watches = [watch := Watched(lies=True)]
+    names = set()
+    for _ in range(3500):
+        run.go(1)
+        names |= {one.module for one in watch.found.modules}
+    assert 200 < watch.made == watch.looks < 600
+    assert 5 < len(names) <= 21
+
+
+def test_five_failures_are_no_way_to_new_names(run: SimpleNamespace):
+    """
+    What was added up outlasts what looks; other series begin anew.
+    """
+    run.watches = [watch := Watched(planned=([None] * 9 + [REFUSED] * 5) * 9)]
+    run.cpu, names = 0.003, set()
+    for _ in range(3500):
+        run.go(1)
+        names |= {one.module for one in watch.found.modules}
+    assert watch.made > 5
+    assert 5 < len(names) <= 21
+    run.config.genservers = 30
+    run.go(200)
+    assert watch.found.looks < 200
+
+
+def test_more_processes_than_a_table_has_slots_are_refused(run: SimpleNamespace):
+    """
+    Such a table is forged: it is not read even once.
+    """
+    run.watches = [watch := Watched(processes=4097, slots=4096)]
+    run.go(100)
+    assert (0, "4,097 processes cannot be in a table of 4,096 slots") == (
+        watch.looks,
+        watch.found.refused,
+    )
+
+
+def test_owners_take_turns_in_a_pass(run: SimpleNamespace):
+    """
+    The VM of another user comes second; after 1 s of CPU the others of the first one wait.
+    """
+    evil = [Watched(pid, owner=Owner(666, "")) for pid in range(10, 20)]
+    run.watches, run.cpu = [*evil, Watched(1, owner=Owner(1000, ""))], 0.6
+    run.once()
+    assert [10, 1, 11] == run.order
+
+
 def test_other_targets_go_on_beside_one_that_fails(run: SimpleNamespace):
     """
     An unexpected error is counted; memory that hangs is for the loop, and so is an end.
     """
     odd, hangs = Watched(1, planned=[ValueError("odd")] * 9), Watched(2, planned=[NoAnswerError()])
     gone, good = Watched(3, planned=[NoSuchProcessError("ended")]), Watched(4)
-    run.watches = [odd, hangs, gone, good]
+    run.watches, run.cpu = [odd, hangs, gone, good], 0.003
     run.go(30)
     assert 5 == run.errors["snapshot"]
     assert "ValueError('odd')" == odd.found.refused

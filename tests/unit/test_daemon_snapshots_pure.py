@@ -116,6 +116,34 @@ def test_a_table_that_is_refused_is_shown_no_more_and_tried_again(run: SimpleNam
     assert run.errors == {}
 
 
+def test_a_failed_reading_is_paid_for_and_a_good_one_halves_the_pause(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    Failures of little are repeated after 60, 120, 240 s, then one after 240 s; 4 s are one in 1000.
+    """
+    spent = [0.0]
+    monkeypatch.setattr(snapshots, "cpu_seconds", lambda: spent[0])
+    good = SnapshotReading(1)
+    watch = Watched([REFUSED, REFUSED, REFUSED, good, REFUSED, good])
+
+    def left(after: float) -> int:
+        run.look(after, watch)
+        return len(watch.tables)
+
+    assert [5, 4, 3, 2, 1] == [left(after) for after in (0, 60, 120, 240, 15)]
+    assert [1, 0] == [left(239), left(1)]
+    read = Part.read
+
+    def costly(part: Part) -> object:
+        spent[0] += 4.0 if part.plan == "tables" else 0.0
+        return read(part)
+
+    monkeypatch.setattr(Part, "read", lambda part, *_: costly(part))
+    watch.tables = [REFUSED, good]
+    assert [1, 1, 0] == [left(15), left(999), left(1)]
+
+
 def test_an_unexpected_error_affects_no_other_target(
     run: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ):

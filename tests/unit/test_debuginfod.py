@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -221,10 +224,84 @@ def test_what_a_server_sends_is_bounded(files, monkeypatch, answer, why):
         _fetched(Binary.open(files.stripped), url)
 
 
-def test_a_server_that_is_too_slow_is_left():
+def heads(request: Any) -> None:
     """
-    The time for a whole file counts from its beginning, however the bytes come.
+    A head that comes byte by byte for three seconds, and then a whole answer.
     """
-    late = pytest.raises(ValueError, match="it takes too long")
-    with serving(sends(bytes(200_000))) as (url, _), late:
-        debuginfod.fetch(url, "23", seconds=-1.0)
+    _drip(request, b"HTTP/1.0 200 OK\r\nX: " + b"x" * 40 + b"\r\nContent-Length: 0\r\n\r\n")
+
+
+def chunks(request: Any) -> None:
+    """
+    The size of a chunk that comes byte by byte for three seconds, and then the end.
+    """
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    _drip(request, b"0" * 60 + b"\r\n\r\n")
+
+
+def _drip(request: Any, data: bytes) -> None:
+    try:
+        for byte in data:
+            request.wfile.write(bytes([byte]))
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "answer", [heads, chunks, sends(bytes(200_000))], ids=["head", "chunk", "body"]
+)
+def test_a_server_that_is_too_slow_is_left(answer):
+    """
+    The time for a whole file counts from its beginning, however the bytes come; then no alarm is
+    left behind.
+    """
+    before = signal.getsignal(signal.SIGALRM)
+    seconds = 0.3 if answer in (heads, chunks) else -1.0
+    with serving(answer) as (url, _), pytest.raises(ValueError, match="it takes too long"):
+        debuginfod.fetch(url, "23", seconds=seconds)
+    assert before is signal.getsignal(signal.SIGALRM)
+
+
+def test_a_redirection_is_checked_before_it_is_followed():
+    """
+    No connection is made to a server of ftp, though urllib knows that, too.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def to_ftp(request: Any) -> None:
+            request.send_response(302)
+            request.send_header("Location", f"ftp://127.0.0.1:{other.getsockname()[1]}/x")
+            request.end_headers()
+
+        with serving(to_ftp) as (url, _), pytest.raises(ValueError, match="no URL of http"):
+            debuginfod.fetch(url, "23", seconds=3)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+def test_the_body_of_a_redirection_is_not_read():
+    """
+    Of 64 MiB behind the head of a redirection only what the buffers of a connection have is sent.
+    """
+    sent = []
+
+    def large(request: Any) -> None:
+        if request.path == "/last":
+            return sends(b"whole")(request)
+        request.send_response(302)
+        request.send_header("Location", "/last")
+        request.end_headers()
+        try:
+            for _ in range(64):
+                request.wfile.write(bytes(1 << 20))
+                sent.append(1)
+        except OSError:
+            pass
+
+    with serving(large) as (url, _):
+        fd = debuginfod.fetch(url, "23")
+    assert b"whole" == os.pread(fd, 100, 0)
+    os.close(fd)
+    assert len(sent) < 64

@@ -79,6 +79,22 @@ def test_a_look_ends_when_its_time_is_over(memory, clock):
             limits.check()
 
 
+def test_a_call_that_takes_long_is_the_last_one(memory):
+    """
+    Memory that comes after some seconds each time would else do so 31 times more.
+    """
+    first, address = memory
+    now = [0.0]
+    with limited(LookLimits("a look", **ROOM, wall_clock=lambda: now[0])):
+        for _ in range(20):
+            first.read(address, 8)
+            now[0] += 5.0
+        first.read(address, 8)
+        now[0] += 5.0
+        with pytest.raises(TooMuchError, match="100 s"):
+            first.read(address, 8)
+
+
 def test_limits_are_of_one_thread(memory):
     """
     What another thread reads meanwhile is not counted.

@@ -202,6 +202,57 @@ def test_packets_wait_for_no_more_than_a_bound(tmp_path: Path, monkeypatch: pyte
     assert [] == found
 
 
+@pytest.mark.parametrize("end", [0, 1])
+def test_packets_that_are_out_of_order_are_not_paired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int
+):
+    """
+    Where a batch ends with the number of the first packet, no pair is delivered again and again.
+    """
+    monkeypatch.setattr(pairing, "BATCH", 1)
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 3000)
+    ends = [packets(kind, range(1, 3001), checks) for kind in ("dist_out", "dist_in")]
+    for name in ("number", "check"):
+        ends[end][name][[999, 1999]] = ends[end][name][0]
+    link, found = pair(tmp_path, *ends)
+    assert ("the numbers of its packets do not grow", 0, 0) == (
+        link.refused, link.paired, len(found),
+    )  # fmt: skip
+
+
+def test_what_waits_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """
+    20 batches of one end wait for the 20 of the other one: each packet is joined to others once.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 20_000)
+    ends = [packets(kind, range(1, 20_001), checks) for kind in ("dist_out", "dist_in")]
+    nodes = read_nodes(
+        [capture(tmp_path, name, rows) for name, rows in zip(("a@h", "b@h"), ends, strict=True)]
+    )
+    links = merge(nodes)
+    nodes[1].rough += 3600 * SECOND
+    monkeypatch.setattr(pairing, "BATCH", 1)
+    copied, found = [], []
+
+    class Counting:
+        """
+        numpy, whose joins are counted.
+        """
+
+        def __getattr__(self, name: str):
+            return getattr(np, name)
+
+        def concatenate(self, parts):
+            made = np.concatenate(list(parts))
+            copied.append(len(made))
+            return made
+
+    monkeypatch.setattr(pairing, "np", Counting())
+    Pairing(nodes, links).run(pairs=lambda _link, out, _in: found.append(len(out)))
+    assert 20_000 == sum(found)
+    assert 2 * 20_000 == sum(copied)
+
+
 def test_corners_of_bounds_say_what_all_packets_do():
     """
     A clock that is aligned by the few packets that bound it is that of all packets.
@@ -251,6 +302,22 @@ def test_a_broken_capture_is_named_whichever_it_is(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(other, "batches", lambda _: iter([[]]))
     with pytest.raises(CaptureError, match=r"b.scope makes no sense"):
         merge(nodes)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("dist_out", "a.scope"), ("dist_in", "b.scope")])
+def test_more_connections_than_are_compared_are_refused(tmp_path: Path, kind: str, named: str):
+    """
+    257 connections between two nodes are an error that names the capture; 256 are no error.
+    """
+
+    def links(count: int) -> list[Link]:
+        rows = packets(kind, range(1, count + 1), list(range(1, count + 1)))
+        rows["connection"] = np.arange(count)
+        return merge(read_nodes([capture(tmp_path, name, rows) for name in ("a@h", "b@h")]))
+
+    assert {"dist_out": 2 * 256, "dist_in": 0}[kind] == len(links(256))
+    with pytest.raises(CaptureError, match=rf"{named} has more than 256 connections"):
+        links(257)
 
 
 def test_names_of_all_captures_share_one_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -182,3 +182,77 @@ def test_a_long_name_has_room(tmp_path: Path, whole: bool):
     path = tmp_path / ("é" * 127)
     written(path, b"new", whole=whole)
     assert b"new" == path.read_bytes()
+
+
+def test_a_folder_that_is_exchanged_is_not_written_through(tmp_path: Path):
+    """
+    Who renames the unfinished folder and puts a link there changes nothing where the link leads.
+    """
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    out = tmp_path / "out"
+    made = output.folder(str(out))
+    at = made.__enter__()
+    (part,) = tmp_path.glob(".out.*.part")
+    part.rename(tmp_path / "moved")
+    part.symlink_to(theirs)
+    (Path(at) / "table").mkdir()
+    written(f"{at}/table/rows", b"rows", whole=True)
+    assert b"rows" == (tmp_path / "moved/table/rows").read_bytes()
+    with pytest.raises(OSError, match="somebody renamed the folder"):
+        made.__exit__(None, None, None)
+    assert part.is_symlink()
+    assert not out.exists()
+    assert [] == [*theirs.iterdir(), *(tmp_path / "moved").iterdir()]
+
+
+@pytest.mark.parametrize("kind", ["link", "open to others", "not empty"])
+def test_a_folder_that_comes_in_place_of_the_new_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """
+    What has the new folder's name before it is opened is neither written to nor removed.
+    """
+    other, make = tmp_path / "other", os.mkdir
+    make(other, 0o700)
+    if kind == "open to others":
+        other.chmod(0o770)
+    if kind == "not empty":
+        (other / "precious").write_bytes(b"23")
+    parts = []
+
+    def exchanged(name: str, mode: int, *, dir_fd: int) -> None:
+        parts.append(tmp_path / name)
+        if kind == "link":
+            parts[0].symlink_to(other)
+        else:
+            other.rename(parts[0])
+
+    monkeypatch.setattr(os, "mkdir", exchanged)
+    reason = "Not a directory" if kind == "link" else "not this user's alone"
+    with pytest.raises(OSError, match=reason), output.folder(str(tmp_path / "out")):
+        pytest.fail("it was used")
+    assert parts[0].is_symlink() == (kind == "link")
+    assert (kind == "not empty") == any(parts[0].iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("mode", [0o777, 0o755])
+def test_a_folder_belongs_to_the_caller_of_sudo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+):
+    """
+    With all folders and files in it, if that user may write to the folder above it.
+    """
+    monkeypatch.setenv("SUDO_UID", "65534")
+    monkeypatch.setenv("SUDO_GID", "65534")
+    tmp_path.chmod(mode)
+    with output.folder(f"{tmp_path}/out/") as part:
+        (Path(part) / "a/b").mkdir(parents=True)
+        written(f"{part}/a/b/rows", b"rows", whole=True)
+    assert ["out"] == [entry.name for entry in tmp_path.iterdir()]
+    made = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert 4 == len(made)
+    assert {65534 if mode == 0o777 else 0} == {path.stat().st_uid for path in made}
+    assert b"rows" == (tmp_path / "out/a/b/rows").read_bytes()

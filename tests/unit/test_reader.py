@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from beams_run import PATIENCE
 
-from scope_ebpf.beam.memory import process_memory, reader_child
+from scope_ebpf.beam.memory import process_memory, reader, reader_child
 from scope_ebpf.beam.memory.process_memory import Memory, UnreadableMemoryError
-from scope_ebpf.beam.memory.reader import Readers
+from scope_ebpf.beam.memory.reader import Reader, Readers
 from scope_ebpf.daemon.looks.hangs import MOST, PERIOD, Hangs
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
@@ -155,6 +155,40 @@ def test_each_thread_has_its_own(readers):
     ours.close()
     with pytest.raises(ReadRefusedError, match="any more"):
         Memory(os.getpid()).u16(ctypes.addressof(BUFFER))
+
+
+def test_all_threads_are_woken_before_any_process_is_waited_for(readers, monkeypatch):
+    """
+    One that is blocked holds nobody up.
+    """
+    ours, done = readers(), []
+    ours.begin()
+    thread = threading.Thread(target=ours.begin)
+    thread.start()
+    thread.join()
+    wake, end = Reader.wake, Reader.end
+    monkeypatch.setattr(Reader, "wake", lambda one: done.append("wake") or wake(one))
+    monkeypatch.setattr(Reader, "end", lambda one, most: done.append("end") or end(one, most))
+    ours.close()
+    assert ["wake", "wake", "end", "end"] == done
+
+
+def test_one_that_starts_while_all_end_is_left(readers, monkeypatch):
+    """
+    Nobody waits for it then.
+    """
+    ours, made = readers(), []
+
+    def start(*given: object) -> Reader:
+        made.append(Reader(*given))
+        ours.close()
+        return made[-1]
+
+    monkeypatch.setattr(reader, "Reader", start)
+    with pytest.raises(ReadRefusedError, match="any more"):
+        ours.begin()
+    assert made[0].process.wait(PATIENCE) == -9
+    assert not ours.pids()
 
 
 def test_the_child_is_asked_for_as_many_ranges_as_the_kernel_takes():

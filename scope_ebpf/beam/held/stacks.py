@@ -34,6 +34,8 @@ _WORD = 8
 MOST_WORDS, _FRAMES = 64, 50
 #: Groups that are told apart; processes of further ones are counted together.
 MOST_GROUPS = 20_000
+#: Processes of one part of a table: some 8,000 if the number that the table counts is true.
+_MOST_ROWS = 1 << 18
 #: What processes are grouped by.
 KEYS = ("stack", "call", "function")
 
@@ -98,7 +100,7 @@ class StackReader:
         groups: dict[Hashable, Group] = {}
         read = torn = moved = others = 0
         for part in range(parts):
-            snapshot = table.snapshot(part, parts)
+            snapshot = table.snapshot(part, parts, _MOST_ROWS)
             rows = snapshot.rows
             read += len(rows)
             torn += snapshot.torn + snapshot.unreadable

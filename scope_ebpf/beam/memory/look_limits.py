@@ -19,8 +19,10 @@ from scope_ebpf.sandbox import client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: System calls between two readings of the clocks, which cost as much as a small reading.
-_CALLS = 32
+#: System calls between two readings of the CPU's clocks, which cost as much as a small reading;
+#: seconds between two calls after which they are read at once: one call can take as many as its
+#: target likes.
+_CALLS, _SLOW = 32, 0.1
 
 
 def _cpu() -> float:
@@ -58,6 +60,7 @@ class LookLimits:
         self._data, self._calls, self._cpu, self._wall = data, calls, cpu, wall
         self._cpu_clock, self._wall_clock = cpu_clock, wall_clock
         self._cpu_began, self._wall_began = cpu_clock(), wall_clock()
+        self._last = self._wall_began
 
     def spend(self, size: int) -> None:
         """Count a call that has read *size* bytes. Raises TooMuchError beyond the limits."""
@@ -67,7 +70,8 @@ class LookLimits:
             self._refuse(f"{self._data:,} bytes")
         if self._calls_left < 0:
             self._refuse(f"{self._calls:,} readings")
-        if self._calls_left % _CALLS == 0:
+        before, self._last = self._last, self._wall_clock()
+        if self._calls_left % _CALLS == 0 or self._last - before > _SLOW:
             self.check()
 
     def check(self) -> None:

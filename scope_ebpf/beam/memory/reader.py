@@ -30,7 +30,7 @@ _CHILD = Path(__file__).with_name("reader_child.py")
 PATIENCE = 5.0
 #: Seconds in which a fresh interpreter starts, on a host whose CPUs are all busy.
 _START = 20.0
-#: Seconds in which an unused one ends.
+#: Seconds in which all unused ones end.
 _END = 1.0
 #: Bytes that the shared memory keeps; more is freed after a larger reading.
 _KEPT = 1 << 20
@@ -117,12 +117,15 @@ class Reader:
         self._channel.close()
         self.process.kill()
 
-    def end(self) -> None:
-        """Let it end, and wait for that for a moment; wakes the threads that wait for it."""
+    def wake(self) -> None:
+        """Let it end, and wake the thread that waits for it."""
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
+
+    def end(self, seconds: float) -> None:
+        """Wait for its end, *seconds* at most."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_END)
+            self.process.wait(seconds)
 
 
 def _start(child: Path, channel: int, shared: int) -> subprocess.Popen[bytes]:
@@ -217,7 +220,10 @@ class Readers:
             self._closed = True
             running, self._running = self._running, set()
         for reader in running:
-            reader.end()
+            reader.wake()
+        until = time.monotonic() + _END
+        for reader in running:
+            reader.end(max(0.0, until - time.monotonic()))
 
     def _reader(self) -> Reader:
         reader = self._own.reader
@@ -227,6 +233,9 @@ class Readers:
             reader = self._own.reader = Reader(self._child, self._own.patience)
             with self._lock:
                 self._running.add(reader)
+            if self._closed:  # meanwhile
+                self._leave(reader)
+                return self._reader()
         return reader
 
     def _leave(self, reader: Reader) -> None:

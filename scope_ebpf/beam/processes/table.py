@@ -21,7 +21,7 @@ from scope_ebpf.arrays import joined, picked
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.beam.processes.counted import check_rows
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import ReadRefusedError, TooMuchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -277,12 +277,13 @@ class ProcessTable:
         # A slot that is being taken has a bit set or holds the invalid process.
         return np.where((slots == self._invalid) | (slots & np.uint64(7) != 0), 0, slots)
 
-    def snapshot(self, part: int = 0, parts: int = 1) -> Snapshot:
+    def snapshot(self, part: int = 0, parts: int = 1, most: int | None = None) -> Snapshot:
         """
         Read every process, or every *parts*-th block of the table from *part* on.
 
         Blocks of slots are taken in turn, so that old and young processes are
-        in every part alike.
+        in every part alike. Raises TooMuchError where there are more than *most* processes: the
+        number that the table itself counts need not be true.
         """
         began = time.process_time()
         blocks = range(part * CHUNK, self.slots, parts * CHUNK)
@@ -291,6 +292,11 @@ class ProcessTable:
         found = _Found([np.empty(0, self._dtype)], [], [])
         for at in range(0, len(blocks), run):
             self._settle(found, *self._filled(blocks[at : at + run]))
+            if most is not None and sum(map(len, found.rows)) > most:
+                raise TooMuchError(
+                    f"process {self._memory.pid}: more than {most:,} processes are in what is read "
+                    "at once of its process table, so they are not read"
+                )
         return self._snapshot(found, began)
 
     def one(self, pid: int) -> NDArray[np.void]:

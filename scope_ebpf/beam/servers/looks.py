@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,12 +45,17 @@ IDLE = frozenset(
     }
 )
 _RUNNING = np.uint32(ON_SCHEDULER)
-#: Processes that one look reads, and names for the first time.
-MOST_READ, MOST_NAMED = 1 << 13, 1 << 13
+#: Processes that one look is meant to read, and that it names for the first time: where not all are
+#: remembered, all that are read by a look at a VM that has twice as many processes by now.
+MOST_READ, MOST_NAMED = 1 << 13, 1 << 14
 #: Callers whose stacks are read at one look.
 MOST_CALLERS = 1 << 10
-#: Processes that are remembered.
+#: Processes that are remembered, by default.
 _REMEMBERED = 1 << 20
+#: Addresses at which processes wait for a server: some dozens, but a VM can claim any.
+_MOST_CALLING = 1 << 13
+#: Modules that the servers of one module run: more are not told apart.
+_SEVERAL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +97,27 @@ class Look:
 
 
 class Servers:
-    """Reads the servers of one VM again and again."""
+    """
+    Reads the servers of one VM again and again.
 
-    def __init__(self, viewer: Viewer, draw: random.Random | None = None) -> None:
+    Of all that it has seen it knows *remembered* processes and modules, those that were seen last.
+    One look reads *most* processes at most; TooMuchError where there are more.
+    """
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        draw: random.Random | None = None,
+        remembered: int = _REMEMBERED,
+        most: int | None = None,
+    ) -> None:
         self._viewer = viewer
         self._random = draw or random.Random()  # noqa: S311 - which part is read is no secret
+        self._remembered, self._most = remembered, most
+        #: Those seen longest ago first.
         self.known: dict[int, Server] = {}
         self.registered: dict[str, int] = {}
-        #: By the module with which servers began, those that they run.
+        #: By the module with which servers began, those that they run: two of them if several.
         self.became: dict[str, set[str]] = {}
         #: Servers of which it is not known yet, and with what they began.
         self._undecided: dict[int, str] = {}
@@ -115,7 +134,7 @@ class Servers:
         """Read servers and callers, as they are now."""
         self._viewer.refresh()
         part = self._random.randrange(self.parts)
-        snapshot = self._viewer.table.snapshot(part, self.parts)
+        snapshot = self._viewer.table.snapshot(part, self.parts, self._most)
         rows = snapshot.rows
         if self._generation != self._viewer.code.generation:
             self._learn_calling(rows, self._viewer.names.current_functions(rows))
@@ -123,6 +142,9 @@ class Servers:
         candidates = rows[calling]
         drawn = self._random.sample(range(len(candidates)), min(len(candidates), MOST_CALLERS))
         seen = stacks(self._viewer, candidates[sorted(drawn)], self._calling)
+        for pid in rows["id"].tolist():
+            if pid in self.known:
+                self.known[pid] = self.known.pop(pid)  # seen last
         self._decide(rows)
         self._learn(rows)
         is_server = np.array(
@@ -186,7 +208,8 @@ class Servers:
         }
         if self._generation != self._viewer.code.generation:
             self._generation, self._calling = self._viewer.code.generation, self._calling[:0]
-        self._calling = np.array(sorted(found.union(self._calling.tolist())), np.uint64)
+        calling = sorted(found.union(self._calling.tolist()))
+        self._calling = np.array(calling[:_MOST_CALLING], np.uint64)
 
     def _learn_pids(self, pids: list[int]) -> None:
         """Learn servers that were not in the part that was read."""
@@ -202,9 +225,6 @@ class Servers:
         fresh = rows[new][:MOST_NAMED]
         if not len(fresh):
             return
-        if len(self.known) > _REMEMBERED:
-            self.known.clear()
-            self._undecided.clear()
         names = self._viewer.names
         identities = names.identities(fresh)
         parts = zip(
@@ -223,7 +243,14 @@ class Servers:
             self.known[pid] = Server(pid, behaviour, began, name)
             if behaviour in BECOMING and len(self._undecided) < MOST_NAMED:
                 self._undecided[pid] = began
+        self._forget()
         self._decide(fresh)
+
+    def _forget(self) -> None:
+        """Forget the processes that were seen longest ago, where they are too many."""
+        for pid in list(islice(self.known, max(0, len(self.known) - self._remembered))):
+            del self.known[pid]
+            self._undecided.pop(pid, None)
 
     def _decide(self, rows: NDArray[np.void]) -> None:
         """Find out what servers run that may have become another module."""
@@ -231,8 +258,13 @@ class Servers:
         rows = rows[within(rows["id"], missing)][:MOST_CALLERS] if len(missing) else rows[:0]
         behaviours = [self.known[pid].behaviour for pid in rows["id"].tolist()]
         for pid, module in became(self._viewer, rows, behaviours).items():
-            self.became.setdefault(self._undecided.pop(pid), set()).add(module)
+            began = self._undecided.pop(pid)
+            runs = self.became[began] = self.became.pop(began, set())
+            if len(runs) < _SEVERAL:
+                runs.add(module)
             self.known[pid] = replace(self.known[pid], module=module)
+        for began in list(islice(self.became, max(0, len(self.became) - self._remembered))):
+            del self.became[began]
 
     def of(self, pid: int) -> Server | None:
         """What is known of a process."""

@@ -45,9 +45,12 @@ SHARE = 0.1
 SECONDS, FIRST = 3.0, 15.0
 #: Processes of a VM above which it is not checked: their rows are in memory at once.
 MOST_PROCESSES = 1 << 18
-#: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time.
-_DATA, _CALLS, _CPU, _WALL = 2 << 30, 1_000_000, 5.0, 60.0
-#: Seconds until a check that failed is repeated: at first, and at most; doubled each time.
+#: Limits of one check: bytes of memory, system calls, seconds of CPU, seconds of time. A check of
+#: so many processes reads 0.22 GB, one of 19,000 in a table of 8,388,608 slots 0.41 GB: a table of
+#: few processes is read several times.
+_DATA, _CALLS, _CPU, _WALL = 512 << 20, 1_000_000, 5.0, 60.0
+#: Seconds until a check that failed is repeated, if it took little: at first, and at most; doubled
+#: by each failure, and halved by each success.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Seconds between two looks for a target that is due.
 _PASS = 2.0
@@ -90,6 +93,11 @@ class _State:
     refused: str = ""
 
 
+def _bounded(target: Target, seconds: float, wait: Callable[[float], object]) -> Check:
+    """Check a VM; the number of processes that it counts need not be true."""
+    return check(target, seconds, wait, MOST_PROCESSES)
+
+
 class _EndedError(Exception):
     """The daemon ends."""
 
@@ -106,7 +114,7 @@ class Findings:
     config: Callable[[], Config]
     errors: Counter[str]
     clock: Callable[[], float] = time.monotonic
-    look: Callable[[Target, float, Callable[[float], object]], Check] = check
+    look: Callable[[Target, float, Callable[[float], object]], Check] = _bounded
     #: By target, not by pid: another VM may run in the same process.
     _states: dict[Subject, _State] = field(default_factory=dict)
     #: When a VM of each owner was last checked.
@@ -119,9 +127,13 @@ class Findings:
         self._thread = threading.Thread(target=self._run, name="findings", daemon=True)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Let the thread end with its next reading or wait; for any thread."""
+        self._ended.set()
+
     def close(self) -> None:
         """End the thread, in the middle of a check if need be."""
-        self._ended.set()
+        self.stop()
         if self._thread:
             self._thread.join()
 
@@ -168,12 +180,14 @@ class Findings:
             subject.fail(error)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             pause, state.pause = state.pause, min(2 * state.pause, _MAX_RETRY)
-            self._failed(subject, state, error)
+            if not self._ended.is_set():
+                self._failed(subject, state, error)
         else:
-            state.refused, state.pause = "", _MIN_RETRY
+            state.refused, state.pause = "", max(state.pause / 2, _MIN_RETRY)
             subject.publish_findings(reading_of(found, taken))
-            pause = max(interval, (cpu_seconds() - began) / (SHARE * subject.income))
-        state.due = self.clock() + pause
+            pause = interval
+        spent = cpu_seconds() - began
+        state.due = self.clock() + max(pause, spent / (SHARE * subject.income))
 
     def _looked_at(self, subject: Subject) -> Check:
         counters, target = subject.reading.counters, subject.target

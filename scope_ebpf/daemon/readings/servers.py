@@ -20,6 +20,7 @@ from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.servers.looks import MOST_READ, Servers
+from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError, TooMuchError
 from scope_ebpf.metrics.servers import Counts, Edge, ServersReading, ServerSums
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.servers.looks import Look
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
+    from scope_ebpf.daemon.looks.owners import Owner
     from scope_ebpf.metrics.reading import Reading
 
 #: The part of a target's budget that looks may take of the daemon's CPU.
@@ -39,10 +41,15 @@ SHARE = 0.15
 INTERVAL = 1.0
 #: Processes of a VM above which its servers are not looked at: each that was seen is remembered.
 MOST_PROCESSES = 1 << 18
+#: Processes of one VM that are remembered, 20 MB, and that one look reads: it is meant for an
+#: eighth of them, if the number that the VM counts is true.
+_REMEMBERED, _MOST_ROWS = 1 << 16, 8 * MOST_READ
 #: Limits of one look: bytes of memory, system calls, seconds of CPU, seconds of time.
 _DATA, _CALLS, _CPU, _WALL = 256 << 20, 200_000, 2.0, 30.0
 #: Failures one after the other from which on servers are refused; seconds until the next try.
 _FAILURES, _RETRY = 5, 60.0
+#: Seconds of CPU after which the other targets of an owner wait for the next pass.
+_OWNER_CPU = 1.0
 #: Seconds between two looks for a target that is due, and while servers are not looked at.
 _PASS, _OFF = 0.25, 2.0
 
@@ -53,6 +60,10 @@ class Subject(Protocol):
     @property
     def target(self) -> Target:
         """The VM."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose process it is."""
 
     @property
     def reading(self) -> Reading:
@@ -70,15 +81,17 @@ class Subject(Protocol):
 
 
 class Sight:
-    """What is seen of the servers of *target*, look after look, as *series* series at most."""
+    """What is seen of the servers of *target*, look after look, added to *sums*."""
 
-    def __init__(self, target: Target, series: int) -> None:
+    def __init__(self, target: Target, sums: ServerSums) -> None:
         # A separate Memory: searching for tables tries addresses, which are not failed reads.
         target = replace(target, memory=Memory(target.pid, target.identity.process))
-        self._servers = Servers(Viewer(target))
-        self._sums = ServerSums(series)
+        viewer = Viewer(target)
+        self._servers = Servers(viewer, remembered=_REMEMBERED, most=_MOST_ROWS)
+        self._sums = sums
         self._means: dict[str, Counts] = {}
-        self.series = series
+        #: Processes that its table has room for.
+        self.slots = viewer.table.slots
 
     def fits(self, processes: int) -> bool:
         """Whether the parts that a look reads are still as small as they must be."""
@@ -130,9 +143,12 @@ class Sight:
 
 @dataclass(slots=True)
 class _State:
-    """The looks at one target."""
+    """The looks at one target, as *series* series at most."""
 
     sight: Sight | None = None
+    series: int = 0
+    #: They outlast what looks: a VM could have it made anew, and so any number of new series.
+    sums: ServerSums = field(default_factory=lambda: ServerSums(0))
     #: When the next one is due, in seconds of the clock.
     due: float = 0.0
     failures: int = 0
@@ -151,7 +167,7 @@ class ServerLooks:
     config: Callable[[], Config]
     errors: Counter[str]
     clock: Callable[[], float] = time.monotonic
-    make: Callable[[Target, int], Sight] = Sight
+    make: Callable[[Target, ServerSums], Sight] = Sight
     _states: dict[Subject, _State] = field(default_factory=dict)
     # At random: work with the period of the looks would be seen at the same point.
     _draw: random.Random = field(default_factory=random.Random)
@@ -163,9 +179,13 @@ class ServerLooks:
         self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """End the thread after the look that it is at."""
+    def stop(self) -> None:
+        """Let the thread look no more; for any thread."""
         self._ended.set()
+
+    def close(self) -> None:
+        """End the thread after the look that it is at, which ends where no memory is read."""
+        self.stop()
         if self._thread:
             self._thread.join()
 
@@ -178,21 +198,25 @@ class ServerLooks:
             self._states = {}
             return
         self._states = {s: self._states.get(s) or _State() for s in self.subjects()}
-        for subject, state in self._states.items():
-            if self.clock() >= state.due and not self._ended.is_set():
-                self._look_at(subject, state, series)
+        taken: defaultdict[str, float] = defaultdict(float)
+        for subject in in_turns(self._states, lambda subject: subject.owner):
+            state, owner = self._states[subject], queue_of(subject.owner)
+            due = self.clock() >= state.due and taken[owner] < _OWNER_CPU
+            if due and not self._ended.is_set():
+                taken[owner] += self._look_at(subject, state, series)
 
     def _run(self) -> None:
         while not self._ended.wait(_PASS if self.config().genservers else _OFF):
             self.look()
 
-    def _look_at(self, subject: Subject, state: _State, series: int) -> None:
+    def _look_at(self, subject: Subject, state: _State, series: int) -> float:
+        """Look at one target; the seconds of CPU that it took."""
         what, began = f"looking at servers of process {subject.target.pid}", cpu_seconds()
         limits = LookLimits(what, data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL)
-        pause = _RETRY
+        pause, free = _RETRY, False
         try:
             with limited(limits):
-                fresh = self._prepare(subject, state, series)
+                first = self._prepare(subject, state, series)
                 found = state.sight.look(self.clock()) if state.sight else ServersReading()
             subject.target.identity.check()
         except NoSuchProcessError:
@@ -200,16 +224,20 @@ class ServerLooks:
         except NoAnswerError as error:
             subject.fail(error)
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
-            pause = self._failed(subject, state, error)
+            if not self._ended.is_set():
+                pause = self._failed(subject, state, error)
         else:
-            state.failures, state.refused = 0, ""
+            state.failures, state.refused, pause = 0, "", INTERVAL
             subject.publish_servers(found)
-            spent = 0.0 if fresh else cpu_seconds() - began  # finding tables is done once
-            pause = max(INTERVAL, spent / (SHARE * subject.income))
+            free = first  # finding tables, once
+        spent = cpu_seconds() - began
+        if not free:
+            pause = max(pause, spent / (SHARE * subject.income))
         state.due = self.clock() + pause * self._draw.uniform(0.5, 1.5)
+        return spent
 
     def _prepare(self, subject: Subject, state: _State, series: int) -> bool:
-        """Make what looks, where there is none that fits; whether it was made."""
+        """Make what looks, where there is none that fits; whether it is the first one."""
         counters = subject.reading.counters
         if counters is None:
             raise TooMuchError("it is not known how many processes there are")
@@ -217,11 +245,17 @@ class ServerLooks:
             raise TooMuchError(
                 f"servers of more than {MOST_PROCESSES:,} processes are not looked at"
             )
-        sight = state.sight
-        if sight and sight.series == series and sight.fits(counters.processes):
-            return False
-        state.sight = self.make(subject.target, series)
-        return True
+        first = state.series != series
+        if first:
+            state.sight, state.sums, state.series = None, ServerSums(series), series
+        sight, processes = state.sight, counters.processes
+        if sight is None or (processes <= sight.slots and not sight.fits(processes)):
+            sight = state.sight = self.make(subject.target, state.sums)
+        if processes > sight.slots:
+            raise TooMuchError(
+                f"{processes:,} processes cannot be in a table of {sight.slots:,} slots"
+            )
+        return first
 
     def _failed(self, subject: Subject, state: _State, error: Exception) -> float:
         """

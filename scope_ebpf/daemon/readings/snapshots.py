@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,7 +26,7 @@ from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.labels import Labels
 from scope_ebpf.beam.processes.sizes import memory_bytes
 from scope_ebpf.beam.processes.table import ALL, CHUNK, LOAD, ProcessTable, base_bytes
-from scope_ebpf.daemon.looks.owners import in_turns
+from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.memory import Readers
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
@@ -52,7 +52,8 @@ _PASS = 1.0
 _LONG_MAILBOX, _MAX_MESSAGES = 1_000, 200
 #: Processes with a long mailbox whose bytes are kept for one reading more.
 _MOST_KEPT = 4096
-#: Seconds until a failed reading is repeated: at first, and at most; doubled each time.
+#: Seconds until a failed reading is repeated, if it took little: at first, and at most; doubled by
+#: each failure, and halved by each success.
 _MIN_RETRY, _MAX_RETRY = 60.0, 3600.0
 #: Limits of one reading: bytes of memory, system calls, seconds of CPU, seconds of time. A table of
 #: a million processes takes a fiftieth of them.
@@ -202,7 +203,7 @@ class _State:
     names: Values = field(default_factory=Values)
     #: When each part is read next, in seconds of the clock.
     due: dict[str, float] = field(default_factory=dict)
-    #: The last pause after each part that failed, in seconds.
+    #: The pause after the next failure of each part, in seconds.
     pauses: dict[str, float] = field(default_factory=dict)
     #: Why each part failed.
     refused: dict[str, str] = field(default_factory=dict)
@@ -245,23 +246,25 @@ class Snapshots:
         """Start the thread."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Let the thread end with its next reading or pause; for any thread."""
+        self._ended.set()
+
     def close(self) -> None:
         """End the thread, in the middle of a table if need be."""
-        self._ended.set()
+        self.stop()
         self._thread.join()
 
     def look(self) -> None:
         """Read the parts of each target that are due."""
         self._states = {one: self._states.get(one, _State()) for one in self._subjects()}
-        taken: Counter[Owner] = Counter()
+        taken: defaultdict[str, float] = defaultdict(float)
         for subject in in_turns(self._states, lambda subject: subject.owner):
-            state = self._states[subject]
+            state, owner = self._states[subject], queue_of(subject.owner)
             for part, read in (("memory", self._read_memory), ("processes", self._read_table)):
                 due = self._clock() >= state.due.get(part, 0.0)
-                if due and not self._ended.is_set() and taken[subject.owner] < _OWNER_CPU * 1000:
-                    began = cpu_seconds()
-                    self._read(subject, state, part, read)
-                    taken[subject.owner] += int(1000 * (cpu_seconds() - began))
+                if due and not self._ended.is_set() and taken[owner] < _OWNER_CPU:
+                    taken[owner] += self._read(subject, state, part, read)
 
     def _run(self) -> None:
         while not self._ended.wait(_PASS):
@@ -273,8 +276,9 @@ class Snapshots:
         state: _State,
         part: str,
         read: Callable[[Target, _State], float],
-    ) -> None:
-        pause = _MIN_RETRY
+    ) -> float:
+        """Read one part of a target; the seconds of CPU that it took."""
+        pause, began = _MIN_RETRY, cpu_seconds()
         limits = LookLimits(
             f"reading {part} of process {subject.target.pid}",
             data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL,
@@ -288,15 +292,18 @@ class Snapshots:
             state.error = error  # the loop drops it when it gets this
             subject.publish(state.results())
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
-            self._failed(subject, state, part, error)
-            last = state.pauses.get(part, _MIN_RETRY / 2)
-            pause = state.pauses[part] = min(2 * last, _MAX_RETRY)
+            if not self._ended.is_set():
+                self._failed(subject, state, part, error)
+            pause = state.pauses.get(part, _MIN_RETRY)
+            state.pauses[part] = min(2 * pause, _MAX_RETRY)
+            pause = max(pause, (cpu_seconds() - began) / SHARE)
         else:
             state.refused.pop(part, None)
-            state.pauses.pop(part, None)
+            state.pauses[part] = max(state.pauses.get(part, 0.0) / 2, _MIN_RETRY)
             subject.publish(state.results())
             pause = max(self._config().snapshot_interval, interval)
         state.due[part] = self._clock() + pause
+        return cpu_seconds() - began
 
     def _read_memory(self, target: Target, state: _State) -> float:
         """Read other parts of memory; the minimum seconds to the next reading."""

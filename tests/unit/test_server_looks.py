@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What looks at servers remember of a VM that makes processes and modules without end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from beam_image import make, pid
+from test_beam_memory_image import view
+
+from scope_ebpf.beam.code.tables import Mfa
+from scope_ebpf.beam.servers import looks
+from scope_ebpf.beam.servers.looks import Server, Servers
+from scope_ebpf.errors import TooMuchError
+
+
+def test_the_processes_that_were_seen_longest_ago_are_forgotten():
+    """
+    Of those of earlier looks as many stay as there is room for; those of this one stay.
+    """
+    servers = Servers(view(make(8)), remembered=10)
+    servers.look()
+    seen = list(servers.known)
+    assert pid(3) in seen
+    old = {number: Server(number, None, "gone", None) for number in range(16, 1600, 16)}
+    servers.known = {**old, **{one: servers.known[one] for one in seen[:1]}}
+    servers._undecided = dict.fromkeys(old, "gone")
+    servers.look()
+    assert 10 == len(servers.known)
+    assert set(seen) <= servers.known.keys()
+    assert servers._undecided.keys() <= servers.known.keys()
+
+
+def test_modules_that_servers_became_are_forgotten_likewise(monkeypatch: pytest.MonkeyPatch):
+    """
+    Three of nine are remembered, and of each that it is not one module that its servers run.
+    """
+    servers = Servers(view(make(1)), remembered=3)
+    for began in range(9):
+        for runs in range(5):
+            number = 16 * (5 * began + runs + 1)
+            servers.known[number] = Server(number, "gen_server2", f"began{began}", None)
+            servers._undecided[number] = f"began{began}"
+            rows = np.array([(number,)], [("id", np.uint64)])
+            found = {number: f"runs{runs}"}
+            monkeypatch.setattr(looks, "became", lambda *_, found=found: found)
+            servers._decide(rows)
+    assert ["began6", "began7", "began8"] == list(servers.became)
+    assert [2, 2, 2] == [len(runs) for runs in servers.became.values()]
+    assert {} == servers._undecided
+
+
+def test_addresses_at_which_processes_wait_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """
+    A VM can claim that it waits at another one each time; the same ones are noted once.
+    """
+    servers = Servers(view(make(1)))
+    monkeypatch.setattr(looks, "calls", lambda _: True)
+    most = looks._MOST_CALLING
+    for first in (0, 0, most, 2 * most):
+        rows = np.zeros(most, [("pc", np.uint64)])
+        rows["pc"] = np.arange(first, first + most)
+        servers._learn_calling(rows, [None] * most)
+        assert most == len(servers._calling)
+
+
+def test_a_look_at_more_processes_than_it_is_meant_for_is_refused():
+    """
+    Whatever the number is that the table counts.
+    """
+    viewer = view(make(9))
+    assert 0 == Servers(viewer, most=9).look().torn
+    with pytest.raises(TooMuchError, match="more than 8 processes"):
+        Servers(viewer, most=8).look()
+
+
+def test_all_that_a_grown_vm_makes_a_look_read_are_named(monkeypatch: pytest.MonkeyPatch):
+    """
+    Else servers would be missing for good where processes are forgotten between two looks.
+    """
+    servers = Servers(view(make(1)), remembered=1 << 16)
+    rows = np.zeros(2 * looks.MOST_READ, servers._viewer.table._dtype)
+    rows["id"] = 16 * np.arange(1, len(rows) + 1)
+    names = servers._viewer.names
+    call = Mfa("shop", "init", 1)
+    monkeypatch.setattr(names, "identities", lambda some: [(call, None, "shop")] * len(some))
+    monkeypatch.setattr(names, "registered", lambda some: [None] * len(some))
+    monkeypatch.setattr(names, "current_functions", lambda some: [None] * len(some))
+    servers._learn(rows)
+    assert len(rows) == len(servers.known)
