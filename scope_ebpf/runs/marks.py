@@ -242,15 +242,13 @@ class _Run(Closing):
             row = self._row(stats[slot], slot, kind)
             durations = Durations(row.pop("times"), self._carried(stats[slot]))
             name = (function.module, function.function, function.arity)
-            taken: dict[str, int] | None = tags[slot, events.WAY_TAG]
-            returned: dict[str, int] | None = tags[slot, events.WAY_RESULT]
-            if kind == "callback" and takes_message[number]:
-                # Some may have found no room.
-                taken = taken if sum(taken.values()) == stats[slot]["calls"] else None
-                returned = None if full else returned
-            found.append(
-                MarkedCalls(*name, kind, durations=durations, **row, tags=taken, returned=returned)
-            )
+            taken, returned = (tags[slot, way] for way in (events.WAY_TAG, events.WAY_RESULT))
+            tagged = is_callback and takes_message[number]
+            # Some may have found no room.
+            some = tagged and sum(taken.values()) < stats[slot]["calls"]
+            row["tags"] = None if some else taken
+            row["returned"] = None if tagged and full else returned
+            found.append(MarkedCalls(*name, kind, durations=durations, **row))
         return found
 
     def _carried(self, stats: Any) -> float:
