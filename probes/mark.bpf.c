@@ -72,7 +72,7 @@ struct {
 	__type(value, struct mark_stats);
 } mark_stats SEC(".maps");
 
-/* By the address of struct process, so there are not more than were alive at one time. */
+/* Processes with open calls, by the address of struct process. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -233,17 +233,18 @@ static __noinline int follow(__u64 address, __u64 id)
 	return bpf_map_update_elem(&mark_processes, &address, &fresh, BPF_NOEXIST);
 }
 
-/* The open calls of a process; NULL where there is no room for them. */
-static __always_inline struct mark_process *process_of(__u64 address, __u64 id)
+/* The open calls of a process, NULL if it has none. With *begins* those are followed from now on,
+ * as long as there is room. */
+static __always_inline struct mark_process *process_of(__u64 address, __u64 id, bool begins)
 {
 	struct mark_process *found = bpf_map_lookup_elem(&mark_processes, &address);
 
-	if (!found) {
+	if (!found && begins) {
 		follow(address, id);
 		found = bpf_map_lookup_elem(&mark_processes, &address);
 		if (!found)
 			count(MARKS_NO_ROOM);
-	} else if (found->id != id) {
+	} else if (found && found->id != id) {
 		/* The process whose struct this was is gone, in the middle of these calls. */
 		for (int i = 0; i < MARK_OPEN_CALLS && found->count; i++)
 			drop(found);
@@ -253,6 +254,36 @@ static __always_inline struct mark_process *process_of(__u64 address, __u64 id)
 	if (found)
 		found->hits += 1;
 	return found;
+}
+
+/* Forget a process without open calls: most never have one again. */
+static __always_inline void forget(__u64 address, const struct mark_process *process)
+{
+	if (process && !process->count)
+		bpf_map_delete_elem(&mark_processes, &address);
+}
+
+/* A hit of a handler, or of a function that is not watched: its trap is within the open calls of
+ * the process. An exception that a handler caught has ended those that are deeper. */
+static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
+{
+	struct mark_process *process = bpf_map_lookup_elem(&mark_processes, &address);
+	__u64 id = 0, hend = 0;
+
+	if (!process)
+		return 0;
+	if (bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id) ||
+	    bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend)) {
+		count(MARKS_UNREADABLE);
+		return 0;
+	}
+	if (process->id != id)
+		return 0; /* the next hit that is watched finds out what became of those calls */
+	process->hits += 1;
+	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
+		unwind(process, hend - sp);
+	forget(address, process);
+	return 0;
 }
 
 /* Count the atom that x0 is, or that is the first element of the tuple x0. */
@@ -269,9 +300,15 @@ static __always_inline void count_tag(__u32 slot, enum mark_way way, __u64 regis
 		 is_tuple_header(words[0]) && tuple_arity(words[0]) && is_atom(words[1]))
 		key.atom = words[1];
 	total = bpf_map_lookup_elem(&mark_tags, &key);
+	if (!total) {
+		if (!bpf_map_update_elem(&mark_tags, &key, &one, BPF_NOEXIST))
+			return;
+		/* Another CPU was first, or there is no room. */
+		total = bpf_map_lookup_elem(&mark_tags, &key);
+	}
 	if (total)
 		__sync_fetch_and_add(total, 1);
-	else if (bpf_map_update_elem(&mark_tags, &key, &one, BPF_NOEXIST))
+	else
 		count(MARKS_NO_ROOM);
 }
 
@@ -282,7 +319,7 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 {
 	const struct mark_function *function;
 	struct mark_process *process;
-	__u64 id = 0, hend = 0, now;
+	__u64 id = 0, hend = 0, now, kind;
 	__u32 first = 0, slot;
 
 	if (bpf_get_current_pid_tgid() >> 32 != settings.tgid)
@@ -291,40 +328,44 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	now = in_window(bpf_map_lookup_elem(&mark_window, &first), now);
 	if (!now)
 		return 0;
-	if ((arguments && bpf_probe_read_user(&term, sizeof(term), (void *)arguments)) ||
-	    (term & 15) != SMALL_TAG || !(function = function_of(term >> 10, class))) {
+	if (arguments && bpf_probe_read_user(&term, sizeof(term), (void *)arguments))
+		term = 0;
+	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
+	kind = (term & 15) == SMALL_TAG ? term >> 4 & 63 : 0;
+	term >>= 10;
+	/* Handlers have markers of callbacks in every function: they do not tell its class. */
+	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
+		function = bpf_map_lookup_elem(&mark_ids, &term);
+	else
+		function = kind ? function_of(term, class) : NULL;
+	if (!function)
 		count(MARKS_UNKNOWN);
-		return 0;
-	}
+	if (!function || kind == KIND_CAUGHT || kind == KIND_CATCH)
+		return pass(address, ctx->rbp, kind);
 	if (bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend) ||
 	    bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id)) {
 		count(MARKS_UNREADABLE);
 		return 0;
 	}
-	process = process_of(address, id);
+	process = process_of(address, id, kind == KIND_ENTRY);
 	slot = function->slot | class;
-	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
 	__u64 depth = hend - ctx->rbp;
-	switch (term >> 4 & 63) {
+	switch (kind) {
 	case KIND_ENTRY:
 		enter(process, slot, depth, now);
-		if (function->tagged)
+		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_TAG, ctx->rbx);
 		break;
 	case KIND_RETURN:
 		leave(process, slot, depth, now);
-		if (function->tagged)
+		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_RESULT, ctx->rbx);
 		break;
 	case KIND_TAIL:
 		leave(process, slot, depth, now);
 		break;
-	case KIND_CAUGHT:
-	case KIND_CATCH:
-		if (process)
-			unwind(process, depth);
-		break;
 	}
+	forget(address, process);
 	return 0;
 }
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 #: The class of a function's markers.
 Kind = Literal["callback", "function"]
-#: The part of a duration that hooks may have taken of it, where it is told without them.
-_MOST_CARRIED = 0.5
+#: The parts of a mean and of a quantile that hooks may have taken of it, where it is told without
+#: them: a call at a quantile may have been hit more often than the average, or less.
+_OF_MEAN, _OF_QUANTILE = 0.5, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Durations:
     """
     Durations of the calls of one function, and the seconds that hooks took within one on average.
 
-    These are taken off. Where they are more than half of what was measured, nothing is told.
+    These are taken off. A mean is not told where they are more than half of what was measured, a
+    quantile where they are more than 15 %.
     """
 
     times: Times
@@ -35,14 +37,14 @@ class Durations:
 
     def mean(self) -> float | None:
         """Seconds."""
-        return self._without_hooks(self.times.mean())
+        return self._without_hooks(self.times.mean(), _OF_MEAN)
 
     def quantile(self, part: float) -> float | None:
         """Seconds which *part* of the calls do not exceed."""
-        return self._without_hooks(self.times.quantile(part))
+        return self._without_hooks(self.times.quantile(part), _OF_QUANTILE)
 
-    def _without_hooks(self, measured: float | None) -> float | None:
-        if measured is None or self.carried > _MOST_CARRIED * measured:
+    def _without_hooks(self, measured: float | None, most: float) -> float | None:
+        if measured is None or self.carried > most * measured:
             return None
         return measured - self.carried
 
@@ -64,8 +66,8 @@ class MarkedCalls:
     """
     The calls of one function in the seconds of the run.
 
-    ``failures`` and ``running`` are None where they cannot be seen, ``error`` is the standard error
-    of ``calls``, as a part of it.
+    ``failures`` and ``running`` are None where they cannot be seen, ``tags`` and ``returned`` where
+    some found no room; ``error`` is the standard error of ``calls``, as a part of it.
     """
 
     module: str
@@ -78,8 +80,8 @@ class MarkedCalls:
     running: int | None
     timed: int
     durations: Durations
-    tags: dict[str, int] = field(default_factory=dict)
-    returned: dict[str, int] = field(default_factory=dict)
+    tags: dict[str, int] | None = field(default_factory=dict)
+    returned: dict[str, int] | None = field(default_factory=dict)
 
     def as_json(self, seconds: float) -> MarkedFunction:
         """The fields of one function, of a run of *seconds*."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,9 @@ _INTERVAL, _TURN = 0.5, 0.05
 _COST_PATIENCE = 1.0
 #: The part of a CPU from which on hooks change how fast a VM works, and how long a function takes.
 _CHANGES = 0.05
+#: The part of a function's calls that found no room, from which on the durations of the others are
+#: not those of all.
+_UNFOLLOWED = 0.01
 #: Tags of one callback that are told apart; the rest is counted as "...".
 _MOST_TAGS = 20
 _MARK_THEM = (
@@ -128,6 +131,8 @@ class _Run(Closing):
         self._brake = Brake(options.max_cost)
         self._resources = ExitStack()
         self._left_out = 0
+        #: Names of tags, by the index of the atom.
+        self._names: dict[int, str] = {}
         self._next_look = 0.0
         self._cpu_before = self._used = 0.0
 
@@ -157,11 +162,33 @@ class _Run(Closing):
         return (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
 
     def _follow_code(self) -> None:
-        """Watch functions of code that was loaded meanwhile."""
-        try:
+        """Watch functions of code that was loaded meanwhile, and read the names of new tags."""
+        with suppress(ReadRefusedError):  # read again at the next look
             self._left_out += self._watch.add(self._code.refresh())
-        except ReadRefusedError:
-            self._left_out += 0  # read again at the next look
+        with suppress(ReadRefusedError):
+            self._learn_names()
+
+    def _learn_names(self) -> None:
+        """Read the names of tags that were not read yet; they go with the VM."""
+        wanted = {atom >> 6 for _, _, atom, _ in self._watch.tags() if atom}
+        texts = self._atoms.texts(wanted - self._names.keys())
+        self._names.update({atom: text for atom, text in texts.items() if text is not None})
+
+    def _ended_processes(self) -> set[int] | None:
+        """
+        Processes with open calls that are gone; None where that cannot be told.
+
+        Asked while calls are counted, it is certain that no marker of theirs is still to come.
+        Asked later, some may have ended after the last hit that counts.
+        """
+        try:
+            calls = {call.process for call in self._watch.open_calls()}
+            table = ProcessTable(self._target, IDENTITY)
+            missed = calls - set(table.snapshot().rows["id"].tolist()) if calls else calls
+            # A row that was torn is not in the snapshot.
+            return {pid for pid in missed if not len(table.one(pid))}
+        except ScopeError:
+            return None
 
     def turn(self, now: float) -> None:
         """What is done now and then."""
@@ -182,6 +209,7 @@ class _Run(Closing):
             sum(mark.functions for mark in code.modules.values()),
             code.profiles,
             sorted(self._rows(), key=lambda one: -one.calls),
+            others=self._others(),
             other_hits=counts["unknown"],
             collided=sorted(code.collided),
             lost=counts["no_room"] + counts["unreadable"],
@@ -193,12 +221,18 @@ class _Run(Closing):
     def _seconds(self) -> float:
         raise NotImplementedError
 
+    def _others(self) -> int:
+        """Calls of functions that found no slot of their own."""
+        raise NotImplementedError
+
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         """What is counted in another way: calls, error, failures, running, times."""
         raise NotImplementedError
 
     def _rows(self) -> list[MarkedCalls]:
-        stats, tags = self._watch.stats(), self._tags()
+        stats, counted = self._watch.stats(), self._watch.tags()
+        tags, full = self._tags(counted), len(counted) >= events.MARK_SLOTS
+        takes_message = self._code.found.takes_message()
         found = []
         for number, (slot, is_callback) in self._watch.called().items():
             function = self._code.found.functions.get(number)
@@ -209,23 +243,28 @@ class _Run(Closing):
             durations = Durations(row.pop("times"), self._carried(stats[slot]))
             name = (function.module, function.function, function.arity)
             taken, returned = (tags[slot, way] for way in (events.WAY_TAG, events.WAY_RESULT))
-            found.append(
-                MarkedCalls(*name, kind, durations=durations, **row, tags=taken, returned=returned)
-            )
+            tagged = is_callback and takes_message[number]
+            # Some may have found no room.
+            some = tagged and sum(taken.values()) < stats[slot]["calls"]
+            row["tags"] = None if some else taken
+            row["returned"] = None if tagged and full else returned
+            found.append(MarkedCalls(*name, kind, durations=durations, **row))
         return found
 
     def _carried(self, stats: Any) -> float:
         """Seconds that hooks took within a call, on average."""
         return int(stats["hits"]) / max(1, int(stats["timed"])) * self._hit()
 
-    def _tags(self) -> dict[tuple[int, int], dict[str, int]]:
-        """By slot and way, the atoms with their counts; those that are rare together."""
+    def _tags(
+        self, counted: list[tuple[int, int, int, int]]
+    ) -> dict[tuple[int, int], dict[str, int]]:
+        """By slot and way, the atoms that were *counted*; those that are rare together."""
         found: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-        rows = sorted(self._watch.tags(), key=lambda row: -row[3])
-        texts = self._atoms.texts({atom >> 6 for _, _, atom, _ in rows if atom})
-        for slot, way, atom, count in rows:
+        with suppress(ScopeError):  # the VM may have ended
+            self._learn_names()
+        for slot, way, atom, count in sorted(counted, key=lambda row: -row[3]):
             of = found[slot, way]
-            text = (texts.get(atom >> 6) or "?") if atom else ""
+            text = self._names.get(atom >> 6, "?") if atom else ""
             name = text if text in of or len(of) < _MOST_TAGS else "..."
             of[name] = of.get(name, 0) + count
         return found
@@ -279,40 +318,30 @@ class _Everything(_Run):
             self._stop.ask("cost")
 
     def end(self) -> None:
-        """Count no longer; what is open of processes that are gone has failed."""
+        """Count no longer; what was open of processes that were gone by then has failed."""
+        ended = self._ended_processes()
         self._ended = self._watch.close_window()
         self._account()
         self._watch.detach()
-        self._open_at_end = self._still_open()
+        self._open_at_end = None if ended is None else self._still_open(ended)
 
-    def _still_open(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """
-        Open calls by slot: of processes that live, and callbacks of those that are gone.
-
-        None where it cannot be told which processes live.
-        """
-        running, gone = np.zeros((2, events.MARK_SLOTS), np.int64)
-        try:
-            table = ProcessTable(self._target, IDENTITY)
-            living = set(table.snapshot().rows["id"].tolist())
-            calls = self._watch.open_calls()
-            # A row that was torn is not in the snapshot.
-            missed = {call.process for call in calls} - living
-            living |= {pid for pid in missed if len(table.one(pid))}
-        except ScopeError:
-            return None
-        for call in calls:
-            if call.process in living:
+    def _still_open(self, ended: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Open calls by slot: those that may be under way, and callbacks of *ended* processes."""
+        running, failed = np.zeros((2, events.MARK_SLOTS), np.int64)
+        for call in self._watch.open_calls():
+            if call.process not in ended:
                 running[call.slot] += 1
             elif call.is_callback:
-                gone[call.slot] += 1
-        return running, gone
+                failed[call.slot] += 1
+        return running, failed
 
     def _seconds(self) -> float:
         return (self._ended - self._began) / 1e9
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         times = Times(stats["durations"].astype(np.int64), int(stats["ns"]) / 1e9)
+        if stats["unfollowed"] >= _UNFOLLOWED * stats["calls"] > 0:
+            times = times.unknown()
         # A function that is no callback may end in a tail call, of which there is no marker.
         ends = None
         if kind == "callback" and not stats["unfollowed"]:
@@ -326,11 +355,8 @@ class _Everything(_Run):
             "times": times,
         }
 
-    def result(self) -> Marks:
-        """What was counted."""
-        found = super().result()
-        found.others = int(self._watch.stats()[0]["calls"])
-        return found
+    def _others(self) -> int:
+        return int(self._watch.stats()[0]["calls"])
 
 
 class _InMoments(_Run):
@@ -340,6 +366,8 @@ class _InMoments(_Run):
         super()._open()
         plan = self._options.budget, self._options.duration
         self._moments = Moments(self._target, self._watch, plan, self._hits, self._window)
+        #: Whether it was known of each window which calls were under way at its end.
+        self._followed = True
         #: What was cut off, by slot.
         self._cut = np.zeros((events.MARK_SLOTS, events.SERVER_BUCKETS), np.int64)
 
@@ -360,8 +388,12 @@ class _InMoments(_Run):
         self._moments.look(now, self._used, self._hits() * hit, hit)
 
     def _window(self, _opened: int, closed: int) -> NDArray[np.int64]:
-        """Calls by slot in all windows until now; what is open is cut off."""
+        """Calls by slot in all windows until now; what is under way is cut off."""
+        ended = self._ended_processes()
+        self._followed &= ended is not None
         for call in self._watch.open_calls():
+            if call.process in (ended or ()):
+                continue  # it has failed
             age = max(0, closed - call.began_ns) / 1e9
             self._cut[call.slot, bucket_of(age)] += 1
         self._watch.forget_open()
@@ -372,19 +404,27 @@ class _InMoments(_Run):
         self._moments.end()
         self._account()
         self._watch.detach()
-        self._scale = self._scaled() if self._moments.windows else None
+        self._scale = self._scaled() if self._moments.tells else None
 
     def _scaled(self) -> Scale:
-        hits = int(sum(window.counts.sum() for window in self._moments.windows)) * 2
-        changed = hits / self._moments.observed * self._hit() >= _CHANGES
+        """How counts are scaled up: also hits of markers that are not counted slow the VM down."""
+        hit = self._hit()
+        changed = self._moments.rate * hit >= _CHANGES or self._moments.slows(self._used, hit)
         return self._moments.scale(changed=changed)
+
+    def _rows(self) -> list[MarkedCalls]:
+        return super()._rows() if self._scale else []
+
+    def _others(self) -> int:
+        factor = self._scale.factor if self._scale else 0.0
+        return round(int(self._watch.stats()[0]["calls"]) * factor)
 
     def _seconds(self) -> float:
         return self._moments.seconds
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         if (scale := self._scale) is None:
-            raise ValueError("nothing is called outside of windows")
+            raise ValueError("too few windows tell nothing")
         observed = self._moments.observed
         hits = int(stats["hits"]) + int(stats["timed"])
         times = Times(
@@ -395,7 +435,7 @@ class _InMoments(_Run):
             0.0,
         )
         # Calls that found no room, or ended in a tail call, did not take longer than a window.
-        unknown = kind != "callback" or stats["unfollowed"]
+        unknown = kind != "callback" or stats["unfollowed"] or scale.by_work or not self._followed
         changed = hits / observed * self._hit() >= _CHANGES
         return {
             "calls": round(int(stats["calls"]) * scale.factor),
@@ -412,14 +452,10 @@ class _InMoments(_Run):
         windows = self._moments.windows
         found.sampling_ratio = self._moments.observed / found.seconds
         if self._scale is None:
-            found.notes.append(
-                "no call was counted: the VM used so little CPU that the budget paid for no "
-                "window; --budget none counts everything"
-            )
+            found.notes.append(self._moments.why)
             return found
-        found.others = round(int(self._watch.stats()[0]["calls"]) * self._scale.factor)
         for row in found.functions:
-            for counts in (row.tags, row.returned):
+            for counts in (row.tags or {}, row.returned or {}):
                 counts.update({k: round(n * self._scale.factor) for k, n in counts.items()})
         found.notes.append(
             f"calls were seen in {len(windows)} windows of {self._moments.observed:.3g} s "

@@ -15,8 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf.budget.reference_counters import ReferenceCounters
-from scope_ebpf.errors import ReadRefusedError
-from scope_ebpf.runs.server_windows import error_of
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +35,17 @@ _STEP = 0.01
 _SPARE = 1.3
 #: Seconds before the first window, in which the VM's use of CPU becomes known.
 _WARM_UP = 1.0
+#: The part of a CPU, or of more if the VM uses more, from which on hooks slow all of it down: what
+#: one process does has to wait for others.
+_SLOWS = 0.03
+#: Windows without which nothing is told, nor with less than _SHORTEST of them together: a burst may
+#: have used up their hits.
+_FEWEST = 3
+#: By how much a standard error from so many windows, from three on, is too small: Student's t,
+#: 95 %, as a part of that of many. Two may agree by chance.
+_FEW = (2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15)
 #: The part of the budget that is planned with.
-_PLANNED = 0.9
+_PLANNED = 0.75
 
 
 class Watch(Protocol):
@@ -108,6 +116,9 @@ class Moments:
         self._random = random.Random()  # noqa: S311 - when to look is no secret
         #: Hits a second while hooks were attached, and their seconds before and after a window.
         self._rate = self._around = 0.0
+        #: The most hits a second of all windows; hits and seconds while hooks were attached.
+        self._busiest = 0.0
+        self._all_hits, self._attached = 0, 0.0
         self._before: int | None = None
         self._after: int | None = None
         self._began = self._ended = 0
@@ -127,7 +138,7 @@ class Moments:
         self._after = self._after if now is None else now
 
     def _reductions(self) -> int | None:
-        with suppress(ReadRefusedError, OSError):
+        with suppress(ReadRefusedError, NoSuchProcessError, OSError):
             return self._counters.now().get("reductions")
         return None
 
@@ -149,7 +160,8 @@ class Moments:
         if left <= 0 or left <= self._rate * hit * (seconds + self._around) * _SPARE:
             self._next = now + self._random.uniform(0.0, 2 * _STEP)
             return False
-        self._observe(seconds, int(left / hit))
+        # Those before and after the window are not limited.
+        self._observe(seconds, max(1, int(left / hit - self._rate * self._around)))
         pause = self._span / (2 * _WINDOWS)
         self._next = time.monotonic() + self._random.uniform(0.0, pause)
         return True
@@ -165,27 +177,34 @@ class Moments:
 
     def _observe(self, seconds: float, hits: int) -> None:
         """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
-        before, reductions = self._hits(), self._reductions()
-        first = time.monotonic()
-        # Nothing between: what is hit before and after the window costs as much as what is counted.
+        before, first = self._hits(), time.monotonic()
         self._watch.attach()
+        # To attach takes long, and the VM works meanwhile.
+        reductions, at = self._reductions(), time.monotonic()
         opened = self._watch.open_window(seconds, hits)
         end = opened + int(seconds * 1e9)
         while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
             time.sleep(min(left / 1e9, _STEP))
         closed = self._watch.close_window()
+        now, elapsed = self._reductions(), time.monotonic() - at
         self._watch.release()
-        now, elapsed = self._reductions(), time.monotonic() - first
         inside = None
         if reductions is not None and now is not None:
             self._after = now
             inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
-        lasted = max(elapsed, 1e-3)
-        self._rate = (self._hits() - before) / lasted
-        self._around = max(0.0, lasted - (closed - opened) / 1e9)
+        self._note_hits(self._hits() - before, time.monotonic() - first, (closed - opened) / 1e9)
         total = self._counts(opened, closed)
         self.windows.append(Window(max(1, closed - opened) / 1e9, inside, total - self._total))
         self._total = total
+
+    def _note_hits(self, hits: int, attached: float, window: float) -> None:
+        """Note the *hits* while hooks were *attached*, seconds, also outside of the *window*."""
+        attached = max(attached, 1e-3)
+        self._rate = hits / attached
+        self._busiest = max(self._busiest, self._rate)
+        self._around = max(0.0, attached - window)
+        self._all_hits += hits
+        self._attached += attached
 
     @property
     def seconds(self) -> float:
@@ -201,6 +220,29 @@ class Moments:
     def longest(self) -> float:
         """Seconds of the longest window."""
         return max(window.seconds for window in self.windows)
+
+    @property
+    def tells(self) -> bool:
+        """Whether there was enough of windows for any figure; else :attr:`why` tells why not."""
+        return len(self.windows) >= _FEWEST and self.observed >= _SHORTEST
+
+    @property
+    def why(self) -> str:
+        """Why nothing can be told."""
+        return (
+            "no rate can be told: the VM used so little CPU, or passed so many hooks, that the "
+            f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
+            "--budget none counts everything"
+        )
+
+    @property
+    def rate(self) -> float:
+        """Hits a second while hooks were attached, of all that they see."""
+        return self._all_hits / max(self._attached, 1e-9)
+
+    def slows(self, used: float, hit: float) -> bool:
+        """Whether hits of *hit* seconds slow the whole VM down, which *used* so many seconds."""
+        return self._busiest * hit >= _SLOWS * max(1.0, used / self.seconds)
 
     def scale(self, *, changed: bool) -> Scale:
         """How counts are scaled up, if hooks have *changed* how fast the VM works or not."""
@@ -222,3 +264,23 @@ class Moments:
         ]
         found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
         return max(found, scale.doubt) if found else 0.0
+
+
+def error_of(sizes: list[float], counts: list[int]) -> float:
+    """
+    The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
+
+    It is that of the ratio of their sums, larger where windows are few, and at least that of a
+    count of what is independent; 1 at most, also of less than three windows and where one alone has
+    seen anything; 0 where nothing was seen.
+    """
+    total = sum(counts)
+    if not total:
+        return 0.0
+    if len(counts) < 3 or sum(count > 0 for count in counts) < 2:
+        return 1.0
+    rate, windows = total / sum(sizes), len(counts)
+    squares = sum((n - rate * s) ** 2 for n, s in zip(counts, sizes, strict=True))
+    between = (squares * windows / (windows - 1)) ** 0.5 / total
+    few = _FEW[windows - 3] if windows - 3 < len(_FEW) else 1.0
+    return float(min(1.0, max(few * between, total**-0.5)))

@@ -43,7 +43,7 @@ def lines(found: Marks, sort: str, limit: int) -> list[str]:
     rows = sorted(found.functions, key=_KEYS[sort], reverse=True)
     text += [_row(one, found.seconds) for one in rows[:limit]]
     if not rows:
-        text.append("no marked function was called")
+        text.append("no call of a marked function was seen")
     if len(rows) > limit:
         text.append(f"and {len(rows) - limit} more")
     if found.lost:
@@ -64,7 +64,7 @@ def _row(one: MarkedCalls, seconds: float) -> str:
     ).rstrip()
 
 
-def _most(counts: dict[str, int], before: str = "") -> str:
+def _most(counts: dict[str, int] | None, before: str = "") -> str:
     """The most frequent of some counts."""
-    rows = sorted(counts.items(), key=lambda row: -row[1])[:_TAGS]
+    rows = sorted((counts or {}).items(), key=lambda row: -row[1])[:_TAGS]
     return before + ", ".join(f"{name or '(none)'} {n}" for name, n in rows) if rows else ""

@@ -34,13 +34,20 @@ plant() ->
     {ok, Waiting} = gen_server:start(?MODULE, [], []),
     gen_server:cast(Waiting, {wait, self()}),
     receive waits -> ok end,
-    functions().
+    functions(),
+    [failed = guarded(N) || N <- lists:seq(1, 23)],
+    ok.
 
 functions() ->
     [40 = deep(40) || _ <- lists:seq(1, 23)],
     [ok = hand_over(N) || N <- lists:seq(1, 230)],
     [ok = leaf(N) || N <- lists:seq(1, 2300)],
     ok.
+
+guarded(N) ->
+    try handle_info(crash, N)
+    catch error:crash -> failed
+    end.
 
 deep(0) -> 0;
 deep(N) -> 1 + deep(N - 1).
@@ -91,6 +98,7 @@ handle_cast({wait, Pid}, _) ->
     receive never -> ok end;
 handle_cast(_, State) -> noreply(State).
 
+handle_info(crash, _) -> error(crash);
 handle_info(_, State) -> {noreply, State}.
 
 terminate(_, _) -> ok.

@@ -75,7 +75,7 @@ def test_every_call_of_a_callback_is_counted(beam, seen):
         "init/1": (48, 0, 0, 48),
         "handle_call/3": (calls + 24, 24, 0, calls),
         "handle_cast/2": (1778, 0, 1, 1777),
-        "handle_info/2": (23, 0, 0, 23),
+        "handle_info/2": (46, 23, 0, 23),
         "terminate/2": (47, 0, 0, 47),
     }
     assert (document["lost"], document["others"], document["collided"]) == (0, 0, [])
@@ -100,7 +100,7 @@ def test_messages_and_results_are_told_apart(seen):
     assert tags.pop("crash") == 24
     assert call["returned"] == {"reply": sum(KINDS.values()), "noreply": 1}
     assert (cast["tags"], cast["returned"]) == ({"late": 1777, "wait": 1}, {"noreply": 1777})
-    assert found["handle_info/2"]["tags"] == {"": 23}
+    assert found["handle_info/2"]["tags"] == {"": 23, "crash": 23}
 
 
 def test_functions_that_end_in_a_tail_call_have_no_duration(seen):
@@ -126,7 +126,8 @@ def test_the_command_counts_what_is_asked_for(beam):
     """
     A pattern, a document on one line, and a line on standard error when counting has begun.
     """
-    words = ["marks", str(beam.pid), "counted:handle_cast", "--budget", "none", "-d", "30s"]
+    patterns = ["counted:handle_cast", "counted:guarded"]  # which is no callback, but a handler
+    words = ["marks", str(beam.pid), *patterns, "--budget", "none", "-d", "30s"]
     with subprocess.Popen(
         [*SCOPE_TRACE, *words, "-f", "jsonl", "--max-cost", "100%"],
         stdout=subprocess.PIPE,
@@ -142,6 +143,26 @@ def test_the_command_counts_what_is_asked_for(beam):
     (document,) = documents.load_lines(output)
     (row,) = document["functions"]
     assert (row["function"], row["calls"], row["running"]) == ("handle_cast", 1778, 1)
+
+
+def test_markers_that_no_pattern_fits_take_time_and_end_calls(beam):
+    """
+    What they took is taken off, and a handler ends the call whose exception it caught.
+    """
+
+    def plant():
+        beam.send("go")
+        beam.expect("done")
+
+    options = MarkOptions(0.1, "all", EVERYTHING)
+    patterns = [parse("counted:functions/0"), parse("counted:handle_info/2")]
+    marks, _ = watch(inspect(beam.pid), patterns, options, plant)
+    found = {one.function: one for one in marks.functions}
+    info, functions = found["handle_info"], found["functions"]
+    assert (info.calls, info.failures, info.running) == (46, 23, 0)
+    assert (functions.calls, functions.timed) == (1, 1)
+    # The call has thousands of hits, of which each takes a good part of a microsecond.
+    assert functions.durations.carried > 1e-3
 
 
 def test_what_is_not_marked_is_refused(beam):
@@ -188,7 +209,7 @@ def test_a_budget_gives_rates_with_their_error(beam):
         nonlocal before
         before = served()
 
-    options = MarkOptions(4, "callbacks", 1.0)
+    options = MarkOptions(5, "callbacks", 1.0)
     marks, error = watch(inspect(beam.pid), [parse("counted:handle_call")], options, begin)
     truth = served() - before
     assert error is None

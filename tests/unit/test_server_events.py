@@ -24,8 +24,8 @@ from scope_ebpf.results.server_events import (
     bucket_of,
 )
 from scope_ebpf.results.server_tags import tags_of
+from scope_ebpf.runs.moments import error_of
 from scope_ebpf.runs.server_leftovers import left_over
-from scope_ebpf.runs.server_windows import error_of
 from scope_ebpf.sinks.servers import lines
 
 

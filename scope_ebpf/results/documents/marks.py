@@ -52,10 +52,11 @@ class MarkedFunction(_Class):
     #: Calls whose end was seen, of which durations are told.
     timed: int
     duration_seconds: MarkDurations | None
-    #: Messages of a callback by their first atom; "" for those without.
-    tags: dict[str, int]
+    #: Messages of a callback by their first atom; "" for those without. Null where some of them
+    #: found no room.
+    tags: dict[str, int] | None
     #: What a callback returned, the same.
-    returned: dict[str, int]
+    returned: dict[str, int] | None
 
 
 class MarksDocument(TypedDict):
