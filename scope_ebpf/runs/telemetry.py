@@ -20,7 +20,12 @@ from scope_ebpf.beam.telemetry.library import loaded, settings
 from scope_ebpf.budget.brake import share_of
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.budget.strata import Estimate
-from scope_ebpf.errors import HostError, NothingToAttachError, ReadRefusedError
+from scope_ebpf.errors import (
+    HostError,
+    NoSuchProcessError,
+    NothingToAttachError,
+    ReadRefusedError,
+)
 from scope_ebpf.results.requests import Span
 from scope_ebpf.results.telemetry import Happened, Row, Telemetry, folded, judge
 from scope_ebpf.runs.loop import Loop, Stop, require_target
@@ -158,7 +163,7 @@ class TelemetryRun:
         )
 
     def _reductions(self) -> int | None:
-        with suppress(ReadRefusedError, OSError):
+        with suppress(ReadRefusedError, NoSuchProcessError, OSError):
             return self._counters.now().get("reductions")
         return None
 

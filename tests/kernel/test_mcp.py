@@ -128,13 +128,10 @@ def test_names_are_left_out(stock: beams_run.Beam, marked: int):
         assert made["redacted"]
         documents.fits(made["document"], TOOLS[made["tool"]].schema)
         text = json.dumps(made)
-        for secret in (
-            "planted",
-            '"counted"',
-            '"handle_call"',
-            plainly["target"]["node"],
-            plainly["target"]["exe"],
-        ):
+        secrets = ["planted", plainly["target"]["node"], plainly["target"]["exe"]]
+        if made["tool"] == "marks":  # its module and function; a field of others is called counted
+            secrets += ['"counted"', '"handle_call"']
+        for secret in secrets:
             assert secret not in text, made["tool"]
 
 
