@@ -7,12 +7,14 @@ cause and culprit. Healthy nodes, stopped ones, names that must not be shown.
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import beam_fixtures  # noqa: F401 - puts tests/ on the path
 import beams_run
 import documents
 import pytest
+from beams_run import PATIENCE
 from tracing import require_root, scope_trace
 
 from scope_ebpf.cli import check, main
