@@ -37,7 +37,6 @@ class Watched:
     owner: Owner = ROOT
     #: Processes that its table has room for; whether it counts others each time it is read.
     slots: int = 1 << 20
-    lies: bool = False
     made: int = 0
     looks: int = 0
 
@@ -63,9 +62,6 @@ class ASight:
         self.state, self.watch, self.sums = state, target.watch, sums
         self.slots = self.watch.slots
         self.watch.made += 1
-
-    def fits(self, processes: int) -> bool:
-        return processes <= 16_384 and not self.watch.lies
 
     def look(self, now: float) -> ServersReading:
         self.watch.looks += 1
@@ -154,19 +150,6 @@ def test_failures_are_paid_for_as_looks_are(run: SimpleNamespace):
     assert 6 <= watch.looks <= 21
 
 
-def test_a_vm_that_lies_about_its_size_pays_and_has_few_new_names(run: SimpleNamespace):
-    """
-    What looks is made anew each time; only the first one is free, and 20 names an hour are told.
-    """
-    run.watches = [watch := Watched(lies=True)]
-    names = set()
-    for _ in range(3500):
-        run.go(1)
-        names |= {one.module for one in watch.found.modules}
-    assert 200 < watch.made == watch.looks < 600
-    assert 5 < len(names) <= 21
-
-
 def test_five_failures_are_no_way_to_new_names(run: SimpleNamespace):
     """
     What was added up outlasts what looks; other series begin anew.
@@ -220,21 +203,20 @@ def test_other_targets_go_on_beside_one_that_fails(run: SimpleNamespace):
     assert good.looks > 1
 
 
-def test_a_vm_that_grows_is_read_in_more_parts_and_then_not_at_all(run: SimpleNamespace):
+def test_a_vm_that_grows_is_not_looked_at_any_more(run: SimpleNamespace):
     """
-    What looks is made anew; above 262,144 processes nothing is read and the reason is told.
+    Above 65,536 processes nothing is read, and the reason is told.
     """
-    run.watches = [watch := Watched()]
+    run.watches = [watch := Watched(slots=1 << 18)]
+    watch.counters.processes = 1 << 16
     run.go(40)
-    watch.counters.processes = 16_385
-    run.go(40)
-    assert watch.made > 1
-    watch.counters.processes = (1 << 18) + 1
+    assert watch.looks
+    watch.counters.processes += 1
     run.go(200)
     looks = watch.looks
     run.go(100)
     assert looks == watch.looks
-    assert "262,144" in watch.found.refused
+    assert "65,536" in watch.found.refused
 
 
 def test_a_look_is_counted_by_module():

@@ -101,7 +101,8 @@ class Servers:
     Reads the servers of one VM again and again.
 
     Of all that it has seen it knows *remembered* processes and modules, those that were seen last.
-    One look reads *most* processes at most; TooMuchError where there are more.
+    One look reads *most* processes at most; TooMuchError where there are more. It reads one of
+    *parts* of the table, None for as many as a large table needs.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Servers:
         draw: random.Random | None = None,
         remembered: int = _REMEMBERED,
         most: int | None = None,
+        parts: int | None = None,
     ) -> None:
         self._viewer = viewer
         self._random = draw or random.Random()  # noqa: S311 - which part is read is no secret
@@ -128,7 +130,7 @@ class Servers:
         self._generation = -1
         table = viewer.table
         blocks = -(-table.slots // CHUNK)
-        self.parts = max(1, min(blocks, -(-table.count() // MOST_READ)))
+        self.parts = parts or max(1, min(blocks, -(-table.count() // MOST_READ)))
 
     def look(self) -> Look:
         """Read servers and callers, as they are now."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.view import Viewer
-from scope_ebpf.beam.servers.looks import MOST_READ, Servers
+from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError, TooMuchError
@@ -39,11 +39,9 @@ if TYPE_CHECKING:
 SHARE = 0.15
 #: Mean seconds between two looks, at least.
 INTERVAL = 1.0
-#: Processes of a VM above which its servers are not looked at: each that was seen is remembered.
-MOST_PROCESSES = 1 << 18
-#: Processes of one VM that are remembered, 20 MB, and that one look reads: it is meant for an
-#: eighth of them, if the number that the VM counts is true.
-_REMEMBERED, _MOST_ROWS = 1 << 16, 8 * MOST_READ
+#: Processes of a VM above which its servers are not looked at. Each look reads all of them: in a
+#: part of the table a server that exists may be missing. So many are remembered, 20 MB.
+MOST_PROCESSES = 1 << 16
 #: Limits of one look: bytes of memory, system calls, seconds of CPU, seconds of time.
 _DATA, _CALLS, _CPU, _WALL = 256 << 20, 200_000, 2.0, 30.0
 #: Failures one after the other from which on servers are refused; seconds until the next try.
@@ -87,21 +85,16 @@ class Sight:
         # A separate Memory: searching for tables tries addresses, which are not failed reads.
         target = replace(target, memory=Memory(target.pid, target.identity.process))
         viewer = Viewer(target)
-        self._servers = Servers(viewer, remembered=_REMEMBERED, most=_MOST_ROWS)
+        self._servers = Servers(viewer, remembered=MOST_PROCESSES, most=MOST_PROCESSES, parts=1)
         self._sums = sums
-        self._means: dict[str, Counts] = {}
         #: Processes that its table has room for.
         self.slots = viewer.table.slots
-
-    def fits(self, processes: int) -> bool:
-        """Whether the parts that a look reads are still as small as they must be."""
-        return processes <= 2 * self._servers.parts * MOST_READ
 
     def look(self, now: float) -> ServersReading:
         """Look at *now*, in monotonic seconds. Raises ReadRefusedError."""
         seen = self._servers.look()
         modules, edges = self._counted(seen)
-        return self._sums.add(self._smoothed(modules), edges, now)
+        return self._sums.add(modules, edges, now)
 
     def _counted(self, seen: Look) -> tuple[dict[str, Counts], dict[Edge, float]]:
         modules: defaultdict[str, Counts] = defaultdict(Counts)
@@ -121,24 +114,6 @@ class Sight:
                     seen.caller_weight
                 )
         return modules, edges
-
-    def _smoothed(self, modules: dict[str, Counts]) -> dict[str, Counts]:
-        """
-        Average what one part of a large table says over many parts; a whole table stays as it is.
-
-        Seconds of work are added up later, so they need no average.
-        """
-        parts = self._servers.parts
-        if parts == 1:
-            return modules
-        for name in modules.keys() | self._means.keys():
-            new, mean = modules.get(name, Counts()), self._means.setdefault(name, Counts())
-            mean.processes += (new.processes - mean.processes) / parts
-            mean.waiting += (new.waiting - mean.waiting) / parts
-            mean.longest = max(new.longest, mean.longest - mean.longest // parts - 1, 0)
-            mean.busy = new.busy
-        self._means = {name: one for name, one in self._means.items() if one.processes >= 0.5}
-        return self._means
 
 
 @dataclass(slots=True)
@@ -248,12 +223,10 @@ class ServerLooks:
         first = state.series != series
         if first:
             state.sight, state.sums, state.series = None, ServerSums(series), series
-        sight, processes = state.sight, counters.processes
-        if sight is None or (processes <= sight.slots and not sight.fits(processes)):
-            sight = state.sight = self.make(subject.target, state.sums)
-        if processes > sight.slots:
+        sight = state.sight = state.sight or self.make(subject.target, state.sums)
+        if counters.processes > sight.slots:
             raise TooMuchError(
-                f"{processes:,} processes cannot be in a table of {sight.slots:,} slots"
+                f"{counters.processes:,} processes cannot be in a table of {sight.slots:,} slots"
             )
         return first
 
