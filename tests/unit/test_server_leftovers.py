@@ -13,7 +13,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.server_events import bucket_of
-from scope_ebpf.runs import server_events, server_windows
+from scope_ebpf.runs import moments, server_events, server_windows
 from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.server_events import Counting
 from scope_ebpf.runs.server_windows import Windows
@@ -103,7 +103,7 @@ class Planted:
         monkeypatch.setattr(server_events, "server_settings", lambda _: None)
         monkeypatch.setattr(server_events, "ServerWatch", lambda *_, **__: watch)
         counters = SimpleNamespace(now=lambda: {"reductions": 7})
-        monkeypatch.setattr(server_windows, "ReferenceCounters", lambda _: counters)
+        monkeypatch.setattr(moments, "ReferenceCounters", lambda _: counters)
 
     def at(self, receivers: np.ndarray) -> SimpleNamespace:
         if self.mailboxes is None:
@@ -129,10 +129,10 @@ def test_a_window_cuts_off_what_waits_and_not_what_was_moved(monkeypatch):
     for _ in range(3):
         watch.wait((5, SHOP, 1), (5, SHOP, 2), (5, SHOP, 3), (7, CART, 1), (9, CART, 1))
         planted.mailboxes = {5: 1, 7: 1}
-        windows._observe(1.0, 9)
+        windows._moments._observe(1.0, 9)
     cut = windows._cut[0].sum(axis=1)
     assert {SHOP: 3, CART: 3} == {slot: cut[slot] for slot in np.flatnonzero(cut).tolist()}
-    windows._ended = 10 * SECOND
+    windows._moments._ended = 10 * SECOND
     found = windows.result()
     # Six of 39 were moved: how long messages wait for that module is not known.
     assert found.modules["shop"].queue.quantile(0.5) is None
@@ -149,7 +149,7 @@ def test_mailboxes_that_cannot_be_read_leave_no_queue_time(monkeypatch):
     windows = begun(Windows(planted.viewer, Stop(), 0.01, None))
     planted.mailboxes = None
     watch.wait((5, SHOP, 1), (5, SHOP, 2))
-    windows._observe(1.0, 9)
+    windows._moments._observe(1.0, 9)
     assert (0, 2) == (windows._cut[0].sum(), windows._leftovers.moved[SHOP])
 
 
