@@ -123,8 +123,8 @@ def folder(path: str) -> Iterator[str]:
     """
     A folder that is at *path* when the block has ended well; until then its files go to another.
 
-    What is yielded leads to that other folder itself, also if somebody renames it. It is for one
-    user alone, as files are. Raises OSError if anything is at *path*.
+    What is yielded leads to that other folder itself, also if another user renames it. It is for
+    one user alone, as files are. Raises OSError if anything is at *path*.
     """
     parent, name = os.path.split(path.rstrip("/"))
     with contextlib.ExitStack() as closing:
@@ -183,7 +183,7 @@ def _require_same(name: str, above: int, fd: int) -> None:
     """Raise OSError if another file has that name now."""
     found = _status(name, above)
     if found is None or not os.path.samestat(found, os.fstat(fd)):
-        raise OSError(errno.EPERM, "somebody renamed the folder while it was written")
+        raise OSError(errno.EPERM, "another user renamed the folder while it was written")
 
 
 def _give(fd: int, uid: int, gid: int) -> None:

@@ -230,7 +230,7 @@ class Moments:
     def why(self) -> str:
         """Why nothing can be told."""
         return (
-            "no rate can be told: the VM used so little CPU, or passed so many hooks, that the "
+            "no rate is known: the VM used so little CPU, or passed so many hooks, that the "
             f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
             "--budget none counts everything"
         )

@@ -2,8 +2,8 @@
 """
 Telemetry within a budget: everything is counted while that is affordable, else windows are.
 
-A hit at a lookup is cheap, but there may be many that are no events; a breakpoint is dear, and only
-events hit it. So the cheaper of both is taken, by the rates that were seen.
+A hit at a lookup is cheap, but there may be many that are no events; a breakpoint costs much, and
+only events hit it. So the cheaper of both is taken, by the rates that were seen.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def test_a_folder_that_is_exchanged_is_not_written_through(tmp_path: Path):
     (Path(at) / "table").mkdir()
     written(f"{at}/table/rows", b"rows", whole=True)
     assert b"rows" == (tmp_path / "moved/table/rows").read_bytes()
-    with pytest.raises(OSError, match="somebody renamed the folder"):
+    with pytest.raises(OSError, match="another user renamed the folder"):
         made.__exit__(None, None, None)
     assert part.is_symlink()
     assert not out.exists()

@@ -2,7 +2,7 @@
 """
 One VM as the daemon last read it: the page ``/vm/PID`` and the document ``/api/v1/vm/PID``.
 
-Nothing is read for a request: whoever asks cannot make the daemon work for it.
+Nothing is read for a request: a client cannot make the daemon work for it.
 """
 
 from __future__ import annotations
