@@ -284,6 +284,22 @@ TOOLS: dict[str, Tool] = {
             "limit": _LIMIT,
         },
     ),
+    "memory": Tool(
+        "Where the memory of a VM is: kinds as erlang:memory/0 has them, allocators, what is beyond "
+        "them, limits of cgroup and tables, and the processes, binaries, ETS tables, persistent "
+        "terms and atoms that take most, with growth between two looks. Only reads memory, so it "
+        "works on a VM that is stopped or stuck.",
+        ("memory", "--format", "json"),
+        "memory",
+        {
+            "pid": _VM,
+            "duration": Parameter(_DURATION.schema, "--duration", 1),
+            "sort": Parameter(
+                _with("What to sort holders by.", _choice("size", "growth")), "--sort", "size"
+            ),
+            "limit": _LIMIT,
+        },
+    ),
     "marks": Tool(
         "Calls, rates and durations of the functions of a VM that scope-mark has marked, by "
         "function; refused for a VM without marked code. Hooks keep within 1 % of its CPU.",
