@@ -285,8 +285,8 @@ TOOLS: dict[str, Tool] = {
         },
     ),
     "memory": Tool(
-        "Where the memory of a VM is: kinds as erlang:memory/0 has them, allocators, what is beyond "
-        "them, limits of cgroup and tables, and the processes, binaries, ETS tables, persistent "
+        "Where the memory of a VM is: kinds as erlang:memory/0 has them, allocators, what is not "
+        "theirs, limits of cgroup and tables, and the processes, binaries, ETS tables, persistent "
         "terms and atoms that take most, with growth between two looks. Only reads memory, so it "
         "works on a VM that is stopped or stuck.",
         ("memory", "--format", "json"),
