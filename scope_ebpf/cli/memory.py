@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,18 +14,30 @@ from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.memory_text import memory_lines
 from scope_ebpf.cli.options import above_zero, add_duration, add_format
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.errors import UsageError
+from scope_ebpf.errors import ScopeError, UsageError
 from scope_ebpf.runs.held import looks
 from scope_ebpf.runs.memory import SORTS, Span, document
+from scope_ebpf.sandbox.files import open_regular
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     import argparse
 
+    from scope_ebpf.results.documents.memory import MemoryDocument
+
+#: A file of the daemon is smaller (daemon.blackbox.MOST_BYTES).
+_MOST_BYTES = 1 << 20
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``memory``."""
     add_target(parser)
+    parser.add_argument(
+        "--from",
+        dest="file",
+        metavar="FILE",
+        help="print what the daemon kept of a VM that was near the limit of its memory",
+    )
     add_duration(parser, "1s")
     parser.add_argument(
         "-s",
@@ -44,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look twice, then print; raises ScopeError."""
+    if arguments.file is not None:
+        kept = read_snapshot(arguments.file)
+        return _print(kept, arguments.format, f"kept at {_when(kept)}")
     duration: float | None = arguments.duration
     if duration is None:
         raise UsageError("memory looks twice: say how long after the first, such as --duration 1s")
@@ -54,9 +72,42 @@ def run(arguments: argparse.Namespace) -> int:
     first, second, seconds = looks(target, reader.read, 0.0 if arguments.once else duration)
     before = None if second is None else first
     span = Span(target, second or first, before, seconds, arguments.limit, arguments.sort)
-    found = document(span)
-    if arguments.format == "text":
-        say("\n".join(memory_lines(found)), sys.stdout)
+    return _print(document(span), arguments.format)
+
+
+def _when(found: MemoryDocument) -> str:
+    """When it was read, as ISO 8601 has it."""
+    moment = dt.datetime.fromtimestamp(found["time"], dt.UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def _print(found: MemoryDocument, form: str, heading: str = "") -> int:
+    if form == "text":
+        say("\n".join([heading] * bool(heading) + memory_lines(found)), sys.stdout)
     else:
-        print_document(found, arguments.format)
+        print_document(found, form)
     return 0
+
+
+def read_snapshot(path: str) -> MemoryDocument:
+    """
+    Read a file of the daemon, which may be any other file. Raises UsageError.
+
+    A file is taken for a snapshot if it can be shown as one.
+    """
+    try:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = open_regular(root, os.path.realpath(path), most=_MOST_BYTES)
+        finally:
+            os.close(root)
+        with os.fdopen(fd, "rb") as file:
+            found: MemoryDocument = json.loads(file.read(_MOST_BYTES))
+        memory_lines(found)
+        _when(found)
+    except (OSError, ScopeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot read {path}: {why}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UsageError(f"{path} is no snapshot of a VM's memory") from None
+    return found

@@ -61,7 +61,7 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
+        *("output", "planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
         *("arrays", "attach", "beam", "budget", "capture", "cgroups", "checks", "errors", "events"),

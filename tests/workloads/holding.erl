@@ -5,6 +5,7 @@
 %%   grow N      N objects more in held_set
 %%   many N      N tables more
 %%   timers N    N timers more
+%%   swell N     the process culprit holds N binaries of a million bytes more
 %%   atoms N     the atoms planted_1 to planted_N
 %%   ports       answers with a line for each port, then "end"
 %%   processes N N processes more that wait in other/0
@@ -87,6 +88,10 @@ hold(Set, Size) ->
             [erlang:send_after(86400000, self(), never) || _ <- lists:seq(1, Count)],
             From ! done,
             hold(Set, Size);
+        {"swell", From, Count} ->
+            whereis(culprit) =:= undefined andalso register(culprit, spawn(fun() -> swell([]) end)),
+            culprit ! {swell, From, Count},
+            hold(Set, Size);
         {"atoms", From, Count} ->
             [list_to_atom("planted_" ++ integer_to_list(N)) || N <- lists:seq(1, Count)],
             From ! done,
@@ -109,6 +114,14 @@ hold(Set, Size) ->
 vheap(P) ->
     {_, Info} = process_info(P, garbage_collection_info),
     8 * lists:sum([proplists:get_value(Item, Info) || Item <- [bin_vheap_size, bin_old_vheap_size]]).
+
+swell(Held) ->
+    receive
+        {swell, From, Count} ->
+            More = [binary:copy(<<N>>, 1000000) || N <- lists:seq(1, Count)],
+            From ! done,
+            swell([More | Held])
+    end.
 
 %% Holds 23 binaries of 100,000 bytes.
 hoarder(Keeper) ->
