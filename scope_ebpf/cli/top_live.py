@@ -35,7 +35,7 @@ _SOON = 0.3
 _INDENT = 6
 #: The part of a screen that the heading may take.
 _HEADING = 0.5
-_KEYS = ("q quit", "? help", "/ filter", "Enter details", "1-5 <> sort", "r reverse", "Space pause")
+_KEYS = ("q quit", "? help", "/ filter", "Enter details", "1-6 <> sort", "r reverse", "Space pause")
 
 
 def live(target: Target, sort: str, interval: float, limit: int | None) -> int:

@@ -173,7 +173,9 @@ TOOLS: dict[str, Tool] = {
         {
             "pid": _VM,
             "sort": Parameter(
-                _with("What to sort by.", _choice("reductions", "memory", "mailbox", "gc")),
+                _with(
+                    "What to sort by.", _choice("reductions", "memory", "mailbox", "gc", "binary")
+                ),
                 "--sort",
                 "reductions",
             ),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from scope_ebpf.arrays import distinct, within
-from scope_ebpf.beam.held.memory import KINDS, TABLES, binary_bytes, heap_bytes
+from scope_ebpf.beam.held.memory import KINDS, TABLES, heap_bytes
 from scope_ebpf.beam.processes.detail import FIELDS
+from scope_ebpf.beam.processes.table import binary_bytes
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cgroups import memory_limit
 from scope_ebpf.errors import ReadRefusedError, RefusedFileError

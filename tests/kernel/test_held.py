@@ -276,6 +276,11 @@ def test_binaries_of_every_process_are_as_the_node_has_them(beam):
     held = {one["pid"]: one["binary_bytes"] for one in found}
     assert expected.items() <= held.items()
     assert len(held) <= len(expected) + 1  # that of who answers
+    words = ("top", "--pid", str(beam.pid), "--sort", "binary", "--limit", "2")
+    rows = scope_trace(*words, "--once", "--format", "json").document["processes"]
+    assert [("hoarder", 2_300_000), ("printer", 1_000_000)] == [
+        (row["name"], row["binary_bytes"]) for row in rows
+    ]
 
 
 def test_timers_and_atoms_that_were_planted(beam):

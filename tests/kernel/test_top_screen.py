@@ -262,7 +262,7 @@ def test_every_key_does_what_the_help_says(moving: beams_run.Beam, terminal: Ter
     press(terminal, "Home", lambda: selected(terminal) == first[0])
     assert terminal.rows()[0][:3] == paused[0][:3]
     press(terminal, "Space", lambda: "paused at" not in terminal.text)
-    key("1-5", by(terminal, "mailbox"), "3")
+    key("1-6", by(terminal, "mailbox"), "3")
     terminal.until(lambda: terminal.rows()[0][1] == "moving_deaf")
     deaf = terminal.rows()[0][0]
     press(terminal, "9", lambda: "1 to 5 sort" in terminal.text)

@@ -18,7 +18,7 @@ from scope_ebpf.beam.held.areas import atom_bytes, code_bytes, persistent_terms
 from scope_ebpf.beam.held.tables import TableReader
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
-from scope_ebpf.beam.processes.table import DETAIL, LOAD, ProcessTable, base_bytes
+from scope_ebpf.beam.processes.table import BINARIES, LOAD, ProcessTable, base_bytes
 from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.errors import ReadRefusedError
@@ -44,11 +44,9 @@ KINDS = (
 _ALLOCATED = ("total", "processes", "processes_used", "system", "binary", "ets")
 #: Tables of the VM that have a limit, or none.
 TABLES = ("processes", "ports", "atoms", "ets_tables")
-_OFF_HEAP = ("off_heap_words", "old_binaries")
-_COLUMNS = (*LOAD, *(one for one in DETAIL if one.name in _OFF_HEAP))
+_COLUMNS = (*LOAD, *BINARIES)
 #: Processes that are read: the rows of one look take some 100 bytes each.
 _MOST = 1 << 21
-_WORD = 8
 _Reading = TypeVar("_Reading")
 
 
@@ -174,16 +172,4 @@ def _told(found: Look, what: str) -> Iterator[None]:
 def heap_bytes(target: Target, rows: NDArray[np.void]) -> NDArray[np.int64]:
     """Bytes of struct and heaps of each process of a look, shape ``(n,)``."""
     found: NDArray[np.int64] = base_bytes(rows, target.layout.size("Process")).astype(np.int64)
-    return found
-
-
-def binary_bytes(rows: NDArray[np.void]) -> NDArray[np.int64]:
-    """
-    Bytes of the off-heap binaries of each process of a look, shape ``(n,)``.
-
-    The virtual heap that ``process_info(P, garbage_collection_info)`` returns: a binary counts as
-    often as the process refers to it.
-    """
-    words = rows["off_heap_words"] + rows["old_binaries"]
-    found: NDArray[np.int64] = (words * np.uint64(_WORD)).astype(np.int64)
     return found
