@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PRECISION, _SURE = 0.15, 3.0
 #: Seconds below which a hook lengthens a duration too much (bench/genservers.py).
 _SHORTEST = 2.5e-4
-#: The part of durations that may be longer than all that was seen, where a mean is told.
+#: The part of durations that may be longer than all that was seen, where a mean is given.
 _REST = 1e-9
 
 
@@ -88,7 +88,7 @@ class Times:
     """
     Durations of one kind: those that *ended*, and those that were *cut* off by the end of a window.
 
-    ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window can tell, None
+    ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window measures, None
     where everything was counted; ``shortest`` what hooks lengthen too much below it.
     """
 
@@ -102,7 +102,7 @@ class Times:
         """
         Seconds which *part* of the durations do not exceed.
 
-        None if that cannot be told: it is longer than windows reach, so short that the hooks
+        None if that is not known: it is longer than windows reach, so short that the hooks
         themselves are a part of it, or too little was seen to know it to 15 %.
         """
         found = self._at(part)
@@ -128,7 +128,7 @@ class Times:
         )
 
     def unknown(self) -> Times:
-        """The same, of which nothing can be told."""
+        """The same, of which nothing is known."""
         return replace(self, reach=0.0)
 
     def _at(self, part: float) -> float | None:

@@ -95,7 +95,7 @@ def test_entries_of_messages_that_wait_no_longer_are_found():
 
 def test_what_windows_cut_off_counts_and_what_they_do_not_reach_is_null():
     """
-    Exponential durations in windows of 50 ms: the median is that of all, p99 cannot be told.
+    Exponential durations in windows of 50 ms: the median is that of all, p99 is not known.
     """
     random = np.random.default_rng(5)
     durations = random.exponential(0.03, 4000)
@@ -181,7 +181,7 @@ def test_servers_that_nobody_waits_for_are_sorted_by_their_messages():
 
 def test_tags_have_their_part_of_what_a_module_does():
     """
-    Callers that wait for a tag that hooks do not tell apart are with the others, in text as well.
+    Callers that wait for a tag that hooks do not distinguish are with the others, in text as well.
     """
     found = view()
     found.tags = tags_of({("shop", "add\x1b[2J"): 1.5, ("shop", "late"): 0.5, ("web", "ask"): 2.0})
