@@ -227,7 +227,10 @@ class Messages:
                 (self.abandoned, other.abandoned),
             )
         ]
-        errors = [max(pair) for pair in zip(self.errors, other.errors, strict=True)]
+        errors = [
+            _error_of_both(*of)
+            for of in zip(self._counts, other._counts, self.errors, other.errors, strict=True)
+        ]
         return Messages(
             self.seconds,
             self.calls + other.calls,
@@ -241,6 +244,10 @@ class Messages:
             failed[2],
             (errors[0], errors[1], errors[2]),
         )
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        return self.calls, self.casts, self.infos
 
     @property
     def any(self) -> bool:
@@ -273,9 +280,8 @@ class Messages:
 
     def as_json(self) -> Seen:
         """The fields that hooks fill."""
-        counts = (self.calls, self.casts, self.infos)
         calls, casts, infos = (
-            _rate(*of) for of in zip(counts, self.rates, self.errors, strict=True)
+            _rate(*of) for of in zip(self._counts, self.rates, self.errors, strict=True)
         )
         failures: ServerFailures | None = None
         if self.timeouts is not None and self.down is not None:
@@ -357,6 +363,12 @@ class ServerEvents:
             if count.blocked is not None:
                 total.blocked = (total.blocked or 0.0) + count.blocked
         return found
+
+
+def _error_of_both(count: int, other: int, error: float, of_other: float) -> float:
+    """The error of a sum as a part of it, at most: those of both counts, by their sizes."""
+    total = count + other
+    return (count * error + other * of_other) / total if total else max(error, of_other)
 
 
 def _rate(count: int, rate: float, error: float) -> MessageRate:

@@ -263,7 +263,7 @@ class Moments:
             for window in self.windows
         ]
         found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
-        return max(found, scale.doubt) if found else 0.0
+        return max(found, scale.doubt)
 
 
 def error_of(sizes: list[float], counts: list[int]) -> float:
@@ -271,12 +271,10 @@ def error_of(sizes: list[float], counts: list[int]) -> float:
     The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
 
     It is that of the ratio of their sums, larger where windows are few, and at least that of a
-    count of what is independent; 1 at most, also of less than three windows and where one alone has
-    seen anything; 0 where nothing was seen.
+    count of what is independent; 1 at most, also of less than three windows, and where one window
+    alone, or none, has seen anything: what was in no window may have happened between them.
     """
     total = sum(counts)
-    if not total:
-        return 0.0
     if len(counts) < 3 or sum(count > 0 for count in counts) < 2:
         return 1.0
     rate, windows = total / sum(sizes), len(counts)
