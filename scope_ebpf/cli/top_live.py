@@ -18,7 +18,7 @@ from scope_ebpf.cli.top_keys import HELP, Screen
 from scope_ebpf.cli.top_watch import Watch
 from scope_ebpf.errors import NoSuchProcessError, ScopeError
 from scope_ebpf.screen import layout
-from scope_ebpf.screen.cells import padded, width
+from scope_ebpf.screen.cells import cut, padded, width
 from scope_ebpf.screen.layout import Line, Span
 from scope_ebpf.screen.terminal import EndedError, Terminal
 from scope_ebpf.sinks.plain import plain
@@ -188,8 +188,9 @@ class _Live:
         first, *more = top_watch.heading(self._target, view, self._order(), cells)
         notes = [part for note in view.notes for part in _wrapped(plain(note), cells)]
         verdict = self._checks.span()
-        said = [[Span(part, verdict.style)] for part in _wrapped(plain(verdict.text), cells)[:2]]
-        head = [first, *said, *([Span(note, "alarm")] for note in notes), *more]
+        # One line, whatever it says: the rows below must not move while they are read.
+        said = [Span(cut(plain(verdict.text), cells), verdict.style)]
+        head = [first, said, *([Span(note, "alarm")] for note in notes), *more]
         del head[max(1, int(rows * _HEADING)) :]
         screen.rows = max(1, rows - len(head) - 1)
         self._read_rows()
