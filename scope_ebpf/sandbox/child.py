@@ -157,6 +157,8 @@ def serve(control: socket.socket) -> None:
         if ended > 0:
             wire.send(control, (children.end(ended), 0))
             continue
+        if ended != limits.READS:
+            decoder.load()  # while its file may still be read
         if ended == limits.UNWINDS:
             import scope_ebpf.sandbox.frames
         if ended == limits.SEEKS:
@@ -180,7 +182,6 @@ def _become_child(control: socket.socket, fd: int) -> None:
 
 
 if __name__ == "__main__":
-    decoder.load()  # while its file may still be read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -47,8 +47,10 @@ MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
 #: Its exit status when it was idle for that long.
 IDLE_STATUS = 3
 #: Instead of a child's number, in a request for another child: any one, one that reads frame
-#: descriptions, and one that looks for functions.
-ANY, UNWINDS, SEEKS = 0, -1, -2
+#: descriptions, one that looks for functions, and one that disassembles nothing.
+ANY, UNWINDS, SEEKS, READS = 0, -1, -2, -3
+#: Questions for which instructions are decoded, but those of SEEKS.
+DECODED = frozenset(("entries", "calls", "references", "leave", "resumes", "sizes"))
 
 
 class LimitError(Exception):

@@ -54,6 +54,7 @@ _USUAL = frozenset(
         *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
         *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
         *("erts_total_code_size", "erts_ets_misc_mem_size"),
+        *("erts_halt_progress", "erts_halt_code"),
         *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
     )
 )
