@@ -57,7 +57,7 @@ _TO_LOOK = {"CAP_SYS_PTRACE": 19, "CAP_DAC_READ_SEARCH": 2}
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
-#: Links of a folder /proc/PID/task: two, and one for each thread (fs/proc/base.c, proc_task_getattr).
+#: Links of a folder /proc/PID/task with one thread (fs/proc/base.c, proc_task_getattr).
 _ONE_THREAD = 3
 #: Bytes of a thread's name: of a kernel thread's, too (fs/proc/array.c, proc_task_name).
 _MAX_COMM = 64
@@ -304,7 +304,8 @@ def _thread_names(folder: Path) -> Iterator[str]:
     tasks = f"{folder}/task"
     with suppress(OSError):  # processes end, and so do threads
         for tid in os.listdir(tasks):  # noqa: PTH208 - pathlib takes ten times as long
-            with suppress(OSError), open(f"{tasks}/{tid}/comm", "rb", buffering=0) as comm:
+            path = f"{tasks}/{tid}/comm"
+            with suppress(OSError), open(path, "rb", buffering=0) as comm:  # noqa: PTH123 - fast
                 yield comm.read(_MAX_COMM).decode("utf-8", "replace").strip()
 
 
