@@ -268,6 +268,8 @@ class Parser:
         with self._lock:
             if question == "frames" and self._kind != limits.UNWINDS:
                 self._become(limits.UNWINDS)
+            elif question in limits.SOUGHT and self._kind == limits.DIGESTS:
+                self._become(limits.SEEKS)
             elif question in limits.DECODED and self._kind == limits.READS:
                 self._become(limits.ANY)
             return self._asked(question, checked, list(arguments), ())
