@@ -5,10 +5,10 @@ CPU time of short commands: user and system time of all their processes.
     sudo .venv/bin/python bench/start.py [ROW ...] [--runs 15] [--against CHECKOUT]
 
 In a pid namespace of its own it starts an OTP 25 with a process that has 1,000,000 messages, the
-only VM that the commands find, and then a stock OTP 29. What says "until" is counted up to that
-line of output, and its wall time is printed, too. With --against the commands of another checkout
-run by turns with these; ROW is the beginning of a row's name. Wall times, and CPU times above the
-least ones, mean something on an idle machine only.
+only VM that the commands find; outside of it an OTP 25 and a stock OTP 29. What says "until" is
+counted up to that line of output, and its wall time is printed, too. With --against the commands
+of another checkout run by turns with these; ROW is the beginning of a row's name. Wall times, and
+CPU times above the least ones, mean something on an idle machine only.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ _CALM = (
     'F = fun(G) -> spawn(fun() -> ok end), timer:sleep(5), G(G) end, io:format("ready~n"), F(F).'
 )
 _SUBREAPER, _SCHEDULED = 36, 2
+#: Name, VM, options and the stream whose first line counts.
+_TRACED = (
+    ("summary until its first line", "stock25", (), "stderr"),
+    ("OTP 29, again, until an event", "sid29", ("--events", "spawn", "--stream"), "stdout"),
+)
 #: Set in the namespace.
 _INSIDE = "SCOPE_BENCH_INSIDE"
 
@@ -163,37 +168,42 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--against", type=Path, help="another checkout")
     given = parser.parse_args()
-    if _INSIDE not in os.environ:
-        inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        environment = {**os.environ, _INSIDE: "1"}
-        os.execvpe("unshare", [*inside, sys.executable, *sys.argv], environment)
     trees = [ROOT, *([given.against.resolve()] if given.against else [])]
+    only = tuple(given.rows)
+    if _INSIDE in os.environ:
+        _readers(only, trees, given.runs)
+        return
     for tree in trees:
         compileall.compile_dir(tree / "scope_ebpf", quiet=1)
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *sys.orig_argv]
+    subprocess.run(apart, env={**os.environ, _INSIDE: "1"}, check=True)
+    _tracers(only, trees, given.runs)
+
+
+def _readers(only: tuple[str, ...], trees: Sequence[Path], runs: int) -> None:
+    """The commands that read, in a pid namespace with one VM."""
     with beams_run.start_beam("stock25", eval=_HEAVY) as beam:
         beam.expect("ready")
-        rows: tuple[Row, ...] = (
+        rows = (
             Row("--help", ("--help",)),
             Row("list, one VM", ("list",)),
             Row("top --once", ("top", "--once")),
             Row("ps, 1,000,000 messages", ("ps", "heavy")),
-            Row("summary until its first line", (str(beam.pid),), "stderr"),
         )
-        compare(rows, tuple(given.rows), trees, given.runs)
-    if not "OTP 29".startswith(tuple(one[:6] for one in given.rows)):
-        return
-    with beams_run.start_beam("sid29", eval=_CALM) as beam:
-        beam.expect("ready")
-        words = ("--pid", str(beam.pid), "--events", "spawn", "--stream")
-        subprocess.run(  # learns where the functions lie, and keeps that
-            [sys.executable, "-m", "scope_ebpf.cli.main", *words, "-d", "0.1s"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-        rows = (Row("OTP 29, again, until an event", words, "stdout"),)
-        compare(rows, tuple(given.rows), trees, given.runs)
+        compare(rows, only, trees, runs)
+
+
+def _tracers(only: tuple[str, ...], trees: Sequence[Path], runs: int) -> None:
+    """The commands that attach hooks, which a pid namespace would hide from the kernel's."""
+    for name, kind, more, until in _TRACED:
+        if not name.startswith(only):
+            continue
+        with beams_run.start_beam(kind, eval=_CALM) as beam:
+            beam.expect("ready")
+            row = Row(name, ("--pid", str(beam.pid), *more), until)
+            if kind == "sid29":
+                measure(row._replace(words=(*row.words, "-d", "0.1s"), until=None), ROOT)  # learns
+            compare((row,), only, trees, runs)
 
 
 if __name__ == "__main__":
