@@ -6,7 +6,7 @@ TESTS ?= tests/unit tests/kernel
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
-BENCHES := pipeline real_apps profile calls capture snapshot summary top_cost idle scrape windows overhead marks
+BENCHES := start pipeline real_apps profile calls capture snapshot summary top_cost idle scrape windows overhead marks
 
 .PHONY: help demo test lint unit kernel coverage vm bench soak fuzz chaos objects viewer generate dashboards mark dialyzer \
 	wheel packages packages-test clean

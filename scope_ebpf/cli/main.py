@@ -56,6 +56,8 @@ DEFAULT = "trace"
 _OVERALL = ("-h", "--help", "--version", "--print-completion")
 #: Commands that look at no process.
 _WITHOUT_TARGET = ("export", "merge", "summary", "mcp")
+#: Commands that disassemble nothing, unless an emulator hides its symbols.
+_READING = ("list", "top", "ps", "ets", "ports", "stacks")
 _MODULES = {"list": "scope_ebpf.cli.list_beams"}
 
 #: Columns of help where there is no terminal.
@@ -264,9 +266,10 @@ def parser_of(command: str) -> _Parser:
         formatter_class=_Help,
     )
     if command not in _WITHOUT_TARGET:
-        from scope_ebpf.sandbox import client
+        from scope_ebpf.sandbox import client, limits
 
-        client.ahead()  # it starts while we load the rest
+        # It starts while we load the rest.
+        client.ahead(limits.READS if command in _READING else limits.ANY)
     with held_back():  # numpy's import swallows exceptions
         module = importlib.import_module(_MODULES.get(command, f"scope_ebpf.cli.{command}"))
     module.add_arguments(parser)

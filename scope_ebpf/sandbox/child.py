@@ -157,15 +157,22 @@ def serve(control: socket.socket) -> None:
         if ended > 0:
             wire.send(control, (children.end(ended), 0))
             continue
-        if ended == limits.UNWINDS:
-            import scope_ebpf.sandbox.frames
-        if ended == limits.SEEKS:
-            import hashlib  # noqa: F401 - slow; only where functions are hidden
-
-            import scope_ebpf.sandbox.learning
-            import scope_ebpf.sandbox.matching  # noqa: F401
+        _import(ended)
         wire.send(control, children.fork(control, fds[0]))
         os.close(fds[0])
+
+
+def _import(kind: int) -> None:
+    """Load what children of this *kind* need, while files may still be read."""
+    if kind not in (limits.READS, limits.DIGESTS):
+        decoder.load()
+    if kind == limits.UNWINDS:
+        import scope_ebpf.sandbox.frames
+    if kind in (limits.SEEKS, limits.DIGESTS):
+        import hashlib  # noqa: F401 - slow; only where functions are hidden
+    if kind == limits.SEEKS:
+        import scope_ebpf.sandbox.learning
+        import scope_ebpf.sandbox.matching  # noqa: F401
 
 
 def _become_child(control: socket.socket, fd: int) -> None:
@@ -180,7 +187,6 @@ def _become_child(control: socket.socket, fd: int) -> None:
 
 
 if __name__ == "__main__":
-    decoder.load()  # while its file may still be read
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -46,6 +46,10 @@ class UnreadableFileError(Exception):
     """The file is not of a format that the child reads, and why."""
 
 
+class _Usual:
+    kind = limits.ANY
+
+
 class _Used(threading.local):
     seconds = 0.0
 
@@ -103,7 +107,7 @@ class _Server:
         """
         Make a child that serves *channel*; the server's number for it, and its process's.
 
-        *kind* is ``limits.ANY`` or ``limits.UNWINDS``.
+        *kind* is one of ``limits``: what the child can do.
         """
         with self._lock:
             with contextlib.suppress(OSError, EOFError, wire.NonsenseError):
@@ -189,8 +193,13 @@ class _Server:
 _server = _Server()
 
 
-def ahead() -> None:
-    """Start the forkserver now, so that it is ready when everything else is loaded."""
+def ahead(kind: int = limits.ANY) -> None:
+    """
+    Start the forkserver now, so that it is ready when everything else is loaded.
+
+    Files get children of *kind*, ``limits.ANY`` or ``limits.READS``, until they need another.
+    """
+    _Usual.kind = kind
     _server.start()
 
 
@@ -215,7 +224,8 @@ class Parser:
 
     *seconds* of CPU time may be used at once; an answer is late after *patience* seconds. May be
     shared by threads. Once a file was refused, every further question is refused with the same
-    reason; *refused* is called for the first. *kind* is what the child can do.
+    reason; *refused* is called for the first. *kind* is what the child can do: by default what
+    :func:`ahead` was told.
     """
 
     def __init__(
@@ -226,7 +236,7 @@ class Parser:
         refused: Callable[[RefusedFileError], None] = lambda _: None,
         *,
         patience: float | None = None,
-        kind: int = limits.ANY,
+        kind: int | None = None,
     ) -> None:
         self._fd, self._name, self._seconds, self._refused = fd, name, seconds, refused
         self._patience = PATIENCE if patience is None else patience
@@ -237,14 +247,15 @@ class Parser:
         #: Its CPU time that has been charged.
         self._charged = 0.0
         self._reason: RefusedFileError | None = None
-        self._kind = kind
+        self._kind = _Usual.kind if kind is None else kind
         #: Debug files that the child was given, with the checks that they must pass.
         self._debug: list[tuple[list[object], int]] = []
 
     @classmethod
     def of_nothing(cls, name: str, seconds: float) -> Parser:
         """A child without any file, for data that comes with the questions."""
-        parser = cls(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), name, seconds)
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        parser = cls(fd, name, seconds, kind=limits.ANY)
         weakref.finalize(parser, os.close, parser._fd)
         return parser
 
@@ -256,9 +267,17 @@ class Parser:
         """
         with self._lock:
             if question == "frames" and self._kind != limits.UNWINDS:
-                self._end()  # the next one can
-                self._kind = limits.UNWINDS
+                self._become(limits.UNWINDS)
+            elif question in limits.SOUGHT and self._kind == limits.DIGESTS:
+                self._become(limits.SEEKS)
+            elif question in limits.DECODED and self._kind == limits.READS:
+                self._become(limits.ANY)
             return self._asked(question, checked, list(arguments), ())
+
+    def _become(self, kind: int) -> None:
+        """Let the next child be of *kind*."""
+        self._end()
+        self._kind = kind
 
     def add_debug(self, fd: int, crc: int | None, build_id: str | None) -> bool:
         """

@@ -47,8 +47,12 @@ MEMORY, CPU, FILES, IDLE = 512 << 20, 60, 16, 5.0
 #: Its exit status when it was idle for that long.
 IDLE_STATUS = 3
 #: Instead of a child's number, in a request for another child: any one, one that reads frame
-#: descriptions, and one that looks for functions.
-ANY, UNWINDS, SEEKS = 0, -1, -2
+#: descriptions, one that looks for functions, one that disassembles nothing, and one that takes
+#: the digest of a file.
+ANY, UNWINDS, SEEKS, READS, DIGESTS = 0, -1, -2, -3, -4
+#: Questions of which SEEKS is the kind; and those for which others decode instructions.
+SOUGHT = frozenset(("learn", "match", "wanted"))
+DECODED = frozenset(("entries", "calls", "references", "leave", "resumes", "sizes"))
 
 
 class LimitError(Exception):

@@ -5,12 +5,15 @@ Looks at all VMs of a host, of which one may be hostile.
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import threading
 import time
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +23,6 @@ from scope_ebpf.beam.vm import discover, nifs
 from scope_ebpf.beam.vm.discover import Refusal, beams
 from scope_ebpf.cli.trouble import health
 from scope_ebpf.errors import ReadRefusedError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TOP = (1 << 64) - 1
 
@@ -51,6 +51,36 @@ def test_one_vm_does_not_hide_the_others(
     assert (7, 9) == (first, last)
     assert isinstance(refused, Refusal)
     assert why in str(refused.reason)
+
+
+def test_processes_with_threads_named_like_schedulers_are_looked_at():
+    """
+    The thread may be any but the first; a process without a second thread is none, nor one that
+    has ended.
+    """
+    own = Path(f"/proc/{os.getpid()}")
+    named, leave = threading.Event(), threading.Event()
+
+    def scheduler() -> None:
+        Path("/proc/thread-self/comm").write_bytes(b"23_scheduler")
+        named.set()
+        leave.wait()
+
+    thread = threading.Thread(target=scheduler)
+    thread.start()
+    named.wait()
+    try:
+        assert discover._has_schedulers(own)
+        assert 1 == discover._count_schedulers(own)
+    finally:
+        leave.set()
+        thread.join()
+    assert not discover._has_schedulers(own)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as alone:
+        assert not discover._has_schedulers(Path(f"/proc/{alone.pid}"))
+        alone.stdin.close()
+    assert not discover._has_schedulers(Path(f"/proc/{alone.pid}"))
+    assert 0 == discover._count_schedulers(Path(f"/proc/{alone.pid}"))
 
 
 def test_one_vm_does_not_hide_what_is_wrong_with_others():

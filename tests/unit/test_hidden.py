@@ -38,7 +38,7 @@ from scope_ebpf.beam.hidden.resolve import (
     resolve,
     reveal,
 )
-from scope_ebpf.sandbox.client import UnreadableFileError
+from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
 HELPERS = [f"helper_{n}" for n in range(60)]
@@ -351,6 +351,31 @@ def test_two_functions_are_not_found_at_one_place(builds, own_folders):
     assert hidden is hidden_of(binary) is _known[binary]
     assert binary.symbol("erl_create_process") is not None
     assert "found at the same place" in hidden.reasons["erts_do_exit_process"]
+
+
+def test_what_is_kept_is_revealed_by_one_question(
+    builds, reference, own_folders, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    All places are checked at once, and none again when hooks are planned.
+    """
+    kept = Binary.open(builds.stripped)
+    parser = kept.apart(6.0, 60.0)
+    found = _matched(parser, "29", parser.ask("digest", str), parse(reference, "it"))
+    parser.close()
+    asked: list[str] = []
+    ask = Parser._exchange
+
+    def counted(self: Parser, question: str, *rest: object) -> object:
+        asked.append(question)
+        return ask(self, question, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Parser, "_exchange", counted)
+    binary = Binary.open(builds.stripped)
+    reveal(binary, found)
+    symbol = binary.symbol("erts_schedule")
+    require_in_function(binary, symbol, symbol.address)
+    assert 1 == asked.count("starts")
 
 
 def test_a_file_that_changes_is_matched_as_it_was_digested_or_not_at_all(

@@ -225,6 +225,32 @@ def test_a_child_that_was_idle_is_replaced(good: Path):
     assert binary._parser._pid != first
 
 
+def _has_decoder(parser: client.Parser) -> bool:
+    return b"capstone" in Path(f"/proc/{parser._pid}/maps").read_bytes()
+
+
+def test_a_child_that_only_reads_is_replaced_when_code_is_disassembled():
+    """
+    It has no decoder; the answer about instructions is that of a child that has one.
+    """
+    require(os.geteuid() == 0, "looking into another user's process takes root")
+    library = re.search(r"/\S+/libc\.so\.6", Path("/proc/self/maps").read_text())[0]
+    client.stop()  # the next forkserver has no decoder yet
+    client.ahead(limits.READS)
+    try:
+        reading = Binary.open(Path(library))
+    finally:
+        client.ahead()
+    function = reading.symbol("qsort")
+    assert not _has_decoder(reading._parser)
+    entry = reading.cheap_entry(function.address, function.size)
+    assert _has_decoder(reading._parser)
+    other = Binary.open(Path(library))
+    assert other.cheap_entry(function.address, function.size) == entry
+    named = reading.references(function.address, function.size)
+    assert other.references(function.address, function.size) == named
+
+
 @pytest.mark.parametrize(
     ("number", "why", "lasting"),
     [

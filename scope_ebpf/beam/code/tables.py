@@ -199,8 +199,10 @@ class CodeMap:
             module, function, arity = self._memory.words(address, 3).tolist()
             # Since OTP 26 the words around it may use the upper half of the arity's word.
             if is_atom(module) and is_atom(function) and arity & 0xFFFFFFFF < 256:
-                names = self._atoms.text(module), self._atoms.text(function)
-                return Mfa(*names, arity & 0xFFFFFFFF)
+                texts = self._atoms.texts((module >> 6, function >> 6))  # both by one reading
+                names = texts[module >> 6], texts[function >> 6]
+                if names[0] is not None and names[1] is not None:
+                    return Mfa(names[0], names[1], arity & 0xFFFFFFFF)
         except ReadRefusedError:
             pass
         return None

@@ -54,6 +54,8 @@ _USUAL = frozenset(
         *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
         *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
         *("erts_total_code_size", "erts_ets_misc_mem_size"),
+        *("erts_halt_progress", "erts_halt_code"),
+        *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
         *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
     )
 )
@@ -103,6 +105,9 @@ class Binary:
         self._names: dict[str, Symbol | None] = {}
         self._matches: dict[str, list[Symbol]] = {}
         self._entries: dict[tuple[int, int], Entry | None] = {}
+        #: What was asked of functions, by start and size.
+        self._starts: dict[tuple[int, int], bool] = {}
+        self._references: dict[tuple[int, int], list[int]] = {}
         #: The first bytes at some addresses.
         self._heads: dict[int, bytes] = {}
         self._cached: dict[tuple[int, int], bytes] = {}
@@ -194,10 +199,17 @@ class Binary:
 
     def is_start(self, address: int, size: int) -> bool:
         """Whether call frame information describes a function of *size* bytes at *address*."""
-        found = self._ask(
-            "starts", lambda a: answers.as_many(a, answers.flag, 1), [(address, size)]
-        )
-        return found[0]
+        return self.are_starts([(address, size)])[0]
+
+    def are_starts(self, functions: Sequence[tuple[int, int]]) -> list[bool]:
+        """The same for each of several *functions*, of which start and size are given."""
+        wanted = [one for one in dict.fromkeys(functions) if one not in self._starts]
+        if wanted:
+            found = self._ask(
+                "starts", lambda a: answers.as_many(a, answers.flag, len(wanted)), wanted
+            )
+            self._starts |= zip(wanted, found, strict=True)
+        return [self._starts[one] for one in functions]
 
     @property
     def patient(self) -> bool:
@@ -211,7 +223,7 @@ class Binary:
         *seconds* of CPU time and *patience* as of :class:`Parser`; it is the caller's to close.
         What is refused to it is not refused to this.
         """
-        return Parser(self._fd, str(self.path), seconds, patience=patience, kind=limits.SEEKS)
+        return Parser(self._fd, str(self.path), seconds, patience=patience, kind=limits.DIGESTS)
 
     def _own_symbol(self, name: str) -> Symbol | None:
         if name not in self._names:
@@ -335,12 +347,14 @@ class Binary:
 
     def references(self, address: int, size: int) -> list[int]:
         """The addresses that the code of the function at *address* names (x86-64)."""
-        return self._ask(
-            "references",
-            lambda a: answers.many(a, answers.integer, limits.INSTRUCTIONS),
-            address,
-            size,
-        )
+        if (address, size) not in self._references:
+            self._references[address, size] = self._ask(
+                "references",
+                lambda a: answers.many(a, answers.integer, limits.INSTRUCTIONS),
+                address,
+                size,
+            )
+        return list(self._references[address, size])
 
     def frames(self, address: int) -> tuple[int, int, list[tuple[Any, ...]]] | None:
         """

@@ -285,9 +285,11 @@ def reveal(binary: Binary, found: Functions) -> Hidden:
     reasons: dict[str, str] = {}
     symbols = []
     taken: dict[int, str] = {}
-    for name in WANTED:
-        place = found.places.get(name)
-        reason = _why_not(name, place, found)
+    whys = {name: _why_not(name, found.places.get(name), found) for name in WANTED}
+    likely = [found.places[name] for name, why in whys.items() if not why]
+    binary.are_starts([(place.start, place.size) for place in likely])  # all by one question
+    for name, why in whys.items():
+        place, reason = found.places.get(name), why
         if not reason and place and place.start in taken:
             reason = f"{taken[place.start]} was found at the same place"
         if not reason and place and not binary.is_start(place.start, place.size):

@@ -258,18 +258,21 @@ class Memory:
         remote = np.empty(len(addresses), _IOVEC)
         remote["base"], remote["length"] = addresses, sizes
         ends = np.cumsum(sizes, dtype=np.int64)
-        first = 0
+        first = start = 0
         while first < len(addresses):
             last = min(first + IOV_MAX, len(addresses))
-            start = int(ends[first]) - int(sizes[first])
-            got = self._readv(out[start : int(ends[last - 1])], remote[first:last])
+            end = int(ends[last - 1])
+            got = self._readv(out[start:end], remote[first:last])
+            self.bytes_read += got
+            if got == end - start:
+                good[first:last] = True
+                first, start = last, end
+                continue
             whole = int(np.searchsorted(ends[first:last], start + got, side="right"))
             good[first : first + whole] = True
-            self.bytes_read += got
-            first += whole
-            if first < last:
-                self.failures += 1
-                first += 1
+            self.failures += 1
+            start = int(ends[first + whole])
+            first += whole + 1
         return good
 
     def _read(self, address: int, size: int) -> bytes:

@@ -206,13 +206,15 @@ def _fitting(
 ) -> dict[int, int]:
     """Pointers among the *words* at *address* to what fits, each with its first address."""
     found: dict[int, int] = {}
-    indexes = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+    likely = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
+    # Half of the pointers are to what another one before them points to.
+    pointers, first = np.unique(words[likely], return_index=True)
     # A pointer to unmapped memory is no failed reading here.
     failures = target.memory.failures
-    structs, read = target.memory.gather(words[indexes], size)
+    structs, read = target.memory.gather(pointers, size)
     target.memory.failures = failures
-    for index in indexes[read & fits(words[indexes], structs)].tolist():
-        found.setdefault(int(words[index]), address + _WORD * index)
+    for index in likely[first][read & fits(pointers, structs)].tolist():
+        found[int(words[index])] = address + _WORD * index
     return found
 
 

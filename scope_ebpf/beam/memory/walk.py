@@ -8,6 +8,7 @@ anywhere, and in circles.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.memory.process_memory import Memory
 
 _WORD_MASK = 0xFFFFFFFFFFFFFFFF
+_WORD = struct.Struct("<Q")
+#: Bytes of a page of x86-64.
+_PAGE = 4096
 
 
 class Walk(NamedTuple):
@@ -92,17 +96,37 @@ def chain(
     """
     Return the addresses of the nodes of one list or ring, at most *limit* + 1 of them.
 
-    One list gives a level nothing to share, so it is followed word by word.
+    One list gives a level nothing to share. But nodes that were made one after the other often lie
+    so, too: where one is near the one before it, the words of its page are read at once.
     """
     nodes: list[int] = []
-    node = root
+    words, node = _Words(memory), root
     while node and len(nodes) <= limit and not (closed and nodes and node == root):
         nodes.append(node)
         try:
-            node = memory.u64(node + offset & _WORD_MASK)
+            node = words.at(node + offset & _WORD_MASK)
         except UnreadableMemoryError:
             break
     return np.array(nodes, np.uint64)
+
+
+class _Words:
+    """Words of *memory*; the page that was read last is kept, and none before it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._start, self._data = 0, b""
+
+    def at(self, address: int) -> int:
+        """The word at *address*; UnreadableMemoryError."""
+        if not 0 <= address - self._start <= len(self._data) - _WORD.size:
+            near = abs(address - self._start) < 2 * _PAGE
+            # A page is mapped as a whole, so reading all of it can fail only where the word does.
+            whole = near and address % _PAGE <= _PAGE - _WORD.size
+            self._start = address - address % _PAGE if whole else address
+            self._data = self._memory.read(self._start, _PAGE if whole else _WORD.size)
+        word: int = _WORD.unpack_from(self._data, address - self._start)[0]
+        return word
 
 
 def pointers(offset: int) -> Callable[[NDArray[np.uint8]], list[NDArray[np.uint64]]]:

@@ -42,7 +42,7 @@ from scope_ebpf.sandbox.filesystems import in_user_namespace
 from scope_ebpf.sandbox.proc import status_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from scope_ebpf.beam.layouts import Layout
 
@@ -57,6 +57,10 @@ _TO_LOOK = {"CAP_SYS_PTRACE": 19, "CAP_DAC_READ_SEARCH": 2}
 #: An auxiliary vector is some 20 pairs of words; AT_ENTRY is where the program starts.
 _AT_ENTRY = 9
 _MAX_AUXV = 4096
+#: Links of a folder /proc/PID/task with one thread (fs/proc/base.c, proc_task_getattr).
+_ONE_THREAD = 3
+#: Bytes of a thread's name: of a kernel thread's, too (fs/proc/array.c, proc_task_name).
+_MAX_COMM = 64
 #: Seconds until a layout that was refused is checked again, at most: as long as the VM has lived.
 _REFUSED_FOR = 30.0
 
@@ -295,15 +299,23 @@ def _base(pid: int, folder: Path, binary: Binary) -> int:
     raise NoSuchProcessError(f"process {pid} has ended")
 
 
-def _thread_names(folder: Path) -> list[str]:
-    names = []
-    for comm in folder.glob("task/*/comm"):
-        with suppress(OSError):  # threads end, and so do processes
-            names.append(comm.read_bytes().decode("utf-8", "replace").strip())
-    return names
+def _thread_names(folder: Path) -> Iterator[str]:
+    """Names of a process's threads, as they are read; none once it has ended."""
+    tasks = f"{folder}/task"
+    with suppress(OSError):  # processes end, and so do threads
+        for tid in os.listdir(tasks):  # noqa: PTH208 - pathlib takes ten times as long
+            path = f"{tasks}/{tid}/comm"
+            with suppress(OSError), open(path, "rb", buffering=0) as comm:  # noqa: PTH123 - fast
+                yield comm.read(_MAX_COMM).decode("utf-8", "replace").strip()
 
 
 def _has_schedulers(folder: Path) -> bool:
+    try:
+        # Most processes of a host have one thread, and none of these is a VM.
+        if os.stat(f"{folder}/task").st_nlink == _ONE_THREAD:  # noqa: PTH116 - fast
+            return False
+    except OSError:
+        return False
     return any(SCHEDULER_THREAD.match(name) for name in _thread_names(folder))
 
 
