@@ -7,6 +7,7 @@
  * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
  * Emits:  spawn, exit, hibernate
  */
+#include "origin.bpf.h"
 #include "terms.bpf.h"
 #include "usdt.bpf.h"
 
@@ -105,13 +106,22 @@ static __always_inline __u8 atom_class(__u64 atom)
 	return EXIT_OTHER;
 }
 
+/* What is seen of an exit reason. */
+struct seen_reason {
+	__u64 tag;   /* what names it, where it is no atom */
+	__u64 trace; /* the stack trace of an error */
+};
+
 /*
  * The class of an exit reason. {shutdown, _} is a shutdown; the VM turns an error or an uncaught
  * throw into {_, Stacktrace}. A tuple is a boxed pointer to its header and its elements.
  */
-static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
+static __noinline __u8 reason_class(__u64 reason, struct seen_reason *seen)
 {
 	__u64 tuple[3], cell = 0;
+
+	if (!seen)
+		return EXIT_UNKNOWN;
 
 	if (!settings.am_normal)
 		return EXIT_UNKNOWN; /* the atom table could not be read */
@@ -123,10 +133,11 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	if (tuple[0] != tuple_header(2))
+	if (tuple[0] != tuple_header(2)) {
+		seen->tag = reason_name(reason);
 		return EXIT_OTHER;
-	if (is_atom(tuple[1]))
-		*tag = tuple[1];
+	}
+	seen->tag = reason_name(tuple[1]);
 	if (tuple[1] == settings.am_shutdown)
 		return EXIT_SHUTDOWN;
 	if (!is_list(tuple[2]))
@@ -137,7 +148,10 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	return cell == tuple_header(4) ? EXIT_ERROR : EXIT_OTHER;
+	if (cell != tuple_header(4))
+		return EXIT_OTHER;
+	seen->trace = tuple[2];
+	return EXIT_ERROR;
 }
 
 /*
@@ -158,21 +172,34 @@ static __always_inline void observe_lifetime(__u8 class, __u64 id)
 SEC("uprobe")
 int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 {
+	struct seen_reason seen = {};
+	struct origin origin = {};
 	struct exit_record *exit;
-	__u64 tag = 0, id;
+	__u64 id;
 	__u8 class;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_EXIT_ENTRY, &tid))
 		return 0;
-	class = reason_class(reason, &tag);
+	class = reason_class(reason, &seen);
 	count_event(KIND_EXIT, class);
 	id = id_of(KIND_EXIT, process);
 	observe_lifetime(class, id);
+	if (!is_streamed(KIND_EXIT))
+		return 0;
+	origin.name = name_of(process);
+	if (seen.trace)
+		find_crash(seen.trace, &origin);
+	else if (class == EXIT_KILLED || class == EXIT_OTHER)
+		find_start(process, &origin);
 	exit = reserve_record(KIND_EXIT, class, 0, tid, id);
 	if (exit) {
 		exit->reason = reason;
-		exit->tag = tag;
+		exit->tag = seen.tag;
+		exit->module = origin.module;
+		exit->function = origin.function;
+		exit->line = origin.line;
+		exit->name = origin.name;
 		submit_record(exit);
 	}
 	return 0;

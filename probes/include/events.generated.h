@@ -479,7 +479,14 @@ struct settings {
 	__u32 dist_sysname; /* offsets into DistEntry, bytes */
 	__u32 dist_state; /* the same, bytes */
 	__u32 dsig_from; /* offset into ErtsDSigSendContext, bytes */
-	__u32 padding; /* named, so that it is zero */
+	__u32 process_registered; /* offsets into struct process, bytes */
+	__u32 process_dictionary; /* the same, bytes */
+	__u32 process_module; /* the same, of the function that it was started with, bytes */
+	__u32 registered_name; /* offset into RegProc, bytes */
+	__u32 map_subtag; /* type in the header word of a map; 0 if it is unknown */
+	__u64 am_initial_call; /* atoms by which the origin of a crash is found, eterm */
+	__u64 am_line; /* the same, eterm */
+	__u64 am_struct; /* the same, eterm */
 };
 
 /* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. */
@@ -965,8 +972,11 @@ struct exit_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 reason; /* as the VM holds it; only immediates can be read later, eterm */
-	__u64 tag; /* first element, where the reason is a tuple, eterm */
-	__u64 reserved[2]; /* zero */
+	__u64 tag; /* what names a reason that is no atom: the first element of a tuple, the struct of an exception, eterm */
+	__u32 module; /* where it crashed, or what it was started with; absent where it ended as it should, atom_index */
+	__u32 function; /* the same, atom_index */
+	__u32 line; /* of the source; absent where there is no stack trace, or it has none */
+	__u32 name; /* the registered name that it had, atom_index */
 };
 
 /* A process sent a message to a process. */

@@ -87,17 +87,16 @@ def loaded(target: Target, atoms: Atoms) -> list[Loaded]:
 
 def versions(directories: Iterable[str], wanted: Collection[str]) -> dict[str, str | None]:
     """
-    The version of each *wanted* application that *directories* name; None where they disagree.
+    The version of each *wanted* application by the first of *directories* that is its own.
 
-    One that lies in a directory without a version has none either: which one was loaded is not
-    known.
+    That is where the code server finds its modules. None where that has no version in its name.
     """
-    named: dict[str, set[str | None]] = {}
+    found: dict[str, str | None] = {}
     for directory in directories:
         match = _VERSIONED.fullmatch(directory)
         if match and match[1] in wanted:
-            named.setdefault(match[1], set()).add(match[2])
-    return {name: seen.pop() if len(seen) == 1 else None for name, seen in named.items()}
+            found.setdefault(match[1], match[2])
+    return found
 
 
 def code_path(target: Target, atoms: Atoms) -> list[str]:
