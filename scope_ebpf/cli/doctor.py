@@ -189,7 +189,7 @@ def _print(document: DoctorDocument) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 80
     console.print("[bold]host[/bold]")
