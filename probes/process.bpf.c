@@ -4,7 +4,7 @@
  *
  * Hooks:  erl_create_process entry and return, erts_do_exit_process, erts_hibernate;
  *         or erlang:process__spawn, process__exit, process__hibernate
- * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
+ * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, and crashes, by symbol
  * Emits:  spawn, exit, hibernate
  */
 #include "origin.bpf.h"
@@ -33,6 +33,14 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } births SEC(".maps");
+
+/* Crashes by what they have in common; those that find no room are failures of exit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct crash);
+	__type(value, __u64);
+} crashes SEC(".maps");
 
 SEC("uprobe")
 int BPF_KPROBE(spawn_entry, __u64 parent, __u64 module, __u64 function)
@@ -169,6 +177,33 @@ static __always_inline void observe_lifetime(__u8 class, __u64 id)
 	bpf_map_delete_elem(&births, &id);
 }
 
+static __always_inline bool is_crash(__u8 class)
+{
+	return class == EXIT_ERROR || class == EXIT_KILLED || class == EXIT_OTHER;
+}
+
+static __noinline void count_crash(const struct origin *origin, __u64 reason, __u8 class)
+{
+	struct crash crash = {.reason = is_atom(reason) ? reason >> 6 : 0, .class = class};
+	__u64 one = 1, *count;
+
+	if (!origin)
+		return;
+	crash.module = origin->module;
+	crash.function = origin->function;
+	crash.line = origin->line;
+	crash.name = origin->name;
+	count = bpf_map_lookup_elem(&crashes, &crash);
+	if (!count && !bpf_map_update_elem(&crashes, &crash, &one, BPF_NOEXIST))
+		return;
+	if (!count) /* another CPU was first, or there is no room */
+		count = bpf_map_lookup_elem(&crashes, &crash);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		count_failure(KIND_EXIT);
+}
+
 SEC("uprobe")
 int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 {
@@ -185,13 +220,15 @@ int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 	count_event(KIND_EXIT, class);
 	id = id_of(KIND_EXIT, process);
 	observe_lifetime(class, id);
-	if (!is_streamed(KIND_EXIT))
+	if (!is_crash(class) && !is_streamed(KIND_EXIT))
 		return 0;
 	origin.name = name_of(process);
 	if (seen.trace)
 		find_crash(seen.trace, &origin);
-	else if (class == EXIT_KILLED || class == EXIT_OTHER)
+	else if (is_crash(class))
 		find_start(process, &origin);
+	if (is_crash(class))
+		count_crash(&origin, is_atom(reason) ? reason : seen.tag, class);
 	exit = reserve_record(KIND_EXIT, class, 0, tid, id);
 	if (exit) {
 		exit->reason = reason;

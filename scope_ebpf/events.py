@@ -433,6 +433,16 @@ HISTOGRAM = np.dtype([
     ("slots", "<u8", (40,)),
 ])
 
+#: What crashes that are counted together have in common: atoms by their index, 0 for none.
+CRASH = np.dtype([
+    ("module", "<u4"),
+    ("function", "<u4"),
+    ("line", "<u4"),
+    ("name", "<u4"),
+    ("reason", "<u4"),
+    ("class", "<u4"),
+])
+
 #: How often the hooks of one kind may still be hit before the programs stop counting.
 QUOTA = np.dtype([
     ("limited", "<u8"),

@@ -509,6 +509,16 @@ struct histogram {
 	__u64 slots[40]; /* log2 histogram */
 };
 
+/* What crashes that are counted together have in common: atoms by their index, 0 for none. */
+struct crash {
+	__u32 module; /* as in the record of an exit, atom_index */
+	__u32 function; /* the same, atom_index */
+	__u32 line; /* the same */
+	__u32 name; /* the same, atom_index */
+	__u32 reason; /* the reason, or what names it, atom_index */
+	__u32 class; /* of the exit */
+};
+
 /* How often the hooks of one kind may still be hit before the programs stop counting. */
 struct quota {
 	__u64 limited; /* 0: there is no limit, and the rest means nothing */

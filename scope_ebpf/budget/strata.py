@@ -133,7 +133,7 @@ class Strata:
         return known and bool(self._sizes[1, 0] > 0)
 
     def _is_uneven(self, whole: Whole) -> bool:
-        """Whether the VM did much more or less in windows than in the rest of the second stratum."""
+        """Whether the VM did much more or less in windows than in the rest of that stratum."""
         by_time, by_work = (self._rest(whole, by_work=how)[:2] for how in (False, True))
         scales = by_time[0] / by_time[1], by_work[0] / by_work[1]
         return max(scales) > _UNEVEN * min(scales)

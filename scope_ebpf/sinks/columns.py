@@ -181,7 +181,7 @@ def atoms_of(indices: NDArray[Any]) -> NDArray[np.uint64]:
     return np.where(words == 0, words, words << np.uint64(6) | np.uint64(_ATOM))
 
 
-def _terms(values: NDArray[np.void], terms: Terms, *, text_pids: bool) -> list[str | None]:
+def _terms(values: NDArray[Any], terms: Terms, *, text_pids: bool) -> list[str | None]:
     distinct, where = np.unique(values, return_inverse=True)
     texts = np.array(terms.texts(distinct.tolist(), text_pids=text_pids), object)
     result: list[str | None] = texts[where].tolist()
