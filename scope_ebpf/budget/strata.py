@@ -92,7 +92,7 @@ class Strata:
         The count of each key in the *whole* run.
 
         *by_work* where hooks slow down what they observe: then not time, but the VM's reductions
-        tell which part of its work was in windows. They do, too, where windows came mostly while
+        say which part of its work was in windows. They do, too, where windows came mostly while
         the VM did less than otherwise, as after a burst that has used up the budget, or more.
         """
         known = self._knows_work(whole)
