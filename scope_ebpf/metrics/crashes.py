@@ -29,7 +29,7 @@ class CrashTotal(NamedTuple):
 
     module: str
     reason: str
-    count: int
+    total: int
 
 
 @dataclass(slots=True)
@@ -60,6 +60,6 @@ def expose_crashes(page: Page, node: str, found: Iterable[CrashTotal]) -> None:
     """Add the totals."""
     totals: Counter[tuple[str, str]] = Counter()
     for one in found:
-        totals[one.module, one.reason] += one.count
+        totals[one.module, one.reason] += one.total
     for (module, reason), count in totals.items():
         page.add("beam_crashes_total", count, node=node, module=module, reason=reason)

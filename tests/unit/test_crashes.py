@@ -26,9 +26,9 @@ def test_later_pairs_are_other_and_no_series_falls():
     """
     sums = CrashSums(most=2)
     first = [("a", "x", 3), ("b", "x", 2), ("c", "x", 1)]
-    assert [3, 2, 1] == [one.count for one in sums.update(first)]
+    assert [3, 2, 1] == [one.total for one in sums.update(first)]
     later = sums.update([*first[:2], ("c", "x", 500), ("d", "x", 40)])
-    assert [("a", 3), ("b", 2), (OTHER, 540)] == [(one.module, one.count) for one in later]
+    assert [("a", 3), ("b", 2), (OTHER, 540)] == [(one.module, one.total) for one in later]
 
 
 def test_a_label_that_nobody_may_choose_freely_is_bounded():
