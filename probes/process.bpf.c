@@ -4,9 +4,10 @@
  *
  * Hooks:  erl_create_process entry and return, erts_do_exit_process, erts_hibernate;
  *         or erlang:process__spawn, process__exit, process__hibernate
- * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, by symbol
+ * Counts: spawn, exit by class of its reason, hibernate; lifetimes of exits, and crashes, by symbol
  * Emits:  spawn, exit, hibernate
  */
+#include "origin.bpf.h"
 #include "terms.bpf.h"
 #include "usdt.bpf.h"
 
@@ -32,6 +33,14 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } births SEC(".maps");
+
+/* Crashes by what they have in common; those that find no room are failures of exit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct crash);
+	__type(value, __u64);
+} crashes SEC(".maps");
 
 SEC("uprobe")
 int BPF_KPROBE(spawn_entry, __u64 parent, __u64 module, __u64 function)
@@ -105,13 +114,22 @@ static __always_inline __u8 atom_class(__u64 atom)
 	return EXIT_OTHER;
 }
 
+/* What is seen of an exit reason. */
+struct seen_reason {
+	__u64 tag;   /* what names it, where it is no atom */
+	__u64 trace; /* the stack trace of an error */
+};
+
 /*
  * The class of an exit reason. {shutdown, _} is a shutdown; the VM turns an error or an uncaught
  * throw into {_, Stacktrace}. A tuple is a boxed pointer to its header and its elements.
  */
-static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
+static __noinline __u8 reason_class(__u64 reason, struct seen_reason *seen)
 {
 	__u64 tuple[3], cell = 0;
+
+	if (!seen)
+		return EXIT_UNKNOWN;
 
 	if (!settings.am_normal)
 		return EXIT_UNKNOWN; /* the atom table could not be read */
@@ -123,10 +141,11 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	if (tuple[0] != tuple_header(2))
+	if (tuple[0] != tuple_header(2)) {
+		seen->tag = reason_name(reason);
 		return EXIT_OTHER;
-	if (is_atom(tuple[1]))
-		*tag = tuple[1];
+	}
+	seen->tag = reason_name(tuple[1]);
 	if (tuple[1] == settings.am_shutdown)
 		return EXIT_SHUTDOWN;
 	if (!is_list(tuple[2]))
@@ -137,7 +156,10 @@ static __noinline __u8 reason_class(__u64 reason, __u64 *tag)
 		count_failure(KIND_EXIT);
 		return EXIT_UNKNOWN;
 	}
-	return cell == tuple_header(4) ? EXIT_ERROR : EXIT_OTHER;
+	if (cell != tuple_header(4))
+		return EXIT_OTHER;
+	seen->trace = tuple[2];
+	return EXIT_ERROR;
 }
 
 /*
@@ -155,24 +177,66 @@ static __always_inline void observe_lifetime(__u8 class, __u64 id)
 	bpf_map_delete_elem(&births, &id);
 }
 
+static __always_inline bool is_crash(__u8 class)
+{
+	return class == EXIT_ERROR || class == EXIT_KILLED || class == EXIT_OTHER;
+}
+
+static __noinline void count_crash(const struct origin *origin, __u64 reason, __u8 class)
+{
+	struct crash crash = {.reason = is_atom(reason) ? reason >> 6 : 0, .class = class};
+	__u64 one = 1, *count;
+
+	if (!origin)
+		return;
+	crash.module = origin->module;
+	crash.function = origin->function;
+	crash.line = origin->line;
+	crash.name = origin->name;
+	count = bpf_map_lookup_elem(&crashes, &crash);
+	if (!count && !bpf_map_update_elem(&crashes, &crash, &one, BPF_NOEXIST))
+		return;
+	if (!count) /* another CPU was first, or there is no room */
+		count = bpf_map_lookup_elem(&crashes, &crash);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		count_failure(KIND_EXIT);
+}
+
 SEC("uprobe")
 int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 {
+	struct seen_reason seen = {};
+	struct origin origin = {};
 	struct exit_record *exit;
-	__u64 tag = 0, id;
+	__u64 id;
 	__u8 class;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_EXIT_ENTRY, &tid))
 		return 0;
-	class = reason_class(reason, &tag);
+	class = reason_class(reason, &seen);
 	count_event(KIND_EXIT, class);
 	id = id_of(KIND_EXIT, process);
 	observe_lifetime(class, id);
+	if (!is_crash(class) && !is_streamed(KIND_EXIT))
+		return 0;
+	origin.name = name_of(process);
+	if (seen.trace)
+		find_crash(seen.trace, &origin);
+	else if (is_crash(class))
+		find_start(process, &origin);
+	if (is_crash(class))
+		count_crash(&origin, is_atom(reason) ? reason : seen.tag, class);
 	exit = reserve_record(KIND_EXIT, class, 0, tid, id);
 	if (exit) {
 		exit->reason = reason;
-		exit->tag = tag;
+		exit->tag = seen.tag;
+		exit->module = origin.module;
+		exit->function = origin.function;
+		exit->line = origin.line;
+		exit->name = origin.name;
 		submit_record(exit);
 	}
 	return 0;

@@ -87,7 +87,7 @@ FUNCTION_TEXT_BYTES = 256
 
 KINDS = {
     'spawn': Kind(0, 'spawn', 'A process was created.', units={'parent': 'eterm', 'module': 'eterm', 'function': 'eterm'}, absent={'parent': 0, 'module': 0, 'function': 0}),
-    'exit': Kind(1, 'exit', 'A process began to exit.', classes=('unknown', 'normal', 'shutdown', 'killed', 'error', 'other'), units={'reason': 'eterm', 'tag': 'eterm'}, absent={'reason': 0, 'tag': 0}),
+    'exit': Kind(1, 'exit', 'A process began to exit.', classes=('unknown', 'normal', 'shutdown', 'killed', 'error', 'other'), units={'reason': 'eterm', 'tag': 'eterm', 'module': 'atom_index', 'function': 'atom_index', 'name': 'atom_index'}, absent={'reason': 0, 'tag': 0, 'module': 0, 'function': 0, 'line': 0, 'name': 0}),
     'send': Kind(2, 'send', 'A process sent a message to a process.', classes=('local', 'remote'), units={'receiver': 'eterm', 'size': 'words', 'message': 'address', 'form': 'form'}, absent={'receiver': 0, 'size': 18446744073709551615, 'message': 0, 'form': 0}),
     'receive': Kind(3, 'receive', 'A process took a message out of its mailbox.', units={'message': 'address', 'size': 'words', 'sender': 'eterm', 'form': 'form'}, absent={'message': 0, 'size': 18446744073709551615, 'sender': 0, 'form': 0}),
     'schedule': Kind(4, 'schedule', 'A process was scheduled in or out on a normal scheduler.', classes=('in', 'out'), counted='in', histogram='out', units={'duration_ns': 'ns', 'reductions': 'reductions'}, absent={'duration_ns': 18446744073709551615, 'reductions': 18446744073709551615, 'runnable': 18446744073709551615}),
@@ -259,7 +259,10 @@ RECORDS = {
     *_HEAD,
     ("reason", "<u8"),
     ("tag", "<u8"),
-    ("reserved", "<u8", (2,)),
+    ("module", "<u4"),
+    ("function", "<u4"),
+    ("line", "<u4"),
+    ("name", "<u4"),
 ]),
     'send': np.dtype([
     *_HEAD,
@@ -400,7 +403,14 @@ SETTINGS = np.dtype([
     ("dist_sysname", "<u4"),
     ("dist_state", "<u4"),
     ("dsig_from", "<u4"),
-    ("padding", "<u4"),
+    ("process_registered", "<u4"),
+    ("process_dictionary", "<u4"),
+    ("process_module", "<u4"),
+    ("registered_name", "<u4"),
+    ("map_subtag", "<u4"),
+    ("am_initial_call", "<u8"),
+    ("am_line", "<u8"),
+    ("am_struct", "<u8"),
 ])
 
 #: The process that loaded programs observe. It changes when programs are reused, so it is not a constant.
@@ -421,6 +431,16 @@ COUNTERS = np.dtype([
 HISTOGRAM = np.dtype([
     ("total_ns", "<u8"),
     ("slots", "<u8", (40,)),
+])
+
+#: What crashes that are counted together have in common: atoms by their index, 0 for none.
+CRASH = np.dtype([
+    ("module", "<u4"),
+    ("function", "<u4"),
+    ("line", "<u4"),
+    ("name", "<u4"),
+    ("reason", "<u4"),
+    ("class", "<u4"),
 ])
 
 #: How often the hooks of one kind may still be hit before the programs stop counting.

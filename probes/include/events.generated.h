@@ -479,7 +479,14 @@ struct settings {
 	__u32 dist_sysname; /* offsets into DistEntry, bytes */
 	__u32 dist_state; /* the same, bytes */
 	__u32 dsig_from; /* offset into ErtsDSigSendContext, bytes */
-	__u32 padding; /* named, so that it is zero */
+	__u32 process_registered; /* offsets into struct process, bytes */
+	__u32 process_dictionary; /* the same, bytes */
+	__u32 process_module; /* the same, of the function that it was started with, bytes */
+	__u32 registered_name; /* offset into RegProc, bytes */
+	__u32 map_subtag; /* type in the header word of a map; 0 if it is unknown */
+	__u64 am_initial_call; /* atoms by which the origin of a crash is found, eterm */
+	__u64 am_line; /* the same, eterm */
+	__u64 am_struct; /* the same, eterm */
 };
 
 /* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. */
@@ -500,6 +507,16 @@ struct counters {
 struct histogram {
 	__u64 total_ns; /* sum, ns */
 	__u64 slots[40]; /* log2 histogram */
+};
+
+/* What crashes that are counted together have in common: atoms by their index, 0 for none. */
+struct crash {
+	__u32 module; /* as in the record of an exit, atom_index */
+	__u32 function; /* the same, atom_index */
+	__u32 line; /* the same */
+	__u32 name; /* the same, atom_index */
+	__u32 reason; /* the reason, or what names it, atom_index */
+	__u32 class; /* of the exit */
 };
 
 /* How often the hooks of one kind may still be hit before the programs stop counting. */
@@ -965,8 +982,11 @@ struct exit_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 reason; /* as the VM holds it; only immediates can be read later, eterm */
-	__u64 tag; /* first element, where the reason is a tuple, eterm */
-	__u64 reserved[2]; /* zero */
+	__u64 tag; /* what names a reason that is no atom: the first element of a tuple, the struct of an exception, eterm */
+	__u32 module; /* where it crashed, or what it was started with; absent where it ended as it should, atom_index */
+	__u32 function; /* the same, atom_index */
+	__u32 line; /* of the source; absent where there is no stack trace, or it has none */
+	__u32 name; /* the registered name that it had, atom_index */
 };
 
 /* A process sent a message to a process. */

@@ -24,6 +24,12 @@ static __always_inline bool is_pid(__u64 term)
 	return (term & 0xf) == 0x3;
 }
 
+/* A small integer. */
+static __always_inline bool is_small(__u64 term)
+{
+	return (term & 0xf) == 0xf;
+}
+
 /* A cons cell: two words, head and tail. [] is none. */
 static __always_inline bool is_list(__u64 term)
 {

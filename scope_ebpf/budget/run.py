@@ -30,6 +30,9 @@ from scope_ebpf.sessions import open_governed_session
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.hooks import Finished
     from scope_ebpf.kernel.attach.uprobes import Attacher
@@ -228,6 +231,11 @@ class BudgetedRun:
     def hits(self) -> dict[str, int]:
         """Number of runs of each program."""
         return self._finished.hits if self._finished else self._session.hits()
+
+    def crashes(self) -> list[tuple[NDArray[np.void], int]] | None:
+        """Groups of crashes that were seen, after :meth:`finish`; None if exits had no hook."""
+        seen = any(item.event == "exit" and item.attachments for item in self.plan.items)
+        return self._session.crashes() if seen else None
 
     def events(self, counted: Mapping[str, int]) -> dict[str, EventSummary]:
         """Summary of each event, after :meth:`finish`; *counted* are counts of the VM itself."""

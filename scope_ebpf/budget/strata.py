@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Sums that are kept for each key: of its counts n in windows, n * n, n * size, both sizes; and the
 #: number of windows in which there was one.
 _SUMS = 5
+#: Windows are uneven where by time and by work they are parts of the rest that differ by so much.
+_UNEVEN = 2.0
 
 
 class Estimate(NamedTuple):
@@ -90,9 +92,11 @@ class Strata:
         The count of each key in the *whole* run.
 
         *by_work* where hooks slow down what they observe: then not time, but the VM's reductions
-        say which part of its work was in windows.
+        say which part of its work was in windows. They do, too, where windows came mostly while
+        the VM did less than otherwise, as after a burst that has used up the budget, or more.
         """
         known = self._knows_work(whole)
+        by_work = by_work or (known and self._is_uneven(whole))
         # Without the VM's work only its time is known, which is not how much it did.
         rest, inside, doubt = self._rest(whole, by_work=by_work and known)
         doubt, by_work = (doubt, by_work) if known or not by_work else (1.0, False)
@@ -127,6 +131,12 @@ class Strata:
     def _knows_work(self, whole: Whole) -> bool:
         known = self._has_work and None not in (whole.work, self._in_census.work)
         return known and bool(self._sizes[1, 0] > 0)
+
+    def _is_uneven(self, whole: Whole) -> bool:
+        """Whether the VM did much more or less in windows than in the rest of that stratum."""
+        by_time, by_work = (self._rest(whole, by_work=how)[:2] for how in (False, True))
+        scales = by_time[0] / by_time[1], by_work[0] / by_work[1]
+        return max(scales) > _UNEVEN * min(scales)
 
     def _rest(self, whole: Whole, *, by_work: bool) -> tuple[float, float, float]:
         """The size of the second stratum, that of the windows in it, and how doubtful both are."""

@@ -17,6 +17,7 @@ from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import DAEMON_POLICY
 from scope_ebpf.cgroups import Throttling, container_and_pod, memory_limit
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
+from scope_ebpf.daemon.readings.crashes import Crashes
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
 from scope_ebpf.metrics.findings import FindingsReading
@@ -72,6 +73,7 @@ class Watch:
         self._info = _info(target)
         self._results = SnapshotResults()
         self._findings, self._servers = FindingsReading(), ServersReading()
+        self._crashes = Crashes(target, hooks.session.crashes)
         self._error: ScopeError | None = None
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
@@ -190,12 +192,14 @@ class Watch:
         target, threads, results = self.target, self._threads, self._results
         if (now := time.monotonic()) >= self._next_limit:
             self._limit, self._next_limit = memory_limit(target.pid), now + _LIMIT_INTERVAL
+        events = self.hooks.events()
+        by_symbol = "exit" in events and events["exit"].via == "symbol"
         return Reading(
             node=self.node,
             info=self._info,
             schedulers=target.schedulers,
             process=process,
-            events=self.hooks.events(),
+            events=events,
             counters=counters,
             limits=self.hooks.counters.limits,
             hooks=self.hooks.reading(spent),
@@ -207,6 +211,7 @@ class Watch:
             memory_limit=self._limit,
             findings=self._findings,
             servers=self._servers,
+            crashes=self._crashes.read() if by_symbol and events["exit"].mode != "off" else None,
         )
 
 

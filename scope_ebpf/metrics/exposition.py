@@ -16,6 +16,7 @@ from scope_ebpf import events
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
+from scope_ebpf.metrics.crashes import expose_crashes
 from scope_ebpf.metrics.findings import expose_findings
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
@@ -60,6 +61,8 @@ def expose(page: Page, reading: Reading) -> None:
         expose_findings(page, reading.node, reading.findings)
     if reading.servers:
         expose_servers(page, reading.node, reading.servers)
+    if reading.crashes is not None:
+        expose_crashes(page, reading.node, reading.crashes)
     _expose_observer(page, reading, impossible)
 
 

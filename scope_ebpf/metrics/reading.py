@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.connections import Connections
     from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.cgroups import MemoryLimit, Throttled
+    from scope_ebpf.metrics.crashes import CrashTotal
     from scope_ebpf.metrics.findings import FindingsReading
     from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
@@ -177,3 +178,5 @@ class Reading:
     memory_limit: MemoryLimit | None = None
     findings: FindingsReading | None = None
     servers: ServersReading | None = None
+    #: None where exits are not observed.
+    crashes: tuple[CrashTotal, ...] | None = None

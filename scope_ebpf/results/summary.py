@@ -130,6 +130,8 @@ class Summary:
     state: VmState | None = None
     #: Calls by server; None if there are none to show, as in a trace.
     calls: list[traces.CallsOfServer] | None = None
+    #: Crashes by what they have in common; None if exits were not counted, as in a capture.
+    crashes: list[traces.CrashGroup] | None = None
 
     @property
     def lost_total(self) -> int:
@@ -156,6 +158,8 @@ class Summary:
         }
         if self.calls is not None:
             document["calls"] = self.calls
+        if self.crashes is not None:
+            document["crashes"] = self.crashes
         return document
 
 

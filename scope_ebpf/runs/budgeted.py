@@ -20,6 +20,7 @@ from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import GUESS, notes_of
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary
+from scope_ebpf.runs.crashes import named
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.terminal import progress_bar
 from scope_ebpf.runs.trace import carried_notes, healed, plan_events, say_started
@@ -193,6 +194,7 @@ class BudgetedTrace:
         hits = self._run.hits()
         cpu = cost.total(hits) if cost else None
         share = share_of(cpu, self._used) if cpu is not None and self._used else None
+        crashes = self._run.crashes()
         summary = Summary(
             target=self._target.as_json(),
             duration_seconds=self._seconds,
@@ -201,6 +203,7 @@ class BudgetedTrace:
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
             notes=(*self.notes, *notes_of(cost), *carried_notes(events)),
             state=self.state.state(),
+            crashes=None if crashes is None else named(self._target, crashes),
         )
         return checked_summary(summary)
 

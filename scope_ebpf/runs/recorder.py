@@ -24,6 +24,7 @@ from scope_ebpf.beam.vm.threads import threads
 from scope_ebpf.capture.facts import Clocks, Head
 from scope_ebpf.capture.writer import Names, Writer
 from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.sinks.columns import atoms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,6 +143,8 @@ def _terms(records: NDArray[np.void]) -> set[int]:
         rows = plain[plain["kind"] == number]
         found.append(np.unique(rows["process"]))
         found += [np.unique(rows["body"][:, word]) for word in _TERM_WORDS[kind.name]]
+        own = rows.view(events.RECORDS[kind.name])
+        found += [np.unique(atoms_of(own[field])) for field in _ATOM_FIELDS[kind.name]]
     return set(np.concatenate(found).tolist()) if found else set()
 
 
@@ -174,6 +177,11 @@ _TERM_WORDS = {
         if unit == "eterm" and dtype.fields
     ]
     for name, dtype in events.RECORDS.items()
+}
+#: Fields that are indices of atoms, by kind.
+_ATOM_FIELDS = {
+    name: [field for field, unit in kind.units.items() if unit == "atom_index"]
+    for name, kind in events.KINDS.items()
 }
 
 

@@ -17,6 +17,7 @@ from scope_ebpf.kernel.cost import GUESS, notes_of
 from scope_ebpf.pipes import UnreadPipeError
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import checked_summary
+from scope_ebpf.runs.crashes import named
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.probation import Probation, proven
 from scope_ebpf.runs.target_cost import HitMeter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.cost import CostMeasurement, HitCost
     from scope_ebpf.kernel.observers.session import Session
+    from scope_ebpf.results.documents.traces import CrashGroup
     from scope_ebpf.results.summary import EventSummary, Summary
     from scope_ebpf.sessions import Planned
 
@@ -145,6 +147,7 @@ class Trace:
         self._behind = False
         self._seconds = 0.0
         self._counted: Counted | None = None
+        self._crashes: list[CrashGroup] | None = None
 
     def run(
         self,
@@ -183,7 +186,14 @@ class Trace:
                 ended_ns=time.monotonic_ns(),
                 state=self._state.state() if self._state else None,
             )
+            self._crashes = self._named(session)
         return error
+
+    def _named(self, session: Session) -> list[CrashGroup] | None:
+        """Crashes by groups; None where exits were not counted, or have no names any more."""
+        if not any(item.event == "exit" and item.attachments for item in self.plan.items):
+            return None
+        return named(self._target, session.crashes())
 
     def _count(self, session: Session, sink: Sink | None, *, bar: bool) -> ScopeError | None:
         """Let events count until there is a reason to stop."""
@@ -299,6 +309,7 @@ class Trace:
             cost=Cost(sum(counted.hits.values()), cpu, self._meter.share()),
             notes=(*self.notes, *notes_of(cost), *carried_notes(found)),
             state=counted.state,
+            crashes=self._crashes,
         )
         return checked_summary(summary)
 

@@ -37,7 +37,9 @@ class CallLines:
         self._json = form == "jsonl"
         self._offset = wall_offset_ns()
         terminal = output.isatty() and not self._json
-        self._console = Console(file=output, highlight=False, soft_wrap=True) if terminal else None
+        self._console = (
+            Console(file=output, emoji=False, highlight=False, soft_wrap=True) if terminal else None
+        )
 
     def write(self, seen: Call | Return | Upgrade) -> None:
         """Write one line."""
@@ -100,7 +102,7 @@ def _document(seen: Call | Return | Upgrade, moment: int) -> CallLine | ReturnLi
 
 def print_calls(summary: CallSummary, output: TextIO) -> None:
     """Print the tables; colours only where *output* is a terminal."""
-    console = Console(file=output, highlight=False)
+    console = Console(file=output, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     console.print()

@@ -116,8 +116,9 @@ def _column(
     absent = kind.absent.get(field)
     if unit == "remote":
         return field, remote_texts(values, terms)
-    if unit == "atom":
-        return field, list(_terms(values, terms, text_pids=False))
+    if unit in ("atom", "atom_index"):
+        atoms = values if unit == "atom" else atoms_of(values)
+        return field, list(_terms(atoms, terms, text_pids=False))
     if unit == "eterm":
         return field, list(_terms(values, terms, text_pids=text_pids))
     if values.dtype.kind == "S":
@@ -174,7 +175,13 @@ def _remote(value: int, terms: Terms) -> str | None:
 _ATOM = 0x0B
 
 
-def _terms(values: NDArray[np.void], terms: Terms, *, text_pids: bool) -> list[str | None]:
+def atoms_of(indices: NDArray[Any]) -> NDArray[np.uint64]:
+    """The atoms with these *indices* as terms; 0, which is no term, for 0."""
+    words = indices.astype(np.uint64)
+    return np.where(words == 0, words, words << np.uint64(6) | np.uint64(_ATOM))
+
+
+def _terms(values: NDArray[Any], terms: Terms, *, text_pids: bool) -> list[str | None]:
     distinct, where = np.unique(values, return_inverse=True)
     texts = np.array(terms.texts(distinct.tolist(), text_pids=text_pids), object)
     result: list[str | None] = texts[where].tolist()

@@ -38,7 +38,7 @@ _LEGEND = (
 
 def print_report(summary: Summary, output: TextIO) -> None:
     """Print the whole summary; colours only where *output* is a terminal."""
-    console = Console(file=output, highlight=False, soft_wrap=False)
+    console = Console(file=output, emoji=False, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = WIDTH
     node, rest = map(escape, of_target(summary.target))
@@ -50,6 +50,8 @@ def print_report(summary: Summary, output: TextIO) -> None:
     for event in summary.events.values():
         for name, histogram in event.histograms.items():
             print_histogram(console, f"{event.item.event} {name}", histogram)
+    if summary.crashes:
+        _print_crashes(console, summary.crashes)
     if summary.calls:
         _print_calls(console, summary.calls)
     _print_unavailable(console, summary)
@@ -188,6 +190,30 @@ def print_histogram(console: Console, title: str, histogram: Histogram) -> None:
         bar = "#" * round(room * count / most)
         low, high = duration(2**slot / 1e9), duration(2 ** (slot + 1) / 1e9)
         console.print(f"  {low:>8} .. {high:<8} {count:>12,} |{bar:<{room}}|", style="dim")
+
+
+#: Groups of crashes that are shown.
+_CRASHES = 10
+
+
+def _print_crashes(console: Console, crashes: list[traces.CrashGroup]) -> None:
+    """The crashes that were seen most often: where, why, and whose they were."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("crashed in, or started with", overflow="fold")
+    table.add_column("seen", justify="right")
+    for name in ("kind", "reason", "name"):
+        table.add_column(name, overflow="fold")
+    for row in crashes[:_CRASHES]:
+        where = ":".join(
+            str(part) for part in (row["module"], row["function"], row["line"]) if part is not None
+        )
+        texts = (spelled(str(row[key] or "-")) for key in ("exit_reason", "name"))
+        cells = [escape(plain(text)) for text in (spelled(where or "-"), *texts)]
+        table.add_row(cells[0], f"{row['seen']:,}", row["kind"], *cells[1:])
+    console.print()
+    console.print(table)
+    if len(crashes) > _CRASHES:
+        console.print(f"and {len(crashes) - _CRASHES:,} other groups of crashes")
 
 
 #: Servers whose calls are shown.

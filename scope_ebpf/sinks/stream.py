@@ -84,7 +84,11 @@ class Stream:
         times = (records["time_ns"].astype(np.int64) + self._offset).tolist()
         table = columns_of(kind, dtype, records, self._terms)
         if self._who:
-            table = {"pid": table.pop("pid"), "who": self._names(records), **table}
+            names = self._names(records)
+            if kind == events.KINDS["exit"]:
+                # A process that has ended is in no table any more, but its record has its name.
+                names = [own or of for own, of in zip(table["name"], names, strict=True)]
+            table = {"pid": table.pop("pid"), "who": names, **table}
         if self._called:
             add_names(table, self._called, instead=self._line is _text_lines)
         return self._line(kind.name, times, records["tid"].tolist(), table)

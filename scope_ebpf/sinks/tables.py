@@ -107,7 +107,7 @@ def _write_lines(report: Outcome, output: TextIO, terms: Terms, who: Who | None)
 
 
 def _print_tables(report: Outcome, output: TextIO, terms: Terms, who: Who | None) -> None:
-    console = Console(file=output, highlight=False)
+    console = Console(file=output, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 80
     for name, items in report.counts.items():

@@ -24,6 +24,8 @@ APPS = {
     "rabbitmq": (rabbitmq, "amqp", "rabbit_registry"),
     "ejabberd": (ejabberd, "c2s", "ejabberd_iq"),
 }
+#: What the doctor calls each, and the name of its Erlang application.
+LIBRARIES = {"rabbitmq": ("RabbitMQ", "rabbit"), "ejabberd": ("ejabberd", "ejabberd")}
 LOADS = Path(__file__).parent.parent / "apps"
 #: A process that answers ``process_info`` spends a reduction on it, after the answer.
 ANSWER = 1
@@ -90,7 +92,8 @@ def module(said: Said) -> str | None:
 @pytest.mark.parametrize("name", APPS)
 def test_the_processes_of_an_application_are_what_its_vm_says(name):
     """
-    Names, initial calls, modules, functions and mailboxes of all processes that stood still.
+    Names, initial calls, modules, functions and mailboxes of all processes that stood still, and
+    the version of the application.
     """
     require_root()
     start, port, server = APPS[name]
@@ -101,6 +104,11 @@ def test_the_processes_of_an_application_are_what_its_vm_says(name):
         before = look(app)
         seen = scope_trace("top", "--pid", str(app.pid), "--once", "--format", "json").document
         after = look(app)
+        doctor = scope_trace("doctor", str(app.pid), "--format", "json").document
+        library, application = LIBRARIES[name]
+        version = app.eval(f"element(2, application:get_key({application}, vsn))")
+    assert {"name": library, "version": ast.literal_eval(version)} in doctor["libraries"]
+    assert doctor["telemetry"] is None
     ours = {row["pid"]: row for row in seen["processes"]}
     lived = before.keys() & after.keys()
     assert seen["read"] == len(ours)

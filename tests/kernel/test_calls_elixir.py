@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from calling import PATIENCE, calling
+from tracing import scope_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,3 +123,16 @@ def test_a_pattern_without_arity_means_the_function(shop: Shop):
     for pattern in ("Shop.Cart.handle_call", "Elixir.Shop.Cart:handle_call/3"):
         with calling(shop.pid, pattern) as run:
             assert int(shop.ask("add 23")) == run.stop().summary["calls"]
+
+
+def test_the_doctor_says_which_elixir_a_release_runs(shop: Shop):
+    """
+    The version of Elixir that ``mix release`` has put into the folder of the release.
+    """
+    (folder,) = (shop.folder / "rel/lib").glob("elixir-*")
+    document = scope_trace("doctor", str(shop.pid), "--format", "json").document
+    assert document["refused"] == []
+    assert document["libraries"] == [
+        {"name": "Elixir", "version": folder.name.removeprefix("elixir-")}
+    ]
+    assert document["telemetry"] is None

@@ -36,6 +36,27 @@ def test_every_exit_has_the_class_of_its_reason(variant: Variant):
     assert {"normal": 2, "shutdown": 8, "killed": 7, "error": 11, "other": 13} == found
 
 
+def test_crashes_are_grouped_by_where_why_and_whose_they_are(variant: Variant):
+    """
+    Planted crashes of four kinds are as many groups, without the processes that ended as they
+    should; probes that tell reasons as text give none.
+    """
+    planted = ("error",) * 5 + ("exit",) * 3 + ("killed",) * 2 + ("named",)
+    commands = [f"crash {kind}" for kind in planted]
+    outcome = variant.watch("exit", *commands, "exits normal 7")
+    groups = [
+        (*(row[key] for key in ("kind", "module", "function", "exit_reason", "name")), row["seen"])
+        for row in outcome.document["crashes"]
+    ]
+    expected = [
+        ("error", "crashing", "badly", "badarith", None, 5),
+        ("other", "crashing", "leave", "out_of_stock", None, 3),
+        ("killed", "crashing", "waits", "killed", None, 2),
+        ("error", "crashing", "badly", "badarith", "crashing_name", 1),
+    ]
+    assert ([] if variant.via == "usdt" else expected) == groups
+
+
 def test_every_message_is_counted_when_it_is_sent_and_when_it_is_taken(variant: Variant):
     """
     2,300 planted messages are as many sends, and as many receives beside that of the command.

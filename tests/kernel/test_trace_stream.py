@@ -61,6 +61,52 @@ def test_a_line_says_who_did_what_to_whom(variant: Variant):
         assert ({(main, "planted", "leave")}, {"planted"}) == (known, reasons)
 
 
+def line_of(mark: str) -> int:
+    """
+    The line of the workload that ends in the comment *mark*.
+    """
+    lines = (beams_run.WORKLOADS / "crashing.erl").read_text().splitlines()
+    (found,) = (n for n, line in enumerate(lines, 1) if line.endswith(f"% {mark}"))
+    return found
+
+
+#: What names the reason of each planted crash, its function, the line's comment, and its name.
+CRASHES = {
+    "error": ("error", "badarith", "badly", "error", None),
+    "fun": ("error", "badarith", "badly", "error", None),
+    "bif": ("error", "badarg", "parse", "bif", None),
+    "struct": ("error", "Elixir.Planted.Error", "raise", "struct", None),
+    "throw": ("error", "nocatch", "toss", "throw", None),
+    "exit": ("other", "out_of_stock", "leave", None, None),
+    "proc_lib": ("other", "out_of_stock", "leave", None, None),
+    "killed": ("killed", "killed", "waits", None, None),
+    "named": ("error", "badarith", "badly", "error", "crashing_name"),
+    "named_killed": ("killed", "killed", "apply", None, "crashing_name"),
+}
+
+
+def test_a_crash_says_where_why_and_who(variant: Variant):
+    """
+    Each kind of planted crash has its module, function, line, reason and registered name.
+    """
+    with trace(variant.beam.pid, *variant.words("exit"), form="jsonl") as run:
+        for kind in CRASHES:
+            variant.beam.plant(f"crash {kind}")
+        lines = [line for line in run.stop().lines if line["class"] != "normal"]
+    assert len(CRASHES) == len(lines)
+    for (kind, expected), line in zip(CRASHES.items(), lines, strict=True):
+        of_class, reason, function, mark, name = expected
+        assert of_class == line["class"], kind
+        if variant.via == "usdt":  # the probes have a text of the reason, which is not read
+            assert {None} == {line[field] for field in ("module", "function", "line", "name")}
+            continue
+        module = "erlang" if function == "apply" else "crashing"
+        assert reason == line["tag"] or reason == line["reason"], kind
+        assert (module, function) == (line["module"], line["function"]), kind
+        assert (mark and line_of(mark)) == line["line"], kind
+        assert (name, name) == (line["name"], line["who"]), kind
+
+
 def test_a_line_says_how_long_and_how_much(variant: Variant):
     """
     A planted major collection has a duration, what it reclaimed, and who was collected.

@@ -89,7 +89,7 @@ def test_pids_that_were_text_are_distinguished():
     Records of USDT probes hold pids in another form, which is passed to the maker of texts.
     """
     terms = Terms()
-    columns("exit", record("exit", process=3, flags=events.FLAG_TEXT_PID), terms)
+    columns("spawn", record("spawn", process=3, flags=events.FLAG_TEXT_PID), terms)
     assert {True} == {text_pids for _, text_pids in terms.asked}
 
 

@@ -71,6 +71,23 @@ def test_the_report_is_this_text():
     assert WHOLE.strip("\n") == text()
 
 
+def crash(seen: int, **changed) -> dict:
+    given = {"kind": "error", "module": "crash", "function": "boom", "line": 5}
+    return {**given, "exit_reason": "badarith", "name": None, "seen": seen, **changed}
+
+
+def test_crashes_are_shown_as_they_are_written():
+    """
+    Crashes are a table of ten groups at most, and their names are taken for no markup.
+    """
+    rows = [crash(9), crash(8, line=None, kind="killed", name="[red]shop", exit_reason=None)]
+    shown = text(crashes=[*rows, *[crash(1)] * 12])
+    assert "crash:boom:5                     9   error    badarith   -" in shown
+    assert "crash:boom                       8   killed   -          [red]shop" in shown
+    assert "and 4 other groups of crashes" in shown
+    assert "crashed in" not in text(crashes=[])
+
+
 WHOLE = """
 shop@web1 (pid 4711): OTP 25, erts 13.1.5, jit, 2 schedulers
 

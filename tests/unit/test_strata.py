@@ -112,6 +112,23 @@ def test_hooks_that_slow_a_vm_down_are_scaled_by_its_work():
     assert 0.9 < strata.estimates(Whole(100.0, None), by_work=True)[b"a"].error
 
 
+def test_windows_that_came_when_the_vm_was_idle_are_scaled_by_its_work():
+    """
+    A burst uses the budget up, so windows come when it is over: time would give a fifth.
+    """
+    strata = Strata()
+    strata.census({b"a": 150}, 1.5, 15e6)
+    seen, windows = 150, 12
+    for _ in range(windows):
+        seen += 1
+        strata.window({b"a": seen}, 1.0, 0.1e6)
+    # 8 s of the burst were in no window: 700 events, and the work that they are.
+    found = strata.estimates(Whole(1.5 + windows + 8.0, 15e6 + windows * 0.1e6 + 70e6))[b"a"]
+    truth = 150 + windows + 700
+    assert abs(found.number - truth) <= 2 * found.error * found.number
+    assert found.number > truth / 2
+
+
 @pytest.mark.parametrize("burst", [0.0, 0.8])
 def test_the_error_says_how_far_estimates_are_from_the_truth(burst: float):
     """

@@ -9,6 +9,7 @@
 %%   messages N         N sends, N receives
 %%   gc_major N         N major collections, each reclaiming 100 words and a few
 %%   gc_minor N         N minor collections, likewise
+%%   crash KIND         a spawn and an exit, as crashing.erl says
 %%   hibernates N       N hibernations, N sends, N receives   1 spawn and exit, N collections (hibernating)
 %%   ports N            N ports opened, N closed
 %%   programs N         the same with /bin/true               N receives (the answer to the opening)
@@ -55,7 +56,7 @@ warm_up(_Control) ->
         ["spawns", "1000"],
         ["exits", "normal", "3"], ["exits", "shutdown", "3"], ["exits", "shutdown_tuple", "3"],
         ["exits", "killed", "3"], ["exits", "error", "3"], ["exits", "other", "3"],
-        ["messages", "1000"], ["gc_major", "3"], ["gc_minor", "3"], ["hibernates", "3"],
+        ["crash", "error"], ["crash", "bif"], ["crash", "proc_lib"], ["messages", "1000"], ["gc_major", "3"], ["gc_minor", "3"], ["hibernates", "3"],
         ["ports", "3"], ["programs", "1"], ["busy_port", "2"], ["code_loads", "2"],
         ["dirty_calls", "3"], ["long_bifs", "1"], ["stats"], ["who"]]],
     [end_storm(begin_storm(Kind, 1)) || Kind <- ["pingpong", "spawn", "gc"]],
@@ -75,6 +76,7 @@ command(_Control, [Name | Arguments]) ->
     end.
 
 plant("exits", [Class, N]) -> exits(Class, list_to_integer(N));
+plant("crash", [Kind]) -> gone([crashing:crash(Kind)]), 1;
 plant("stats", []) -> stats();
 plant("who", []) -> ["who ", pid_to_list(self()), " ", pid_to_list(whereis(planted_partner))];
 plant(Name, [N]) -> plant_number(Name, list_to_integer(N)).

@@ -39,6 +39,9 @@ _OFFSETS = {
     "process_abandoned_heap": ("Process", "abandoned_heap"),
     "process_sig_save": ("Process", "sig_qs.save"),
     "process_state": ("Process", "state"),
+    "process_registered": ("Process", "common.u.alive.reg"),
+    "process_dictionary": ("Process", "dictionary"),
+    "process_module": ("Process", "u.initial.module"),
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),
     "dist_sysname": ("DistEntry", "sysname"),
@@ -56,7 +59,16 @@ FORM_ATOMS = {
     "am_alias": "alias",
     "am_down": "DOWN",
 }
-_ATOMS = {"am_normal": "normal", "am_shutdown": "shutdown", "am_killed": "killed"} | FORM_ATOMS
+#: Atoms that classify an exit reason, and those by which the origin of a crash is found.
+_EXIT_ATOMS = {
+    "am_normal": "normal",
+    "am_shutdown": "shutdown",
+    "am_killed": "killed",
+    "am_initial_call": "$initial_call",
+    "am_line": "line",
+    "am_struct": "__struct__",
+}
+_ATOMS = _EXIT_ATOMS | FORM_ATOMS
 
 
 def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
@@ -91,6 +103,8 @@ def _process_offsets(target: Target) -> dict[str, int]:
     """Offsets in a process and in a message."""
     ProcessTable(target, ALL)  # checks the struct of a process
     found = _offsets(target, "Process")
+    found["registered_name"] = target.layout.offset("RegProc", "name")
+    found["map_subtag"] = target.layout.facts.map_subtag
     # m[2] of a message is its sender (OTP-25.2.3 and 27.3.4.1 erl_message.h).
     if as_ever(target.layout):
         found["message_sender"] = target.layout.offset("ErtsMessage", "m") + 16

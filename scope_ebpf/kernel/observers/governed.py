@@ -255,6 +255,10 @@ class GovernedSession(Closing):
         """Count events from now on, or no longer: for all hooks at one moment."""
         self._loaded.count(on=on)
 
+    def crashes(self) -> list[tuple[NDArray[np.void], int]]:
+        """Each group of crashes, an ``events.CRASH``, and how many were seen of it."""
+        return self._loaded.crashes()
+
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""
         return self._loaded.hits()

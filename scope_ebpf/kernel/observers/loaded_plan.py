@@ -42,6 +42,8 @@ _REGISTERS = (
 )
 #: Offset of each register in it, bytes.
 PT_REGS = {name: 8 * index for index, name in enumerate(_REGISTERS)}
+#: The family whose object has the map of crashes.
+_CRASHES = "process"
 _FORMS = {
     "constant": events.ARGUMENT_CONSTANT,
     "register": events.ARGUMENT_REGISTER,
@@ -176,6 +178,14 @@ class LoadedPlan:
         """A map with a value per kind and class, shape ``(kinds, classes, cpus)``."""
         values = self.programs.maps[name].values()
         return values.reshape(len(events.KINDS), events.CLASSES, -1)
+
+    def crashes(self) -> list[tuple[NDArray[np.void], int]]:
+        """Each group of crashes, an ``events.CRASH``, and how many were seen of it."""
+        owner = self.programs.objects.get(_CRASHES)
+        if owner is None:
+            return []
+        rows = owner.map("crashes", events.CRASH, U64).items()
+        return [(key, int(value[()])) for key, value in rows]
 
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""

@@ -131,6 +131,10 @@ class Session(Closing):
         """Histograms from the start, shape ``(kinds, classes, cpus)`` of ``events.HISTOGRAM``."""
         return self._loaded.by_kind("histograms")
 
+    def crashes(self) -> list[tuple[NDArray[np.void], int]]:
+        """Each group of crashes, an ``events.CRASH``, and how many were seen of it."""
+        return self._loaded.crashes()
+
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""
         return self._loaded.hits()

@@ -163,6 +163,24 @@ class CallsOfServer(TypedDict):
     service_seconds: TimesOfCalls | None
 
 
+class CrashGroup(TypedDict):
+    """Processes that ended by an error, a kill or another reason, in the same way."""
+
+    #: The class of the exit.
+    kind: Literal["error", "killed", "other"]
+    #: Where it crashed, by its stack trace; else what it was started with. Null if unknown.
+    module: str | None
+    function: str | None
+    #: Of the source; null without a stack trace.
+    line: int | None
+    #: What names the reason: an atom, the first element of a tuple, the struct of an exception.
+    exit_reason: str | None
+    #: Registered name.
+    name: str | None
+    #: Those that were seen; where exits have a sampling ratio below 1 there were more.
+    seen: int
+
+
 class SummaryDocument(TypedDict):
     """The document of a trace with --format json, and of scope-trace summary."""
 
@@ -182,3 +200,5 @@ class SummaryDocument(TypedDict):
     notes: list[str]
     #: In the summary of a capture with send and receive: calls of servers, by their time.
     calls: NotRequired[list[CallsOfServer]]
+    #: Where exits were counted: crashes by what they have in common, most first.
+    crashes: NotRequired[list[CrashGroup]]

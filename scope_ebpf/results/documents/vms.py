@@ -149,12 +149,33 @@ class DaemonView(TypedDict):
     not_told: dict[str, str]
 
 
+class LoadedLibrary(TypedDict):
+    """A well-known library or server that the VM has loaded."""
+
+    name: str
+    #: By the directory that it is loaded from; null where that does not say it.
+    version: str | None
+
+
+class TelemetryHook(TypedDict):
+    """How the events of telemetry can be seen in the VM."""
+
+    #: The hook; null where there is none.
+    hook: str | None
+    #: Why there is none.
+    why: str | None
+
+
 class ExaminedVm(TypedDict, total=False):
     """What doctor says of a VM; missing where only the host was looked at."""
 
     target: Target
     #: What could not be read of the VM, and why.
     refused: list[str]
+    #: Null if the modules of the VM could not be read.
+    libraries: list[LoadedLibrary] | None
+    #: Null if the VM has not loaded telemetry, or its modules could not be read.
+    telemetry: TelemetryHook | None
     hooks: list[EventHooks]
     breakpoints: Breakpoints
     daemon: DaemonView
