@@ -79,6 +79,19 @@ class Modules:
         texts = self._atoms.texts(int(index) for index in found)
         return {text: index for index, text in texts.items() if text is not None}
 
+    def natives(self) -> set[tuple[str, int]]:
+        """The name of each module that has NIFs, and the address of its erl_module_nif."""
+        found: set[tuple[int, int]] = set()
+        for table in self._tables:
+            _, rows = self._entries(table)
+            names = column(rows, self._layout.offset("Module", "module"), np.int32)
+            for field in ("curr.nif", "old.nif"):
+                places = column(rows, self._layout.offset("Module", field), np.uint64)
+                has = places != 0
+                found |= set(zip(names[has].tolist(), places[has].tolist(), strict=True))
+        texts = self._atoms.texts(index for index, _ in found)
+        return {(text, place) for index, place in found if (text := texts[index]) is not None}
+
     def code(self, indices: Iterable[int]) -> dict[int, Code]:
         """
         The code of modules, given by the index of their name; some system calls.
