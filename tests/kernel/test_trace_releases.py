@@ -6,16 +6,18 @@ functions. Those of OTP 25 are in test_trace_counts.py, those between nodes in t
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import beams_run
 import pytest
-from tracing import trace
+from tracing import scope_trace, trace
+
+from scope_ebpf.beam.elf.binary import Binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import beams_run
 
 RELEASES = ("trixie27", "sid29")
 MINOR, MAJOR, BUSY = 2300, 1700, 3
@@ -129,3 +131,41 @@ def test_native_calls_are_counted_by_what_was_called(beam):
     every = watch(beam, "long_call", "gc_major 23", "dirty_calls 29", more=more)
     expected = {"nif": 2 * 29, "bif": 23, "dirty_nif": 29, "dirty_bif": 0}
     assert expected == every["long_call"]["by_class"]
+
+
+def test_a_release_after_all_known_ones_with_other_structs_gets_no_hook(
+    private_emulator: Path, tmp_path: Path
+):
+    """
+    A VM that says it is OTP 30, with the structs of 25: one line each, and no breakpoint.
+    """
+    shutil.copytree(private_emulator, tmp_path, dirs_exist_ok=True)
+    emulator = tmp_path / "beam.smp"
+    binary, code = Binary.open(emulator), bytearray(emulator.read_bytes())
+    for name, text in (("etp_otp_release", b"30"), ("etp_erts_version", b"18.0-r")):
+        symbol = binary.symbol(name)
+        at = binary.file_offset(symbol.address)
+        code[at : at + symbol.size] = text.ljust(symbol.size, b"\0")
+    emulator.write_bytes(code)
+    with beams_run.planted("usdt25", env={"BINDIR": str(tmp_path)}) as beam:
+        pid, record = str(beam.pid), ("record", "-o", str(tmp_path / "run.scope"))
+        for words in ((), ("--exact", "--events", "spawn,exit"), ("--stream",), record):
+            outcome = scope_trace(*words, "--pid", pid, "--duration", "1")
+            assert 11 == outcome.code
+            assert outcome.errors.startswith(
+                f"scope-trace: process {pid} (OTP 30) has no hook for what was asked for (its "
+                "release is not known here, and the layout of no other one passes the checks)"
+            )
+            assert 1 == len(outcome.errors.splitlines())
+        examined = scope_trace("doctor", pid, "--format", "json").document
+        for words in (("top", "-n", "1"), ("schedulers", "--once")):
+            outcome = scope_trace(*words, "--pid", pid)
+            assert (13, "", 1) == (
+                outcome.code,
+                outcome.output,
+                len(outcome.errors.splitlines()),
+            )
+    assert ("30", "18.0-r") == tuple(
+        examined["target"][name] for name in ("otp_release", "erts_version")
+    )
+    assert {"off"} == {hook["state"] for hook in examined["hooks"]}
