@@ -192,8 +192,9 @@ def _find(target: Target) -> list[int]:
     """Find ``module_tables[3]``, which is static: three tables in a row that say their name."""
     if target.binary.section_address(".rodata") is None:
         raise ReadRefusedError(f"process {target.pid} has no .rodata, so its modules are not found")
-    found = target.binary.find(".rodata", b"\0" + _NAME + b"\0")
-    texts = [target.base + address + 1 for address in found]
+    # Compilers put it behind another text, or behind numbers.
+    found = target.binary.find(".rodata", _NAME + b"\0")
+    texts = [target.base + address for address in found]
     name = target.layout.offset("IndexTable", "htable.name")
     tables: list[int] = []
     for address, words in data(target):
