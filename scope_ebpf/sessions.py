@@ -15,7 +15,9 @@ from weakref import WeakKeyDictionary
 
 from scope_ebpf.attach.plan import Plan
 from scope_ebpf.beam.hidden.resolve import hidden_of, resolve
+from scope_ebpf.beam.layouts import KNOWN
 from scope_ebpf.beam.vm.constants import FORM_ATOMS, kernel_constants, known, symbol_values
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.kernel.observers.session import DEFAULT_RING_BYTES, Session
 from scope_ebpf.planning.planner import make_plan
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 #: In a reason of the planner, the function that a program does not show.
 _MISSING = re.compile(r"has no function symbol (\w+)")
+#: Every release up to the last one that is described.
+_UNTIL_NOW = frozenset(map(str, range(KNOWN[-1] + 1)))
 #: Plans by program, and within it by flavour, attach method, events and known settings.
 _plans: WeakKeyDictionary[Binary, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
 
@@ -62,7 +66,7 @@ def plan_target(target: Target, wanted: tuple[str, ...], via: Via = "auto") -> P
     """
     hidden = resolve(target)
     settings, notes = kernel_constants(target)
-    plan = explained(_plan(target, wanted, via, known(settings)), hidden)
+    plan = within_reach(explained(_plan(target, wanted, via, known(settings)), hidden), target)
     return Planned(plan, settings, tuple(notes), addresses_of(target, plan))
 
 
@@ -75,6 +79,22 @@ def explained(plan: Plan, hidden: Hidden) -> Plan:
         return f"{item.reason} ({more})" if more else item.reason
 
     return Plan(tuple(i if i.attachments else i._replace(reason=reason_of(i)) for i in plan.items))
+
+
+def within_reach(plan: Plan, target: Target) -> Plan:
+    """
+    The same plan; nothing of it for a release after all known ones, if its structs are others.
+
+    What its functions take in which register may have changed with them.
+    """
+    if target.otp_release in _UNTIL_NOW:
+        return plan
+    try:
+        _ = target.layout
+    except ReadRefusedError:
+        reason = "its release is not known here, and the layout of no other one passes the checks"
+        return plan.refuse({item.event: reason for item in plan.items})
+    return plan
 
 
 def _plan(target: Target, wanted: tuple[str, ...], via: Via, settings: list[str]) -> Plan:

@@ -22,7 +22,7 @@ from scope_ebpf.kernel.attach import links
 from scope_ebpf.kernel.attach.leftovers import find
 from scope_ebpf.kernel.attach.uprobes import has_multi
 from scope_ebpf.planning.planner import make_plan
-from scope_ebpf.sessions import explained
+from scope_ebpf.sessions import explained, within_reach
 from scope_ebpf.sinks.plain import of_target, plain
 
 if TYPE_CHECKING:
@@ -90,7 +90,12 @@ def _examine(target: Target) -> ExaminedVm:
     hidden = resolve(target)
     settings, refused = kernel_constants(target)
     chosen, *plans = (
-        explained(make_plan(target.binary, target.flavor, EVENTS, via, known(settings)), hidden)
+        within_reach(
+            explained(
+                make_plan(target.binary, target.flavor, EVENTS, via, known(settings)), hidden
+            ),
+            target,
+        )
         for via in ("auto", "symbol", "usdt")
     )
     names = {a.offset: a.name for plan in (chosen, *plans) for a in plan.attachments}

@@ -65,7 +65,10 @@ _LABELS = {
     "state": re.compile("success|failure|cancelled|snoozed|discard"),
     "result": re.compile("ok|error"),
 }
-_MFA = re.compile(r"(?P<module>[^:]+):(?P<function>[^:]+)/(?P<arity>\d+)", re.DOTALL)
+#: M:F/A; a C function may have several arities, and which kind it is behind them.
+_MFA = re.compile(
+    r"(?P<module>[^:]+):(?P<function>[^:]+)/(?P<arity>\d+(?:(?:,\d+)* \([BN]IF\))?)", re.DOTALL
+)
 _PATH = re.compile(r"(?<![\w/])/[^\s:;,'\"]+")
 #: Behaviours whose initial call has the callback module for its function (beam.processes.names).
 _OWN = frozenset({("supervisor", "1"), ("supervisor_bridge", "1")})

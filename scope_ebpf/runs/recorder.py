@@ -97,7 +97,9 @@ class Namer:
     @functools.cached_property
     def _called(self) -> CalledNames | None:
         """Names of the code of long calls, made when a recording has the first."""
-        return CalledNames(self._target, self._code) if self._code else None
+        if self._atoms is None or self._code is None:
+            return None
+        return CalledNames(self._target, self._atoms, self._code)
 
     def _name_calls(self, records: NDArray[np.void]) -> None:
         """Name the Erlang and the native function of each long call of a batch."""

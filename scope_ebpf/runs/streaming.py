@@ -48,7 +48,8 @@ class LazyStream:
             from scope_ebpf.beam.processes.called import CalledNames
 
             with contextlib.suppress(ReadRefusedError):
-                called = CalledNames(target, CodeMap(target, Atoms(target)))
+                atoms = Atoms(target)
+                called = CalledNames(target, atoms, CodeMap(target, atoms))
         terms = TermText(target)
         return Stream(self._output, terms, self._form, names_of(target), called=called)
 

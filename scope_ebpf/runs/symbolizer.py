@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.beam.code.natives import Natives
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.memory.terms import PortCodec, is_pid, is_port
 from scope_ebpf.beam.processes.atoms import Atoms
@@ -81,7 +82,8 @@ class Symbolizer:
         self._target = target
         self._profile = profile
         self._by = by
-        self._stacks = Stacks(target, code, NativeCode(target))
+        native = NativeCode(target, Natives(target, atoms))
+        self._stacks = Stacks(target, code, native)
         self._labels = Labels(target, atoms, code)
         self._ports = PortCodec.of(target)
         self._ended = EndedProcesses()

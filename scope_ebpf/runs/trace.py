@@ -380,7 +380,10 @@ def plan_events(
     if governed:
         planned = replace(planned, plan=planned.plan.governable())
     if not planned.plan.attachments:
-        reasons = "; ".join(f"{i.event}: {i.reason}" for i in planned.plan.items)
+        items = planned.plan.items
+        reasons = "; ".join(f"{item.event}: {item.reason}" for item in items)
+        if len(items) > 1 and len({item.reason for item in items}) == 1:
+            reasons = items[0].reason
         raise NothingToAttachError(
             f"process {target.pid} (OTP {target.otp_release}) has no hook for what was asked "
             f"for ({reasons}); `scope-trace doctor {target.pid}` lists every hook"

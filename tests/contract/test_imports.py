@@ -53,7 +53,7 @@ MAY = {
     # What knows BPF, and nothing of the BEAM.
     "kernel": {"attach", "errors", "events"},
     # Where both sides meet: a session on a target.
-    "sessions": {"attach", "beam", "kernel", "planning"},
+    "sessions": {"attach", "beam", "errors", "kernel", "planning"},
     # What is kept and shown.
     "capture": {"attach", "beam", "errors", "events", "relations", "results"},
     "sinks": {"arrays", "capture", "errors", "events", "plain", "results", "user_probes"},

@@ -152,7 +152,7 @@ def look(path: Path) -> str:
             lambda: binary.usdt_sites,
             lambda: binary.function_at(0x1001),
             lambda: binary.frames(0x1001),
-            lambda: binary.find(".rodata", b"\0module_code\0"),
+            lambda: binary.find(".rodata", b"module_code\0"),
         ):
             try:
                 ask()

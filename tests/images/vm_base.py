@@ -91,11 +91,11 @@ class Image:
 
     def text(self, text: bytes) -> int:
         """
-        Add a text to the file's constants; its address.
+        Add a text to the file's constants, behind something that is no text; its address.
         """
-        address = self.static(f"text {text!r}", b"\0" + text + b"\0", ".rodata")
-        self.file.texts[b"\0" + text + b"\0"] = address - BASE
-        return address + 1
+        address = self.static(f"text {text!r}", b"\xff" + text + b"\0", ".rodata") + 1
+        self.file.texts[text + b"\0"] = address - BASE
+        return address
 
 
 def pid(image: Image, data: int) -> int:

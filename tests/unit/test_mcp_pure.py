@@ -253,6 +253,8 @@ def test_reasons_are_kept_without_paths_and_nodes():
         ("lists:map/2", "lists.erl", True),
         ("erts_schedule", "/usr/lib/erlang/erts/bin/beam.smp", True),
         ("shop:pay/1", "/x/beam.smp", False),
+        ("erlang:binary_to_term/1 (BIF)", "/x/beam.smp", True),
+        ("shop:pay/1,2 (NIF)", "/x/shop.so", False),
         ("pay_fast", "/srv/shop/priv/pay.so", False),
         ("shop_cart", None, False),
         ("(scheduler)", None, True),

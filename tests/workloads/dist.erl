@@ -4,6 +4,8 @@
 %%
 %%   connect NODE   connects; done connect 1
 %%   remote N       N messages to the sink, one back when it has them all; done remote N
+%%   back N         N messages from the sink, one to it that asks for them; done back N
+%%   drops N        N times a connection that is disconnected and made again; done drops N
 %%   fill           messages of 64 KiB until the distribution port is busy, suspending no process; done fill
 %%                  COUNT. It ends only if the peer does not read, so stop that one first (SIGSTOP).
 %%   block K        K processes send to the peer and are suspended: the line "suspended K", and
@@ -26,6 +28,7 @@ main() ->
 sink() ->
     receive
         {last, From} -> From ! received;
+        {back, From, N} -> [From ! {back, I} || I <- lists:seq(1, N)];
         _ -> ok
     end,
     sink().
@@ -38,6 +41,17 @@ command(_Control, ["connect", Name]) ->
 command(_Control, ["remote", N]) ->
     remote(peer(), list_to_integer(N)),
     ["done remote ", N];
+command(_Control, ["back", N]) ->
+    Count = list_to_integer(N),
+    {dist_sink, peer()} ! {back, self(), Count},
+    [receive {back, I} -> ok end || I <- lists:seq(1, Count)],
+    ["done back ", N];
+command(_Control, ["drops", N]) ->
+    Node = peer(),
+    ok = net_kernel:monitor_nodes(true),
+    [dropped(Node) || _ <- lists:seq(1, list_to_integer(N))],
+    ok = net_kernel:monitor_nodes(false),
+    ["done drops ", N];
 command(_Control, ["fill"]) ->
     ["done fill ", integer_to_list(fill({dist_sink, peer()}, <<0:(8 * 65536)>>, 0))];
 command(Control, ["block", K]) ->
@@ -84,6 +98,12 @@ flood(Node, Async, N) ->
     Data = binary:copy(<<0>>, 100000),
     [{dist_sink, Node} ! Data || _ <- lists:seq(1, N)],
     receive never -> ok end.
+
+dropped(Node) ->
+    true = erlang:disconnect_node(Node),
+    receive {nodedown, Node} -> ok end,
+    true = net_kernel:connect_node(Node),
+    receive {nodeup, Node} -> ok end.
 
 peer() ->
     [Node] = nodes(connected),

@@ -24,6 +24,7 @@
 %%                      spawn: N spawners, COUNT spawns and exits (and those of the spawners)
 %%                      gc: N collectors, COUNT collections asked for
 %%   stats              nothing; answers "stats key=value ..." with what the VM itself counts
+%%   natives            nothing; answers "natives M:F/A,...", the VM's BIFs and, after a space, NIFs
 %%   who                nothing; answers "who MAIN PARTNER", two pids
 %%
 %% Each command line is one receive. Collections come on their own as well: allocation asks for them.
@@ -78,6 +79,7 @@ command(_Control, [Name | Arguments]) ->
 plant("exits", [Class, N]) -> exits(Class, list_to_integer(N));
 plant("crash", [Kind]) -> gone([crashing:crash(Kind)]), 1;
 plant("stats", []) -> stats();
+plant("natives", []) -> natives();
 plant("who", []) -> ["who ", pid_to_list(self()), " ", pid_to_list(whereis(planted_partner))];
 plant(Name, [N]) -> plant_number(Name, list_to_integer(N)).
 
@@ -309,6 +311,13 @@ collector(Storm, Collected) ->
     end.
 
 %%% What the VM itself says
+
+natives() ->
+    Nifs = [{Module, Name, Arity}
+            || {Module, _} <- code:all_loaded(), {Name, Arity} <- Module:module_info(nifs)],
+    ["natives ", functions(erlang:system_info(snifs)), " ", functions(Nifs)].
+
+functions(All) -> lists:join($,, [io_lib:format("~s:~s/~b", [M, F, A]) || {M, F, A} <- All]).
 
 stats() ->
     {Collections, Words, _} = statistics(garbage_collection),

@@ -79,6 +79,19 @@ class Modules:
         texts = self._atoms.texts(int(index) for index in found)
         return {text: index for index, text in texts.items() if text is not None}
 
+    def natives(self) -> set[tuple[str, int]]:
+        """The name of each module that has NIFs, and the address of its erl_module_nif."""
+        found: set[tuple[int, int]] = set()
+        for table in self._tables:
+            _, rows = self._entries(table)
+            names = column(rows, self._layout.offset("Module", "module"), np.int32)
+            for field in ("curr.nif", "old.nif"):
+                places = column(rows, self._layout.offset("Module", field), np.uint64)
+                has = places != 0
+                found |= set(zip(names[has].tolist(), places[has].tolist(), strict=True))
+        texts = self._atoms.texts(index for index, _ in found)
+        return {(text, place) for index, place in found if (text := texts[index]) is not None}
+
     def code(self, indices: Iterable[int]) -> dict[int, Code]:
         """
         The code of modules, given by the index of their name; some system calls.
@@ -179,8 +192,9 @@ def _find(target: Target) -> list[int]:
     """Find ``module_tables[3]``, which is static: three tables in a row that say their name."""
     if target.binary.section_address(".rodata") is None:
         raise ReadRefusedError(f"process {target.pid} has no .rodata, so its modules are not found")
-    found = target.binary.find(".rodata", b"\0" + _NAME + b"\0")
-    texts = [target.base + address + 1 for address in found]
+    # Compilers put it behind another text, or behind numbers.
+    found = target.binary.find(".rodata", _NAME + b"\0")
+    texts = [target.base + address for address in found]
     name = target.layout.offset("IndexTable", "htable.name")
     tables: list[int] = []
     for address, words in data(target):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from scope_ebpf.beam.code.natives import Natives
 from scope_ebpf.beam.stacks.native import NativeCode
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scope_ebpf.beam.code.tables import CodeMap
+    from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
 #: Seconds between two readings of what code is loaded, where an address is in none that is known.
@@ -25,10 +27,14 @@ class CalledNames:
     """Names addresses of one VM; *clock* is in seconds. None for an address without a name."""
 
     def __init__(
-        self, target: Target, code: CodeMap, clock: Callable[[], float] = time.monotonic
+        self,
+        target: Target,
+        atoms: Atoms,
+        code: CodeMap,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._code = code
-        self._native = NativeCode(target)
+        self._native = NativeCode(target, Natives(target, atoms))
         self._clock = clock
         self._looked = clock()
 
@@ -39,8 +45,7 @@ class CalledNames:
         try:
             if self._clock() - self._looked > _AGAIN:
                 self._looked = self._clock()
-                self._code.refresh()
-                self._native.refresh()
+                self._refresh()
             found = self._code.function(address)
             # A call that waits for a dirty scheduler has its own stub, with its name before it.
             found = found or self._code.mfa(address - _MFA)
@@ -48,8 +53,15 @@ class CalledNames:
             return None
         return str(found) if found else None
 
+    def _refresh(self) -> None:
+        before = self._code.generation
+        self._code.refresh()
+        self._native.refresh()
+        if self._code.generation != before:
+            self._native.forget_names()
+
     def symbol(self, address: int) -> str | None:
-        """The C function, or its file and where it begins there."""
+        """The C function as ``NativeCode`` names it."""
         if not address:
             return None
         try:

@@ -74,6 +74,7 @@ class Stacks:
         self._code.refresh()
         self._native.refresh()
         if self._code.generation != before:
+            self._native.forget_names()
             self._jit.forget()
             self._locations.clear()
             self._met.clear()

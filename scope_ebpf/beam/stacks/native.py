@@ -27,6 +27,7 @@ from scope_ebpf.sandbox.proc import read_bounded, rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scope_ebpf.beam.code.natives import Natives
     from scope_ebpf.beam.stacks.frames import Rules
     from scope_ebpf.beam.vm.target import Target
 
@@ -51,7 +52,12 @@ class Region(NamedTuple):
 
 
 class NativeName(NamedTuple):
-    """A function by its symbol, or by where it begins in its file; and that file's name."""
+    """
+    A function and the name of its file.
+
+    By its symbol; without one as the VM's own table calls it, ``M:F/A (BIF)``; otherwise by where
+    it begins in its file.
+    """
 
     name: str
     file: str
@@ -84,10 +90,15 @@ def regions(pid: int, proc: Path = Path("/proc")) -> list[Region]:
 
 
 class NativeCode:
-    """Finds native functions and their callers; :meth:`refresh` takes in new libraries."""
+    """
+    Finds native functions and their callers; :meth:`refresh` takes in new libraries.
 
-    def __init__(self, target: Target) -> None:
+    *natives* names what has no symbol.
+    """
+
+    def __init__(self, target: Target, natives: Natives) -> None:
         self._target = target
+        self._natives = natives
         self._files: dict[tuple[str, int], _File | None] = {}
         self._names: dict[int, NativeName] = {}
         self._take([])
@@ -102,10 +113,15 @@ class NativeCode:
     def _take(self, found: list[Region]) -> None:
         self._regions = found
         self._starts = [region.start for region in found]
-        self._names.clear()
+        self.forget_names()
         made = [region for region in found if region.jit]
         self._jit_starts = np.array([region.start for region in made], np.uint64)
         self._jit_ends = np.array([region.end for region in made], np.uint64)
+
+    def forget_names(self) -> None:
+        """Name functions anew, since modules with NIFs may have come or gone."""
+        self._names.clear()
+        self._natives.forget_nifs()
 
     def region(self, address: int) -> Region | None:
         """Find the executable region around *address*."""
@@ -165,9 +181,9 @@ class NativeCode:
             except (RefusedFileError, UnreadableElfError):
                 self._files[_key(region)] = None
             else:
-                return NativeName(
-                    f"{short}+{file_address if start is None else start:#x}", region.path
-                )
+                name = None if start is None else self._natives.name(start + file.moved)
+                place = file_address if start is None else start
+                return NativeName(name or f"{short}+{place:#x}", region.path)
         return NativeName(f"{short}+{address - region.start + region.offset:#x}", region.path)
 
     def _file(self, region: Region) -> _File | None:
