@@ -80,7 +80,9 @@ RECORDS: dict[str, tuple[type, ...]] = {
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 #: Of a field of an event, by its unit; of one without a unit, by its type in the record.
-_UNITS = {"ns": _NUMBER, "words": _WHOLE, "eterm": _TEXT, "atom": _TEXT, "remote": _TEXT}
+_UNITS = {"ns": _NUMBER, "words": _WHOLE} | dict.fromkeys(
+    ("eterm", "atom", "loss", "remote"), _TEXT
+)
 #: A field of a user's probe.
 _ANY = {"type": ["string", "number", "boolean", "null"]}
 
@@ -217,7 +219,11 @@ def _event_field(kind: events.Kind, name: str, form: str) -> tuple[str, Schema]:
     unit = kind.units.get(name, "")
     schema = _UNITS.get(unit, _TEXT if form == "S" else _WHOLE)
     label = {"ns": f"{name.removesuffix('_ns')}_seconds", "words": f"{name}_bytes"}.get(unit, name)
-    return label, _or_null(schema) if name in kind.absent or unit in ("eterm", "atom") else schema
+    return label, _or_null(schema) if name in kind.absent or unit in (
+        "eterm",
+        "atom",
+        "loss",
+    ) else schema
 
 
 def _or_null(schema: Schema) -> Schema:

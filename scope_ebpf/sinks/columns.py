@@ -118,8 +118,10 @@ def _column(
         return field, remote_texts(values, terms)
     if unit == "atom":
         return field, list(_terms(values, terms, text_pids=False))
-    if unit == "eterm":
-        return field, list(_terms(values, terms, text_pids=text_pids))
+    if unit in ("eterm", "loss"):
+        texts = _terms(values, terms, text_pids=text_pids)
+        told = _LOSSES if unit == "loss" else {}
+        return field, [told.get(text, text) for text in texts]
     if values.dtype.kind == "S":
         return field, [v.decode("latin-1") for v in values.tolist()]
     missing = values == absent if absent is not None else np.zeros(len(values), bool)
@@ -137,6 +139,9 @@ def _column(
     column[missing] = None
     return label, column.tolist()
 
+
+#: The VM ends a connection for this reason, and tells the other one (OTP-25.2.3 dist.c:1060).
+_LOSSES: dict[str | None, str] = {"normal": "connection_closed"}
 
 #: What a message is, by the number in the highest byte of its form; None for one that is unknown.
 FORMS = np.array([None, *events.FORMS[1:], *[None] * (256 - len(events.FORMS))], object)

@@ -73,7 +73,7 @@ def _fields(pa: Any) -> dict[str, Any]:
             elif unit == "form":
                 fields |= {"form": text, "reference": pa.int64()}
             else:
-                term = unit in ("eterm", "atom", "remote") or dtype[field].kind == "S"
+                term = unit in ("eterm", "atom", "loss", "remote") or dtype[field].kind == "S"
                 fields[field] = text if term else pa.int64()
     return fields
 
