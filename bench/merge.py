@@ -5,8 +5,8 @@ What merging costs: CPU and memory of ``scope-trace merge`` for captures of node
     python bench/merge.py [EVENTS] [NODES] [PEERS]
 
 Each capture has so many events: half of them packets to and from all other nodes, or so many of
-them (an even number), half messages within the node. They are made here, so no VM and no root is needed. The command runs in a process
-of its own, so what making them takes is not in the figures.
+them (an even number), half messages within the node. They are made here, so no VM and no root is
+needed. The command runs in a process of its own, so what making them takes is not in the figures.
 """
 
 from __future__ import annotations

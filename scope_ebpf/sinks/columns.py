@@ -140,7 +140,7 @@ def _column(
     return label, column.tolist()
 
 
-#: The VM ends a connection for this reason, and tells the other one (OTP-25.2.3 dist.c:1060).
+#: The VM ends a connection for this reason, and reports the other one (OTP-25.2.3 dist.c:1060).
 _LOSSES: dict[str | None, str] = {"normal": "connection_closed"}
 
 #: What a message is, by the number in the highest byte of its form; None for one that is unknown.

@@ -152,7 +152,7 @@ def test_a_c_node_is_a_link_as_others_are(story: SimpleNamespace):
 
 def test_packets_of_a_c_node_are_recorded(story: SimpleNamespace):
     """
-    Each planted message is one, in both directions, with what its packet tells.
+    Each planted message is one, in both directions, with what its packet says.
     """
     out = [row for row in table(story.paths[0], "dist_out") if row["peer"] == FIRST]
     came = [row for row in table(story.paths[0], "dist_in") if row["peer"] == FIRST]

@@ -13,9 +13,9 @@
 %%                  "done flood suspended", or waiting when all are sent
 %%   links      what the node itself knows of each link: a line of peers, with commas between them
 %%   tell NODE N    N messages to the name any of a node that is no BEAM; done tell N
-%%   watch      the node is to tell of lost connections and suspended senders; done watch
-%%   busy N     the first N processes that were suspended, as system_monitor tells them: "busy PID PID"
-%%   gone       the next lost connection, as net_kernel tells it: "gone NODE REASON"
+%%   watch      the node is to report lost connections and suspended senders; done watch
+%%   busy N     the first N processes that were suspended, as system_monitor names them: "busy PID PID"
+%%   gone       the next lost connection, as net_kernel reports it: "gone NODE REASON"
 %%   cut NODE   disconnects; done cut
 %%   many N PREFIX   connects to n1@PREFIX.0.1 and so on, 250 to a network; done many N
 -module(dist).

@@ -64,7 +64,7 @@ class UnrecordedNode(TypedDict):
     """Packets between a node and one of which there is no capture: no BEAM, or not recorded."""
 
     node: str
-    #: Null if the capture does not tell its name.
+    #: Null if its name is not in the capture.
     peer: str | None
     sent: int
     received: int
