@@ -162,7 +162,7 @@ def unrecorded(nodes: Sequence[Node]) -> list[tuple[Node, int, int, int]]:
             if key.peer not in node.peers:
                 counts = found.setdefault((node, key.peer), [0, 0])
                 counts[key.kind == IN] += one.count
-    rows = [(node, peer, *counts) for (node, peer), counts in found.items()]
+    rows = [(node, peer, out, came) for (node, peer), (out, came) in found.items()]
     return sorted(rows, key=lambda row: -row[2] - row[3])
 
 
