@@ -16,18 +16,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pika
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/kernel")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from apps.load_rabbitmq import Load  # noqa: E402
 from apps.rabbitmq import rabbitmq_cluster  # noqa: E402
-from recording import record  # noqa: E402
 
 from scope_ebpf.beam.processes.table import ALL  # noqa: E402
 from scope_ebpf.beam.processes.view import Viewer  # noqa: E402
@@ -35,6 +34,8 @@ from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.runs.links import Looking  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from apps.app import App
 
 PEERS = ("rabbit@localhost", "hare@localhost")
@@ -43,6 +44,23 @@ _GETSTAT = (
     "[element(2, inet:getstat(P, [recv_oct, recv_cnt, send_oct, send_cnt]))"
     " || {N, P} <- erlang:system_info(dist_ctrl), lists:member(N, nodes(visible))]"
 )
+
+
+@contextmanager
+def record(pid: int, path: Path) -> Iterator[None]:
+    """A recording of *pid* into *path*, which counts within the block."""
+    command = [sys.executable, "-m", "scope_ebpf.cli.main", "record", "--pid", str(pid)]
+    options = ["--duration", "0", "--max-cost", "100%", "-o", str(path)]
+    process = subprocess.Popen(
+        [*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "Ctrl-C ends it" not in (line := process.stderr.readline()):
+        if not line:
+            raise SystemExit(f"the recording of {pid} has ended")
+    yield
+    process.terminate()
+    process.communicate()
 
 
 def load(holder: App, other: App, seconds: float) -> int:
@@ -78,7 +96,7 @@ def print_links(app: App) -> None:
     numbers = []
     with closing(Looking(Viewer(inspect(app.pid), ALL))) as looking:
         numbers.append(_figures(app.eval(_GETSTAT)))
-        rows = looking.look().as_json()["links"]
+        rows: list[Any] = list(looking.look().as_json()["links"])
         numbers.append(_figures(app.eval(_GETSTAT)))
     # The node that has asked, a C node, may not be gone yet.
     (row,) = [one for one in rows if one["peer"] in PEERS]
@@ -105,10 +123,8 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     with rabbitmq_cluster() as (first, second), tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / "a.scope", Path(folder) / "b.scope"]
-        with record(first.pid, paths[0]) as one, record(second.pid, paths[1]) as other:
+        with record(first.pid, paths[0]), record(second.pid, paths[1]):
             messages = load(first, second, seconds)
-            one.stop()
-            other.stop()
         document, packets = merged(paths)
         print(f"{messages:,} messages through the other node")
         for link in document["links"]:
