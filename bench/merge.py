@@ -2,11 +2,11 @@
 """
 What merging costs: CPU and memory of ``scope-trace merge`` for captures of nodes that all talk.
 
-    python bench/merge.py [EVENTS] [NODES]
+    python bench/merge.py [EVENTS] [NODES] [PEERS]
 
-Each capture has so many events: half of them packets to and from all other nodes, half messages
-within the node. They are made here, so no VM and no root is needed. The command runs in a process
-of its own, so what making them takes is not in the figures.
+Each capture has so many events: half of them packets to and from all other nodes, or so many of
+them (an even number), half messages within the node. They are made here, so no VM and no root is
+needed. The command runs in a process of its own, so what making them takes is not in the figures.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from scope_ebpf.capture.writer import Names, Writer  # noqa: E402
 from scope_ebpf.results.summary import Cost  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from scope_ebpf.results.documents.vms import Target
@@ -46,10 +48,11 @@ def main() -> None:
     """Make the captures, merge them, and print what it took."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000_000
     nodes = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    peers = int(sys.argv[3]) if len(sys.argv) > 3 else nodes - 1
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"n{number}.scope" for number in range(nodes)]
         for number, path in enumerate(paths):
-            write(path, number, nodes, count)
+            write(path, number, peers_of(number, nodes, peers), count)
         words = [sys.executable, "-m", "scope_ebpf.cli.main", "merge", *map(str, paths)]
         process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         text = process.stdout.read() if process.stdout else ""
@@ -59,12 +62,22 @@ def main() -> None:
     print(text, end="")
     spent = used.ru_utime + used.ru_stime
     memory = used.ru_maxrss >> 10
-    print(f"{nodes} captures of {count:,} events: {spent:.1f} s of CPU, {memory} MB")
+    print(
+        f"{nodes} captures of {count:,} events, each node connected to {peers}: "
+        f"{spent:.1f} s of CPU, {memory} MB"
+    )
 
 
-def write(path: Path, number: int, nodes: int, count: int) -> None:
-    """A capture of the node *number*, of *count* events."""
-    peers = [other for other in range(nodes) if other != number]
+def peers_of(number: int, nodes: int, peers: int) -> list[int]:
+    """All other nodes, or those that are next in a ring, half of them to each side."""
+    if peers >= nodes - 1:
+        return [other for other in range(nodes) if other != number]
+    steps = [step for step in range(-(peers // 2), peers // 2 + 1) if step]
+    return [(number + step) % nodes for step in steps]
+
+
+def write(path: Path, number: int, peers: Sequence[int], count: int) -> None:
+    """A capture of the node *number*, of *count* events with its *peers*."""
     store = FileStore(path.open("wb", buffering=0), None)
     names = Names()
     for other in peers:

@@ -82,14 +82,9 @@ RECORDS: dict[str, tuple[type, ...]] = {
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 #: Of a field of an event, by its unit; of one without a unit, by its type in the record.
-_UNITS = {
-    "ns": _NUMBER,
-    "words": _WHOLE,
-    "eterm": _TEXT,
-    "atom": _TEXT,
-    "atom_index": _TEXT,
-    "remote": _TEXT,
-}
+_UNITS = {"ns": _NUMBER, "words": _WHOLE} | dict.fromkeys(
+    ("eterm", "atom", "atom_index", "loss", "remote"), _TEXT
+)
 #: A field of a user's probe.
 _ANY = {"type": ["string", "number", "boolean", "null"]}
 
@@ -230,6 +225,7 @@ def _event_field(kind: events.Kind, name: str, form: str) -> tuple[str, Schema]:
         "eterm",
         "atom",
         "atom_index",
+        "loss",
     ) else schema
 
 

@@ -34,15 +34,20 @@ struct {
 } packets SEC(".maps");
 
 /* Tags of the external format (OTP's erl_ext_dist): the version, headers of a packet, and terms. */
-#define VERSION_MAGIC  131
-#define DIST_HEADER    68
-#define FIRST_FRAGMENT 69
-#define NEXT_FRAGMENT  70
-#define SMALL_TUPLE    104
-#define SMALL_INTEGER  97
-#define CACHED_ATOM    82
-#define NEW_PID	       88
-#define NEWER_REF      90
+#define VERSION_MAGIC	131
+#define PASS_THROUGH	112
+#define DIST_HEADER	68
+#define FIRST_FRAGMENT	69
+#define NEXT_FRAGMENT	70
+#define SMALL_TUPLE	104
+#define SMALL_INTEGER	97
+#define CACHED_ATOM	82
+#define ATOM		100
+#define SMALL_ATOM	115
+#define UTF8_ATOM	118
+#define SMALL_UTF8_ATOM 119
+#define NEW_PID		88
+#define NEWER_REF	90
 /* Bytes of the control tuple that are read: {Operation, From, To, Reference}. */
 #define CONTROL_BYTES 56
 /* Bytes of a pid and of an atom, where atoms are of the packet's cache. */
@@ -64,17 +69,38 @@ static __always_inline struct packets *packets_of(enum kind kind, __u64 entry, _
 	return bpf_map_lookup_elem(&packets, &key);
 }
 
-/* Hash of the last 8 bytes before *end*, never 0; 0 if there are fewer. */
+/* Hash of the last 8 bytes of a packet, never 0. */
+static __always_inline __u32 hash_of(__u64 last)
+{
+	__u32 hash = (__u32)last ^ (__u32)(last >> 32) * 0x9e3779b1;
+
+	return hash ? hash : 1;
+}
+
+/* That of the bytes before *end*; 0 if there are fewer than 8. */
 static __always_inline __u32 check_of(enum kind kind, __u64 end, __u64 length)
 {
-	__u64 last = 0;
-	__u32 hash;
+	return length < 8 ? 0 : hash_of(vm_word(kind, end - 8, 0));
+}
 
-	if (length < sizeof(last))
+/*
+ * That of what the last two of *count* parts have, at *parts*: a short message is a part of its own
+ * behind its control tuple. The first two parts are the header, which is not that of the wire yet.
+ */
+static __always_inline __u32 check_of_parts(enum kind kind, __u64 parts, __u32 count)
+{
+	__u64 last = parts + 16ULL * (count - 1), tail = 0, before;
+	__u64 base = vm_word(kind, last, 0), length = vm_word(kind, last, 8);
+	__u64 end, left;
+
+	if (length >= 8 || count < 4)
+		return check_of(kind, base + length, length);
+	left = vm_word(kind, last - 16, 8);
+	end = vm_word(kind, last - 16, 0) + left;
+	if (left < 8 || bpf_probe_read_user(&tail, length & 7, (const void *)base))
 		return 0;
-	last = vm_word(kind, end - sizeof(last), 0);
-	hash = (__u32)last ^ (__u32)(last >> 32) * 0x9e3779b1;
-	return hash ? hash : 1;
+	before = vm_word(kind, end - 8, 0);
+	return hash_of(length ? before >> 8 * length | tail << 8 * (8 - length) : before);
 }
 
 static __always_inline __u32 big_endian(const __u8 *bytes)
@@ -215,6 +241,62 @@ static __noinline int read_control(struct sent *sent, __u64 atoms, __u8 places)
 	return 0;
 }
 
+/* Where the atom at *at* ends, which is spelled out; 0 if it is none. */
+static __always_inline __u64 behind_atom(__u64 at)
+{
+	__u8 head[3] = {};
+
+	if (bpf_probe_read_user(head, sizeof(head), (const void *)at))
+		return 0;
+	switch (head[0]) {
+	case SMALL_ATOM:
+	case SMALL_UTF8_ATOM:
+		return at + 2 + head[1];
+	case ATOM:
+	case UTF8_ATOM:
+		return at + 3 + ((__u32)head[1] << 8 | head[2]);
+	default:
+		return 0;
+	}
+}
+
+/* Read number and serial of the pid at *at*, whose node is spelled out. Where the pid ends; 0 if
+ * there is none. */
+static __always_inline __u64 plain_pid(__u64 at, __u64 *pid)
+{
+	__u8 tag = 0, bytes[8] = {};
+
+	bpf_probe_read_user(&tag, sizeof(tag), (const void *)at);
+	at = tag == NEW_PID ? behind_atom(at + 1) : 0;
+	if (!at || bpf_probe_read_user(bytes, sizeof(bytes), (const void *)at))
+		return 0;
+	*pid = big_endian(bytes) | (__u64)big_endian(bytes + 4) << 32;
+	return at + 12; /* number, serial, creation */
+}
+
+/*
+ * Read the control tuple for a node that has no cache of atoms, as of erl_interface: with the
+ * version before it, and all atoms spelled out, so that a name is no index of the VM's own.
+ */
+static __noinline int read_plain_control(struct sent *sent, __u64 base)
+{
+	__u64 at = base + 5, pid = 0;
+	__u8 head[5] = {};
+
+	if (!sent || bpf_probe_read_user(head, sizeof(head), (const void *)base))
+		return 0;
+	if (head[0] != VERSION_MAGIC || head[1] != SMALL_TUPLE || head[3] != SMALL_INTEGER)
+		return 0;
+	sent->operation = head[4];
+	sent->class = class_of(head[4]);
+	/* SEND has a cookie before the receiver, all others their sender. */
+	at = head[4] == 2 ? behind_atom(at) : plain_pid(at, &sent->from);
+	if (at && (head[4] == 2 || head[4] == 22) && plain_pid(at, &pid))
+		sent->receiver = (__u64)REMOTE_PID << REMOTE_SHIFT |
+				 (pid & ((1U << SERIAL_SHIFT) - 1)) | (pid >> 32) << SERIAL_SHIFT;
+	return 0;
+}
+
 /*
  * Read the header of a packet at *base*, which is not encoded for the wire yet: its atoms are the
  * VM's own (OTP-25.2.3 external.c). Only the first fragment of a message has its control tuple;
@@ -256,7 +338,7 @@ static __always_inline void read_packet(struct sent *sent, __u64 base, __u64 ent
 SEC("uprobe")
 int BPF_KPROBE(dist_packet_out, __u64 buffer, __u64 entry)
 {
-	__u64 vector, parts, size, last[2] = {};
+	__u64 vector, parts, size, head;
 	struct dist_out_record *out;
 	struct packets *seen;
 	struct sent sent = {};
@@ -273,14 +355,17 @@ int BPF_KPROBE(dist_packet_out, __u64 buffer, __u64 entry)
 	parts = vm_word(KIND_DIST_OUT, vector, 16);
 	if (!seen || count < 2)
 		return 0;
-	last[0] = vm_word(KIND_DIST_OUT, parts, 16);
-	bpf_probe_read_user(&first, sizeof(first), (const void *)last[0]);
+	head = vm_word(KIND_DIST_OUT, parts, 16);
+	bpf_probe_read_user(&first, sizeof(first), (const void *)head);
 	/* What waited for a handshake is encoded in steps, with a call for each. */
-	if (first != VERSION_MAGIC && seen->last == buffer)
+	if (first != VERSION_MAGIC && first != PASS_THROUGH && seen->last == buffer)
 		return 0;
 	seen->last = buffer;
 	seen->count++;
-	read_packet(&sent, last[0], entry, connection);
+	if (first == PASS_THROUGH && count > 2)
+		read_plain_control(&sent, vm_word(KIND_DIST_OUT, parts + 32, 0));
+	else
+		read_packet(&sent, head, entry, connection);
 	count_event(KIND_DIST_OUT, sent.class);
 	out = reserve_record(KIND_DIST_OUT, sent.class, FLAG_TEXT_PID, tid, sent.from);
 	if (!out)
@@ -289,9 +374,7 @@ int BPF_KPROBE(dist_packet_out, __u64 buffer, __u64 entry)
 	out->receiver = sent.receiver;
 	out->number = seen->count;
 	out->size = size;
-	last[0] = vm_word(KIND_DIST_OUT, parts + 16ULL * (count - 1), 0);
-	last[1] = vm_word(KIND_DIST_OUT, parts + 16ULL * (count - 1), 8);
-	out->check = check_of(KIND_DIST_OUT, last[0] + last[1], last[1]);
+	out->check = check_of_parts(KIND_DIST_OUT, parts, count);
 	out->connection = connection;
 	out->operation = sent.operation;
 	submit_record(out);

@@ -103,7 +103,7 @@ KINDS = {
     'thread': Kind(14, 'thread', 'The kernel gave an OS thread of the VM a CPU, took it away, or made it ready to run.', classes=('on', 'off', 'woken'), counted='on'),
     'dist_out': Kind(15, 'dist_out', 'A packet for another node was made ready for its connection; process is the sender of what is in it.', classes=('other', 'message', 'monitor', 'link', 'exit', 'spawn', 'fragment'), units={'peer': 'atom', 'receiver': 'remote', 'size': 'bytes'}, absent={'peer': 0, 'receiver': 0, 'check': 0}),
     'dist_in': Kind(16, 'dist_in', 'A packet of another node came in.', classes=('packet', 'tick'), counted='packet', units={'peer': 'atom', 'size': 'bytes'}, absent={'peer': 0, 'check': 0}),
-    'dist_down': Kind(17, 'dist_down', 'The connection to another node was lost or closed.', units={'peer': 'atom', 'reason': 'eterm'}, absent={'peer': 0, 'reason': 0}),
+    'dist_down': Kind(17, 'dist_down', 'The connection to another node was lost or closed.', units={'peer': 'atom', 'reason': 'loss'}, absent={'peer': 0, 'reason': 0}),
 }
 
 FLAG_TEXT_PID = 1  # process, and any other pid of the record, is number | serial << 32, read from a USDT text

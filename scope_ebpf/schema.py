@@ -21,7 +21,7 @@ class Kind(NamedTuple):
     counted: str | None = None
     #: The class whose durations have a histogram, or "all"; None: there is no histogram.
     histogram: str | None = None
-    #: The unit of each field of its own that has one: ns, words, eterm, address, reductions.
+    #: The unit of each field of its own that has one: ns, words, eterm, loss, address, reductions.
     units: Mapping[str, str] = MappingProxyType({})
     #: The value of each field of its own that means "unknown".
     absent: Mapping[str, int] = MappingProxyType({})

@@ -1199,7 +1199,7 @@ struct dist_down_record {
 	__u32 tid; /* the OS thread it happened on */
 	__u64 process; /* the Erlang process it happened to, eterm */
 	__u64 peer; /* the other node, atom */
-	__u64 reason; /* net_tick_timeout, disconnect, normal, or another; absent unless it is an atom, eterm */
+	__u64 reason; /* as net_kernel:monitor_nodes/2 gives it: net_tick_timeout, disconnect, connection_closed, or another; absent unless it is an atom, loss */
 	__u64 reserved[2]; /* zero */
 };
 

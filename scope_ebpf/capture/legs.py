@@ -199,10 +199,13 @@ class RemoteCalls:
         monitors = (out["operation"] == _MONITOR) & (
             out["receiver"] >> _KIND_SHIFT == _REFERENCE_KIND
         )
-        callers = np.unique(out["process"][monitors]).tolist() + list(waiting)
         numbers = out["number"].astype(np.int64)
-        gaps = np.diff(numbers, prepend=self._last.get(link, int(numbers[0]) - 1)) != 1
+        before = self._last.get(link, int(numbers[0]) - 1)
         self._last[link] = int(numbers[-1])
+        if not waiting and not monitors.any():
+            return
+        callers = np.unique(out["process"][monitors]).tolist() + list(waiting)
+        gaps = np.diff(numbers, prepend=before) != 1
         of_callers = np.isin(out["process"], np.array(callers, np.uint64))
         chosen = gaps | monitors | (of_callers & (out["class"] == _MESSAGE))
         rows = zip(

@@ -150,6 +150,22 @@ def merge(nodes: Sequence[Node]) -> list[Link]:
     return found
 
 
+def unrecorded(nodes: Sequence[Node]) -> list[tuple[Node, int, int, int]]:
+    """
+    Packets to and from nodes that are none of *nodes*, those with most packets first.
+
+    Rows are a node, the term of the other's name in it, packets out and packets in.
+    """
+    found: dict[tuple[Node, int], list[int]] = {}
+    for node in nodes:
+        for key, one in node.directions.items():
+            if key.peer not in node.peers:
+                counts = found.setdefault((node, key.peer), [0, 0])
+                counts[key.kind == IN] += one.count
+    rows = [(node, peer, out, came) for (node, peer), (out, came) in found.items()]
+    return sorted(rows, key=lambda row: -row[2] - row[3])
+
+
 def wall(node: Node, rows: NDArray[np.void]) -> NDArray[np.int64]:
     """Times of records since 1970 by the clock of their own node, ns."""
     times: NDArray[np.int64] = rows["time_ns"].astype(np.int64) + node.to_wall
@@ -188,7 +204,8 @@ def _links(source: Node, target: Node) -> Iterator[Link]:
                 del left[other]
                 break
         else:
-            link.refused = "the other node did not see it"
+            few = left and len(mine.alone()) < _FEWEST
+            link.refused = _TOO_FEW if few else "the other node did not see it"
         yield link
 
 

@@ -14,7 +14,7 @@ from scope_ebpf import events
 from scope_ebpf.capture.legs import LEGS, RemoteCall, RemoteCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _FLOWS, _SERVERS = 1 << 17, 1 << 12
 #: Slots of a histogram for each doubling: a quantile is right to within 1.1 %.
 _SLOTS = 64
+#: Packets that are faster counted one by one.
+_FEW = 64
 #: The slowest calls that are kept.
 SLOWEST = 10
 _CLASSES = events.KINDS["dist_out"].classes
@@ -118,15 +120,8 @@ class Traffic:
         # Each answer goes to an alias of its own: all of them are one receiver.
         alias = out["receiver"] >> np.uint64(62) == np.uint64(events.REMOTE_REF)
         to = np.where(alias, np.uint64(0), out["receiver"])[chosen]
-        _, senders = np.unique(out["process"][chosen], return_inverse=True)
-        _, receivers = np.unique(to, return_inverse=True)
-        _, first, where = np.unique(
-            senders * (len(out) + 1) + receivers, return_index=True, return_inverse=True
-        )
-        counts = np.bincount(where, message[chosen]).astype(np.int64).tolist()
-        octets = np.bincount(where, sizes[chosen]).astype(np.int64).tolist()
-        ends = out["process"][chosen][first].tolist(), to[first].tolist()
-        for sender, receiver, count, size in zip(*ends, counts, octets, strict=True):
+        senders, octets = out["process"][chosen], sizes[chosen]
+        for sender, receiver, count, size in _summed(senders, to, message[chosen], octets):
             key = Flow(link, sender, receiver)
             if key not in self.flows and len(self.flows) >= _FLOWS:
                 row = self.others
@@ -160,3 +155,22 @@ class Traffic:
         self.slowest.sort(key=lambda item: -item[0])
         del self.slowest[SLOWEST:]
         return [call for _, call in self.slowest]
+
+
+def _summed(
+    senders: NDArray[np.void],
+    receivers: NDArray[np.uint64],
+    messages: NDArray[np.bool_],
+    octets: NDArray[np.void],
+) -> Iterable[tuple[int, int, int, int]]:
+    """Sender, receiver, messages and bytes of each pair; of a few packets they are not added up."""
+    if len(senders) < _FEW:
+        columns = (part.tolist() for part in (senders, receivers, messages, octets))
+        return zip(*columns, strict=True)
+    _, by_sender = np.unique(senders, return_inverse=True)
+    _, by_receiver = np.unique(receivers, return_inverse=True)
+    _, first, where = np.unique(
+        by_sender * (len(senders) + 1) + by_receiver, return_index=True, return_inverse=True
+    )
+    sums = (np.bincount(where, part).astype(np.int64).tolist() for part in (messages, octets))
+    return zip(senders[first].tolist(), receivers[first].tolist(), *sums, strict=True)

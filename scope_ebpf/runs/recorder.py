@@ -176,7 +176,7 @@ _TERM_WORDS = {
     name: [
         (dtype.fields[field][1] - _HEADER) // 8
         for field, unit in events.KINDS[name].units.items()
-        if unit == "eterm" and dtype.fields
+        if unit in ("eterm", "loss") and dtype.fields
     ]
     for name, dtype in events.RECORDS.items()
 }

@@ -119,8 +119,10 @@ def _column(
     if unit in ("atom", "atom_index"):
         atoms = values if unit == "atom" else atoms_of(values)
         return field, list(_terms(atoms, terms, text_pids=False))
-    if unit == "eterm":
-        return field, list(_terms(values, terms, text_pids=text_pids))
+    if unit in ("eterm", "loss"):
+        texts = _terms(values, terms, text_pids=text_pids)
+        losses = _LOSSES if unit == "loss" else {}
+        return field, [losses.get(text, text) for text in texts]
     if values.dtype.kind == "S":
         return field, [v.decode("latin-1") for v in values.tolist()]
     missing = values == absent if absent is not None else np.zeros(len(values), bool)
@@ -138,6 +140,9 @@ def _column(
     column[missing] = None
     return label, column.tolist()
 
+
+#: The VM ends a connection for this reason, and reports the other one (OTP-25.2.3 dist.c:1060).
+_LOSSES: dict[str | None, str] = {"normal": "connection_closed"}
 
 #: What a message is, by the number in the highest byte of its form; None for one that is unknown.
 FORMS = np.array([None, *events.FORMS[1:], *[None] * (256 - len(events.FORMS))], object)

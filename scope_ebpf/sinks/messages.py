@@ -11,7 +11,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.capture.aligned import on_one_clock
 from scope_ebpf.capture.legs import LEGS
-from scope_ebpf.capture.merging import named, wall
+from scope_ebpf.capture.merging import named, unrecorded, wall
 from scope_ebpf.capture.pairing import Pairing
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.traffic import Traffic
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 #: Rows that are made at once.
 _ROWS = 8192
 _CLASSES = events.KINDS["dist_out"].classes
-#: Flows and servers that are shown, and of each in the report.
-_FLOWS, _SERVERS, _REPORTED = 20, 50, 5
+#: Flows, servers and nodes without a capture that are shown, and of each in the report.
+_FLOWS, _SERVERS, _UNRECORDED, _REPORTED = 20, 50, 50, 5
 
 
 class Names:
@@ -131,6 +131,15 @@ class Reading:
             "nodes": [_node(node) for node in self._before],
             "links": [self._link(link) for link in self.links],
             "given_up": self._given_up,
+            "unrecorded": [
+                {
+                    "node": node.name,
+                    "peer": node.contents.atoms.get(peer),
+                    "sent": sent,
+                    "received": received,
+                }
+                for node, peer, sent, received in unrecorded(self._before)[:_UNRECORDED]
+            ],
             "flows": self._flows(),
             "calls": self._calls(),
             "slowest_calls": [self._slow(call) for call in self.traffic.finish_slowest()],
@@ -270,8 +279,16 @@ def print_report(merged: clusters.MergeDocument, output: TextIO) -> None:
             f"{merged['given_up']:,} records of packets were given up: too many waited for the "
             "other end\n"
         )
+    output.writelines(map(_unrecorded_line, merged["unrecorded"][:_REPORTED]))
     output.writelines(map(_flow_line, merged["flows"][:_REPORTED]))
     output.writelines(map(_calls_lines, merged["calls"][:_REPORTED]))
+
+
+def _unrecorded_line(row: clusters.UnrecordedNode) -> str:
+    return (
+        f"{plain(row['node'])} -> {plain(row['peer'] or 'another node')}: {row['sent']:,} packets "
+        f"sent, {row['received']:,} came back; there is no capture of the other node\n"
+    )
 
 
 def _flow_line(flow: clusters.MessageFlow) -> str:

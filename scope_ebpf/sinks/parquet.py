@@ -73,7 +73,8 @@ def _fields(pa: Any) -> dict[str, Any]:
             elif unit == "form":
                 fields |= {"form": text, "reference": pa.int64()}
             else:
-                term = unit in ("eterm", "atom", "atom_index", "remote") or dtype[field].kind == "S"
+                words = ("eterm", "atom", "atom_index", "loss", "remote")
+                term = unit in words or dtype[field].kind == "S"
                 fields[field] = text if term else pa.int64()
     return fields
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,9 +16,10 @@ from apps.app import App, free_ports, write_cookie
 from beams_run import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _INSTALLED: Final = Path("/usr/lib/rabbitmq/lib")
+_NODE: Final = "rabbit@localhost"
 _PLUGINS: Final = "[rabbitmq_management,rabbitmq_prometheus]."
 
 
@@ -41,17 +42,53 @@ def rabbitmq(*args: str, home: Path | None = None, otp: Path | None = None) -> I
             app.stop()
 
 
-def _start(home: Path, folder: Path, args: Sequence[str], otp: Path | None) -> App:
+@contextmanager
+def rabbitmq_cluster() -> Iterator[tuple[App, App]]:
+    """
+    Two running brokers, ``rabbit@localhost`` and ``hare@localhost``, that are one cluster.
+    """
+    homes = sorted(_INSTALLED.glob("rabbitmq_server-*"))
+    require(homes, "rabbitmq-server is not installed")
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="scope-rabbitmq-")))
+        first = _joined(running, folder / "rabbit", homes[-1], {})
+        second = _joined(running, folder / "hare", homes[-1], {"epmd": first.ports["epmd"]})
+        yield first, second
+
+
+def _joined(running: ExitStack, folder: Path, home: Path, known: dict[str, int]) -> App:
+    folder.mkdir()
+    app = _start(home, folder, (), None, name=f"{folder.name}@localhost", known=known)
+    running.callback(app.stop)
+    app.wait_until("whereis(rabbit) =/= undefined andalso rabbit:is_running()")
+    return app
+
+
+def _start(
+    home: Path,
+    folder: Path,
+    args: Sequence[str],
+    otp: Path | None,
+    *,
+    name: str = _NODE,
+    known: Mapping[str, int] | None = None,
+) -> App:
+    """
+    Start the node *name*; ports that are *known* are those of another node, which it joins.
+    """
     names = ("amqp", "management", "prometheus", "dist", "epmd")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    (folder / "rabbitmq.conf").write_text(_configuration(ports))
+    ports = {**dict(zip(names, free_ports(len(names)), strict=True)), **(known or {})}
+    joins = _joining(name) if known else ""
+    (folder / "rabbitmq.conf").write_text(_configuration(ports) + joins)
     (folder / "enabled_plugins").write_text(_PLUGINS)
     write_cookie(folder)
     environment = {**os.environ, **_environment(home, folder, ports, args)}
+    environment["RABBITMQ_NODENAME"] = name
     if otp is not None:
         environment["PATH"] = f"{otp}/bin:{environment['PATH']}"
     # The port mapper is started here, so that it ends here; the VM would leave one behind.
-    epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1"], env=environment)
+    epmd = ["epmd", "-address", "127.0.0.1"]
+    helpers = [] if known else [subprocess.Popen(epmd, env=environment)]
     with (folder / "console.log").open("wb") as log:
         process = subprocess.Popen(
             [home / "sbin/rabbitmq-server"],  # not the one in /usr/sbin, which changes the user
@@ -60,7 +97,14 @@ def _start(home: Path, folder: Path, args: Sequence[str], otp: Path | None) -> A
             stdout=log,
             stderr=log,
         )
-    return App(process, folder, ports["dist"], ports, pid=process.pid, helpers=[epmd])
+    return App(process, folder, ports["dist"], ports, pid=process.pid, helpers=helpers)
+
+
+def _joining(name: str) -> str:
+    lines = ["cluster_formation.peer_discovery_backend = classic_config"]
+    for number, node in enumerate((_NODE, name), 1):
+        lines.append(f"cluster_formation.classic_config.nodes.{number} = {node}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _configuration(ports: dict[str, int]) -> str:
@@ -84,7 +128,6 @@ def _environment(
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(ports["epmd"]),
         "RABBITMQ_HOME": str(home),
-        "RABBITMQ_NODENAME": "rabbit@localhost",
         "RABBITMQ_DIST_PORT": str(ports["dist"]),
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),

@@ -21,7 +21,9 @@ from scope_ebpf.capture import merging
 from scope_ebpf.capture.calls import Calls
 from scope_ebpf.capture.merging import read_nodes
 from scope_ebpf.capture.reader import Capture
+from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.sinks import messages
+from scope_ebpf.sinks.columns import columns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,12 +93,15 @@ def test_calls_are_shown_as_calls(capture, tmp_path):
 def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
     """
     Captures of two nodes that call each other, and microseconds that 1,000 calls took.
+
+    One peer is a hidden node.
     """
     require_root()
     folder = tmp_path_factory.mktemp("merge")
     paths = folder / "a.scope", folder / "b.scope"
     kind, peer_kind = request.param
-    with dist_pair(kind, module="rpc_calls", peer_kind=peer_kind) as (a, b):
+    hidden = ("-hidden",) if peer_kind else ()
+    with dist_pair(kind, module="rpc_calls", peer=hidden, peer_kind=peer_kind) as (a, b):
         a.ask("over peer@127.0.0.2 1")  # what waits for a handshake does not say what it is
         with record(a.pid, paths[0]) as one, record(b.pid, paths[1]) as other:
             took = a.ask("over peer@127.0.0.2 1000")
@@ -143,11 +148,13 @@ def test_the_loss_of_a_connection_has_the_reason_that_the_node_gives(captures):
     """
     Each node's own: the one that disconnects says so, for the other the connection has ended.
     """
-    for path, reason in zip(captures[:2], ("disconnect", "normal"), strict=True):
-        contents = Capture(path).contents()
-        (down,) = rows_of(path, "dist_down")
-        assert contents.atoms[int(down["reason"])] == reason
-        assert "@127.0.0." in contents.atoms[int(down["peer"])]
+    for path, reason in zip(captures[:2], ("disconnect", "connection_closed"), strict=True):
+        terms = CapturedTerms(Capture(path).contents())
+        (down,) = zip(
+            *columns("dist_down", rows_of(path, "dist_down"), terms).values(), strict=True
+        )
+        assert reason == down[-1]
+        assert "@127.0.0." in down[-2]
 
 
 def test_merged_captures_have_every_packet_on_one_clock(captures, tmp_path):

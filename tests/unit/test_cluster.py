@@ -150,6 +150,29 @@ def test_tables_answer_the_questions_of_a_fleet(folder: Path, capsys: pytest.Cap
     assert {("one", "a@one", 5 * CALLS), ("two", "b@two", 5 * CALLS)} == set(rows.fetchall())
 
 
+def test_the_slowest_messages_have_who_was_ahead_of_them(tmp_path: Path):
+    """
+    Ten large messages are under way when three small ones are sent: they waited behind those.
+    """
+    times = [(number, 1000 + number, 9000 + number) for number in range(1, 15)]
+    rows = [
+        ("one", "a@one", "b@two", f"<0.{1 + number // 11}.0>", number, size, out, came)
+        for (number, out, came), size in zip(times, [50_000] * 10 + [10] * 3 + [7], strict=True)
+    ]
+    # The last one is sent when all others have come in.
+    rows[-1] = (*rows[-1][:-2], 9_500, 9_501)
+    names = "host, node, to_node, from_pid, packet, bytes, out_ns, in_ns"
+    duckdb.sql(
+        f"copy (select *, null::varchar as from_who from (values {', '.join(map(str, rows))}) "
+        f"t({names})) to '{tmp_path}/messages' (format parquet, partition_by (host, node))"
+    )
+    (query,) = [text for text in queries().values() if text.startswith("    with slow as")]
+    large, small = duckdb.sql(query.replace("fleet/", f"{tmp_path}/")).fetchall()
+    # Nine of the large ones waited behind some of the same, the small ones behind all of them.
+    assert ("a@one", "b@two", "<0.1.0>", 12, (3 * 10 + 45) * 50_000 // 12) == large
+    assert ("a@one", "b@two", "<0.2.0>", 2, (10 + 20) // 2) == small
+
+
 def test_a_folder_of_tables_replaces_nothing(folder: Path, capsys: pytest.CaptureFixture[str]):
     """
     What is there stays, and nothing half done is left behind.

@@ -222,7 +222,7 @@ def test_packets_that_are_out_of_order_are_not_paired(
 
 def test_what_waits_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    20 batches of one end wait for the 20 of the other one: each packet is joined to others once.
+    20 batches of one end wait for the 20 of the other one: each packet is joined once at most.
     """
     checks = np.random.default_rng(23).integers(1, 1 << 32, 20_000)
     ends = [packets(kind, range(1, 20_001), checks) for kind in ("dist_out", "dist_in")]
@@ -250,7 +250,7 @@ def test_what_waits_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pairing, "np", Counting())
     Pairing(nodes, links).run(pairs=lambda _link, out, _in: found.append(len(out)))
     assert 20_000 == sum(found)
-    assert 2 * 20_000 == sum(copied)
+    assert sum(copied) <= 2 * 20_000
 
 
 def test_corners_of_bounds_say_what_all_packets_do():

@@ -14,6 +14,11 @@
 %%   flood NODE async|sync N   a process sends N messages of 100 kB to the node, which does not take them;
 %%                  "done flood suspended", or waiting when all are sent
 %%   links      what the node itself knows of each link: a line of peers, with commas between them
+%%   tell NODE N    N messages to the name any of a node that is no BEAM; done tell N
+%%   watch      the node is to report lost connections and suspended senders; done watch
+%%   busy N     the first N processes that were suspended, as system_monitor names them: "busy PID PID"
+%%   gone       the next lost connection, as net_kernel reports it: "gone NODE REASON"
+%%   cut NODE   disconnects; done cut
 %%   many N PREFIX   connects to n1@PREFIX.0.1 and so on, 250 to a network; done many N
 -module(dist).
 -export([start/0, main/0, sink/0, blocked_sender/2, flood/3]).
@@ -29,6 +34,7 @@ sink() ->
     receive
         {last, From} -> From ! received;
         {back, From, N} -> [From ! {back, I} || I <- lists:seq(1, N)];
+        From when is_pid(From) -> From ! received;
         _ -> ok
     end,
     sink().
@@ -74,11 +80,40 @@ command(_Control, ["flood", Node, Async, N]) ->
 command(_Control, ["links"]) ->
     Known = [known(Conn) || Conn <- ets:tab2list(sys_dist), element(1, Conn) =:= connection],
     lists:join($,, [Line || Line <- Known, Line =/= none]);
+command(_Control, ["tell", Node, N]) ->
+    To = {any, list_to_atom(Node)},
+    [To ! I || I <- lists:seq(1, list_to_integer(N))],
+    ["done tell ", N];
+command(_Control, ["watch"]) ->
+    ok = net_kernel:monitor_nodes(true, [nodedown_reason, {node_type, all}]),
+    erlang:system_monitor(self(), [busy_dist_port]),
+    "done watch";
+command(_Control, ["busy", N]) ->
+    ["busy", [[$ , pid_to_list(Pid)] || Pid <- busy(list_to_integer(N), [])]];
+command(_Control, ["gone"]) ->
+    receive
+        {nodedown, Node, Info} ->
+            {nodedown_reason, Reason} = lists:keyfind(nodedown_reason, 1, Info),
+            io_lib:format("gone ~s ~s", [Node, Reason])
+    end;
+command(_Control, ["cut", Node]) ->
+    true = erlang:disconnect_node(list_to_atom(Node)),
+    "done cut";
 command(_Control, ["many", N, Prefix]) ->
     Names = [io_lib:format("n~b@~s.~b.~b", [I, Prefix, I div 250, I rem 250 + 1])
              || I <- lists:seq(1, list_to_integer(N))],
     [true = net_kernel:connect_node(list_to_atom(lists:flatten(Name))) || Name <- Names],
     ["done many ", N].
+
+busy(0, Found) -> Found;
+busy(N, Found) ->
+    receive
+        {monitor, Pid, busy_dist_port, _} ->
+            case lists:member(Pid, Found) of
+                true -> busy(N, Found);
+                false -> busy(N - 1, [Pid | Found])
+            end
+    end.
 
 %% NODE recv_oct recv_cnt send_oct send_cnt in out pending, of inet:getstat and dist_get_stat.
 known(Conn) ->

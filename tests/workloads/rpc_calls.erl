@@ -54,10 +54,12 @@ command(_, ["connect", Node]) ->
     "done connect 1";
 command(_, ["down", Name]) ->
     Node = list_to_atom(Name),
-    ok = net_kernel:monitor_nodes(true, [nodedown_reason]),
+    ok = net_kernel:monitor_nodes(true, [nodedown_reason, {node_type, all}]),
     true = erlang:disconnect_node(Node),
     receive
-        {nodedown, Node, [{nodedown_reason, Reason}]} -> ["down ", atom_to_list(Reason)]
+        {nodedown, Node, Info} ->
+            {nodedown_reason, Reason} = lists:keyfind(nodedown_reason, 1, Info),
+            ["down ", atom_to_list(Reason)]
     end;
 command(Control, ["large", Node, N]) ->
     Large = binary:copy(<<7>>, 1000000),

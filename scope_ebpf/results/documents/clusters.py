@@ -60,6 +60,16 @@ class MergedLink(_Ends):
     refused: str | None
 
 
+class UnrecordedNode(TypedDict):
+    """Packets between a node and one of which there is no capture: no BEAM, or not recorded."""
+
+    node: str
+    #: Null if its name is not in the capture.
+    peer: str | None
+    sent: int
+    received: int
+
+
 # So does this one.
 _Class = TypedDict("_Class", {"class": str})
 
@@ -151,6 +161,8 @@ class MergeDocument(TypedDict):
     links: list[MergedLink]
     #: Records of packets that were not paired, because more were waiting than are kept.
     given_up: int
+    #: That with most packets first, at most 50.
+    unrecorded: list[UnrecordedNode]
     #: Senders and receivers of most messages from node to node, at most 20.
     flows: list[MessageFlow]
     #: That with the most time of its callers first, at most 50.
