@@ -2,7 +2,7 @@
 /*
  * mark: calls of functions that scope-mark has marked.
  *
- * Hooks:  the BIFs that are markers: erts_debug:flat_size/1, erts_internal:cmp_term/2
+ * Hooks:  the BIFs that are markers: ets:is_compiled_ms/1, erts_internal:cmp_term/2
  * Counts: mark_stats by function, mark_tags by callback
  * Emits:  nothing
  *

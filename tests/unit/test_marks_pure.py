@@ -15,7 +15,7 @@ from profile_fixtures import TARGET
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Function
-from scope_ebpf.beam.marks.marked import _ATTRIBUTE, Mark, Marked
+from scope_ebpf.beam.marks.marked import _ATTRIBUTE, VERSION, Mark, Marked
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
@@ -168,7 +168,7 @@ def test_less_than_three_windows_tell_nothing(monkeypatch):
     assert "less than 3 windows of 50 ms" in run.why
 
 
-def attribute(version: int = 1, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
+def attribute(version: int = VERSION, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
     """
     The attribute as OTP encodes it, among others.
     """
@@ -195,7 +195,7 @@ def test_the_attribute_of_a_marked_module_is_read(functions):
     found = _ATTRIBUTE.search(attribute(profile=b"all", functions=functions))
     assert found is not None
     told = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
-    assert told == (b"\x01", b"all", functions)
+    assert told == (bytes((VERSION,)), b"all", functions)
     assert _ATTRIBUTE.search(b"\x83j" + b"w\x0ascope_mark") is None
 
 

@@ -2,7 +2,7 @@
 """
 The marked modules of a running VM, and their functions.
 
-What marked a module is in its attributes (scope_mark/README.md, version 1), so code of the same
+What marked a module is in its attributes (scope_mark/README.md, version 2), so code of the same
 name that is not marked is told apart. Old code counts as well: processes may still run it.
 """
 
@@ -36,7 +36,7 @@ _ATTRIBUTE = re.compile(
     re.DOTALL,
 )
 #: The version of the marker that is understood.
-VERSION = 1
+VERSION = 2
 #: Bytes of a module's attributes; those of real ones are below a thousand.
 _MAX_ATTRIBUTES = 1 << 20
 #: Functions whose ids are known at a time.
