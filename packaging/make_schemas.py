@@ -69,6 +69,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "ports": (held.PortsDocument,),
     "stacks": (held.StacksDocument,),
     "marks": (marks.MarksDocument,),
+    "marks-line": (marks.MarksLine,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),
