@@ -5,6 +5,7 @@ What marking does to all compiled code of this host, and what marked code costs 
     sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [observed] [compiler] [rabbitmq]
                                          [ejabberd] [--folders FOLDER...] [--rounds 6]
                                          [--messages 30000] [--profiles callbacks all]
+                                         [--kinds stock25 trixie27 sid29]
 
 corpus: every module below the folders is marked, taken by the loader, marked again and unmarked.
 fuzz: 10,000 mutated files. marker: nanoseconds of one marker. observed: what a hit takes while
@@ -40,6 +41,7 @@ from beams_run import Beam, build, start_beam  # noqa: E402
 from mark_run import HERE, MODULES, compiled, erl, folder, mark, run, terms  # noqa: E402
 
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
+from scope_ebpf.kernel.cost import measure  # noqa: E402
 from scope_ebpf.runs.marks import MarkOptions, watch  # noqa: E402
 from scope_ebpf.runs.target_cost import cpu_seconds  # noqa: E402
 
@@ -133,7 +135,7 @@ def marker(_: argparse.Namespace) -> bool:
 
 def observed(options: argparse.Namespace) -> bool:
     """CPU of the VM that a hit takes, entries and returns paired: the least of some rounds."""
-    for kind in ("stock25", "trixie27", "sid29"):
+    for kind in options.kinds:
         for profile, name in (("callbacks", "callback"), ("all", "function")):
             modules = folder("scope-observed-")
             shutil.copy(HERE / "counted.erl", modules)
@@ -144,7 +146,13 @@ def observed(options: argparse.Namespace) -> bool:
             mark(modules / "counted.beam", "--profile", profile, "--only", "counted:terminate/2")
             with start_beam(kind, "+S", "1", "-s", "counted", "main", module_dir=modules) as beam:
                 beam.expect("ready")
-                print(f"{kind}, {name}: {_us_a_hit(beam, options.rounds):.2f} us a hit", flush=True)
+                whole = _us_a_hit(beam, options.rounds)
+            trap = min(measure().entry for _ in range(options.rounds)) * 1e6
+            print(
+                f"{kind}, {name}: {whole:.2f} us a hit, {whole / trap - 1:.2f} of a trap beside "
+                f"the trap of {trap:.2f} us",
+                flush=True,
+            )
     return True
 
 
@@ -330,6 +338,7 @@ def main() -> int:
     parser.add_argument("--folders", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--messages", type=int, default=30_000)
+    parser.add_argument("--kinds", nargs="*", default=["stock25", "trixie27", "sid29"])
     parser.add_argument("--profiles", nargs="*", default=["callbacks", "all"])
     parser.add_argument("--cases", type=int, default=10_000)
     options = parser.parse_args()
