@@ -26,7 +26,7 @@ Kind = Literal["callback", "function"]
 #: How a call ended: ``failed`` by an exception or the end of its process; ``left``, of a function
 #: that is no callback, by one of these or in a tail call; ``untold`` where it was not followed.
 End = Literal["returned", "handed over", "failed", "left", "running", "untold"]
-#: The parts of a mean and of a quantile that hooks may have taken of it, where it is told without
+#: The parts of a mean and of a quantile that hooks may have taken of it, where it is shown without
 #: them: a call at a quantile may have been hit more often than the average, or less.
 _OF_MEAN, _OF_QUANTILE = 0.5, 0.15
 
@@ -36,7 +36,7 @@ class Durations:
     """
     Durations of the calls of one function, and the seconds that hooks took within one on average.
 
-    These are taken off. A mean is not told where they are more than half of what was measured, a
+    These are taken off. A mean is not shown where they are more than half of what was measured, a
     quantile where they are more than 15 %.
     """
 
