@@ -3,18 +3,21 @@
 What marking does to all compiled code of this host, and what marked code costs while nobody looks.
 
     sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [observed] [compiler] [rabbitmq]
-                                         [--folders FOLDER...] [--rounds 6] [--messages 30000]
+                                         [ejabberd] [--folders FOLDER...] [--rounds 6]
+                                         [--messages 30000] [--profiles callbacks all]
+                                         [--kinds stock25 trixie27 sid29]
 
 corpus: every module below the folders is marked, taken by the loader, marked again and unmarked.
 fuzz: 10,000 mutated files. marker: nanoseconds of one marker. observed: what a hit takes while
 ``scope-trace marks`` counts and times everything, by release and class. compiler: CPU of the Erlang
-compiler on an OTP that is marked whole, against plain. rabbitmq: a broker on an OTP, both marked
-``callbacks``, against a plain one beside it: messages delivered, CPU of a message.
+compiler on an OTP that is marked whole, against plain. rabbitmq, ejabberd: the application and the
+OTP below it, both marked, against a plain one beside it: messages delivered, CPU of a message.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import math
 import re
@@ -31,24 +34,30 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/mark")]
 
 import pika  # noqa: E402 - after the path
 import psutil  # noqa: E402
+from apps.ejabberd import ejabberd  # noqa: E402
+from apps.load_ejabberd import chat  # noqa: E402
 from apps.rabbitmq import rabbitmq  # noqa: E402
 from beams_run import Beam, build, start_beam  # noqa: E402
 from mark_run import HERE, MODULES, compiled, erl, folder, mark, run, terms  # noqa: E402
 
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
+from scope_ebpf.kernel.cost import measure  # noqa: E402
 from scope_ebpf.runs.marks import MarkOptions, watch  # noqa: E402
 from scope_ebpf.runs.target_cost import cpu_seconds  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from apps.app import App
+
 OTP = Path("/usr/lib/erlang")
 RABBITMQ = Path("/usr/lib/rabbitmq/lib")
+EJABBERD = tuple(Path("/usr/lib/x86_64-linux-gnu").glob("ejabberd-*"))
 INSTALLED = (
     OTP / "lib",
     RABBITMQ,
     Path("/usr/lib/elixir"),
-    *Path("/usr/lib/x86_64-linux-gnu").glob("ejabberd-*"),
+    *EJABBERD,
 )
 HOST = "stock25"
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom.
@@ -126,7 +135,7 @@ def marker(_: argparse.Namespace) -> bool:
 
 def observed(options: argparse.Namespace) -> bool:
     """CPU of the VM that a hit takes, entries and returns paired: the least of some rounds."""
-    for kind in ("stock25", "trixie27", "sid29"):
+    for kind in options.kinds:
         for profile, name in (("callbacks", "callback"), ("all", "function")):
             modules = folder("scope-observed-")
             shutil.copy(HERE / "counted.erl", modules)
@@ -137,7 +146,13 @@ def observed(options: argparse.Namespace) -> bool:
             mark(modules / "counted.beam", "--profile", profile, "--only", "counted:terminate/2")
             with start_beam(kind, "+S", "1", "-s", "counted", "main", module_dir=modules) as beam:
                 beam.expect("ready")
-                print(f"{kind}, {name}: {_us_a_hit(beam, options.rounds):.2f} us a hit", flush=True)
+                whole = _us_a_hit(beam, options.rounds)
+            trap = min(measure().entry for _ in range(options.rounds)) * 1e6
+            print(
+                f"{kind}, {name}: {whole:.2f} us a hit, {whole / trap - 1:.2f} of a trap beside "
+                f"the trap of {trap:.2f} us",
+                flush=True,
+            )
     return True
 
 
@@ -160,10 +175,16 @@ def _us_a_hit(beam: Beam, rounds: int) -> float:
     return (min(watched) - plain) / _HITS * 1e6
 
 
+def mark_all(top: Path, profile: str) -> subprocess.CompletedProcess[str]:
+    """Mark a whole tree, which takes minutes on a busy machine."""
+    return mark(top, "--profile", profile, "--behaviours", OTP, timeout=900)
+
+
 @contextlib.contextmanager
 def marked_otp(profile: str) -> Iterator[Path]:
     """A copy of OTP, marked whole, that runs from where it lies."""
     with tempfile.TemporaryDirectory(prefix="scope-otp-") as name:
+        Path(name).chmod(0o755)  # ejabberd runs as another user
         copy = Path(name) / "erlang"
         shutil.copytree(OTP, copy, symlinks=False, ignore_dangling_symlinks=True)
         for script in (copy / "bin/erl", *copy.glob("erts-*/bin/erl")):
@@ -171,7 +192,7 @@ def marked_otp(profile: str) -> Iterator[Path]:
             script.unlink()
             script.write_text(text)
             script.chmod(0o755)
-        print(f"OTP, {profile}: {mark(copy, '--profile', profile).stdout.strip()}", flush=True)
+        print(f"OTP, {profile}: {mark_all(copy, profile).stdout.strip()}", flush=True)
         yield copy
 
 
@@ -216,43 +237,87 @@ def delivered(port: int, messages: int) -> int:
     return count
 
 
+def chatted(port: int, messages: int) -> int:
+    """Chat messages that one account received of those that another one sent."""
+    counts = asyncio.run(chat(port, ("alice", "bob"), messages))
+    return round(counts["received"])
+
+
 def cpu(pid: int) -> float:
     """Seconds of CPU of a process."""
     times = psutil.Process(pid).cpu_times()
     return times.user + times.system
 
 
+def by_turns(
+    apps: dict[str, App], port: str, deliver: Callable[[int, int], int], options: argparse.Namespace
+) -> bool:
+    """The same load for each of *apps*, by turns: all of it delivered, and its CPU."""
+    spent: dict[str, list[float]] = {profile: [] for profile in apps}
+    good = True
+    for number in range(options.rounds + 1):
+        for profile, app in apps.items():
+            before = cpu(app.pid)
+            got = deliver(app.ports[port], options.messages)
+            if got != options.messages:
+                print(f"  {profile}: {got} of {options.messages} were delivered")
+                good = False
+            if number:  # the first warms all up
+                spent[profile].append((cpu(app.pid) - before) / options.messages * 1e6)
+    for profile, values in spent.items():
+        print(f"  {profile}, us of CPU a message: {' '.join(f'{v:.0f}' for v in values)}")
+        if profile != "plain":
+            pairs = list(zip(spent["plain"], values, strict=True))
+            print(f"  {profile} / plain, nobody looks: {ratio(pairs)}", flush=True)
+    for profile, app in apps.items():
+        print(f"  {profile}: {app.eval(_LOADED)} loaded modules are marked; {_errors(app)}")
+    return good
+
+
+#: How many modules of a node are marked.
+_LOADED = (
+    "length([M || {M,_} <- code:all_loaded(), "
+    "lists:keymember(scope_mark, 1, M:module_info(attributes))])"
+)
+
+
+def _errors(app: App) -> str:
+    log = (app.folder / "console.log").read_text(errors="replace")
+    return f"{log.count('[error]') + log.count('[critical]')} errors in its log"
+
+
 def broker(options: argparse.Namespace) -> bool:
-    """A marked and a plain broker by turns."""
+    """A plain broker and marked ones by turns."""
     home = max(RABBITMQ.glob("rabbitmq_server-*"))
-    with marked_otp("callbacks") as otp, tempfile.TemporaryDirectory() as name:
-        copy = Path(name) / home.name
-        shutil.copytree(home, copy)
-        print(
-            f"RabbitMQ: {mark(copy, '--profile', 'callbacks', '--behaviours', OTP).stdout.strip()}"
-        )
-        with rabbitmq() as plain, rabbitmq(home=copy, otp=otp) as marked:
-            loaded = marked.eval(
-                "length([M || {M,_} <- code:all_loaded(), "
-                "lists:keymember(scope_mark, 1, M:module_info(attributes))])"
-            )
-            print(f"RabbitMQ: {loaded} loaded modules are marked")
-            pairs, good = [], True
-            for number in range(options.rounds + 1):
-                spent = []
-                for app in (plain, marked):
-                    before = cpu(app.pid)
-                    good &= delivered(app.ports["amqp"], options.messages) == options.messages
-                    spent.append((cpu(app.pid) - before) / options.messages * 1e6)
-                if number:  # the first warms both up
-                    pairs.append((spent[0], spent[1]))
-                    print(
-                        f"  us of CPU a message: plain {spent[0]:.0f}, marked {spent[1]:.0f}",
-                        flush=True,
-                    )
-            errors = marked.log().count("[error]")
-    print(f"RabbitMQ, all messages delivered: {good}; errors in its log: {errors}")
-    print(f"RabbitMQ, callbacks marked, nobody looks, CPU of a message: {ratio(pairs)}")
+    with contextlib.ExitStack() as stack:
+        apps = {"plain": stack.enter_context(rabbitmq())}
+        for profile in options.profiles:
+            otp = stack.enter_context(marked_otp(profile))
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / home.name
+            shutil.copytree(home, copy)
+            done = mark_all(copy, profile).stdout.strip()
+            print(f"RabbitMQ, {profile}: {done}", flush=True)
+            apps[profile] = stack.enter_context(rabbitmq(home=copy, otp=otp))
+        good = by_turns(apps, "amqp", delivered, options)
+    print(f"RabbitMQ, all messages delivered: {good}")
+    return good
+
+
+def chat_server(options: argparse.Namespace) -> bool:
+    """A plain ejabberd and marked ones by turns, as the broker."""
+    with contextlib.ExitStack() as stack:
+        apps = {"plain": stack.enter_context(ejabberd())}
+        for profile in options.profiles:
+            otp = stack.enter_context(marked_otp(profile))
+            top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            top.chmod(0o755)
+            for home in EJABBERD:
+                shutil.copytree(home, top / home.name)
+            done = mark_all(top, profile).stdout.strip()
+            print(f"ejabberd, {profile}: {done}", flush=True)
+            apps[profile] = stack.enter_context(ejabberd(home=top, otp=otp))
+        good = by_turns(apps, "c2s", chatted, options)
+    print(f"ejabberd, all messages delivered: {good}")
     return good
 
 
@@ -263,6 +328,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], bool]] = {
     "observed": observed,
     "compiler": compiler,
     "rabbitmq": broker,
+    "ejabberd": chat_server,
 }
 
 
@@ -272,6 +338,8 @@ def main() -> int:
     parser.add_argument("--folders", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--messages", type=int, default=30_000)
+    parser.add_argument("--kinds", nargs="*", default=["stock25", "trixie27", "sid29"])
+    parser.add_argument("--profiles", nargs="*", default=["callbacks", "all"])
     parser.add_argument("--cases", type=int, default=10_000)
     options = parser.parse_args()
     good = [PARTS[name](options) for name in options.parts]

@@ -71,6 +71,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "stacks": (held.StacksDocument,),
     "marks": (marks.MarksDocument,),
     "memory": (memory.MemoryDocument,),
+    "marks-line": (marks.MarksLine,),
     "calls-line": (calls.CallLine, calls.ReturnLine, calls.CodeLine, calls.CallSummaryLine),
     "speedscope": (exports.SpeedscopeDocument,),
     "otlp-line": (exports.SpansRequest,),

@@ -16,10 +16,9 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include "build.h"
+#include "captures.bpf.h"
 #include "events.generated.h"
 #include "terms.bpf.h"
-
-#define ARGUMENTS 8 /* in call_hit.x */
 
 /* The kernel disables a breakpoint whose program returns this at once (Linux 6.10). */
 #define DISABLE_BREAKPOINT 1
@@ -119,59 +118,6 @@ static __always_inline bool is_still_there(const struct breakpoint_site *site, _
 	return mfa[0] == site->module && mfa[1] == site->function && (__u32)mfa[2] == site->arity;
 }
 
-/* Copy the words that the term points to: a list's two, otherwise up to seven. */
-static __always_inline void copy_words(__u64 *capture)
-{
-	const void *from = untag(capture[0]);
-
-	if (is_list(capture[0]) || bpf_probe_read_user(capture + 1, 7 * sizeof(*capture), from)) {
-		if (bpf_probe_read_user(capture + 1, 2 * sizeof(*capture), from))
-			capture[0] = 0; /* not mapped, or paged out: not shown */
-	}
-}
-
-/* The words of a capture that are terms: bit N is word N. */
-static __always_inline __u32 terms_of(const __u64 *capture)
-{
-	__u64 header = capture[1];
-
-	if (is_list(capture[0]))
-		return 1 << 1 | 1 << 2;
-	if (is_tuple_header(header)) {
-		__u64 arity = tuple_arity(header);
-
-		return arity >= 6 ? 0xfc : ((1U << arity) - 1) << 2;
-	}
-	if (header_subtag(header) == call_settings.map_subtag && is_flatmap_header(header))
-		return 1 << 3; /* the tuple of its keys */
-	return 0;
-}
-
-/* Capture the arguments, then the terms that they contain, breadth first, while there is room. */
-static __always_inline void copy_terms(struct call_hit *hit)
-{
-	__u32 used = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < ARGUMENTS; i++)
-		if (i < hit->arity && is_pointer(hit->x[i]) && used < CAPTURES)
-			hit->captures[used++ * CAPTURE_WORDS] = hit->x[i];
-	for (__u32 i = 0; i < CAPTURES; i++) {
-		__u64 *capture = &hit->captures[i * CAPTURE_WORDS];
-		__u32 terms;
-
-		if (i >= used)
-			break;
-		copy_words(capture);
-		if (!capture[0])
-			continue;
-		terms = terms_of(capture);
-		for (__u32 word = 1; word < CAPTURE_WORDS; word++)
-			if (terms >> word & 1 && is_pointer(capture[word]) && used < CAPTURES)
-				hit->captures[used++ * CAPTURE_WORDS] = capture[word];
-	}
-}
-
 static __always_inline struct call_hit *reserve_hit(struct call_totals *totals)
 {
 	struct call_hit *hit = bpf_ringbuf_reserve(&call_ring, sizeof(*hit), 0);
@@ -228,7 +174,7 @@ int function_entry(struct bpf_perf_event_data *ctx)
 	if (bpf_probe_read_user(hit->x, sizeof(hit->x), (const void *)ctx->regs.rbx))
 		totals->refused++;
 	else
-		copy_terms(hit);
+		copy_terms(hit->captures, hit->x, hit->arity, call_settings.map_subtag);
 	bpf_ringbuf_submit(hit, BPF_RB_NO_WAKEUP);
 	return 0;
 }

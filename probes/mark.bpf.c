@@ -2,9 +2,9 @@
 /*
  * mark: calls of functions that scope-mark has marked.
  *
- * Hooks:  the BIFs that are markers: erts_debug:flat_size/1, erts_internal:cmp_term/2
- * Counts: mark_stats by function, mark_tags by callback
- * Emits:  nothing
+ * Hooks:  the BIFs that are markers: ets:is_compiled_ms/1, erts_internal:cmp_term/2
+ * Counts: mark_stats by function, mark_tags by callback, mark_callers by where calls return to
+ * Emits:  mark_call and mark_end, into a ring of their own, where a stream is asked for
  *
  * A marker's only argument is an id: 52 bits of a hash of M:F/A, and the kind of the marker. A
  * call is open from its entry until a marker of the same process at the same or a lesser depth of
@@ -18,6 +18,7 @@
 #include <bpf/bpf_tracing.h>
 #include "buckets.bpf.h"
 #include "build.h"
+#include "captures.bpf.h"
 #include "events.generated.h"
 #include "terms.bpf.h"
 
@@ -72,6 +73,14 @@ struct {
 	__type(value, struct mark_stats);
 } mark_stats SEC(".maps");
 
+/* A process without open calls, as each is at first; too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mark_process);
+} mark_fresh SEC(".maps");
+
 /* Processes with open calls, by the address of struct process. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -86,6 +95,23 @@ struct {
 	__type(key, struct mark_tag);
 	__type(value, __u64);
 } mark_tags SEC(".maps");
+
+/* Nothing is removed: what finds no room is of an unknown caller. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MARK_CALLERS);
+	__type(key, struct mark_caller);
+	__type(value, __u64);
+} mark_callers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* set before load */
+} mark_ring SEC(".maps");
+
+/* Puts the structs into the object's BTF, since the programs only point to them. */
+const struct mark_call *any_call __attribute__((section(".records"), used));
+const struct mark_end *any_end __attribute__((section(".records"), used));
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -119,6 +145,62 @@ static __always_inline struct mark_stats *stats_of(__u32 slot)
 	return bpf_map_lookup_elem(&mark_stats, &slot);
 }
 
+/* Tell the end of a call of which nothing can be copied. */
+static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
+{
+	struct mark_end *end;
+
+	if (!settings.stream)
+		return 0;
+	end = bpf_ringbuf_reserve(&mark_ring, sizeof(*end), 0);
+	if (!end) {
+		count(MARKS_UNTOLD);
+		return 0;
+	}
+	end->time_ns = bpf_ktime_get_ns();
+	end->began_ns = began_ns;
+	end->process = process;
+	end->line = slot & IS_CALLBACK ? LINE_FAILED : LINE_LEFT;
+	end->slot = slot;
+	bpf_ringbuf_submit(end, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* Tell what *end* says, with *arity* terms at *registers*, and the two words at the stack pointer
+ * *sp*: the place of the marker, and the place to which the function returns. */
+static __noinline int tell(const struct mark_end *end, __u64 id, __u64 sp, __u64 registers,
+			   __u32 arity)
+{
+	struct mark_call *call = bpf_ringbuf_reserve(&mark_ring, sizeof(*call), 0);
+	__u64 words[2] = {};
+
+	if (!call || !end) {
+		count(MARKS_UNTOLD);
+		if (call)
+			bpf_ringbuf_discard(call, BPF_RB_NO_WAKEUP);
+		return 0;
+	}
+	__builtin_memset(call, 0, sizeof(*call));
+	call->time_ns = end->time_ns;
+	call->began_ns = end->began_ns;
+	call->process = end->process;
+	call->line = end->line;
+	call->slot = end->slot;
+	call->id = id;
+	if (bpf_probe_read_user(words, sizeof(words), (void *)sp))
+		count(MARKS_UNREADABLE);
+	call->code = words[0];
+	call->caller = words[1];
+	call->tid = (__u32)bpf_get_current_pid_tgid();
+	call->arity = arity;
+	if (bpf_probe_read_user(call->x, sizeof(call->x), (void *)registers))
+		count(MARKS_UNREADABLE);
+	else
+		copy_terms(call->captures, call->x, arity, settings.map_subtag);
+	bpf_ringbuf_submit(call, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
 /* The last open call ended without a marker of its own: it has failed if it is a callback's. */
 static __always_inline void drop(struct mark_process *process)
 {
@@ -126,6 +208,7 @@ static __always_inline void drop(struct mark_process *process)
 	__u32 slot = process->slot[at];
 
 	process->count -= 1;
+	tell_end(process->id, process->began_ns[at], slot);
 	if (slot & IS_CALLBACK) {
 		struct mark_stats *stats = stats_of(slot);
 
@@ -152,12 +235,13 @@ static __always_inline bool is_at(const struct mark_process *process, __u64 dept
 	       process->depth[open_index(process->count - 1)] == depth;
 }
 
-static __always_inline void enter(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
+/* Count a call; false if its end will not be seen. */
+static __always_inline bool enter(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
 {
 	struct mark_stats *stats = stats_of(slot);
 
 	if (!stats)
-		return;
+		return false; /* cannot be: the slot is within the map */
 	__sync_fetch_and_add(&stats->calls, 1);
 	if (process) {
 		unwind(process, depth);
@@ -166,7 +250,7 @@ static __always_inline void enter(struct mark_process *process, __u32 slot, __u6
 	}
 	if (!process || process->count >= MARK_OPEN_CALLS) {
 		__sync_fetch_and_add(&stats->unfollowed, 1);
-		return;
+		return false;
 	}
 	__u32 at = open_index(process->count);
 	process->depth[at] = depth;
@@ -174,22 +258,24 @@ static __always_inline void enter(struct mark_process *process, __u32 slot, __u6
 	process->before[at] = process->hits;
 	process->slot[at] = slot;
 	process->count += 1;
+	return true;
 }
 
-static __always_inline void leave(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
+/* End a call; returns when it began, 0 if that was not followed. */
+static __always_inline __u64 leave(struct mark_process *process, __u32 slot, __u64 depth, __u64 now)
 {
 	struct mark_stats *stats = stats_of(slot);
 
 	if (!stats || !process)
-		return;
+		return 0;
 	unwind(process, depth);
 	/* What returns may not be what was called: a function ends with what it calls last. */
 	if (!is_at(process, depth))
-		return;
+		return 0;
 	__u32 at = open_index(process->count - 1);
 	if (process->slot[at] != slot) {
 		drop(process);
-		return;
+		return 0;
 	}
 	process->count -= 1;
 	__u64 ns = now - process->began_ns[at];
@@ -199,6 +285,28 @@ static __always_inline void leave(struct mark_process *process, __u32 slot, __u6
 	__sync_fetch_and_add(&stats->hits, process->hits - process->before[at]);
 	if (bucket < SERVER_BUCKETS)
 		__sync_fetch_and_add(&stats->durations[bucket], 1);
+	return process->began_ns[at];
+}
+
+/* Count where a call returns to, of which the stack has the address behind that of the marker. */
+static __always_inline void count_caller(__u32 slot, __u64 sp)
+{
+	struct mark_caller key = {.slot = slot};
+	__u64 one = 1, *total;
+
+	if (bpf_probe_read_user(&key.address, sizeof(key.address), (void *)sp + 8)) {
+		count(MARKS_UNREADABLE);
+		return;
+	}
+	total = bpf_map_lookup_elem(&mark_callers, &key);
+	if (!total) {
+		if (!bpf_map_update_elem(&mark_callers, &key, &one, BPF_NOEXIST))
+			return;
+		/* Another CPU was first, or there is no room. */
+		total = bpf_map_lookup_elem(&mark_callers, &key);
+	}
+	if (total)
+		__sync_fetch_and_add(total, 1);
 }
 
 /* The function with this id; NULL if it is not watched. */
@@ -217,20 +325,12 @@ static __always_inline const struct mark_function *function_of(__u64 id, __u32 c
 	added.slot = __sync_fetch_and_add(taken, 1) + 1;
 	added.callback = class == IS_CALLBACK;
 	added.tagged = found->tagged && added.callback;
+	added.arity = found->arity;
 	if (added.slot >= MARK_SLOTS)
 		return found;
 	/* Where another CPU was first, this number stays unused. */
 	bpf_map_update_elem(&mark_functions, &id, &added, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&mark_functions, &id);
-}
-
-/* Begin to follow a process; a function of its own, for the room that this takes on the stack. */
-static __noinline int follow(__u64 address, __u64 id)
-{
-	struct mark_process fresh = {};
-
-	fresh.id = id;
-	return bpf_map_update_elem(&mark_processes, &address, &fresh, BPF_NOEXIST);
 }
 
 /* The open calls of a process, NULL if it has none. With *begins* those are followed from now on,
@@ -240,9 +340,15 @@ static __always_inline struct mark_process *process_of(__u64 address, __u64 id, 
 	struct mark_process *found = bpf_map_lookup_elem(&mark_processes, &address);
 
 	if (!found && begins) {
-		follow(address, id);
+		__u32 first = 0;
+		struct mark_process *fresh = bpf_map_lookup_elem(&mark_fresh, &first);
+
+		if (fresh)
+			bpf_map_update_elem(&mark_processes, &address, fresh, BPF_NOEXIST);
 		found = bpf_map_lookup_elem(&mark_processes, &address);
-		if (!found)
+		if (found)
+			found->id = id;
+		else
 			count(MARKS_NO_ROOM);
 	} else if (found && found->id != id) {
 		/* The process whose struct this was is gone, in the middle of these calls. */
@@ -320,6 +426,10 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	const struct mark_function *function;
 	struct mark_process *process;
 	__u64 id = 0, hend = 0, now, kind;
+	/* While a BIF runs, rbp holds the Erlang stack pointer, and rbx the address of the X
+	 * registers (JIT of OTP 25, 27 and 29). Read once: the verifier wants a context without an
+	 * offset. */
+	__u64 sp = ctx->rbp, registers = ctx->rbx;
 	__u32 first = 0, slot;
 
 	if (bpf_get_current_pid_tgid() >> 32 != settings.tgid)
@@ -330,7 +440,6 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		return 0;
 	if (arguments && bpf_probe_read_user(&term, sizeof(term), (void *)arguments))
 		term = 0;
-	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
 	kind = (term & 15) == SMALL_TAG ? term >> 4 & 63 : 0;
 	term >>= 10;
 	/* Handlers have markers of callbacks in every function: they do not show its class. */
@@ -341,7 +450,7 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	if (!function)
 		count(MARKS_UNKNOWN);
 	if (!function || kind == KIND_CAUGHT || kind == KIND_CATCH)
-		return pass(address, ctx->rbp, kind);
+		return pass(address, sp, kind);
 	if (bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend) ||
 	    bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id)) {
 		count(MARKS_UNREADABLE);
@@ -349,22 +458,31 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	}
 	process = process_of(address, id, kind == KIND_ENTRY);
 	slot = function->slot | class;
-	__u64 depth = hend - ctx->rbp;
+	struct mark_end end = {.time_ns = now, .process = id, .slot = slot};
+	__u64 depth = hend - sp;
 	switch (kind) {
 	case KIND_ENTRY:
-		enter(process, slot, depth, now);
+		end.line = enter(process, slot, depth, now) ? LINE_ENTERED : LINE_UNFOLLOWED;
+		end.began_ns = now;
+		if (function->slot)
+			count_caller(function->slot, sp);
 		if (function->tagged && function->slot)
-			count_tag(function->slot, WAY_TAG, ctx->rbx);
+			count_tag(function->slot, WAY_TAG, registers);
 		break;
 	case KIND_RETURN:
-		leave(process, slot, depth, now);
+		end.line = LINE_RETURNED;
+		end.began_ns = leave(process, slot, depth, now);
 		if (function->tagged && function->slot)
-			count_tag(function->slot, WAY_RESULT, ctx->rbx);
+			count_tag(function->slot, WAY_RESULT, registers);
 		break;
 	case KIND_TAIL:
-		leave(process, slot, depth, now);
+		end.line = LINE_HANDED;
+		end.began_ns = leave(process, slot, depth, now);
 		break;
 	}
+	if (settings.stream && end.line)
+		tell(&end, term, sp, registers,
+		     kind == KIND_ENTRY ? function->arity : kind == KIND_RETURN);
 	forget(address, process);
 	return 0;
 }

@@ -82,6 +82,8 @@ SERVER_TAGS = 8
 MARK_SLOTS = 4096
 #: open calls of one process that are followed; a power of two
 MARK_OPEN_CALLS = 16
+#: pairs of a marked function and a place that its calls return to; calls of others are of unknown callers
+MARK_CALLERS = 16384
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
@@ -198,7 +200,17 @@ MARKS_FUNCTION = 1
 MARKS_UNKNOWN = 2
 MARKS_NO_ROOM = 3
 MARKS_UNREADABLE = 4
-MARK_COUNTS = ('callback', 'function', 'unknown', 'no_room', 'unreadable')
+MARKS_UNTOLD = 5
+MARK_COUNTS = ('callback', 'function', 'unknown', 'no_room', 'unreadable', 'untold')
+
+#: What a line of the stream of marks tells.
+LINE_ENTERED = 1
+LINE_UNFOLLOWED = 2
+LINE_RETURNED = 3
+LINE_HANDED = 4
+LINE_FAILED = 5
+LINE_LEFT = 6
+MARK_LINES = ('entered', 'unfollowed', 'returned', 'handed', 'failed', 'left')
 
 #: Which atom of a callback was counted.
 WAY_TAG = 0
@@ -734,6 +746,8 @@ MARK_SETTINGS = np.dtype([
     ("process_id", "<u4"),
     ("process_hend", "<u4"),
     ("function_in_register", "<u4"),
+    ("stream", "<u4"),
+    ("map_subtag", "<u4"),
 ])
 
 #: A marked function that has been called, by the 52 bits of its id.
@@ -741,7 +755,7 @@ MARK_FUNCTION = np.dtype([
     ("slot", "<u4"),
     ("tagged", "<u4"),
     ("callback", "<u4"),
-    ("padding", "<u4"),
+    ("arity", "<u4"),
 ])
 
 #: The calls of one process that are open, the deepest last; by the address of its struct process.
@@ -771,6 +785,38 @@ MARK_TAG = np.dtype([
     ("slot", "<u4"),
     ("way", "<u4"),
     ("atom", "<u8"),
+])
+
+#: Where calls of a function return to.
+MARK_CALLER = np.dtype([
+    ("address", "<u8"),
+    ("slot", "<u4"),
+    ("padding", "<u4"),
+])
+
+#: The end of a call, where nothing is copied of it.
+MARK_END = np.dtype([
+    ("time_ns", "<u8"),
+    ("began_ns", "<u8"),
+    ("process", "<u8"),
+    ("line", "<u4"),
+    ("slot", "<u4"),
+])
+
+#: The begin of a call, or its return; the first fields are those of mark_end.
+MARK_CALL = np.dtype([
+    ("time_ns", "<u8"),
+    ("began_ns", "<u8"),
+    ("process", "<u8"),
+    ("line", "<u4"),
+    ("slot", "<u4"),
+    ("id", "<u8"),
+    ("code", "<u8"),
+    ("caller", "<u8"),
+    ("tid", "<u4"),
+    ("arity", "<u4"),
+    ("x", "<u8", (8,)),
+    ("captures", "<u8", (112,)),
 ])
 
 #: A scheduler thread of the target.

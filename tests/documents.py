@@ -52,6 +52,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "ets": lambda d: "tables_total" in d,
     "ports": lambda d: "ports_total" in d,
     "marks": lambda d: "marked" in d,
+    "marks-line": lambda d: "arguments" in d and "end" in d,
     "ps": lambda d: "process" in d,
     "merge-line": lambda d: "from_node" in d,
     "merge": lambda d: "links" in d and "nodes" in d,

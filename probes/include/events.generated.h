@@ -34,6 +34,7 @@
 #define SERVER_TAGS 8 /* tags of requests that are counted apart of one module; its other ones are counted together */
 #define MARK_SLOTS 4096 /* marked functions that are counted apart, of those that are called; the first slot is of the others */
 #define MARK_OPEN_CALLS 16 /* open calls of one process that are followed; a power of two */
+#define MARK_CALLERS 16384 /* pairs of a marked function and a place that its calls return to; calls of others are of unknown callers */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -237,7 +238,19 @@ enum mark_count {
 	MARKS_UNKNOWN = 2,
 	MARKS_NO_ROOM = 3,
 	MARKS_UNREADABLE = 4,
-	MARK_COUNTS = 5,
+	MARKS_UNTOLD = 5,
+	MARK_COUNTS = 6,
+};
+
+/* What a line of the stream of marks tells. */
+enum mark_line {
+	LINE_ENTERED = 1,
+	LINE_UNFOLLOWED = 2,
+	LINE_RETURNED = 3,
+	LINE_HANDED = 4,
+	LINE_FAILED = 5,
+	LINE_LEFT = 6,
+	MARK_LINES = 6,
 };
 
 /* Which atom of a callback was counted. */
@@ -810,6 +823,8 @@ struct mark_settings {
 	__u32 process_id; /* struct process */
 	__u32 process_hend; /* struct process */
 	__u32 function_in_register; /* 1 if mark_function lies where the id is in rdi, and the process in r13 only */
+	__u32 stream; /* 1 for a line of each call and its end */
+	__u32 map_subtag; /* header subtag of a map */
 };
 
 /* A marked function that has been called, by the 52 bits of its id. */
@@ -817,7 +832,7 @@ struct mark_function {
 	__u32 slot; /* of mark_stats */
 	__u32 tagged; /* 1 for a function whose first argument is a message, if it is a callback */
 	__u32 callback; /* 1 if its markers are those of callbacks */
-	__u32 padding; /* named, so that it is zero */
+	__u32 arity; /* number of its arguments */
 };
 
 /* The calls of one process that are open, the deepest last; by the address of its struct process. */
@@ -847,6 +862,38 @@ struct mark_tag {
 	__u32 slot; /* of the function */
 	__u32 way; /* WAY_* */
 	__u64 atom; /* 0 for anything else, eterm */
+};
+
+/* Where calls of a function return to. */
+struct mark_caller {
+	__u64 address; /* in the code of the caller, address */
+	__u32 slot; /* of the function */
+	__u32 padding; /* named, so that it is zero */
+};
+
+/* The end of a call, where nothing is copied of it. */
+struct mark_end {
+	__u64 time_ns; /* CLOCK_MONOTONIC, when it was noticed, ns */
+	__u64 began_ns; /* when the call began; 0 if that was not followed, ns */
+	__u64 process; /* pid of the caller, eterm */
+	__u32 line; /* LINE_* */
+	__u32 slot; /* of mark_stats; the highest bit is set for a callback */
+};
+
+/* The begin of a call, or its return; the first fields are those of mark_end. */
+struct mark_call {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u64 began_ns; /* when the call began; 0 if that was not followed, ns */
+	__u64 process; /* pid of the caller, eterm */
+	__u32 line; /* LINE_* */
+	__u32 slot; /* of mark_stats; the highest bit is set for a callback */
+	__u64 id; /* of the function: 52 bits */
+	__u64 code; /* in the function, behind the marker, address */
+	__u64 caller; /* where the call returns to, address */
+	__u32 tid; /* the OS thread */
+	__u32 arity; /* number of arguments, 1 for a return; x has the first eight */
+	__u64 x[8]; /* the arguments, or what was returned, eterm */
+	__u64 captures[112]; /* of each capture a term and the first seven words that it points to */
 };
 
 /* A scheduler thread of the target. */

@@ -20,7 +20,7 @@ RETURNS: Final = ("function__return",)
 #: The functions by which telemetry:execute/3 finds handlers, for ``scope-trace telemetry``.
 TELEMETRY: Final = ("ets_lookup_2", "persistent_term_get_1", "persistent_term_get_2")
 #: The BIFs that are markers in code that ``scope-mark`` has marked, for ``scope-trace marks``.
-MARKERS: Final = ("erts_debug_flat_size_1", "erts_internal_cmp_term_2")
+MARKERS: Final = ("ets_is_compiled_ms_1", "erts_internal_cmp_term_2")
 _EVERYWHERE: Final = frozenset(hook.name for variant in events.VARIANTS for hook in variant.hooks)
 
 

@@ -40,7 +40,7 @@ _DROPPED = frozenset({
     "because", "summary",
 })  # fmt: skip
 #: Dictionaries whose keys are texts of the VM, and as which fields those are replaced.
-KEYS = {"tags": "atom", "returned": "atom", "drivers": "driver"}
+KEYS = {"tags": "atom", "returned": "atom", "drivers": "driver", "callers": "function"}
 #: Those whose keys are words of ours, or of the configuration: of events, their classes, labels and
 #: measurements, parts of the VM, kinds of findings. The keys of no other dictionary are texts.
 OWN_KEYS = frozenset({
@@ -178,6 +178,8 @@ class Redaction:
 
     def _key_of(self, text: str, kind: str) -> str:
         """A key of a dictionary; the empty one stands for what has no such text."""
+        if kind == "function":  # "..." stands for all that are rare
+            return text if text == "..." else self.word(text, kind)
         kept = not text or (kind == "driver" and text in _DRIVERS)
         return text if kept else self._pseudonym(kind, text)
 

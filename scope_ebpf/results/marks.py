@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Literal
 from scope_ebpf.results.server_events import Cost, Times
 
 if TYPE_CHECKING:
-    from scope_ebpf.results.documents.marks import MarkDurations, MarkedFunction, MarksDocument
+    from scope_ebpf.results.documents.marks import (
+        MarkDurations,
+        MarkedFunction,
+        MarksDocument,
+        MarksLine,
+    )
     from scope_ebpf.results.documents.vms import Target
 
 #: The class of a function's markers.
 Kind = Literal["callback", "function"]
+#: How a call ended: ``failed`` by an exception or the end of its process; ``left``, of a function
+#: that is no callback, by one of these or in a tail call; ``untold`` where it was not followed.
+End = Literal["returned", "handed over", "failed", "left", "running", "untold"]
 #: The parts of a mean and of a quantile that hooks may have taken of it, where it is shown without
 #: them: a call at a quantile may have been hit more often than the average, or less.
 _OF_MEAN, _OF_QUANTILE = 0.5, 0.15
@@ -82,6 +90,8 @@ class MarkedCalls:
     durations: Durations
     tags: dict[str, int] | None = field(default_factory=dict)
     returned: dict[str, int] | None = field(default_factory=dict)
+    #: Calls by the function that they return to; None where that is not known of all.
+    callers: dict[str, int] | None = None
 
     def as_json(self, seconds: float) -> MarkedFunction:
         """The fields of one function, of a run of *seconds*."""
@@ -99,6 +109,44 @@ class MarkedCalls:
             "duration_seconds": self.durations.as_json(),
             "tags": self.tags,
             "returned": self.returned,
+            "callers": self.callers,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedCall:
+    """
+    One call of a marked function, that began at *time_ns* of the monotonic clock.
+
+    ``duration_ns``, with what hooks took within, is None where the end was not seen; so is
+    ``returned``, the shape of what it returned. ``caller`` is the function that it returns to,
+    ``location`` the file and line of the called one; None where they are not known.
+    """
+
+    time_ns: int
+    process: str
+    function: str
+    kind: Kind
+    arguments: tuple[str, ...]
+    end: End
+    duration_ns: int | None
+    returned: str | None
+    caller: str | None
+    location: str | None
+
+    def as_json(self, wall_offset_ns: int) -> MarksLine:
+        """The line of ``marks --stream --format jsonl``."""
+        return {
+            "time": (self.time_ns + wall_offset_ns) / 1e9,
+            "process": self.process,
+            "function": self.function,
+            "class": self.kind,
+            "arguments": list(self.arguments),
+            "end": self.end,
+            "duration_seconds": None if self.duration_ns is None else self.duration_ns / 1e9,
+            "returned": self.returned,
+            "caller": self.caller,
+            "location": self.location,
         }
 
 

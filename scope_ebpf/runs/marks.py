@@ -31,6 +31,8 @@ from scope_ebpf.kernel.observers.mark_watch import PROGRAMS, MarkWatch
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Cost, Times, bucket_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.mark_places import Places
+from scope_ebpf.runs.mark_stream import MarkStream
 from scope_ebpf.runs.moments import Moments
 from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
 from scope_ebpf.sinks.plain import say
@@ -42,12 +44,13 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.code.functions import Pattern
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.results.marks import Kind
+    from scope_ebpf.results.marks import End, Kind, MarkedCall
     from scope_ebpf.runs.moments import Scale
 
 #: The classes whose markers are watched, by the option ``--class``.
 CLASSES = {"callbacks": ("callback",), "all": ("callback", "function")}
-#: What a program takes beside the trap, as a part of what a trap takes (bench/marks.py).
+#: What a program takes beside the trap, as a part of what a trap takes, at most: 0.6 was measured
+#: of callbacks that take no message (bench/marks.py observed); tags and copied arguments take more.
 PROGRAM = 0.9
 #: Seconds between two looks at new code and at the cost, and between two turns.
 _INTERVAL, _TURN = 0.5, 0.05
@@ -84,16 +87,22 @@ def watch(
     patterns: Sequence[Pattern],
     options: MarkOptions,
     started: Callable[[], None],
+    stream: Callable[[MarkedCall], None] | None = None,
 ) -> tuple[Marks, ScopeError | None]:
     """
     Watch marked functions until something ends it; *started* is called when calls are counted.
+
+    *stream* gets each call; only where everything is counted.
 
     Returns what was seen, and the error that ended it early. Raises NothingToAttachError for a VM
     without the JIT or without marked code, UsageError if *patterns* fit nothing that is marked.
     """
     stop, began = Stop(), time.process_time()
     require_target(target.identity, "watched")
-    run = (_Everything if options.budget > 1 else _InMoments)(target, patterns, options, stop)
+    if options.budget > 1:
+        run: _Run = _Everything(target, patterns, options, stop, stream)
+    else:
+        run = _InMoments(target, patterns, options, stop)
     with stop.on_signals(), run:
         run.begin()
         started()
@@ -116,7 +125,12 @@ class _Run(Closing):
     """What both ways of counting do."""
 
     def __init__(
-        self, target: Target, patterns: Sequence[Pattern], options: MarkOptions, stop: Stop
+        self,
+        target: Target,
+        patterns: Sequence[Pattern],
+        options: MarkOptions,
+        stop: Stop,
+        stream: Callable[[MarkedCall], None] | None = None,
     ) -> None:
         _require_jit(target)
         self._target, self._options, self._stop = target, options, stop
@@ -125,12 +139,18 @@ class _Run(Closing):
         ids = self._code.refresh()
         _require_marked(target, self._code, patterns)
         settings, hooks = hooks_of(target, self._atoms, CLASSES[options.kind])
+        settings["stream"] = stream is not None
         self._hooks = len(hooks)
         processes = ProcessTable(target, IDENTITY).count()
         self._watch = MarkWatch(target.identity, settings, hooks, ids, processes)
         self._brake = Brake(options.max_cost)
         self._resources = ExitStack()
         self._left_out = 0
+        self._places = Places(target, self._atoms)
+        self._stream: MarkStream | None = None
+        if stream is not None:
+            known = self._code.found.functions
+            self._stream = MarkStream(target, self._atoms, known, self._places, stream)
         #: Names of tags, by the index of the atom.
         self._names: dict[int, str] = {}
         self._next_look = 0.0
@@ -167,6 +187,8 @@ class _Run(Closing):
             self._left_out += self._watch.add(self._code.refresh())
         with suppress(ReadRefusedError):
             self._learn_names()
+        with suppress(ReadRefusedError):
+            self._places.learn(address for _, address, _ in self._watch.callers())
 
     def _learn_names(self) -> None:
         """Read the names of tags that were not read yet; they go with the VM."""
@@ -233,6 +255,7 @@ class _Run(Closing):
         stats, counted = self._watch.stats(), self._watch.tags()
         tags, full = self._tags(counted), len(counted) >= events.MARK_SLOTS
         takes_message = self._code.found.takes_message()
+        callers = self._places.callers(self._watch.callers())
         found = []
         for number, (slot, is_callback) in self._watch.called().items():
             function = self._code.found.functions.get(number)
@@ -248,8 +271,13 @@ class _Run(Closing):
             some = tagged and sum(taken.values()) < stats[slot]["calls"]
             row["tags"] = None if some else taken
             row["returned"] = None if tagged and full else returned
+            row["callers"] = self._callers(callers.get(slot, {}), int(stats[slot]["calls"]))
             found.append(MarkedCalls(*name, kind, durations=durations, **row))
         return found
+
+    def _callers(self, counts: dict[str, int], calls: int) -> dict[str, int] | None:
+        """Calls by caller; None if they are not those of all *calls*."""
+        return counts if self._places.known and sum(counts.values()) == calls else None
 
     def _carried(self, stats: Any) -> float:
         """Seconds that hooks took within a call, on average."""
@@ -289,6 +317,8 @@ class _Run(Closing):
             found.notes.append(
                 f"{len(found.collided)} functions are left out: their ids are the same"
             )
+        if untold := self._watch.counts()["untold"]:
+            found.notes.append(f"{untold} begins or ends of calls had no room in the stream")
         if found.others:
             found.notes.append(
                 f"{found.others} calls were of more functions than the {events.MARK_SLOTS - 1} "
@@ -307,6 +337,7 @@ class _Everything(_Run):
 
     def turn(self, now: float) -> None:
         """Follow new code, and end the run if it costs too much."""
+        self._tell()
         if now < self._next_look:
             return
         self._next_look = now + _INTERVAL
@@ -317,13 +348,33 @@ class _Everything(_Run):
             say_braked(self._brake)
             self._stop.ask("cost")
 
+    def _tell(self) -> None:
+        if self._stream is not None:
+            self._stream.take(self._watch.lines())
+
     def end(self) -> None:
         """Count no longer; what was open of processes that were gone by then has failed."""
         ended = self._ended_processes()
         self._ended = self._watch.close_window()
         self._account()
         self._watch.detach()
+        self._tell()
+        if self._stream is not None:
+            self._stream.end(self._ends(ended))
         self._open_at_end = None if ended is None else self._still_open(ended)
+
+    def _ends(self, ended: set[int] | None) -> dict[tuple[int, int], End]:
+        """What became of calls that are open, by process and when they began."""
+        if ended is None:
+            return {}
+        return {
+            (call.process, call.began_ns): "running"
+            if call.process not in ended
+            else "failed"
+            if call.is_callback
+            else "left"
+            for call in self._watch.open_calls()
+        }
 
     def _still_open(self, ended: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Open calls by slot: those that may be under way, and callbacks of *ended* processes."""
@@ -455,7 +506,7 @@ class _InMoments(_Run):
             found.notes.append(self._moments.why)
             return found
         for row in found.functions:
-            for counts in (row.tags or {}, row.returned or {}):
+            for counts in (row.tags or {}, row.returned or {}, row.callers or {}):
                 counts.update({k: round(n * self._scale.factor) for k, n in counts.items()})
         found.notes.append(
             f"calls were seen in {len(windows)} windows of {self._moments.observed:.3g} s "
@@ -471,6 +522,7 @@ def hooks_of(
     settings = np.zeros((), events.MARK_SETTINGS)
     settings["tgid"] = target.pid
     settings["process_id"] = target.layout.offset("Process", "common.id")
+    settings["map_subtag"] = target.layout.facts.map_subtag
     settings["process_hend"] = target.layout.offset("Process", "hend")
     hooks = []
     for name in classes:

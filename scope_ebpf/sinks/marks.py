@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from scope_ebpf.sinks.plain import duration, plain, spelled
@@ -10,7 +11,7 @@ from scope_ebpf.sinks.plain import duration, plain, spelled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scope_ebpf.results.marks import MarkedCalls, Marks
+    from scope_ebpf.results.marks import MarkedCall, MarkedCalls, Marks
 
 _ROW = "{:<44.44} {:>10} {:>6} {:>9} {:>6} {:>8} {:>8} {:>8}  {}"
 _HEADINGS = ("FUNCTION", "CALLS", "+-", "CALLS/S", "FAIL", "MEAN", "p50", "p99", "")
@@ -51,6 +52,18 @@ def lines(found: Marks, sort: str, limit: int) -> list[str]:
     if found.lost:
         text.append(f"{found.lost} entries found no room or could not be read")
     return [plain(line) for line in [*text, *found.notes]]
+
+
+def call_line(call: MarkedCall, wall_offset_ns: int) -> str:
+    """One call as a line of a stream."""
+    seconds, rest = divmod(call.time_ns + wall_offset_ns, 10**9)
+    at = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 1000:06d}"
+    took = "-" if call.duration_ns is None else duration(call.duration_ns / 1e9, "")
+    name = call.function.rpartition("/")[0]
+    outcome = f"-> {call.returned}" if call.end == "returned" else call.end
+    where = f"({call.location.rpartition('/')[2]})" if call.location else ""
+    text = spelled(f"{name}({', '.join(call.arguments)}) {outcome}")
+    return plain(f"{at}  {call.process:<14} {took:>8}  {text} {where}".rstrip())
 
 
 def _row(one: MarkedCalls, seconds: float) -> str:

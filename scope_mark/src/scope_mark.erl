@@ -26,9 +26,9 @@
 }.
 -type reason() :: term().
 
--define(VERSION, 1).
+-define(VERSION, 2).
 -define(BIFS, #{
-    callback => {<<"erts_debug">>, <<"flat_size">>, 1},
+    callback => {<<"ets">>, <<"is_compiled_ms">>, 1},
     function => {<<"erts_internal">>, <<"cmp_term">>, 2}
 }).
 

@@ -27,16 +27,20 @@ PASSWORD: Final = "planted"
 
 
 @contextmanager
-def ejabberd(users: Sequence[str] = ("alice", "bob")) -> Iterator[App]:
+def ejabberd(
+    users: Sequence[str] = ("alice", "bob"), home: Path | None = None, otp: Path | None = None
+) -> Iterator[App]:
     """
     A running server with the accounts *users* at localhost, password :data:`PASSWORD`.
+
+    *home* is a folder with a copy of ejabberd's folders, *otp* a copy of OTP to run.
 
     Its ``ports`` are ``c2s`` (XMPP without TLS) and ``http`` (with /api). Starts in three seconds.
     """
     require(shutil.which("ejabberdctl"), "ejabberd is not installed")
     require(os.geteuid() == 0, "ejabberd changes its user, which takes root")
     with tempfile.TemporaryDirectory(prefix="scope-ejabberd-") as name:
-        app = _start(Path(name))
+        app = _start(Path(name), home, otp)
         try:
             app.wait_until("lists:keymember(ejabberd, 1, application:which_applications())")
             app.pid = int(app.eval("list_to_integer(os:getpid())"))
@@ -48,7 +52,7 @@ def ejabberd(users: Sequence[str] = ("alice", "bob")) -> Iterator[App]:
             app.stop()
 
 
-def _start(folder: Path) -> App:
+def _start(folder: Path, home: Path | None, otp: Path | None) -> App:
     names = ("c2s", "http", "dist")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     for part in ("spool", "log", "config"):
@@ -60,7 +64,7 @@ def _start(folder: Path) -> App:
     _give(folder)
     with (folder / "console.log").open("wb") as log:
         process = subprocess.Popen(
-            ["ejabberdctl", *_folders(folder), "foreground"],
+            [_program(folder, home, otp), *_folders(folder), "foreground"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -80,6 +84,27 @@ def _give(folder: Path) -> None:
     account = pwd.getpwnam(_USER)
     for path in (folder, *folder.rglob("*")):
         os.chown(path, account.pw_uid, account.pw_gid)
+
+
+def _program(folder: Path, home: Path | None, otp: Path | None) -> Path:
+    """
+    The script that starts it, changed so that it runs what is in *home* and *otp*.
+    """
+    installed = Path(shutil.which("ejabberdctl") or "")
+    if not (home or otp):
+        return installed
+    text = installed.read_text()
+    for found, wanted in (
+        ("ERL_LIBS='/usr/lib/x86_64-linux-gnu'", home and f"ERL_LIBS='{home}'"),
+        ('ERL="/usr/bin/erl"', otp and f'ERL="{otp}/bin/erl"'),
+    ):
+        if wanted:
+            require(found in text, f"{installed} has no {found}")
+            text = text.replace(found, wanted)
+    program = folder / "ejabberdctl"
+    program.write_text(text)
+    program.chmod(0o755)
+    return program
 
 
 def _control(folder: Path, ports: dict[str, int]) -> str:

@@ -15,8 +15,12 @@ import asyncio
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import slixmpp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Messages sent and not yet received; without a bound the sender would fill its own memory.
 _AHEAD = 500
@@ -72,13 +76,29 @@ async def load(
     """
     Send for *seconds*, wait for what is under way, and return the counts.
     """
+    until = time.monotonic() + seconds
+    return await _send(port, users, password, lambda _: time.monotonic() < until)
+
+
+async def chat(
+    port: int, users: tuple[str, str], messages: int, password: str = "planted"
+) -> dict[str, float]:
+    """
+    Send *messages* (a multiple of 50), wait for them, and return the counts.
+    """
+    return await _send(port, users, password, lambda sent: sent < messages)
+
+
+async def _send(
+    port: int, users: tuple[str, str], password: str, goes_on: Callable[[int], bool]
+) -> dict[str, float]:
     sender, receiver = (Client(user, password) for user in users)
     for client in (sender, receiver):
         client.connect("127.0.0.1", port)
         await asyncio.wait_for(client.online, _PATIENCE)
     started = time.monotonic()
     sent = 0
-    while time.monotonic() < started + seconds:
+    while goes_on(sent):
         for _ in range(50):
             sender.send_message(receiver.boundjid, f"message {sent}", mtype="chat")
             sent += 1

@@ -42,12 +42,14 @@ def command() -> Path:
     return out
 
 
-def mark(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def mark(
+    *words: str | Path, check: bool = True, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """
     The escript, run on this host's Erlang.
     """
     done = subprocess.run(
-        [command(), *words], capture_output=True, text=True, check=False, timeout=120
+        [command(), *words], capture_output=True, text=True, check=False, timeout=timeout
     )
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -88,13 +88,13 @@ def ids(function: str) -> dict[int, int]:
 @pytest.mark.parametrize("module", sorted(CALLBACKS))
 def test_ids_are_those_of_the_contract(module):
     """
-    The callbacks, and no other functions, enter by a call of erts_debug:flat_size/1 with the
+    The callbacks, and no other functions, enter by a call of ets:is_compiled_ms/1 with the
     md5 of their names.
     """
     top = compiled("stock25")
     program = (
         "{beam_file,_,_,_,_,Fs}=beam_disasm:file('{}/callbacks/MODULE.beam'),"
-        'io:format("~p.~n",[[I||{function,_,_,_,Is}<-Fs,{bif,flat_size,_,[{integer,I}],_}<-Is]]),halt().'
+        'io:format("~p.~n",[[I||{function,_,_,_,Is}<-Fs,{bif,is_compiled_ms,_,[{integer,I}],_}<-Is]]),halt().'
     ).replace("MODULE", module)
     marked("stock25", "callbacks")
     found = {int(n) for n in re.findall(r"\d+", erl("stock25", top, "-eval", program))}

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import documents
 import pytest
@@ -103,6 +104,20 @@ def test_messages_and_results_are_told_apart(seen):
     assert found["handle_info/2"]["tags"] == {"": 23, "crash": 23}
 
 
+def test_callers_are_where_calls_return_to(seen):
+    """
+    Of functions that call each other, and of callbacks.
+    """
+    _, found = seen
+    ((caller, calls),) = found["handle_cast/2"]["callers"].items()
+    assert re.fullmatch(r"gen_server:try_(dispatch/4|handle_cast/3)", caller)
+    assert calls == 1778
+    assert found["noreply/1"]["callers"] == {"counted:handle_cast/2": 1777}
+    deep = dict(found["deep/1"]["callers"])
+    assert deep.pop("counted:deep/1") == 23 * 40
+    assert [*deep.values()] == [23]  # the comprehension that begins
+
+
 def test_functions_that_end_in_a_tail_call_have_no_duration(seen):
     """
     All calls are counted, however deep; a duration is that of a call that returned itself.
@@ -143,6 +158,49 @@ def test_the_command_counts_what_is_asked_for(beam):
     (document,) = documents.load_lines(output)
     (row,) = document["functions"]
     assert (row["function"], row["calls"], row["running"]) == ("handle_cast", 1778, 1)
+
+
+def test_a_stream_has_a_line_for_each_call(beam):
+    """
+    Arguments, results, ends and callers of all planted calls, and the line of the function.
+    """
+    words = ["marks", str(beam.pid), "counted:handle_*", "counted:leaf", "--class", "all"]
+    with subprocess.Popen(
+        [*SCOPE_TRACE, *words, "--stream", "-f", "jsonl", "-d", "90s", "--max-cost", "100%"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        assert "watching process" in command.stderr.readline()
+        beam.send("go")
+        beam.expect("done")
+        command.send_signal(2)
+        output, _ = command.communicate(timeout=120)
+    *lines, document = documents.load_lines(output)
+    assert not [note for note in document["notes"] if "no room" in note]
+    calls = [one for one in lines if one["function"] == "counted:handle_call/3"]
+    tags = Counter(one["arguments"][0] for one in calls)
+    assert {f"{{{kind},x}}": count for kind, count in KINDS.items()} == {
+        tag: count for tag, count in tags.items() if tag.startswith("{kind_")
+    }
+    assert (tags["crash"], sum(tags.values())) == (24, sum(KINDS.values()) + 25)
+    ends = Counter((one["arguments"][0] == "crash", one["end"], one["returned"]) for one in calls)
+    assert ends == {
+        (True, "failed", None): 24,
+        (False, "returned", "{reply,ok,[]}"): sum(KINDS.values()),
+        (False, "returned", "{noreply,[]}"): 1,
+    }
+    assert all((one["duration_seconds"] is None) == (one["end"] == "failed") for one in calls)
+    text = (HERE / "counted.erl").read_text().split("\nhandle_call(")[0]
+    assert {one["location"].rpartition("/")[2] for one in calls} == {
+        f"counted.erl:{text.count(chr(10)) + 2}"
+    }
+    assert {one["caller"] for one in calls} == {"gen_server:try_handle_call/4"}
+    leaves = [one for one in lines if one["function"] == "counted:leaf/1"]
+    assert sorted(int(one["arguments"][0]) for one in leaves) == list(range(1, 2301))
+    casts = Counter(one["end"] for one in lines if one["function"] == "counted:handle_cast/2")
+    assert casts == {"returned": 1777, "running": 1}
 
 
 def test_markers_that_no_pattern_fits_take_time_and_end_calls(beam):

@@ -15,12 +15,14 @@ from profile_fixtures import TARGET
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Function
-from scope_ebpf.beam.marks.marked import _ATTRIBUTE, Mark, Marked
+from scope_ebpf.beam.marks.marked import _ATTRIBUTE, VERSION, Mark, Marked
 from scope_ebpf.errors import NoSuchProcessError
 from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
 from scope_ebpf.runs import marks, moments
+from scope_ebpf.runs.mark_places import Places
+from scope_ebpf.runs.mark_stream import MarkStream
 from scope_ebpf.runs.moments import Moments
 from scope_ebpf.sinks.marks import lines
 
@@ -168,7 +170,7 @@ def test_less_than_three_windows_tell_nothing(monkeypatch):
     assert "less than 3 windows of 50 ms" in run.why
 
 
-def attribute(version: int = 1, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
+def attribute(version: int = VERSION, profile: bytes = b"callbacks", functions: int = 12) -> bytes:
     """
     The attribute as OTP encodes it, among others.
     """
@@ -195,7 +197,7 @@ def test_the_attribute_of_a_marked_module_is_read(functions):
     found = _ATTRIBUTE.search(attribute(profile=b"all", functions=functions))
     assert found is not None
     reported = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
-    assert reported == (b"\x01", b"all", functions)
+    assert reported == (bytes((VERSION,)), b"all", functions)
     assert _ATTRIBUTE.search(b"\x83j" + b"w\x0ascope_mark") is None
 
 
@@ -267,6 +269,9 @@ class Watched:
     def called(self):
         return {1: Called(7, is_callback=True)}
 
+    def callers(self):
+        return []
+
     def tags(self):
         return [(7, 0, 5 << 6 | 11, 23), (7, 0, 6 << 6 | 11, 4), (7, 1, 0, 2)]
 
@@ -295,7 +300,8 @@ def unstarted(kind, watch):
     """
     run = kind.__new__(kind)
     run._watch, run._target, run._names = watch, None, {}
-    run._account = lambda: None
+    run._account, run._stream = lambda: None, None
+    run._places = SimpleNamespace(known=True, callers=lambda _: {7: {"shop:loop/1": 23}})
     return run
 
 
@@ -344,6 +350,82 @@ def test_tags_of_which_some_found_no_room_are_null(monkeypatch, calls, entries, 
     run._row = lambda *_: dict.fromkeys(fields, 0) | {"times": times([])}
     (row,) = run._rows()
     assert (row.tags, row.returned) == (taken, returned)
+    assert row.callers is None  # of 23 of the calls
+
+
+def test_callers_are_folded_and_what_has_no_code_is_apart():
+    """
+    Addresses of one function are one caller, the rarest are together, and places keep their names.
+    """
+    places = Places.__new__(Places)
+    code = {8 * n: f"shop:caller_{n}/1" for n in range(1, 24)} | {4: "shop:caller_23/1"}
+    asked = []
+
+    def functions(new):
+        asked.extend(new)
+        return {address: code.get(address) for address in new}
+
+    places._names = {}
+    places._code = SimpleNamespace(refresh=lambda: None, functions=functions)
+    rows = [(7, 8 * n, n) for n in range(1, 24)] + [(7, 4, 100), (7, 1, 50), (9, 8, 3)]
+    found = places.callers(rows)
+    assert list(found[7].items())[:3] == [
+        ("shop:caller_23/1", 123),
+        ("", 50),
+        ("shop:caller_22/1", 22),
+    ]
+    assert (len(found[7]), found[7]["..."]) == (11, sum(range(1, 15)))
+    assert sum(found[7].values()) == sum(range(1, 24)) + 150
+    assert found[9] == {"shop:caller_1/1": 3}
+    places.callers(rows)
+    assert len(asked) == len(set(asked)) == 25
+
+
+def line(kind: int, began: int, *, time_ns: int = 0, process: int = 7, slot: int = 3) -> np.void:
+    """
+    A line of the ring; only begins and returns are long.
+    """
+    whole = kind in (events.LINE_ENTERED, events.LINE_RETURNED, events.LINE_UNFOLLOWED)
+    made = np.zeros((), events.MARK_CALL if whole else events.MARK_END)
+    made["line"], made["began_ns"], made["time_ns"] = kind, began, time_ns or began
+    made["process"], made["slot"] = process, slot
+    if whole:
+        made["id"], made["arity"] = 1, kind != events.LINE_RETURNED or 1
+    return made[()]
+
+
+def test_ends_are_joined_to_the_calls_that_they_end():
+    """
+    By process, time and slot, in any order of processes; an end without a begin tells nothing.
+    """
+    told = []
+    stream = MarkStream.__new__(MarkStream)
+    stream._functions = {1: Function("shop", "handle_call", 1, 0, 0, (0, 0), is_bif=False)}
+    stream._pids, stream._shapes = SimpleNamespace(text=str), SimpleNamespace(shapes=lambda x, _: x)
+    stream._open, stream._show = {}, told.append
+    stream._lines, stream._callers = {0: "shop.erl:23"}, {0: None}
+    stream.take(
+        [
+            line(events.LINE_ENTERED, 100),
+            line(events.LINE_ENTERED, 100, process=8),
+            line(events.LINE_ENTERED, 110),
+            line(events.LINE_RETURNED, 110, time_ns=133),
+            line(events.LINE_FAILED, 100, process=8),
+            line(events.LINE_RETURNED, 90),
+            line(events.LINE_UNFOLLOWED, 140),
+            line(events.LINE_ENTERED, 150),
+            line(events.LINE_HANDED, 150, time_ns=160),
+        ]
+    )
+    stream.end({})
+    assert [(one.process, one.time_ns, one.end, one.duration_ns) for one in told] == [
+        ("7", 110, "returned", 23),
+        ("8", 100, "failed", None),
+        ("7", 140, "untold", None),
+        ("7", 150, "handed over", 10),
+        ("7", 100, "untold", None),
+    ]
+    assert {one.location for one in told} == {"shop.erl:23"}
 
 
 @pytest.mark.parametrize(("unfollowed", "p50"), [(0, 0.001), (9, 0.001), (10, None)])

@@ -2,7 +2,7 @@
 """
 The marked modules of a running VM, and their functions.
 
-What marked a module is in its attributes (scope_mark/README.md, version 1), so code of the same
+What marked a module is in its attributes (scope_mark/README.md, version 2), so code of the same
 name that is not marked is distinguished. Old code counts as well: processes may still run it.
 """
 
@@ -36,7 +36,7 @@ _ATTRIBUTE = re.compile(
     re.DOTALL,
 )
 #: The version of the marker that is understood.
-VERSION = 1
+VERSION = 2
 #: Bytes of a module's attributes; those of real ones are below a thousand.
 _MAX_ATTRIBUTES = 1 << 20
 #: Functions whose ids are known at a time.
@@ -80,6 +80,11 @@ class Marked:
             key: (one.function, one.arity) in _TAKES_MESSAGE for key, one in self.functions.items()
         }
 
+    def about(self, ids: Iterable[int]) -> dict[int, tuple[bool, int]]:
+        """By id, :meth:`takes_message` and the arity."""
+        takes_message = self.takes_message()
+        return {key: (takes_message[key], self.functions[key].arity) for key in ids}
+
 
 class MarkedCode:
     """
@@ -95,8 +100,8 @@ class MarkedCode:
         self._seen: set[int] = set()
         self.found = Marked()
 
-    def refresh(self) -> dict[int, bool]:
-        """Read code that is new; returns :meth:`Marked.takes_message` of its functions."""
+    def refresh(self) -> dict[int, tuple[bool, int]]:
+        """Read code that is new; returns :meth:`Marked.about` its functions."""
         before = set(self.found.functions)
         names = self._modules.names()
         wanted = {index: name for name, index in names.items()}
@@ -105,8 +110,7 @@ class MarkedCode:
                 if header and header not in self._seen:
                     self._seen.add(header)
                     self._add(wanted[index], header)
-        known = self.found.takes_message()
-        return {key: known[key] for key in known.keys() - before}
+        return self.found.about(self.found.functions.keys() - before)
 
     def _add(self, module: str, header: int) -> None:
         try:

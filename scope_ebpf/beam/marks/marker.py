@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The BIFs that are markers, and the ids of functions (scope_mark/README.md, version 1).
+The BIFs that are markers, and the ids of functions (scope_mark/README.md, version 2).
 
 A BIF is found in the VM's own table, which every build has. Where the build has symbols, too,
 both must name one address.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Module, function, arity and symbol of the BIF of each class.
 BIFS = {
-    "callback": ("erts_debug", "flat_size", 1, "erts_debug_flat_size_1"),
+    "callback": ("ets", "is_compiled_ms", 1, "ets_is_compiled_ms_1"),
     "function": ("erts_internal", "cmp_term", 2, "erts_internal_cmp_term_2"),
 }
 #: Sections that may hold ``bif_table``.

@@ -11,6 +11,8 @@ import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from scope_ebpf import events
 from scope_ebpf.attach import allowlist
 from scope_ebpf.errors import HostError, NothingToAttachError
@@ -22,6 +24,7 @@ from scope_ebpf.kernel.attach.uprobes import (
     has_multi,
     wait_gone,
 )
+from scope_ebpf.kernel.bpf.long_ring import LongRing
 from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.closing import Closing
@@ -30,7 +33,6 @@ from scope_ebpf.kernel.observers.loaded_plan import by_program
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.attach.plan import Attachment
@@ -44,6 +46,8 @@ _NEVER = (1 << 64) - 1
 _SPARE = 8192
 #: Processes whose calls can be followed, at least and at most (352 bytes each).
 _FEWEST, _MOST = 1 << 13, 1 << 17
+#: Room for 16,000 lines of a stream, a kilobyte each, until they are read.
+_RING_BYTES = 16 << 20
 #: The highest bit of the slot of an open call: it is a callback's.
 _IS_CALLBACK = 1 << 31
 
@@ -68,10 +72,10 @@ class MarkWatch(Closing):
     """
     Watches the functions whose ids are the keys of *ids*, in the VM of *identity*.
 
-    A value of *ids* says whether the function's first argument is a message. *settings* is one
-    ``events.MARK_SETTINGS``, *processes* about how many the VM has. A context manager; nothing
-    counts before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses,
-    and NothingToAttachError if a hook cannot be attached.
+    A value of *ids* says whether the function's first argument is a message, and its arity.
+    *settings* is one ``events.MARK_SETTINGS``, *processes* about how many the VM has. A context
+    manager; nothing counts before :meth:`attach` and :meth:`open_window`. Raises HostError where
+    the kernel refuses, and NothingToAttachError if a hook cannot be attached.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class MarkWatch(Closing):
         identity: Identity,
         settings: NDArray[np.void],
         hooks: Sequence[Attachment],
-        ids: Mapping[int, bool],
+        ids: Mapping[int, tuple[bool, int]],
         processes: int = 0,
     ) -> None:
         host.require_host_pids(
@@ -90,6 +94,7 @@ class MarkWatch(Closing):
                 raise HostError(f"{hook.name} is not on the list of what we may attach to")
         self._identity, self._settings, self._hooks = identity, settings, list(hooks)
         self._known = dict(ids)
+        self._streams = bool(settings["stream"])
         self._processes = min(max(2 * processes, _FEWEST), _MOST)
         self._resources = ExitStack()
         #: Readable when the hooks are out that were released last.
@@ -101,6 +106,8 @@ class MarkWatch(Closing):
         made.set_constants(self._settings.tobytes())
         made.maps["mark_ids"].set_entries(len(self._known) + _SPARE)
         made.maps["mark_processes"].set_entries(self._processes)
+        if self._streams:
+            made.maps["mark_ring"].set_entries(_RING_BYTES)
         multi = has_multi()
         made.load(by_program(self._hooks), TRACE_UPROBE_MULTI if multi else None)
         self._window = made.map("mark_window", U32, events.SERVER_WINDOW)
@@ -109,24 +116,28 @@ class MarkWatch(Closing):
         self._stats = made.map("mark_stats", U32, events.MARK_STATS)
         self._open_calls = made.map("mark_processes", U64, events.MARK_PROCESS)
         self._tags = made.map("mark_tags", events.MARK_TAG, U64)
+        self._callers = made.map("mark_callers", events.MARK_CALLER, U64)
         self._counts = made.map("mark_counts", U32, U64)
+        if self._streams:
+            ring = LongRing(made.maps["mark_ring"].fd, _RING_BYTES)
+            self._ring = self._resources.enter_context(closing(ring))
         known, self._known = self._known, {}
         self.add(known)
         attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._resources.callback(self.detach)
 
-    def add(self, ids: Mapping[int, bool]) -> int:
+    def add(self, ids: Mapping[int, tuple[bool, int]]) -> int:
         """Watch more functions; returns how many found no room."""
-        new = {key: tagged for key, tagged in ids.items() if key not in self._known}
+        new = {key: about for key, about in ids.items() if key not in self._known}
         left_out = 0
-        for key, tagged in new.items():
+        for key, (tagged, arity) in new.items():
             try:
-                self._ids[key] = (0, tagged, 0, 0)
+                self._ids[key] = (0, tagged, 0, arity)
             except HostError:
                 left_out += 1
             else:
-                self._known[key] = tagged
+                self._known[key] = tagged, arity
         return left_out
 
     def attach(self) -> None:
@@ -180,6 +191,21 @@ class MarkWatch(Closing):
     def tags(self) -> list[tuple[int, int, int, int]]:
         """Slot, way, atom and count of what callbacks were called with, and returned."""
         return [(*key.tolist(), int(count)) for key, count in self._tags.items()]
+
+    def callers(self) -> list[tuple[int, int, int]]:
+        """Slot, address that calls return to, and their number."""
+        return [
+            (int(key["slot"]), int(key["address"]), int(count))
+            for key, count in self._callers.items()
+        ]
+
+    def lines(self) -> list[np.void]:
+        """Begins and ends of calls since the last time, oldest first: MARK_CALL or MARK_END."""
+        found = []
+        for record in self._ring.records():
+            whole = len(record) == events.MARK_CALL.itemsize
+            found.append(np.frombuffer(record, events.MARK_CALL if whole else events.MARK_END)[0])
+        return found
 
     def open_calls(self) -> list[OpenCall]:
         """The calls that are open."""

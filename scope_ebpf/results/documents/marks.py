@@ -57,6 +57,32 @@ class MarkedFunction(_Class):
     tags: dict[str, int] | None
     #: What a callback returned, the same.
     returned: dict[str, int] | None
+    #: Calls by the function that they return to; "" for those that return to the VM itself or to
+    #: code that is gone, "..." for those of rarer callers. Null where that is not known of all.
+    callers: dict[str, int] | None
+
+
+class MarksLine(_Class):
+    """One call, a line of ``marks --stream``."""
+
+    #: When it began, seconds since 1970.
+    time: float
+    process: str
+    #: M:F/A.
+    function: str
+    #: Their shapes; "..." for those that were not copied.
+    arguments: list[str]
+    #: "failed" by an exception or the end of the process; "left" is that or a tail call; "running"
+    #: when the run ended; "untold" where it was not followed.
+    end: Literal["returned", "handed over", "failed", "left", "running", "untold"]
+    #: With what hooks took within; null where the end was not seen.
+    duration_seconds: float | None
+    #: The shape of what it returned.
+    returned: str | None
+    #: The function that it returns to; null for the VM itself, or where that is not known.
+    caller: str | None
+    #: File and line of the function.
+    location: str | None
 
 
 class MarksDocument(TypedDict):
