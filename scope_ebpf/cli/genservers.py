@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.servers.looks import FIELDS
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
     above_zero,
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, then print; raises ScopeError."""
-    viewer = Viewer(target_of(arguments), ALL)
+    viewer = Viewer(target_of(arguments), FIELDS)
     options = ServerOptions(arguments.duration, arguments.by, arguments.budget, arguments.max_cost)
     found, error = watch(viewer, options)
     if arguments.format == "text":

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
-from scope_ebpf.beam.servers.looks import Servers
-from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
+from scope_ebpf.beam.servers.survey import Survey
+from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.results.server_tags import tags_of
-from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.loop import Loop, Stop, require_target, target_ended
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.servers.looks import Look, Server
+    from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.results.documents.vms import Target
     from scope_ebpf.runs.server_events import Counting
@@ -34,6 +35,8 @@ _LONGEST = 0.2
 _STABLE = 3
 #: Looks at one server from which on its own utilization is shown; servers that are remembered.
 _ENOUGH, _MOST = 10, 1 << 17
+#: Failures after which a large table is not read on at once.
+_FAILURES = 5
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
@@ -48,21 +51,25 @@ BY_MODULE = ("module", "tag")
 
 @dataclass(slots=True)
 class _Sums:
-    """What the looks saw of one process."""
+    """What the looks saw of one process; it may have stood for others, which is its weight."""
 
     server: Server
     looks: int = 0
     busy: int = 0
-    mailbox: int = 0
     longest: int = 0
-    functions: Counter[str] = field(default_factory=Counter)
+    #: All weights, those while it was busy, and messages that waited, by weight.
+    weight: float = 0.0
+    busy_weight: float = 0.0
+    mailbox: float = 0.0
+    functions: dict[str, float] = field(default_factory=dict)
 
 
 class Looking:
     """Adds looks up. *by* is one of GROUPS."""
 
     def __init__(self, viewer: Viewer, by: str = "module") -> None:
-        self._servers = Servers(viewer)
+        self._survey = Survey(viewer)
+        self._servers = self._survey.servers
         self._pids = viewer.pids
         self._by = by
         self._sums: dict[int, _Sums] = {}
@@ -72,6 +79,8 @@ class Looking:
         self._tags: dict[tuple[str, str | None], float] = defaultdict(float)
         self._unresolved = self._torn = 0.0
         self._circles: Counter[_Circle] = Counter()
+        #: Callers and for whom they wait, in the look that goes on.
+        self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
         self.looks = 0
         #: Looks that failed, by why: code may be loaded meanwhile.
         self.failed: Counter[str] = Counter()
@@ -82,21 +91,38 @@ class Looking:
         seen = self._servers.became
         return {began: str(*runs) for began, runs in seen.items() if len(runs) == 1}
 
+    @property
+    def parts(self) -> int:
+        """In how many parts the process table is read."""
+        return self._survey.parts
+
+    @property
+    def begins(self) -> bool:
+        """Whether the first look goes on, which takes several steps of a large table."""
+        return self._survey.begins
+
     def look(self) -> None:
-        """Look once more."""
+        """Look once more, or go on with the first look."""
         began = cpu_seconds()
         try:
-            seen = self._servers.look()
+            seen = self._survey.step()
         except ReadRefusedError as error:
             self.failed[str(error)] += 1
         else:
-            self.looks += 1
-            self._unresolved += seen.unresolved * seen.caller_weight
-            self._torn += seen.torn * seen.weight
-            self._add_servers(seen)
-            self._add_callers(seen)
+            for one in seen:
+                self._add(one)
+            if not self._survey.begins:
+                self.looks += 1
+                self._find_circles(self._waits)
+                self._waits = {}
         finally:
             self.cpu_seconds += cpu_seconds() - began
+
+    def _add(self, seen: Look) -> None:
+        self._unresolved += seen.unresolved * seen.caller_weight
+        self._torn += seen.torn * seen.weight
+        self._add_servers(seen)
+        self._add_callers(seen)
 
     def _add_servers(self, seen: Look) -> None:
         for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
@@ -108,15 +134,16 @@ class Looking:
                 sums = self._sums[pid] = _Sums(server)
             sums.server = server or sums.server  # by now it may be known what it runs
             sums.looks += 1
-            sums.mailbox += mailbox
+            sums.weight += seen.weight
+            sums.mailbox += seen.weight * mailbox
             sums.longest = max(sums.longest, mailbox)
         for pid, function in seen.busy:
             if (sums := self._sums.get(pid)) is not None:
                 sums.busy += 1
-                sums.functions[function] += 1
+                sums.busy_weight += seen.weight
+                sums.functions[function] = sums.functions.get(function, 0.0) + seen.weight
 
     def _add_callers(self, seen: Look) -> None:
-        waits: dict[int, tuple[int, tuple[int, int]]] = {}
         for one in seen.waiting:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
@@ -129,8 +156,7 @@ class Looking:
                 self._tags[callee, one.tag] += seen.caller_weight
             edge = self._group(caller) if caller else "(processes)", callee
             self._edges[edge] += seen.caller_weight
-            waits[one.caller] = one.server, one.reference
-        self._find_circles(waits)
+            self._waits[one.caller] = one.server, one.reference
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
         """Count in how many looks, one after the other, the same calls form a circle."""
@@ -160,7 +186,9 @@ class Looking:
 
     def result(self, target: Target, seconds: float) -> GenServers:
         """What all looks saw together."""
-        looks = max(1, self.looks)
+        survey = self._survey
+        # A look that did not end saw a part of the table, which was drawn at random.
+        looks = self.looks or max(1, survey.read) / survey.parts
         groups: dict[str, list[_Sums]] = {}
         for sums in self._sums.values():
             groups.setdefault(self._group(sums.server), []).append(sums)
@@ -172,42 +200,66 @@ class Looking:
             )
         ]
         found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
+        found.whole = not survey.begins
         found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
         found.cpu_seconds = self.cpu_seconds
         if self._by == "tag":
             found.tags = tags_of({key: count / looks for key, count in self._tags.items()})
-        if self.failed:
-            why, _ = self.failed.most_common(1)[0]
-            found.notes.append(f"{sum(self.failed.values())} looks failed: {why}")
-        if len(self._sums) >= _MOST:
-            found.notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
-        if self._servers.parts > 1:
-            found.notes.append(
-                f"each look read one of {self._servers.parts} parts of the process table, drawn at "
-                "random: averages are estimates, and a deadlock may not be seen"
-            )
+        found.notes += self._notes()
         return found
 
-    def _module(self, name: str, members: list[_Sums], looks: int) -> Module:
-        seen = sum(one.looks for one in members)
-        busy = sum(one.busy for one in members)
-        functions: Counter[str] = Counter()
+    def _notes(self) -> list[str]:
+        """What the figures do not show."""
+        notes, survey = [], self._survey
+        if self.failed:
+            why, _ = self.failed.most_common(1)[0]
+            notes.append(f"{sum(self.failed.values())} looks failed: {why}")
+        if len(self._sums) >= _MOST:
+            notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
+        if survey.begins and survey.parts > 1:
+            notes.append(
+                f"{survey.read} of {survey.parts} parts of the process table were read, drawn at "
+                "random: figures are estimates, and a deadlock is not seen"
+            )
+        elif survey.parts > 1:
+            notes.append(
+                "the whole process table was read once, then those that had anything to do, and "
+                "others that were drawn: averages are estimates, and new callers are found late"
+            )
+        if survey.misses:
+            notes.append("too many processes have something to do: later looks leave some out")
+        return notes
+
+    def _module(self, name: str, members: list[_Sums], looks: float) -> Module:
+        weight = sum(one.weight for one in members) or 1.0
+        busy = sum(one.busy_weight for one in members)
+        functions: defaultdict[str, float] = defaultdict(float)
         for one in members:
-            functions.update(one.functions)
+            for function, seen in one.functions.items():
+                functions[function] += seen
+        most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
         return Module(
             name,
             members[0].server.behaviour or "",
-            seen * self._servers.parts / looks,
-            busy / seen,
+            self._processes(members, looks),
+            busy / weight,
             max(
                 (one.busy / one.looks for one in members if one.looks >= _ENOUGH),
-                default=busy / seen,
+                default=busy / weight,
             ),
-            sum(one.mailbox for one in members) / seen,
+            sum(one.mailbox for one in members) / weight,
             max(one.longest for one in members),
             self._callers.get(name, 0.0) / looks,
-            tuple((text, count / busy) for text, count in functions.most_common(_FUNCTIONS)),
+            tuple((text, seen / busy) for text, seen in most[:_FUNCTIONS] if busy),
         )
+
+    def _processes(self, members: list[_Sums], looks: float) -> float:
+        """How many servers there are, on average; of a large table those that have not ended."""
+        if self._survey.parts == 1:
+            return sum(one.weight for one in members) / looks
+        ended = self._survey.ended
+        alive = sum(one.server.pid not in ended for one in members)
+        return alive if self.looks else alive / looks
 
     def _deadlock(self) -> tuple[str, ...]:
         stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]
@@ -256,11 +308,12 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
         return min(_LONGEST, due - time.monotonic())
 
     with stop.on_signals(), counting or nullcontext():
+        ended = _read_first(looking, target.identity, stop)
         if counting:
             counting.begin()
         _say_started(target.pid, options.duration)
         loop = Loop(target.identity, "watched", options.duration, stop)
-        error = loop.run(turn, pause)
+        error = ended or loop.run(turn, pause)
         seconds = time.monotonic() - loop.started
         if counting:
             counting.end()
@@ -269,6 +322,22 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
             found.add_events(counting.result().renamed(looking.became()))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
+
+
+def _read_first(looking: Looking, identity: Identity, stop: Stop) -> ScopeError | None:
+    """Read a large process table once, before the time of the run begins; why that has ended."""
+    if looking.parts > 1 and not sys.stderr.isatty():
+        say("scope-trace: the whole process table is read first")
+    try:
+        while looking.parts > 1 and looking.begins and not stop.reason:
+            identity.wait(0)
+            looking.look()
+            if sum(looking.failed.values()) >= _FAILURES:
+                break
+    except NoSuchProcessError as gone:
+        stop.ask("target ended")
+        return target_ended(identity.pid, gone, "watched")
+    return None
 
 
 def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
