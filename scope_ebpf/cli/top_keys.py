@@ -42,6 +42,7 @@ class Screen:
     """
 
     sort: str = SORTS[0]
+    sorts: tuple[str, ...] = SORTS
     least: bool = False
     wanted: str = ""
     #: Whether keys are letters of the filter.
@@ -108,12 +109,12 @@ class Screen:
             self.first = self.selected = 0
         elif key in ("<", ">"):
             step = 1 if key == ">" else -1
-            self._sort(SORTS[(SORTS.index(self.sort) + step) % len(SORTS)])
+            self._sort(self.sorts[(self.sorts.index(self.sort) + step) % len(self.sorts)])
         elif key.isdecimal() and key.isascii():
-            if not 0 < int(key) <= len(SORTS):
-                self.note = f"1 to {len(SORTS)} sort the table: {', '.join(SORTS)}"
+            if not 0 < int(key) <= len(self.sorts):
+                self.note = f"1 to {len(self.sorts)} sort the table: {', '.join(self.sorts)}"
             else:
-                self._sort(SORTS[int(key) - 1])
+                self._sort(self.sorts[int(key) - 1])
         elif key == "enter":
             place = self.selected - self.first
             if 0 <= place < len(shown):

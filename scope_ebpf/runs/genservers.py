@@ -6,10 +6,10 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.servers.survey import Survey
@@ -37,6 +37,7 @@ _STABLE = 3
 _ENOUGH, _MOST = 10, 1 << 17
 #: Failures after which a large table is not read on at once.
 _FAILURES = 5
+_Key = TypeVar("_Key")
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
@@ -63,6 +64,49 @@ class _Sums:
     mailbox: float = 0.0
     functions: dict[str, float] = field(default_factory=dict)
 
+    def add(self, other: _Sums) -> None:
+        """Add what other looks saw of the same process."""
+        self.looks += other.looks
+        self.busy += other.busy
+        self.longest = max(self.longest, other.longest)
+        self.weight += other.weight
+        self.busy_weight += other.busy_weight
+        self.mailbox += other.mailbox
+        _add(self.functions, other.functions)
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What several looks saw together."""
+
+    looks: int = 0
+    #: By the pid terms of servers.
+    servers: dict[int, _Sums] = field(default_factory=dict)
+    #: Callers that wait: by caller and called one; by the latter; by it and the request's tag.
+    edges: dict[tuple[str, str], float] = field(default_factory=dict)
+    callers: dict[str, float] = field(default_factory=dict)
+    tags: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    unresolved: float = 0.0
+    torn: float = 0.0
+
+    def plus(self, other: _Ledger) -> _Ledger:
+        """What both saw together; a new one."""
+        total = _Ledger(self.looks + other.looks)
+        for one in (self, other):
+            for pid, sums in one.servers.items():
+                total.servers.setdefault(pid, _Sums(sums.server)).add(sums)
+            _add(total.edges, one.edges)
+            _add(total.callers, one.callers)
+            _add(total.tags, one.tags)
+            total.unresolved += one.unresolved
+            total.torn += one.torn
+        return total
+
+
+def _add(totals: dict[_Key, float], more: dict[_Key, float]) -> None:
+    for key, count in more.items():
+        totals[key] = totals.get(key, 0.0) + count
+
 
 class Looking:
     """Adds looks up. *by* is one of GROUPS."""
@@ -72,16 +116,12 @@ class Looking:
         self._servers = self._survey.servers
         self._pids = viewer.pids
         self._by = by
-        self._sums: dict[int, _Sums] = {}
-        self._edges: dict[tuple[str, str], float] = defaultdict(float)
-        self._callers: dict[str, float] = defaultdict(float)
-        #: The same, by module and tag of the request.
-        self._tags: dict[tuple[str, str | None], float] = defaultdict(float)
-        self._unresolved = self._torn = 0.0
+        self._now = _Ledger()
+        #: What looks saw before the last turn of :meth:`turn_over`.
+        self._before: _Ledger | None = None
         self._circles: Counter[_Circle] = Counter()
         #: Callers and for whom they wait, in the look that goes on.
         self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
-        self.looks = 0
         #: Looks that failed, by why: code may be loaded meanwhile.
         self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
@@ -112,50 +152,55 @@ class Looking:
             for one in seen:
                 self._add(one)
             if not self._survey.begins:
-                self.looks += 1
+                self._now.looks += 1
                 self._find_circles(self._waits)
                 self._waits = {}
         finally:
             self.cpu_seconds += cpu_seconds() - began
 
+    def turn_over(self) -> None:
+        """Forget what was seen before the last turn; what was seen since stays for one more."""
+        self._before, self._now = self._now, _Ledger()
+
     def _add(self, seen: Look) -> None:
-        self._unresolved += seen.unresolved * seen.caller_weight
-        self._torn += seen.torn * seen.weight
+        self._now.unresolved += seen.unresolved * seen.caller_weight
+        self._now.torn += seen.torn * seen.weight
         self._add_servers(seen)
         self._add_callers(seen)
 
     def _add_servers(self, seen: Look) -> None:
+        servers = self._now.servers
         for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
-            sums = self._sums.get(pid)
+            sums = servers.get(pid)
             server = self._servers.of(pid)
             if sums is None:
-                if server is None or len(self._sums) >= _MOST:
+                if server is None or len(servers) >= _MOST:
                     continue
-                sums = self._sums[pid] = _Sums(server)
+                sums = servers[pid] = _Sums(server)
             sums.server = server or sums.server  # by now it may be known what it runs
             sums.looks += 1
             sums.weight += seen.weight
             sums.mailbox += seen.weight * mailbox
             sums.longest = max(sums.longest, mailbox)
         for pid, function in seen.busy:
-            if (sums := self._sums.get(pid)) is not None:
+            if (sums := servers.get(pid)) is not None:
                 sums.busy += 1
                 sums.busy_weight += seen.weight
-                sums.functions[function] = sums.functions.get(function, 0.0) + seen.weight
+                _add(sums.functions, {function: seen.weight})
 
     def _add_callers(self, seen: Look) -> None:
+        now, weight = self._now, seen.caller_weight
         for one in seen.waiting:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
             if server is None or one.server is None:
-                self._unresolved += seen.caller_weight
+                now.unresolved += weight
                 continue
             callee = self._group(server)
-            self._callers[callee] += seen.caller_weight
-            if self._by == "tag" and len(self._tags) < _MOST:
-                self._tags[callee, one.tag] += seen.caller_weight
-            edge = self._group(caller) if caller else "(processes)", callee
-            self._edges[edge] += seen.caller_weight
+            _add(now.callers, {callee: weight})
+            if self._by == "tag" and len(now.tags) < _MOST:
+                _add(now.tags, {(callee, one.tag): weight})
+            _add(now.edges, {(self._group(caller) if caller else "(processes)", callee): weight})
             self._waits[one.caller] = one.server, one.reference
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
@@ -184,29 +229,45 @@ class Looking:
             return server.name
         return f"{self._pids.text(server.pid)} {server.name or server.module}"
 
+    def _total(self) -> _Ledger:
+        """What is shown: all looks since the turn before the last one."""
+        return self._before.plus(self._now) if self._before else self._now
+
     def result(self, target: Target, seconds: float) -> GenServers:
-        """What all looks saw together."""
-        survey = self._survey
+        """What all looks saw together, since the turn before the last one if there were any."""
+        survey, total = self._survey, self._total()
         # A look that did not end saw a part of the table, which was drawn at random.
-        looks = self.looks or max(1, survey.read) / survey.parts
+        looks = total.looks or max(1, survey.read) / survey.parts
         groups: dict[str, list[_Sums]] = {}
-        for sums in self._sums.values():
+        for sums in total.servers.values():
             groups.setdefault(self._group(sums.server), []).append(sums)
-        modules = [self._module(name, members, looks) for name, members in groups.items()]
+        processes = self._processes(groups, looks)
+        modules = [
+            self._module(name, members, processes[name], total.callers.get(name, 0.0) / looks)
+            for name, members in groups.items()
+        ]
         edges = [
             Edge(caller, callee, count / looks)
             for (caller, callee), count in sorted(
-                self._edges.items(), key=lambda edge: edge[1], reverse=True
+                total.edges.items(), key=lambda edge: edge[1], reverse=True
             )
         ]
-        found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
+        found = GenServers(target, seconds, total.looks, modules, edges, self._deadlock())
         found.whole = not survey.begins
-        found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
+        found.unresolved, found.torn = total.unresolved / looks, total.torn / looks
         found.cpu_seconds = self.cpu_seconds
         if self._by == "tag":
-            found.tags = tags_of({key: count / looks for key, count in self._tags.items()})
+            found.tags = tags_of({key: count / looks for key, count in total.tags.items()})
         found.notes += self._notes()
         return found
+
+    def busiest(self, name: str) -> int | None:
+        """The server of a group that most waits for, or that is busiest; its pid term."""
+        members = [one for one in self._total().servers.values() if self._group(one.server) == name]
+        most = max(
+            members, key=lambda one: (one.mailbox / one.looks, one.busy / one.looks), default=None
+        )
+        return most.server.pid if most else None
 
     def _notes(self) -> list[str]:
         """What the figures do not show."""
@@ -214,7 +275,7 @@ class Looking:
         if self.failed:
             why, _ = self.failed.most_common(1)[0]
             notes.append(f"{sum(self.failed.values())} looks failed: {why}")
-        if len(self._sums) >= _MOST:
+        if len(self._now.servers) >= _MOST:
             notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
         if survey.begins and survey.parts > 1:
             notes.append(
@@ -230,18 +291,17 @@ class Looking:
             notes.append("too many processes have something to do: later looks leave some out")
         return notes
 
-    def _module(self, name: str, members: list[_Sums], looks: float) -> Module:
+    def _module(self, name: str, members: list[_Sums], processes: float, callers: float) -> Module:
         weight = sum(one.weight for one in members) or 1.0
         busy = sum(one.busy_weight for one in members)
-        functions: defaultdict[str, float] = defaultdict(float)
+        functions: dict[str, float] = {}
         for one in members:
-            for function, seen in one.functions.items():
-                functions[function] += seen
+            _add(functions, one.functions)
         most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
         return Module(
             name,
             members[0].server.behaviour or "",
-            self._processes(members, looks),
+            processes,
             busy / weight,
             max(
                 (one.busy / one.looks for one in members if one.looks >= _ENOUGH),
@@ -249,17 +309,24 @@ class Looking:
             ),
             sum(one.mailbox for one in members) / weight,
             max(one.longest for one in members),
-            self._callers.get(name, 0.0) / looks,
+            callers,
             tuple((text, seen / busy) for text, seen in most[:_FUNCTIONS] if busy),
         )
 
-    def _processes(self, members: list[_Sums], looks: float) -> float:
+    def _processes(self, groups: dict[str, list[_Sums]], looks: float) -> dict[str, float]:
         """How many servers there are, on average; of a large table those that have not ended."""
-        if self._survey.parts == 1:
-            return sum(one.weight for one in members) / looks
-        ended = self._survey.ended
-        alive = sum(one.server.pid not in ended for one in members)
-        return alive if self.looks else alive / looks
+        survey = self._survey
+        if survey.parts == 1:
+            return {
+                name: sum(one.weight for one in members) / looks for name, members in groups.items()
+            }
+        alive = Counter(
+            self._group(one)
+            for one in self._servers.known.values()
+            if one.behaviour is not None and one.pid not in survey.ended
+        )
+        part = survey.read / survey.parts
+        return {name: alive[name] / part for name in groups}
 
     def _deadlock(self) -> tuple[str, ...]:
         stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]

@@ -37,10 +37,10 @@ class Servers:
         self.parts: list[int] = []
         self.gone: set[int] = set()
         self.torn: set[int] = set()
-        self.became: dict[str, set[str]] = {}
+        self.known: dict[int, Server] = {}
 
     def of(self, pid: int) -> Server | None:
-        return Server(pid, "gen_server", "shop", None) if pid in ALL else None
+        return self.known.get(pid)
 
     def look(self, part: int = 0, parts: int = 1) -> Look:
         self.parts.append(part)
@@ -52,6 +52,8 @@ class Servers:
 
     def _look(self, pids: list[int]) -> Look:
         found = np.array([p for p in pids if p not in self.gone | self.torn], np.uint64)
+        for pid in found.tolist():
+            self.known[pid] = Server(pid, "gen_server", "shop", None)
         look = Look(found, np.isin(found, FULL).astype(np.int64), read=found)
         look.busy = [Busy(pid, "shop:work/0") for pid in found.tolist() if pid in BUSY]
         look.missed = np.array([pid >> 4 for pid in self.torn], np.int64)
@@ -131,14 +133,20 @@ def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch):
     assert survey.misses
 
 
+def lookers() -> Looking:
+    """
+    What adds looks up of a table in four parts.
+    """
+    found = Looking(view(make(1)))
+    found._survey, found._servers = surveyed()
+    return found
+
+
 def looking(steps: int) -> GenServers:
     """
     What so many steps have seen together.
     """
-    survey, servers = surveyed()
-    found = Looking(view(make(1)))
-    found._survey, found._servers = survey, servers
-    servers.names_of = lambda _: iter(())
+    found = lookers()
     for _ in range(steps):
         found.look()
     return found.result(TARGET, 1.0)
@@ -167,3 +175,20 @@ def test_a_table_that_was_read_in_part_tells_no_more():
     assert "2 of 4 parts" in found.notes[0]
     found.modules.clear()
     assert found.verdict.because.endswith("in the part of the process table that was read")
+
+
+def test_a_table_that_moves_shows_what_was_seen_since_the_turn_before_the_last():
+    """
+    Looks, and the server that most waits for.
+    """
+    found = lookers()
+    for _ in range(PARTS + 1):
+        found.look()
+    found.turn_over()
+    found.look()
+    assert 3 == found.result(TARGET, 1.0).looks
+    assert FULL[0] == found.busiest("shop")
+    found.turn_over()
+    assert 1 == found.result(TARGET, 1.0).looks
+    found.turn_over()
+    assert [] == found.result(TARGET, 1.0).modules
