@@ -47,7 +47,7 @@ def live(target: Target, sort: str, interval: float, limit: int | None) -> int:
             return ended.code
 
 
-def _spaced(spans: Iterable[Span]) -> Iterator[Span]:
+def spaced(spans: Iterable[Span]) -> Iterator[Span]:
     """*spans* with a space between any two, in the style of the heading where they are one."""
     for number, span in enumerate(spans):
         if number:
@@ -55,7 +55,7 @@ def _spaced(spans: Iterable[Span]) -> Iterator[Span]:
         yield span
 
 
-def _wrapped(text: str, cells: int) -> list[str]:
+def wrapped(text: str, cells: int) -> list[str]:
     """*text* in lines of *cells*; those after the first are indented."""
     if width(text) <= cells:
         return [text]
@@ -173,7 +173,7 @@ class _Live:
     def _table(self, view: View, cells: int, rows: int) -> list[Line]:
         screen = self._screen
         first, *more = top_watch.heading(self._target, view, self._order(), cells)
-        notes = [part for note in view.notes for part in _wrapped(plain(note), cells)]
+        notes = [part for note in view.notes for part in wrapped(plain(note), cells)]
         head = [first, *([Span(note, "alarm")] for note in notes), *more]
         del head[max(1, int(rows * _HEADING)) :]
         screen.rows = max(1, rows - len(head) - 1)
@@ -207,7 +207,7 @@ class _Live:
     def _headings(self, headings: dict[int, str], cells: int) -> Line:
         by = SORTED[self._screen.sort]
         spans = [
-            *_spaced(
+            *spaced(
                 Span(text, "sorted" if index == by else "heading")
                 for index, text in headings.items()
             )
@@ -224,12 +224,12 @@ class _Live:
             long = row.process["message_queue_len"] >= LONG_MAILBOX
             red = MAIL if long else None
             lines.append(
-                [*_spaced(Span(text, "alarm" if at == red else "") for at, text in words.items())]
+                [*spaced(Span(text, "alarm" if at == red else "") for at, text in words.items())]
             )
         return lines
 
     def _process(self, cells: int, rows: int) -> list[Line]:
-        lines = [part for text in self._detail for part in _wrapped(plain(text), cells)]
+        lines = [part for text in self._detail for part in wrapped(plain(text), cells)]
         return self._page([[Span(text)] for text in lines], rows)
 
     def _help(self, rows: int) -> list[Line]:

@@ -137,9 +137,15 @@ class Looking:
         return self._survey.parts
 
     @property
-    def begins(self) -> bool:
-        """Whether the first look goes on, which takes several steps of a large table."""
-        return self._survey.begins
+    def read(self) -> int:
+        """How many of them have been read."""
+        return self._survey.read
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether a large table is still read for the first time, as fast as possible."""
+        failures = sum(self.failed.values())
+        return self.parts > 1 and self._survey.begins and failures < _FAILURES
 
     def look(self) -> None:
         """Look once more, or go on with the first look."""
@@ -347,6 +353,23 @@ class ServerOptions:
     max_cost: float | None = None
 
 
+class Pace:
+    """When to look: at random times, as often as a share of a core allows."""
+
+    def __init__(self) -> None:
+        self._draw = random.Random()  # noqa: S311 - when to look is no secret
+        #: When the next look is due, in monotonic seconds.
+        self.due = 0.0
+
+    def look(self, looking: Looking) -> None:
+        """Look once, and plan the next look."""
+        before = looking.cpu_seconds
+        looking.look()
+        cost = looking.cpu_seconds - before
+        # At random: work with the period of the looks would be seen at the same point.
+        self.due = time.monotonic() + self._draw.uniform(0.5, 1.5) * max(_INTERVAL, cost / _SHARE)
+
+
 def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeError | None]:
     """
     Watch the servers of a VM until something ends it.
@@ -355,60 +378,52 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
     """
     target, looking, stop = viewer.target, Looking(viewer, options.by), Stop()
     require_target(target.identity, "watched")
-    counting, why = _counting(viewer, options, stop)
-    draw = random.Random()  # noqa: S311 - when to look is no secret
-    due = 0.0
+    counted, why = counting(viewer, options, stop)
+    pace = Pace()
 
     def turn(now: float) -> None:
-        nonlocal due
-        if now >= due:
-            before = looking.cpu_seconds
-            looking.look()
-            cost = looking.cpu_seconds - before
-            # At random: work with the period of the looks would be seen at the same point.
-            due = time.monotonic() + draw.uniform(0.5, 1.5) * max(_INTERVAL, cost / _SHARE)
-        if counting:
-            counting.look(now)
+        if now >= pace.due:
+            pace.look(looking)
+        if counted:
+            counted.look(now)
 
     def pause() -> float:
         # Not longer, however long a look took: a signal is noticed between two turns.
-        return min(_LONGEST, due - time.monotonic())
+        return min(_LONGEST, pace.due - time.monotonic())
 
-    with stop.on_signals(), counting or nullcontext():
+    with stop.on_signals(), counted or nullcontext():
         ended = _read_first(looking, target.identity, stop)
-        if counting:
-            counting.begin()
+        if counted:
+            counted.begin()
         _say_started(target.pid, options.duration)
         loop = Loop(target.identity, "watched", options.duration, stop)
         error = ended or loop.run(turn, pause)
         seconds = time.monotonic() - loop.started
-        if counting:
-            counting.end()
+        if counted:
+            counted.end()
         found = looking.result(target.as_json(), seconds)
-        if counting:
-            found.add_events(counting.result().renamed(looking.became()))
+        if counted:
+            found.add_events(counted.result().renamed(looking.became()))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
 
 
 def _read_first(looking: Looking, identity: Identity, stop: Stop) -> ScopeError | None:
     """Read a large process table once, before the time of the run begins; why that has ended."""
-    if looking.parts > 1 and not sys.stderr.isatty():
+    if looking.reads_first and not sys.stderr.isatty():
         say("scope-trace: the whole process table is read first")
     try:
-        while looking.parts > 1 and looking.begins and not stop.reason:
+        while looking.reads_first and not stop.reason:
             identity.wait(0)
             looking.look()
-            if sum(looking.failed.values()) >= _FAILURES:
-                break
     except NoSuchProcessError as gone:
         stop.ask("target ended")
         return target_ended(identity.pid, gone, "watched")
     return None
 
 
-def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
-    """What counts messages; or None and the reason, "" where it is not wanted."""
+def counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
+    """Return what counts messages; or None and the reason, "" where it is not wanted."""
     if options.budget is None:
         return None, ""
     if options.by not in BY_MODULE:
