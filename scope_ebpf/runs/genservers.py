@@ -35,8 +35,9 @@ _LONGEST = 0.2
 _STABLE = 3
 #: Looks at one server from which on its own utilization is shown; servers that are remembered.
 _ENOUGH, _MOST = 10, 1 << 17
-#: Failures after which a large table is not read on at once.
-_FAILURES = 5
+#: Failures, and seconds of CPU, after which a large table is read on no faster than others: a VM
+#: can claim any number of processes.
+_FAILURES, _MOST_CPU = 5, 30.0
 _Key = TypeVar("_Key")
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]
@@ -144,8 +145,8 @@ class Looking:
     @property
     def reads_first(self) -> bool:
         """Whether a large table is still read for the first time, as fast as possible."""
-        failures = sum(self.failed.values())
-        return self.parts > 1 and self._survey.begins and failures < _FAILURES
+        spent = sum(self.failed.values()) >= _FAILURES or self.cpu_seconds >= _MOST_CPU
+        return self.parts > 1 and self._survey.begins and not spent
 
     def look(self) -> None:
         """Look once more, or go on with the first look."""

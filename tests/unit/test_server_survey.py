@@ -17,6 +17,7 @@ from test_beam_memory_image import view
 from scope_ebpf.beam.servers import survey as surveys
 from scope_ebpf.beam.servers.looks import Busy, Look, Server
 from scope_ebpf.beam.servers.survey import Survey
+from scope_ebpf.runs import genservers as runs
 from scope_ebpf.runs.genservers import Looking
 
 if TYPE_CHECKING:
@@ -175,6 +176,19 @@ def test_a_table_that_was_read_in_part_tells_no_more():
     assert "2 of 4 parts" in found.notes[0]
     found.modules.clear()
     assert found.verdict.because.endswith("in the part of the process table that was read")
+
+
+def test_a_table_without_end_is_read_at_once_for_so_much_cpu_only():
+    """
+    Also one that cannot be read: from then on looks are as rare as their cost demands.
+    """
+    found = lookers()
+    assert found.reads_first
+    found.cpu_seconds = runs._MOST_CPU
+    assert not found.reads_first
+    found.cpu_seconds = 0.0
+    found.failed["torn"] = runs._FAILURES
+    assert not found.reads_first
 
 
 def test_a_table_that_moves_shows_what_was_seen_since_the_turn_before_the_last():
