@@ -61,7 +61,8 @@ def live(viewer: Viewer, options: ServerOptions, sort: str, limit: int | None) -
     require_target(viewer.target.identity, "watched")
     with Terminal() as terminal:
         try:
-            _Live(viewer, options, terminal, Screen(sort=sort, sorts=SORTS), limit).run()
+            screen = Screen(sort=sort, sorts=SORTS, checks=False)
+            _Live(viewer, options, terminal, screen, limit).run()
         except EndedError as ended:
             return ended.code
         except NoSuchProcessError as gone:

@@ -38,8 +38,8 @@ _WARM_UP = 1.0
 #: The part of a CPU, or of more if the VM uses more, from which on hooks slow all of it down: what
 #: one process does has to wait for others.
 _SLOWS = 0.03
-#: Windows without which nothing is told, nor with less than _SHORTEST of them together: a burst may
-#: have used up their hits.
+#: Windows without which no figure is given, nor with less than _SHORTEST of them together: a
+#: burst may have used up their hits.
 _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
@@ -222,13 +222,13 @@ class Moments:
         return max(window.seconds for window in self.windows)
 
     @property
-    def tells(self) -> bool:
-        """Whether there was enough of windows for any figure; else :attr:`why` tells why not."""
+    def enough(self) -> bool:
+        """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
         return len(self.windows) >= _FEWEST and self.observed >= _SHORTEST
 
     @property
     def why(self) -> str:
-        """Why nothing can be told."""
+        """Why there is no figure."""
         return (
             "no rate is known: the VM used so little CPU, or passed so many hooks, that the "
             f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
@@ -263,7 +263,7 @@ class Moments:
             for window in self.windows
         ]
         found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
-        return max(found, scale.doubt) if found else 0.0
+        return max(found, scale.doubt)
 
 
 def error_of(sizes: list[float], counts: list[int]) -> float:
@@ -271,12 +271,10 @@ def error_of(sizes: list[float], counts: list[int]) -> float:
     The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
 
     It is that of the ratio of their sums, larger where windows are few, and at least that of a
-    count of what is independent; 1 at most, also of less than three windows and where one alone has
-    seen anything; 0 where nothing was seen.
+    count of what is independent; 1 at most, also of less than three windows, and where one window
+    alone, or none, has seen anything: what was in no window may have happened between them.
     """
     total = sum(counts)
-    if not total:
-        return 0.0
     if len(counts) < 3 or sum(count > 0 for count in counts) < 2:
         return 1.0
     rate, windows = total / sum(sizes), len(counts)

@@ -3,7 +3,7 @@
 Messages of servers within a budget: hooks are attached for moments, the rest is estimated.
 
 What begins within a window is followed to the window's end. What is still under way then was cut
-off at its age: from both, Kaplan and Meier's estimate tells how durations are distributed, as far
+off at its age: from both, Kaplan and Meier's estimate says how durations are distributed, as far
 as windows reach.
 """
 
@@ -118,7 +118,7 @@ class Windows(Counting):
         """What was seen, scaled up to the whole run; after :meth:`end`."""
         found = ServerEvents()
         self._finish(found)
-        if not self._moments.tells:
+        if not self._moments.enough:
             found.notes.append(self._moments.why)
             return found
         found.notes.append(

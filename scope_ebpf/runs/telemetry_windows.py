@@ -58,7 +58,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """What is known of a VM at any time; each may be None when it cannot be told."""
+    """What is known of a VM at any time; each may be None when it is not known."""
 
     #: Seconds of CPU that it has used, and its reductions.
     cpu: Callable[[], float | None]

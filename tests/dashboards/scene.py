@@ -202,7 +202,7 @@ def rules() -> list[asked.Asked]:
     """
     Every expression of every rule, for a scene of seconds: nothing is some minutes ago.
 
-    What is asked to be 0 is made to say 0 or 1, as :func:`asked.told` does with what is more.
+    What is asked to be 0 is made to say 0 or 1, as :func:`asked.reported` does with what is more.
     """
     return [
         replace(

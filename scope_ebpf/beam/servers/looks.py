@@ -58,7 +58,7 @@ FIELDS = IDENTITY
 _REMEMBERED = 1 << 20
 #: Addresses at which processes wait for a server: some dozens, but a VM can claim any.
 _MOST_CALLING = 1 << 13
-#: Modules that the servers of one module run: more are not told apart.
+#: Modules that the servers of one module run: more are not distinguished.
 _SEVERAL = 2
 
 

@@ -55,7 +55,7 @@ class ServerWatch(Closing):
     Watches the messages of servers in the VM of *identity*.
 
     *settings* is one ``events.SERVER_SETTINGS``, *hooks* are where its programs go; *by_tag* is
-    whether the requests of a module are told apart by their tags. A context manager; nothing counts
+    whether requests of a module are counted by their tags. A context manager; nothing counts
     before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses, and
     NothingToAttachError if one hook cannot be attached: the others would count wrong.
     """
