@@ -57,6 +57,7 @@ HELD = {
         "scope-trace ets --pid PID --once --limit 5",
         "scope-trace ports --pid PID --once --limit 5",
         "scope-trace stacks --pid PID --limit 1",
+        "scope-trace memory --pid PID --once --limit 3",
     ]
 }
 SERVERS = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from beams_run import start_beam
 
+from scope_ebpf.beam.held.memory import MemoryReader
 from scope_ebpf.beam.held.ports import PortTable
 from scope_ebpf.beam.held.stacks import StackReader
 from scope_ebpf.beam.held.tables import TableReader
@@ -41,6 +42,7 @@ def main() -> None:
             tell(kind, "ports", PortTable(target).read)
             beam.ask(f"processes {PROCESSES}")
             tell(kind, "processes", StackReader(target).read)
+            tell(kind, "memory", MemoryReader(target, 20).read)
 
 
 def tell(kind: str, what: str, read: Callable[[], Any]) -> None:
@@ -49,6 +51,9 @@ def tell(kind: str, what: str, read: Callable[[], Any]) -> None:
     """
     looks = [read() for _ in range(LOOKS)]
     slowest = max(look.seconds for look in looks)
+    if what == "memory":
+        print(f"{kind}: all of the memory, {slowest:.2f} s of CPU a look")
+        return
     count = looks[0].read if what == "processes" else len(looks[0].rows)
     print(f"{kind}: {count:,} {what}, {slowest:.2f} s of CPU a look")
 

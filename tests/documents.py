@@ -39,6 +39,7 @@ _MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "doctor": lambda d: "host" in d,
     "schedulers": lambda d: "threads" in d,
     "summary": lambda d: "lost_total" in d,
+    "memory": lambda d: "kinds" in d,
     "stacks": lambda d: "groups_total" in d,
     "top": lambda d: "processes_total" in d and "vm" not in d,
     "top-line": lambda d: "processes_total" in d,

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scope_ebpf.beam.held.tables import TableReader, is_named, protection_of, type_of
+from scope_ebpf.beam.held.tables import TableReader
 from scope_ebpf.beam.processes.shapes import escaped
-from scope_ebpf.beam.processes.table import IDENTITY
-from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import above_zero, add_duration, add_format
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.runs.held import looks
+from scope_ebpf.runs.held_tables import described, growth
 from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
@@ -96,28 +95,6 @@ def _growth(before: TableReading, after: TableReading | None, seconds: float) ->
     return Growth(after, seconds, objects / seconds, memory / seconds, cpu)
 
 
-def growth(
-    before: NDArray[np.void], after: NDArray[np.void]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Objects and bytes more in each row of *after*; NaN for a table that is new."""
-    # The address of a table that is gone may be that of another, which has another identifier.
-    known = {
-        (address, btid): index
-        for index, (address, btid) in enumerate(
-            zip(before["address"].tolist(), before["btid"].tolist(), strict=True)
-        )
-    }
-    keys = zip(after["address"].tolist(), after["btid"].tolist(), strict=True)
-    index = np.fromiter((known.get(key, -1) for key in keys), np.int64, len(after))
-    grown = []
-    for field in ("objects", "memory_bytes"):
-        change = np.full(len(after), np.nan)
-        same = index >= 0
-        change[same] = after[field][same] - before[field][index[same]]
-        grown.append(change)
-    return grown[0], grown[1]
-
-
 def _document(target: Target, found: Growth, sort: str, limit: int) -> EtsDocument:
     rows = found.reading.rows
     keys: dict[str, Callable[[], NDArray[Any]]] = {
@@ -138,42 +115,9 @@ def _document(target: Target, found: Growth, sort: str, limit: int) -> EtsDocume
         "torn": found.reading.torn,
         "memory_bytes": int(rows["memory_bytes"].sum()),
         "seconds": round(found.cpu_seconds, 3),
-        "tables": _tables(target, rows[order], found.objects[order], found.bytes[order]),
+        "tables": described(target, rows[order], found.objects[order], found.bytes[order]),
         "notes": notes,
     }
-
-
-def _tables(
-    target: Target,
-    rows: NDArray[np.void],
-    objects: NDArray[np.float64],
-    memory: NDArray[np.float64],
-) -> list[EtsTable]:
-    viewer = Viewer(target, IDENTITY)
-    names = viewer.atoms.texts((rows["name"] >> np.uint64(6)).tolist())
-    owners = viewer.table.at(viewer.table.slots_of(rows["owner"])).rows
-    called = dict(zip(owners["id"].tolist(), viewer.names.registered(owners), strict=True))
-    made = []
-    for row, pid, more, grown in zip(
-        rows, viewer.pids.texts(rows["owner"]), objects.tolist(), memory.tolist(), strict=True
-    ):
-        status = int(row["status"])
-        table = {
-            "name": names[int(row["name"]) >> 6] or "?",
-            "named": is_named(status),
-            "owner": pid,
-            "owner_name": called.get(int(row["owner"])),
-            "type": type_of(status),
-            "protection": protection_of(status),
-            "keypos": int(row["keypos"]),
-            "compressed": bool(row["compressed"]),
-            "objects": int(row["objects"]),
-            "memory_bytes": int(row["memory_bytes"]),
-            "objects_per_second": None if np.isnan(more) else round(more, 3),
-            "bytes_per_second": None if np.isnan(grown) else round(grown, 1),
-        }
-        made.append(cast("EtsTable", table))
-    return made
 
 
 def _lines(document: EtsDocument) -> list[str]:

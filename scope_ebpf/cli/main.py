@@ -48,6 +48,7 @@ COMMANDS = {
     "ports": "the ports of a VM: driver or program, owner, queue, bytes",
     "stacks": "all processes of a VM, grouped by equal stacks or by what they began with",
     "marks": "calls of functions that scope-mark has marked: rates, failures, durations",
+    "memory": "where the memory of a VM is: kinds, allocators, tables, and who holds most",
     "mcp": "the read-only commands as tools for programs (Model Context Protocol)",
 }
 DEFAULT = "trace"

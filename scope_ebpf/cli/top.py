@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from scope_ebpf.beam.processes.sizes import Sizes
-from scope_ebpf.beam.processes.table import CHUNK
+from scope_ebpf.beam.processes.table import CHUNK, binary_bytes
 from scope_ebpf.beam.processes.view import Viewer, document
 from scope_ebpf.cli import top_watch
 from scope_ebpf.cli.options import add_count, add_format, add_interval, add_once
@@ -80,6 +80,7 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     rows = snapshot.rows
     sizes = viewer.sizes(rows)
     key = {"memory": sizes.bytes, "mailbox": rows["mailbox"], "reductions": rows["reductions"]}
+    key["binary"] = binary_bytes(rows)
     key["gc"] = np.array([speeds.get(pid, 0.0) for pid in rows["id"].tolist()])
     if arguments.sort == "pid":
         order = np.argsort(rows["id"])[: arguments.limit]

@@ -23,23 +23,31 @@ COLUMNS = (
     Column("IN FUNCTION", rank=2, least=14, cut=True),
 )
 #: What the table can be sorted by, by the numbers of the keys, and the column that shows it.
-SORTED = {"reductions": RATE, "memory": MEMORY, "mailbox": MAIL, "gc": RATE, "pid": PID}
+SORTED = {
+    "reductions": RATE,
+    "memory": MEMORY,
+    "mailbox": MAIL,
+    "gc": RATE,
+    "pid": PID,
+    "binary": MEMORY,
+}
 #: Messages from which on a mailbox is shown in red.
 LONG_MAILBOX = 1000
-#: The heading that replaces REDS/S in a table that is sorted by collections.
-_COLLECTED = "GC/S"
+#: Headings that replace the one of the column that a table is sorted by.
+_INSTEAD = {"gc": "GC/S", "binary": "BINARY"}
 #: Words of ``process_info`` that are too long for a column.
 _STATUS = {"garbage_collecting": "collecting"}
 
 
 def columns(sort: str) -> tuple[Column, ...]:
     """The columns of a table that is sorted by *sort*."""
-    if sort != "gc":
+    heading = _INSTEAD.get(sort)
+    if heading is None:
         return COLUMNS
-    return tuple(
-        Column(_COLLECTED, one.rank, right=one.right, least=one.least) if index == RATE else one
-        for index, one in enumerate(COLUMNS)
-    )
+    at = SORTED[sort]
+    one = COLUMNS[at]
+    changed = Column(heading, one.rank, right=one.right, least=one.least)
+    return (*COLUMNS[:at], changed, *COLUMNS[at + 1 :])
 
 
 def name_of(name: str | None, label: str | None, module: str | None, call: str | None) -> str:
@@ -56,20 +64,22 @@ def name_of(name: str | None, label: str | None, module: str | None, call: str |
     return escaped(spelled(shown))
 
 
-def cells(process: ProcessRow, rate: float | None) -> tuple[str, ...]:
+def cells(process: ProcessRow, rate: float | None, sort: str = "") -> tuple[str, ...]:
     """
     The texts of one process, as ``Viewer.describe`` has it, in the order of the columns.
 
-    *rate* is reductions, or bytes of collections, per second; None before it is known.
+    *rate* is reductions, or bytes of collections, per second; None before it is known. Sorted by
+    binaries, these are shown instead of the memory.
     """
     module = process["module"] if process["behaviour"] else None
     about = "~" if process.get("memory_estimated") else ""
+    memory = about + short(process["memory_bytes"])
     status = process["status"]
     return (
         process["pid"],
         name_of(process["name"], process["label"], module, process["initial_call"]),
         "-" if rate is None else short(rate),
-        about + short(process["memory_bytes"]),
+        short(process["binary_bytes"]) if sort == "binary" else memory,
         short(process["message_queue_len"]),
         _STATUS.get(status, status),
         escaped(spelled(process["current_function"] or "?")),

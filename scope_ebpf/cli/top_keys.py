@@ -21,7 +21,7 @@ HELP = (
     ("Enter", "details of the selected process: stack, mailbox, links"),
     ("Esc", "back; also Backspace"),
     ("Space", "pause, and go on"),
-    ("1-5", f"sort by {', '.join(SORTS)}"),
+    ("1-6", f"sort by {', '.join(SORTS)}"),
     ("< >", "sort by the one before or after it"),
     ("r", "reverse the order"),
     ("Up Down", "select a process; also k and j"),

@@ -42,7 +42,7 @@ _KEYS = (
     "/ filter",
     "Enter details",
     "c check",
-    "1-5 <> sort",
+    "1-6 <> sort",
     "r reverse",
     "Space pause",
 )

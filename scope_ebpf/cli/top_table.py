@@ -12,7 +12,7 @@ import numpy as np
 
 from scope_ebpf.arrays import within
 from scope_ebpf.beam.processes.sweep import SORTS, State, Sweep, collected
-from scope_ebpf.beam.processes.table import LOAD, ProcessTable
+from scope_ebpf.beam.processes.table import BINARIES, LOAD, ProcessTable
 from scope_ebpf.cli.top_find import Finder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scope_ebpf.results.documents.processes import ProcessRow
 
 #: What a table can be sorted by.
-Sort = Literal["reductions", "memory", "mailbox", "gc", "pid"]
+Sort = Literal["reductions", "memory", "mailbox", "gc", "pid", "binary"]
 #: Messages of a mailbox that are read to compute the memory of a shown process.
 WALK = 200
 #: The part of the budget that a filter may take besides.
@@ -36,6 +36,7 @@ _CLOSER = 128
 _SHOWN: dict[str, Callable[[ProcessRow], int]] = {
     "mailbox": lambda process: process["message_queue_len"],
     "memory": lambda process: process["memory_bytes"],
+    "binary": lambda process: process["binary_bytes"],
 }
 
 
@@ -63,7 +64,7 @@ class Processes:
     def __init__(self, target: Target, viewer: Viewer, budget: float) -> None:
         self.viewer = viewer
         self._target, self._budget = target, budget
-        self._load = ProcessTable(target, LOAD)
+        self._load = ProcessTable(target, (*LOAD, *BINARIES))
         self._by_memory = False
         self._sweep = self._begin()
         self._finder: Finder | None = None

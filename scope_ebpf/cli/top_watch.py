@@ -145,7 +145,8 @@ def table(
     """Headings and rows: texts as wide as their columns, by column, of *cells* at most in all."""
     columns = top_cells.columns(sort)
     texts = [
-        top_cells.cells(row.process, row.collected if sort == "gc" else row.rate) for row in rows
+        top_cells.cells(row.process, row.collected if sort == "gc" else row.rate, sort)
+        for row in rows
     ]
     sizes = layout.fit(columns, texts, cells, {top_cells.PID, top_cells.SORTED[sort]})
     headings = layout.texts(columns, [column.heading for column in columns], sizes)

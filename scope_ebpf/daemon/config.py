@@ -53,6 +53,10 @@ class Config:
     snapshot_interval: float = 15.0
     #: Minimum seconds between two checks of a VM; 0 for none.
     findings_interval: float = 60.0
+    #: The share of a memory limit from which what a VM holds is kept in a file; 0 for never.
+    blackbox_share: float = 0.9
+    #: The folder of these files; if empty, that of the service, if it has one.
+    blackbox_folder: str = ""
     #: Processes in each ranking.
     top: int = 5
     #: Maximum series of a scrape; further VMs are left out as a whole.
@@ -137,6 +141,23 @@ def share(value: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 0.5:
         raise ValueError('wanted is a share above 0, up to "50%"')
     return float(number)
+
+
+def part(value: Any) -> float:
+    """Parse ``"90%"`` or ``0.9``: from 0, which is none, to 1."""
+    number = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value, re.ASCII)
+        number = float(match[1]) / 100 if match else None
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+        raise ValueError('wanted is a share up to "100%", like "90%"; 0 for none')
+    return float(number)
+
+
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or (value and not value.startswith("/")) or "\0" in value:
+        raise ValueError('wanted is the path of a folder, like "/var/lib/scope-ebpf"')
+    return value
 
 
 def address(value: Any) -> tuple[str, int] | Path:
@@ -256,6 +277,8 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "min_age": time(0.0),
     "snapshot_interval": time(1.0),
     "findings_interval": time(0.0),
+    "blackbox_share": part,
+    "blackbox_folder": _folder,
     "top": count(20),
     "max_series": count(10_000_000, 1_000),
     "compat": _choices("erlang-vm"),

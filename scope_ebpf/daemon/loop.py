@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import read_by
 from scope_ebpf.beam.memory.reader import Readers
+from scope_ebpf.daemon.blackbox import BlackBox
 from scope_ebpf.daemon.config import Config, ConfigError
 from scope_ebpf.daemon.discovery import Discovery
 from scope_ebpf.daemon.looks.discovery import Scanner
@@ -72,6 +73,7 @@ class Daemon:
         targets: the VMs under observation.
         snapshots: the thread that reads process tables and memory.
         findings: the thread that checks targets.
+        blackbox: the thread that keeps what VMs hold that are near the limit of their memory.
         servers: the thread that looks at their servers.
     """
 
@@ -112,6 +114,7 @@ class Daemon:
         self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
         self.findings = Findings(lambda: self.targets.watches, lambda: self.config, self.errors)
         self.servers = ServerLooks(lambda: self.targets.watches, lambda: self.config, self.errors)
+        self.blackbox = BlackBox(lambda: self.targets.watches, lambda: self.config, self.errors)
         self._next_keep_alive = 0.0
 
     def ask(self, number: signal.Signals) -> None:
@@ -131,6 +134,7 @@ class Daemon:
         self.snapshots.start()
         self.findings.start()
         self.servers.start()
+        self.blackbox.start()
         try:
             while not self._requests.pending(_END):
                 self._run_once()
@@ -145,7 +149,7 @@ class Daemon:
         A thread may wait for memory for as long as its target likes, until the readers are closed.
         """
         notify("STOPPING=1")
-        threads = (self.snapshots, self.findings, self.servers)
+        threads = (self.snapshots, self.findings, self.servers, self.blackbox)
         for each in (self.discovery, *threads):
             each.stop()
         self.targets.close()

@@ -173,7 +173,9 @@ TOOLS: dict[str, Tool] = {
         {
             "pid": _VM,
             "sort": Parameter(
-                _with("What to sort by.", _choice("reductions", "memory", "mailbox", "gc")),
+                _with(
+                    "What to sort by.", _choice("reductions", "memory", "mailbox", "gc", "binary")
+                ),
                 "--sort",
                 "reductions",
             ),
@@ -280,6 +282,22 @@ TOOLS: dict[str, Tool] = {
             "pid": _VM,
             "by": Parameter(
                 _with("What to group by.", _choice("stack", "call", "function")), "--by", "stack"
+            ),
+            "limit": _LIMIT,
+        },
+    ),
+    "memory": Tool(
+        "Where the memory of a VM is: kinds as erlang:memory/0 has them, allocators, what is not "
+        "theirs, limits of cgroup and tables, and the processes, binaries, ETS tables, persistent "
+        "terms and atoms that take most, with growth between two looks. Only reads memory, so it "
+        "works on a VM that is stopped or stuck.",
+        ("memory", "--format", "json"),
+        "memory",
+        {
+            "pid": _VM,
+            "duration": Parameter(_DURATION.schema, "--duration", 1),
+            "sort": Parameter(
+                _with("What to sort holders by.", _choice("size", "growth")), "--sort", "size"
             ),
             "limit": _LIMIT,
         },

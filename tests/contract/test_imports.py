@@ -61,12 +61,12 @@ MAY = {
     "budget": {"beam", "errors", "events", "metrics", "results", "sessions"},
     "daemon": {
         *("attach", "beam", "budget", "cgroups", "errors", "events", "kernel", "metrics", "plain"),
-        *("planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
+        *("output", "planning", "relations", "runs", "sandbox", "sessions", "telemetry", "units"),
     },
     "runs": {
-        *("attach", "beam", "budget", "capture", "checks", "errors", "events", "kernel", "output"),
-        *("pipes", "planning", "relations", "results", "sessions", "sinks", "sockets"),
-        *("telemetry", "user_probes"),
+        *("arrays", "attach", "beam", "budget", "capture", "cgroups", "checks", "errors", "events"),
+        *("kernel", "output", "pipes", "planning", "relations", "results", "sandbox", "sessions"),
+        *("sinks", "sockets", "telemetry", "user_probes"),
     },
     # Tables on a terminal, whatever is in them.
     "screen": {"pipes"},

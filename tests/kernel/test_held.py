@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import documents
 import pytest
 from beams_run import start_beam
 from tracing import scope_trace
+
+from scope_ebpf.beam.held.memory import MemoryReader
+from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.runs.memory import Span, document
 
 FIELDS = (
     *("name", "memory_bytes", "named", "owner", "type", "protection", "objects", "keypos"),
@@ -207,6 +212,101 @@ def test_processes_in_groups_of_what_they_began_with_or_are_in(beam):
         if group["stack"]
     }
     assert (45, 5) == (groups["holding:inner/0"], groups["holding:other/0"])
+
+
+def figures(beam, question: str) -> dict[str, int]:
+    """
+    What the node answers, number by name, once what answering takes is loaded.
+    """
+    for _ in range(2):
+        answers(beam, question)
+    return {name: int(number) for name, number in answers(beam, question)}
+
+
+def memory(beam, limit: int) -> dict:
+    """
+    The document of one look at the memory of *beam*, which is stopped.
+    """
+    target = inspect(beam.pid)
+    beam.freeze()
+    try:
+        look = MemoryReader(target, limit).read()
+        return documents.validated(document(Span(target, look, None, 0.0, limit)))
+    finally:
+        beam.thaw()
+
+
+def test_memory_is_as_the_node_has_it(beam):
+    """
+    Each kind of erlang:memory/0 and the persistent terms; what is null has a reason.
+
+    The process that answers makes garbage, so kinds with heaps and binaries move with each answer.
+    """
+    expected = figures(beam, "memory")
+    beam.freeze()
+    try:
+        run = scope_trace("memory", "--pid", str(beam.pid), "--format", "json", "--once")
+    finally:
+        beam.thaw()
+    found = run.document
+    refused = {one["what"] for one in found["not_read"]}
+    kinds, terms = found["kinds"], found["persistent_terms"]
+    hides = found["target"]["otp_release"] == "29"
+    hidden = {"code", "ets", "total", "system"} if hides else set()
+    assert hidden == {name for name, size in kinds.items() if size is None}
+    assert hidden == refused
+    for kind in {"atom", "atom_used", "code", "ets"} - hidden:
+        assert expected[kind] == kinds[kind], kind
+    for kind in {"total", "processes", "processes_used", "system", "binary"} - hidden:
+        assert expected[kind] == pytest.approx(kinds[kind], rel=0.03), kind
+    assert (expected["persistent_terms"], expected["persistent_bytes"]) == (
+        terms["count"],
+        terms["memory_bytes"],
+    )
+    assert "held_term" == terms["largest"][0]["name"]
+
+
+def test_binaries_of_every_process_are_as_the_node_has_them(beam):
+    """
+    The virtual binary heaps, 23 binaries of 100,000 bytes at the top.
+    """
+    expected = figures(beam, "binaries")
+    found = memory(beam, 100)["binaries"]
+    assert ("hoarder", 2_300_000) == (found[0]["name"], found[0]["binary_bytes"])
+    held = {one["pid"]: one["binary_bytes"] for one in found}
+    assert expected.items() <= held.items()
+    assert len(held) <= len(expected) + 1  # that of who answers
+    words = ("top", "--pid", str(beam.pid), "--sort", "binary", "--limit", "2")
+    rows = scope_trace(*words, "--once", "--format", "json").document["processes"]
+    assert [("hoarder", 2_300_000), ("printer", 1_000_000)] == [
+        (row["name"], row["binary_bytes"]) for row in rows
+    ]
+
+
+def test_timers_and_atoms_that_were_planted(beam):
+    """
+    23 timers more, and the last of 23 atoms as the newest.
+    """
+    before = memory(beam, 5)["timers"]["bif"]
+    assert ("done", "done") == (beam.ask("timers 23"), beam.ask("atoms 23"))
+    found = memory(beam, 5)
+    assert before + 23 == found["timers"]["bif"]
+    assert ["planted_23", "planted_22"] == found["newest_atoms"][:2]
+    tables = {one["what"]: one["used"] for one in found["tables"]}
+    assert len(node_tables(beam)) == tables["ets_tables"]
+
+
+def test_what_grows_comes_first_in_the_order_of_growth(beam):
+    """
+    2,300 objects more in one table between two looks.
+    """
+    target = inspect(beam.pid)
+    reader = MemoryReader(target, 5)
+    first = reader.read()
+    assert "done" == beam.ask("grow 2300")
+    found = documents.validated(document(Span(target, reader.read(), first, 1.0, 5, "growth")))
+    table = found["ets_tables"][0]
+    assert ("held_set", 2300) == (table["name"], table["objects_per_second"])
 
 
 def test_tables_that_come_and_go_spoil_no_other_row(beam):

@@ -262,10 +262,10 @@ def test_every_key_does_what_the_help_says(moving: beams_run.Beam, terminal: Ter
     press(terminal, "Home", lambda: selected(terminal) == first[0])
     assert terminal.rows()[0][:3] == paused[0][:3]
     press(terminal, "Space", lambda: "paused at" not in terminal.text)
-    key("1-5", by(terminal, "mailbox"), "3")
+    key("1-6", by(terminal, "mailbox"), "3")
     terminal.until(lambda: terminal.rows()[0][1] == "moving_deaf")
     deaf = terminal.rows()[0][0]
-    press(terminal, "9", lambda: "1 to 5 sort" in terminal.text)
+    press(terminal, "9", lambda: "1 to 6 sort" in terminal.text)
     key("r", by(terminal, "mailbox, least first".removesuffix(", least first")), "r")
     terminal.until(lambda: "by mailbox, least first" in terminal.text)
     press(terminal, "2", by(terminal, "memory"))

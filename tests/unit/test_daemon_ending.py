@@ -61,6 +61,7 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
     daemon = object.__new__(Daemon)
     daemon.snapshots, daemon.findings = Snapshots(*given), Findings(*given, look=vm.read)
     daemon.servers = ServerLooks(*given, make=vm.read)
+    daemon.blackbox = SimpleNamespace(stop=lambda: None, close=lambda: None)
     threads = (daemon.snapshots, daemon.findings, daemon.servers)
     stopped = []
     daemon.discovery = SimpleNamespace(stop=lambda: None, close=lambda: None)

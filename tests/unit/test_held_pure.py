@@ -5,6 +5,8 @@ Growth of ETS tables and ports, flags of their status, and their text.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import documents
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from profile_fixtures import TARGET
 from scope_ebpf.beam.held.ports import ROW as PORT_ROW
 from scope_ebpf.beam.held.ports import changes, is_busy
 from scope_ebpf.beam.held.tables import ROW, is_named, protection_of, type_of
-from scope_ebpf.cli.ets import growth
 from scope_ebpf.cli.main import main
+from scope_ebpf.cli.memory_text import memory_lines
 from scope_ebpf.cli.ports import _lines as port_lines
 from scope_ebpf.cli.ports import what
 from scope_ebpf.cli.stacks import _lines as stack_lines
+from scope_ebpf.runs.held_tables import growth
+from scope_ebpf.runs.memory import Span, process_growth
 
 
 def table(address: int, btid: int, objects: int, size: int) -> np.ndarray:
@@ -55,6 +59,8 @@ def test_flags_of_a_table():
     [
         (["ets", "--duration", "0"], "looks twice"),
         (["ets", "--once", "--sort", "growth"], "shows no growth"),
+        (["memory", "--duration", "0"], "looks twice"),
+        (["memory", "--once", "--sort", "growth"], "shows no growth"),
         (["ports", "--duration", "0"], "looks twice"),
         (["ports", "--once", "--sort", "traffic"], "shows no traffic"),
     ],
@@ -153,3 +159,72 @@ def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
         "8 processes ran meanwhile, and have no stack",
         "2 processes changed too fast to be read",
     ] == lines[1:]
+
+
+HOLDER = {
+    "pid": "<0.85.0>", "name": "a\x1b[2J", "initial_call": "shop:init/1", "memory_bytes": 2_300_000,
+    "memory_estimated": True, "binary_bytes": 23, "messages": 77,
+    "heap_bytes_per_second": -500.0, "binary_bytes_per_second": 0.0,
+}  # fmt: skip
+KINDS = ("total", "processes", "processes_used", "system", "atom", "atom_used", "binary", "code")
+
+
+def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
+    """
+    What is not known is a question mark, an estimate has a mark, and names reach no terminal.
+    """
+    document = {
+        "schema": 1, "target": TARGET, "time": 1.0, "duration_seconds": 1.0,
+        "kinds": dict.fromkeys(KINDS, 2300) | {"code": None, "ets": 77},
+        "kinds_per_second": dict.fromkeys(KINDS, 0.0) | {"code": None, "ets": -230.0},
+        "allocators": [{
+            "what": "binary", "carriers_bytes": 1000, "blocks_bytes": 230, "inside_bytes": 230,
+            "used_share": 0.23, "carriers_bytes_per_second": 0.0, "blocks_bytes_per_second": None,
+        }],
+        "outside": {
+            "resident_bytes": 9000, "anonymous_bytes": 8000, "swapped_bytes": 0,
+            "carriers_bytes": 1000, "beyond_carriers_bytes": 7000,
+        },
+        "cgroup": {"used_bytes": 90, "limit_bytes": 100, "used_share": 0.9, "oom_kills": 3},
+        "tables": [
+            {"what": "atoms", "used": 23, "limit": 100, "used_share": 0.23, "per_second": 0.0},
+            {"what": "ets_tables", "used": 7, "limit": None, "used_share": None, "per_second": 1.0},
+        ],
+        "persistent_terms": {
+            "count": 23, "memory_bytes": 77, "largest": [{"name": None, "memory_bytes": 7}],
+        },
+        "timers": {"receive": 1234, "bif": 5}, "newest_atoms": ["b\x1b[2J"],
+        "processes_total": 3, "torn": 2, "processes": [HOLDER], "binaries": [], "ets_tables": [],
+        "not_read": [{"what": "code", "reason": "hidden"}], "seconds": 0.1,
+    }  # fmt: skip
+    lines = memory_lines(documents.validated(document))
+    assert "its cgroup uses 90 of 100 bytes (90 %); the kernel has killed 3" in lines[1]
+    words = [line.split() for line in lines]
+    assert ["code", "?", "-"] in words
+    assert ["ets", "77", "-230"] in words
+    assert ["binary", "1.0k", "230", "23", "%", "0"] in words
+    assert ["ETS", "tables", "7", "-", "-", "1"] in words
+    (holder,) = [line for line in lines if "<0.85.0>" in line]
+    assert ["~2.3M", "23", "77", "-500"] == holder.split()[-4:]
+    assert "23 persistent terms, 77 bytes, the largest ? 7" in lines
+    assert "not read: code: hidden" == lines[-1]
+    assert "2 processes changed too fast to be read" == lines[-2]
+    assert [] == [line for line in lines if "\x1b" in line]
+
+
+def test_growth_of_processes_is_by_pid_and_not_by_place():
+    """
+    A process that is new has none, in whatever order the tables were read.
+    """
+    target = SimpleNamespace(layout=SimpleNamespace(size=lambda _: 100))
+    columns = ("id", "heap_words", "fragment_words", "abandoned", "hend", "heap", "old_heap")
+    columns = (*columns, "old_hend", "off_heap_words", "old_binaries")
+    kind = np.dtype([(name, np.uint64) for name in columns])
+    before, after = np.zeros(2, kind), np.zeros(3, kind)
+    before["id"], before["heap_words"], before["off_heap_words"] = [7, 3], [10, 20], [1, 2]
+    after["id"], after["heap_words"], after["off_heap_words"] = [3, 9, 7], [43, 1, 10], [2, 5, 24]
+    span = Span(target, None, SimpleNamespace(processes=SimpleNamespace(rows=before)), 2.0, 5)
+    heaps, binaries = process_growth(span, after)
+    assert [92.0, 0.0] == heaps[[0, 2]].tolist()
+    assert [0.0, 92.0] == binaries[[0, 2]].tolist()
+    assert [False, True, False] == np.isnan(heaps).tolist()

@@ -44,6 +44,7 @@ ROW = {
     "heap_words": 233,
     "stack_words": 10,
     "minor_gcs": 0,
+    "binary_bytes": 23,
     "parent": "<0.96.0>",
     "group_leader": "<0.95.0>",
 }

@@ -74,7 +74,7 @@ def test_numbers_and_angles_choose_the_order():
     assert (True, 0, 0) == (state.least, state.first, state.selected)
     assert not pressed(state, "3").least
     state = pressed(screen(), "9")
-    assert (SORTS[0], True) == (state.sort, "1 to 5" in state.note)
+    assert (SORTS[0], True) == (state.sort, "1 to 6" in state.note)
     assert not pressed(state, "down").note
 
 

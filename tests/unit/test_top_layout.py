@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from scope_ebpf.cli.top_cells import COLUMNS, FUNCTION, NAME, PID, RATE, columns
+from scope_ebpf.cli.top_cells import COLUMNS, FUNCTION, MEMORY, NAME, PID, RATE, columns
 from scope_ebpf.screen.cells import cut, padded, width
 from scope_ebpf.screen.layout import Span, fit, flow, texts
 
@@ -57,6 +57,7 @@ def test_collections_replace_reductions():
     """
     assert [n for n in range(len(COLUMNS)) if COLUMNS[n] != columns("gc")[n]] == [RATE]
     assert columns("gc")[RATE].heading == "GC/S"
+    assert [n for n in range(len(COLUMNS)) if COLUMNS[n] != columns("binary")[n]] == [MEMORY]
 
 
 @pytest.mark.parametrize("cells", [10, 20, 33, 60, 200])

@@ -4,13 +4,18 @@
 %%   tables      answers with a line for each ETS table, then "end"
 %%   grow N      N objects more in held_set
 %%   many N      N tables more
+%%   timers N    N timers more
+%%   swell N     the process culprit holds N binaries of a million bytes more
+%%   atoms N     the atoms planted_1 to planted_N
 %%   ports       answers with a line for each port, then "end"
 %%   processes N N processes more that wait in other/0
 %%   sockets N   N ports more, of the driver of UDP, without a descriptor
 %%   stacks      answers with a line for each other process that waits: its stack, then "end"
+%%   memory      answers with a line for each kind of memory, then "end"
+%%   binaries    answers with a line for each process with binaries, then "end"
 %%   churn       two processes make and delete tables from now on
 -module(holding).
--export([start/0, main/0, keeper/1, printer/1, deep/2, inner/0, other/0]).
+-export([start/0, main/0, keeper/1, printer/1, hoarder/1, deep/2, inner/0, other/0]).
 
 %% For erl -s holding.
 start() -> spawn(?MODULE, main, []).
@@ -29,6 +34,16 @@ command(Control, _, ["ports"]) ->
 command(Control, _, ["stacks"]) ->
     erlang:system_flag(backtrace_depth, 50),
     [control:say(Control, stack(P)) || P <- processes(), P =/= self(), P =/= whereis(printer)],
+    "end";
+command(Control, _, ["memory"]) ->
+    erlang:garbage_collect(),
+    #{count := Terms, memory := Bytes} = persistent_term:info(),
+    Kinds = erlang:memory() ++ [{persistent_terms, Terms}, {persistent_bytes, Bytes}],
+    [control:say(Control, io_lib:format("~w ~w", [Kind, Size])) || {Kind, Size} <- Kinds],
+    "end";
+command(Control, _, ["binaries"]) ->
+    [control:say(Control, io_lib:format("~p ~w", [P, Bytes]))
+     || P <- processes(), P =/= self(), (Bytes = vheap(P)) > 0],
     "end";
 command(_, _, ["churn"]) ->
     Churn = fun(Again) -> ets:delete(ets:new(churning, [])), Again(Again) end,
@@ -57,6 +72,9 @@ keeper(Parent) ->
     connect(),
     spawn(?MODULE, printer, [self()]),
     receive printing -> ok end,
+    spawn(?MODULE, hoarder, [self()]),
+    receive hoarding -> ok end,
+    persistent_term:put(held_term, lists:seq(1, 2300)),
     Parent ! ready,
     hold(Set, 2300).
 
@@ -66,6 +84,18 @@ hold(Set, Size) ->
             fill(Set, Size + 1, Size + Count),
             From ! done,
             hold(Set, Size + Count);
+        {"timers", From, Count} ->
+            [erlang:send_after(86400000, self(), never) || _ <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
+        {"swell", From, Count} ->
+            whereis(culprit) =:= undefined andalso register(culprit, spawn(fun() -> swell([]) end)),
+            culprit ! {swell, From, Count},
+            hold(Set, Size);
+        {"atoms", From, Count} ->
+            [list_to_atom("planted_" ++ integer_to_list(N)) || N <- lists:seq(1, Count)],
+            From ! done,
+            hold(Set, Size);
         {"sockets", From, Count} ->
             [open_port({spawn_driver, "udp_inet"}, [binary]) || _ <- lists:seq(1, Count)],
             From ! done,
@@ -79,6 +109,26 @@ hold(Set, Size) ->
             From ! done,
             hold(Set, Size)
     end.
+
+%% Words of a process's virtual heap, in bytes.
+vheap(P) ->
+    {_, Info} = process_info(P, garbage_collection_info),
+    8 * lists:sum([proplists:get_value(Item, Info) || Item <- [bin_vheap_size, bin_old_vheap_size]]).
+
+swell(Held) ->
+    receive
+        {swell, From, Count} ->
+            More = [binary:copy(<<N>>, 1000000) || N <- lists:seq(1, Count)],
+            From ! done,
+            swell([More | Held])
+    end.
+
+%% Holds 23 binaries of 100,000 bytes.
+hoarder(Keeper) ->
+    register(hoarder, self()),
+    Held = [binary:copy(<<N>>, 100000) || N <- lists:seq(1, 23)],
+    Keeper ! hoarding,
+    receive never -> Held end.
 
 fill(Set, First, Last) -> ets:insert(Set, [{N, <<N:800>>} || N <- lists:seq(First, Last)]).
 

@@ -18,7 +18,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from scope_ebpf.beam.memory.process_memory import column
-from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PID_TAG, PORT_TAG, IdCodec, Shuffle
+from scope_ebpf.beam.memory.terms import (
+    ATOM_MASK,
+    ATOM_TAG,
+    BOXED,
+    PID_TAG,
+    POINTER_MASK,
+    PORT_TAG,
+    PRIMARY_MASK,
+    IdCodec,
+    Shuffle,
+)
 from scope_ebpf.beam.vm.allocators import COUNT, FIRST_UTIL, RECORD, instances, numbered
 from scope_ebpf.errors import ReadRefusedError
 
@@ -46,6 +56,9 @@ _SAMPLE = 1024
 _FEW = 16
 #: Ranges of code that a VM has at most: one for each module, and some.
 _MOST_RANGES = 1 << 20
+#: Slots that a table of persistent terms begins with, and those that are searched; where they lie
+#: in it; the header of a tuple of two.
+_FEWEST_SLOTS, _MOST_SLOTS, _PERSISTENT, _PAIR = 8, 1 << 20, 96, 2 << 6
 #: Lists of connections, the states of their entries (enum dist_entry_state; one that was connected
 #: stays in its list while it is closed), entries that are followed, and readings.
 _LISTS = 4
@@ -364,6 +377,41 @@ def _dirty_gc(target: Target) -> int | None:
     return _only(found)
 
 
+def _persistent_terms(target: Target) -> int | None:
+    """
+    Find ``the_hash_table`` (OTP-25.2.3 and OTP-29.1.1 erl_bif_persistent.c), a static.
+
+    One exported function reads nothing else. Where that is hidden: what points to a table of as
+    many boxed terms as it says, and those are pairs.
+    """
+    named = referenced(target, "persistent_term_get_2")
+    if named:
+        return _only(named)
+
+    def fits(addresses: NDArray[np.uint64], tables: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        slots, entries, mask = (column(tables, at, np.uint64) for at in (0, _WORD, 2 * _WORD))
+        good: NDArray[np.bool_] = (
+            (slots >= _FEWEST_SLOTS) & (slots <= _MOST_SLOTS) & (slots & mask == 0)
+        )
+        good &= (mask == slots - np.uint64(1)) & (entries > 0) & (entries < slots)
+        for index in np.flatnonzero(good).tolist():
+            table, size, count = int(addresses[index]), int(slots[index]), int(entries[index])
+            good[index] = _holds(partial(_has_pairs, size, count), target, table)
+        return good
+
+    return _pointing(target, "the_hash_table", 3 * _WORD, fits)
+
+
+def _has_pairs(slots: int, entries: int, target: Target, table: int) -> bool:
+    """True if the table has *entries* boxed terms in its *slots*, which are pairs."""
+    terms = target.memory.words(table + _PERSISTENT, slots)
+    boxed = terms[terms & np.uint64(PRIMARY_MASK) == BOXED]
+    if len(boxed) != entries:
+        return False
+    heads, read = target.memory.gather(boxed & np.uint64(POINTER_MASK), _WORD)
+    return bool(read.all() and (column(heads, 0, np.uint64) == _PAIR).all())
+
+
 def _beyond(found: re.Match[bytes], group: int, end: int | None = None) -> int:
     """Value of an operand that is relative to the *end* of its instruction."""
     (distance,) = struct.unpack("<i", found[group])
@@ -389,6 +437,7 @@ SEARCHES: dict[str, Callable[[Target], int | None]] = {
     "erts_allctrs_info": _allocators,
     "erts_allctr_thr_spec": _allocator_specs,
     "dirty_gc.info": _dirty_gc,
+    "the_hash_table": _persistent_terms,
     "erts_aligned_scheduler_data": partial(_schedulers, 0),
     "erts_aligned_dirty_cpu_scheduler_data": partial(_schedulers, 1),
     "erts_aligned_dirty_io_scheduler_data": partial(_schedulers, 2),

@@ -153,6 +153,26 @@ class Atoms:
         index = self.index(name, first)
         return None if index is None else index << 6 | ATOM_TAG
 
+    def text_bytes(self, most: int) -> int:
+        """
+        The bytes of all texts together.
+
+        Raises ReadRefusedError where there are more atoms than *most*, or where one does not fit.
+        """
+        count = len(self)
+        if count > most:
+            raise ReadRefusedError(
+                f"process {self._memory.pid} has {count:,} atoms: the bytes of their texts would "
+                "take too long to add up"
+            )
+        total = 0
+        for first in range(0, count, _BLOCK):
+            _, lengths, good = self._name_ranges(np.arange(first, min(first + _BLOCK, count)))
+            if not good.all():
+                raise ReadRefusedError(f"process {self._memory.pid}: an atom could not be read")
+            total += int(lengths.sum())
+        return total
+
     def _keep(self, fresh: dict[int, str]) -> None:
         self._texts.update(fresh)
         for index in list(self._texts)[: max(0, len(self._texts) - CACHE)]:

@@ -76,7 +76,6 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "message_queue_data": "off_heap" if row["state"] & _OFF_HEAP else "on_heap",
         "old_heap_words": old,
         "fragment_words": int(row["fragment_words"]),
-        "binary_bytes": _WORD * int(row["off_heap_words"] + row["old_binaries"]),
         "fullsweep_after": int(row["max_minor_gcs"]),
         "ancestors": named,
         "status_reason": status_reason(viewer, moment),

@@ -17,7 +17,7 @@ import numpy as np
 
 from scope_ebpf.arrays import distinct, within
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
-from scope_ebpf.beam.processes.table import CHUNK
+from scope_ebpf.beam.processes.table import CHUNK, binary_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.table import ProcessTable, Snapshot
 
-#: Columns that are kept of each process: 52 bytes.
+#: Columns that are kept of each process: 60 bytes.
 _KEPT = np.dtype(
     [
         ("slot", np.uint32),
@@ -39,10 +39,17 @@ _KEPT = np.dtype(
         ("minor_gcs", np.int32),
         ("heap", np.uint64),
         ("collected", np.float32),
+        ("binary", np.int64),
     ]
 )
 #: Names for ``--sort``, and their columns.
-SORTS = {"reductions": "rate", "mailbox": "mailbox", "memory": "memory", "gc": "collected"}
+SORTS = {
+    "reductions": "rate",
+    "mailbox": "mailbox",
+    "memory": "memory",
+    "gc": "collected",
+    "binary": "binary",
+}
 _WORD = 8
 #: Seconds between two readings of those that collect.
 _LOOK = 0.008
@@ -175,6 +182,7 @@ class Sweep:
             kept[name] = rows[name]
         kept["seen"] = now
         kept["memory"] = self._weigh(rows)
+        kept["binary"] = binary_bytes(rows) if "old_binaries" in (rows.dtype.names or ()) else 0
         elapsed = now - before["seen"]
         known = (before["seen"] > 0) & (elapsed > 0) & (rows["reductions"] >= before["reductions"])
         work = (rows["reductions"] - before["reductions"]).astype(np.float64)

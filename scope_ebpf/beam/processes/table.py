@@ -125,16 +125,19 @@ SIZES = (
     Field("arg_reg", "arg_reg", np.uint64),
     Field("registers", "arity", np.uint8),  # the low byte of a word up to OTP 26
 )
+#: Columns of its off-heap binaries.
+BINARIES = (
+    Field("off_heap_words", "off_heap.overhead", np.uint64),
+    Field("old_binaries", "bin_old_vheap", np.uint64),
+)
 #: Everything else that is shown of one process.
 DETAIL = (
     Field("flags", "flags", np.uint32),
-    Field("off_heap_words", "off_heap.overhead", np.uint64),
-    Field("old_binaries", "bin_old_vheap", np.uint64),
     Field("middle_message", "sig_qs.cont", np.uint64),
     Field("outer_message", "sig_inq.first", np.uint64),
     Field("max_minor_gcs", "max_gen_gcs", np.uint16),
 )
-ALL = (*LOAD, *IDENTITY, *SIZES)
+ALL = (*LOAD, *IDENTITY, *SIZES, *BINARIES)
 
 
 @dataclass(slots=True)
@@ -466,3 +469,15 @@ def base_bytes(rows: NDArray[np.void], process_size: int) -> NDArray[np.uint64]:
     words = (rows["heap_words"] + rows["fragment_words"]) * np.uint64(_WORD)
     total: NDArray[np.uint64] = words + old + abandoned + np.uint64(process_size)
     return total
+
+
+def binary_bytes(rows: NDArray[np.void]) -> NDArray[np.int64]:
+    """
+    Return the bytes of off-heap binaries of each process, shape ``(n,)``, by the columns BINARIES.
+
+    The virtual heap that ``process_info(P, garbage_collection_info)`` returns: a binary counts as
+    often as the process refers to it.
+    """
+    words = rows["off_heap_words"] + rows["old_binaries"]
+    found: NDArray[np.int64] = (words * np.uint64(_WORD)).astype(np.int64)
+    return found

@@ -16,7 +16,14 @@ from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.names import Names
 from scope_ebpf.beam.processes.shapes import TermReader
 from scope_ebpf.beam.processes.sizes import LIMIT, Sizes, memory_bytes
-from scope_ebpf.beam.processes.table import ALL, ProcessTable, Snapshot, base_bytes, statuses
+from scope_ebpf.beam.processes.table import (
+    ALL,
+    ProcessTable,
+    Snapshot,
+    base_bytes,
+    binary_bytes,
+    statuses,
+)
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -112,6 +119,7 @@ class Viewer:
             "memory_bytes": memory.tolist(),
             "heap_words": rows["heap_words"].tolist(),
             "stack_words": rows["stack_words"].tolist(),
+            "binary_bytes": binary_bytes(rows).tolist(),
             "minor_gcs": rows["minor_gcs"].tolist(),
             "parent": self._pids(rows["parent"]),
             "group_leader": self._pids(rows["group_leader"]),

@@ -60,6 +60,15 @@ _SLOT, _FREE = 8, 4
 _ATTEMPTS = 4
 
 
+class Timers(NamedTuple):
+    """Timers that are set in a VM, as many as its allocator has blocks for."""
+
+    #: Of processes that wait in ``receive ... after``.
+    receive: int
+    #: Of ``erlang:send_after`` and ``erlang:start_timer``.
+    bif: int
+
+
 class Allocator(NamedTuple):
     """One allocator, over all its instances."""
 
@@ -108,6 +117,16 @@ class AllocatorReading:
     allocators: tuple[Allocator, ...]
     memory: MemoryUse | None
     why: str = ""
+    #: None where the lists of blocks are not known.
+    timers: Timers | None = None
+
+
+class _Fixed(NamedTuple):
+    """Bytes of processes in blocks of one size, allocated and used, and the timers among them."""
+
+    allocated: int
+    used: int
+    timers: Timers
 
 
 class AllocatorReader:
@@ -175,7 +194,8 @@ class AllocatorReader:
         pooled = column(raw, layout.offset("Allctr_t", "cpool.util_limit"), np.uint64) != 0
         fixed = self._fixed(lists[lists != 0], pooled[lists != 0])
         use = self._use({a.name: a.blocks for a in found}, fixed)
-        return AllocatorReading(tuple(found), use)
+        timers = None if fixed is None else fixed.timers
+        return AllocatorReading(tuple(found), use, timers=timers)
 
     def _carriers(self, raw: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
         """Bytes of the carriers of each instance, by kind."""
@@ -199,11 +219,9 @@ class AllocatorReader:
             for kind, (first, step) in firsts.items()
         }
 
-    def _fixed(
-        self, lists: NDArray[np.uint64], pooled: NDArray[np.bool_]
-    ) -> tuple[int, int] | None:
+    def _fixed(self, lists: NDArray[np.uint64], pooled: NDArray[np.bool_]) -> _Fixed | None:
         """
-        Bytes of processes in fix_alloc: allocated, used. None where its lists are not known.
+        What of processes is in fix_alloc. None where its lists are not known.
 
         A list keeps its figures elsewhere where its instance gives no carriers to the *pool*: the
         one of all threads that are no schedulers never does, and others by ``+MFacul 0``.
@@ -231,9 +249,12 @@ class AllocatorReader:
         )
         if not (sizes[0] == layout.size("Process")).all():
             raise refused(self._target, "the first list of blocks is of processes", _THEY_ARE)
-        return int((sizes * allocated).sum()), int((sizes * used).sum())
+        counts = dict(zip(_OF_PROCESSES, used.sum(axis=1).tolist(), strict=True))
+        receive = counts["ll_ptimer"] + counts["hl_ptimer"]
+        timers = Timers(receive, counts["bif_timer"])
+        return _Fixed(int((sizes * allocated).sum()), int((sizes * used).sum()), timers)
 
-    def _use(self, blocks: dict[str, int], fixed: tuple[int, int] | None) -> MemoryUse:
+    def _use(self, blocks: dict[str, int], fixed: _Fixed | None) -> MemoryUse:
         code, misc = self._word("erts_total_code_size"), self._word("erts_ets_misc_mem_size")
         table = self._table_bytes()
         heaps = blocks.get("eheap", 0)
@@ -241,8 +262,8 @@ class AllocatorReader:
         outside = code if self._target.flavor == "jit" else 0
         return MemoryUse(
             total=None if outside is None else sum(blocks.values()) + outside,
-            processes=None if fixed is None else heaps + fixed[0] + table,
-            processes_used=None if fixed is None else heaps + fixed[1] + table,
+            processes=None if fixed is None else heaps + fixed.allocated + table,
+            processes_used=None if fixed is None else heaps + fixed.used + table,
             binary=blocks.get("binary", 0),
             ets=None if misc is None else blocks.get("ets", 0) + misc,
             loaded_code=code,

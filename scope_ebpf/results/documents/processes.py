@@ -36,6 +36,8 @@ class ProcessRow(TypedDict):
     memory_bytes: int
     heap_words: int
     stack_words: int
+    #: Off-heap binaries; one counts as often as the process refers to it.
+    binary_bytes: int
     #: Minor collections since the last major one.
     minor_gcs: int
     #: Pid of the parent; null for a process of another node too.
@@ -125,7 +127,7 @@ class TopLine(TopHead):
     notes: list[str]
     #: Turns in which the whole table is read: a row may be that many turns old.
     parts: int
-    sort: Literal["reductions", "memory", "mailbox", "gc", "pid"]
+    sort: Literal["reductions", "memory", "mailbox", "gc", "pid", "binary"]
     processes: list[TopLineRow]
 
 
@@ -159,8 +161,6 @@ class ProcessDetail(ProcessRow):
     message_queue_data: Literal["on_heap", "off_heap"]
     old_heap_words: int
     fragment_words: int
-    #: Off-heap binaries that it refers to.
-    binary_bytes: int
     fullsweep_after: int
     #: The term of that name that proc_lib keeps.
     ancestors: str | None
