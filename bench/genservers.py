@@ -7,17 +7,22 @@ How right ``genservers`` is: planted servers and callers that time themselves, b
     sudo .venv/bin/python bench/genservers.py windows [--seconds 10]
     sudo .venv/bin/python bench/genservers.py busy [--seconds 10]
     sudo .venv/bin/python bench/genservers.py swarm [--seconds 10] [--modules 1 4 20]
+    sudo .venv/bin/python bench/genservers.py million [--seconds 10]
 
 ``memory`` prints, by module, utilization and callers that wait, as the view has them and as
 planted; ``all`` counts and times of everything with --budget none; ``windows`` the same within the
 budget; ``busy`` that of eight callers without a pause, with what hooks took; ``swarm`` that of 400
-callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all.
+callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all; ``million``
+what the view takes itself of a VM with 1,000,000 processes, 50,000 of them servers, with hooks and
+without them, and whether it finds the server that 200 callers wait for, then three in a circle.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -33,6 +38,8 @@ MODULES = ("gs_slow", "gs_chain", "gs_backend", "gs_state")
 _FIGURES = 3
 #: Callers of a swarm.
 _CALLERS = 400
+#: Processes of a large VM that nobody calls, those of them that are servers, callers of one more.
+_PROCESSES, _SERVERS, _CROWD = 1_000_000, 50_000, 200
 #: Milliseconds below which times are not compared.
 _FROM = 1.0
 _WAYS = {
@@ -148,6 +155,35 @@ def swarm(kind: str, seconds: int, modules: int) -> None:
         print(f"  call {figure} of {planted * 1e3:.2f} ms: {', '.join(texts)}")
 
 
+def million(seconds: int) -> None:
+    """Print what views of a large VM take themselves, and what they find."""
+    numbers = (str(_PROCESSES - _SERVERS), str(_SERVERS))
+    with beams_run.start_beam(
+        "stock25", "+P", "2000000", "-run", "gs_host", "start", *numbers
+    ) as beam:
+        beam.expect("ready", 10 * beams_run.PATIENCE)
+        beam.ask(f"crowd {_CROWD}")
+        for words in (("--no-hooks",), (), ("--no-hooks", "--by", "module")):
+            if "--by" in words:
+                beam.ask("circle")
+            began, before = time.monotonic(), os.times()
+            view = started(beam, "--duration", str(seconds), *words)
+            ready = time.monotonic() - began
+            document, found = ended(view)
+            lasted, after = time.monotonic() - began, os.times()
+            cpu = after[2] + after[3] - before[2] - before[3]
+            servers = sum(one["processes"] for name, one in found.items() if "gs_host" in name)
+            print(
+                f"{' '.join(words) or 'hooks'}: {cpu:.1f} s of CPU, "
+                f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MB or less, "
+                f"{lasted:.1f} s, {ready:.1f} s of them before the looks; {document['looks']} looks"
+            )
+            print(
+                f"  {servers:.0f} servers of 20 modules, {found['gs_slow']['waiting_callers']} "
+                f"callers; {document['verdict']}; {document['cost']}"
+            )
+
+
 def _planted(beam: beams_run.Beam, command: str, seconds: int) -> Truth:
     """What servers and callers measure themselves while the view runs."""
     if command == "load":
@@ -205,11 +241,14 @@ def _print_times(seen: dict[str, Any], own: dict[str, int]) -> None:
 def main() -> None:
     """Measure each build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("memory", *_WAYS, "swarm"))
+    parser.add_argument("way", choices=("memory", *_WAYS, "swarm", "million"))
     parser.add_argument("--modules", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--seconds", type=int, default=None)
     parser.add_argument("--kinds", nargs="+", default=None)
     arguments = parser.parse_args()
+    if arguments.way == "million":
+        million(arguments.seconds or 10)
+        return
     default = (
         ["stock25", "trixie27", "sid29"] if arguments.way == "memory" else ["stock25", "trixie27"]
     )

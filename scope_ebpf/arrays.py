@@ -41,7 +41,11 @@ def _starts(count: int, differs: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def within(values: NDArray[np.generic], some: ArrayLike) -> NDArray[np.bool_]:
     """Which of *values* are among *some*; a mask of the shape of *values*."""
-    ordered = np.sort(np.asarray(some, values.dtype))
+    return sorted_within(values, np.sort(np.asarray(some, values.dtype)))
+
+
+def sorted_within(values: NDArray[np.generic], ordered: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """As :func:`within`, of what is in order and of the dtype of *values*."""
     if not len(ordered):
         return np.zeros(values.shape, np.bool_)
     index = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)

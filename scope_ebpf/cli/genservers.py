@@ -6,14 +6,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.servers.looks import FIELDS
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import (
     above_zero,
     add_duration,
     add_format,
     add_max_cost,
+    add_once,
     budget,
 )
 from scope_ebpf.cli.target import add_target, target_of
@@ -23,6 +24,9 @@ from scope_ebpf.sinks.servers import SORTS, lines
 
 if TYPE_CHECKING:
     import argparse
+
+#: Rows of a table that is printed.
+_ROWS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by", choices=GROUPS, default="module", help="what a row is (default: %(default)s)"
     )
     parser.add_argument(
-        "--limit", type=above_zero, default=20, help="rows (default: %(default)s; all in JSON)"
+        "--limit",
+        type=above_zero,
+        help=f"rows (default: {_ROWS}; all in JSON and in a table that moves)",
     )
     hooks = parser.add_mutually_exclusive_group()
     hooks.add_argument(
@@ -60,18 +66,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read memory only: no rates and times of messages",
     )
     add_max_cost(parser)
+    add_once(parser)
     add_format(parser, "text", "json", "jsonl")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look, then print; raises ScopeError."""
-    viewer = Viewer(target_of(arguments), ALL)
+    """Look, then print; or show a table that moves. Raises ScopeError."""
+    viewer = Viewer(target_of(arguments), FIELDS)
     options = ServerOptions(arguments.duration, arguments.by, arguments.budget, arguments.max_cost)
+    if _moves(arguments):
+        from scope_ebpf.cli.genservers_live import live
+
+        return live(viewer, options, arguments.sort, arguments.limit)
     found, error = watch(viewer, options)
     if arguments.format == "text":
-        say("\n".join(lines(found, arguments.sort, arguments.limit, arguments.by)), sys.stdout)
+        limit = arguments.limit or _ROWS
+        say("\n".join(lines(found, arguments.sort, limit, arguments.by)), sys.stdout)
     else:
         print_document(found.as_json(), arguments.format)
     if error:
         raise error
     return 0
+
+
+def _moves(arguments: argparse.Namespace) -> bool:
+    """Whether there is a terminal for a table that moves, and it is wanted."""
+    once = arguments.count is not None or (arguments.budget or 0) > 1 or arguments.by == "tag"
+    if once or arguments.format != "text" or not sys.stdout.isatty():
+        return False
+    from scope_ebpf.screen import terminal
+
+    return terminal.usable()

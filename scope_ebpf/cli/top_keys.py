@@ -43,6 +43,9 @@ class Screen:
     """
 
     sort: str = SORTS[0]
+    sorts: tuple[str, ...] = SORTS
+    #: Whether there are findings of the check.
+    checks: bool = True
     least: bool = False
     wanted: str = ""
     #: Whether keys are letters of the filter.
@@ -104,19 +107,19 @@ class Screen:
     def _table(self, key: str, shown: Sequence[int]) -> None:
         if key == "/":
             self.typing = True
-        elif key == "c":
+        elif key == "c" and self.checks:
             self.page, self.line = "check", 0
         elif key == "r":
             self.least = not self.least
             self.first = self.selected = 0
         elif key in ("<", ">"):
             step = 1 if key == ">" else -1
-            self._sort(SORTS[(SORTS.index(self.sort) + step) % len(SORTS)])
+            self._sort(self.sorts[(self.sorts.index(self.sort) + step) % len(self.sorts)])
         elif key.isdecimal() and key.isascii():
-            if not 0 < int(key) <= len(SORTS):
-                self.note = f"1 to {len(SORTS)} sort the table: {', '.join(SORTS)}"
+            if not 0 < int(key) <= len(self.sorts):
+                self.note = f"1 to {len(self.sorts)} sort the table: {', '.join(self.sorts)}"
             else:
-                self._sort(SORTS[int(key) - 1])
+                self._sort(self.sorts[int(key) - 1])
         elif key == "enter":
             place = self.selected - self.first
             if 0 <= place < len(shown):

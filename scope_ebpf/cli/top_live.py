@@ -57,7 +57,7 @@ def live(target: Target, sort: str, interval: float, limit: int | None) -> int:
             return ended.code
 
 
-def _spaced(spans: Iterable[Span]) -> Iterator[Span]:
+def spaced(spans: Iterable[Span]) -> Iterator[Span]:
     """*spans* with a space between any two, in the style of the heading where they are one."""
     for number, span in enumerate(spans):
         if number:
@@ -65,7 +65,7 @@ def _spaced(spans: Iterable[Span]) -> Iterator[Span]:
         yield span
 
 
-def _wrapped(text: str, cells: int) -> list[str]:
+def wrapped(text: str, cells: int) -> list[str]:
     """*text* in lines of *cells*; those after the first are indented."""
     if width(text) <= cells:
         return [text]
@@ -186,7 +186,7 @@ class _Live:
     def _table(self, view: View, cells: int, rows: int) -> list[Line]:
         screen = self._screen
         first, *more = top_watch.heading(self._target, view, self._order(), cells)
-        notes = [part for note in view.notes for part in _wrapped(plain(note), cells)]
+        notes = [part for note in view.notes for part in wrapped(plain(note), cells)]
         verdict = self._checks.span()
         # One line, whatever it says: the rows below must not move while they are read.
         said = [Span(cut(plain(verdict.text), cells), verdict.style)]
@@ -223,7 +223,7 @@ class _Live:
     def _headings(self, headings: dict[int, str], cells: int) -> Line:
         by = SORTED[self._screen.sort]
         spans = [
-            *_spaced(
+            *spaced(
                 Span(text, "sorted" if index == by else "heading")
                 for index, text in headings.items()
             )
@@ -240,12 +240,12 @@ class _Live:
             long = row.process["message_queue_len"] >= LONG_MAILBOX
             red = MAIL if long else None
             lines.append(
-                [*_spaced(Span(text, "alarm" if at == red else "") for at, text in words.items())]
+                [*spaced(Span(text, "alarm" if at == red else "") for at, text in words.items())]
             )
         return lines
 
     def _texts(self, texts: list[str], cells: int, rows: int) -> list[Line]:
-        lines = [part for text in texts for part in _wrapped(plain(text), cells)]
+        lines = [part for text in texts for part in wrapped(plain(text), cells)]
         return self._page([[Span(text)] for text in lines], rows)
 
     def _help(self, rows: int) -> list[Line]:

@@ -137,6 +137,8 @@ class GenServers:
     modules: list[Module]
     edges: list[Edge]
     deadlock: tuple[str, ...] = ()
+    #: Whether the whole process table was read, at least once.
+    whole: bool = True
     #: Callers of which it was not found out for whom they wait, a look.
     unresolved: float = 0.0
     #: Processes that changed too fast to be read, a look.
@@ -201,7 +203,8 @@ class GenServers:
             )
         worst = max(self.modules, key=_waiting, default=None)
         if worst is None or _waiting(worst) < _WORTH_NAMING:
-            return Verdict(None, "no server is waited for much")
+            part = "" if self.whole else " in the part of the process table that was read"
+            return Verdict(None, f"no server is waited for much{part}")
         root = self._root(worst.module)
         return Verdict(worst.module, self._because(worst, root), root)
 

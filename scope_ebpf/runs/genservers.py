@@ -6,22 +6,23 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
-from scope_ebpf.beam.servers.looks import Servers
-from scope_ebpf.errors import NothingToAttachError, ReadRefusedError
+from scope_ebpf.beam.servers.survey import Survey
+from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.results.server_tags import tags_of
-from scope_ebpf.runs.loop import Loop, Stop, require_target
+from scope_ebpf.runs.loop import Loop, Stop, require_target, target_ended
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.beam.servers.looks import Look, Server
+    from scope_ebpf.beam.vm.identity import Identity
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.results.documents.vms import Target
     from scope_ebpf.runs.server_events import Counting
@@ -34,6 +35,10 @@ _LONGEST = 0.2
 _STABLE = 3
 #: Looks at one server from which on its own utilization is shown; servers that are remembered.
 _ENOUGH, _MOST = 10, 1 << 17
+#: Failures, and seconds of CPU, after which a large table is read on no faster than others: a VM
+#: can claim any number of processes.
+_FAILURES, _MOST_CPU = 5, 30.0
+_Key = TypeVar("_Key")
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
@@ -48,31 +53,76 @@ BY_MODULE = ("module", "tag")
 
 @dataclass(slots=True)
 class _Sums:
-    """What the looks saw of one process."""
+    """What the looks saw of one process; it may have stood for others, which is its weight."""
 
     server: Server
     looks: int = 0
     busy: int = 0
-    mailbox: int = 0
     longest: int = 0
-    functions: Counter[str] = field(default_factory=Counter)
+    #: All weights, those while it was busy, and messages that waited, by weight.
+    weight: float = 0.0
+    busy_weight: float = 0.0
+    mailbox: float = 0.0
+    functions: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: _Sums) -> None:
+        """Add what other looks saw of the same process."""
+        self.looks += other.looks
+        self.busy += other.busy
+        self.longest = max(self.longest, other.longest)
+        self.weight += other.weight
+        self.busy_weight += other.busy_weight
+        self.mailbox += other.mailbox
+        _add(self.functions, other.functions)
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What several looks saw together."""
+
+    looks: int = 0
+    #: By the pid terms of servers.
+    servers: dict[int, _Sums] = field(default_factory=dict)
+    #: Callers that wait: by caller and called one; by the latter; by it and the request's tag.
+    edges: dict[tuple[str, str], float] = field(default_factory=dict)
+    callers: dict[str, float] = field(default_factory=dict)
+    tags: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    unresolved: float = 0.0
+    torn: float = 0.0
+
+    def plus(self, other: _Ledger) -> _Ledger:
+        """What both saw together; a new one."""
+        total = _Ledger(self.looks + other.looks)
+        for one in (self, other):
+            for pid, sums in one.servers.items():
+                total.servers.setdefault(pid, _Sums(sums.server)).add(sums)
+            _add(total.edges, one.edges)
+            _add(total.callers, one.callers)
+            _add(total.tags, one.tags)
+            total.unresolved += one.unresolved
+            total.torn += one.torn
+        return total
+
+
+def _add(totals: dict[_Key, float], more: dict[_Key, float]) -> None:
+    for key, count in more.items():
+        totals[key] = totals.get(key, 0.0) + count
 
 
 class Looking:
     """Adds looks up. *by* is one of GROUPS."""
 
     def __init__(self, viewer: Viewer, by: str = "module") -> None:
-        self._servers = Servers(viewer)
+        self._survey = Survey(viewer)
+        self._servers = self._survey.servers
         self._pids = viewer.pids
         self._by = by
-        self._sums: dict[int, _Sums] = {}
-        self._edges: dict[tuple[str, str], float] = defaultdict(float)
-        self._callers: dict[str, float] = defaultdict(float)
-        #: The same, by module and tag of the request.
-        self._tags: dict[tuple[str, str | None], float] = defaultdict(float)
-        self._unresolved = self._torn = 0.0
+        self._now = _Ledger()
+        #: What looks saw before the last turn of :meth:`turn_over`.
+        self._before: _Ledger | None = None
         self._circles: Counter[_Circle] = Counter()
-        self.looks = 0
+        #: Callers and for whom they wait, in the look that goes on.
+        self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
         #: Looks that failed, by why: code may be loaded meanwhile.
         self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
@@ -82,55 +132,83 @@ class Looking:
         seen = self._servers.became
         return {began: str(*runs) for began, runs in seen.items() if len(runs) == 1}
 
+    @property
+    def parts(self) -> int:
+        """In how many parts the process table is read."""
+        return self._survey.parts
+
+    @property
+    def read(self) -> int:
+        """How many of them have been read."""
+        return self._survey.read
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether a large table is still read for the first time, as fast as possible."""
+        spent = sum(self.failed.values()) >= _FAILURES or self.cpu_seconds >= _MOST_CPU
+        return self.parts > 1 and self._survey.begins and not spent
+
     def look(self) -> None:
-        """Look once more."""
+        """Look once more, or go on with the first look."""
         began = cpu_seconds()
         try:
-            seen = self._servers.look()
+            seen = self._survey.step()
         except ReadRefusedError as error:
             self.failed[str(error)] += 1
         else:
-            self.looks += 1
-            self._unresolved += seen.unresolved * seen.caller_weight
-            self._torn += seen.torn * seen.weight
-            self._add_servers(seen)
-            self._add_callers(seen)
+            for one in seen:
+                self._add(one)
+            if not self._survey.begins:
+                self._now.looks += 1
+                self._find_circles(self._waits)
+                self._waits = {}
         finally:
             self.cpu_seconds += cpu_seconds() - began
 
+    def turn_over(self) -> None:
+        """Forget what was seen before the last turn; what was seen since stays for one more."""
+        self._before, self._now = self._now, _Ledger()
+
+    def _add(self, seen: Look) -> None:
+        self._now.unresolved += seen.unresolved * seen.caller_weight
+        self._now.torn += seen.torn * seen.weight
+        self._add_servers(seen)
+        self._add_callers(seen)
+
     def _add_servers(self, seen: Look) -> None:
+        servers = self._now.servers
         for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
-            sums = self._sums.get(pid)
+            sums = servers.get(pid)
             server = self._servers.of(pid)
             if sums is None:
-                if server is None or len(self._sums) >= _MOST:
+                if server is None or len(servers) >= _MOST:
                     continue
-                sums = self._sums[pid] = _Sums(server)
+                sums = servers[pid] = _Sums(server)
             sums.server = server or sums.server  # by now it may be known what it runs
             sums.looks += 1
-            sums.mailbox += mailbox
+            sums.weight += seen.weight
+            sums.mailbox += seen.weight * mailbox
             sums.longest = max(sums.longest, mailbox)
         for pid, function in seen.busy:
-            if (sums := self._sums.get(pid)) is not None:
+            if (sums := servers.get(pid)) is not None:
                 sums.busy += 1
-                sums.functions[function] += 1
+                sums.busy_weight += seen.weight
+                _add(sums.functions, {function: seen.weight})
 
     def _add_callers(self, seen: Look) -> None:
-        waits: dict[int, tuple[int, tuple[int, int]]] = {}
+        now, weight = self._now, seen.caller_weight
         for one in seen.waiting:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
             if server is None or one.server is None:
-                self._unresolved += seen.caller_weight
+                now.unresolved += weight
                 continue
             callee = self._group(server)
-            self._callers[callee] += seen.caller_weight
-            if self._by == "tag" and len(self._tags) < _MOST:
-                self._tags[callee, one.tag] += seen.caller_weight
-            edge = self._group(caller) if caller else "(processes)", callee
-            self._edges[edge] += seen.caller_weight
-            waits[one.caller] = one.server, one.reference
-        self._find_circles(waits)
+            _add(now.callers, {callee: weight})
+            if self._by == "tag" and len(now.tags) < _MOST:
+                _add(now.tags, {(callee, one.tag): weight})
+            _add(now.edges, {(self._group(caller) if caller else "(processes)", callee): weight})
+            self._waits[one.caller] = one.server, one.reference
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
         """Count in how many looks, one after the other, the same calls form a circle."""
@@ -158,56 +236,104 @@ class Looking:
             return server.name
         return f"{self._pids.text(server.pid)} {server.name or server.module}"
 
+    def _total(self) -> _Ledger:
+        """What is shown: all looks since the turn before the last one."""
+        return self._before.plus(self._now) if self._before else self._now
+
     def result(self, target: Target, seconds: float) -> GenServers:
-        """What all looks saw together."""
-        looks = max(1, self.looks)
+        """What all looks saw together, since the turn before the last one if there were any."""
+        survey, total = self._survey, self._total()
+        # A look that did not end saw a part of the table, which was drawn at random.
+        looks = total.looks or max(1, survey.read) / survey.parts
         groups: dict[str, list[_Sums]] = {}
-        for sums in self._sums.values():
+        for sums in total.servers.values():
             groups.setdefault(self._group(sums.server), []).append(sums)
-        modules = [self._module(name, members, looks) for name, members in groups.items()]
+        processes = self._processes(groups, looks)
+        modules = [
+            self._module(name, members, processes[name], total.callers.get(name, 0.0) / looks)
+            for name, members in groups.items()
+        ]
         edges = [
             Edge(caller, callee, count / looks)
             for (caller, callee), count in sorted(
-                self._edges.items(), key=lambda edge: edge[1], reverse=True
+                total.edges.items(), key=lambda edge: edge[1], reverse=True
             )
         ]
-        found = GenServers(target, seconds, self.looks, modules, edges, self._deadlock())
-        found.unresolved, found.torn = self._unresolved / looks, self._torn / looks
+        found = GenServers(target, seconds, total.looks, modules, edges, self._deadlock())
+        found.whole = not survey.begins
+        found.unresolved, found.torn = total.unresolved / looks, total.torn / looks
         found.cpu_seconds = self.cpu_seconds
         if self._by == "tag":
-            found.tags = tags_of({key: count / looks for key, count in self._tags.items()})
-        if self.failed:
-            why, _ = self.failed.most_common(1)[0]
-            found.notes.append(f"{sum(self.failed.values())} looks failed: {why}")
-        if len(self._sums) >= _MOST:
-            found.notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
-        if self._servers.parts > 1:
-            found.notes.append(
-                f"each look read one of {self._servers.parts} parts of the process table, drawn at "
-                "random: averages are estimates, and a deadlock may not be seen"
-            )
+            found.tags = tags_of({key: count / looks for key, count in total.tags.items()})
+        found.notes += self._notes()
         return found
 
-    def _module(self, name: str, members: list[_Sums], looks: int) -> Module:
-        seen = sum(one.looks for one in members)
-        busy = sum(one.busy for one in members)
-        functions: Counter[str] = Counter()
+    def busiest(self, name: str) -> int | None:
+        """The server of a group that most waits for, or that is busiest; its pid term."""
+        members = [one for one in self._total().servers.values() if self._group(one.server) == name]
+        most = max(
+            members, key=lambda one: (one.mailbox / one.looks, one.busy / one.looks), default=None
+        )
+        return most.server.pid if most else None
+
+    def _notes(self) -> list[str]:
+        """What the figures do not show."""
+        notes, survey = [], self._survey
+        if self.failed:
+            why, _ = self.failed.most_common(1)[0]
+            notes.append(f"{sum(self.failed.values())} looks failed: {why}")
+        if len(self._now.servers) >= _MOST:
+            notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
+        if survey.begins and survey.parts > 1:
+            notes.append(
+                f"{survey.read} of {survey.parts} parts of the process table were read, drawn at "
+                "random: figures are estimates, and a deadlock is not seen"
+            )
+        elif survey.parts > 1:
+            notes.append(
+                "the whole process table was read once, then those that had anything to do, and "
+                "others that were drawn: averages are estimates, and new callers are found late"
+            )
+        if survey.misses:
+            notes.append("too many processes have something to do: later looks leave some out")
+        return notes
+
+    def _module(self, name: str, members: list[_Sums], processes: float, callers: float) -> Module:
+        weight = sum(one.weight for one in members) or 1.0
+        busy = sum(one.busy_weight for one in members)
+        functions: dict[str, float] = {}
         for one in members:
-            functions.update(one.functions)
+            _add(functions, one.functions)
+        most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
         return Module(
             name,
             members[0].server.behaviour or "",
-            seen * self._servers.parts / looks,
-            busy / seen,
+            processes,
+            busy / weight,
             max(
                 (one.busy / one.looks for one in members if one.looks >= _ENOUGH),
-                default=busy / seen,
+                default=busy / weight,
             ),
-            sum(one.mailbox for one in members) / seen,
+            sum(one.mailbox for one in members) / weight,
             max(one.longest for one in members),
-            self._callers.get(name, 0.0) / looks,
-            tuple((text, count / busy) for text, count in functions.most_common(_FUNCTIONS)),
+            callers,
+            tuple((text, seen / busy) for text, seen in most[:_FUNCTIONS] if busy),
         )
+
+    def _processes(self, groups: dict[str, list[_Sums]], looks: float) -> dict[str, float]:
+        """How many servers there are, on average; of a large table those that have not ended."""
+        survey = self._survey
+        if survey.parts == 1:
+            return {
+                name: sum(one.weight for one in members) / looks for name, members in groups.items()
+            }
+        alive = Counter(
+            self._group(one)
+            for one in self._servers.known.values()
+            if one.behaviour is not None and one.pid not in survey.ended
+        )
+        part = survey.read / survey.parts
+        return {name: alive[name] / part for name in groups}
 
     def _deadlock(self) -> tuple[str, ...]:
         stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]
@@ -228,6 +354,23 @@ class ServerOptions:
     max_cost: float | None = None
 
 
+class Pace:
+    """When to look: at random times, as often as a share of a core allows."""
+
+    def __init__(self) -> None:
+        self._draw = random.Random()  # noqa: S311 - when to look is no secret
+        #: When the next look is due, in monotonic seconds.
+        self.due = 0.0
+
+    def look(self, looking: Looking) -> None:
+        """Look once, and plan the next look."""
+        before = looking.cpu_seconds
+        looking.look()
+        cost = looking.cpu_seconds - before
+        # At random: work with the period of the looks would be seen at the same point.
+        self.due = time.monotonic() + self._draw.uniform(0.5, 1.5) * max(_INTERVAL, cost / _SHARE)
+
+
 def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeError | None]:
     """
     Watch the servers of a VM until something ends it.
@@ -236,43 +379,52 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
     """
     target, looking, stop = viewer.target, Looking(viewer, options.by), Stop()
     require_target(target.identity, "watched")
-    counting, why = _counting(viewer, options, stop)
-    draw = random.Random()  # noqa: S311 - when to look is no secret
-    due = 0.0
+    counted, why = counting(viewer, options, stop)
+    pace = Pace()
 
     def turn(now: float) -> None:
-        nonlocal due
-        if now >= due:
-            before = looking.cpu_seconds
-            looking.look()
-            cost = looking.cpu_seconds - before
-            # At random: work with the period of the looks would be seen at the same point.
-            due = time.monotonic() + draw.uniform(0.5, 1.5) * max(_INTERVAL, cost / _SHARE)
-        if counting:
-            counting.look(now)
+        if now >= pace.due:
+            pace.look(looking)
+        if counted:
+            counted.look(now)
 
     def pause() -> float:
         # Not longer, however long a look took: a signal is noticed between two turns.
-        return min(_LONGEST, due - time.monotonic())
+        return min(_LONGEST, pace.due - time.monotonic())
 
-    with stop.on_signals(), counting or nullcontext():
-        if counting:
-            counting.begin()
+    with stop.on_signals(), counted or nullcontext():
+        ended = _read_first(looking, target.identity, stop)
+        if counted:
+            counted.begin()
         _say_started(target.pid, options.duration)
         loop = Loop(target.identity, "watched", options.duration, stop)
-        error = loop.run(turn, pause)
+        error = ended or loop.run(turn, pause)
         seconds = time.monotonic() - loop.started
-        if counting:
-            counting.end()
+        if counted:
+            counted.end()
         found = looking.result(target.as_json(), seconds)
-        if counting:
-            found.add_events(counting.result().renamed(looking.became()))
+        if counted:
+            found.add_events(counted.result().renamed(looking.became()))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
 
 
-def _counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
-    """What counts messages; or None and the reason, "" where it is not wanted."""
+def _read_first(looking: Looking, identity: Identity, stop: Stop) -> ScopeError | None:
+    """Read a large process table once, before the time of the run begins; why that has ended."""
+    if looking.reads_first and not sys.stderr.isatty():
+        say("scope-trace: the whole process table is read first")
+    try:
+        while looking.reads_first and not stop.reason:
+            identity.wait(0)
+            looking.look()
+    except NoSuchProcessError as gone:
+        stop.ask("target ended")
+        return target_ended(identity.pid, gone, "watched")
+    return None
+
+
+def counting(viewer: Viewer, options: ServerOptions, stop: Stop) -> tuple[Counting | None, str]:
+    """Return what counts messages; or None and the reason, "" where it is not wanted."""
     if options.budget is None:
         return None, ""
     if options.by not in BY_MODULE:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scope_ebpf.sinks.plain import duration, plain, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from scope_ebpf.results.genservers import Edge, GenServers, Module
     from scope_ebpf.results.server_events import Messages, Times
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 _ROW = "{:<32.32} {:>6} {:>5} {:>5} {:>6} {:>6} {:>5}  {}"
 #: The first is that of modules; of other rows it is what they are.
 _HEADINGS = ("MODULE", "PROCS", "BUSY", "MAX", "MAIL", "LONG", "WAIT", "BUSY IN")
-#: The same with what hooks see.
+#: The same with what hooks see; the places of the columns above among these.
+NARROW = (0, 1, 9, 10, 11, 12, 13, 16)
 _WIDE_ROW = (
     "{:<28.28} {:>5} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>5} {:>5} {:>5} "
     "{:>5}  {}"
 )
-_WIDE_HEADINGS = (
+WIDE_HEADINGS = (
     *("MODULE", "PROCS", "CALL/S", "CAST/S", "INFO/S", "QUEUE", "p99", "SERVICE", "p99"),
     *("BUSY", "MAX", "MAIL", "LONG", "WAIT", "FAIL", "LATE", "BUSY IN"),
 )
@@ -38,21 +39,40 @@ _KEYS: dict[str, Callable[[Module], float]] = {
 SORTS = tuple(_KEYS)
 
 
-def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[str]:
-    """Write *found*, at most *limit* rows with most of *sort*; a row is of *by*."""
+def head(found: GenServers) -> str:
+    """What was looked at, for how long, and what it took."""
     target = found.target
     looks = "look" if found.looks == 1 else "looks"
-    head = (
+    return (
         f"{target['node'] or '?'}  pid {target['pid']}  OTP {target['otp_release']}  "
         f"{found.seconds:.1f} s, {found.looks} {looks}, {_hooks(found)}, "
         f"{found.cpu_seconds:.2f} s of CPU"
     )
+
+
+def answer(found: GenServers) -> str:
+    """Write the verdict."""
+    verdict = found.verdict
+    start = (
+        f"most waiting goes through {spelled(verdict.bottleneck)}: " if verdict.bottleneck else ""
+    )
+    return start + spelled(verdict.because)
+
+
+def ordered(found: GenServers, sort: str) -> list[Module]:
+    """Sort the modules, those with most of *sort* first."""
+    return sorted(found.modules, key=lambda one: (_KEYS[sort](one), _traffic(one)), reverse=True)
+
+
+def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[str]:
+    """Write *found*, at most *limit* rows with most of *sort*; a row is of *by*."""
     wide = found.cost is not None
-    row, headings = (_WIDE_ROW, _WIDE_HEADINGS) if wide else (_ROW, _HEADINGS)
-    text = [head, row.format("MODULE" if by == "tag" else by.upper(), *headings[1:])]
-    modules = sorted(found.modules, key=lambda one: (_KEYS[sort](one), _traffic(one)), reverse=True)
+    row, headings = (_WIDE_ROW, WIDE_HEADINGS) if wide else (_ROW, _HEADINGS)
+    text = [head(found), row.format("MODULE" if by == "tag" else by.upper(), *headings[1:])]
+    shown = range(len(WIDE_HEADINGS)) if wide else NARROW
+    modules = ordered(found, sort)
     for one in modules[:limit]:
-        text.append(_wide_row(one) if wide else _row(one))
+        text.append(row.format(*cells_of(one, shown)).rstrip())
         text += [
             _wide_tag(tag) if wide else _tag(tag)
             for tag in sorted(found.tags, key=_weight, reverse=True)
@@ -63,17 +83,12 @@ def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[
     if found.edges:
         rates = ", calls per second" if wide else ""
         text += ["", f"who waits for whom, callers that wait at any time{rates}"]
-        text += [_edge(edge, found.seconds) for edge in found.edges[:_EDGES]]
+        text += [edge_text(edge, found.seconds) for edge in found.edges[:_EDGES]]
     if found.unresolved >= 0.05:
         text.append(
             f"{found.unresolved:.1f} callers at any time wait for a server that was not identified"
         )
-    text += found.notes
-    verdict = found.verdict
-    start = (
-        f"most waiting goes through {spelled(verdict.bottleneck)}: " if verdict.bottleneck else ""
-    )
-    return [plain(line) for line in [*text, "", start + spelled(verdict.because)]]
+    return [plain(line) for line in [*text, *found.notes, "", answer(found)]]
 
 
 def _traffic(one: Module) -> tuple[float, float]:
@@ -90,7 +105,8 @@ def _hooks(found: GenServers) -> str:
     return f"hooks took {found.cost.share:.1%} of its CPU"
 
 
-def _edge(edge: Edge, seconds: float) -> str:
+def edge_text(edge: Edge, seconds: float) -> str:
+    """Write who waits for whom."""
     calls = "" if edge.calls is None else f"  {edge.calls / max(seconds, 1e-9):.1f}"
     return f"  {spelled(edge.caller)} -> {spelled(edge.callee)}  {edge.blocked:.2f}{calls}"
 
@@ -132,21 +148,23 @@ def _message_cells(seen: Messages | None) -> tuple[list[str], list[str]]:
     return [*(f"{rate:.1f}" for rate in seen.rates), *times], failed
 
 
-def _wide_row(one: Module) -> str:
+def cells_of(one: Module, shown: Sequence[int]) -> list[str]:
+    """Return the texts of one module, of the columns of WIDE_HEADINGS that are *shown*."""
     known = one.processes > 0
     cells, failed = _message_cells(one.messages)
-    return _WIDE_ROW.format(
+    texts = [
         spelled(one.module),
         f"{one.processes:.0f}",
         *cells,
         f"{100 * one.utilization:.0f}%" if known else "",
         f"{100 * one.busiest:.0f}%" if known else "",
         f"{one.mailbox:.1f}" if known else "",
-        one.longest if known else "",
+        f"{one.longest}" if known else "",
         f"{one.waiting_callers:.1f}",
         *failed,
         _busy_in(one),
-    ).rstrip()
+    ]
+    return [texts[index] for index in shown]
 
 
 def _time(of: Times, part: float) -> str:
@@ -159,16 +177,3 @@ def _time(of: Times, part: float) -> str:
 
 def _busy_in(one: Module) -> str:
     return ", ".join(f"{spelled(name)} {100 * share:.0f}%" for name, share in one.busy_in[:1])
-
-
-def _row(one: Module) -> str:
-    return _ROW.format(
-        spelled(one.module),
-        f"{one.processes:.0f}",
-        f"{100 * one.utilization:.0f}%",
-        f"{100 * one.busiest:.0f}%",
-        f"{one.mailbox:.1f}",
-        one.longest,
-        f"{one.waiting_callers:.1f}",
-        _busy_in(one),
-    ).rstrip()

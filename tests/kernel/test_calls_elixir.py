@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Calls of a GenServer in an Elixir release that nobody prepared, as ``mix release`` makes it.
+Calls of GenServers in an Elixir release that nobody prepared, as ``mix release`` makes it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,13 +18,17 @@ from typing import TYPE_CHECKING
 import beams_run
 import pytest
 from calling import PATIENCE, calling
-from tracing import scope_trace
+from tracing import SCOPE_TRACE, Run, scope_trace
+
+from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 SOURCE = beams_run.WORKLOADS / "shop"
+#: How often the load does everything, and the workers that it starts.
+LOAD, WORKERS = 23, 5
 
 
 class Shop:
@@ -136,3 +141,31 @@ def test_the_doctor_says_which_elixir_a_release_runs(shop: Shop):
         {"name": "Elixir", "version": folder.name.removeprefix("elixir-")}
     ]
     assert document["telemetry"] is None
+
+
+def test_servers_of_an_elixir_release_have_its_names_and_their_own_counts(shop: Shop):
+    """
+    Workers of a dynamic supervisor behind a registry, an agent, tasks, a stage: what each counts.
+    """
+    command = ["genservers", "--pid", str(shop.pid), "--duration", "0", "--format", "json"]
+    run = Run([*SCOPE_TRACE, *command, "--budget", "none", "--max-cost", "100%"], None)
+    try:
+        run.wait_for_counting()
+        own = dict(word.split("=") for word in shop.ask(f"load {LOAD}").split()[1:])
+        run.send(signal.SIGINT)
+        document = run.wait().document
+    finally:
+        run.close()
+    seen = {spelled(one["module"]): one for one in document["modules"]}
+    counts = {
+        name: seen[name.rpartition(":")[0].replace("_", " ")][name.rpartition(":")[2]]["count"]
+        for name in own
+    }
+    assert {name: int(number) for name, number in own.items()} == counts
+    assert LOAD == seen["Task.Supervisor"]["calls"]["count"]
+    assert WORKERS == seen["Supervisor.Default"]["calls"]["count"]
+    edges = {
+        (spelled(one["caller"]), spelled(one["callee"])): one["calls"] for one in document["edges"]
+    }
+    assert LOAD == edges["Task.Supervised", "Shop.Worker"]
+    assert LOAD + WORKERS == edges["Shop.Application", "Shop.Worker"]

@@ -39,6 +39,6 @@ client(Module, Pause) ->
     gs_times:call(Module, fun() -> ask(Module) end),
     client(Module, Pause).
 
-ask(gs_slow) -> gen_server:call(gs_slow, {sleep, 20}, 60000);
+ask(gs_slow) -> gen_server:call(gs_slow, {sleep, 20}, 600000);
 ask(gs_chain) -> gen_server:call(gs_chain, ask, infinity);
 ask(gs_state) -> gen_statem:call(gs_state, work).

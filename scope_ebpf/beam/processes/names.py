@@ -10,7 +10,7 @@ same hash that the VM uses (erl_process_dict.c, the same from OTP-25.2.3 to
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
+_Found = TypeVar("_Found")
 _WORD = 8
 #: ProcDict: mask, slots in use, array size, split, number of elements (32-bit but the last).
 _MASK, _USED, _SLOTS = 0, 4, 24
@@ -124,15 +125,33 @@ class Names:
 
     def identities(self, rows: NDArray[np.void]) -> list[Identity]:
         """Return initial call, behaviour and callback module of each process, length ``n``."""
-        made: dict[tuple[Mfa | None, Mfa | None], Identity] = {}
-        pairs = list(zip(self.initial_calls(rows), self.current_functions(rows), strict=True))
-        # Most processes share both with many others.
-        for call, now in set(pairs):
-            made[call, now] = Identity(call, *self._behaviour(call, now))
-        return [made[pair] for pair in pairs]
+        kinds, inverse = self.kinds(rows)
+        return _spread([identity for identity, _ in kinds], inverse)
+
+    def kinds(
+        self, rows: NDArray[np.void]
+    ) -> tuple[list[tuple[Identity, Mfa | None]], NDArray[np.int64]]:
+        """
+        Return what kinds of processes there are, and of which kind each is, shape ``(n,)``.
+
+        Most share their identity and the function in which they are with many others.
+        """
+        calls, called = self._initial_calls(rows)
+        nows, at = self.functions(rows)
+        pairs = called * max(1, len(nows)) + at
+        unique, inverse = np.unique(pairs, return_inverse=True)
+        found = []
+        for pair in unique.tolist():
+            call, now = calls[pair // len(nows)], nows[pair % len(nows)]
+            found.append((Identity(call, *self._behaviour(call, now)), now))
+        return found, inverse.reshape(-1)
 
     def initial_calls(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Return the initial call of each process; behind proc_lib, what it was asked to run."""
+        return _spread(*self._initial_calls(rows))
+
+    def _initial_calls(self, rows: NDArray[np.void]) -> tuple[list[Mfa | None], NDArray[np.int64]]:
+        """The initial calls of processes, and which of them each process has."""
         values = self.dictionary(rows, "$initial_call")
         module, function, arity = (rows[name].copy() for name in ("module", "function", "arity"))
         boxed = np.flatnonzero(values & np.uint64(PRIMARY_MASK) == BOXED)
@@ -158,23 +177,22 @@ class Names:
             else None
             for m, f, a in triple[first].tolist()
         ]
-        return _spread(calls, inverse)
+        return calls, inverse.reshape(-1)
 
     def current_functions(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Return the function each process is in, or was in when it last ran."""
-        found, inverse = self._functions(rows)
-        return _spread(found, inverse)
+        return _spread(*self.functions(rows))
 
     def in_functions(
         self, rows: NDArray[np.void], wanted: Callable[[Mfa], bool]
     ) -> NDArray[np.bool_]:
         """Which processes are in a function that is *wanted*, or were when they last ran."""
-        found, inverse = self._functions(rows)
+        found, inverse = self.functions(rows)
         mask = np.array([one is not None and wanted(one) for one in found], np.bool_)
-        return mask[inverse.reshape(-1)]
+        return mask[inverse]
 
-    def _functions(self, rows: NDArray[np.void]) -> tuple[list[Mfa | None], NDArray[np.int64]]:
-        """The functions in which processes are, and which of them each process is in."""
+    def functions(self, rows: NDArray[np.void]) -> tuple[list[Mfa | None], NDArray[np.int64]]:
+        """Return the functions in which processes are, and in which of them each is, ``(n,)``."""
         # ``current``, where the VM has set it, or else the code's own address.
         exact = rows["current"] != 0
         where = np.where(exact, rows["current"], rows["pc"])
@@ -183,7 +201,7 @@ class Names:
             self._code.mfa(address) if known else self._code.function(address)
             for address, known in zip(addresses.tolist(), exact[first].tolist(), strict=True)
         ]
-        return found, inverse
+        return found, inverse.reshape(-1)
 
     def _key(self, name: str) -> int | None:
         term, searched = self._keys.get(name, (None, 0))
@@ -252,12 +270,9 @@ class Names:
         return self._behaviours.get(module)
 
 
-def _spread(found: list[Mfa | None], inverse: NDArray[np.int64]) -> list[Mfa | None]:
+def _spread(found: list[_Found], inverse: NDArray[np.int64]) -> list[_Found]:
     """Give each row the object that stands for it."""
-    objects = np.empty(len(found), object)
-    objects[:] = found
-    spread: list[Mfa | None] = objects[inverse.reshape(-1)].tolist()
-    return spread
+    return [found[index] for index in inverse.tolist()]
 
 
 def _declared(attributes: bytes) -> str | None:

@@ -39,7 +39,7 @@ def became(viewer: Viewer, rows: NDArray[np.void], behaviours: list[str | None])
     found: dict[int, str] = {}
     for behaviour, find in (("gen_server2", _of_tuple), ("p1_server", _of_map)):
         these = rows[[one == behaviour for one in behaviours]]
-        for pid, words, stood in zip(*stacks(viewer, these), strict=True):
+        for pid, words, stood, _ in zip(*stacks(viewer, these), strict=True):
             module = find(viewer, words) if stood else None
             if module:
                 found[pid] = module

@@ -94,6 +94,17 @@ class Stacks(NamedTuple):
     words: list[NDArray[np.uint64]]
     #: Which of the processes did not go on while their stacks were read.
     stood: list[bool]
+    #: Where they were: the same again only for one that has not run since.
+    at: list[tuple[int, ...]]
+
+    def some(self, numbers: list[int]) -> Stacks:
+        """Those with these *numbers*."""
+        return Stacks(
+            [self.pids[number] for number in numbers],
+            [self.words[number] for number in numbers],
+            [self.stood[number] for number in numbers],
+            [self.at[number] for number in numbers],
+        )
 
 
 def stacks(viewer: Viewer, rows: NDArray[np.void], at: NDArray[np.uint64] | None = None) -> Stacks:
@@ -112,7 +123,8 @@ def stacks(viewer: Viewer, rows: NDArray[np.void], at: NDArray[np.uint64] | None
     raw, read = viewer.target.memory.gather_ragged(now["stop"], counts * np.uint64(_WORD))
     read &= _now(viewer, rows) == now
     words = [np.frombuffer(one, np.uint64) for one in raw]
-    return Stacks(now["id"].tolist(), words, read.tolist())
+    places = [now[name].tolist() for name in ("stop", "hend", "pc", "reductions")]
+    return Stacks(now["id"].tolist(), words, read.tolist(), list(zip(*places, strict=True)))
 
 
 #: Columns that change as soon as a process goes on, and their fields.
@@ -145,7 +157,7 @@ def waiting(viewer: Viewer, seen: Stacks, registered: Mapping[str, int]) -> list
     """
     return [
         of_stack(viewer, pid, words, registered) if good else None
-        for pid, words, good in zip(*seen, strict=True)
+        for pid, words, good, _ in zip(*seen, strict=True)
     ]
 
 

@@ -85,7 +85,7 @@ class Sight:
         # A separate Memory: searching for tables tries addresses, which are not failed reads.
         target = replace(target, memory=Memory(target.pid, target.identity.process))
         viewer = Viewer(target)
-        self._servers = Servers(viewer, remembered=MOST_PROCESSES, most=MOST_PROCESSES, parts=1)
+        self._servers = Servers(viewer, remembered=MOST_PROCESSES, most=MOST_PROCESSES)
         self._sums = sums
         #: Processes that its table has room for.
         self.slots = viewer.table.slots

@@ -5,7 +5,7 @@ defmodule Shop.Application do
 
   def start(_type, _args) do
     :persistent_term.put(:shop_calls, :counters.new(1, []))
-    children = [Shop.Cart, {Task, &listen/0}]
+    children = [Shop.Cart | Shop.Load.children()] ++ [{Task, &listen/0}]
     Supervisor.start_link(children, strategy: :one_for_one)
   end
 
@@ -36,6 +36,8 @@ defmodule Shop.Application do
     for n <- 1..String.to_integer(count), do: GenServer.call(Shop.Cart, {:add, "pear", n})
     :counters.get(:persistent_term.get(:shop_calls), 1) - before
   end
+
+  defp command(["load", count]), do: Shop.Load.run(String.to_integer(count))
 
   defp command(["upgrade", path]) do
     :code.purge(Shop.Cart)
