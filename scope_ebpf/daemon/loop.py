@@ -29,6 +29,7 @@ from scope_ebpf.daemon.notify import notify, say
 from scope_ebpf.daemon.readings.findings import Findings
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
 from scope_ebpf.daemon.requests import Requests
 from scope_ebpf.daemon.targets import Targets
 
@@ -73,6 +74,7 @@ class Daemon:
         snapshots: the thread that reads process tables and memory.
         findings: the thread that checks targets.
         servers: the thread that looks at their servers.
+        telemetry: the thread that reads what their telemetry events are called.
     """
 
     def __init__(self, config: Config, cost: HitCost, reload: Callable[[], Config]) -> None:
@@ -112,6 +114,9 @@ class Daemon:
         self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
         self.findings = Findings(lambda: self.targets.watches, lambda: self.config, self.errors)
         self.servers = ServerLooks(lambda: self.targets.watches, lambda: self.config, self.errors)
+        self.telemetry = TelemetryLooks(
+            lambda: self.targets.watches, lambda: self.config, self.errors
+        )
         self._next_keep_alive = 0.0
 
     def ask(self, number: signal.Signals) -> None:
@@ -131,6 +136,7 @@ class Daemon:
         self.snapshots.start()
         self.findings.start()
         self.servers.start()
+        self.telemetry.start()
         try:
             while not self._requests.pending(_END):
                 self._run_once()
@@ -145,7 +151,7 @@ class Daemon:
         A thread may wait for memory for as long as its target likes, until the readers are closed.
         """
         notify("STOPPING=1")
-        threads = (self.snapshots, self.findings, self.servers)
+        threads = (self.snapshots, self.findings, self.servers, self.telemetry)
         for each in (self.discovery, *threads):
             each.stop()
         self.targets.close()

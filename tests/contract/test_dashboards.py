@@ -29,7 +29,12 @@ FILES = sorted(FOLDER.glob("*.json"))
 RULES = FOLDER / "rules.yml"
 _SERIES = re.compile(r"\b(?:beam|scope_ebpf)_[a-z0-9_]+\b")
 #: Series that no panel and no rule shows, and why.
-UNSEEN: dict[str, str] = {}
+UNSEEN: dict[str, str] = {
+    name: "telemetry has no dashboard yet"
+    for name in catalogue()
+    if name.startswith(("beam_http_", "beam_live_view_", "beam_db_", "beam_job_"))
+    or "_telemetry_" in name
+}
 #: Alerts that are told of a host, not of a VM.
 OF_A_HOST = ("ScopeTargetsRefused", "ScopeDaemonDown")
 _HEX = re.compile(r'"(#[0-9A-Fa-f]{6})"')

@@ -18,6 +18,7 @@ from scope_ebpf.daemon.readings import findings
 from scope_ebpf.daemon.readings.findings import Findings
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
 from scope_ebpf.errors import ReadRefusedError
 
 #: Seconds after which a thread that waits for memory gives up, and the test fails.
@@ -43,13 +44,14 @@ class Hanging:
         raise ReadRefusedError("no memory is read any more")
 
 
-@pytest.mark.parametrize("which", ["snapshots", "findings", "servers"])
+@pytest.mark.parametrize("which", ["snapshots", "findings", "servers", "telemetry"])
 def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytest.MonkeyPatch):
     """
     All are told to end first, so that none begins with another target meanwhile.
     """
     vm = Hanging()
     config = SimpleNamespace(top=1, snapshot_interval=1.0, findings_interval=0.001, genservers=60)
+    config.telemetry = SimpleNamespace(series=200)
     told = Counter()
     monkeypatch.setattr(loop, "notify", lambda _: None)
     monkeypatch.setattr(findings, "_PASS", 0.01)
@@ -61,7 +63,8 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
     daemon = object.__new__(Daemon)
     daemon.snapshots, daemon.findings = Snapshots(*given), Findings(*given, look=vm.read)
     daemon.servers = ServerLooks(*given, make=vm.read)
-    threads = (daemon.snapshots, daemon.findings, daemon.servers)
+    daemon.telemetry = TelemetryLooks(*given, make=vm.read)
+    threads = (daemon.snapshots, daemon.findings, daemon.servers, daemon.telemetry)
     stopped = []
     daemon.discovery = SimpleNamespace(stop=lambda: None, close=lambda: None)
     daemon.targets = SimpleNamespace(
@@ -73,4 +76,4 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
         daemon.snapshots._thread = SimpleNamespace(join=lambda: None)
     assert vm.waits.wait(PATIENCE)
     daemon._end()
-    assert ("woken", [True] * 3, Counter()) == (vm.outcome, stopped, told)
+    assert ("woken", [True] * 4, Counter()) == (vm.outcome, stopped, told)
