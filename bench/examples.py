@@ -121,7 +121,7 @@ def servers() -> Iterator[int]:
 
 @contextmanager
 def telling() -> Iterator[int]:
-    """A VM that tells telemetry of twelve requests, and of other events, twice a second."""
+    """A VM that reports to telemetry twelve requests, and of other events, twice a second."""
     part = beams_run.compiled_part("stock25", "telemetry-1.3")
     with beams_run.start_beam("stock25", "-pa", part, "-s", "telling") as beam:
         beam.expect("ready")

@@ -434,7 +434,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the layout file of one OTP release.")
     parser.add_argument("otp", metavar="VERSION", help="the version of OTP, such as 27.3.4.1")
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="one build of it each")
-    parser.add_argument("--check", action="store_true", help="only tell whether the file agrees")
+    parser.add_argument("--check", action="store_true", help="only say whether the file agrees")
     arguments = parser.parse_args()
     try:
         path, text, lines = make(arguments.otp, arguments.files)

@@ -333,7 +333,7 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	/* While a BIF runs, rbp holds the Erlang stack pointer (JIT of OTP 25, 27 and 29). */
 	kind = (term & 15) == SMALL_TAG ? term >> 4 & 63 : 0;
 	term >>= 10;
-	/* Handlers have markers of callbacks in every function: they do not tell its class. */
+	/* Handlers have markers of callbacks in every function: they do not show its class. */
 	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
 		function = bpf_map_lookup_elem(&mark_ids, &term);
 	else

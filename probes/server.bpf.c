@@ -53,8 +53,8 @@ struct {
 } server_counts SEC(".maps");
 
 /*
- * Open calls by the caller's pid. An entry goes when the caller takes the reply, or is told that
- * the server ended, calls again, or ends; and with the window where ends are not seen.
+ * Open calls by the caller's pid. An entry goes when the caller takes the reply, or is informed
+ * that the server ended, calls again, or ends; and with the window where ends are not seen.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

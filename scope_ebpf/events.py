@@ -624,7 +624,7 @@ SERVER_WINDOW = np.dtype([
     ("limited", "<u8"),
 ])
 
-#: What tells one call from another: two words of its reference.
+#: What distinguishes one call from another: two words of its reference.
 SERVER_REFERENCE = np.dtype([
     ("first", "<u8"),
     ("second", "<u8"),

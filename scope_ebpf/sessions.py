@@ -119,7 +119,7 @@ def open_governed_session(
     target: Target, planned: Planned, attacher: Attacher, pool: ProgramPool | None = None
 ) -> GovernedSession:
     """A session of what is *planned* on *target*, in which no hook is attached yet."""
-    # Its programs count, and tell no forms of messages: the atoms of these differ from VM to VM,
+    # Its programs count, and carry no forms of messages: the atoms of these differ from VM to VM,
     # and programs with them would serve one VM alone.
     settings = planned.settings.copy()
     for name in FORM_ATOMS:

@@ -85,7 +85,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class TcpSocket:
-    """One TCP socket at one moment; a figure that the kernel does not tell is None."""
+    """One TCP socket at one moment; a figure that the kernel does not give is None."""
 
     inode: int
     #: ``established`` and so on; a number where the state has no name here.

@@ -158,7 +158,7 @@ def check(text: str) -> None:
 
 def check_outputs(command: Sequence[str]) -> None:
     """
-    The same of the files that a *command* was told to write.
+    The same of the files that a *command* was asked to write.
     """
     for option, name in pairwise(command):
         path = Path(name)

@@ -2,7 +2,7 @@
 """
 The dashboards as data: one module of panels per dashboard, and a builder that knows Grafana.
 
-``records`` says what a panel is, ``colours`` what colours mean, ``nodes`` how nodes are told apart; ``panels`` and ``frame`` turn records
+``records`` says what a panel is, ``colours`` what colours mean, ``nodes`` how nodes are distinguished; ``panels`` and ``frame`` turn records
 into Grafana's model. To add a panel is to add a record to a table.
 """
 

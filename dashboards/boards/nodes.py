@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How nodes are told apart: a colour, a dash and a short name for each.
+How nodes are distinguished: a colour, a dash and a short name for each.
 
 Grafana gives a line its dash by overrides, and an override finds a line by its name. Names of nodes
 are not known when a dashboard is made. So a query gives each chosen node a number, its slot, by age:

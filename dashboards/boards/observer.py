@@ -158,7 +158,7 @@ _COST = Row(
             "bytes",
             "Resident memory of the daemon and of the process that holds its breakpoints; flat, "
             "however long they run.",
-            "it grows: restart it, and tell its developers what kind of VMs it looked at.",
+            "it grows: restart it, and say to its developers what kind of VMs it looked at.",
             (
                 Query(
                     f"sum by (instance) (scope_ebpf_resident_memory_bytes{{{_DAEMON}}})",

@@ -330,7 +330,7 @@ _NODES = Row(
             "Messages received",
             "mps",
             "Messages that processes took out of their mailboxes; from windows where they are many.",
-            "what waits is told by the mailboxes.",
+            "the mailboxes show what waits.",
             (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
             more="processes",
         ),

@@ -181,7 +181,7 @@ _WORK = Row(
             "mps",
             "Messages that processes took out of their mailboxes; from windows where they are many.",
             "it is more than what processes sent by the messages of ports, timers and NIFs. What "
-            "waits is told by the mailboxes, not by the difference.",
+            "waits is shown by the mailboxes, not by the difference.",
             (Query("sum by (NODE) (rate(beam_messages_received_total{HERE}[RATE]))"),),
         ),
     ),

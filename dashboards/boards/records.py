@@ -5,7 +5,7 @@ What a panel is, as plain data.
 Three words stand in expressions for what every query needs:
 
 HERE    the hosts and nodes that the variables at the top choose
-NODE    the labels that tell one VM from another (two hosts may have a node of the same name)
+NODE    the labels that distinguish VMs (two hosts may have a node of the same name)
 RATE    a span that holds enough scrapes for a rate, at any zoom
 
 NODE in a legend is the node's name, with its host only if two nodes have that name. ``nodes`` makes
@@ -115,7 +115,7 @@ class Panel:
 
     @property
     def of_nodes(self) -> bool:
-        """Whether it tells nodes apart."""
+        """Whether it distinguishes nodes."""
         return any(query.of_nodes for query in self.queries)
 
     @property
@@ -159,7 +159,7 @@ def bound(exponent: int) -> float:
     """
     Seconds at a bound of a histogram, 2^*exponent* ns; the catalogue says which there are.
 
-    Within a bucket a quantile is a guess, so what is told by one is bad from a bound on.
+    Within a bucket a quantile is a guess, so a panel of one is bad from a bound on.
     """
     return (1 << exponent) / 1e9
 

@@ -6,7 +6,7 @@ Schedulers: do they wait for a CPU, work, spin, or sleep?
 from boards.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from boards.records import Board, Panel, Query, Row, bound
 
-#: A colour for each type of thread, wherever threads are told apart.
+#: A colour for each type of thread, wherever threads are distinguished.
 TYPES = (
     ("^normal", SKY),
     ("^dirty_cpu", ORANGE),

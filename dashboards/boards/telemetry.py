@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What Elixir's libraries tell: requests by route, LiveView callbacks, queries, jobs.
+What Elixir's libraries report: requests by route, LiveView callbacks, queries, jobs.
 """
 
 from typing import Final
@@ -143,7 +143,7 @@ HTTP = Board(
                 Panel(
                     "Responses by status",
                     "cps",
-                    "Responses a second by class of status, as the endpoint or the server tells them: a node "
+                    "Responses a second by class of status, as the endpoint or the server reports them: a node "
                     f"of both counts each response twice. {_OFF}",
                     "4xx are the clients' mistakes, 5xx are ours: the table above has their routes.",
                     tuple(

@@ -471,7 +471,7 @@ struct settings {
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
 	__u32 send_alias_register; /* like send_message_register, for a message to an alias, bytes */
 	__u32 send_term_register; /* like send_message_register, of the message's term, bytes */
-	__u64 am_gen_call; /* atoms that tell the form of a message, eterm */
+	__u64 am_gen_call; /* atoms that give the form of a message, eterm */
 	__u64 am_gen_cast; /* the same, eterm */
 	__u64 am_system; /* the same, eterm */
 	__u64 am_alias; /* the same, eterm */
@@ -703,7 +703,7 @@ struct server_window {
 	__u64 limited; /* 0: there is no limit of hits */
 };
 
-/* What tells one call from another: two words of its reference. */
+/* What distinguishes one call from another: two words of its reference. */
 struct server_reference {
 	__u64 first; /* marker and lowest number */
 	__u64 second; /* the other numbers */
@@ -729,7 +729,7 @@ struct server_call {
 struct server_message {
 	__u64 sent_ns; /* when it was sent, ns */
 	__u64 receiver; /* pid of the server, eterm */
-	__u64 sender; /* pid; with the receiver it tells the message from one that lies at the same address later, eterm */
+	__u64 sender; /* pid; with the receiver it distinguishes the message from one that lies at the same address later, eterm */
 	__u64 slot; /* of the server's module */
 };
 
@@ -777,7 +777,7 @@ struct server_stats {
 	__u64 infos; /* other messages that the loop of a server took */
 	__u64 answered; /* calls whose caller took the reply */
 	__s64 timeouts; /* calls whose caller gave up */
-	__u64 down; /* calls whose caller was told that the server ended */
+	__u64 down; /* calls whose caller was informed that the server ended */
 	__s64 abandoned; /* calls that were taken when the caller had given up */
 	__u64 queue_ns; /* sum of the times in queue, ns */
 	__u64 service_ns; /* sum of the service times, ns */

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
+from scope_ebpf.budget.comparisons import Comparisons
 from scope_ebpf.budget.governor import Action
-from scope_ebpf.budget.judge import counted as counted_of
-from scope_ebpf.budget.judge import fits, growth, spread, surplus
-from scope_ebpf.budget.reference_counters import EXACT_COUNTERS
 from scope_ebpf.budget.windows import Baseline, Window
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 
@@ -129,12 +127,7 @@ class GovernedHooks:
         judge: Judge,
     ) -> None:
         self.session, self._counters, self._costs = session, counters, costs
-        self._judge = judge
-        #: By pending event, its count, its surplus, and the VM's counters at the last look, or when
-        #: a window opened: before and after that.
-        self._looked: dict[str, tuple[int, int, dict[str, int]]] = {}
-        self._opened: tuple[int, int, dict[str, int], dict[str, int]] | None = None
-        self._taken_out: set[str] = set()
+        self._comparisons = Comparisons(session, counters, judge)
         self._governor, self._totals, self._failed = governor, totals, failed
         self.counts = HookCounts()
         self._baseline: Baseline | None = None
@@ -209,7 +202,7 @@ class GovernedHooks:
                 self._close_window(now)
                 continue
             self.session.release(event)
-            self._looked.pop(event, None)
+            self._comparisons.forget(event)
             self.counts.exhausted += 1
             self._governor.exhausted(event, now)
             end = self.session.window_bounds(event).end
@@ -250,8 +243,9 @@ class GovernedHooks:
             self.detach_exhausted(now)
             self.session.count(on=False)
             values = self._counters.now()
-            if self._looked:  # nothing may have been compared since the last tick, or ever
-                self._judge_permanent(self.session.kinds()[0], values)
+            if self._comparisons.running:  # none may have been made since the last tick, or ever
+                self._comparisons.add(self.session.kinds()[0], values)
+                self._take_out()
         except (ReadRefusedError, NoSuchProcessError):
             self.session.count(on=False)
             values = self._latest
@@ -275,8 +269,7 @@ class GovernedHooks:
         if action.what == "refill":
             self.session.refill(event, action.hits)
         elif self._attach(event):
-            if event in self._judge.pending:
-                self._looked[event] = *self._counts(event), self._counters.now()
+            self._comparisons.begin(event)
             self.session.enable(event, action.hits)
             self._totals.opened(event, self._counters.sample(event, values))
 
@@ -292,11 +285,8 @@ class GovernedHooks:
         action, rates = baseline.action, baseline.rates()
         if self._attach(action.event):
             self.counts.windows += 1
-            judged = action.event in self._judge.pending
-            before = self._counters.now() if judged else {}
-            counts = self._counts(action.event) if judged else (0, 0)
-            self._window = Window(self.session, self._counters, action, *rates)
-            self._opened = (*counts, before, self._counters.now()) if judged else None
+            with self._comparisons.opening(action.event):
+                self._window = Window(self.session, self._counters, action, *rates)
             self._spent_before = self._spent_on(action.event)
 
     def _close_window(self, now: float) -> None:
@@ -311,74 +301,23 @@ class GovernedHooks:
 
     def _end(self, window: Window) -> ClosedWindow:
         """Close *window*, detach its hooks, and add what it counted to the totals."""
-        judged, self._opened = self._opened, None
-        until = self._counters.now() if judged else {}
-        exhausted = bool(judged) and bool(self.session.exhausted_at(window.event))
-        closed = window.close()
-        if judged:
-            self._judge_window(window.event, judged, until, closed, exhausted=exhausted)
+        closed = self._comparisons.close(window)
         self.session.release(window.event)
         self._totals.window(window.event, self.session.kind(window.event), closed)
         return closed
 
     # Judging ---------------------------------------------------------------------------------
 
-    def compare_from_now(self) -> None:
-        """Nothing was counted before now, whatever the VM counted. Raises ReadRefusedError."""
-        values = self._counters.now()
-        self._looked = {event: (*self._counts(event), values) for event in self._looked}
-
-    def _counts(self, event: str) -> tuple[int, int]:
-        """How many of *event* were counted, and its surplus."""
-        tallies = self.session.kind(event)[0]
-        return counted_of(event, tallies), surplus(event, tallies)
-
-    def _judge_window(
-        self,
-        event: str,
-        opened: tuple[int, int, dict[str, int], dict[str, int]],
-        until: dict[str, int],
-        closed: ClosedWindow,
-        *,
-        exhausted: bool,
-    ) -> None:
-        """Compare what a window counted with what the VM counted within and around it."""
-        count_before, more_before, outside, inside = opened
-        after = self._counters.now()
-        count, more = self._counts(event)
-        count, more, most = count - count_before, more - more_before, growth(event, outside, after)
-        # How many were there meanwhile, where the counter is that of those that came.
-        moved = 0 if event in EXACT_COUNTERS else spread(event, (outside, inside, until, after))
-        if not exhausted:
-            self._judge.add(event, count, growth(event, inside, until), most, more)
-        elif closed.growth is not None and moved <= count / 4:
-            # The programs read the counter at the first hit and at the last one.
-            grown = int(closed.growth)
-            self._judge.add(event, count, grown - moved, grown + moved + 1, more)
-        elif not fits(count, 0, most):
-            self._judge.add(event, count, 0, most, more)
-
-    def _judge_permanent(self, tallies: NDArray[np.void], values: dict[str, int]) -> None:
-        """Compare what was counted since the last look with what the VM counted."""
-        for event in self._looked.keys() & self._judge.pending & set(self.session.attached):
-            if self.session.exhausted_at(event):
-                continue
-            count_before, more_before, since = self._looked[event]
-            kind = tallies[events.KINDS[event].id]
-            count, more = counted_of(event, kind), surplus(event, kind)
-            grown = growth(event, since, values)
-            self._judge.add(event, count - count_before, grown, grown, more - more_before)
-            self._looked[event] = count, more, dict(values)
-        self._take_out()
-
     def _take_out(self) -> None:
         """Remove the hooks of events that are newly refused."""
-        for event in [e for e in self._judge.refused if e not in self._taken_out]:
-            self._taken_out.add(event)
+        for event, why in self._comparisons.newly_refused():
             self.session.release(event)
-            self._looked.pop(event, None)
             self._governor.failed(event)
-            self._failed(event, self._judge.refused[event])
+            self._failed(event, why)
+
+    def compare_from_now(self) -> None:
+        """Nothing was counted before now, whatever the VM counted. Raises ReadRefusedError."""
+        self._comparisons.restart()
 
     # Counting --------------------------------------------------------------------------------
 
@@ -392,9 +331,10 @@ class GovernedHooks:
             self.counts.lost = int(counted[0]["lost"].sum())
             self.counts.refused = int(counted[0]["refused"].sum())
         self._was_hit = was_hit
-        if self._judge.pending:
+        if self._comparisons.pending:
             tallies = self.session.kinds()[0] if counted is None else counted[0]
-            self._judge_permanent(tallies, values)
+            self._comparisons.add(tallies, values)
+            self._take_out()
         for event in self._totals:
             reached = self._counters.sample(event, values)
             if event not in self.session.attached or modes.get(event) != "always":

@@ -96,7 +96,7 @@ class Strata:
         The count of each key in the *whole* run.
 
         *by_work* where hooks slow down what they observe: then not time, but the VM's reductions
-        tell which part of its work was in windows.
+        say which part of its work was in windows.
         """
         known = self._knows_work(whole)
         # Without the VM's work only its time is known, which is not how much it did.

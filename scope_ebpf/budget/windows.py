@@ -38,7 +38,7 @@ _MIN_BASELINE, _MAX_BASELINE = 0.005, 0.02
 @dataclass(frozen=True, slots=True)
 class ClosedWindow:
     """
-    What one window tells of the reference counters of its event.
+    What one window says of the reference counters of its event.
 
     Attributes:
         seconds: length of the window.

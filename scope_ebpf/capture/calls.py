@@ -134,7 +134,7 @@ class CallTotals:
         return sorted(rows, key=lambda row: (-row["blocked_seconds"], row["server"]))
 
 
-#: Servers that are told apart; durations of each that are kept for its percentiles.
+#: Servers that are distinguished; durations of each that are kept for its percentiles.
 _SERVERS, _DURATIONS = 256, 1 << 18
 _REMOTE_SERVERS, _NAMELESS, _OTHERS = "(on other nodes)", "(without a name)", "(others)"
 

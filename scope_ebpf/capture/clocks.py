@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Clocks of computers drift by less, which short or one-sided traffic could not tell.
+#: Clocks of computers drift by less, which short or one-sided traffic could not show.
 MOST_DRIFT = 200e-6
 #: Halvings of the range of drifts: of 400 ppm to less than a thousandth of a ppm.
 _STEPS = 60

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.capture.merging import Link, Node
 
-#: Senders with a receiver that are told apart, and servers.
+#: Senders with a receiver that are distinguished, and servers.
 _FLOWS, _SERVERS = 1 << 17, 1 << 12
 #: Slots of a histogram for each doubling: a quantile is right to within 1.1 %.
 _SLOTS = 64
@@ -60,7 +60,7 @@ class Times:
 
 
 class Flow(NamedTuple):
-    """A sender and a receiver, as packets name them; 0 for what they do not tell."""
+    """A sender and a receiver, as packets name them; 0 for what they do not hold."""
 
     link: Link
     sender: int
@@ -89,7 +89,7 @@ class Traffic:
         self.octets: dict[Link, int] = defaultdict(int)
         #: Messages and bytes of each flow.
         self.flows: dict[Flow, list[int]] = {}
-        #: Messages and bytes of flows that are not told apart.
+        #: Messages and bytes of flows that are not distinguished.
         self.others = [0, 0]
         #: By node of the caller, node of the server, and the server's term.
         self.servers: dict[tuple[Node, Node | None, int], ServerCalls] = {}

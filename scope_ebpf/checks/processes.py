@@ -309,7 +309,7 @@ class Restarts(NamedTuple):
 
 def restarts(viewer: Viewer, rows: NDArray[np.void]) -> dict[int, Restarts]:
     """
-    How often the supervisors of *rows* restarted children, by pid term, of those that tell it now.
+    How often the supervisors of *rows* restarted children, by pid term, of those that show it now.
 
     Bounded however many supervisors and restarts there are: _STACK words of each stack, _CELLS
     restarts of all together.

@@ -220,7 +220,7 @@ def _daemon_lines(
     if refused:
         yield f"\n[yellow]scope-ebpfd refuses this VM:[/yellow] {escape(plain(refused))}"
     elif hooks or not_told:
-        yield "\n[yellow]scope-ebpfd does not tell of this VM:[/yellow]"
+        yield "\n[yellow]scope-ebpfd does not report this VM:[/yellow]"
         if hooks:
             yield f"  events without hooks: {', '.join(hooks)}"
         for what, why in not_told.items():

@@ -177,9 +177,9 @@ class _Examples(_Help, argparse.RawDescriptionHelpFormatter):
 
 def _columns() -> int:
     """Columns of the terminal, as shutil.get_terminal_size has them."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isascii() and told.isdecimal() and int(told) > 0:
-        return int(told)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns) > 0:
+        return int(columns)
     try:
         return os.get_terminal_size(sys.__stdout__.fileno()).columns or _COLUMNS  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):

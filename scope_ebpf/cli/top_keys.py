@@ -17,6 +17,7 @@ HELP = (
     ("q", "quit"),
     ("?", "help"),
     ("/", "filter by name or pid; Enter keeps it, Esc shows all again"),
+    ("c", "findings of the check, with what to type next"),
     ("Enter", "details of the selected process: stack, mailbox, links"),
     ("Esc", "back; also Backspace"),
     ("Space", "pause, and go on"),
@@ -47,7 +48,7 @@ class Screen:
     #: Whether keys are letters of the filter.
     typing: bool = False
     paused: bool = False
-    page: Literal["table", "process", "help"] = "table"
+    page: Literal["table", "process", "check", "help"] = "table"
     #: The first process that is shown, and the selected one, by their place in the order.
     first: int = 0
     selected: int = 0
@@ -61,7 +62,7 @@ class Screen:
     #: Why a key did nothing; for one drawing.
     note: str = ""
     quit: bool = False
-    _before: Literal["table", "process"] = field(default="table", repr=False)
+    _before: Literal["table", "process", "check"] = field(default="table", repr=False)
 
     def press(self, key: str, shown: Sequence[int] = ()) -> None:
         """Do what *key* does; *shown* are the processes on the screen, as terms."""
@@ -95,7 +96,7 @@ class Screen:
     def _back(self, key: str) -> None:
         if self.page == "help":
             self.page, self.line = self._before, 0
-        elif self.page == "process":
+        elif self.page in ("process", "check"):
             self.page, self.process = "table", None
         elif key == "escape" and self.wanted:
             self.wanted, self.first, self.selected = "", 0, 0
@@ -103,6 +104,8 @@ class Screen:
     def _table(self, key: str, shown: Sequence[int]) -> None:
         if key == "/":
             self.typing = True
+        elif key == "c":
+            self.page, self.line = "check", 0
         elif key == "r":
             self.least = not self.least
             self.first = self.selected = 0

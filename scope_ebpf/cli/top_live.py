@@ -13,6 +13,7 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.cli import top_watch
 from scope_ebpf.cli.process_text import lines as lines_of
 from scope_ebpf.cli.top_cells import LONG_MAILBOX, MAIL, SORTED
+from scope_ebpf.cli.top_check import Checks
 from scope_ebpf.cli.top_keys import HELP, Screen
 from scope_ebpf.cli.top_watch import Watch
 from scope_ebpf.errors import NoSuchProcessError, ScopeError
@@ -35,7 +36,16 @@ _SOON = 0.3
 _INDENT = 6
 #: The part of a screen that the heading may take.
 _HEADING = 0.5
-_KEYS = ("q quit", "? help", "/ filter", "Enter details", "1-5 <> sort", "r reverse", "Space pause")
+_KEYS = (
+    "q quit",
+    "? help",
+    "/ filter",
+    "Enter details",
+    "c check",
+    "1-5 <> sort",
+    "r reverse",
+    "Space pause",
+)
 
 
 def live(target: Target, sort: str, interval: float, limit: int | None) -> int:
@@ -76,7 +86,8 @@ class _Live:
     ) -> None:
         self._target, self._terminal, self._screen = target, terminal, screen
         self._limit = limit
-        self._watch = Watch(target, interval, pause=self._pause)
+        self._checks = Checks(target)
+        self._watch = Watch(target, interval, pause=self._pause, checks=self._checks)
         self._viewer: Viewer | None = None
         self._view: View | None = None
         self._rows: list[Row] = []
@@ -163,7 +174,9 @@ class _Live:
         if self._screen.page == "table":
             lines = self._table(self._view, cells, rows - 1)
         elif self._screen.page == "process":
-            lines = self._process(cells, rows - 1)
+            lines = self._texts(self._detail, cells, rows - 1)
+        elif self._screen.page == "check":
+            lines = self._texts(self._checks.lines(), cells, rows - 1)
         else:
             lines = self._help(rows - 1)
         del lines[rows - 1 :]
@@ -174,7 +187,9 @@ class _Live:
         screen = self._screen
         first, *more = top_watch.heading(self._target, view, self._order(), cells)
         notes = [part for note in view.notes for part in _wrapped(plain(note), cells)]
-        head = [first, *([Span(note, "alarm")] for note in notes), *more]
+        verdict = self._checks.span()
+        said = [[Span(part, verdict.style)] for part in _wrapped(plain(verdict.text), cells)[:2]]
+        head = [first, *said, *([Span(note, "alarm")] for note in notes), *more]
         del head[max(1, int(rows * _HEADING)) :]
         screen.rows = max(1, rows - len(head) - 1)
         self._read_rows()
@@ -228,8 +243,8 @@ class _Live:
             )
         return lines
 
-    def _process(self, cells: int, rows: int) -> list[Line]:
-        lines = [part for text in self._detail for part in _wrapped(plain(text), cells)]
+    def _texts(self, texts: list[str], cells: int, rows: int) -> list[Line]:
+        lines = [part for text in texts for part in _wrapped(plain(text), cells)]
         return self._page([[Span(text)] for text in lines], rows)
 
     def _help(self, rows: int) -> list[Line]:

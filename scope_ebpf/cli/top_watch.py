@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.sweep import State
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.cli.top_check import Checks
     from scope_ebpf.cli.top_head import Reading
     from scope_ebpf.cli.top_table import Row, Sort
     from scope_ebpf.results.documents.processes import TopLine, TopLineRow
@@ -49,7 +50,8 @@ class Watch:
     The processes and the figures of one VM, read once every *interval* seconds.
 
     *once* is whether a single table is wanted, which may take a whole reading. *pause* waits for
-    some seconds, and raises NoSuchProcessError if the VM ends. Each method raises ScopeError.
+    some seconds, and raises NoSuchProcessError if the VM ends; *checks* take their steps while
+    it waits. Each method raises ScopeError.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Watch:
         *,
         once: bool = False,
         pause: Callable[[float], None] | None = None,
+        checks: Checks | None = None,
     ) -> None:
         self.target, self.interval = target, interval
         self.viewer = Viewer(target)
@@ -66,6 +69,7 @@ class Watch:
         self._head = Head(target)
         self._troubles = Troubles(target, self.viewer)
         self._pause = pause or target.identity.wait
+        self._checks = checks
 
     def turn(self, sort: str) -> State:
         """Read the next part of the table; by collections it takes half an interval."""
@@ -99,8 +103,11 @@ class Watch:
         """Wait *until* then, monotonic seconds, and sample the schedulers meanwhile."""
         while True:
             self.sample()
-            left = until - time.monotonic()
-            self._pause(max(0.0, min(left, self._head.due - time.monotonic())))
+            due = min(until, self._head.due)
+            if self._checks is not None:
+                self._checks.step()
+                due = min(due, self._checks.due)
+            self._pause(max(0.0, due - time.monotonic()))
             if time.monotonic() >= until:
                 return
 

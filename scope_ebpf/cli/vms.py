@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells one VM of a host from another: whose it is, where it runs, what it runs and takes."""
+"""What distinguishes the VMs of a host: whose it is, where it runs, what it runs and takes."""
 
 from __future__ import annotations
 

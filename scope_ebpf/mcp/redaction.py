@@ -4,7 +4,7 @@ Documents without names and texts of the application.
 
 A text is replaced unless it is known to be no text of the application, so a field that a later
 version adds is replaced until it is named here. Equal texts have equal pseudonyms until the
-program ends; nobody can tell the text from one.
+program ends; nobody can distinguish the text from one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEPT = frozenset({
 })  # fmt: skip
 #: Sentences of ours that say why something cannot be seen; paths and the node's name are replaced.
 _REASONS = frozenset({"reason", "why", "other_way", "on_request", "refused", "not_told"})
-#: Sentences and terms with names in them that cannot be told apart.
+#: Sentences and terms with names in them that cannot be distinguished.
 _DROPPED = frozenset({
     "trouble", "notes", "messages", "ancestors", "label", "title", "status_reason",
     "because", "summary",

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
 
 OTHER = "other"
-#: What the errors of counts are told of.
+#: What has an error of its own.
 KINDS = ("http", "live_view", "database", "jobs", "events")
 #: The status of requests that ended in an exception.
 _RAISED = "exception"
-#: Seconds over which the errors of counts are told.
+#: Seconds over which errors are computed.
 _RECENT = 60.0
 #: Slots of a histogram for each power of two, and powers of two.
 _QUARTERS, _POWERS = 4, events.TELEMETRY_SLOTS // 4
@@ -179,7 +179,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TelemetryReading:
-    """What telemetry has told of one VM."""
+    """The figures of the telemetry events of one VM."""
 
     series: tuple[Series, ...] = ()
     #: Spans of time that were added up.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: The class of a function's markers.
 Kind = Literal["callback", "function"]
-#: The parts of a mean and of a quantile that hooks may have taken of it, where it is told without
+#: The parts of a mean and of a quantile that hooks may have taken of it, where it is shown without
 #: them: a call at a quantile may have been hit more often than the average, or less.
 _OF_MEAN, _OF_QUANTILE = 0.5, 0.15
 
@@ -28,7 +28,7 @@ class Durations:
     """
     Durations of the calls of one function, and the seconds that hooks took within one on average.
 
-    These are taken off. A mean is not told where they are more than half of what was measured, a
+    These are taken off. A mean is not shown where they are more than half of what was measured, a
     quantile where they are more than 15 %.
     """
 

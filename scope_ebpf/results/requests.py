@@ -171,7 +171,7 @@ class Requests:
         """
         Add what the process *pid* has ended.
 
-        *stem* is that of its start; None for an event whose start is not told.
+        *stem* is that of its start; None for an event whose start is not known.
         """
         stack = self._open.get(pid, [])
         if stem is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PRECISION, _SURE = 0.15, 3.0
 #: Seconds below which a hook lengthens a duration too much (bench/genservers.py).
 _SHORTEST = 2.5e-4
-#: The part of durations that may be longer than all that was seen, where a mean is told.
+#: The part of durations that may be longer than all that was seen, where a mean is given.
 _REST = 1e-9
 
 
@@ -88,7 +88,7 @@ class Times:
     """
     Durations of one kind: those that *ended*, and those that were *cut* off by the end of a window.
 
-    ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window can tell, None
+    ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window measures, None
     where everything was counted; ``shortest`` what hooks lengthen too much below it.
     """
 
@@ -102,7 +102,7 @@ class Times:
         """
         Seconds which *part* of the durations do not exceed.
 
-        None if that cannot be told: it is longer than windows reach, so short that the hooks
+        None if that is not known: it is longer than windows reach, so short that the hooks
         themselves are a part of it, or too little was seen to know it to 15 %.
         """
         found = self._at(part)
@@ -128,7 +128,7 @@ class Times:
         )
 
     def unknown(self) -> Times:
-        """The same, of which nothing can be told."""
+        """The same, of which nothing is known."""
         return replace(self, reach=0.0)
 
     def _at(self, part: float) -> float | None:
@@ -227,7 +227,10 @@ class Messages:
                 (self.abandoned, other.abandoned),
             )
         ]
-        errors = [max(pair) for pair in zip(self.errors, other.errors, strict=True)]
+        errors = [
+            _error_of_both(*of)
+            for of in zip(self._counts, other._counts, self.errors, other.errors, strict=True)
+        ]
         return Messages(
             self.seconds,
             self.calls + other.calls,
@@ -241,6 +244,10 @@ class Messages:
             failed[2],
             (errors[0], errors[1], errors[2]),
         )
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        return self.calls, self.casts, self.infos
 
     @property
     def any(self) -> bool:
@@ -273,9 +280,8 @@ class Messages:
 
     def as_json(self) -> Seen:
         """The fields that hooks fill."""
-        counts = (self.calls, self.casts, self.infos)
         calls, casts, infos = (
-            _rate(*of) for of in zip(counts, self.rates, self.errors, strict=True)
+            _rate(*of) for of in zip(self._counts, self.rates, self.errors, strict=True)
         )
         failures: ServerFailures | None = None
         if self.timeouts is not None and self.down is not None:
@@ -357,6 +363,12 @@ class ServerEvents:
             if count.blocked is not None:
                 total.blocked = (total.blocked or 0.0) + count.blocked
         return found
+
+
+def _error_of_both(count: int, other: int, error: float, of_other: float) -> float:
+    """The error of a sum as a part of it, at most: those of both counts, by their sizes."""
+    total = count + other
+    return (count * error + other * of_other) / total if total else max(error, of_other)
 
 
 def _rate(count: int, rate: float, error: float) -> MessageRate:

@@ -2,7 +2,7 @@
 """
 Requests to servers by their tag: the atom that a request is, or that its tuple begins with.
 
-Pure. Few tags of a module are told apart; None stands for all others.
+Pure. Few tags of a module are distinguished; None stands for all others.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def tags_of(waiting: Mapping[Key, float], seen: Mapping[Key, Messages] | None = 
     """
     Put together callers that wait, on average, and messages that hooks have *seen*; both by tag.
 
-    Of a module of which hooks saw messages, tags that they do not tell apart are others; of another
-    one the tags that fewest wait for.
+    Of a module of which hooks saw messages, tags that they do not distinguish are others; of
+    another one the tags that fewest wait for.
     """
     known = set(seen or ())
     modules = {module for module, _ in known}

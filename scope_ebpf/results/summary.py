@@ -128,7 +128,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     #: The state of the VM meanwhile; None if it was not looked at, as in a capture.
     state: VmState | None = None
-    #: Calls by server; None if there are none to tell, as in a trace.
+    #: Calls by server; None if there are none to show, as in a trace.
     calls: list[traces.CallsOfServer] | None = None
 
     @property

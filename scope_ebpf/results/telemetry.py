@@ -190,11 +190,11 @@ def judge(rows: Sequence[Row], *, whole: bool) -> None:
 
 def error_ratios(rows: Sequence[Row]) -> list[float | None]:
     """
-    The part of each row's events that failed, None where events do not tell.
+    The part of each row's events that failed, None where events do not say.
 
     Events that end in ``exception`` have failed, and so has a ``result`` that is ``error`` and a
     status of 500 or more. Of what ends in ``stop``, those with the same labels that end in
-    ``exception`` are the failed ones; without any, none failed if the library tells failures.
+    ``exception`` are the failed ones; without any, none failed if the library reports failures.
     """
     failed: dict[str, list[Row]] = defaultdict(list)
     for row in rows:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.checks.machine import Ending, Quota, Tables
@@ -17,7 +17,7 @@ from scope_ebpf.results.check import Check
 from scope_ebpf.runs.loop import require_target, target_ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.checks.scene import Part
@@ -53,21 +53,36 @@ def check(
     Raises ReadRefusedError where its processes cannot be read, TooMuchError where they are more
     than *most*, TargetEndedError where it ends.
     """
-    require_target(target.identity, "checked")
-    made, pause = Check(target.as_json()), wait or target.identity.wait
-    cpu, began = cpu_seconds(), time.monotonic()
+    looks, pause = steps(target, seconds, most), wait or target.identity.wait
     try:
-        scene = Scene(target, made.more, most)
-        parts = _begun(scene, made)
-        for turn in range(1, _LOOKS + 1):
-            pause(max(0.0, began + seconds * turn / _LOOKS - time.monotonic()))
-            for name in (*_OFTEN, *(_SOMETIMES if turn % _EVERY == 0 and turn < _LOOKS else ())):
-                _try(made, parts, name, lambda part: part.look())
-        scene.end()
-        _finish(made, parts, scene)
-        target.identity.check()
+        while True:
+            until = next(looks)
+            pause(max(0.0, until - time.monotonic()))
+    except StopIteration as end:
+        return cast("Check", end.value)
     except NoSuchProcessError as error:
         raise target_ended(target.pid, error, "checked") from error
+
+
+def steps(target: Target, seconds: float, most: int | None = None) -> Generator[float, None, Check]:
+    """
+    The same in steps: yields until when to wait before the next one, monotonic seconds.
+
+    The check is what the generator returns. What else the caller does meanwhile is part of
+    its CPU time. Raises NoSuchProcessError where the target ends.
+    """
+    require_target(target.identity, "checked")
+    made = Check(target.as_json())
+    cpu, began = cpu_seconds(), time.monotonic()
+    scene = Scene(target, made.more, most)
+    parts = _begun(scene, made)
+    for turn in range(1, _LOOKS + 1):
+        yield began + seconds * turn / _LOOKS
+        for name in (*_OFTEN, *(_SOMETIMES if turn % _EVERY == 0 and turn < _LOOKS else ())):
+            _try(made, parts, name, lambda part: part.look())
+    scene.end()
+    _finish(made, parts, scene)
+    target.identity.check()
     made.seconds, made.cpu_seconds = time.monotonic() - began, cpu_seconds() - cpu
     return made
 

@@ -220,7 +220,7 @@ def _carrier(link: Link) -> str | None:
 
 
 def _is_tls(link: Link, processes: _Processes) -> bool | None:
-    """False for a TCP port, which carries plain text; None where nothing tells."""
+    """False for a TCP port, which carries plain text; None where nothing shows it."""
     if link.process is None:
         return False if link.port and link.port.socket is not None else None
     process = processes.get(link.process)

@@ -3,7 +3,7 @@
 Calls of marked functions of one VM: everything counted, or moments within a budget.
 
 In moments, calls that begin in one are followed to its end. What is still under way then was cut
-off at its age: Kaplan and Meier's estimate tells durations from both, as far as moments reach.
+off at its age: Kaplan and Meier's estimate gives durations from both, as far as moments reach.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CHANGES = 0.05
 #: The part of a function's calls that found no room, from which on the durations of the others are
 #: not those of all.
 _UNFOLLOWED = 0.01
-#: Tags of one callback that are told apart; the rest is counted as "...".
+#: Tags of one callback that are distinguished; the rest is counted as "...".
 _MOST_TAGS = 20
 _MARK_THEM = (
     "mark a release with `scope-mark DIR --profile callbacks` and start it anew (docs/marking.md)"
@@ -176,7 +176,7 @@ class _Run(Closing):
 
     def _ended_processes(self) -> set[int] | None:
         """
-        Processes with open calls that are gone; None where that cannot be told.
+        Processes with open calls that are gone; None where that is not known.
 
         Asked while calls are counted, it is certain that no marker of theirs is still to come.
         Asked later, some may have ended after the last hit that counts.
@@ -404,7 +404,7 @@ class _InMoments(_Run):
         self._moments.end()
         self._account()
         self._watch.detach()
-        self._scale = self._scaled() if self._moments.tells else None
+        self._scale = self._scaled() if self._moments.enough else None
 
     def _scaled(self) -> Scale:
         """How counts are scaled up: also hits of markers that are not counted slow the VM down."""
@@ -424,7 +424,7 @@ class _InMoments(_Run):
 
     def _row(self, stats: Any, slot: int, kind: Kind) -> dict[str, Any]:
         if (scale := self._scale) is None:
-            raise ValueError("too few windows tell nothing")
+            raise ValueError("too few windows: no figure")
         observed = self._moments.observed
         hits = int(stats["hits"]) + int(stats["timed"])
         times = Times(

@@ -38,8 +38,8 @@ _WARM_UP = 1.0
 #: The part of a CPU, or of more if the VM uses more, from which on hooks slow all of it down: what
 #: one process does has to wait for others.
 _SLOWS = 0.03
-#: Windows without which nothing is told, nor with less than _SHORTEST of them together: a burst may
-#: have used up their hits.
+#: Windows without which no figure is given, nor with less than _SHORTEST of them together: a
+#: burst may have used up their hits.
 _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
@@ -92,6 +92,34 @@ class Scale(NamedTuple):
     by_work: bool
 
 
+class _Hits:
+    """
+    Hits of the hooks, also before and after windows: counting begins after attaching.
+
+    Attributes:
+        rate: hits a second while hooks were attached the last time.
+        busiest: the most of that.
+        around: seconds for which they were attached then before and after the window.
+    """
+
+    def __init__(self) -> None:
+        self.rate = self.busiest = self.around = 0.0
+        self._all, self._attached = 0, 0.0
+
+    def add(self, hits: int, attached: float, window: float) -> None:
+        """Note the *hits* while hooks were *attached*, seconds, and the length of the *window*."""
+        attached = max(attached, 1e-3)
+        self.rate = hits / attached
+        self.busiest = max(self.busiest, self.rate)
+        self.around = max(0.0, attached - window)
+        self._all += hits
+        self._attached += attached
+
+    def mean(self) -> float:
+        """Hits a second of all times at which hooks were attached."""
+        return self._all / max(self._attached, 1e-9)
+
+
 class Moments:
     """
     The windows of one run.
@@ -114,11 +142,8 @@ class Moments:
         self._watch, self._hits, self._counts = watch, hits, counts
         self._counters = ReferenceCounters(target)
         self._random = random.Random()  # noqa: S311 - when to look is no secret
-        #: Hits a second while hooks were attached, and their seconds before and after a window.
-        self._rate = self._around = 0.0
-        #: The most hits a second of all windows; hits and seconds while hooks were attached.
-        self._busiest = 0.0
-        self._all_hits, self._attached = 0, 0.0
+        self._passed = _Hits()
+        #: Reductions and times, ns, of the beginning and the end.
         self._before: int | None = None
         self._after: int | None = None
         self._began = self._ended = 0
@@ -157,11 +182,11 @@ class Moments:
             return False
         left = self._budget * used - spent
         seconds = self._length(used, hit)
-        if left <= 0 or left <= self._rate * hit * (seconds + self._around) * _SPARE:
+        if left <= 0 or left <= self._passed.rate * hit * (seconds + self._passed.around) * _SPARE:
             self._next = now + self._random.uniform(0.0, 2 * _STEP)
             return False
         # Those before and after the window are not limited.
-        self._observe(seconds, max(1, int(left / hit - self._rate * self._around)))
+        self._observe(seconds, max(1, int(left / hit - self._passed.rate * self._passed.around)))
         pause = self._span / (2 * _WINDOWS)
         self._next = time.monotonic() + self._random.uniform(0.0, pause)
         return True
@@ -172,7 +197,7 @@ class Moments:
             return _FIRST
         elapsed = max((time.monotonic_ns() - self._began) / 1e9, 1e-3)
         affordable = self._budget * used / elapsed * self._span
-        whole = affordable / max(self._rate * hit, 1e-9)
+        whole = affordable / max(self._passed.rate * hit, 1e-9)
         return min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
 
     def _observe(self, seconds: float, hits: int) -> None:
@@ -192,19 +217,10 @@ class Moments:
         if reductions is not None and now is not None:
             self._after = now
             inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
-        self._note_hits(self._hits() - before, time.monotonic() - first, (closed - opened) / 1e9)
+        self._passed.add(self._hits() - before, time.monotonic() - first, (closed - opened) / 1e9)
         total = self._counts(opened, closed)
         self.windows.append(Window(max(1, closed - opened) / 1e9, inside, total - self._total))
         self._total = total
-
-    def _note_hits(self, hits: int, attached: float, window: float) -> None:
-        """Note the *hits* while hooks were *attached*, seconds, also outside of the *window*."""
-        attached = max(attached, 1e-3)
-        self._rate = hits / attached
-        self._busiest = max(self._busiest, self._rate)
-        self._around = max(0.0, attached - window)
-        self._all_hits += hits
-        self._attached += attached
 
     @property
     def seconds(self) -> float:
@@ -222,13 +238,13 @@ class Moments:
         return max(window.seconds for window in self.windows)
 
     @property
-    def tells(self) -> bool:
-        """Whether there was enough of windows for any figure; else :attr:`why` tells why not."""
+    def enough(self) -> bool:
+        """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
         return len(self.windows) >= _FEWEST and self.observed >= _SHORTEST
 
     @property
     def why(self) -> str:
-        """Why nothing can be told."""
+        """Why there is no figure."""
         return (
             "no rate is known: the VM used so little CPU, or passed so many hooks, that the "
             f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
@@ -238,11 +254,11 @@ class Moments:
     @property
     def rate(self) -> float:
         """Hits a second while hooks were attached, of all that they see."""
-        return self._all_hits / max(self._attached, 1e-9)
+        return self._passed.mean()
 
     def slows(self, used: float, hit: float) -> bool:
         """Whether hits of *hit* seconds slow the whole VM down, which *used* so many seconds."""
-        return self._busiest * hit >= _SLOWS * max(1.0, used / self.seconds)
+        return self._passed.busiest * hit >= _SLOWS * max(1.0, used / self.seconds)
 
     def scale(self, *, changed: bool) -> Scale:
         """How counts are scaled up, if hooks have *changed* how fast the VM works or not."""
@@ -263,7 +279,7 @@ class Moments:
             for window in self.windows
         ]
         found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
-        return max(found, scale.doubt) if found else 0.0
+        return max(found, scale.doubt)
 
 
 def error_of(sizes: list[float], counts: list[int]) -> float:
@@ -271,12 +287,10 @@ def error_of(sizes: list[float], counts: list[int]) -> float:
     The standard error of a rate, as a part of it, from the *counts* in windows of *sizes*.
 
     It is that of the ratio of their sums, larger where windows are few, and at least that of a
-    count of what is independent; 1 at most, also of less than three windows and where one alone has
-    seen anything; 0 where nothing was seen.
+    count of what is independent; 1 at most, also of less than three windows, and where one window
+    alone, or none, has seen anything: what was in no window may have happened between them.
     """
     total = sum(counts)
-    if not total:
-        return 0.0
     if len(counts) < 3 or sum(count > 0 for count in counts) < 2:
         return 1.0
     rate, windows = total / sum(sizes), len(counts)

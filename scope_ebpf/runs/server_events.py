@@ -18,7 +18,7 @@ from scope_ebpf.kernel.observers.server_watch import ServerWatch
 from scope_ebpf.planning.servers import server_hooks
 from scope_ebpf.results.server_events import Cost, EdgeCount, Messages, ServerEvents, Times
 from scope_ebpf.runs.server_leftovers import Leftovers
-from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.target_cost import CpuUse, say_braked
 
 if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
@@ -77,7 +77,7 @@ class Counting(Closing):
         self._brake = Brake(max_cost)
         self._resources = ExitStack()
         self._next_look = 0.0
-        self._cpu_before = self._used = 0.0
+        self._cpu = CpuUse(target.pid)
         self._began = self._ended = 0
 
     def _open(self) -> None:
@@ -88,7 +88,7 @@ class Counting(Closing):
     def begin(self) -> None:
         """Attach the hooks, then count."""
         self._watch.attach()
-        self._cpu_before = cpu_seconds(self._viewer.target.pid) or 0.0
+        self._cpu.begin()
         self._began = self._watch.open_window()
 
     def look(self, now: float) -> None:
@@ -96,18 +96,13 @@ class Counting(Closing):
         if now < self._next_look:
             return
         self._next_look = now + _INTERVAL
-        self._account()
+        self._cpu.update()
         self._learn_names()
         self._leftovers.look(now)
         hits = self._hits()
-        if self._brake.add(now, lambda: self._price(hits), self._used):
+        if self._brake.add(now, lambda: self._price(hits), self._cpu.seconds):
             say_braked(self._brake)
             self._stop.ask("cost")
-
-    def _account(self) -> None:
-        used = cpu_seconds(self._viewer.target.pid)
-        if used is not None:
-            self._used = used - self._cpu_before
 
     def _seconds(self) -> float:
         """Seconds of the VM's CPU that hits took until now."""
@@ -146,7 +141,7 @@ class Counting(Closing):
     def end(self) -> None:
         """Count no longer, and take the hooks out."""
         self._ended = self._watch.close_window()
-        self._account()
+        self._cpu.update()
         self._leftovers.last(self._ended)
         with suppress(ScopeError):  # the VM may have ended
             self._learn_names()
@@ -208,7 +203,8 @@ class Counting(Closing):
         hits = self._hits()
         measured = self._measurement.cost(_COST_PATIENCE)
         seconds = hits * (1 + PROGRAM) * measured.entry if measured else None
-        share = share_of(seconds, self._used) if seconds is not None and self._used else None
+        used = self._cpu.seconds
+        share = share_of(seconds, used) if seconds is not None and used else None
         found.cost = Cost(self._hooks, hits, seconds, share)
         if counts["unreadable"]:
             found.notes.append(f"{counts['unreadable']} reads of the VM's memory failed in hooks")

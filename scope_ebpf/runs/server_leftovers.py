@@ -31,7 +31,7 @@ _INTERVAL, _SETTLED, _SETTLED_LAST = 2.0, 1_000_000_000, 100_000_000
 
 class Leftovers:
     """
-    Tells entries of *watch* whose messages are in no mailbox of *table*.
+    Finds entries of *watch* whose messages are in no mailbox of *table*.
 
     ``moved`` are those of servers that live, by slot: their messages were moved, so nobody knows
     how long they wait.

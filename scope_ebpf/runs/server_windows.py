@@ -3,7 +3,7 @@
 Messages of servers within a budget: hooks are attached for moments, the rest is estimated.
 
 What begins within a window is followed to the window's end. What is still under way then was cut
-off at its age: from both, Kaplan and Meier's estimate tells how durations are distributed, as far
+off at its age: from both, Kaplan and Meier's estimate says how durations are distributed, as far
 as windows reach.
 """
 
@@ -18,7 +18,6 @@ from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.results.server_events import Messages, ServerEvents, Times, buckets_of
 from scope_ebpf.runs.moments import Moments
 from scope_ebpf.runs.server_events import PROGRAM, Counting
-from scope_ebpf.runs.target_cost import cpu_seconds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,15 +63,15 @@ class Windows(Counting):
 
     def begin(self) -> None:
         """Begin; the first window comes later."""
-        self._cpu_before = cpu_seconds(self._viewer.target.pid) or 0.0
+        self._cpu.begin()
         self._moments.begin()
 
     def look(self, now: float) -> None:
         """Open a window, if one is due and can be afforded; returns when it is over."""
         if not self._moments.is_due(now):
             return
-        self._account()
-        if self._moments.look(now, self._used, self._seconds(), self._hit()):
+        self._cpu.update()
+        if self._moments.look(now, self._cpu.seconds, self._seconds(), self._hit()):
             self._learn_names()
 
     def _hit(self) -> float:
@@ -111,14 +110,14 @@ class Windows(Counting):
     def end(self) -> None:
         """Take out what is still attached."""
         self._moments.end()
-        self._account()
+        self._cpu.update()
         self._watch.detach()
 
     def result(self) -> ServerEvents:
         """What was seen, scaled up to the whole run; after :meth:`end`."""
         found = ServerEvents()
         self._finish(found)
-        if not self._moments.tells:
+        if not self._moments.enough:
             found.notes.append(self._moments.why)
             return found
         found.notes.append(
@@ -147,7 +146,7 @@ class Windows(Counting):
         """How the *messages* of one module in windows are scaled up."""
         hit = self._hit()
         changed = messages / self._moments.observed * _HITS * hit >= _CHANGES
-        return self._moments.scale(changed=changed or self._moments.slows(self._used, hit))
+        return self._moments.scale(changed=changed or self._moments.slows(self._cpu.seconds, hit))
 
     def _estimate(self, stats: np.void, slot: int, scale: Scale) -> Messages:
         """What was counted in all windows of one module, scaled up."""

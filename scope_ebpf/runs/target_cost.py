@@ -29,6 +29,29 @@ def cpu_seconds(pid: int) -> float | None:
         return None
 
 
+class CpuUse:
+    """
+    The CPU that a process uses in a run.
+
+    Attributes:
+        seconds: seconds of CPU from :meth:`begin` to the last :meth:`update`.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._before = pid, 0.0
+        self.seconds = 0.0
+
+    def begin(self) -> None:
+        """The run begins."""
+        self._before = cpu_seconds(self._pid) or 0.0
+
+    def update(self) -> None:
+        """Bring ``seconds`` up to now; they stay as they are once the process has ended."""
+        now = cpu_seconds(self._pid)
+        if now is not None:
+            self.seconds = now - self._before
+
+
 def say_braked(brake: Brake) -> None:
     """Print that the run ended itself because of --max-cost."""
     say(

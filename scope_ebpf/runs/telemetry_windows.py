@@ -66,7 +66,7 @@ class Harvest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """What is known of a VM at any time; each may be None when it cannot be told."""
+    """What is known of a VM at any time; each may be None when it is not known."""
 
     #: Seconds of CPU that it has used, and its reductions.
     cpu: Callable[[], float | None]
@@ -277,7 +277,7 @@ class Observation:
 
     @property
     def is_ripe(self) -> bool:
-        """Whether :meth:`harvest` can tell: everything was counted, or enough windows were."""
+        """Whether a harvest says anything: everything was counted, or enough windows were."""
         if self._opened is not None and math.isinf(self._until):
             return True
         return self._opened is None and self._strata.windows >= _WINDOWS

@@ -87,7 +87,7 @@ def _mount_number(path_fd: int) -> int:
     text = read_bounded(f"/proc/self/fdinfo/{path_fd}")
     found = re.search(rb"^mnt_id:\s*(\d+)$", text, re.MULTILINE)
     if found is None:
-        raise RefusedFileError("the kernel does not tell which mount a file belongs to")
+        raise RefusedFileError("the kernel does not say which mount a file belongs to")
     return int(found[1])
 
 

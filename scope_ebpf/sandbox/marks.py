@@ -48,7 +48,7 @@ _TEXT = re.compile(rb"[\x20-\x7e\t\n]{%d,}" % _SHORT)
 #: Operands: a constant that ends them, a distance from a register that is no stack's.
 _CONSTANT = re.compile(r"(?<![\w\[+*-])(-?0x[0-9a-f]+)$")
 _FIELD = re.compile(r"\[r(?!sp|ip|bp)\w+ \+ (0x[0-9a-f]+)\]")
-#: Constants from here on tell functions apart.
+#: Constants from here on distinguish functions.
 _LARGE = 0x20
 
 

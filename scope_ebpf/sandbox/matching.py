@@ -131,7 +131,7 @@ class Matcher:
             return False
         self.pairs[index] = start
         self.index[start] = index
-        # What is around it may be told apart now.
+        # What is around it may be distinguished now.
         self._fresh.add(index)
         around = (*self._reference.rows[index].called, *self._reference.callers[index])
         self._fresh |= {near for near in around if near in self.pairs}

@@ -30,7 +30,9 @@ def lines(found: Marks, sort: str, limit: int) -> list[str]:
     """Write *found*, at most *limit* rows with most of *sort*."""
     target, share = found.target, found.cost.share
     cost = (
-        "hooks took too little to tell" if share is None else f"hooks took {share:.1%} of its CPU"
+        "hooks took too little to measure"
+        if share is None
+        else f"hooks took {share:.1%} of its CPU"
     )
     head = (
         f"{target['node'] or '?'}  pid {target['pid']}  OTP {target['otp_release']}  "

@@ -139,7 +139,7 @@ def _signed(value: Any) -> Any:
 
 
 def host(contents: Contents) -> str | None:
-    """The host of a capture; None where it does not tell."""
+    """The host of a capture; None where it does not say."""
     name = contents.head.host.get("name")
     return None if name is None else str(name)
 

@@ -96,7 +96,7 @@ def _edge(edge: Edge, seconds: float) -> str:
 
 
 def _weight(tag: Tag) -> tuple[bool, float, float]:
-    """Tags with most time of the module first, those that are not told apart at the end."""
+    """Tags with most time of the module first, those that are not distinguished at the end."""
     return tag.tag is not None, tag.service_share or 0.0, tag.waiting_callers
 
 
@@ -150,7 +150,7 @@ def _wide_row(one: Module) -> str:
 
 
 def _time(of: Times, part: float) -> str:
-    """A quantile; empty if there was nothing, "-" if it cannot be told."""
+    """A quantile; empty if there was nothing, "-" if it is not known."""
     if not of.ended.any() and (of.cut is None or not of.cut.any()):
         return ""
     found = of.quantile(part)

@@ -33,7 +33,7 @@ _MOST_BYTES = 1 << 20
 _KEYS = {"event", "durations", "numbers", "labels", "classes", "where", "level", "root"}
 #: Levels of nesting; that of an event that has none.
 _LEVELS, _INNER = range(1, 10), 6
-#: The highest level of events that contain others, and last atoms of those that tell their start.
+#: The highest level of events that contain others, and last atoms of those that hold their start.
 _OUTER, _ENDS = 5, ("stop", "exception")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,62}")
 

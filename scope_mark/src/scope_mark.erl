@@ -67,8 +67,8 @@ info(Bin) ->
         case [Pairs || {<<"scope_mark">>, Pairs} <- attributes(Chunks), is_list(Pairs)] of
             [] -> {ok, #{module => Module, marked => false, functions => 0, markers => 0}};
             [Pairs | _] ->
-                Told = maps:from_list([{K, V} || {tuple, [{atom, K}, V]} <- Pairs]),
-                #{<<"profile">> := {atom, Profile}, <<"functions">> := F, <<"markers">> := M} = Told,
+                Info = maps:from_list([{K, V} || {tuple, [{atom, K}, V]} <- Pairs]),
+                #{<<"profile">> := {atom, Profile}, <<"functions">> := F, <<"markers">> := M} = Info,
                 {ok, #{module => Module, marked => true, profile => Profile, functions => F, markers => M}}
         end
     end).

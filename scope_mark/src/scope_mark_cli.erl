@@ -17,8 +17,8 @@
     "  --except PATTERN  leave functions that match alone; repeatable\n"
     "  --behaviours DIR  folder with .beam files of behaviours that are not below PATH; repeatable\n"
     "  --unmark          give every file its original contents back\n"
-    "  --info            tell what is marked\n"
-    "  --dry-run         change nothing, tell what would be done\n"
+    "  --info            show what is marked\n"
+    "  --dry-run         change nothing, say what would be done\n"
     "  --format F        text or json\n"
     "  --version         print the version\n"
     "\n"
@@ -117,7 +117,7 @@ print(Format, Action, DryRun, Outcomes) ->
     end.
 
 text(info, _, Outcomes) ->
-    [io:put_chars([plain(P), ": ", told(I), "\n"]) || #{path := P, info := I} <- Outcomes],
+    [io:put_chars([plain(P), ": ", described(I), "\n"]) || #{path := P, info := I} <- Outcomes],
     ok;
 text(_, DryRun, Outcomes) ->
     #{functions := F, markers := M} = Totals = totals(Outcomes),
@@ -132,8 +132,8 @@ text(_, DryRun, Outcomes) ->
                            lists:join(", ", [plain(B) || B <- Names])])
     end.
 
-told(#{marked := false}) -> "not marked";
-told(#{profile := P, functions := F, markers := M}) ->
+described(#{marked := false}) -> "not marked";
+described(#{profile := P, functions := F, markers := M}) ->
     ["profile ", plain(P), ", ", n(F), " functions, ", n(M), " markers"].
 
 unknown(Outcomes) ->

@@ -128,7 +128,7 @@ each(Do, Rest, Free, Running, Done) ->
 -spec worker(fun((E) -> term()), E) -> no_return().
 worker(Do, E) -> exit({done, Do(E)}).
 
-%% Marks a file in its place; with dry_run it only tells.
+%% Marks a file in its place; with dry_run it only reports.
 -spec mark(file:filename_all(), scope_mark:options(), boolean()) -> outcome().
 mark(Path, Options, DryRun) ->
     with(Path, purpose(DryRun), fun(Bin, Was) ->

@@ -37,7 +37,7 @@ MOST_LINES = 4
 GAP = "\0"
 
 CLOCK = r"\d\d:\d\d:\d\d\.\d{6} "
-#: Lines of few letters, which no text of the source tells from others.
+#: Lines of few letters, which no text of the source distinguishes.
 FORMS = [
     re.compile(form)
     for form in (
@@ -207,7 +207,7 @@ def is_event(line: str) -> bool:
 
 def whole_lines(output: Sequence[str]) -> list[str]:
     """
-    The lines, where those that tell a time were broken by hand and indented.
+    The lines, where those that show a time were broken by hand and indented.
     """
     made: list[str] = []
     for line in output:

@@ -30,7 +30,7 @@ RULES = FOLDER / "rules.yml"
 _SERIES = re.compile(r"\b(?:beam|scope_ebpf)_[a-z0-9_]+\b")
 #: Series that no panel and no rule shows, and why.
 UNSEEN: dict[str, str] = {}
-#: Alerts that are told of a host, not of a VM.
+#: Alerts of a host, not of a VM.
 OF_A_HOST = ("ScopeTargetsRefused", "ScopeDaemonDown")
 _HEX = re.compile(r'"(#[0-9A-Fa-f]{6})"')
 
@@ -468,7 +468,7 @@ def palette() -> set[str]:
 @pytest.mark.parametrize("kind", ["protanomaly", "deuteranomaly", "tritanomaly"])
 def test_colours_stay_apart_for_the_colour_blind(kind):
     """
-    Any two colours of the dashboards are told apart without red, without green and without blue.
+    Any two colours of the dashboards differ without red, without green and without blue.
     """
     assert len(palette()) == 8
     assert apart(kind) > 10

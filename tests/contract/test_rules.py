@@ -26,9 +26,9 @@ def test_every_alert_has_a_case():
     groups = yaml.safe_load(RULES.read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
     cases = yaml.safe_load((ROOT / "dashboards/rules.test.yml").read_text())["tests"]
-    told = [moment for case in cases for moment in case["alert_rule_test"]]
-    fires = {moment["alertname"] for moment in told if moment["exp_alerts"]}
-    silent = {moment["alertname"] for moment in told if not moment["exp_alerts"]}
+    reported = [moment for case in cases for moment in case["alert_rule_test"]]
+    fires = {moment["alertname"] for moment in reported if moment["exp_alerts"]}
+    silent = {moment["alertname"] for moment in reported if not moment["exp_alerts"]}
     assert len(alerts) >= 10
     assert fires == silent == set(alerts)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Each alert has a runbook, and what a runbook tells to type exists.
+Each alert has a runbook, and what a runbook says to type exists.
 """
 
 from __future__ import annotations

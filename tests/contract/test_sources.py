@@ -76,7 +76,7 @@ def test_every_source_names_its_licence():
 
 def test_no_file_names_a_package_registry():
     """
-    Packages come from wherever the machine's own tools are told to take them.
+    Packages come from wherever the machine's own tools are set up to take them.
     """
     named = [(name(path), host) for path in tracked() for host in REGISTRIES if host in text(path)]
     assert [] == named
@@ -98,7 +98,7 @@ def test_only_documents_link_to_the_forge():
 
 def test_each_error_has_its_own_exit_code():
     """
-    A script can tell from the exit code what went wrong: no two errors share one, but that a
+    A script can see from the exit code what went wrong: no two errors share one, but that a
     target became another process is one way for it to end, and no answer one way to take too much.
     """
     codes = {

@@ -59,7 +59,7 @@ def replaced(text: str) -> str:
 @cache
 def looks() -> str:
     """
-    How nodes are told apart, as the first dashboard has it; a test says that all have the same.
+    How nodes are distinguished, as the first dashboard has it; a test says that all have the same.
     """
     variables = dashboards()[0]["templating"]["list"]
     return next(one["allValue"] for one in variables if f"${one['name']}" == LOOKS)
@@ -118,13 +118,13 @@ def rules() -> list[Asked]:
     """
     groups = yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"]
     return [
-        Asked(group["name"], rule.get("alert") or rule["record"], "-", told(rule["expr"]), True)
+        Asked(group["name"], rule.get("alert") or rule["record"], "-", reported(rule["expr"]), True)
         for group in groups
         for rule in group["rules"]
     ]
 
 
-def told(expression: str) -> str:
+def reported(expression: str) -> str:
     return re.sub(r" (>=|>|<) ", r" \1 bool ", expression)
 
 

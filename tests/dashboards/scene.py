@@ -78,7 +78,7 @@ PLANT = f"""
         {{ok, _, _}} = peer:start(#{{name => scope_peer, args => Loopback}}),
         done
     end"""
-#: What applications tell telemetry, twenty times a second, and with failures among it.
+#: What applications report to telemetry, twenty times a second, and with failures among it.
 TELLING = """
     begin
         true = code:add_patha("PATH"),
@@ -206,7 +206,7 @@ def play(folder: Path) -> Scene:
 @contextmanager
 def telling(app: App) -> Iterator[None]:
     """
-    Let RabbitMQ tell telemetry as an application in Elixir does; the daemon finds the library.
+    Let RabbitMQ emit events as an application in Elixir does; the daemon finds the library.
     """
     path = beams_run.compiled_part("stock25", "telemetry-1.3")
     assert app.eval(TELLING.replace("PATH", str(path))) == "done"
@@ -247,7 +247,7 @@ def rules() -> list[asked.Asked]:
     """
     Every expression of every rule, for a scene of seconds: nothing is some minutes ago.
 
-    What is asked to be 0 is made to say 0 or 1, as :func:`asked.told` does with what is more.
+    What is asked to be 0 is made to say 0 or 1, as :func:`asked.reported` does with what is more.
     """
     return [
         replace(

@@ -18,7 +18,7 @@ EMPTY = {
     "(no peers)": "the VM is connected to a node",
     "ALERTS": "there is no such series until an alert is pending",
     "== 0 unless": "every hook could be had, so none is counted",
-    "scope_ebpf_refused{": "every part could be told, so none is counted",
+    "scope_ebpf_refused{": "every part could be read, so none is counted",
     "unless on (instance, node) instance_node_name:": "there is a ranking",
     "unless on (instance, node) min_over_time": "every schedule could be counted",
 }

@@ -134,7 +134,7 @@ def test_fakes_that_are_observed_keep_no_vm_out(scene: Scene, tmp_path: Path):
 
 def test_names_of_threads_in_a_loop_reach_user_space_once_a_second(scene: Scene, newcomer):
     """
-    Of a million names that the kernel is told the daemon looks at a few, and says nothing.
+    Of a million names that the kernel learns the daemon looks at a few, and says nothing.
     """
     tenant = compiled("tenant", scene.folder)
     runs = ("scope_ebpf_program_runs_total", "vm_start")
@@ -167,7 +167,7 @@ def test_a_node_that_is_renamed_in_a_loop_has_four_labels(scene: Scene):
 
 def test_names_in_rankings_are_bounded(scene: Scene, tmp_path: Path):
     """
-    Processes that all have new names a second later: a hundred are told, and then they are other.
+    Processes that all have new names a second later: a hundred are reported, the rest as other.
     """
     emulator = shutil.copytree(scene.folder / "emulator", tmp_path / "emulator")
     config = (

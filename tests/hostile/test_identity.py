@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 A process that becomes something else is let go: nothing is written to what it became, and nothing
-that was read of that is told.
+that was read of that is reported.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def send(process: subprocess.Popen[str]) -> None:
 
 def observed(scene: Scene, pid: int) -> bool:
     """
-    Whether the daemon tells something of *pid*.
+    Whether the daemon reports something of *pid*.
     """
     return bool(scene.daemon.samples(pid))
 
@@ -346,7 +346,7 @@ def test_the_rights_of_two_users_are_refused(program: Path):
 
 def test_a_process_that_changes_its_user_is_looked_at_anew(scene: Scene, program: Path):
     """
-    What was inspected as root's is not told as nobody's; the daemon takes it in again as that.
+    What was inspected as root's is not reported as nobody's; the daemon takes it in again as that.
     """
     words = (program, "beam", "1", "uid", str(NOBODY.pw_uid))
     with running(*words, prefix=("env",)) as process:

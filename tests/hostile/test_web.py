@@ -206,7 +206,7 @@ def strange(names: tuple[str, ...]) -> str:
 
 def top_names(samples: dict[tuple[str, ...], float]) -> set[str]:
     """
-    Names of the rankings, without what tells apart those that look alike.
+    Names of the rankings, without what distinguishes those that look alike.
     """
     return {key[1].partition("~")[0] for key in samples if key[0].startswith("beam_top_")}
 

@@ -173,24 +173,24 @@ def truth(image: Image) -> dict[str, Any]:
     """
     What was planted, by the names of :func:`answers`.
     """
-    told = image.truth
-    figures = {f"counters.{name}": value for name, value in told["counters"].items()}
-    figures |= {f"allocators.use.{name}": value for name, value in told["use"].items()}
-    for name, kinds in told["allocators"].items():
+    reported = image.truth
+    figures = {f"counters.{name}": value for name, value in reported["counters"].items()}
+    figures |= {f"allocators.use.{name}": value for name, value in reported["use"].items()}
+    for name, kinds in reported["allocators"].items():
         by_kind = {kind: tuple(pair) for kind, pair in kinds.items()}
         carriers = sum(size for size, _ in by_kind.values())
-        figures[f"allocators.{name}"] = (carriers, told["blocks"][name], by_kind)
-    figures |= {f"connections.{name}": value for name, value in told["connections"].items()}
-    rows = told["processes"]
+        figures[f"allocators.{name}"] = (carriers, reported["blocks"][name], by_kind)
+    figures |= {f"connections.{name}": value for name, value in reported["connections"].items()}
+    rows = reported["processes"]
     figures |= {"processes.total": len(rows), "processes.read": len(rows)}
     for pid, row in rows.items():
         figures |= {f"processes.{pid}.{name}": value for name, value in row.items()}
-    for (role, number), one in told["schedulers"].items():
-        queue = None if one["queue"] is None else told["run_queues"][one["queue"]]
+    for (role, number), one in reported["schedulers"].items():
+        queue = None if one["queue"] is None else reported["run_queues"][one["queue"]]
         figures[f"schedulers.{role} {number}"] = (
             one["doing"], one["process"], one["function"], one["collecting"], queue,
         )  # fmt: skip
-    figures |= {f"code.{name}": value for name, value in told["code"].items()}
+    figures |= {f"code.{name}": value for name, value in reported["code"].items()}
     return figures | {"code.modules": 3, "node.name": "nonode@nohost"}
 
 

@@ -62,6 +62,6 @@ def test_a_small_drift_is_refused(drift: Drift):
         planted = truth(image)
         assert {} == wrong(found.figures, planted)
         kept = {name for name, value in found.figures.items() if value is not None}
-        told = {name for name, value in planted.items() if value is not None}
-        missing = told - kept - HIDDEN  # no VM without symbols tells of its connections
+        reported = {name for name, value in planted.items() if value is not None}
+        missing = reported - kept - HIDDEN  # no VM without symbols shows its connections
         assert [name for name in missing if not name.startswith("connections.")], found.refused

@@ -28,7 +28,7 @@ CANDIDATES = [one for one in releases() if one.candidate]
 LATER = ("12.3.2.18", "13.2.2.16", "14.2.5.6", "14.2.5.13", "15.2.2", "15.2.7", "15.2.7.6")
 #: As ``+S 3:3 +SDcpu 2 +SDio 5``, and as ``+S 1:1 +SDcpu 1 +SDio 1``.
 SHAPES = [(3, 2, 5), (1, 1, 1)]
-#: What a VM without symbols does not tell.
+#: What a VM without symbols does not show.
 HIDDEN = {
     "counters.dirty_collections", "allocators.use.total", "allocators.use.ets",
     "allocators.use.loaded_code",

@@ -93,8 +93,8 @@ def test_summaries_follow_each_other(stock: beams_run.Beam):
 
 def test_what_is_hot_is_estimated_within_its_error_and_its_budget(talkers: beams_run.Beam):
     """
-    Messages without end are told with an error that holds, or as unknown; what the VM counts itself
-    is exact, and all that takes about as much as it may.
+    Messages without end have an error that holds, or are unknown; what the VM counts itself is
+    exact, and all that takes about as much as it may.
     """
     stated, deadline = 0, time.monotonic() + PATIENCE
     while not stated:
@@ -113,7 +113,7 @@ def test_what_is_hot_is_estimated_within_its_error_and_its_budget(talkers: beams
 
 def _watched(pid: int) -> tuple[dict[str, Any], tuple[float, float]]:
     """
-    What a run of 5 s tells, and the least and the most messages that there can have been in it.
+    What a run of 5 s reports, and the least and the most messages that there can have been in it.
     """
     switched, before = _switches(pid), time.monotonic()
     with _sampled(windows_run.Truth(pid)) as samples:
@@ -207,7 +207,7 @@ def test_counters_that_cannot_be_read(
 
 def test_a_vm_that_is_stopped_and_one_that_ends():
     """
-    A VM that stands still is told as such, and what was seen of one that dies is kept.
+    A VM that stands still is reported as such, and what was seen of one that dies is kept.
     """
     with beams_run.planted("stock25") as beam:
         with trace(beam.pid, *BUDGET) as run:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Nodes that ail in ways that public reports tell of, one after the other: the first finding names
+Nodes that ail in ways that public reports describe, one after the other: the first finding names
 cause and culprit. Healthy nodes, stopped ones, names that must not be shown.
 """
 
@@ -35,7 +35,7 @@ FLAGS += ("-kernel", "logger_level", "none")
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     """
-    A VM that ails as it is told to, and knows native functions.
+    A VM that ails on command, and knows native functions.
     """
     require_root()
     env = beams_run.native_functions(tmp_path_factory.mktemp("nif"))

@@ -244,9 +244,9 @@ def test_a_burst_is_counted_whole_or_has_an_error(observed):
     exits = [key for key in now if key[0] == "beam_process_exits_total"]
     for hook, keys in (("port_close", [closed]), ("exit", exits)):
         everything = sum(now[key] for key in keys)
-        told = everything - sum(before[key] for key in keys)
+        reported = everything - sum(before[key] for key in keys)
         error = now.get(("scope_ebpf_sampling_error_ratio", hook), 0.0)
-        assert error == 1.0 or abs(told - 3000) <= error * everything + 1
+        assert error == 1.0 or abs(reported - 3000) <= error * everything + 1
 
 
 def test_a_storm_is_seen_through_windows_and_within_the_budget(observed):

@@ -36,8 +36,8 @@ INTERPRETER = (
     'erl_eval:exprs(Parsed, []), port_command(P, "ok\\n"), L() end end, '
     'port_command(P, "ready\\n"), L() end).'
 )
-#: What is not told by the kernel is not found for an hour.
-TOLD = 'scan_interval = "1h"\nmin_age = 0\n'
+#: What the kernel does not report is not found for an hour.
+REPORTED = 'scan_interval = "1h"\nmin_age = 0\n'
 
 
 def unnamed() -> tuple[str, ...]:
@@ -104,8 +104,8 @@ def test_a_vm_is_found_when_it_starts(tmp_path, kind):
     """
     With scans an hour apart a VM is observed at once, in a container and of any release.
     """
-    name = f"told{os.getpid()}"
-    config = TOLD + f'include_nodes = ["^{name}@"]\n'
+    name = f"reported{os.getpid()}"
+    config = REPORTED + f'include_nodes = ["^{name}@"]\n'
     with test_daemon.daemon(config, tmp_path) as running:
         until(running, lambda _: ready(running))
         with beams_run.planted(kind, "-name", f"{name}@127.0.0.1", *unnamed()) as beam:
@@ -119,7 +119,7 @@ def test_a_node_is_followed_through_its_names(tmp_path, private_emulator, only_p
     """
     with (
         interpreter(private_emulator) as beam,
-        test_daemon.daemon(TOLD + only_private, tmp_path) as running,
+        test_daemon.daemon(REPORTED + only_private, tmp_path) as running,
     ):
         until(running, lambda found: found.get(beam.pid) == "nonode@nohost")
         for name in ("first", "second"):
@@ -136,7 +136,7 @@ def test_a_node_is_chosen_by_the_name_that_it_gets(tmp_path, private_emulator, o
     wanted = only_private + 'include_nodes = ["^wanted@"]\n'
     with (
         interpreter(private_emulator) as beam,
-        test_daemon.daemon(TOLD + wanted, tmp_path) as running,
+        test_daemon.daemon(REPORTED + wanted, tmp_path) as running,
     ):
         until(running, lambda _: ready(running))
         assert not labels(running)
@@ -151,7 +151,7 @@ def test_two_nodes_of_one_name_have_different_labels(tmp_path, private_emulator,
     The label of the second one has its pid as well while it runs; the first keeps its name.
     """
     flags = ("-name", "twin@127.0.0.1")
-    with test_daemon.daemon(TOLD + only_private, tmp_path) as running:
+    with test_daemon.daemon(REPORTED + only_private, tmp_path) as running:
         until(running, lambda _: ready(running))
         with interpreter(private_emulator, *flags) as first:
             until(running, lambda found: found.get(first.pid) == "twin@127.0.0.1")
@@ -183,7 +183,7 @@ def test_a_hostile_name_is_a_label_and_nothing_else(tmp_path, private_emulator, 
     )
     with (
         interpreter(private_emulator) as beam,
-        test_daemon.daemon(TOLD + only_private, tmp_path) as running,
+        test_daemon.daemon(REPORTED + only_private, tmp_path) as running,
     ):
         until(running, lambda found: beam.pid in found)
         assert beam.ask(take) == "ok"
@@ -234,7 +234,7 @@ def test_in_a_pid_namespace_of_its_own_it_says_what_it_cannot_do(tmp_path):
     assert "--pid=host" in said[0]
 
 
-# What the service manager is told ---------------------------------------------------------------
+# What the service manager learns ---------------------------------------------------------------
 
 
 def test_the_service_manager_is_notified(tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_busy_targets_do_not_keep_it_from_ending(tmp_path, private_emulator, onl
             beam.send(f"storm {storm}")
             beam.expect("storming")
             beams.append(beam)
-        running = stack.enter_context(test_daemon.daemon(TOLD + only_private, tmp_path))
+        running = stack.enter_context(test_daemon.daemon(REPORTED + only_private, tmp_path))
         until(running, lambda found: len(found) == 3)
         for beam in beams:
             running.until(beam.pid, lambda now: now["scope_ebpf_windows_total",] > 2)

@@ -155,14 +155,14 @@ def test_one_hook_that_is_refused_leaves_the_others(caplog: pytest.LogCaptureFix
         attacher.offset = spawn.attachments[0].offset
         try:
             ticks(watch, beam)
-            told = watch.reading.events
+            reported = watch.reading.events
         finally:
             watch.close()
             pool.expire(everything=True)
-    assert "off" == told["spawn"].mode
-    assert told["spawn"].reason.endswith(PERMIT)
-    assert {"always"} == {told[event].mode for event in ("exit", "gc", "hibernate")}
-    assert 23 <= told["exit"].totals.max()
+    assert "off" == reported["spawn"].mode
+    assert reported["spawn"].reason.endswith(PERMIT)
+    assert {"always"} == {reported[event].mode for event in ("exit", "gc", "hibernate")}
+    assert 23 <= reported["exit"].totals.max()
     assert 1 == sum("hook off" in record.message for record in caplog.records)
 
 

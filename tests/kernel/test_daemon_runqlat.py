@@ -68,9 +68,9 @@ def bpftrace(tids: list[int]):
         said, _ = process.communicate(timeout=60)
         slots: dict[int, int] = {}
         for line in filter(None, map(str.strip, said.splitlines())):
-            told = json.loads(line)
-            if told.get("type") == "hist" and "@waits" in told["data"]:
-                for bucket in told["data"]["@waits"]:
+            reported = json.loads(line)
+            if reported.get("type") == "hist" and "@waits" in reported["data"]:
+                for bucket in reported["data"]["@waits"]:
                     slots[max(0, bucket.get("min", 0)).bit_length() - 1] = bucket["count"]
         return slots
 

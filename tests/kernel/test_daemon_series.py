@@ -63,7 +63,7 @@ BESIDE = """
         receive after 200 -> Spin() end
     end).
 """
-#: What comes last of all that is told: the name, and the value of one label.
+#: What comes last of all that is reported: the name, and the value of one label.
 LATE = {
     *(
         (f"beam_top_{what}", str(rank))
@@ -105,15 +105,15 @@ def test_a_node_of_sixteen_schedulers_under_load_has_at_most_300_series(tmp_path
         beam.plant("busy_port 5")
         beam.plant("dirty_calls 23")
         beam.plant("code_loads 7")
-        for storm, told in (("gc 4", set()), ("pingpong 16", LATE)):
+        for storm, reported in (("gc 4", set()), ("pingpong 16", LATE)):
             beam.send(f"storm {storm}")
             beam.expect("storming")
             windows = running.samples(beam.pid)["scope_ebpf_windows_total",]
             samples = running.until(
                 beam.pid,
-                lambda n, w=windows, told=told: (
+                lambda n, w=windows, reported=reported: (
                     n["scope_ebpf_windows_total",] >= w + 3
-                    and {(key[0], key[-1]) for key in n} >= told
+                    and {(key[0], key[-1]) for key in n} >= reported
                 ),
             )
             assert beam.ask("stop").startswith("done storm")
@@ -147,9 +147,9 @@ def test_figures_agree_with_those_rabbitmq_exports_of_itself(tmp_path):
                 compared = {key: (theirs[key], ours[key]) for key in theirs.keys() & ours.keys()}
                 compared = {key: pair for key, pair in compared.items() if key[0] in STILL}
                 wrong = {
-                    key: (told, seen)
-                    for key, (told, seen) in compared.items()
-                    if seen != pytest.approx(told, rel=STILL[key[0]], abs=1e-9)
+                    key: (reported, seen)
+                    for key, (reported, seen) in compared.items()
+                    if seen != pytest.approx(reported, rel=STILL[key[0]], abs=1e-9)
                 }
                 if not wrong:
                     break

@@ -252,8 +252,8 @@ def test_an_open_interval_is_counted_once(watch):
             last = time.monotonic()
             seen.tick()
             raw = watch.totals(place)[NORMAL]
-            told = int(raw["on_ns"]) + int(raw["off_ns"].sum())
-            assert told <= 2 * (time.monotonic_ns() - watched)
+            reported = int(raw["on_ns"]) + int(raw["off_ns"].sum())
+            assert reported <= 2 * (time.monotonic_ns() - watched)
         now, ended = seen.totals[NORMAL], time.monotonic()
         assert beam.ask("stop").startswith("done storm")
         both = [int(now[name].sum()) - int(before[name].sum()) for name in ("on_ns", "off_ns")]
@@ -320,8 +320,8 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
         ours = seen.accounting.sampled.working * (time.monotonic() - began)
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
-        told = seen.accounting.sampled.busy_wait[0] - spun
-        assert told == pytest.approx(busy / events.SAMPLE_HZ)
+        reported = seen.accounting.sampled.busy_wait[0] - spun
+        assert reported == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
     return Spins(samples, busy, cpu, cpu - worked, ours)
 
@@ -357,8 +357,8 @@ def test_without_busy_waiting_there_is_none(watch):
 
 def test_a_scheduler_that_is_not_found_has_no_busy_waiting(watch, monkeypatch):
     """
-    Of a type with a scheduler that is not found nothing is told, rather than no busy waiting; and
-    once it is found, what it does.
+    Of a type with a scheduler that is not found nothing is reported, rather than no busy waiting;
+    and once it is found, what it does.
     """
     find = SchedulerFinder.find
     hidden = {("normal", 2), ("dirty_io", 1)}
@@ -371,7 +371,7 @@ def test_a_scheduler_that_is_not_found_has_no_busy_waiting(watch, monkeypatch):
         beam.expect("ready")
         seen = WatchedThreads(watch, inspect(beam.pid), watch.add())
         assert [None, True, None] == [
-            told if told is None else True for told in seen.accounting.sampled.busy_wait
+            reported if reported is None else True for reported in seen.accounting.sampled.busy_wait
         ]
         hidden.clear()
         seen.tick()

@@ -108,7 +108,7 @@ def ports(beam, *words: str) -> dict:
 
 def port_rows(document: dict) -> list[tuple[str, ...]]:
     """
-    The ports of a document, as the node tells of them.
+    The ports of a document, as the node reports them.
     """
     made = []
     for port in document["ports"]:

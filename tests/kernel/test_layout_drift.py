@@ -234,8 +234,8 @@ def test_a_layout_that_has_drifted_shows_no_wrong_figure(
             if struct in used[reader.__name__]:
                 found = read(still, reader)
                 refused += found is None
-                told = (struct, field, by, reader.__name__)
-                assert found is None or not wrong(found, truth[reader]), told
+                reported = (struct, field, by, reader.__name__)
+                assert found is None or not wrong(found, truth[reader]), reported
     assert refused >= DRIFTS // 2
 
 

@@ -116,7 +116,7 @@ def at_rest(row: dict[str, Any]) -> bool:
 
 def ss(address: str, within: tuple[str, ...] = ()) -> str:
     """
-    What ``ss`` tells of the socket with this address on this side.
+    What ``ss`` reports of the socket with this address on this side.
     """
     command = [*within, "ss", "-tinH", "src", address]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -97,7 +97,7 @@ def captures(request, tmp_path_factory) -> tuple[Path, Path, int]:
     paths = folder / "a.scope", folder / "b.scope"
     kind, peer_kind = request.param
     with dist_pair(kind, module="rpc_calls", peer_kind=peer_kind) as (a, b):
-        a.ask("over peer@127.0.0.2 1")  # what waits for a handshake does not tell what it is
+        a.ask("over peer@127.0.0.2 1")  # what waits for a handshake does not say what it is
         with record(a.pid, paths[0]) as one, record(b.pid, paths[1]) as other:
             took = a.ask("over peer@127.0.0.2 1000")
             b.ask("over watched@127.0.0.1 57")
@@ -118,7 +118,7 @@ def rows_of(path: Path, name: str) -> np.ndarray:
 
 def test_packets_are_numbered_and_tell_what_they_are(captures):
     """
-    No number is left out, and calls, answers and monitors are told apart, with their senders.
+    No number is left out, and calls, answers and monitors are distinguished, with their senders.
     """
     for path in captures[:2]:
         for kind in ("dist_out", "dist_in"):

@@ -114,5 +114,5 @@ def test_a_probe_counts_its_hits_itself(stock: beams_run.Beam, tmp_path: Path, b
         run.close()
     assert 0 == outcome.code, outcome.errors
     assert [{"count": "spawned", "all": 0, "n": 23}] == outcome.lines
-    told = "cost: not known" if by_macro else "cost: 46 hits, at least 0.0"
-    assert told in outcome.errors
+    reported = "cost: not known" if by_macro else "cost: 46 hits, at least 0.0"
+    assert reported in outcome.errors

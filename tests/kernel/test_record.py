@@ -131,7 +131,7 @@ def test_a_ring_of_processes_in_perfetto(ring, tmp_path: Path):
     assert {"1", "2"} <= set("".join(places.values()))
     consistent(path, ran, did)
     assert {"scheduler 1", "scheduler 2"} <= {s["thread"] for s in sched}
-    # The kernel does not tell every single switch.
+    # The kernel does not report every single switch.
     assert {"mismatched_sched_switch_tids"} >= {row["name"] for row in broken}
 
 
@@ -388,5 +388,5 @@ def test_the_kernels_switches_are_those_that_it_counts(tmp_path: Path):
             run.stop()
         outer = switches(beam.pid) - outer
     seen = int((rows(path, "thread")["class"] == 1).sum())
-    # The kernel does not tell every single switch.
+    # The kernel does not report every single switch.
     assert inner * 0.97 <= seen <= outer

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Starts of VMs that the kernel tells: all of them, but of floods a bounded number a second.
+Starts of VMs that the kernel reports: all of them, but of floods a bounded number a second.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ print(json.dumps([pids, time.monotonic() - began]))
 """
 
 
-class Told(NamedTuple):
+class Reported(NamedTuple):
     """
-    How many starts were told, by user, how many were not, and in how many seconds they were.
+    How many starts were reported, by user, how many were not, and in how many seconds they were.
     """
 
     by_user: list[int]
@@ -68,16 +68,16 @@ def starts() -> Iterator[Starts]:
     starts.close()
 
 
-def plant(starts: Starts, *counts: int, times: int = 1) -> Told:
+def plant(starts: Starts, *counts: int, times: int = 1) -> Reported:
     """
     Start so many of each user.
     """
     before = starts.missed()
     words = [sys.executable, "-I", "-S", "-c", _PLANT, *map(str, (FIRST_USER, times, *counts))]
     pids, seconds = json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
-    told = [start.pid for start in starts.take()]  # others start VMs on this host, too
-    by_user = [sum(pid in ours for pid in told) for ours in pids]
-    return Told(by_user, starts.missed() - before, int(seconds) + 2)
+    reported = [start.pid for start in starts.take()]  # others start VMs on this host, too
+    by_user = [sum(pid in ours for pid in reported) for ours in pids]
+    return Reported(by_user, starts.missed() - before, int(seconds) + 2)
 
 
 def test_starts_of_a_few_are_all_told(starts: Starts):
@@ -91,18 +91,18 @@ def test_a_process_is_told_once_a_second(starts: Starts):
     """
     However often it calls a thread so.
     """
-    told = plant(starts, 3, times=3000)
-    assert 3 <= told.by_user[0] <= 3 * told.seconds
+    reported = plant(starts, 3, times=3000)
+    assert 3 <= reported.by_user[0] <= 3 * reported.seconds
 
 
 def test_a_user_is_told_within_bounds_and_the_others_are(starts: Starts):
     """
-    What is not told of a flood is counted, and another user's starts are told meanwhile.
+    What is not reported of a flood is counted, and another user's starts are reported meanwhile.
     """
-    told = plant(starts, 300, 5)
-    flood, few = told.by_user
-    assert OF_USER <= flood <= OF_USER * told.seconds
-    assert 300 - flood <= told.missed
+    reported = plant(starts, 300, 5)
+    flood, few = reported.by_user
+    assert OF_USER <= flood <= OF_USER * reported.seconds
+    assert 300 - flood <= reported.missed
     assert 5 == few
 
 
@@ -110,6 +110,6 @@ def test_all_users_together_are_told_within_bounds(starts: Starts):
     """
     Of twenty users with as many starts as each may have.
     """
-    told = plant(starts, *[OF_USER] * 20)
-    assert OF_USER < sum(told.by_user) <= OF_HOST * told.seconds
-    assert 20 * OF_USER - sum(told.by_user) <= told.missed
+    reported = plant(starts, *[OF_USER] * 20)
+    assert OF_USER < sum(reported.by_user) <= OF_HOST * reported.seconds
+    assert 20 * OF_USER - sum(reported.by_user) <= reported.missed

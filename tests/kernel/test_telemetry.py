@@ -183,7 +183,7 @@ def test_a_breakpoint_sees_the_same(beam):
 
 def test_a_vm_with_many_other_lookups_gets_another_hook(beam):
     """
-    By default hooks keep within a budget, what is not counted is told, and how much was seen.
+    By default hooks keep within a budget, what is not counted is reported, and how much was seen.
     """
     beam.ask("steady 40 300000")
     key = ("phoenix.router_dispatch.stop", "/steady", "ShopWeb.PageController", "show")
@@ -298,7 +298,7 @@ REQUESTS = 1000
 
 def tree(number: int) -> list[tuple]:
     """
-    The spans of request *number*: event, parent, and the label that tells it from others.
+    The spans of request *number*: event, parent, and the label that distinguishes it.
     """
     fails = number % 10 == 0
     raised = number % 20 == 0

@@ -281,6 +281,9 @@ def test_every_key_does_what_the_help_says(moving: beams_run.Beam, terminal: Ter
     assert "moving:deaf/0" in details(terminal)
     key("Esc", lambda: column(terminal, 0) == [deaf], "BSpace")
     press(terminal, "Escape", lambda: len(terminal.rows()) > 5)
+    assert terminal.text.splitlines()[1].startswith("check: ")
+    key("c", lambda: " no hooks, " in terminal.text)
+    press(terminal, "Escape", lambda: len(terminal.rows()) > 5)
     key("q", lambda: terminal.restored)
     assert pressed == {keys for keys, _ in HELP}
 

@@ -21,7 +21,7 @@ def test_every_spawn_and_exit_is_counted(variant: Variant):
 
 def test_every_exit_has_the_class_of_its_reason(variant: Variant):
     """
-    Exits are told apart as normal, shutdown, killed, error and other, whatever the reason's form.
+    Exits are normal, shutdown, killed, error or other, whatever the reason's form.
     """
     planted = {
         "normal": 2,

@@ -34,8 +34,8 @@ def test_a_short_duration_is_told_to_carry_its_hooks(monkeypatch: pytest.MonkeyP
     Of 3 us on average 1.2 us are the hooks' own, and of 50 us no part that matters.
     """
     monkeypatch.setattr(cost, "carried", lambda: 1.2e-6)
-    (told,) = carried_notes(events(3.0))
-    assert told.startswith("durations of gc minor are 3.0 us on average, about 1.2 us of which")
+    (reported,) = carried_notes(events(3.0))
+    assert reported.startswith("durations of gc minor are 3.0 us on average, about 1.2 us of which")
     assert [] == carried_notes(events(50.0))
 
 

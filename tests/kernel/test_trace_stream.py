@@ -55,7 +55,7 @@ def test_a_line_says_who_did_what_to_whom(variant: Variant):
     assert all(begin - 1 <= line["time"] <= end + 1 for line in lines)
     known = {(line["parent"], line["module"], line["function"]) for line in spawns}
     reasons = {line["reason"] for line in exits}
-    if variant.via == "usdt":  # the probes tell these as text, which is not read
+    if variant.via == "usdt":  # the probes give these as text, which is not read
         assert ({(None, None, None)}, {None}) == (known, reasons)
     else:
         assert ({(main, "planted", "leave")}, {"planted"}) == (known, reasons)
@@ -123,7 +123,7 @@ def test_a_ring_that_wraps_many_times_gives_each_record_once(variant: Variant):
 
 def test_a_reader_that_does_not_read_costs_records_and_no_more(variant: Variant):
     """
-    A full pipe behind scope-trace holds neither the VM nor the counts; what was lost is told.
+    A full pipe behind scope-trace holds neither the VM nor the counts; what was lost is reported.
     """
     words = (*variant.words("spawn,exit"), "--ring", "1")
     with trace(variant.beam.pid, *words, form="jsonl", output=subprocess.PIPE) as run:

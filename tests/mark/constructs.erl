@@ -23,10 +23,10 @@ main([Out]) ->
     halt().
 
 all() ->
-    [{Name, told(Do)} || {Name, Do} <- control() ++ data() ++ calls() ++ processes() ++ behaviours() ++ about()].
+    [{Name, outcome(Do)} || {Name, Do} <- control() ++ data() ++ calls() ++ processes() ++ behaviours() ++ about()].
 
 %% Frames of this module and of those beside it; others differ from release to release and say nothing.
-told(Do) ->
+outcome(Do) ->
     try
         Do()
     catch
@@ -50,7 +50,7 @@ control() ->
         {badmatch, fun() -> matched(1) end},
         {maybe_all, fun() -> [in_maybe(X) || X <- [{ok, {ok, 1}}, {error, x}, {ok, 3}]] end},
         {try_of, fun() -> [caught(F) || F <- raising()] end},
-        {try_after, fun() -> {told(fun() -> with_after(fun() -> error(inner) end) end), erase(after_)} end},
+        {try_after, fun() -> {outcome(fun() -> with_after(fun() -> error(inner) end) end), erase(after_)} end},
         {old_catch, fun() -> [old_catch(F) || F <- [fun() -> 7 end, fun() -> throw(x) end, fun() -> exit(y) end]] end},
         {old_catch_error, fun() -> element(1, element(2, old_catch(fun() -> error(z) end))) end},
         {nested_try, fun() -> nested(fun() -> error(first) end) end},
@@ -145,11 +145,11 @@ data() ->
         {binaries, fun() -> [split(B) || B <- [<<"abc">>, <<"x", 233/utf8, "yz">>, <<1>>]] end},
         {maps, fun() -> lists:sort(maps:to_list(updated(#{a => 1}))) end},
         {badmap, fun() -> updated(1) end},
-        {floats, fun() -> [floats(2.0), told(fun() -> floats(x) end)] end},
+        {floats, fun() -> [floats(2.0), outcome(fun() -> floats(x) end)] end},
         {big_numbers, fun() -> 1 bsl 100 + 16#ffffffffffffffff * 3 end},
-        {inlined, fun() -> [sixfold(3), told(fun() -> sixfold(a) end)] end},
+        {inlined, fun() -> [sixfold(3), outcome(fun() -> sixfold(a) end)] end},
         {literals, fun() -> [{"text", #{deep => [1, [2, {3.5, <<"bin">>}]]}}, lists:duplicate(3, 'an atom')] end},
-        {bif_tail, fun() -> [element_of(a, #{a => 1}), told(fun() -> element_of(a, #{}) end)] end},
+        {bif_tail, fun() -> [element_of(a, #{a => 1}), outcome(fun() -> element_of(a, #{}) end)] end},
         {bif_tail_badmap, fun() -> element_of(x, y) end},
         {bif_tail_framed, fun() -> named([]) end}
     ].
@@ -184,7 +184,7 @@ calls() ->
         {tail, fun() -> down(100000) =:= down(1) end},
         {mutual, fun() -> even(100000) =:= even(2) end},
         {tail_through_fun, fun() -> down(10000000, fun(N, F) -> down(N, F) end) =:= down(1, fun(N, F) -> down(N, F) end) end},
-        {tail_of_all_kinds, fun() -> told(fun() -> forever({3000, fun() -> error(bottom) end}) end) end},
+        {tail_of_all_kinds, fun() -> outcome(fun() -> forever({3000, fun() -> error(bottom) end}) end) end},
         {stack_is_constant, fun() -> [stacked(N) =:= stacked(1) || N <- [10, 1000, 100000]] end},
         {ring, fun() -> [M:step(self(), 30000, [ring_b, ring_a]) =:= M:step(self(), 0, []) || M <- [ring_a, ring_b]] end},
         {named_fun, fun() -> (fun G(0) -> done; G(N) -> G(N - 1) end)(5) end},

@@ -32,9 +32,9 @@ one(N, Files) ->
     _ = rand:seed(exsss, N),
     Damaged = mutated(rand:uniform(3), element(rand:uniform(tuple_size(Files)), Files)),
     Bin = case rand:uniform(5) of 1 -> Damaged; _ -> sized(Damaged) end,
-    Told = [answer(scope_mark:info(Bin)), answer(scope_mark:behaviour(Bin)), answer(scope_mark:unmark(Bin))],
+    Answers = [answer(scope_mark:info(Bin)), answer(scope_mark:behaviour(Bin)), answer(scope_mark:unmark(Bin))],
     Profile = case N rem 2 of 0 -> all; 1 -> callbacks end,
-    case {[T || T <- Told, T =/= ok], scope_mark:mark(Bin, #{profile => Profile})} of
+    case {[T || T <- Answers, T =/= ok], scope_mark:mark(Bin, #{profile => Profile})} of
         {[], {error, _}} -> refused;
         {[], {unchanged, _}} -> unchanged;
         {[], {ok, Marked, #{marked := true}}} -> good(Bin, Marked, Profile);

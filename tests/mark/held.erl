@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% A process that stays in the code that it was started in, until it is told to take the new one.
+%% A process that stays in the code that it was started in, until it is asked to take the new one.
 -module(held).
 -export([waits/2]).
 

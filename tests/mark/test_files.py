@@ -86,11 +86,11 @@ def test_the_profile_of_a_marked_file_can_be_changed(tree):
 
 def test_a_dry_run_changes_nothing(tree):
     """
-    A dry run tells what would be marked.
+    A dry run says what would be marked.
     """
     before = contents(tree)
-    told = mark(tree, "--profile", "callbacks", "--dry-run", "--format", "json")
-    assert modules(told, "marked") == {"ring_a", "ring_b", "server", "states"}
+    reported = mark(tree, "--profile", "callbacks", "--dry-run", "--format", "json")
+    assert modules(reported, "marked") == {"ring_a", "ring_b", "server", "states"}
     assert contents(tree) == before
 
 
@@ -345,7 +345,7 @@ UNTRUSTED = {
 @pytest.mark.parametrize("name", UNTRUSTED)
 def test_root_writes_only_where_no_other_user_may(tree, name):
     """
-    Root changes no file in a folder that another user could swap for a link, and is told whose
+    Root changes no file in a folder that another user could swap for a link, and learns whose
     work it is.
     """
     change, cause = UNTRUSTED[name]

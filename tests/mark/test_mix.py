@@ -18,7 +18,7 @@ from mark_run import HERE, LIBRARY, folder, mark
 
 class Project:
     """
-    A copy of the project, whose modules' marks are told by scope-mark itself.
+    A copy of the project, whose modules' marks scope-mark itself reports.
     """
 
     def __init__(self, source, path):

@@ -94,7 +94,7 @@ def test_messages_and_results_are_told_apart(seen):
     call, cast = found["handle_call/3"], found["handle_cast/2"]
     most = sorted(KINDS, key=lambda name: -KINDS[name])
     tags = dict(call["tags"])
-    # Twenty are told apart; of two that are as frequent either may be.
+    # Twenty are distinguished; of two that are as frequent either may be.
     assert sum(tags.values()) == call["calls"]
     assert all(tags.pop(name) == KINDS[name] for name in most[:15])
     assert tags.pop("crash") == 24
@@ -180,7 +180,7 @@ def test_what_is_not_marked_is_refused(beam):
 
 def test_two_functions_with_one_id_are_left_out(beam, monkeypatch):
     """
-    Their calls cannot be told apart: both are named, and neither is counted.
+    Their calls cannot be distinguished: both are named, and neither is counted.
     """
     from scope_ebpf.beam.marks import marked
 

@@ -56,7 +56,7 @@ def test_what_is_there_is_not_asked_for_again(bare: Machine):
 
 def test_without_rights_it_says_what_is_missing(bare: Machine):
     """
-    A user without sudo is told in one line what to have installed.
+    A user without sudo learns in one line what to have installed.
     """
     bare.path("/usr/bin/sudo").unlink()
     said = bare.run(*AS_USER, "/mnt/install-deps.sh", "run", code=1)

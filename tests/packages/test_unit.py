@@ -125,11 +125,11 @@ def taken(pid: int) -> tuple[int, int]:
             files.append(path.read_text())
     maps = {}
     for text in files:
-        told = dict(re.findall(r"^(\w+):\s*(\d+)$", text, re.MULTILINE))
-        if "map_id" in told:
-            part = (int(told["value_size"]) + 7 & ~7) * int(told["max_entries"])
-            parts = more * part if int(told["map_type"]) in PER_CPU else 0
-            maps[told["map_id"]] = int(told["memlock"]) + parts
+        reported = dict(re.findall(r"^(\w+):\s*(\d+)$", text, re.MULTILINE))
+        if "map_id" in reported:
+            part = (int(reported["value_size"]) + 7 & ~7) * int(reported["max_entries"])
+            parts = more * part if int(reported["map_type"]) in PER_CPU else 0
+            maps[reported["map_id"]] = int(reported["memlock"]) + parts
     return sum(maps.values()), len(files)
 
 

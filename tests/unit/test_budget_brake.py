@@ -97,7 +97,7 @@ def test_a_cost_is_a_part_of_what_the_target_used(cost: float, used: float, expe
     assert expected == share_of(cost, used)
 
 
-#: Seconds that a hit takes, of which an event of a made-up target has two that its counters tell,
+#: Seconds that a hit takes, of which an event of a made-up target has two that its counters show,
 #: and three that they do not.
 _HIT = 2e-6
 
@@ -118,7 +118,7 @@ def spans(events: int, work: float, *, seen: int) -> tuple[Span, Span, float]:
 @pytest.mark.parametrize("events", [100, 5_000])
 def test_a_forecast_is_what_it_comes_to(events: int, work: float):
     """
-    Of a steady target the share is exact, from light to heavy, though counters tell of two hits in
+    Of a steady target the share is exact, from light to heavy, though counters show two hits in
     five only.
     """
     alone, hooked, truth = spans(events, work, seen=events // 10 * 3)
@@ -139,7 +139,7 @@ def test_a_forecast_of_a_short_look_leans_on_the_long_one():
 
 def test_a_target_that_rests_in_the_short_look_is_not_cheap():
     """
-    Without hits while hooks are in, the counters tell the share before.
+    Without hits while hooks are in, the counters show the share before.
     """
     alone, _, _ = spans(5_000, 10e-6, seen=0)
     found = expected(alone, Span(0.1, 0.001, 0.0, 0))

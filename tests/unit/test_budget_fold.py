@@ -71,7 +71,7 @@ def test_an_estimate_is_whole_numbers_with_its_error():
 
 def test_what_the_vm_counts_itself_is_said_to_be_from_there():
     """
-    Of an event in windows the VM's own count is told; what hooks have counted whole is theirs.
+    Of an event in windows the VM's own count is shown; what hooks have counted whole is theirs.
     """
     sampled = folded("spawn", Result(totals("spawn", all=99.7), 0.0, 0.02), spawned=101)
     assert (101, "vm") == (sampled.count, sampled.counted_by)

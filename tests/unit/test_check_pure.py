@@ -218,7 +218,7 @@ def test_every_kind_is_documented():
 
 def test_a_vm_that_halts_names_its_code_and_what_it_waits_for():
     """
-    Two ports or schedulers, with the code that it was told; one that does not halt is well.
+    Two ports or schedulers, with the code that it was given; one that does not halt is well.
     """
     words = {1: 2, 2: 0xFFFFFFFF - 22}
     memory = SimpleNamespace(u32=words.__getitem__)

@@ -18,7 +18,7 @@ from scope_ebpf.metrics.page import Page, label_value
 
 
 @dataclass
-class Told:
+class Reported:
     """
     The node of a reading, and nothing else.
     """
@@ -42,8 +42,8 @@ def test_no_label_occurs_twice(nodes: list[str], labels: list[str] | None):
     """
     The first node keeps its name; a name that is the label of another node is changed.
     """
-    told = [Told(node, {"pid": str(pid)}) for pid, node in enumerate(nodes, 1)]
-    found = [reading.node for reading in _unique_nodes(told)]
+    reported = [Reported(node, {"pid": str(pid)}) for pid, node in enumerate(nodes, 1)]
+    found = [reading.node for reading in _unique_nodes(reported)]
     assert labels in (None, found)
     assert found[0] == nodes[0]
     assert len(nodes) == len({label_value(node) for node in found})

@@ -47,19 +47,19 @@ class Hanging:
 @pytest.mark.parametrize("which", ["snapshots", "findings", "servers", "telemetry"])
 def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytest.MonkeyPatch):
     """
-    All are told to end first, so that none begins with another target meanwhile.
+    All are asked to end first, so that none begins with another target meanwhile.
     """
     vm = Hanging()
     config = SimpleNamespace(top=1, snapshot_interval=1.0, findings_interval=0.001, genservers=60)
     config.telemetry = SimpleNamespace(series=200)
-    told = Counter()
+    reported = Counter()
     monkeypatch.setattr(loop, "notify", lambda _: None)
     monkeypatch.setattr(findings, "_PASS", 0.01)
     monkeypatch.setattr(findings, "replace", lambda target, **_: target)
     monkeypatch.setattr(findings, "Memory", lambda *_: None)
     monkeypatch.setattr("scope_ebpf.daemon.readings.snapshots._PASS", 0.01)
     monkeypatch.setattr("scope_ebpf.daemon.readings.snapshots.Readers", vm.read)
-    given = (lambda: [vm], lambda: config, told)
+    given = (lambda: [vm], lambda: config, reported)
     daemon = object.__new__(Daemon)
     daemon.snapshots, daemon.findings = Snapshots(*given), Findings(*given, look=vm.read)
     daemon.servers = ServerLooks(*given, make=vm.read)
@@ -76,4 +76,4 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
         daemon.snapshots._thread = SimpleNamespace(join=lambda: None)
     assert vm.waits.wait(PATIENCE)
     daemon._end()
-    assert ("woken", [True] * 4, Counter()) == (vm.outcome, stopped, told)
+    assert ("woken", [True] * 4, Counter()) == (vm.outcome, stopped, reported)

@@ -191,7 +191,7 @@ def test_a_good_check_halves_the_pause_after_a_failure(run: SimpleNamespace):
 
 def test_a_check_that_the_end_interrupts_has_not_failed(run: SimpleNamespace, caplog):
     """
-    Nothing is told of the readers that are closed.
+    Nothing is reported of the readers that are closed.
     """
     run.watches = [watch := Watched(planned=[REFUSED])]
     run.during = run.checker.stop

@@ -125,7 +125,7 @@ def test_without_series_nobody_looks_and_nothing_is_shown(run: SimpleNamespace):
 
 def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     """
-    Four in a row are not told; five are, until a look is good again.
+    Four in a row are not reported; five are, until a look is good again.
     """
     run.watches = [watch := Watched(planned=[None, *[REFUSED] * 4, None, *[REFUSED] * 5])]
     run.cpu = 0.003
@@ -205,7 +205,7 @@ def test_other_targets_go_on_beside_one_that_fails(run: SimpleNamespace):
 
 def test_a_vm_that_grows_is_not_looked_at_any_more(run: SimpleNamespace):
     """
-    Above 65,536 processes nothing is read, and the reason is told.
+    Above 65,536 processes nothing is read, and the reason is given.
     """
     run.watches = [watch := Watched(slots=1 << 18)]
     watch.counters.processes = 1 << 16

@@ -169,7 +169,7 @@ def test_reading_stays_within_the_budget_also_where_it_fails(run: SimpleNamespac
 
 def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     """
-    Four in a row are not told; five are, hooks go out, and are offered again.
+    Four in a row are not shown; five are, hooks go out, and are offered again.
     """
     run.watches = [watch := Watched()]
     run.go(10)
@@ -183,7 +183,7 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     assert {} == run.errors
 
 
-def test_hooks_that_the_kernel_refuses_are_told_at_once(run: SimpleNamespace):
+def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):
     """
     They are offered again after a minute.
     """
@@ -332,7 +332,7 @@ def test_counted_events_are_scaled_as_their_estimate():
 
 def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPatch):
     """
-    What the kernel refuses is told to the thread; what hooks took before they went still counts.
+    The thread learns what the kernel refuses; what hooks took before they went still counts.
     """
     made: list[SimpleNamespace] = []
 

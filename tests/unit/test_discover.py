@@ -97,7 +97,7 @@ def test_a_refusal_names_what_is_missing(
     uid: int, mask: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """
-    Root is not told to be root, but which capability is missing, or that none is.
+    Root is not asked to be root, but which capability is missing, or that none is.
     """
     status = tmp_path / "status"
     status.write_text(f"Name:\tx\nCapEff:\t{mask:0>16}\n")

@@ -75,7 +75,7 @@ def test_a_stack_that_is_not_whole_names_its_outermost_known_function():
 )
 def test_without_an_erlang_stack_the_name_is_what_the_vm_did(native, expected: str):
     """
-    The C functions tell whether it exited or its memory was collected.
+    The C functions say whether it exited or its memory was collected.
     """
     assert expected == named(complete=False, native=native)
 

@@ -199,7 +199,7 @@ def test_sockets_of_this_process_are_found_and_asked_for_alone(monkeypatch: pyte
 
 def test_a_namespace_with_sockets_without_number_is_refused(monkeypatch: pytest.MonkeyPatch):
     """
-    No more bytes of an answer are read than a bound, whatever else the kernel would tell.
+    No more bytes of an answer are read than a bound, whatever else the kernel would say.
     """
     message = answer(97)
     part = struct.pack("<IHHII", 16 + len(message), 20, 2, 1, 0) + message
@@ -303,7 +303,7 @@ def test_times_count_from_the_first_look_and_end_between_two(monkeypatch: pytest
 
 def test_silence_counts_from_the_last_packet(monkeypatch: pytest.MonkeyPatch):
     """
-    Where no socket tells, as with TLS, it is the time since packets came, seen by looks.
+    Where no socket shows it, as with TLS, it is the time since packets came, seen by looks.
     """
     packets = [5, 5, 5, 6, 6]
     found = looked(monkeypatch, *[[replace(LINK, packets_in=count)] for count in packets])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What tells VMs apart in ``scope-trace list``.
+What distinguishes VMs in ``scope-trace list``.
 """
 
 from __future__ import annotations

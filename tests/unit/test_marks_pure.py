@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What windows of marked functions tell, their errors, and how it is printed.
+What windows of marked functions show, their errors, and how it is printed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def times(seconds: list[float], cut: list[float] | None = None, reach: float | N
 
 def test_what_hooks_took_within_a_call_is_taken_off():
     """
-    As long as it is half of a mean or 15 % of a quantile at most; then nothing is told.
+    As long as it is half of a mean or 15 % of a quantile at most; then no figure is shown.
     """
     durations = Durations(times([0.0001] * 100), 0.00003)
     assert durations.mean() == pytest.approx(0.00007)
@@ -134,7 +134,7 @@ def test_windows_keep_within_the_budget(monkeypatch, changed):
     hooks = Hooks(monkeypatch)
     run = hooks.run(0.0001)
     assert 0 < hooks.hits * 0.0001 <= 0.01 * 10
-    assert run.tells
+    assert run.enough
     scale = run.scale(changed=changed)
     assert scale.by_work == changed
     work = 1 + hooks.reductions / (run.seconds * 1e6) if changed else 1
@@ -164,7 +164,7 @@ def test_less_than_three_windows_tell_nothing(monkeypatch):
     """
     run = Hooks(monkeypatch).run(0.001)
     assert 0 < len(run.windows) < 3
-    assert not run.tells
+    assert not run.enough
     assert "less than 3 windows of 50 ms" in run.why
 
 
@@ -194,14 +194,14 @@ def test_the_attribute_of_a_marked_module_is_read(functions):
     """
     found = _ATTRIBUTE.search(attribute(profile=b"all", functions=functions))
     assert found is not None
-    told = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
-    assert told == (b"\x01", b"all", functions)
+    reported = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
+    assert reported == (b"\x01", b"all", functions)
     assert _ATTRIBUTE.search(b"\x83j" + b"w\x0ascope_mark") is None
 
 
 def test_a_table_names_what_is_not_known():
     """
-    A figure that cannot be told is a dash, control characters of names are not printed.
+    A figure that is not known is a dash, control characters of names are not printed.
     """
     exact = MarkedCalls(
         *("Elixir.Shop.Cart", "handle_call", 3, "callback", 812, 0.0, 3, 1, 808),
@@ -329,7 +329,7 @@ def test_names_of_tags_outlive_the_vm():
 )
 def test_tags_of_which_some_found_no_room_are_null(monkeypatch, calls, entries, taken, returned):
     """
-    Fewer messages than calls are not all of them; of what was returned, a full map tells nothing.
+    Fewer messages than calls are not all of them; of what was returned, a full map says nothing.
     """
     watch = Watched()
     stats, tags = watch.stats(), watch.tags()

@@ -235,7 +235,7 @@ def test_pseudonyms_are_equal_where_texts_are_and_of_one_server():
 
 def test_reasons_are_kept_without_paths_and_nodes():
     """
-    Why something cannot be seen is told, and not where the application lies.
+    Why something cannot be seen is reported, and not where the application lies.
     """
     why = "shop@host: /srv/shop/bin/beam.smp has no symbol x"
     made = Redaction().document(
@@ -330,7 +330,7 @@ def test_one_command_runs_at_a_time(tmp_path: Path):
 
 def test_too_many_calls_are_refused(tmp_path: Path):
     """
-    Nine calls are taken, one of which runs; others are told to ask again.
+    Nine calls are taken, one of which runs; others are asked to try again.
     """
     made, _ = runner(tmp_path, "print('{}')")
     refused = []
@@ -392,7 +392,7 @@ def test_a_call_that_is_cancelled_ends_its_command(tmp_path: Path):
 
 def test_what_is_no_document_is_an_error(tmp_path: Path):
     """
-    A command that fails is told by what it said, without what it says each time.
+    A command that fails is reported by what it said, without what it says each time.
     """
     body = "print('no JSON'); sys.stderr.write('scope-trace: x\\x1b ended\\nchecking process 1\\n')"
     made, _ = runner(tmp_path, body + "; sys.exit(3)")
@@ -417,7 +417,7 @@ def test_without_the_package_one_line_says_so(
 
 def test_a_terminal_is_no_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """
-    A person who types the command is told who speaks to it.
+    A person who types the command learns who speaks to it.
     """
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     assert UsageError.exit_code == cli.main(["mcp"])

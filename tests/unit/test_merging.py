@@ -183,7 +183,7 @@ def test_samples_of_both_nodes_find_the_numbers_of_many_packets(tmp_path: Path):
 
 def test_packets_wait_for_no_more_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    Where the other end comes later than so many packets, they are given up and told.
+    Where the other end comes later than so many packets, they are given up and reported.
     """
     checks = np.random.default_rng(23).integers(1, 1 << 32, 5000)
     out, received = (
@@ -383,7 +383,7 @@ def test_captures_of_different_days_are_not_paired(tmp_path: Path):
 
 def test_a_capture_without_an_end_is_paired_as_far_as_it_goes(tmp_path: Path):
     """
-    Cut within a block: what is before pairs, and the damage is told.
+    Cut within a block: what is before pairs, and the damage is reported.
     """
     checks = np.random.default_rng(23).integers(1, 1 << 32, 3000)
     ends = [packets(kind, range(1, 3001), checks) for kind in ("dist_out", "dist_in")]

@@ -60,12 +60,12 @@ def test_names_of_an_hour_are_bounded():
     """
     A VM that names its servers anew at each look gets twenty names an hour; all work is counted.
     """
-    sums, told = ServerSums(60), set()
+    sums, reported = ServerSums(60), set()
     for second in range(0, 3500, 25):
         found = sums.add({f"m{second}": Counts(1, 1, 1)}, {}, float(second))
-        told |= {one.module for one in found.modules}
-    assert 21 == len(told)
-    assert OTHER in told
+        reported |= {one.module for one in found.modules}
+    assert 21 == len(reported)
+    assert OTHER in reported
 
 
 def test_who_is_waited_for_has_a_name_before_who_is_there():

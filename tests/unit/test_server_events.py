@@ -6,6 +6,7 @@ What hooks saw of servers: quantiles, what was cut off, errors, and the document
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import documents
 import numpy as np
@@ -95,7 +96,7 @@ def test_entries_of_messages_that_wait_no_longer_are_found():
 
 def test_what_windows_cut_off_counts_and_what_they_do_not_reach_is_null():
     """
-    Exponential durations in windows of 50 ms: the median is that of all, p99 cannot be told.
+    Exponential durations in windows of 50 ms: the median is that of all, p99 is not known.
     """
     random = np.random.default_rng(5)
     durations = random.exponential(0.03, 4000)
@@ -133,7 +134,17 @@ def test_the_error_of_a_rate_grows_with_its_scatter():
     assert 0.3 * 1.6 < error_of([1.0] * 4, [10, 40, 10, 40]) < 0.5 * 1.7
     # Two windows may agree by chance.
     assert 1.0 == error_of([1.0] * 2, [1000, 1000]) > error_of([1.0] * 3, [1000] * 3)
-    assert (1.0, 0.0) == (error_of([1.0] * 4, [0, 7, 0, 0]), error_of([1.0] * 4, [0] * 4))
+    assert (1.0, 1.0) == (error_of([1.0] * 4, [0, 7, 0, 0]), error_of([1.0] * 4, [0] * 4))
+
+
+def test_the_error_of_two_modules_is_that_of_the_larger():
+    """
+    A kind that windows have not seen of one of them leaves the other's error as it is.
+    """
+    many = replace(Messages.none(1.0), calls=300, errors=(0.1, 1.0, 0.0))
+    few = replace(Messages.none(1.0), calls=100, errors=(0.5, 1.0, 0.0))
+    assert (0.2, 1.0, 0.0) == pytest.approx(many.plus(few).errors)
+    assert (0.1, 1.0, 1.0) == many.plus(replace(few, calls=0, errors=(1.0, 0.0, 1.0))).errors
 
 
 def view() -> GenServers:
@@ -181,7 +192,7 @@ def test_servers_that_nobody_waits_for_are_sorted_by_their_messages():
 
 def test_tags_have_their_part_of_what_a_module_does():
     """
-    Callers that wait for a tag that hooks do not tell apart are with the others, in text as well.
+    Callers that wait for a tag that hooks do not distinguish are with the others, in text as well.
     """
     found = view()
     found.tags = tags_of({("shop", "add\x1b[2J"): 1.5, ("shop", "late"): 0.5, ("web", "ask"): 2.0})

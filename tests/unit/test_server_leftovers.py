@@ -13,7 +13,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.server_events import bucket_of
-from scope_ebpf.runs import moments, server_events, server_windows
+from scope_ebpf.runs import moments, server_events, target_cost
 from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.server_events import Counting
 from scope_ebpf.runs.server_windows import Windows
@@ -97,8 +97,7 @@ class Planted:
         table = SimpleNamespace(at=self.at, slots_of=lambda receivers: receivers)
         target = SimpleNamespace(pid=0, binary="", flavor="jit", identity=None)
         self.viewer = SimpleNamespace(target=target, table=table)
-        for module in (server_events, server_windows):
-            monkeypatch.setattr(module, "cpu_seconds", lambda _: 1.0)
+        monkeypatch.setattr(target_cost, "cpu_seconds", lambda _: 1.0)
         monkeypatch.setattr(server_events, "server_hooks", lambda *_, **__: ([1], ""))
         monkeypatch.setattr(server_events, "server_settings", lambda _: None)
         monkeypatch.setattr(server_events, "ServerWatch", lambda *_, **__: watch)
@@ -160,7 +159,7 @@ def test_messages_that_were_moved_make_queue_times_unknown_where_all_are_counted
     watch = Watch({SHOP: 100, CART: 1000})
     planted = Planted(monkeypatch, watch)
     counting = begun(Counting(planted.viewer, None, Stop()))
-    monkeypatch.setattr(counting, "_account", lambda: None)
+    monkeypatch.setattr(counting._cpu, "update", lambda: None)
     planted.mailboxes = {5: 0, 7: 0}
     watch.wait((5, SHOP, 1), (7, CART, 1), (9, CART, 1))
     counting.look(100.0)

@@ -226,7 +226,7 @@ def test_rows_are_added_up_and_the_rest_is_one_row():
 
 def test_errors_are_those_that_events_tell():
     """
-    By exception, by result, by status; None where nothing tells.
+    By exception, by result, by status; None where nothing shows it.
     """
     rows = [
         row("a.stop", 3, route="/a", plug="p"),
@@ -256,7 +256,7 @@ def failing() -> list[Row]:
 
 def test_an_error_ratio_is_that_of_all_rows_and_not_of_those_that_are_shown():
     """
-    Without the row of the failures, half of route /a has still failed; rows of both are not told.
+    Without the row of the failures, half of route /a has still failed; rows of both are not given.
     """
     rows = failing()
     judge(rows, whole=True)

@@ -220,7 +220,7 @@ def test_it_can_run_again(provisioned: tuple[Machine, str], running: Machine):
 
 def test_without_a_package_it_says_what_to_do(sources: Path):
     """
-    Sources that were not built are told so at once.
+    Sources that were not built are named at once.
     """
     with machine(root("procps"), sources) as made:
         said = made.run(PROVISION, "/mnt/vagrant", code=1)

@@ -118,7 +118,7 @@ def reloads() -> None:
 
 def watched() -> None:
     """
-    The daemon tells the watchdog that it lives.
+    The daemon informs the watchdog that it lives.
     """
     first = int(shown("WatchdogTimestampMonotonic"))
     assert first > 0

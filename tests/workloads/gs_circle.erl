@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Planted servers that call each other in a circle, once they are told to.
+%% Planted servers that call each other in a circle, on command.
 -module(gs_circle).
 -behaviour(gen_server).
 -export([start/1, init/1, handle_call/3, handle_cast/2]).

@@ -7,7 +7,7 @@
 %%   late N         N calls whose callers have given up when the answer comes
 %%   dead N         N calls of a server that exits instead of answering
 %%   connect NODE   connects; done connect 1
-%%   down NODE      disconnects; answers "down REASON", as net_kernel tells it
+%%   down NODE      disconnects; answers "down REASON", as net_kernel reports it
 %%   large NODE N   N calls with a request of 1 MB, and the same back; answers "over US" as well
 %%   over NODE N    N calls of the server on another node; answers "over US", the time of all
 -module(rpc_calls).

@@ -1,5 +1,5 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% An application that tells telemetry what it does, as Phoenix, LiveView, Ecto and Oban would, and a
+%% An application that reports to telemetry what it does, as Phoenix, LiveView, Ecto and Oban would, and a
 %% handler that counts the same inside. The module telemetry is one of the folders telemetry-*.
 %%
 %%   emit N     N rounds of every event, from five processes

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WORD = 8
 #: Words of each stack that are read, and frames of one that are named.
 MOST_WORDS, _FRAMES = 64, 50
-#: Groups that are told apart; processes of further ones are counted together.
+#: Groups that are distinguished; processes of further ones are counted together.
 MOST_GROUPS = 20_000
 #: Processes of one part of a table: some 8,000 if the number that the table counts is true.
 _MOST_ROWS = 1 << 18

@@ -4,7 +4,7 @@ Ports that carry links: what waits in the driver, and what the TCP driver counts
 
 Sources: OTP-25.2.3 and OTP-27.3.4.1 erts/emulator/beam/erl_port.h (struct _erl_drv_port, its
 *ioq*) and erts/emulator/drivers/common/inet_drv.c (inet_descriptor). No debug information of an
-emulator tells where the driver keeps its counters, and builds differ. They are found by what must
+emulator says where the driver keeps its counters, and builds differ. They are found by what must
 hold of them, and used only if that holds in one place of all descriptors.
 """
 
@@ -44,7 +44,7 @@ _ROUNDED = 1.001
 
 
 class Traffic(NamedTuple):
-    """What ``inet:getstat/1`` tells of a socket."""
+    """What ``inet:getstat/1`` answers for a socket."""
 
     bytes_in: int
     packets_in: int

@@ -3,7 +3,7 @@
 The marked modules of a running VM, and their functions.
 
 What marked a module is in its attributes (scope_mark/README.md, version 1), so code of the same
-name that is not marked is told apart. Old code counts as well: processes may still run it.
+name that is not marked is distinguished. Old code counts as well: processes may still run it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Marked:
     modules: dict[str, Mark] = field(default_factory=dict)
     #: Functions by their ids.
     functions: dict[int, Function] = field(default_factory=dict)
-    #: Names of functions that share an id, so that they cannot be told apart.
+    #: Names of functions that share an id, so that they cannot be distinguished.
     collided: set[str] = field(default_factory=set)
     #: Modules with markers of a version that is not understood.
     unknown: set[str] = field(default_factory=set)

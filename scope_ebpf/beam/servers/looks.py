@@ -54,7 +54,7 @@ MOST_CALLERS = 1 << 10
 _REMEMBERED = 1 << 20
 #: Addresses at which processes wait for a server: some dozens, but a VM can claim any.
 _MOST_CALLING = 1 << 13
-#: Modules that the servers of one module run: more are not told apart.
+#: Modules that the servers of one module run: more are not distinguished.
 _SEVERAL = 2
 
 
@@ -240,7 +240,7 @@ class Servers:
             if name and len(self.registered) < MOST_NAMED:
                 self.registered[name] = pid
             if _is_doubtful(behaviour, call, now):
-                continue  # a later look may tell
+                continue  # a later look may decide
             began = _called(module, call)
             self.known[pid] = Server(pid, behaviour, began, name)
             if behaviour in BECOMING and len(self._undecided) < MOST_NAMED:

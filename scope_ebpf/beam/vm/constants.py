@@ -48,7 +48,7 @@ _OFFSETS = {
 _SENDERS = {"25": 32, "27": 32}
 #: By program: the VM makes these atoms when it starts, in an order of its build.
 _indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
-#: Atoms that tell the form of a message: some of them are made when modules are loaded.
+#: Atoms that give the form of a message: some of them are made when modules are loaded.
 FORM_ATOMS = {
     "am_gen_call": "$gen_call",
     "am_gen_cast": "$gen_cast",

@@ -52,7 +52,7 @@ class Peers:
         #: Bytes from and to each name since it is one.
         self._totals: dict[str, tuple[int, int]] = {}
         #: When each name became a label.
-        self._told: dict[str, float] = {}
+        self._said: dict[str, float] = {}
 
     def update(self, links: Iterable[Link], now: float) -> tuple[PeerReading, ...]:
         """Take the *links* of a reading at *now*, in monotonic seconds."""
@@ -84,16 +84,16 @@ class Peers:
         one.sent += now[1] - before[1]
         one.counted = True
 
-    def _may_be_told(self, name: str, now: float) -> bool:
+    def _may_be_said(self, name: str, now: float) -> bool:
         """Whether *name* is a label already, or may become one."""
-        self._told = {told: at for told, at in self._told.items() if now - at < _PERIOD}
-        if name not in self._told and len(self._told) < _NEW:
-            self._told[name] = now
-        return name in self._told
+        self._said = {said: at for said, at in self._said.items() if now - at < _PERIOD}
+        if name not in self._said and len(self._said) < _NEW:
+            self._said[name] = now
+        return name in self._said
 
     def _named(self, sums: dict[str, _Sum], now: float) -> tuple[PeerReading, ...]:
         ranked = sorted(sums, key=lambda name: self._worth(name, sums[name]))[:MOST]
-        names = [name for name in ranked if self._may_be_told(name, now)]
+        names = [name for name in ranked if self._may_be_said(name, now)]
         grouped: dict[str, _Sum] = {name: sums[name] for name in names}
         for name in sums.keys() - grouped.keys():
             _merge(grouped.setdefault(OTHER, _Sum()), sums[name])

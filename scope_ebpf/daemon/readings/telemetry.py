@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Finds the telemetry of each target, and tells what its events are called, in a thread of its own.
+Finds the telemetry of each target, and reads what its events are called, in a thread of its own.
 
 Hooks are the loop's (``daemon/telemetry.py``). All memory that names are read from is read here,
 so that a VM whose memory does not come keeps nobody from detaching hooks.
@@ -82,7 +82,7 @@ class Subject(Protocol):
         """Take what was counted; a ScopeError if hooks had to be taken out."""
 
     def publish_telemetry(self, found: TelemetryReading) -> None:
-        """Take what telemetry has told."""
+        """Show these figures with the next reading."""
 
     def fail(self, error: ScopeError) -> None:
         """Take why the target must be dropped."""

@@ -25,6 +25,8 @@ from scope_ebpf.kernel.observers.thread_watch import SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadAccounting
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses
@@ -78,6 +80,38 @@ class _TracepointCost:
         )
 
 
+class _Unseen:
+    """The schedulers of a VM that are not found in its memory."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[int, str] = {}
+        self._logged = False
+
+    def __contains__(self, tid: int) -> bool:
+        return tid in self._kinds
+
+    def note(self, tid: int, kind: str, *, unseen: bool) -> None:
+        """Whether the scheduler with *tid*, of a type, is unseen now."""
+        self._kinds.pop(tid, None)
+        if unseen:
+            self._kinds[tid] = kind
+
+    def keep(self, tids: Container[int]) -> None:
+        """Forget those that have ended, which are not in *tids*."""
+        self._kinds = {tid: kind for tid, kind in self._kinds.items() if tid in tids}
+
+    def kinds(self) -> set[str]:
+        """The types of schedulers whose busy waiting is unknown."""
+        return set(self._kinds.values())
+
+    def log(self, pid: int) -> None:
+        """Log once the types of schedulers whose busy waiting is unknown."""
+        if self._kinds and not self._logged:
+            self._logged = True
+            what, kinds = "busy waiting is not measured", ",".join(sorted(self.kinds()))
+            say(logging.WARNING, what, pid=pid, schedulers=kinds, why=UNSEEN)
+
+
 class WatchedThreads:
     """
     Watches the threads of *target* through the slot *slot* of *watch*.
@@ -97,9 +131,7 @@ class WatchedThreads:
         self._ticks = 0
         self._faults = Faults()
         self._cost = _TracepointCost()
-        #: The type of each scheduler that is not found in the VM's memory, by its tid.
-        self._unseen: dict[int, str] = {}
-        self._unseen_logged = False
+        self._unseen = _Unseen()
         #: Samples, and samples of busy waiting, at the last ticks.
         self._samples: deque[tuple[int, int]] = deque(maxlen=_ERROR_TICKS)
         #: When they were read, and seconds of CPU and of busy waiting of normal schedulers.
@@ -184,7 +216,7 @@ class WatchedThreads:
         nifs = sampled.nifs if sampled else {}
         if self._ticks % _LIST_TICKS == 0:
             nifs = self._nifs.update(watch.natives(self._slot))
-        unseen = set(self._unseen.values())
+        unseen = self._unseen.kinds()
         busy = tuple(
             None
             if kind in unseen
@@ -206,13 +238,13 @@ class WatchedThreads:
         found = {one.tid: one for one in seen if one.role}
         if self._watch:
             self._watch.unwatch(self._slot, self._tids - found.keys())
-            self._unseen = {tid: kind for tid, kind in self._unseen.items() if tid in found}
+            self._unseen.keep(found)
             records = {
                 tid: self._record(one)
                 for tid, one in found.items()
                 if tid not in self._tids or tid in self._unseen
             }
-            self._log_unseen()
+            self._unseen.log(self._target.pid)
             try:
                 self._watch.watch(self._slot, records)
                 self._mark_all_asleep({t: r for t, r in records.items() if t not in self._tids})
@@ -244,23 +276,13 @@ class WatchedThreads:
         names = events.OFF_REASONS
         return names.index("idle" if int(call) in events.WAITING_CALLS and waits else "blocked")
 
-    def _log_unseen(self) -> None:
-        """Log once the types of schedulers whose busy waiting is unknown."""
-        if self._unseen and not self._unseen_logged:
-            self._unseen_logged = True
-            kinds = ",".join(sorted(set(self._unseen.values())))
-            what = "busy waiting is not measured"
-            say(logging.WARNING, what, pid=self._target.pid, schedulers=kinds, why=UNSEEN)
-
     def _record(self, thread: TaskFaults) -> NDArray[np.void]:
         """*thread* as a record for the BPF programs (``events.THREAD``)."""
         record = np.zeros((), events.THREAD)
         role = thread.role or ""
         record["row"] = ROLES.index(role)
         address = self._addresses.find(role, thread.number) if self._addresses else None
-        self._unseen.pop(thread.tid, None)
-        if _is_unseen(thread, address):
-            self._unseen[thread.tid] = role
+        self._unseen.note(thread.tid, role, unseen=_is_unseen(thread, address))
         for name, value in address._asdict().items() if address else ():
             record[name] = value
         return record

@@ -198,7 +198,7 @@ class Server:
         begun: list[Any] = []
         try:
             body = b"".join(self._site(environ, lambda *said: begun.extend(said)))
-        except Exception as error:  # noqa: BLE001 - the client is told that it is not its fault
+        except Exception as error:  # noqa: BLE001 - the client learns that it is not its fault
             self._failed({"exception": error})
             return _written("500 Internal Server Error", _TEXT, b"the daemon's log says why\n")
         return _written(begun[0], begun[1], body, head=environ["REQUEST_METHOD"] == "HEAD")

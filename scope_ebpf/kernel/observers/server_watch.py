@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
+    from scope_ebpf.kernel.bpf.maps import Map
 
 #: The end of a window that has none.
 _NEVER = (1 << 64) - 1
@@ -50,12 +51,26 @@ class EdgeRow(NamedTuple):
     blocked_ns: int
 
 
+class _Maps(NamedTuple):
+    """The maps of ``server.bpf.c``, as there."""
+
+    window: Map
+    counts: Map
+    stats: Map
+    modules: Map
+    tags: Map
+    edges: Map
+    calls: Map
+    given_up: Map
+    messages: Map
+
+
 class ServerWatch(Closing):
     """
     Watches the messages of servers in the VM of *identity*.
 
     *settings* is one ``events.SERVER_SETTINGS``, *hooks* are where its programs go; *by_tag* is
-    whether the requests of a module are told apart by their tags. A context manager; nothing counts
+    whether requests of a module are counted by their tags. A context manager; nothing counts
     before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses, and
     NothingToAttachError if one hook cannot be attached: the others would count wrong.
     """
@@ -88,15 +103,17 @@ class ServerWatch(Closing):
         multi = has_multi()
         programs = by_program(self._hooks)
         made.load(programs, TRACE_UPROBE_MULTI if multi else None)
-        self._window = made.map("server_window", U32, events.SERVER_WINDOW)
-        self._counts = made.map("server_counts", U32, U64)
-        self._stats = made.map("server_stats", U32, events.SERVER_STATS)
-        self._modules = made.map("server_modules", events.SERVER_MODULE, U32)
-        self._tags = made.map("server_tags", events.SERVER_TAG, U32)
-        self._edges = made.map("server_edges", events.SERVER_EDGE, events.SERVER_EDGE_TOTAL)
-        self._calls = made.map("server_calls", U64, events.SERVER_CALL)
-        self._given_up = made.map("abandoned_calls", events.SERVER_REFERENCE, events.SERVER_CALL)
-        self._messages = made.map("server_messages", U64, events.SERVER_MESSAGE)
+        self._maps = _Maps(
+            window=made.map("server_window", U32, events.SERVER_WINDOW),
+            counts=made.map("server_counts", U32, U64),
+            stats=made.map("server_stats", U32, events.SERVER_STATS),
+            modules=made.map("server_modules", events.SERVER_MODULE, U32),
+            tags=made.map("server_tags", events.SERVER_TAG, U32),
+            edges=made.map("server_edges", events.SERVER_EDGE, events.SERVER_EDGE_TOTAL),
+            calls=made.map("server_calls", U64, events.SERVER_CALL),
+            given_up=made.map("abandoned_calls", events.SERVER_REFERENCE, events.SERVER_CALL),
+            messages=made.map("server_messages", U64, events.SERVER_MESSAGE),
+        )
         self._attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
         self._resources.callback(self.detach)
@@ -124,68 +141,69 @@ class ServerWatch(Closing):
         """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
         now = time.monotonic_ns()
         until = _NEVER if seconds is None else now + int(seconds * 1e9)
-        self._window[0] = (now, until, hits or 0, hits is not None)
+        self._maps.window[0] = (now, until, hits or 0, hits is not None)
         return now
 
     def is_over(self) -> bool:
         """Whether the hits of the window are used up, or its time."""
-        return int(self._window[0]["until_ns"]) <= time.monotonic_ns()
+        return int(self._maps.window[0]["until_ns"]) <= time.monotonic_ns()
 
     def close_window(self) -> int:
         """Count no longer; returns when counting ended, ns: now, or earlier."""
-        window = self._window[0]
+        window = self._maps.window[0]
         now = min(time.monotonic_ns(), int(window["until_ns"]))
         window["until_ns"] = now
-        self._window[0] = window
+        self._maps.window[0] = window
         return now
 
     def forget_open(self) -> None:
         """Forget what was under way when the window ended: its end will not be seen."""
-        for name in ("server_calls", "abandoned_calls", "server_messages"):
-            self._object.maps[name].clear()
+        for one in (self._maps.calls, self._maps.given_up, self._maps.messages):
+            self._object.maps[one.name].clear()
 
     def stats(self) -> NDArray[np.void]:
         """What was counted in each slot, shape ``(SERVER_SLOTS,)`` of SERVER_STATS."""
-        return self._stats.values()
+        return self._maps.stats.values()
 
     def modules(self) -> dict[int, tuple[int, int]]:
         """By slot, the terms of its module and of its function, as in SERVER_MODULE."""
         return {
             int(slot): (int(key["module"]), int(key["function"]))
-            for key, slot in self._modules.items()
+            for key, slot in self._maps.modules.items()
         }
 
     def edges(self) -> list[EdgeRow]:
         """Calls by caller and callee."""
         return [
             EdgeRow(*(int(number) for number in (*key.tolist(), *value.tolist())))
-            for key, value in self._edges.items()
+            for key, value in self._maps.edges.items()
         ]
 
     def tags(self) -> dict[int, tuple[int, int]]:
         """By slot, the slot of its module and the term of its tag."""
-        return {int(slot): (int(key["slot"]), int(key["tag"])) for key, slot in self._tags.items()}
+        tags = self._maps.tags.items()
+        return {int(slot): (int(key["slot"]), int(key["tag"])) for key, slot in tags}
 
     def open_calls(self) -> NDArray[np.void]:
         """The calls that are open, shape ``(n,)`` of SERVER_CALL."""
-        return self._calls.entries()[1]
+        return self._maps.calls.entries()[1]
 
     def given_up_calls(self) -> NDArray[np.void]:
         """Calls whose caller gave up and which may be in work still, as :meth:`open_calls`."""
-        return self._given_up.entries()[1]
+        return self._maps.given_up.entries()[1]
 
     def waiting_messages(self) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
         """Messages without a reply in mailboxes: addresses, and one SERVER_MESSAGE for each."""
-        return self._messages.entries()
+        return self._maps.messages.entries()
 
     def forget_messages(self, addresses: NDArray[np.uint64]) -> None:
         """Forget messages that wait no longer."""
         for address in addresses.tolist():
-            self._messages.discard(address)
+            self._maps.messages.discard(address)
 
     def counts(self) -> dict[str, int]:
         """Hits of each program, and what could not be counted: ``lost`` and ``unreadable``."""
-        values = self._counts.values().sum(axis=1).tolist()
+        values = self._maps.counts.values().sum(axis=1).tolist()
         names = (*_PROGRAMS, "lost", "unreadable")
         return dict(zip(names, values, strict=True))
 

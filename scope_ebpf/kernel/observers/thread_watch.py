@@ -112,7 +112,7 @@ class ThreadWatch:
 
     def __init__(self) -> None:
         host.require_host_pids(
-            "the daemon runs in a pid namespace, where it cannot tell the kernel which threads "
+            "the daemon runs in a pid namespace, where it cannot name to the kernel which threads "
             "to watch"
         )
         self._object = BpfObject("threads", object_bytes("threads"))

@@ -22,12 +22,12 @@ class MarkedCode(TypedDict):
 
 
 class MarkDurations(TypedDict):
-    """Durations of calls in seconds; null where they cannot be told."""
+    """Durations of calls in seconds; null where they are not known."""
 
     mean: float | None
     p50: float | None
     p99: float | None
-    #: The longest duration that could be told; null where there is no such bound.
+    #: The longest duration that could be measured; null where there is no such bound.
     reach: float | None
 
 
@@ -49,7 +49,7 @@ class MarkedFunction(_Class):
     failures: int | None
     #: Calls that were under way at the end; null where only moments were seen.
     running: int | None
-    #: Calls whose end was seen, of which durations are told.
+    #: Calls whose end was seen, whose durations are given.
     timed: int
     duration_seconds: MarkDurations | None
     #: Messages of a callback by their first atom; "" for those without. Null where some of them
@@ -73,7 +73,7 @@ class MarksDocument(TypedDict):
     others: int
     #: Hits of markers of functions that were not watched.
     other_hits: int
-    #: Functions that cannot be told apart, because their ids are the same; they are left out.
+    #: Functions that cannot be distinguished, because their ids are the same; they are left out.
     collided: list[str]
     #: What found no room in the hooks' maps, or could not be read.
     lost: int

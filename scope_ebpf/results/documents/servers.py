@@ -51,7 +51,7 @@ class ServerTimes(TypedDict):
     p50: float | None
     p90: float | None
     p99: float | None
-    #: The longest duration that could be told; null where there is no such bound.
+    #: The longest duration that could be measured; null where there is no such bound.
     reach: float | None
 
 
@@ -60,7 +60,7 @@ class ServerFailures(TypedDict):
 
     #: The caller gave up.
     timeout: int
-    #: The caller was told that the server had ended.
+    #: The caller was informed that the server had ended.
     down: int
 
 

@@ -72,5 +72,5 @@ class VmStatus(TypedDict):
     #: The part of the VM's CPU that hooks took in the last minute, and their budget.
     overhead: float
     budget: float
-    #: Parts of the VM that cannot be told.
+    #: Parts of the VM that are not known.
     refused: list[str]

@@ -44,7 +44,7 @@ class TelemetryEvent(TypedDict):
     #: The standard error of count and rate, as a part of them; 0 where everything was counted.
     count_error: float
     rate: float
-    #: The part that failed; null where the events do not tell.
+    #: The part that failed; null where the events do not say.
     error_ratio: float | None
     #: Null where no event had it.
     duration_seconds: EventDuration | None
@@ -77,7 +77,7 @@ class TelemetryCost(TypedDict):
     hits: int
     #: Of these, other lookups of the VM.
     foreign: int
-    #: Null where the kernel does not tell.
+    #: Null where the kernel does not say.
     cpu_seconds: float | None
     #: Of the VM's CPU time; null where it is not known.
     cpu_share: float | None

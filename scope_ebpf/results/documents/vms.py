@@ -47,7 +47,7 @@ class TableUsage(TypedDict):
 
 
 class VmMarks(TypedDict):
-    """What tells one VM from another; null for what is not known."""
+    """What distinguishes one VM from another; null for what is not known."""
 
     #: Name of its user, or the number of one without a name.
     user: str | None

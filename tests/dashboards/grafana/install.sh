@@ -5,7 +5,7 @@
 #   tests/dashboards/grafana/install.sh [CACHE]
 #
 # Installed once per list of packages (a minute, 640 MB) and used as it is the next time. No script of a
-# package is run. Packages come from wherever this machine's npm is told to take them.
+# package is run. Packages come from wherever this machine's npm is set up to take them.
 set -euo pipefail
 
 say() { echo "grafana: $*" >&2; }

@@ -2,7 +2,7 @@
 /*
  * fake [hits PER_SECOND] [exec PROGRAM AFTER_MS]: a process that looks like a BEAM.
  *
- * It has the symbols that tell a release, a thread called 1_scheduler, and calls the hooked
+ * It has the symbols that show a release, a thread called 1_scheduler, and calls the hooked
  * function erts_send_message. Its name and its thread's name are all that discovery sees at first.
  */
 #define _GNU_SOURCE
