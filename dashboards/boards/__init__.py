@@ -15,6 +15,7 @@ from boards import (
     processes,
     schedulers,
     start,
+    telemetry,
 )
 
 #: In the order in which the links at the top of each dashboard list them.
@@ -24,6 +25,10 @@ BOARDS = (
     schedulers.BOARD,
     processes.BOARD,
     genservers.BOARD,
+    telemetry.HTTP,
+    telemetry.LIVE_VIEW,
+    telemetry.DATABASE,
+    telemetry.JOBS,
     memory.BOARD,
     distribution.BOARD,
     observer.BOARD,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -86,6 +86,12 @@ class Strata:
         news = [(key, n - self._seen.get(key, 0)) for key, n in counts.items()]
         self._seen |= counts
         return [(key, n) for key, n in news if n]
+
+    def following(self, gone: Collection[bytes] = ()) -> Strata:
+        """Return a run behind this one: counts grow on, those of the keys *gone* begin anew."""
+        strata = Strata()
+        strata._seen = {key: n for key, n in self._seen.items() if key not in gone}
+        return strata
 
     def estimates(self, whole: Whole, *, by_work: bool = False) -> dict[bytes, Estimate]:
         """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import UsageError
+from scope_ebpf.metrics.telemetry import LEAST_SERIES
 from scope_ebpf.telemetry import specs
 from scope_ebpf.units import seconds
 
@@ -29,6 +30,16 @@ DEFAULT_LISTEN = "127.0.0.1:9568"
 
 class ConfigError(UsageError):
     """The config is wrong, or cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """The table ``[telemetry]``."""
+
+    #: Maximum series of one VM's telemetry events; 0 for none, and no hooks for them.
+    series: int = 0
+    #: What `scope-trace` takes of events beside what is known of libraries.
+    specs: tuple[Spec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +85,7 @@ class Config:
     users: dict[str, str] = field(default_factory=dict)
     #: Maximum series of the servers of one VM, by module; 0 for none.
     genservers: int = 0
-    #: What is taken of telemetry events beside what is known of libraries.
-    telemetry: tuple[Spec, ...] = ()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     def wants(self, node: str, path: str, cgroup: str) -> bool:
         """True if no pattern excludes the VM, and each list of includes matches it or is empty."""
@@ -248,21 +258,27 @@ def _users(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _telemetry(value: Any) -> tuple[Spec, ...]:
+def _telemetry(value: Any) -> TelemetryConfig:
     try:
-        return tuple(specs.of_table(value, "the config"))
+        found = tuple(specs.of_table(value, "the config"))
     except specs.SpecError as error:
         raise ValueError(str(error)) from None
+    return TelemetryConfig(_series(value.get(specs.SERIES, 0), LEAST_SERIES, 5000), found)
+
+
+def _series(value: Any, least: int, most: int) -> int:
+    """A maximum number of series, 0 for none."""
+    series = count(most)(value)
+    if 0 < series < least:
+        raise ValueError(f"series is 0 or from {least} to {most}")
+    return series
 
 
 def _genservers(value: Any) -> int:
     """The table ``[genservers]``: the number of its key ``series``."""
     if not isinstance(value, dict) or value.keys() - {"series"}:
         raise ValueError("wanted is a table with the key series")
-    series = count(1000)(value.get("series", 0))
-    if 0 < series < _LEAST_SERIES:
-        raise ValueError(f"series is 0 or from {_LEAST_SERIES} to 1000")
-    return series
+    return _series(value.get("series", 0), _LEAST_SERIES, 1000)
 
 
 #: Series of one module with its callers, and of all others.

@@ -58,6 +58,8 @@ class TargetHooks:
         plan: what is attached for each event.
         counters: the VM's own counters.
         session: the programs and maps.
+        resources: what the hooks of all targets share.
+        budget: the share of the target's CPU.
         failed: events whose hooks the kernel refused, with the reason.
         program_stats: runs of each program, at the last reading.
     """
@@ -69,6 +71,7 @@ class TargetHooks:
         self.failed: dict[str, str] = {}
         self.program_stats: dict[str, ProgramStats] = {}
         self._target, self._attacher = target, resources.attacher
+        self.resources, self.budget = resources, budget
         self.session = open_governed_session(
             target, prepared.planned, resources.attacher, resources.pool
         )

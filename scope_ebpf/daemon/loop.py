@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.memory.process_memory import read_by
 from scope_ebpf.beam.memory.reader import Readers
@@ -30,6 +30,7 @@ from scope_ebpf.daemon.notify import notify, say
 from scope_ebpf.daemon.readings.findings import Findings
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
 from scope_ebpf.daemon.requests import Requests
 from scope_ebpf.daemon.targets import Targets
 
@@ -53,6 +54,25 @@ STUCK = 10.0
 _END = (signal.SIGTERM, signal.SIGINT)
 
 
+class Threads(NamedTuple):
+    """
+    The threads that read what a loop must not wait for.
+
+    Attributes:
+        snapshots: reads process tables and memory.
+        findings: checks targets.
+        servers: looks at their servers.
+        blackbox: keeps what VMs hold that are near the limit of their memory.
+        telemetry: reads what their telemetry events are called.
+    """
+
+    snapshots: Snapshots
+    findings: Findings
+    servers: ServerLooks
+    blackbox: BlackBox
+    telemetry: TelemetryLooks
+
+
 class Daemon:
     """
     Observes every VM that *config* wants.
@@ -71,10 +91,7 @@ class Daemon:
         readers: processes that read memory which may not respond.
         discovery: finds VMs.
         targets: the VMs under observation.
-        snapshots: the thread that reads process tables and memory.
-        findings: the thread that checks targets.
-        blackbox: the thread that keeps what VMs hold that are near the limit of their memory.
-        servers: the thread that looks at their servers.
+        threads: what is read of targets beside the loop.
     """
 
     def __init__(self, config: Config, cost: HitCost, reload: Callable[[], Config]) -> None:
@@ -111,10 +128,14 @@ class Daemon:
             known=self.targets.is_same,
             wake=self._requests.wake,
         )
-        self.snapshots = Snapshots(lambda: self.targets.watches, lambda: self.config, self.errors)
-        self.findings = Findings(lambda: self.targets.watches, lambda: self.config, self.errors)
-        self.servers = ServerLooks(lambda: self.targets.watches, lambda: self.config, self.errors)
-        self.blackbox = BlackBox(lambda: self.targets.watches, lambda: self.config, self.errors)
+        given = (lambda: self.targets.watches, lambda: self.config, self.errors)
+        self.threads = Threads(
+            snapshots=Snapshots(*given),
+            findings=Findings(*given),
+            servers=ServerLooks(*given),
+            blackbox=BlackBox(*given),
+            telemetry=TelemetryLooks(*given),
+        )
         self._next_keep_alive = 0.0
 
     def ask(self, number: signal.Signals) -> None:
@@ -131,10 +152,8 @@ class Daemon:
         read_by(self.readers)
         self.readers.begin(_PATIENCE)
         self.discovery.start(self._files)
-        self.snapshots.start()
-        self.findings.start()
-        self.servers.start()
-        self.blackbox.start()
+        for each in self.threads:
+            each.start()
         try:
             while not self._requests.pending(_END):
                 self._run_once()
@@ -149,12 +168,11 @@ class Daemon:
         A thread may wait for memory for as long as its target likes, until the readers are closed.
         """
         notify("STOPPING=1")
-        threads = (self.snapshots, self.findings, self.servers, self.blackbox)
-        for each in (self.discovery, *threads):
+        for each in (self.discovery, *self.threads):
             each.stop()
         self.targets.close()
         self.readers.close()
-        for each in (*threads, self.discovery):
+        for each in (*self.threads, self.discovery):
             each.close()
 
     def _run_once(self) -> None:

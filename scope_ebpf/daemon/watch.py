@@ -20,16 +20,21 @@ from scope_ebpf.daemon.looks.owners import ROOT, Owner
 from scope_ebpf.daemon.readings.crashes import Crashes
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
+from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
 from scope_ebpf.metrics.findings import FindingsReading
 from scope_ebpf.metrics.reading import Reading
 from scope_ebpf.metrics.servers import ServersReading
+from scope_ebpf.metrics.telemetry import TelemetryReading
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scope_ebpf.attach.plan import Plan
     from scope_ebpf.beam.vm.counters import Counters
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.hooks import TargetHooks
     from scope_ebpf.daemon.readings.threads import WatchedThreads
+    from scope_ebpf.daemon.telemetry import Crop, Offer, Specified
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.metrics.reading import ProcessReading
@@ -74,6 +79,7 @@ class Watch:
         self._results = SnapshotResults()
         self._findings, self._servers = FindingsReading(), ServersReading()
         self._crashes = Crashes(target, hooks.session.crashes)
+        self._telemetry, self._telemetry_reading = TelemetrySlot(target, hooks), TelemetryReading()
         self._error: ScopeError | None = None
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
@@ -123,6 +129,7 @@ class Watch:
         if self._threads:
             self._threads.tick()
             others["threads"] = self._threads.spent()
+        others["telemetry"] = self._telemetry.tick()
         spent = self.hooks.tick(now, process.cpu_seconds, others)
         self.target.identity.check()
         self.reading = self._read(counters, process, spent)
@@ -131,12 +138,17 @@ class Watch:
         self.ticked, self.next_tick = now, now + self.hooks.pause(self._tick_cpu)
 
     def run_windows(self) -> None:
-        """Close the window that is over, and open the one that is due."""
-        self.hooks.run_windows()
+        """Close the window that is over, and open the one that is due; so of telemetry."""
+        now = time.monotonic()
+        if (due := self.hooks.next_window()) is not None and now >= due:
+            self.hooks.run_windows()
+        if (due := self._telemetry.next_due) is not None and now >= due:
+            self._telemetry.run()
 
     def next_window(self) -> float | None:
         """When :meth:`run_windows` is due, monotonic seconds; None if no event has windows."""
-        return self.hooks.next_window()
+        dues = (self.hooks.next_window(), self._telemetry.next_due)
+        return min((due for due in dues if due is not None), default=None)
 
     def on_exhausted(self) -> None:
         """A quota was exhausted: detach its hooks, and tick soon."""
@@ -154,6 +166,22 @@ class Watch:
     def publish_servers(self, found: ServersReading) -> None:
         """Show *found* with the next reading; called by the thread that looks at servers."""
         self._servers = found
+
+    def offer_telemetry(self, offer: Offer | None) -> None:
+        """Count telemetry as *offer* says, from the next tick on; None to count none."""
+        self._telemetry.offer(offer)
+
+    def specify_telemetry(self, specified: Sequence[Specified]) -> None:
+        """Count telemetry as these specifications say, too; called by the thread that reads it."""
+        self._telemetry.specify(specified)
+
+    def take_telemetry(self) -> Crop | None:
+        """Take what was counted; a ScopeError if hooks had to be taken out."""
+        return self._telemetry.take()
+
+    def publish_telemetry(self, found: TelemetryReading) -> None:
+        """Show *found* with the next reading; called by the thread that reads telemetry."""
+        self._telemetry_reading = found
 
     def fail(self, error: ScopeError) -> None:
         """Raise *error* at the next :meth:`tick`, so that the target is dropped; for any thread."""
@@ -184,6 +212,7 @@ class Watch:
 
     def close(self) -> None:
         """Detach everything from the target."""
+        self._telemetry.close()
         self.hooks.close()
         if self._threads:
             self._threads.close()
@@ -212,6 +241,7 @@ class Watch:
             findings=self._findings,
             servers=self._servers,
             crashes=self._crashes.read() if by_symbol and events["exit"].mode != "off" else None,
+            telemetry=self._telemetry_reading,
         )
 
 

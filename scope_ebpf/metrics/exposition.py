@@ -22,6 +22,7 @@ from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.servers import expose_servers
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
+from scope_ebpf.metrics.telemetry import expose_telemetry
 from scope_ebpf.relations import checked
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def expose(page: Page, reading: Reading) -> None:
         expose_servers(page, reading.node, reading.servers)
     if reading.crashes is not None:
         expose_crashes(page, reading.node, reading.crashes)
+    if reading.telemetry:
+        expose_telemetry(page, reading.node, reading.telemetry)
     _expose_observer(page, reading, impossible)
 
 
@@ -250,6 +253,8 @@ def refused(reading: Reading) -> list[str]:
         names.add("findings")
     if reading.servers and reading.servers.refused:
         names.add("servers")
+    if reading.telemetry and reading.telemetry.refused:
+        names.add("telemetry")
     if reading.counters is None:
         names.add("counters")
     elif reading.counters.dirty_collections is None:

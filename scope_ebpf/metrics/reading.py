@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.findings import FindingsReading
     from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
+    from scope_ebpf.metrics.telemetry import TelemetryReading
 
 #: Columns of an event's totals: the counts of its classes, then for each class the sum of its
 #: durations in ns and the slots of their histogram.
@@ -180,3 +181,4 @@ class Reading:
     servers: ServersReading | None = None
     #: None where exits are not observed.
     crashes: tuple[CrashTotal, ...] | None = None
+    telemetry: TelemetryReading | None = None

@@ -9,10 +9,11 @@ modules itself, so names that become labels are bounded at any time and over tim
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.metrics.page import label_value
+from scope_ebpf.metrics.ranking import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,16 +23,8 @@ if TYPE_CHECKING:
 OTHER = "other"
 #: Series of one module, and of one edge.
 _PER_MODULE, _PER_EDGE = 4, 1
-#: Names that become labels of one VM within so many seconds.
-_NEW, _PERIOD = 20, 3600.0
-#: Weight of the newest look in what a name is worth, and how much more a known one is worth.
-_SMOOTHING, _KNOWN = 0.2, 2.0
-#: Names whose worth is remembered; those below _WORTHLESS are forgotten.
-_REMEMBERED, _WORTHLESS = 4096, 1e-3
 #: Seconds for which one look can stand.
 _LONGEST = 900.0
-
-_Key = TypeVar("_Key")
 
 
 class Edge(NamedTuple):
@@ -91,51 +84,13 @@ class ServersReading:
     refused: str = ""
 
 
-@dataclass(slots=True)
-class _Ranking(Generic[_Key]):
-    """Which keys are worth a name; *most* have one at a time."""
-
-    most: int
-    _worth: dict[_Key, float] = field(default_factory=dict)
-    _named: set[_Key] = field(default_factory=set)
-    #: When each became a label.
-    _told: dict[_Key, float] = field(default_factory=dict)
-
-    def update(self, seen: Mapping[_Key, float], now: float) -> set[_Key]:
-        """Take what each key is worth in a look at *now*; those that have a name."""
-        for key in seen.keys() | self._worth.keys():
-            before = self._worth.get(key, 0.0)
-            self._worth[key] = before + _SMOOTHING * (seen.get(key, 0.0) - before)
-        ranked = sorted(self._worth, key=lambda key: (-self._value(key), str(key)))
-        self._worth = {
-            key: self._worth[key]
-            for key in ranked[:_REMEMBERED]
-            if key in seen or self._worth[key] > _WORTHLESS
-        }
-        self._told = {key: at for key, at in self._told.items() if now - at < _PERIOD}
-        best = [key for key in ranked[: self.most] if key in self._worth]
-        self._named = {key for key in best if self._may_be_told(key, now)}
-        return self._named
-
-    def _value(self, key: _Key) -> float:
-        return self._worth[key] * (_KNOWN if key in self._named else 1.0)
-
-    def _may_be_told(self, key: _Key, now: float) -> bool:
-        if key in self._named or key in self._told:
-            return True
-        if len(self._told) >= _NEW:
-            return False
-        self._told[key] = now
-        return True
-
-
 class ServerSums:
     """Adds looks up, for at most *series* series."""
 
     def __init__(self, series: int) -> None:
         places = max(0, series // (_PER_MODULE + _PER_EDGE) - 1)
-        self._modules: _Ranking[str] = _Ranking(places)
-        self._edges: _Ranking[Edge] = _Ranking(places)
+        self._modules: Ranking[str] = Ranking(places)
+        self._edges: Ranking[Edge] = Ranking(places)
         self._busy: dict[str, float] = {OTHER: 0.0}
         self._blocked: dict[Edge, float] = {Edge(OTHER, OTHER): 0.0}
         self._last: float | None = None

@@ -12,14 +12,14 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf.budget.brake import MIN_CPUS
 from scope_ebpf.budget.strata import Strata, Whole
 from scope_ebpf.errors import HostError, NothingToAttachError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from scope_ebpf.budget.strata import Estimate
     from scope_ebpf.runs.telemetry_hooks import Place
@@ -54,6 +54,14 @@ class Watch(Protocol):
 
     def by_row(self) -> dict[bytes, int]:
         """Events by row."""
+
+
+class Harvest(NamedTuple):
+    """Events of a part of a run by row, its seconds, and the part in which they were counted."""
+
+    estimates: Mapping[bytes, Estimate]
+    seconds: float
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,8 @@ class Observation:
         self._changed = False
         self._began = self._ended = 0.0
         self._cpu_before = self._used = 0.0
+        #: Seconds of CPU that hits took before the last harvest.
+        self._paid = 0.0
         self._work_before: int | None = None
         self._work_after: int | None = None
 
@@ -177,12 +187,16 @@ class Observation:
         self._closed()
         self._account()
         self._learn_rates()
+        self._note(opened, now, work)
+        self._opened, self._ended = None, now
+
+    def _note(self, opened: float, now: float, work: int | None) -> None:
+        """Note what was counted since *opened*; the VM has done so much *work* by now."""
         inside = None
         if work is not None and self._work_opened is not None:
             inside = float(work - self._work_opened)
         add = self._strata.census if math.isinf(self._until) else self._strata.window
         add(self._watch.by_row(), max(now - opened, 1e-6), inside)
-        self._opened, self._ended = None, now
 
     def _learn_rates(self) -> None:
         spent, hits, own, attached = self._at_opening
@@ -256,6 +270,50 @@ class Observation:
         else:
             self._wait(now)
 
+    @property
+    def paid(self) -> float:
+        """Seconds of CPU that hits took since :meth:`begin`, whatever was harvested."""
+        return self._paid + self.spent
+
+    @property
+    def is_ripe(self) -> bool:
+        """Whether a harvest says anything: everything was counted, or enough windows were."""
+        if self._opened is not None and math.isinf(self._until):
+            return True
+        return self._opened is None and self._strata.windows >= _WINDOWS
+
+    def harvest(self, gone: Callable[[], Collection[bytes]] = tuple) -> Harvest:
+        """
+        What has been since :meth:`begin` or the last harvest; hooks go on as they are.
+
+        Only while it :attr:`is_ripe`. What hooks have taken too much they owe from now on, and what
+        they have left is forfeited. *gone* is called when counts were read; rows that it returns
+        begin anew.
+        """
+        self._account()
+        now, work = self._clock(), self._vm.work()
+        if self._opened is not None:
+            self._note(self._opened, now, work)
+            self._opened, self._work_opened = now, work
+        whole = Whole(max(now - self._began, 1e-6), self._work_since(work))
+        found = Harvest(
+            self._strata.estimates(whole, by_work=self._changed),
+            whole.seconds,
+            min(1.0, self._strata.seconds / whole.seconds),
+        )
+        owed = max(0.0, self.spent - self._allowed(now))
+        self._paid += self.spent - owed
+        self.spent, self._began, self._work_before = owed, now, work
+        self._cpu_before, self._used = self._cpu_before + self._used, 0.0
+        self._at_opening = (owed, self._hits, self._own, now)
+        self._strata, self._changed = self._strata.following(gone()), False
+        return found
+
+    def _work_since(self, work: int | None) -> float | None:
+        if work is None or self._work_before is None:
+            return None
+        return float(work - self._work_before)
+
     def end(self) -> None:
         """Count no longer."""
         if self._opened is not None:
@@ -291,7 +349,5 @@ class Observation:
 
     def estimates(self) -> Mapping[bytes, Estimate]:
         """Events of the whole run by row; after :meth:`end`."""
-        work = None
-        if self._work_before is not None and self._work_after is not None:
-            work = float(self._work_after - self._work_before)
-        return self._strata.estimates(Whole(self.seconds, work), by_work=self._changed)
+        whole = Whole(self.seconds, self._work_since(self._work_after))
+        return self._strata.estimates(whole, by_work=self._changed)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+#: A key of the table ``[telemetry]`` that is for the daemon alone.
+SERIES = "series"
 #: In the name of an event: anything before its last atom.
 ANY = "*"
 #: A step of a path to what names an exception.
@@ -91,8 +93,17 @@ UNKNOWN = Spec((), ("duration",))
 
 def shipped() -> list[Spec]:
     """The specifications of the package."""
-    data = resources.files("scope_ebpf.telemetry").joinpath("events.toml").read_bytes()
-    return parse(tomllib.loads(data.decode())["event"], "events.toml")
+    return _of_package("events.toml")
+
+
+def of_series() -> list[Spec]:
+    """The specifications of the daemon's series."""
+    return _of_package("series.toml")
+
+
+def _of_package(name: str) -> list[Spec]:
+    data = resources.files("scope_ebpf.telemetry").joinpath(name).read_bytes()
+    return parse(tomllib.loads(data.decode())["event"], name)
 
 
 def of_config(path: Path) -> list[Spec]:
@@ -117,8 +128,11 @@ def of_config(path: Path) -> list[Spec]:
 
 def of_table(table: object, source: str) -> list[Spec]:
     """The specifications in the table ``[telemetry]`` of a config; SpecError names *source*."""
-    if not isinstance(table, dict) or set(table) - {"event"}:
-        raise SpecError(f"{source}: [telemetry] has tables [[telemetry.event]], and nothing else")
+    if not isinstance(table, dict) or set(table) - {"event", SERIES}:
+        raise SpecError(
+            f"{source}: [telemetry] has tables [[telemetry.event]] and the key {SERIES}, and "
+            "nothing else"
+        )
     return parse(table.get("event", []), source)
 
 

@@ -47,6 +47,7 @@ min_age = 0
 snapshot_interval = "1s"
 findings_interval = "5s"
 genservers = {series = 60}
+telemetry = {series = 500}
 budget = "10%"
 include_nodes = ["^rabbit@localhost$"]
 compat = ["erlang-vm"]
@@ -77,6 +78,37 @@ PLANT = f"""
         {{ok, _, _}} = peer:start(#{{name => scope_peer, args => Loopback}}),
         done
     end"""
+#: What applications report to telemetry, twenty times a second, and with failures among it.
+TELLING = """
+    begin
+        true = code:add_patha("PATH"),
+        telemetry:start(),
+        Module = fun(Name) -> list_to_atom("Elixir." ++ Name) end,
+        Socket = #{view => Module("ShopWeb.CartLive")},
+        Conn = fun(Status) -> #{status => Status, method => <<"GET">>} end,
+        Job = #{worker => <<"Shop.Mailer">>, queue => <<"default">>},
+        Error = #{'__struct__' => Module("KeyError"), '__exception__' => true},
+        Query = #{type => ecto_sql_query, repo => Module("Shop.Repo"), source => <<"carts">>},
+        Told = [
+            {[phoenix, router_dispatch, stop], #{route => <<"/carts">>, conn => Conn(200)}},
+            {[phoenix, router_dispatch, stop], #{route => <<"/carts">>, conn => Conn(503)}},
+            {[phoenix, router_dispatch, exception],
+                #{route => <<"/carts">>, conn => Conn(nil), reason => Error}},
+            {[phoenix, live_view, handle_event, stop], #{socket => Socket, event => <<"add">>}},
+            {[phoenix, live_view, mount, exception], #{socket => Socket, reason => Error}},
+            {[shop, repo, query], Query#{result => {ok, 1}}},
+            {[shop, repo, query], Query#{result => {error, 1}}},
+            {[oban, job, stop], #{job => Job, state => success}},
+            {[oban, job, exception], #{job => Job, state => failure}}
+            | [{[phoenix, endpoint, stop], #{conn => Conn(S)}} || S <- [200, 302, 404, 500]]
+        ],
+        Times = #{duration => 5000000, total_time => 3000000, queue_time => 1000000},
+        spawn(fun Tell() ->
+            [telemetry:execute(Name, Times, Metadata) || {Name, Metadata} <- Told],
+            receive after 50 -> Tell() end
+        end),
+        done
+    end"""
 #: Rates and the deaf one's mailbox are in the second look at the processes that we take; a check
 #: that was begun after they were planted has found them; and callers were seen waiting for a while.
 LOOKED_TWICE = f"""
@@ -84,7 +116,9 @@ LOOKED_TWICE = f"""
     and on (instance, node) instance_node_name:beam_mailbox_messages:max{{name="{DEAF}"}}
     and on (instance, node) beam_finding{{kind="mailbox"}}
     and on (instance, node) beam_finding{{kind="deadlock"}}
-    and on (instance, node) rate(beam_server_blocked_seconds_total{{callee!="other"}}[1m]) > 0"""
+    and on (instance, node) rate(beam_server_blocked_seconds_total{{callee!="other"}}[1m]) > 0
+    and on (instance, node) rate(beam_job_queue_waits_total{{queue!="other"}}[1m]) > 0
+    and on (instance, node) rate(beam_live_view_exceptions_total{{view!="other"}}[1m]) > 0"""
 #: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
 AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.
@@ -139,6 +173,7 @@ def play(folder: Path) -> Scene:
         rabbitmq() as app,
         test_daemon_threads.quota(app.pid, QUOTA) as cgroup,
         memory_limit(app.pid, cgroup),
+        telling(app),
         test_daemon.daemon(CONFIG, folder) as daemon,
     ):
         ports = {"scope-ebpf": daemon.port, "rabbitmq": app.ports["prometheus"]}
@@ -166,6 +201,16 @@ def play(folder: Path) -> Scene:
         queued = int(app.eval(PLANT_BUSY))
         crowded = counted_anew(daemon)
     return Scene(now, over, groups, start, end, loaded, resting, queued, crowded)
+
+
+@contextmanager
+def telling(app: App) -> Iterator[None]:
+    """
+    Let RabbitMQ emit events as an application in Elixir does; the daemon finds the library.
+    """
+    path = beams_run.compiled_part("stock25", "telemetry-1.3")
+    assert app.eval(TELLING.replace("PATH", str(path))) == "done"
+    yield
 
 
 @contextmanager

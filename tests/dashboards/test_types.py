@@ -37,7 +37,7 @@ def test_every_dashboard_has_the_types_of_grafana(folder):
     The compiler has nothing to say of any of them.
     """
     sources = {path.stem: path.read_text() for path in asked.FOLDER.glob("*.json")}
-    assert len(sources) == 8
+    assert len(sources) == 12
     assert complaints(folder, sources) == []
 
 

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from scope_ebpf.daemon import loop
+from scope_ebpf.daemon.blackbox import BlackBox
 from scope_ebpf.daemon.looks.owners import ROOT
-from scope_ebpf.daemon.loop import Daemon
+from scope_ebpf.daemon.loop import Daemon, Threads
 from scope_ebpf.daemon.readings import findings
 from scope_ebpf.daemon.readings.findings import Findings
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
+from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
 from scope_ebpf.errors import ReadRefusedError
 
 #: Seconds after which a thread that waits for memory gives up, and the test fails.
@@ -43,13 +45,14 @@ class Hanging:
         raise ReadRefusedError("no memory is read any more")
 
 
-@pytest.mark.parametrize("which", ["snapshots", "findings", "servers"])
+@pytest.mark.parametrize("which", ["snapshots", "findings", "servers", "telemetry"])
 def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytest.MonkeyPatch):
     """
     All are asked to end first, so that none begins with another target meanwhile.
     """
     vm = Hanging()
     config = SimpleNamespace(top=1, snapshot_interval=1.0, findings_interval=0.001, genservers=60)
+    config.telemetry = SimpleNamespace(series=200)
     reported = Counter()
     monkeypatch.setattr(loop, "notify", lambda _: None)
     monkeypatch.setattr(findings, "_PASS", 0.01)
@@ -59,19 +62,22 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
     monkeypatch.setattr("scope_ebpf.daemon.readings.snapshots.Readers", vm.read)
     given = (lambda: [vm], lambda: config, reported)
     daemon = object.__new__(Daemon)
-    daemon.snapshots, daemon.findings = Snapshots(*given), Findings(*given, look=vm.read)
-    daemon.servers = ServerLooks(*given, make=vm.read)
-    daemon.blackbox = SimpleNamespace(stop=lambda: None, close=lambda: None)
-    threads = (daemon.snapshots, daemon.findings, daemon.servers)
+    daemon.threads = Threads(
+        snapshots=Snapshots(*given),
+        findings=Findings(*given, look=vm.read),
+        servers=ServerLooks(*given, make=vm.read),
+        blackbox=BlackBox(*given),
+        telemetry=TelemetryLooks(*given, make=vm.read),
+    )
     stopped = []
     daemon.discovery = SimpleNamespace(stop=lambda: None, close=lambda: None)
     daemon.targets = SimpleNamespace(
-        close=lambda: stopped.extend(each._ended.is_set() for each in threads)
+        close=lambda: stopped.extend(each._ended.is_set() for each in daemon.threads)
     )
     daemon.readers = SimpleNamespace(close=vm.closed.set)
-    getattr(daemon, which).start()
+    getattr(daemon.threads, which).start()
     if which != "snapshots":
-        daemon.snapshots._thread = SimpleNamespace(join=lambda: None)
+        daemon.threads.snapshots._thread = SimpleNamespace(join=lambda: None)
     assert vm.waits.wait(PATIENCE)
     daemon._end()
-    assert ("woken", [True] * 3, Counter()) == (vm.outcome, stopped, reported)
+    assert ("woken", [True] * 5, Counter()) == (vm.outcome, stopped, reported)

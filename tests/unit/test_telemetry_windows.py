@@ -241,3 +241,71 @@ def test_without_a_budget_everything_is_counted():
     assert ["lookups"] == vm.attached
     assert int(vm.emitted) == vm.by_row()[b"row"]
     assert 1.0 == run.ratio
+
+
+def harvested(vm: Simulated, seconds: float) -> tuple[list[float], float, Observation]:
+    """
+    Events of *vm* by harvest, with the root of the sum of their variances.
+    """
+    run = Observation(
+        vm,
+        [Place("lookups", vm)],
+        Vm(lambda: vm.cpus * vm.now, lambda: int(1e6 * vm.now)),
+        ENTRY,
+        0.01,
+        clock=lambda: vm.now,
+    )
+    run.begin()
+    found, variance, due = [], 0.0, vm.now + 5
+    end = vm.now + seconds
+    while vm.now < end or not run.is_ripe:
+        run.look()
+        if due <= vm.now < end and run.is_ripe:
+            number, error = run.harvest().estimates[b"row"]
+            found.append(number)
+            variance += (number * error) ** 2
+            due = vm.now + 5
+        for _ in range(max(1, int(1e3 * run.pause))):
+            vm.step()
+    number, error = run.harvest().estimates[b"row"]
+    return [*found, number], variance**0.5 + number * error, run
+
+
+def test_harvests_of_a_quiet_vm_are_all_that_there_was():
+    """
+    Each event is in one harvest, and the hooks stay where they are.
+    """
+    vm = Simulated(events=1000, lookups=2000)
+    found, error, run = harvested(vm, 30.0)
+    assert int(vm.emitted) == sum(found)
+    assert len(found) > 5
+    assert 0 == error
+    assert ["lookups"] == vm.attached
+    assert run.paid == pytest.approx(vm.taken, rel=0.05)
+
+
+@pytest.mark.parametrize("cpus", [0.1, 2.0])
+def test_harvests_of_windows_add_up_within_the_budget(cpus: float):
+    """
+    Their sum is right within its error, and no harvest is a way to more than 1 % of the VM's CPU.
+    """
+    vm = Simulated(20_000, 1000, cpus)
+    found, error, run = harvested(vm, 40.0)
+    assert abs(sum(found) - vm.emitted) < 4 * error
+    assert error < 0.3 * vm.emitted
+    assert vm.taken < 0.0125 * max(cpus, 0.2) * 40
+    assert run.paid == pytest.approx(vm.taken, rel=0.05)
+
+
+def test_what_an_idle_time_left_is_no_allowance_for_a_burst():
+    """
+    After a minute of harvests without an event, a burst costs what the last seconds earned.
+    """
+    vm = Simulated(events=0, lookups=0)
+    _, _, run = harvested(vm, 60.0)
+    before, vm.events, end = vm.taken, 50_000, vm.now + 5
+    while vm.now < end:
+        run.look()
+        for _ in range(max(1, int(1e3 * run.pause))):
+            vm.step()
+    assert vm.taken - before < 0.015 * (5 + 5)

@@ -87,7 +87,7 @@ class Readings(Collector):
             page.add("scope_ebpf_looks_total", discovery.looker.results[result], result=result)
         page.add("scope_ebpf_looks_hanging", discovery.inspector.lost)
         page.add("scope_ebpf_renames_held_total", daemon.targets.admission.labels.held)
-        page.add("scope_ebpf_top_names_held_total", daemon.snapshots.held)
+        page.add("scope_ebpf_top_names_held_total", daemon.threads.snapshots.held)
         page.add("scope_ebpf_log_lines_held_total", line_limit.held)
         with suppress(psutil.NoSuchProcess):  # then the daemon ends, too
             both = [psutil.Process(), psutil.Process(daemon.targets.attacher.pid)]

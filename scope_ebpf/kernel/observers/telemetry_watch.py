@@ -51,8 +51,8 @@ class TelemetryWatch(Closing):
     Counts events of the process of *identity* while hooks are attached and it is started.
 
     *hooks* are of one program, with names of ``allowlist.TELEMETRY``, none where breakpoints are
-    the only way; *settings* is one ``events.TELEMETRY_SETTINGS``. *rows* is the most rows.
-    HostError where the kernel refuses.
+    the only way; *settings* is one ``events.TELEMETRY_SETTINGS``. *rows* is the most rows;
+    *attacher* holds the breakpoints, one of its own without it. HostError where the kernel refuses.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class TelemetryWatch(Closing):
         settings: NDArray[np.void],
         hooks: Sequence[Attachment],
         rows: int = ROWS,
+        attacher: Attacher | None = None,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
@@ -68,6 +69,7 @@ class TelemetryWatch(Closing):
         if strange := [hook.name for hook in hooks if hook.name not in TELEMETRY]:
             raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
         self._identity, self._hooks, self._most = identity, hooks, rows
+        self._attacher = attacher
         self._programs = {_EXECUTE, *(hook.program for hook in hooks)}
         #: Readable when the hooks are out that were released last.
         self._leaving: int | None = None
@@ -90,7 +92,7 @@ class TelemetryWatch(Closing):
         if self._wants_spans:
             ring = LongRing(self._object.maps["spans"].fd, _RING_BYTES)
             self._ring = self._resources.enter_context(closing(ring))
-        attacher = self._resources.enter_context(Attacher())
+        attacher = self._attacher or self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._breakpoints = Breakpoints(self._identity, self._object.programs, _NO_LIMIT)
         self._resources.callback(self._detach)
@@ -154,6 +156,14 @@ class TelemetryWatch(Closing):
     def by_row(self) -> dict[bytes, int]:
         """Events by row, the bytes of a TELEMETRY_ROW."""
         return {row.tobytes(): int(totals["count"]) for row, totals in self.rows()}
+
+    def table(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Every TELEMETRY_ROW, and their TELEMETRY_TOTALS, shapes ``(rows,)``; read at once."""
+        return self._rows.entries()
+
+    def forget(self, row: bytes) -> None:
+        """Remove a row, the bytes of a TELEMETRY_ROW; its next event makes it anew."""
+        self._rows.discard(np.frombuffer(row, events.TELEMETRY_ROW)[0])
 
     def spans(self) -> NDArray[np.void]:
         """The spans since the last call, TELEMETRY_SPAN each, where the settings ask for them."""

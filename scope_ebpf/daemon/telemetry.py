@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The hooks of one target's telemetry: attached and detached by the loop, within a part of its budget.
+
+No memory but the VM's counters is read here. What events are called and what their labels are is
+found by the thread of ``readings/telemetry.py``, which gives an :class:`Offer` and takes what was
+counted.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scope_ebpf import events
+from scope_ebpf.beam.telemetry.encoding import other_row
+from scope_ebpf.budget.reference_counters import cpu_clock
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
+from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch
+from scope_ebpf.metrics.telemetry import KINDS, REFUSED, Span, kind_of
+from scope_ebpf.runs.telemetry_hooks import Lookups
+from scope_ebpf.runs.telemetry_windows import Observation, Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from scope_ebpf.attach.plan import Attachment
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.budget.reference_counters import ReferenceCounters
+    from scope_ebpf.budget.strata import Estimate
+    from scope_ebpf.kernel.attach.uprobes import Attacher
+    from scope_ebpf.telemetry.specs import Spec
+
+    #: A TELEMETRY_EVENT and its TELEMETRY_SPEC.
+    Specified = tuple[NDArray[np.void], NDArray[np.void]]
+
+#: The part of a target's budget that these hooks may take.
+SHARE = 0.3
+#: Rows that the kernel counts at a time; those that were idle go when more than half are used.
+ROWS = 1024
+#: Seconds until the first harvest, and between two, at least; between two looks at what hooks take.
+_FIRST, _INTERVAL, _TURN = 1.0, 5.0, 0.1
+#: The bytes of a row by which the counts of a kind are known; no row of the kernel has its size.
+_KIND_KEYS = {kind: kind.encode() for kind in KINDS}
+_NOTHING = np.zeros((), events.TELEMETRY_TOTALS)[()]
+
+
+class Offer(NamedTuple):
+    """What a target's hooks are made of."""
+
+    #: One ``events.TELEMETRY_SETTINGS``.
+    settings: NDArray[np.void]
+    #: The functions at which events are seen.
+    hooks: Sequence[Attachment]
+    #: Number N is ``specs[N - 1]``; 0 is all events without one.
+    specs: Sequence[Spec]
+    #: What is known of events now.
+    specified: Sequence[Specified]
+
+
+class Crop(NamedTuple):
+    """What was counted in a span of time: by row its estimate, and the growth of its totals."""
+
+    #: ``TELEMETRY_ROW`` and ``TELEMETRY_TOTALS``, shapes ``(rows,)``.
+    rows: NDArray[np.void]
+    growth: NDArray[np.void]
+    estimates: Sequence[Estimate]
+    span: Span
+
+
+class _Counting:
+    """What an Observation counts with: rows of the kernel, and sums of them by kind."""
+
+    def __init__(self, watch: TelemetryWatch, specs: Sequence[Spec]) -> None:
+        self._watch = watch
+        self.start, self.release, self.counts = watch.start, watch.release, watch.counts
+        kinds = [kind_of(""), *(kind_of(spec.name) for spec in specs)]
+        self._kinds = np.array([KINDS.index(kind) for kind in kinds])
+        self.rows, self.totals = watch.table()
+
+    def by_row(self) -> dict[bytes, int]:
+        """Read all rows: events by row, and by kind."""
+        self.rows, self.totals = self._watch.table()
+        counts = self.totals["count"].tolist()
+        found = {row.tobytes(): n for row, n in zip(self.rows, counts, strict=True)}
+        numbers = self._kinds[self.rows["spec"]]
+        sums = np.bincount(numbers, self.totals["count"].astype(np.float64), len(KINDS))
+        return found | {_KIND_KEYS[kind]: int(n) for kind, n in zip(KINDS, sums, strict=True)}
+
+
+class TelemetryHooks:
+    """
+    Counts telemetry events of *target* as *offer* says, for the share *budget* of its CPU.
+
+    *entry* is what a hit takes, seconds. Raises HostError, NothingToAttachError and
+    NoSuchProcessError, and is closed then.
+
+    Attributes:
+        crop: what was counted, until somebody takes it; until then nothing more is harvested.
+        next_due: when :meth:`run` is due, monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        offer: Offer,
+        counters: ReferenceCounters,
+        *,
+        attacher: Attacher,
+        entry: float,
+        budget: float,
+    ) -> None:
+        self._counters, self._pid = counters, target.pid
+        self.crop: Crop | None = None
+        #: Totals at the last harvest, and rows that were removed at it.
+        self._before: dict[bytes, np.void] = {}
+        self._gone: Collection[bytes] = ()
+        self.next_due = time.monotonic()
+        self._due = self.next_due + _FIRST
+        self._watch = TelemetryWatch(
+            target.identity, offer.settings, offer.hooks, ROWS, attacher=attacher
+        )
+        self._watch.__enter__()
+        try:
+            self._counting = _Counting(self._watch, offer.specs)
+            self.specify(offer.specified)
+            place = Lookups(self._watch, offer.hooks)
+            place.turn = _TURN
+            vm = Vm(self._cpu, self._work)
+            self._observation = Observation(
+                self._counting, [place], vm, entry, min(1.0, SHARE * budget)
+            )
+            self._observation.begin()
+        except BaseException:
+            self._watch.close()
+            raise
+
+    def specify(self, specified: Sequence[Specified]) -> None:
+        """Count events as these specifications say, from now on."""
+        for event, spec in specified:
+            self._watch.specify(event, spec, other_row(int(spec["number"])))
+
+    def run(self) -> None:
+        """Attach and detach what is due; raises as the constructor, and ReadRefusedError."""
+        self._observation.look()
+        now = time.monotonic()
+        if now >= self._due and self.crop is None and self._observation.is_ripe:
+            self._harvest()
+            self._due = now + _INTERVAL
+        self.next_due = time.monotonic() + self._observation.pause
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the target's CPU that hits took."""
+        return self._observation.paid
+
+    def _cpu(self) -> float | None:
+        with suppress(OSError):
+            return cpu_clock(self._pid)
+        return None
+
+    def _work(self) -> int | None:
+        with suppress(ReadRefusedError, NoSuchProcessError, OSError):
+            return self._counters.now().get("reductions")
+        return None
+
+    def _harvest(self) -> None:
+        harvest = self._observation.harvest(self._forget_idle)
+        rows, totals = self._counting.rows, self._counting.totals
+        growth, keys = totals.copy(), [row.tobytes() for row in rows]
+        for n, key in enumerate(keys):
+            growth[n] = self._before.get(key, _NOTHING)
+        for name in _NOTHING.dtype.names or ():
+            growth[name] = totals[name] - growth[name]
+        grown = np.flatnonzero(growth["count"])
+        sums = {kind: harvest.estimates[key] for kind, key in _KIND_KEYS.items()}
+        errors = {kind: (found.number, found.error) for kind, found in sums.items()}
+        counts = self._watch.counts()
+        self.crop = Crop(
+            rows[grown],
+            growth[grown],
+            [harvest.estimates[keys[n]] for n in grown.tolist()],
+            Span(harvest.seconds, harvest.ratio, errors, {name: counts[name] for name in REFUSED}),
+        )
+        pairs = zip(keys, totals, strict=True)
+        self._before = {key: total for key, total in pairs if key not in self._gone}
+
+    def _forget_idle(self) -> Collection[bytes]:
+        """
+        Remove rows without events since the last harvest, if there are many.
+
+        An event of such a row at this very moment may be missing.
+        """
+        rows, totals = self._counting.rows, self._counting.totals
+        self._gone = ()
+        if len(rows) > ROWS // 2:
+            keys = [row.tobytes() for row in rows]
+            self._gone = {
+                key
+                for key, row, total in zip(keys, rows, totals, strict=True)
+                if row["label"][0] != events.LABEL_OTHER and self._is_idle(key, total)
+            }
+            for key in self._gone:
+                self._watch.forget(key)
+        return self._gone
+
+    def _is_idle(self, key: bytes, total: np.void) -> bool:
+        before = self._before.get(key)
+        return before is not None and before["count"] == total["count"]
+
+    def close(self) -> None:
+        """Detach everything."""
+        self._watch.close()

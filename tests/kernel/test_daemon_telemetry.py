@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Telemetry of a real VM as series of the daemon, against a handler inside the VM.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import test_daemon
+from beams_run import compiled_part, start_beam
+
+#: Few rounds: everything must be counted also where a hit is expensive.
+ROUNDS, SERIES = 3, 200
+CONFIG = f"""
+findings_interval = 0
+budget = "50%"
+telemetry = {{ series = {SERIES} }}
+"""
+PREFIXES = (
+    "beam_http",
+    "beam_live",
+    "beam_db",
+    "beam_job",
+    "beam_telemetry",
+    "scope_ebpf_telemetry",
+)
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """
+    A VM with telemetry, and the daemon that observes it.
+    """
+    path = compiled_part("stock25", "telemetry-1.3")
+    flags = (*test_daemon.name_flags(), "-pa", path, "-s", "telling")
+    folder = tmp_path_factory.mktemp("telemetry")
+    with start_beam("stock25", *flags) as beam:
+        beam.expect("ready")
+        with test_daemon.daemon(test_daemon.QUICK + CONFIG, folder) as running:
+            yield beam, running
+
+
+def test_counts_are_those_of_a_handler_inside(observed):
+    """
+    Everything is counted: each series of planted events is as the handler has it, none is too many.
+    """
+    beam, running = observed
+    ratio, name = ("scope_ebpf_telemetry_sampling_ratio",), "beam_telemetry_events_total"
+    running.until(beam.pid, lambda n: ratio in n)
+    beam.ask(f"emit {ROUNDS}")
+    beam.ask("lookup 100")
+    inside = [row.split("\x1f") for row in beam.ask("truth").split("\x1e")]
+    truth = Counter()
+    for event, number, *_ in inside:
+        truth[event] += int(number)
+    last = "oban.job.stop"
+    found = running.until(beam.pid, lambda n: n.get((name, last)) == truth[last])
+    assert 1 == found[ratio]
+    events = {key[1]: number for key, number in found.items() if key[0] == name}
+    assert truth.items() <= events.items()
+    rows = {tuple(labels): (int(n), int(ns)) for _, n, ns, *labels in inside}
+    http = "beam_http_request_duration_seconds"
+    route = "/api/fast/:id"
+    number, ns = rows[route, "ShopWeb.PageController", "show"]
+    assert number == found[f"{http}_count", "", route, ""] == ROUNDS * 5
+    assert ns / 1e9 == pytest.approx(found[f"{http}_sum", "", route, ""])
+    exceptions = {k[1]: v for k, v in found.items() if k[0] == "beam_http_exceptions_total"}
+    assert {"ArgumentError", "RuntimeError", "badarith", "badmatch"} <= exceptions.keys()
+    assert exceptions["badmatch"] == ROUNDS * 5
+    query = ("beam_db_query_duration_seconds_count", "Shop.Repo")
+    number, _ = rows["Shop.Repo", "products", "ok"]
+    assert number == found[*query, "ok", "products"]
+    assert found[*query, "error", "nil"] == rows["Shop.Repo", "nil", "error"][0]
+    view = ("beam_live_view_duration_seconds_count", "handle_event", "inc", "ShopWeb.CounterLive")
+    assert ROUNDS * 5 == found[view]
+    assert found["scope_ebpf_telemetry_undecoded_total", "large_map"] >= ROUNDS * 5
+    assert 0 == found["scope_ebpf_telemetry_error_ratio", "http"]
+
+
+def test_a_steady_load_is_counted_once_beside_hostile_events(observed):
+    """
+    From harvest to harvest no event is missing or there twice; labels are text, and few.
+    """
+    beam, running = observed
+    route = ("beam_http_request_duration_seconds_count", "", "/steady", "")
+    beam.ask("steady 300 0")
+    running.until(beam.pid, lambda n: n.get(route, 0) > 100)
+    emitted = int(beam.ask("still"))
+    beam.ask("hostile")
+    hostile = ("beam_telemetry_events_total", "shop.hostile")
+    last = running.until(beam.pid, lambda n: n.get(route, 0) >= emitted and n.get(hostile))
+    assert emitted == last[route]
+    assert last["scope_ebpf_hook_cpu_seconds_total",] > 0
+    ours = [key for key in last if key[0].startswith(PREFIXES)]
+    assert len(ours) <= SERIES
+    assert all(text.isprintable() for key in ours for text in key)
+    assert last["scope_ebpf_telemetry_undecoded_total", "name"] == 4
+    code, errors = running.end()
+    assert 0 == code, errors

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Sums of telemetry events: estimates, a bounded number of series, and what the rest is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_metrics_exposition import exported, reading, samples
+
+from scope_ebpf import events
+from scope_ebpf.metrics.telemetry import (
+    FAMILIES,
+    LEAST_SERIES,
+    OTHER,
+    REQUESTS,
+    Counted,
+    Span,
+    TelemetryReading,
+    TelemetrySums,
+    kind_of,
+)
+from scope_ebpf.telemetry.specs import of_series
+
+#: Of a duration of 3 ms: 2^21 ns (1 + 1 / 4) and more.
+SLOT = 4 * 21 + 1
+PREFIXES = (
+    "beam_http_",
+    "beam_live_",
+    "beam_db_",
+    "beam_job_",
+    "beam_telemetry_",
+    "scope_ebpf_tele",
+)
+SPAN = Span(10.0, 1.0, {}, {})
+
+
+def counted(event: str, number: float = 1.0, ns: float = 3e6, /, **labels: str | None) -> Counted:
+    """
+    So many events of 3 ms, which waited for as long.
+    """
+    slots = np.zeros(events.TELEMETRY_SLOTS)
+    slots[SLOT] = number
+    each = np.full(events.TELEMETRY_MEASURES, number)
+    return Counted(event, labels, number, each, each * ns, slots)
+
+
+def series(found: TelemetryReading) -> dict[tuple[str, ...], float]:
+    """
+    What is exported of telemetry, by name and labels.
+    """
+    text = exported(replace(reading(), telemetry=found))
+    return {
+        (s.name, *(v for k, v in sorted(s.labels.items()) if k != "node")): s.value
+        for s in samples(text)
+        if s.name.startswith(PREFIXES)
+    }
+
+
+def routed(route: str, number: float = 1.0, status: str = "2xx") -> Counted:
+    """
+    Requests of one route.
+    """
+    labels = {"route": route, "method": "GET", "status": status}
+    return counted("phoenix.router_dispatch.stop", number, **labels)
+
+
+def test_requests_are_a_histogram_and_count_by_name():
+    """
+    Estimates are added up as they are; what raised has a status of its own, and its exception.
+    """
+    sums = TelemetrySums(300)
+    raised = {"route": "/a", "method": "GET", "exception": "KeyError"}
+    failed = counted("phoenix.router_dispatch.exception", 3.0, **raised)
+    sums.add([routed("/a", 20.4), failed], SPAN, 10.0)
+    found = series(sums.add([routed("/a", 2.8), routed("/a", 7, "5xx")], SPAN, 20.0))
+    name = "beam_http_request_duration_seconds"
+    assert 23 == found[f"{name}_count", "GET", "/a", "2xx"]
+    assert 0.0696 == pytest.approx(found[f"{name}_sum", "GET", "/a", "2xx"])
+    below, above = (str(2**power / 1e9) for power in (20, 23))
+    assert (0, 23) == tuple(
+        found[f"{name}_bucket", le, "GET", "/a", "2xx"] for le in (below, above)
+    )
+    assert 7 == found[f"{name}_count", "GET", "/a", "5xx"]
+    assert 3 == found[f"{name}_count", "GET", "/a", "exception"]
+    assert 3 == found["beam_http_exceptions_total", "KeyError", "/a"]
+    assert 30.2 == pytest.approx(
+        found["beam_telemetry_events_total", "phoenix.router_dispatch.stop"]
+    )
+
+
+def test_each_library_has_its_series():
+    """
+    Queries with their time in the queue, jobs, callbacks, responses; what is missing is empty.
+    """
+    found = series(
+        TelemetrySums(500).add(
+            [
+                counted("*.query", 5.0, repo="Shop.Repo", source=None, result="ok"),
+                counted("oban.job.exception", 2.0, worker="W", queue="mail", state="failure"),
+                counted("phoenix.live_view.mount.stop", 4.0, view="V"),
+                counted("phoenix.live_component.handle_event.stop", 6.0, view="C", event="inc"),
+                counted("phoenix.live_view.render.exception", 1.0, view="V", exception="E"),
+                counted("bandit.request.stop", 9.0, status="4xx"),
+                counted("shop.cart.add", 8.0),
+            ],
+            SPAN,
+            1.0,
+        )
+    )
+    assert 5 == found["beam_db_query_duration_seconds_count", "Shop.Repo", "ok", ""]
+    assert (0.015, 5) == (
+        found["beam_db_queue_seconds_total", "Shop.Repo"],
+        found["beam_db_queue_waits_total", "Shop.Repo"],
+    )
+    assert 2 == found["beam_job_duration_seconds_count", "mail", "failure", "W"]
+    assert 0.006 == found["beam_job_queue_seconds_total", "mail"]
+    assert 4 == found["beam_live_view_duration_seconds_count", "mount", "", "V"]
+    component = ("component.handle_event", "inc", "C")
+    assert 6 == found[("beam_live_view_duration_seconds_count", *component)]
+    assert 1 == found["beam_live_view_exceptions_total", "render", "E", "V"]
+    assert 9 == found["beam_http_responses_total", "bandit", "4xx"]
+    assert 8 == found["beam_telemetry_events_total", "shop.cart.add"]
+
+
+def all_kinds(look: int, many: int) -> list[Counted]:
+    """
+    Events of every family, with names that are new in each of seven looks.
+    """
+    names, specs = [f"n{look % 7}_{n}" for n in range(many)], of_series()
+    known = [
+        counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name))
+        for n, name in enumerate(names)
+        for spec in specs
+    ]
+    return known + [counted(f"shop.{name}", 1.0) for name in names]
+
+
+@pytest.mark.parametrize("most", [LEAST_SERIES, 900])
+def test_no_more_series_than_the_limit(most: int):
+    """
+    However many labels change all the time, in every family at once.
+    """
+    sums, counts = TelemetrySums(most), []
+    errors = dict.fromkeys(("http", "live_view", "database", "jobs", "events"), (1.0, 0.1))
+    for look in range(3):
+        span = Span(10.0, 1.0, errors, {})
+        counts.append(len(series(sums.add(all_kinds(look, 40), span, 600.0 * look))))
+    assert 0.8 * most < max(counts) <= most
+
+
+def test_a_family_that_is_alone_may_have_nearly_all_series():
+    """
+    What others do not need is not kept for them.
+    """
+    sums = TelemetrySums(300)
+    found = sums.add([routed(f"/{n}", 100.0 + n) for n in range(100)], SPAN, 1.0)
+    routes = [one for one in found.series if one.family is REQUESTS]
+    assert len(routes) * REQUESTS.cost > 250
+    assert sum(one.number for one in routes) == sum(100.0 + n for n in range(100))
+
+
+def test_counters_never_fall():
+    """
+    Durations below zero, names that come and go, hooks that are attached anew.
+    """
+    sums, before = TelemetrySums(LEAST_SERIES), {}
+    for look in range(12):
+        news = [routed(f"/{n}", 10.0 + (n * look) % 13) for n in range(look, look + 9)]
+        negative = counted("shop.negative", 1.0, -5e15)
+        refused = {"large_map": 5 * (look % 3)}
+        found = sums.add([*news, negative], Span(10.0, 1.0, {}, refused), 10.0 * look)
+        now = {key: n for key, n in series(found).items() if not key[0].endswith("_ratio")}
+        assert all(now[key] >= before[key] for key in now.keys() & before.keys())
+        before = now
+    assert 40 == before["scope_ebpf_telemetry_undecoded_total", "large_map"]
+    assert ("beam_telemetry_events_total", OTHER) in before
+
+
+def test_a_rare_job_keeps_its_name_while_there_is_room():
+    """
+    One an hour: between two of them its counter stays, and does not begin anew.
+    """
+    sums = TelemetrySums(300)
+    job = counted("oban.job.stop", 1.0, worker="Yearly", queue="slow", state="success")
+    sums.add([job], SPAN, 0.0)
+    for look in range(1, 360):
+        sums.add([routed("/a", 5000.0)], SPAN, 10.0 * look)
+    found = series(sums.add([job], SPAN, 3600.0))
+    assert 2 == found["beam_job_duration_seconds_count", "slow", "success", "Yearly"]
+
+
+def test_labels_are_hostile_text():
+    """
+    Markup, quotes, control characters, length, and a text that is called as the rest.
+    """
+    names = ["<b>\x1b[2J", 'q"\n}', "x" * 400, OTHER]
+    news = [routed(name, 2.0) for name in names]
+    other = Counted("*.query", None, 3.0, *(np.zeros(n) for n in (4, 4, events.TELEMETRY_SLOTS)))
+    found = TelemetrySums(500).add([*news, other], SPAN, 1.0)
+    texts = [text for one in found.series for text in one.labels]
+    assert all(text.isprintable() and len(text) <= 255 for text in texts)
+    labels = [one.labels for one in found.series if one.family is REQUESTS]
+    assert len(labels) == len(set(labels)) == 5
+    assert 8 == sum(one.number for one in found.series if one.family is REQUESTS)
+    assert {OTHER, "*.query"} == {one.labels[0] for one in found.series if one.number == 3}
+
+
+def test_errors_are_those_of_the_last_minute():
+    """
+    95 % of the estimates of the spans together; 1 where windows saw nothing of a kind.
+    """
+    sums = TelemetrySums(200)
+    sums.add([], Span(30.0, 0.1, {"http": (5000.0, 0.9)}, {}), 0.0)
+    sums.add([], Span(30.0, 0.2, {"http": (300.0, 0.1), "jobs": (5.0, 0.2)}, {}), 100.0)
+    found = sums.add([], Span(10.0, 0.6, {"http": (100.0, 0.4), "jobs": (0.0, 0.0)}, {}), 110.0)
+    assert 1.96 * 50 / 400 == pytest.approx(found.errors["http"])
+    assert 1.96 * 0.2 == pytest.approx(found.errors["jobs"])
+    assert {"http", "jobs"} == found.errors.keys()
+    assert 0.3 == pytest.approx(found.ratio)
+    last = sums.add([], Span(10.0, 0.5, {}, {}), 900.0)
+    assert 1.0 == last.errors["jobs"]
+
+
+def test_specifications_have_the_labels_of_their_series():
+    """
+    Each event of a family has its labels, but those that the family fixes or that may be missing.
+    """
+    assert {kind_of(spec.name) for spec in of_series()} == {"http", "live_view", "database", "jobs"}
+    known = {label for family in FAMILIES for label in family.labels}
+    for spec in of_series():
+        assert spec.labels.keys() <= known, spec.name
