@@ -10,7 +10,7 @@ Driven by the daemon's loop: :meth:`Watch.tick` at :attr:`Watch.next_tick`,
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
@@ -45,6 +45,17 @@ _LIMIT_INTERVAL = 10.0
 _SMOOTHING = 0.3
 
 
+@dataclass(slots=True)
+class _Published:
+    """What other threads have found of a target, each whole; shown with the next reading."""
+
+    results: SnapshotResults = field(default_factory=SnapshotResults)
+    findings: FindingsReading = field(default_factory=FindingsReading)
+    servers: ServersReading = field(default_factory=ServersReading)
+    telemetry: TelemetryReading = field(default_factory=TelemetryReading)
+    error: ScopeError | None = None
+
+
 class Watch:
     """
     Observes *target* under the label *node*, with *hooks* that it opens, and *threads*.
@@ -76,11 +87,9 @@ class Watch:
         self._throttling = Throttling(target.pid)
         self._limit, self._next_limit = memory_limit(target.pid), time.monotonic() + _LIMIT_INTERVAL
         self._info = _info(target)
-        self._results = SnapshotResults()
-        self._findings, self._servers = FindingsReading(), ServersReading()
+        self._published = _Published()
         self._crashes = Crashes(target, hooks.session.crashes)
-        self._telemetry, self._telemetry_reading = TelemetrySlot(target, hooks), TelemetryReading()
-        self._error: ScopeError | None = None
+        self._telemetry = TelemetrySlot(target, hooks)
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
         self._tick_cpu = 0.0
@@ -119,7 +128,7 @@ class Watch:
         NoSuchProcessError if the target has ended or has changed; then the reading stays. Raises
         the error that was published, too.
         """
-        if error := self._results.error or self._error:
+        if error := self._published.results.error or self._published.error:
             raise error
         now, began = time.monotonic(), cpu_seconds()
         self.hooks.detach_exhausted(now)
@@ -157,15 +166,15 @@ class Watch:
 
     def publish(self, results: SnapshotResults) -> None:
         """Show *results* with the next reading; called by the thread that takes snapshots."""
-        self._results = results
+        self._published.results = results
 
     def publish_findings(self, found: FindingsReading) -> None:
         """Show *found* with the next reading; called by the thread that checks."""
-        self._findings = found
+        self._published.findings = found
 
     def publish_servers(self, found: ServersReading) -> None:
         """Show *found* with the next reading; called by the thread that looks at servers."""
-        self._servers = found
+        self._published.servers = found
 
     def offer_telemetry(self, offer: Offer | None) -> None:
         """Count telemetry as *offer* says, from the next tick on; None to count none."""
@@ -181,11 +190,11 @@ class Watch:
 
     def publish_telemetry(self, found: TelemetryReading) -> None:
         """Show *found* with the next reading; called by the thread that reads telemetry."""
-        self._telemetry_reading = found
+        self._published.telemetry = found
 
     def fail(self, error: ScopeError) -> None:
         """Raise *error* at the next :meth:`tick`, so that the target is dropped; for any thread."""
-        self._error = error
+        self._published.error = error
 
     @property
     def income(self) -> float:
@@ -218,7 +227,7 @@ class Watch:
             self._threads.close()
 
     def _read(self, counters: Counters | None, process: ProcessReading, spent: float) -> Reading:
-        target, threads, results = self.target, self._threads, self._results
+        target, threads, results = self.target, self._threads, self._published.results
         if (now := time.monotonic()) >= self._next_limit:
             self._limit, self._next_limit = memory_limit(target.pid), now + _LIMIT_INTERVAL
         events = self.hooks.events()
@@ -238,10 +247,10 @@ class Watch:
             memory=results.memory,
             snapshot=results.snapshot,
             memory_limit=self._limit,
-            findings=self._findings,
-            servers=self._servers,
+            findings=self._published.findings,
+            servers=self._published.servers,
             crashes=self._crashes.read() if by_symbol and events["exit"].mode != "off" else None,
-            telemetry=self._telemetry_reading,
+            telemetry=self._published.telemetry,
         )
 
 

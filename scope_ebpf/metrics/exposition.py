@@ -54,6 +54,12 @@ def expose(page: Page, reading: Reading) -> None:
     _expose_target(page, reading)
     _expose_counters(page, reading)
     _expose_waits(page, reading)
+    _expose_parts(page, reading)
+    _expose_observer(page, reading, impossible)
+
+
+def _expose_parts(page: Page, reading: Reading) -> None:
+    """Add the figures that threads beside the loop have read, where there are any."""
     if reading.memory:
         expose_memory(page, reading.node, reading.memory)
     if reading.snapshot:
@@ -66,7 +72,6 @@ def expose(page: Page, reading: Reading) -> None:
         expose_crashes(page, reading.node, reading.crashes)
     if reading.telemetry:
         expose_telemetry(page, reading.node, reading.telemetry)
-    _expose_observer(page, reading, impossible)
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:

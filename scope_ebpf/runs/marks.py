@@ -34,7 +34,7 @@ from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.mark_places import Places
 from scope_ebpf.runs.mark_stream import MarkStream
 from scope_ebpf.runs.moments import Moments
-from scope_ebpf.runs.target_cost import cpu_seconds, say_braked
+from scope_ebpf.runs.target_cost import CpuUse, say_braked
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _Run(Closing):
         #: Names of tags, by the index of the atom.
         self._names: dict[int, str] = {}
         self._next_look = 0.0
-        self._cpu_before = self._used = 0.0
+        self._cpu = CpuUse(target.pid)
 
     def _open(self) -> None:
         self._measurement = self._resources.enter_context(closing(CostMeasurement()))
@@ -166,12 +166,7 @@ class _Run(Closing):
 
     def begin(self) -> None:
         """Begin to count."""
-        self._cpu_before = cpu_seconds(self._target.pid) or 0.0
-
-    def _account(self) -> None:
-        used = cpu_seconds(self._target.pid)
-        if used is not None:
-            self._used = used - self._cpu_before
+        self._cpu.begin()
 
     def _hits(self) -> int:
         counts = self._watch.counts()
@@ -300,7 +295,11 @@ class _Run(Closing):
     def _cost(self) -> Cost:
         hits, measured = self._hits(), self._measurement.cost(_COST_PATIENCE)
         seconds = hits * (1 + PROGRAM) * measured.entry if measured else None
-        share = share_of(seconds, self._used) if seconds is not None and self._used else None
+        share = (
+            share_of(seconds, self._cpu.seconds)
+            if seconds is not None and self._cpu.seconds
+            else None
+        )
         return Cost(self._hooks, hits, seconds, share)
 
     def _note(self, found: Marks) -> None:
@@ -341,10 +340,10 @@ class _Everything(_Run):
         if now < self._next_look:
             return
         self._next_look = now + _INTERVAL
-        self._account()
+        self._cpu.update()
         self._follow_code()
         hits = self._hits()
-        if self._brake.add(now, lambda: hits * self._hit(), self._used):
+        if self._brake.add(now, lambda: hits * self._hit(), self._cpu.seconds):
             say_braked(self._brake)
             self._stop.ask("cost")
 
@@ -356,7 +355,7 @@ class _Everything(_Run):
         """Count no longer; what was open of processes that were gone by then has failed."""
         ended = self._ended_processes()
         self._ended = self._watch.close_window()
-        self._account()
+        self._cpu.update()
         self._watch.detach()
         self._tell()
         if self._stream is not None:
@@ -434,9 +433,9 @@ class _InMoments(_Run):
             self._follow_code()
         if not self._moments.is_due(now):
             return
-        self._account()
+        self._cpu.update()
         hit = self._hit()
-        self._moments.look(now, self._used, self._hits() * hit, hit)
+        self._moments.look(now, self._cpu.seconds, self._hits() * hit, hit)
 
     def _window(self, _opened: int, closed: int) -> NDArray[np.int64]:
         """Calls by slot in all windows until now; what is under way is cut off."""
@@ -453,14 +452,16 @@ class _InMoments(_Run):
     def end(self) -> None:
         """Take out what is still attached."""
         self._moments.end()
-        self._account()
+        self._cpu.update()
         self._watch.detach()
         self._scale = self._scaled() if self._moments.enough else None
 
     def _scaled(self) -> Scale:
         """How counts are scaled up: also hits of markers that are not counted slow the VM down."""
         hit = self._hit()
-        changed = self._moments.rate * hit >= _CHANGES or self._moments.slows(self._used, hit)
+        changed = self._moments.rate * hit >= _CHANGES or self._moments.slows(
+            self._cpu.seconds, hit
+        )
         return self._moments.scale(changed=changed)
 
     def _rows(self) -> list[MarkedCalls]:

@@ -73,6 +73,52 @@ class Vm:
     work: Callable[[], int | None]
 
 
+@dataclass(slots=True)
+class _Window:
+    """
+    What is counted now: since when, the VM's work by then, and until when.
+
+    ``opened`` is None while nothing is counted; ``until`` is infinite while everything is.
+    """
+
+    opened: float | None = None
+    work: int | None = None
+    until: float = math.inf
+
+
+@dataclass(slots=True)
+class _Bill:
+    """
+    Seconds of CPU that hits took, how many they were, and what the VM has used.
+
+    Hits at an event are ``own``; rates are hits a second while hooks were attached. ``paid`` are
+    the seconds before the last harvest.
+    """
+
+    spent: float = 0.0
+    paid: float = 0.0
+    hits: int = 0
+    own: int = 0
+    own_rate: float = 0.0
+    other_rate: float = 0.0
+    cpu_before: float = 0.0
+    used: float = 0.0
+    #: Whether hooks have changed what the VM does in a window.
+    changed: bool = False
+    #: spent, hits, own and the time, before hooks were attached the last time.
+    at_opening: tuple[float, int, int, float] = (0.0, 0, 0, 0.0)
+
+
+@dataclass(slots=True)
+class _Bounds:
+    """The beginning and the end of a run, seconds, with the VM's work."""
+
+    began: float = 0.0
+    ended: float = 0.0
+    work_before: int | None = None
+    work_after: int | None = None
+
+
 class Observation:
     """
     Hooks at one of *places*, so that they take *budget* of the VM's CPU at most.
@@ -100,85 +146,73 @@ class Observation:
         self._place = places[0]
         self.vias = [self._place.via]
         self._random = random.Random()  # noqa: S311 - when to look is no secret
-        #: When hooks were attached and events began to count; None while they do not.
-        self._opened: float | None = None
-        self._work_opened: int | None = None
-        #: The end of a window; infinite while everything is counted.
-        self._until = math.inf
+        self._window, self._bill, self._bounds = _Window(), _Bill(), _Bounds()
         self._due = 0.0
-        #: Seconds of CPU that hits took, and what they were; hits a second while hooks were in.
-        self.spent = 0.0
-        self._hits = self._own = 0
-        self._other_rate = self._own_rate = 0.0
-        #: The same at the opening, with its time before hooks were attached.
-        self._at_opening = (0.0, 0, 0, 0.0)
-        self._changed = False
-        self._began = self._ended = 0.0
-        self._cpu_before = self._used = 0.0
-        #: Seconds of CPU that hits took before the last harvest.
-        self._paid = 0.0
-        self._work_before: int | None = None
-        self._work_after: int | None = None
+
+    @property
+    def spent(self) -> float:
+        """Seconds of CPU that hits took since :meth:`begin` or the last harvest."""
+        return self._bill.spent
 
     def begin(self) -> None:
         """Attach the hooks, and count; raises as ``Place.attach``."""
-        self._cpu_before = self._vm.cpu() or 0.0
-        self._work_before = self._vm.work()
-        self._began = self._open(math.inf)
+        self._bill.cpu_before = self._vm.cpu() or 0.0
+        self._bounds.work_before = self._vm.work()
+        self._bounds.began = self._open(math.inf)
 
     @property
     def pause(self) -> float:
         """Seconds until the next look, at most."""
-        if self._opened is None:
+        if self._window.opened is None:
             return _PAUSE
         if self._budget > 1:
             return self._place.turn if self._place.turn < _PAUSE / 2 else _LONGEST / 2
-        return max(0.0, min(self._place.turn, self._until - self._clock()))
+        return max(0.0, min(self._place.turn, self._window.until - self._clock()))
 
     def look(self) -> None:
         """Do what is due; raises as ``Place.attach``."""
-        if self._opened is not None:
+        if self._window.opened is not None:
             self._place.follow()
         self._account()
         now = self._clock()
         if self._budget > 1 or now < self._due:
             return
-        if self._opened is None:
+        if self._window.opened is None:
             self._perhaps_open(now)
-        elif math.isinf(self._until):
-            if self._is_census_too_much(now, self._opened):
-                self._leave_census(self._opened)
-        elif now >= self._until or self._is_too_much(now):
-            self._end_window(self._opened, now)
+        elif math.isinf(self._window.until):
+            if self._is_census_too_much(now, self._window.opened):
+                self._leave_census(self._window.opened)
+        elif now >= self._window.until or self._is_too_much(now):
+            self._end_window(self._window.opened, now)
 
     def _account(self) -> None:
         """Add up what hits took until now."""
         counts = self._watch.counts()
         own, other = counts["own"], counts["hits"] - counts["own"]
-        news = other - (self._hits - self._own), own - self._own
-        self.spent += self._place.cost(*news, self._entry)
-        self._hits, self._own = counts["hits"], own
+        news = other - (self._bill.hits - self._bill.own), own - self._bill.own
+        self._bill.spent += self._place.cost(*news, self._entry)
+        self._bill.hits, self._bill.own = counts["hits"], own
         used = self._vm.cpu()
         if used is not None:
-            self._used = max(0.0, used - self._cpu_before)
+            self._bill.used = max(0.0, used - self._bill.cpu_before)
 
     def _cpus(self, now: float) -> float:
         """CPUs that the VM uses on average, and at least a part of one."""
-        return max(self._used / max(now - self._began, 1e-3), MIN_CPUS)
+        return max(self._bill.used / max(now - self._bounds.began, 1e-3), MIN_CPUS)
 
     def _allowed(self, now: float) -> float:
-        return self._budget * self._cpus(now) * (now - self._began)
+        return self._budget * self._cpus(now) * (now - self._bounds.began)
 
     def _open(self, seconds: float) -> float:
         """Attach, and count for *seconds*; returns when that began."""
         self._account()
-        self._at_opening = (self.spent, self._hits, self._own, self._clock())
+        self._bill.at_opening = (self._bill.spent, self._bill.hits, self._bill.own, self._clock())
         self._place.attach()
-        self._work_opened = self._vm.work()
+        self._window.work = self._vm.work()
         self._watch.start()
-        self._opened = self._clock()
-        self._until = self._opened + seconds
-        return self._opened
+        self._window.opened = self._clock()
+        self._window.until = self._window.opened + seconds
+        return self._window.opened
 
     def _close(self, opened: float) -> None:
         """Count no longer what was counted since *opened*, by row."""
@@ -188,35 +222,35 @@ class Observation:
         self._account()
         self._learn_rates()
         self._note(opened, now, work)
-        self._opened, self._ended = None, now
+        self._window.opened, self._bounds.ended = None, now
 
     def _note(self, opened: float, now: float, work: int | None) -> None:
         """Note what was counted since *opened*; the VM has done so much *work* by now."""
         inside = None
-        if work is not None and self._work_opened is not None:
-            inside = float(work - self._work_opened)
-        add = self._strata.census if math.isinf(self._until) else self._strata.window
+        if work is not None and self._window.work is not None:
+            inside = float(work - self._window.work)
+        add = self._strata.census if math.isinf(self._window.until) else self._strata.window
         add(self._watch.by_row(), max(now - opened, 1e-6), inside)
 
     def _learn_rates(self) -> None:
-        spent, hits, own, attached = self._at_opening
+        spent, hits, own, attached = self._bill.at_opening
         seconds = max(self._clock() - attached, 1e-3)
-        self._own_rate = (self._own - own) / seconds
+        self._bill.own_rate = (self._bill.own - own) / seconds
         if self._place is self._places[0]:
-            self._other_rate = (self._hits - hits) / seconds - self._own_rate
-        if not math.isinf(self._until):
-            self._changed |= (self.spent - spent) / seconds > _CHANGES
+            self._bill.other_rate = (self._bill.hits - hits) / seconds - self._bill.own_rate
+        if not math.isinf(self._window.until):
+            self._bill.changed |= (self._bill.spent - spent) / seconds > _CHANGES
 
     def _rate(self, place: Place) -> float:
         """Seconds of the VM's CPU that hooks at *place* take in a second."""
-        return place.cost(self._other_rate, self._own_rate, self._entry)
+        return place.cost(self._bill.other_rate, self._bill.own_rate, self._entry)
 
     def _is_census_too_much(self, now: float, opened: float) -> bool:
         """Whether hooks are in debt, and what is counted now does not pay it back."""
         credit = self._budget * MIN_CPUS * _CREDIT
         pays = _EASY * self._budget * self._cpus(now) * (now - opened)
-        since = self.spent - self._at_opening[0]
-        return self.spent > self._allowed(now) + credit and since > pays + credit
+        since = self._bill.spent - self._bill.at_opening[0]
+        return self._bill.spent > self._allowed(now) + credit and since > pays + credit
 
     def _leave_census(self, opened: float) -> None:
         """Everything is too much: at another place it may be affordable, else in windows."""
@@ -252,20 +286,22 @@ class Observation:
         rate = self._rate(self._place)
         whole = _PLANNED * self._budget * self._cpus(now) * self._span / max(rate, 1e-9)
         seconds = min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
-        left = _PLANNED * self._allowed(now) - self.spent
+        left = _PLANNED * self._allowed(now) - self._bill.spent
         if left > rate * seconds * _SPARE and left > 0:
             self._open(seconds)
         else:
             self._due = now + self._random.uniform(0.0, 2 * _PAUSE)
 
     def _is_too_much(self, now: float) -> bool:
-        spent, _, _, attached = self._at_opening
+        spent, _, _, attached = self._bill.at_opening
         planned = self._rate(self._place) * max(now - attached, _SHORTEST)
-        return self.spent > self._allowed(now) and self.spent - spent > _TOO_MUCH * planned
+        return (
+            self._bill.spent > self._allowed(now) and self._bill.spent - spent > _TOO_MUCH * planned
+        )
 
     def _end_window(self, opened: float, now: float) -> None:
         self._close(opened)
-        if self.spent <= _PLANNED * self._allowed(now) and self._is_affordable(now):
+        if self._bill.spent <= _PLANNED * self._allowed(now) and self._is_affordable(now):
             self._open(math.inf)
         else:
             self._wait(now)
@@ -273,14 +309,14 @@ class Observation:
     @property
     def paid(self) -> float:
         """Seconds of CPU that hits took since :meth:`begin`, whatever was harvested."""
-        return self._paid + self.spent
+        return self._bill.paid + self._bill.spent
 
     @property
     def is_ripe(self) -> bool:
         """Whether a harvest says anything: everything was counted, or enough windows were."""
-        if self._opened is not None and math.isinf(self._until):
+        if self._window.opened is not None and math.isinf(self._window.until):
             return True
-        return self._opened is None and self._strata.windows >= _WINDOWS
+        return self._window.opened is None and self._strata.windows >= _WINDOWS
 
     def harvest(self, gone: Callable[[], Collection[bytes]] = tuple) -> Harvest:
         """
@@ -292,36 +328,36 @@ class Observation:
         """
         self._account()
         now, work = self._clock(), self._vm.work()
-        if self._opened is not None:
-            self._note(self._opened, now, work)
-            self._opened, self._work_opened = now, work
-        whole = Whole(max(now - self._began, 1e-6), self._work_since(work))
+        if self._window.opened is not None:
+            self._note(self._window.opened, now, work)
+            self._window.opened, self._window.work = now, work
+        whole = Whole(max(now - self._bounds.began, 1e-6), self._work_since(work))
         found = Harvest(
-            self._strata.estimates(whole, by_work=self._changed),
+            self._strata.estimates(whole, by_work=self._bill.changed),
             whole.seconds,
             min(1.0, self._strata.seconds / whole.seconds),
         )
-        owed = max(0.0, self.spent - self._allowed(now))
-        self._paid += self.spent - owed
-        self.spent, self._began, self._work_before = owed, now, work
-        self._cpu_before, self._used = self._cpu_before + self._used, 0.0
-        self._at_opening = (owed, self._hits, self._own, now)
-        self._strata, self._changed = self._strata.following(gone()), False
+        owed = max(0.0, self._bill.spent - self._allowed(now))
+        self._bill.paid += self._bill.spent - owed
+        self._bill.spent, self._bounds.began, self._bounds.work_before = owed, now, work
+        self._bill.cpu_before, self._bill.used = self._bill.cpu_before + self._bill.used, 0.0
+        self._bill.at_opening = (owed, self._bill.hits, self._bill.own, now)
+        self._strata, self._bill.changed = self._strata.following(gone()), False
         return found
 
     def _work_since(self, work: int | None) -> float | None:
-        if work is None or self._work_before is None:
+        if work is None or self._bounds.work_before is None:
             return None
-        return float(work - self._work_before)
+        return float(work - self._bounds.work_before)
 
     def end(self) -> None:
         """Count no longer."""
-        if self._opened is not None:
-            self._close(self._opened)
+        if self._window.opened is not None:
+            self._close(self._window.opened)
         else:
             self._account()
-            self._ended = self._clock()
-        self._work_after = self._vm.work()
+            self._bounds.ended = self._clock()
+        self._bounds.work_after = self._vm.work()
 
     @property
     def windows(self) -> int:
@@ -331,12 +367,12 @@ class Observation:
     @property
     def seconds(self) -> float:
         """The length of the run; after :meth:`end`."""
-        return max(self._ended - self._began, 1e-6)
+        return max(self._bounds.ended - self._bounds.began, 1e-6)
 
     @property
     def used(self) -> float:
         """Seconds of CPU that the VM has used."""
-        return self._used
+        return self._bill.used
 
     @property
     def ratio(self) -> float:
@@ -349,5 +385,5 @@ class Observation:
 
     def estimates(self) -> Mapping[bytes, Estimate]:
         """Events of the whole run by row; after :meth:`end`."""
-        whole = Whole(self.seconds, self._work_since(self._work_after))
-        return self._strata.estimates(whole, by_work=self._changed)
+        whole = Whole(self.seconds, self._work_since(self._bounds.work_after))
+        return self._strata.estimates(whole, by_work=self._bill.changed)

@@ -17,6 +17,8 @@ from scope_ebpf.errors import ReadRefusedError
 
 #: Of a connection to another node.
 DIST = ("dist", "dsig")
+#: Of a process: its own fields, its messages, and what crashes are named by.
+PROCESS = ("process", "message", "slow", "registered", "map")
 
 
 class Checks:
@@ -50,9 +52,9 @@ class Checks:
 @pytest.mark.parametrize(
     ("processes", "ports", "parts", "refused"),
     [
-        (0, 0, {"slow", "process", "port", "message", *DIST}, []),
-        (0, 3, {"slow", "process", "port", "message", *DIST}, []),
-        (0, 1000, {"slow", "process", "message", *DIST}, ["ports do not fit"]),
+        (0, 0, {*PROCESS, "port", *DIST}, []),
+        (0, 3, {*PROCESS, "port", *DIST}, []),
+        (0, 1000, {*PROCESS, *DIST}, ["ports do not fit"]),
         (1, 0, {"slow", "port", *DIST}, ["processes do not fit"]),
     ],
 )

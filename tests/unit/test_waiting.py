@@ -23,10 +23,14 @@ class Rings:
     """
 
     def __init__(self) -> None:
-        self.read = 0
+        self.looks = 0
+
+    def read(self, start: int, size: int) -> bytes:
+        words = [self.u64(address) for address in range(start, start + size, 8)]
+        return np.array(words, np.uint64).tobytes()
 
     def u64(self, address: int) -> int:
-        self.read += 1
+        self.looks += 1
         place, field = divmod(address - RING, 64)
         if field == 16:
             return RING + (place + 1) % LENGTH * 64
@@ -66,7 +70,7 @@ def test_one_question_looks_through_so_many_processes(look, monkeypatch):
     memory = Rings()
     with pytest.raises(ReadRefusedError, match=f"more than {MOST} processes wait"):
         look(memory, 0)
-    assert memory.read < 3 * MOST
+    assert memory.looks < 30 * MOST
 
 
 def test_who_waits_within_that_is_found():

@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import weakref
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,6 +75,21 @@ class _Facts(NamedTuple):
     link: tuple[str, int]
 
 
+@dataclass(slots=True)
+class _Answers:
+    """What the child has answered until now."""
+
+    names: dict[str, Symbol | None] = field(default_factory=dict)
+    matches: dict[str, list[Symbol]] = field(default_factory=dict)
+    entries: dict[tuple[int, int], Entry | None] = field(default_factory=dict)
+    #: What was asked of functions, by start and size.
+    starts: dict[tuple[int, int], bool] = field(default_factory=dict)
+    references: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    #: The first bytes at some addresses, and other bytes by address and size.
+    heads: dict[int, bytes] = field(default_factory=dict)
+    cached: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+
 class Binary:
     """
     An executable or shared object, open for reading; *path* is one that leads to it now.
@@ -102,15 +118,7 @@ class Binary:
         seconds = _PATIENT_LOOK if debug_files else _LOOK
         self._parser = Parser(fd, str(path), seconds, partial(self._refusals.add, self.key))
         self._closing = weakref.finalize(self, _let_go, self._parser, fd)
-        self._names: dict[str, Symbol | None] = {}
-        self._matches: dict[str, list[Symbol]] = {}
-        self._entries: dict[tuple[int, int], Entry | None] = {}
-        #: What was asked of functions, by start and size.
-        self._starts: dict[tuple[int, int], bool] = {}
-        self._references: dict[tuple[int, int], list[int]] = {}
-        #: The first bytes at some addresses.
-        self._heads: dict[int, bytes] = {}
-        self._cached: dict[tuple[int, int], bytes] = {}
+        self._answers = _Answers()
         self._sought = False
         #: Functions that the file hides, by name, once they were looked for (``beam.hidden``).
         self._hidden: dict[str, Symbol] = {}
@@ -203,13 +211,13 @@ class Binary:
 
     def are_starts(self, functions: Sequence[tuple[int, int]]) -> list[bool]:
         """The same for each of several *functions*, of which start and size are given."""
-        wanted = [one for one in dict.fromkeys(functions) if one not in self._starts]
+        wanted = [one for one in dict.fromkeys(functions) if one not in self._answers.starts]
         if wanted:
             found = self._ask(
                 "starts", lambda a: answers.as_many(a, answers.flag, len(wanted)), wanted
             )
-            self._starts |= zip(wanted, found, strict=True)
-        return [self._starts[one] for one in functions]
+            self._answers.starts |= zip(wanted, found, strict=True)
+        return [self._answers.starts[one] for one in functions]
 
     @property
     def patient(self) -> bool:
@@ -226,24 +234,26 @@ class Binary:
         return Parser(self._fd, str(self.path), seconds, patience=patience, kind=limits.DIGESTS)
 
     def _own_symbol(self, name: str) -> Symbol | None:
-        if name not in self._names:
-            wanted = [name, *(_USUAL - self._names.keys() - {name})]
+        if name not in self._answers.names:
+            wanted = [name, *(_USUAL - self._answers.names.keys() - {name})]
             found = self._ask_symbols(
                 "symbols", lambda a: answers.table(a, _symbol, len(wanted)), wanted
             )
-            self._names |= {one: found.get(one) for one in wanted}
-        return self._names[name]
+            self._answers.names |= {one: found.get(one) for one in wanted}
+        return self._answers.names[name]
 
     def matching(self, pattern: re.Pattern[str]) -> list[Symbol]:
         """Every symbol whose name matches *pattern* from its start, sorted by name."""
         text = pattern.pattern
-        if text not in self._matches:
+        if text not in self._answers.matches:
             wanted = [text]
             if text in _MANGLED:
-                wanted += [one for one in _MANGLED if one != text and one not in self._matches]
+                wanted += [
+                    one for one in _MANGLED if one != text and one not in self._answers.matches
+                ]
             found = self._ask_symbols("matching", lambda a: _matches(a, len(wanted)), wanted)
-            self._matches |= zip(wanted, found, strict=True)
-        return list(self._matches[text])
+            self._answers.matches |= zip(wanted, found, strict=True)
+        return list(self._answers.matches[text])
 
     def function_at(self, address: int) -> Symbol | None:
         """Find the symbol that spans an address of the file, or None."""
@@ -259,7 +269,7 @@ class Binary:
         heads_at = [site[2] for site in sites if site[0] == "erlang"]
         # Each site's first bytes will be read, so all are read at once.
         heads = self._ask("heads", lambda a: _heads(a, len(heads_at)), heads_at) if heads_at else []
-        self._heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
+        self._answers.heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
     def file_offset(self, address: int) -> int:
@@ -272,10 +282,10 @@ class Binary:
     def read(self, address: int, size: int) -> bytes:
         """*size* bytes of the file at *address*, as the linker put them there."""
         self.file_offset(address)
-        if (address, size) in self._cached:
-            return self._cached[address, size]
-        if 0 < size <= len(self._heads.get(address, b"")):
-            return self._heads[address][:size]
+        if (address, size) in self._answers.cached:
+            return self._answers.cached[address, size]
+        if 0 < size <= len(self._answers.heads.get(address, b"")):
+            return self._answers.heads[address][:size]
 
         def whole(found: Any) -> bytes:
             data = answers.content(found)
@@ -284,8 +294,8 @@ class Binary:
             return data
 
         found = self._ask("read", whole, address, size)
-        if size <= _SMALL and len(self._cached) < _MAX_CACHED:
-            self._cached[address, size] = found
+        if size <= _SMALL and len(self._answers.cached) < _MAX_CACHED:
+            self._answers.cached[address, size] = found
         return found
 
     def find(self, section: str, text: bytes) -> list[int]:
@@ -326,12 +336,14 @@ class Binary:
 
         UnreadableElfError for one that is not in the file.
         """
-        if (address, size) not in self._entries:
-            usual = {(s.address, s.size) for name in _FUNCTIONS if (s := self._names.get(name))}
-            wanted = [(address, size), *(usual - self._entries.keys() - {(address, size)})]
+        if (address, size) not in self._answers.entries:
+            usual = {
+                (s.address, s.size) for name in _FUNCTIONS if (s := self._answers.names.get(name))
+            }
+            wanted = [(address, size), *(usual - self._answers.entries.keys() - {(address, size)})]
             found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
-            self._entries |= zip(wanted, found, strict=True)
-        entry = self._entries[address, size]
+            self._answers.entries |= zip(wanted, found, strict=True)
+        entry = self._answers.entries[address, size]
         if entry is None:
             raise UnreadableElfError(f"address {address:#x} is not in the file {self.path}")
         return entry
@@ -347,14 +359,14 @@ class Binary:
 
     def references(self, address: int, size: int) -> list[int]:
         """The addresses that the code of the function at *address* names (x86-64)."""
-        if (address, size) not in self._references:
-            self._references[address, size] = self._ask(
+        if (address, size) not in self._answers.references:
+            self._answers.references[address, size] = self._ask(
                 "references",
                 lambda a: answers.many(a, answers.integer, limits.INSTRUCTIONS),
                 address,
                 size,
             )
-        return list(self._references[address, size])
+        return list(self._answers.references[address, size])
 
     def frames(self, address: int) -> tuple[int, int, list[tuple[Any, ...]]] | None:
         """

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
+    from scope_ebpf.kernel.bpf.maps import Map
 
 #: The program of each class of markers.
 PROGRAMS = {"callback": "mark_callback", "function": "mark_function"}
@@ -66,6 +67,19 @@ class OpenCall(NamedTuple):
     slot: int
     began_ns: int
     is_callback: bool
+
+
+class _Maps(NamedTuple):
+    """The maps of ``mark.bpf.c``, as there."""
+
+    window: Map
+    ids: Map
+    called: Map
+    stats: Map
+    open_calls: Map
+    tags: Map
+    callers: Map
+    counts: Map
 
 
 class MarkWatch(Closing):
@@ -110,14 +124,16 @@ class MarkWatch(Closing):
             made.maps["mark_ring"].set_entries(_RING_BYTES)
         multi = has_multi()
         made.load(by_program(self._hooks), TRACE_UPROBE_MULTI if multi else None)
-        self._window = made.map("mark_window", U32, events.SERVER_WINDOW)
-        self._ids = made.map("mark_ids", U64, events.MARK_FUNCTION)
-        self._called = made.map("mark_functions", U64, events.MARK_FUNCTION)
-        self._stats = made.map("mark_stats", U32, events.MARK_STATS)
-        self._open_calls = made.map("mark_processes", U64, events.MARK_PROCESS)
-        self._tags = made.map("mark_tags", events.MARK_TAG, U64)
-        self._callers = made.map("mark_callers", events.MARK_CALLER, U64)
-        self._counts = made.map("mark_counts", U32, U64)
+        self._maps = _Maps(
+            window=made.map("mark_window", U32, events.SERVER_WINDOW),
+            ids=made.map("mark_ids", U64, events.MARK_FUNCTION),
+            called=made.map("mark_functions", U64, events.MARK_FUNCTION),
+            stats=made.map("mark_stats", U32, events.MARK_STATS),
+            open_calls=made.map("mark_processes", U64, events.MARK_PROCESS),
+            tags=made.map("mark_tags", events.MARK_TAG, U64),
+            callers=made.map("mark_callers", events.MARK_CALLER, U64),
+            counts=made.map("mark_counts", U32, U64),
+        )
         if self._streams:
             ring = LongRing(made.maps["mark_ring"].fd, _RING_BYTES)
             self._ring = self._resources.enter_context(closing(ring))
@@ -133,7 +149,7 @@ class MarkWatch(Closing):
         left_out = 0
         for key, (tagged, arity) in new.items():
             try:
-                self._ids[key] = (0, tagged, 0, arity)
+                self._maps.ids[key] = (0, tagged, 0, arity)
             except HostError:
                 left_out += 1
             else:
@@ -158,19 +174,19 @@ class MarkWatch(Closing):
         """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
         now = time.monotonic_ns()
         until = _NEVER if seconds is None else now + int(seconds * 1e9)
-        self._window[0] = (now, until, hits or 0, hits is not None)
+        self._maps.window[0] = (now, until, hits or 0, hits is not None)
         return now
 
     def is_over(self) -> bool:
         """Whether the hits of the window are used up, or its time."""
-        return int(self._window[0]["until_ns"]) <= time.monotonic_ns()
+        return int(self._maps.window[0]["until_ns"]) <= time.monotonic_ns()
 
     def close_window(self) -> int:
         """Count no longer; returns when counting ended, ns: now, or earlier."""
-        window = self._window[0]
+        window = self._maps.window[0]
         now = min(time.monotonic_ns(), int(window["until_ns"]))
         window["until_ns"] = now
-        self._window[0] = window
+        self._maps.window[0] = window
         return now
 
     def forget_open(self) -> None:
@@ -179,24 +195,24 @@ class MarkWatch(Closing):
 
     def stats(self) -> NDArray[np.void]:
         """What was counted in each slot, shape ``(MARK_SLOTS,)`` of MARK_STATS."""
-        return self._stats.values()
+        return self._maps.stats.values()
 
     def called(self) -> dict[int, Called]:
         """The functions that were called, by id; all others share slot 0."""
         return {
             int(key): Called(int(value["slot"]), bool(value["callback"]))
-            for key, value in self._called.items()
+            for key, value in self._maps.called.items()
         }
 
     def tags(self) -> list[tuple[int, int, int, int]]:
         """Slot, way, atom and count of what callbacks were called with, and returned."""
-        return [(*key.tolist(), int(count)) for key, count in self._tags.items()]
+        return [(*key.tolist(), int(count)) for key, count in self._maps.tags.items()]
 
     def callers(self) -> list[tuple[int, int, int]]:
         """Slot, address that calls return to, and their number."""
         return [
             (int(key["slot"]), int(key["address"]), int(count))
-            for key, count in self._callers.items()
+            for key, count in self._maps.callers.items()
         ]
 
     def lines(self) -> list[np.void]:
@@ -216,13 +232,13 @@ class MarkWatch(Closing):
                 int(value["began_ns"][at]),
                 bool(int(value["slot"][at]) & _IS_CALLBACK),
             )
-            for _, value in self._open_calls.items()
+            for _, value in self._maps.open_calls.items()
             for at in range(min(int(value["count"]), events.MARK_OPEN_CALLS))
         ]
 
     def counts(self) -> dict[str, int]:
         """Hits of each class of markers, and what could not be counted, by MARK_COUNTS."""
-        values = self._counts.values().sum(axis=1).tolist()
+        values = self._maps.counts.values().sum(axis=1).tolist()
         return dict(zip(events.MARK_COUNTS, map(int, values), strict=True))
 
     def detach(self) -> None:
