@@ -300,7 +300,7 @@ def unstarted(kind, watch):
     """
     run = kind.__new__(kind)
     run._watch, run._target, run._names = watch, None, {}
-    run._account, run._stream = lambda: None, None
+    run._cpu, run._stream = SimpleNamespace(update=lambda: None), None
     run._places = SimpleNamespace(known=True, callers=lambda _: {7: {"shop:loop/1": 23}})
     return run
 
