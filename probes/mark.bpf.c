@@ -145,6 +145,53 @@ static __always_inline struct mark_stats *stats_of(__u32 slot)
 	return bpf_map_lookup_elem(&mark_stats, &slot);
 }
 
+/* The frame of a marked function; the addresses are 0 where they are not known. */
+struct frame {
+	__u64 depth;  /* bytes of stack above it: the same at each marker of one call */
+	__u64 code;   /* behind the marker */
+	__u64 caller; /* where the function returns to */
+};
+
+/* Read the frame of a function whose marker is hit, from a stack that begins at *sp* and ends at
+ * *hend*; with *entry* the addresses as well. False if it has another layout than is known.
+ *
+ * Without frame pointers the first word is where the marker returns to. The second one, at an entry,
+ * is where the function returns to, and at a return the frame is given back. With frame pointers
+ * (ERTS_FRAME_LAYOUT_FP_RA) the first word is that of the function, which points into the stack; at
+ * an entry it points behind the two words of the marker. The frame is there until the function
+ * returns. (emit_i_test_yield, emit_deallocate and emit_i_bif_body_shared in
+ * erts/emulator/beam/jit/x86, OTP 25.2.3, 27.3.4 and 29.1.) */
+static __always_inline bool read_frame(struct frame *frame, __u64 sp, __u64 hend, bool entry)
+{
+	__u64 words[2] = {};
+	bool linked;
+
+	frame->depth = hend - sp;
+	if (!entry && settings.frames == MARK_FRAMES_RETURN)
+		return true;
+	if (bpf_probe_read_user(words, sizeof(words), (void *)sp)) {
+		count(MARKS_UNREADABLE);
+		return false;
+	}
+	linked = words[0] > sp && words[0] < hend;
+	if (settings.frames == (linked ? MARK_FRAMES_RETURN : MARK_FRAMES_LINKED)) {
+		count(MARKS_UNREADABLE);
+		return false;
+	}
+	if (linked)
+		frame->depth = hend - words[0];
+	if (!entry || (linked && words[0] != sp + sizeof(words)))
+		return true;
+	frame->code = linked ? words[1] : words[0];
+	frame->caller = words[1];
+	if (linked && bpf_probe_read_user(&frame->caller, sizeof(frame->caller),
+					  (void *)(words[0] + sizeof(__u64)))) {
+		frame->caller = 0;
+		count(MARKS_UNREADABLE);
+	}
+	return true;
+}
+
 /* Tell the end of a call of which nothing can be copied. */
 static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 {
@@ -166,15 +213,13 @@ static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 	return 0;
 }
 
-/* Tell what *end* says, with *arity* terms at *registers*, and the two words at the stack pointer
- * *sp*: the place of the marker, and the place to which the function returns. */
-static __noinline int tell(const struct mark_end *end, __u64 id, __u64 sp, __u64 registers,
-			   __u32 arity)
+/* Tell what *end* says, with *arity* terms at *registers*, in the *frame* of its function. */
+static __noinline int tell(const struct mark_end *end, __u64 id, const struct frame *frame,
+			   __u64 registers, __u32 arity)
 {
 	struct mark_call *call = bpf_ringbuf_reserve(&mark_ring, sizeof(*call), 0);
-	__u64 words[2] = {};
 
-	if (!call || !end) {
+	if (!call || !end || !frame) {
 		count(MARKS_UNTOLD);
 		if (call)
 			bpf_ringbuf_discard(call, BPF_RB_NO_WAKEUP);
@@ -187,10 +232,8 @@ static __noinline int tell(const struct mark_end *end, __u64 id, __u64 sp, __u64
 	call->line = end->line;
 	call->slot = end->slot;
 	call->id = id;
-	if (bpf_probe_read_user(words, sizeof(words), (void *)sp))
-		count(MARKS_UNREADABLE);
-	call->code = words[0];
-	call->caller = words[1];
+	call->code = frame->code;
+	call->caller = frame->caller;
 	call->tid = (__u32)bpf_get_current_pid_tgid();
 	call->arity = arity;
 	if (bpf_probe_read_user(call->x, sizeof(call->x), (void *)registers))
@@ -288,16 +331,14 @@ static __always_inline __u64 leave(struct mark_process *process, __u32 slot, __u
 	return process->began_ns[at];
 }
 
-/* Count where a call returns to, of which the stack has the address behind that of the marker. */
-static __always_inline void count_caller(__u32 slot, __u64 sp)
+/* Count where a call returns to; calls of unknown places are not counted. */
+static __always_inline void count_caller(__u32 slot, __u64 caller)
 {
-	struct mark_caller key = {.slot = slot};
+	struct mark_caller key = {.slot = slot, .address = caller};
 	__u64 one = 1, *total;
 
-	if (bpf_probe_read_user(&key.address, sizeof(key.address), (void *)sp + 8)) {
-		count(MARKS_UNREADABLE);
+	if (!caller)
 		return;
-	}
 	total = bpf_map_lookup_elem(&mark_callers, &key);
 	if (!total) {
 		if (!bpf_map_update_elem(&mark_callers, &key, &one, BPF_NOEXIST))
@@ -374,6 +415,7 @@ static __always_inline void forget(__u64 address, const struct mark_process *pro
 static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
 {
 	struct mark_process *process = bpf_map_lookup_elem(&mark_processes, &address);
+	struct frame frame = {};
 	__u64 id = 0, hend = 0;
 
 	if (!process)
@@ -386,8 +428,8 @@ static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
 	if (process->id != id)
 		return 0; /* the next hit that is watched finds out what became of those calls */
 	process->hits += 1;
-	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
-		unwind(process, hend - sp);
+	if ((kind == KIND_CAUGHT || kind == KIND_CATCH) && read_frame(&frame, sp, hend, false))
+		unwind(process, frame.depth);
 	forget(address, process);
 	return 0;
 }
@@ -425,10 +467,11 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 {
 	const struct mark_function *function;
 	struct mark_process *process;
+	struct frame frame = {};
 	__u64 id = 0, hend = 0, now, kind;
-	/* While a BIF runs, rbp holds the Erlang stack pointer, and rbx the address of the X
-	 * registers (JIT of OTP 25, 27 and 29). Read once: the verifier wants a context without an
-	 * offset. */
+	/* While a BIF of a marker runs, rbp holds the Erlang stack pointer, with frame pointers too,
+	 * and rbx the address of the X registers (JIT of OTP 25, 27 and 29). Read once: the verifier
+	 * wants a context without an offset. */
 	__u64 sp = ctx->rbp, registers = ctx->rbx;
 	__u32 first = 0, slot;
 
@@ -456,32 +499,33 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		count(MARKS_UNREADABLE);
 		return 0;
 	}
+	if (!read_frame(&frame, sp, hend, kind == KIND_ENTRY))
+		return 0;
 	process = process_of(address, id, kind == KIND_ENTRY);
 	slot = function->slot | class;
 	struct mark_end end = {.time_ns = now, .process = id, .slot = slot};
-	__u64 depth = hend - sp;
 	switch (kind) {
 	case KIND_ENTRY:
-		end.line = enter(process, slot, depth, now) ? LINE_ENTERED : LINE_UNFOLLOWED;
+		end.line = enter(process, slot, frame.depth, now) ? LINE_ENTERED : LINE_UNFOLLOWED;
 		end.began_ns = now;
 		if (function->slot)
-			count_caller(function->slot, sp);
+			count_caller(function->slot, frame.caller);
 		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_TAG, registers);
 		break;
 	case KIND_RETURN:
 		end.line = LINE_RETURNED;
-		end.began_ns = leave(process, slot, depth, now);
+		end.began_ns = leave(process, slot, frame.depth, now);
 		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_RESULT, registers);
 		break;
 	case KIND_TAIL:
 		end.line = LINE_HANDED;
-		end.began_ns = leave(process, slot, depth, now);
+		end.began_ns = leave(process, slot, frame.depth, now);
 		break;
 	}
 	if (settings.stream && end.line)
-		tell(&end, term, sp, registers,
+		tell(&end, term, &frame, registers,
 		     kind == KIND_ENTRY ? function->arity : kind == KIND_RETURN);
 	forget(address, process);
 	return 0;

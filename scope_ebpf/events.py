@@ -212,6 +212,11 @@ LINE_FAILED = 5
 LINE_LEFT = 6
 MARK_LINES = ('entered', 'unfollowed', 'returned', 'handed', 'failed', 'left')
 
+#: What the frames of the VM's stacks have, as erts_frame_layout says.
+MARK_FRAMES_ANY = 0
+MARK_FRAMES_RETURN = 1
+MARK_FRAMES_LINKED = 2
+
 #: Which atom of a callback was counted.
 WAY_TAG = 0
 WAY_RESULT = 1
@@ -748,6 +753,8 @@ MARK_SETTINGS = np.dtype([
     ("function_in_register", "<u4"),
     ("stream", "<u4"),
     ("map_subtag", "<u4"),
+    ("frames", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: A marked function that has been called, by the 52 bits of its id.

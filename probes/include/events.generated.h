@@ -253,6 +253,13 @@ enum mark_line {
 	MARK_LINES = 6,
 };
 
+/* What the frames of the VM's stacks have, as erts_frame_layout says. */
+enum mark_frames {
+	MARK_FRAMES_ANY = 0,
+	MARK_FRAMES_RETURN = 1,
+	MARK_FRAMES_LINKED = 2,
+};
+
 /* Which atom of a callback was counted. */
 enum mark_way {
 	WAY_TAG = 0,
@@ -825,6 +832,8 @@ struct mark_settings {
 	__u32 function_in_register; /* 1 if mark_function lies where the id is in rdi, and the process in r13 only */
 	__u32 stream; /* 1 for a line of each call and its end */
 	__u32 map_subtag; /* header subtag of a map */
+	__u32 frames; /* MARK_FRAMES_* */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* A marked function that has been called, by the 52 bits of its id. */
@@ -840,7 +849,7 @@ struct mark_process {
 	__u64 id; /* its pid: another one's calls are not its own, eterm */
 	__u32 count; /* open calls */
 	__u32 hits; /* hits of this process */
-	__u64 depth[16]; /* bytes of stack above the call */
+	__u64 depth[16]; /* bytes of stack above its frame */
 	__u64 began_ns[16]; /* when it began, ns */
 	__u32 before[16]; /* hits until then */
 	__u32 slot[16]; /* of its function; the highest bit is set for a callback */

@@ -19,10 +19,11 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.attach.plan import Attachment
-from scope_ebpf.beam.marks.marked import MarkedCode
+from scope_ebpf.beam.marks.marked import VERSION, MarkedCode
 from scope_ebpf.beam.marks.marker import find_marker, place_of
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
+from scope_ebpf.beam.stacks.frame_layout import has_frame_pointers
 from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel.closing import Closing
@@ -63,6 +64,14 @@ _CHANGES = 0.05
 _UNFOLLOWED = 0.01
 #: Tags of one callback that are distinguished; the rest is counted as "...".
 _MOST_TAGS = 20
+#: The setting ``frames``, by whether the VM says that it has frame pointers.
+_FRAMES = {
+    None: events.MARK_FRAMES_ANY,
+    False: events.MARK_FRAMES_RETURN,
+    True: events.MARK_FRAMES_LINKED,
+}
+#: Versions of the marker that an error names.
+_MOST_VERSIONS = 4
 _MARK_THEM = (
     "mark a release with `scope-mark DIR --profile callbacks` and start it anew (docs/marking.md)"
 )
@@ -525,6 +534,7 @@ def hooks_of(
     settings["process_id"] = target.layout.offset("Process", "common.id")
     settings["map_subtag"] = target.layout.facts.map_subtag
     settings["process_hend"] = target.layout.offset("Process", "hend")
+    settings["frames"] = _FRAMES[has_frame_pointers(target)]
     hooks = []
     for name in classes:
         marker = find_marker(target, atoms, name)
@@ -546,6 +556,8 @@ def _require_jit(target: Target) -> None:
 
 
 def _require_marked(target: Target, code: MarkedCode, patterns: Sequence[Pattern]) -> None:
+    if not code.found.modules and code.found.unknown:
+        raise NothingToAttachError(_other_version(target.pid, code))
     if not code.found.modules:
         raise NothingToAttachError(
             f"no code that process {target.pid} has loaded is marked: {_MARK_THEM}"
@@ -556,3 +568,13 @@ def _require_marked(target: Target, code: MarkedCode, patterns: Sequence[Pattern
             f"nothing that fits {texts} is in the {len(code.found.modules)} marked modules that "
             f"process {target.pid} has loaded"
         )
+
+
+def _other_version(pid: int, code: MarkedCode) -> str:
+    versions = "".join(f"{version}; " for version in sorted(code.found.versions)[:_MOST_VERSIONS])
+    count = len(code.found.unknown)
+    were = "modules were" if count > 1 else "module was"
+    return (
+        f"{count} {were} marked by another version of scope-mark ({versions}{VERSION} is read) in "
+        f"process {pid}: mark them again and start it anew (docs/marking.md)"
+    )

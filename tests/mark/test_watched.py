@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import documents
 import pytest
@@ -41,6 +42,7 @@ def beam(request):
     with start_beam(kind, "-s", "counted", "main", module_dir=modules) as running:
         running.expect("ready")
         running.marked = json.loads(done.stdout)["totals"]["functions"]
+        running.kind, running.modules = kind, modules
         yield running
 
 
@@ -116,6 +118,38 @@ def test_callers_are_where_calls_return_to(seen):
     deep = dict(found["deep/1"]["callers"])
     assert deep.pop("counted:deep/1") == 23 * 40
     assert [*deep.values()] == [23]  # the comprehension that begins
+
+
+def test_callers_are_right_where_the_vm_keeps_frame_pointers(beam):
+    """
+    Each address of a stack has a frame pointer beneath it then; depths and ends are as without.
+    """
+    flags = ("+JPperf", "map" if beam.kind == "stock25" else "fp")
+    told = []
+
+    def plant():
+        linked.send("go")
+        linked.expect("done")
+
+    with start_beam(beam.kind, *flags, "-s", "counted", "main", module_dir=beam.modules) as linked:
+        linked.expect("ready")
+        options = MarkOptions(0.2, "all", EVERYTHING)
+        patterns = [parse("counted:noreply"), parse("counted:deep"), parse("counted:handle_call")]
+        marks, error = watch(inspect(linked.pid), patterns, options, plant, told.append)
+        Path(f"/tmp/perf-{linked.pid}.map").unlink(missing_ok=True)
+    assert error is None
+    found = {one.function: one for one in marks.functions}
+    assert found["noreply"].callers == {"counted:handle_cast/2": 1777}
+    assert found["deep"].callers is not None
+    assert found["deep"].callers["counted:deep/1"] == 23 * 40
+    call = found["handle_call"]
+    assert (call.failures, call.running, call.timed) == (24, 0, call.calls - 24)
+    ours = [one for one in told if one.function == "counted:noreply/1"]
+    assert {one.caller for one in ours} == {"counted:handle_cast/2"}
+    text = (HERE / "counted.erl").read_text().split("\nnoreply(")[0]
+    assert {(one.location or "").rpartition("/")[2] for one in ours} == {
+        f"counted.erl:{text.count(chr(10)) + 2}"
+    }
 
 
 def test_functions_that_end_in_a_tail_call_have_no_duration(seen):

@@ -15,8 +15,8 @@ from profile_fixtures import TARGET
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Function
-from scope_ebpf.beam.marks.marked import _ATTRIBUTE, VERSION, Mark, Marked
-from scope_ebpf.errors import NoSuchProcessError
+from scope_ebpf.beam.marks.marked import _ATTRIBUTE, VERSION, Mark, Marked, MarkedCode
+from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError
 from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
@@ -199,6 +199,33 @@ def test_the_attribute_of_a_marked_module_is_read(functions):
     reported = (found[1], found[2], int.from_bytes(found[3] or found[4], "big"))
     assert reported == (bytes((VERSION,)), b"all", functions)
     assert _ATTRIBUTE.search(b"\x83j" + b"w\x0ascope_mark") is None
+
+
+def test_code_of_another_marker_version_is_named():
+    """
+    How many modules, which version, and the remedy; also where the version is not readable.
+    """
+    code = MarkedCode.__new__(MarkedCode)
+    code.found = Marked()
+    texts = {0x1000: attribute(version=1), 0x2000: attribute(version=1)}
+    at = 64
+    words = lambda address, _count: np.array([address - at, 300], np.int64)  # noqa: E731
+    code._target = SimpleNamespace(
+        memory=SimpleNamespace(words=words, read=lambda address, _size: texts[address]),
+        layout=SimpleNamespace(offset=lambda *_: at),
+    )
+    assert [code._mark(f"shop_{header}", header) for header in texts] == [None, None]
+    target = SimpleNamespace(pid=23)
+    reason = (
+        r"^2 modules were marked by another version of scope-mark \(1; 2 is read\) in process 23"
+    )
+    with pytest.raises(NothingToAttachError, match=reason + ": mark them again and start it anew"):
+        marks._require_marked(target, code, [])
+    texts[0x3000] = b"\x83l\0\0\0\x01h\x02w\x0ascope_markj"
+    code.found = Marked()
+    code._mark("shop", 0x3000)
+    with pytest.raises(NothingToAttachError, match=r"^1 module was .* scope-mark \(2 is read\)"):
+        marks._require_marked(target, code, [])
 
 
 def test_a_table_names_what_is_not_known():

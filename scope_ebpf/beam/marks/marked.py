@@ -35,6 +35,8 @@ _ATTRIBUTE = re.compile(
     rb"h\x02w\x09functions(?:a(.)|b(....))",
     re.DOTALL,
 )
+#: The version in an attribute of any version; others may have other fields behind it.
+_ANY_VERSION = re.compile(rb"w\x0ascope_markl....h\x02w\x07version(?:a(.)|b(....))", re.DOTALL)
 #: The version of the marker that is understood.
 VERSION = 2
 #: Bytes of a module's attributes; those of real ones are below a thousand.
@@ -68,6 +70,8 @@ class Marked:
     collided: set[str] = field(default_factory=set)
     #: Modules with markers of a version that is not understood.
     unknown: set[str] = field(default_factory=set)
+    #: Those versions, as far as they can be read.
+    versions: set[int] = field(default_factory=set)
 
     @property
     def profiles(self) -> str:
@@ -150,5 +154,13 @@ class MarkedCode:
         if found is None or found[1] != bytes((VERSION,)):
             if b"w\x0ascope_mark" in attributes:
                 self.found.unknown.add(module)
+                self.found.versions |= _versions(attributes)
             return None
         return Mark(found[2].decode(), int.from_bytes(found[3] or found[4], "big"))
+
+
+def _versions(attributes: bytes) -> set[int]:
+    """The versions of the marker that *attributes* claim."""
+    return {
+        int.from_bytes(short or long, "big") for short, long in _ANY_VERSION.findall(attributes)
+    }

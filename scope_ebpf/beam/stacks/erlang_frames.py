@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.beam.stacks.frame_layout import has_frame_pointers
 from scope_ebpf.beam.stacks.frames import RBP, RETURN, RSP
 from scope_ebpf.beam.stacks.jit_frames import JitFrames
 from scope_ebpf.beam.stacks.native_frames import follow
@@ -58,7 +59,7 @@ class Stacks:
         self._code = code
         self._native = native
         self._i = target.layout.offset("Process", "i")
-        self._frame_pointers = self._has_frame_pointers()
+        self._frame_pointers = bool(has_frame_pointers(target))
         self._locations: dict[int, Mfa | None] = {}
         self._jit = JitFrames(target.memory)
         self._schedule = 0
@@ -253,8 +254,3 @@ class Stacks:
                 self._locations.clear()
             self._locations[address] = self._code.location(address)
         return self._locations[address]
-
-    def _has_frame_pointers(self) -> bool:
-        """Whether the JIT keeps frame pointers (``+JPperf true``); ERTS_FRAME_LAYOUT_FP_RA is 1."""
-        address = self._target.find("erts_frame_layout")
-        return address is not None and self._target.memory.u32(address) == 1
