@@ -11,7 +11,7 @@ from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.errors import ReadRefusedError, ScopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.processes.atoms import Atoms
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Callers of one function that are told apart; the rest is counted as "...".
 MOST_CALLERS = 10
+#: Callers of one function that are counted apart meanwhile: names of new code have no end.
+_MOST_NAMES = 1024
+_REST = "..."
 
 
 class Places:
@@ -32,22 +35,55 @@ class Places:
         self._code: CodeMap | None = None
         with suppress(ReadRefusedError):
             self._code = CodeMap(target, atoms)
-        #: Functions by address, "" for what is not in Erlang code.
-        self._names: dict[int, str] = {}
+        #: Calls of which it is settled who made them, by slot and address, as they were counted.
+        self._settled: dict[tuple[int, int], int] = {}
+        #: Those calls by slot and caller.
+        self._calls: dict[int, dict[str, int]] = defaultdict(dict)
 
     @property
     def known(self) -> bool:
         """Whether addresses can be named."""
         return self._code is not None
 
-    def learn(self, addresses: Iterable[int]) -> None:
-        """Name addresses that were not seen yet; raises ReadRefusedError."""
-        new = set(addresses) - self._names.keys()
-        if not new or self._code is None:
+    @property
+    def generation(self) -> int:
+        """Grows whenever code was loaded or purged, as far as it was read."""
+        return self._code.generation if self._code is not None else 0
+
+    def count(self, read: Callable[[], list[tuple[int, int, int]]]) -> None:
+        """
+        Settle who made the calls since the last time; raises ReadRefusedError.
+
+        *read* gives slot, address and calls until now. Where another function has come to an
+        address since the last time, it is not known to which of both calls return: they are left
+        out.
+        """
+        if self._code is None:
             return
+        rows, before = read(), self._code.generation
+        new = [row for row in rows if row[2] != self._settled.get(row[:2], 0)]
+        addresses = {address for _, address, _ in new}
+        were = self._code.functions(addresses)
         self._code.refresh()
-        for address, mfa in self._code.functions(new).items():
-            self._names[address] = str(mfa or "")
+        if self._code.generation == before:
+            are, later = were, {}
+        else:
+            are = self._code.functions(addresses)
+            later = {(slot, address): calls for slot, address, calls in read()}
+        for slot, address, calls in new:
+            was, now = were[address], are[address]
+            if was and now and str(was) != str(now):
+                self._settled[slot, address] = later.get((slot, address), calls)
+            else:
+                self._add(
+                    slot, str(now or was or ""), calls - self._settled.get((slot, address), 0)
+                )
+                self._settled[slot, address] = calls
+
+    def _add(self, slot: int, name: str, calls: int) -> None:
+        of = self._calls[slot]
+        name = name if name in of or len(of) < _MOST_NAMES else _REST
+        of[name] = of.get(name, 0) + calls
 
     def refresh(self) -> None:
         """Read which code was loaded meanwhile; raises ReadRefusedError."""
@@ -58,22 +94,22 @@ class Places:
         """The function at *address*, with file and line; None where that is not known."""
         return self._code.location(address) if self._code is not None else None
 
-    def callers(self, rows: Iterable[tuple[int, int, int]]) -> dict[int, dict[str, int]]:
+    def callers(self, read: Callable[[], list[tuple[int, int, int]]]) -> dict[int, dict[str, int]]:
         """
-        Calls by slot and by the function that they return to, of rows of slot, address, calls.
+        Calls by slot and by the function that they return to, as far as that is known.
 
-        "" are those that return to no Erlang code that is there, "..." those of rarer callers.
+        *read* is that of :meth:`count`. "" are those that return to no Erlang code, "..." those of
+        rarer callers.
         """
-        rows = list(rows)
         with suppress(ScopeError):  # the VM may have ended
-            self.learn(address for _, address, _ in rows)
-        found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        for slot, address, calls in rows:
-            found[slot][self._names.get(address, "")] += calls
-        return {slot: _most(counts) for slot, counts in found.items()}
+            self.count(read)
+        return {slot: _most(counts) for slot, counts in self._calls.items()}
 
 
 def _most(counts: dict[str, int]) -> dict[str, int]:
-    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    rest = sum(calls for _, calls in ordered[MOST_CALLERS:])
-    return dict(ordered[:MOST_CALLERS]) | ({"...": rest} if rest else {})
+    ordered = sorted(
+        ((name, calls) for name, calls in counts.items() if name != _REST),
+        key=lambda one: (-one[1], one[0]),
+    )
+    rest = counts.get(_REST, 0) + sum(calls for _, calls in ordered[MOST_CALLERS:])
+    return dict(ordered[:MOST_CALLERS]) | ({_REST: rest} if rest else {})

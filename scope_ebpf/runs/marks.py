@@ -55,6 +55,9 @@ CLASSES = {"callbacks": ("callback",), "all": ("callback", "function")}
 PROGRAM = 0.9
 #: Seconds between two looks at new code and at the cost, and between two turns.
 _INTERVAL, _TURN = 0.5, 0.05
+#: Seconds that a turn takes lines of a stream, so that no more than half a CPU goes to them and a
+#: run that must end does; and seconds for lines that are left at the end, and for calls that are.
+_SLICE, _LAST = 0.05, 0.5
 #: Seconds to wait for the cost of a hit when the run is over.
 _COST_PATIENCE = 1.0
 #: The part of a CPU from which on hooks change how fast a VM works, and how long a function takes.
@@ -192,7 +195,7 @@ class _Run(Closing):
         with suppress(ReadRefusedError):
             self._learn_names()
         with suppress(ReadRefusedError):
-            self._places.learn(address for _, address, _ in self._watch.callers())
+            self._places.count(self._watch.callers)
 
     def _learn_names(self) -> None:
         """Read the names of tags that were not read yet; they go with the VM."""
@@ -259,7 +262,7 @@ class _Run(Closing):
         stats, counted = self._watch.stats(), self._watch.tags()
         tags, full = self._tags(counted), len(counted) >= events.MARK_SLOTS
         takes_message = self._code.found.takes_message()
-        callers = self._places.callers(self._watch.callers())
+        callers = self._places.callers(self._watch.callers)
         found = []
         for number, (slot, is_callback) in self._watch.called().items():
             function = self._code.found.functions.get(number)
@@ -337,6 +340,9 @@ class _Run(Closing):
 class _Everything(_Run):
     """Counts every call."""
 
+    #: Lines of the ring that were dropped, and begun calls that were not told, when the run ended.
+    _dropped = _untold = 0
+
     def begin(self) -> None:
         """Attach the hooks, then count."""
         self._watch.attach()
@@ -345,20 +351,20 @@ class _Everything(_Run):
 
     def turn(self, now: float) -> None:
         """Follow new code, and end the run if it costs too much."""
-        self._tell()
-        if now < self._next_look:
-            return
-        self._next_look = now + _INTERVAL
+        if now >= self._next_look:
+            self._next_look = now + _INTERVAL
+            self._look(now)
+        if self._stream is not None and not self._stop.reason:
+            self._stream.take(self._watch.lines(), _SLICE)
+
+    def _look(self, now: float) -> None:
         self._cpu.update()
-        self._follow_code()
         hits = self._hits()
         if self._brake.add(now, lambda: hits * self._hit(), self._cpu.seconds):
             say_braked(self._brake)
             self._stop.ask("cost")
-
-    def _tell(self) -> None:
-        if self._stream is not None:
-            self._stream.take(self._watch.lines())
+        else:
+            self._follow_code()
 
     def end(self) -> None:
         """Count no longer; what was open of processes that were gone by then has failed."""
@@ -366,10 +372,26 @@ class _Everything(_Run):
         self._ended = self._watch.close_window()
         self._cpu.update()
         self._watch.detach()
-        self._tell()
         if self._stream is not None:
-            self._stream.end(self._ends(ended))
+            self._end_stream(self._stream, ended)
         self._open_at_end = None if ended is None else self._still_open(ended)
+
+    def _end_stream(self, stream: MarkStream, ended: set[int] | None) -> None:
+        """Tell what there is time for, and count the rest."""
+        stream.take(self._watch.lines(), _LAST)
+        self._dropped = self._watch.drop_lines()
+        self._untold = stream.end(self._ends(ended), _LAST)
+
+    def _note(self, found: Marks) -> None:
+        super()._note(found)
+        if self._dropped:
+            found.notes.append(
+                f"{self._dropped} begins or ends of calls were not read before the run ended"
+            )
+        if self._untold:
+            found.notes.append(
+                f"{self._untold} calls whose end was not read have no line: the run had ended"
+            )
 
     def _ends(self, ended: set[int] | None) -> dict[tuple[int, int], End]:
         """What became of calls that are open, by process and when they began."""

@@ -6,6 +6,7 @@ What windows of marked functions show, their errors, and how it is printed.
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
 from types import SimpleNamespace
 
 import documents
@@ -15,12 +16,14 @@ from profile_fixtures import TARGET
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.functions import Function
+from scope_ebpf.beam.code.tables import CodeMap, Mfa
 from scope_ebpf.beam.marks.marked import _ATTRIBUTE, VERSION, Mark, Marked, MarkedCode
 from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError
 from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
-from scope_ebpf.runs import marks, moments
+from scope_ebpf.runs import mark_stream, marks, moments
+from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.mark_places import Places
 from scope_ebpf.runs.mark_stream import MarkStream
 from scope_ebpf.runs.moments import Moments
@@ -380,22 +383,47 @@ def test_tags_of_which_some_found_no_room_are_null(monkeypatch, calls, entries, 
     assert row.callers is None  # of 23 of the calls
 
 
-def test_callers_are_folded_and_what_has_no_code_is_apart():
+class Code:
     """
-    Addresses of one function are one caller, the rarest are together, and places keep their names.
+    Tables of code of a VM: functions by address, as they were at the last look.
+    """
+
+    def __init__(self, functions):
+        self.there, self.seen, self.generation = functions, dict(functions), 0
+
+    def refresh(self):
+        self.generation += self.seen != self.there
+        self.seen = dict(self.there)
+
+    def functions(self, addresses):
+        return {address: self.seen.get(address) for address in addresses}
+
+    def location(self, address):
+        name = self.seen.get(address)
+        if name is None:
+            return None
+        module, function = name.removesuffix("/1").split(":")
+        return Mfa(module, function, 1, f"{module}.erl", 23)
+
+
+def places_of(functions):
+    """
+    Places in the code *functions*, and that code.
     """
     places = Places.__new__(Places)
-    code = {8 * n: f"shop:caller_{n}/1" for n in range(1, 24)} | {4: "shop:caller_23/1"}
-    asked = []
+    places._code = Code(functions)
+    places._settled, places._calls = {}, defaultdict(dict)
+    return places, places._code
 
-    def functions(new):
-        asked.extend(new)
-        return {address: code.get(address) for address in new}
 
-    places._names = {}
-    places._code = SimpleNamespace(refresh=lambda: None, functions=functions)
+def test_callers_are_folded_and_what_has_no_code_is_apart():
+    """
+    Addresses of one function are one caller, the rarest are together, and nothing counts twice.
+    """
+    functions = {8 * n: f"shop:caller_{n}/1" for n in range(1, 24)} | {4: "shop:caller_23/1"}
+    places, _ = places_of(functions)
     rows = [(7, 8 * n, n) for n in range(1, 24)] + [(7, 4, 100), (7, 1, 50), (9, 8, 3)]
-    found = places.callers(rows)
+    found = places.callers(lambda: rows)
     assert list(found[7].items())[:3] == [
         ("shop:caller_23/1", 123),
         ("", 50),
@@ -404,8 +432,47 @@ def test_callers_are_folded_and_what_has_no_code_is_apart():
     assert (len(found[7]), found[7]["..."]) == (11, sum(range(1, 15)))
     assert sum(found[7].values()) == sum(range(1, 24)) + 150
     assert found[9] == {"shop:caller_1/1": 3}
-    places.callers(rows)
-    assert len(asked) == len(set(asked)) == 25
+    assert places.callers(lambda: rows) == found
+
+
+def test_calls_keep_the_caller_whose_code_was_there():
+    """
+    Other code comes to an address: what was counted before is the first one's, what is counted
+    later the second one's, and what is counted between two looks is nobody's.
+    """
+    places, code = places_of({8: "shop:old/1", 16: "shop:stays/1"})
+    places.count(lambda: [(7, 8, 23), (7, 16, 5), (7, 24, 2)])
+    code.there = {8: "shop:new/1", 16: "shop:stays/1", 24: "shop:loaded/1"}
+    counts = iter([[(7, 8, 30), (7, 16, 6), (7, 24, 4)], [(7, 8, 31), (7, 16, 6), (7, 24, 4)]])
+    places.count(lambda: next(counts))
+    found = places.callers(lambda: [(7, 8, 41), (7, 16, 7), (7, 24, 9)])
+    assert found[7] == {
+        "shop:old/1": 23,
+        "shop:new/1": 10,
+        "shop:stays/1": 7,
+        "shop:loaded/1": 7,
+        "": 2,
+    }
+    # Eight calls are of unknown callers: no callers are shown of 57.
+    run = unstarted(marks._Run, Watched())
+    run._places = places
+    assert run._callers(found[7], 57) is None
+
+
+def test_tables_of_code_do_not_remember_that_an_address_was_empty():
+    """
+    Code that is loaded where there was none is named, once its range is read.
+    """
+    code = CodeMap.__new__(CodeMap)
+    code._modules, code._functions, code._headers, code.generation = {}, {}, {}, 0
+    code._starts = code._ends = np.empty(0, np.uint64)
+    code._layout = SimpleNamespace(offset=lambda *_: 0)
+    code._memory = SimpleNamespace(gather=lambda *_: ([], None))
+    code._lookup = lambda address, **_: "shop:new/1" if address in code._starts else None
+    assert code.function(8) is None
+    code._ranges = lambda: np.array([[8, 16]], np.uint64)
+    code.refresh()
+    assert code.function(8) == "shop:new/1"
 
 
 def line(kind: int, began: int, *, time_ns: int = 0, process: int = 7, slot: int = 3) -> np.void:
@@ -418,19 +485,29 @@ def line(kind: int, began: int, *, time_ns: int = 0, process: int = 7, slot: int
     made["process"], made["slot"] = process, slot
     if whole:
         made["id"], made["arity"] = 1, kind != events.LINE_RETURNED or 1
+        made["code"], made["caller"] = 8, 16
     return made[()]
+
+
+def streamed(functions):
+    """
+    A stream of calls in the code *functions*, that code, and what the stream told.
+    """
+    told = []
+    places, code = places_of(functions)
+    stream = MarkStream.__new__(MarkStream)
+    stream._functions = {1: Function("shop", "handle_call", 1, 0, 0, (0, 0), is_bif=False)}
+    stream._pids, stream._shapes = SimpleNamespace(text=str), SimpleNamespace(shapes=lambda x, _: x)
+    stream._open, stream._show, stream._places = {}, told.append, places
+    stream._mfas, stream._before, stream._generation, stream._changed_ns = {}, {}, 0, 0
+    return stream, code, told
 
 
 def test_ends_are_joined_to_the_calls_that_they_end():
     """
     By process, time and slot, in any order of processes; an end without a begin tells nothing.
     """
-    told = []
-    stream = MarkStream.__new__(MarkStream)
-    stream._functions = {1: Function("shop", "handle_call", 1, 0, 0, (0, 0), is_bif=False)}
-    stream._pids, stream._shapes = SimpleNamespace(text=str), SimpleNamespace(shapes=lambda x, _: x)
-    stream._open, stream._show = {}, told.append
-    stream._lines, stream._callers = {0: "shop.erl:23"}, {0: None}
+    stream, _, told = streamed({8: "shop:handle_call/1"})
     stream.take(
         [
             line(events.LINE_ENTERED, 100),
@@ -442,9 +519,10 @@ def test_ends_are_joined_to_the_calls_that_they_end():
             line(events.LINE_UNFOLLOWED, 140),
             line(events.LINE_ENTERED, 150),
             line(events.LINE_HANDED, 150, time_ns=160),
-        ]
+        ],
+        60.0,
     )
-    stream.end({})
+    assert stream.end({}, 60.0) == 0
     assert [(one.process, one.time_ns, one.end, one.duration_ns) for one in told] == [
         ("7", 110, "returned", 23),
         ("8", 100, "failed", None),
@@ -453,6 +531,111 @@ def test_ends_are_joined_to_the_calls_that_they_end():
         ("7", 100, "untold", None),
     ]
     assert {one.location for one in told} == {"shop.erl:23"}
+
+
+def test_a_line_names_the_code_that_was_there_when_the_call_began():
+    """
+    Other code comes to the addresses: calls before keep their names, those that were read only
+    afterwards have none, and later ones have the new ones. A marker's place is in its function.
+    """
+    stream, code, told = streamed({8: "shop:handle_call/1", 16: "shop:old/1"})
+    stream.take([line(events.LINE_ENTERED, 100)], 60.0)
+    code.there = {8: "shop:other/1", 16: "shop:new/1"}
+    stream._places.refresh()
+    stream.take([line(events.LINE_UNFOLLOWED, 110), line(events.LINE_HANDED, 100)], 60.0)
+    stream.take([line(events.LINE_UNFOLLOWED, 1 << 62)], 60.0)
+    assert [(one.time_ns, one.caller, one.location) for one in told] == [
+        (110, None, None),
+        (100, "shop:old/1", "shop.erl:23"),
+        (1 << 62, "shop:new/1", None),
+    ]
+
+
+class Flood(Watched):
+    """
+    A watch whose ring holds a hundred thousand begins of calls.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.ring = (line(events.LINE_ENTERED, began) for began in range(1, 100_001))
+
+    def lines(self):
+        return self.ring
+
+    def drop_lines(self):
+        return sum(1 for _ in self.ring)
+
+    def counts(self):
+        return {"callback": 200_000, "function": 0, "untold": 0}
+
+
+@pytest.fixture
+def flooded(monkeypatch):
+    """
+    A run with a stream on a clock of its own, on which a line of the stream takes 10 ms.
+    """
+    monkeypatch.setattr(marks, "ProcessTable", Table)
+    monkeypatch.setattr(Table, "living", frozenset((1, 2)))
+    run = unstarted(marks._Everything, Flood())
+    stream, _, told = streamed({})
+    clock = [0.0]
+    place = stream._place
+
+    def slow(address):
+        clock[0] += 0.005
+        return place(address)
+
+    stream._place, run._stream = slow, stream
+    monkeypatch.setattr(mark_stream.time, "monotonic", lambda: clock[0])
+    run._stop, run._next_look, run._follow_code = Stop(), 0.0, lambda: None
+    run._hit, run._cpu = lambda: 0.001, SimpleNamespace(update=lambda: None, seconds=1.0)
+    run._left_out, run._code = 0, SimpleNamespace(found=Marked())
+    return run, clock, told
+
+
+def test_a_run_that_costs_too_much_ends_before_its_stream_is_read(flooded):
+    """
+    Lines are taken for 50 ms a turn, none once the run must end; what is left then is counted.
+    """
+    run, clock, told = flooded
+    run._brake = SimpleNamespace(add=lambda *_: False)
+    run.turn(0.0)
+    taken = clock[0]
+    assert taken == pytest.approx(marks._SLICE, abs=0.02)
+    run._brake = SimpleNamespace(add=lambda *_: True, share=0.5, most=0.01)
+    run.turn(1.0)
+    assert (run._stop.reason, clock[0]) == ("cost", taken)
+    run.end()
+    assert clock[0] <= taken + 2 * marks._LAST + 0.02
+    assert run._dropped + run._untold + len(told) == 100_000
+    assert len(told) <= 100
+    found = Marks(TARGET, 10.0, 1, 1, "callbacks", [])
+    run._note(found)
+    assert (
+        f"{run._dropped} begins or ends of calls were not read before the run ended" in found.notes
+    )
+
+
+def test_a_signal_ends_a_run_with_a_stream_at_once(flooded):
+    """
+    A turn after Ctrl-C takes no lines.
+    """
+    run, clock, _ = flooded
+    run._brake = SimpleNamespace(add=lambda *_: False)
+    run._stop.ask("interrupted")
+    run.turn(0.0)
+    assert clock[0] == 0.0
+
+
+def test_calls_that_are_left_at_the_end_are_counted():
+    """
+    Those for which there is no time have no line.
+    """
+    stream, _, told = streamed({})
+    stream.take([line(events.LINE_ENTERED, began) for began in range(1, 24)], 60.0)
+    assert stream.end({(7, 1): "running"}, 0.0) == 23
+    assert told == []
 
 
 @pytest.mark.parametrize(("unfollowed", "p50"), [(0, 0.001), (9, 0.001), (10, None)])

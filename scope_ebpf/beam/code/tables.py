@@ -128,7 +128,9 @@ class CodeMap:
         """Read the ranges again; forget every module that is not what it was."""
         ranges = _without_overlaps(distinct_rows(self._ranges()))
         before = np.stack([self._starts, self._ends], axis=1)
-        self.generation += not np.array_equal(before, ranges)
+        if not np.array_equal(before, ranges):
+            self.generation += 1
+            self._functions.clear()  # also what was at an address where there was no code
         self._starts, self._ends = ranges[:, 0], ranges[:, 1]
         size = self._layout.offset("BeamCodeHeader", "functions") + 8
         kept = list(self._modules.values())[-CACHE:]

@@ -31,7 +31,7 @@ from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import by_program
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -215,13 +215,19 @@ class MarkWatch(Closing):
             for key, count in self._maps.callers.items()
         ]
 
-    def lines(self) -> list[np.void]:
-        """Begins and ends of calls since the last time, oldest first: MARK_CALL or MARK_END."""
-        found = []
+    def lines(self) -> Iterator[np.void]:
+        """
+        Take begins and ends of calls, oldest first: MARK_CALL or MARK_END.
+
+        What is not taken stays in the ring.
+        """
         for record in self._ring.records():
             whole = len(record) == events.MARK_CALL.itemsize
-            found.append(np.frombuffer(record, events.MARK_CALL if whole else events.MARK_END)[0])
-        return found
+            yield np.frombuffer(record, events.MARK_CALL if whole else events.MARK_END)[0]
+
+    def drop_lines(self) -> int:
+        """Drop what is in the ring; returns how many begins and ends of calls that were."""
+        return sum(1 for _ in self._ring.records())
 
     def open_calls(self) -> list[OpenCall]:
         """The calls that are open."""
