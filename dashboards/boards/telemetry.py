@@ -5,7 +5,7 @@ What Elixir's libraries report: requests by route, LiveView callbacks, queries, 
 
 from typing import Final
 
-from boards.colours import BLUE, GREEN, ORANGE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from boards.records import Board, Panel, Query, Row, bound
 
 _OFF: Final = (
@@ -107,7 +107,8 @@ HTTP = Board(
                 _table(
                     "Requests by route",
                     "Requests by route and method, the part that failed (a status of 500 or more, or an "
-                    "exception) and the mean duration; `other` are routes without a name of their own.",
+                    "exception) and the mean duration; `other` are routes, and ways to end, without a name of "
+                    "their own.",
                     "`scope-trace requests PID --route ROUTE` shows the slowest ones as trees, down to the "
                     "queries.",
                     _red(_HTTP, "route, method", f", {_FAILED}", (0.5, 1)),
@@ -356,7 +357,8 @@ JOBS = Board(
                 Panel(
                     "Jobs by state",
                     "cps",
-                    f"Jobs a second by state. {_OFF}",
+                    "Jobs a second by state; it is not known of jobs whose labels the kernel had no room for. "
+                    f"{_OFF}",
                     "failures are tried again, which is more work: the table above has their workers.",
                     (
                         Query(
@@ -365,9 +367,14 @@ JOBS = Board(
                             BLUE,
                         ),
                         Query(
-                            f'sum(rate({_JOBS}_count{{HERE, state!="success"}}[5m]))',
+                            f'sum(rate({_JOBS}_count{{HERE, state!~"success|other"}}[5m]))',
                             "others",
                             VERMILLION,
+                        ),
+                        Query(
+                            f'sum(rate({_JOBS}_count{{HERE, state="other"}}[5m]))',
+                            "not known",
+                            GREY,
                         ),
                     ),
                     width=12,

@@ -5,6 +5,7 @@ Sums of telemetry events: estimates, a bounded number of series, and what the re
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,13 @@ from test_metrics_exposition import exported, reading, samples
 from scope_ebpf import events
 from scope_ebpf.metrics.telemetry import (
     FAMILIES,
+    JOBS,
     LEAST_SERIES,
     OTHER,
+    QUERIES,
     REQUESTS,
     Counted,
+    Family,
     Span,
     TelemetryReading,
     TelemetrySums,
@@ -128,14 +132,21 @@ def test_each_library_has_its_series():
 
 def all_kinds(look: int, many: int) -> list[Counted]:
     """
-    Events of every family, with names that are new in each of seven looks.
+    Events of every family and outcome, with names that are new in each of seven looks.
     """
     names, specs = [f"n{look % 7}_{n}" for n in range(many)], of_series()
-    known = [
-        counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name))
-        for n, name in enumerate(names)
-        for spec in specs
-    ]
+    ends = {
+        "status": ["2xx", "3xx", "4xx", "5xx", "odd"],
+        "result": ["ok", "error", "odd"],
+        "state": ["success", "failure", "discard", "odd"],
+    }
+    known = []
+    for n, name in enumerate(names):
+        for spec in specs:
+            ended = {
+                label: ends[label][n % len(ends[label])] for label in spec.labels if label in ends
+            }
+            known.append(counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name) | ended))
     return known + [counted(f"shop.{name}", 1.0) for name in names]
 
 
@@ -161,6 +172,80 @@ def test_a_family_that_is_alone_may_have_nearly_all_series():
     routes = [one for one in found.series if one.family is REQUESTS]
     assert len(routes) * REQUESTS.cost > 250
     assert sum(one.number for one in routes) == sum(100.0 + n for n in range(100))
+
+
+def ended(found: TelemetryReading, family: Family, label: str) -> dict[str, float]:
+    """
+    Events of a family by how they ended, with and without names.
+    """
+    totals: Counter[str] = Counter()
+    for one in found.series:
+        if one.family is family:
+            totals[one.labels[family.labels.index(label)]] += one.number
+    return dict(totals)
+
+
+@pytest.mark.parametrize(
+    ("family", "event", "label", "good", "bad"),
+    [
+        (REQUESTS, "phoenix.router_dispatch.stop", "status", "2xx", "5xx"),
+        (QUERIES, "*.query", "result", "ok", "error"),
+        (JOBS, "oban.job.stop", "state", "success", "failure"),
+    ],
+)
+def test_what_has_no_name_keeps_how_it_ended(
+    family: Family, event: str, label: str, good: str, bad: str
+):
+    """
+    Of 60 routes, tables or workers, of which a few have a name, a tenth fails: a tenth is seen.
+    """
+    sums = TelemetrySums(LEAST_SERIES)
+    names = [name for name in family.labels if name != label]
+    news = [
+        counted(event, number, **dict.fromkeys(names, f"n{n}"), **{label: how})
+        for n in range(60)
+        for how, number in ((good, 90.0), (bad, 10.0))
+    ]
+    for look in range(3):
+        found = sums.add(news, SPAN, 10.0 * look)
+    assert {good: 3 * 5400, bad: 3 * 600} == ended(found, family, label)
+    assert len([one for one in found.series if one.family is family]) < 60
+
+
+def test_a_route_with_a_name_has_its_failures_with_it():
+    """
+    They are few, and come before the successes of routes that are seldom asked for.
+    """
+    sums = TelemetrySums(LEAST_SERIES)
+    often = [routed("/often", 900.0), routed("/often", 100.0, "5xx")]
+    found = sums.add([*often, *(routed(f"/{n}", 300.0) for n in range(30))], SPAN, 1.0)
+    numbers = {one.labels: one.number for one in found.series if one.family is REQUESTS}
+    assert 100 == numbers["/often", "GET", "5xx"]
+
+
+def test_events_without_a_row_of_their_own_are_exceptions_where_their_name_says_so():
+    """
+    Requests that raised, of which the kernel kept no labels; of others it is not known.
+    """
+    zeros = [np.zeros(n) for n in (4, 4, events.TELEMETRY_SLOTS)]
+    news = [
+        Counted(f"phoenix.router_dispatch.{end}", None, number, *zeros)
+        for end, number in (("exception", 23.0), ("stop", 7.0))
+    ]
+    found = TelemetrySums(LEAST_SERIES).add(news, SPAN, 1.0)
+    assert {"exception": 23, OTHER: 7} == ended(found, REQUESTS, "status")
+
+
+def test_a_client_cannot_invent_methods():
+    """
+    Those that no standard has are one label.
+    """
+    news = [
+        counted("plug.router_dispatch.stop", 2.0, route="/*", method=method, status="4xx")
+        for method in ("PATCH", *(f"M{n}" for n in range(40)))
+    ]
+    found = TelemetrySums(500).add(news, SPAN, 1.0)
+    assert {"PATCH": 2, OTHER: 80} == ended(found, REQUESTS, "method")
 
 
 def test_counters_never_fall():
