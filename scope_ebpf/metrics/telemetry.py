@@ -49,7 +49,9 @@ _OUTCOMES = {
     "state": frozenset({"success", "failure", "discard"}),
 }
 #: Methods that have a name; a client may send any text (RFC 9110, section 9; RFC 5789).
-_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS CONNECT TRACE".split())
+_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+)
 
 
 class Family(NamedTuple):

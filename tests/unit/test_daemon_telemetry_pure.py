@@ -5,6 +5,7 @@ When the daemon reads whose telemetry, and what its hooks count for.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -196,6 +197,20 @@ def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):
     assert ("", ["offer", None, "offer"]) == (watch.found.refused, watch.offers)
 
 
+def test_hooks_that_fail_unexpectedly_are_counted_and_shown(run: SimpleNamespace):
+    """
+    Once for each try; the VM stays, and its hooks are offered again.
+    """
+    run.watches = [watch := Watched()]
+    run.go(5)
+    watch.refused = TypeError("a mistake")
+    run.go(10)
+    assert "TypeError('a mistake')" == watch.found.refused
+    assert (1, None) == (run.errors["snapshot"], watch.error)
+    run.go(100)
+    assert ("", ["offer", None, "offer"]) == (watch.found.refused, watch.offers)
+
+
 def test_other_targets_go_on_beside_one_that_fails(run: SimpleNamespace):
     """
     An unexpected error is counted; memory that hangs is for the loop, and so is an end.
@@ -313,6 +328,32 @@ def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
     assert [Estimate(5, 0)] == list(found.crop.estimates)
 
 
+@pytest.mark.parametrize("windows", [0, 6])
+def test_sums_of_a_kind_outlast_idle_rows(monkeypatch: pytest.MonkeyPatch, windows: int):
+    """
+    Rows of 20,000 events are removed; then 30 come, counted in full or in windows.
+    """
+    monkeypatch.setattr(hooks, "ROWS", 8)
+    found = hooks_on(watch := AWatch())
+    watch.by_label = {16: 10_000, 32: 10_000}
+    found._harvest()
+    watch.by_label |= {48: 50, 64: 50, 80: 50}
+    found._harvest()
+    assert {48, 64, 80} == watch.by_label.keys()
+    for _ in range(windows):
+        watch.by_label[48] += 5
+        now = time.monotonic()
+        found._observation._window.opened, found._observation._window.until = now, now + 0.1
+        found._observation._close(now)
+    watch.by_label[48] += 0 if windows else 30
+    found._harvest()
+    assert found.crop is not None
+    number, error = found.crop.span.errors["jobs"]
+    assert number >= 30
+    assert 0 <= error <= 1
+    assert windows or number == 30
+
+
 def test_counted_events_are_scaled_as_their_estimate():
     """
     46 events of which 23 were seen, with their labels and twice their sums.
@@ -359,5 +400,10 @@ def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPa
         slot.take()
     slot.offer("offer")
     assert (0.5, "crop") == (slot.tick(), slot.take())
+    made[1].run = lambda: [].pop()
+    slot.run()
+    assert (True, None) == (made[1].closed, slot.next_due)
+    with pytest.raises(IndexError):
+        slot.take()
     slot.offer(None)
     assert (0.5, None, None) == (slot.tick(), slot.next_due, slot.take())

@@ -79,7 +79,7 @@ class Subject(Protocol):
         """Count events as these specifications say, too."""
 
     def take_telemetry(self) -> Crop | None:
-        """Take what was counted; a ScopeError if hooks had to be taken out."""
+        """Take what was counted; raises the error, of any kind, for which hooks were taken out."""
 
     def publish_telemetry(self, found: TelemetryReading) -> None:
         """Show these figures with the next reading."""
@@ -258,7 +258,7 @@ class TelemetryLooks:
             subject.specify_telemetry(specified)
         try:
             crop = subject.take_telemetry()
-        except ScopeError:
+        except Exception:
             state.failures = _FAILURES  # nothing is attached any more
             raise
         if crop:
