@@ -101,7 +101,7 @@ class _Counting:
 
     def _by_kind(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> NDArray[np.float64]:
         numbers, counts = self._kinds[rows["spec"]], totals["count"].astype(np.float64)
-        return np.bincount(numbers, counts, len(KINDS))
+        return np.bincount(numbers, counts, len(KINDS)).astype(np.float64)
 
 
 class TelemetryHooks:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
+from scope_ebpf.beam.telemetry.encoding import Decoder
 from scope_ebpf.budget.strata import Estimate
 from scope_ebpf.daemon import telemetry as hooks
 from scope_ebpf.daemon import telemetry_slot
@@ -371,6 +372,61 @@ def test_counted_events_are_scaled_as_their_estimate():
     assert (46, 40, 2000, 40) == (one.number, one.measured[0], one.sums[0], one.slots[84])
 
 
+class Unreadable:
+    """
+    Atoms of which none can be read, for the reason *error*.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.asked = error, 0
+
+    def text_at(self, index: int) -> str:
+        self.asked += 1
+        raise self.error
+
+
+def unreadable(error: Exception) -> tuple[Sight, Crop, Unreadable]:
+    """
+    A sight of 500 rows with a label each that cannot be read, and an event by name.
+    """
+    sight = object.__new__(Sight)
+    sight._specs, atoms = of_series(), Unreadable(error)
+    sight._decoder = Decoder(atoms, strict=True)
+    rows = rows_of(*(index << 6 | 0xB for index in range(500)))
+    rows["spec"][499], rows["text"][499, :4] = 0, (9, 0, 0, 0)
+    growth = np.zeros(500, events.TELEMETRY_TOTALS)
+    growth["count"] = 1
+    crop = Crop(rows, growth, [Estimate(1.0, 0.0)] * 500, Span(5.0, 1.0, {}, {}))
+    return sight, crop, atoms
+
+
+def test_names_that_cannot_be_read_now_are_no_labels():
+    """
+    Such events count for the rest of their specification: a label would stay for good.
+    """
+    sight, crop, _ = unreadable(REFUSED)
+    found = Counter((one.event, one.labels) for one in sight.counted(crop))
+    assert {("phoenix.router_dispatch.stop", None): 499, ("other", None): 1} == found
+
+
+@pytest.mark.parametrize("error", [NoAnswerError("hangs"), NoSuchProcessError("ended")])
+def test_a_name_that_does_not_come_ends_the_look(error: Exception):
+    """
+    It is not waited for as often as there are rows; the command, which looks once, shows "?" after
+    an end.
+    """
+    sight, crop, atoms = unreadable(error)
+    with pytest.raises(type(error)):
+        list(sight.counted(crop))
+    assert 1 == atoms.asked
+    command = Decoder(atoms)
+    if isinstance(error, NoSuchProcessError):
+        assert ("?",) == command.labels(crop.rows[0], 1)
+    else:
+        with pytest.raises(NoAnswerError):
+            command.labels(crop.rows[0], 1)
+
+
 def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPatch):
     """
     The thread learns what the kernel refuses; what hooks took before they went still counts.
@@ -400,7 +456,7 @@ def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPa
         slot.take()
     slot.offer("offer")
     assert (0.5, "crop") == (slot.tick(), slot.take())
-    made[1].run = lambda: [].pop()
+    made[1].run = [].pop
     slot.run()
     assert (True, None) == (made[1].closed, slot.next_due)
     with pytest.raises(IndexError):
