@@ -157,6 +157,21 @@ def test_a_vm_without_telemetry_gets_no_hooks(run: SimpleNamespace):
     assert TelemetryReading() == watch.found
 
 
+def test_a_vm_without_telemetry_is_not_refused_for_good(run: SimpleNamespace):
+    """
+    Its first look fails; or the library is unloaded later, and its last figures go.
+    """
+    first = Watched(1, has=False, planned=[REFUSED])
+    later = Watched(2, owner=Owner(1000, ""))
+    run.watches = [first, later]
+    run.go(10)
+    assert "code is being loaded" == first.found.refused
+    assert later.found.spans
+    later.has = False
+    run.go(100)
+    assert (TelemetryReading(), TelemetryReading()) == (first.found, later.found)
+
+
 def test_reading_stays_within_the_budget_also_where_it_fails(run: SimpleNamespace):
     """
     A tenth of the budget of 0.02 of a core pays for one look of 0.03 s in 15 s.

@@ -270,6 +270,7 @@ class TelemetryLooks:
                 subject.offer_telemetry(None)
             state.search = self.clock() + (_AGAIN if sight.is_there else _SEARCH)
         if not sight.is_there:
+            subject.publish_telemetry(TelemetryReading())  # and so nothing is refused any more
             return _SEARCH
         if specified := sight.specified():
             subject.specify_telemetry(specified)
