@@ -61,6 +61,8 @@ class Family(NamedTuple):
     names: tuple[str, ...]
     #: How much of the series it may have beside others.
     weight: int
+    #: The label whose values clients of the VM may invent.
+    invented: str = ""
 
     @property
     def labels(self) -> Labels:
@@ -78,6 +80,20 @@ class Family(NamedTuple):
         bounds = catalogue()[self.names[0]].exponents
         return len(bounds) + 3 if self.is_histogram else len(self.names)
 
+    def is_invented(self, labels: Labels) -> bool:
+        """Whether a client may have invented one of these labels."""
+        if not self.invented:
+            return False
+        pairs = zip(self.labels, labels, strict=True)
+        return any(name == self.invented and value not in ("", OTHER) for name, value in pairs)
+
+    def wider(self, labels: Labels) -> Labels:
+        """These labels without what a client may have invented."""
+        if not self.is_invented(labels):
+            return labels
+        pairs = zip(self.labels, labels, strict=True)
+        return tuple(OTHER if name == self.invented else value for name, value in pairs)
+
     def rest(self, labels: Labels) -> Labels:
         """The labels of what has these, but no name: only how it ended is kept."""
         pairs = zip(self.labels, labels, strict=True)
@@ -87,7 +103,7 @@ class Family(NamedTuple):
 REQUESTS = Family(("beam_http_request_duration_seconds",), 5)
 RESPONSES = Family(("beam_http_responses_total",), 1)
 RAISED = Family(("beam_http_exceptions_total",), 1)
-VIEWS = Family(("beam_live_view_duration_seconds",), 4)
+VIEWS = Family(("beam_live_view_duration_seconds",), 4, invented="event")
 VIEWS_RAISED = Family(("beam_live_view_exceptions_total",), 1)
 QUERIES = Family(("beam_db_query_duration_seconds",), 4)
 POOL = Family(("beam_db_queue_seconds_total", "beam_db_queue_waits_total"), 1)
@@ -243,7 +259,9 @@ class _Sums:
 
     def __init__(self, family: Family, series: int) -> None:
         self.family = family
-        self._ranking: Ranking[Labels] = Ranking(0, max(NEW, series // family.cost), keeps=True)
+        self._ranking: Ranking[Labels] = Ranking(
+            0, max(NEW, series // family.cost), keeps=True, invented=family.is_invented
+        )
         #: What has no name, by how it ended: those that have been.
         self._rests: set[Labels] = set()
         self._sums: dict[Labels, _Sum] = {}
@@ -251,7 +269,7 @@ class _Sums:
     def demand(self, news: Mapping[Labels, _Sum]) -> Demand:
         """Series for all rests, and for all combinations of labels that are known, too."""
         self._rests |= {self.family.rest(key) for key in news}
-        known = self._ranking.known(key for key in news if key not in self._rests)
+        known = self._ranking.known(self._worths(news, 1.0))
         rests = len(self._rests)
         return Demand(self.family.cost * rests, self.family.cost * (rests + known))
 
@@ -263,14 +281,16 @@ class _Sums:
             key: self._sums.get(key) or _Sum() for key in (*sorted(named), *sorted(self._rests))
         }
         for key, one in news.items():
-            sums[key if key in named else self.family.rest(key)].merge(one)
+            homes = key, self.family.wider(key), self.family.rest(key)
+            sums[next(home for home in homes if home in sums)].merge(one)
         self._sums = sums
 
     def _worths(self, news: Mapping[Labels, _Sum], seconds: float) -> dict[Labels, float]:
         """
         What each combination of labels is worth: as much as all that differ in how they end.
 
-        So failures of a route have a name beside its successes, though they are fewer.
+        So failures of a route have a name beside its successes, though they are fewer. What a
+        client may have invented is also worth a name without that.
         """
         names = self.family.labels
         together: defaultdict[Labels, float] = defaultdict(float)
@@ -280,7 +300,12 @@ class _Sums:
         }
         for key, one in news.items():
             together[alike[key]] += one.count / seconds
-        return {key: together[alike[key]] for key in news if key not in self._rests}
+        worths: defaultdict[Labels, float] = defaultdict(float)
+        for key in news:
+            worths[key] += together[alike[key]]
+            if (wider := self.family.wider(key)) != key:
+                worths[wider] += together[alike[key]]
+        return {key: worth for key, worth in worths.items() if key not in self._rests}
 
     def series(self) -> Iterator[Series]:
         """The sums of this moment."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from test_metrics_exposition import exported, reading, samples
 
 from scope_ebpf import events
+from scope_ebpf.metrics.ranking import NEW
 from scope_ebpf.metrics.telemetry import (
     FAMILIES,
     JOBS,
@@ -20,6 +22,7 @@ from scope_ebpf.metrics.telemetry import (
     OTHER,
     QUERIES,
     REQUESTS,
+    VIEWS,
     Counted,
     Family,
     Span,
@@ -28,6 +31,9 @@ from scope_ebpf.metrics.telemetry import (
     kind_of,
 )
 from scope_ebpf.telemetry.specs import of_series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Of a duration of 3 ms: 2^21 ns (1 + 1 / 4) and more.
 SLOT = 4 * 21 + 1
@@ -100,13 +106,16 @@ def test_each_library_has_its_series():
     """
     Queries with their time in the queue, jobs, callbacks, responses; what is missing is empty.
     """
+    event = {"view": "C", "event": "inc"}
+    sums = TelemetrySums(500)
+    sums.add([counted("phoenix.live_component.handle_event.stop", 2.0, **event)], SPAN, 0.0)
     found = series(
-        TelemetrySums(500).add(
+        sums.add(
             [
                 counted("*.query", 5.0, repo="Shop.Repo", source=None, result="ok"),
                 counted("oban.job.exception", 2.0, worker="W", queue="mail", state="failure"),
                 counted("phoenix.live_view.mount.stop", 4.0, view="V"),
-                counted("phoenix.live_component.handle_event.stop", 6.0, view="C", event="inc"),
+                counted("phoenix.live_component.handle_event.stop", 6.0, **event),
                 counted("phoenix.live_view.render.exception", 1.0, view="V", exception="E"),
                 counted("bandit.request.stop", 9.0, status="4xx"),
                 counted("shop.cart.add", 8.0),
@@ -123,8 +132,8 @@ def test_each_library_has_its_series():
     assert 2 == found["beam_job_duration_seconds_count", "mail", "failure", "W"]
     assert 0.006 == found["beam_job_queue_seconds_total", "mail"]
     assert 4 == found["beam_live_view_duration_seconds_count", "mount", "", "V"]
-    component = ("component.handle_event", "inc", "C")
-    assert 6 == found[("beam_live_view_duration_seconds_count", *component)]
+    component = "beam_live_view_duration_seconds_count", "component.handle_event"
+    assert (2, 6) == (found[*component, OTHER, "C"], found[*component, "inc", "C"])
     assert 1 == found["beam_live_view_exceptions_total", "render", "E", "V"]
     assert 9 == found["beam_http_responses_total", "bandit", "4xx"]
     assert 8 == found["beam_telemetry_events_total", "shop.cart.add"]
@@ -246,6 +255,58 @@ def test_a_client_cannot_invent_methods():
     ]
     found = TelemetrySums(500).add(news, SPAN, 1.0)
     assert {"PATCH": 2, OTHER: 80} == ended(found, REQUESTS, "method")
+
+
+def clicks(view: str, names: Iterable[str], number: float) -> list[Counted]:
+    """
+    So many events of each name that browsers sent to a view.
+    """
+    event = "phoenix.live_view.handle_event.stop"
+    return [counted(event, number, view=view, event=name) for name in names]
+
+
+def shown(found: TelemetryReading) -> dict[str, float]:
+    """
+    The sums of those events, by their names.
+    """
+    return ended(found, VIEWS, "event")
+
+
+REAL, INVENTED = [f"real{n}" for n in range(5)], [f"x{n}" for n in range(200)]
+
+
+def test_a_burst_of_invented_events_takes_no_names():
+    """
+    The view's own, which come after it, have theirs with the second look; nothing is lost.
+    """
+    sums = TelemetrySums(500)
+    sums.add(clicks("V", INVENTED, 1000.0), SPAN, 0.0)
+    for look in range(1, 4):
+        found = sums.add(clicks("V", REAL, 50.0), SPAN, 10.0 * look)
+    assert dict.fromkeys(REAL, 100.0) | {OTHER: 200_000.0 + 250.0} == {
+        name: number for name, number in shown(found).items() if number
+    }
+    assert ("V", "handle_event", OTHER) in {one.labels for one in found.series}
+
+
+def test_known_events_survive_a_flood_that_goes_on():
+    """
+    Invented names that come often, look after look: half of the new names at most are such, and
+    views that are new have theirs.
+    """
+    sums = TelemetrySums(300)
+    for look in range(3):
+        sums.add(clicks("V", REAL, 5.0), SPAN, 10.0 * look)
+    for look in range(3, 20):
+        sums.add(clicks("V", [*REAL, *INVENTED], 90_000.0), SPAN, 10.0 * look)
+    mounts = [counted("phoenix.live_view.mount.stop", 1.0, view=f"N{n}") for n in range(3)]
+    for look in range(20, 30):
+        found = sums.add(
+            [*clicks("V", REAL, 5.0), *clicks("V", INVENTED, 9e4), *mounts], SPAN, 10.0 * look
+        )
+    assert all(shown(found)[name] > 1_000_000 for name in REAL)
+    assert {"N0", "N1", "N2"} < {one.labels[0] for one in found.series if one.family is VIEWS}
+    assert sum(name.startswith("x") for name in shown(found)) <= NEW
 
 
 def test_counters_never_fall():
