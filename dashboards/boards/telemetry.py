@@ -5,7 +5,7 @@ What Elixir's libraries report: requests by route, LiveView callbacks, queries, 
 
 from typing import Final
 
-from boards.colours import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from boards.colours import BLUE, GREEN, ORANGE, SKY, VERMILLION
 from boards.records import Board, Panel, Query, Row, bound
 
 _OFF: Final = (
@@ -357,8 +357,8 @@ JOBS = Board(
                 Panel(
                     "Jobs by state",
                     "cps",
-                    "Jobs a second by state; it is not known of jobs whose labels the kernel had no room for. "
-                    f"{_OFF}",
+                    "Jobs a second by state, without `other`: those whose labels the kernel had no room for, and "
+                    f"rare states of workers without a name. {_OFF}",
                     "failures are tried again, which is more work: the table above has their workers.",
                     (
                         Query(
@@ -370,11 +370,6 @@ JOBS = Board(
                             f'sum(rate({_JOBS}_count{{HERE, state!~"success|other"}}[5m]))',
                             "others",
                             VERMILLION,
-                        ),
-                        Query(
-                            f'sum(rate({_JOBS}_count{{HERE, state="other"}}[5m]))',
-                            "not known",
-                            GREY,
                         ),
                     ),
                     width=12,
