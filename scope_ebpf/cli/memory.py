@@ -14,7 +14,7 @@ from scope_ebpf.cli.snapshots import read_snapshot, when
 from scope_ebpf.cli.target import add_target, target_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.runs.held import looks
-from scope_ebpf.runs.memory import SORTS, Span, document
+from scope_ebpf.runs.memory import SORTS, Span, beyond_rows, document
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _cut(found: MemoryDocument, limit: int) -> MemoryDocument:
     """*found* with *limit* holders of each kind at most."""
     cut: dict[str, Any] = {**found}
     cut |= {name: cut[name][:limit] for name in _HOLDERS}
+    cut["processes_beyond_rows_bytes"] = beyond_rows(found["kinds"]["processes"], cut["processes"])
     terms = found["persistent_terms"]
     if terms:
         cut["persistent_terms"] = {**terms, "largest": terms["largest"][:limit]}

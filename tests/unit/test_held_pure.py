@@ -22,6 +22,7 @@ from scope_ebpf.cli.ports import _lines as port_lines
 from scope_ebpf.cli.ports import what
 from scope_ebpf.cli.snapshots import conforms
 from scope_ebpf.cli.stacks import _lines as stack_lines
+from scope_ebpf.runs import memory
 from scope_ebpf.runs.held_tables import growth
 from scope_ebpf.runs.memory import Span, process_growth
 
@@ -193,6 +194,7 @@ MEMORY = {
     },
     "timers": {"receive": 1234, "bif": 5}, "newest_atoms": ["b\x1b[2J"],
     "processes_total": 3, "torn": 2, "processes": [HOLDER], "binaries": [], "ets_tables": [],
+    "processes_beyond_rows_bytes": 230,
     "not_read": [{"what": "code", "reason": "hidden"}], "seconds": 0.1,
 }  # fmt: skip
 
@@ -315,3 +317,23 @@ def test_growth_of_processes_is_by_pid_and_not_by_place():
     assert [92.0, 0.0] == heaps[[0, 2]].tolist()
     assert [0.0, 92.0] == binaries[[0, 2]].tolist()
     assert [False, True, False] == np.isnan(heaps).tolist()
+
+
+def test_mailboxes_are_read_to_find_the_largest_process(monkeypatch):
+    """
+    The longest of them, and that others were not read is told; one that ended keeps its heaps.
+    """
+    monkeypatch.setattr(memory, "_MAILBOXES", 3)
+    layout = SimpleNamespace(size=lambda _: 100)
+    columns = ("id", "slot", "mailbox", "heap_words", "fragment_words", "abandoned", "hend", "heap")
+    kind = np.dtype([(name, np.uint64) for name in (*columns, "old_heap", "old_hend")])
+    rows = np.zeros(5, kind)
+    rows["id"], rows["slot"], rows["mailbox"] = np.arange(5) + 10, np.arange(5), [5, 0, 60, 7, 1]
+    there = lambda slots: SimpleNamespace(rows=rows[slots[slots != 3]])  # noqa: E731
+    sizes = lambda rows, _: SimpleNamespace(bytes=rows["id"] * np.uint64(1000))  # noqa: E731
+    viewer = SimpleNamespace(table=SimpleNamespace(at=there), sizes=sizes)
+    look = SimpleNamespace(refused={})
+    span = Span(SimpleNamespace(layout=layout), look, None, 0.0, 5)
+    found = memory.process_sizes(span, rows, viewer)
+    assert [10_000, 100, 12_000, 100, 100] == found.tolist()
+    assert look.refused["mailboxes"].startswith("of 4 that have messages the 3 longest were read")
