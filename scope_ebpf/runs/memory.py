@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 SORTS = ("size", "growth")
 #: Processes whose exact size is read, for each that is shown.
 _CANDIDATES = 2
-#: Mailboxes that are read to find the largest processes, the longest first, and messages of each:
-#: the messages may lie outside of heaps, and few of them may be large.
-_MAILBOXES, _WALK = 20_000, 20
+#: Mailboxes that are read to find the largest processes, the longest first, and messages of all:
+#: the messages may lie outside of heaps, and few of them may be large. Messages of one mailbox, at
+#: most, that are read for that.
+_MAILBOXES, _MESSAGES, _WALK = 20_000, 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +257,11 @@ def process_sizes(span: Span, rows: NDArray[np.void], viewer: Viewer) -> NDArray
             f"of {waiting:,} that have messages the {_MAILBOXES:,} longest were read to find the "
             "largest processes",
         )
-    longest = _largest(rows["mailbox"].astype(np.float64), min(waiting, _MAILBOXES))
+    chosen = min(waiting, _MAILBOXES)
+    longest = _largest(rows["mailbox"].astype(np.float64), chosen)
     fresh = viewer.table.at(np.sort(rows["slot"][longest]).astype(np.int64)).rows
-    sizes = dict(zip(fresh["id"].tolist(), viewer.sizes(fresh, _WALK).bytes.tolist(), strict=True))
+    walked = viewer.sizes(fresh, min(_WALK, _MESSAGES // max(1, chosen))).bytes
+    sizes = dict(zip(fresh["id"].tolist(), walked.tolist(), strict=True))
     ids = rows["id"][longest].tolist()
     found[longest] = [sizes.get(pid, size) for pid, size in zip(ids, found[longest], strict=True)]
     return found

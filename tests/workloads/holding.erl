@@ -7,6 +7,7 @@
 %%   timers N    N timers more
 %%   swell N     the process culprit holds N binaries of a million bytes more
 %%   letters N   addressee has N messages of 1.6 MB off its heap, 40 processes have 60 small ones
+%%   mailboxes N N processes more with 25 messages each
 %%   atoms N     the atoms planted_1 to planted_N
 %%   ports       answers with a line for each port, then "end"
 %%   processes N N processes more that wait in other/0
@@ -95,6 +96,10 @@ hold(Set, Size) ->
             hold(Set, Size);
         {"letters", From, Count} ->
             spawn(fun() -> letters(Count), From ! done end),
+            hold(Set, Size);
+        {"mailboxes", From, Count} ->
+            [P ! N || P <- [spawn(?MODULE, other, []) || _ <- lists:seq(1, Count)], N <- lists:seq(1, 25)],
+            From ! done,
             hold(Set, Size);
         {"atoms", From, Count} ->
             [list_to_atom("planted_" ++ integer_to_list(N)) || N <- lists:seq(1, Count)],
