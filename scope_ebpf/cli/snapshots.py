@@ -59,7 +59,7 @@ def when(found: MemoryDocument) -> str:
 
 def _is_snapshot(found: Any) -> bool:
     file = resources.files("scope_ebpf") / "schemas/v1/memory.json"
-    schema = json.loads(file.read_text("utf-8"))
+    schema = json.loads(file.read_bytes())
     if not conforms(found, schema, schema["$defs"]):
         return False
     try:
