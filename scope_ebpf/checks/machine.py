@@ -15,6 +15,7 @@ from scope_ebpf.beam.processes.sizes import LIMIT, tree
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.cgroups import Throttling, memory_limit
 from scope_ebpf.checks.scene import SHOWN, ps, subject, who
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.check import Finding, Name
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Ending:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        #: Why it is not known whether the VM halts.
+        self.refused: dict[str, str] = {}
 
     def look(self) -> None:
         """Nothing changes that is not read at the end."""
@@ -56,10 +59,12 @@ class Ending:
 
     def _halting(self) -> list[Finding]:
         target = self._scene.target
-        progress, exit_code = target.find("erts_halt_progress"), target.find("erts_halt_code")
-        if progress is None or exit_code is None:
+        try:
+            progress, exit_code = map(target.address, ("erts_halt_progress", "erts_halt_code"))
+            left, code = target.memory.u32(progress), target.memory.u32(exit_code)
+        except ReadRefusedError as error:
+            self.refused["halting"] = str(error)
             return []
-        left, code = target.memory.u32(progress), target.memory.u32(exit_code)
         if left == _NO_HALT:
             return []
         signed = code - (1 << 32) if code >> 31 else code

@@ -75,7 +75,7 @@ class Mailboxes:
             return None
         kind: Kind = "logger" if logger else "mailbox"
         rate = (messages - earlier) / self._scene.seconds
-        growth = f" and grows by {rate:,.0f} a second" if rate >= 1 else ""
+        growth = f" ({rate:,.0f} more each second)" if rate >= 1 else ""
         evidence: Evidence = {"messages": messages, "messages_per_second": round(rate, 1)}
         evidence["function"] = one["function"]
         tags = self._describe(rows, evidence)

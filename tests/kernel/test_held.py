@@ -212,6 +212,10 @@ def test_processes_in_groups_of_what_they_began_with_or_are_in(beam):
         if group["stack"]
     }
     assert (45, 5) == (groups["holding:inner/0"], groups["holding:other/0"])
+    labels = {group["label"]: group for group in stacks(beam, "--by", "label")["groups"]}
+    assert {None, '{waits,"other"}'} == labels.keys()
+    assert 5 == labels['{waits,"other"}']["count"]
+    assert "holding:deep/2" == labels['{waits,"other"}']["initial_call"]
 
 
 def figures(beam, question: str) -> dict[str, int]:

@@ -22,6 +22,7 @@ from scope_ebpf.checks.schedulers import Threads
 from scope_ebpf.checks.waits import Calls, Suspended, _circles, _roots
 from scope_ebpf.cli import check as command
 from scope_ebpf.cli import main as cli
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 from scope_ebpf.sinks.check import lines
 
@@ -252,12 +253,28 @@ def test_a_vm_that_halts_names_its_code_and_what_it_waits_for():
     words = {1: 2, 2: 0xFFFFFFFF - 22}
     memory = SimpleNamespace(u32=words.__getitem__)
     symbols = {"erts_halt_progress": 1, "erts_halt_code": 2}
-    ending = Ending(SimpleNamespace(target=SimpleNamespace(find=symbols.get, memory=memory)))
+    ending = Ending(
+        SimpleNamespace(target=SimpleNamespace(address=symbols.__getitem__, memory=memory))
+    )
     (found,) = ending._halting()
     assert ("halting", "critical", 2) == (found.kind, found.severity, found.evidence["waiting"])
     assert "halts with code -23 and waits for 2 of its ports and schedulers" in found.text()
     words[1] = 0xFFFFFFFF
     assert [] == ending._halting()
+    assert {} == ending.refused
+
+
+def test_a_build_that_hides_whether_it_halts_is_not_said_to_be_checked():
+    """
+    The reason is shown instead.
+    """
+
+    def hidden(name: str) -> int:
+        raise ReadRefusedError(f"{name} is hidden")
+
+    ending = Ending(SimpleNamespace(target=SimpleNamespace(address=hidden)))
+    assert [] == ending._halting()
+    assert {"halting": "erts_halt_progress is hidden"} == ending.refused
 
 
 @pytest.mark.parametrize(("throttled", "severity"), [(23, "critical"), (11, "warning"), (5, None)])

@@ -183,7 +183,7 @@ deep(0, Function) -> ?MODULE:Function();
 deep(Depth, Function) -> [deep(Depth - 1, Function)].
 
 inner() -> receive never -> ok end.
-other() -> receive never -> ok end.
+other() -> put('$process_label', {waits, "other"}), receive never -> ok end.
 
 stack(P) ->
     {_, Frames} = process_info(P, current_stacktrace),
