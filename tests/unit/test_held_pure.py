@@ -143,7 +143,7 @@ def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
     ]
     group = {
         "count": 1234, "initial_call": "Elixir.Shop.Cart:init/1", "stack": frames, "cut": True,
-        "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
+        "label": None, "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
     }  # fmt: skip
     document = {
         "schema": 1, "target": TARGET, "by": "stack", "processes_total": 1300, "read": 1290,
