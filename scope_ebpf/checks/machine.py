@@ -32,6 +32,8 @@ _NO_HALT = 0xFFFFFFFF
 _HELD, _MOSTLY_HELD = 0.25, 0.5
 _NEAR, _FULL = 0.7, 0.9
 _MEMORY_NEAR, _MEMORY_FULL = 0.9, 0.97
+#: What shows more of a table that is nearly full.
+_FOLLOWING = {"processes": "top {pid} --once", "ports": "ports {pid}", "atoms": "memory {pid}"}
 #: Periods below which a share says nothing.
 _PERIODS = 5
 #: Functions in which a supervisor waits for a child to end, and init for all applications
@@ -177,7 +179,7 @@ class Quota:
         evidence: Evidence = {"used": found.used, "limit": found.limit, "share": round(share, 3)}
         evidence["count"] = found.kills
         about: Subject = {"what": "cgroup memory"}
-        following = ("top {pid} --sort memory",)
+        following = ("memory {pid}", "top {pid} --sort memory")
         return [Finding("memory", severity, about, text, evidence, "certain", following)]
 
 
@@ -220,7 +222,7 @@ class Tables:
         if name == "processes":
             more, about = self._largest_group()
             text = (*text, *more)
-        following = {"processes": ("top {pid} --once",)}.get(name, ())
+        following = (_FOLLOWING[name],)
         severity: Severity = "critical" if share >= _FULL else "warning"
         return Finding("limit", severity, about, text, evidence, "certain", following)
 

@@ -158,7 +158,7 @@ class Memory:
                 ),
                 {"bytes": int(size), "share": round(size / total, 4)},
                 "certain",
-                (ps(one),),
+                (ps(one), "memory {pid}"),
                 size,
             )
             for one, size in self._largest(rows, held, total)
@@ -213,7 +213,14 @@ class Memory:
             evidence: Evidence = {"used": one.blocks, "limit": one.carriers}
             evidence |= {"bytes": empty, "share": round(share, 4)}
             about: Subject = {"what": one.name}
-            made.append(Finding("fragmentation", "warning", about, text, evidence, weight=empty))
+            following = ("memory {pid}",)
+            made.append(
+                Finding(
+                    *("fragmentation", "warning", about, text, evidence, "certain"),
+                    following,
+                    empty,
+                )
+            )
         return made
 
     def _outside(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
@@ -230,7 +237,8 @@ class Memory:
             ),
         )
         evidence: Evidence = {"bytes": outside, "used": carriers, "limit": resident}
-        return [Finding("outside", "warning", {"what": "vm"}, text, evidence, "likely")]
+        about: Subject = {"what": "vm"}
+        return [Finding("outside", "warning", about, text, evidence, "likely", ("memory {pid}",))]
 
 
 class Supervisors:

@@ -14,8 +14,8 @@ from profile_fixtures import TARGET
 from scope_ebpf.beam.vm.nifs import NativeFunction
 from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cgroups import Throttled
-from scope_ebpf.checks import processes, waits
+from scope_ebpf.cgroups import MemoryLimit, Throttled
+from scope_ebpf.checks import machine, processes, waits
 from scope_ebpf.checks.machine import Ending, Quota
 from scope_ebpf.checks.processes import Restarts, restarts
 from scope_ebpf.checks.schedulers import Threads
@@ -190,6 +190,35 @@ def test_a_full_link_has_a_next_command(monkeypatch: pytest.MonkeyPatch):
     (one,) = document["findings"]
     assert ("full_link", 2) == (one["kind"], one["evidence"]["count"])
     assert [f"scope-trace links {TARGET['pid']} --once"] == one["next"]
+
+
+def test_what_fills_the_memory_is_the_next_command(monkeypatch: pytest.MonkeyPatch):
+    """
+    Of a cgroup, of atoms, of what is outside of the allocators, and of empty carriers.
+    """
+    limit = MemoryLimit(95, 100, 3)
+    monkeypatch.setattr(machine, "memory_limit", lambda _: limit)
+    counts = SimpleNamespace(processes=1, ports=1, atoms=90)
+    limits = SimpleNamespace(processes=100, ports=100, atoms=100)
+    counters = SimpleNamespace(read=lambda: counts, limits=lambda: limits)
+    monkeypatch.setattr(machine, "CounterReader", lambda _: counters)
+    monkeypatch.setattr(processes, "AllocatorReader", lambda _: None)
+    monkeypatch.setattr(processes, "read_bounded", lambda _: b"RssAnon:\t 900000 kB\n")
+    atoms = SimpleNamespace(texts=dict.fromkeys)
+    target, viewer = SimpleNamespace(pid=1), SimpleNamespace(atoms=atoms)
+    scene = SimpleNamespace(target=target, viewer=viewer, seconds=3.0)
+    memory = processes.Memory(scene)
+    empty = SimpleNamespace(name="eheap", carriers=300_000_000, blocks=100_000_000)
+    found = [
+        *Quota(scene)._memory(),
+        *machine.Tables(scene).findings(),
+        *memory._outside((empty,)),
+        *memory._fragmented((empty,)),
+    ]
+    assert ["memory", "limit", "outside", "fragmentation"] == [one.kind for one in found]
+    document = documents.validated(check(*found).as_json())
+    for one in document["findings"]:
+        assert f"scope-trace memory {TARGET['pid']}" == one["next"][0], one["kind"]
 
 
 def test_a_check_says_on_stderr_that_it_has_begun(monkeypatch, capsys):
