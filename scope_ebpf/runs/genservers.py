@@ -39,7 +39,7 @@ _STABLE = 3
 #: An estimate whose standard error is a larger part of it is none.
 _DOUBT = 0.25
 #: Standard errors within which two figures agree.
-_AGREES = 2.0
+_AGREES = 3.0
 #: Failures, and seconds of CPU, after which a large table is read on no faster than others: a VM
 #: can claim any number of processes.
 _FAILURES, _MOST_CPU = 5, 30.0
