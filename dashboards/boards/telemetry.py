@@ -107,7 +107,8 @@ HTTP = Board(
                 _table(
                     "Requests by route",
                     "Requests by route and method, the part that failed (a status of 500 or more, or an "
-                    "exception) and the mean duration; `other` are routes without a name of their own.",
+                    "exception) and the mean duration; `other` are routes, and ways to end, without a name of "
+                    "their own.",
                     "`scope-trace requests PID --route ROUTE` shows the slowest ones as trees, down to the "
                     "queries.",
                     _red(_HTTP, "route, method", f", {_FAILED}", (0.5, 1)),
@@ -356,7 +357,8 @@ JOBS = Board(
                 Panel(
                     "Jobs by state",
                     "cps",
-                    f"Jobs a second by state. {_OFF}",
+                    "Jobs a second by state, without `other`: those whose labels the kernel had no room for, and "
+                    f"rare states of workers without a name. {_OFF}",
                     "failures are tried again, which is more work: the table above has their workers.",
                     (
                         Query(
@@ -365,7 +367,7 @@ JOBS = Board(
                             BLUE,
                         ),
                         Query(
-                            f'sum(rate({_JOBS}_count{{HERE, state!="success"}}[5m]))',
+                            f'sum(rate({_JOBS}_count{{HERE, state!~"success|other"}}[5m]))',
                             "others",
                             VERMILLION,
                         ),

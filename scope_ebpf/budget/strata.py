@@ -83,9 +83,14 @@ class Strata:
             sums += (n, n * n, n * seconds, n * (work or 0.0), n > 0)
 
     def _news(self, counts: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
-        news = [(key, n - self._seen.get(key, 0)) for key, n in counts.items()]
+        """What has come of each key; a count that has fallen began anew."""
+        before = [self._seen.get(key, 0) for key in counts]
+        news = [
+            (key, n - old if n >= old else n)
+            for (key, n), old in zip(counts.items(), before, strict=True)
+        ]
         self._seen |= counts
-        return [(key, n) for key, n in news if n]
+        return [(key, n) for key, n in news if n > 0]
 
     def following(self, gone: Collection[bytes] = ()) -> Strata:
         """Return a run behind this one: counts grow on, those of the keys *gone* begin anew."""

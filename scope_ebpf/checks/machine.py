@@ -15,6 +15,7 @@ from scope_ebpf.beam.processes.sizes import LIMIT, tree
 from scope_ebpf.beam.vm.counters import CounterReader
 from scope_ebpf.cgroups import Throttling, memory_limit
 from scope_ebpf.checks.scene import SHOWN, ps, subject, who
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.check import Finding, Name
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _NO_HALT = 0xFFFFFFFF
 _HELD, _MOSTLY_HELD = 0.25, 0.5
 _NEAR, _FULL = 0.7, 0.9
 _MEMORY_NEAR, _MEMORY_FULL = 0.9, 0.97
+#: What shows more of a table that is nearly full.
+_FOLLOWING = {"processes": "top {pid} --once", "ports": "ports {pid}", "atoms": "memory {pid}"}
 #: Periods below which a share says nothing.
 _PERIODS = 5
 #: Functions in which a supervisor waits for a child to end, and init for all applications
@@ -44,6 +47,8 @@ class Ending:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        #: Why it is not known whether the VM halts.
+        self.refused: dict[str, str] = {}
 
     def look(self) -> None:
         """Nothing changes that is not read at the end."""
@@ -54,10 +59,12 @@ class Ending:
 
     def _halting(self) -> list[Finding]:
         target = self._scene.target
-        progress, exit_code = target.find("erts_halt_progress"), target.find("erts_halt_code")
-        if progress is None or exit_code is None:
+        try:
+            progress, exit_code = map(target.address, ("erts_halt_progress", "erts_halt_code"))
+            left, code = target.memory.u32(progress), target.memory.u32(exit_code)
+        except ReadRefusedError as error:
+            self.refused["halting"] = str(error)
             return []
-        left, code = target.memory.u32(progress), target.memory.u32(exit_code)
         if left == _NO_HALT:
             return []
         signed = code - (1 << 32) if code >> 31 else code
@@ -172,7 +179,7 @@ class Quota:
         evidence: Evidence = {"used": found.used, "limit": found.limit, "share": round(share, 3)}
         evidence["count"] = found.kills
         about: Subject = {"what": "cgroup memory"}
-        following = ("top {pid} --sort memory",)
+        following = ("memory {pid}", "top {pid} --sort memory")
         return [Finding("memory", severity, about, text, evidence, "certain", following)]
 
 
@@ -215,7 +222,7 @@ class Tables:
         if name == "processes":
             more, about = self._largest_group()
             text = (*text, *more)
-        following = {"processes": ("top {pid} --once",)}.get(name, ())
+        following = (_FOLLOWING[name],)
         severity: Severity = "critical" if share >= _FULL else "warning"
         return Finding("limit", severity, about, text, evidence, "certain", following)
 

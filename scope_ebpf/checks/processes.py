@@ -75,7 +75,7 @@ class Mailboxes:
             return None
         kind: Kind = "logger" if logger else "mailbox"
         rate = (messages - earlier) / self._scene.seconds
-        growth = f" and grows by {rate:,.0f} a second" if rate >= 1 else ""
+        growth = f" ({rate:,.0f} more each second)" if rate >= 1 else ""
         evidence: Evidence = {"messages": messages, "messages_per_second": round(rate, 1)}
         evidence["function"] = one["function"]
         tags = self._describe(rows, evidence)
@@ -158,7 +158,7 @@ class Memory:
                 ),
                 {"bytes": int(size), "share": round(size / total, 4)},
                 "certain",
-                (ps(one),),
+                (ps(one), "memory {pid}"),
                 size,
             )
             for one, size in self._largest(rows, held, total)
@@ -213,7 +213,14 @@ class Memory:
             evidence: Evidence = {"used": one.blocks, "limit": one.carriers}
             evidence |= {"bytes": empty, "share": round(share, 4)}
             about: Subject = {"what": one.name}
-            made.append(Finding("fragmentation", "warning", about, text, evidence, weight=empty))
+            following = ("memory {pid}",)
+            made.append(
+                Finding(
+                    *("fragmentation", "warning", about, text, evidence, "certain"),
+                    following,
+                    empty,
+                )
+            )
         return made
 
     def _outside(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
@@ -230,7 +237,8 @@ class Memory:
             ),
         )
         evidence: Evidence = {"bytes": outside, "used": carriers, "limit": resident}
-        return [Finding("outside", "warning", {"what": "vm"}, text, evidence, "likely")]
+        about: Subject = {"what": "vm"}
+        return [Finding("outside", "warning", about, text, evidence, "likely", ("memory {pid}",))]
 
 
 class Supervisors:

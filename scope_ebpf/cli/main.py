@@ -66,7 +66,7 @@ _COLUMNS = 80
 _EXAMPLES = """\
 examples:
   scope-trace list                              which VMs run here
-  sudo scope-trace                              the only VM: ten seconds, then a summary
+  sudo scope-trace trace                        the only VM: ten seconds, then a summary
   sudo scope-trace shop                         that of the node shop@...; a pid will do, too
   sudo scope-trace shop 1s 10                   ten lines, one a second, as vmstat has them
   sudo scope-trace shop -d 1m -f json -o run.json

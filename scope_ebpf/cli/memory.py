@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
-import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from scope_ebpf.beam.held.memory import MemoryReader
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.memory_text import memory_lines
-from scope_ebpf.cli.options import above_zero, add_duration, add_format
+from scope_ebpf.cli.options import Agreeing, above_zero, add_duration, add_format
+from scope_ebpf.cli.snapshots import read_snapshot, when
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.errors import ScopeError, UsageError
+from scope_ebpf.errors import UsageError
 from scope_ebpf.runs.held import looks
-from scope_ebpf.runs.memory import SORTS, Span, document
-from scope_ebpf.sandbox.files import open_regular
+from scope_ebpf.runs.memory import SORTS, Span, beyond_rows, document
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -25,8 +22,8 @@ if TYPE_CHECKING:
 
     from scope_ebpf.results.documents.memory import MemoryDocument
 
-#: A file of the daemon is smaller (daemon.blackbox.MOST_BYTES).
-_MOST_BYTES = 1 << 20
+#: Lists of holders of a document.
+_HOLDERS = ("newest_atoms", "processes", "binaries", "ets_tables")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="print what the daemon kept of a VM that was near the limit of its memory",
     )
-    add_duration(parser, "1s")
+    add_duration(parser, "1s", action=Agreeing)
     parser.add_argument(
         "-s",
         "--sort",
+        action=Agreeing,
         choices=SORTS,
         default="size",
         help="holders by size, or by growth between the looks (default: %(default)s)",
@@ -52,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look once, which shows no growth",
     )
     parser.add_argument(
-        "--limit", type=above_zero, default=5, help="holders of each kind (default: %(default)s)"
+        "--limit",
+        action=Agreeing,
+        type=above_zero,
+        default=5,
+        help="holders of each kind (default: %(default)s; with --from all that were kept)",
     )
     add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
@@ -60,8 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look twice, then print; raises ScopeError."""
     if arguments.file is not None:
-        kept = read_snapshot(arguments.file)
-        return _print(kept, arguments.format, f"kept at {_when(kept)}")
+        return _print_kept(arguments)
     duration: float | None = arguments.duration
     if duration is None:
         raise UsageError("memory looks twice: say how long after the first, such as --duration 1s")
@@ -75,10 +76,33 @@ def run(arguments: argparse.Namespace) -> int:
     return _print(document(span), arguments.format)
 
 
-def _when(found: MemoryDocument) -> str:
-    """When it was read, as ISO 8601 has it."""
-    moment = dt.datetime.fromtimestamp(found["time"], dt.UTC)
-    return moment.isoformat(timespec="seconds")
+def _print_kept(arguments: argparse.Namespace) -> int:
+    """Print a file of the daemon; raises UsageError for options of a look."""
+    looking = {
+        "TARGET": bool(arguments.words),
+        "--pid": arguments.pid is not None,
+        "--duration": hasattr(arguments, "duration_given_by"),
+        "--sort": hasattr(arguments, "sort_given_by"),
+        "--once": arguments.once,
+    }
+    given = [name for name, is_given in looking.items() if is_given]
+    if given:
+        raise UsageError(f"--from prints a look that was kept: leave out {' and '.join(given)}")
+    found = read_snapshot(arguments.file)
+    if hasattr(arguments, "limit_given_by"):
+        found = _cut(found, arguments.limit)
+    return _print(found, arguments.format, f"kept at {when(found)}")
+
+
+def _cut(found: MemoryDocument, limit: int) -> MemoryDocument:
+    """*found* with *limit* holders of each kind at most."""
+    cut: dict[str, Any] = {**found}
+    cut |= {name: cut[name][:limit] for name in _HOLDERS}
+    cut["processes_beyond_rows_bytes"] = beyond_rows(found["kinds"]["processes"], cut["processes"])
+    terms = found["persistent_terms"]
+    if terms:
+        cut["persistent_terms"] = {**terms, "largest": terms["largest"][:limit]}
+    return cast("MemoryDocument", cut)
 
 
 def _print(found: MemoryDocument, form: str, heading: str = "") -> int:
@@ -87,27 +111,3 @@ def _print(found: MemoryDocument, form: str, heading: str = "") -> int:
     else:
         print_document(found, form)
     return 0
-
-
-def read_snapshot(path: str) -> MemoryDocument:
-    """
-    Read a file of the daemon, which may be any other file. Raises UsageError.
-
-    A file is taken for a snapshot if it can be shown as one.
-    """
-    try:
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = open_regular(root, os.path.realpath(path), most=_MOST_BYTES)
-        finally:
-            os.close(root)
-        with os.fdopen(fd, "rb") as file:
-            found: MemoryDocument = json.loads(file.read(_MOST_BYTES))
-        memory_lines(found)
-        _when(found)
-    except (OSError, ScopeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot read {path}: {why}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UsageError(f"{path} is no snapshot of a VM's memory") from None
-    return found

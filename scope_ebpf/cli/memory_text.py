@@ -38,6 +38,7 @@ def memory_lines(document: MemoryDocument) -> list[str]:
     lines = [head, *_cgroup(document), "", *_kinds(document), "", *_allocators(document)]
     lines += [*_outside(document), "", *_tables(document), *_others(document)]
     lines += _processes("PROCESSES WITH MOST MEMORY", document["processes"])
+    lines += _beyond(document)
     lines += _processes("PROCESSES WITH MOST BINARIES", document["binaries"])
     lines += [*_ets(document), *_not_read(document)]
     return [plain(line) for line in lines]
@@ -139,6 +140,12 @@ def _processes(heading: str, holders: list[MemoryHolder]) -> Iterator[str]:
             short(one["messages"]),
             _growth(rate),
         )
+
+
+def _beyond(document: MemoryDocument) -> Iterator[str]:
+    rest, total = document["processes_beyond_rows_bytes"], document["kinds"]["processes"]
+    if document["processes"] and rest is not None:
+        yield f"of {_bytes(total)} bytes of processes {_bytes(rest)} are not of these rows"
 
 
 def _ets(document: MemoryDocument) -> Iterator[str]:

@@ -45,11 +45,16 @@ class Agreeing(argparse.Action):
         setattr(namespace, by, name)
 
 
-def add_duration(parser: argparse.ArgumentParser, default: str = "10s") -> None:
+def add_duration(
+    parser: argparse.ArgumentParser,
+    default: str = "10s",
+    action: str | type[argparse.Action] = "store",
+) -> None:
     """``--duration``: seconds; None for no end."""
     parser.add_argument(
         "-d",
         "--duration",
+        action=action,
         type=duration,
         default=default,
         metavar="TIME",

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from scope_ebpf.beam.held.stacks import KEYS, MOST_GROUPS, MOST_WORDS, StackReader
+from scope_ebpf.beam.held.stacks import KEYS, MOST_GROUPS, MOST_LABELS, MOST_WORDS, StackReader
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.cli.documents import print_document
 from scope_ebpf.cli.options import above_zero, add_format
@@ -16,6 +16,7 @@ from scope_ebpf.sinks.plain import plain, say, short, spelled
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Literal
 
     from scope_ebpf.beam.held.stacks import Group, StackReading
     from scope_ebpf.beam.vm.target import Target
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=KEYS,
         default="stack",
-        help="group by whole stack, by initial call, or by function (default: %(default)s)",
+        help="group by whole stack, initial call, function or label (default: %(default)s)",
     )
     parser.add_argument(
         "--limit", type=above_zero, default=10, help="groups (default: %(default)s)"
@@ -55,14 +56,15 @@ def _document(
 ) -> StacksDocument:
     notes = []
     if reading.others:
+        labels = f" or the first {MOST_LABELS:,} labels" if by == "label" else ""
         notes.append(
-            f"{reading.others:,} processes are in none of the first {MOST_GROUPS:,} groups that "
-            "were met, and are not shown"
+            f"{reading.others:,} processes are in none of the first {MOST_GROUPS:,} groups{labels} "
+            "that were met, and are not shown"
         )
     return {
         "schema": 1,
         "target": target.as_json(),
-        "by": "call" if by == "call" else "function" if by == "function" else "stack",
+        "by": cast("Literal['stack', 'call', 'function', 'label']", by),
         "processes_total": reading.total,
         "read": reading.read,
         "torn": reading.torn,
@@ -75,10 +77,11 @@ def _document(
 
 
 def _group(reader: StackReader, group: Group, by: str) -> StackGroup:
-    frames = reader.frames(group) if by != "call" else []
+    frames = reader.frames(group) if by in ("stack", "function") else []
     return {
         "count": group.count,
         "initial_call": str(group.call) if group.call else None,
+        "label": group.label,
         "stack": [
             {"function": str(frame), "location": frame.location or None}
             for frame in frames[: 1 if by == "function" else None]
@@ -112,8 +115,9 @@ def _lines(document: StacksDocument) -> list[str]:
 
 def _written(group: StackGroup) -> list[str]:
     messages = f", {short(group['messages'])} messages" if group["messages"] else ""
+    label = "" if group["label"] is None else f"label {escaped(group['label'])}: "
     head = (
-        f"{group['count']:,} processes such as {group['example']}, "
+        f"{label}{group['count']:,} processes such as {group['example']}, "
         f"{escaped(spelled(group['initial_call'] or '?'))}: "
         f"{short(group['heap_bytes'])} bytes of heaps{messages}"
     )

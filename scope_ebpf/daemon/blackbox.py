@@ -32,7 +32,7 @@ from scope_ebpf.cgroups import memory_limit
 from scope_ebpf.daemon.looks.owners import queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.findings import MOST_PROCESSES, shortened
-from scope_ebpf.errors import ScopeError, TooMuchError
+from scope_ebpf.errors import NoAnswerError, ScopeError, TooMuchError
 from scope_ebpf.output import Document
 from scope_ebpf.runs.memory import Span, document
 
@@ -52,8 +52,11 @@ _PASS, _PASS_SHARE = 2.0, 0.01
 #: Seconds from a snapshot of a VM to the next, at least, and while its memory does not grow; the
 #: growth, as a part of the limit, that is worth one earlier.
 _PAUSE, _AGAIN, _GROWN = 10.0, 60.0, 0.02
-#: The part of a CPU that the snapshots of all VMs may take together, in the long run.
-_SHARE = 0.05
+#: The part of a CPU that the snapshots of all VMs may take together, in the long run, of which each
+#: owner has an equal part; the part of the time for which the VMs of one owner may be read.
+_SHARE, _TIME_SHARE = 0.05, 0.5
+#: Failures of an owner in a row that double its pause.
+_MOST_FAILURES = 6
 #: Limits of one snapshot: bytes of memory, system calls, seconds of CPU, seconds of time.
 _DATA, _CALLS, _CPU, _WALL = 512 << 20, 1_000_000, 5.0, 20.0
 #: Names of files: owner, pid, and when the process started.
@@ -65,6 +68,14 @@ class _Kept(NamedTuple):
 
     at: float
     used: int
+
+
+class _Turn(NamedTuple):
+    """When a VM of one owner was last read, before when none is read, and what failed in a row."""
+
+    at: float = -1.0
+    due: float = 0.0
+    failures: int = 0
 
 
 class _File(NamedTuple):
@@ -88,10 +99,7 @@ class BlackBox:
     errors: Counter[str]
     clock: Callable[[], float] = time.monotonic
     _kept: dict[Subject, _Kept] = field(default_factory=dict)
-    #: When a VM of each owner was last read.
-    _served: dict[str, float] = field(default_factory=dict)
-    #: No VM is read before.
-    _due: float = 0.0
+    _turns: dict[str, _Turn] = field(default_factory=dict)
     _said: str = ""
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -122,10 +130,12 @@ class BlackBox:
 
     def folder(self) -> Path | None:
         """Where files are kept; None where there is no such place, or it is another user's."""
-        named = self.config().blackbox_folder or os.environ.get("STATE_DIRECTORY", "")
+        # systemd separates several folders with colons; a configured one may have colons.
+        given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        named = self.config().blackbox_folder or given
         if not named or not self.config().blackbox_share:
             return None
-        folder = Path(named.split(":")[0])
+        folder = Path(named)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             status = folder.lstat()
@@ -142,15 +152,16 @@ class BlackBox:
         """The VMs that a snapshot is due of; the owner that had none for longest is first."""
         subjects = list(self.subjects())
         self._kept = {s: one for s, one in self._kept.items() if s in subjects}
-        queues = {queue_of(s.owner) for s in subjects}
-        self._served = {queue: at for queue, at in self._served.items() if queue in queues}
-        if self.folder() is None or self.clock() < self._due:
+        queues, now = {queue_of(s.owner) for s in subjects}, self.clock()
+        # An owner whose VMs have ended still owes what they took.
+        self._turns = {q: one for q, one in self._turns.items() if q in queues or now < one.due}
+        if self.folder() is None:
             return []
-        found = [subject for subject in subjects if self._is_near(subject)]
-        return sorted(
-            found,
-            key=lambda s: (self._served.get(queue_of(s.owner), -1.0), s in self._kept),
-        )
+        found = [s for s in subjects if now >= self._turn(s).due and self._is_near(s)]
+        return sorted(found, key=lambda s: (self._turn(s).at, s in self._kept))
+
+    def _turn(self, subject: Subject) -> _Turn:
+        return self._turns.get(queue_of(subject.owner), _Turn())
 
     def _is_near(self, subject: Subject) -> bool:
         limit = memory_limit(subject.target.pid)
@@ -164,21 +175,42 @@ class BlackBox:
 
     def keep(self, subject: Subject) -> None:
         """Read one VM and write its file; what fails is logged, and tried again after a while."""
-        folder, began = self.folder(), cpu_seconds()
-        limit = memory_limit(subject.target.pid)
+        folder, limit = self.folder(), memory_limit(subject.target.pid)
         if folder is None or limit is None:
             return
-        self._kept[subject] = _Kept(self.clock(), limit.used)
-        self._served[queue_of(subject.owner)] = self.clock()
+        cpu, began = cpu_seconds(), self.clock()
+        self._kept[subject] = _Kept(began, limit.used)
+        written = self._try(folder, subject)
+        self._charge(subject, written, cpu_seconds() - cpu, self.clock() - began)
+
+    def _try(self, folder: Path, subject: Subject) -> bool:
+        """Write the file of a VM; False, and logged, if that fails."""
         try:
-            text = self._snapshot(subject)
-            self._write(folder, subject, text)
+            self._write(folder, subject, self._snapshot(subject))
+        except NoAnswerError as error:
+            self._say(f"process {subject.target.pid}: {error}")
+            subject.fail(error)
         except (ScopeError, OSError) as error:
             self._say(f"process {subject.target.pid}: {error}")
         except Exception as error:  # noqa: BLE001 - one target must not take the others along
             self.errors["snapshot"] += 1
             self._say(f"process {subject.target.pid}: {error!r}")
-        self._due = self.clock() + (cpu_seconds() - began) / _SHARE
+        else:
+            return True
+        return False
+
+    def _charge(self, subject: Subject, written: bool, cpu: float, seconds: float) -> None:
+        """
+        Let the owner of a VM that was read for *seconds*, *cpu* of them of CPU, pause.
+
+        Others are read meanwhile, so all owners that pause have parts of one share.
+        """
+        queue, turn = queue_of(subject.owner), self._turn(subject)
+        failures = max(0, turn.failures - 1) if written else turn.failures + 1
+        failures = min(failures, _MOST_FAILURES)
+        owners = len({queue, *self._turns})
+        pause = max(cpu * owners / _SHARE, seconds * (1 / _TIME_SHARE - 1)) * 2**failures
+        self._turns[queue] = _Turn(self.clock(), self.clock() + pause, failures)
 
     def _snapshot(self, subject: Subject) -> bytes:
         """The document of a VM, in at most MOST_BYTES. Raises ScopeError."""

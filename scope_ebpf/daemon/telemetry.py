@@ -81,6 +81,8 @@ class _Counting:
         self.start, self.release, self.counts = watch.start, watch.release, watch.counts
         kinds = [kind_of(""), *(kind_of(spec.name) for spec in specs)]
         self._kinds = np.array([KINDS.index(kind) for kind in kinds])
+        #: Events of rows that were removed, by kind: its sum never falls.
+        self._removed = np.zeros(len(KINDS))
         self.rows, self.totals = watch.table()
 
     def by_row(self) -> dict[bytes, int]:
@@ -88,9 +90,18 @@ class _Counting:
         self.rows, self.totals = self._watch.table()
         counts = self.totals["count"].tolist()
         found = {row.tobytes(): n for row, n in zip(self.rows, counts, strict=True)}
-        numbers = self._kinds[self.rows["spec"]]
-        sums = np.bincount(numbers, self.totals["count"].astype(np.float64), len(KINDS))
+        sums = self._removed + self._by_kind(self.rows, self.totals)
         return found | {_KIND_KEYS[kind]: int(n) for kind, n in zip(KINDS, sums, strict=True)}
+
+    def remove(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> None:
+        """Remove rows that had these totals when they were read."""
+        self._removed += self._by_kind(rows, totals)
+        for row in rows:
+            self._watch.forget(row.tobytes())
+
+    def _by_kind(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> NDArray[np.float64]:
+        numbers, counts = self._kinds[rows["spec"]], totals["count"].astype(np.float64)
+        return np.bincount(numbers, counts, len(KINDS)).astype(np.float64)
 
 
 class TelemetryHooks:
@@ -199,14 +210,13 @@ class TelemetryHooks:
         rows, totals = self._counting.rows, self._counting.totals
         self._gone = ()
         if len(rows) > ROWS // 2:
-            keys = [row.tobytes() for row in rows]
-            self._gone = {
-                key
-                for key, row, total in zip(keys, rows, totals, strict=True)
-                if row["label"][0] != events.LABEL_OTHER and self._is_idle(key, total)
-            }
-            for key in self._gone:
-                self._watch.forget(key)
+            idle = [
+                n
+                for n, (row, total) in enumerate(zip(rows, totals, strict=True))
+                if row["label"][0] != events.LABEL_OTHER and self._is_idle(row.tobytes(), total)
+            ]
+            self._counting.remove(rows[idle], totals[idle])
+            self._gone = {row.tobytes() for row in rows[idle]}
         return self._gone
 
     def _is_idle(self, key: bytes, total: np.void) -> bool:

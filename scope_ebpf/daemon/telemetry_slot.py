@@ -3,7 +3,8 @@
 The place of a target's telemetry hooks between the loop, which has them, and the thread that says
 what they are to count.
 
-Hooks that the kernel refuses are no reason to drop the target: it goes on without them.
+Hooks that the kernel refuses are no reason to drop the target: it goes on without them. Nor is an
+unexpected error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from scope_ebpf.daemon.telemetry import TelemetryHooks
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class TelemetrySlot:
         self._hooks: TelemetryHooks | None = None
         self._offers: deque[Offer | None] = deque(maxlen=1)
         self._specified: deque[Sequence[Specified]] = deque()
-        self._error: ScopeError | None = None
+        self._error: Exception | None = None
         #: Seconds of CPU that hooks took which are out.
         self._spent = 0.0
 
@@ -58,7 +59,7 @@ class TelemetrySlot:
         self._specified.append(specified)
 
     def take(self) -> Crop | None:
-        """Take what was counted; a ScopeError if hooks had to be taken out."""
+        """Take what was counted; raises the error, of any kind, for which hooks were taken out."""
         if self._error:
             raise self._error
         hooks = self._hooks
@@ -99,7 +100,7 @@ class TelemetrySlot:
             work()
         except (NoSuchProcessError, NoAnswerError):
             raise
-        except ScopeError as error:
+        except Exception as error:  # noqa: BLE001 - the thread that asks for counts gets it
             self._error = error
             self.close()
 

@@ -185,7 +185,7 @@ class Watch:
         self._telemetry.specify(specified)
 
     def take_telemetry(self) -> Crop | None:
-        """Take what was counted; a ScopeError if hooks had to be taken out."""
+        """Take what was counted; raises the error, of any kind, for which hooks were taken out."""
         return self._telemetry.take()
 
     def publish_telemetry(self, found: TelemetryReading) -> None:

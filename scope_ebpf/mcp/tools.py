@@ -273,15 +273,17 @@ TOOLS: dict[str, Tool] = {
         },
     ),
     "stacks": Tool(
-        "All processes of a VM in groups of equal stacks, initial calls or functions, the largest "
-        "first, with sums of messages and heaps and the pid of one of each. Only reads memory, so "
-        "it works on a VM that is stopped or stuck.",
+        "All processes of a VM in groups of equal stacks, initial calls, functions or labels, the "
+        "largest first, with sums of messages and heaps and the pid of one of each. Only reads "
+        "memory, so it works on a VM that is stopped or stuck.",
         ("stacks", "--format", "json"),
         "stacks",
         {
             "pid": _VM,
             "by": Parameter(
-                _with("What to group by.", _choice("stack", "call", "function")), "--by", "stack"
+                _with("What to group by.", _choice("stack", "call", "function", "label")),
+                "--by",
+                "stack",
             ),
             "limit": _LIMIT,
         },

@@ -8,7 +8,7 @@ number of series. Labels are text of the VM and of its clients.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,16 @@ _QUARTERS, _POWERS = 4, events.TELEMETRY_SLOTS // 4
 REFUSED = ("large_map", "overflow", "name", "no_frame", "measure", "label", "unreadable")
 #: Standard errors that an error with 95 % confidence has.
 _Z = 1.96
+#: What the rest keeps of how something ended, by label; all else is OTHER there.
+_OUTCOMES = {
+    "status": frozenset({"2xx", "3xx", "4xx", "5xx", _RAISED}),
+    "result": frozenset({"ok", "error"}),
+    "state": frozenset({"success", "failure", "discard"}),
+}
+#: Methods that have a name; a client may send any text (RFC 9110, section 9; RFC 5789).
+_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+)
 
 
 class Family(NamedTuple):
@@ -51,6 +61,8 @@ class Family(NamedTuple):
     names: tuple[str, ...]
     #: How much of the series it may have beside others.
     weight: int
+    #: The label whose values clients of the VM may invent.
+    invented: str = ""
 
     @property
     def labels(self) -> Labels:
@@ -68,11 +80,30 @@ class Family(NamedTuple):
         bounds = catalogue()[self.names[0]].exponents
         return len(bounds) + 3 if self.is_histogram else len(self.names)
 
+    def is_invented(self, labels: Labels) -> bool:
+        """Whether a client may have invented one of these labels."""
+        if not self.invented:
+            return False
+        pairs = zip(self.labels, labels, strict=True)
+        return any(name == self.invented and value not in ("", OTHER) for name, value in pairs)
+
+    def wider(self, labels: Labels) -> Labels:
+        """These labels without what a client may have invented."""
+        if not self.is_invented(labels):
+            return labels
+        pairs = zip(self.labels, labels, strict=True)
+        return tuple(OTHER if name == self.invented else value for name, value in pairs)
+
+    def rest(self, labels: Labels) -> Labels:
+        """The labels of what has these, but no name: only how it ended is kept."""
+        pairs = zip(self.labels, labels, strict=True)
+        return tuple(value if value in _OUTCOMES.get(name, ()) else OTHER for name, value in pairs)
+
 
 REQUESTS = Family(("beam_http_request_duration_seconds",), 5)
 RESPONSES = Family(("beam_http_responses_total",), 1)
 RAISED = Family(("beam_http_exceptions_total",), 1)
-VIEWS = Family(("beam_live_view_duration_seconds",), 4)
+VIEWS = Family(("beam_live_view_duration_seconds",), 4, invented="event")
 VIEWS_RAISED = Family(("beam_live_view_exceptions_total",), 1)
 QUERIES = Family(("beam_db_query_duration_seconds",), 4)
 POOL = Family(("beam_db_queue_seconds_total", "beam_db_queue_waits_total"), 1)
@@ -85,8 +116,8 @@ FAMILIES = (
 )
 #: Series that are there whatever happens: errors by kind, reasons, the part of the time.
 _FIXED = len(KINDS) + len(REFUSED) + 1
-#: The fewest series: with a name for some of each family, beside all others.
-LEAST_SERIES = 120
+#: The fewest series: with a name for some, beside the rests of every family.
+LEAST_SERIES = 200
 
 
 class _Use(NamedTuple):
@@ -216,32 +247,65 @@ class _Sum:
         self.slots += other.slots
 
 
+class Demand(NamedTuple):
+    """Series that a family needs: for what has no name, and for all that it knows."""
+
+    rests: int
+    all: int
+
+
 class _Sums:
     """The sums of one family, which may have *series* series at most."""
 
     def __init__(self, family: Family, series: int) -> None:
         self.family = family
-        self._ranking: Ranking[Labels] = Ranking(0, max(NEW, series // family.cost), keeps=True)
-        self._rest = (OTHER,) * len(family.labels)
+        self._ranking: Ranking[Labels] = Ranking(
+            0, max(NEW, series // family.cost), keeps=True, invented=family.is_invented
+        )
+        #: What has no name, by how it ended: those that have been.
+        self._rests: set[Labels] = set()
         self._sums: dict[Labels, _Sum] = {}
 
-    def demand(self, news: Mapping[Labels, _Sum]) -> int:
-        """Series for all combinations of labels that are known, and the rest."""
-        if not news and not self._sums:
-            return 0
-        return self.family.cost * (1 + self._ranking.known(news))
+    def demand(self, news: Mapping[Labels, _Sum]) -> Demand:
+        """Series for all rests, and for all combinations of labels that are known, too."""
+        self._rests |= {self.family.rest(key) for key in news}
+        known = self._ranking.known(self._worths(news, 1.0))
+        rests = len(self._rests)
+        return Demand(self.family.cost * rests, self.family.cost * (rests + known))
 
     def add(self, news: Mapping[Labels, _Sum], series: int, seconds: float, now: float) -> None:
         """Add what came in so many seconds, and have so many *series* from now on."""
-        if not news and not self._sums:
-            return
-        self._ranking.most = max(0, series // self.family.cost - 1)
-        rates = {key: one.count / seconds for key, one in news.items() if key != self._rest}
-        named = self._ranking.update(rates, now)
-        sums = {key: self._sums.get(key) or _Sum() for key in (*sorted(named), self._rest)}
+        self._ranking.most = max(0, series // self.family.cost - len(self._rests))
+        named = self._ranking.update(self._worths(news, seconds), now)
+        sums = {
+            key: self._sums.get(key) or _Sum() for key in (*sorted(named), *sorted(self._rests))
+        }
         for key, one in news.items():
-            sums[key if key in named else self._rest].merge(one)
+            homes = key, self.family.wider(key), self.family.rest(key)
+            sums[next(home for home in homes if home in sums)].merge(one)
         self._sums = sums
+
+    def _worths(self, news: Mapping[Labels, _Sum], seconds: float) -> dict[Labels, float]:
+        """
+        What each combination of labels is worth: as much as all that differ in how they end.
+
+        So failures of a route have a name beside its successes, though they are fewer. What a
+        client may have invented is also worth a name without that.
+        """
+        names = self.family.labels
+        together: defaultdict[Labels, float] = defaultdict(float)
+        alike = {
+            key: tuple(v for name, v in zip(names, key, strict=True) if name not in _OUTCOMES)
+            for key in news
+        }
+        for key, one in news.items():
+            together[alike[key]] += one.count / seconds
+        worths: defaultdict[Labels, float] = defaultdict(float)
+        for key in news:
+            worths[key] += together[alike[key]]
+            if (wider := self.family.wider(key)) != key:
+                worths[wider] += together[alike[key]]
+        return {key: worth for key, worth in worths.items() if key not in self._rests}
 
     def series(self) -> Iterator[Series]:
         """The sums of this moment."""
@@ -307,21 +371,21 @@ class TelemetrySums:
         return float(min(1.0, _Z * variance**0.5 / number))
 
 
-def shared_out(demands: Mapping[Family, int], series: int) -> dict[Family, int]:
+def shared_out(demands: Mapping[Family, Demand], series: int) -> dict[Family, int]:
     """
     How many of the *series* each family may have.
 
-    Each that is used has its rest; what is left is shared by weight, and a family that needs less
-    than its share leaves it to the others.
+    Each has its rests; what is left is shared by weight, and a family that needs less than its
+    share leaves it to the others.
     """
-    given = {family: family.cost if demand else 0 for family, demand in demands.items()}
+    given = {family: demand.rests for family, demand in demands.items()}
     left = float(series - sum(given.values()))
-    wanting = {family for family, demand in demands.items() if demand > given[family]}
+    wanting = {family for family, demand in demands.items() if demand.all > given[family]}
     while wanting:
         part = left / sum(family.weight for family in wanting)
-        content = {f for f in wanting if demands[f] - given[f] <= part * f.weight}
+        content = {f for f in wanting if demands[f].all - given[f] <= part * f.weight}
         for family in content or wanting:
-            more = min(demands[family] - given[family], int(part * family.weight))
+            more = min(demands[family].all - given[family], int(part * family.weight))
             given[family] += more
             left -= more
         wanting = wanting - content if content else set()
@@ -333,12 +397,20 @@ def _uses(event: str) -> tuple[_Use, ...]:
 
 
 def _labels(use: _Use, counted: Counted) -> Labels:
-    """The labels of a series as label values; a text that is called as the rest belongs to it."""
+    """
+    The labels of a series as label values; a text that is called as the rest belongs to it.
+
+    Of events without a row of their own only what their name says is known.
+    """
     names = use.family.labels
     if counted.labels is None and use.family is not EVENTS:
-        return (OTHER,) * len(names)
+        return use.family.rest(tuple(use.fixed.get(name, OTHER) for name in names))
     found = {**(counted.labels or {}), **use.fixed}
-    return tuple(label_value(found.get(name) or "") for name in names)
+    return tuple(_value(name, found.get(name) or "") for name in names)
+
+
+def _value(name: str, text: str) -> str:
+    return OTHER if name == "method" and text and text not in _METHODS else label_value(text)
 
 
 def expose_telemetry(page: Page, node: str, found: TelemetryReading) -> None:

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 #: By what holders are sorted.
 SORTS = ("size", "growth")
-#: Processes whose exact size is read, for each that is shown: those with the largest heaps, and
-#: those with the longest mailboxes, which may lie outside of heaps.
+#: Processes whose exact size is read, for each that is shown.
 _CANDIDATES = 2
+#: Mailboxes that are read to find the largest processes, the longest first, and messages of all:
+#: the messages may lie outside of heaps, and few of them may be large. Messages of one mailbox, at
+#: most, that are read for that.
+_MAILBOXES, _MESSAGES, _WALK = 20_000, 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,17 @@ def document(span: Span) -> documents.MemoryDocument:
         "processes_total": snapshot.total if snapshot else None,
         "torn": snapshot.torn + snapshot.unreadable if snapshot else 0,
         "processes": processes,
+        "processes_beyond_rows_bytes": beyond_rows(now.kinds["processes"], processes),
         "binaries": binaries,
         "ets_tables": _ets(span),
         "not_read": [{"what": what, "reason": why} for what, why in now.refused.items()],
         "seconds": round(now.seconds + (span.before.seconds if span.before else 0.0), 3),
     }
+
+
+def beyond_rows(total: int | None, rows: list[documents.MemoryHolder]) -> int | None:
+    """Bytes of the kind processes, *total*, that are not of *rows*; 0 where these have more."""
+    return None if total is None else max(0, total - sum(one["memory_bytes"] for one in rows))
 
 
 def _terms(span: Span, viewer: Viewer | None) -> documents.PersistentTerms | None:
@@ -219,20 +228,43 @@ def _holders(
     if snapshot is None or viewer is None or not len(snapshot.rows):
         return [], []
     rows, limit = snapshot.rows, span.limit
-    heaps, binaries = heap_bytes(span.target, rows), binary_bytes(rows)
+    binaries = binary_bytes(rows)
     more = process_growth(span, rows)
     by_growth = span.sort == "growth"
-    large = _largest(more[0] if by_growth else heaps.astype(np.float64), _CANDIDATES * limit)
-    long = _largest(rows["mailbox"].astype(np.float64), _CANDIDATES * limit)
+    key = more[0] if by_growth else process_sizes(span, rows, viewer)
+    large = _largest(key, _CANDIDATES * limit)
     held = _largest(more[1] if by_growth else binaries.astype(np.float64), limit)
     held = held[(binaries[held] > 0)]
-    wanted = np.concatenate([large, held] if by_growth else [large, long, held])
-    found = _described(viewer, rows, distinct(wanted), more)
+    found = _described(viewer, rows, distinct(np.concatenate([large, held])), more)
     by_pid = {one["pid"]: one for one in found}
-    key = "heap_bytes_per_second" if by_growth else "memory_bytes"
-    processes = sorted(found, key=lambda one: -(cast("Any", one)[key] or 0))[:limit]
+    shown = "heap_bytes_per_second" if by_growth else "memory_bytes"
+    processes = sorted(found, key=lambda one: -(cast("Any", one)[shown] or 0))[:limit]
     texts = viewer.pids.texts(rows["id"][held])
     return processes, [by_pid[pid] for pid in texts if pid in by_pid]
+
+
+def process_sizes(span: Span, rows: NDArray[np.void], viewer: Viewer) -> NDArray[np.float64]:
+    """
+    Bytes of each process of the look's *rows*, of its heaps and mailbox, to find the largest by.
+
+    Of long mailboxes they are estimates; that not all mailboxes were read is told in the look.
+    """
+    found = heap_bytes(span.target, rows).astype(np.float64)
+    waiting = int(np.count_nonzero(rows["mailbox"]))
+    if waiting > _MAILBOXES:
+        span.now.refused.setdefault(
+            "mailboxes",
+            f"of {waiting:,} that have messages the {_MAILBOXES:,} longest were read to find the "
+            "largest processes",
+        )
+    chosen = min(waiting, _MAILBOXES)
+    longest = _largest(rows["mailbox"].astype(np.float64), chosen)
+    fresh = viewer.table.at(np.sort(rows["slot"][longest]).astype(np.int64)).rows
+    walked = viewer.sizes(fresh, min(_WALK, _MESSAGES // max(1, chosen))).bytes
+    sizes = dict(zip(fresh["id"].tolist(), walked.tolist(), strict=True))
+    ids = rows["id"][longest].tolist()
+    found[longest] = [sizes.get(pid, size) for pid, size in zip(ids, found[longest], strict=True)]
+    return found
 
 
 def process_growth(

@@ -24,6 +24,7 @@ from scope_ebpf.beam.vm.schedulers import Scheduler, Schedulers
 from scope_ebpf.cli import list_beams, schedulers
 from scope_ebpf.cli.process_text import lines
 from scope_ebpf.cli.trouble import Troubles
+from scope_ebpf.runs.check import check
 
 RELEASES = ("stock25", "trixie27")
 
@@ -236,7 +237,11 @@ def test_a_connection_that_a_process_waits_for_is_shown(kind):
         (row,) = (at for at, said in enumerate(statuses(rows["state"])) if said == "suspended")
         why = detail(viewer, rows[row : row + 1])["status_reason"]
         said = r"waits for the connection to peer@127.0.0.2, which has ([\d,]+) bytes to send"
-        assert int(re.fullmatch(said, why)[1].replace(",", "")) >= 1 << 16
+        queued = int(re.fullmatch(said, why)[1].replace(",", ""))
+        assert queued >= 1 << 16
+        (link,) = (one for one in check(viewer.target, 0.5).findings if one.kind == "full_link")
+        assert ("critical", {"peer": "peer@127.0.0.2"}) == (link.severity, link.subject)
+        assert (1, queued) == (link.evidence["count"], link.evidence["queued_bytes"])
         peer.thaw()
 
 

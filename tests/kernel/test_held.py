@@ -212,6 +212,10 @@ def test_processes_in_groups_of_what_they_began_with_or_are_in(beam):
         if group["stack"]
     }
     assert (45, 5) == (groups["holding:inner/0"], groups["holding:other/0"])
+    labels = {group["label"]: group for group in stacks(beam, "--by", "label")["groups"]}
+    assert {None, '{waits,"other"}'} == labels.keys()
+    assert 5 == labels['{waits,"other"}']["count"]
+    assert "holding:deep/2" == labels['{waits,"other"}']["initial_call"]
 
 
 def figures(beam, question: str) -> dict[str, int]:
@@ -321,3 +325,22 @@ def test_tables_that_come_and_go_spoil_no_other_row(beam):
     assert planted <= set(rows(document))
     names = {table["name"] for table in document["tables"]} - {"churning"}
     assert names <= {row[0].replace("held_dup", "held dup") for row in node_tables(beam)}
+
+
+def test_few_large_messages_make_a_process_large(beam):
+    """
+    Three messages of 1.6 MB off a small heap, and 40 longer mailboxes of small ones.
+    """
+    assert "done" == beam.ask("letters 3")
+    look = scope_trace(
+        "memory", "--pid", str(beam.pid), "--once", "--limit", "2", "--format", "json"
+    )
+    first, second = look.document["processes"]
+    assert ("addressee", 3, False) == (
+        first["name"],
+        first["messages"],
+        first["memory_estimated"],
+    )
+    assert 4_800_000 <= first["memory_bytes"] < 4_810_000
+    rest = look.document["kinds"]["processes"] - first["memory_bytes"] - second["memory_bytes"]
+    assert max(0, rest) == look.document["processes_beyond_rows_bytes"]

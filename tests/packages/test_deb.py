@@ -329,16 +329,49 @@ def test_a_config_that_was_changed_survives(fresh: Machine, deb: Path):
 
 def test_a_removal_leaves_nothing_but_the_config(fresh: Machine, deb: Path):
     """
-    No file of ours stays, nor bytecode that Python wrote beside them.
+    No file of ours stays, nor bytecode that Python wrote beside them; a purge takes what it kept.
     """
     fresh.run("dpkg", "-i", f"/mnt/{deb.name}")
     fresh.run("scope-trace", "list")
+    state, cache = "/var/lib/scope-ebpf", "/var/cache/scope-ebpf"
+    fresh.run("mkdir", state, cache)
+    fresh.run("touch", f"{state}/memory-0123456789ab-23-5.json", f"{cache}/functions")
     assert list(fresh.path("/usr/lib/scope-ebpf/scope_ebpf/__pycache__").iterdir())
     fresh.run("dpkg", "--remove", "scope-ebpf")
     left = fresh.run("find", "/etc", "/usr", "/var/lib/systemd", "-path", "*scope-ebpf*")
     assert ["/etc/scope-ebpf", CONFIG] == sorted(left.split())
+    assert fresh.path(f"{state}/memory-0123456789ab-23-5.json").exists()
     fresh.run("dpkg", "--purge", "scope-ebpf")
-    assert "" == fresh.run("find", "/etc", "/usr", "-path", "*scope-ebpf*")
+    assert "" == remains(fresh)
+
+
+def remains(where: Machine) -> str:
+    """
+    Paths of ours that there are, but for what dpkg itself keeps of packages.
+    """
+    own = ("-path", "/var/lib/dpkg", "-prune", "-o")
+    return where.run("find", "/etc", "/usr", "/var", *own, "-path", "*scope-ebpf*", "-print")
+
+
+def test_a_removal_of_the_rpm_leaves_no_snapshots(fresh: Machine, packages: Path):
+    """
+    rpm has no purge, so what it runs at the end takes snapshots, but not references; an upgrade
+    takes nothing.
+    """
+    rpm = str(packages / f"scope-ebpf-{VERSION}-1.x86_64.rpm")
+    script = fresh.path("/tmp/postun")
+    script.write_text(output("rpm", "-qp", "--qf", "%{POSTUN}", rpm))
+    state, cache = "/var/lib/scope-ebpf", "/var/cache/scope-ebpf"
+    kept, reference = f"{state}/memory-0123456789ab-23-5.json", f"{state}/references"
+    fresh.run("mkdir", "-p", reference, cache)
+    fresh.run("touch", kept)
+    fresh.run("sh", "/tmp/postun", "1")
+    assert {state, kept, reference, cache} == set(remains(fresh).split())
+    fresh.run("sh", "/tmp/postun", "0")
+    assert {state, reference} == set(remains(fresh).split())
+    fresh.run("rmdir", reference)
+    fresh.run("sh", "/tmp/postun", "0")
+    assert "" == remains(fresh)
 
 
 def test_the_rpm_has_the_same_files(packages: Path, deb: Path):

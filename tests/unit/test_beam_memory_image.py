@@ -160,6 +160,25 @@ def test_stacks_of_more_processes_than_a_part_can_have_are_refused(
         reader.read("call")
 
 
+def test_processes_with_more_labels_than_are_read_are_counted():
+    """
+    Of 7, 5 have labels of their own, and 3 of these are read: 2 are left, the others are in groups.
+    """
+    viewer = view(make(7))
+    terms = np.array([0, 3, 4, 5, 6, 7, 0], np.uint64)
+    names = SimpleNamespace(
+        dictionary=lambda _rows, _key: terms, initial_calls=viewer.names.initial_calls
+    )
+    rows = viewer.table.snapshot().rows
+    reader = StackReader(viewer.target)
+    reader.viewer = SimpleNamespace(
+        names=names, labels=lambda _: [None, "a", "b", "c", None], heaps=viewer.heaps
+    )
+    groups = {}
+    assert (3, 2) == reader._by_label(rows, groups, 3)
+    assert {None: 2, "a": 1, "b": 1, "c": 1} == {one.label: one.count for one in groups.values()}
+
+
 def test_slots_are_looked_at_again_up_to_the_last_of_a_table_of_any_size():
     """
     Nothing behind the table is taken for a slot.

@@ -14,14 +14,15 @@ from profile_fixtures import TARGET
 from scope_ebpf.beam.vm.nifs import NativeFunction
 from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
 from scope_ebpf.beam.vm.threads import Thread
-from scope_ebpf.cgroups import Throttled
-from scope_ebpf.checks import processes, waits
+from scope_ebpf.cgroups import MemoryLimit, Throttled
+from scope_ebpf.checks import machine, processes, waits
 from scope_ebpf.checks.machine import Ending, Quota
 from scope_ebpf.checks.processes import Restarts, restarts
 from scope_ebpf.checks.schedulers import Threads
 from scope_ebpf.checks.waits import Calls, Suspended, _circles, _roots
 from scope_ebpf.cli import check as command
 from scope_ebpf.cli import main as cli
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 from scope_ebpf.sinks.check import lines
 
@@ -191,6 +192,35 @@ def test_a_full_link_has_a_next_command(monkeypatch: pytest.MonkeyPatch):
     assert [f"scope-trace links {TARGET['pid']} --once"] == one["next"]
 
 
+def test_what_fills_the_memory_is_the_next_command(monkeypatch: pytest.MonkeyPatch):
+    """
+    Of a cgroup, of atoms, of what is outside of the allocators, and of empty carriers.
+    """
+    limit = MemoryLimit(95, 100, 3)
+    monkeypatch.setattr(machine, "memory_limit", lambda _: limit)
+    counts = SimpleNamespace(processes=1, ports=1, atoms=90)
+    limits = SimpleNamespace(processes=100, ports=100, atoms=100)
+    counters = SimpleNamespace(read=lambda: counts, limits=lambda: limits)
+    monkeypatch.setattr(machine, "CounterReader", lambda _: counters)
+    monkeypatch.setattr(processes, "AllocatorReader", lambda _: None)
+    monkeypatch.setattr(processes, "read_bounded", lambda _: b"RssAnon:\t 900000 kB\n")
+    atoms = SimpleNamespace(texts=dict.fromkeys)
+    target, viewer = SimpleNamespace(pid=1), SimpleNamespace(atoms=atoms)
+    scene = SimpleNamespace(target=target, viewer=viewer, seconds=3.0)
+    memory = processes.Memory(scene)
+    empty = SimpleNamespace(name="eheap", carriers=300_000_000, blocks=100_000_000)
+    found = [
+        *Quota(scene)._memory(),
+        *machine.Tables(scene).findings(),
+        *memory._outside((empty,)),
+        *memory._fragmented((empty,)),
+    ]
+    assert ["memory", "limit", "outside", "fragmentation"] == [one.kind for one in found]
+    document = documents.validated(check(*found).as_json())
+    for one in document["findings"]:
+        assert f"scope-trace memory {TARGET['pid']}" == one["next"][0], one["kind"]
+
+
 def test_a_check_says_on_stderr_that_it_has_begun(monkeypatch, capsys):
     """
     Before it looks, so that who waits for it knows for how long; a document alone is on stdout.
@@ -223,12 +253,28 @@ def test_a_vm_that_halts_names_its_code_and_what_it_waits_for():
     words = {1: 2, 2: 0xFFFFFFFF - 22}
     memory = SimpleNamespace(u32=words.__getitem__)
     symbols = {"erts_halt_progress": 1, "erts_halt_code": 2}
-    ending = Ending(SimpleNamespace(target=SimpleNamespace(find=symbols.get, memory=memory)))
+    ending = Ending(
+        SimpleNamespace(target=SimpleNamespace(address=symbols.__getitem__, memory=memory))
+    )
     (found,) = ending._halting()
     assert ("halting", "critical", 2) == (found.kind, found.severity, found.evidence["waiting"])
     assert "halts with code -23 and waits for 2 of its ports and schedulers" in found.text()
     words[1] = 0xFFFFFFFF
     assert [] == ending._halting()
+    assert {} == ending.refused
+
+
+def test_a_build_that_hides_whether_it_halts_is_not_said_to_be_checked():
+    """
+    The reason is shown instead.
+    """
+
+    def hidden(name: str) -> int:
+        raise ReadRefusedError(f"{name} is hidden")
+
+    ending = Ending(SimpleNamespace(target=SimpleNamespace(address=hidden)))
+    assert [] == ending._halting()
+    assert {"halting": "erts_halt_progress is hidden"} == ending.refused
 
 
 @pytest.mark.parametrize(("throttled", "severity"), [(23, "critical"), (11, "warning"), (5, None)])

@@ -5,6 +5,14 @@ Crashes by module and reason: totals that never fall, under a bounded number of 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scope_ebpf import events
+from scope_ebpf.daemon.readings import crashes
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.crashes import OTHER, CrashSums, CrashTotal
 
 
@@ -38,3 +46,44 @@ def test_a_label_that_nobody_may_choose_freely_is_bounded():
     module, reason, _ = CrashSums().update([("a\x1b[2J", "r" * 500, 1)])[0]
     assert "\x1b" not in module
     assert len(reason) < 500
+
+
+def crashes_with(monkeypatch: pytest.MonkeyPatch, *answers: Exception | dict) -> crashes.Crashes:
+    """
+    A VM with three crashes of one module, whose atoms give these answers one after the other.
+    """
+    left = list(answers)
+
+    def texts(_: object) -> dict[int, str]:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(crashes, "Atoms", lambda _: SimpleNamespace(texts=texts))
+    key = np.zeros((), events.CRASH)
+    key["module"], key["reason"] = 7, 8
+    return crashes.Crashes(None, lambda: [(key, 3)])
+
+
+@pytest.mark.parametrize("error", [NoAnswerError("hangs"), NoSuchProcessError("ended")])
+def test_a_name_that_does_not_come_holds_the_loop_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """
+    The loop gets the error, and drops the VM: with the figures of before it would wait again.
+    """
+    found = crashes_with(monkeypatch, error)
+    with pytest.raises(type(error)):
+        found.read()
+
+
+def test_names_that_cannot_be_read_now_are_read_with_the_next_reading(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    Until then the figures are those of before.
+    """
+    found = crashes_with(monkeypatch, ReadRefusedError("torn"), {7: "shop", 8: "badarg"})
+    assert (CrashTotal(OTHER, OTHER, 0),) == found.read()
+    assert CrashTotal("shop", "badarg", 3) in found.read()

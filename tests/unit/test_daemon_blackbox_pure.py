@@ -17,6 +17,7 @@ from scope_ebpf.daemon import blackbox
 from scope_ebpf.daemon.blackbox import MOST_FILES, MOST_OF_OWNER, BlackBox, _File, surplus
 from scope_ebpf.daemon.config import ConfigError, load
 from scope_ebpf.daemon.looks.owners import Owner
+from scope_ebpf.errors import NoAnswerError, ScopeError, TooMuchError
 
 
 class Vm:
@@ -27,6 +28,13 @@ class Vm:
     def __init__(self, pid: int, uid: int, used: int) -> None:
         self.target = SimpleNamespace(pid=pid, started=5.0)
         self.owner, self.used = Owner(uid, ""), used
+        self.failed: list[ScopeError] = []
+
+    def fail(self, error: ScopeError) -> None:
+        """
+        Take why the daemon drops it.
+        """
+        self.failed.append(error)
 
 
 @pytest.fixture
@@ -87,6 +95,86 @@ def test_owners_take_turns_and_replace_their_own_files(box):
     names = [path.name for path in box.folder.iterdir()]
     assert MOST_OF_OWNER + 1 == len(names)
     assert 1 == sum("-7-5.json" in name for name in names)
+
+
+def test_a_vm_whose_memory_hangs_is_dropped(box, monkeypatch):
+    """
+    And its owner's other VMs are still read; one that is refused is not dropped.
+    """
+    hangs, refused = Vm(7, 23, 999), Vm(8, 23, 999)
+    box.vms += [hangs, refused]
+    errors = {7: NoAnswerError("memory does not come"), 8: TooMuchError("too many")}
+
+    def raise_it(_, subject):
+        raise errors[subject.target.pid]
+
+    monkeypatch.setattr(BlackBox, "_snapshot", raise_it)
+    for vm in (hangs, refused):
+        box.box.keep(vm)
+    assert ([errors[7]], []) == (hangs.failed, refused.failed)
+
+
+def test_an_owner_that_owes_nothing_is_read_while_another_pauses(box, monkeypatch):
+    """
+    A failed look that took a second lets its owner pause for 40 s (twice 20), and nobody else.
+    """
+    cpu = SimpleNamespace(value=0.0)
+    monkeypatch.setattr(blackbox, "_SHARE", 0.05)
+    monkeypatch.setattr(blackbox, "cpu_seconds", lambda: cpu.value)
+    costly, other, victim = Vm(7, 23, 999), Vm(8, 23, 999), Vm(9, 77, 0)
+    box.vms += [costly, other, victim]
+
+    def fails(_, subject):
+        cpu.value += 1
+        if subject.owner == costly.owner:
+            raise TooMuchError("a second")
+        return b"{}"
+
+    monkeypatch.setattr(BlackBox, "_snapshot", fails)
+    box.box.keep(costly)
+    assert [] == box.box.near()
+    victim.used = 999
+    assert [victim] == box.box.near()
+    box.now.value += 39
+    assert [victim] == box.box.near()
+    box.now.value += 2
+    assert [victim, other] == box.box.near()
+    # The second failure: two owners share the twentieth, so 40 s, doubled twice.
+    box.box.keep(victim)
+    box.box.keep(other)
+    box.vms.remove(other)
+    box.now.value += 159
+    assert [victim] == box.box.near()
+    box.now.value += 2
+    assert [victim, costly] == sorted(box.box.near(), key=lambda vm: -vm.target.pid)
+
+
+def test_owners_that_end_their_vms_still_owe(box, monkeypatch):
+    """
+    A VM that starts again in its place is not read before the pause of its owner is over.
+    """
+    monkeypatch.setattr(blackbox, "_SHARE", 0.05)
+    monkeypatch.setattr(blackbox, "cpu_seconds", iter((0.0, 1.0)).__next__)
+    box.vms.append(Vm(7, 23, 999))
+    box.box.keep(box.vms[0])
+    box.vms.clear()
+    assert [] == box.box.near()
+    box.vms.append(Vm(8, 23, 999))
+    box.now.value += 19
+    assert [] == box.box.near()
+    box.now.value += 2
+    assert box.vms == box.box.near()
+
+
+def test_only_the_folders_of_systemd_are_separated_by_colons(box, monkeypatch, tmp_path):
+    """
+    A configured folder may have colons in its name.
+    """
+    box.config.blackbox_folder = str(tmp_path / "a:b")
+    assert tmp_path / "a:b" == box.box.folder()
+    box.config.blackbox_folder = ""
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path / 'c'}:{tmp_path / 'd'}")
+    assert tmp_path / "c" == box.box.folder()
 
 
 def test_all_owners_together_have_a_fixed_number_of_files():

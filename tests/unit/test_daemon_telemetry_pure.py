@@ -5,6 +5,7 @@ When the daemon reads whose telemetry, and what its hooks count for.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
+from scope_ebpf.beam.telemetry.encoding import Decoder
 from scope_ebpf.budget.strata import Estimate
 from scope_ebpf.daemon import telemetry as hooks
 from scope_ebpf.daemon import telemetry_slot
@@ -155,6 +157,21 @@ def test_a_vm_without_telemetry_gets_no_hooks(run: SimpleNamespace):
     assert TelemetryReading() == watch.found
 
 
+def test_a_vm_without_telemetry_is_not_refused_for_good(run: SimpleNamespace):
+    """
+    Its first look fails; or the library is unloaded later, and its last figures go.
+    """
+    first = Watched(1, has=False, planned=[REFUSED])
+    later = Watched(2, owner=Owner(1000, ""))
+    run.watches = [first, later]
+    run.go(10)
+    assert "code is being loaded" == first.found.refused
+    assert later.found.spans
+    later.has = False
+    run.go(100)
+    assert (TelemetryReading(), TelemetryReading()) == (first.found, later.found)
+
+
 def test_reading_stays_within_the_budget_also_where_it_fails(run: SimpleNamespace):
     """
     A tenth of the budget of 0.02 of a core pays for one look of 0.03 s in 15 s.
@@ -192,6 +209,20 @@ def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):
     watch.refused = HostError("the kernel does not permit it")
     run.go(10)
     assert "the kernel does not permit it" == watch.found.refused
+    run.go(100)
+    assert ("", ["offer", None, "offer"]) == (watch.found.refused, watch.offers)
+
+
+def test_hooks_that_fail_unexpectedly_are_counted_and_shown(run: SimpleNamespace):
+    """
+    Once for each try; the VM stays, and its hooks are offered again.
+    """
+    run.watches = [watch := Watched()]
+    run.go(5)
+    watch.refused = TypeError("a mistake")
+    run.go(10)
+    assert "TypeError('a mistake')" == watch.found.refused
+    assert (1, None) == (run.errors["snapshot"], watch.error)
     run.go(100)
     assert ("", ["offer", None, "offer"]) == (watch.found.refused, watch.offers)
 
@@ -313,6 +344,32 @@ def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
     assert [Estimate(5, 0)] == list(found.crop.estimates)
 
 
+@pytest.mark.parametrize("windows", [0, 6])
+def test_sums_of_a_kind_outlast_idle_rows(monkeypatch: pytest.MonkeyPatch, windows: int):
+    """
+    Rows of 20,000 events are removed; then 30 come, counted in full or in windows.
+    """
+    monkeypatch.setattr(hooks, "ROWS", 8)
+    found = hooks_on(watch := AWatch())
+    watch.by_label = {16: 10_000, 32: 10_000}
+    found._harvest()
+    watch.by_label |= {48: 50, 64: 50, 80: 50}
+    found._harvest()
+    assert {48, 64, 80} == watch.by_label.keys()
+    for _ in range(windows):
+        watch.by_label[48] += 5
+        now = time.monotonic()
+        found._observation._window.opened, found._observation._window.until = now, now + 0.1
+        found._observation._close(now)
+    watch.by_label[48] += 0 if windows else 30
+    found._harvest()
+    assert found.crop is not None
+    number, error = found.crop.span.errors["jobs"]
+    assert number >= 30
+    assert 0 <= error <= 1
+    assert windows or number == 30
+
+
 def test_counted_events_are_scaled_as_their_estimate():
     """
     46 events of which 23 were seen, with their labels and twice their sums.
@@ -328,6 +385,61 @@ def test_counted_events_are_scaled_as_their_estimate():
     assert "phoenix.router_dispatch.stop" == one.event
     assert {"route": "/a", "method": None, "status": "4xx"} == one.labels
     assert (46, 40, 2000, 40) == (one.number, one.measured[0], one.sums[0], one.slots[84])
+
+
+class Unreadable:
+    """
+    Atoms of which none can be read, for the reason *error*.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.asked = error, 0
+
+    def text_at(self, index: int) -> str:
+        self.asked += 1
+        raise self.error
+
+
+def unreadable(error: Exception) -> tuple[Sight, Crop, Unreadable]:
+    """
+    A sight of 500 rows with a label each that cannot be read, and an event by name.
+    """
+    sight = object.__new__(Sight)
+    sight._specs, atoms = of_series(), Unreadable(error)
+    sight._decoder = Decoder(atoms, strict=True)
+    rows = rows_of(*(index << 6 | 0xB for index in range(500)))
+    rows["spec"][499], rows["text"][499, :4] = 0, (9, 0, 0, 0)
+    growth = np.zeros(500, events.TELEMETRY_TOTALS)
+    growth["count"] = 1
+    crop = Crop(rows, growth, [Estimate(1.0, 0.0)] * 500, Span(5.0, 1.0, {}, {}))
+    return sight, crop, atoms
+
+
+def test_names_that_cannot_be_read_now_are_no_labels():
+    """
+    Such events count for the rest of their specification: a label would stay for good.
+    """
+    sight, crop, _ = unreadable(REFUSED)
+    found = Counter((one.event, one.labels) for one in sight.counted(crop))
+    assert {("phoenix.router_dispatch.stop", None): 499, ("other", None): 1} == found
+
+
+@pytest.mark.parametrize("error", [NoAnswerError("hangs"), NoSuchProcessError("ended")])
+def test_a_name_that_does_not_come_ends_the_look(error: Exception):
+    """
+    It is not waited for as often as there are rows; the command, which looks once, shows "?" after
+    an end.
+    """
+    sight, crop, atoms = unreadable(error)
+    with pytest.raises(type(error)):
+        list(sight.counted(crop))
+    assert 1 == atoms.asked
+    command = Decoder(atoms)
+    if isinstance(error, NoSuchProcessError):
+        assert ("?",) == command.labels(crop.rows[0], 1)
+    else:
+        with pytest.raises(NoAnswerError):
+            command.labels(crop.rows[0], 1)
 
 
 def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPatch):
@@ -359,5 +471,10 @@ def test_refused_hooks_leave_the_target_to_the_loop(monkeypatch: pytest.MonkeyPa
         slot.take()
     slot.offer("offer")
     assert (0.5, "crop") == (slot.tick(), slot.take())
+    made[1].run = [].pop
+    slot.run()
+    assert (True, None) == (made[1].closed, slot.next_due)
+    with pytest.raises(IndexError):
+        slot.take()
     slot.offer(None)
     assert (0.5, None, None) == (slot.tick(), slot.next_due, slot.take())

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Growth of ETS tables and ports, flags of their status, and their text.
+Growth of ETS tables and ports, flags of their status, and their text; looks that were kept.
 """
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import documents
@@ -19,7 +20,9 @@ from scope_ebpf.cli.main import main
 from scope_ebpf.cli.memory_text import memory_lines
 from scope_ebpf.cli.ports import _lines as port_lines
 from scope_ebpf.cli.ports import what
+from scope_ebpf.cli.snapshots import conforms
 from scope_ebpf.cli.stacks import _lines as stack_lines
+from scope_ebpf.runs import memory
 from scope_ebpf.runs.held_tables import growth
 from scope_ebpf.runs.memory import Span, process_growth
 
@@ -140,7 +143,7 @@ def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
     ]
     group = {
         "count": 1234, "initial_call": "Elixir.Shop.Cart:init/1", "stack": frames, "cut": True,
-        "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
+        "label": None, "messages": 23, "heap_bytes": 2_300_000, "example": "<0.85.0>",
     }  # fmt: skip
     document = {
         "schema": 1, "target": TARGET, "by": "stack", "processes_total": 1300, "read": 1290,
@@ -169,35 +172,38 @@ HOLDER = {
 KINDS = ("total", "processes", "processes_used", "system", "atom", "atom_used", "binary", "code")
 
 
+MEMORY = {
+    "schema": 1, "target": TARGET, "time": 1.0, "duration_seconds": 1.0,
+    "kinds": dict.fromkeys(KINDS, 2300) | {"code": None, "ets": 77},
+    "kinds_per_second": dict.fromkeys(KINDS, 0.0) | {"code": None, "ets": -230.0},
+    "allocators": [{
+        "what": "binary", "carriers_bytes": 1000, "blocks_bytes": 230, "inside_bytes": 230,
+        "used_share": 0.23, "carriers_bytes_per_second": 0.0, "blocks_bytes_per_second": None,
+    }],
+    "outside": {
+        "resident_bytes": 9000, "anonymous_bytes": 8000, "swapped_bytes": 0,
+        "carriers_bytes": 1000, "beyond_carriers_bytes": 7000,
+    },
+    "cgroup": {"used_bytes": 90, "limit_bytes": 100, "used_share": 0.9, "oom_kills": 3},
+    "tables": [
+        {"what": "atoms", "used": 23, "limit": 100, "used_share": 0.23, "per_second": 0.0},
+        {"what": "ets_tables", "used": 7, "limit": None, "used_share": None, "per_second": 1.0},
+    ],
+    "persistent_terms": {
+        "count": 23, "memory_bytes": 77, "largest": [{"name": None, "memory_bytes": 7}],
+    },
+    "timers": {"receive": 1234, "bif": 5}, "newest_atoms": ["b\x1b[2J"],
+    "processes_total": 3, "torn": 2, "processes": [HOLDER], "binaries": [], "ets_tables": [],
+    "processes_beyond_rows_bytes": 230,
+    "not_read": [{"what": "code", "reason": "hidden"}], "seconds": 0.1,
+}  # fmt: skip
+
+
 def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
     """
     What is not known is a question mark, an estimate has a mark, and names reach no terminal.
     """
-    document = {
-        "schema": 1, "target": TARGET, "time": 1.0, "duration_seconds": 1.0,
-        "kinds": dict.fromkeys(KINDS, 2300) | {"code": None, "ets": 77},
-        "kinds_per_second": dict.fromkeys(KINDS, 0.0) | {"code": None, "ets": -230.0},
-        "allocators": [{
-            "what": "binary", "carriers_bytes": 1000, "blocks_bytes": 230, "inside_bytes": 230,
-            "used_share": 0.23, "carriers_bytes_per_second": 0.0, "blocks_bytes_per_second": None,
-        }],
-        "outside": {
-            "resident_bytes": 9000, "anonymous_bytes": 8000, "swapped_bytes": 0,
-            "carriers_bytes": 1000, "beyond_carriers_bytes": 7000,
-        },
-        "cgroup": {"used_bytes": 90, "limit_bytes": 100, "used_share": 0.9, "oom_kills": 3},
-        "tables": [
-            {"what": "atoms", "used": 23, "limit": 100, "used_share": 0.23, "per_second": 0.0},
-            {"what": "ets_tables", "used": 7, "limit": None, "used_share": None, "per_second": 1.0},
-        ],
-        "persistent_terms": {
-            "count": 23, "memory_bytes": 77, "largest": [{"name": None, "memory_bytes": 7}],
-        },
-        "timers": {"receive": 1234, "bif": 5}, "newest_atoms": ["b\x1b[2J"],
-        "processes_total": 3, "torn": 2, "processes": [HOLDER], "binaries": [], "ets_tables": [],
-        "not_read": [{"what": "code", "reason": "hidden"}], "seconds": 0.1,
-    }  # fmt: skip
-    lines = memory_lines(documents.validated(document))
+    lines = memory_lines(documents.validated(MEMORY))
     assert "its cgroup uses 90 of 100 bytes (90 %); the kernel has killed 3" in lines[1]
     words = [line.split() for line in lines]
     assert ["code", "?", "-"] in words
@@ -210,6 +216,89 @@ def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
     assert "not read: code: hidden" == lines[-1]
     assert "2 processes changed too fast to be read" == lines[-2]
     assert [] == [line for line in lines if "\x1b" in line]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """
+    Writes a file as the daemon does, with *changes*, and reads it as the command does.
+    """
+
+    def read(words=(), **changes):
+        path = tmp_path / "kept.json"
+        path.write_text(json.dumps(MEMORY | changes))
+        return main(["memory", "--from", str(path), *words])
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": 1e300},
+        {"time": float("nan")},
+        {"torn": 10**400},
+        {"torn": True},
+        {"schema": True},
+        {"seconds": float("-inf")},
+        {"kinds": MEMORY["kinds"] | {"total": float("inf")}},
+        {"kinds": MEMORY["kinds"] | {"total": 1 << 64}},
+        {"kinds": [2300]},
+        {"outside": None},
+        {"tables": [MEMORY["tables"][0] | {"what": "files"}]},
+        {"processes": [HOLDER | {"memory_bytes": "23"}]},
+        {"binaries": [{}]},
+        {"newest_atoms": [{}]},
+    ],
+)
+def test_a_kept_look_has_figures_that_a_vm_can_have(kept, changes, capsys):
+    """
+    Any other is refused in one line.
+    """
+    assert 0 == kept()
+    assert 2 == kept(**changes)
+    assert 1 == capsys.readouterr().err.count("\n")
+
+
+def test_what_a_kept_look_conforms_to_is_its_schema():
+    """
+    Each field of the schema is missed, and fields of later versions are not in the way.
+    """
+    schema = json.loads((documents.FOLDER / "memory.json").read_text())
+    assert conforms(MEMORY | {"later": {}}, schema, schema["$defs"])
+    for name in MEMORY:
+        less = {field: value for field, value in MEMORY.items() if field != name}
+        assert not conforms(less, schema, schema["$defs"]), name
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["shop"], "TARGET"),
+        (["--pid", "23"], "--pid"),
+        (["--once"], "--once"),
+        (["-s", "size"], "--sort"),
+        (["-d", "1s", "--sort", "growth"], "--duration and --sort"),
+    ],
+)
+def test_a_kept_look_is_not_looked_at_otherwise(kept, words, named, capsys):
+    """
+    Options of a look are refused, not ignored.
+    """
+    assert 2 == kept(words)
+    assert f"leave out {named}\n" in capsys.readouterr().err
+
+
+def test_a_kept_look_has_as_many_holders_as_are_asked_for(kept, capsys):
+    """
+    All that were kept without ``--limit``.
+    """
+    holders = {"processes": [HOLDER] * 9, "newest_atoms": ["a"] * 9}
+    counts = lambda document: [len(document[name]) for name in holders]  # noqa: E731
+    kept(["--format", "json"], **holders)
+    assert [9, 9] == counts(documents.load(capsys.readouterr().out))
+    kept(["--format", "json", "--limit", "2"], **holders)
+    assert [2, 2] == counts(documents.load(capsys.readouterr().out))
 
 
 def test_growth_of_processes_is_by_pid_and_not_by_place():
@@ -228,3 +317,23 @@ def test_growth_of_processes_is_by_pid_and_not_by_place():
     assert [92.0, 0.0] == heaps[[0, 2]].tolist()
     assert [0.0, 92.0] == binaries[[0, 2]].tolist()
     assert [False, True, False] == np.isnan(heaps).tolist()
+
+
+def test_mailboxes_are_read_to_find_the_largest_process(monkeypatch):
+    """
+    The longest of them, and that others were not read is told; one that ended keeps its heaps.
+    """
+    monkeypatch.setattr(memory, "_MAILBOXES", 3)
+    layout = SimpleNamespace(size=lambda _: 100)
+    columns = ("id", "slot", "mailbox", "heap_words", "fragment_words", "abandoned", "hend", "heap")
+    kind = np.dtype([(name, np.uint64) for name in (*columns, "old_heap", "old_hend")])
+    rows = np.zeros(5, kind)
+    rows["id"], rows["slot"], rows["mailbox"] = np.arange(5) + 10, np.arange(5), [5, 0, 60, 7, 1]
+    there = lambda slots: SimpleNamespace(rows=rows[slots[slots != 3]])  # noqa: E731
+    sizes = lambda rows, _: SimpleNamespace(bytes=rows["id"] * np.uint64(1000))  # noqa: E731
+    viewer = SimpleNamespace(table=SimpleNamespace(at=there), sizes=sizes)
+    look = SimpleNamespace(refused={})
+    span = Span(SimpleNamespace(layout=layout), look, None, 0.0, 5)
+    found = memory.process_sizes(span, rows, viewer)
+    assert [10_000, 100, 12_000, 100, 100] == found.tolist()
+    assert look.refused["mailboxes"].startswith("of 4 that have messages the 3 longest were read")

@@ -5,25 +5,35 @@ Sums of telemetry events: estimates, a bounded number of series, and what the re
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from test_metrics_exposition import exported, reading, samples
 
 from scope_ebpf import events
+from scope_ebpf.metrics.ranking import NEW
 from scope_ebpf.metrics.telemetry import (
     FAMILIES,
+    JOBS,
     LEAST_SERIES,
     OTHER,
+    QUERIES,
     REQUESTS,
+    VIEWS,
     Counted,
+    Family,
     Span,
     TelemetryReading,
     TelemetrySums,
     kind_of,
 )
 from scope_ebpf.telemetry.specs import of_series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Of a duration of 3 ms: 2^21 ns (1 + 1 / 4) and more.
 SLOT = 4 * 21 + 1
@@ -96,13 +106,16 @@ def test_each_library_has_its_series():
     """
     Queries with their time in the queue, jobs, callbacks, responses; what is missing is empty.
     """
+    event = {"view": "C", "event": "inc"}
+    sums = TelemetrySums(500)
+    sums.add([counted("phoenix.live_component.handle_event.stop", 2.0, **event)], SPAN, 0.0)
     found = series(
-        TelemetrySums(500).add(
+        sums.add(
             [
                 counted("*.query", 5.0, repo="Shop.Repo", source=None, result="ok"),
                 counted("oban.job.exception", 2.0, worker="W", queue="mail", state="failure"),
                 counted("phoenix.live_view.mount.stop", 4.0, view="V"),
-                counted("phoenix.live_component.handle_event.stop", 6.0, view="C", event="inc"),
+                counted("phoenix.live_component.handle_event.stop", 6.0, **event),
                 counted("phoenix.live_view.render.exception", 1.0, view="V", exception="E"),
                 counted("bandit.request.stop", 9.0, status="4xx"),
                 counted("shop.cart.add", 8.0),
@@ -119,8 +132,8 @@ def test_each_library_has_its_series():
     assert 2 == found["beam_job_duration_seconds_count", "mail", "failure", "W"]
     assert 0.006 == found["beam_job_queue_seconds_total", "mail"]
     assert 4 == found["beam_live_view_duration_seconds_count", "mount", "", "V"]
-    component = ("component.handle_event", "inc", "C")
-    assert 6 == found[("beam_live_view_duration_seconds_count", *component)]
+    component = "beam_live_view_duration_seconds_count", "component.handle_event"
+    assert (2, 6) == (found[*component, OTHER, "C"], found[*component, "inc", "C"])
     assert 1 == found["beam_live_view_exceptions_total", "render", "E", "V"]
     assert 9 == found["beam_http_responses_total", "bandit", "4xx"]
     assert 8 == found["beam_telemetry_events_total", "shop.cart.add"]
@@ -128,14 +141,21 @@ def test_each_library_has_its_series():
 
 def all_kinds(look: int, many: int) -> list[Counted]:
     """
-    Events of every family, with names that are new in each of seven looks.
+    Events of every family and outcome, with names that are new in each of seven looks.
     """
     names, specs = [f"n{look % 7}_{n}" for n in range(many)], of_series()
-    known = [
-        counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name))
-        for n, name in enumerate(names)
-        for spec in specs
-    ]
+    ends = {
+        "status": ["2xx", "3xx", "4xx", "5xx", "odd"],
+        "result": ["ok", "error", "odd"],
+        "state": ["success", "failure", "discard", "odd"],
+    }
+    known = []
+    for n, name in enumerate(names):
+        for spec in specs:
+            ended = {
+                label: ends[label][n % len(ends[label])] for label in spec.labels if label in ends
+            }
+            known.append(counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name) | ended))
     return known + [counted(f"shop.{name}", 1.0) for name in names]
 
 
@@ -161,6 +181,132 @@ def test_a_family_that_is_alone_may_have_nearly_all_series():
     routes = [one for one in found.series if one.family is REQUESTS]
     assert len(routes) * REQUESTS.cost > 250
     assert sum(one.number for one in routes) == sum(100.0 + n for n in range(100))
+
+
+def ended(found: TelemetryReading, family: Family, label: str) -> dict[str, float]:
+    """
+    Events of a family by how they ended, with and without names.
+    """
+    totals: Counter[str] = Counter()
+    for one in found.series:
+        if one.family is family:
+            totals[one.labels[family.labels.index(label)]] += one.number
+    return dict(totals)
+
+
+@pytest.mark.parametrize(
+    ("family", "event", "label", "good", "bad"),
+    [
+        (REQUESTS, "phoenix.router_dispatch.stop", "status", "2xx", "5xx"),
+        (QUERIES, "*.query", "result", "ok", "error"),
+        (JOBS, "oban.job.stop", "state", "success", "failure"),
+    ],
+)
+def test_what_has_no_name_keeps_how_it_ended(
+    family: Family, event: str, label: str, good: str, bad: str
+):
+    """
+    Of 60 routes, tables or workers, of which a few have a name, a tenth fails: a tenth is seen.
+    """
+    sums = TelemetrySums(LEAST_SERIES)
+    names = [name for name in family.labels if name != label]
+    news = [
+        counted(event, number, **dict.fromkeys(names, f"n{n}"), **{label: how})
+        for n in range(60)
+        for how, number in ((good, 90.0), (bad, 10.0))
+    ]
+    for look in range(3):
+        found = sums.add(news, SPAN, 10.0 * look)
+    assert {good: 3 * 5400, bad: 3 * 600} == ended(found, family, label)
+    assert len([one for one in found.series if one.family is family]) < 60
+
+
+def test_a_route_with_a_name_has_its_failures_with_it():
+    """
+    They are few, and come before the successes of routes that are seldom asked for.
+    """
+    sums = TelemetrySums(LEAST_SERIES)
+    often = [routed("/often", 900.0), routed("/often", 100.0, "5xx")]
+    found = sums.add([*often, *(routed(f"/{n}", 300.0) for n in range(30))], SPAN, 1.0)
+    numbers = {one.labels: one.number for one in found.series if one.family is REQUESTS}
+    assert 100 == numbers["/often", "GET", "5xx"]
+
+
+def test_events_without_a_row_of_their_own_are_exceptions_where_their_name_says_so():
+    """
+    Requests that raised, of which the kernel kept no labels; of others it is not known.
+    """
+    zeros = [np.zeros(n) for n in (4, 4, events.TELEMETRY_SLOTS)]
+    news = [
+        Counted(f"phoenix.router_dispatch.{end}", None, number, *zeros)
+        for end, number in (("exception", 23.0), ("stop", 7.0))
+    ]
+    found = TelemetrySums(LEAST_SERIES).add(news, SPAN, 1.0)
+    assert {"exception": 23, OTHER: 7} == ended(found, REQUESTS, "status")
+
+
+def test_a_client_cannot_invent_methods():
+    """
+    Those that no standard has are one label.
+    """
+    news = [
+        counted("plug.router_dispatch.stop", 2.0, route="/*", method=method, status="4xx")
+        for method in ("PATCH", *(f"M{n}" for n in range(40)))
+    ]
+    found = TelemetrySums(500).add(news, SPAN, 1.0)
+    assert {"PATCH": 2, OTHER: 80} == ended(found, REQUESTS, "method")
+
+
+def clicks(view: str, names: Iterable[str], number: float) -> list[Counted]:
+    """
+    So many events of each name that browsers sent to a view.
+    """
+    event = "phoenix.live_view.handle_event.stop"
+    return [counted(event, number, view=view, event=name) for name in names]
+
+
+def shown(found: TelemetryReading) -> dict[str, float]:
+    """
+    The sums of those events, by their names.
+    """
+    return ended(found, VIEWS, "event")
+
+
+REAL, INVENTED = [f"real{n}" for n in range(5)], [f"x{n}" for n in range(200)]
+
+
+def test_a_burst_of_invented_events_takes_no_names():
+    """
+    The view's own, which come after it, have theirs with the second look; nothing is lost.
+    """
+    sums = TelemetrySums(500)
+    sums.add(clicks("V", INVENTED, 1000.0), SPAN, 0.0)
+    for look in range(1, 4):
+        found = sums.add(clicks("V", REAL, 50.0), SPAN, 10.0 * look)
+    assert dict.fromkeys(REAL, 100.0) | {OTHER: 200_000.0 + 250.0} == {
+        name: number for name, number in shown(found).items() if number
+    }
+    assert ("V", "handle_event", OTHER) in {one.labels for one in found.series}
+
+
+def test_known_events_survive_a_flood_that_goes_on():
+    """
+    Invented names that come often, look after look: half of the new names at most are such, and
+    views that are new have theirs.
+    """
+    sums = TelemetrySums(300)
+    for look in range(3):
+        sums.add(clicks("V", REAL, 5.0), SPAN, 10.0 * look)
+    for look in range(3, 20):
+        sums.add(clicks("V", [*REAL, *INVENTED], 90_000.0), SPAN, 10.0 * look)
+    mounts = [counted("phoenix.live_view.mount.stop", 1.0, view=f"N{n}") for n in range(3)]
+    for look in range(20, 30):
+        found = sums.add(
+            [*clicks("V", REAL, 5.0), *clicks("V", INVENTED, 9e4), *mounts], SPAN, 10.0 * look
+        )
+    assert all(shown(found)[name] > 1_000_000 for name in REAL)
+    assert {"N0", "N1", "N2"} < {one.labels[0] for one in found.series if one.family is VIEWS}
+    assert sum(name.startswith("x") for name in shown(found)) <= NEW
 
 
 def test_counters_never_fall():

@@ -37,6 +37,20 @@ def test_the_processes_that_were_seen_longest_ago_are_forgotten():
     assert servers._undecided.keys() <= servers.known.keys()
 
 
+def test_servers_that_ended_undecided_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch):
+    """
+    Of those whose module is not decided the last ones are remembered.
+    """
+    monkeypatch.setattr(looks, "MOST_NAMED", 3)
+    servers = Servers(view(make(1)))
+    for number in range(16, 160, 16):
+        servers.known[number] = Server(number, "gen_server2", "began", None)
+        servers._undecided[number] = "began"
+    servers._forget()
+    assert [112, 128, 144] == list(servers._undecided)
+    assert 9 == len(servers.known)
+
+
 def test_modules_that_servers_became_are_forgotten_likewise(monkeypatch: pytest.MonkeyPatch):
     """
     Three of nine are remembered, and of each that it is not one module that its servers run.

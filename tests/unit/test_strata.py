@@ -59,6 +59,21 @@ def test_windows_beside_time_that_was_observed_in_full():
     assert 0.5 * (0.8 / 200) ** 0.5 == pytest.approx(error)
 
 
+def test_a_count_that_falls_began_anew():
+    """
+    As one of a row that was removed meanwhile, in full and in windows: no estimate is below 0.
+    """
+    strata = Strata()
+    strata.census({b"a": 10_000}, 5.0, None)
+    strata = strata.following()
+    strata.census({b"a": 23}, 5.0, None)
+    assert Estimate(23, 0) == strata.estimates(Whole(5.0, None))[b"a"]
+    strata = strata.following()
+    strata.window({b"a": 7}, 1.0, None)
+    strata.window({b"a": 19}, 1.0, None)
+    assert Estimate(19, 0) == strata.estimates(Whole(2.0, None))[b"a"]
+
+
 def test_what_windows_saw_nothing_of_is_no_exact_count():
     """
     One event in what was observed in full, none in windows of a tenth of the rest: there may be

@@ -2,17 +2,21 @@
 %% Ails in one of many ways at a time.
 %%
 %%   plant CASE    ails from now on: "done CASE"
-%%   cure          ends what was planted: "done cure"
+%%   cure          ends what was planted: "done cure"; the pipe of path/0 is to be open for writing
+%%   tell EXPR     what an Erlang expression is in this VM, as Erlang prints it
+%%   halt          "done", and then erlang:halt(3)
 -module(ailing).
 -behaviour(supervisor).
 -behaviour(application).
 -export([start/0, main/0, start/2, stop/1, init/1]).
 -export([hold/0, cache/0, collector/1, spinner/0, suspender/1, writer/1, loader/0]).
--export([dies/0, crash/0, caller/0, slow/0, spin/1, dirty/1, queue_writer/0, stays/0]).
+-export([dies/0, crash/0, caller/0, slow/0, held/0, dirty/0, queue_writer/0, stays/0]).
+-export([heap/0, crumbs/0, ports/0]).
 
 -define(MAILBOX, 12345).
 -define(ALIKE, 12345).
 -define(BINARIES, 200).
+-define(OUTSIDE, 300 bsl 20).
 
 start() -> spawn_opt(?MODULE, main, [], [{priority, max}]).
 
@@ -27,14 +31,17 @@ command(_, ["plant", Case]) ->
 command(_, ["cure"]) ->
     [end_of(Pid) || Pid <- get(planted)],
     put(planted, []),
-    "done cure".
+    "done cure";
+command(_, ["tell" | Words]) ->
+    {ok, Tokens, _} = erl_scan:string(lists:flatten(lists:join($ , Words)) ++ "."),
+    {ok, Expression} = erl_parse:parse_exprs(Tokens),
+    {value, Value, _} = erl_eval:exprs(Expression, []),
+    io_lib:format("~0p", [Value]);
+command(Control, ["halt"]) ->
+    control:say(Control, "done"),
+    erlang:halt(3).
 
-%% Nothing ends one in a dirty native function before that does.
-end_of({wait, Pid}) ->
-    Monitor = erlang:monitor(process, Pid),
-    receive
-        {'DOWN', Monitor, _, _, _} -> ok
-    end;
+end_of(keep) -> names_nif:keep(0);
 end_of(Pid) ->
     Monitor = erlang:monitor(process, Pid),
     unlink(Pid),
@@ -56,9 +63,7 @@ plant(logger) ->
     [Pid ! {log, I} || I <- lists:seq(1, 777)],
     [Pid];
 plant(binaries) ->
-    Pid = named(session_cache, fun cache/0),
-    receive {Pid, ready} -> ok end,
-    [Pid];
+    [ready(session_cache, fun cache/0)];
 plant(alike) ->
     [spawn(?MODULE, hold, []) || _ <- lists:seq(1, ?ALIKE)];
 plant(deadlock) ->
@@ -93,12 +98,30 @@ plant(crash) ->
     [Pid];
 plant(wedged) ->
     _ = names_nif:load(),
-    [named(hasher, fun() -> spin(2500) end)];
+    [named(hasher, fun held/0)];
+plant(all_wedged) ->
+    _ = names_nif:load(),
+    Online = lists:seq(1, erlang:system_info(schedulers_online)),
+    Later = fun() -> receive after 100 -> held() end end,
+    [spawn_opt(?MODULE, spinner, [], [{scheduler, 1}]) || _ <- lists:seq(1, 500)]
+        ++ [spawn_opt(Later, [{priority, high}, {scheduler, I}]) || I <- Online];
 plant(dirty) ->
     _ = names_nif:load(),
-    [{wait, spawn(?MODULE, dirty, [2000])} || _ <- lists:seq(0, erlang:system_info(dirty_cpu_schedulers))];
+    [spawn(?MODULE, dirty, []) || _ <- lists:seq(0, erlang:system_info(dirty_cpu_schedulers))];
+plant(outside) ->
+    _ = names_nif:load(),
+    ok = names_nif:keep(?OUTSIDE),
+    [keep];
+plant(heap) ->
+    [ready(holder, fun heap/0)];
+plant(fragments) ->
+    [ready(crumbler, fun crumbs/0)];
+plant(ports) ->
+    [ready(opener, fun ports/0)];
+plant(crowded) ->
+    [spawn(?MODULE, spinner, []) || _ <- lists:seq(1, 200)];
 plant(atoms) ->
-    [list_to_atom("ctl-" ++ integer_to_list(I) ++ "@localhost") || I <- lists:seq(1, left())],
+    _ = [list_to_atom("ctl-" ++ integer_to_list(I) ++ "@localhost") || I <- lists:seq(1, left())],
     [];
 plant(stopping) ->
     ok = application:load({application, shop, [{mod, {?MODULE, []}}, {applications, [kernel, stdlib]}]}),
@@ -118,10 +141,29 @@ named(Name, Fun) ->
     true = register(Name, Pid),
     Pid.
 
+%% The same, when it has what it is to hold.
+ready(Name, Fun) ->
+    Pid = named(Name, Fun),
+    receive {Pid, ready} -> Pid end.
+
 hold() -> receive stop -> ok end.
 
 cache() ->
     Held = [binary:part(binary:copy(<<I>>, 1 bsl 20), 0, 1000) || I <- lists:seq(1, ?BINARIES)],
+    has(Held).
+
+heap() -> has(lists:seq(1, 8000000)).
+
+%% One of 40 of 16,000 binaries stays, and with it the carriers of all.
+crumbs() ->
+    Made = [{I, binary:copy(<<I>>, 12000)} || I <- lists:seq(1, 16000)],
+    Held = [Binary || {I, Binary} <- Made, I rem 40 =:= 0],
+    erlang:garbage_collect(),
+    has(Held).
+
+ports() -> has([open_port({spawn_driver, "ram_file_drv"}, []) || _ <- lists:seq(1, 800)]).
+
+has(Held) ->
     get(main) ! {self(), ready},
     receive stop -> Held end.
 
@@ -148,8 +190,9 @@ loader() ->
 slow() -> receive {'$gen_call', _, _} -> receive never -> ok end end.
 caller() -> gen_server:call(checkout, pay, infinity).
 
-spin(Milliseconds) -> names_nif:spin(Milliseconds).
-dirty(Milliseconds) -> names_nif:dirty_spin(Milliseconds).
+held() -> names_nif:held(path()).
+dirty() -> names_nif:dirty_held(path()).
+path() -> os:getenv("NAMES_NIF") ++ ".pipe".
 
 dies() -> {ok, spawn_link(?MODULE, crash, [])}.
 crash() -> receive after 5 -> exit(crashed) end.

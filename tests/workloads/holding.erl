@@ -6,6 +6,8 @@
 %%   many N      N tables more
 %%   timers N    N timers more
 %%   swell N     the process culprit holds N binaries of a million bytes more
+%%   letters N   addressee has N messages of 1.6 MB off its heap, 40 processes have 60 small ones
+%%   mailboxes N N processes more with 25 messages each
 %%   atoms N     the atoms planted_1 to planted_N
 %%   ports       answers with a line for each port, then "end"
 %%   processes N N processes more that wait in other/0
@@ -92,6 +94,13 @@ hold(Set, Size) ->
             whereis(culprit) =:= undefined andalso register(culprit, spawn(fun() -> swell([]) end)),
             culprit ! {swell, From, Count},
             hold(Set, Size);
+        {"letters", From, Count} ->
+            spawn(fun() -> letters(Count), From ! done end),
+            hold(Set, Size);
+        {"mailboxes", From, Count} ->
+            [P ! N || P <- [spawn(?MODULE, other, []) || _ <- lists:seq(1, Count)], N <- lists:seq(1, 25)],
+            From ! done,
+            hold(Set, Size);
         {"atoms", From, Count} ->
             [list_to_atom("planted_" ++ integer_to_list(N)) || N <- lists:seq(1, Count)],
             From ! done,
@@ -122,6 +131,11 @@ swell(Held) ->
             From ! done,
             swell([More | Held])
     end.
+
+letters(Count) ->
+    [P ! N || P <- [spawn(?MODULE, other, []) || _ <- lists:seq(1, 40)], N <- lists:seq(1, 60)],
+    register(addressee, spawn_opt(?MODULE, other, [], [{message_queue_data, off_heap}])),
+    [addressee ! lists:seq(1, 100000) || _ <- lists:seq(1, Count)].
 
 %% Holds 23 binaries of 100,000 bytes.
 hoarder(Keeper) ->
@@ -169,7 +183,7 @@ deep(0, Function) -> ?MODULE:Function();
 deep(Depth, Function) -> [deep(Depth - 1, Function)].
 
 inner() -> receive never -> ok end.
-other() -> receive never -> ok end.
+other() -> put('$process_label', {waits, "other"}), receive never -> ok end.
 
 stack(P) ->
     {_, Frames} = process_info(P, current_stacktrace),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-All processes of a VM, grouped by equal stacks, by what they began with, or by where they are.
+All processes of a VM, grouped by equal stacks, by what they began with, where they are, or labels.
 
 The stack of a process lies where it was put down when the process left its scheduler. Like the VM's
 own (gather_stacktrace, OTP-25.2.3 erts/emulator/beam/erl_bif_info.c and beam_emu.c), its frames are
@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from scope_ebpf.beam.memory.process_memory import column, cpu_seconds
 from scope_ebpf.beam.processes.table import CHUNK, COLLECTING, IDENTITY, LOAD
-from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.processes.view import LABEL, Viewer
 from scope_ebpf.beam.servers.waiting import ON_SCHEDULER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,10 +34,12 @@ _WORD = 8
 MOST_WORDS, _FRAMES = 64, 50
 #: Groups that are distinguished; processes of further ones are counted together.
 MOST_GROUPS = 20_000
+#: Labels that are read: a VM can have one for each process, and each is read by itself.
+MOST_LABELS = 50_000
 #: Processes of one part of a table: some 8,000 if the number that the table counts is true.
 _MOST_ROWS = 1 << 18
 #: What processes are grouped by.
-KEYS = ("stack", "call", "function")
+KEYS = ("stack", "call", "function", "label")
 
 
 @dataclass(slots=True)
@@ -53,6 +55,8 @@ class Group:
     addresses: NDArray[np.uint64]
     #: What it began with.
     call: Mfa | None
+    #: What ``proc_lib:set_label/1`` set, as text, where processes are grouped by it.
+    label: str | None = None
     count: int = 0
     messages: int = 0
     #: Bytes of structs and heaps.
@@ -73,7 +77,7 @@ class StackReading:
     torn: int
     #: Processes that ran or collected meanwhile, which have no stack that could be read.
     moved: int
-    #: Processes of groups beyond MOST_GROUPS.
+    #: Processes of groups beyond MOST_GROUPS, and with labels beyond MOST_LABELS.
     others: int
     #: CPU seconds of the reading.
     seconds: float
@@ -98,7 +102,7 @@ class StackReader:
         blocks = -(-table.slots // CHUNK)
         parts = max(1, min(blocks, table.count() // CHUNK))
         groups: dict[Hashable, Group] = {}
-        read = torn = moved = others = 0
+        read = torn = moved = others = labels = 0
         for part in range(parts):
             snapshot = table.snapshot(part, parts, _MOST_ROWS)
             rows = snapshot.rows
@@ -107,6 +111,9 @@ class StackReader:
             if by == "stack":
                 found = self._by_stack(rows, groups)
                 moved, others = moved + found[0], others + found[1]
+            elif by == "label":
+                found = self._by_label(rows, groups, MOST_LABELS - labels)
+                labels, others = labels + found[0], others + found[1]
             else:
                 others += self._by_name(rows, by, groups)
         made = sorted(groups.values(), key=lambda group: (-group.count, -group.bytes))
@@ -153,11 +160,28 @@ class StackReader:
     def _by_name(self, rows: NDArray[np.void], by: str, groups: dict[Hashable, Group]) -> int:
         names = self.viewer.names
         found = names.initial_calls(rows) if by == "call" else names.current_functions(rows)
-        numbers: dict[Mfa | None, int] = {}
+        return self._alike(rows, found, groups)
+
+    def _by_label(
+        self, rows: NDArray[np.void], groups: dict[Hashable, Group], most: int
+    ) -> tuple[int, int]:
+        """Add processes to *groups*, *most* of those with labels; how many have, and are left."""
+        labelled = np.flatnonzero(self.viewer.names.dictionary(rows, LABEL) != 0)
+        left = labelled[most:]
+        rows = np.delete(rows, left)
+        others = self._alike(rows, self.viewer.labels(rows), groups)
+        for label, group in groups.items():
+            group.label = cast("str | None", label)
+        return len(labelled) - len(left), len(left) + others
+
+    def _alike(
+        self, rows: NDArray[np.void], found: Sequence[Hashable], groups: dict[Hashable, Group]
+    ) -> int:
+        """Add processes to *groups* by what was *found* of each; how many are left over."""
+        numbers: dict[Hashable, int] = {}
         keys = np.array([numbers.setdefault(one, len(numbers)) for one in found], np.int64)
-        named = list(numbers)
         empty = np.empty(0, np.uint64)
-        return self._add(rows, keys, groups, lambda _: empty, named)
+        return self._add(rows, keys, groups, lambda _: empty, list(numbers))
 
     def _add(
         self,
@@ -165,7 +189,7 @@ class StackReader:
         keys: NDArray[np.uint64] | NDArray[np.int64],
         groups: dict[Hashable, Group],
         stack: Callable[[int], NDArray[np.uint64]],
-        named: list[Mfa | None] | None = None,
+        named: list[Hashable] | None = None,
     ) -> int:
         """Add processes to their *groups* by *keys*; return how many are left over."""
         unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)

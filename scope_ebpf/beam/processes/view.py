@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.documents.processes import ProcessRow, TopHead
 
+#: Where ``proc_lib:set_label/1`` (OTP 27) and ``Process.set_label/1`` of Elixir keep a label.
+LABEL = "$process_label"
+
 
 class Viewer:
     """
@@ -134,7 +137,7 @@ class Viewer:
 
     def labels(self, rows: NDArray[np.void]) -> list[str | None]:
         """Read what ``proc_lib:set_label/1`` set (OTP 27), as text."""
-        terms = self.names.dictionary(rows, "$process_label")
+        terms = self.names.dictionary(rows, LABEL)
         return [self.terms.text(term) if term else None for term in terms.tolist()]
 
     def _pids(self, terms: NDArray[np.uint64]) -> list[Any]:

@@ -306,7 +306,7 @@ class Servers:
         call, behaviour, module = identity
         began = _called(module, call)
         self.known[pid] = Server(pid, behaviour, began, name)
-        if behaviour in BECOMING and len(self._undecided) < MOST_NAMED:
+        if behaviour in BECOMING:
             self._undecided[pid] = began
 
     def _forget(self) -> None:
@@ -314,6 +314,9 @@ class Servers:
         for pid in list(islice(self.known, max(0, len(self.known) - self._remembered))):
             del self.known[pid]
             self._undecided.pop(pid, None)
+        # They may have ended: those that came last are the likeliest to be there.
+        for pid in list(islice(self._undecided, max(0, len(self._undecided) - MOST_NAMED))):
+            del self._undecided[pid]
 
     def _decide(self, rows: NDArray[np.void]) -> None:
         """Find out what servers run that may have become another module."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.memory.terms import ATOM_TAG, NIL, is_atom, is_small, small
-from scope_ebpf.errors import ScopeError
+from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.telemetry.specs import ANY, CLASS, UNKNOWN
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ class Decoder:
     """
     Rows of the BPF program as text; *atoms* are the VM's.
 
-    An atom that cannot be read any more, because the VM has ended, is "?".
+    An atom that cannot be read any more, because the VM has ended, is "?"; with *strict* that
+    raises ReadRefusedError and NoSuchProcessError. Raises TooMuchError.
     """
 
-    def __init__(self, atoms: Atoms) -> None:
+    def __init__(self, atoms: Atoms, *, strict: bool = False) -> None:
         self._atoms = atoms
+        self._strict = strict
 
     def event(self, row: np.void) -> str | None:
         """The name of an event without a specification; None for events without a row."""
@@ -174,5 +176,7 @@ class Decoder:
     def _atom(self, index: int) -> str:
         try:
             return self._atoms.text_at(index)
-        except ScopeError:
+        except (ReadRefusedError, NoSuchProcessError):
+            if self._strict:
+                raise
             return "?"

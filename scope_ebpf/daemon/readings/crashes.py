@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.atoms import Atoms
-from scope_ebpf.errors import ScopeError
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.metrics.crashes import CrashSums, CrashTotal
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ class Crashes:
         self._last = self._sums.update(())
 
     def read(self) -> tuple[CrashTotal, ...]:
-        """The totals now; those of the last call where the VM's memory cannot be read."""
+        """
+        The totals now; those of the last call where names cannot be read.
+
+        Raises NoSuchProcessError and TooMuchError: all that asks for them waits meanwhile, and the
+        next reading would wait as long.
+        """
         rows = self._counted()
         seen = sum(count for _, count in rows)
         if seen != self._seen and self._names([key for key, _ in rows]):
@@ -52,7 +57,7 @@ class Crashes:
         missing = wanted - self._texts.keys() - {0}
         try:
             found = Atoms(self._target).texts(missing) if missing else {}
-        except (ScopeError, OSError):
+        except (ReadRefusedError, OSError):
             return False
         self._texts |= {0: None} | {index: found.get(index) for index in missing}
         return True

@@ -33,10 +33,11 @@ from scope_ebpf.telemetry.specs import of_series
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from scope_ebpf.beam.telemetry.library import Library
     from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.budget.strata import Estimate
     from scope_ebpf.daemon.config import Config
     from scope_ebpf.daemon.looks.owners import Owner
     from scope_ebpf.daemon.telemetry import Crop, Specified
@@ -79,7 +80,7 @@ class Subject(Protocol):
         """Count events as these specifications say, too."""
 
     def take_telemetry(self) -> Crop | None:
-        """Take what was counted; a ScopeError if hooks had to be taken out."""
+        """Take what was counted; raises the error, of any kind, for which hooks were taken out."""
 
     def publish_telemetry(self, found: TelemetryReading) -> None:
         """Show these figures with the next reading."""
@@ -96,7 +97,7 @@ class Sight:
         self.target = replace(target, memory=Memory(target.pid, target.identity.process))
         self._specs = specs
         self._atoms = Atoms(self.target)
-        self._decoder = Decoder(self._atoms)
+        self._decoder = Decoder(self._atoms, strict=True)
         self._encoder = Encoder(specs, self._atoms)
         self._missing, self._searched = {MODULE, TABLE}, 0
         self._library: Library | None = None
@@ -135,19 +136,35 @@ class Sight:
         return list(self._encoder.update())
 
     def counted(self, crop: Crop) -> Iterator[Counted]:
-        """The events of *crop* by name and labels."""
+        """
+        The events of *crop* by name and labels; those whose names cannot be read have none.
+
+        Raises NoSuchProcessError and TooMuchError.
+        """
         for row, growth, estimate in zip(crop.rows, crop.growth, crop.estimates, strict=True):
-            found = row_of(self._specs, self._decoder, row, growth, estimate)
+            event, labels = self._named(row, growth, estimate)
             factor = estimate.number / int(growth["count"])
-            nameless = not int(row["spec"]) and found.labels is None
             yield Counted(
-                OTHER if nameless else found.event,
-                None if found.labels is None else found.named,
+                event,
+                labels,
                 estimate.number,
                 factor * growth["measured"].astype(np.float64),
                 factor * growth["sum"].astype(np.int64).astype(np.float64),
                 factor * growth["slots"].astype(np.float64),
             )
+
+    def _named(
+        self, row: np.void, growth: np.void, estimate: Estimate
+    ) -> tuple[str, Mapping[str, str | None] | None]:
+        """The name of an event, and its labels: None where it has no row of its own."""
+        number = int(row["spec"])
+        try:
+            found = row_of(self._specs, self._decoder, row, growth, estimate)
+        except ReadRefusedError:  # for this moment; a label would stay
+            return self._specs[number - 1].name if number else OTHER, None
+        if found.labels is None:
+            return found.event if number else OTHER, None
+        return found.event, found.named
 
 
 @dataclass(slots=True)
@@ -253,12 +270,13 @@ class TelemetryLooks:
                 subject.offer_telemetry(None)
             state.search = self.clock() + (_AGAIN if sight.is_there else _SEARCH)
         if not sight.is_there:
+            subject.publish_telemetry(TelemetryReading())  # and so nothing is refused any more
             return _SEARCH
         if specified := sight.specified():
             subject.specify_telemetry(specified)
         try:
             crop = subject.take_telemetry()
-        except ScopeError:
+        except Exception:
             state.failures = _FAILURES  # nothing is attached any more
             raise
         if crop:

@@ -126,6 +126,8 @@ class StackGroup(TypedDict):
     count: int
     #: What they began with; of the first that was read where they are grouped otherwise.
     initial_call: str | None
+    #: What they set as their label, as text; None where they have none or are grouped otherwise.
+    label: str | None
     #: Innermost first; the function alone, or nothing, where they are not grouped by stack.
     stack: list[StackFrame]
     #: Whether further frames were not read.
@@ -143,7 +145,7 @@ class StacksDocument(TypedDict):
 
     schema: Literal[1]
     target: Target
-    by: Literal["stack", "call", "function"]
+    by: Literal["stack", "call", "function", "label"]
     #: Processes that the VM counts.
     processes_total: int
     #: Processes that were read.

@@ -167,6 +167,9 @@ class MemoryDocument(TypedDict):
     torn: int
     #: Those with most memory, and those with most binaries.
     processes: list[MemoryHolder]
+    #: Bytes of the kind processes that are not of the rows of ``processes``; null where that kind
+    #: is not known.
+    processes_beyond_rows_bytes: int | None
     binaries: list[MemoryHolder]
     ets_tables: list[EtsTable]
     not_read: list[MissingPart]
