@@ -8,13 +8,15 @@ How right ``genservers`` is: planted servers and callers that time themselves, b
     sudo .venv/bin/python bench/genservers.py busy [--seconds 10]
     sudo .venv/bin/python bench/genservers.py swarm [--seconds 10] [--modules 1 4 20]
     sudo .venv/bin/python bench/genservers.py million [--seconds 10]
+    sudo .venv/bin/python bench/genservers.py churn [--seconds 20]
 
 ``memory`` prints, by module, utilization and callers that wait, as the view has them and as
 planted; ``all`` counts and times of everything with --budget none; ``windows`` the same within the
 budget; ``busy`` that of eight callers without a pause, with what hooks took; ``swarm`` that of 400
 callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all; ``million``
 what the view takes itself of a VM with 1,000,000 processes, 50,000 of them servers, with hooks and
-without them, and whether it finds the server that 200 callers wait for, then three in a circle.
+without them, and whether it finds the server that 200 callers wait for, then three in a circle;
+``churn`` the servers of a VM with always 3,000 that live for 4 to 6 s among 9,000 processes.
 """
 
 from __future__ import annotations
@@ -172,7 +174,7 @@ def million(seconds: int) -> None:
             document, found = ended(view)
             lasted, after = time.monotonic() - began, os.times()
             cpu = after[2] + after[3] - before[2] - before[3]
-            servers = sum(one["processes"] for name, one in found.items() if "gs_host" in name)
+            servers = sum(one["processes"] or 0 for name, one in found.items() if "gs_host" in name)
             print(
                 f"{' '.join(words) or 'hooks'}: {cpu:.1f} s of CPU, "
                 f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MB or less, "
@@ -181,6 +183,19 @@ def million(seconds: int) -> None:
             print(
                 f"  {servers:.0f} servers of 20 modules, {found['gs_slow']['waiting_callers']} "
                 f"callers; {document['verdict']}; {document['cost']}"
+            )
+
+
+def churn(seconds: int) -> None:
+    """Print how many servers that live for seconds there are, and how busy, in a large table."""
+    with beams_run.start_beam("stock25", "-run", "gs_churn", "start", "9000", "3000") as beam:
+        beam.expect("ready", beams_run.PATIENCE)
+        for lasts in (3, seconds):
+            document, found = ended(started(beam, "--no-hooks", "--duration", str(lasts)))
+            one = found["gs_churn"]
+            print(
+                f"{lasts} s: {document['looks']} looks, {one['processes']} servers of 3,000, busy "
+                f"{one['utilization']['mean']} (planted 0.5), {document['cost']}"
             )
 
 
@@ -241,13 +256,16 @@ def _print_times(seen: dict[str, Any], own: dict[str, int]) -> None:
 def main() -> None:
     """Measure each build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("memory", *_WAYS, "swarm", "million"))
+    parser.add_argument("way", choices=("memory", *_WAYS, "swarm", "million", "churn"))
     parser.add_argument("--modules", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--seconds", type=int, default=None)
     parser.add_argument("--kinds", nargs="+", default=None)
     arguments = parser.parse_args()
     if arguments.way == "million":
         million(arguments.seconds or 10)
+        return
+    if arguments.way == "churn":
+        churn(arguments.seconds or 20)
         return
     default = (
         ["stock25", "trixie27", "sid29"] if arguments.way == "memory" else ["stock25", "trixie27"]

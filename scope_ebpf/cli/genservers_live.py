@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.processes.detail import FIELDS, detail
@@ -38,6 +39,8 @@ _CUT = {0: 12, 16: 8}
 _SORTED = dict(zip(SORTS, (13, 9, 2, 12), strict=True))
 #: Seconds between two drawings; edges below the table.
 _REFRESH, _EDGES = 1.0, 5
+#: Seconds of a period where the table moves without an end.
+_PERIOD = 10.0
 HELP = (
     ("q", "quit"),
     ("?", "help"),
@@ -71,10 +74,11 @@ def live(viewer: Viewer, options: ServerOptions, sort: str, limit: int | None) -
 
 
 class _Messages:
-    """What hooks see, period after period of *seconds*; None for one without end."""
+    """What hooks see, period after period of *seconds*."""
 
-    def __init__(self, viewer: Viewer, options: ServerOptions) -> None:
-        self._viewer, self._options = viewer, options
+    def __init__(self, viewer: Viewer, options: ServerOptions, seconds: float) -> None:
+        self._viewer, self._seconds = viewer, seconds
+        self._options = replace(options, duration=seconds)
         self._resources = ExitStack()
         self._counting: Counting | None = None
         self._until = 0.0
@@ -98,7 +102,7 @@ class _Messages:
         if found:
             self._counting = self._resources.enter_context(found)
             found.begin()
-            self._until = now + (self._options.duration or 0.0)
+            self._until = now + self._seconds
 
     def close(self) -> None:
         """Take the hooks out."""
@@ -117,10 +121,12 @@ class _Live:
         screen: Screen,
         limit: int | None,
     ) -> None:
-        self._viewer, self._options = viewer, options
+        self._viewer = viewer
         self._terminal, self._screen, self._limit = terminal, screen, limit
         self._looking, self._pace = Looking(viewer, options.by), Pace()
-        self._messages = _Messages(viewer, options)
+        #: Seconds: figures of looks are of one at most, those of hooks of the last whole one.
+        self._period = options.duration or _PERIOD
+        self._messages = _Messages(viewer, options, self._period)
         self._detailed: Viewer | None = None
         self._found: GenServers | None = None
         self._rows: list[Module] = []
@@ -132,27 +138,33 @@ class _Live:
 
     def run(self) -> None:
         """Until a key, a signal or the VM ends it, which are exceptions."""
-        drawn = 0.0
+        due = 0.0
         try:
             while True:
                 now = time.monotonic()
                 if not self._screen.paused:
                     self._turn(now)
-                    if now >= drawn:
+                    if now >= due:
                         self._take(now)
-                        drawn = now + _REFRESH
+                        due = now + _REFRESH
                 self._draw()
-                self._wait(min(self._pace.due, drawn) - time.monotonic())
+                while not self._wait(self._left(due)) and self._screen.paused:
+                    pass
         finally:
             self._messages.close()
+
+    def _left(self, due: float) -> float:
+        """Seconds to wait for a key, where the next figures are *due*."""
+        if self._screen.paused:
+            return _REFRESH
+        return min(self._pace.due, due) - time.monotonic()
 
     def _turn(self, now: float) -> None:
         if self._looking.reads_first or now >= self._pace.due:
             self._pace.look(self._looking)
         if not self._looking.reads_first:
             self._messages.look(now, self._looking.became())
-        half = (self._options.duration or float("inf")) / 2
-        if now - self._turned >= half:
+        if now - self._turned >= self._period / 2:
             self._looking.turn_over()
             self._before, self._turned = now - self._turned, now
 
@@ -168,8 +180,8 @@ class _Live:
         if self._screen.page == "process":
             self._describe()
 
-    def _wait(self, seconds: float) -> None:
-        """Wait for a key or for so long, and do what keys ask for."""
+    def _wait(self, seconds: float) -> bool:
+        """Wait for a key or for so long, and do what keys ask for; whether there were any."""
         keys = self._terminal.keys(max(0.0, seconds))
         self._viewer.target.identity.wait(0)
         for key in keys:
@@ -179,6 +191,7 @@ class _Live:
                 raise EndedError(0)
             if self._screen.page == "process" != before:
                 self._describe()
+        return bool(keys)
 
     def _describe(self) -> None:
         """Read the details of the server of the selected module that most wait for."""

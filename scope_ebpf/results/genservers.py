@@ -45,8 +45,8 @@ class Module:
 
     module: str
     behaviour: str
-    #: Servers, on average.
-    processes: float
+    #: Servers, on average; None where too few were found to tell.
+    processes: float | None
     #: The part of the time in which its servers were busy: of all on average, and of the busiest.
     utilization: float
     busiest: float
@@ -59,6 +59,18 @@ class Module:
     busy_in: tuple[tuple[str, float], ...] = ()
     #: What hooks saw of its messages; None without hooks.
     messages: Messages | None = None
+    #: Servers that are known, on average: there are more where *processes* is None.
+    least: float = 0.0
+
+    @property
+    def servers(self) -> float:
+        """How many servers there are at least."""
+        return self.least if self.processes is None else self.processes
+
+    @property
+    def mail(self) -> float:
+        """Messages that wait for all of its servers, on average."""
+        return self.mailbox * self.servers
 
     def as_json(self) -> ServerModule:
         """The fields of one module."""
@@ -67,14 +79,14 @@ class Module:
         return {
             "module": self.module,
             "behaviour": self.behaviour,
-            "processes": round(self.processes, 3),
+            "processes": None if self.processes is None else round(self.processes, 3),
             "calls": seen["calls"],
             "casts": seen["casts"],
             "infos": seen["infos"],
             "queue_seconds": seen["queue_seconds"],
             "service_seconds": seen["service_seconds"],
             "call_seconds": seen["call_seconds"],
-            "utilization": busy if self.processes else None,
+            "utilization": busy if self.processes != 0 else None,
             "mailbox": {"mean": round(self.mailbox, 3), "max": self.longest},
             "waiting_callers": round(self.waiting_callers, 3),
             "failures": seen["failures"],
@@ -210,7 +222,7 @@ class GenServers:
 
     def _because(self, worst: Module, root: str | None) -> str:
         text = (
-            f"{worst.waiting_callers:.1f} callers and {worst.mailbox * worst.processes:.1f} "
+            f"{worst.waiting_callers:.1f} callers and {worst.mail:.1f} "
             f"messages wait for it at any time, busy {100 * worst.busiest:.0f} %"
         )
         mine = [edge for edge in self.edges if edge.callee == worst.module]
@@ -222,7 +234,7 @@ class GenServers:
 
     def _root(self, module: str) -> str | None:
         """Follow what a module mostly waits for, to the last."""
-        busy = {one.module: one.utilization * one.processes for one in self.modules}
+        busy = {one.module: one.utilization * one.servers for one in self.modules}
         seen, at = {module}, module
         for _ in range(_CHAIN):
             waits = [edge for edge in self.edges if edge.caller == at and edge.callee not in seen]
@@ -253,4 +265,4 @@ class GenServers:
 
 
 def _waiting(one: Module) -> float:
-    return max(one.waiting_callers, one.mailbox * one.processes)
+    return max(one.waiting_callers, one.mail)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.servers.survey import Survey
@@ -17,6 +18,7 @@ from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ReadRefu
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.results.server_tags import tags_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target, target_ended
+from scope_ebpf.runs.server_sums import MOST, Ledger, Lives, Seen, add
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from scope_ebpf.errors import ScopeError
     from scope_ebpf.results.documents.vms import Target
     from scope_ebpf.runs.server_events import Counting
+    from scope_ebpf.runs.server_sums import Sums
 
 #: Seconds between two looks, on average, and the part of a core that looks may take.
 _INTERVAL, _SHARE = 0.05, 0.1
@@ -33,12 +36,13 @@ _INTERVAL, _SHARE = 0.05, 0.1
 _LONGEST = 0.2
 #: Looks between which a circle of callers must not have changed to be called a deadlock.
 _STABLE = 3
-#: Looks at one server from which on its own utilization is shown; servers that are remembered.
-_ENOUGH, _MOST = 10, 1 << 17
+#: An estimate whose standard error is a larger part of it is none.
+_DOUBT = 0.25
+#: Standard errors within which two figures agree.
+_AGREES = 3.0
 #: Failures, and seconds of CPU, after which a large table is read on no faster than others: a VM
 #: can claim any number of processes.
 _FAILURES, _MOST_CPU = 5, 30.0
-_Key = TypeVar("_Key")
 #: The calls of a circle, each by the pid of its caller and its reference.
 _Circle = tuple[tuple[int, tuple[int, int]], ...]
 #: Functions that are shown of one module.
@@ -51,64 +55,6 @@ GROUPS = ("module", "tag", "name", "process")
 BY_MODULE = ("module", "tag")
 
 
-@dataclass(slots=True)
-class _Sums:
-    """What the looks saw of one process; it may have stood for others, which is its weight."""
-
-    server: Server
-    looks: int = 0
-    busy: int = 0
-    longest: int = 0
-    #: All weights, those while it was busy, and messages that waited, by weight.
-    weight: float = 0.0
-    busy_weight: float = 0.0
-    mailbox: float = 0.0
-    functions: dict[str, float] = field(default_factory=dict)
-
-    def add(self, other: _Sums) -> None:
-        """Add what other looks saw of the same process."""
-        self.looks += other.looks
-        self.busy += other.busy
-        self.longest = max(self.longest, other.longest)
-        self.weight += other.weight
-        self.busy_weight += other.busy_weight
-        self.mailbox += other.mailbox
-        _add(self.functions, other.functions)
-
-
-@dataclass(slots=True)
-class _Ledger:
-    """What several looks saw together."""
-
-    looks: int = 0
-    #: By the pid terms of servers.
-    servers: dict[int, _Sums] = field(default_factory=dict)
-    #: Callers that wait: by caller and called one; by the latter; by it and the request's tag.
-    edges: dict[tuple[str, str], float] = field(default_factory=dict)
-    callers: dict[str, float] = field(default_factory=dict)
-    tags: dict[tuple[str, str | None], float] = field(default_factory=dict)
-    unresolved: float = 0.0
-    torn: float = 0.0
-
-    def plus(self, other: _Ledger) -> _Ledger:
-        """What both saw together; a new one."""
-        total = _Ledger(self.looks + other.looks)
-        for one in (self, other):
-            for pid, sums in one.servers.items():
-                total.servers.setdefault(pid, _Sums(sums.server)).add(sums)
-            _add(total.edges, one.edges)
-            _add(total.callers, one.callers)
-            _add(total.tags, one.tags)
-            total.unresolved += one.unresolved
-            total.torn += one.torn
-        return total
-
-
-def _add(totals: dict[_Key, float], more: dict[_Key, float]) -> None:
-    for key, count in more.items():
-        totals[key] = totals.get(key, 0.0) + count
-
-
 class Looking:
     """Adds looks up. *by* is one of GROUPS."""
 
@@ -117,9 +63,12 @@ class Looking:
         self._servers = self._survey.servers
         self._pids = viewer.pids
         self._by = by
-        self._now = _Ledger()
+        self._lives = Lives()
+        self._now = Ledger()
         #: What looks saw before the last turn of :meth:`turn_over`.
-        self._before: _Ledger | None = None
+        self._before: Ledger | None = None
+        #: Whether some servers had no room.
+        self._full = False
         self._circles: Counter[_Circle] = Counter()
         #: Callers and for whom they wait, in the look that goes on.
         self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
@@ -150,7 +99,7 @@ class Looking:
 
     def look(self) -> None:
         """Look once more, or go on with the first look."""
-        began = cpu_seconds()
+        began, first = cpu_seconds(), self._survey.begins
         try:
             seen = self._survey.step()
         except ReadRefusedError as error:
@@ -158,6 +107,7 @@ class Looking:
         else:
             for one in seen:
                 self._add(one)
+            self._now.amount += 1 / self.parts if first else 1
             if not self._survey.begins:
                 self._now.looks += 1
                 self._find_circles(self._waits)
@@ -167,47 +117,58 @@ class Looking:
 
     def turn_over(self) -> None:
         """Forget what was seen before the last turn; what was seen since stays for one more."""
-        self._before, self._now = self._now, _Ledger()
+        before = self._now
+        self._before, self._now = before, Ledger(before.before + before.looks)
 
     def _add(self, seen: Look) -> None:
-        self._now.unresolved += seen.unresolved * seen.caller_weight
-        self._now.torn += seen.torn * seen.weight
+        part = self._now.found if seen.searched else self._now.known
+        part.unresolved += seen.unresolved * seen.caller_weight
+        part.torn += seen.torn * seen.weight
         self._add_servers(seen)
-        self._add_callers(seen)
+        self._add_callers(seen, part)
+        if self.parts > 1:
+            self._add_lives(seen)
 
     def _add_servers(self, seen: Look) -> None:
-        servers = self._now.servers
-        for pid, mailbox in zip(seen.servers.tolist(), seen.mailboxes.tolist(), strict=True):
-            sums = servers.get(pid)
-            server = self._servers.of(pid)
-            if sums is None:
-                if server is None or len(servers) >= _MOST:
-                    continue
-                sums = servers[pid] = _Sums(server)
-            sums.server = server or sums.server  # by now it may be known what it runs
-            sums.looks += 1
-            sums.weight += seen.weight
-            sums.mailbox += seen.weight * mailbox
-            sums.longest = max(sums.longest, mailbox)
-        for pid, function in seen.busy:
-            if (sums := servers.get(pid)) is not None:
-                sums.busy += 1
-                sums.busy_weight += seen.weight
-                _add(sums.functions, {function: seen.weight})
+        """Add servers; those that a search has found stand for others of their group."""
+        found = seen.searched and self._by in BY_MODULE
+        part, weight = (self._now.found if found else self._now.known), seen.weight
+        if seen.searched and not found:
+            weight = 1.0  # the group is this process alone
+        self._full |= not part.add_servers(seen, self._servers.of, self._group, weight)
 
-    def _add_callers(self, seen: Look) -> None:
-        now, weight = self._now, seen.caller_weight
+    def _add_lives(self, seen: Look) -> None:
+        look = self._now.before + self._now.looks + 1
+        found = seen.searched and self._by in BY_MODULE
+        self._lives.see(seen.servers.tolist(), look, look if found else look - 1)
+        for pid in seen.gone:
+            self._end(pid, self._lives.end(pid, look))
+        for pid in seen.forgotten:
+            self._end(pid, self._lives.forget(pid, look))
+
+    def _end(self, pid: int, life: tuple[int, float] | None) -> None:
+        """Add how long a server lived that no look will see again."""
+        server = self._servers.of(pid)
+        if life is None or server is None:
+            return
+        group, (since, until) = self._group(server), life
+        self._now.end(group, since, until)
+        if self._before:
+            self._before.end(group, since, min(until, self._now.before))
+
+    def _add_callers(self, seen: Look, part: Seen) -> None:
+        weight = seen.caller_weight
         for one in seen.waiting:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
             if server is None or one.server is None:
-                now.unresolved += weight
+                part.unresolved += weight
                 continue
             callee = self._group(server)
-            _add(now.callers, {callee: weight})
-            if self._by == "tag" and len(now.tags) < _MOST:
-                _add(now.tags, {(callee, one.tag): weight})
-            _add(now.edges, {(self._group(caller) if caller else "(processes)", callee): weight})
+            add(part.callers, {callee: weight})
+            if self._by == "tag" and len(part.tags) < MOST:
+                add(part.tags, {(callee, one.tag): weight})
+            add(part.edges, {(self._group(caller) if caller else "(processes)", callee): weight})
             self._waits[one.caller] = one.server, one.reference
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
@@ -236,7 +197,7 @@ class Looking:
             return server.name
         return f"{self._pids.text(server.pid)} {server.name or server.module}"
 
-    def _total(self) -> _Ledger:
+    def _total(self) -> Ledger:
         """What is shown: all looks since the turn before the last one."""
         return self._before.plus(self._now) if self._before else self._now
 
@@ -244,46 +205,72 @@ class Looking:
         """What all looks saw together, since the turn before the last one if there were any."""
         survey, total = self._survey, self._total()
         # A look that did not end saw a part of the table, which was drawn at random.
-        looks = total.looks or max(1, survey.read) / survey.parts
-        groups: dict[str, list[_Sums]] = {}
-        for sums in total.servers.values():
-            groups.setdefault(self._group(sums.server), []).append(sums)
-        processes = self._processes(groups, looks)
-        modules = [
-            self._module(name, members, processes[name], total.callers.get(name, 0.0) / looks)
-            for name, members in groups.items()
-        ]
+        looks = total.amount or 1.0
+        waits = self._waiting(total)
+        modules = self._modules(
+            total, {name: count / looks for name, count in waits.callers.items()}
+        )
         edges = [
             Edge(caller, callee, count / looks)
             for (caller, callee), count in sorted(
-                total.edges.items(), key=lambda edge: edge[1], reverse=True
+                waits.edges.items(), key=lambda edge: edge[1], reverse=True
             )
         ]
         found = GenServers(target, seconds, total.looks, modules, edges, self._deadlock())
         found.whole = not survey.begins
-        found.unresolved, found.torn = total.unresolved / looks, total.torn / looks
+        found.unresolved, found.torn = waits.unresolved / looks, total.known.torn / looks
         found.cpu_seconds = self.cpu_seconds
         if self._by == "tag":
-            found.tags = tags_of({key: count / looks for key, count in total.tags.items()})
-        found.notes += self._notes()
+            found.tags = tags_of({key: count / looks for key, count in waits.tags.items()})
+        found.notes += self._notes(modules)
         return found
+
+    def _waiting(self, total: Ledger) -> Seen:
+        """Callers that wait; of those that searches found as many as tell how many there are."""
+        known, found = total.known, total.found
+        sure = {
+            name
+            for name, count in found.callers.items()
+            if self._is_sure(known.callers.get(name, 0.0), count)
+        }
+        waits = Seen(callers={**known.callers}, edges={**known.edges}, tags={**known.tags})
+        add(waits.callers, {name: n for name, n in found.callers.items() if name in sure})
+        add(waits.edges, {names: n for names, n in found.edges.items() if names[1] in sure})
+        add(waits.tags, {key: n for key, n in found.tags.items() if key[0] in sure})
+        waits.unresolved = known.unresolved
+        if self._is_sure(known.unresolved, found.unresolved):
+            waits.unresolved += found.unresolved
+        return waits
+
+    def _is_sure(self, known: float, found: float, variance: float = 0.0) -> bool:
+        """Whether what searches *found* tells how many there are, together with *known* ones."""
+        # Each that was found stands for as many as there are such parts.
+        error = math.sqrt(variance + found / self._survey.part)
+        return error <= _DOUBT * (known + found)
 
     def busiest(self, name: str) -> int | None:
         """The server of a group that most waits for, or that is busiest; its pid term."""
-        members = [one for one in self._total().servers.values() if self._group(one.server) == name]
+        total = self._total()
+        servers = {**total.found.servers, **total.known.servers}
+        members = [one for one in servers.values() if self._group(one.server) == name]
         most = max(
             members, key=lambda one: (one.mailbox / one.looks, one.busy / one.looks), default=None
         )
         return most.server.pid if most else None
 
-    def _notes(self) -> list[str]:
+    def _notes(self, modules: list[Module]) -> list[str]:
         """What the figures do not show."""
         notes, survey = [], self._survey
         if self.failed:
             why, _ = self.failed.most_common(1)[0]
             notes.append(f"{sum(self.failed.values())} looks failed: {why}")
-        if len(self._now.servers) >= _MOST:
-            notes.append(f"more than {_MOST:,} servers were seen: later ones are left out")
+        if self._full:
+            notes.append(f"more than {MOST:,} groups of servers were seen: some are left out")
+        if unknown := sum(one.processes is None for one in modules):
+            notes.append(
+                f"how many servers there are is not known of {unknown} of {len(modules)} rows: the "
+                "search found too few new ones to tell"
+            )
         if survey.begins and survey.parts > 1:
             notes.append(
                 f"{survey.read} of {survey.parts} parts of the process table were read, drawn at "
@@ -292,52 +279,89 @@ class Looking:
         elif survey.parts > 1:
             notes.append(
                 "the whole process table was read once, then those that had anything to do, and "
-                "others that were drawn: averages are estimates, and new callers are found late"
+                f"others that were drawn; each look searched {survey.part:.2g} of it for new ones: "
+                "averages are estimates"
             )
         if survey.misses:
             notes.append("too many processes have something to do: later looks leave some out")
         return notes
 
-    def _module(self, name: str, members: list[_Sums], processes: float, callers: float) -> Module:
-        weight = sum(one.weight for one in members) or 1.0
-        busy = sum(one.busy_weight for one in members)
-        functions: dict[str, float] = {}
-        for one in members:
-            _add(functions, one.functions)
-        most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
-        return Module(
-            name,
-            members[0].server.behaviour or "",
-            processes,
-            busy / weight,
-            max(
-                (one.busy / one.looks for one in members if one.looks >= _ENOUGH),
-                default=busy / weight,
-            ),
-            sum(one.mailbox for one in members) / weight,
-            max(one.longest for one in members),
-            callers,
-            tuple((text, seen / busy) for text, seen in most[:_FUNCTIONS] if busy),
-        )
+    def _modules(self, total: Ledger, callers: dict[str, float]) -> list[Module]:
+        """Rows, with how many *callers* wait for each."""
+        known, found = (part.members(self._group) for part in (total.known, total.found))
+        lived = self._lived(total, known)
+        modules = []
+        for name in {**known, **found}:
+            weight = sum(one.weight for one in found.get(name, ()))
+            there, variance = self._there(lived.get(name, 0.0), known.get(name, []))
+            sure = self._is_sure(there, weight, variance)
+            members = known.get(name, [])
+            if sure or not members:
+                members = members + found.get(name, [])
+            module = _module(name, members, callers.get(name, 0.0))
+            looks = self._counted(total)
+            processes = (there + weight) / looks if sure else None
+            modules.append(replace(module, processes=processes, least=there / looks))
+        return modules
 
-    def _processes(self, groups: dict[str, list[_Sums]], looks: float) -> dict[str, float]:
-        """How many servers there are, on average; of a large table those that have not ended."""
-        survey = self._survey
-        if survey.parts == 1:
-            return {
-                name: sum(one.weight for one in members) / looks for name, members in groups.items()
-            }
-        alive = Counter(
-            self._group(one)
-            for one in self._servers.known.values()
-            if one.behaviour is not None and one.pid not in survey.ended
-        )
-        part = survey.read / survey.parts
-        return {name: alive[name] / part for name in groups}
+    def _there(self, lived: float, members: list[Sums]) -> tuple[float, float]:
+        """
+        Looks that known servers of one group lived through, and the variance of that.
+
+        Those that *lived* have no error by chance, but one that ended is missed only when it is
+        drawn. So that counts as long as it agrees with what was drawn, each for as many as it
+        stands for.
+        """
+        drawn = sum(one.weight for one in members)
+        variance = sum(one.variance for one in members)
+        alone = self._by not in BY_MODULE
+        if alone or not variance or abs(drawn - lived) <= _AGREES * math.sqrt(variance):
+            return lived, 0.0
+        return drawn, variance
+
+    def _counted(self, total: Ledger) -> float:
+        """Looks, of which servers have lived through some; less than 1 within the first one."""
+        if self._survey.parts == 1:
+            return total.amount or 1.0
+        return total.looks or max(1, self._survey.read) / self._survey.parts
+
+    def _lived(self, total: Ledger, known: dict[str, list[Sums]]) -> dict[str, float]:
+        """Looks that servers lived through, by group; of a small table those that saw them."""
+        if self._survey.parts == 1:
+            return {name: sum(one.weight for one in members) for name, members in known.items()}
+        lived = dict(total.ended)
+        last = total.before + total.looks
+        for pid, since in self._lives:
+            server = self._servers.of(pid)
+            looks = float(last - max(since, total.before)) if total.looks else 1.0
+            if server is not None and looks:
+                add(lived, {self._group(server): looks})
+        return lived
 
     def _deadlock(self) -> tuple[str, ...]:
         stable = [circle for circle, looks in self._circles.items() if looks >= _STABLE]
         return tuple(self._servers.names_of([pid for pid, _ in stable[0]])) if stable else ()
+
+
+def _module(name: str, members: list[Sums], callers: float) -> Module:
+    """What looks saw of the servers of one group."""
+    weight = sum(one.weight for one in members) or 1.0
+    busy = sum(one.busy_weight for one in members)
+    functions: dict[str, float] = {}
+    for one in members:
+        add(functions, one.functions)
+    most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
+    return Module(
+        name,
+        members[0].server.behaviour or "",
+        None,
+        busy / weight,
+        max((one.busiest for one in members if one.busiest is not None), default=busy / weight),
+        sum(one.mailbox for one in members) / weight,
+        max(one.longest for one in members),
+        callers,
+        tuple((text, seen / busy) for text, seen in most[:_FUNCTIONS] if busy),
+    )
 
 
 @dataclass(frozen=True, slots=True)

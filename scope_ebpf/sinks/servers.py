@@ -30,7 +30,7 @@ WIDE_HEADINGS = (
 _EDGES = 10
 
 _KEYS: dict[str, Callable[[Module], float]] = {
-    "waiting": lambda one: max(one.waiting_callers, one.mailbox * one.processes),
+    "waiting": lambda one: max(one.waiting_callers, one.mail),
     "busy": lambda one: one.busiest,
     "calls": lambda one: one.messages.calls if one.messages else 0,
     "queue": lambda one: one.longest,
@@ -150,11 +150,11 @@ def _message_cells(seen: Messages | None) -> tuple[list[str], list[str]]:
 
 def cells_of(one: Module, shown: Sequence[int]) -> list[str]:
     """Return the texts of one module, of the columns of WIDE_HEADINGS that are *shown*."""
-    known = one.processes > 0
+    known = one.processes != 0
     cells, failed = _message_cells(one.messages)
     texts = [
         spelled(one.module),
-        f"{one.processes:.0f}",
+        "-" if one.processes is None else f"{one.processes:.0f}",
         *cells,
         f"{100 * one.utilization:.0f}%" if known else "",
         f"{100 * one.busiest:.0f}%" if known else "",

@@ -5,6 +5,8 @@ What is read of large process tables, and for how many others each process that 
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -17,16 +19,23 @@ from test_beam_memory_image import view
 from scope_ebpf.beam.servers import survey as surveys
 from scope_ebpf.beam.servers.looks import Busy, Look, Server
 from scope_ebpf.beam.servers.survey import Survey
+from scope_ebpf.beam.servers.waiting import Waiting
 from scope_ebpf.runs import genservers as runs
+from scope_ebpf.runs import server_sums
 from scope_ebpf.runs.genservers import Looking
+from scope_ebpf.sinks.servers import lines
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
     from scope_ebpf.results.genservers import GenServers
 
 PARTS, SLOTS = 4, 1 << 14
 #: Pid terms of servers that are busy or have messages, and of all servers.
 BUSY, FULL = [16, 32], [48]
 ALL = [16 * n for n in range(1, 6401)]
+#: The server for which those that begin later wait while they work.
+CALLED = 64
 
 
 class Servers:
@@ -38,6 +47,8 @@ class Servers:
         self.parts: list[int] = []
         self.gone: set[int] = set()
         self.torn: set[int] = set()
+        self.late: set[int] = set()
+        self.works: set[int] = set()
         self.known: dict[int, Server] = {}
 
     def of(self, pid: int) -> Server | None:
@@ -45,18 +56,29 @@ class Servers:
 
     def look(self, part: int = 0, parts: int = 1) -> Look:
         self.parts.append(part)
-        return self._look([pid for pid in ALL if pid // 16 % parts == part])
+        return self._look([pid for pid in [*ALL, *self.late] if pid // 16 % parts == part])
 
-    def look_at(self, slots: np.ndarray, pids: np.ndarray | None = None) -> Look:
+    def look_at(
+        self, slots: np.ndarray, pids: np.ndarray | None = None, but: Sequence[Container[int]] = ()
+    ) -> Look:
         chosen = slots * 16 if pids is None else pids
-        return self._look([pid for pid in chosen.tolist() if 0 < pid <= ALL[-1]])
+        found = [p for p in chosen.tolist() if 0 < p <= ALL[-1] or p in self.late]
+        return self._look([pid for pid in found if not any(pid in some for some in but)])
 
     def _look(self, pids: list[int]) -> Look:
-        found = np.array([p for p in pids if p not in self.gone | self.torn], np.uint64)
+        absent = self.gone | self.torn
+        found = np.array([pid for pid in pids if pid not in absent], np.uint64)
         for pid in found.tolist():
-            self.known[pid] = Server(pid, "gen_server", "shop", None)
+            module = "shop" if pid <= ALL[-1] else "brief"
+            self.known[pid] = Server(pid, "gen_server", module, None)
         look = Look(found, np.isin(found, FULL).astype(np.int64), read=found)
         look.busy = [Busy(pid, "shop:work/0") for pid in found.tolist() if pid in BUSY]
+        look.busy += [Busy(pid, "brief:work/0") for pid in found.tolist() if pid in self.works]
+        look.waiting = [
+            Waiting(pid, CALLED, None, (0, pid), None, "", None)
+            for pid in found.tolist()
+            if pid in self.works
+        ]
         look.missed = np.array([pid >> 4 for pid in self.torn], np.int64)
         return look
 
@@ -67,7 +89,8 @@ def surveyed() -> tuple[Survey, Servers]:
     """
     pids = SimpleNamespace(slot=lambda terms: terms >> np.uint64(4))
     table = SimpleNamespace(slots=SLOTS, count=lambda: SLOTS, slots_of=pids.slot)
-    survey = Survey(SimpleNamespace(pids=pids, table=table), parts=PARTS)
+    draw = random.Random(23)
+    survey = Survey(SimpleNamespace(pids=pids, table=table), draw, parts=PARTS)
     survey.servers = Servers()
     return survey, survey.servers
 
@@ -92,7 +115,8 @@ def test_the_first_look_reads_each_part_once_and_later_ones_what_matters():
     assert 1.0 == active.weight
     assert surveys._FEWEST_DRAWN == len(idle.servers)
     assert len(ALL) - 3 == pytest.approx(idle.weight * len(idle.servers))
-    assert 0.0 == searched.weight == searched.caller_weight
+    assert 8 == 1 / survey.part == searched.weight == searched.caller_weight
+    assert [] == searched.servers.tolist()
 
 
 def test_a_server_that_begins_to_work_is_read_by_each_look_from_then_on():
@@ -117,8 +141,8 @@ def test_what_has_ended_is_forgotten_and_what_changes_too_fast_is_not():
     survey, servers = surveyed()
     read_once(survey)
     servers.gone, servers.torn = {BUSY[0]}, {BUSY[1]}
-    survey.step()
-    assert {BUSY[0]} == survey.ended
+    gone = [pid for look in survey.step() for pid in look.gone]
+    assert [BUSY[0]] == gone
     assert BUSY[0] not in survey._active
     assert BUSY[1] in survey._active
 
@@ -134,11 +158,11 @@ def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch):
     assert survey.misses
 
 
-def lookers() -> Looking:
+def lookers(by: str = "module") -> Looking:
     """
     What adds looks up of a table in four parts.
     """
-    found = Looking(view(make(1)))
+    found = Looking(view(make(1)), by)
     found._survey, found._servers = surveyed()
     return found
 
@@ -164,6 +188,100 @@ def test_figures_of_a_large_table_are_those_of_all_servers():
     assert 1 / len(ALL) == pytest.approx(shop.mailbox)
     assert 1.0 == shop.busiest
     assert any("was read once" in note for note in found.notes)
+
+
+def churned(looks: int, brief: int, lives: int, by: str = "module") -> GenServers:
+    """
+    What *looks* have seen of a VM with always *brief* servers that live for so many looks.
+
+    Every other one of them works, and waits for the same server.
+    """
+    found = lookers(by)
+    servers: Servers = found._servers
+    pids = iter(range(ALL[-1] + 16, SLOTS * 16, 16))
+    alive = deque(next(pids) for _ in range(brief))
+    servers.late.update(alive)
+    while found._survey.begins:
+        found.look()
+    for _ in range(looks):
+        for _ in range(brief // lives):
+            servers.late.remove(alive.popleft())
+            alive.append(next(pids))
+            servers.late.add(alive[-1])
+        servers.works = {pid for pid in servers.late if pid % 32}
+        found.look()
+    return found.result(TARGET, 1.0)
+
+
+@pytest.fixture
+def _few(monkeypatch: pytest.MonkeyPatch):
+    """
+    Looks that draw few servers, which saves time.
+    """
+    monkeypatch.setattr(surveys, "_FEWEST_DRAWN", 1 << 8)
+
+
+@pytest.mark.usefixtures("_few")
+def test_servers_that_live_for_moments_are_counted_as_long_as_looks_go_on():
+    """
+    Always 450, all of which have ended after 15 looks; and half of them work and wait.
+    """
+    modules = {one.module: one for one in churned(looks=60, brief=450, lives=15).modules}
+    brief, shop = modules["brief"], modules["shop"]
+    assert 450 == pytest.approx(brief.processes, rel=0.1)
+    assert 0.5 == pytest.approx(brief.utilization, rel=0.1)
+    assert 225 == pytest.approx(shop.waiting_callers, rel=0.1)
+    assert len(ALL) == shop.processes
+
+
+@pytest.mark.usefixtures("_few")
+def test_too_few_new_servers_tell_nothing_of_how_many_there_are():
+    """
+    One was found by a search of an eighth of the table: there may be none besides it, or many.
+    """
+    found = lookers()
+    while found._survey.begins:
+        found.look()
+    found._servers.late.add(ALL[-1] + 16)
+    while ALL[-1] + 16 not in found._survey._idle:
+        found.look()
+    result = found.result(TARGET, 1.0)
+    (brief,) = (one for one in result.modules if "brief" == one.module)
+    assert brief.processes is brief.as_json()["processes"] is None
+    assert any("not known of 1 of 2 rows" in note for note in result.notes)
+    assert any("brief    " in line and " - " in line for line in lines(result, "busy", 5))
+    for _ in range(50):
+        found.look()
+    (brief,) = (one for one in found.result(TARGET, 1.0).modules if "brief" == one.module)
+    assert 1 == pytest.approx(brief.processes, rel=0.25)
+
+
+@pytest.mark.usefixtures("_few")
+def test_a_row_of_one_process_stands_for_no_other():
+    """
+    Also one that was drawn at random.
+    """
+    rows = churned(looks=15, brief=50, lives=5, by="process").modules
+    assert {1.0} == {one.processes for one in rows if one.module.endswith(" shop")}
+    assert 1 >= max(one.processes for one in rows if one.module.endswith(" brief"))
+
+
+def test_servers_that_have_ended_take_no_room(monkeypatch: pytest.MonkeyPatch):
+    """
+    They are added up by module, and none of their figures is lost.
+    """
+    monkeypatch.setattr(server_sums, "MOST", 7000)
+    found = lookers()
+    servers: Servers = found._servers
+    while found._survey.begins:
+        found.look()
+    for first in range(ALL[-1] + 16, 16 * (SLOTS - 500), 16 * 400):
+        servers.late = set(range(first, first + 16 * 400, 16))
+        found.look()
+    assert len(found._lives._lives) <= len(found._survey._idle) + len(found._survey._active)
+    assert len(found._now.known.servers) <= 7000
+    shop = next(one for one in found.result(TARGET, 1.0).modules if "shop" == one.module)
+    assert 2 / len(ALL) == pytest.approx(shop.utilization, rel=0.01)
 
 
 def test_a_table_that_was_read_in_part_tells_no_more():

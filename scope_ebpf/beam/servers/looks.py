@@ -22,7 +22,7 @@ from scope_ebpf.beam.servers.became import BECOMING, became
 from scope_ebpf.beam.servers.waiting import ON_SCHEDULER, Stacks, calls, stacks, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -101,6 +101,11 @@ class Look:
     missed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     #: Pid terms of all processes that were read.
     read: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    #: Whether it searched for processes that no look before has seen.
+    searched: bool = False
+    #: Pid terms of processes that have ended, and of others that no look will read again.
+    gone: list[int] = field(default_factory=list)
+    forgotten: list[int] = field(default_factory=list)
 
 
 class Servers:
@@ -144,12 +149,28 @@ class Servers:
         snapshot = self._viewer.table.snapshot(part, parts, self._most)
         return self._look(snapshot, snapshot.rows)
 
-    def look_at(self, slots: NDArray[np.int64], pids: NDArray[np.uint64] | None = None) -> Look:
-        """Read the processes in some *slots*, of them only those with *pids* if these are given."""
+    def look_at(
+        self,
+        slots: NDArray[np.int64],
+        pids: NDArray[np.uint64] | None = None,
+        but: Sequence[Container[int]] = (),
+    ) -> Look:
+        """
+        Read the processes in some *slots*, of them only those with *pids* if these are given.
+
+        Those with a pid in one of *but* are left out.
+        """
         self._viewer.refresh()
         snapshot = self._viewer.table.at(slots)
-        rows = snapshot.rows
-        return self._look(snapshot, rows if pids is None else rows[within(rows["id"], pids)])
+        rows = (
+            snapshot.rows
+            if pids is None
+            else picked(snapshot.rows, within(snapshot.rows["id"], pids))
+        )
+        if but:
+            wanted = [not any(pid in some for some in but) for pid in rows["id"].tolist()]
+            rows = picked(rows, np.array(wanted, np.bool_))
+        return self._look(snapshot, rows)
 
     def _look(self, snapshot: Snapshot, rows: NDArray[np.void]) -> Look:
         self._learn_calling(rows)

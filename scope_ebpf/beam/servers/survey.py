@@ -4,8 +4,8 @@ Looks at the servers of VMs of any size.
 
 Of a small process table each look reads all. A large one is read once, part by part; from then on
 a look reads the processes that matter: all servers and callers that had anything to do, and of the
-other servers some that are drawn at random. Processes that are drawn from the whole table as well
-are a search for new servers and callers.
+other servers some that are drawn at random. Besides, each look reads a part of the whole table that
+is drawn at random: a search for servers and callers that are new.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ MOST_READ = 1 << 13
 #: Processes that had anything to do, and other servers: those that are remembered.
 _MOST_ACTIVE, _MOST_IDLE = 1 << 17, 1 << 20
 #: One of so many idle servers is read by each look, and so many of them at most or at least.
-_ONE_OF, _MOST_DRAWN, _FEWEST_DRAWN = 32, 1 << 13, 1 << 9
-#: Slots of the table that each look searches.
-_SEARCHED = 1 << 9
+_ONE_OF, _MOST_DRAWN, _FEWEST_DRAWN = 32, 1 << 13, 1 << 11
+#: Processes that each look is meant to search, and slots of the table at most.
+_SEARCHED, _MOST_SLOTS = 1 << 11, 1 << 16
+#: Slots that are searched together: further ones in the same 512 bytes cost nothing.
+_LINE = 64
 
 
 class Survey:
@@ -59,8 +61,8 @@ class Survey:
         #: Processes that had anything to do, and servers that had not.
         self._active: dict[int, None] = {}
         self._idle: dict[int, None] = {}
-        #: Servers that have ended.
-        self.ended: set[int] = set()
+        #: The part of the table that one look searches.
+        self.part = 1.0
         #: Whether some processes that had anything to do are left out of later looks.
         self.misses = False
 
@@ -106,21 +108,28 @@ class Survey:
         look.caller_weight *= look.weight
         gone = terms[~within(terms, look.read)]
         gone = gone[~within(self._pids.slot(gone).astype(np.int64), look.missed)]
-        for pid in gone.tolist():
+        look.gone = gone.tolist()
+        for pid in look.gone:
             del pids[pid]
-            self.ended.add(pid)
         return look
 
     def _search(self) -> Look:
         """
-        Search slots that are drawn at random.
+        Search a part of the table for processes that are not known.
 
-        A caller that is found so would stand for thousands: it counts from the next look on.
+        What is found stands for what is not known in the rest as well. So each look draws anew: in
+        turn, the parts that come last would have more of what is not known than the others.
         """
         table = self._viewer.table
-        slots = sorted(self._random.sample(range(table.slots), min(_SEARCHED, table.slots)))
-        look = self.servers.look_at(np.array(slots, np.int64))
-        look.weight = look.caller_weight = 0.0
+        lines = -(-table.slots // _LINE)
+        parts = max(1, -(-table.count() // _SEARCHED), -(-table.slots // _MOST_SLOTS))
+        drawn = self._random.sample(range(lines), -(-lines // parts))
+        slots = np.array(sorted(drawn), np.int64)[:, np.newaxis] * _LINE + np.arange(_LINE)
+        look = self.servers.look_at(slots[slots < table.slots], but=(self._active, self._idle))
+        look.searched = True
+        self.part = len(drawn) / lines
+        look.weight = 1 / self.part
+        look.caller_weight *= look.weight
         look.torn = 0
         return look
 
@@ -136,10 +145,14 @@ class Survey:
         for pid in look.servers.tolist():
             if pid not in self._active:
                 self._idle[pid] = None
-        self._forget(self._active, _MOST_ACTIVE)
-        self._forget(self._idle, _MOST_IDLE)
+        look.forgotten = [
+            *self._forget(self._active, _MOST_ACTIVE),
+            *self._forget(self._idle, _MOST_IDLE),
+        ]
 
-    def _forget(self, pids: dict[int, None], most: int) -> None:
-        for pid in list(islice(pids, max(0, len(pids) - most))):
+    def _forget(self, pids: dict[int, None], most: int) -> list[int]:
+        found = list(islice(pids, max(0, len(pids) - most)))
+        for pid in found:
             del pids[pid]
             self.misses = True
+        return found

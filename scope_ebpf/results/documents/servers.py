@@ -70,8 +70,8 @@ class ServerModule(TypedDict):
     #: The module, the name or the process, as --by says.
     module: str
     behaviour: str
-    #: On average.
-    processes: float
+    #: On average; null where too few of them were found to tell.
+    processes: float | None
     calls: MessageRate | None
     casts: MessageRate | None
     infos: MessageRate | None
