@@ -81,9 +81,10 @@ class _Messages:
         self._options = replace(options, duration=seconds)
         self._resources = ExitStack()
         self._counting: Counting | None = None
-        self._until = 0.0
+        self._began = self._until = 0.0
         #: What the last whole period saw, its seconds, and why there are no hooks.
         self.seen: ServerEvents | None = None
+        self.seconds = 0.0
         self.why = ""
 
     def look(self, now: float, became: dict[str, str]) -> None:
@@ -91,6 +92,7 @@ class _Messages:
         if self._counting and now >= self._until:
             self._counting.end()
             self.seen = self._counting.result().renamed(became)
+            self.seconds = now - self._began
             self.close()
         if self._counting is None and not self.why and self._options.budget is not None:
             self._begin(now)
@@ -102,7 +104,7 @@ class _Messages:
         if found:
             self._counting = self._resources.enter_context(found)
             found.begin()
-            self._until = now + self._seconds
+            self._began, self._until = now, now + self._seconds
 
     def close(self) -> None:
         """Take the hooks out."""
@@ -173,7 +175,7 @@ class _Live:
         seconds = now - self._turned + self._before
         found = self._looking.result(self._viewer.target.as_json(), seconds)
         if self._messages.seen:
-            found.add_events(self._messages.seen)
+            found.add_events(self._messages.seen, self._messages.seconds)
         if self._messages.why:
             found.notes.append(f"no hooks: {self._messages.why}")
         self._found, self._taken = found, time.strftime("%H:%M:%S")

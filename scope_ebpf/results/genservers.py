@@ -165,19 +165,21 @@ class GenServers:
     #: Messages by tag, where rows are of tags.
     tags: list[Tag] = field(default_factory=list)
 
-    def add_events(self, seen: ServerEvents) -> None:
+    def add_events(self, seen: ServerEvents, seconds: float | None = None) -> None:
         """
-        Add what hooks saw to what looks saw.
+        Add what hooks saw to what looks saw; in *seconds*, where those are not the looks' own.
 
-        Of waiting the larger is taken: hooks do not see calls that began before them, and looks do
-        not see for whom some callers wait.
+        Calls of edges are those of the looks' seconds, at the same rate. Of waiting the larger is
+        taken: hooks do not see calls that began before them, and looks do not see for whom some
+        callers wait.
         """
+        watched = max(seconds or self.seconds, 1e-9)
         edges = {(one.caller, one.callee): one for one in self.edges}
         for names, count in seen.edges.items():
             before = edges.get(names)
-            waits = (count.blocked or 0.0) / max(self.seconds, 1e-9)
+            waits = (count.blocked or 0.0) / watched
             blocked = max(waits, before.blocked if before else 0.0)
-            edges[names] = Edge(*names, blocked, round(count.calls))
+            edges[names] = Edge(*names, blocked, round(count.calls * self.seconds / watched))
         self.edges = sorted(edges.values(), key=lambda edge: edge.blocked, reverse=True)
         waiting: dict[str, float] = {}
         for edge in self.edges:

@@ -179,6 +179,17 @@ def test_hooks_and_looks_make_one_document():
     assert " 0.9 " in text[2]
 
 
+def test_calls_of_edges_are_those_of_the_looks_seconds():
+    """
+    Hooks that watched twice as long as the looks that are shown saw twice as many.
+    """
+    found = GenServers({}, 5.0, 10, [], [], [])
+    seen = ServerEvents(edges={("web", "shop"): EdgeCount(20, 10.0)})
+    found.add_events(seen, 10.0)
+    (edge,) = found.edges
+    assert (10, 1.0) == (edge.calls, edge.blocked)
+
+
 def test_servers_that_nobody_waits_for_are_sorted_by_their_messages():
     """
     Those that do something come before those that do nothing.
