@@ -147,19 +147,6 @@ _LIFE = Row(
             ),
             hues=_NORMAL,
         ),
-        Panel(
-            "Crashes by module and reason",
-            "ops",
-            "Processes that ended by an error, a kill or another reason than normal and shutdown, a second.",
-            "one module crashes more than others. `scope-trace --events exit --exact` has "
-            "function, line and registered name.",
-            (
-                Query(
-                    "topk(10, sum by (module, reason) (rate(beam_crashes_total{HERE}[RATE])))",
-                    "{{module}} {{reason}}",
-                ),
-            ),
-        ),
     ),
 )
 
@@ -227,8 +214,22 @@ _SIZE = Row(
 )
 
 _SELDOM = Row(
-    "Seldom: lifetimes, hibernation",
+    "Seldom: crashes, lifetimes, hibernation",
     (
+        Panel(
+            "Crashes by module and reason",
+            "ops",
+            "Processes that ended by an error, a kill or another reason than normal and shutdown, a second.",
+            "one module crashes more than others. `scope-trace --events exit --exact` has "
+            "function, line and registered name.",
+            (
+                Query(
+                    "topk(10, sum by (module, reason) (rate(beam_crashes_total{HERE}[RATE])))",
+                    "{{module}} {{reason}}",
+                ),
+            ),
+            width=24,
+        ),
         Panel(
             "Lifetimes",
             "s",

@@ -144,6 +144,10 @@ PLANT_BUSY = f"""
     end"""
 
 
+#: Beginnings of series that are there a while after the load has begun.
+LATE = ("beam_process_lifetime", "beam_http_", "beam_live_view_", "beam_db_", "beam_job_")
+
+
 @dataclass(frozen=True)
 class Scene:
     """
@@ -183,9 +187,10 @@ def play(folder: Path) -> Scene:
             with load(app):
                 server.wait_for(f"count_over_time(beam_processes[{SHOWN + 5}s]) >= {SHOWN}")
                 server.wait_for(LOOKED_TWICE)
-                # Lifetimes are empty until spawns and exits were always counted for a while.
+                # Lifetimes are empty until spawns and exits were always counted for a while, and
+                # figures of telemetry come every few seconds.
                 for one in asked.panels():
-                    if "beam_process_lifetime" in one.expression:
+                    if not one.instant and any(name in one.expression for name in LATE):
                         known = f"({one.expression} >= 0)[{SHOWN}s:1s]"
                         server.wait_for(f"count_over_time({known}) >= {LEAST_SHOWN}")
                 loaded = between(app, daemon, of_memory=False)
