@@ -61,10 +61,13 @@ def wait_until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -
 
 def is_full(pipe: int) -> bool:
     """
-    Whether a pipe has no room for a byte.
+    Whether a pipe has no room for a third of a second, so that more waits behind what is in it.
     """
     room = select.poll()
     room.register(pipe, select.POLLOUT)
+    if room.poll(0):
+        return False
+    time.sleep(0.3)
     return not room.poll(0)
 
 
