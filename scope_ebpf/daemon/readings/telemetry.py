@@ -178,6 +178,8 @@ class _State:
     #: When the next look is due, and the next one for the library, in seconds of the clock.
     due: float = 0.0
     search: float = 0.0
+    #: Seconds of CPU that the search in this look took.
+    searched: float = 0.0
     failures: int = 0
     refused: str = ""
 
@@ -239,6 +241,7 @@ class TelemetryLooks:
     def _look_at(self, subject: Subject, state: _State, series: int) -> float:
         """Look at one target; the seconds of CPU that it took."""
         what, began = f"reading telemetry of process {subject.target.pid}", cpu_seconds()
+        state.searched = 0.0
         limits = LookLimits(what, data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL)
         pause = _RETRY
         if state.series != series:
@@ -257,18 +260,23 @@ class TelemetryLooks:
         else:
             state.failures, state.refused = 0, ""
         spent = cpu_seconds() - began
-        state.due = self.clock() + max(pause, spent / (SHARE * subject.income))
+        # What a search took is paid before the next search: figures must not wait for it.
+        owed = (spent - state.searched) / (SHARE / 2 * subject.income)
+        state.due = self.clock() + max(pause, owed)
         return spent
 
     def _read(self, subject: Subject, state: _State) -> float:
         """Read what there is; seconds until the next look."""
         sight = state.sight = state.sight or self.make(subject.target, self._specs)
         if self.clock() >= state.search:
+            began = cpu_seconds()
             if offer := sight.look():
                 subject.offer_telemetry(offer)
             elif not sight.is_there:
                 subject.offer_telemetry(None)
-            state.search = self.clock() + (_AGAIN if sight.is_there else _SEARCH)
+            state.searched = cpu_seconds() - began
+            owed = state.searched / (SHARE / 2 * subject.income)
+            state.search = self.clock() + max(_AGAIN if sight.is_there else _SEARCH, owed)
         if not sight.is_there:
             subject.publish_telemetry(TelemetryReading())  # and so nothing is refused any more
             return _SEARCH
