@@ -48,7 +48,7 @@ snapshot_interval = "1s"
 findings_interval = "5s"
 genservers = {series = 60}
 telemetry = {series = 500}
-budget = "10%"
+budget = "30%"
 include_nodes = ["^rabbit@localhost$"]
 compat = ["erlang-vm"]
 """
