@@ -155,11 +155,11 @@ struct frame {
 /* Read the frame of a function whose marker is hit, from a stack that begins at *sp* and ends at
  * *hend*; with *entry* the addresses as well. False if it has another layout than is known.
  *
- * Without frame pointers the first word is where the marker returns to. The second one, at an entry,
- * is where the function returns to, and at a return the frame is given back. With frame pointers
- * (ERTS_FRAME_LAYOUT_FP_RA) the first word is that of the function, which points into the stack; at
- * an entry it points behind the two words of the marker. The frame is there until the function
- * returns. (emit_i_test_yield, emit_deallocate and emit_i_bif_body_shared in
+ * Without frame pointers the first word is where the marker returns to. The second one, at an
+ * entry, is where the function returns to, and at a return the frame is given back. With frame
+ * pointers (ERTS_FRAME_LAYOUT_FP_RA) the first word is that of the function, which points into the
+ * stack; at an entry it points behind the two words of the marker. The frame is there until the
+ * function returns. (emit_i_test_yield, emit_deallocate and emit_i_bif_body_shared in
  * erts/emulator/beam/jit/x86, OTP 25.2.3, 27.3.4 and 29.1.) */
 static __always_inline bool read_frame(struct frame *frame, __u64 sp, __u64 hend, bool entry)
 {
@@ -469,9 +469,9 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 	struct mark_process *process;
 	struct frame frame = {};
 	__u64 id = 0, hend = 0, now, kind;
-	/* While a BIF of a marker runs, rbp holds the Erlang stack pointer, with frame pointers too,
-	 * and rbx the address of the X registers (JIT of OTP 25, 27 and 29). Read once: the verifier
-	 * wants a context without an offset. */
+	/* While a BIF of a marker runs, rbp holds the Erlang stack pointer, with frame pointers
+	 * too, and rbx the address of the X registers (JIT of OTP 25, 27 and 29). Read once: the
+	 * verifier wants a context without an offset. */
 	__u64 sp = ctx->rbp, registers = ctx->rbx;
 	__u32 first = 0, slot;
 
