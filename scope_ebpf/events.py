@@ -203,7 +203,7 @@ MARKS_UNREADABLE = 4
 MARKS_UNTOLD = 5
 MARK_COUNTS = ('callback', 'function', 'unknown', 'no_room', 'unreadable', 'untold')
 
-#: What a line of the stream of marks tells.
+#: What a line of the stream of marks says.
 LINE_ENTERED = 1
 LINE_UNFOLLOWED = 2
 LINE_RETURNED = 3

@@ -242,7 +242,7 @@ enum mark_count {
 	MARK_COUNTS = 6,
 };
 
-/* What a line of the stream of marks tells. */
+/* What a line of the stream of marks says. */
 enum mark_line {
 	LINE_ENTERED = 1,
 	LINE_UNFOLLOWED = 2,

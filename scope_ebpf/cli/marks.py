@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and arguments.format == "json":
         raise UsageError("--stream prints lines: --format jsonl has them in JSON")
     if arguments.stream and (arguments.budget or math.inf) <= 1:
-        raise UsageError("--stream tells every call: it cannot keep a --budget, only a --max-cost")
+        raise UsageError("--stream shows every call: it cannot keep a --budget, only a --max-cost")
     vm, words = words_of(arguments, "PATTERN...", most=_MOST_PATTERNS, is_own=_is_pattern)
     patterns = [parse(text) for text in words]
     host.require()

@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import stat
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from scope_ebpf.cgroups import memory_limit
 from scope_ebpf.daemon.looks.owners import queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.findings import MOST_PROCESSES, shortened
+from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.errors import NoAnswerError, ScopeError, TooMuchError
 from scope_ebpf.output import Document
 from scope_ebpf.runs.memory import Span, document
@@ -87,13 +87,14 @@ class _File(NamedTuple):
 
 
 @dataclass(slots=True)
-class BlackBox:
+class BlackBox(ReadingThread):
     """
     Watches the cgroups of *subjects*, which returns the targets of this moment, until closed.
 
     Unexpected errors are counted in *errors* under ``snapshot``.
     """
 
+    NAME = "blackbox"
     subjects: Callable[[], Sequence[Subject]]
     config: Callable[[], Config]
     errors: Counter[str]
@@ -101,23 +102,6 @@ class BlackBox:
     _kept: dict[Subject, _Kept] = field(default_factory=dict)
     _turns: dict[str, _Turn] = field(default_factory=dict)
     _said: str = ""
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="blackbox", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end with its next reading or wait; for any thread."""
-        self._ended.set()
-
-    def close(self) -> None:
-        """End the thread."""
-        self.stop()
-        if self._thread:
-            self._thread.join()
 
     def _run(self) -> None:
         pause = _PASS

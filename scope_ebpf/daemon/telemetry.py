@@ -112,7 +112,7 @@ class TelemetryHooks:
     NoSuchProcessError, and is closed then.
 
     Attributes:
-        crop: what was counted, until somebody takes it; until then nothing more is harvested.
+        crop: what was counted, until it is taken; until then nothing more is harvested.
         next_due: when :meth:`run` is due, monotonic seconds.
     """
 

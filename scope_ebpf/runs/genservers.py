@@ -243,7 +243,7 @@ class Looking:
         return waits
 
     def _is_sure(self, known: float, found: float, variance: float = 0.0) -> bool:
-        """Whether what searches *found* tells how many there are, together with *known* ones."""
+        """Whether what searches *found* says how many there are, together with *known* ones."""
         # Each that was found stands for as many as there are such parts.
         error = math.sqrt(variance + found / self._survey.part)
         return error <= _DOUBT * (known + found)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.atoms import Atoms
     from scope_ebpf.beam.vm.target import Target
 
-#: Callers of one function that are told apart; the rest is counted as "...".
+#: Callers of one function that are distinguished; the rest is counted as "...".
 MOST_CALLERS = 10
 #: Callers of one function that are counted apart meanwhile: names of new code have no end.
 _MOST_NAMES = 1024

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scope_ebpf.results.marks import End
     from scope_ebpf.runs.mark_places import Places
 
-#: Calls that wait for their end, a kilobyte each; of the oldest beyond them no end is told.
+#: Calls that wait for their end, a kilobyte each; of the oldest beyond them no end is reported.
 _MOST_OPEN = 16384
 #: Addresses that are remembered.
 _MOST_PLACES = 65536
@@ -96,7 +96,7 @@ class MarkStream:
 
     def end(self, still: Mapping[tuple[int, int], End], seconds: float) -> int:
         """
-        Tell the calls whose end was not told, for *seconds*; returns how many were left.
+        Report the calls whose end was not reported, for *seconds*; returns how many were left.
 
         *still* has what is known of some of them, by process and when they began.
         """

@@ -340,7 +340,7 @@ class _Run(Closing):
 class _Everything(_Run):
     """Counts every call."""
 
-    #: Lines of the ring that were dropped, and begun calls that were not told, when the run ended.
+    #: Lines of the ring that were dropped when the run ended, and calls that were not reported.
     _dropped = _untold = 0
 
     def begin(self) -> None:

@@ -50,7 +50,7 @@ class Span:
     before: Look | None
     #: Seconds between them; 0 for one look.
     seconds: float
-    #: Holders of each kind that are told, and by what they are sorted.
+    #: Holders of each kind that are shown, and by what they are sorted.
     limit: int
     sort: str = "size"
 
@@ -247,7 +247,7 @@ def process_sizes(span: Span, rows: NDArray[np.void], viewer: Viewer) -> NDArray
     """
     Bytes of each process of the look's *rows*, of its heaps and mailbox, to find the largest by.
 
-    Of long mailboxes they are estimates; that not all mailboxes were read is told in the look.
+    Of long mailboxes they are estimates; that not all mailboxes were read is noted in the look.
     """
     found = heap_bytes(span.target, rows).astype(np.float64)
     waiting = int(np.count_nonzero(rows["mailbox"]))

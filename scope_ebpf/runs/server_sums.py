@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 #: Looks at one server from which on its own utilization is shown.
 _ENOUGH = 10
-#: Servers, groups of them and tags that are told apart.
+#: Servers, groups of them and tags that are distinguished.
 MOST = 1 << 17
 
 
@@ -76,7 +76,7 @@ class Sums:
 class Seen:
     """What some looks saw, by weight."""
 
-    #: By the pid terms of servers; those that are no longer told apart by their groups.
+    #: By the pid terms of servers; those that are counted by group only, their groups.
     servers: dict[int, Sums] = field(default_factory=dict)
     joined: dict[str, Sums] = field(default_factory=dict)
     #: Callers that wait: by caller and called one; by the latter; by it and the request's tag.
@@ -108,7 +108,7 @@ class Seen:
         group: Callable[[Server], str],
         weight: float,
     ) -> bool:
-        """Add the servers of *look*, of which *of* tells what is known; whether there was room."""
+        """Add the servers of *look*, of which *of* says what is known; whether there was room."""
         for pid, mailbox in zip(look.servers.tolist(), look.mailboxes.tolist(), strict=True):
             sums, server = self.servers.get(pid), of(pid)
             if sums is None:

@@ -225,7 +225,7 @@ class Parser:
     *seconds* of CPU time may be used at once; an answer is late after *patience* seconds. May be
     shared by threads. Once a file was refused, every further question is refused with the same
     reason; *refused* is called for the first. *kind* is what the child can do: by default what
-    :func:`ahead` was told.
+    :func:`ahead` was given.
     """
 
     def __init__(

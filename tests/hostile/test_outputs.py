@@ -112,7 +112,7 @@ def test_no_command_writes_through_a_link(
 @pytest.mark.parametrize("form", ["perfetto", "jsonl"])
 def test_a_file_of_another_is_not_replaced(shared: Path, tmp_path: Path, form: str):
     """
-    A file that somebody made beforehand does not take the data, unless the caller asks for that.
+    A file that was made beforehand does not take the data, unless the caller asks for that.
     """
     capture_fixtures.write(tmp_path / "run.scope")
     path = shared / "out"

@@ -87,7 +87,7 @@ def looked(capsys) -> Callable[..., dict[str, Any]]:
 @contextmanager
 def ailing(beam: beams_run.Beam, *cases: str, held: Path | None = None) -> Iterator[None]:
     """
-    Plants cases, and ends them; native functions wait until somebody writes to the pipe *held*.
+    Plants cases, and ends them; native functions wait for a byte in the pipe *held*.
     """
     with ExitStack() as stack:
         try:

@@ -125,9 +125,9 @@ def test_callers_are_right_where_the_vm_keeps_frame_pointers(beam, monkeypatch):
     """
     Each address of a stack has a frame pointer beneath it then; depths and ends are as without.
     """
-    monkeypatch.setattr(runs, "_LAST", 60.0)  # all lines are told, however slow this machine is
+    monkeypatch.setattr(runs, "_LAST", 60.0)  # all lines are reported, however slow this machine is
     flags = ("+JPperf", "map" if beam.kind == "stock25" else "fp")
-    told = []
+    lines = []
 
     def plant():
         linked.send("go")
@@ -137,7 +137,7 @@ def test_callers_are_right_where_the_vm_keeps_frame_pointers(beam, monkeypatch):
         linked.expect("ready")
         options = MarkOptions(0.2, "all", EVERYTHING)
         patterns = [parse("counted:noreply"), parse("counted:deep"), parse("counted:handle_call")]
-        marks, error = watch(inspect(linked.pid), patterns, options, plant, told.append)
+        marks, error = watch(inspect(linked.pid), patterns, options, plant, lines.append)
         Path(f"/tmp/perf-{linked.pid}.map").unlink(missing_ok=True)
     assert error is None
     found = {one.function: one for one in marks.functions}
@@ -146,7 +146,7 @@ def test_callers_are_right_where_the_vm_keeps_frame_pointers(beam, monkeypatch):
     assert found["deep"].callers["counted:deep/1"] == 23 * 40
     call = found["handle_call"]
     assert (call.failures, call.running, call.timed) == (24, 0, call.calls - 24)
-    ours = [one for one in told if one.function == "counted:noreply/1"]
+    ours = [one for one in lines if one.function == "counted:noreply/1"]
     assert {one.caller for one in ours} == {"counted:handle_cast/2"}
     text = (HERE / "counted.erl").read_text().split("\nnoreply(")[0]
     assert {(one.location or "").rpartition("/")[2] for one in ours} == {

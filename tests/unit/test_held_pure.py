@@ -321,7 +321,7 @@ def test_growth_of_processes_is_by_pid_and_not_by_place():
 
 def test_mailboxes_are_read_to_find_the_largest_process(monkeypatch):
     """
-    The longest of them, and that others were not read is told; one that ended keeps its heaps.
+    The longest of them, and that others were not read is noted; one that ended keeps its heaps.
     """
     monkeypatch.setattr(memory, "_MAILBOXES", 3)
     layout = SimpleNamespace(size=lambda _: 100)

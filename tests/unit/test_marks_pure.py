@@ -491,23 +491,23 @@ def line(kind: int, began: int, *, time_ns: int = 0, process: int = 7, slot: int
 
 def streamed(functions):
     """
-    A stream of calls in the code *functions*, that code, and what the stream told.
+    A stream of calls in the code *functions*, that code, and what the stream reported.
     """
-    told = []
+    reported = []
     places, code = places_of(functions)
     stream = MarkStream.__new__(MarkStream)
     stream._functions = {1: Function("shop", "handle_call", 1, 0, 0, (0, 0), is_bif=False)}
     stream._pids, stream._shapes = SimpleNamespace(text=str), SimpleNamespace(shapes=lambda x, _: x)
-    stream._open, stream._show, stream._places = {}, told.append, places
+    stream._open, stream._show, stream._places = {}, reported.append, places
     stream._mfas, stream._before, stream._generation, stream._changed_ns = {}, {}, 0, 0
-    return stream, code, told
+    return stream, code, reported
 
 
 def test_ends_are_joined_to_the_calls_that_they_end():
     """
-    By process, time and slot, in any order of processes; an end without a begin tells nothing.
+    By process, time and slot, in any order of processes; an end without a begin is not reported.
     """
-    stream, _, told = streamed({8: "shop:handle_call/1"})
+    stream, _, reported = streamed({8: "shop:handle_call/1"})
     stream.take(
         [
             line(events.LINE_ENTERED, 100),
@@ -523,14 +523,14 @@ def test_ends_are_joined_to_the_calls_that_they_end():
         60.0,
     )
     assert stream.end({}, 60.0) == 0
-    assert [(one.process, one.time_ns, one.end, one.duration_ns) for one in told] == [
+    assert [(one.process, one.time_ns, one.end, one.duration_ns) for one in reported] == [
         ("7", 110, "returned", 23),
         ("8", 100, "failed", None),
         ("7", 140, "untold", None),
         ("7", 150, "handed over", 10),
         ("7", 100, "untold", None),
     ]
-    assert {one.location for one in told} == {"shop.erl:23"}
+    assert {one.location for one in reported} == {"shop.erl:23"}
 
 
 def test_a_line_names_the_code_that_was_there_when_the_call_began():
@@ -538,13 +538,13 @@ def test_a_line_names_the_code_that_was_there_when_the_call_began():
     Other code comes to the addresses: calls before keep their names, those that were read only
     afterwards have none, and later ones have the new ones. A marker's place is in its function.
     """
-    stream, code, told = streamed({8: "shop:handle_call/1", 16: "shop:old/1"})
+    stream, code, reported = streamed({8: "shop:handle_call/1", 16: "shop:old/1"})
     stream.take([line(events.LINE_ENTERED, 100)], 60.0)
     code.there = {8: "shop:other/1", 16: "shop:new/1"}
     stream._places.refresh()
     stream.take([line(events.LINE_UNFOLLOWED, 110), line(events.LINE_HANDED, 100)], 60.0)
     stream.take([line(events.LINE_UNFOLLOWED, 1 << 62)], 60.0)
-    assert [(one.time_ns, one.caller, one.location) for one in told] == [
+    assert [(one.time_ns, one.caller, one.location) for one in reported] == [
         (110, None, None),
         (100, "shop:old/1", "shop.erl:23"),
         (1 << 62, "shop:new/1", None),
@@ -578,7 +578,7 @@ def flooded(monkeypatch):
     monkeypatch.setattr(marks, "ProcessTable", Table)
     monkeypatch.setattr(Table, "living", frozenset((1, 2)))
     run = unstarted(marks._Everything, Flood())
-    stream, _, told = streamed({})
+    stream, _, reported = streamed({})
     clock = [0.0]
     place = stream._place
 
@@ -591,14 +591,14 @@ def flooded(monkeypatch):
     run._stop, run._next_look, run._follow_code = Stop(), 0.0, lambda: None
     run._hit, run._cpu = lambda: 0.001, SimpleNamespace(update=lambda: None, seconds=1.0)
     run._left_out, run._code = 0, SimpleNamespace(found=Marked())
-    return run, clock, told
+    return run, clock, reported
 
 
 def test_a_run_that_costs_too_much_ends_before_its_stream_is_read(flooded):
     """
     Lines are taken for 50 ms a turn, none once the run must end; what is left then is counted.
     """
-    run, clock, told = flooded
+    run, clock, reported = flooded
     run._brake = SimpleNamespace(add=lambda *_: False)
     run.turn(0.0)
     taken = clock[0]
@@ -608,8 +608,8 @@ def test_a_run_that_costs_too_much_ends_before_its_stream_is_read(flooded):
     assert (run._stop.reason, clock[0]) == ("cost", taken)
     run.end()
     assert clock[0] <= taken + 2 * marks._LAST + 0.02
-    assert run._dropped + run._untold + len(told) == 100_000
-    assert len(told) <= 100
+    assert run._dropped + run._untold + len(reported) == 100_000
+    assert len(reported) <= 100
     found = Marks(TARGET, 10.0, 1, 1, "callbacks", [])
     run._note(found)
     assert (
@@ -632,10 +632,10 @@ def test_calls_that_are_left_at_the_end_are_counted():
     """
     Those for which there is no time have no line.
     """
-    stream, _, told = streamed({})
+    stream, _, reported = streamed({})
     stream.take([line(events.LINE_ENTERED, began) for began in range(1, 24)], 60.0)
     assert stream.end({(7, 1): "running"}, 0.0) == 23
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize(("unfollowed", "p50"), [(0, 0.001), (9, 0.001), (10, None)])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Native functions that sleep for ever on the scheduler that calls them, or compute for a while,
- * or sleep until somebody opens a pipe; and one that keeps memory of the C library. */
+ * or sleep until a pipe is opened; and one that keeps memory of the C library. */
 #include <erl_nif.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +37,7 @@ static ERL_NIF_TERM names_spin(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv
         return enif_make_atom(env, "ok");
 }
 
-/* Sleeps until somebody has opened the named pipe of this path for writing. */
+/* Sleeps until the named pipe of this path was opened for writing. */
 static ERL_NIF_TERM names_held(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[])
 {
         char path[4096];

@@ -1,6 +1,6 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% Native functions that keep a scheduler until the VM is killed, for some milliseconds, or until somebody
-%% opens a pipe; one that keeps memory outside of the VM's allocators, and one that ends the VM. The library is found by an environment variable, because it is built by the test.
+%% Native functions that keep a scheduler until the VM is killed, for some milliseconds, or until a
+%% pipe is opened; one that keeps memory outside of the VM's allocators, and one that ends the VM. The library is found by an environment variable, because it is built by the test.
 -module(names_nif).
 -export([load/0, wedge/0, dirty/0, spin/1, dirty_spin/1, held/1, dirty_held/1, keep/1, become/0]).
 

@@ -107,7 +107,7 @@ def code_bytes(target: Target) -> int:
 
 def persistent_terms(target: Target, most: int) -> PersistentTerms:
     """
-    Read all persistent terms, of which the *most* largest are told. Raises ReadRefusedError.
+    Read all persistent terms, of which the *most* largest are kept. Raises ReadRefusedError.
 
     A table that is replaced meanwhile is read again.
     """

@@ -71,7 +71,7 @@ class Look:
 
 
 class MemoryReader:
-    """Reads the memory of one VM; *holders* bounds the atoms and persistent terms that are told."""
+    """Reads the memory of one VM; *holders* bounds the atoms and persistent terms that are kept."""
 
     def __init__(self, target: Target, holders: int) -> None:
         self.target = target
@@ -84,7 +84,7 @@ class MemoryReader:
         self._table = self._made("processes", lambda one: ProcessTable(one, _COLUMNS))
 
     def read(self) -> Look:
-        """Read it once. Errors of a VM that has ended are raised, others are told in the look."""
+        """Read it once. Errors of a VM that has ended are raised, others are in the look."""
         began = cpu_seconds()
         found = Look(dict.fromkeys(KINDS), refused=dict(self._refused))
         if self._allocators:
@@ -162,7 +162,7 @@ class MemoryReader:
 
 @contextmanager
 def _told(found: Look, what: str) -> Iterator[None]:
-    """Let the refusal of one part be told, and the others be read."""
+    """Note the refusal of one part, and let the others be read."""
     try:
         yield
     except ReadRefusedError as error:

@@ -3,7 +3,7 @@
 Looks at the servers of a VM, and at who waits for them.
 
 A look reads the process table, a part of it, or some processes. A server idles while it waits in
-its behaviour's receive; else it is busy, also while it waits within a callback for somebody.
+its behaviour's receive; else it is busy, also while it waits within a callback for another process.
 """
 
 from __future__ import annotations

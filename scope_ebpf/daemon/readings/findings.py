@@ -9,7 +9,6 @@ repeated when its CPU is a small share of the target's budget, so a large table 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,6 +17,7 @@ from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.daemon.looks.owners import queue_of
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.errors import (
     NoAnswerError,
     NoSuchProcessError,
@@ -103,13 +103,14 @@ class _EndedError(Exception):
 
 
 @dataclass(slots=True)
-class Findings:
+class Findings(ReadingThread):
     """
     Checks *subjects*, which returns the targets of this moment, until closed.
 
     Unexpected errors are counted in *errors* under ``snapshot``. *look* checks a target.
     """
 
+    NAME = "findings"
     subjects: Callable[[], Sequence[Subject]]
     config: Callable[[], Config]
     errors: Counter[str]
@@ -119,23 +120,6 @@ class Findings:
     _states: dict[Subject, _State] = field(default_factory=dict)
     #: When a VM of each owner was last checked.
     _served: dict[str, float] = field(default_factory=dict)
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="findings", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end with its next reading or wait; for any thread."""
-        self._ended.set()
-
-    def close(self) -> None:
-        """End the thread, in the middle of a check if need be."""
-        self.stop()
-        if self._thread:
-            self._thread.join()
 
     def check_one(self) -> bool:
         """Check the target that is due for longest, of owners in turn; False if none is due."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError, TooMuchError
 from scope_ebpf.metrics.servers import Counts, Edge, ServersReading, ServerSums
 
@@ -131,13 +131,14 @@ class _State:
 
 
 @dataclass(slots=True)
-class ServerLooks:
+class ServerLooks(ReadingThread):
     """
     Looks at the servers of *subjects*, which returns the targets of this moment, until closed.
 
     Unexpected errors are counted in *errors* under ``snapshot``.
     """
 
+    NAME = "servers"
     subjects: Callable[[], Sequence[Subject]]
     config: Callable[[], Config]
     errors: Counter[str]
@@ -146,23 +147,6 @@ class ServerLooks:
     _states: dict[Subject, _State] = field(default_factory=dict)
     # At random: work with the period of the looks would be seen at the same point.
     _draw: random.Random = field(default_factory=random.Random)
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="servers", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread look no more; for any thread."""
-        self._ended.set()
-
-    def close(self) -> None:
-        """End the thread after the look that it is at, which ends where no memory is read."""
-        self.stop()
-        if self._thread:
-            self._thread.join()
 
     def look(self) -> None:
         """Look at the targets that are due; without series at none."""

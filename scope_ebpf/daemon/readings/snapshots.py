@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from scope_ebpf.beam.processes.table import ALL, CHUNK, LOAD, ProcessTable, base
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.memory import Readers
+from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
@@ -214,7 +214,7 @@ class _State:
         return SnapshotResults(self.snapshot, memory, self.error)
 
 
-class Snapshots:
+class Snapshots(ReadingThread):
     """
     Reads the memory of *subjects*, which returns the targets of this moment, until closed.
 
@@ -224,6 +224,8 @@ class Snapshots:
     Attributes:
         held: names in rankings that were replaced by ``other``.
     """
+
+    NAME = "snapshots"
 
     def __init__(
         self,
@@ -239,21 +241,7 @@ class Snapshots:
         self.held = 0
         # By target, not by pid: another VM may run in the same process.
         self._states: dict[Subject, _State] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end with its next reading or pause; for any thread."""
-        self._ended.set()
-
-    def close(self) -> None:
-        """End the thread, in the middle of a table if need be."""
-        self.stop()
-        self._thread.join()
+        super().__post_init__()
 
     def look(self) -> None:
         """Read the parts of each target that are due."""

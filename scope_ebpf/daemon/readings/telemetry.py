@@ -9,7 +9,6 @@ so that a VM whose memory does not come keeps nobody from detaching hooks.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from scope_ebpf.beam.telemetry.encoding import Decoder, Encoder
 from scope_ebpf.beam.telemetry.library import MODULE, TABLE, loaded, settings
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
+from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.daemon.telemetry import Offer
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.metrics.telemetry import OTHER, Counted, TelemetryReading, TelemetrySums
@@ -185,13 +185,14 @@ class _State:
 
 
 @dataclass(slots=True)
-class TelemetryLooks:
+class TelemetryLooks(ReadingThread):
     """
     Reads the telemetry of *subjects*, which returns the targets of this moment, until closed.
 
     Unexpected errors are counted in *errors* under ``snapshot``.
     """
 
+    NAME = "telemetry"
     subjects: Callable[[], Sequence[Subject]]
     config: Callable[[], Config]
     errors: Counter[str]
@@ -199,23 +200,6 @@ class TelemetryLooks:
     make: Callable[[Target, Sequence[Spec]], Sight] = Sight
     _specs: Sequence[Spec] = field(default_factory=of_series)
     _states: dict[Subject, _State] = field(default_factory=dict)
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread look no more; for any thread."""
-        self._ended.set()
-
-    def close(self) -> None:
-        """End the thread after the look that it is at, which ends where no memory is read."""
-        self.stop()
-        if self._thread:
-            self._thread.join()
 
     def look(self) -> None:
         """Look at the targets that are due; without series at none."""
