@@ -393,9 +393,6 @@ SETTINGS = np.dtype([
     ("pidns_ino", "<u8"),
     ("dsig_send_start", "<u8"),
     ("dsig_send_end", "<u8"),
-    ("am_normal", "<u8"),
-    ("am_shutdown", "<u8"),
-    ("am_killed", "<u8"),
     ("process_heap", "<u4"),
     ("process_htop", "<u4"),
     ("process_old_heap", "<u4"),
@@ -412,11 +409,6 @@ SETTINGS = np.dtype([
     ("message_sender", "<u4"),
     ("send_alias_register", "<u4"),
     ("send_term_register", "<u4"),
-    ("am_gen_call", "<u8"),
-    ("am_gen_cast", "<u8"),
-    ("am_system", "<u8"),
-    ("am_alias", "<u8"),
-    ("am_down", "<u8"),
     ("dist_sysname", "<u4"),
     ("dist_state", "<u4"),
     ("dsig_from", "<u4"),
@@ -425,14 +417,22 @@ SETTINGS = np.dtype([
     ("process_module", "<u4"),
     ("registered_name", "<u4"),
     ("map_subtag", "<u4"),
+])
+
+#: The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown.
+TARGET = np.dtype([
+    ("base", "<u8"),
+    ("am_normal", "<u8"),
+    ("am_shutdown", "<u8"),
+    ("am_killed", "<u8"),
+    ("am_gen_call", "<u8"),
+    ("am_gen_cast", "<u8"),
+    ("am_system", "<u8"),
+    ("am_alias", "<u8"),
+    ("am_down", "<u8"),
     ("am_initial_call", "<u8"),
     ("am_line", "<u8"),
     ("am_struct", "<u8"),
-])
-
-#: The process that loaded programs observe. It changes when programs are reused, so it is not a constant.
-TARGET = np.dtype([
-    ("base", "<u8"),
     ("tgid", "<u4"),
     ("padding", "<u4"),
 ])
