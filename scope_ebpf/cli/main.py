@@ -10,9 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-# numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
+from scope_ebpf import numpy_start
 from scope_ebpf.cli.target import UnknownVmError, WordsError
 from scope_ebpf.errors import UNEXPECTED, ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
@@ -272,6 +270,8 @@ def parser_of(command: str, *, alone: bool = False) -> _Parser:
         # It starts while we load the rest.
         client.ahead(limits.READS if command in _READING else limits.ANY, fork=alone)
     with held_back():  # numpy's import swallows exceptions
+        if command not in _WITHOUT_TARGET:
+            numpy_start.load()
         module = importlib.import_module(_MODULES.get(command, f"scope_ebpf.cli.{command}"))
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)

@@ -2,8 +2,8 @@
 """
 Asking a confined process about a file.
 
-One forkserver for all files (``forkserver.py``), started at the first of them or by :func:`ahead`; for
-each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
+One forkserver for all files (``forkserver.py``), started at the first of them or by :func:`ahead`;
+for each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
 no question came for a while. In the last case the next question starts another.
 """
 
@@ -64,7 +64,7 @@ class _Spent:
 
 
 _used, _spent = _Used(), _Spent()
-_server = Server(lambda seconds: _spent.add(seconds))
+_server = Server(_spent.add)
 
 
 def cpu_seconds() -> float:
@@ -80,8 +80,6 @@ def all_cpu_seconds() -> float:
 def server_pid() -> int | None:
     """Pid of the forkserver, if it runs; for any thread."""
     return _server.pid()
-
-
 
 
 def ahead(kind: int = limits.ANY, *, fork: bool = False) -> None:

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scope_ebpf.errors import ReadRefusedError
 
@@ -44,8 +43,7 @@ SIZE_CHECKS = (
 Version = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """
     Differences of releases besides offsets.
 
@@ -63,8 +61,7 @@ class Facts:
     dist_port_monitors: bool
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """
     Offsets and sizes in bytes, of one kind of build of the versions of ERTS from *first* to *last*.
 
