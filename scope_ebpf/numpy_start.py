@@ -8,17 +8,15 @@ its help: ``python -OO`` leaves it out, too.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from types import ModuleType
 
 #: Of numpy 2 and 1. A module that is not there is asked for by nobody.
-_UNUSED = tuple(
-    f"numpy.{name}"
-    for name in (
-        "_typing",
-        *(f"{core}._add_newdocs{which}" for core in ("_core", "core") for which in ("", "_scalars")),
-    )
+_UNUSED = (
+    *("numpy._typing", "numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars"),
+    *("numpy.core._add_newdocs", "numpy.core._add_newdocs_scalars"),
 )
 
 
@@ -50,7 +48,7 @@ def load() -> None:
     empty = {name: _Empty(name) for name in _UNUSED if "numpy" not in sys.modules}
     sys.modules.update(empty)
     try:
-        import numpy  # noqa: F401
+        importlib.import_module("numpy")
     finally:
         for name, module in empty.items():
             if sys.modules.get(name) is module:

@@ -21,6 +21,9 @@ from scope_ebpf.suggestions import close, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# argparse would load locale to look for translations, and there are none.
+argparse._ = str  # type: ignore[attr-defined]
+
 #: What each command does, by its name. ``trace`` is the default.
 COMMANDS = {
     "trace": "count, time and stream what a VM does (the default)",
